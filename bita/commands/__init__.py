@@ -1,0 +1,1 @@
+"""The subcommands of `bita`, one module each."""

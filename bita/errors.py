@@ -1,0 +1,45 @@
+"""Errors a user can act on: what happened, the value, and the fix, in one message."""
+
+from collections.abc import Sequence
+
+
+class BitaError(Exception):
+    """Base of every error that bita-edge raises on purpose. The CLI prints it on one line."""
+
+
+class ModelError(BitaError):
+    """A checkpoint cannot be found, read or exported."""
+
+
+class AdapterError(BitaError):
+    """An adapter file is broken, or belongs to another model."""
+
+
+class EngineError(BitaError):
+    """An engine directory is broken, or cannot run here."""
+
+
+class TreeError(BitaError):
+    """A tree description is not a tree, or does not fit the engine."""
+
+
+class PromptError(BitaError):
+    """A prompt, a message list or a generation option is not usable."""
+
+
+class MissingExtraError(BitaError):
+    """A feature needs packages that are not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs packages that are not installed: pip install 'bita-edge[{extra}]'"
+        )
+
+
+def raise_faults(error: type[BitaError], subject: str, faults: Sequence[str]) -> None:
+    """Raise one error that lists all `faults` of `subject`; do nothing if there are none."""
+    if len(faults) == 1:
+        raise error(f"{subject}: {faults[0]}")
+    if faults:
+        lines = "".join(f"\n  - {fault}" for fault in faults)
+        raise error(f"{subject}: {len(faults)} faults:{lines}")

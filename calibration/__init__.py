@@ -1,0 +1,1 @@
+"""Measurements of a deployed engine, and what is chosen from them."""

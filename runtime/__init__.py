@@ -1,0 +1,1 @@
+"""The device side: open an engine and decode. Imports neither torch, transformers nor onnx."""
