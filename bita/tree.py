@@ -1,0 +1,244 @@
+"""The static tree of one step: candidate nodes, and the mask tokens behind each of them.
+
+A node of depth d >= 1 and rank r holds the r-th best draft of mask d-1 of the group that was
+accepted last; the root (node 0) holds the last emitted token. The rows of a step are, in this
+order: root, spine (the rank-1 chain), other nodes by depth and path, then the mask groups in node
+order. Method: BiTA (arXiv 2401.12522), sections on tree decoding.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.errors import TreeError, raise_faults
+
+Path = tuple[int, ...]
+BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
+MAX_NODES = 512  # far beyond what pays on any device; guards against a broken file
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Nodes in row order; made by `root_only`, `chain`, `triangle`, `from_paths` or `from_json`.
+
+    parents: node index of each node's parent, -1 for the root.
+    ranks: 1-based rank among the drafts of its mask; 0 for the root.
+    num_masks: mask tokens behind each node, 0 allowed.
+    """
+
+    parents: tuple[int, ...]
+    ranks: tuple[int, ...]
+    num_masks: tuple[int, ...]
+
+    @classmethod
+    def root_only(cls, num_masks: int = 0) -> "Tree":
+        """Plain autoregressive decoding (AR); with masks, what a prefill needs."""
+        return cls.from_paths([], num_masks)
+
+    @classmethod
+    def chain(cls, depth: int, num_masks: int | Sequence[int] | None = None) -> "Tree":
+        """The best draft of each of `depth` masks, one behind the other."""
+        return cls.triangle((1,) * depth, num_masks)
+
+    @classmethod
+    def triangle(
+        cls, widths: Sequence[int] = BITA_WIDTHS, num_masks: int | Sequence[int] | None = None
+    ) -> "Tree":
+        """BiTA's tree: widths[d] nodes at depth d + 1, all children of the spine.
+
+        num_masks: per node (an int for all, or one per node in row order); default len(widths).
+        """
+        if not widths or any(width < 1 for width in widths):
+            raise TreeError(f"widths {tuple(widths)} must be one or more positive numbers")
+        paths = [
+            (1,) * depth + (rank,)
+            for depth, width in enumerate(widths)
+            for rank in range(1, width + 1)
+        ]
+        return cls.from_paths(paths, len(widths) if num_masks is None else num_masks)
+
+    @classmethod
+    def from_paths(
+        cls, paths: Iterable[Sequence[int]], num_masks: int | Sequence[int] | Mapping[Path, int] = 0
+    ) -> "Tree":
+        """A tree from the rank paths of its nodes, in any order; the root () may be left out.
+
+        num_masks: an int for all nodes, one per node in row order, or by path (missing paths: 0).
+        Raises TreeError that lists every path without a parent, and every rank below 1.
+        """
+        nodes = {tuple(int(rank) for rank in path) for path in paths} | {()}
+        _check_paths(nodes)
+        ordered = sorted(nodes, key=_row_order)
+        index = {path: node for node, path in enumerate(ordered)}
+        return cls(
+            parents=tuple(index[path[:-1]] if path else -1 for path in ordered),
+            ranks=tuple(path[-1] if path else 0 for path in ordered),
+            num_masks=_masks_per_node(ordered, num_masks),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tree":
+        """Read what `to_json` writes: {"nodes": [{"path": [1, 1], "masks": 3}, ...]}."""
+        try:
+            nodes = json.loads(text)["nodes"]
+            masks = {_path_of(node): _count(node["masks"]) for node in nodes}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TreeError(
+                f'not a tree: {error!r}; expected {{"nodes": [{{"path": [1], "masks": 3}}, ...]}}'
+            ) from error
+        if len(masks) != len(nodes):
+            raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths stand twice")
+        return cls.from_paths(masks, masks)
+
+    def to_json(self) -> str:
+        """JSON text of the tree, a node a line, in row order."""
+        lines = [
+            json.dumps({"path": list(path), "masks": masks})
+            for path, masks in zip(self.paths, self.num_masks, strict=True)
+        ]
+        return '{"nodes": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.parents)
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Q: nodes and mask rows of one step."""
+        return self.num_nodes + sum(self.num_masks)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return tuple(depths)
+
+    @property
+    def max_depth(self) -> int:
+        return max(self.depths)
+
+    @property
+    def max_rank(self) -> int:
+        """How many drafts per mask the tree uses; 0 for a root-only tree."""
+        return max(self.ranks)
+
+    @cached_property
+    def spine_length(self) -> int:
+        """Nodes below the root on the rank-1 chain; they are rows 1 to spine_length."""
+        return sum(all(rank == 1 for rank in path) for path in self.paths) - 1
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The ranks from the root to each node."""
+        paths: list[Path] = []
+        for parent, rank in zip(self.parents, self.ranks, strict=True):
+            paths.append(() if parent < 0 else (*paths[parent], rank))
+        return tuple(paths)
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """The child nodes of each node, by rank."""
+        children: list[list[int]] = [[] for _ in self.parents]
+        for node in sorted(range(1, self.num_nodes), key=self.ranks.__getitem__):
+            children[self.parents[node]].append(node)
+        return tuple(tuple(nodes) for nodes in children)
+
+    @cached_property
+    def groups(self) -> tuple[range, ...]:
+        """The mask rows behind each node, as rows of the step."""
+        ends = list(accumulate(self.num_masks, initial=self.num_nodes))
+        return tuple(range(start, end) for start, end in pairwise(ends))
+
+    @cached_property
+    def mask_index(self) -> npt.NDArray[np.int64]:
+        """[Q]: which mask token k a row holds, -1 for a node."""
+        index = np.full(self.num_rows, -1, np.int64)
+        for group in self.groups:
+            index[group.start : group.stop] = np.arange(len(group))
+        return index
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """[Q]: position of each row minus the root's. Mask k of a node is k + 1 behind it."""
+        offsets = np.zeros(self.num_rows, np.int64)
+        offsets[: self.num_nodes] = self.depths
+        for depth, group in zip(self.depths, self.groups, strict=True):
+            offsets[group.start : group.stop] = depth + 1 + np.arange(len(group))
+        return offsets
+
+    @cached_property
+    def sees(self) -> npt.NDArray[np.bool_]:
+        """[Q, Q]: sees[i, j] is True where row i attends to row j of the same step.
+
+        A node sees its ancestors and itself; mask k sees what its node sees and masks 0..k of its
+        own group.
+        """
+        sees = np.zeros((self.num_rows, self.num_rows), np.bool_)
+        for node, (parent, group) in enumerate(zip(self.parents, self.groups, strict=True)):
+            if parent >= 0:
+                sees[node] = sees[parent]
+            sees[node, node] = True
+            for row in group:
+                sees[row] = sees[node]
+                sees[row, group.start : row + 1] = True
+        return sees
+
+    @cached_property
+    def sees_prefix(self) -> npt.NDArray[np.bool_]:
+        """[Q]: True for mask rows, the only ones that attend to the adapter's prefix."""
+        return self.mask_index >= 0
+
+    def __str__(self) -> str:
+        widths = np.bincount(self.depths)[1:].tolist()
+        return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows"
+
+
+def _row_order(path: Path) -> tuple[bool, int, Path]:
+    off_spine = any(rank != 1 for rank in path)
+    return off_spine, len(path), path
+
+
+def _check_paths(nodes: set[Path]) -> None:
+    if len(nodes) > MAX_NODES:
+        raise TreeError(f"tree has {len(nodes)} nodes; at most {MAX_NODES} are supported")
+    ordered = sorted(nodes)
+    faults = [f"path {list(path)} has a rank below 1" for path in ordered if min((1, *path)) < 1]
+    faults += [
+        f"path {list(path)} has no parent {list(path[:-1])}"
+        for path in ordered
+        if path and path[:-1] not in nodes
+    ]
+    raise_faults(TreeError, "tree", faults)
+
+
+def _masks_per_node(
+    paths: Sequence[Path], num_masks: int | Sequence[int] | Mapping[Path, int]
+) -> tuple[int, ...]:
+    if isinstance(num_masks, int):
+        counts = [num_masks] * len(paths)
+    elif isinstance(num_masks, Mapping):
+        counts = [num_masks.get(path, 0) for path in paths]
+    else:
+        counts = list(num_masks)
+    if len(counts) != len(paths):
+        raise TreeError(f"{len(counts)} mask counts for {len(paths)} nodes; give one per node")
+    if any(count < 0 for count in counts):
+        raise TreeError(f"mask counts {counts} must not be negative")
+    return tuple(counts)
+
+
+def _path_of(node: Mapping[str, Any]) -> Path:
+    return tuple(_count(rank) for rank in node["path"])
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
+    return value

@@ -1,0 +1,133 @@
+"""The tree against brute force, hand-drawn cases, and broken descriptions."""
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+
+from bita.errors import TreeError
+from bita.tree import Tree
+
+
+def random_tree(seed: int) -> Tree:
+    rng = random.Random(seed)
+    paths: list[tuple[int, ...]] = [()]
+    for _ in range(rng.randint(0, 14)):
+        parent = rng.choice(paths)
+        rank = 1 + sum(path[:-1] == parent and path != () for path in paths)
+        paths.append((*parent, rank))
+    rng.shuffle(paths)
+    return Tree.from_paths(paths, {path: rng.randint(0, 3) for path in paths})
+
+
+def brute_force_sees(tree: Tree, row: int, key: int) -> bool:
+    """Straight from the rules: walk up from the row's node and look for the key."""
+    if tree.mask_index[key] >= 0:
+        same_group = any(row in group and key in group for group in tree.groups)
+        return same_group and tree.mask_index[key] <= tree.mask_index[row]
+    node = row
+    if tree.mask_index[row] >= 0:
+        node = next(n for n, group in enumerate(tree.groups) if row in group)
+    while node >= 0:
+        if node == key:
+            return True
+        node = tree.parents[node]
+    return False
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_visibility_and_positions_equal_brute_force(seed: int) -> None:
+    tree = random_tree(seed)
+    rows = range(tree.num_rows)
+    expected = [[brute_force_sees(tree, row, key) for key in rows] for row in rows]
+    np.testing.assert_array_equal(tree.sees, expected)
+    # Without a prefix a row's position is the number of keys it sees, itself not counted.
+    np.testing.assert_array_equal(tree.offsets, tree.sees.sum(axis=1) - 1)
+    np.testing.assert_array_equal(tree.sees_prefix, tree.mask_index >= 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_row_order_is_root_spine_others_masks(seed: int) -> None:
+    tree = random_tree(seed)
+    spine = [(1,) * depth for depth in range(tree.spine_length + 1)]
+    assert list(tree.paths[: len(spine)]) == spine
+    assert (1,) * (tree.spine_length + 1) not in tree.paths
+    assert all(parent < node for node, parent in enumerate(tree.parents))
+    assert list(itertools.chain(*tree.groups)) == list(range(tree.num_nodes, tree.num_rows))
+    for node, children in enumerate(tree.children):
+        assert [tree.ranks[child] for child in children] == sorted(
+            tree.ranks[n] for n in range(tree.num_nodes) if tree.parents[n] == node
+        )
+
+
+def test_bita_triangle() -> None:
+    tree = Tree.triangle((5, 4, 3))
+    assert tree.num_nodes == 13
+    assert tree.num_rows == 52
+    assert tree.spine_length == 3
+    assert np.bincount(tree.depths).tolist() == [1, 5, 4, 3]
+    # only the spine has children
+    assert [len(children) for children in tree.children] == [5, 4, 3] + [0] * 10
+    assert str(tree) == "13 nodes (widths [5, 4, 3]), 39 mask rows"
+
+
+def test_chain_by_hand() -> None:
+    tree = Tree.chain(1, num_masks=(2, 1))
+    assert tree.parents == (-1, 0)
+    assert tree.offsets.tolist() == [0, 1, 1, 2, 2]
+    assert tree.sees.astype(int).tolist() == [
+        [1, 0, 0, 0, 0],  # root
+        [1, 1, 0, 0, 0],  # node
+        [1, 0, 1, 0, 0],  # mask 0 of the root
+        [1, 0, 1, 1, 0],  # mask 1 of the root
+        [1, 1, 0, 0, 1],  # mask 0 of the node
+    ]
+
+
+def test_root_only() -> None:
+    tree = Tree.root_only()
+    assert (tree.num_nodes, tree.num_rows, tree.spine_length, tree.max_rank) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_json_round_trip(seed: int) -> None:
+    tree = random_tree(seed)
+    assert Tree.from_json(tree.to_json()) == tree
+    shuffled = json.loads(tree.to_json())
+    random.Random(seed).shuffle(shuffled["nodes"])
+    assert Tree.from_json(json.dumps(shuffled)) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a tree"),
+        ("[]", "not a tree"),
+        ('{"nodes": [{"path": [1.5], "masks": 0}]}', "1.5 is not a whole number"),
+        ('{"nodes": [{"path": [true], "masks": 0}]}', "True is not a whole number"),
+        ('{"nodes": [{"path": [1]}]}', "masks"),
+        ('{"nodes": [{"path": [1, 2], "masks": 0}]}', r"path \[1, 2\] has no parent \[1\]"),
+        ('{"nodes": [{"path": [0], "masks": 0}]}', r"path \[0\] has a rank below 1"),
+        ('{"nodes": [{"path": [1], "masks": -1}]}', "must not be negative"),
+        ('{"nodes": [{"path": [1], "masks": 1}, {"path": [1], "masks": 2}]}', "stand twice"),
+    ],
+)
+def test_broken_json_is_refused(text: str, message: str) -> None:
+    with pytest.raises(TreeError, match=message):
+        Tree.from_json(text)
+
+
+def test_all_faults_are_listed_together() -> None:
+    with pytest.raises(TreeError, match=r"(?s)2 faults.*\[0\].*\[2, 1\]"):
+        Tree.from_paths([(0,), (2, 1)])
+
+
+def test_counts_must_fit() -> None:
+    with pytest.raises(TreeError, match="3 mask counts for 2 nodes"):
+        Tree.chain(1, num_masks=(1, 2, 3))
+    with pytest.raises(TreeError, match="positive"):
+        Tree.triangle((2, 0))
+    with pytest.raises(TreeError, match="at most 512"):
+        Tree.from_paths([(rank,) for rank in range(1, 600)])
