@@ -1,0 +1,235 @@
+"""The engine directory: the only thing that crosses from the build machine to the device.
+
+    manifest.json        what the engine is, and size and sha256 of every other file
+    model.onnx(.data)    the step graph
+    adapter.safetensors  mask embeddings and prefix
+    tree.json            the tree, and what it was chosen by
+    tokenizer.json, generation.json, chat_template.jinja
+
+Compatibility: `format_version` grows when an older runtime could not run the directory.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from bita.errors import EngineError, raise_faults
+
+FORMAT, FORMAT_VERSION = "bita-engine", 1
+MANIFEST_FILE, GRAPH_FILE, ADAPTER_FILE = "manifest.json", "model.onnx", "adapter.safetensors"
+TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
+GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
+REQUIRED_FILES = (GRAPH_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE)
+MODES = ("exact", "tree")
+SMALL_FILE = 4 << 20  # up to here a hash costs nothing beside opening the engine
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an engine says of itself; letters as in the documentation of the step graph.
+
+    mode: "exact" (bit-identical to AR: only spine nodes are accepted) or "tree" (all nodes;
+    equal up to the rounding of float32).
+    """
+
+    model: str  # as the user named it
+    family: str  # model_type of transformers
+    license: str | None  # SPDX id of the base model
+    backend: str  # "ort-cpu"
+    precision: str  # "fp32", "int4"
+    mode: str
+    num_layers: int  # L
+    num_kv_heads: int  # H
+    head_dim: int  # D
+    hidden_size: int
+    vocab_size: int  # V
+    capacity: int  # C: cache slots for prefix, text and the rows of a step
+    num_ranks: int  # k: ids returned per row
+    num_masks: int  # M
+    prefix_length: int  # P
+    tuned_on: str  # the adapter's data, "untuned" for none
+    requires: dict[str, str]  # package: least version
+    created_by: str
+
+    def describe_files(self, directory: Path) -> dict[str, Any]:
+        """The manifest with size and sha256 of every file of `directory`."""
+        files = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
+        entries = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        }
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        return {**head, **asdict(self), "files": entries}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A checked engine directory."""
+
+    path: Path
+    manifest: Manifest
+    files: dict[str, dict[str, Any]]
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry["bytes"] for entry in self.files.values())
+
+
+def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
+    """Check an engine directory and return it; nothing of it is loaded.
+
+    check_hashes: hash the weights too (about a second per GB); small files always are.
+    Raises EngineError that lists every fault.
+    """
+    directory = Path(path)
+    data = _read_manifest(directory)
+    faults = _format_faults(data)
+    raise_faults(EngineError, f"engine {directory}", faults)
+    manifest, faults = _parse(data)
+    files = data.get("files")
+    faults += _file_faults(directory, files, check_hashes)
+    raise_faults(EngineError, f"engine {directory}", faults)
+    assert manifest is not None
+    return Engine(directory, manifest, files)
+
+
+@dataclass
+class EngineDraft:
+    """An engine being written: files go to `path`; `manifest` is set before the end."""
+
+    path: Path
+    manifest: Manifest | None = None
+
+
+@contextmanager
+def new_engine(out: Path) -> Iterator[EngineDraft]:
+    """A draft that becomes the directory `out` when the block ends without an error.
+
+    An older engine at `out` is replaced only then; anything else at `out` is left alone and
+    raises EngineError. Nothing half-written is ever seen at `out`.
+    """
+    if out.exists() and not _is_replaceable(out):
+        raise EngineError(f"{out} exists and is no engine; choose another OUT or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    partial.mkdir()
+    try:
+        draft = EngineDraft(partial)
+        yield draft
+        if draft.manifest is None:
+            raise EngineError(f"{out}: the build ended without a manifest")
+        text = json.dumps(draft.manifest.describe_files(partial), indent=2) + "\n"
+        (partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        _replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_replaceable(out: Path) -> bool:
+    return (out / MANIFEST_FILE).is_file() or (out.is_dir() and not any(out.iterdir()))
+
+
+def _replace(partial: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST_FILE
+    if not directory.is_dir():
+        raise EngineError(f"{directory} is not a directory; build one: make engine MODEL=...")
+    if not path.is_file():
+        raise EngineError(
+            f"{directory} has no {MANIFEST_FILE}; build an engine: make engine MODEL=..."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path} is not readable ({error}); rebuild the engine") from error
+    if not isinstance(data, dict):
+        raise EngineError(f"{path} holds no JSON object; rebuild the engine")
+    return data
+
+
+def _format_faults(data: dict[str, Any]) -> list[str]:
+    if data.get("format") != FORMAT:
+        return [f"format is {data.get('format')!r}, not {FORMAT!r}: no engine of bita-edge"]
+    if data.get("format_version") != FORMAT_VERSION:
+        return [
+            f"format version {data.get('format_version')!r}; this bita-edge reads "
+            f"{FORMAT_VERSION}: rebuild the engine with it"
+        ]
+    return []
+
+
+def _parse(data: dict[str, Any]) -> tuple[Manifest | None, list[str]]:
+    faults = [
+        f"{MANIFEST_FILE}: {field.name} is {data.get(field.name)!r}, not {field.type}"
+        for field in fields(Manifest)
+        if not _is_a(data.get(field.name), field.type)
+    ]
+    if data.get("mode") not in MODES:
+        faults.append(f"{MANIFEST_FILE}: mode {data.get('mode')!r} is not one of {MODES}")
+    if faults:
+        return None, faults
+    return Manifest(**{field.name: data[field.name] for field in fields(Manifest)}), []
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has a field's type; numbers must not be negative."""
+    if kind is int:
+        return type(value) is int and value >= 0
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    return isinstance(value, get_args(kind) or kind)
+
+
+def _file_faults(directory: Path, files: Any, check_hashes: bool) -> list[str]:
+    if not isinstance(files, dict):
+        return [f"{MANIFEST_FILE}: files is {files!r}, not a table of files"]
+    faults = [
+        f"{MANIFEST_FILE} does not list {name}" for name in REQUIRED_FILES if name not in files
+    ]
+    for name, entry in files.items():
+        fault = _file_fault(directory, name, entry, check_hashes)
+        if fault:
+            faults.append(fault)
+    return faults
+
+
+def _file_fault(directory: Path, name: str, entry: Any, check_hashes: bool) -> str | None:
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        return f"{MANIFEST_FILE}: entry of {name} is {entry!r}, not its size and hash"
+    if Path(name).name != name:
+        return f"{MANIFEST_FILE}: {name!r} points out of the engine"
+    path = directory / name
+    if not path.is_file():
+        return f"{name} is missing; copy the whole directory or rebuild the engine"
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        return f"{name} has {size} bytes, not {entry['bytes']}; copy it again or rebuild the engine"
+    if (check_hashes or size <= SMALL_FILE) and sha256(path) != entry["sha256"]:
+        return f"{name} is damaged (sha256 differs); copy it again or rebuild the engine"
+    return None

@@ -1,0 +1,212 @@
+"""The step graph: one decoder forward over the rows of a step, prefill and decode alike.
+
+Inputs: token_ids [1, Q] (ids >= V are mask tokens), mask_embeddings [M, hidden], the placement of
+the rows (`StepInputs`), output_rows [R] (rows whose tokens are wanted) and the caches
+past.{l}.key/value [1, H, C, D]. Outputs: top_ids [R, k] and top_logits [R, k] (column 0 is the
+argmax), logits [R, V] (bound only when needed) and present.{l}.key/value, the caches in place.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bita.errors import ModelError, raise_faults
+from bita.export.architecture import Architecture
+from bita.export.checkpoint import Checkpoint
+from bita.export.graph import FLOAT, INT64, GraphWriter
+from bita.export.ort_dialect import OPSETS, OrtDialect, StepContext, step_context
+from bita.export.top_tokens import top_tokens
+from bita.export.visibility import step_inputs
+from bita.export.weight_file import WeightFile
+
+GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
+EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # buffers that old checkpoints saved
+
+
+def export_step_graph(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    directory: Path,
+    *,
+    capacity: int,
+    precision: str,
+    num_ranks: int,
+    on_write: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write model.onnx and model.onnx.data into `directory`.
+
+    capacity: C, cache slots, prefix and step rows included. num_ranks: k, ids returned per row.
+    on_write: called with the bytes of each piece of weights written.
+    Memory: the largest linear layer (the output layer excepted) plus a constant.
+    """
+    check_tensors(checkpoint, architecture)
+    with WeightFile(directory / WEIGHTS_FILE, on_write) as weights:
+        graph = GraphWriter(weights, OPSETS)
+        dialect = OrtDialect(graph, checkpoint, architecture, capacity, precision)
+        Decoder(dialect, checkpoint, architecture).write(capacity, num_ranks)
+        graph.save(directory / GRAPH_FILE, "bita_step")
+
+
+class Decoder:
+    """The transformer, written through a dialect."""
+
+    def __init__(
+        self, dialect: OrtDialect, checkpoint: Checkpoint, architecture: Architecture
+    ) -> None:
+        self._dialect = dialect
+        self._graph = dialect.graph
+        self._checkpoint = checkpoint
+        self._architecture = architecture
+
+    def write(self, capacity: int, num_ranks: int) -> None:
+        """Write inputs, layers and outputs."""
+        hidden = self._embed()
+        step = step_context(self._graph, step_inputs(self._graph), capacity)
+        output_rows = self._graph.input("output_rows", INT64, ("R",))
+        delta: ir.Value | None = None
+        for index in range(self._architecture.num_layers):
+            hidden, delta = self._layer(index, hidden, delta, step)
+        assert delta is not None
+        self._outputs(self._graph.op("Add", hidden, delta), output_rows, num_ranks)
+
+    def _embed(self) -> ir.Value:
+        """[1, Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
+        graph, arch = self._graph, self._architecture
+        token_ids = graph.input("token_ids", INT64, (1, "Q"))
+        masks = graph.input("mask_embeddings", FLOAT, ("M", arch.hidden_size))
+        last = graph.constant([arch.vocab_size - 1])
+        text = graph.op("Gather", self._dialect.table(EMBEDDINGS), graph.op("Min", token_ids, last))
+        mask_index = graph.op("Sub", token_ids, graph.constant([arch.vocab_size]))
+        mask = graph.op("Gather", masks, graph.op("Max", mask_index, graph.constant([0])))
+        is_mask = graph.op("GreaterOrEqual", mask_index, graph.constant([0]))
+        is_mask = graph.op("Unsqueeze", is_mask, graph.constant([2]))
+        return self._scaled(graph.op("Where", is_mask, mask, text), arch.embedding_scale)
+
+    def _layer(
+        self, index: int, hidden: ir.Value, delta: ir.Value | None, step: StepContext
+    ) -> tuple[ir.Value, ir.Value]:
+        """One layer; the last residual sum is left to the next norm, which does both at once."""
+        dialect, arch = self._dialect, self._architecture
+        prefix = f"model.layers.{index}"
+        weight = dialect.norm_weight(f"{prefix}.input_layernorm.weight")
+        if delta is None:
+            normed = dialect.norm(hidden, weight)
+        else:
+            normed, hidden = dialect.add_norm(hidden, delta, weight)
+        delta = self._attention(prefix, index, normed, step)
+        before_mlp = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
+        weight = dialect.norm_weight(f"{prefix}.{before_mlp}.weight")
+        normed, hidden = dialect.add_norm(hidden, delta, weight)
+        return hidden, self._mlp(prefix, normed)
+
+    def _attention(self, prefix: str, index: int, normed: ir.Value, step: StepContext) -> ir.Value:
+        dialect, arch = self._dialect, self._architecture
+        projections = [f"{prefix}.self_attn.{side}_proj.weight" for side in "qkv"]
+        qkv = dialect.linear(normed, f"{prefix}.self_attn.qkv_proj", projections)
+        attended = dialect.attention(qkv, index, arch.layers[index], step)
+        name = f"{prefix}.self_attn.o_proj"
+        delta = dialect.linear(attended, name, [f"{name}.weight"])
+        return self._behind(delta, f"{prefix}.post_attention_layernorm.weight")
+
+    def _mlp(self, prefix: str, normed: ir.Value) -> ir.Value:
+        dialect, arch = self._dialect, self._architecture
+        names = [f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"]
+        both = dialect.linear(normed, f"{prefix}.mlp.gate_up_proj", names)
+        sizes = self._graph.constant([arch.intermediate_size] * 2)
+        gate, up = self._graph.ops("Split", both, sizes, num_outputs=2, axis=-1)
+        product = self._graph.op("Mul", dialect.activation(gate), up)
+        name = f"{prefix}.mlp.down_proj"
+        delta = dialect.linear(product, name, [f"{name}.weight"])
+        return self._behind(delta, f"{prefix}.post_feedforward_layernorm.weight")
+
+    def _behind(self, delta: ir.Value, norm_name: str) -> ir.Value:
+        """What some families do between a sublayer and the residual sum."""
+        if self._architecture.sandwich_norms:
+            delta = self._dialect.norm(delta, self._dialect.norm_weight(norm_name))
+        return self._scaled(delta, self._architecture.residual_scale)
+
+    def _outputs(self, hidden: ir.Value, output_rows: ir.Value, num_ranks: int) -> None:
+        graph, arch = self._graph, self._architecture
+        flat = graph.op("Squeeze", hidden, graph.constant([0]))
+        rows = graph.op("Gather", flat, output_rows)
+        weight = self._dialect.norm_weight(FINAL_NORM, arch.logit_scale)
+        head = EMBEDDINGS if arch.tied_embeddings else HEAD
+        logits = self._dialect.head(self._dialect.norm(rows, weight), head)
+        if arch.logit_softcap:
+            cap = graph.constant(arch.logit_softcap, "float32")
+            logits = graph.op("Mul", graph.op("Tanh", graph.op("Div", logits, cap)), cap)
+        values, ids = top_tokens(graph, logits, arch.vocab_size, num_ranks)
+        graph.output("top_ids", ids, INT64, ("R", num_ranks))
+        graph.output("top_logits", values, FLOAT, ("R", num_ranks))
+        graph.output("logits", logits, FLOAT, ("R", arch.vocab_size))
+
+    def _scaled(self, value: ir.Value, scale: float) -> ir.Value:
+        if scale == 1.0:
+            return value
+        return self._graph.op("Mul", value, self._graph.constant(scale, "float32"))
+
+
+MLP_NORM = "post_attention_layernorm"  # Llama's name for the norm before the MLP
+
+
+def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise ModelError that lists every tensor missing, misshapen or without a place in the graph.
+
+    A tensor that the graph would leave out is a feature it does not know.
+    """
+    expected = expected_shapes(architecture)
+    present = checkpoint.names()
+    faults = [f"tensor {name} is missing" for name in sorted(expected.keys() - present)]
+    faults += [
+        f"tensor {name} has shape {checkpoint.shape(name)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in present and checkpoint.shape(name) != shape
+    ]
+    known = expected.keys() | {name.removesuffix("weight") + "bias" for name in linears(expected)}
+    if architecture.tied_embeddings:
+        known |= {HEAD}
+    faults += [
+        f"tensor {name} belongs to a feature that is not supported"
+        for name in sorted(present - known)
+        if not name.endswith(IGNORED_SUFFIXES)
+    ]
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], f"and {len(faults) - MOST_FAULTS} more of this kind"]
+    raise_faults(ModelError, checkpoint.name, faults)
+
+
+MOST_FAULTS = 20
+
+
+def linears(names: "dict[str, tuple[int, ...]]") -> list[str]:
+    """The names that are linear layers of a decoder layer."""
+    return [name for name in names if name.endswith("_proj.weight")]
+
+
+def expected_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight that the graph uses."""
+    hidden, inner = arch.hidden_size, arch.intermediate_size
+    queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+    layer = {
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    if arch.sandwich_norms:
+        layer |= {"pre_feedforward_layernorm": (hidden,), "post_feedforward_layernorm": (hidden,)}
+    if arch.qk_norm:
+        layer |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (arch.head_dim,))
+    shapes = {EMBEDDINGS: (arch.vocab_size, hidden), FINAL_NORM: (hidden,)}
+    if not arch.tied_embeddings:
+        shapes[HEAD] = (arch.vocab_size, hidden)
+    for index in range(arch.num_layers):
+        shapes |= {f"model.layers.{index}.{part}.weight": shape for part, shape in layer.items()}
+    return shapes

@@ -1,0 +1,41 @@
+"""Weights of linear layers as 4-bit blocks."""
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+BLOCK_SIZE = 32  # of 16, 32, 64, 128: the best quality at full kernel speed on the CPUs measured
+ZERO_POINT = 8  # MatMulNBits' default: values 0..15 stand for -8..7
+
+
+def quantize_int4(
+    rows: Float32Array,
+) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+    """Round-to-nearest, symmetric, one scale per block of 32 weights of a row.
+
+    rows: [N, K]. Returns packed values [N, ceil(K / 32), 16] (low nibble first) and scales
+    [N, ceil(K / 32)]. The weight of largest magnitude becomes -8, so weights that come from
+    Q4_0 blocks keep their exact values.
+    """
+    num_rows, width = rows.shape
+    num_blocks = -(-width // BLOCK_SIZE)
+    if width % BLOCK_SIZE:
+        rows = np.pad(rows, ((0, 0), (0, num_blocks * BLOCK_SIZE - width)))
+    blocks = rows.reshape(num_rows, num_blocks, BLOCK_SIZE)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    scales = extreme / -ZERO_POINT
+    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
+    values = np.clip(np.rint(blocks * inverse), -8, 7).astype(np.int8) + ZERO_POINT
+    nibbles = values.astype(np.uint8)
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), scales[..., 0]
+
+
+def dequantize_int4(
+    packed: npt.NDArray[np.uint8], scales: Float32Array, width: int
+) -> Float32Array:
+    """What the kernel computes with: [N, K] for packed [N, blocks, 16] and scales [N, blocks]."""
+    values = np.empty((*packed.shape[:2], BLOCK_SIZE), np.float32)
+    values[..., 0::2] = packed & 15
+    values[..., 1::2] = packed >> 4
+    values -= ZERO_POINT
+    return (values * scales[..., None]).reshape(len(packed), -1)[:, :width]

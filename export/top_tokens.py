@@ -1,0 +1,44 @@
+"""The best token ids of each row of logits, cheaper than one TopK over the vocabulary."""
+
+import onnx_ir as ir
+
+from bita.export.graph import GraphWriter
+
+
+def top_tokens(
+    graph: GraphWriter, logits: ir.Value, vocab_size: int, num_ranks: int
+) -> tuple[ir.Value, ir.Value]:
+    """The `num_ranks` largest logits `[R, k]` of each row and their ids, best first.
+
+    Column 0 is the argmax; among equal logits the lowest id comes first there. The k best logits
+    lie in the k blocks with the largest maxima, so TopK runs on these alone: 0.3 ms instead of
+    0.8 ms for 39 rows of 49152 logits (Zen 5, 2 threads), and ArgMax alone takes 0.6 ms.
+    """
+    width = block_width(vocab_size, num_ranks)
+    k = graph.constant([num_ranks])
+    if width is None:
+        values, ids = graph.ops("TopK", logits, k, num_outputs=2)
+        return values, ids
+    blocks = graph.op("Reshape", logits, graph.constant([0, -1, width]))
+    maxima = graph.op("ReduceMax", blocks, graph.constant([2]), keepdims=0)
+    _, best_blocks = graph.ops("TopK", maxima, k, num_outputs=2)
+    # In ascending order, so that equal logits keep the order of their ids.
+    sorted_blocks, _ = graph.ops("TopK", best_blocks, k, num_outputs=2, largest=0)
+    index = graph.op("Unsqueeze", sorted_blocks, graph.constant([2]))
+    candidates = graph.op("GatherND", blocks, index, batch_dims=1)
+    flat = graph.op("Reshape", candidates, graph.constant([0, num_ranks * width]))
+    values, places = graph.ops("TopK", flat, k, num_outputs=2)
+    rank = graph.op("Div", places, graph.constant([width]))
+    block = graph.op("GatherElements", sorted_blocks, rank, axis=1)
+    within = graph.op("Mod", places, graph.constant([width]))
+    start = graph.op("Mul", block, graph.constant([width]))
+    return values, graph.op("Add", start, within)
+
+
+def block_width(vocab_size: int, num_ranks: int) -> int | None:
+    """The divisor of the vocabulary that leaves TopK least to look at; None if none halves it."""
+    widths = [width for width in range(2, vocab_size // num_ranks + 1) if vocab_size % width == 0]
+    best = min(widths, key=lambda width: vocab_size // width + num_ranks * width, default=None)
+    if best is None or vocab_size // best + num_ranks * best > vocab_size // 2:
+        return None
+    return best

@@ -1,0 +1,112 @@
+"""The attention bias of a step, made inside the graph from the tree's static block.
+
+Cache slots [0, prefix_length) hold the adapter's prefix, slots [prefix_length, cache_length) the
+text, and the step's own rows follow. Rules: BiTA (arXiv 2401.12522); window: by position.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bita.export.graph import BOOL, INT64, GraphWriter
+
+# Not -inf: a row of -inf alone would make softmax NaN.
+HIDDEN = np.finfo(np.float32).min
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Inputs that place the rows of a step.
+
+    positions [1, Q]: position of each row in the text, the prefix not counted.
+    cache_length [1]: cache slots in use before the step, the prefix counted.
+    prefix_length [1]: P. sees [Q, Q]: row i attends to row j. sees_prefix [Q].
+    """
+
+    positions: ir.Value
+    cache_length: ir.Value
+    prefix_length: ir.Value
+    sees: ir.Value
+    sees_prefix: ir.Value
+
+
+def step_inputs(graph: GraphWriter) -> StepInputs:
+    """Declare the inputs."""
+    return StepInputs(
+        positions=graph.input("positions", INT64, (1, "Q")),
+        cache_length=graph.input("cache_length", INT64, (1,)),
+        prefix_length=graph.input("prefix_length", INT64, (1,)),
+        sees=graph.input("sees", BOOL, ("Q", "Q")),
+        sees_prefix=graph.input("sees_prefix", BOOL, ("Q",)),
+    )
+
+
+class Visibility:
+    """Attention biases `[1, 1, Q, C]` over the whole cache, one per window size in use."""
+
+    def __init__(self, graph: GraphWriter, inputs: StepInputs, capacity: int) -> None:
+        self._graph = graph
+        self._inputs = inputs
+        self._capacity = capacity
+        self._slots = graph.constant(np.arange(capacity)[None, :])
+        self._in_prefix = graph.op("Less", self._slots, inputs.prefix_length)
+        self._past = self._see_past()
+        self._step_pads = self._pads()
+        self._biases: dict[int | None, ir.Value] = {}
+
+    def bias(self, window: int | None) -> ir.Value:
+        """The bias for layers with this window (None: the whole text)."""
+        if window is not None and window >= self._capacity:
+            window = None
+        if window not in self._biases:
+            self._biases[window] = self._make_bias(window)
+        return self._biases[window]
+
+    def _see_past(self) -> ir.Value:
+        """[Q, C]: the text for all rows, the prefix for mask rows only."""
+        graph, inputs = self._graph, self._inputs
+        in_cache = graph.op("Less", self._slots, inputs.cache_length)
+        rows = graph.op("Unsqueeze", inputs.sees_prefix, graph.constant([1]))
+        allowed = graph.op("Or", graph.op("Not", self._in_prefix), rows)
+        return graph.op("And", in_cache, allowed)
+
+    def _pads(self) -> ir.Value:
+        """Pads that move a [Q, Q] block to its slots in [Q, C]."""
+        graph, inputs = self._graph, self._inputs
+        num_rows = graph.op("Shape", inputs.sees_prefix)
+        end = graph.op("Add", inputs.cache_length, num_rows)
+        right = graph.op("Sub", graph.constant([self._capacity]), end)
+        zero = graph.constant([0])
+        return graph.op("Concat", zero, inputs.cache_length, zero, right, axis=0)
+
+    def _make_bias(self, window: int | None) -> ir.Value:
+        graph, inputs = self._graph, self._inputs
+        past, step = self._past, inputs.sees
+        if window is not None:
+            past = graph.op("And", past, self._past_in_window(window))
+            step = graph.op("And", step, self._step_in_window(window))
+        placed = graph.op("Pad", step, self._step_pads)
+        visible = graph.op("Or", past, placed)
+        bias = graph.op(
+            "Where",
+            visible,
+            graph.constant(0.0, np.float32),
+            graph.constant(HIDDEN, np.float32),
+        )
+        return graph.op("Unsqueeze", bias, graph.constant([0, 1]))
+
+    def _first_visible(self, window: int) -> ir.Value:
+        """[Q, 1]: the first position that each row sees."""
+        graph = self._graph
+        column = graph.op("Reshape", self._inputs.positions, graph.constant([-1, 1]))
+        return graph.op("Sub", column, graph.constant([window - 1]))
+
+    def _past_in_window(self, window: int) -> ir.Value:
+        graph = self._graph
+        positions = graph.op("Sub", self._slots, self._inputs.prefix_length)
+        near = graph.op("GreaterOrEqual", positions, self._first_visible(window))
+        return graph.op("Or", near, self._in_prefix)
+
+    def _step_in_window(self, window: int) -> ir.Value:
+        return self._graph.op("GreaterOrEqual", self._inputs.positions, self._first_visible(window))

@@ -1,0 +1,58 @@
+"""The key-value cache: one slab, allocated once, whose slots are written in place."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.adapter import Adapter
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Cache:
+    """Keys and values of all layers, `[2L, H, C, D]`: layer l's keys at 2l, its values at 2l + 1.
+
+    Slots [0, P) hold the adapter's prefix, the text follows. A step writes its rows behind the
+    text; `commit` keeps the accepted ones.
+    """
+
+    def __init__(self, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
+        # zeros are mapped lazily: slots cost memory when they are first written
+        self.slab: Float32Array = np.zeros(
+            (2 * num_layers, num_kv_heads, capacity, head_dim), np.float32
+        )
+        self.prefix_length = 0
+        self.length = 0  # tokens of text
+
+    @property
+    def capacity(self) -> int:
+        return self.slab.shape[2]
+
+    @property
+    def num_slots_used(self) -> int:
+        return self.prefix_length + self.length
+
+    def load_prefix(self, adapter: Adapter) -> None:
+        """Put an adapter's prefix into the first slots and forget the text."""
+        self.prefix_length, self.length = adapter.prefix_length, 0
+        if self.prefix_length:
+            self.slab[0::2, :, : self.prefix_length] = adapter.prefix_keys
+            self.slab[1::2, :, : self.prefix_length] = adapter.prefix_values
+
+    def layer(self, index: int) -> tuple[Float32Array, Float32Array]:
+        """Views [1, H, C, D] of one layer's keys and values."""
+        return self.slab[2 * index][None], self.slab[2 * index + 1][None]
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the cache rows of the accepted path and forget the step's other rows.
+
+        path: row indices from the root, increasing. Rows on the spine are in place already;
+        others move left. Cost: 2 * L * H * D values for each row that moves.
+        """
+        start = self.num_slots_used
+        moved = [(start + to, start + row) for to, row in enumerate(path) if to != row]
+        if moved:
+            targets, sources = map(list, zip(*moved, strict=True))
+            self.slab[:, :, targets] = self.slab[:, :, sources]
+        self.length += len(path)

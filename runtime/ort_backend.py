@@ -1,0 +1,152 @@
+"""Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand."""
+
+import os
+from collections.abc import Mapping
+
+# The official wheels report usage unless this is set before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bita.adapter import Adapter
+from bita.engine import GRAPH_FILE, Engine
+from bita.errors import EngineError
+from bita.runtime.cache import Cache
+from bita.runtime.layout import Layout
+
+ERRORS_ONLY = 3
+
+
+class OrtBackend:
+    """One engine loaded into ONNX Runtime, and its cache.
+
+    num_threads: 0 for one per physical core. Raises EngineError if the graph cannot be loaded.
+    """
+
+    def __init__(self, engine: Engine, num_threads: int = 0) -> None:
+        manifest = engine.manifest
+        self.vocab_size = manifest.vocab_size
+        self.num_ranks = manifest.num_ranks
+        self._num_layers = manifest.num_layers
+        self._session = _load(engine, num_threads)
+        self.cache = Cache(
+            manifest.num_layers, manifest.num_kv_heads, manifest.capacity, manifest.head_dim
+        )
+        self._caches = {
+            f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
+            for index in range(manifest.num_layers)
+            for side, view in zip(("key", "value"), self.cache.layer(index), strict=True)
+        }
+        self._mask_embeddings = np.zeros((1, manifest.hidden_size), np.float32)
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Use another adapter from the next bound step on. Forgets the cached text."""
+        if adapter.num_masks:
+            self._mask_embeddings = adapter.mask_embeddings
+        self.cache.load_prefix(adapter)
+
+    def bind(self, layout: Layout, with_logits: bool = False) -> "BoundStep":
+        """A step of this layout, its inputs and outputs bound once.
+
+        with_logits: also give the logits of the output rows, 4 * R * V bytes a step.
+        """
+        return BoundStep(self, layout, with_logits)
+
+    def shared_inputs(self) -> dict[str, ort.OrtValue]:
+        """Inputs that all steps share, the caches apart."""
+        return {
+            "mask_embeddings": ort.OrtValue.ortvalue_from_numpy(self._mask_embeddings),
+            "prefix_length": ort.OrtValue.ortvalue_from_numpy(np.array([self.cache.prefix_length])),
+        }
+
+    def new_binding(self) -> ort.IOBinding:
+        """A binding in which past and present caches are the slab."""
+        binding = self._session.io_binding()
+        for name, value in self._caches.items():
+            binding.bind_ortvalue_input(f"past.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+        return binding
+
+    def run(self, binding: ort.IOBinding) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+class BoundStep:
+    """A step with fixed buffers: fill `token_ids` and run.
+
+    token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already.
+    top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
+    """
+
+    def __init__(self, backend: OrtBackend, layout: Layout, with_logits: bool) -> None:
+        self._backend = backend
+        self._cache = backend.cache
+        self._offsets = layout.offsets
+        num_rows, num_outputs = layout.num_rows, len(layout.output_rows)
+        self.num_rows = num_rows
+        self.token_ids = np.zeros((1, num_rows), np.int64)
+        masks = layout.mask_index >= 0
+        self.token_ids[0, masks] = backend.vocab_size + layout.mask_index[masks]
+        self.positions = np.zeros((1, num_rows), np.int64)
+        self._cache_length = np.zeros(1, np.int64)
+        self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
+        self.top_logits = np.zeros((num_outputs, backend.num_ranks), np.float32)
+        self.logits = (
+            np.zeros((num_outputs, backend.vocab_size), np.float32) if with_logits else None
+        )
+        inputs = {
+            "token_ids": self.token_ids,
+            "positions": self.positions,
+            "cache_length": self._cache_length,
+            "sees": layout.sees,
+            "sees_prefix": layout.sees_prefix,
+            "output_rows": layout.output_rows,
+        }
+        outputs = {"top_ids": self.top_ids, "top_logits": self.top_logits, "logits": self.logits}
+        # The binding does not keep the arrays alive; these OrtValues do.
+        self._inputs = {**_ort_values(inputs), **backend.shared_inputs()}
+        self._outputs = _ort_values(outputs)
+        self._binding = self._bind()
+
+    def run(self) -> None:
+        """Execute the step behind the cached text."""
+        np.add(self._offsets, self._cache.length, out=self.positions[0])
+        self._cache_length[0] = self._cache.num_slots_used
+        self._backend.run(self._binding)
+
+    def _bind(self) -> ort.IOBinding:
+        binding = self._backend.new_binding()
+        for name, value in self._inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+
+def _ort_values(
+    arrays: Mapping[str, npt.NDArray[np.generic] | None],
+) -> dict[str, ort.OrtValue]:
+    """OrtValues over the memory of numpy arrays."""
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        for name, array in arrays.items()
+        if array is not None
+    }
+
+
+def _load(engine: Engine, num_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = ERRORS_ONLY
+    try:
+        return ort.InferenceSession(
+            engine.file(GRAPH_FILE), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the binding raises many kinds, all of them about the file
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
+            f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime "
+            f"(needs {engine.manifest.requires.get('onnxruntime', 'a newer one')})"
+        ) from error
