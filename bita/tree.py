@@ -195,6 +195,21 @@ class Tree:
         """[Q]: True for mask rows, the only ones that attend to the adapter's prefix."""
         return self.mask_index >= 0
 
+    def misfits(self, num_masks: int, num_ranks: int, num_slots: int) -> list[str]:
+        """Why an engine cannot run this tree; empty if it can.
+
+        num_masks: M of the adapter. num_ranks: drafts per mask that the engine gives. num_slots:
+        cache slots beside the prefix.
+        """
+        faults = []
+        if max(self.num_masks) > num_masks:
+            faults.append(f"{max(self.num_masks)} masks on a node; the adapter has {num_masks}")
+        if self.max_rank > num_ranks:
+            faults.append(f"rank {self.max_rank} is used; the engine gives {num_ranks}")
+        if self.num_rows >= num_slots:
+            faults.append(f"{self.num_rows} rows; the cache has room for {num_slots}")
+        return faults
+
     def __str__(self) -> str:
         widths = np.bincount(self.depths)[1:].tolist()
         return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows"

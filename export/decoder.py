@@ -77,7 +77,7 @@ class Decoder:
         token_ids = graph.input("token_ids", INT64, (1, "Q"))
         masks = graph.input("mask_embeddings", FLOAT, ("M", arch.hidden_size))
         last = graph.constant([arch.vocab_size - 1])
-        text = graph.op("Gather", self._dialect.table(EMBEDDINGS), graph.op("Min", token_ids, last))
+        text = self._dialect.embed(EMBEDDINGS, graph.op("Min", token_ids, last))
         mask_index = graph.op("Sub", token_ids, graph.constant([arch.vocab_size]))
         mask = graph.op("Gather", masks, graph.op("Max", mask_index, graph.constant([0])))
         is_mask = graph.op("GreaterOrEqual", mask_index, graph.constant([0]))

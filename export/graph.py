@@ -11,8 +11,9 @@ from onnx_ir.tape import Tape
 
 from bita.export.weight_file import WeightFile
 
-FLOAT, INT64, INT32, BOOL, UINT8 = (
+FLOAT, FLOAT16, INT64, INT32, BOOL, UINT8 = (
     ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
     ir.DataType.INT64,
     ir.DataType.INT32,
     ir.DataType.BOOL,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from bita.export.architecture import Architecture, Layer
 from bita.export.checkpoint import Checkpoint, Float32Array, row_chunks
-from bita.export.graph import FLOAT, INT32, MICROSOFT, UINT8, GraphWriter
+from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
 from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.rope import Rope
 from bita.export.visibility import StepInputs, Visibility
@@ -46,12 +46,20 @@ class OrtDialect:
         self._tables: dict[str, ir.Value] = {}
 
     def table(self, name: str) -> ir.Value:
-        """A weight in its own layout, float32; written once however often it is used."""
+        """A float32 weight in its own layout; written once however often it is used."""
         if name not in self._tables:
             shape = self._checkpoint.shape(name)
             pieces = row_chunks(self._checkpoint, name)
             self._tables[name] = self.graph.weight(name, FLOAT, shape, pieces)
         return self._tables[name]
+
+    def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
+        """Rows of the embedding table; beside 4-bit layers the table is float16, for its size."""
+        if self._precision != "int4":
+            return self.graph.op("Gather", self.table(name), token_ids)
+        pieces = (rows.astype(np.float16) for rows in row_chunks(self._checkpoint, name))
+        table = self.graph.weight(name, FLOAT16, self._checkpoint.shape(name), pieces)
+        return self.graph.op("Cast", self.graph.op("Gather", table, token_ids), to=FLOAT)
 
     def norm_weight(self, name: str, scale: float = 1.0) -> ir.Value:
         """A norm's weight with its offset and a following constant factor folded in."""

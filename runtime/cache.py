@@ -22,8 +22,9 @@ class Cache:
         self.slab: Float32Array = np.zeros(
             (2 * num_layers, num_kv_heads, capacity, head_dim), np.float32
         )
-        self.prefix_length = 0
         self.length = 0  # tokens of text
+        self.text_number = 0  # grows with every text that is started
+        self._adapter: Adapter | None = None
 
     @property
     def capacity(self) -> int:
@@ -33,12 +34,18 @@ class Cache:
     def num_slots_used(self) -> int:
         return self.prefix_length + self.length
 
-    def load_prefix(self, adapter: Adapter) -> None:
-        """Put an adapter's prefix into the first slots and forget the text."""
-        self.prefix_length, self.length = adapter.prefix_length, 0
-        if self.prefix_length:
-            self.slab[0::2, :, : self.prefix_length] = adapter.prefix_keys
-            self.slab[1::2, :, : self.prefix_length] = adapter.prefix_values
+    @property
+    def prefix_length(self) -> int:
+        return self._adapter.prefix_length if self._adapter else 0
+
+    def start(self, adapter: Adapter) -> None:
+        """Forget the text, and have this adapter's prefix in the first slots."""
+        self.length = 0
+        self.text_number += 1
+        if adapter is not self._adapter:
+            self.slab[0::2, :, : adapter.prefix_length] = adapter.prefix_keys
+            self.slab[1::2, :, : adapter.prefix_length] = adapter.prefix_values
+            self._adapter = adapter
 
     def layer(self, index: int) -> tuple[Float32Array, Float32Array]:
         """Views [1, H, C, D] of one layer's keys and values."""

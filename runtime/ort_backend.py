@@ -29,7 +29,6 @@ class OrtBackend:
         manifest = engine.manifest
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
-        self._num_layers = manifest.num_layers
         self._session = _load(engine, num_threads)
         self.cache = Cache(
             manifest.num_layers, manifest.num_kv_heads, manifest.capacity, manifest.head_dim
@@ -39,27 +38,13 @@ class OrtBackend:
             for index in range(manifest.num_layers)
             for side, view in zip(("key", "value"), self.cache.layer(index), strict=True)
         }
-        self._mask_embeddings = np.zeros((1, manifest.hidden_size), np.float32)
 
-    def load_adapter(self, adapter: Adapter) -> None:
-        """Use another adapter from the next bound step on. Forgets the cached text."""
-        if adapter.num_masks:
-            self._mask_embeddings = adapter.mask_embeddings
-        self.cache.load_prefix(adapter)
-
-    def bind(self, layout: Layout, with_logits: bool = False) -> "BoundStep":
-        """A step of this layout, its inputs and outputs bound once.
+    def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> "BoundStep":
+        """A step of this layout with this adapter, its inputs and outputs bound once.
 
         with_logits: also give the logits of the output rows, 4 * R * V bytes a step.
         """
-        return BoundStep(self, layout, with_logits)
-
-    def shared_inputs(self) -> dict[str, ort.OrtValue]:
-        """Inputs that all steps share, the caches apart."""
-        return {
-            "mask_embeddings": ort.OrtValue.ortvalue_from_numpy(self._mask_embeddings),
-            "prefix_length": ort.OrtValue.ortvalue_from_numpy(np.array([self.cache.prefix_length])),
-        }
+        return BoundStep(self, layout, adapter, with_logits)
 
     def new_binding(self) -> ort.IOBinding:
         """A binding in which past and present caches are the slab."""
@@ -80,7 +65,9 @@ class BoundStep:
     top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
     """
 
-    def __init__(self, backend: OrtBackend, layout: Layout, with_logits: bool) -> None:
+    def __init__(
+        self, backend: OrtBackend, layout: Layout, adapter: Adapter, with_logits: bool
+    ) -> None:
         self._backend = backend
         self._cache = backend.cache
         self._offsets = layout.offsets
@@ -103,10 +90,12 @@ class BoundStep:
             "sees": layout.sees,
             "sees_prefix": layout.sees_prefix,
             "output_rows": layout.output_rows,
+            "mask_embeddings": adapter.mask_embeddings,
+            "prefix_length": np.array([adapter.prefix_length]),
         }
         outputs = {"top_ids": self.top_ids, "top_logits": self.top_logits, "logits": self.logits}
         # The binding does not keep the arrays alive; these OrtValues do.
-        self._inputs = {**_ort_values(inputs), **backend.shared_inputs()}
+        self._inputs = _ort_values(inputs)
         self._outputs = _ort_values(outputs)
         self._binding = self._bind()
 

@@ -5,12 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
+from bita.engine import (
+    ADAPTER_FILE,
+    GENERATION_FILE,
+    TEMPLATE_FILE,
+    TREE_FILE,
+    Engine,
+    open_engine,
+)
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.generation import GenerationDefaults
+from bita.runtime.chat_template import ChatTemplate
 from bita.runtime.ort_backend import OrtBackend
 from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
-from bita.runtime.text import TextCodec
+from bita.runtime.text import IncrementalText, TextCodec
 from bita.runtime.tree_decoder import TreeDecoder
 from bita.tree import Tree
 
@@ -21,38 +30,40 @@ Prompt = str | Sequence[Message] | Sequence[int]
 class Generation(Iterator[str]):
     """One answer while it is made: iterate over it for pieces of text.
 
-    token_ids: kept so far, the ending EOS included. finish_reason: None while it runs, then "eos",
-    "stop", "length" (max_new_tokens) or "capacity" (the cache is full).
+    text: so far. finish_reason: None while it runs, then "eos", "stop", "length" (max_new_tokens)
+    or "capacity" (the cache is full).
     """
 
     def __init__(self, decoder: TreeDecoder, prompt_ids: Sequence[int], rule: StopRule) -> None:
-        self.num_prompt_tokens = len(prompt_ids)
+        self.prompt_ids = list(prompt_ids)
         self.text = ""
         self.finish_reason: str | None = None
         self._decoder = decoder
-        self._prompt_ids: Sequence[int] | None = prompt_ids
         self._rule = rule
+        self._text_number: int | None = None
 
     @property
     def token_ids(self) -> list[int]:
+        """The tokens kept so far, an EOS at the end included."""
         return self._rule.token_ids
 
     def __next__(self) -> str:
-        """Run one step and return the text it added (often empty for half a character)."""
+        """Run one step and return the text it added ("" while a character is not complete).
+
+        Raises EngineError if another generation was started on the same engine meanwhile.
+        """
         if self.finish_reason is not None:
             raise StopIteration
-        if self._prompt_ids is not None:
-            tokens, self._prompt_ids = [self._decoder.prefill(self._prompt_ids)], None
+        if self._text_number is None:
+            tokens = [self._decoder.prefill(self.prompt_ids)]
+            self._text_number = self._decoder.text_number
+        elif self._decoder.text_number != self._text_number:
+            raise EngineError("this answer ended when another was started on the same engine")
         elif self._decoder.is_full:
             return self._finish("capacity")
         else:
             tokens = self._decoder.advance()
-        for count, token in enumerate(tokens, 1):
-            self._rule.feed(token)
-            if self._rule.finish_reason is not None:
-                self._decoder.stats.num_tokens -= len(tokens) - count
-                return self._finish(self._rule.finish_reason)
-        return self._add(self._rule.take_text())
+        return self._take(tokens)
 
     def run(self) -> "Generation":
         """Run to the end."""
@@ -60,9 +71,17 @@ class Generation(Iterator[str]):
             pass
         return self
 
+    def _take(self, tokens: Sequence[int]) -> str:
+        for count, token in enumerate(tokens, 1):
+            self._rule.feed(token)
+            if self._rule.finish_reason is not None:
+                self._decoder.stats.num_tokens -= len(tokens) - count
+                return self._finish(self._rule.finish_reason)
+        return self._add(self._rule.take_text())
+
     def _finish(self, reason: str) -> str:
         self.finish_reason = reason
-        return self._add(self._rule.take_text() + self._rule.close())
+        return self._add(self._rule.close())
 
     def _add(self, piece: str) -> str:
         self.text += piece
@@ -70,16 +89,18 @@ class Generation(Iterator[str]):
 
 
 class Session:
-    """A loaded engine that answers one prompt at a time. Not safe to share between threads.
+    """A loaded engine that answers one prompt at a time. Not to be shared between threads.
 
-    Open it with `Session.open`. `stats` are those of all generations since.
+    Open it with `Session.open`.
     """
 
-    def __init__(self, engine: Engine, codec: TextCodec, decoder: TreeDecoder) -> None:
+    def __init__(
+        self, engine: Engine, texts: "EngineTexts", backend: OrtBackend, decoder: TreeDecoder
+    ) -> None:
         self.engine = engine
-        self.codec = codec
+        self._texts = texts
+        self._backend = backend
         self._decoder = decoder
-        self._current: Generation | None = None
 
     @classmethod
     def open(
@@ -101,17 +122,33 @@ class Session:
         num_threads: 0 for one per physical core. check_hashes: hash the weights before loading.
         """
         engine = open_engine(path, check_hashes)
-        codec = TextCodec.open(engine)
         own_tree = read_tree(engine)
         adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
         _check_adapter(engine, adapter)
+        texts = EngineTexts(engine)
         if min_rows is None:
             min_rows = 1 if own_tree.num_nodes == 1 and tree is None else 2
         backend = OrtBackend(engine, num_threads)
-        decoder = TreeDecoder(
-            backend, adapter, tree or own_tree, mode or engine.manifest.mode, min_rows
-        )
-        return cls(engine, codec, decoder)
+        tree, mode = tree or own_tree, mode or engine.manifest.mode
+        return cls(engine, texts, backend, TreeDecoder(backend, adapter, tree, mode, min_rows))
+
+    def using(
+        self,
+        *,
+        tree: Tree | None = None,
+        adapter: Adapter | None = None,
+        mode: str | None = None,
+        min_rows: int = 2,
+    ) -> "Session":
+        """Another session on the same loaded weights and cache; what is not given stays.
+
+        One of the two answers at a time: starting an answer in one ends the other's.
+        """
+        mode = mode or self.mode
+        adapter = adapter or self._decoder.adapter
+        _check_adapter(self.engine, adapter)
+        decoder = TreeDecoder(self._backend, adapter, tree or self.tree, mode, min_rows)
+        return Session(self.engine, self._texts, self._backend, decoder)
 
     def generate(
         self,
@@ -134,42 +171,83 @@ class Session:
 
         prompt: text that is continued as it is, messages ({"role", "content"}) that go through the
         model's chat template, or token ids. stop: strings that end the answer and are not part of
-        it. A generation that was started before ends here.
-        Raises PromptError for a prompt or an option that is not usable.
+        it. Raises PromptError for a prompt or an option that is not usable.
         """
         prompt_ids = self.encode(prompt)
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        eos_ids = () if ignore_eos else self.codec.eos_ids
-        rule = StopRule(self.codec, eos_ids, max_new_tokens, stops)
-        if self._current is not None and self._current.finish_reason is None:
-            self._current.finish_reason = "cancelled"
-        self._current = Generation(self._decoder, prompt_ids, rule)
-        return self._current
+        self._decoder.check_prompt(prompt_ids)
+        stops = [stop] if isinstance(stop, str) else stop
+        eos_ids = () if ignore_eos else self.eos_ids
+        text = IncrementalText(self._texts.codec, continues=isinstance(prompt, str))
+        return Generation(self._decoder, prompt_ids, StopRule(text, eos_ids, max_new_tokens, stops))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `generate` would use them."""
-        if isinstance(prompt, str):
-            return self.codec.encode(prompt, add_special_tokens=True)
-        if prompt and all(isinstance(item, Mapping) for item in prompt):
-            text = self.codec.render(prompt)  # type: ignore[arg-type]
-            return self.codec.encode(text, add_special_tokens=False)
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
-            return list(prompt)  # type: ignore[arg-type]
-        raise PromptError(
-            f"a prompt is text, a list of messages or a list of token ids, not {prompt!r:.80}"
-        )
+        return self._texts.encode(prompt)
+
+    def margin(self, token_ids: Sequence[int]) -> float:
+        """How far the best logit behind these tokens is above the second."""
+        return self._decoder.margin(token_ids)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._texts.template is not None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return self._texts.defaults.eos_ids
 
     @property
     def tree(self) -> Tree:
         return self._decoder.tree
 
     @property
+    def mode(self) -> str:
+        """Which nodes are accepted: those of the spine ("exact") or all ("tree")."""
+        return self._decoder.mode
+
+    @property
+    def adapter(self) -> Adapter:
+        return self._decoder.adapter
+
+    @property
     def stats(self) -> Stats:
+        """Figures of all generations since the session was opened or the stats were reset."""
         return self._decoder.stats
 
     def reset_stats(self) -> None:
-        """Start counting anew."""
+        """Count from zero again."""
         self._decoder.stats = Stats(self._decoder.tree)
+
+
+class EngineTexts:
+    """How an engine turns prompts into token ids: tokenizer, chat template, defaults."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.codec = TextCodec.open(engine.path)
+        self.defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
+        self.template = _read_template(engine, self.defaults)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of text (special tokens added), of messages (templated) or of token ids."""
+        if isinstance(prompt, str):
+            return self.codec.encode(prompt, add_special_tokens=True)
+        if not isinstance(prompt, Sequence):
+            raise PromptError(f"a prompt is text, messages or token ids, not {prompt!r:.60}")
+        if len(prompt) == 0:
+            raise PromptError("the prompt is empty; give text, messages or token ids")
+        if all(type(item) is int for item in prompt):
+            return list(prompt)  # type: ignore[arg-type]
+        if self.template is None:
+            raise PromptError("this engine's model has no chat template; give the prompt as text")
+        text = self.template.render(prompt)  # type: ignore[arg-type]
+        return self.codec.encode(text, add_special_tokens=False)
+
+
+def _read_template(engine: Engine, defaults: GenerationDefaults) -> ChatTemplate | None:
+    path = engine.file(TEMPLATE_FILE)
+    if not path.is_file():
+        return None
+    return ChatTemplate(path.read_text(encoding="utf-8"), defaults.special_tokens)
 
 
 def read_tree(engine: Engine) -> Tree:

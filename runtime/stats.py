@@ -22,8 +22,8 @@ class Stats:
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     prefill_ms: float = 0.0
-    step_ms: array[float] = field(default_factory=lambda: array("d"))
-    backend_ms: array[float] = field(default_factory=lambda: array("d"))
+    step_ms: "array[float]" = field(default_factory=lambda: array("d"))
+    backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
     num_accepted: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from bita.runtime.ort_backend import BoundStep, OrtBackend
 from bita.runtime.stats import Stats
 from bita.tree import Tree
 
+ROOT_ONLY = Tree.root_only()
 PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
 
 
@@ -28,8 +29,9 @@ class TreeDecoder:
         self, backend: OrtBackend, adapter: Adapter, tree: Tree, mode: str, min_rows: int
     ) -> None:
         _check_fit(tree, adapter, backend)
-        backend.load_adapter(adapter)
         self.tree = tree
+        self.adapter = adapter
+        self.mode = mode
         self.stats = Stats(tree)
         self._backend = backend
         self._cache = backend.cache
@@ -37,30 +39,52 @@ class TreeDecoder:
         self._children = spine_children(tree) if mode == "exact" else tree.children
         self._drafter = Drafter(tree)
         self._root = 0
-        self._step = backend.bind(tree_layout(tree, min_rows))
+        self._step = backend.bind(tree_layout(tree, min_rows), adapter)
         self._narrow_step = self._step
         if tree.num_rows > min_rows:
-            self._narrow_step = backend.bind(tree_layout(Tree.root_only(), min_rows))
+            self._narrow_step = backend.bind(tree_layout(ROOT_ONLY, min_rows), adapter)
         self._full_prefill: BoundStep | None = None
+        self._margin = 0.0
 
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for a step."""
-        return self._cache.capacity - self._cache.prefix_length - self._min_rows
+        return self._cache.capacity - self.adapter.prefix_length - self._min_rows
+
+    @property
+    def text_number(self) -> int:
+        """Which text the cache holds: another number after another prefill."""
+        return self._cache.text_number
 
     @property
     def is_full(self) -> bool:
         """Whether the cache has no room for another step."""
         return self._cache.length > self.max_prompt_tokens
 
+    def check_prompt(self, token_ids: Sequence[int]) -> None:
+        """Raise PromptError if a prompt is empty, too long, or holds an id outside [0, V)."""
+        if not len(token_ids):
+            raise PromptError("the prompt is empty; give at least one token")
+        if len(token_ids) > self.max_prompt_tokens:
+            raise PromptError(
+                f"the prompt has {len(token_ids)} tokens; this engine holds "
+                f"{self.max_prompt_tokens}: shorten it, or rebuild with a larger CAPACITY"
+            )
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= self._backend.vocab_size:
+            raise PromptError(
+                f"token ids must lie in [0, {self._backend.vocab_size}); "
+                f"the prompt has {low if low < 0 else high}"
+            )
+
     def prefill(self, token_ids: Sequence[int]) -> int:
         """Forget the last text, compute a prompt and return the first new token.
 
-        Raises PromptError if the prompt is empty, too long, or holds an id outside [0, V).
+        Raises PromptError as `check_prompt` does.
         """
-        self._check_prompt(token_ids)
+        self.check_prompt(token_ids)
         began = perf_counter()
-        self._cache.length = 0
+        self._cache.start(self.adapter)
         tokens = np.asarray(token_ids, np.int64)
         last = (len(tokens) - 1) // PREFILL_ROWS * PREFILL_ROWS
         for start in range(0, last, PREFILL_ROWS):
@@ -69,6 +93,11 @@ class TreeDecoder:
         self.stats.prefill_ms += 1000 * (perf_counter() - began)
         self.stats.num_prompt_tokens += len(tokens)
         return self._root
+
+    def margin(self, token_ids: Sequence[int]) -> float:
+        """How far the best logit behind this text is above the second; forgets the last text."""
+        self.prefill(token_ids)
+        return self._margin
 
     def advance(self) -> list[int]:
         """Run one draft-verify round and return the tokens it committed (1 to depth + 1)."""
@@ -96,7 +125,7 @@ class TreeDecoder:
     def _prefill_piece(self, tokens: np.ndarray) -> None:
         if self._full_prefill is None:
             layout = prefill_layout(PREFILL_ROWS, 0, self._min_rows)
-            self._full_prefill = self._backend.bind(layout)
+            self._full_prefill = self._backend.bind(layout, self.adapter)
         self._full_prefill.token_ids[0] = tokens
         self._full_prefill.run()
         self._cache.length += len(tokens)
@@ -105,43 +134,17 @@ class TreeDecoder:
         """The last piece of the prompt with the first mask group behind it."""
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
         num_masks = min(self.tree.num_masks[0], room)
-        step = self._backend.bind(prefill_layout(len(tokens), num_masks, self._min_rows))
+        layout = prefill_layout(len(tokens), num_masks, self._min_rows)
+        step = self._backend.bind(layout, self.adapter)
         step.token_ids[0, : len(tokens)] = tokens
         step.run()
         self._cache.length += len(tokens)
         self._drafter.read(step.top_ids[1 : 1 + num_masks])
+        self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
         return int(step.top_ids[0, 0])
-
-    def _check_prompt(self, token_ids: Sequence[int]) -> None:
-        if not len(token_ids):
-            raise PromptError("the prompt is empty; give at least one token")
-        if len(token_ids) > self.max_prompt_tokens:
-            raise PromptError(
-                f"the prompt has {len(token_ids)} tokens; this engine holds "
-                f"{self.max_prompt_tokens}: shorten it, or rebuild with a larger CAPACITY"
-            )
-        low, high = min(token_ids), max(token_ids)
-        if low < 0 or high >= self._backend.vocab_size:
-            raise PromptError(
-                f"token ids must lie in [0, {self._backend.vocab_size}); "
-                f"the prompt has {low if low < 0 else high}"
-            )
-
-
-ROOT_ONLY = Tree.root_only()
 
 
 def _check_fit(tree: Tree, adapter: Adapter, backend: OrtBackend) -> None:
-    faults = []
-    if max(tree.num_masks) > adapter.num_masks:
-        faults.append(
-            f"has {max(tree.num_masks)} masks on a node; the adapter has {adapter.num_masks}"
-        )
-    if tree.max_rank > backend.num_ranks:
-        faults.append(f"uses rank {tree.max_rank}; the engine gives {backend.num_ranks} per row")
-    if adapter.prefix_length + tree.num_rows >= backend.cache.capacity:
-        faults.append(
-            f"has {tree.num_rows} rows, which with a prefix of {adapter.prefix_length} fill the "
-            f"cache of {backend.cache.capacity}"
-        )
-    raise_faults(TreeError, "the tree", faults)
+    num_slots = backend.cache.capacity - adapter.prefix_length
+    faults = tree.misfits(adapter.num_masks, backend.num_ranks, num_slots)
+    raise_faults(TreeError, "the tree does not fit the engine", faults)

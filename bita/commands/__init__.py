@@ -1,1 +1,39 @@
-"""The subcommands of `bita`, one module each."""
+"""The subcommands of `bita`, one module each: `add_parser` and what it runs.
+
+Modules import their work when they run, so that `bita --help` is fast and a missing extra is named
+by the command that needs it.
+"""
+
+import argparse
+from typing import Any
+
+
+def add_command(
+    subparsers: Any, name: str, help_line: str, example: str
+) -> argparse.ArgumentParser:
+    """A parser of one command, with its example and the options that all commands share."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=help_line,
+        description=help_line[0].upper() + help_line[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number

@@ -1,0 +1,249 @@
+"""The adapter: everything BiTA learns about one model, in one small safetensors file.
+
+Mask embeddings are rows of the embedding table, before any scale the model applies to them (such
+as Gemma's sqrt(hidden)). Prefix keys are used as they are, without rotation or k-norm. Method:
+BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save as to_safetensors
+
+from bita.errors import AdapterError, ModelError, raise_faults
+from bita.identity import EMBEDDING, Float32Array, ModelIdentity, TensorSource, identify, read_rows
+
+FORMAT = "bita-adapter"
+FORMAT_VERSION = "1"
+TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
+_PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bf16: the upper half of f32
+_MAKE_ANOTHER = "use the adapter tuned for this model, or tune one"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What a model needs to draft for itself; all arrays float32.
+
+    mask_embeddings: [M, hidden], M >= 1. prefix_keys, prefix_values: [L, H, P, D], P may be 0.
+    identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
+    Raises AdapterError that lists every shape that does not fit the others or the identity.
+    """
+
+    mask_embeddings: Float32Array
+    prefix_keys: Float32Array
+    prefix_values: Float32Array
+    identity: ModelIdentity
+    tuned_on: str = "untuned"
+
+    def __post_init__(self) -> None:
+        for name in TENSORS:
+            array = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            object.__setattr__(self, name, array)
+        raise_faults(AdapterError, "adapter", _shape_faults(self.tensors(), self.identity))
+
+    @property
+    def num_masks(self) -> int:
+        """M."""
+        return self.mask_embeddings.shape[0]
+
+    @property
+    def prefix_length(self) -> int:
+        """P."""
+        return self.prefix_keys.shape[2]
+
+    def tensors(self) -> dict[str, Float32Array]:
+        """The arrays by their names in the file."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def check_fits(self, identity: ModelIdentity) -> None:
+        """Raise AdapterError that lists every reason why the model `identity` is not ours."""
+        raise_faults(
+            AdapterError,
+            f"adapter does not fit this model (adapter against model; {_MAKE_ANOTHER})",
+            self.identity.differences(identity),
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write the file whole or not at all. Raises AdapterError if a value is not finite."""
+        path = Path(path)
+        raise_faults(AdapterError, f"{path} was not written", _finite_faults(self.tensors()))
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "identity": self.identity.to_json(),
+            "num_masks": str(self.num_masks),
+            "prefix_length": str(self.prefix_length),
+            "tuned_on": self.tuned_on,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(to_safetensors(self.tensors(), metadata))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Adapter":
+        """Read and check a file; float16 and bfloat16 become float32.
+
+        Raises AdapterError that names the path, every fault of the file, and the fix.
+        """
+        path = Path(path)
+        metadata = _read_metadata(path)
+        identity, faults = _check_metadata(metadata)
+        tensors, unreadable = _read_tensors(path)
+        faults += unreadable + _shape_faults(tensors, identity)
+        faults += _finite_faults(tensors) + _count_faults(tensors, metadata)
+        raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
+        assert identity is not None  # else it is among the faults
+        return cls(**tensors, identity=identity, tuned_on=metadata["tuned_on"])
+
+
+def untuned_adapter(
+    checkpoint: TensorSource, num_masks: int = 3, prefix_length: int = 0, seed: int = 0
+) -> Adapter:
+    """Where tuning starts: every mask at the mean embedding, the prefix small and random.
+
+    Reads the whole embedding table, a few MB at a time.
+    """
+    identity = identify(checkpoint)
+    total = np.zeros(identity.hidden_size)
+    for _, rows in read_rows(checkpoint, EMBEDDING, identity.vocab_size):
+        total += rows.sum(axis=0, dtype=np.float64)
+    mean = (total / identity.vocab_size).astype(np.float32)
+    keys, values = _random_prefix(identity, prefix_length, _PREFIX_SCALE, seed)
+    return Adapter(np.tile(mean, (num_masks, 1)), keys, values, identity, "untuned")
+
+
+def random_adapter(
+    identity: ModelIdentity,
+    num_masks: int = 3,
+    prefix_length: int = 0,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Adapter:
+    """Garbage of standard deviation `scale`: its drafts are wrong, and text must not change."""
+    rng = np.random.default_rng(seed)
+    masks = rng.normal(0, scale, (num_masks, identity.hidden_size)).astype(np.float32)
+    keys, values = _random_prefix(identity, prefix_length, scale, seed + 1)
+    return Adapter(masks, keys, values, identity, "random")
+
+
+def _random_prefix(
+    identity: ModelIdentity, prefix_length: int, scale: float, seed: int
+) -> tuple[Float32Array, Float32Array]:
+    shape = (identity.num_layers, identity.num_kv_heads, prefix_length, identity.head_dim)
+    keys, values = np.random.default_rng(seed).normal(0, scale, (2, *shape)).astype(np.float32)
+    return keys, values
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """The header's metadata. Raises AdapterError if this is no safetensors file of ours."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise AdapterError(f"{path} does not exist; give the path of an adapter file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise AdapterError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise AdapterError(
+            f"{path} is a safetensors file but no adapter: its metadata has format "
+            f"{metadata.get('format')!r}, not {FORMAT!r}; {_MAKE_ANOTHER}"
+        )
+    return metadata
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, list[str]]:
+    wanted = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
+    faults = [f"metadata has no {key!r}" for key in wanted if key not in metadata]
+    version = metadata.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        faults.append(
+            f"format_version is {version!r}, this bita-edge reads {FORMAT_VERSION!r}: upgrade it"
+        )
+    identity = None
+    try:
+        identity = ModelIdentity.from_json(metadata["identity"]) if "identity" in metadata else None
+    except ModelError as error:
+        faults.append(str(error))
+    return identity, faults
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Float32Array], list[str]]:
+    """The tensors that are there and of a known type, and a fault for each that is not."""
+    stored = dict(safetensors.deserialize(path.read_bytes()))
+    faults = [f"tensor {name!r} is missing" for name in TENSORS if name not in stored]
+    tensors = {}
+    for name in (name for name in TENSORS if name in stored):
+        if stored[name]["dtype"] in _DTYPES:
+            tensors[name] = _to_float32(stored[name])
+        else:
+            known = ", ".join(_DTYPES)
+            faults.append(f"tensor {name!r} has type {stored[name]['dtype']}, not one of {known}")
+    return tensors, faults
+
+
+def _to_float32(stored: Mapping[str, Any]) -> Float32Array:
+    array = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
+    if stored["dtype"] == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity | None) -> list[str]:
+    """Where shapes differ from the identity's (its letters stay free where it is unknown)."""
+    layers, heads, size, hidden = "L", "H", "D", "hidden"
+    if identity:
+        layers, heads = str(identity.num_layers), str(identity.num_kv_heads)
+        size, hidden = str(identity.head_dim), str(identity.hidden_size)
+    prefix = (layers, heads, "P", size)
+    wanted = {"mask_embeddings": ("M", hidden), "prefix_keys": prefix, "prefix_values": prefix}
+    shapes = {name: array.shape for name, array in tensors.items()}
+    faults = [
+        f"{name} is {list(shape)}, not [{', '.join(wanted[name])}]"
+        for name, shape in shapes.items()
+        if not _matches(shape, wanted[name])
+    ]
+    if shapes.get("mask_embeddings", (1,))[:1] == (0,):
+        faults.append("mask_embeddings has no rows; at least one mask token is needed")
+    keys, values = (shapes.get(name, ()) for name in TENSORS[1:])
+    if not faults and keys and values and keys != values:
+        faults.append(f"prefix_keys is {list(keys)}, but prefix_values is {list(values)}")
+    return faults
+
+
+def _matches(shape: Sequence[int], wanted: Sequence[str]) -> bool:
+    """Equal sizes, where a letter or a word stands for any size."""
+    return len(shape) == len(wanted) and all(
+        name.isalpha() or size == int(name) for size, name in zip(shape, wanted, strict=True)
+    )
+
+
+def _finite_faults(tensors: Mapping[str, Float32Array]) -> list[str]:
+    counts = {name: int((~np.isfinite(array)).sum()) for name, array in tensors.items()}
+    return [
+        f"{name} has {count} of {tensors[name].size} values that are not finite"
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def _count_faults(tensors: Mapping[str, Float32Array], metadata: Mapping[str, str]) -> list[str]:
+    """Where the counts in the metadata are not those of the tensors."""
+    stated = {"num_masks": ("mask_embeddings", 0), "prefix_length": ("prefix_keys", 2)}
+    faults = []
+    for key, (name, axis) in stated.items():
+        shape = tensors[name].shape if name in tensors else ()
+        if key in metadata and axis < len(shape) and metadata[key] != str(shape[axis]):
+            faults.append(f"metadata {key} is {metadata[key]!r}, {name} has {shape[axis]}")
+    return faults

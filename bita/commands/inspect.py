@@ -1,0 +1,106 @@
+"""`bita inspect`: a readable card of an engine, an adapter or a model."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bita.commands import add_command
+
+Rows = Iterable[tuple[str, object]]
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "inspect",
+        "show what an engine, an adapter or a model is",
+        "bita inspect engines/smollm2-135m-instruct-int4",
+    )
+    parser.add_argument("subject", help="engine directory, adapter file, or a model")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.engine import MANIFEST_FILE
+
+    path = Path(args.subject)
+    if (path / MANIFEST_FILE).is_file():
+        title, rows = "engine", _engine_rows(path)
+    elif path.is_file() and path.suffix == ".safetensors":
+        title, rows = "adapter", _adapter_rows(path)
+    else:
+        title, rows = "model", _model_rows(args.subject)
+    table = Table(title=f"{title} {args.subject}", show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, str(value))
+    Console().print(table)
+    return 0
+
+
+def _engine_rows(path: Path) -> Rows:
+    from bita.engine import open_engine
+    from bita.runtime.session import read_tree
+
+    engine = open_engine(path, check_hashes=True)
+    manifest = engine.manifest
+    cache = 8 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
+    prefix, tuned = manifest.prefix_length, manifest.tuned_on
+    return [
+        ("model", f"{manifest.model} ({manifest.family})"),
+        ("license", manifest.license or "not stated by the model's files"),
+        ("backend", f"{manifest.backend}, {manifest.precision}"),
+        ("mode", manifest.mode),
+        ("tree", read_tree(engine)),
+        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}, tuned on: {tuned}"),
+        ("layers", manifest.num_layers),
+        ("vocabulary", manifest.vocab_size),
+        ("cache", f"{manifest.capacity} slots, {cache * manifest.capacity / 1e6:.0f} MB when full"),
+        ("drafts per mask", f"up to {manifest.num_ranks}"),
+        ("files", f"{len(engine.files)}, {engine.num_bytes / 1e6:.1f} MB, hashes match"),
+        ("needs", ", ".join(f"{name} >= {least}" for name, least in manifest.requires.items())),
+        ("made by", manifest.created_by),
+    ]
+
+
+def _adapter_rows(path: Path) -> Rows:
+    from bita.adapter import Adapter
+
+    adapter = Adapter.load(path)
+    model = adapter.identity
+    return [
+        ("mask tokens", adapter.num_masks),
+        ("prefix length", adapter.prefix_length),
+        ("tuned on", adapter.tuned_on),
+        ("for", f"{model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}"),
+        ("size", f"{path.stat().st_size / 1e3:.1f} kB"),
+    ]
+
+
+def _model_rows(name: str) -> Rows:
+    import math
+
+    from bita.export.architecture import read_architecture
+    from bita.export.decoder import check_tensors, expected_shapes
+    from bita.export.sources import open_checkpoint
+
+    checkpoint = open_checkpoint(name)
+    architecture = read_architecture(checkpoint.config, 1)
+    check_tensors(checkpoint, architecture)
+    weights = sum(math.prod(shape) for shape in expected_shapes(architecture).values())
+    heads, kv_heads = architecture.num_heads, architecture.num_kv_heads
+    windows = {layer.window for layer in architecture.layers} - {None}
+    return [
+        ("family", architecture.family),
+        ("license", checkpoint.license or "not stated by the model's files"),
+        ("weights", f"{weights / 1e6:.1f} M"),
+        ("layers", f"{architecture.num_layers}, hidden {architecture.hidden_size}"),
+        ("attention", f"{heads} heads, {kv_heads} key-value heads of {architecture.head_dim}"),
+        ("sliding window", ", ".join(map(str, windows)) or "none"),
+        ("vocabulary", architecture.vocab_size),
+        ("positions", architecture.max_positions),
+        ("can be exported", "yes"),
+    ]

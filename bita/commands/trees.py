@@ -1,0 +1,36 @@
+"""Trees as users name them on the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bita.errors import TreeError
+from bita.tree import Tree
+
+HELP = "ar, chain, triangle (5,4,3), widths such as 3,2,1, or a JSON file of paths"
+
+_NAMED: dict[str, Callable[[int], Tree]] = {
+    "ar": lambda num_masks: Tree.root_only(),
+    "chain": Tree.chain,
+    "triangle": lambda num_masks: Tree.triangle(tuple(range(num_masks + 2, 2, -1))),
+}
+
+
+def read_tree(text: str, num_masks: int) -> Tree:
+    """The tree that `text` names, for an adapter of `num_masks` masks.
+
+    Raises TreeError with the accepted forms.
+    """
+    if text in _NAMED:
+        return _NAMED[text](num_masks)
+    widths = text.split(",")
+    if all(width.isdecimal() for width in widths):
+        return Tree.triangle([int(width) for width in widths], num_masks)
+    path = Path(text)
+    if not path.is_file():
+        raise TreeError(f"no tree {text!r}; give {HELP}")
+    try:
+        return Tree.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise TreeError(f"{path} is not text ({error}); give {HELP}") from error
+    except TreeError as error:
+        raise TreeError(f"{path}: {error}") from error

@@ -1,0 +1,214 @@
+"""Which model an adapter or an engine belongs to: its dimensions and a coarse look at its weights.
+
+The look is coarse on purpose. A re-quantized copy (bf16, Q8, Q4) of a model must count as the same
+model, and so does a light fine-tune of it; a model of the same shape with other weights must not.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.errors import ModelError, raise_faults
+
+Float32Array = npt.NDArray[np.float32]
+Fingerprint = Mapping[str, tuple[float, ...]]
+
+# Q4 leaves a relative error of about 0.1 (cosine 0.995) and Q2_K of about 0.3 (0.95); independent
+# weights of one shape have cosines spread around 0 by 1/sqrt(32) = 0.18.
+SAME_WEIGHTS_COSINE = 0.9
+EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING_ROWS = 1024
+_ROW_SIGNS, _COLUMN_SIGNS = 4, 8  # their product is the number of floats per tensor
+_SEED = 20240122  # part of the format: another seed gives other fingerprints
+_DIMENSIONS = ("num_layers", "hidden_size", "num_kv_heads", "head_dim", "vocab_size")
+# One decoder under two names: GGUF files of Mistral models call themselves "llama".
+_ALIASES = {"mistral": "llama"}
+
+
+class TensorSource(Protocol):
+    """The part of `bita.export.checkpoint.Checkpoint` that is read here.
+
+    Stated again so that nothing under `bita` that the runtime needs imports `bita.export`.
+    """
+
+    config: dict[str, Any]
+
+    def names(self) -> frozenset[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array: ...
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Made by `identify`; travels as JSON in adapter files and engine manifests.
+
+    architecture: `model_type` of transformers. fingerprint: tensor name -> 32 floats, unit norm.
+    """
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    fingerprint: Fingerprint
+
+    def differences(self, other: "ModelIdentity") -> list[str]:
+        """Every reason why `other` is not this model, ours before theirs; empty if it is.
+
+        "mistral" and "llama" are one architecture, because GGUF does not tell them apart.
+        """
+        faults = []
+        if _canonical(self.architecture) != _canonical(other.architecture):
+            faults.append(f"architecture {self.architecture!r} against {other.architecture!r}")
+        for name in _DIMENSIONS:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                faults.append(f"{name} {ours} against {theirs}")
+        return faults + self._weight_differences(other)
+
+    def _weight_differences(self, other: "ModelIdentity") -> list[str]:
+        shared = sorted(self.fingerprint.keys() & other.fingerprint.keys())
+        if not shared:
+            return ["no tensor is in both fingerprints, so the weights cannot be compared"]
+        return [
+            f"weights are of another model: {name} has cosine {cosine:.2f}, "
+            f"the same weights have at least {SAME_WEIGHTS_COSINE}"
+            for name in shared
+            if not (cosine := _cosine(self.fingerprint[name], other.fingerprint[name]))
+            >= SAME_WEIGHTS_COSINE
+        ]
+
+    def to_json(self) -> str:
+        """Compact JSON on one line; fingerprints are rounded to four digits by `identify`."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelIdentity":
+        """Read what `to_json` writes. Raises ModelError that lists every bad field."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ModelError(f"model identity is not JSON ({error}); write it again") from error
+        if not isinstance(data, dict):
+            raise ModelError(f"model identity is a JSON {type(data).__name__}, not an object")
+        raise_faults(ModelError, "model identity", _field_faults(data))
+        fingerprint = {name: tuple(values) for name, values in data["fingerprint"].items()}
+        dimensions = {name: data[name] for name in _DIMENSIONS}
+        return cls(architecture=data["architecture"], fingerprint=fingerprint, **dimensions)
+
+
+def identify(checkpoint: TensorSource) -> ModelIdentity:
+    """The identity of a checkpoint; reads three tensors in pieces of a few MB.
+
+    Raises ModelError that lists every missing config field and tensor.
+    """
+    config, names = checkpoint.config, checkpoint.names()
+    wanted = ("model_type", "num_hidden_layers", "num_attention_heads")
+    faults = [f"config has no {name!r}" for name in wanted if not config.get(name)]
+    last = f"model.layers.{int(config.get('num_hidden_layers') or 1) - 1}.mlp.down_proj.weight"
+    query, stored_query = _query_tensor(names)
+    faults += [f"no tensor {name}" for name in (EMBEDDING, stored_query, last) if name not in names]
+    raise_faults(ModelError, "checkpoint cannot be identified", faults)
+
+    vocab_size, hidden_size = checkpoint.shape(EMBEDDING)
+    num_heads = int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or hidden_size // num_heads)
+    rows = {
+        EMBEDDING: (EMBEDDING, min(EMBEDDING_ROWS, vocab_size)),
+        query: (stored_query, num_heads * head_dim),
+        last: (last, checkpoint.shape(last)[0]),
+    }
+    return ModelIdentity(
+        architecture=str(config["model_type"]),
+        num_layers=int(config["num_hidden_layers"]),
+        hidden_size=hidden_size,
+        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        fingerprint={name: _sketch(checkpoint, *tensor) for name, tensor in rows.items()},
+    )
+
+
+def read_rows(
+    source: TensorSource, name: str, stop: int, chunk_bytes: int = 16 << 20
+) -> Iterator[tuple[int, Float32Array]]:
+    """(first row, rows) of rows [0, stop) in order, about `chunk_bytes` of float32 at a time."""
+    row_bytes = 4 * int(np.prod(source.shape(name)[1:], dtype=np.int64))
+    step = max(1, chunk_bytes // max(1, row_bytes))
+    for start in range(0, stop, step):
+        yield start, source.read(name, start, min(start + step, stop))
+
+
+def _query_tensor(names: frozenset[str]) -> tuple[str, str]:
+    """(name in the fingerprint, name in the file) of the first query projection.
+
+    Phi-3 stores q, k and v as one tensor, with q in its first rows.
+    """
+    query = "model.layers.0.self_attn.q_proj.weight"
+    fused = "model.layers.0.self_attn.qkv_proj.weight"
+    return query, fused if query not in names and fused in names else query
+
+
+def _sketch(source: TensorSource, name: str, num_rows: int) -> tuple[float, ...]:
+    """32 sums over the first rows [num_rows, columns], each with other signs, to unit norm.
+
+    The sign of an element is row sign times column sign, so it depends on its position only and
+    the sums are two thin matrix products. Four decimals. Raises ModelError if not finite.
+    """
+    rows = _signs(num_rows, _ROW_SIGNS, _SEED)
+    columns = _signs(source.shape(name)[1], _COLUMN_SIGNS, _SEED + 1)
+    sums = np.zeros((_ROW_SIGNS, _COLUMN_SIGNS))
+    for start, chunk in read_rows(source, name, num_rows):
+        sums += rows[start : start + len(chunk)].T @ (chunk @ columns)
+    norm = float(np.linalg.norm(sums))
+    if not np.isfinite(norm):
+        raise ModelError(f"{name} has values that are not finite; the checkpoint is damaged")
+    return tuple(np.round(sums.ravel() / max(norm, 1e-30), 4).tolist())
+
+
+def _signs(length: int, count: int, seed: int) -> Float32Array:
+    """[length, count] of +1 and -1; row i is the same whatever `length` is.
+
+    The raw stream of a numpy bit generator is stable between versions, that of Generator is not.
+    """
+    raw = np.random.PCG64(seed).random_raw(length)
+    bits = (raw[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1)
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _cosine(left: tuple[float, ...], right: tuple[float, ...]) -> float:
+    scale = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(np.dot(left, right)) / max(scale, 1e-30)
+
+
+def _canonical(architecture: str) -> str:
+    return _ALIASES.get(architecture, architecture)
+
+
+def _field_faults(data: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if not isinstance(data.get("architecture"), str):
+        faults.append(f"architecture is {data.get('architecture')!r}, not a name")
+    faults += [
+        f"{name} is {data.get(name)!r}, not a positive whole number"
+        for name in _DIMENSIONS
+        if type(data.get(name)) is not int or data[name] < 1
+    ]
+    fingerprint = data.get("fingerprint")
+    if not isinstance(fingerprint, dict):
+        return [*faults, f"fingerprint is {fingerprint!r}, not tensor names with their floats"]
+    size = _ROW_SIGNS * _COLUMN_SIGNS
+    return faults + [
+        f"fingerprint of {name} is not {size} numbers"
+        for name, values in fingerprint.items()
+        if not isinstance(values, list)
+        or len(values) != size
+        or not all(isinstance(value, int | float) and abs(value) <= 1 for value in values)
+    ]

@@ -1,0 +1,53 @@
+"""Prompt files: JSONL in plain, chat and MT-Bench form, and the set that comes with bita-edge."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bita.errors import PromptError, raise_faults
+
+Messages = list[dict[str, str]]
+OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
+FORMS = '{"prompt": "..."}, {"messages": [...]} or {"turns": ["...", ...]}'
+
+
+def read_prompts(path: Path | None = None, limit: int | None = None) -> list[Messages]:
+    """The first `limit` prompts of a file (None: our own set), each as messages.
+
+    A line with `turns` gives its first turn. Raises PromptError that lists every bad line.
+    """
+    path = path or OWN_PROMPTS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read prompts from {path}: {error}") from error
+    prompts: list[Messages] = []
+    faults: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and (limit is None or len(prompts) < limit):
+            try:
+                prompts.append(_messages(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                faults.append(f"line {number}: {error}")
+    if not prompts and not faults:
+        faults.append(f"holds no prompts; give lines of the form {FORMS}")
+    raise_faults(PromptError, str(path), faults[:20])
+    return prompts
+
+
+def _messages(entry: Any) -> Messages:
+    if isinstance(entry, Mapping):
+        if isinstance(entry.get("messages"), list):
+            return [_message(message) for message in entry["messages"]]
+        turns = entry.get("turns")
+        text = turns[0] if isinstance(turns, list) and turns else entry.get("prompt")
+        if isinstance(text, str) and text.strip():
+            return [{"role": "user", "content": text}]
+    raise ValueError(f"is not of the form {FORMS}")
+
+
+def _message(message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise ValueError(f"message {message!r:.60} has no role and content")
+    return {"role": str(message["role"]), "content": str(message["content"])}

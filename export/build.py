@@ -1,0 +1,186 @@
+"""`make engine`: from a checkpoint and an adapter to an engine directory."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bita import __version__
+from bita.adapter import Adapter, untuned_adapter
+from bita.engine import (
+    ADAPTER_FILE,
+    GENERATION_FILE,
+    MODES,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    TREE_FILE,
+    Manifest,
+    new_engine,
+)
+from bita.errors import EngineError, raise_faults
+from bita.export.architecture import Architecture, read_architecture
+from bita.export.checkpoint import Checkpoint, TextAssets
+from bita.export.decoder import check_tensors, expected_shapes, export_step_graph, linears
+from bita.export.ort_dialect import PRECISIONS
+from bita.generation import GenerationDefaults
+from bita.identity import identify
+from bita.tree import Tree
+
+BACKENDS = ("ort-cpu",)
+REQUIRES = {"onnxruntime": "1.31"}
+INT4_BYTES = 0.5 + 4 / 32  # per weight: a nibble, and a float32 scale per block of 32
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may choose.
+
+    precision: "fp32" or "int4". mode: "exact" (bit-identical to AR) or "tree". capacity: C, cache
+    slots for prefix, text and the rows of a step; None for 2048 or the model's own limit, whichever
+    is less. tree: None for a chain as deep as the adapter has masks. num_ranks: drafts per mask
+    that the engine can give.
+    """
+
+    precision: str = "int4"
+    mode: str = "exact"
+    capacity: int | None = None
+    tree: Tree | None = None
+    num_ranks: int = 16
+    backend: str = "ort-cpu"
+
+
+DEFAULT_CAPACITY = 2048
+
+
+def build_engine(
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    out: Path,
+    options: BuildOptions,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_write: Callable[[int], None] = lambda _: None,
+) -> Manifest:
+    """Write the engine `out`; an older one there is replaced at the end.
+
+    adapter: None for an untuned one. on_start, on_write: bytes of weights expected and written.
+    Raises ModelError, AdapterError, TreeError or EngineError that lists every fault found.
+    """
+    capacity = options.capacity or _default_capacity(checkpoint)
+    _check_options(options, capacity)
+    architecture = read_architecture(checkpoint.config, capacity)
+    check_tensors(checkpoint, architecture)
+    texts = checkpoint.text_assets()
+    adapter = _fitting(adapter, checkpoint)
+    tree = options.tree or Tree.chain(adapter.num_masks)
+    _check_tree(tree, adapter, options.num_ranks, capacity)
+    num_bytes = weight_bytes(architecture, options.precision)
+    _check_disk(out, num_bytes)
+    on_start(num_bytes)
+    with new_engine(out) as draft:
+        export_step_graph(
+            checkpoint,
+            architecture,
+            draft.path,
+            capacity=capacity,
+            precision=options.precision,
+            num_ranks=options.num_ranks,
+            on_write=on_write,
+        )
+        adapter.save(draft.path / ADAPTER_FILE)
+        (draft.path / TREE_FILE).write_text(tree.to_json(), encoding="utf-8")
+        _write_texts(texts, draft.path)
+        draft.manifest = _manifest(checkpoint, architecture, adapter, options, capacity)
+    return draft.manifest
+
+
+def weight_bytes(architecture: Architecture, precision: str) -> int:
+    """About how many bytes of weights an export writes."""
+    shapes = expected_shapes(architecture)
+    sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
+    if precision == "fp32":
+        return int(4 * sum(sizes.values()))
+    embeddings = shapes["model.embed_tokens.weight"]
+    packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
+    return int(INT4_BYTES * packed + 2 * embeddings[0] * embeddings[1])
+
+
+def _default_capacity(checkpoint: Checkpoint) -> int:
+    limit = checkpoint.config.get("max_position_embeddings")
+    return min(DEFAULT_CAPACITY, limit) if isinstance(limit, int) else DEFAULT_CAPACITY
+
+
+def _check_options(options: BuildOptions, capacity: int) -> None:
+    faults = []
+    for name, value, known in (
+        ("precision", options.precision, PRECISIONS),
+        ("mode", options.mode, MODES),
+        ("backend", options.backend, BACKENDS),
+    ):
+        if value not in known:
+            faults.append(f"{name} {value!r} is not one of {', '.join(known)}")
+    if capacity < 1:
+        faults.append(f"capacity {capacity} is not positive")
+    if options.num_ranks < 2:
+        faults.append(f"num_ranks {options.num_ranks} is less than 2")
+    raise_faults(EngineError, "cannot build", faults)
+
+
+def _fitting(adapter: Adapter | None, checkpoint: Checkpoint) -> Adapter:
+    if adapter is None:
+        return untuned_adapter(checkpoint)
+    adapter.check_fits(identify(checkpoint))
+    return adapter
+
+
+def _check_tree(tree: Tree, adapter: Adapter, num_ranks: int, capacity: int) -> None:
+    faults = tree.misfits(adapter.num_masks, num_ranks, capacity - adapter.prefix_length)
+    raise_faults(EngineError, "cannot build with this tree", faults)
+
+
+def _check_disk(out: Path, num_bytes: int) -> None:
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise EngineError(
+            f"{existing} has {free / 1e9:.1f} GB free, the engine needs {num_bytes / 1e9:.1f} GB; "
+            "free some, or choose another OUT"
+        )
+
+
+def _write_texts(texts: TextAssets, directory: Path) -> None:
+    (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
+    if texts.chat_template is not None:
+        (directory / TEMPLATE_FILE).write_text(texts.chat_template, encoding="utf-8")
+    defaults = GenerationDefaults(texts.eos_ids, texts.special_tokens)
+    defaults.save(directory / GENERATION_FILE)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    adapter: Adapter,
+    options: BuildOptions,
+    capacity: int,
+) -> Manifest:
+    return Manifest(
+        model=checkpoint.name,
+        family=architecture.family,
+        license=checkpoint.license,
+        backend=options.backend,
+        precision=options.precision,
+        mode=options.mode,
+        num_layers=architecture.num_layers,
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        hidden_size=architecture.hidden_size,
+        vocab_size=architecture.vocab_size,
+        capacity=capacity,
+        num_ranks=options.num_ranks,
+        num_masks=adapter.num_masks,
+        prefix_length=adapter.prefix_length,
+        tuned_on=adapter.tuned_on,
+        requires=REQUIRES,
+        created_by=f"bita-edge {__version__}",
+    )

@@ -1,0 +1,94 @@
+"""Tensors under the names of transformers, some of them row ranges of a fused tensor.
+
+Phi-3 stores Q, K and V as one tensor, and the gate and up projection as another. The exporter
+knows only the separate ones, so a table gives each of them as a range of rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from bita.errors import ModelError, raise_faults
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows [start, stop) of the stored tensor `source`, for use as a tensor of its own."""
+
+    source: str
+    start: int
+    stop: int
+
+
+class TensorTable:
+    """Canonical tensor names, their shapes, and where their rows are."""
+
+    def __init__(
+        self, owner: str, stored: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    ) -> None:
+        """owner: how errors call the model; stored: shapes of the tensors as the file has them.
+
+        Raises ModelError if the rows of a fused tensor are not those that the config asks for.
+        """
+        self.owner = owner
+        self._stored = dict(stored)
+        self._parts: dict[str, RowRange] = {}
+        faults: list[str] = []
+        for name, shape in stored.items():
+            parts = _fused_parts(name, config)
+            rows = shape[0] if shape else 1
+            if not parts:
+                self._parts[name] = RowRange(name, 0, rows)
+            elif sum(size for _, size in parts) != rows:
+                expected = " + ".join(str(size) for _, size in parts)
+                faults.append(f"{name} has {rows} rows; the config asks for {expected}")
+            else:
+                self._add(name, parts)
+        raise_faults(ModelError, owner, faults)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._parts)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        part = self._part(name)
+        stored = self._stored[part.source]
+        return (part.stop - part.start, *stored[1:]) if stored else ()
+
+    def locate(self, name: str, start: int, stop: int | None) -> RowRange:
+        """Rows [start, stop) of a tensor as rows of a stored one."""
+        part = self._part(name)
+        rows = part.stop - part.start
+        stop = rows if stop is None else stop
+        if not 0 <= start <= stop <= rows:
+            raise ModelError(f"{self.owner}: {name} has {rows} rows, not [{start}, {stop})")
+        return RowRange(part.source, part.start + start, part.start + stop)
+
+    def _part(self, name: str) -> RowRange:
+        if name not in self._parts:
+            close = get_close_matches(name, self._parts, n=3)
+            hint = f"; close names: {', '.join(close)}" if close else ""
+            raise ModelError(f"{self.owner} has no tensor {name!r}{hint}")
+        return self._parts[name]
+
+    def _add(self, source: str, parts: list[tuple[str, int]]) -> None:
+        start = 0
+        for name, size in parts:
+            self._parts[name] = RowRange(source, start, start + size)
+            start += size
+
+
+def _fused_parts(name: str, config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(canonical name, rows) of each tensor inside a fused one; empty if `name` is not fused."""
+    module, _, kind = name.rpartition(".")
+    if module.endswith("self_attn.qkv_proj"):
+        heads = int(config["num_attention_heads"])
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+        prefix = module.removesuffix("qkv_proj")
+        sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+        return [(f"{prefix}{part}.{kind}", size * head_dim) for part, size in sizes.items()]
+    if module.endswith("mlp.gate_up_proj"):
+        prefix, rows = module.removesuffix("gate_up_proj"), int(config["intermediate_size"])
+        return [(f"{prefix}{part}.{kind}", rows) for part in ("gate_proj", "up_proj")]
+    return []
