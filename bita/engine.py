@@ -98,6 +98,7 @@ def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
     faults += _file_faults(directory, files, check_hashes)
     raise_faults(EngineError, f"engine {directory}", faults)
     assert manifest is not None
+    assert files is not None
     return Engine(directory, manifest, files)
 
 

@@ -17,6 +17,7 @@ from bita.tree import Tree
 # Below such a gap between the two best logits, another order of summation may turn their order.
 # float32 noise was measured at 1e-5; 8-bit activations amplify it to about 0.2.
 NEAR_TIE = {"fp32": 1e-3, "int4": 0.5}
+Margin = Callable[[Sequence[int]], float]  # token ids -> gap of the two best logits behind them
 RANDOM_SCALE = 3.0  # far beyond any embedding, so that garbage is really garbage
 
 
@@ -77,8 +78,7 @@ def verify(
         comparison = Comparison(name, tolerance)
         for prompt, tokens in zip(prompts, expected, strict=True):
             found = drafting.generate(prompt, max_new_tokens).token_ids
-            prompt_ids = session.encode(prompt)
-            compare(comparison, tokens, found, lambda ids, p=prompt_ids: plain.margin([*p, *ids]))
+            compare(comparison, tokens, found, margin_behind(plain.margin, session.encode(prompt)))
             on_prompt(1)
         comparison.tokens_per_step = drafting.stats.tokens_per_step
         comparisons.append(comparison)
@@ -89,16 +89,31 @@ def compare(
     comparison: Comparison,
     expected: Sequence[int],
     found: Sequence[int],
-    margin: Callable[[Sequence[int]], float],
+    margin: Margin,
 ) -> None:
     """Add one prompt. margin: of the reference behind a beginning of `expected`."""
     position = first_difference(expected, found)
     if position is not None:
-        tokens = [ids[position] if position < len(ids) else None for ids in (expected, found)]
-        gap = margin(expected[:position])
-        comparison.divergences.append(Divergence(comparison.num_prompts, position, *tokens, gap))
+        comparison.divergences.append(
+            Divergence(
+                comparison.num_prompts,
+                position,
+                expected=_at(expected, position),
+                found=_at(found, position),
+                margin=margin(expected[:position]),
+            )
+        )
     comparison.num_prompts += 1
     comparison.num_tokens += len(expected)
+
+
+def margin_behind(margin: Margin, prompt_ids: Sequence[int]) -> Margin:
+    """The margin behind a prompt and some new tokens, as a function of the new tokens."""
+    return lambda new_ids: margin([*prompt_ids, *new_ids])
+
+
+def _at(token_ids: Sequence[int], position: int) -> int | None:
+    return token_ids[position] if position < len(token_ids) else None
 
 
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:

@@ -197,6 +197,10 @@ def _bad_numbers(
         faults.append(f"{heads} attention heads are no multiple of {kv_heads} key-value heads")
     if head_dim % 16:
         faults.append(f"head_dim {head_dim} is no multiple of 16")
+    kinds = config.get("layer_types")
+    if kinds and len(kinds) != config["num_hidden_layers"]:
+        num_layers = config["num_hidden_layers"]
+        faults.append(f"layer_types has {len(kinds)} entries for {num_layers} layers")
     if capacity > config["max_position_embeddings"]:
         faults.append(
             f"capacity {capacity} exceeds the model's {config['max_position_embeddings']} "

@@ -56,6 +56,8 @@ class GgufTensor:
 
     def read(self, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) as float32; a vector is read whole and then cut."""
+        if start == stop:
+            return np.empty((0, *self.shape[1:]), np.float32)
         is_vector = len(self.shape) == 1
         first, count = (0, 1) if is_vector else (start, stop - start)
         with self.path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Decoder parts as ONNX Runtime's own operators (opset 21 + com.microsoft).
+"""Decoder parts as ONNX Runtime's own operators (opset 23 + com.microsoft).
 
 Attention is GroupQueryAttention on preallocated caches. Facts behind the choices:
 `total_sequence_length` is always the capacity, since the operator reads only position_ids[0] when
@@ -18,7 +18,7 @@ from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.rope import Rope
 from bita.export.visibility import StepInputs, Visibility
 
-OPSETS = {"": 21, MICROSOFT: 1}
+OPSETS = {"": 23, MICROSOFT: 1}
 PRECISIONS = ("fp32", "int4")
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activations on AVX2
 
@@ -69,12 +69,11 @@ class OrtDialect:
     def norm(self, hidden: ir.Value, weight: ir.Value) -> ir.Value:
         """RMSNorm over the last axis."""
         return self.graph.op(
-            "SimplifiedLayerNormalization",
+            "RMSNormalization",
             hidden,
             weight,
             axis=-1,
             epsilon=self._architecture.norm_eps,
-            stash_type=1,
         )
 
     def add_norm(

@@ -22,12 +22,13 @@ def quantize_int4(
     if width % BLOCK_SIZE:
         rows = np.pad(rows, ((0, 0), (0, num_blocks * BLOCK_SIZE - width)))
     blocks = rows.reshape(num_rows, num_blocks, BLOCK_SIZE)
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    scales = extreme / -ZERO_POINT
+    extreme: Float32Array = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    scales = extreme / np.float32(-ZERO_POINT)
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-    values = np.clip(np.rint(blocks * inverse), -8, 7).astype(np.int8) + ZERO_POINT
+    values = np.clip(np.rint(blocks * inverse), -ZERO_POINT, ZERO_POINT - 1) + ZERO_POINT
     nibbles = values.astype(np.uint8)
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), scales[..., 0]
+    packed: npt.NDArray[np.uint8] = nibbles[..., 0::2] | (nibbles[..., 1::2] << np.uint8(4))
+    return packed, scales[..., 0].astype(np.float32)
 
 
 def dequantize_int4(

@@ -44,7 +44,7 @@ def open_checkpoint(model: str, cache_dir: Path | None = None) -> Checkpoint:
         packaged = KNOWN_MODELS[model]
         return _open_gguf(_packaged_file(packaged), model, packaged.license)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return _open_directory(path, model)
     if path.is_file():
         return _open_file(path, model)

@@ -49,7 +49,7 @@ class WeightFile:
         self._file.seek(offset)
         length = 0
         for piece in pieces:
-            self._file.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
+            self._file.write(np.ascontiguousarray(piece).data)
             length += piece.nbytes
             self._on_write(piece.nbytes)
         expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

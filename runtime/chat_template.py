@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import TemplateSyntaxError
 
 from bita.engine import TEMPLATE_FILE
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.runtime.template_filters import TemplateRefusalError
 from bita.runtime.template_meter import (
     Meter,
     TemplateLimitError,
@@ -83,10 +84,10 @@ class ChatTemplate:
             raise PromptError(
                 f"the chat template {error}; shorten the conversation, or use another template"
             ) from error
-        except TemplateError as error:
+        except TemplateRefusalError as error:
             raise PromptError(
-                f"the chat template refuses these messages: {error.message or error}; change their "
-                f"roles, order or keys, or use another template"
+                f"the chat template refuses these messages: {error.message}; change their roles, "
+                f"order or keys, or use another template"
             ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise PromptError(

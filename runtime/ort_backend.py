@@ -1,7 +1,7 @@
 """Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand."""
 
 import os
-from collections.abc import Mapping
+from typing import Any
 
 # The official wheels report usage unless this is set before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -16,6 +16,7 @@ from bita.errors import EngineError
 from bita.runtime.cache import Cache
 from bita.runtime.layout import Layout
 
+Arrays = dict[str, npt.NDArray[Any]]
 ERRORS_ONLY = 3
 
 
@@ -83,7 +84,7 @@ class BoundStep:
         self.logits = (
             np.zeros((num_outputs, backend.vocab_size), np.float32) if with_logits else None
         )
-        inputs = {
+        inputs: Arrays = {
             "token_ids": self.token_ids,
             "positions": self.positions,
             "cache_length": self._cache_length,
@@ -93,7 +94,9 @@ class BoundStep:
             "mask_embeddings": adapter.mask_embeddings,
             "prefix_length": np.array([adapter.prefix_length]),
         }
-        outputs = {"top_ids": self.top_ids, "top_logits": self.top_logits, "logits": self.logits}
+        outputs: Arrays = {"top_ids": self.top_ids, "top_logits": self.top_logits}
+        if self.logits is not None:
+            outputs["logits"] = self.logits
         # The binding does not keep the arrays alive; these OrtValues do.
         self._inputs = _ort_values(inputs)
         self._outputs = _ort_values(outputs)
@@ -114,14 +117,11 @@ class BoundStep:
         return binding
 
 
-def _ort_values(
-    arrays: Mapping[str, npt.NDArray[np.generic] | None],
-) -> dict[str, ort.OrtValue]:
+def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
     """OrtValues over the memory of numpy arrays."""
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         for name, array in arrays.items()
-        if array is not None
     }
 
 

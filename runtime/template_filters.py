@@ -28,6 +28,10 @@ _MAX_INDENT = 16
 _MAX_DATE_FORMAT = 256
 
 
+class TemplateRefusalError(TemplateError):
+    """What raise_exception raises: the template does not take these messages."""
+
+
 def metered_filters() -> dict[str, Callable[..., Any]]:
     """The bounded ones of Jinja's filters, and ours in place of those that are not bounded."""
     defaults: dict[str, Any] = DEFAULT_FILTERS
@@ -43,7 +47,8 @@ def metered_filters() -> dict[str, Callable[..., Any]]:
 
 def metered_tests() -> dict[str, Callable[..., Any]]:
     """Those of Jinja's tests that compare, charged; the others cost next to nothing."""
-    return {name: _metered(DEFAULT_TESTS[name], is_deep=True) for name in _DEEP_TESTS}
+    defaults: dict[str, Any] = DEFAULT_TESTS
+    return {name: _metered(defaults[name], is_deep=True) for name in _DEEP_TESTS}
 
 
 def template_globals() -> dict[str, Any]:
@@ -74,7 +79,8 @@ def _metered(function: Callable[..., Any], is_deep: bool = False) -> Callable[..
 
 def _indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     whole = meter.text(s)
-    meter.spend((len(width) if isinstance(width, str) else width) * (whole.count("\n") + 1))
+    num_characters = len(width) if isinstance(width, str) else max(width, 0)
+    meter.spend(num_characters * (whole.count("\n") + 1))
     return filters.do_indent(whole, width, first, blank)
 
 
@@ -137,7 +143,7 @@ def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 def _raise_exception(message: Any) -> NoReturn:
-    raise TemplateError(meter.text(message))
+    raise TemplateRefusalError(meter.text(message))
 
 
 def _strftime_now(date_format: str) -> str:

@@ -33,7 +33,7 @@ class TemplateLimits:
     """What a template may use. Real ones stay a hundred times below on usual conversations."""
 
     template_characters: int = 200_000  # of the template's source
-    messages: int = 4_096  # of one conversation
+    messages: int = 2_048  # of one conversation
     output_characters: int = 2_000_000  # of the rendered prompt
     work_characters: int = 16_000_000  # made on the way, 1 to 4 bytes each
     steps: int = 1_000_000  # loop iterations, calls, filters and prints; about 1 µs each

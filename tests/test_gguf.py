@@ -333,12 +333,11 @@ def test_the_default_model_is_read_as_by_the_gguf_package() -> None:
     ours, theirs = read_gguf(checkpoint.path), gguf.GGUFReader(checkpoint.path)
     assert set(ours.tensors) == {tensor.name for tensor in theirs.tensors}
     for key, field in theirs.fields.items():
-        if not key.startswith("GGUF."):
-            assert (
-                list(ours.metadata[key]) == list(field.contents())
-                if isinstance(field.contents(), list)
-                else ours.metadata[key] == field.contents()
-            ), key
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            assert list(ours.metadata[key][:200]) == field.contents(slice(0, 200)), key
+            assert len(ours.metadata[key]) == len(field.data), key
+        elif not key.startswith("GGUF."):
+            assert ours.metadata[key] == field.contents(), key
     by_name = {tensor.name: tensor for tensor in theirs.tensors}
     tensor = by_name["blk.3.ffn_up.weight"]
     expected = gguf.quants.dequantize(tensor.data[100:140], tensor.tensor_type)

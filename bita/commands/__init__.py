@@ -7,6 +7,8 @@ by the command that needs it.
 import argparse
 from typing import Any
 
+TREE_HELP = "ar, chain, triangle (5,4,3), widths such as 3,2,1, or a JSON file of paths"
+
 
 def add_command(
     subparsers: Any, name: str, help_line: str, example: str

@@ -6,10 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bita.commands import add_command, positive
-from bita.commands.progress import progress_bar
-from bita.commands.trees import HELP as TREE_HELP
-from bita.commands.trees import read_tree
+from bita.commands import TREE_HELP, add_command, positive
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,6 +35,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.adapter import Adapter
+    from bita.commands.progress import progress_bar
+    from bita.commands.trees import read_tree
     from bita.export.build import BuildOptions, build_engine
     from bita.export.sources import open_checkpoint
 

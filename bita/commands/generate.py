@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.commands import add_command, not_negative, positive
-from bita.commands.trees import HELP as TREE_HELP
-from bita.commands.trees import read_tree
+from bita.commands import TREE_HELP, add_command, not_negative, positive
 
 if TYPE_CHECKING:
     from bita.runtime.session import Session
@@ -33,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from bita.commands.trees import read_tree
     from bita.errors import PromptError
     from bita.runtime.session import Session
 

