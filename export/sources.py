@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from bita.errors import MissingExtraError, ModelError
+from bita.errors import MissingExtraError, ModelError, raise_faults
 from bita.export.checkpoint import Checkpoint
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -51,6 +51,7 @@ def open_checkpoint(model: str, cache_dir: Path | None = None) -> Checkpoint:
     hub_id = HUB_ID.fullmatch(model)
     if hub_id and not model.endswith(".gguf"):
         directory = _download(hub_id["repo"], hub_id["revision"], cache_dir)
+        raise_faults(ModelError, model, _hub_faults(hub_id["repo"], directory))
         return _open_directory(directory, model)
     raise ModelError(_not_found(model))
 
@@ -132,6 +133,22 @@ def _download(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
         f"cannot load {repo!r}: {cause}. Or download it where there is a network "
         f"(hf download {repo} --local-dir DIR) and give the directory"
     )
+
+
+def _hub_faults(repo: str, directory: Path) -> list[str]:
+    """What a repository lacks; its other formats were not downloaded."""
+    faults = []
+    if not (directory / "config.json").exists():
+        faults.append(
+            "the repository has no config.json; if it holds GGUF files, download one "
+            f"(hf download {repo} FILE.gguf --local-dir DIR) and give its path"
+        )
+    elif not any(directory.glob("*.safetensors*")):
+        faults.append(
+            "the repository has no safetensors weights; convert them "
+            f"(AutoModelForCausalLM.from_pretrained({repo!r}).save_pretrained(DIR)) and give DIR"
+        )
+    return faults
 
 
 def _brief(error: Exception) -> str:

@@ -164,6 +164,48 @@ def test_the_hub_cache_serves_offline(tmp_path: Path) -> None:
     assert "hf download org/other --local-dir DIR" in lines[3]
 
 
+def test_repositories_of_other_formats(tmp_path: Path) -> None:
+    for repo, removed in (("org/gguf", "config.json"), ("org/pickle", "model.safetensors")):
+        write_cache(tmp_path, repo)
+        storage = tmp_path / f"models--{repo.replace('/', '--')}"
+        (storage / "snapshots" / COMMITS["main"] / removed).unlink()
+    lines = run(
+        f"""
+        from bita.errors import ModelError
+        for name in ("org/gguf", "org/pickle"):
+            try:
+                open_checkpoint(name, Path({str(tmp_path)!r}))
+            except ModelError as error:
+                print(error)
+        """,
+        HF_HUB_OFFLINE="1",
+    )
+    assert "no config.json; if it holds GGUF files, download one" in lines[0]
+    assert "no safetensors weights; convert them" in lines[1]
+
+
+def test_missing_packages_are_named_with_their_extra(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    lines = run(
+        f"""
+        import sys
+        from bita.errors import MissingExtraError
+        sys.modules["gguf"] = sys.modules["huggingface_hub"] = None
+        for model in ({str(path)!r}, "org/name"):
+            try:
+                open_checkpoint(model)
+            except MissingExtraError as error:
+                print(error)
+        """
+    )
+    assert [line.partition(" needs ")[0] for line in lines] == [
+        "reading GGUF files",
+        "loading a model by its hub id",
+    ]
+    assert all("pip install 'bita-edge[export]'" in line for line in lines)
+
+
 def test_refusals_of_the_hub_say_the_cause(tmp_path: Path) -> None:
     with refusing_hub() as endpoint:
         lines = run(

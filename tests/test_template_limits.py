@@ -35,11 +35,11 @@ HOSTILE = {
     "macro tree": "{% macro m(n) %}{{ m(n-1) ~ m(n-1) if n }}{% endmacro %}{{ m(60) }}",
     "endless macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "recursive loop": "{% for x in range(9) recursive %}{% if loop.depth < 5 %}"
-    "{{ loop(range(9999)) }}{% endif %}{% endfor %}",
-    "join": "{{ (['x' * 999999] * 99999) | join }}",
-    "join method": "{{ ('x' * 999999).join(['x'] * 99999) }}",
-    "replace": "{{ ('x' * 999999) | replace('x', 'y' * 999999) }}",
-    "replace method": "{{ ('x' * 999999).replace('', 'y' * 999999) }}",
+    "{{ loop(range(99999)) }}{% endif %}{% endfor %}",
+    "join": "{{ (['x' * 7000000] * 200000) | join }}",
+    "join method": "{{ ('x' * 7000000).join(['x'] * 200000) }}",
+    "replace": "{{ ('x' * 3000000) | replace('x', 'y' * 3000000) }}",
+    "replace method": "{{ ('x' * 3000000).replace('', 'y' * 3000000) }}",
     "width": "{{ '%999999999999d' % 1 }}",
     "width by value": "{{ '%*d' % (999999999999, 1) }}",
     "format width": "{{ '{:>999999999999}'.format(1) }}",
@@ -48,8 +48,8 @@ HOSTILE = {
     "integer method": "{{ (1).to_bytes(999999999999) }}",
     "indent": "{{ 'x\n' | indent(999999999999) }}",
     "JSON indent": "{{ [1] | tojson(indent=999999999999) }}",
-    "text in a loop": "{% for i in range(9999) %}" + "x" * 9999 + "{% endfor %}",
-    "text in a block": "{% set x %}{% for i in range(9999) %}"
+    "text in a loop": "{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}",
+    "text in a block": "{% set x %}{% for i in range(99999) %}"
     + "x" * 9999
     + "{% endfor %}{% endset %}",
 }
@@ -57,7 +57,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_soon(name: str) -> None:
-    limits = TemplateLimits(steps=50_000, work_characters=2_000_000)
+    limits = TemplateLimits(steps=250_000)
     start = time.perf_counter()
     with pytest.raises(PromptError, match=r"template (?!fails with (Memory|Value)Error)"):
         ChatTemplate(HOSTILE[name], limits=limits).render([LONG])
