@@ -16,7 +16,8 @@ import safetensors
 from safetensors.numpy import save as to_safetensors
 
 from bita.errors import AdapterError, ModelError, raise_faults
-from bita.identity import EMBEDDING, Float32Array, ModelIdentity, TensorSource, identify, read_rows
+from bita.identity import EMBEDDING, ModelIdentity, identify
+from bita.tensors import Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
 FORMAT_VERSION = "1"
@@ -115,7 +116,7 @@ def untuned_adapter(
     """
     identity = identify(checkpoint)
     total = np.zeros(identity.hidden_size)
-    for _, rows in read_rows(checkpoint, EMBEDDING, identity.vocab_size):
+    for rows in row_chunks(checkpoint, EMBEDDING):
         total += rows.sum(axis=0, dtype=np.float64)
     mean = (total / identity.vocab_size).astype(np.float32)
     keys, values = _random_prefix(identity, prefix_length, _PREFIX_SCALE, seed)

@@ -5,16 +5,15 @@ model, and so does a light fine-tune of it; a model of the same shape with other
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.errors import ModelError, raise_faults
+from bita.tensors import Float32Array, TensorSource, row_chunks
 
-Float32Array = npt.NDArray[np.float32]
 Fingerprint = Mapping[str, tuple[float, ...]]
 
 # Q4 leaves a relative error of about 0.1 (cosine 0.995) and Q2_K of about 0.3 (0.95); independent
@@ -27,21 +26,6 @@ _SEED = 20240122  # part of the format: another seed gives other fingerprints
 _DIMENSIONS = ("num_layers", "hidden_size", "num_kv_heads", "head_dim", "vocab_size")
 # One decoder under two names: GGUF files of Mistral models call themselves "llama".
 _ALIASES = {"mistral": "llama"}
-
-
-class TensorSource(Protocol):
-    """The part of `bita.export.checkpoint.Checkpoint` that is read here.
-
-    Stated again so that nothing under `bita` that the runtime needs imports `bita.export`.
-    """
-
-    config: dict[str, Any]
-
-    def names(self) -> frozenset[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array: ...
 
 
 @dataclass(frozen=True)
@@ -136,16 +120,6 @@ def identify(checkpoint: TensorSource) -> ModelIdentity:
     )
 
 
-def read_rows(
-    source: TensorSource, name: str, stop: int, chunk_bytes: int = 16 << 20
-) -> Iterator[tuple[int, Float32Array]]:
-    """(first row, rows) of rows [0, stop) in order, about `chunk_bytes` of float32 at a time."""
-    row_bytes = 4 * int(np.prod(source.shape(name)[1:], dtype=np.int64))
-    step = max(1, chunk_bytes // max(1, row_bytes))
-    for start in range(0, stop, step):
-        yield start, source.read(name, start, min(start + step, stop))
-
-
 def _query_tensor(names: frozenset[str]) -> tuple[str, str]:
     """(name in the fingerprint, name in the file) of the first query projection.
 
@@ -165,8 +139,10 @@ def _sketch(source: TensorSource, name: str, num_rows: int) -> tuple[float, ...]
     rows = _signs(num_rows, _ROW_SIGNS, _SEED)
     columns = _signs(source.shape(name)[1], _COLUMN_SIGNS, _SEED + 1)
     sums = np.zeros((_ROW_SIGNS, _COLUMN_SIGNS))
-    for start, chunk in read_rows(source, name, num_rows):
+    start = 0
+    for chunk in row_chunks(source, name, num_rows):
         sums += rows[start : start + len(chunk)].T @ (chunk @ columns)
+        start += len(chunk)
     norm = float(np.linalg.norm(sums))
     if not np.isfinite(norm):
         raise ModelError(f"{name} has values that are not finite; the checkpoint is damaged")

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from bita.errors import ModelError, raise_faults
-from bita.export.checkpoint import Float32Array, TextAssets
+from bita.export.checkpoint import TextAssets
 from bita.export.gguf_config import architecture_of, make_config
 from bita.export.gguf_file import READABLE_TYPES, GgufFile, GgufTensor, read_gguf
 from bita.export.gguf_names import map_names
 from bita.export.gguf_tokenizer import read_gguf_text_assets
 from bita.export.license import spdx_id
 from bita.export.tensor_table import RowRange, TensorTable
+from bita.tensors import Float32Array
 
 ROPE_FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")

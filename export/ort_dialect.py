@@ -12,11 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from bita.export.architecture import Architecture, Layer
-from bita.export.checkpoint import Checkpoint, Float32Array, row_chunks
+from bita.export.checkpoint import Checkpoint
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
 from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.rope import Rope
 from bita.export.visibility import StepInputs, Visibility
+from bita.tensors import Float32Array, row_chunks
 
 OPSETS = {"": 23, MICROSOFT: 1}
 PRECISIONS = ("fp32", "int4")
@@ -210,7 +211,7 @@ class OrtDialect:
 
     def _chunks(self, names: Sequence[str]) -> Iterator[Float32Array]:
         for name in names:
-            yield from row_chunks(self._checkpoint, name, chunk_bytes=16 << 20)
+            yield from row_chunks(self._checkpoint, name)
 
     def _bias(self, label: str, names: Sequence[str]) -> ir.Value | None:
         biases = [name.removesuffix("weight") + "bias" for name in names]

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from bita.errors import ModelError, raise_faults
-from bita.export.checkpoint import Float32Array, TextAssets
+from bita.export.checkpoint import TextAssets
 from bita.export.license import spdx_id
 from bita.export.tensor_table import TensorTable
 from bita.export.tokenizer import read_text_assets
+from bita.tensors import Float32Array
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

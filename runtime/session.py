@@ -1,30 +1,23 @@
 """The runtime's front door: open an engine, give it a prompt, get text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bita.adapter import Adapter
 from bita.engine import (
     ADAPTER_FILE,
-    GENERATION_FILE,
-    TEMPLATE_FILE,
     TREE_FILE,
     Engine,
     open_engine,
 )
-from bita.errors import EngineError, PromptError, raise_faults
-from bita.generation import GenerationDefaults
-from bita.runtime.chat_template import ChatTemplate
+from bita.errors import EngineError, raise_faults
+from bita.runtime.engine_texts import EngineTexts, Prompt
 from bita.runtime.ort_backend import OrtBackend
 from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
-from bita.runtime.text import IncrementalText, TextCodec
+from bita.runtime.text import IncrementalText
 from bita.runtime.tree_decoder import TreeDecoder
 from bita.tree import Tree
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message] | Sequence[int]
 
 
 class Generation(Iterator[str]):
@@ -95,7 +88,7 @@ class Session:
     """
 
     def __init__(
-        self, engine: Engine, texts: "EngineTexts", backend: OrtBackend, decoder: TreeDecoder
+        self, engine: Engine, texts: EngineTexts, backend: OrtBackend, decoder: TreeDecoder
     ) -> None:
         self.engine = engine
         self._texts = texts
@@ -217,37 +210,6 @@ class Session:
     def reset_stats(self) -> None:
         """Count from zero again."""
         self._decoder.stats = Stats(self._decoder.tree)
-
-
-class EngineTexts:
-    """How an engine turns prompts into token ids: tokenizer, chat template, defaults."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.codec = TextCodec.open(engine.path)
-        self.defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
-        self.template = _read_template(engine, self.defaults)
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of text (special tokens added), of messages (templated) or of token ids."""
-        if isinstance(prompt, str):
-            return self.codec.encode(prompt, add_special_tokens=True)
-        if not isinstance(prompt, Sequence):
-            raise PromptError(f"a prompt is text, messages or token ids, not {prompt!r:.60}")
-        if len(prompt) == 0:
-            raise PromptError("the prompt is empty; give text, messages or token ids")
-        if all(type(item) is int for item in prompt):
-            return list(prompt)  # type: ignore[arg-type]
-        if self.template is None:
-            raise PromptError("this engine's model has no chat template; give the prompt as text")
-        text = self.template.render(prompt)  # type: ignore[arg-type]
-        return self.codec.encode(text, add_special_tokens=False)
-
-
-def _read_template(engine: Engine, defaults: GenerationDefaults) -> ChatTemplate | None:
-    path = engine.file(TEMPLATE_FILE)
-    if not path.is_file():
-        return None
-    return ChatTemplate(path.read_text(encoding="utf-8"), defaults.special_tokens)
 
 
 def read_tree(engine: Engine) -> Tree:

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save
 
 from bita.errors import ModelError
-from bita.export.checkpoint import row_chunks
 from bita.export.safetensors_checkpoint import SafetensorsCheckpoint
+from bita.tensors import row_chunks
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 CONFIG = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}

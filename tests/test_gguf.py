@@ -23,9 +23,9 @@ from tiny_gguf import (
 )
 
 from bita.errors import ModelError
-from bita.export.checkpoint import row_chunks
 from bita.export.gguf_checkpoint import GgufCheckpoint
 from bita.export.gguf_file import READABLE_TYPES, read_gguf
+from bita.tensors import row_chunks
 
 Q_NAME = "model.layers.1.self_attn.q_proj.weight"
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)

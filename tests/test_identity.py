@@ -9,7 +9,8 @@ import pytest
 from tiny_models import ArrayCheckpoint, random_checkpoint
 
 from bita.errors import ModelError
-from bita.identity import EMBEDDING, ModelIdentity, identify, read_rows
+from bita.identity import EMBEDDING, ModelIdentity, identify
+from bita.tensors import row_chunks
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 DOWN = "model.layers.3.mlp.down_proj.weight"
@@ -90,7 +91,7 @@ def test_fused_query_tensor_gives_the_same_fingerprint() -> None:
 
 def test_rows_are_read_in_pieces_and_in_order() -> None:
     checkpoint = random_checkpoint()
-    pieces = [rows for _, rows in read_rows(checkpoint, DOWN, 64, 4 * 128 * 10)]
+    pieces = list(row_chunks(checkpoint, DOWN, 64, 4 * 128 * 10))
     assert [len(rows) for rows in pieces] == [10] * 6 + [4]
     np.testing.assert_array_equal(np.vstack(pieces), checkpoint.tensors[DOWN])
 

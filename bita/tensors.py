@@ -1,0 +1,42 @@
+"""Where weights are read from, a few rows at a time, whatever the file format."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+CHUNK_BYTES = 16 << 20  # of float32: large enough for full speed, small beside any model
+
+
+class TensorSource(Protocol):
+    """A model's config and weights; nothing is read before it is asked for.
+
+    config: `config.json` of transformers. Tensor names and layouts are those of transformers
+    (`model.layers.0.self_attn.q_proj.weight`, `[out_features, in_features]`), whatever the file
+    calls them.
+    """
+
+    config: dict[str, Any]
+
+    def names(self) -> frozenset[str]:
+        """The names of all tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the header only. Raises ModelError if it is not there."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
+        """Rows [start, stop) along the first axis, as contiguous float32; only they are read."""
+
+
+def row_chunks(
+    source: TensorSource, name: str, stop: int | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Float32Array]:
+    """Rows [0, stop) of a tensor in order (None: all), in pieces of about `chunk_bytes`."""
+    shape = source.shape(name)
+    row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
+    step = max(1, chunk_bytes // max(1, row_bytes))
+    end = shape[0] if stop is None else stop
+    for start in range(0, end, step):
+        yield source.read(name, start, min(start + step, end))
