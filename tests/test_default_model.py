@@ -1,0 +1,54 @@
+"""The default model end to end: build, answer, and the same text by every road."""
+
+from pathlib import Path
+
+import pytest
+
+from bita.adapter import random_adapter
+from bita.calibration.prompts import read_prompts
+from bita.calibration.verify import verify
+from bita.export.build import BuildOptions, build_engine
+from bita.export.sources import open_checkpoint
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+MODEL = "smollm2-135m-instruct"
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module", params=["fp32", "int4"])
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    out = tmp_path_factory.mktemp("engine") / request.param
+    build_engine(open_checkpoint(MODEL), None, out, BuildOptions(request.param, capacity=512))
+    return Session.open(out)
+
+
+@pytest.mark.parametrize("tree", [Tree.chain(3), Tree.triangle()], ids=["chain", "triangle"])
+def test_exact_mode_is_lossless(session: Session, tree: Tree) -> None:
+    for comparison in verify(session.using(tree=tree, mode="exact"), read_prompts(limit=3), 24):
+        assert comparison.divergences == []
+
+
+def test_a_prefix_changes_nothing(session: Session) -> None:
+    adapter = random_adapter(session.adapter.identity, 3, prefix_length=7, scale=2.0)
+    prompt = read_prompts(limit=1)[0]
+    plain = session.using(tree=Tree.root_only(), adapter=adapter).generate(prompt, 24)
+    drafted = session.using(adapter=adapter).generate(prompt, 24)
+    assert drafted.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("session", ["fp32"], indirect=True)
+def test_fp32_text_equals_transformers(session: Session) -> None:
+    pytest.importorskip("torch")
+    from bita.calibration.transformers_reference import TransformersReference
+
+    reference = TransformersReference(open_checkpoint(MODEL))
+    for prompt in read_prompts(limit=2):
+        ids = session.encode(prompt)
+        expected = reference.greedy(ids, 24, session.eos_ids)
+        assert session.generate(ids, 24).token_ids == expected
+
+
+def test_the_answer_is_about_the_question(session: Session, tmp_path: Path) -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    assert "Paris" in session.generate(question, 30).text
