@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bita import __version__
-from bita.errors import BitaError
+from bita.errors import BitaError, MissingExtraError
 
+# The extra that brings a module; what is not named here is a fault of the installation.
+EXTRAS = {
+    **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
+    **dict.fromkeys(("torch", "transformers"), "tune"),
+}
 COMMANDS = ("engine", "generate", "verify", "inspect", "adapter")
 
 
@@ -27,9 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bita: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        return _fail(MissingExtraError(f"`bita {args.command}`", EXTRAS[error.name]))
     except (BitaError, OSError, MemoryError) as error:
-        print(f"bita: error: {on_one_line(str(error) or repr(error))}", file=sys.stderr)
-        return 2
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    print(f"bita: error: {on_one_line(str(error) or repr(error))}", file=sys.stderr)
+    return 2
 
 
 def on_one_line(message: str) -> str:
@@ -46,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bita-edge {__version__}")
     parser.set_defaults(debug=False)
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True
+    )
     for name in COMMANDS:
         import_module(f"bita.commands.{name}").add_parser(subparsers)
     return parser

@@ -157,6 +157,21 @@ def test_help_is_fast_and_lean() -> None:
     assert result.stdout.endswith("[]\n")
 
 
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    """Where the export libraries are not installed, the error says how to get them."""
+    model = write_plain_model(tmp_path / "model")
+    code = (
+        "import sys; sys.modules['onnx_ir'] = None\n"
+        f"from bita.cli import main; sys.exit(main(['engine', {str(model)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "bita: error: `bita engine` needs packages that are not installed: "
+        "pip install 'bita-edge[export]'\n"
+    )
+
+
 def test_a_full_adapter_mismatch_is_explained(
     tmp_path: Path, tiny_engine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
