@@ -5,6 +5,7 @@ as Gemma's sqrt(hidden)). Prefix keys are used as they are, without rotation or 
 BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,6 @@ class Adapter:
         path = Path(path)
         raise_faults(AdapterError, f"{path} was not written", _finite_faults(self.tensors()))
         metadata = {
-            "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "identity": self.identity.to_json(),
             "num_masks": str(self.num_masks),
@@ -85,7 +85,10 @@ class Adapter:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_bytes(to_safetensors(self.tensors(), metadata))
+            # one entry: safetensors writes several in no fixed order, and equal adapters should be
+            # equal files
+            stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
+            partial.write_bytes(to_safetensors(self.tensors(), stored))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -149,17 +152,21 @@ def _read_metadata(path: Path) -> dict[str, str]:
     """The header's metadata. Raises AdapterError if this is no safetensors file of ours."""
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
+            stored = (file.metadata() or {}).get(FORMAT, "{}")
     except FileNotFoundError as error:
         raise AdapterError(f"{path} does not exist; give the path of an adapter file") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise AdapterError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from error
-    if metadata.get("format") != FORMAT:
+    try:
+        metadata: dict[str, str] = {str(k): str(v) for k, v in json.loads(stored).items()}
+    except (ValueError, AttributeError):
+        metadata = {}
+    if not metadata:
         raise AdapterError(
-            f"{path} is a safetensors file but no adapter: its metadata has format "
-            f"{metadata.get('format')!r}, not {FORMAT!r}; {_MAKE_ANOTHER}"
+            f"{path} is a safetensors file but no adapter: its metadata has no {FORMAT!r}; "
+            f"{_MAKE_ANOTHER}"
         )
     return metadata
 

@@ -19,6 +19,10 @@ class EngineError(BitaError):
     """An engine directory is broken, or cannot run here."""
 
 
+class TuningError(BitaError):
+    """A tuning run cannot start or go on: its settings, its data or its checkpoint."""
+
+
 class TreeError(BitaError):
     """A tree description is not a tree, or does not fit the engine."""
 

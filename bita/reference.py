@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.adapter import Adapter
+from bita.base_model import masks_by_layer
 from bita.errors import AdapterError, MissingExtraError, TreeError, raise_faults
 from bita.tree import Tree
 
@@ -134,20 +135,15 @@ class ReferenceDecoder:
 
     def _attention_mask(self, tree: Tree, positions: torch.Tensor) -> Any:
         """Additive mask [1, 1, R, P + R] as in `visibility`, or one for each type of layer."""
-        config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        layer_types = getattr(config, "layer_types", None)
-        windows = {"full_attention": None, "sliding_attention": window}
 
         def additive(window: int | None) -> torch.Tensor:
             sees = visibility(tree, positions, self.adapter.prefix_length, window)
             weight = self.model.get_input_embeddings().weight
-            mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(weight.dtype).min)
-            return mask[None, None].to(weight)
+            mask = torch.zeros(sees.shape, dtype=weight.dtype, device=weight.device)
+            hidden = ~sees.to(weight.device)
+            return mask.masked_fill(hidden, torch.finfo(weight.dtype).min)[None, None]
 
-        if layer_types is None:
-            return additive(window)
-        return {layer_type: additive(windows[layer_type]) for layer_type in set(layer_types)}
+        return masks_by_layer(self.model.config, additive)
 
     def _prefix_cache(self) -> DynamicCache:
         """The prefix as if it were the past of every layer, windowed ones too."""

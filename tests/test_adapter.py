@@ -29,14 +29,20 @@ def write(path: Path, adapter: Adapter, metadata: dict[str, str | None], **tenso
     adapter.save(path)
     raw = path.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    stated = {**header["__metadata__"], **metadata}
+    stated = {**json.loads(header["__metadata__"]["bita-adapter"]), **metadata}
     stored = {**adapter.tensors(), **tensors}
     save_file(
         {name: array for name, array in stored.items() if array is not None},
         path,
-        {key: value for key, value in stated.items() if value is not None},
+        {"bita-adapter": json.dumps({k: v for k, v in stated.items() if v is not None})},
     )
     return path
+
+
+def test_equal_adapters_are_equal_files(adapter: Adapter, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        adapter.save(tmp_path / name)
+    assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c")}) == 1
 
 
 def message_of(path: Path) -> str:
@@ -112,7 +118,7 @@ def test_missing_cut_and_foreign_files_are_told_apart(adapter: Adapter, tmp_path
     (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-1])
     assert "not a whole safetensors file" in message_of(tmp_path / "cut")
     save_file({"lm_head.weight": np.zeros(3)}, tmp_path / "model")
-    assert "no adapter: its metadata has format None" in message_of(tmp_path / "model")
+    assert "no adapter: its metadata has no 'bita-adapter'" in message_of(tmp_path / "model")
 
 
 def test_a_file_with_many_faults_lists_them_all(adapter: Adapter, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The frozen base model in torch, from any checkpoint that the exporter reads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bita.errors import MissingExtraError
+from bita.tensors import TensorSource
+
+# transformers keeps these projections of some families in one tensor.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: str = "cpu") -> Any:
+    """A causal language model of transformers with the weights of a checkpoint, frozen.
+
+    dtype: name of a torch type. Attention is eager where logits are capped, since the fused kernels
+    leave the cap out. Raises MissingExtraError without torch and transformers.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("the base model in torch", "tune") from error
+    config = transformers.AutoConfig.for_model(**checkpoint.config)
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            weight.copy_(torch.from_numpy(read_weight(checkpoint, name)))
+    return model.requires_grad_(False).eval().to(device)
+
+
+def masks_by_layer(config: Any, make: Callable[[int | None], Any]) -> Any:
+    """The attention mask that a model wants: one, or a dict of one for each type of layer.
+
+    make: the mask for a sliding window (None: no window).
+    """
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return make(window)
+    windows = {"full_attention": None, "sliding_attention": window}
+    return {kind: make(windows[kind]) for kind in sorted(set(layer_types))}
+
+
+def read_weight(checkpoint: TensorSource, name: str) -> np.ndarray:
+    """A weight by its name in transformers: fused ones joined, a tied output layer found."""
+    present = checkpoint.names()
+    parts = [name]
+    for fused, halves in FUSED.items():
+        if fused in name and name not in present:
+            parts = [name.replace(fused, half) for half in halves]
+    if name == HEAD and name not in present:
+        parts = [EMBEDDINGS]
+    return np.concatenate([checkpoint.read(part) for part in parts])

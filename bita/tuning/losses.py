@@ -1,0 +1,31 @@
+"""How far the drafts of mask rows are from the base model."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+CE_SHARE = {"kl": 0.0, "mix": 0.5, "ce": 1.0}
+
+
+def draft_losses(drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> Tensor:
+    """The loss of each row [n], in float32: KL(teacher || draft), cross-entropy, or half of each.
+
+    drafts, teacher: logits [n, V] of the mask rows and of the base's rows for the same token.
+    tokens: [n], what stands there.
+    """
+    drafts, teacher = drafts.float(), teacher.float()
+    share = CE_SHARE[loss]
+    total = torch.zeros(len(drafts), device=drafts.device)
+    if share < 1:
+        log_drafts, log_teacher = log_softmax(drafts, -1), log_softmax(teacher, -1)
+        divergence = kl_div(log_drafts, log_teacher, reduction="none", log_target=True).sum(-1)
+        total = total + (1 - share) * divergence
+    if share > 0:
+        total = total + share * cross_entropy(drafts, tokens, reduction="none")
+    return total
+
+
+def decayed_mean(losses: Tensor, masks: Tensor, decay: float) -> Tensor:
+    """The mean of row losses [n], those of mask k weighted by decay**k."""
+    weights = decay ** masks.to(losses.dtype)
+    return (losses * weights).sum() / weights.sum()

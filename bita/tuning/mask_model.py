@@ -1,0 +1,146 @@
+"""The two forwards of a training step: the frozen base without gradient, then the mask rows.
+
+Base rows depend on nothing that is trained. So their keys and values are computed once and serve
+as the context of the mask rows, and their logits as the teacher; only the mask rows, a few dozen
+per text, are run with gradient. Equal to one joint forward (BiTA's own) up to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bita.adapter import Adapter
+from bita.base_model import masks_by_layer
+from bita.identity import ModelIdentity
+from bita.tuning.mask_rows import MaskRows, visibility
+
+
+class AdapterParameters(torch.nn.Module):
+    """What is trained, in float32: mask_embeddings [M, hidden], prefix_* [L, H, P, D]."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self._identity = adapter.identity
+        self.mask_embeddings = _parameter(adapter.mask_embeddings)
+        self.prefix_keys = _parameter(adapter.prefix_keys)
+        self.prefix_values = _parameter(adapter.prefix_values)
+
+    def to_adapter(self, tuned_on: str) -> Adapter:
+        """The adapter with the values of now."""
+        arrays = (self.mask_embeddings, self.prefix_keys, self.prefix_values)
+        masks, keys, values = (array.detach().cpu().numpy().copy() for array in arrays)
+        return Adapter(masks, keys, values, self._identity, tuned_on)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return self._identity
+
+
+@dataclass(frozen=True)
+class BaseContext:
+    """What the base computed of a batch of texts, padded behind to T tokens.
+
+    layers: keys and values [B, H, T, D] per layer. logits: [B, T - first, V], of rows `first` on.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    logits: Tensor
+    first: int
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.layers[0][0].shape[2])
+
+
+class MaskModel:
+    """The base model and the forward of mask rows on it."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        embedding = base.get_input_embeddings()
+        self.dtype, self.device = embedding.weight.dtype, embedding.weight.device
+        # Gemma multiplies what it looks up; mask embeddings stand for rows of the table.
+        self._embedding_scale = float(getattr(embedding, "embed_scale", 1.0))
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[Sequence[int]], first: int) -> BaseContext:
+        """Run the base over whole texts. first: the first row whose logits are wanted."""
+        longest = max(len(text) for text in texts)
+        ids = torch.zeros((len(texts), longest), dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = torch.tensor(text)
+        cache: Any = DynamicCache()
+        logits = self.base(
+            input_ids=ids.to(self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=longest - first,
+        ).logits
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        return BaseContext(layers, logits, first)
+
+    def mask_logits(
+        self,
+        parameters: AdapterParameters,
+        context: BaseContext,
+        rows: Sequence[MaskRows],
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Logits [B, R, V] of the mask rows of each text, padded behind to R rows.
+
+        dropout: share of the prefix's values left out, the others scaled up.
+        """
+        num_rows = max(len(text.anchors) for text in rows)
+        masks = _padded([text.masks for text in rows], num_rows).to(self.device)
+        positions = _padded([text.positions for text in rows], num_rows).to(self.device)
+        embeddings = parameters.mask_embeddings[masks].to(self.dtype) * self._embedding_scale
+        prefix_length = parameters.prefix_keys.shape[2]
+
+        def additive(window: int | None) -> Tensor:
+            sees = visibility(rows, num_rows, context.num_tokens, prefix_length, window)
+            hidden = torch.from_numpy(~sees)[:, None].to(self.device)
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+            return mask.masked_fill(hidden, torch.finfo(self.dtype).min)
+
+        logits: Tensor = self.base(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=masks_by_layer(self.base.config, additive),
+            past_key_values=self._cache(parameters, context, len(rows), dropout),
+            use_cache=True,
+        ).logits
+        return logits
+
+    def _cache(
+        self, parameters: AdapterParameters, context: BaseContext, batch_size: int, dropout: float
+    ) -> Any:
+        """Prefix and text as the past of every layer, windowed ones too."""
+        cache: Any = DynamicCache()
+        for index, (keys, values) in enumerate(context.layers):
+            joined = []
+            for prefix, text in (
+                (parameters.prefix_keys[index], keys),
+                (parameters.prefix_values[index], values),
+            ):
+                kept = torch.nn.functional.dropout(prefix, dropout, training=dropout > 0)
+                shared = kept.to(self.dtype)[None].expand(batch_size, -1, -1, -1)
+                joined.append(torch.cat([shared, text], dim=2))
+            cache.update(*joined, index)
+        return cache
+
+
+def _parameter(array: np.ndarray) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.from_numpy(array.copy()))
+
+
+def _padded(arrays: Sequence[np.ndarray], length: int) -> Tensor:
+    """[B, length] with zeros behind."""
+    padded = np.zeros((len(arrays), length), np.int64)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(padded)

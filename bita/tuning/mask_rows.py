@@ -1,0 +1,100 @@
+"""Which mask rows a step trains: anchors in a text, and the masks behind them.
+
+Token indices count from the start of the text. A group anchored at index a sees tokens 0..a; its
+mask k stands at position a + 1 + k, is taught by the base's row a + 1 + k, and drafts token
+a + 2 + k. Source: BiTA (arXiv 2401.12522), training; anchors anywhere: `docs/LOG.md`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.tuning.settings import TuneSettings
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRows:
+    """R mask rows of one text, group by group. anchors, masks: int64 [R], a and k of each row."""
+
+    anchors: Int64Array
+    masks: Int64Array
+
+    @property
+    def positions(self) -> Int64Array:
+        """[R]: position of each row, and index of the base's row that teaches it."""
+        return self.anchors + 1 + self.masks
+
+    @property
+    def labels(self) -> Int64Array:
+        """[R]: index of the token that each row drafts."""
+        return self.anchors + 2 + self.masks
+
+
+def choose_rows(
+    num_prompt: int, num_tokens: int, settings: TuneSettings, rng: np.random.Generator
+) -> MaskRows:
+    """The rows of one text for one step; none if the response is too short.
+
+    num_prompt: tokens of the prompt; num_tokens: of the whole text. Anchors lie between the last
+    prompt token, behind which a prefill puts its group, and the last token but two.
+    """
+    first, last = max(num_prompt - 1, 0), num_tokens - 3
+    candidates = np.arange(first, last + 1)
+    if settings.anchors == "consecutive":
+        begin = int(rng.integers(max(1, len(candidates) - settings.num_anchors + 1)))
+        anchors = candidates[begin : begin + settings.num_anchors]
+    else:
+        chosen = rng.permutation(len(candidates))[: settings.num_anchors]
+        anchors = candidates[np.sort(chosen)]
+    depths = _kept_masks(len(anchors), settings, rng)
+    return rows_behind(anchors, np.minimum(depths, num_tokens - 2 - anchors))
+
+
+def all_rows(num_prompt: int, num_tokens: int, num_masks: int) -> MaskRows:
+    """Every group of a response, for evaluation; partial ones at its end included."""
+    anchors = np.arange(max(num_prompt - 1, 0), max(num_tokens - 2, 0))
+    return rows_behind(anchors, np.minimum(num_masks, num_tokens - 2 - anchors))
+
+
+def rows_behind(anchors: Int64Array, depths: Int64Array) -> MaskRows:
+    """`depths[i]` masks behind `anchors[i]`."""
+    masks = [np.arange(depth) for depth in depths]
+    return MaskRows(
+        np.repeat(anchors, depths).astype(np.int64),
+        np.concatenate([np.zeros(0, np.int64), *masks]).astype(np.int64),
+    )
+
+
+def _kept_masks(count: int, settings: TuneSettings, rng: np.random.Generator) -> Int64Array:
+    """How many masks each group keeps: mask k + 1 stays with probability keep_far."""
+    kept = rng.random((count, settings.num_masks - 1)) < settings.keep_far
+    return 1 + np.cumprod(kept, axis=1).sum(axis=1).astype(np.int64)
+
+
+def visibility(
+    rows: Sequence[MaskRows], num_rows: int, num_tokens: int, prefix_length: int, window: int | None
+) -> npt.NDArray[np.bool_]:
+    """[B, num_rows, P + num_tokens + num_rows]: which mask row sees which key.
+
+    rows: per text of the batch; rows behind the last one of a text see only themselves, so that
+    their softmax is defined. window: text `window` or more positions back is hidden.
+    """
+    sees = np.zeros((len(rows), num_rows, prefix_length + num_tokens + num_rows), np.bool_)
+    tokens = np.arange(num_tokens)
+    sees[:, np.arange(num_rows), prefix_length + num_tokens + np.arange(num_rows)] = True
+    for block, text in zip(sees, rows, strict=True):
+        count = len(text.anchors)
+        same_group = text.anchors[:, None] == text.anchors[None]
+        earlier = text.masks[:, None] >= text.masks[None]
+        visible = tokens[None] <= text.anchors[:, None]
+        if window is not None:
+            visible &= text.positions[:, None] - tokens[None] < window
+        block[:count, :prefix_length] = True
+        block[:count, prefix_length : prefix_length + num_tokens] = visible
+        start = prefix_length + num_tokens
+        block[:count, start : start + count] = same_group & earlier
+    return sees

@@ -1,0 +1,65 @@
+"""What a tuning run can be told, checked once, and kept in its checkpoint."""
+
+from dataclasses import dataclass
+
+from bita.errors import TuningError, raise_faults
+
+LOSSES = ("kl", "ce", "mix")
+ANCHORS = ("random", "consecutive")
+PREFIX_STARTS = ("activations", "normal")
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """A tuning run; the same settings, data and seed give the same adapter.
+
+    Raises TuningError that lists every value out of range.
+    """
+
+    num_masks: int = 3  # M
+    prefix_length: int = 16  # P; 0 tunes the mask embeddings only
+    prefix_start: str = "activations"  # of a training text, or "normal": random, 0.02
+    loss: str = "kl"  # to the base's logits; "ce": its argmax tokens; "mix": half of each
+    decay: float = 0.8  # weight of mask k is decay**k
+    anchors: str = "random"  # over the whole response; "consecutive": one window of it
+    num_anchors: int = 40  # groups per conversation and step
+    keep_far: float = 1.0  # share of groups whose mask k + 1 is kept, of those that keep mask k
+    dropout: float = 0.0  # of the prefix, element by element
+    batch_size: int = 4  # conversations per step
+    max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
+    mask_rate: float = 1e-2  # learning rate of the mask embeddings at the start
+    prefix_rate: float = 1e-2  # learning rate of the prefix at the start
+    clip: float = 1.0  # norm of the gradient; 0 for no clipping
+    num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0
+    max_minutes: float = 0.0  # length of the schedule by the clock instead
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        raise_faults(TuningError, "tuning settings", self._faults())
+
+    def _faults(self) -> list[str]:
+        least = {
+            **dict.fromkeys(("num_masks", "num_anchors", "batch_size", "num_steps"), 1),
+            **dict.fromkeys(("prefix_length", "clip", "max_minutes", "seed"), 0),
+            "max_tokens": 8,
+        }
+        faults = [
+            f"{name} is {getattr(self, name)}, below {low}"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        rates = {name: getattr(self, name) for name in ("mask_rate", "prefix_rate")}
+        faults += [f"{name} is {rate}, not above 0" for name, rate in rates.items() if not rate > 0]
+        shares = {name: getattr(self, name) for name in ("decay", "keep_far")}
+        faults += [
+            f"{n} is {share}, not in (0, 1]" for n, share in shares.items() if not 0 < share <= 1
+        ]
+        if not 0 <= self.dropout < 1:
+            faults.append(f"dropout is {self.dropout}, not in [0, 1)")
+        named = {"loss": LOSSES, "anchors": ANCHORS, "prefix_start": PREFIX_STARTS}
+        faults += [
+            f"{name} is {getattr(self, name)!r}, not one of {', '.join(known)}"
+            for name, known in named.items()
+            if getattr(self, name) not in known
+        ]
+        return faults

@@ -1,0 +1,39 @@
+"""Where tuning starts: masks at the mean embedding, the prefix at something the model has seen."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bita.adapter import Adapter, untuned_adapter
+from bita.errors import TuningError
+from bita.tensors import TensorSource
+from bita.tuning.mask_model import MaskModel
+from bita.tuning.settings import TuneSettings
+from bita.tuning.training_texts import TrainingText
+
+
+def starting_adapter(
+    checkpoint: TensorSource,
+    model: MaskModel,
+    texts: Sequence[TrainingText],
+    settings: TuneSettings,
+) -> Adapter:
+    """The adapter before the first step, by the settings' `prefix_start`.
+
+    "activations": keys and values of the first P tokens of a training text, rotated as they are.
+    """
+    adapter = untuned_adapter(checkpoint, settings.num_masks, settings.prefix_length, settings.seed)
+    if settings.prefix_length == 0 or settings.prefix_start == "normal":
+        return adapter
+    text = next((t for t in texts if len(t.token_ids) >= settings.prefix_length), None)
+    if text is None:
+        raise TuningError(
+            f"no text has {settings.prefix_length} tokens to start the prefix from; give a smaller "
+            "prefix_length, or prefix_start 'normal'"
+        )
+    context = model.read([text.token_ids[: settings.prefix_length]], settings.prefix_length - 1)
+    sides = zip(*context.layers, strict=True)
+    keys, values = (
+        np.concatenate([layer.float().cpu().numpy() for layer in side]) for side in sides
+    )
+    return Adapter(adapter.mask_embeddings, keys, values, adapter.identity, adapter.tuned_on)

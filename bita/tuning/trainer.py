@@ -1,0 +1,243 @@
+"""The training loop: steps that follow from settings, texts and seed alone, and can be resumed."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bita.errors import TuningError
+from bita.tuning.losses import decayed_mean, draft_losses
+from bita.tuning.mask_model import AdapterParameters, BaseContext, MaskModel
+from bita.tuning.mask_rows import MaskRows, choose_rows
+from bita.tuning.settings import TuneSettings
+from bita.tuning.training_texts import TrainingText, batch_of
+
+CHECKPOINT_FILE, LOG_FILE, ADAPTER_FILE = "checkpoint.pt", "log.jsonl", "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One line of the log. mask_losses: the mean loss of each mask, NaN where it had no row."""
+
+    step: int
+    loss: float
+    mask_losses: list[float]
+    gradient_norm: float
+    rate: float  # share of the starting learning rates
+    num_rows: int
+    seconds: float
+
+
+class Trainer:
+    """Tunes an adapter on texts; `run` goes on from the last checkpoint of its directory.
+
+    directory: gets log.jsonl (a line per step), checkpoint.pt and adapter.safetensors.
+    """
+
+    def __init__(
+        self,
+        model: MaskModel,
+        parameters: AdapterParameters,
+        texts: Sequence[TrainingText],
+        settings: TuneSettings,
+        directory: Path,
+        tuned_on: str,
+    ) -> None:
+        self.model = model
+        self.parameters = parameters.to(model.device)
+        self.settings = settings
+        self.step = 0
+        self._texts = texts
+        self._directory = directory
+        self._tuned_on = tuned_on
+        self._elapsed = 0.0
+        self._optimizer = torch.optim.AdamW(_groups(parameters, settings), weight_decay=0.0)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def run(
+        self,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        checkpoint_every: int = 100,
+        evaluate: Callable[[], dict[str, Any]] | None = None,
+        evaluate_every: int = 0,
+    ) -> None:
+        """Train to the end of the schedule; the adapter is written at every checkpoint.
+
+        evaluate: called every `evaluate_every` steps and at the end; its result goes to the log.
+        """
+        with (self._directory / LOG_FILE).open("a", encoding="utf-8") as log:
+            while self.progress < 1:
+                report = self.train_step()
+                self._log(log, asdict(report))
+                on_step(report)
+                ended = self.progress >= 1
+                if evaluate and (ended or (evaluate_every and self.step % evaluate_every == 0)):
+                    self._log(log, {"step": self.step - 1, "evaluation": evaluate()})
+                if ended or self.step % checkpoint_every == 0:
+                    self.save()
+
+    @property
+    def progress(self) -> float:
+        """How much of the schedule is done, 0 to 1, by steps or by the clock."""
+        if self.settings.max_minutes > 0:
+            return min(1.0, self._elapsed / (60 * self.settings.max_minutes))
+        return min(1.0, self.step / self.settings.num_steps)
+
+    def train_step(self) -> StepReport:
+        """One batch. Raises TuningError, before anything is changed, if its loss is not finite."""
+        began = time.monotonic()
+        rate = 0.5 * (1 + math.cos(math.pi * self.progress))
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["start"] * rate
+        torch.manual_seed(self._step_seed())  # dropout
+        batch, rows = self._batch()
+        context = self.model.read([t.token_ids for t in batch], min(t.num_prompt for t in batch))
+        drafts = self.model.mask_logits(self.parameters, context, rows, self.settings.dropout)
+        flat = flatten(batch, rows, context, drafts)
+        losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, self.settings.loss)
+        loss = decayed_mean(losses, flat.masks, self.settings.decay)
+        norm = self._update(loss)
+        seconds = time.monotonic() - began
+        self._elapsed += seconds
+        self.step += 1
+        means = _means_by_mask(losses.detach(), flat.masks, self.settings.num_masks)
+        return StepReport(self.step - 1, loss.item(), means, norm, rate, len(losses), seconds)
+
+    def save(self) -> None:
+        """Write checkpoint and adapter, each whole or not at all."""
+        state = {
+            "settings": asdict(self.settings),
+            "step": self.step,
+            "elapsed": self._elapsed,
+            "parameters": self.parameters.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        path = self._directory / CHECKPOINT_FILE
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+        self.parameters.to_adapter(self._tuned_on).save(self._directory / ADAPTER_FILE)
+
+    def _update(self, loss: torch.Tensor) -> float:
+        if not torch.isfinite(loss):
+            raise TuningError(
+                f"the loss of step {self.step} is {loss.item()}; lower mask_rate and prefix_rate, "
+                f"and go on from the last checkpoint in {self._directory}"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.settings.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), clip)
+        self._optimizer.step()
+        return float(norm)
+
+    def _batch(self) -> tuple[list[TrainingText], list[MaskRows]]:
+        settings = self.settings
+        batch = batch_of(self._texts, self.step, settings.batch_size, settings.seed)
+        rng = np.random.default_rng([settings.seed, 0, self.step])
+        rows = [choose_rows(text.num_prompt, len(text.token_ids), settings, rng) for text in batch]
+        return batch, rows
+
+    def _step_seed(self) -> int:
+        return int(np.random.SeedSequence([self.settings.seed, 3, self.step]).generate_state(1)[0])
+
+    def _resume(self) -> None:
+        path = self._directory / CHECKPOINT_FILE
+        if not path.exists():
+            (self._directory / LOG_FILE).unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a broken file
+            raise TuningError(
+                f"{path} cannot be read ({error}); remove it to start anew"
+            ) from error
+        old, new = state["settings"], asdict(self.settings)
+        if old != new:
+            changed = sorted(name for name in new if old.get(name) != new[name])
+            raise TuningError(
+                f"{path} belongs to a run with other settings ({', '.join(changed)}); give the "
+                "same ones to go on, or another directory to start anew"
+            )
+        self.parameters.load_state_dict(state["parameters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step, self._elapsed = state["step"], state["elapsed"]
+        _cut_log(self._directory / LOG_FILE, self.step)
+
+    @staticmethod
+    def _log(log: Any, entry: dict[str, Any]) -> None:
+        log.write(json.dumps(entry) + "\n")
+        log.flush()
+
+
+@dataclass(frozen=True)
+class FlatRows:
+    """All rows of a batch, one behind the other: logits [n, V], tokens and masks [n]."""
+
+    drafts: torch.Tensor
+    teacher: torch.Tensor
+    tokens: torch.Tensor
+    masks: torch.Tensor
+
+
+def flatten(
+    batch: Sequence[TrainingText],
+    rows: Sequence[MaskRows],
+    context: BaseContext,
+    drafts: torch.Tensor,
+) -> FlatRows:
+    """Put each mask row beside the base's row for the same token; padding is left out."""
+    text_index = np.concatenate([np.full(len(r.anchors), i) for i, r in enumerate(rows)])
+    row_index = np.concatenate([np.arange(len(r.anchors)) for r in rows])
+    teacher_index = np.concatenate([r.positions for r in rows]) - context.first
+    tokens = np.concatenate(
+        [np.asarray(text.token_ids)[r.labels] for text, r in zip(batch, rows, strict=True)]
+    )
+    device = drafts.device
+    masks = torch.from_numpy(np.concatenate([r.masks for r in rows])).to(device)
+    return FlatRows(
+        drafts[text_index, row_index],
+        context.logits[text_index, teacher_index],
+        torch.from_numpy(tokens).to(device),
+        masks,
+    )
+
+
+def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[str, Any]]:
+    """Parameters with their learning rates; `start` is the rate at the start of the schedule."""
+    prefix = [parameters.prefix_keys, parameters.prefix_values]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameters.mask_embeddings], "start": settings.mask_rate}
+    ]
+    if settings.prefix_length:
+        groups.append({"params": prefix, "start": settings.prefix_rate})
+    return [{**group, "lr": group["start"]} for group in groups]
+
+
+def _means_by_mask(losses: torch.Tensor, masks: torch.Tensor, num_masks: int) -> list[float]:
+    return [float(losses[masks == mask].mean()) for mask in range(num_masks)]
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Leave out the lines of steps that the checkpoint does not know."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except ValueError:  # the half-written line of a killed run
+            break
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)
