@@ -114,3 +114,32 @@ def test_bad_prompt_files_are_refused(tmp_path: Path, text: str, message: str) -
 def test_ar_engines_have_nothing_to_compare(session: Session) -> None:
     comparisons = verify(session.using(tree=Tree.root_only()), PROMPTS[:1], 5)
     assert all(item.tokens_per_step == 1 for item in comparisons)
+
+
+@pytest.mark.parametrize("model", ["here", "gone", "named"])
+def test_fp32_engines_are_compared_with_transformers(
+    model: str, tiny_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from make_tiny_engine import write_plain_model
+
+    from bita.cli import main
+    from bita.export.build import BuildOptions, build_engine
+    from bita.export.sources import open_checkpoint
+
+    source = write_plain_model(tmp_path / "model")
+    options = BuildOptions(precision="fp32", capacity=64)
+    build_engine(open_checkpoint(str(source)), None, tmp_path / "engine", options)
+    if model == "gone":
+        (source / "config.json").unlink()
+    args = ["verify", str(tmp_path / "engine"), "--limit", "1", "--max-new-tokens", "5"]
+    named = ["--model", str(write_plain_model(tmp_path / "other", seed=1))]
+    status = main(args + (named if model == "named" else []))
+    out = capsys.readouterr().out
+    assert status == (1 if model == "named" else 0)  # another model says something else
+    expected = {
+        "here": "AR against transformers: 1 of 1 prompts identical (5 tokens): ok",
+        "gone": "not compared with transformers, since the base model is not here",
+        "named": "AR against transformers: 0 of 1 prompts identical (5 tokens): FAILED",
+    }
+    assert expected[model] in out

@@ -11,6 +11,7 @@ from bita.commands import TREE_HELP, add_command, not_negative, positive
 
 if TYPE_CHECKING:
     from bita.calibration.verify import Comparison
+    from bita.export.checkpoint import Checkpoint
     from bita.runtime.session import Prompt, Session
 
 
@@ -52,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("verifying") as bar:
         bar.start(2 * len(prompts))
         comparisons = verify(session, prompts, args.max_new_tokens, bar.add)
-    if reference := _reference_model(args.model, session):
-        comparisons.append(_against_transformers(session, reference, prompts, args.max_new_tokens))
     for comparison in comparisons:
+        _report(comparison)
+    if checkpoint := _reference_checkpoint(args.model, session):
+        comparison = _against_transformers(session, checkpoint, prompts, args.max_new_tokens)
+        comparisons.append(comparison)
         _report(comparison)
     return int(any(comparison.forbidden for comparison in comparisons))
 
@@ -63,25 +66,32 @@ def _as_prompt(session: "Session", messages: list[dict[str, str]]) -> "Prompt":
     return messages if session.has_chat_template else messages[-1]["content"]
 
 
-def _reference_model(model: str | None, session: "Session") -> str | None:
-    """The model to load into transformers, if any."""
+def _reference_checkpoint(model: str | None, session: "Session") -> "Checkpoint | None":
+    """The model to load into transformers, if any; one that the user names must be there."""
+    from bita.errors import ModelError
+    from bita.export.sources import open_checkpoint
+
     if model is not None:
-        return None if model == "-" else model
-    installed = find_spec("torch") and find_spec("transformers")
+        return None if model == "-" else open_checkpoint(model)
     manifest = session.engine.manifest
-    return manifest.model if installed and manifest.precision == "fp32" else None
+    if manifest.precision != "fp32" or not (find_spec("torch") and find_spec("transformers")):
+        return None
+    try:
+        return open_checkpoint(manifest.model)
+    except ModelError as error:
+        print(f"not compared with transformers, since the base model is not here: {error}")
+        return None
 
 
 def _against_transformers(
-    session: "Session", model: str, prompts: "Sequence[Prompt]", max_new_tokens: int
+    session: "Session", checkpoint: "Checkpoint", prompts: "Sequence[Prompt]", max_new_tokens: int
 ) -> "Comparison":
     from bita.calibration.transformers_reference import TransformersReference
     from bita.calibration.verify import NEAR_TIE, Comparison, compare, margin_behind
     from bita.commands.progress import progress_bar
-    from bita.export.sources import open_checkpoint
     from bita.tree import Tree
 
-    reference = TransformersReference(open_checkpoint(model))
+    reference = TransformersReference(checkpoint)
     plain = session.using(tree=Tree.root_only())
     comparison = Comparison("AR against transformers", NEAR_TIE["fp32"])
     with progress_bar("transformers") as bar:
