@@ -17,6 +17,8 @@ PRECISION ?= int4
 CAPACITY ?=
 TREE ?=
 MODE ?=
+PROMPTS ?=
+MINUTES ?=
 NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
 OUT ?= engines/$(NAME)-$(PRECISION)
 ENGINE_OPTIONS = --precision $(PRECISION) $(if $(ADAPTER),--adapter "$(ADAPTER)") \
@@ -26,7 +28,7 @@ DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
 DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 
-.PHONY: help demo engine model check format test test-fast clean FORCE
+.PHONY: help demo engine adapter model check format test test-fast clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +47,12 @@ engine: ## build an engine directory: make engine MODEL=...
 	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make engine MODEL=$(DEMO_MODEL)' >&2; exit 2; }
 	@$(MAKE) --no-print-directory $(if $(filter $(DEMO_MODEL),$(MODEL)),model) "$(OUT)/manifest.json"
 	@echo 'engine: $(OUT)'
+
+adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...]
+	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make adapter MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+	$(if $(filter $(DEMO_MODEL),$(MODEL)),@$(MAKE) --no-print-directory model)
+	$(BIN)/bita tune "$(MODEL)" --out "adapters/$(NAME).safetensors" \
+	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES))
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 
@@ -73,7 +81,7 @@ test: $(VENV)/.test $(VENV)/.model ## all tests, with all they need (torch, the 
 	$(BIN)/python -m pytest
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .cache engines build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache engines tuning build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv:
@@ -93,7 +101,10 @@ $(VENV)/.dev: $(VENV)/.export
 	@touch $@
 
 # torch first: a requirement that only names it may bring CUDA builds of several GB
-$(VENV)/.test: $(VENV)/.dev
+$(VENV)/.tune: $(VENV)/.export
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[export,dev,tune]'
+	$(PIP) --editable '.[export,tune]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.dev $(VENV)/.tune
 	@touch $@

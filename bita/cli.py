@@ -17,7 +17,7 @@ EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
     **dict.fromkeys(("torch", "transformers"), "tune"),
 }
-COMMANDS = ("engine", "generate", "verify", "inspect", "adapter")
+COMMANDS = ("engine", "generate", "verify", "inspect", "adapter", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Progress bars on standard error, where that is a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,6 +9,8 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -31,10 +33,29 @@ class Bar:
 @contextmanager
 def progress_bar(label: str, in_bytes: bool = False) -> Iterator[Bar]:
     """A bar that is shown while the block runs; nothing is printed where nobody looks."""
-    console = Console(stderr=True)
-    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as progress:
+    with _progress(DownloadColumn() if in_bytes else MofNCompleteColumn()) as progress:
         yield Bar(progress, label)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function (label, done, total) that shows a bar for each stage.
+
+    The stage is the label up to a comma; behind it stands what changes.
+    """
+    with _progress(MofNCompleteColumn()) as progress:
+        stages: dict[str, TaskID] = {}
+
+        def show(label: str, done: int, total: int) -> None:
+            stage = label.split(",")[0]
+            if stage not in stages:
+                stages[stage] = progress.add_task(label, total=total, completed=done)
+            progress.update(stages[stage], description=label, completed=done, total=total)
+
+        yield show
+
+
+def _progress(count: ProgressColumn) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

@@ -1,0 +1,52 @@
+"""Files of JSON lines that survive a kill: appended line by line, a partial last one cut off."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bita.errors import ModelError
+
+
+class LineFile:
+    """Continues a file, or starts it; a partial last line is cut off the file.
+
+    lines: the whole lines that were there when it was opened, without their ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = list(whole_lines(path)) if path.exists() else []
+        self._file = path.open("ab")
+        self._file.truncate(sum(len(line) + 1 for line in self.lines))
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write one line and hand it to the operating system."""
+        text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+        self._file.write(text.encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """May be called more than once."""
+        self._file.close()
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that end with a line end, without it; read one at a time."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1]
+
+
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """The JSON object of a line. Raises ModelError that names file and line."""
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise ModelError(
+            f"{path}:{number} is not JSON ({error}); delete the line, or generate the data again"
+        ) from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}:{number} is a JSON {type(data).__name__}, not an object")
+    return data

@@ -1,0 +1,164 @@
+"""From a model to a tuned adapter: data, then training, each continued where it was killed."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bita.base_model import load_base_model
+from bita.errors import TuningError
+from bita.export.checkpoint import Checkpoint
+from bita.runtime.session import Session
+from bita.tree import Tree
+from bita.tuning.dataset import Dataset
+from bita.tuning.endpoint import EndpointGenerator, EndpointOptions
+from bita.tuning.evaluation import DraftQuality, evaluate
+from bita.tuning.generate_data import FilePrompts, PromptSource, generate_data
+from bita.tuning.generators import EngineGenerator, Generator, TransformersGenerator
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.model_texts import ModelTexts
+from bita.tuning.samplers import TransformersSampler
+from bita.tuning.self_prompts import SelfPromptOptions, SelfPrompts
+from bita.tuning.settings import TuneSettings
+from bita.tuning.start import starting_adapter
+from bita.tuning.trainer import ADAPTER_FILE, StepReport, Trainer
+from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
+
+MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where conversations come from.
+
+    data: a directory of conversations that are there already; nothing else counts then.
+    prompts: a prompt file; None lets the model write its prompts itself.
+    generator: "transformers", an engine directory, or the URL of an OpenAI-compatible endpoint,
+    which serves the model as `served_name`.
+    """
+
+    data: Path | None = None
+    prompts: Path | None = None
+    num_conversations: int = 500
+    max_new_tokens: int = 256
+    generator: str = "transformers"
+    served_name: str = ""
+    api_key: str | None = None
+    num_held_out: int = 40
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a run gave: the adapter file, and the quality of its drafts on held-out text."""
+
+    adapter: Path
+    before: DraftQuality
+    after: DraftQuality
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Callbacks for progress. on_data: stage, done, total. on_step: after each training step."""
+
+    on_data: Callable[[str, int, int], None] = lambda stage, done, total: None
+    on_step: Callable[[StepReport, float], None] = lambda report, progress: None
+
+
+def tune(
+    checkpoint: Checkpoint,
+    directory: Path,
+    options: DataOptions,
+    settings: TuneSettings,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    evaluate_every: int = 0,
+    watcher: Watcher | None = None,
+) -> Tuned:
+    """Tune an adapter for `checkpoint` and write it to `out`; `directory` keeps data and run.
+
+    Called again with the same arguments it goes on where it was killed. dtype, device: of the base
+    model; the adapter is float32. Raises TuningError, ModelError or PromptError.
+    """
+    watcher = watcher or Watcher()
+    base = load_base_model(checkpoint, dtype, device)
+    dataset = _dataset(checkpoint, base, directory / "data", options, watcher)
+    texts = [cut_text(c.prompt_ids, c.response_ids, settings.max_tokens) for c in dataset]
+    train, held_out = split_held_out(usable(texts), options.num_held_out, settings.seed)
+    if not held_out:
+        raise TuningError(f"{len(texts)} conversations leave none to evaluate on; give at least 5")
+    model = MaskModel(base)
+    parameters = AdapterParameters(starting_adapter(checkpoint, model, train, settings))
+    before = evaluate(model, parameters.to(model.device), held_out)
+    run = directory / "run"
+    trainer = Trainer(model, parameters, train, settings, run, _described(dataset, train, settings))
+    trainer.run(
+        lambda report: watcher.on_step(report, trainer.progress),
+        evaluate=lambda: evaluate(model, parameters, held_out).report(),
+        evaluate_every=evaluate_every,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / ADAPTER_FILE, out)
+    return Tuned(out, before, evaluate(model, parameters, held_out))
+
+
+def best_device() -> str:
+    """The accelerator of this machine, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dataset(
+    checkpoint: Checkpoint, base: Any, directory: Path, options: DataOptions, watcher: Watcher
+) -> Dataset:
+    texts = ModelTexts.of(checkpoint)
+    if options.data is not None:
+        return Dataset.load(options.data, texts.identity, texts.tokenizer_sha256)
+    generator = _generator(base, texts, options)
+    prompts: PromptSource
+    if options.prompts is not None:
+        prompts = FilePrompts(options.prompts)
+    else:
+        sampler = TransformersSampler(base)
+        answers = SelfPromptOptions(max_answer_tokens=options.max_new_tokens)
+        prompts = SelfPrompts(texts, sampler, generator, answers)
+    return generate_data(
+        texts,
+        prompts,
+        generator,
+        directory,
+        options.num_conversations,
+        options.max_new_tokens,
+        _longest_prompt(generator, options.max_new_tokens),
+        watcher.on_data,
+    )
+
+
+def _longest_prompt(generator: Generator, max_new_tokens: int) -> int:
+    if not isinstance(generator, EngineGenerator):
+        return MAX_PROMPT_TOKENS
+    longest = generator.longest_prompt(max_new_tokens)
+    if longest < 1:
+        raise TuningError(
+            f"the engine's cache has no room for a prompt and {max_new_tokens} new tokens; give a "
+            "smaller max_new_tokens, or an engine with a larger CAPACITY"
+        )
+    return min(longest, MAX_PROMPT_TOKENS)
+
+
+def _generator(base: Any, texts: ModelTexts, options: DataOptions) -> Generator:
+    name = options.generator
+    if name == "transformers":
+        return TransformersGenerator(base, texts.eos_ids)
+    if name.startswith(("http://", "https://")):
+        return EndpointGenerator(EndpointOptions(name, options.served_name, options.api_key), texts)
+    return EngineGenerator(Session.open(name, tree=Tree.root_only()), texts.identity)
+
+
+def _described(dataset: Dataset, train: list[TrainingText], settings: TuneSettings) -> str:
+    """The adapter's own note of what it was tuned on."""
+    prompts = dataset.info.options.get("prompts", "conversations")
+    return f"{len(train)} conversations ({prompts}), loss {settings.loss}, seed {settings.seed}"
