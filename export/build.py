@@ -29,7 +29,7 @@ from bita.identity import identify
 from bita.tree import Tree
 
 BACKENDS = ("ort-cpu",)
-REQUIRES = {"onnxruntime": "1.31"}
+REQUIRES = {"onnxruntime": "1.23"}  # the oldest that was tried
 INT4_BYTES = 0.5 + 4 / 32  # per weight: a nibble, and a float32 scale per block of 32
 
 

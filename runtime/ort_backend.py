@@ -1,6 +1,7 @@
 """Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand."""
 
 import os
+import re
 from typing import Any
 
 # The official wheels report usage unless this is set before the import.
@@ -126,6 +127,7 @@ def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
 
 
 def _load(engine: Engine, num_threads: int) -> ort.InferenceSession:
+    _check_version(engine)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = ERRORS_ONLY
@@ -136,6 +138,19 @@ def _load(engine: Engine, num_threads: int) -> ort.InferenceSession:
     except Exception as error:  # the binding raises many kinds, all of them about the file
         raise EngineError(
             f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
-            f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime "
-            f"(needs {engine.manifest.requires.get('onnxruntime', 'a newer one')})"
+            f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
         ) from error
+
+
+def _check_version(engine: Engine) -> None:
+    least = engine.manifest.requires.get("onnxruntime", "0")
+    if _numbers(ort.__version__) < _numbers(least):
+        raise EngineError(
+            f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
+            f"installed: pip install 'onnxruntime>={least}'"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    """1.23.2 -> [1, 23, 2]; what is behind the numbers is left out."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]

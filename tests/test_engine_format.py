@@ -50,6 +50,10 @@ def flip_a_bit(path: Path) -> None:
         (lambda e: edit_manifest(e, requires={"onnxruntime": 1}), "requires is"),
         (lambda e: edit_manifest(e, files=[]), r"files is \[\], not a table"),
         (lambda e: edit_manifest(e, files={}), "does not list model.onnx"),
+        (
+            lambda e: edit_manifest(e, requires={"onnxruntime": "9.1"}),
+            "needs onnxruntime 9.1 or newer; .* pip install 'onnxruntime>=9.1'",
+        ),
         (lambda e: (e / "tree.json").unlink(), "tree.json is missing"),
         (lambda e: truncate(e / "model.onnx.data"), "model.onnx.data has .* bytes, not"),
         (lambda e: flip_a_bit(e / "adapter.safetensors"), "adapter.safetensors is damaged"),
