@@ -1,0 +1,73 @@
+"""Time outside the backend per decode step: drafting, accepting, committing, text.
+
+    python benchmarks/host_time.py ENGINE [ENGINE ...] --out benchmarks/results/host_time.json
+
+Everything between the first and the last token of an answer counts as a step's time, the stop rule
+and the text included; the backend's part is what its run call takes.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bita.calibration.prompts import read_prompts
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+TREES = {"ar": Tree.root_only(), "chain": Tree.chain(3), "triangle": Tree.triangle()}
+
+
+def measure(session: Session, num_prompts: int, num_tokens: int) -> dict[str, Any]:
+    """Medians of whole answers after one to warm up."""
+    steps: list[tuple[float, float]] = []
+    for prompt in read_prompts(limit=num_prompts + 1):
+        session.reset_stats()
+        stream = session.stream(prompt, num_tokens, stop=["\x00"], ignore_eos=True)
+        next(stream)
+        began = time.perf_counter()
+        for _ in stream:
+            pass
+        whole_ms = 1000 * (time.perf_counter() - began)
+        stats = session.stats
+        steps.append((whole_ms / stats.num_steps, sum(stats.backend_ms) / stats.num_steps))
+    whole, backend = (statistics.median(side) for side in zip(*steps[1:], strict=True))
+    return {
+        "step_ms": round(whole, 4),
+        "backend_ms": round(backend, 4),
+        "host_ms": round(whole - backend, 4),
+        "host_share": round(1 - backend / whole, 4),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("engines", nargs="+", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--num-prompts", type=int, default=6)
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    results = []
+    for path in args.engines:
+        loaded = Session.open(path, num_threads=args.threads)
+        for name, tree in TREES.items():
+            for min_rows in (1, 2) if name == "ar" else (2,):
+                session = loaded.using(tree=tree, min_rows=min_rows)
+                figures = measure(session, args.num_prompts, args.new_tokens)
+                precision = loaded.engine.manifest.precision
+                row = {"precision": precision, "tree": name, "rows": max(tree.num_rows, min_rows)}
+                results.append({**row, **figures})
+                print(json.dumps(results[-1]), flush=True)
+    if args.out:
+        report = {"cpu": platform.processor() or platform.machine(), "threads": args.threads}
+        args.out.write_text(json.dumps({**report, "results": results}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
