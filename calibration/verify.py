@@ -38,13 +38,19 @@ class Divergence:
 
 @dataclass
 class Comparison:
-    """One decoding against its reference over all prompts. tolerance: margin of a near-tie."""
+    """One decoding against its reference over all prompts.
+
+    tolerance: margin of a near-tie. tokens_per_second, ar_tokens_per_second: decoding alone; 0.0
+    where it was not measured.
+    """
 
     name: str
     tolerance: float
     num_prompts: int = 0
     num_tokens: int = 0
     tokens_per_step: float = 0.0
+    tokens_per_second: float = 0.0
+    ar_tokens_per_second: float = 0.0
     divergences: list[Divergence] = field(default_factory=list)
 
     @property
@@ -72,6 +78,7 @@ def verify(
     tolerance = 0.0 if session.mode == "exact" else NEAR_TIE[manifest.precision]
     plain = session.using(tree=Tree.root_only())
     expected = [plain.generate(prompt, max_new_tokens).token_ids for prompt in prompts]
+    ar_tokens_per_second = plain.stats.tokens_per_second
     comparisons = []
     for name, adapter in (("own adapter", None), ("random adapter", garbage(session.adapter))):
         drafting = session.using(adapter=adapter)
@@ -81,6 +88,8 @@ def verify(
             compare(comparison, tokens, found, margin_behind(plain.margin, session.encode(prompt)))
             on_prompt(1)
         comparison.tokens_per_step = drafting.stats.tokens_per_step
+        comparison.tokens_per_second = drafting.stats.tokens_per_second
+        comparison.ar_tokens_per_second = ar_tokens_per_second
         comparisons.append(comparison)
     return comparisons
 

@@ -106,7 +106,12 @@ def _against_transformers(
 
 
 def _report(comparison: "Comparison") -> None:
-    rate = f", {comparison.tokens_per_step:.2f} tokens per step" * (comparison.tokens_per_step > 0)
+    rate = ""
+    if comparison.tokens_per_step:
+        rate = (
+            f", {comparison.tokens_per_step:.2f} tokens per step, "
+            f"{comparison.tokens_per_second:.0f} tokens/s, AR {comparison.ar_tokens_per_second:.0f}"
+        )
     verdict = "FAILED" if comparison.forbidden else "ok"
     print(
         f"{comparison.name}: {comparison.num_identical} of {comparison.num_prompts} prompts "
