@@ -24,6 +24,7 @@ from typing import Any
 from peer_report import Run, describe_machine, print_table, summarize
 from peer_worker import ENGINES
 
+from bita.calibration.prompts import read_prompts
 from bita.errors import BitaError
 from bita.runtime.chat_template import ChatTemplate
 from bita.runtime.text import TextCodec
@@ -84,30 +85,6 @@ class Worker:
             tail = " | ".join(self._log.read_text(errors="replace").splitlines()[-3:])
             raise PeerError(f"{self.name}: {reply['error']} (see {self._log}: {tail})")
         return reply
-
-
-def read_prompts(path: Path) -> list[list[dict[str, str]]]:
-    """Conversations of a JSONL file with `prompt`, `messages` or `turns` (the first counts)."""
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(_messages(json.loads(line)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise PeerError(
-                f"{path}:{number} is not a JSON object with prompt, messages or turns: {error!r}"
-            ) from error
-    if not prompts:
-        raise PeerError(f"{path} has no prompts")
-    return prompts
-
-
-def _messages(record: dict[str, Any]) -> list[dict[str, str]]:
-    if "messages" in record:
-        return list(record["messages"])
-    text = record["prompt"] if "prompt" in record else record["turns"][0]
-    return [{"role": "user", "content": text}]
 
 
 def encode_prompts(hf_directory: Path, prompts: Sequence[list[dict[str, str]]]) -> list[list[int]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bita.errors import MissingExtraError
+from bita.errors import MissingExtraError, ModelError
 from bita.tensors import TensorSource
 
 # transformers keeps these projections of some families in one tensor.
@@ -17,8 +17,14 @@ def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: st
     """A causal language model of transformers with the weights of a checkpoint, frozen.
 
     dtype: name of a torch type. Attention is eager where logits are capped, since the fused kernels
-    leave the cap out. Raises MissingExtraError without torch and transformers.
+    leave the cap out. Raises MissingExtraError without torch and transformers, ModelError for
+    rotary factors of a GGUF file, which transformers has no word for.
     """
+    if _rope_type(checkpoint) == "gguf_factors":
+        raise ModelError(
+            "transformers cannot run a GGUF file with rotary factors of its own (Llama 3); use the "
+            "model's Hugging Face directory"
+        )
     try:
         import torch
         import transformers
@@ -33,6 +39,11 @@ def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: st
         for name, weight in model.state_dict().items():
             weight.copy_(torch.from_numpy(read_weight(checkpoint, name)))
     return model.requires_grad_(False).eval().to(device)
+
+
+def _rope_type(source: TensorSource) -> str | None:
+    kind = (source.config.get("rope_parameters") or {}).get("rope_type")
+    return kind if isinstance(kind, str) else None
 
 
 def masks_by_layer(config: Any, make: Callable[[int | None], Any]) -> Any:

@@ -71,13 +71,16 @@ def verify(
 ) -> list[Comparison]:
     """The session's tree against AR, with its own adapter and with a random one.
 
-    on_prompt: called with 1 after each prompt and adapter. In mode "exact" every divergence is
+    on_prompt: called with 1 after each answer, three a prompt. In mode "exact" every divergence is
     forbidden; in mode "tree" those at a margin above the precision's near-tie.
     """
     manifest = session.engine.manifest
     tolerance = 0.0 if session.mode == "exact" else NEAR_TIE[manifest.precision]
     plain = session.using(tree=Tree.root_only())
-    expected = [plain.generate(prompt, max_new_tokens).token_ids for prompt in prompts]
+    expected = []
+    for prompt in prompts:
+        expected.append(plain.generate(prompt, max_new_tokens).token_ids)
+        on_prompt(1)
     ar_tokens_per_second = plain.stats.tokens_per_second
     comparisons = []
     for name, adapter in (("own adapter", None), ("random adapter", garbage(session.adapter))):

@@ -65,7 +65,7 @@ def build_engine(
     """Write the engine `out`; an older one there is replaced at the end.
 
     adapter: None for an untuned one. on_start, on_write: bytes of weights expected and written.
-    Raises ModelError, AdapterError, TreeError or EngineError that lists every fault found.
+    Raises ModelError, AdapterError or EngineError that lists every fault found.
     """
     capacity = options.capacity or _default_capacity(checkpoint)
     _check_options(options, capacity)

@@ -4,12 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bita.adapter import Adapter
-from bita.engine import (
-    ADAPTER_FILE,
-    TREE_FILE,
-    Engine,
-    open_engine,
-)
+from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, raise_faults
 from bita.runtime.engine_texts import EngineTexts, Prompt
 from bita.runtime.ort_backend import OrtBackend

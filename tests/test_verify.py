@@ -139,7 +139,19 @@ def test_fp32_engines_are_compared_with_transformers(
     assert status == (1 if model == "named" else 0)  # another model says something else
     expected = {
         "here": "AR against transformers: 1 of 1 prompts identical (5 tokens): ok",
-        "gone": "not compared with transformers, since the base model is not here",
+        "gone": "not compared with transformers, since the base model cannot be loaded",
         "named": "AR against transformers: 0 of 1 prompts identical (5 tokens): FAILED",
     }
     assert expected[model] in out
+
+
+def test_what_transformers_cannot_run_is_said() -> None:
+    pytest.importorskip("torch")
+    from tiny_models import random_checkpoint
+
+    from bita.base_model import load_base_model
+    from bita.errors import ModelError
+
+    checkpoint = random_checkpoint(rope_parameters={"rope_type": "gguf_factors"})
+    with pytest.raises(ModelError, match="rotary factors of its own"):
+        load_base_model(checkpoint)

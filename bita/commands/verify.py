@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bita.commands import TREE_HELP, add_command, not_negative, positive
 
 if TYPE_CHECKING:
+    from bita.calibration.transformers_reference import TransformersReference
     from bita.calibration.verify import Comparison
-    from bita.export.checkpoint import Checkpoint
     from bita.runtime.session import Prompt, Session
 
 
@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     prompts: list[Prompt] = [_as_prompt(session, item) for item in messages]
     print(f"{args.engine}: mode {session.mode}, tree: {tree}")
     with progress_bar("verifying") as bar:
-        bar.start(2 * len(prompts))
+        bar.start(3 * len(prompts))
         comparisons = verify(session, prompts, args.max_new_tokens, bar.add)
     for comparison in comparisons:
         _report(comparison)
-    if checkpoint := _reference_checkpoint(args.model, session):
-        comparison = _against_transformers(session, checkpoint, prompts, args.max_new_tokens)
+    if reference := _reference(args.model, session):
+        comparison = _against_transformers(session, reference, prompts, args.max_new_tokens)
         comparisons.append(comparison)
         _report(comparison)
     return int(any(comparison.forbidden for comparison in comparisons))
@@ -66,32 +66,34 @@ def _as_prompt(session: "Session", messages: list[dict[str, str]]) -> "Prompt":
     return messages if session.has_chat_template else messages[-1]["content"]
 
 
-def _reference_checkpoint(model: str | None, session: "Session") -> "Checkpoint | None":
-    """The model to load into transformers, if any; one that the user names must be there."""
+def _reference(model: str | None, session: "Session") -> "TransformersReference | None":
+    """The base model in transformers, if any; one that the user names must be there."""
+    from bita.calibration.transformers_reference import TransformersReference
     from bita.errors import ModelError
     from bita.export.sources import open_checkpoint
 
     if model is not None:
-        return None if model == "-" else open_checkpoint(model)
+        return None if model == "-" else TransformersReference(open_checkpoint(model))
     manifest = session.engine.manifest
     if manifest.precision != "fp32" or not (find_spec("torch") and find_spec("transformers")):
         return None
     try:
-        return open_checkpoint(manifest.model)
+        return TransformersReference(open_checkpoint(manifest.model))
     except ModelError as error:
-        print(f"not compared with transformers, since the base model is not here: {error}")
+        print(f"not compared with transformers, since the base model cannot be loaded: {error}")
         return None
 
 
 def _against_transformers(
-    session: "Session", checkpoint: "Checkpoint", prompts: "Sequence[Prompt]", max_new_tokens: int
+    session: "Session",
+    reference: "TransformersReference",
+    prompts: "Sequence[Prompt]",
+    max_new_tokens: int,
 ) -> "Comparison":
-    from bita.calibration.transformers_reference import TransformersReference
     from bita.calibration.verify import NEAR_TIE, Comparison, compare, margin_behind
     from bita.commands.progress import progress_bar
     from bita.tree import Tree
 
-    reference = TransformersReference(checkpoint)
     plain = session.using(tree=Tree.root_only())
     comparison = Comparison("AR against transformers", NEAR_TIE["fp32"])
     with progress_bar("transformers") as bar:
