@@ -18,6 +18,7 @@ CAPACITY ?=
 TREE ?=
 MODE ?=
 PROMPTS ?=
+LORA_RANK ?=
 MINUTES ?=
 NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
 OUT ?= engines/$(NAME)-$(PRECISION)
@@ -51,11 +52,12 @@ engine: ## build an engine directory: make engine MODEL=...
 	@$(MAKE) --no-print-directory $(if $(filter $(DEMO_MODEL),$(MODEL)),model) "$(OUT)/manifest.json"
 	@echo 'engine: $(OUT)'
 
-adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...]
+adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
 	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make adapter MODEL=$(DEMO_MODEL)' >&2; exit 2; }
 	$(if $(filter $(DEMO_MODEL),$(MODEL)),@$(MAKE) --no-print-directory model)
 	$(BIN)/bita tune "$(MODEL)" --out "adapters/$(NAME).safetensors" \
-	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES))
+	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES)) \
+  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 

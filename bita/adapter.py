@@ -8,7 +8,7 @@ BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,20 @@ from safetensors.numpy import save as to_safetensors
 
 from bita.errors import AdapterError, ModelError, raise_faults
 from bita.identity import EMBEDDING, ModelIdentity, identify
+from bita.lora import (
+    LORA_TENSORS,
+    Lora,
+    lora_faults,
+    lora_rank,
+    random_lora,
+    site_sizes,
+    sizes_of,
+    starting_lora,
+)
 from bita.tensors import Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
-FORMAT_VERSION = "1"
+PLAIN_VERSION, LORA_VERSION = "1", "2"  # what knows no LoRA must not leave it out silently
 TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 _PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bf16: the upper half of f32
@@ -34,6 +44,7 @@ class Adapter:
 
     mask_embeddings: [M, hidden], M >= 1. prefix_keys, prefix_values: [L, H, P, D], P may be 0.
     identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
+    lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
     Raises AdapterError that lists every shape that does not fit the others or the identity.
     """
 
@@ -42,11 +53,14 @@ class Adapter:
     prefix_values: Float32Array
     identity: ModelIdentity
     tuned_on: str = "untuned"
+    lora: Lora = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in TENSORS:
             array = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
             object.__setattr__(self, name, array)
+        lora = {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in self.lora.items()}
+        object.__setattr__(self, "lora", lora)
         raise_faults(AdapterError, "adapter", _shape_faults(self.tensors(), self.identity))
 
     @property
@@ -59,9 +73,14 @@ class Adapter:
         """P."""
         return self.prefix_keys.shape[2]
 
+    @property
+    def lora_rank(self) -> int:
+        """r; 0 without LoRA."""
+        return lora_rank(self.lora)
+
     def tensors(self) -> dict[str, Float32Array]:
         """The arrays by their names in the file."""
-        return {name: getattr(self, name) for name in TENSORS}
+        return {**{name: getattr(self, name) for name in TENSORS}, **self.lora}
 
     def check_fits(self, identity: ModelIdentity) -> None:
         """Raise AdapterError that lists every reason why the model `identity` is not ours."""
@@ -76,7 +95,7 @@ class Adapter:
         path = Path(path)
         raise_faults(AdapterError, f"{path} was not written", _finite_faults(self.tensors()))
         metadata = {
-            "format_version": FORMAT_VERSION,
+            "format_version": LORA_VERSION if self.lora else PLAIN_VERSION,
             "identity": self.identity.to_json(),
             "num_masks": str(self.num_masks),
             "prefix_length": str(self.prefix_length),
@@ -107,13 +126,20 @@ class Adapter:
         faults += _finite_faults(tensors) + _count_faults(tensors, metadata)
         raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
         assert identity is not None  # else it is among the faults
-        return cls(**tensors, identity=identity, tuned_on=metadata["tuned_on"])
+        lora = {name: tensors.pop(name) for name in LORA_TENSORS if name in tensors}
+        return cls(**tensors, identity=identity, tuned_on=metadata["tuned_on"], lora=lora)
 
 
 def untuned_adapter(
-    checkpoint: TensorSource, num_masks: int = 3, prefix_length: int = 0, seed: int = 0
+    checkpoint: TensorSource,
+    num_masks: int = 3,
+    prefix_length: int = 0,
+    seed: int = 0,
+    rank: int = 0,
 ) -> Adapter:
     """Where tuning starts: every mask at the mean embedding, the prefix small and random.
+
+    rank: of LoRA that adds nothing yet; 0 for none.
 
     Reads the whole embedding table, a few MB at a time.
     """
@@ -123,7 +149,8 @@ def untuned_adapter(
         total += rows.sum(axis=0, dtype=np.float64)
     mean = (total / identity.vocab_size).astype(np.float32)
     keys, values = _random_prefix(identity, prefix_length, _PREFIX_SCALE, seed)
-    return Adapter(np.tile(mean, (num_masks, 1)), keys, values, identity, "untuned")
+    lora = starting_lora(site_sizes(checkpoint), identity.num_layers, rank, seed) if rank else {}
+    return Adapter(np.tile(mean, (num_masks, 1)), keys, values, identity, "untuned", lora)
 
 
 def random_adapter(
@@ -132,12 +159,19 @@ def random_adapter(
     prefix_length: int = 0,
     scale: float = 1.0,
     seed: int = 0,
+    lora_like: Lora | None = None,
 ) -> Adapter:
-    """Garbage of standard deviation `scale`: its drafts are wrong, and text must not change."""
+    """Garbage of standard deviation `scale`: its drafts are wrong, and text must not change.
+
+    lora_like: garbage of these sizes too.
+    """
     rng = np.random.default_rng(seed)
     masks = rng.normal(0, scale, (num_masks, identity.hidden_size)).astype(np.float32)
     keys, values = _random_prefix(identity, prefix_length, scale, seed + 1)
-    return Adapter(masks, keys, values, identity, "random")
+    lora = random_lora(
+        sizes_of(lora_like or {}), identity.num_layers, lora_rank(lora_like or {}), scale, seed + 2
+    )
+    return Adapter(masks, keys, values, identity, "random", lora)
 
 
 def _random_prefix(
@@ -174,10 +208,11 @@ def _read_metadata(path: Path) -> dict[str, str]:
 def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, list[str]]:
     wanted = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
     faults = [f"metadata has no {key!r}" for key in wanted if key not in metadata]
-    version = metadata.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
+    version = metadata.get("format_version", PLAIN_VERSION)
+    if version not in (PLAIN_VERSION, LORA_VERSION):
         faults.append(
-            f"format_version is {version!r}, this bita-edge reads {FORMAT_VERSION!r}: upgrade it"
+            f"format_version is {version!r}, this bita-edge reads {PLAIN_VERSION!r} and "
+            f"{LORA_VERSION!r}: upgrade it"
         )
     identity = None
     try:
@@ -192,7 +227,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Float32Array], list[str]]:
     stored = dict(safetensors.deserialize(path.read_bytes()))
     faults = [f"tensor {name!r} is missing" for name in TENSORS if name not in stored]
     tensors = {}
-    for name in (name for name in TENSORS if name in stored):
+    for name in (name for name in (*TENSORS, *LORA_TENSORS) if name in stored):
         if stored[name]["dtype"] in _DTYPES:
             tensors[name] = _to_float32(stored[name])
         else:
@@ -216,7 +251,7 @@ def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity |
         size, hidden = str(identity.head_dim), str(identity.hidden_size)
     prefix = (layers, heads, "P", size)
     wanted = {"mask_embeddings": ("M", hidden), "prefix_keys": prefix, "prefix_values": prefix}
-    shapes = {name: array.shape for name, array in tensors.items()}
+    shapes = {name: tensors[name].shape for name in TENSORS if name in tensors}
     faults = [
         f"{name} is {list(shape)}, not [{', '.join(wanted[name])}]"
         for name, shape in shapes.items()
@@ -227,7 +262,9 @@ def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity |
     keys, values = (shapes.get(name, ()) for name in TENSORS[1:])
     if not faults and keys and values and keys != values:
         faults.append(f"prefix_keys is {list(keys)}, but prefix_values is {list(values)}")
-    return faults
+    of_lora = {name: array.shape for name, array in tensors.items()}
+    known = (identity.num_layers, identity.hidden_size) if identity else (None, None)
+    return faults + lora_faults(of_lora, *known)
 
 
 def _matches(shape: Sequence[int], wanted: Sequence[str]) -> bool:

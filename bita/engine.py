@@ -2,7 +2,7 @@
 
     manifest.json        what the engine is, and size and sha256 of every other file
     model.onnx(.data)    the step graph
-    adapter.safetensors  mask embeddings and prefix
+    adapter.safetensors  mask embeddings, prefix, LoRA
     tree.json            the tree, and what it was chosen by
     tokenizer.json, generation.json, chat_template.jinja
 
@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin
 
 from bita.errors import EngineError, raise_faults
 
-FORMAT, FORMAT_VERSION = "bita-engine", 1
+FORMAT, FORMAT_VERSION = "bita-engine", 2
 MANIFEST_FILE, GRAPH_FILE, ADAPTER_FILE = "manifest.json", "model.onnx", "adapter.safetensors"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
@@ -53,6 +53,7 @@ class Manifest:
     num_ranks: int  # k: ids returned per row
     num_masks: int  # M
     prefix_length: int  # P
+    lora_rank: int  # r; 0: the graph has no LoRA, else it takes any rank
     tuned_on: str  # the adapter's data, "untuned" for none
     requires: dict[str, str]  # package: least version
     created_by: str

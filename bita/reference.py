@@ -18,6 +18,8 @@ from bita.tree import Tree
 try:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
+
+    from bita.lora_hooks import lora_on_rows
 except ImportError as error:
     raise MissingExtraError("the reference decoder", "tune") from error
 
@@ -113,7 +115,12 @@ class ReferenceDecoder:
         rows = torch.from_numpy(tree.offsets)
         positions = torch.cat([torch.arange(num_before), num_before + rows])
         masks = torch.from_numpy(self.adapter.mask_embeddings)
-        with extended_embedding(self.model, masks):
+        lora = {name: torch.from_numpy(a).to(weight) for name, a in self.adapter.lora.items()}
+        first_mask = len(text_ids) + len(drafts)
+        with (
+            extended_embedding(self.model, masks),
+            lora_on_rows(self.model, lora, first_mask),
+        ):
             outputs = self.model(
                 input_ids=torch.tensor([[*text_ids, *drafts, *mask_ids]], device=weight.device),
                 position_ids=positions[None].to(weight.device),

@@ -140,5 +140,10 @@ def garbage(adapter: Adapter, seed: int = 0) -> Adapter:
     """Random numbers in the shape of an adapter."""
     scale = RANDOM_SCALE * float(np.abs(adapter.mask_embeddings).max())
     return random_adapter(
-        adapter.identity, adapter.num_masks, adapter.prefix_length, max(scale, 1.0), seed
+        adapter.identity,
+        adapter.num_masks,
+        adapter.prefix_length,
+        max(scale, 1.0),
+        seed,
+        adapter.lora,
     )

@@ -86,6 +86,7 @@ def build_engine(
             capacity=capacity,
             precision=options.precision,
             num_ranks=options.num_ranks,
+            with_lora=adapter.lora_rank > 0,
             on_write=on_write,
         )
         adapter.save(draft.path / ADAPTER_FILE)
@@ -180,6 +181,7 @@ def _manifest(
         num_ranks=options.num_ranks,
         num_masks=adapter.num_masks,
         prefix_length=adapter.prefix_length,
+        lora_rank=adapter.lora_rank,
         tuned_on=adapter.tuned_on,
         requires=REQUIRES,
         created_by=f"bita-edge {__version__}",

@@ -4,11 +4,15 @@ Inputs: token_ids [1, Q] (ids >= V are mask tokens), mask_embeddings [M, hidden]
 the rows (`StepInputs`), output_rows [R] (rows whose tokens are wanted) and the caches
 past.{l}.key/value [1, H, C, D]. Outputs: top_ids [R, k] and top_logits [R, k] (column 0 is the
 argmax), logits [R, V] (bound only when needed) and present.{l}.key/value, the caches in place.
+
+With LoRA the rows from `first_mask_row` [1] on get what lora.{l}.{site}.down [in, r] and .up
+[r, out] add to the linear layers; the rows before keep their bits.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from bita.errors import ModelError, raise_faults
@@ -19,6 +23,7 @@ from bita.export.ort_dialect import OPSETS, OrtDialect, StepContext, step_contex
 from bita.export.top_tokens import top_tokens
 from bita.export.visibility import step_inputs
 from bita.export.weight_file import WeightFile
+from bita.lora import SITES
 
 GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -33,11 +38,13 @@ def export_step_graph(
     capacity: int,
     precision: str,
     num_ranks: int,
+    with_lora: bool = False,
     on_write: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write model.onnx and model.onnx.data into `directory`.
 
     capacity: C, cache slots, prefix and step rows included. num_ranks: k, ids returned per row.
+    with_lora: take LoRA of any rank as inputs.
     on_write: called with the bytes of each piece of weights written.
     Memory: the largest linear layer (the output layer excepted) plus a constant.
     """
@@ -45,7 +52,7 @@ def export_step_graph(
     with WeightFile(directory / WEIGHTS_FILE, on_write) as weights:
         graph = GraphWriter(weights, OPSETS)
         dialect = OrtDialect(graph, checkpoint, architecture, capacity, precision)
-        Decoder(dialect, checkpoint, architecture).write(capacity, num_ranks)
+        Decoder(dialect, checkpoint, architecture, with_lora).write(capacity, num_ranks)
         graph.save(directory / GRAPH_FILE, "bita_step")
 
 
@@ -53,12 +60,17 @@ class Decoder:
     """The transformer, written through a dialect."""
 
     def __init__(
-        self, dialect: OrtDialect, checkpoint: Checkpoint, architecture: Architecture
+        self,
+        dialect: OrtDialect,
+        checkpoint: Checkpoint,
+        architecture: Architecture,
+        with_lora: bool = False,
     ) -> None:
         self._dialect = dialect
         self._graph = dialect.graph
         self._checkpoint = checkpoint
         self._architecture = architecture
+        self._rows = LoraRows(dialect.graph) if with_lora else None
 
     def write(self, capacity: int, num_ranks: int) -> None:
         """Write inputs, layers and outputs."""
@@ -99,27 +111,34 @@ class Decoder:
         before_mlp = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
         weight = dialect.norm_weight(f"{prefix}.{before_mlp}.weight")
         normed, hidden = dialect.add_norm(hidden, delta, weight)
-        return hidden, self._mlp(prefix, normed)
+        return hidden, self._mlp(index, normed)
 
     def _attention(self, prefix: str, index: int, normed: ir.Value, step: StepContext) -> ir.Value:
         dialect, arch = self._dialect, self._architecture
-        projections = [f"{prefix}.self_attn.{side}_proj.weight" for side in "qkv"]
-        qkv = dialect.linear(normed, f"{prefix}.self_attn.qkv_proj", projections)
+        qkv = self._linear(normed, index, "qkv")
         attended = dialect.attention(qkv, index, arch.layers[index], step)
-        name = f"{prefix}.self_attn.o_proj"
-        delta = dialect.linear(attended, name, [f"{name}.weight"])
+        delta = self._linear(attended, index, "o")
         return self._behind(delta, f"{prefix}.post_attention_layernorm.weight")
 
-    def _mlp(self, prefix: str, normed: ir.Value) -> ir.Value:
+    def _mlp(self, index: int, normed: ir.Value) -> ir.Value:
         dialect, arch = self._dialect, self._architecture
-        names = [f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"]
-        both = dialect.linear(normed, f"{prefix}.mlp.gate_up_proj", names)
+        both = self._linear(normed, index, "gate_up")
         sizes = self._graph.constant([arch.intermediate_size] * 2)
         gate, up = self._graph.ops("Split", both, sizes, num_outputs=2, axis=-1)
         product = self._graph.op("Mul", dialect.activation(gate), up)
-        name = f"{prefix}.mlp.down_proj"
-        delta = dialect.linear(product, name, [f"{name}.weight"])
-        return self._behind(delta, f"{prefix}.post_feedforward_layernorm.weight")
+        delta = self._linear(product, index, "down")
+        return self._behind(delta, f"model.layers.{index}.post_feedforward_layernorm.weight")
+
+    def _linear(self, hidden: ir.Value, index: int, site: str) -> ir.Value:
+        """The linear layers of a site, their outputs side by side, and LoRA on the mask rows."""
+        prefix = f"model.layers.{index}."
+        names = [f"{prefix}{layer}.weight" for layer in SITES[site]]
+        product = self._dialect.linear(hidden, f"{prefix}{LABELS[site]}", names)
+        if self._rows is None:
+            return product
+        shapes = [self._checkpoint.shape(name) for name in names]
+        size = shapes[0][1], sum(shape[0] for shape in shapes)
+        return self._rows.added(product, hidden, f"lora.{index}.{site}", size)
 
     def _behind(self, delta: ir.Value, norm_name: str) -> ir.Value:
         """What some families do between a sublayer and the residual sum."""
@@ -148,6 +167,37 @@ class Decoder:
         return self._graph.op("Mul", value, self._graph.constant(scale, "float32"))
 
 
+class LoraRows:
+    """The mask rows of a step, which are its last, and what is added to them."""
+
+    def __init__(self, graph: GraphWriter) -> None:
+        self._graph = graph
+        self._first = graph.input("first_mask_row", INT64, (1,))
+
+    def added(
+        self, product: ir.Value, hidden: ir.Value, label: str, size: tuple[int, int]
+    ) -> ir.Value:
+        """product [1, Q, out] with hidden @ down @ up added in the mask rows; size: in, out."""
+        graph, (num_in, num_out) = self._graph, size
+        down = graph.input(f"{label}.down", FLOAT, (num_in, "r"))
+        up = graph.input(f"{label}.up", FLOAT, ("r", num_out))
+        thin = graph.op("MatMul", graph.op("MatMul", self._masks(hidden), down), up)
+        start, axis = graph.constant([0]), graph.constant([1])
+        nodes = graph.op("Slice", product, start, self._first, axis)
+        masks = graph.op("Add", self._masks(product), thin)
+        return graph.op("Concat", nodes, masks, axis=1)
+
+    def _masks(self, value: ir.Value) -> ir.Value:
+        end, axis = self._graph.constant([np.iinfo(np.int64).max]), self._graph.constant([1])
+        return self._graph.op("Slice", value, self._first, end, axis)
+
+
+LABELS = {
+    "qkv": "self_attn.qkv_proj",
+    "o": "self_attn.o_proj",
+    "gate_up": "mlp.gate_up_proj",
+    "down": "mlp.down_proj",
+}
 MLP_NORM = "post_attention_layernorm"  # Llama's name for the norm before the MLP
 
 

@@ -26,6 +26,12 @@ class Layout:
         return len(self.offsets)
 
     @property
+    def first_mask_row(self) -> int:
+        """Rows from here on are masks or padding."""
+        masks = np.flatnonzero(self.mask_index >= 0)
+        return int(masks[0]) if len(masks) else self.num_rows
+
+    @property
     def sees_prefix(self) -> npt.NDArray[np.bool_]:
         return self.mask_index >= 0
 

@@ -35,6 +35,7 @@ class OrtBackend:
         self.cache = Cache(
             manifest.num_layers, manifest.num_kv_heads, manifest.capacity, manifest.head_dim
         )
+        self.has_lora = manifest.lora_rank > 0
         self._caches = {
             f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
             for index in range(manifest.num_layers)
@@ -55,6 +56,19 @@ class OrtBackend:
             binding.bind_ortvalue_input(f"past.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
         return binding
+
+    def lora_inputs(self, adapter: Adapter) -> Arrays:
+        """The adapter's LoRA by the names of the graph's inputs; zeros if it has none."""
+        arrays = {}
+        for value in self._session.get_inputs():
+            if value.name.startswith("lora."):
+                _, index, site, side = value.name.split(".")
+                zeros = [size if isinstance(size, int) else 1 for size in value.shape]
+                stacked = adapter.lora.get(f"lora_{site}_{side}")
+                arrays[value.name] = (
+                    np.zeros(zeros, np.float32) if stacked is None else stacked[int(index)]
+                )
+        return arrays
 
     def run(self, binding: ort.IOBinding) -> None:
         self._session.run_with_iobinding(binding)
@@ -96,6 +110,9 @@ class BoundStep:
             "prefix_length": np.array([adapter.prefix_length]),
         }
         outputs: Arrays = {"top_ids": self.top_ids, "top_logits": self.top_logits}
+        if backend.has_lora:
+            inputs["first_mask_row"] = np.array([layout.first_mask_row])
+            inputs |= backend.lora_inputs(adapter)
         if self.logits is not None:
             outputs["logits"] = self.logits
         # The binding does not keep the arrays alive; these OrtValues do.

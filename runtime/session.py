@@ -221,4 +221,9 @@ def _check_adapter(engine: Engine, adapter: Adapter) -> None:
     if adapter.mask_embeddings.shape[1] != manifest.hidden_size:
         width = adapter.mask_embeddings.shape[1]
         faults.append(f"mask embeddings are {width} wide, the model is {manifest.hidden_size}")
+    if adapter.lora_rank and not manifest.lora_rank:
+        faults.append(
+            f"it has LoRA of rank {adapter.lora_rank}, the engine was built for an adapter "
+            "without: build one with ADAPTER=…"
+        )
     raise_faults(EngineError, f"adapter of engine {engine.path}", faults)

@@ -193,4 +193,4 @@ def test_a_full_adapter_mismatch_is_explained(
 def test_old_engines_json_is_stable(tiny_engine: Path) -> None:
     """The committed engine was written by an earlier commit; its format must stay readable."""
     manifest = json.loads((tiny_engine / "manifest.json").read_text())
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2

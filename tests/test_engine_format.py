@@ -42,7 +42,7 @@ def flip_a_bit(path: Path) -> None:
         (lambda e: edit_manifest(e, format="gguf"), "format is 'gguf', not 'bita-engine'"),
         (
             lambda e: edit_manifest(e, format_version=99),
-            "format version 99; this bita-edge reads 1",
+            "format version 99; this bita-edge reads 2",
         ),
         (lambda e: edit_manifest(e, mode="fast"), "mode 'fast' is not one of"),
         (lambda e: edit_manifest(e, capacity="big"), "capacity is 'big'"),

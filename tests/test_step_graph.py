@@ -11,6 +11,7 @@ from bita.engine import open_engine
 from bita.export.build import BuildOptions, build_engine
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
+from bita.lora import site_sizes, starting_lora
 from bita.runtime.layout import prefill_layout, tree_layout
 from bita.runtime.ort_backend import OrtBackend
 from bita.tree import Tree
@@ -23,20 +24,24 @@ TOLERANCE = 2e-4
 TREE = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (4,)], num_masks=3)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[(name, rank) for name in FAMILIES for rank in (0, 3)])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Family":
-    return Family(request.param, tmp_path_factory.mktemp(request.param))
+    name, rank = request.param
+    return Family(name, rank, tmp_path_factory.mktemp(name))
 
 
 class Family:
     """A tiny model, its engine with a random adapter (P = 5), and the torch reference."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, rank: int, directory: Path) -> None:
         from bita.reference import ReferenceDecoder, load_reference_model
 
         model_dir = write_tiny_model(name, directory / "model")
         checkpoint = open_checkpoint(str(model_dir))
-        self.adapter: Adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.5)
+        lora = starting_lora(site_sizes(checkpoint), identify(checkpoint).num_layers, rank, seed=0)
+        self.adapter: Adapter = random_adapter(
+            identify(checkpoint), 3, 5, scale=0.5, lora_like=lora
+        )
         options = BuildOptions(precision="fp32", capacity=CAPACITY, tree=TREE)
         build_engine(checkpoint, self.adapter, directory / "engine", options)
         self.backend = OrtBackend(open_engine(directory / "engine"), num_threads=1)
@@ -92,7 +97,9 @@ def test_nodes_do_not_depend_on_the_adapter(family: Family) -> None:
     family.prefill(family.text[:-1])
     before = family.step_logits()
     own = family.adapter
-    family.adapter = random_adapter(own.identity, 3, own.prefix_length, scale=9.0, seed=7)
+    family.adapter = random_adapter(
+        own.identity, 3, own.prefix_length, scale=9.0, seed=7, lora_like=own.lora
+    )
     try:
         family.backend.cache.start(family.adapter)
         family.prefill(family.text[:-1])

@@ -20,6 +20,7 @@ from bita.base_model import load_base_model
 from bita.errors import TuningError
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
+from bita.lora import site_sizes, starting_lora
 from bita.reference import ReferenceDecoder, greedy
 from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
@@ -48,14 +49,16 @@ def texts(plain: Any) -> list[TrainingText]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("prefix_length", [0, 5])
+@pytest.mark.parametrize(("prefix_length", "rank"), [(0, 0), (5, 0), (5, 3)])
 def test_two_phases_equal_the_joint_forward(
-    family: str, prefix_length: int, tmp_path: Path
+    family: str, prefix_length: int, rank: int, tmp_path: Path
 ) -> None:
     """Every group of a text, all at once against the cache, against one joint forward a group."""
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path)))
     base = load_base_model(checkpoint, dtype="float64")
-    adapter = random_adapter(identify(checkpoint), 3, prefix_length, scale=0.5)
+    identity = identify(checkpoint)
+    lora = starting_lora(site_sizes(checkpoint), identity.num_layers, rank, seed=0)
+    adapter = random_adapter(identity, 3, prefix_length, scale=0.5, lora_like=lora)
     text = tuple(np.random.default_rng(3).integers(3, 300, 30).tolist())
     other = text[::-1][:17]  # a shorter text in the same batch
     model = MaskModel(base)
@@ -130,7 +133,9 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
 
 
-@pytest.mark.parametrize("changes", [{}, {"prefix_length": 0}, {"dropout": 0.3, "loss": "mix"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"prefix_length": 0}, {"dropout": 0.3, "loss": "mix"}, {"lora_rank": 2}]
+)
 def test_killed_and_resumed_is_the_same_run(
     plain: Any, texts: list[TrainingText], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -155,13 +160,14 @@ def test_killed_and_resumed_is_the_same_run(
     assert (broken / ADAPTER_FILE).read_bytes() == (whole / ADAPTER_FILE).read_bytes()
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma3_text", "granite"])
-def test_it_learns_and_the_base_does_not_change(family: str, tmp_path: Path) -> None:
+def test_it_learns_and_the_base_does_not_change(family: str, rank: int, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))
     base, rng = load_base_model(checkpoint), np.random.default_rng(0)
     prompts = [rng.integers(4, 300, 6).tolist() for _ in range(3)]
     texts = [TrainingText((*p, *greedy(base, p, 24)), len(p)) for p in prompts]
-    trainer = make_trainer(checkpoint, texts, tmp_path / "run", num_steps=25)
+    trainer = make_trainer(checkpoint, texts, tmp_path / "run", num_steps=40, lora_rank=rank)
     before = {name: weight.clone() for name, weight in trainer.model.base.state_dict().items()}
     trainer.run()
     losses = [entry["loss"] for entry in read_log(tmp_path / "run")]
@@ -169,7 +175,9 @@ def test_it_learns_and_the_base_does_not_change(family: str, tmp_path: Path) -> 
     for name, weight in trainer.model.base.state_dict().items():
         assert torch.equal(weight, before[name])
     tuned = Adapter.load(tmp_path / "run" / ADAPTER_FILE)
-    assert (tuned.num_masks, tuned.prefix_length, tuned.tuned_on) == (3, 4, "test")
+    assert (tuned.num_masks, tuned.prefix_length, tuned.lora_rank) == (3, 4, rank)
+    assert tuned.tuned_on == "test"
+    assert all(tuned.lora[name].any() for name in tuned.lora)  # "up" starts at zero
 
 
 def test_the_prefix_starts_from_activations(plain: Any, texts: list[TrainingText]) -> None:
@@ -243,7 +251,7 @@ def test_a_run_that_diverges_stops_before_the_update(
     with torch.no_grad():
         trainer.parameters.mask_embeddings.fill_(float("nan"))
     before = trainer.parameters.prefix_keys.clone()
-    with pytest.raises(TuningError, match="loss of step 0 is nan; lower mask_rate"):
+    with pytest.raises(TuningError, match="loss of step 0 is nan; lower the learning"):
         trainer.run()
     assert torch.equal(trainer.parameters.prefix_keys, before)
 

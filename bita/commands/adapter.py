@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     init.add_argument("--out", type=Path, default=Path("adapter.safetensors"))
     init.add_argument("--masks", type=positive, default=3, help="M, mask tokens (default 3)")
     init.add_argument("--prefix", type=not_negative, default=0, help="P, prefix length (default 0)")
+    init.add_argument("--lora-rank", type=not_negative, default=0, help="(default 0: no LoRA)")
     init.add_argument("--seed", type=not_negative, default=0, help="of the prefix (default 0)")
     init.set_defaults(run=run_init)
 
@@ -29,7 +30,7 @@ def run_init(args: argparse.Namespace) -> int:
     from bita.export.sources import open_checkpoint
 
     checkpoint = open_checkpoint(args.model)
-    adapter = untuned_adapter(checkpoint, args.masks, args.prefix, args.seed)
+    adapter = untuned_adapter(checkpoint, args.masks, args.prefix, args.seed, args.lora_rank)
     adapter.save(args.out)
     size = args.out.stat().st_size / 1e3
     print(f"{args.out}: {args.masks} masks, prefix of {args.prefix}, {size:.0f} kB, untuned")

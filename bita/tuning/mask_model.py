@@ -17,11 +17,12 @@ from transformers import DynamicCache
 from bita.adapter import Adapter
 from bita.base_model import masks_by_layer
 from bita.identity import ModelIdentity
+from bita.lora_hooks import lora_on_rows
 from bita.tuning.mask_rows import MaskRows, visibility
 
 
 class AdapterParameters(torch.nn.Module):
-    """What is trained, in float32: mask_embeddings [M, hidden], prefix_* [L, H, P, D]."""
+    """What is trained, in float32: mask_embeddings [M, hidden], prefix_* [L, H, P, D], lora."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -29,12 +30,14 @@ class AdapterParameters(torch.nn.Module):
         self.mask_embeddings = _parameter(adapter.mask_embeddings)
         self.prefix_keys = _parameter(adapter.prefix_keys)
         self.prefix_values = _parameter(adapter.prefix_values)
+        self.lora = torch.nn.ParameterDict({n: _parameter(a) for n, a in adapter.lora.items()})
 
     def to_adapter(self, tuned_on: str) -> Adapter:
         """The adapter with the values of now."""
         arrays = (self.mask_embeddings, self.prefix_keys, self.prefix_values)
-        masks, keys, values = (array.detach().cpu().numpy().copy() for array in arrays)
-        return Adapter(masks, keys, values, self._identity, tuned_on)
+        masks, keys, values = map(_array, arrays)
+        lora = {name: _array(value) for name, value in self.lora.items()}
+        return Adapter(masks, keys, values, self._identity, tuned_on, lora)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -107,13 +110,14 @@ class MaskModel:
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
             return mask.masked_fill(hidden, torch.finfo(self.dtype).min)
 
-        logits: Tensor = self.base(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask=masks_by_layer(self.base.config, additive),
-            past_key_values=self._cache(parameters, context, len(rows), dropout),
-            use_cache=True,
-        ).logits
+        with lora_on_rows(self.base, dict(parameters.lora.items())):
+            logits: Tensor = self.base(
+                inputs_embeds=embeddings,
+                position_ids=positions,
+                attention_mask=masks_by_layer(self.base.config, additive),
+                past_key_values=self._cache(parameters, context, len(rows), dropout),
+                use_cache=True,
+            ).logits
         return logits
 
     def _cache(
@@ -136,6 +140,10 @@ class MaskModel:
 
 def _parameter(array: np.ndarray) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.from_numpy(array.copy()))
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy().copy()
 
 
 def _padded(arrays: Sequence[np.ndarray], length: int) -> Tensor:

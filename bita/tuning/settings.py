@@ -19,6 +19,7 @@ class TuneSettings:
     num_masks: int = 3  # M
     prefix_length: int = 16  # P; 0 tunes the mask embeddings only
     prefix_start: str = "activations"  # of a training text, or "normal": random, 0.02
+    lora_rank: int = 0  # r of LoRA on mask rows; 0 for none
     loss: str = "kl"  # to the base's logits; "ce": its argmax tokens; "mix": half of each
     decay: float = 0.8  # weight of mask k is decay**k
     anchors: str = "random"  # over the whole response; "consecutive": one window of it
@@ -29,6 +30,7 @@ class TuneSettings:
     max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
     mask_rate: float = 1e-2  # learning rate of the mask embeddings at the start
     prefix_rate: float = 1e-2  # learning rate of the prefix at the start
+    lora_rate: float = 1e-3  # learning rate of LoRA at the start
     clip: float = 1.0  # norm of the gradient; 0 for no clipping
     num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0
     max_minutes: float = 0.0  # length of the schedule by the clock instead
@@ -40,7 +42,7 @@ class TuneSettings:
     def _faults(self) -> list[str]:
         least = {
             **dict.fromkeys(("num_masks", "num_anchors", "batch_size", "num_steps"), 1),
-            **dict.fromkeys(("prefix_length", "clip", "max_minutes", "seed"), 0),
+            **dict.fromkeys(("prefix_length", "lora_rank", "clip", "max_minutes", "seed"), 0),
             "max_tokens": 8,
         }
         faults = [
@@ -48,7 +50,7 @@ class TuneSettings:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
-        rates = {name: getattr(self, name) for name in ("mask_rate", "prefix_rate")}
+        rates = {name: getattr(self, name) for name in ("mask_rate", "prefix_rate", "lora_rate")}
         faults += [f"{name} is {rate}, not above 0" for name, rate in rates.items() if not rate > 0]
         shares = {name: getattr(self, name) for name in ("decay", "keep_far")}
         faults += [

@@ -1,6 +1,7 @@
 """Where tuning starts: masks at the mean embedding, the prefix at something the model has seen."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +23,13 @@ def starting_adapter(
 
     "activations": keys and values of the first P tokens of a training text, rotated as they are.
     """
-    adapter = untuned_adapter(checkpoint, settings.num_masks, settings.prefix_length, settings.seed)
+    adapter = untuned_adapter(
+        checkpoint,
+        settings.num_masks,
+        settings.prefix_length,
+        settings.seed,
+        settings.lora_rank,
+    )
     if settings.prefix_length == 0 or settings.prefix_start == "normal":
         return adapter
     text = next((t for t in texts if len(t.token_ids) >= settings.prefix_length), None)
@@ -36,4 +43,4 @@ def starting_adapter(
     keys, values = (
         np.concatenate([layer.float().cpu().numpy() for layer in side]) for side in sides
     )
-    return Adapter(adapter.mask_embeddings, keys, values, adapter.identity, adapter.tuned_on)
+    return replace(adapter, prefix_keys=keys, prefix_values=values)

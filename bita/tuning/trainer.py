@@ -129,7 +129,7 @@ class Trainer:
     def _update(self, loss: torch.Tensor) -> float:
         if not torch.isfinite(loss):
             raise TuningError(
-                f"the loss of step {self.step} is {loss.item()}; lower mask_rate and prefix_rate, "
+                f"the loss of step {self.step} is {loss.item()}; lower the learning rates, "
                 f"and go on from the last checkpoint in {self._directory}"
             )
         self._optimizer.zero_grad(set_to_none=True)
@@ -219,6 +219,8 @@ def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[
     ]
     if settings.prefix_length:
         groups.append({"params": prefix, "start": settings.prefix_rate})
+    if lora := list(parameters.lora.values()):
+        groups.append({"params": lora, "start": settings.lora_rate})
     return [{**group, "lr": group["start"]} for group in groups]
 
 
