@@ -14,7 +14,13 @@ from bita.identity import identify
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.generators import Completion, EngineGenerator, TransformersGenerator, ended_at
-from bita.tuning.samplers import TransformersSampler, derived_seed, pick_nucleus, uniform_draws
+from bita.tuning.samplers import (
+    HEAD_TOKENS,
+    TransformersSampler,
+    derived_seed,
+    pick_nucleus,
+    uniform_draws,
+)
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -105,6 +111,22 @@ def test_the_nucleus_by_hand() -> None:
     assert [picked(draw, 0.01) for draw in (0.0, 0.999)] == [0, 0]
     # squared: 25/36, 9/36, 1/36, 1/36
     assert [picked(draw, 1.0, 0.5) for draw in (0.69, 0.70, 0.94, 0.95)] == [0, 2, 2, 1]
+
+
+def test_the_head_of_a_vocabulary_is_enough_only_where_it_holds_the_nucleus() -> None:
+    """A steep row and a flat one in one batch pick what sorting everything would."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 4 * HEAD_TOKENS, generator=generator)
+    logits[::2] *= 8
+    draws = torch.rand(40, dtype=torch.float64, generator=generator)
+    picked = pick_nucleus(logits, draws, 1.0, 0.95)
+    for row in range(40):
+        probabilities = logits[row].softmax(-1)
+        ordered = probabilities.sort(descending=True)
+        mass = ordered.values.double().cumsum(0)
+        size = int((mass < 0.95).sum()) + 1
+        rank = int((mass <= draws[row] * mass[size - 1]).sum())
+        assert int(picked[row]) == int(ordered.indices[min(rank, size - 1)])
 
 
 def test_a_sample_depends_on_its_seed_only(plain: Any) -> None:

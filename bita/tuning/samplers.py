@@ -8,6 +8,8 @@ import numpy as np
 from bita.errors import TuningError
 from bita.tuning.batch_decoding import decode_batch, import_torch
 
+HEAD_TOKENS = 256
+
 
 class Sampler(Protocol):
     """Continues prompts at random.
@@ -80,10 +82,27 @@ class TransformersSampler:
 def pick_nucleus(logits: Any, draws: Any, temperature: float, top_p: float) -> Any:
     """Token ids [rows]: of logits [rows, V], where draws [rows] in [0, 1) fall in the nucleus.
 
-    The nucleus is the smallest set of most likely tokens with probability top_p or more.
+    The nucleus is the smallest set of most likely tokens with probability top_p or more. It is
+    looked for among the HEAD_TOKENS likeliest first, since sorting a vocabulary is slow.
     """
     probabilities = (logits.float() / temperature).softmax(-1)
-    ordered, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    num_tokens = probabilities.shape[-1]
+    if num_tokens <= HEAD_TOKENS:
+        return _pick_sorted(*_sorted(probabilities), draws, top_p)
+    head, head_ids = probabilities.topk(HEAD_TOKENS, dim=-1)
+    token_ids = _pick_sorted(head, head_ids, draws, top_p)
+    flat = head.sum(-1, dtype=draws.dtype) < top_p
+    if flat.any():
+        token_ids[flat] = _pick_sorted(*_sorted(probabilities[flat]), draws[flat], top_p)
+    return token_ids
+
+
+def _sorted(probabilities: Any) -> tuple[Any, Any]:
+    values, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    return values, token_ids
+
+
+def _pick_sorted(ordered: Any, token_ids: Any, draws: Any, top_p: float) -> Any:
     mass = ordered.cumsum(-1, dtype=draws.dtype)
     size = (mass < top_p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1) + 1
     drawn = draws[:, None] * mass.gather(-1, size - 1)

@@ -1,0 +1,139 @@
+"""What each tuning setting is worth: short runs of equal steps on the same text, one change each.
+
+    python benchmarks/tuning_sweep.py MODEL --data DIR --out sweep.jsonl [--steps 60] [--only WORD]
+
+A line per run goes to --out; runs that it has already are left out, so a sweep can be interrupted,
+and several can share the work (each run is claimed by a file beside --out). Every run sees the same
+conversations in the same order and is judged on the same held-out ones; `anchors per text` keeps
+the number of mask rows.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bita.base_model import load_base_model
+from bita.export.sources import open_checkpoint
+from bita.tree import Tree
+from bita.tuning.dataset import Dataset
+from bita.tuning.evaluation import evaluate
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.model_texts import ModelTexts
+from bita.tuning.settings import TuneSettings
+from bita.tuning.start import starting_adapter
+from bita.tuning.trainer import Trainer
+from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
+
+RUNS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "seed 1": {"seed": 1},
+    "prefix 0": {"prefix_length": 0},
+    "prefix 32": {"prefix_length": 32},
+    "prefix normal": {"prefix_start": "normal"},
+    "masks 2": {"num_masks": 2, "num_anchors": 60},
+    "masks 4": {"num_masks": 4, "num_anchors": 30},
+    "loss ce": {"loss": "ce"},
+    "loss mix": {"loss": "mix"},
+    "decay 1": {"decay": 1.0},
+    "decay 0.6": {"decay": 0.6},
+    "anchors consecutive": {"anchors": "consecutive"},
+    "anchors per text 80": {"num_anchors": 80, "batch_size": 2},
+    "anchors per text 20": {"num_anchors": 20, "batch_size": 8},
+    "keep far 0.7": {"keep_far": 0.7, "num_anchors": 54},
+    "dropout 0.1": {"dropout": 0.1},
+    "rates 3e-3": {"mask_rate": 3e-3, "prefix_rate": 3e-3},
+    "rates 3e-2": {"mask_rate": 3e-2, "prefix_rate": 3e-2},
+    "mask rate 3e-2": {"mask_rate": 3e-2},
+    "prefix rate 3e-2": {"prefix_rate": 3e-2},
+    "lora 8": {"lora_rank": 8},
+    "lora 32": {"lora_rank": 32},
+    "lora 32, rate 3e-3": {"lora_rank": 32, "lora_rate": 3e-3},
+    "lora 32, rate 3e-4": {"lora_rank": 32, "lora_rate": 3e-4},
+    "lora 32, prefix 0": {"lora_rank": 32, "prefix_length": 0},
+    "lora 32, loss ce": {"lora_rank": 32, "loss": "ce"},
+}
+CLIPPED = {"clip 0": {"clip": 0.0}, "lora 32, clip 0": {"lora_rank": 32, "clip": 0.0}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, required=True, help="conversations of `bita tune`")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only", default="", help="runs whose name has this in it")
+    parser.add_argument("--held-out", type=int, default=40)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    checkpoint = open_checkpoint(args.model)
+    texts = ModelTexts.of(checkpoint)
+    data = Dataset.load(args.data, texts.identity, texts.tokenizer_sha256)
+    cut = [cut_text(c.prompt_ids, c.response_ids, 1024) for c in data]
+    train, held_out = split_held_out(usable(cut), args.held_out, seed=0)
+    model = MaskModel(load_base_model(checkpoint, args.dtype, args.device))
+    claims = args.out.with_suffix(".claims")
+    claims.mkdir(parents=True, exist_ok=True)
+    for name, changes in {**RUNS, **CLIPPED}.items():
+        if args.only not in name or name in _done(args.out) or not _claim(claims / f"{name}"):
+            continue
+        settings = TuneSettings(**{"num_steps": args.steps, **changes})
+        entry = {"name": name, "changes": changes, "steps": args.steps, "dtype": args.dtype}
+        entry |= run(checkpoint, model, train, held_out, settings)
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(name, entry["tokens_per_step"], f"{entry['seconds']:.0f} s", flush=True)
+
+
+def run(
+    checkpoint: Any,
+    model: MaskModel,
+    train: list[TrainingText],
+    held_out: list[TrainingText],
+    settings: TuneSettings,
+) -> dict[str, Any]:
+    """Tune from the start and judge; seconds are those of the training steps."""
+    parameters = AdapterParameters(starting_adapter(checkpoint, model, train, settings))
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = Trainer(model, parameters, train, settings, Path(directory), "sweep")
+        began = time.monotonic()
+        reports = [trainer.train_step() for _ in range(settings.num_steps)]
+        seconds = time.monotonic() - began
+    quality = evaluate(model, parameters, held_out)
+    report = quality.report()
+    chain = quality.tokens_per_step(Tree.chain(settings.num_masks))
+    return {
+        "num_train": len(train),
+        "num_held_out": len(held_out),
+        "rows": sum(report.num_rows for report in reports),
+        "seconds": seconds,
+        "tokens_per_step": {"chain": chain, **report["tokens_per_step"]},
+        "accuracy": report["accuracy"],
+        "last_loss": sum(report.loss for report in reports[-10:]) / len(reports[-10:]),
+    }
+
+
+def _done(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    return {json.loads(line)["name"] for line in path.read_text(encoding="utf-8").splitlines()}
+
+
+def _claim(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
