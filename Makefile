@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 
 MODEL ?=
-ADAPTER ?=
+# what `make adapter` wrote, or the one that the repository ships; ADAPTER= for an untuned one
+ADAPTER ?= $(wildcard adapters/$(NAME).safetensors)
 PRECISION ?= int4
 CAPACITY ?=
 TREE ?=
