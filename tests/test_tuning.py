@@ -221,7 +221,29 @@ def test_quality_by_hand() -> None:
     assert quality.tokens_per_step(Tree.chain(3)) == 2.0
     assert quality.tokens_per_step(Tree.root_only()) == 1.0
     assert quality.best_tree(16).paths == ((), (1,), (1, 1), (3,))
-    assert quality.report()["tokens_per_step"]["triangle"] >= 1
+    assert quality.report()["tokens_per_step"]["chain"] == 2.0
+    other = {"root": Tree.root_only()}
+    assert quality.report(other)["tokens_per_step"] == {"root": 1.0}
+
+
+def test_drafts_right_to_the_end_emit_no_token_beyond_it() -> None:
+    """A response of three tokens: the prefill gives one, one step the other two and no bonus."""
+    quality = DraftQuality([np.array([[1, 1, 0], [1, 0, 0]])])
+    assert quality.num_steps(Tree.chain(3)) == [1]
+    assert quality.tokens_per_step(Tree.chain(3)) == 2.0
+
+
+def test_ranks_do_not_depend_on_the_pieces(
+    plain: Any, texts: list[TrainingText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MaskModel(load_base_model(plain))
+    parameters = AdapterParameters(random_adapter(identify(plain), 3, 2, scale=0.4, seed=4))
+    whole = evaluate(model, parameters, texts)
+    monkeypatch.setattr("bita.tuning.evaluation.ROWS_AT_ONCE", 15)
+    pieces = evaluate(model, parameters, texts)
+    for left, right in zip(whole.tables, pieces.tables, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert len(np.unique(np.concatenate(whole.tables))) > 5
 
 
 def test_batches_visit_every_text_once_per_epoch(texts: list[TrainingText]) -> None:

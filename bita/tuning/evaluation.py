@@ -6,7 +6,7 @@ depend on the drafts.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 
 from bita.tree import BITA_WIDTHS, Tree
 from bita.tuning.mask_model import AdapterParameters, MaskModel
-from bita.tuning.mask_rows import all_rows
-from bita.tuning.trainer import flatten
+from bita.tuning.mask_rows import MaskRows, all_rows
 from bita.tuning.training_texts import TrainingText
 
 Int64Array = npt.NDArray[np.int64]
 REPORTED_RANKS = (1, 5, 10)
 ROW_BUDGETS = (16, 32, 64)
 WORST_RANK = 16  # beyond it a draft is never used
+ROWS_AT_ONCE = 384  # bounds the logits held: 75 MB for a vocabulary of 49k, 400 MB for one of 262k
 
 
 @torch.no_grad()
@@ -33,13 +33,17 @@ def true_ranks(model: MaskModel, parameters: AdapterParameters, text: TrainingTe
     1 is the best draft; 0 stands for no such token or one beyond WORST_RANK.
     """
     num_masks = len(parameters.mask_embeddings)
-    rows = all_rows(text.num_prompt, len(text.token_ids), num_masks)
-    context = model.read([text.token_ids], text.num_prompt)
-    flat = flatten([text], [rows], context, model.mask_logits(parameters, context, [rows]))
-    of_true = flat.drafts.gather(1, flat.tokens[:, None])
-    ranks = 1 + (flat.drafts > of_true).sum(1).cpu().numpy()
-    table = np.zeros((rows.anchors.max() - rows.anchors.min() + 1, num_masks), np.int64)
-    table[rows.anchors - rows.anchors.min(), rows.masks] = np.where(ranks <= WORST_RANK, ranks, 0)
+    num_tokens = len(text.token_ids)
+    rows = all_rows(text.num_prompt, num_tokens, num_masks)
+    context = model.read([text.token_ids], num_tokens - 1)  # no logits of the text are needed
+    tokens = torch.tensor(text.token_ids, device=model.device)
+    table = np.zeros((len(np.unique(rows.anchors)), num_masks), np.int64)
+    for piece in _pieces(rows, ROWS_AT_ONCE // num_masks):
+        drafts = model.mask_logits(parameters, context, [piece])[0]
+        of_true = drafts.gather(1, tokens[torch.from_numpy(piece.labels)][:, None])
+        ranks = 1 + (drafts > of_true).sum(1).cpu().numpy()
+        ranks[ranks > WORST_RANK] = 0
+        table[piece.anchors - rows.anchors[0], piece.masks] = ranks
     return table
 
 
@@ -63,17 +67,17 @@ class DraftQuality:
         return self._share(table[(table[:, :mask] == 1).all(1), mask], rank)
 
     def tokens_per_step(self, tree: Tree) -> float:
-        """Mean tokens emitted per step when the texts are decoded with this tree."""
+        """Mean tokens emitted per step when the texts are decoded with this tree.
+
+        As a session counts: every node may be accepted (mode "tree"), the prefill and its token are
+        left out, and so is what the last step of a text drafts beyond its end.
+        """
+        return sum(map(len, self.tables)) / sum(self.num_steps(tree))
+
+    def num_steps(self, tree: Tree) -> list[int]:
+        """How many steps each text takes with this tree; a table's length is its tokens."""
         paths = set(tree.paths)
-        emitted = steps = 0
-        for table in self.tables:
-            anchor = 0
-            while anchor < len(table):
-                accepted = _accepted(table[anchor], paths)
-                anchor += 1 + accepted
-                emitted += 1 + accepted
-                steps += 1
-        return emitted / steps
+        return [_num_steps(table, paths) for table in self.tables]
 
     def best_tree(self, num_rows: int) -> Tree:
         """The tree of at most `num_rows` rows, M masks on each node, that is right most often.
@@ -91,19 +95,28 @@ class DraftQuality:
         best = sorted(counts, key=lambda path: (-counts[path], len(path), path))
         return Tree.from_paths(best[: num_nodes - 1], self.num_masks)
 
-    def report(self) -> dict[str, Any]:
-        """Everything above as JSON values."""
+    def trees(self) -> dict[str, Tree]:
+        """The trees of a report, by name: the chain, BiTA's triangle, the best of some sizes."""
+        num_masks = self.num_masks
+        return {
+            "chain": Tree.chain(num_masks),
+            "triangle": Tree.triangle(BITA_WIDTHS[:num_masks], num_masks),
+            **{f"best_{rows}_rows": self.best_tree(rows) for rows in ROW_BUDGETS},
+        }
+
+    def report(self, trees: Mapping[str, Tree] | None = None) -> dict[str, Any]:
+        """Everything above as JSON values.
+
+        trees: None for our own, whose best ones are chosen on the text that they are measured on
+        and so come out a little too good.
+        """
         masks = range(self.num_masks)
-        trees = {f"best_{rows}_rows": self.best_tree(rows) for rows in ROW_BUDGETS}
-        triangle = Tree.triangle(BITA_WIDTHS[: self.num_masks], self.num_masks)
+        trees = self.trees() if trees is None else trees
         return {
             "num_groups": sum(map(len, self.tables)),
             "accuracy": [[self.accuracy(k, r) for r in REPORTED_RANKS] for k in masks],
             "conditional": [[self.conditional(k, r) for r in REPORTED_RANKS] for k in masks],
-            "tokens_per_step": {
-                "triangle": self.tokens_per_step(triangle),
-                **{name: self.tokens_per_step(tree) for name, tree in trees.items()},
-            },
+            "tokens_per_step": {name: self.tokens_per_step(tree) for name, tree in trees.items()},
         }
 
     @staticmethod
@@ -116,6 +129,22 @@ def evaluate(
 ) -> DraftQuality:
     """The draft quality of an adapter on texts that it was not tuned on."""
     return DraftQuality([true_ranks(model, parameters, text) for text in texts])
+
+
+def _pieces(rows: MaskRows, num_anchors: int) -> Iterator[MaskRows]:
+    """The rows of so many anchors at a time."""
+    anchors = np.unique(rows.anchors)
+    for start in range(0, len(anchors), num_anchors):
+        own = np.isin(rows.anchors, anchors[start : start + num_anchors])
+        yield MaskRows(rows.anchors[own], rows.masks[own])
+
+
+def _num_steps(table: Int64Array, paths: set[tuple[int, ...]]) -> int:
+    anchor = steps = 0
+    while anchor < len(table):
+        anchor += 1 + _accepted(table[anchor], paths)
+        steps += 1
+    return steps
 
 
 def _accepted(ranks: Int64Array, paths: set[tuple[int, ...]]) -> int:

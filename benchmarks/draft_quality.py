@@ -1,0 +1,236 @@
+"""Tokens per step of adapters on prompts, by replay: greedy text does not depend on the drafts.
+
+    python benchmarks/draft_quality.py smollm2-135m-instruct --prompts mt_bench.jsonl \
+        --adapters untuned a.safetensors --trees-from tuning/smollm2-135m-instruct/data \
+        --out results.json
+
+The base model answers once; its answers are kept below --cache, so that another adapter costs one
+forward of its mask rows. Steps are counted as a session in mode "tree" counts them (the chain: in
+mode "exact" too). The best trees of some sizes are chosen on the held-out part of the adapters'
+tuning data (--trees-from), or without it on the measured text itself, which flatters them; the
+report says which.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peer_report import describe_machine
+
+from bita.adapter import Adapter, untuned_adapter
+from bita.base_model import load_base_model
+from bita.commands.progress import progress_bars
+from bita.errors import BitaError, TuningError
+from bita.export.checkpoint import Checkpoint
+from bita.export.sources import open_checkpoint
+from bita.tree import Tree
+from bita.tuning.dataset import Dataset
+from bita.tuning.evaluation import REPORTED_RANKS, DraftQuality, true_ranks
+from bita.tuning.generate_data import FilePrompts, generate_data
+from bita.tuning.generators import TransformersGenerator
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.model_texts import ModelTexts
+from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
+from bita.tuning.tune import best_device
+
+UNTUNED = "untuned"
+SAME_TEXT = "the measured texts themselves, which flatters the best trees"
+NUM_RESAMPLES = 1000  # of the texts, for the spread of a mean
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Texts to measure on, texts to choose trees on (None: the same), and where they come from."""
+
+    texts: list[TrainingText]
+    tree_texts: list[TrainingText] | None
+    source: dict[str, Any]
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Answer the prompts, or take the answers that are there, and replay them per adapter."""
+    machine = describe_machine(torch.get_num_threads())
+    if args.device != "cpu":
+        machine["accelerator"] = torch.cuda.get_device_name(args.device)
+    checkpoint = open_checkpoint(args.model)
+    adapters = [load_adapter(name, checkpoint, args) for name in args.adapters]
+    model = MaskModel(load_base_model(checkpoint, args.dtype, args.device))
+    measured = read_texts(checkpoint, model, args)
+    results = []
+    for name, adapter in zip(args.adapters, adapters, strict=True):
+        results.append({**describe(name, adapter), **figures(name, model, adapter, measured)})
+        print_result(results[-1])
+    settings = {"model": args.model, "dtype": args.dtype, "threads": torch.get_num_threads()}
+    return {**machine, **settings, **measured.source, "adapters": results}
+
+
+def load_adapter(name: str, checkpoint: Checkpoint, args: argparse.Namespace) -> Adapter:
+    """An adapter file that fits the model, or the untuned one. Raises AdapterError."""
+    if name == UNTUNED:
+        return untuned_adapter(checkpoint, args.num_masks, args.prefix_length)
+    adapter = Adapter.load(name)
+    adapter.check_fits(ModelTexts.of(checkpoint).identity)
+    return adapter
+
+
+def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespace) -> Measured:
+    """Generate or continue the answers, and read the texts that trees are chosen on."""
+    about = ModelTexts.of(checkpoint)
+    prompts = FilePrompts(args.prompts)
+    sha256 = str(prompts.options["prompts_sha256"])
+    name = f"{Path(args.model).name}-{sha256[:8]}-{args.max_new_tokens}-{args.dtype}"
+    out_dir, new_tokens = args.cache / name, args.max_new_tokens
+    generator = TransformersGenerator(model.base, about.eos_ids, args.batch_size)
+    with progress_bars() as show:
+        data = generate_data(
+            about, prompts, generator, out_dir, args.limit, new_tokens, on_progress=show
+        )
+    answers = list(islice(data, args.limit))
+    texts = usable(
+        [TrainingText((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in answers]
+    )
+    tree_texts = held_out_texts(about, args) if args.trees_from else None
+    source = {
+        "prompts": args.prompts.name,
+        "prompts_sha256": sha256,
+        "num_texts": len(texts),
+        "num_ended_by_eos": sum(c.finish == "eos" for c in answers),
+        "max_new_tokens": args.max_new_tokens,
+        "new_tokens": sum(len(c.response_ids) for c in answers),
+        "trees_chosen_on": SAME_TEXT
+        if tree_texts is None
+        else f"{len(tree_texts)} held-out conversations of {args.trees_from.name}",
+    }
+    return Measured(texts, tree_texts, source)
+
+
+def held_out_texts(about: ModelTexts, args: argparse.Namespace) -> list[TrainingText]:
+    """What a tuning run on the data directory kept out of its training."""
+    data = Dataset.load(args.trees_from, about.identity, about.tokenizer_sha256)
+    texts = [cut_text(c.prompt_ids, c.response_ids, args.max_tokens) for c in data]
+    _, held_out = split_held_out(usable(texts), args.held_out, args.seed)
+    if not held_out:
+        raise TuningError(f"{args.trees_from} has {len(texts)} conversations; 5 hold one out")
+    return held_out
+
+
+def figures(name: str, model: MaskModel, adapter: Adapter, measured: Measured) -> dict[str, Any]:
+    """The report of one adapter on the measured texts, with spread and trees."""
+    began = time.perf_counter()
+    parameters = AdapterParameters(adapter).to(model.device)
+    quality = ranks_of(name, model, parameters, measured.texts)
+    chosen_on = quality
+    if measured.tree_texts is not None:
+        chosen_on = ranks_of(f"{name}, trees", model, parameters, measured.tree_texts)
+    trees = chosen_on.trees()
+    return {
+        **quality.report(trees),
+        "tokens_per_step_95": {n: interval(quality, tree) for n, tree in trees.items()},
+        "rows": {n: tree.num_rows for n, tree in trees.items()},
+        "trees": {n: [list(path) for path in tree.paths[1:]] for n, tree in trees.items()},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def ranks_of(
+    name: str, model: MaskModel, parameters: AdapterParameters, texts: Sequence[TrainingText]
+) -> DraftQuality:
+    """As `evaluate`, with a progress bar."""
+    tables = []
+    with progress_bars() as show:
+        for number, text in enumerate(texts):
+            show(name, number, len(texts))
+            tables.append(true_ranks(model, parameters, text))
+        show(name, len(texts), len(texts))
+    return DraftQuality(tables)
+
+
+def interval(quality: DraftQuality, tree: Tree) -> list[float]:
+    """2.5th and 97.5th percentile of the tokens per step over resampled texts (bootstrap)."""
+    tokens = np.array([len(table) for table in quality.tables])
+    steps = np.array(quality.num_steps(tree))
+    drawn = np.random.default_rng(0).integers(len(steps), size=(NUM_RESAMPLES, len(steps)))
+    means = tokens[drawn].sum(1) / steps[drawn].sum(1)
+    return [round(float(np.percentile(means, p)), 4) for p in (2.5, 97.5)]
+
+
+def describe(name: str, adapter: Adapter) -> dict[str, Any]:
+    """Whose figures these are."""
+    described = {
+        "adapter": name if name == UNTUNED else Path(name).name,
+        "num_masks": adapter.num_masks,
+        "prefix_length": adapter.prefix_length,
+        "tuned_on": adapter.tuned_on,
+    }
+    if name != UNTUNED:
+        described["sha256"] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return described
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Two short tables for one adapter."""
+    shape = f"{result['num_masks']} masks, prefix of {result['prefix_length']}"
+    print(f"\n{result['adapter']}: {shape}, {result['num_groups']} groups")
+    print("tree            rows  tokens per step  95 %")
+    for name, value in result["tokens_per_step"].items():
+        low, high = result["tokens_per_step_95"][name]
+        rows = result["rows"][name]
+        print(f"{name:15} {rows:4}  {value:15.3f}  {low:.2f}-{high:.2f}")
+    ranks = ", ".join(map(str, REPORTED_RANKS))
+    print(f"mask  right at rank {ranks}  if all before it are right")
+    for mask, (alone, behind) in enumerate(
+        zip(result["accuracy"], result["conditional"], strict=True)
+    ):
+        shares = (" ".join(f"{share:.3f}" for share in side) for side in (alone, behind))
+        print(f"{mask:4}  {'  '.join(f'{side:22}' for side in shares)}".rstrip())
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="as for `bita engine`")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL, or MT-Bench's file")
+    parser.add_argument("--limit", type=int, help="the first answers only")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--adapters", nargs="+", default=[UNTUNED], help=f"files, or {UNTUNED!r}")
+    parser.add_argument("--num-masks", type=int, default=3, help=f"of {UNTUNED!r}")
+    parser.add_argument("--prefix-length", type=int, default=0, help=f"of {UNTUNED!r}")
+    trees = parser.add_argument_group("the text that trees are chosen on")
+    trees.add_argument("--trees-from", type=Path, help="data directory of the tuning run")
+    trees.add_argument("--held-out", type=int, default=40, help="as the tuning run was told")
+    trees.add_argument("--seed", type=int, default=0, help="as the tuning run was told")
+    trees.add_argument("--max-tokens", type=int, default=1024, help="as the tuning run was told")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/draft_quality"))
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts answered at once")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write the JSON."""
+    args = parse_arguments(argv)
+    try:
+        report = measure(args)
+    except BitaError as error:
+        print(f"draft_quality: {error}", file=sys.stderr)
+        return 1
+    print(f"\nbest trees chosen on {report['trees_chosen_on']}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,387 @@
+"""Seconds per 1,000 mask rows: our two forwards against BiTA's joint forward and backward.
+
+    python benchmarks/tuning_cost.py smollm2-135m-instruct \
+        --data tuning/smollm2-135m-instruct/data --out benchmarks/results/tuning_cost.json
+
+The authors' code concatenates the embedding table with the mask embeddings and looks all rows up in
+the result, so the rows of the text need gradients too, and it goes back through them. Both methods
+train the same rows here, and before anything is timed their logits, losses and gradients are
+compared in float32. In the joint forward the text ends with the last anchor and the output layer
+runs on mask rows only, more favourable to it than the authors' code. A step is forward, loss and
+backward; the optimizer, the same for both, is left out. The methods take turns on each batch, in an
+order that rotates, and ratios are taken within a batch.
+
+two phases, kl: what `bita tune` does; the output layer runs on the text as well, for the teacher.
+two phases, ce: the same with the authors' loss. joint, ce: the authors' method.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peer_report import describe_machine
+from torch import Tensor
+from transformers import DynamicCache
+
+from bita.base_model import load_base_model, masks_by_layer
+from bita.errors import BitaError, TuningError
+from bita.export.checkpoint import Checkpoint
+from bita.export.sources import open_checkpoint
+from bita.tuning.dataset import Dataset
+from bita.tuning.losses import decayed_mean, draft_losses
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.mask_rows import MaskRows, choose_rows, visibility
+from bita.tuning.model_texts import ModelTexts
+from bita.tuning.settings import TuneSettings
+from bita.tuning.start import starting_adapter
+from bita.tuning.trainer import flatten
+from bita.tuning.training_texts import TrainingText, batch_of, cut_text, usable
+from bita.tuning.tune import best_device
+
+TOLERANCE = 1e-4  # of the largest value, in float32
+SYNTHETIC = (64, 128)  # tokens of prompt and response, without --data
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts, and the mask rows that are trained on them."""
+
+    texts: list[TrainingText]
+    rows: list[MaskRows]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(rows.anchors) for rows in self.rows)
+
+    def tokens(self) -> np.ndarray:
+        """[n]: what each row drafts, text by text."""
+        pairs = zip(self.texts, self.rows, strict=True)
+        return np.concatenate([np.asarray(t.token_ids)[r.labels] for t, r in pairs])
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Logits [n, V] of the mask rows, text by text, and their loss."""
+
+    drafts: Tensor
+    loss: Tensor
+
+
+Method = Callable[[MaskModel, AdapterParameters, Batch, float], Forward]
+
+
+def two_phases(
+    model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float, loss: str = "ce"
+) -> Forward:
+    """As `Trainer.train_step`: the text without gradient, then the mask rows."""
+    ids = [text.token_ids for text in batch.texts]
+    context = model.read(ids, min(text.num_prompt for text in batch.texts))
+    logits = model.mask_logits(parameters, context, batch.rows)
+    flat = flatten(batch.texts, batch.rows, context, logits)
+    losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, loss)
+    return Forward(flat.drafts, decayed_mean(losses, flat.masks, decay))
+
+
+def two_phases_kl(
+    model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
+) -> Forward:
+    """The same with the teacher's logits, the default of `bita tune`."""
+    return two_phases(model, parameters, batch, decay, "kl")
+
+
+def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Forward:
+    """Text and mask rows in one forward that all needs gradients, the prefix as its past."""
+    device, num_texts = model.device, len(batch.texts)
+    num_tokens = 1 + max(int(rows.anchors.max()) for rows in batch.rows)
+    num_rows = max(len(rows.anchors) for rows in batch.rows)
+    embedding = model.base.get_input_embeddings()
+    vocab_size = len(embedding.weight)
+    ids = np.zeros((num_texts, num_tokens + num_rows), np.int64)
+    positions = np.tile(np.arange(num_tokens + num_rows), (num_texts, 1))
+    for row, (text, rows) in enumerate(zip(batch.texts, batch.rows, strict=True)):
+        kept = text.token_ids[:num_tokens]
+        ids[row, : len(kept)] = kept
+        end = num_tokens + len(rows.anchors)
+        ids[row, num_tokens:end] = vocab_size + rows.masks
+        positions[row, num_tokens:end] = rows.positions
+    table = torch.cat([embedding.weight, parameters.mask_embeddings.to(model.dtype)])
+    looked_up = torch.nn.functional.embedding(torch.from_numpy(ids).to(device), table)
+    logits = model.base(
+        inputs_embeds=looked_up * getattr(embedding, "embed_scale", 1.0),
+        position_ids=torch.from_numpy(positions).to(device),
+        attention_mask=joint_mask(model, parameters, batch, num_tokens, num_rows),
+        past_key_values=prefix_cache(model, parameters, num_texts),
+        use_cache=True,
+        logits_to_keep=num_rows,
+    ).logits
+    drafts = torch.cat([logits[i, : len(r.anchors)] for i, r in enumerate(batch.rows)])
+    tokens = torch.from_numpy(batch.tokens()).to(device)
+    masks = torch.from_numpy(np.concatenate([rows.masks for rows in batch.rows])).to(device)
+    return Forward(drafts, decayed_mean(draft_losses(drafts, drafts, tokens, "ce"), masks, decay))
+
+
+def joint_mask(
+    model: MaskModel, parameters: AdapterParameters, batch: Batch, num_tokens: int, num_rows: int
+) -> Any:
+    """Additive [B, 1, T + R, P + T + R]: text is causal and sees no prefix, masks as ever."""
+    prefix_length = parameters.prefix_keys.shape[2]
+
+    def additive(window: int | None) -> Tensor:
+        of_masks = visibility(batch.rows, num_rows, num_tokens, prefix_length, window)
+        sees = np.zeros((len(batch.rows), num_tokens + num_rows, of_masks.shape[2]), np.bool_)
+        sees[:, num_tokens:] = of_masks
+        distance = np.arange(num_tokens)[:, None] - np.arange(num_tokens)
+        causal = (distance >= 0) & (distance < (window or num_tokens))
+        sees[:, :num_tokens, prefix_length : prefix_length + num_tokens] = causal
+        hidden = torch.from_numpy(~sees)[:, None].to(model.device)
+        mask = torch.zeros(hidden.shape, dtype=model.dtype, device=model.device)
+        return mask.masked_fill(hidden, torch.finfo(model.dtype).min)
+
+    return masks_by_layer(model.base.config, additive)
+
+
+def prefix_cache(model: MaskModel, parameters: AdapterParameters, num_texts: int) -> Any:
+    """The prefix as the past of every layer, windowed ones too."""
+    cache: Any = DynamicCache()
+    sides = (parameters.prefix_keys, parameters.prefix_values)
+    for layer in range(len(parameters.prefix_keys)):
+        shared = [side[layer][None].to(model.dtype) for side in sides]
+        cache.update(*(one.expand(num_texts, -1, -1, -1) for one in shared), layer)
+    return cache
+
+
+METHODS: dict[str, Method] = {
+    "two phases, kl": two_phases_kl,
+    "two phases, ce": two_phases,
+    "joint, ce": joint,
+}
+
+
+def check_agreement(
+    model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
+) -> dict[str, float]:
+    """Largest differences of both methods, relative to the largest value of each kind.
+
+    Raises TuningError where one is above TOLERANCE.
+    """
+    found = [values_of(method, model, parameters, batch, decay) for method in (two_phases, joint)]
+    differences = {
+        name: float((ours - found[1][name]).abs().max() / found[1][name].abs().max())
+        for name, ours in found[0].items()
+    }
+    if far := {name: value for name, value in differences.items() if not value <= TOLERANCE}:
+        raise TuningError(f"the methods differ, by shares of the largest value: {far}")
+    return differences
+
+
+def values_of(
+    method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
+) -> dict[str, Tensor]:
+    """Logits, loss, and the gradient of every parameter."""
+    parameters.zero_grad(set_to_none=True)
+    forward = method(model, parameters, batch, decay)
+    forward.loss.backward()
+    gradients = {f"gradient of {n}": p.grad for n, p in parameters.named_parameters()}
+    values = {"logits": forward.drafts, "loss": forward.loss, **gradients}
+    return {n: value.detach() for n, value in values.items() if value is not None and value.numel()}
+
+
+def saved_mb(
+    method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
+) -> float:
+    """MB that the forward keeps for the backward, weights left out."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.base.parameters()}
+    sizes: dict[int, int] = {}
+    kept = []  # alive to the end, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        method(model, parameters, batch, decay)
+    return sum(sizes.values()) / 1e6
+
+
+def step_seconds(
+    method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
+) -> float:
+    """One forward and backward."""
+    parameters.zero_grad(set_to_none=True)
+    wait(model.device)
+    began = time.perf_counter()
+    method(model, parameters, batch, decay).loss.backward()
+    wait(model.device)
+    return time.perf_counter() - began
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_layout(
+    model: MaskModel, parameters: AdapterParameters, batches: Sequence[Batch], decay: float
+) -> dict[str, Any]:
+    """All methods on all batches; the first batch warms up and is not counted."""
+    names = list(METHODS)
+    memory = {n: saved_mb(METHODS[n], model, parameters, batches[0], decay) for n in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number, batch in enumerate(batches):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(step_seconds(METHODS[name], model, parameters, batch, decay))
+    num_rows = np.array([batch.num_rows for batch in batches[1:]])
+    per_1000 = {n: 1000 * np.array(times[1:]) / num_rows for n, times in seconds.items()}
+    joint_seconds = per_1000["joint, ce"]
+    return {
+        "mask_rows_per_step": float(num_rows.mean()),
+        "text_tokens_per_step": float(np.mean([num_text_tokens(b) for b in batches[1:]])),
+        "n": len(num_rows),
+        "methods": {
+            name: {
+                "seconds_per_1000_rows": quartiles(per_1000[name]),
+                "joint_takes_times": quartiles(joint_seconds / per_1000[name]),
+                "saved_for_backward_mb": round(memory[name], 1),
+            }
+            for name in names
+        },
+    }
+
+
+def num_text_tokens(batch: Batch) -> int:
+    return sum(len(text.token_ids) for text in batch.texts)
+
+
+def quartiles(values: np.ndarray) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(values, p)), 4) for p in (25, 50, 75)}
+
+
+def read_texts(
+    checkpoint: Checkpoint, settings: TuneSettings, data: Path | None
+) -> list[TrainingText]:
+    """The conversations of a data directory, or random ids, which cost the same."""
+    about = ModelTexts.of(checkpoint)
+    if data is None:
+        rng = np.random.default_rng(settings.seed)
+        ids = rng.integers(0, about.identity.vocab_size, (4 * settings.batch_size, sum(SYNTHETIC)))
+        return [TrainingText(tuple(text.tolist()), SYNTHETIC[0]) for text in ids]
+    found = Dataset.load(data, about.identity, about.tokenizer_sha256)
+    return usable([cut_text(c.prompt_ids, c.response_ids, settings.max_tokens) for c in found])
+
+
+def make_batches(texts: list[TrainingText], settings: TuneSettings, count: int) -> list[Batch]:
+    """As a trainer draws them."""
+    batches = []
+    for step in range(count):
+        batch = batch_of(texts, step, settings.batch_size, settings.seed)
+        rng = np.random.default_rng([settings.seed, 0, step])
+        rows = [choose_rows(t.num_prompt, len(t.token_ids), settings, rng) for t in batch]
+        batches.append(Batch(batch, rows))
+    return batches
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Check that the methods agree, then time them on our rows and on the authors'."""
+    settings = TuneSettings(
+        num_masks=args.num_masks,
+        prefix_length=args.prefix_length,
+        num_anchors=args.num_anchors,
+        batch_size=args.batch_size,
+        max_tokens=args.max_tokens,
+    )
+    layouts = {
+        f"{args.num_anchors} anchors anywhere": settings,
+        "64 consecutive anchors": replace(settings, anchors="consecutive", num_anchors=64),
+    }
+    machine = describe_machine(torch.get_num_threads())
+    if args.device != "cpu":
+        machine["accelerator"] = torch.cuda.get_device_name(args.device)
+    checkpoint = open_checkpoint(args.model)
+    texts = read_texts(checkpoint, settings, args.data)
+    model = MaskModel(load_base_model(checkpoint, "float32", args.device))
+    adapter = starting_adapter(checkpoint, model, texts, settings)
+    parameters = AdapterParameters(adapter).to(model.device)
+    agreement = {
+        name: check_agreement(model, parameters, make_batches(texts, layout, 1)[0], layout.decay)
+        for name, layout in layouts.items()
+    }
+    if args.dtype != "float32":
+        model = MaskModel(load_base_model(checkpoint, args.dtype, args.device))
+    results = {}
+    for name, layout in layouts.items():
+        batches = make_batches(texts, layout, 1 + args.repeats)
+        results[name] = measure_layout(model, parameters, batches, layout.decay)
+        print_layout(name, results[name])
+    return {
+        **machine,
+        "model": args.model,
+        "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "texts": args.data.name if args.data else f"random ids, {SYNTHETIC} tokens",
+        "batch_size": settings.batch_size,
+        "num_masks": settings.num_masks,
+        "prefix_length": settings.prefix_length,
+        "largest_differences": agreement,
+        "layouts": results,
+    }
+
+
+def print_layout(name: str, result: dict[str, Any]) -> None:
+    """One line per method."""
+    tokens, rows = result["text_tokens_per_step"], result["mask_rows_per_step"]
+    print(f"\n{name}: {rows:.0f} mask rows on {tokens:.0f} text tokens a step, n = {result['n']}")
+    print("method          s / 1000 rows  p25-p75      joint takes  p25-p75    MB kept")
+    for method, figures in result["methods"].items():
+        per_1000, times = figures["seconds_per_1000_rows"], figures["joint_takes_times"]
+        print(
+            f"{method:15} {per_1000['p50']:13.2f}  {per_1000['p25']:.2f}-{per_1000['p75']:.2f}"
+            f"  {times['p50']:10.2f}x  {times['p25']:.2f}-{times['p75']:.2f}"
+            f"  {figures['saved_for_backward_mb']:9.0f}"
+        )
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="as for `bita engine`")
+    parser.add_argument("--data", type=Path, help="conversations; default: random ids")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--num-anchors", type=int, default=40, help="per text, in our layout")
+    parser.add_argument("--num-masks", type=int, default=3)
+    parser.add_argument("--prefix-length", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=1024, help="longer texts are cut")
+    parser.add_argument("--repeats", type=int, default=9, help="batches, after one to warm up")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write the JSON."""
+    args = parse_arguments(argv)
+    try:
+        report = measure(args)
+    except BitaError as error:
+        print(f"tuning_cost: {error}", file=sys.stderr)
+        return 1
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
