@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from bita.adapter import Adapter, untuned_adapter
-from bita.errors import TuningError
+from bita.errors import TuningError, raise_faults
+from bita.identity import identify
+from bita.lora import site_sizes, starting_lora
 from bita.tensors import TensorSource
 from bita.tuning.mask_model import MaskModel
 from bita.tuning.settings import TuneSettings
@@ -18,11 +20,16 @@ def starting_adapter(
     model: MaskModel,
     texts: Sequence[TrainingText],
     settings: TuneSettings,
+    tuned: Adapter | None = None,
 ) -> Adapter:
     """The adapter before the first step, by the settings' `prefix_start`.
 
     "activations": keys and values of the first P tokens of a training text, rotated as they are.
+    tuned: an adapter to go on from instead; LoRA may be new to it. Raises TuningError if its sizes
+    are not those of the settings, AdapterError if it is of another model.
     """
+    if tuned is not None:
+        return _continued(checkpoint, tuned, settings)
     adapter = untuned_adapter(
         checkpoint,
         settings.num_masks,
@@ -44,3 +51,24 @@ def starting_adapter(
         np.concatenate([layer.float().cpu().numpy() for layer in side]) for side in sides
     )
     return replace(adapter, prefix_keys=keys, prefix_values=values)
+
+
+def _continued(checkpoint: TensorSource, tuned: Adapter, settings: TuneSettings) -> Adapter:
+    identity = identify(checkpoint)
+    tuned.check_fits(identity)
+    sizes = {
+        "num_masks": (tuned.num_masks, settings.num_masks),
+        "prefix_length": (tuned.prefix_length, settings.prefix_length),
+    }
+    if tuned.lora_rank:
+        sizes["lora_rank"] = (tuned.lora_rank, settings.lora_rank)
+    faults = [
+        f"its {name} is {its}, not {ours}" for name, (its, ours) in sizes.items() if its != ours
+    ]
+    raise_faults(TuningError, "cannot go on from this adapter (give the same sizes)", faults)
+    if tuned.lora_rank == settings.lora_rank:
+        return tuned
+    lora = starting_lora(
+        site_sizes(checkpoint), identity.num_layers, settings.lora_rank, settings.seed
+    )
+    return replace(tuned, lora=lora)
