@@ -20,6 +20,17 @@ def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: st
     leave the cap out. Raises MissingExtraError without torch and transformers, ModelError for
     rotary factors of a GGUF file, which transformers has no word for.
     """
+    model = new_base_model(checkpoint, dtype)
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            weight.copy_(torch.from_numpy(read_weight(checkpoint, name)))
+    return model.requires_grad_(False).eval().to(device)
+
+
+def new_base_model(checkpoint: TensorSource, dtype: str) -> Any:
+    """The same model before it has its weights. Raises what `load_base_model` raises."""
     if _rope_type(checkpoint) == "gguf_factors":
         raise ModelError(
             "transformers cannot run a GGUF file with rotary factors of its own (Llama 3); use the "
@@ -32,13 +43,9 @@ def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: st
         raise MissingExtraError("the base model in torch", "tune") from error
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
-    model = transformers.AutoModelForCausalLM.from_config(
+    return transformers.AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, dtype), attn_implementation=attention
     )
-    with torch.no_grad():
-        for name, weight in model.state_dict().items():
-            weight.copy_(torch.from_numpy(read_weight(checkpoint, name)))
-    return model.requires_grad_(False).eval().to(device)
 
 
 def _rope_type(source: TensorSource) -> str | None:

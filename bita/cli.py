@@ -4,9 +4,13 @@ Exit status: 0 done, 1 a check failed (`bita verify`), 2 an error, 130 interrupt
 """
 
 import argparse
+import io
+import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 
 from bita import __version__
@@ -15,14 +19,17 @@ from bita.errors import BitaError, MissingExtraError
 # The extra that brings a module; what is not named here is a fault of the installation.
 EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
-    **dict.fromkeys(("torch", "transformers"), "tune"),
+    **dict.fromkeys(("torch", "transformers", "accelerate"), "tune"),
+    "bitsandbytes": "bnb",
 }
+LAUNCHER_S = 10.0  # by then a launcher has ended the processes beside one that failed
 COMMANDS = ("engine", "generate", "verify", "inspect", "adapter", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    args = _parser().parse_args(argv)
+    with _told_once():
+        args = _parser().parse_args(argv)
     if args.debug:
         return int(args.run(args))
     try:
@@ -30,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader has seen enough, as `head` does
     except KeyboardInterrupt:
-        print("bita: interrupted", file=sys.stderr)
+        with _told_once():
+            print("bita: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
@@ -41,8 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(f"bita: error: {on_one_line(str(error) or repr(error))}", file=sys.stderr)
+    with _told_once():
+        print(f"bita: error: {on_one_line(str(error) or repr(error))}", file=sys.stderr)
     return 2
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Let one of several launched processes tell an error that all of them meet.
+
+    The main one tells it at once. Another keeps it until the launcher, having seen the main one
+    fail, ends it; what it still tells then is an error of its own.
+    """
+    if os.environ.get("LOCAL_RANK") is None or os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    kept = io.StringIO()
+    try:
+        with redirect_stderr(kept):
+            yield
+    finally:
+        if kept.getvalue():
+            time.sleep(LAUNCHER_S)
+            sys.stderr.write(kept.getvalue())
 
 
 def on_one_line(message: str) -> str:

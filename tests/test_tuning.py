@@ -24,7 +24,7 @@ from bita.lora import site_sizes, starting_lora
 from bita.reference import ReferenceDecoder, greedy
 from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
-from bita.tuning.losses import decayed_mean, draft_losses
+from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import all_rows, choose_rows, rows_behind
 from bita.tuning.settings import TuneSettings
@@ -114,8 +114,11 @@ def test_losses_by_hand() -> None:
     assert draft_losses(drafts, teacher, tokens, "ce").item() == pytest.approx(np.log(4))
     mix = draft_losses(drafts, teacher, tokens, "mix").item()
     assert mix == pytest.approx((kl + np.log(4)) / 2)
-    losses, masks = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 1, 2])
-    assert decayed_mean(losses, masks, 0.5).item() == pytest.approx((1 + 1 + 1) / 1.75)
+    losses, masks = torch.tensor([1.0, 2.0, 4.0, 3.0]), torch.tensor([0, 1, 2, 0])
+    sums = sums_by_mask(losses, masks, 3)
+    assert sums.tolist() == [4, 2, 4]
+    mean = decayed_mean(sums, torch.tensor([2, 1, 1]), 0.5).item()
+    assert mean == pytest.approx((4 + 1 + 1) / 2.75)
 
 
 def make_trainer(

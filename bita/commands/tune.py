@@ -47,6 +47,9 @@ def add_parser(subparsers: Any) -> None:
     base = parser.add_argument_group("base model")
     base.add_argument("--device", help="default: cuda where there is one, else cpu")
     base.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    base.add_argument(
+        "--load-in-4bit", action="store_true", help="the decoder's weights, by bitsandbytes"
+    )
     parser.add_argument(
         "--evaluate-every", type=not_negative, default=0, help="steps; 0: at the end"
     )
@@ -58,7 +61,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.export.sources import open_checkpoint
-    from bita.tuning.tune import DataOptions, best_device, tune
+    from bita.tuning.processes import joined_processes
+    from bita.tuning.tune import DataOptions, tune
 
     settings = TuneSettings(
         **{field.name: getattr(args, field.name) for field in fields(TuneSettings)}
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )
     name = re.sub(r"[^\w.-]+", "-", Path(args.model).name.removesuffix(".gguf")).strip("-")
     checkpoint = open_checkpoint(args.model)
-    with _bars() as watcher:
+    with joined_processes(args.device) as processes, _bars(processes.is_main) as watcher:
         tuned = tune(
             checkpoint,
             args.work or Path("tuning") / name,
@@ -83,11 +87,13 @@ def run(args: argparse.Namespace) -> int:
             settings,
             args.out or Path("adapters") / f"{name}.safetensors",
             dtype=args.dtype,
-            device=args.device or best_device(),
+            load_in_4bit=args.load_in_4bit,
+            processes=processes,
             evaluate_every=args.evaluate_every,
             watcher=watcher,
         )
-    _report(tuned)
+    if processes.is_main:
+        _report(tuned)
     return 0
 
 
@@ -105,11 +111,14 @@ def _add_setting(group: Any, field: "Field[Any]") -> None:
 
 
 @contextmanager
-def _bars() -> "Iterator[Watcher]":
+def _bars(shown: bool) -> "Iterator[Watcher]":
     """Bars for the stages of the data and for the training."""
     from bita.commands.progress import progress_bars
     from bita.tuning.tune import Watcher
 
+    if not shown:
+        yield Watcher()
+        return
     with progress_bars() as show:
 
         def on_step(report: "StepReport", progress: float) -> None:

@@ -26,7 +26,7 @@ def decode_batch(
     dropped from the batch when they are half of it. Memory: the model's cache for all rows.
     """
     torch = import_torch()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: a sharded model keeps buffers for training
         return _decode(torch, model, prompts, pick, max_new_tokens, frozenset(stop_ids))
 
 

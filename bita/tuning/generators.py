@@ -92,6 +92,7 @@ class TransformersGenerator:
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": weight.device.type,
             "batch_size": batch_size,
+            **({"weights": "4 bit"} if getattr(model, "is_loaded_in_4bit", False) else {}),
         }
         self.batch_size = batch_size
         self.warnings: tuple[str, ...] = ()

@@ -25,7 +25,12 @@ def draft_losses(drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> 
     return total
 
 
-def decayed_mean(losses: Tensor, masks: Tensor, decay: float) -> Tensor:
-    """The mean of row losses [n], those of mask k weighted by decay**k."""
-    weights = decay ** masks.to(losses.dtype)
-    return (losses * weights).sum() / weights.sum()
+def sums_by_mask(losses: Tensor, masks: Tensor, num_masks: int) -> Tensor:
+    """[M]: the row losses [n] of each mask added up."""
+    return torch.stack([losses[masks == mask].sum() for mask in range(num_masks)])
+
+
+def decayed_mean(sums: Tensor, counts: Tensor, decay: float) -> Tensor:
+    """The mean of row losses, those of mask k weighted by decay**k. sums, counts: [M] by mask."""
+    weights = decay ** torch.arange(len(sums), dtype=sums.dtype, device=sums.device)
+    return (sums * weights).sum() / (counts * weights).sum()

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from bita.errors import TuningError
-from bita.tuning.losses import decayed_mean, draft_losses
+from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, BaseContext, MaskModel
 from bita.tuning.mask_rows import MaskRows, choose_rows
+from bita.tuning.processes import Processes
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText, batch_of
 
@@ -38,7 +39,8 @@ class StepReport:
 class Trainer:
     """Tunes an adapter on texts; `run` goes on from the last checkpoint of its directory.
 
-    directory: gets log.jsonl (a line per step), checkpoint.pt and adapter.safetensors.
+    directory: gets log.jsonl (a line per step), checkpoint.pt and adapter.safetensors. processes:
+    share the texts of each step; None for this one alone. Raises TuningError.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trainer:
         settings: TuneSettings,
         directory: Path,
         tuned_on: str,
+        processes: Processes | None = None,
     ) -> None:
         self.model = model
         self.parameters = parameters.to(model.device)
@@ -58,9 +61,17 @@ class Trainer:
         self._directory = directory
         self._tuned_on = tuned_on
         self._elapsed = 0.0
+        self._processes = processes or Processes(str(model.device))
         self._optimizer = torch.optim.AdamW(_groups(parameters, settings), weight_decay=0.0)
         directory.mkdir(parents=True, exist_ok=True)
         self._resume()
+        if self._processes.from_main(self.step) != self.step:
+            raise TuningError(
+                f"the processes find different checkpoints in {directory}; give them one that they "
+                "all see"
+            )
+        # the start is made of activations, which GPUs of different kinds round differently
+        self._processes.copy_from_main(self.parameters.parameters())
 
     def run(
         self,
@@ -73,7 +84,8 @@ class Trainer:
 
         evaluate: called every `evaluate_every` steps and at the end; its result goes to the log.
         """
-        with (self._directory / LOG_FILE).open("a", encoding="utf-8") as log:
+        path = self._directory / LOG_FILE if self._processes.is_main else Path(os.devnull)
+        with path.open("a", encoding="utf-8") as log:
             while self.progress < 1:
                 report = self.train_step()
                 self._log(log, asdict(report))
@@ -99,20 +111,22 @@ class Trainer:
             group["lr"] = group["start"] * rate
         torch.manual_seed(self._step_seed())  # dropout
         batch, rows = self._batch()
-        context = self.model.read([t.token_ids for t in batch], min(t.num_prompt for t in batch))
-        drafts = self.model.mask_logits(self.parameters, context, rows, self.settings.dropout)
-        flat = flatten(batch, rows, context, drafts)
-        losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, self.settings.loss)
-        loss = decayed_mean(losses, flat.masks, self.settings.decay)
-        norm = self._update(loss)
-        seconds = time.monotonic() - began
+        counts = _counts_by_mask(rows, self.settings.num_masks).to(self.model.device)
+        own_sums = self._own_sums(batch, rows)
+        sums = own_sums.detach().clone()
+        self._processes.add_up([sums])
+        loss = decayed_mean(sums, counts, self.settings.decay).item()
+        norm = self._update(loss, decayed_mean(own_sums, counts, self.settings.decay))
+        seconds = self._processes.from_main(time.monotonic() - began)
         self._elapsed += seconds
         self.step += 1
-        means = _means_by_mask(losses.detach(), flat.masks, self.settings.num_masks)
-        return StepReport(self.step - 1, loss.item(), means, norm, rate, len(losses), seconds)
+        means, num_rows = (sums / counts).tolist(), int(counts.sum())
+        return StepReport(self.step - 1, loss, means, norm, rate, num_rows, seconds)
 
     def save(self) -> None:
-        """Write checkpoint and adapter, each whole or not at all."""
+        """Write checkpoint and adapter, each whole or not at all; the main process does."""
+        if not self._processes.is_main:
+            return
         state = {
             "settings": asdict(self.settings),
             "step": self.step,
@@ -126,14 +140,31 @@ class Trainer:
         os.replace(partial, path)
         self.parameters.to_adapter(self._tuned_on).save(self._directory / ADAPTER_FILE)
 
-    def _update(self, loss: torch.Tensor) -> float:
-        if not torch.isfinite(loss):
+    def _own_sums(self, batch: list[TrainingText], rows: list[MaskRows]) -> torch.Tensor:
+        """[M]: the losses of this process's texts, summed for each mask.
+
+        A process without a text runs another's, without weight: a sharded base is run by all.
+        """
+        own = self._processes.share(range(len(batch)))
+        batch, rows = [batch[i] for i in own or [0]], [rows[i] for i in own or [0]]
+        context = self.model.read([t.token_ids for t in batch], min(t.num_prompt for t in batch))
+        drafts = self.model.mask_logits(self.parameters, context, rows, self.settings.dropout)
+        flat = flatten(batch, rows, context, drafts)
+        losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, self.settings.loss)
+        sums = sums_by_mask(losses, flat.masks, self.settings.num_masks)
+        return sums if own else 0 * sums
+
+    def _update(self, loss: float, own_part: torch.Tensor) -> float:
+        """loss: of the whole batch; own_part: this process's addend of it."""
+        if not math.isfinite(loss):
             raise TuningError(
-                f"the loss of step {self.step} is {loss.item()}; lower the learning rates, "
+                f"the loss of step {self.step} is {loss}; lower the learning rates, "
                 f"and go on from the last checkpoint in {self._directory}"
             )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        own_part.backward()
+        gradients = [p.grad for p in self.parameters.parameters() if p.grad is not None]
+        self._processes.add_up(gradients)
         clip = self.settings.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), clip)
         self._optimizer.step()
@@ -152,7 +183,8 @@ class Trainer:
     def _resume(self) -> None:
         path = self._directory / CHECKPOINT_FILE
         if not path.exists():
-            (self._directory / LOG_FILE).unlink(missing_ok=True)
+            if self._processes.is_main:
+                (self._directory / LOG_FILE).unlink(missing_ok=True)
             return
         try:
             state = torch.load(path, weights_only=True)
@@ -170,7 +202,8 @@ class Trainer:
         self.parameters.load_state_dict(state["parameters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._elapsed = state["step"], state["elapsed"]
-        _cut_log(self._directory / LOG_FILE, self.step)
+        if self._processes.is_main:
+            _cut_log(self._directory / LOG_FILE, self.step)
 
     @staticmethod
     def _log(log: Any, entry: dict[str, Any]) -> None:
@@ -224,8 +257,9 @@ def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[
     return [{**group, "lr": group["start"]} for group in groups]
 
 
-def _means_by_mask(losses: torch.Tensor, masks: torch.Tensor, num_masks: int) -> list[float]:
-    return [float(losses[masks == mask].mean()) for mask in range(num_masks)]
+def _counts_by_mask(rows: Sequence[MaskRows], num_masks: int) -> torch.Tensor:
+    """[M]: the rows of each mask in a batch."""
+    return torch.from_numpy(np.bincount(np.concatenate([r.masks for r in rows]), None, num_masks))
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bita.base_model import load_base_model
 from bita.errors import TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.runtime.session import Session
@@ -18,8 +15,10 @@ from bita.tuning.endpoint import EndpointGenerator, EndpointOptions
 from bita.tuning.evaluation import DraftQuality, evaluate
 from bita.tuning.generate_data import FilePrompts, PromptSource, generate_data
 from bita.tuning.generators import EngineGenerator, Generator, TransformersGenerator
+from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.model_texts import ModelTexts
+from bita.tuning.processes import Processes
 from bita.tuning.samplers import TransformersSampler
 from bita.tuning.self_prompts import SelfPromptOptions, SelfPrompts
 from bita.tuning.settings import TuneSettings
@@ -75,18 +74,21 @@ def tune(
     out: Path,
     *,
     dtype: str = "float32",
-    device: str = "cpu",
+    load_in_4bit: bool = False,
+    processes: Processes | None = None,
     evaluate_every: int = 0,
     watcher: Watcher | None = None,
 ) -> Tuned:
     """Tune an adapter for `checkpoint` and write it to `out`; `directory` keeps data and run.
 
-    Called again with the same arguments it goes on where it was killed. dtype, device: of the base
-    model; the adapter is float32. Raises TuningError, ModelError or PromptError.
+    Called again with the same arguments it goes on where it was killed. dtype, load_in_4bit: of the
+    base model; the adapter is float32. processes: None for this one alone, on the CPU; each of
+    several calls this with the same arguments. Raises TuningError, ModelError, PromptError or
+    MissingExtraError.
     """
-    watcher = watcher or Watcher()
-    base = load_base_model(checkpoint, dtype, device)
-    dataset = _dataset(checkpoint, base, directory / "data", options, watcher)
+    watcher, processes = watcher or Watcher(), processes or Processes("cpu")
+    base = load_tuning_base(checkpoint, dtype, processes, load_in_4bit)
+    dataset = _dataset(checkpoint, base, directory / "data", options, watcher, processes)
     texts = [cut_text(c.prompt_ids, c.response_ids, settings.max_tokens) for c in dataset]
     train, held_out = split_held_out(usable(texts), options.num_held_out, settings.seed)
     if not held_out:
@@ -95,28 +97,36 @@ def tune(
     parameters = AdapterParameters(starting_adapter(checkpoint, model, train, settings))
     before = evaluate(model, parameters.to(model.device), held_out)
     run = directory / "run"
-    trainer = Trainer(model, parameters, train, settings, run, _described(dataset, train, settings))
+    tuned_on = _described(dataset, train, settings)
+    trainer = Trainer(model, parameters, train, settings, run, tuned_on, processes)
     trainer.run(
         lambda report: watcher.on_step(report, trainer.progress),
         evaluate=lambda: evaluate(model, parameters, held_out).report(),
         evaluate_every=evaluate_every,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / ADAPTER_FILE, out)
+    if processes.is_main:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / ADAPTER_FILE, out)
     return Tuned(out, before, evaluate(model, parameters, held_out))
 
 
-def best_device() -> str:
-    """The accelerator of this machine, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _dataset(
-    checkpoint: Checkpoint, base: Any, directory: Path, options: DataOptions, watcher: Watcher
+    checkpoint: Checkpoint,
+    base: Any,
+    directory: Path,
+    options: DataOptions,
+    watcher: Watcher,
+    processes: Processes,
 ) -> Dataset:
     texts = ModelTexts.of(checkpoint)
-    if options.data is not None:
-        return Dataset.load(options.data, texts.identity, texts.tokenizer_sha256)
+    if options.data is None:
+        processes.main_first(lambda: _generate(texts, base, directory, options, watcher), base)
+    return Dataset.load(options.data or directory, texts.identity, texts.tokenizer_sha256)
+
+
+def _generate(
+    texts: ModelTexts, base: Any, directory: Path, options: DataOptions, watcher: Watcher
+) -> None:
     generator = _generator(base, texts, options)
     prompts: PromptSource
     if options.prompts is not None:
@@ -125,7 +135,7 @@ def _dataset(
         sampler = TransformersSampler(base)
         answers = SelfPromptOptions(max_answer_tokens=options.max_new_tokens)
         prompts = SelfPrompts(texts, sampler, generator, answers)
-    return generate_data(
+    generate_data(
         texts,
         prompts,
         generator,
