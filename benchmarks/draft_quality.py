@@ -34,7 +34,7 @@ from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
 from bita.tree import Tree
 from bita.tuning.dataset import Dataset
-from bita.tuning.evaluation import REPORTED_RANKS, DraftQuality, true_ranks
+from bita.tuning.evaluation import REPORTED_RANKS, DraftQuality, text_drafts
 from bita.tuning.generate_data import FilePrompts, generate_data
 from bita.tuning.generators import TransformersGenerator
 from bita.tuning.mask_model import AdapterParameters, MaskModel
@@ -145,11 +145,11 @@ def ranks_of(
     name: str, model: MaskModel, parameters: AdapterParameters, texts: Sequence[TrainingText]
 ) -> DraftQuality:
     """As `evaluate`, with a progress bar."""
-    tables = []
+    tables, pairs = [], parameters.pair_tables(model)
     with progress_bars() as show:
         for number, text in enumerate(texts):
             show(name, number, len(texts))
-            tables.append(true_ranks(model, parameters, text))
+            tables.append(text_drafts(model, parameters, text).true_ranks(pairs))
         show(name, len(texts), len(texts))
     return DraftQuality(tables)
 

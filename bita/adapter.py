@@ -28,10 +28,11 @@ from bita.lora import (
     sizes_of,
     starting_lora,
 )
+from bita.pairs import PAIR_TENSORS, Pairs, pair_faults, pair_rank
 from bita.tensors import Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
-PLAIN_VERSION, LORA_VERSION = "1", "2"  # what knows no LoRA must not leave it out silently
+PLAIN_VERSION, FULL_VERSION = "1", "2"  # what knows no LoRA must not leave it out silently
 TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 _PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bf16: the upper half of f32
@@ -45,6 +46,7 @@ class Adapter:
     mask_embeddings: [M, hidden], M >= 1. prefix_keys, prefix_values: [L, H, P, D], P may be 0.
     identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
     lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
+    pairs: how drafts are scored by the token in front of them (`bita.pairs`); empty for not at all.
     Raises AdapterError that lists every shape that does not fit the others or the identity.
     """
 
@@ -54,13 +56,16 @@ class Adapter:
     identity: ModelIdentity
     tuned_on: str = "untuned"
     lora: Lora = field(default_factory=dict)
+    pairs: Pairs = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in TENSORS:
             array = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
             object.__setattr__(self, name, array)
-        lora = {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in self.lora.items()}
-        object.__setattr__(self, "lora", lora)
+        for name in ("lora", "pairs"):
+            given = getattr(self, name).items()
+            arrays = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in given}
+            object.__setattr__(self, name, arrays)
         raise_faults(AdapterError, "adapter", _shape_faults(self.tensors(), self.identity))
 
     @property
@@ -78,9 +83,14 @@ class Adapter:
         """r; 0 without LoRA."""
         return lora_rank(self.lora)
 
+    @property
+    def pair_rank(self) -> int:
+        """Rank of the pair scores; 0 without."""
+        return pair_rank(self.pairs)
+
     def tensors(self) -> dict[str, Float32Array]:
         """The arrays by their names in the file."""
-        return {**{name: getattr(self, name) for name in TENSORS}, **self.lora}
+        return {**{name: getattr(self, name) for name in TENSORS}, **self.lora, **self.pairs}
 
     def check_fits(self, identity: ModelIdentity) -> None:
         """Raise AdapterError that lists every reason why the model `identity` is not ours."""
@@ -95,7 +105,7 @@ class Adapter:
         path = Path(path)
         raise_faults(AdapterError, f"{path} was not written", _finite_faults(self.tensors()))
         metadata = {
-            "format_version": LORA_VERSION if self.lora else PLAIN_VERSION,
+            "format_version": FULL_VERSION if self.lora or self.pairs else PLAIN_VERSION,
             "identity": self.identity.to_json(),
             "num_masks": str(self.num_masks),
             "prefix_length": str(self.prefix_length),
@@ -126,8 +136,12 @@ class Adapter:
         faults += _finite_faults(tensors) + _count_faults(tensors, metadata)
         raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
         assert identity is not None  # else it is among the faults
-        lora = {name: tensors.pop(name) for name in LORA_TENSORS if name in tensors}
-        return cls(**tensors, identity=identity, tuned_on=metadata["tuned_on"], lora=lora)
+        lora, pairs = (
+            {name: tensors.pop(name) for name in names if name in tensors}
+            for names in (LORA_TENSORS, PAIR_TENSORS)
+        )
+        tuned_on = metadata["tuned_on"]
+        return cls(**tensors, identity=identity, tuned_on=tuned_on, lora=lora, pairs=pairs)
 
 
 def untuned_adapter(
@@ -209,10 +223,10 @@ def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, 
     wanted = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
     faults = [f"metadata has no {key!r}" for key in wanted if key not in metadata]
     version = metadata.get("format_version", PLAIN_VERSION)
-    if version not in (PLAIN_VERSION, LORA_VERSION):
+    if version not in (PLAIN_VERSION, FULL_VERSION):
         faults.append(
             f"format_version is {version!r}, this bita-edge reads {PLAIN_VERSION!r} and "
-            f"{LORA_VERSION!r}: upgrade it"
+            f"{FULL_VERSION!r}: upgrade it"
         )
     identity = None
     try:
@@ -227,7 +241,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Float32Array], list[str]]:
     stored = dict(safetensors.deserialize(path.read_bytes()))
     faults = [f"tensor {name!r} is missing" for name in TENSORS if name not in stored]
     tensors = {}
-    for name in (name for name in (*TENSORS, *LORA_TENSORS) if name in stored):
+    for name in (name for name in (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS) if name in stored):
         if stored[name]["dtype"] in _DTYPES:
             tensors[name] = _to_float32(stored[name])
         else:
@@ -262,9 +276,9 @@ def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity |
     keys, values = (shapes.get(name, ()) for name in TENSORS[1:])
     if not faults and keys and values and keys != values:
         faults.append(f"prefix_keys is {list(keys)}, but prefix_values is {list(values)}")
-    of_lora = {name: array.shape for name, array in tensors.items()}
+    given = {name: array.shape for name, array in tensors.items()}
     known = (identity.num_layers, identity.hidden_size) if identity else (None, None)
-    return faults + lora_faults(of_lora, *known)
+    return faults + lora_faults(given, *known) + pair_faults(given, known[1])
 
 
 def _matches(shape: Sequence[int], wanted: Sequence[str]) -> bool:

@@ -2,7 +2,8 @@
 
     manifest.json        what the engine is, and size and sha256 of every other file
     model.onnx(.data)    the step graph
-    adapter.safetensors  mask embeddings, prefix, LoRA
+    adapter.safetensors  mask embeddings, prefix, LoRA, pair scores
+    pairs.safetensors    left, right [V, r] of the pair scores, if the adapter has them
     tree.json            the tree, and what it was chosen by
     tokenizer.json, generation.json, chat_template.jinja
 
@@ -23,6 +24,7 @@ from bita.errors import EngineError, raise_faults
 
 FORMAT, FORMAT_VERSION = "bita-engine", 2
 MANIFEST_FILE, GRAPH_FILE, ADAPTER_FILE = "manifest.json", "model.onnx", "adapter.safetensors"
+PAIRS_FILE = "pairs.safetensors"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
 REQUIRED_FILES = (GRAPH_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE)
@@ -54,6 +56,7 @@ class Manifest:
     num_masks: int  # M
     prefix_length: int  # P
     lora_rank: int  # r; 0: the graph has no LoRA, else it takes any rank
+    pair_rank: int  # of the adapter's pair scores, whose tables are in PAIRS_FILE; 0 for none
     tuned_on: str  # the adapter's data, "untuned" for none
     requires: dict[str, str]  # package: least version
     created_by: str
@@ -194,6 +197,9 @@ def _parse(data: dict[str, Any]) -> tuple[Manifest | None, list[str]]:
     ]
     if data.get("mode") not in MODES:
         faults.append(f"{MANIFEST_FILE}: mode {data.get('mode')!r} is not one of {MODES}")
+    files = data.get("files")
+    if data.get("pair_rank") and isinstance(files, dict) and PAIRS_FILE not in files:
+        faults.append(f"{MANIFEST_FILE} does not list {PAIRS_FILE}")
     if faults:
         return None, faults
     return Manifest(**{field.name: data[field.name] for field in fields(Manifest)}), []

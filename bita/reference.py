@@ -4,7 +4,7 @@ Every step runs the model of transformers over the whole text again, without a c
 BiTA (arXiv 2401.12522), section 3.3. Needs the extra `tune`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from bita.adapter import Adapter
 from bita.base_model import masks_by_layer
 from bita.errors import AdapterError, MissingExtraError, TreeError, raise_faults
+from bita.pairs import PAIR_TENSORS
 from bita.tree import Tree
 
 try:
@@ -23,6 +24,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the reference decoder", "tune") from error
 
+PAIR_CANDIDATES = 16  # drafts of each mask that pair scores choose from: those an engine gives
 NO_DRAFT = -1  # a node without a draft: no token equals it
 
 
@@ -30,12 +32,14 @@ NO_DRAFT = -1  # a node without a draft: no token equals it
 class Step:
     """One forward. path: accepted nodes, root first; emitted: their drafts and the bonus token.
 
-    ranked: [masks of the last accepted node, ranks] best next drafts of each of its masks.
+    ranked: [masks of the last accepted node, ranks] best next drafts of each of its masks;
+    logits: theirs.
     """
 
     path: tuple[int, ...]
     emitted: tuple[int, ...]
     ranked: tuple[tuple[int, ...], ...]
+    logits: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class ReferenceDecoder:
             kept = cut(step.emitted, max_new_tokens - sum(counts), eos_ids)
             text += kept
             counts.append(len(kept))
-            drafts = next_drafts(tree, step.ranked)
+            drafts = next_drafts(tree, text[-1], step, self._pair_score)
         return ReferenceResult(tuple(text[len(token_ids) :]), tuple(counts))
 
     def step(self, text_ids: Sequence[int], tree: Tree, draft_tokens: Sequence[int]) -> Step:
@@ -95,9 +99,20 @@ class ReferenceDecoder:
         path, bonus = walk(tree, node_tokens, node_logits.argmax(-1).tolist())
         group = tree.groups[path[-1]]
         group_logits = mask_logits[group.start - tree.num_nodes : group.stop - tree.num_nodes]
-        ranked = group_logits.topk(tree.max_rank).indices.tolist()
+        num_ranks = PAIR_CANDIDATES if self.adapter.pairs else tree.max_rank
+        best = group_logits.topk(num_ranks)
         emitted = (*(node_tokens[node] for node in path[1:]), bonus)
-        return Step(tuple(path), emitted, tuple(map(tuple, ranked)))
+        ranked, logits = best.indices.tolist(), best.values.tolist()
+        return Step(tuple(path), emitted, tuple(map(tuple, ranked)), tuple(map(tuple, logits)))
+
+    def _pair_score(self, parent: int, child: int) -> float:
+        """What the adapter's pair scores add to a draft behind a token; 0 without them."""
+        if not self.adapter.pairs:
+            return 0.0
+        table = self.model.get_input_embeddings().weight
+        left, bias, right = (self.adapter.pairs[name] for name in PAIR_TENSORS)
+        before, behind = (table[token].float().cpu().numpy() for token in (parent, child))
+        return float((before @ left + bias) @ (behind @ right))
 
     @torch.no_grad()
     def step_outputs(
@@ -197,12 +212,23 @@ def walk(tree: Tree, tokens: Sequence[int], choices: Sequence[int]) -> tuple[lis
         path.append(right[0])
 
 
-def next_drafts(tree: Tree, ranked: Sequence[Sequence[int]]) -> list[int]:
-    """Drafts of nodes 1 to N - 1: depth d and rank r hold the r-th best of mask d - 1."""
-    return [
-        ranked[depth - 1][rank - 1] if depth <= len(ranked) else NO_DRAFT
-        for depth, rank in zip(tree.depths[1:], tree.ranks[1:], strict=True)
-    ]
+def next_drafts(
+    tree: Tree, root: int, step: Step, score: Callable[[int, int], float] = lambda a, b: 0.0
+) -> list[int]:
+    """Drafts of nodes 1 to N - 1: depth d and rank r hold the r-th best of mask d - 1.
+
+    root: the token of node 0. score: added to the logits of a node's children by its token.
+    """
+    tokens = [root]
+    for parent, depth, rank in zip(tree.parents[1:], tree.depths[1:], tree.ranks[1:], strict=True):
+        if depth > len(step.ranked) or tokens[parent] == NO_DRAFT:
+            tokens.append(NO_DRAFT)
+            continue
+        drafts = zip(step.ranked[depth - 1], step.logits[depth - 1], strict=True)
+        scored = [(logit + score(tokens[parent], draft), draft) for draft, logit in drafts]
+        scored.sort(key=lambda pair: -pair[0])
+        tokens.append(scored[rank - 1][1])
+    return tokens[1:]
 
 
 def cut(tokens: Sequence[int], limit: int, eos_ids: Sequence[int]) -> list[int]:

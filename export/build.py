@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from bita import __version__
 from bita.adapter import Adapter, untuned_adapter
@@ -13,6 +14,7 @@ from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
     MODES,
+    PAIRS_FILE,
     TEMPLATE_FILE,
     TOKENIZER_FILE,
     TREE_FILE,
@@ -22,10 +24,17 @@ from bita.engine import (
 from bita.errors import EngineError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint, TextAssets
-from bita.export.decoder import check_tensors, expected_shapes, export_step_graph, linears
+from bita.export.decoder import (
+    EMBEDDINGS,
+    check_tensors,
+    expected_shapes,
+    export_step_graph,
+    linears,
+)
 from bita.export.ort_dialect import PRECISIONS
 from bita.generation import GenerationDefaults
 from bita.identity import identify
+from bita.pairs import pair_tables
 from bita.tree import Tree
 
 BACKENDS = ("ort-cpu",)
@@ -90,6 +99,9 @@ def build_engine(
             on_write=on_write,
         )
         adapter.save(draft.path / ADAPTER_FILE)
+        if adapter.pairs:
+            tables = pair_tables(checkpoint, EMBEDDINGS, adapter.pairs)
+            save_file({"left": tables.left, "right": tables.right}, draft.path / PAIRS_FILE)
         (draft.path / TREE_FILE).write_text(tree.to_json(), encoding="utf-8")
         _write_texts(texts, draft.path)
         draft.manifest = _manifest(checkpoint, architecture, adapter, options, capacity)
@@ -182,6 +194,7 @@ def _manifest(
         num_masks=adapter.num_masks,
         prefix_length=adapter.prefix_length,
         lora_rank=adapter.lora_rank,
+        pair_rank=adapter.pair_rank,
         tuned_on=adapter.tuned_on,
         requires=REQUIRES,
         created_by=f"bita-edge {__version__}",

@@ -1,10 +1,13 @@
 """Both ends of a round: which nodes are accepted, and what the next tree holds."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from bita.pairs import PairTables
+from bita.tensors import Float32Array
 from bita.tree import Tree
 
 Int64Array = npt.NDArray[np.int64]
@@ -46,25 +49,64 @@ class Drafter:
     """Fills the nodes of a tree from the top tokens of the accepted mask group.
 
     A tree may be deeper than the group that was accepted; nodes without a draft keep an old one.
-    That costs nothing: a node is accepted only where it holds what the model says.
+    That costs nothing: a node is accepted only where it holds what the model says. pairs: order the
+    drafts behind each node by pair scores too.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, pairs: PairTables | None = None) -> None:
         self._groups = [slice(group.start, group.stop) for group in tree.groups]
         self._mask = np.array(tree.depths[1:], np.int64) - 1
         self._rank = np.array(tree.ranks[1:], np.int64) - 1
-        num_masks = max(*tree.num_masks, tree.max_depth, 1)
-        self._drafts = np.zeros((num_masks, max(tree.max_rank, 1)), np.int64)
+        self._num_masks = max(*tree.num_masks, tree.max_depth, 1)
+        self._max_rank = max(tree.max_rank, 1)
+        self._drafts = np.zeros((self._num_masks, self._max_rank), np.int64)
+        self._logits = np.zeros((self._num_masks, self._max_rank), np.float32)
+        self._pairs = pairs
+        self._levels = _levels(tree)
 
-    def read_group(self, node: int, top_ids: Int64Array) -> None:
-        """Take the drafts of the group behind `node`; top_ids [Q, k] of the whole step."""
-        self.read(top_ids[self._groups[node]])
+    def read_group(self, node: int, top_ids: Int64Array, top_logits: Float32Array) -> None:
+        """Take the drafts of the group behind `node`; top_ids, top_logits [Q, k] of the step."""
+        group = self._groups[node]
+        self.read(top_ids[group], top_logits[group])
 
-    def read(self, top_ids: Int64Array) -> None:
-        """Take the drafts of one group, [M, k]."""
-        num_ranks = self._drafts.shape[1]
+    def read(self, top_ids: Int64Array, top_logits: Float32Array) -> None:
+        """Take the drafts of one group, [M, k], and their logits."""
+        num_ranks = self._max_rank if self._pairs is None else top_ids.shape[1]
+        if self._drafts.shape[1] != num_ranks:
+            self._drafts = np.zeros((self._num_masks, num_ranks), np.int64)
+            self._logits = np.zeros((self._num_masks, num_ranks), np.float32)
         self._drafts[: len(top_ids)] = top_ids[:, :num_ranks]
+        self._logits[: len(top_ids)] = top_logits[:, :num_ranks]
 
-    def fill(self, nodes: Int64Array) -> None:
-        """Write the drafts into the token ids of the nodes behind the root, [N - 1]."""
-        nodes[:] = self._drafts[self._mask, self._rank]
+    def fill(self, tokens: Int64Array) -> None:
+        """Write the drafts into the token ids of the nodes, [N]; the root's is there."""
+        if self._pairs is None:
+            tokens[1:] = self._drafts[self._mask, self._rank]
+            return
+        for level in self._levels:
+            ordered = self._pairs.order(
+                tokens[level.parents], self._drafts[level.mask], self._logits[level.mask]
+            )
+            tokens[level.nodes] = ordered[level.places, level.ranks]
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The nodes of one depth. parents: those that have children there; places: which of them."""
+
+    mask: int
+    nodes: Int64Array
+    parents: Int64Array
+    places: Int64Array
+    ranks: Int64Array
+
+
+def _levels(tree: Tree) -> list[_Level]:
+    depths, parents = np.array(tree.depths), np.array(tree.parents, np.int64)
+    levels = []
+    for depth in range(1, tree.max_depth + 1):
+        nodes = np.flatnonzero(depths == depth)
+        owners, places = np.unique(parents[nodes], return_inverse=True)
+        ranks = np.array([tree.ranks[node] for node in nodes], np.int64) - 1
+        levels.append(_Level(depth - 1, nodes, owners, places, ranks))
+    return levels

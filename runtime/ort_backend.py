@@ -16,6 +16,7 @@ from bita.engine import GRAPH_FILE, Engine
 from bita.errors import EngineError
 from bita.runtime.cache import Cache
 from bita.runtime.layout import Layout
+from bita.runtime.pair_scores import EnginePairs
 
 Arrays = dict[str, npt.NDArray[Any]]
 ERRORS_ONLY = 3
@@ -36,6 +37,7 @@ class OrtBackend:
             manifest.num_layers, manifest.num_kv_heads, manifest.capacity, manifest.head_dim
         )
         self.has_lora = manifest.lora_rank > 0
+        self.pairs = EnginePairs(engine)
         self._caches = {
             f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
             for index in range(manifest.num_layers)

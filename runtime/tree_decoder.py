@@ -26,7 +26,12 @@ class TreeDecoder:
     """
 
     def __init__(
-        self, backend: OrtBackend, adapter: Adapter, tree: Tree, mode: str, min_rows: int
+        self,
+        backend: OrtBackend,
+        adapter: Adapter,
+        tree: Tree,
+        mode: str,
+        min_rows: int,
     ) -> None:
         _check_fit(tree, adapter, backend)
         self.tree = tree
@@ -37,7 +42,7 @@ class TreeDecoder:
         self._cache = backend.cache
         self._min_rows = min_rows
         self._children = spine_children(tree) if mode == "exact" else tree.children
-        self._drafter = Drafter(tree)
+        self._drafter = Drafter(tree, backend.pairs.tables(adapter))
         self._root = 0
         self._step = backend.bind(tree_layout(tree, min_rows), adapter)
         self._narrow_step = self._step
@@ -107,7 +112,7 @@ class TreeDecoder:
         nodes = step.token_ids[0, : tree.num_nodes]
         nodes[0] = self._root
         if fits:
-            self._drafter.fill(nodes[1:])
+            self._drafter.fill(nodes)
         ran = perf_counter()
         step.run()
         backend_ms = 1000 * (perf_counter() - ran)
@@ -115,7 +120,7 @@ class TreeDecoder:
         path, bonus = accept(self._children if fits else tree.children, tokens, chosen)
         self._cache.commit(path)
         if fits:
-            self._drafter.read_group(path[-1], step.top_ids)
+            self._drafter.read_group(path[-1], step.top_ids, step.top_logits)
         self._root = bonus
         emitted = [*(tokens[node] for node in path[1:]), bonus]
         step_ms = 1000 * (perf_counter() - began)
@@ -139,7 +144,8 @@ class TreeDecoder:
         step.token_ids[0, : len(tokens)] = tokens
         step.run()
         self._cache.length += len(tokens)
-        self._drafter.read(step.top_ids[1 : 1 + num_masks])
+        masks = slice(1, 1 + num_masks)
+        self._drafter.read(step.top_ids[masks], step.top_logits[masks])
         self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
         return int(step.top_ids[0, 0])
 

@@ -50,12 +50,13 @@ def test_drafter_puts_rank_r_of_mask_d_on_depth_d() -> None:
     drafter = Drafter(TREE)
     top_ids = np.arange(100 * TREE.num_rows).reshape(TREE.num_rows, 100)
     node = ROWS[1, 2]
-    drafter.read_group(node, top_ids)
-    nodes = np.zeros(TREE.num_nodes - 1, np.int64)
+    drafter.read_group(node, top_ids, np.zeros(top_ids.shape, np.float32))
+    nodes = np.zeros(TREE.num_nodes, np.int64)
+    nodes[0] = 7
     drafter.fill(nodes)
     first, second = (top_ids[row] for row in TREE.groups[node])
     # nodes (1,), (1,1), (2,), (1,2), (2,1)
-    assert nodes.tolist() == [first[0], second[0], first[1], second[1], second[0]]
+    assert nodes.tolist() == [7, first[0], second[0], first[1], second[1], second[0]]
 
 
 def test_cache_keeps_the_path_and_only_the_path() -> None:

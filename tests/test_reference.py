@@ -3,6 +3,7 @@
 import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,25 @@ def test_walk_follows_the_choices_and_no_further() -> None:
 
 def test_drafts_go_to_their_depth_and_rank() -> None:
     tree = Tree.from_paths([(1,), (2,), (1, 1), (1, 3), (1, 2)])
-    ranked = [(10, 11, 12), (20, 21, 22)]
-    by_path = dict(zip(tree.paths[1:], next_drafts(tree, ranked), strict=True))
+    step = Step((0,), (9,), ((10, 11, 12), (20, 21, 22)), ((3.0, 2.0, 1.0),) * 2)
+    by_path = dict(zip(tree.paths[1:], next_drafts(tree, 9, step), strict=True))
     assert by_path == {(1,): 10, (2,): 11, (1, 1): 20, (1, 2): 21, (1, 3): 22}
-    assert next_drafts(tree, ranked[:1]).count(NO_DRAFT) == 3
+    shallow = replace(step, ranked=step.ranked[:1], logits=step.logits[:1])
+    assert next_drafts(tree, 9, shallow).count(NO_DRAFT) == 3
+
+
+def test_pair_scores_order_the_children_of_each_node() -> None:
+    """22 is wanted behind 10, 21 behind 12, and 12 behind the root."""
+    tree = Tree.from_paths([(1,), (2,), (1, 1), (2, 1)])
+    step = Step((0,), (9,), ((10, 11, 12), (20, 21, 22)), ((3.0, 2.0, 1.0),) * 2)
+    wanted = {(9, 12): 2.5, (10, 22): 3.0, (12, 21): 3.0}
+    drafts = next_drafts(tree, 9, step, lambda parent, child: wanted.get((parent, child), 0.0))
+    assert dict(zip(tree.paths[1:], drafts, strict=True)) == {
+        (1,): 12,
+        (2,): 10,
+        (1, 1): 21,
+        (2, 1): 22,
+    }
 
 
 def test_cut_keeps_the_first_eos() -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bita.pairs import PairTables
+from bita.tensors import Float32Array
 from bita.tree import BITA_WIDTHS, Tree
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, all_rows
@@ -26,25 +28,57 @@ WORST_RANK = 16  # beyond it a draft is never used
 ROWS_AT_ONCE = 384  # bounds the logits held: 75 MB for a vocabulary of 49k, 400 MB for one of 262k
 
 
-@torch.no_grad()
-def true_ranks(model: MaskModel, parameters: AdapterParameters, text: TrainingText) -> Int64Array:
-    """[A, M]: rank of the true token among the drafts of each mask of each group of a response.
+@dataclass(frozen=True)
+class Drafts:
+    """The best drafts of every group of a response; A groups, M masks, k = WORST_RANK drafts.
 
-    1 is the best draft; 0 stands for no such token or one beyond WORST_RANK.
+    token_ids, logits: [A, M, k], best first. true: [A, M], the token that came, -1 where the text
+    had ended. before: [A, M], the token in front of it, which the model chose.
     """
+
+    token_ids: Int64Array
+    logits: Float32Array
+    true: Int64Array
+    before: Int64Array
+
+    def true_ranks(self, pairs: PairTables | None = None) -> Int64Array:
+        """[A, M]: rank of the true token, 1 for the best draft, 0 if it is not among them.
+
+        pairs: order the drafts by these pair scores too, each behind the token in front.
+        """
+        is_true = self.token_ids == self.true[..., None]
+        if pairs is not None:
+            left = pairs.left[self.before].astype(np.float32)[..., None]
+            right = pairs.right[self.token_ids].astype(np.float32)
+            scores = self.logits + (right @ left)[..., 0]
+            order = np.argsort(-scores, axis=-1, kind="stable")
+            is_true = np.take_along_axis(is_true, order, axis=-1)
+        return np.where(is_true.any(-1), 1 + is_true.argmax(-1), 0)
+
+
+@torch.no_grad()
+def text_drafts(model: MaskModel, parameters: AdapterParameters, text: TrainingText) -> Drafts:
+    """What the masks of each group of a response draft."""
     num_masks = len(parameters.mask_embeddings)
     num_tokens = len(text.token_ids)
     rows = all_rows(text.num_prompt, num_tokens, num_masks)
     context = model.read([text.token_ids], num_tokens - 1)  # no logits of the text are needed
-    tokens = torch.tensor(text.token_ids, device=model.device)
-    table = np.zeros((len(np.unique(rows.anchors)), num_masks), np.int64)
+    tokens = np.array(text.token_ids)
+    shape = (len(np.unique(rows.anchors)), num_masks)
+    found = Drafts(
+        np.zeros((*shape, WORST_RANK), np.int64),
+        np.zeros((*shape, WORST_RANK), np.float32),
+        np.full(shape, -1, np.int64),
+        np.zeros(shape, np.int64),
+    )
     for piece in _pieces(rows, ROWS_AT_ONCE // num_masks):
-        drafts = model.mask_logits(parameters, context, [piece])[0]
-        of_true = drafts.gather(1, tokens[torch.from_numpy(piece.labels)][:, None])
-        ranks = 1 + (drafts > of_true).sum(1).cpu().numpy()
-        ranks[ranks > WORST_RANK] = 0
-        table[piece.anchors - rows.anchors[0], piece.masks] = ranks
-    return table
+        best = model.mask_logits(parameters, context, [piece])[0].float().topk(WORST_RANK)
+        place = piece.anchors - rows.anchors[0], piece.masks
+        found.token_ids[place] = best.indices.cpu().numpy()
+        found.logits[place] = best.values.cpu().numpy()
+        found.true[place] = tokens[piece.labels]
+        found.before[place] = tokens[piece.positions]
+    return found
 
 
 @dataclass(frozen=True)
@@ -128,7 +162,8 @@ def evaluate(
     model: MaskModel, parameters: AdapterParameters, texts: Sequence[TrainingText]
 ) -> DraftQuality:
     """The draft quality of an adapter on texts that it was not tuned on."""
-    return DraftQuality([true_ranks(model, parameters, text) for text in texts])
+    pairs = parameters.pair_tables(model)
+    return DraftQuality([text_drafts(model, parameters, text).true_ranks(pairs) for text in texts])
 
 
 def _pieces(rows: MaskRows, num_anchors: int) -> Iterator[MaskRows]:

@@ -18,6 +18,7 @@ from bita.adapter import Adapter
 from bita.base_model import masks_by_layer
 from bita.identity import ModelIdentity
 from bita.lora_hooks import lora_on_rows
+from bita.pairs import PairTables, tables_of
 from bita.tuning.mask_rows import MaskRows, visibility
 
 
@@ -31,13 +32,20 @@ class AdapterParameters(torch.nn.Module):
         self.prefix_keys = _parameter(adapter.prefix_keys)
         self.prefix_values = _parameter(adapter.prefix_values)
         self.lora = torch.nn.ParameterDict({n: _parameter(a) for n, a in adapter.lora.items()})
+        self.pairs = adapter.pairs  # tuned apart, see `pair_training`
 
     def to_adapter(self, tuned_on: str) -> Adapter:
         """The adapter with the values of now."""
         arrays = (self.mask_embeddings, self.prefix_keys, self.prefix_values)
         masks, keys, values = map(_array, arrays)
         lora = {name: _array(value) for name, value in self.lora.items()}
-        return Adapter(masks, keys, values, self._identity, tuned_on, lora)
+        return Adapter(masks, keys, values, self._identity, tuned_on, lora, self.pairs)
+
+    def pair_tables(self, model: "MaskModel") -> PairTables | None:
+        """The pair scores' tables for the model's embeddings; None without scores."""
+        if not self.pairs:
+            return None
+        return tables_of([model.embedding_table().cpu().numpy()], self.pairs)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -69,6 +77,12 @@ class MaskModel:
         self.dtype, self.device = embedding.weight.dtype, embedding.weight.device
         # Gemma multiplies what it looks up; mask embeddings stand for rows of the table.
         self._embedding_scale = float(getattr(embedding, "embed_scale", 1.0))
+
+    def embedding_table(self) -> Tensor:
+        """[V, hidden], float32; whole, where the base is sharded."""
+        weight = self.base.get_input_embeddings().weight.detach()
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        return whole.float()
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]], first: int) -> BaseContext:

@@ -1,0 +1,129 @@
+"""Pair scores learned from the drafts of tuned masks: which of them follows the token before it.
+
+Nothing runs backward through the base here. The drafts of each group are listed once with the
+tokens that really came; then a bilinear score of embeddings learns to put the true draft first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bita.pairs import Pairs
+from bita.tuning.evaluation import Drafts, text_drafts
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.training_texts import TrainingText
+
+RATE, WEIGHT_DECAY = 3e-3, 0.01
+BATCH, STEPS, CHECK_EVERY = 512, 1500, 50
+KEPT_OUT = 8  # one text in so many is kept out of the training, to choose the step by
+
+
+@dataclass(frozen=True)
+class PairExamples:
+    """Groups whose mask has the true token among its drafts; n of them.
+
+    before: [n], the token in front. drafts, logits: [n, k]. true: [n], the place of the true draft.
+    """
+
+    before: Tensor
+    drafts: Tensor
+    logits: Tensor
+    true: Tensor
+
+
+def tune_pairs(
+    model: MaskModel,
+    parameters: AdapterParameters,
+    texts: Sequence[TrainingText],
+    rank: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Pairs:
+    """Pair scores for tuned masks; empty if they do not help on texts kept out of their training.
+
+    on_progress: texts read so far, and all of them.
+    """
+    kept: tuple[list[Drafts], list[Drafts]] = ([], [])
+    for number, text in enumerate(texts):
+        kept[number % KEPT_OUT == 0].append(text_drafts(model, parameters, text))
+        on_progress(number + 1, len(texts))
+    train, check = map(pair_examples, kept)
+    return fit_pairs(model.embedding_table(), train, check, rank, seed)
+
+
+def pair_examples(texts: Sequence[Drafts]) -> PairExamples:
+    """All masks of all texts, one behind the other."""
+    chosen = []
+    for drafts in texts:
+        is_true = drafts.token_ids == drafts.true[..., None]
+        rows = is_true.any(-1)
+        chosen.append(
+            (
+                drafts.before[rows],
+                drafts.token_ids[rows],
+                drafts.logits[rows],
+                is_true[rows].argmax(-1),
+            )
+        )
+    columns = (torch.from_numpy(np.concatenate(c)) for c in zip(*chosen, strict=True))
+    return PairExamples(*columns)
+
+
+def fit_pairs(
+    table: Tensor, train: PairExamples, check: PairExamples, rank: int, seed: int
+) -> Pairs:
+    """The scores at the step that is best on `check`; empty if none is better than no scores.
+
+    table: [V, hidden], the embeddings.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, spread = table.mean(0), table.std()
+    normed = (table - mean) / spread
+    hidden = table.shape[1]
+    left = torch.randn(hidden, rank, generator=generator) * hidden**-0.5
+    right, bias = torch.zeros(hidden, rank), torch.zeros(rank)
+    weights = [w.to(table.device).requires_grad_() for w in (left, bias, right)]
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY)
+    best_loss, best = _loss(normed, weights, check, scored=False), None
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * (1 - step / STEPS)
+        rows = torch.randint(len(train.true), (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        _loss(normed, weights, train, rows).backward()
+        optimizer.step()
+        if (step + 1) % CHECK_EVERY == 0:
+            with torch.no_grad():
+                loss = _loss(normed, weights, check)
+            if loss < best_loss:
+                best_loss, best = loss, [w.detach().clone() for w in weights]
+    if best is None:
+        return {}
+    left, bias, right = best
+    # (e - mean) / spread on both sides; what the mean gives on the right is equal for all children
+    folded = (left / spread, bias - mean @ left / spread, right / spread)
+    arrays = (weight.cpu().numpy() for weight in folded)
+    return dict(zip(("pair_left", "pair_bias", "pair_right"), arrays, strict=True))
+
+
+def _loss(
+    normed: Tensor,
+    weights: Sequence[Tensor],
+    examples: PairExamples,
+    rows: Tensor | None = None,
+    scored: bool = True,
+) -> Tensor:
+    """Cross-entropy of the true draft among all drafts of its mask."""
+    rows = torch.arange(len(examples.true)) if rows is None else rows
+    left, bias, right = weights
+    device = normed.device
+    logits = examples.logits[rows].to(device)
+    if scored:
+        before = normed[examples.before[rows].to(device)] @ left + bias
+        behind = normed[examples.drafts[rows].to(device)] @ right
+        logits = logits + (behind @ before[:, :, None])[..., 0]
+    return cross_entropy(logits, examples.true[rows].to(device))
