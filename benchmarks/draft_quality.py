@@ -39,8 +39,8 @@ from bita.tuning.generate_data import FilePrompts, generate_data
 from bita.tuning.generators import TransformersGenerator
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.model_texts import ModelTexts
+from bita.tuning.processes import best_device
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
-from bita.tuning.tune import best_device
 
 UNTUNED = "untuned"
 SAME_TEXT = "the measured texts themselves, which flatters the best trees"

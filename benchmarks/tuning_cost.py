@@ -39,15 +39,15 @@ from bita.errors import BitaError, TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
 from bita.tuning.dataset import Dataset
-from bita.tuning.losses import decayed_mean, draft_losses
+from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, choose_rows, visibility
 from bita.tuning.model_texts import ModelTexts
+from bita.tuning.processes import best_device
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import flatten
 from bita.tuning.training_texts import TrainingText, batch_of, cut_text, usable
-from bita.tuning.tune import best_device
 
 TOLERANCE = 1e-4  # of the largest value, in float32
 SYNTHETIC = (64, 128)  # tokens of prompt and response, without --data
@@ -90,7 +90,7 @@ def two_phases(
     logits = model.mask_logits(parameters, context, batch.rows)
     flat = flatten(batch.texts, batch.rows, context, logits)
     losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, loss)
-    return Forward(flat.drafts, decayed_mean(losses, flat.masks, decay))
+    return Forward(flat.drafts, mean_loss(losses, flat.masks, parameters, decay))
 
 
 def two_phases_kl(
@@ -128,7 +128,15 @@ def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: 
     drafts = torch.cat([logits[i, : len(r.anchors)] for i, r in enumerate(batch.rows)])
     tokens = torch.from_numpy(batch.tokens()).to(device)
     masks = torch.from_numpy(np.concatenate([rows.masks for rows in batch.rows])).to(device)
-    return Forward(drafts, decayed_mean(draft_losses(drafts, drafts, tokens, "ce"), masks, decay))
+    losses = draft_losses(drafts, drafts, tokens, "ce")
+    return Forward(drafts, mean_loss(losses, masks, parameters, decay))
+
+
+def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, decay: float) -> Tensor:
+    """The loss of a step, as a trainer weighs its rows."""
+    num_masks = len(parameters.mask_embeddings)
+    counts = torch.bincount(masks, minlength=num_masks)
+    return decayed_mean(sums_by_mask(losses, masks, num_masks), counts, decay)
 
 
 def checkpointed(

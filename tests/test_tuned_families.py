@@ -23,6 +23,7 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.dataset import Conversation, Dataset
 from bita.tuning.evaluation import DraftQuality, evaluate
+from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.model_texts import ModelTexts
 from bita.tuning.settings import TuneSettings
@@ -33,7 +34,7 @@ torch.set_num_threads(1)
 FAMILIES = ("llama", "mistral", "qwen3", "smollm3", "phi3", "gemma2", "gemma3_text", "granite")
 NEW_TOKENS = 20  # beyond the sliding windows of 16, prompt included
 SETTINGS = TuneSettings(
-    num_steps=40, num_anchors=12, prefix_length=4, mask_rate=3e-2, prefix_rate=3e-2
+    num_steps=40, num_anchors=12, prefix_length=4, lora_rank=2, mask_rate=3e-2, prefix_rate=3e-2
 )
 
 
@@ -69,11 +70,11 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     bases: list[Any] = []
 
     def load(*args: Any) -> Any:
-        bases.append(load_base_model(*args))
+        bases.append(load_tuning_base(*args))
         return bases[-1]
 
     with pytest.MonkeyPatch.context() as patch:  # to see the model that `tune` loads
-        patch.setattr("bita.tuning.tune.load_base_model", load)
+        patch.setattr("bita.tuning.tune.load_tuning_base", load)
         tune(checkpoint, folder / "work", data, SETTINGS, out)
     about = ModelTexts.of(checkpoint)
     answers = Dataset.load(folder / "work" / "data", about.identity, about.tokenizer_sha256)
@@ -99,7 +100,7 @@ def test_its_engine_accepts_what_the_evaluation_says(tuned: TunedModel) -> None:
     tree = quality.best_tree(64)
     spine = Tree.from_paths([(1,) * depth for depth in range(1, 1 + tree.spine_length)])
     expected = {"tree": quality.tokens_per_step(tree), "exact": quality.tokens_per_step(spine)}
-    assert expected["tree"] > 1.1
+    assert expected["tree"] > 1.05
     engine = tuned.folder / "engine"
     options = BuildOptions(precision="fp32", capacity=128, tree=tree, mode="tree")
     build_engine(tuned.checkpoint, tuned.adapter, engine, options)

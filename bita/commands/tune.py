@@ -45,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     data.add_argument("--served-name", help="the model's name at the endpoint; default: MODEL")
     data.add_argument("--held-out", type=positive, default=40, help="conversations to evaluate on")
     base = parser.add_argument_group("base model")
+    parser.add_argument("--start-from", type=Path, help="a tuned adapter to go on from")
     base.add_argument("--device", help="default: cuda where there is one, else cpu")
     base.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     base.add_argument(
@@ -60,6 +61,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from bita.adapter import Adapter
     from bita.export.sources import open_checkpoint
     from bita.tuning.processes import joined_processes
     from bita.tuning.tune import DataOptions, tune
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             load_in_4bit=args.load_in_4bit,
             processes=processes,
+            start=Adapter.load(args.start_from) if args.start_from else None,
             evaluate_every=args.evaluate_every,
             watcher=watcher,
         )

@@ -20,6 +20,8 @@ class TuneSettings:
     prefix_length: int = 16  # P; 0 tunes the mask embeddings only
     prefix_start: str = "activations"  # of a training text, or "normal": random, 0.02
     lora_rank: int = 0  # r of LoRA on mask rows; 0 for none
+    pair_rank: int = 64  # of the pair scores, learned when the masks are; 0 for none
+    pair_texts: int = 400  # training conversations whose drafts they are learned from, at most
     loss: str = "kl"  # to the base's logits; "ce": its argmax tokens; "mix": half of each
     decay: float = 0.8  # weight of mask k is decay**k
     anchors: str = "random"  # over the whole response; "consecutive": one window of it
@@ -42,8 +44,10 @@ class TuneSettings:
     def _faults(self) -> list[str]:
         least = {
             **dict.fromkeys(("num_masks", "num_anchors", "batch_size", "num_steps"), 1),
-            **dict.fromkeys(("prefix_length", "lora_rank", "clip", "max_minutes", "seed"), 0),
+            **dict.fromkeys(("prefix_length", "lora_rank", "pair_rank"), 0),
+            **dict.fromkeys(("clip", "max_minutes", "seed"), 0),
             "max_tokens": 8,
+            "pair_texts": 2,
         }
         faults = [
             f"{name} is {getattr(self, name)}, below {low}"

@@ -1,5 +1,6 @@
 """The training loop: steps that follow from settings, texts and seed alone, and can be resumed."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bita.adapter import Adapter
 from bita.errors import TuningError
 from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, BaseContext, MaskModel
@@ -40,7 +42,8 @@ class Trainer:
     """Tunes an adapter on texts; `run` goes on from the last checkpoint of its directory.
 
     directory: gets log.jsonl (a line per step), checkpoint.pt and adapter.safetensors. processes:
-    share the texts of each step; None for this one alone. Raises TuningError.
+    share the texts of each step; None for this one alone. origin: what a checkpoint must have come
+    from too (`origin_of`). Raises TuningError.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Trainer:
         directory: Path,
         tuned_on: str,
         processes: Processes | None = None,
+        origin: str = "",
     ) -> None:
         self.model = model
         self.parameters = parameters.to(model.device)
@@ -61,6 +65,7 @@ class Trainer:
         self._directory = directory
         self._tuned_on = tuned_on
         self._elapsed = 0.0
+        self._origin = origin
         self._processes = processes or Processes(str(model.device))
         self._optimizer = torch.optim.AdamW(_groups(parameters, settings), weight_decay=0.0)
         directory.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,7 @@ class Trainer:
             return
         state = {
             "settings": asdict(self.settings),
+            "origin": self._origin,
             "step": self.step,
             "elapsed": self._elapsed,
             "parameters": self.parameters.state_dict(),
@@ -199,6 +205,11 @@ class Trainer:
                 f"{path} belongs to a run with other settings ({', '.join(changed)}); give the "
                 "same ones to go on, or another directory to start anew"
             )
+        if state.get("origin", self._origin) != self._origin:
+            raise TuningError(
+                f"{path} belongs to a run on other conversations, or from another adapter; give "
+                "the same ones to go on, or another directory to start anew"
+            )
         self.parameters.load_state_dict(state["parameters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._elapsed = state["step"], state["elapsed"]
@@ -209,6 +220,16 @@ class Trainer:
     def _log(log: Any, entry: dict[str, Any]) -> None:
         log.write(json.dumps(entry) + "\n")
         log.flush()
+
+
+def origin_of(texts: Sequence[TrainingText], start: Adapter | None) -> str:
+    """A fingerprint of what a run starts from: its texts, and the adapter it goes on from."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(np.array([text.num_prompt, *text.token_ids], np.int64).tobytes())
+    for name, array in sorted(start.tensors().items()) if start else ():
+        digest.update(name.encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

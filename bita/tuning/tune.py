@@ -1,11 +1,11 @@
 """From a model to a tuned adapter: data, then training, each continued where it was killed."""
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bita.adapter import Adapter
 from bita.errors import TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.runtime.session import Session
@@ -18,12 +18,13 @@ from bita.tuning.generators import EngineGenerator, Generator, TransformersGener
 from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.model_texts import ModelTexts
+from bita.tuning.pair_training import tune_pairs
 from bita.tuning.processes import Processes
 from bita.tuning.samplers import TransformersSampler
 from bita.tuning.self_prompts import SelfPromptOptions, SelfPrompts
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
-from bita.tuning.trainer import ADAPTER_FILE, StepReport, Trainer
+from bita.tuning.trainer import StepReport, Trainer, origin_of
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
@@ -76,15 +77,17 @@ def tune(
     dtype: str = "float32",
     load_in_4bit: bool = False,
     processes: Processes | None = None,
+    start: Adapter | None = None,
     evaluate_every: int = 0,
     watcher: Watcher | None = None,
 ) -> Tuned:
     """Tune an adapter for `checkpoint` and write it to `out`; `directory` keeps data and run.
 
-    Called again with the same arguments it goes on where it was killed. dtype, load_in_4bit: of the
-    base model; the adapter is float32. processes: None for this one alone, on the CPU; each of
-    several calls this with the same arguments. Raises TuningError, ModelError, PromptError or
-    MissingExtraError.
+    start: an adapter to go on from, of the settings' sizes. dtype, load_in_4bit: of the base model;
+    the adapter is float32. processes: None for this one alone, on the CPU; each of several calls
+    this with the same arguments. Called again with the same ones it goes on where it was killed;
+    pair scores, a matter of minutes, are learned anew. Raises TuningError, AdapterError,
+    ModelError, PromptError or MissingExtraError.
     """
     watcher, processes = watcher or Watcher(), processes or Processes("cpu")
     base = load_tuning_base(checkpoint, dtype, processes, load_in_4bit)
@@ -94,19 +97,30 @@ def tune(
     if not held_out:
         raise TuningError(f"{len(texts)} conversations leave none to evaluate on; give at least 5")
     model = MaskModel(base)
-    parameters = AdapterParameters(starting_adapter(checkpoint, model, train, settings))
+    adapter = starting_adapter(checkpoint, model, train, settings, start)
+    parameters = AdapterParameters(replace(adapter, pairs={}))
     before = evaluate(model, parameters.to(model.device), held_out)
     run = directory / "run"
     tuned_on = _described(dataset, train, settings)
-    trainer = Trainer(model, parameters, train, settings, run, tuned_on, processes)
+    trainer = Trainer(
+        model, parameters, train, settings, run, tuned_on, processes, origin_of(train, start)
+    )
     trainer.run(
         lambda report: watcher.on_step(report, trainer.progress),
         evaluate=lambda: evaluate(model, parameters, held_out).report(),
         evaluate_every=evaluate_every,
     )
+    if settings.pair_rank:
+        parameters.pairs = tune_pairs(
+            model,
+            parameters,
+            train[: settings.pair_texts],
+            settings.pair_rank,
+            settings.seed,
+            lambda done, total: watcher.on_data("pair scores", done, total),
+        )
     if processes.is_main:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run / ADAPTER_FILE, out)
+        parameters.to_adapter(tuned_on).save(out)
     return Tuned(out, before, evaluate(model, parameters, held_out))
 
 
