@@ -65,6 +65,35 @@ def test_a_second_run_changes_nothing(model: Path, prompts: Path, tmp_path: Path
     assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == first
 
 
+def test_from_masks_to_pair_scores_to_lora(model: Path, prompts: Path, tmp_path: Path) -> None:
+    """One after the other, each going on from the adapter before."""
+    assert tune(model, tmp_path / "a", "--prompts", prompts, "--pair-rank", 0) == 0
+    masks = tmp_path / "a" / "adapter.safetensors"
+    data = ["--data", tmp_path / "a" / "data", "--start-from"]
+    assert tune(model, tmp_path / "b", *data, masks, "--pair-rank", 4, "--num-steps", 0) == 0
+    scored = tmp_path / "b" / "adapter.safetensors"
+    assert tune(model, tmp_path / "c", *data, scored, "--lora-rank", 2) == 0
+    first, second, third = (Adapter.load(tmp_path / name / "adapter.safetensors") for name in "abc")
+    assert first.pair_rank == first.lora_rank == second.lora_rank == 0
+    assert (first.mask_embeddings == second.mask_embeddings).all()
+    assert third.lora_rank == 2
+    assert (third.mask_embeddings != first.mask_embeddings).any()
+    assert abs(third.mask_embeddings - first.mask_embeddings).max() < 0.2  # 12 steps of 0.01
+
+
+def test_what_a_run_cannot_go_on_from_is_told(
+    model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(model, tmp_path / "a", "--prompts", prompts) == 0
+    masks, data = tmp_path / "a" / "adapter.safetensors", ["--data", tmp_path / "a" / "data"]
+    assert tune(model, tmp_path / "b", *data, "--start-from", masks, "--num-masks", 2) == 2
+    assert "its num_masks is 3, not 2" in capsys.readouterr().err
+    assert tune(model, tmp_path / "a", "--prompts", prompts, "--start-from", masks) == 2
+    assert "on other conversations, or from another adapter" in capsys.readouterr().err
+    assert tune(model, tmp_path / "b", *data, "--start-from", tmp_path / "none") == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
 def test_engines_write_the_same_responses(model: Path, prompts: Path, tmp_path: Path) -> None:
     args = ["engine", model, "--precision", "fp32", "--out", tmp_path / "engine"]
     assert main([str(arg) for arg in args]) == 0

@@ -20,7 +20,7 @@ class TuneSettings:
     prefix_length: int = 16  # P; 0 tunes the mask embeddings only
     prefix_start: str = "activations"  # of a training text, or "normal": random, 0.02
     lora_rank: int = 0  # r of LoRA on mask rows; 0 for none
-    pair_rank: int = 64  # of the pair scores, learned when the masks are; 0 for none
+    pair_rank: int = 32  # of the pair scores, learned when the masks are; 0 for none
     pair_texts: int = 400  # training conversations whose drafts they are learned from, at most
     loss: str = "kl"  # to the base's logits; "ce": its argmax tokens; "mix": half of each
     decay: float = 0.8  # weight of mask k is decay**k
@@ -34,7 +34,7 @@ class TuneSettings:
     prefix_rate: float = 1e-2  # learning rate of the prefix at the start
     lora_rate: float = 1e-3  # learning rate of LoRA at the start
     clip: float = 1.0  # norm of the gradient; 0 for no clipping
-    num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0
+    num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0; 0: pair scores only
     max_minutes: float = 0.0  # length of the schedule by the clock instead
     seed: int = 0
 
@@ -43,9 +43,9 @@ class TuneSettings:
 
     def _faults(self) -> list[str]:
         least = {
-            **dict.fromkeys(("num_masks", "num_anchors", "batch_size", "num_steps"), 1),
+            **dict.fromkeys(("num_masks", "num_anchors", "batch_size"), 1),
             **dict.fromkeys(("prefix_length", "lora_rank", "pair_rank"), 0),
-            **dict.fromkeys(("clip", "max_minutes", "seed"), 0),
+            **dict.fromkeys(("clip", "num_steps", "max_minutes", "seed"), 0),
             "max_tokens": 8,
             "pair_texts": 2,
         }

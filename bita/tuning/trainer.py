@@ -106,7 +106,7 @@ class Trainer:
         """How much of the schedule is done, 0 to 1, by steps or by the clock."""
         if self.settings.max_minutes > 0:
             return min(1.0, self._elapsed / (60 * self.settings.max_minutes))
-        return min(1.0, self.step / self.settings.num_steps)
+        return min(1.0, self.step / self.settings.num_steps) if self.settings.num_steps else 1.0
 
     def train_step(self) -> StepReport:
         """One batch. Raises TuningError, before anything is changed, if its loss is not finite."""
