@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bita.adapter import random_adapter
+from bita.adapter import Adapter, random_adapter
 from bita.calibration.prompts import read_prompts
 from bita.calibration.verify import verify
 from bita.export.build import BuildOptions, build_engine
@@ -13,6 +13,7 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 MODEL = "smollm2-135m-instruct"
+ADAPTER = Path(__file__).parent.parent / "adapters" / f"{MODEL}.safetensors"
 pytestmark = pytest.mark.model
 
 
@@ -52,3 +53,14 @@ def test_fp32_text_equals_transformers(session: Session) -> None:
 def test_the_answer_is_about_the_question(session: Session, tmp_path: Path) -> None:
     question = [{"role": "user", "content": "What is the capital of France?"}]
     assert "Paris" in session.generate(question, 30).text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_the_shipped_adapter_drafts(precision: str, tmp_path: Path) -> None:
+    """More tokens per step than an untuned chain ever had (1.23 on MT-Bench), and the same text."""
+    adapter = Adapter.load(ADAPTER)
+    options = BuildOptions(precision, capacity=512, tree=Tree.chain(3))
+    build_engine(open_checkpoint(MODEL), adapter, tmp_path / "e", options)
+    own, garbage = verify(Session.open(tmp_path / "e"), read_prompts(limit=6), 48)
+    assert own.divergences == garbage.divergences == []
+    assert own.tokens_per_step > 1.3 > garbage.tokens_per_step

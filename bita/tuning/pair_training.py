@@ -90,7 +90,7 @@ def fit_pairs(
     right, bias = torch.zeros(hidden, rank), torch.zeros(rank)
     weights = [w.to(table.device).requires_grad_() for w in (left, bias, right)]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY)
-    best_loss, best = _loss(normed, weights, check, scored=False), None
+    best_loss, best = _mean_loss(normed, None, check), None
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
@@ -99,8 +99,7 @@ def fit_pairs(
         _loss(normed, weights, train, rows).backward()
         optimizer.step()
         if (step + 1) % CHECK_EVERY == 0:
-            with torch.no_grad():
-                loss = _loss(normed, weights, check)
+            loss = _mean_loss(normed, weights, check)
             if loss < best_loss:
                 best_loss, best = loss, [w.detach().clone() for w in weights]
     if best is None:
@@ -112,19 +111,22 @@ def fit_pairs(
     return dict(zip(("pair_left", "pair_bias", "pair_right"), arrays, strict=True))
 
 
+@torch.no_grad()
+def _mean_loss(normed: Tensor, weights: Sequence[Tensor] | None, examples: PairExamples) -> float:
+    """Over all examples, in pieces that bound the memory."""
+    pieces = torch.arange(len(examples.true)).split(BATCH)
+    total = sum(len(rows) * float(_loss(normed, weights, examples, rows)) for rows in pieces)
+    return total / len(examples.true)
+
+
 def _loss(
-    normed: Tensor,
-    weights: Sequence[Tensor],
-    examples: PairExamples,
-    rows: Tensor | None = None,
-    scored: bool = True,
+    normed: Tensor, weights: Sequence[Tensor] | None, examples: PairExamples, rows: Tensor
 ) -> Tensor:
-    """Cross-entropy of the true draft among all drafts of its mask."""
-    rows = torch.arange(len(examples.true)) if rows is None else rows
-    left, bias, right = weights
+    """Mean cross-entropy of the true draft among all of its mask; weights None: no scores."""
     device = normed.device
     logits = examples.logits[rows].to(device)
-    if scored:
+    if weights is not None:
+        left, bias, right = weights
         before = normed[examples.before[rows].to(device)] @ left + bias
         behind = normed[examples.drafts[rows].to(device)] @ right
         logits = logits + (behind @ before[:, :, None])[..., 0]
