@@ -49,14 +49,15 @@ def _engine_rows(path: Path) -> Rows:
     manifest = engine.manifest
     cache = 8 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
     prefix, tuned = manifest.prefix_length, manifest.tuned_on
-    lora = f", LoRA of rank {manifest.lora_rank}" if manifest.lora_rank else ""
+    more = f", LoRA of rank {manifest.lora_rank}" if manifest.lora_rank else ""
+    more += f", pair scores of rank {manifest.pair_rank}" if manifest.pair_rank else ""
     return [
         ("model", f"{manifest.model} ({manifest.family})"),
         ("license", manifest.license or "not stated by the model's files"),
         ("backend", f"{manifest.backend}, {manifest.precision}"),
         ("mode", manifest.mode),
         ("tree", read_tree(engine)),
-        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{lora}, tuned on: {tuned}"),
+        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
         ("cache", f"{manifest.capacity} slots, {cache * manifest.capacity / 1e6:.0f} MB when full"),
@@ -76,6 +77,7 @@ def _adapter_rows(path: Path) -> Rows:
         ("mask tokens", adapter.num_masks),
         ("prefix length", adapter.prefix_length),
         ("LoRA rank", adapter.lora_rank or "none"),
+        ("pair scores", f"rank {adapter.pair_rank}" if adapter.pair_rank else "none"),
         ("tuned on", adapter.tuned_on),
         ("for", f"{model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}"),
         ("size", f"{path.stat().st_size / 1e3:.1f} kB"),

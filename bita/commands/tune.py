@@ -131,7 +131,7 @@ def _bars(shown: bool) -> "Iterator[Watcher]":
 
 
 def _report(tuned: "Tuned") -> None:
-    print(f"{tuned.adapter}: on held-out text, untuned and tuned")
+    print(f"{tuned.adapter}: on held-out text, before and after")
     before, after = tuned.before.report(), tuned.after.report()
     for name, value in after["tokens_per_step"].items():
         words = name.replace("_", " ")
