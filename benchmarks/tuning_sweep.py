@@ -2,8 +2,9 @@
 
     python benchmarks/tuning_sweep.py MODEL --data DIR --out sweep.jsonl [--steps 60] [--only WORD]
 
-A line per run goes to --out; runs that it has already are left out, so a sweep can be interrupted,
-and several can share the work (each run is claimed by a file beside --out). Every run sees the same
+A line per run goes to --out; runs that it has already are left out, so a sweep can be interrupted.
+Several can share the work: each run is claimed by a file beside --out, to be removed if its process
+was killed. Every run sees the same
 conversations in the same order and is judged on the same held-out ones; `anchors per text` keeps
 the number of mask rows.
 """
@@ -50,12 +51,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "rates 3e-2": {"mask_rate": 3e-2, "prefix_rate": 3e-2},
     "mask rate 3e-2": {"mask_rate": 3e-2},
     "prefix rate 3e-2": {"prefix_rate": 3e-2},
-    "lora 8": {"lora_rank": 8},
-    "lora 32": {"lora_rank": 32},
+    "lora 8": {"lora_rank": 8, "lora_rate": 1e-3},
+    "lora 32": {"lora_rank": 32, "lora_rate": 1e-3},
     "lora 32, rate 3e-3": {"lora_rank": 32, "lora_rate": 3e-3},
     "lora 32, rate 3e-4": {"lora_rank": 32, "lora_rate": 3e-4},
-    "lora 32, prefix 0": {"lora_rank": 32, "prefix_length": 0},
-    "lora 32, loss ce": {"lora_rank": 32, "loss": "ce"},
+    "lora 32, prefix 0": {"lora_rank": 32, "lora_rate": 1e-3, "prefix_length": 0},
+    "lora 32, loss ce": {"lora_rank": 32, "lora_rate": 1e-3, "loss": "ce"},
 }
 CLIPPED = {"clip 0": {"clip": 0.0}, "lora 32, clip 0": {"lora_rank": 32, "clip": 0.0}}
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="conversations of `bita tune`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--only", default="", help="runs whose name has this in it")
+    parser.add_argument("--only", default="", help="runs whose name begins with this")
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -83,7 +84,11 @@ def main() -> None:
     claims = args.out.with_suffix(".claims")
     claims.mkdir(parents=True, exist_ok=True)
     for name, changes in {**RUNS, **CLIPPED}.items():
-        if args.only not in name or name in _done(args.out) or not _claim(claims / f"{name}"):
+        if (
+            not name.startswith(args.only)
+            or name in _done(args.out)
+            or not _claim(claims / f"{name}")
+        ):
             continue
         settings = TuneSettings(**{"num_steps": args.steps, **changes})
         entry = {"name": name, "changes": changes, "steps": args.steps, "dtype": args.dtype}

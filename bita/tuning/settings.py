@@ -32,7 +32,7 @@ class TuneSettings:
     max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
     mask_rate: float = 1e-2  # learning rate of the mask embeddings at the start
     prefix_rate: float = 1e-2  # learning rate of the prefix at the start
-    lora_rate: float = 1e-3  # learning rate of LoRA at the start
+    lora_rate: float = 3e-3  # learning rate of LoRA at the start
     clip: float = 1.0  # norm of the gradient; 0 for no clipping
     num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0; 0: pair scores only
     max_minutes: float = 0.0  # length of the schedule by the clock instead
