@@ -58,7 +58,7 @@ adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] 
 	$(if $(filter $(DEMO_MODEL),$(MODEL)),@$(MAKE) --no-print-directory model)
 	$(BIN)/bita tune "$(MODEL)" --out "adapters/$(NAME).safetensors" \
 	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES)) \
-  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
+	  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 

@@ -4,9 +4,8 @@
 
 A line per run goes to --out; runs that it has already are left out, so a sweep can be interrupted.
 Several can share the work: each run is claimed by a file beside --out, to be removed if its process
-was killed. Every run sees the same
-conversations in the same order and is judged on the same held-out ones; `anchors per text` keeps
-the number of mask rows.
+was killed. Every run sees the same conversations in the same order and is judged on the same
+held-out ones; `anchors per text` keeps the number of mask rows.
 """
 
 import argparse

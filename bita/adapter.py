@@ -32,7 +32,7 @@ from bita.pairs import PAIR_TENSORS, Pairs, pair_faults, pair_rank
 from bita.tensors import Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
-PLAIN_VERSION, FULL_VERSION = "1", "2"  # what knows no LoRA must not leave it out silently
+PLAIN_VERSION, FULL_VERSION = "1", "2"  # what knows no LoRA or pair scores must refuse them
 TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 _PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bf16: the upper half of f32
@@ -153,9 +153,8 @@ def untuned_adapter(
 ) -> Adapter:
     """Where tuning starts: every mask at the mean embedding, the prefix small and random.
 
-    rank: of LoRA that adds nothing yet; 0 for none.
-
-    Reads the whole embedding table, a few MB at a time.
+    rank: of LoRA that adds nothing yet; 0 for none. Reads the whole embedding table, a few MB at
+    a time.
     """
     identity = identify(checkpoint)
     total = np.zeros(identity.hidden_size)

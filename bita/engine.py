@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -99,7 +99,8 @@ def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
     raise_faults(EngineError, f"engine {directory}", faults)
     manifest, faults = _parse(data)
     files = data.get("files")
-    faults += _file_faults(directory, files, check_hashes)
+    required = REQUIRED_FILES + ((PAIRS_FILE,) if manifest and manifest.pair_rank else ())
+    faults += _file_faults(directory, files, required, check_hashes)
     raise_faults(EngineError, f"engine {directory}", faults)
     assert manifest is not None
     assert files is not None
@@ -197,9 +198,6 @@ def _parse(data: dict[str, Any]) -> tuple[Manifest | None, list[str]]:
     ]
     if data.get("mode") not in MODES:
         faults.append(f"{MANIFEST_FILE}: mode {data.get('mode')!r} is not one of {MODES}")
-    files = data.get("files")
-    if data.get("pair_rank") and isinstance(files, dict) and PAIRS_FILE not in files:
-        faults.append(f"{MANIFEST_FILE} does not list {PAIRS_FILE}")
     if faults:
         return None, faults
     return Manifest(**{field.name: data[field.name] for field in fields(Manifest)}), []
@@ -214,12 +212,12 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, get_args(kind) or kind)
 
 
-def _file_faults(directory: Path, files: Any, check_hashes: bool) -> list[str]:
+def _file_faults(
+    directory: Path, files: Any, required: Sequence[str], check_hashes: bool
+) -> list[str]:
     if not isinstance(files, dict):
         return [f"{MANIFEST_FILE}: files is {files!r}, not a table of files"]
-    faults = [
-        f"{MANIFEST_FILE} does not list {name}" for name in REQUIRED_FILES if name not in files
-    ]
+    faults = [f"{MANIFEST_FILE} does not list {name}" for name in required if name not in files]
     for name, entry in files.items():
         fault = _file_fault(directory, name, entry, check_hashes)
         if fault:

@@ -26,12 +26,7 @@ class TreeDecoder:
     """
 
     def __init__(
-        self,
-        backend: OrtBackend,
-        adapter: Adapter,
-        tree: Tree,
-        mode: str,
-        min_rows: int,
+        self, backend: OrtBackend, adapter: Adapter, tree: Tree, mode: str, min_rows: int
     ) -> None:
         _check_fit(tree, adapter, backend)
         self.tree = tree
