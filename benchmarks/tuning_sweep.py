@@ -1,11 +1,12 @@
 """What each tuning setting is worth: short runs of equal steps on the same text, one change each.
 
-    python benchmarks/tuning_sweep.py MODEL --data DIR --out sweep.jsonl [--steps 60] [--only WORD]
+    python benchmarks/tuning_sweep.py MODEL --data DIR --out sweep.jsonl [--steps 60] [--only NAME]
 
 A line per run goes to --out; runs that it has already are left out, so a sweep can be interrupted.
 Several can share the work: each run is claimed by a file beside --out, to be removed if its process
 was killed. Every run sees the same conversations in the same order and is judged on the same
-held-out ones; `anchors per text` keeps the number of mask rows.
+held-out ones; `anchors per text` keeps the number of mask rows. What the base computed of a text
+serves all runs.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 from bita.base_model import load_base_model
 from bita.export.sources import open_checkpoint
 from bita.tree import Tree
+from bita.tuning.contexts import Contexts
 from bita.tuning.dataset import Dataset
 from bita.tuning.evaluation import evaluate
 from bita.tuning.mask_model import AdapterParameters, MaskModel
@@ -35,6 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "prefix 0": {"prefix_length": 0},
     "prefix 32": {"prefix_length": 32},
     "prefix normal": {"prefix_start": "normal"},
+    "masks normal": {"mask_start": "normal"},
     "masks 2": {"num_masks": 2, "num_anchors": 60},
     "masks 4": {"num_masks": 4, "num_anchors": 30},
     "loss ce": {"loss": "ce"},
@@ -50,14 +53,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "rates 3e-2": {"mask_rate": 3e-2, "prefix_rate": 3e-2},
     "mask rate 3e-2": {"mask_rate": 3e-2},
     "prefix rate 3e-2": {"prefix_rate": 3e-2},
-    "lora 8": {"lora_rank": 8, "lora_rate": 1e-3},
-    "lora 32": {"lora_rank": 32, "lora_rate": 1e-3},
-    "lora 32, rate 3e-3": {"lora_rank": 32, "lora_rate": 3e-3},
-    "lora 32, rate 3e-4": {"lora_rank": 32, "lora_rate": 3e-4},
-    "lora 32, prefix 0": {"lora_rank": 32, "lora_rate": 1e-3, "prefix_length": 0},
-    "lora 32, loss ce": {"lora_rank": 32, "lora_rate": 1e-3, "loss": "ce"},
+    "lora 8": {"lora_rank": 8},
+    "lora 32": {"lora_rank": 32},
+    "lora 32, rate 1e-3": {"lora_rank": 32, "lora_rate": 1e-3},
+    "lora 32, rate 1e-2": {"lora_rank": 32, "lora_rate": 1e-2},
+    "lora 32, prefix 0": {"lora_rank": 32, "prefix_length": 0},
+    "lora 32, loss ce": {"lora_rank": 32, "loss": "ce"},
+    "clip 0": {"clip": 0.0},
+    "lora 32, clip 0": {"lora_rank": 32, "clip": 0.0},
 }
-CLIPPED = {"clip 0": {"clip": 0.0}, "lora 32, clip 0": {"lora_rank": 32, "clip": 0.0}}
 
 
 def main() -> None:
@@ -66,11 +70,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="conversations of `bita tune`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--only", default="", help="runs whose name begins with this")
+    parser.add_argument("--only", nargs="+", choices=RUNS, metavar="NAME", help="in this order")
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--context-gb", type=float, default=4.0, help="memory for texts read")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -80,18 +85,16 @@ def main() -> None:
     cut = [cut_text(c.prompt_ids, c.response_ids, 1024) for c in data]
     train, held_out = split_held_out(usable(cut), args.held_out, seed=0)
     model = MaskModel(load_base_model(checkpoint, args.dtype, args.device))
+    contexts = Contexts(model, int(args.context_gb * 2**30))
     claims = args.out.with_suffix(".claims")
     claims.mkdir(parents=True, exist_ok=True)
-    for name, changes in {**RUNS, **CLIPPED}.items():
-        if (
-            not name.startswith(args.only)
-            or name in _done(args.out)
-            or not _claim(claims / f"{name}")
-        ):
+    for name in args.only or RUNS:
+        if name in _done(args.out) or not _claim(claims / name):
             continue
+        changes = RUNS[name]
         settings = TuneSettings(**{"num_steps": args.steps, **changes})
         entry = {"name": name, "changes": changes, "steps": args.steps, "dtype": args.dtype}
-        entry |= run(checkpoint, model, train, held_out, settings)
+        entry |= run(checkpoint, model, train, held_out, settings, contexts)
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         print(name, entry["tokens_per_step"], f"{entry['seconds']:.0f} s", flush=True)
@@ -103,11 +106,14 @@ def run(
     train: list[TrainingText],
     held_out: list[TrainingText],
     settings: TuneSettings,
+    contexts: Contexts,
 ) -> dict[str, Any]:
     """Tune from the start and judge; seconds are those of the training steps."""
     parameters = AdapterParameters(starting_adapter(checkpoint, model, train, settings))
     with tempfile.TemporaryDirectory() as directory:
-        trainer = Trainer(model, parameters, train, settings, Path(directory), "sweep")
+        trainer = Trainer(
+            model, parameters, train, settings, Path(directory), "sweep", contexts=contexts
+        )
         began = time.monotonic()
         reports = [trainer.train_step() for _ in range(settings.num_steps)]
         seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
 """LoRA of mask rows in models of transformers: hooks that add to the linear layers' outputs."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -23,10 +23,12 @@ def lora_on_rows(model: Any, lora: Mapping[str, Tensor], first_row: int = 0) -> 
     lora: by the names of `bita.lora`, down [L, in, r] and up [L, r, out]; empty changes nothing.
     Rows before `first_row` keep their bits. Works with gradients.
     """
+    # taken apart once: the gradient of `stacked[layer]` is as large as the whole stack
+    layers = {name: stacked.unbind() for name, stacked in lora.items()}
     with ExitStack() as hooks:
         for name, module in model.named_modules() if lora else ():
             if found := _LAYER.search(name):
-                hook = _hook(lora, int(found[1]), found[2], first_row)
+                hook = _hook(layers, int(found[1]), found[2], first_row)
                 hooks.enter_context(_Hooked(module, hook))
         yield
 
@@ -44,7 +46,9 @@ class _Hooked:
         self._handle.remove()
 
 
-def _hook(lora: Mapping[str, Tensor], layer: int, module_name: str, first_row: int) -> Any:
+def _hook(
+    lora: Mapping[str, Sequence[Tensor]], layer: int, module_name: str, first_row: int
+) -> Any:
     site, place = _place(module_name)
     down, up = lora[f"lora_{site}_down"][layer], lora[f"lora_{site}_up"][layer]
     return partial(_add, down=down, up=up, site=site, place=place, first_row=first_row)

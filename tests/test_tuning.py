@@ -27,6 +27,7 @@ from bita.tuning.evaluation import DraftQuality, evaluate
 from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import all_rows, choose_rows, rows_behind
+from bita.tuning.row_losses import flatten, row_losses
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import ADAPTER_FILE, CHECKPOINT_FILE, LOG_FILE, Trainer
@@ -66,13 +67,14 @@ def test_two_phases_equal_the_joint_forward(
     rows = [all_rows(5, len(other), 3), all_rows(5, len(text), 3)]
     with torch.no_grad():
         found = model.mask_logits(AdapterParameters(adapter), context, rows)[1]
+        taught = model.output_logits(context.states)
     reference = ReferenceDecoder(base, adapter)
     tree = Tree.root_only(3)
     for anchor in (4, 11, 27):
         nodes, masks = reference.step_outputs(text[: anchor + 1], tree, [])
         own = rows[1].anchors == anchor
         torch.testing.assert_close(found[: len(own)][own], masks[: own.sum()], atol=1e-5, rtol=0)
-        torch.testing.assert_close(context.logits[1, anchor - 4], nodes[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(taught[1, anchor - 4], nodes[0], atol=1e-5, rtol=0)
 
 
 def test_rows_teach_what_decoding_asks() -> None:
@@ -119,6 +121,28 @@ def test_losses_by_hand() -> None:
     assert sums.tolist() == [4, 2, 4]
     mean = decayed_mean(sums, torch.tensor([2, 1, 1]), 0.5).item()
     assert mean == pytest.approx((4 + 1 + 1) / 2.75)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce", "mix"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])  # plain, capped, scaled logits
+def test_losses_of_pieces_are_those_of_all_rows(family: str, loss: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path)))
+    model, rng = MaskModel(load_base_model(checkpoint, "float64")), np.random.default_rng(0)
+    batch = [TrainingText(tuple(rng.integers(4, 300, n).tolist()), 5) for n in (24, 17)]
+    rows = [all_rows(5, len(text.token_ids), 3) for text in batch]
+    parameters = AdapterParameters(random_adapter(identify(checkpoint), 3, 2, scale=0.5))
+    results = []
+    for rows_at_once in (7, 1000):
+        parameters.zero_grad(set_to_none=True)
+        context = model.read([text.token_ids for text in batch], 5)
+        states = model.mask_states(parameters, context, rows)
+        losses = row_losses(model, flatten(batch, rows, context, states), loss, rows_at_once)
+        (losses * torch.arange(len(losses))).sum().backward()
+        results.append([losses.detach(), *(p.grad for p in parameters.parameters() if p.numel())])
+    for pieces, whole in zip(*results, strict=True):
+        largest = whole.abs().max().item()
+        assert largest > 0
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5 * largest)
 
 
 def make_trainer(
@@ -192,6 +216,18 @@ def test_the_prefix_starts_from_activations(plain: Any, texts: list[TrainingText
     np.testing.assert_allclose(adapter.prefix_values[0], context.layers[0][1][0, :, :4], atol=1e-5)
     with pytest.raises(TuningError, match="no text has 99 tokens"):
         starting_adapter(plain, model, texts, TuneSettings(prefix_length=99))
+
+
+def test_masks_start_at_the_mean_or_random(plain: Any, texts: list[TrainingText]) -> None:
+    model = MaskModel(load_base_model(plain))
+    mean, normal, again = (
+        starting_adapter(plain, model, texts, TuneSettings(mask_start=start)).mask_embeddings
+        for start in ("mean", "normal", "normal")
+    )
+    np.testing.assert_allclose(mean[2], model.embedding_table().mean(0), atol=1e-6)
+    np.testing.assert_array_equal(normal, again)
+    assert not np.array_equal(normal[0], normal[1])
+    assert normal.std() == pytest.approx(0.02, rel=0.3)
 
 
 def test_replayed_steps_equal_decoding(plain: Any, texts: list[TrainingText]) -> None:

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.commands import add_command, not_negative, positive
-from bita.tuning.settings import ANCHORS, LOSSES, PREFIX_STARTS, TuneSettings
+from bita.tuning.settings import ANCHORS, LOSSES, MASK_STARTS, PREFIX_STARTS, TuneSettings
 
 if TYPE_CHECKING:
     from bita.tuning.trainer import StepReport
     from bita.tuning.tune import Tuned, Watcher
 
-CHOICES = {"loss": LOSSES, "anchors": ANCHORS, "prefix_start": PREFIX_STARTS}
+CHOICES = {
+    "loss": LOSSES,
+    "anchors": ANCHORS,
+    "mask_start": MASK_STARTS,
+    "prefix_start": PREFIX_STARTS,
+}
 
 
 def add_parser(subparsers: Any) -> None:

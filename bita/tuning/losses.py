@@ -11,13 +11,13 @@ def draft_losses(drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> 
     """The loss of each row [n], in float32: KL(teacher || draft), cross-entropy, or half of each.
 
     drafts, teacher: logits [n, V] of the mask rows and of the base's rows for the same token.
-    tokens: [n], what stands there.
+    teacher may be anything for loss "ce". tokens: [n], what stands there.
     """
-    drafts, teacher = drafts.float(), teacher.float()
+    drafts = drafts.float()
     share = CE_SHARE[loss]
     total = torch.zeros(len(drafts), device=drafts.device)
     if share < 1:
-        log_drafts, log_teacher = log_softmax(drafts, -1), log_softmax(teacher, -1)
+        log_drafts, log_teacher = log_softmax(drafts, -1), log_softmax(teacher.float(), -1)
         divergence = kl_div(log_drafts, log_teacher, reduction="none", log_target=True).sum(-1)
         total = total + (1 - share) * divergence
     if share > 0:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from bita.adapter import Adapter
 from bita.base_model import masks_by_layer
@@ -56,11 +57,12 @@ class AdapterParameters(torch.nn.Module):
 class BaseContext:
     """What the base computed of a batch of texts, padded behind to T tokens.
 
-    layers: keys and values [B, H, T, D] per layer. logits: [B, T - first, V], of rows `first` on.
+    layers: keys and values [B, H, T, D] per layer. states: [B, T - first, hidden], what the output
+    layer gets of rows `first` on.
     """
 
     layers: list[tuple[Tensor, Tensor]]
-    logits: Tensor
+    states: Tensor
     first: int
 
     @property
@@ -75,6 +77,7 @@ class MaskModel:
         self.base = base
         embedding = base.get_input_embeddings()
         self.dtype, self.device = embedding.weight.dtype, embedding.weight.device
+        self.vocab_size = int(base.config.vocab_size)
         # Gemma multiplies what it looks up; mask embeddings stand for rows of the table.
         self._embedding_scale = float(getattr(embedding, "embed_scale", 1.0))
 
@@ -86,29 +89,24 @@ class MaskModel:
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]], first: int) -> BaseContext:
-        """Run the base over whole texts. first: the first row whose logits are wanted."""
+        """Run the base over whole texts. first: the first row that is wanted as a teacher."""
         longest = max(len(text) for text in texts)
         ids = torch.zeros((len(texts), longest), dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
             row[: len(text)] = torch.tensor(text)
         cache: Any = DynamicCache()
-        logits = self.base(
-            input_ids=ids.to(self.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=longest - first,
-        ).logits
+        states = self._decoded(input_ids=ids.to(self.device), past_key_values=cache)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
-        return BaseContext(layers, logits, first)
+        return BaseContext(layers, states[:, first:], first)
 
-    def mask_logits(
+    def mask_states(
         self,
         parameters: AdapterParameters,
         context: BaseContext,
         rows: Sequence[MaskRows],
         dropout: float = 0.0,
     ) -> Tensor:
-        """Logits [B, R, V] of the mask rows of each text, padded behind to R rows.
+        """Last states [B, R, hidden] of the mask rows of each text, padded behind to R rows.
 
         dropout: share of the prefix's values left out, the others scaled up.
         """
@@ -125,14 +123,44 @@ class MaskModel:
             return mask.masked_fill(hidden, torch.finfo(self.dtype).min)
 
         with lora_on_rows(self.base, dict(parameters.lora.items())):
-            logits: Tensor = self.base(
+            return self._decoded(
                 inputs_embeds=embeddings,
                 position_ids=positions,
                 attention_mask=masks_by_layer(self.base.config, additive),
                 past_key_values=self._cache(parameters, context, len(rows), dropout),
-                use_cache=True,
-            ).logits
+            )
+
+    def mask_logits(
+        self, parameters: AdapterParameters, context: BaseContext, rows: Sequence[MaskRows]
+    ) -> Tensor:
+        """Logits [B, R, V] of the mask rows of each text, padded behind to R rows."""
+        return self.output_logits(self.mask_states(parameters, context, rows))
+
+    def output_logits(self, states: Tensor) -> Tensor:
+        """Logits [B, T, V] of last states [B, T, hidden], scaled and capped as the base does it."""
+        decoder = self.base.base_model
+        decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states)
+        try:
+            ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
+            logits: Tensor = self.base(input_ids=ids, use_cache=False).logits
+        finally:
+            del decoder.forward
         return logits
+
+    def _decoded(self, **inputs: Any) -> Tensor:
+        """Last states [B, T, hidden] of the decoder, which runs inside the base.
+
+        A sharded base has hooks of its own there.
+        """
+        states = []
+        hook = self.base.base_model.register_forward_hook(
+            lambda _module, _args, output: states.append(output.last_hidden_state)
+        )
+        try:
+            self.base(use_cache=True, logits_to_keep=1, **inputs)
+        finally:
+            hook.remove()
+        return states[0]
 
     def _cache(
         self, parameters: AdapterParameters, context: BaseContext, batch_size: int, dropout: float

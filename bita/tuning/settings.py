@@ -7,6 +7,7 @@ from bita.errors import TuningError, raise_faults
 LOSSES = ("kl", "ce", "mix")
 ANCHORS = ("random", "consecutive")
 PREFIX_STARTS = ("activations", "normal")
+MASK_STARTS = ("mean", "normal")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class TuneSettings:
 
     num_masks: int = 3  # M
     prefix_length: int = 16  # P; 0 tunes the mask embeddings only
+    mask_start: str = "mean"  # of the embedding table, or "normal": random, 0.02, as BiTA's authors
     prefix_start: str = "activations"  # of a training text, or "normal": random, 0.02
     lora_rank: int = 0  # r of LoRA on mask rows; 0 for none
     pair_rank: int = 32  # of the pair scores, learned when the masks are; 0 for none
@@ -29,6 +31,7 @@ class TuneSettings:
     keep_far: float = 1.0  # share of groups whose mask k + 1 is kept, of those that keep mask k
     dropout: float = 0.0  # of the prefix, element by element
     batch_size: int = 4  # conversations per step
+    context_gb: float = 4.0  # memory for what the base computed of texts; 0: texts read in batches
     max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
     mask_rate: float = 1e-2  # learning rate of the mask embeddings at the start
     prefix_rate: float = 1e-2  # learning rate of the prefix at the start
@@ -45,7 +48,7 @@ class TuneSettings:
         least = {
             **dict.fromkeys(("num_masks", "num_anchors", "batch_size"), 1),
             **dict.fromkeys(("prefix_length", "lora_rank", "pair_rank"), 0),
-            **dict.fromkeys(("clip", "num_steps", "max_minutes", "seed"), 0),
+            **dict.fromkeys(("clip", "num_steps", "max_minutes", "context_gb", "seed"), 0),
             "max_tokens": 8,
             "pair_texts": 2,
         }
@@ -62,7 +65,12 @@ class TuneSettings:
         ]
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout is {self.dropout}, not in [0, 1)")
-        named = {"loss": LOSSES, "anchors": ANCHORS, "prefix_start": PREFIX_STARTS}
+        named = {
+            "loss": LOSSES,
+            "anchors": ANCHORS,
+            "mask_start": MASK_STARTS,
+            "prefix_start": PREFIX_STARTS,
+        }
         faults += [
             f"{name} is {getattr(self, name)!r}, not one of {', '.join(known)}"
             for name, known in named.items()

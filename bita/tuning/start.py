@@ -14,6 +14,8 @@ from bita.tuning.mask_model import MaskModel
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
 
+MASK_SCALE = 0.02  # transformers' initializer_range, with which the authors' masks start
+
 
 def starting_adapter(
     checkpoint: TensorSource,
@@ -22,11 +24,12 @@ def starting_adapter(
     settings: TuneSettings,
     tuned: Adapter | None = None,
 ) -> Adapter:
-    """The adapter before the first step, by the settings' `prefix_start`.
+    """The adapter before the first step, by the settings' `mask_start` and `prefix_start`.
 
-    "activations": keys and values of the first P tokens of a training text, rotated as they are.
-    tuned: an adapter to go on from instead; LoRA may be new to it. Raises TuningError if its sizes
-    are not those of the settings, AdapterError if it is of another model.
+    "mean": every mask at the mean embedding. "activations": keys and values of the first P tokens
+    of a training text, rotated as they are. tuned: an adapter to go on from instead; LoRA may be
+    new to it. Raises TuningError if its sizes are not those of the settings, AdapterError if it is
+    of another model.
     """
     if tuned is not None:
         return _continued(checkpoint, tuned, settings)
@@ -37,6 +40,10 @@ def starting_adapter(
         settings.seed,
         settings.lora_rank,
     )
+    if settings.mask_start == "normal":
+        rng = np.random.default_rng([settings.seed, 4])
+        drawn = rng.normal(0, MASK_SCALE, adapter.mask_embeddings.shape)
+        adapter = replace(adapter, mask_embeddings=drawn.astype(np.float32))
     if settings.prefix_length == 0 or settings.prefix_start == "normal":
         return adapter
     text = next((t for t in texts if len(t.token_ids) >= settings.prefix_length), None)

@@ -15,10 +15,12 @@ import torch
 
 from bita.adapter import Adapter
 from bita.errors import TuningError
-from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
-from bita.tuning.mask_model import AdapterParameters, BaseContext, MaskModel
+from bita.tuning.contexts import Contexts
+from bita.tuning.losses import decayed_mean, sums_by_mask
+from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, choose_rows
 from bita.tuning.processes import Processes
+from bita.tuning.row_losses import flatten, row_losses
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText, batch_of
 
@@ -43,7 +45,8 @@ class Trainer:
 
     directory: gets log.jsonl (a line per step), checkpoint.pt and adapter.safetensors. processes:
     share the texts of each step; None for this one alone. origin: what a checkpoint must have come
-    from too (`origin_of`). Raises TuningError.
+    from too (`origin_of`). contexts: those of other runs on this model and these texts; None for
+    its own. Raises TuningError.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Trainer:
         tuned_on: str,
         processes: Processes | None = None,
         origin: str = "",
+        contexts: Contexts | None = None,
     ) -> None:
         self.model = model
         self.parameters = parameters.to(model.device)
@@ -67,6 +71,9 @@ class Trainer:
         self._elapsed = 0.0
         self._origin = origin
         self._processes = processes or Processes(str(model.device))
+        # a sharded base must be run equally often by all processes
+        kept_gb = 0 if self._processes.shards_base else settings.context_gb
+        self._contexts = contexts or Contexts(model, int(kept_gb * 2**30))
         self._optimizer = torch.optim.AdamW(_groups(parameters, settings), weight_decay=0.0)
         directory.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -153,10 +160,12 @@ class Trainer:
         """
         own = self._processes.share(range(len(batch)))
         batch, rows = [batch[i] for i in own or [0]], [rows[i] for i in own or [0]]
-        context = self.model.read([t.token_ids for t in batch], min(t.num_prompt for t in batch))
-        drafts = self.model.mask_logits(self.parameters, context, rows, self.settings.dropout)
-        flat = flatten(batch, rows, context, drafts)
-        losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, self.settings.loss)
+        context = self._contexts.read(batch)
+        states = self.model.mask_states(self.parameters, context, rows, self.settings.dropout)
+        flat = flatten(batch, rows, context, states)
+        # processes have different numbers of rows, and run a sharded base equally often
+        whole = self._processes.shards_base
+        losses = row_losses(self.model, flat, self.settings.loss, len(flat.tokens) if whole else 0)
         sums = sums_by_mask(losses, flat.masks, self.settings.num_masks)
         return sums if own else 0 * sums
 
@@ -230,39 +239,6 @@ def origin_of(texts: Sequence[TrainingText], start: Adapter | None) -> str:
     for name, array in sorted(start.tensors().items()) if start else ():
         digest.update(name.encode() + array.tobytes())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class FlatRows:
-    """All rows of a batch, one behind the other: logits [n, V], tokens and masks [n]."""
-
-    drafts: torch.Tensor
-    teacher: torch.Tensor
-    tokens: torch.Tensor
-    masks: torch.Tensor
-
-
-def flatten(
-    batch: Sequence[TrainingText],
-    rows: Sequence[MaskRows],
-    context: BaseContext,
-    drafts: torch.Tensor,
-) -> FlatRows:
-    """Put each mask row beside the base's row for the same token; padding is left out."""
-    text_index = np.concatenate([np.full(len(r.anchors), i) for i, r in enumerate(rows)])
-    row_index = np.concatenate([np.arange(len(r.anchors)) for r in rows])
-    teacher_index = np.concatenate([r.positions for r in rows]) - context.first
-    tokens = np.concatenate(
-        [np.asarray(text.token_ids)[r.labels] for text, r in zip(batch, rows, strict=True)]
-    )
-    device = drafts.device
-    masks = torch.from_numpy(np.concatenate([r.masks for r in rows])).to(device)
-    return FlatRows(
-        drafts[text_index, row_index],
-        context.logits[text_index, teacher_index],
-        torch.from_numpy(tokens).to(device),
-        masks,
-    )
 
 
 def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[str, Any]]:
