@@ -5,15 +5,17 @@
 
 The authors' code concatenates the embedding table with the mask embeddings and looks all rows up in
 the result, so the rows of the text need gradients too, and it goes back through them. Both methods
-train the same rows here, and before anything is timed their logits, losses and gradients are
-compared in float32. In the joint forward the text ends with the last anchor and the output layer
+train the same rows here, and before anything is timed their losses and gradients are compared in
+float32. In the joint forward the text ends with the last anchor and the output layer
 runs on mask rows only, more favourable to it than the authors' code. A step is forward, loss and
 backward; the optimizer, the same for both, is left out. The methods take turns on each batch, in an
 order that rotates, and ratios are taken within a batch.
 
-two phases, kl: what `bita tune` does; the output layer runs on the text as well, for the teacher.
-two phases, ce: the same with the authors' loss. joint, ce: the authors' method. checkpointed, ce:
-the same with gradient checkpointing of every layer, as the authors run it to fit their memory.
+two phases, kl: what `bita tune` does with a text for the first time; the output layer runs on the
+teacher's rows as well, and on some rows at a time. two phases, kept texts, kl: the same in later
+epochs, when what the base computed of the text is there. two phases, ce: the first with the
+authors' loss. joint, ce: the authors' method. checkpointed, ce: the same with gradient
+checkpointing of every layer, as the authors run it to fit their memory.
 """
 
 import argparse
@@ -38,27 +40,30 @@ from bita.base_model import load_base_model, masks_by_layer
 from bita.errors import BitaError, TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
+from bita.tuning.contexts import Contexts
 from bita.tuning.dataset import Dataset
 from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, choose_rows, visibility
 from bita.tuning.model_texts import ModelTexts
 from bita.tuning.processes import best_device
+from bita.tuning.row_losses import flatten, row_losses
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
-from bita.tuning.trainer import flatten
 from bita.tuning.training_texts import TrainingText, batch_of, cut_text, usable
 
+KEPT_BYTES = 4 << 30
 TOLERANCE = 1e-4  # of the largest value, in float32
 SYNTHETIC = (64, 128)  # tokens of prompt and response, without --data
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts, and the mask rows that are trained on them."""
+    """Texts, the mask rows that are trained on them, and where read texts are kept."""
 
     texts: list[TrainingText]
     rows: list[MaskRows]
+    kept: Contexts
 
     @property
     def num_rows(self) -> int:
@@ -70,37 +75,29 @@ class Batch:
         return np.concatenate([np.asarray(t.token_ids)[r.labels] for t, r in pairs])
 
 
-@dataclass(frozen=True)
-class Forward:
-    """Logits [n, V] of the mask rows, text by text, and their loss."""
-
-    drafts: Tensor
-    loss: Tensor
-
-
-Method = Callable[[MaskModel, AdapterParameters, Batch, float], Forward]
+Method = Callable[[MaskModel, AdapterParameters, Batch, float], Tensor]  # the loss of a step
 
 
 def two_phases(
-    model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float, loss: str = "ce"
-) -> Forward:
-    """As `Trainer.train_step`: the text without gradient, then the mask rows."""
-    ids = [text.token_ids for text in batch.texts]
-    context = model.read(ids, min(text.num_prompt for text in batch.texts))
-    logits = model.mask_logits(parameters, context, batch.rows)
-    flat = flatten(batch.texts, batch.rows, context, logits)
-    losses = draft_losses(flat.drafts, flat.teacher, flat.tokens, loss)
-    return Forward(flat.drafts, mean_loss(losses, flat.masks, parameters, decay))
+    model: MaskModel,
+    parameters: AdapterParameters,
+    batch: Batch,
+    decay: float,
+    loss: str = "ce",
+    kept: bool = False,
+) -> Tensor:
+    """As `Trainer.train_step`: the text without gradient, or what is kept of it; then the masks."""
+    if kept:
+        context = batch.kept.read(batch.texts)
+    else:
+        first = min(text.num_prompt for text in batch.texts)
+        context = model.read([text.token_ids for text in batch.texts], first)
+    states = model.mask_states(parameters, context, batch.rows)
+    flat = flatten(batch.texts, batch.rows, context, states)
+    return mean_loss(row_losses(model, flat, loss), flat.masks, parameters, decay)
 
 
-def two_phases_kl(
-    model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
-) -> Forward:
-    """The same with the teacher's logits, the default of `bita tune`."""
-    return two_phases(model, parameters, batch, decay, "kl")
-
-
-def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Forward:
+def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Tensor:
     """Text and mask rows in one forward that all needs gradients, the prefix as its past."""
     device, num_texts = model.device, len(batch.texts)
     num_tokens = 1 + max(int(rows.anchors.max()) for rows in batch.rows)
@@ -129,7 +126,7 @@ def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: 
     tokens = torch.from_numpy(batch.tokens()).to(device)
     masks = torch.from_numpy(np.concatenate([rows.masks for rows in batch.rows])).to(device)
     losses = draft_losses(drafts, drafts, tokens, "ce")
-    return Forward(drafts, mean_loss(losses, masks, parameters, decay))
+    return mean_loss(losses, masks, parameters, decay)
 
 
 def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, decay: float) -> Tensor:
@@ -141,7 +138,7 @@ def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, deca
 
 def checkpointed(
     model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
-) -> Forward:
+) -> Tensor:
     """The joint forward of which the backward recomputes each layer."""
     with recomputed_layers(model.base):
         return joint(model, parameters, batch, decay)
@@ -205,7 +202,8 @@ class PrefixCache(DynamicCache):
 
 
 METHODS: dict[str, Method] = {
-    "two phases, kl": two_phases_kl,
+    "two phases, kl": partial(two_phases, loss="kl"),
+    "two phases, kept texts, kl": partial(two_phases, loss="kl", kept=True),
     "two phases, ce": two_phases,
     "joint, ce": joint,
     "checkpointed, ce": checkpointed,
@@ -221,7 +219,7 @@ def check_agreement(
     """
     ours, *others = (
         values_of(method, model, parameters, batch, decay)
-        for method in (two_phases, joint, checkpointed)
+        for method in (two_phases, partial(two_phases, kept=True), joint, checkpointed)
     )
     differences = {
         name: max(
@@ -237,12 +235,12 @@ def check_agreement(
 def values_of(
     method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> dict[str, Tensor]:
-    """Logits, loss, and the gradient of every parameter."""
+    """Loss, and the gradient of every parameter."""
     parameters.zero_grad(set_to_none=True)
-    forward = method(model, parameters, batch, decay)
-    forward.loss.backward()
+    loss = method(model, parameters, batch, decay)
+    loss.backward()
     gradients = {f"gradient of {n}": p.grad for n, p in parameters.named_parameters()}
-    values = {"logits": forward.drafts, "loss": forward.loss, **gradients}
+    values = {"loss": loss, **gradients}
     return {n: value.detach() for n, value in values.items() if value is not None and value.numel()}
 
 
@@ -273,7 +271,7 @@ def step_seconds(
     parameters.zero_grad(set_to_none=True)
     wait(model.device)
     began = time.perf_counter()
-    method(model, parameters, batch, decay).loss.backward()
+    method(model, parameters, batch, decay).backward()
     wait(model.device)
     return time.perf_counter() - began
 
@@ -290,6 +288,8 @@ def measure_layout(
     names = list(METHODS)
     memory = {n: saved_mb(METHODS[n], model, parameters, batches[0], decay) for n in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    for batch in batches:
+        batch.kept.read(batch.texts)
     for number, batch in enumerate(batches):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -333,14 +333,17 @@ def read_texts(
     return usable([cut_text(c.prompt_ids, c.response_ids, settings.max_tokens) for c in found])
 
 
-def make_batches(texts: list[TrainingText], settings: TuneSettings, count: int) -> list[Batch]:
+def make_batches(
+    model: MaskModel, texts: list[TrainingText], settings: TuneSettings, count: int
+) -> list[Batch]:
     """As a trainer draws them."""
+    kept = Contexts(model, KEPT_BYTES)
     batches = []
     for step in range(count):
         batch = batch_of(texts, step, settings.batch_size, settings.seed)
         rng = np.random.default_rng([settings.seed, 0, step])
         rows = [choose_rows(t.num_prompt, len(t.token_ids), settings, rng) for t in batch]
-        batches.append(Batch(batch, rows))
+        batches.append(Batch(batch, rows, kept))
     return batches
 
 
@@ -366,14 +369,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     adapter = starting_adapter(checkpoint, model, texts, settings)
     parameters = AdapterParameters(adapter).to(model.device)
     agreement = {
-        name: check_agreement(model, parameters, make_batches(texts, layout, 1)[0], layout.decay)
+        name: check_agreement(
+            model, parameters, make_batches(model, texts, layout, 1)[0], layout.decay
+        )
         for name, layout in layouts.items()
     }
     if args.dtype != "float32":
         model = MaskModel(load_base_model(checkpoint, args.dtype, args.device))
     results = {}
     for name, layout in layouts.items():
-        batches = make_batches(texts, layout, 1 + args.repeats)
+        batches = make_batches(model, texts, layout, 1 + args.repeats)
         results[name] = measure_layout(model, parameters, batches, layout.decay)
         print_layout(name, results[name])
     return {
@@ -395,11 +400,11 @@ def print_layout(name: str, result: dict[str, Any]) -> None:
     """One line per method."""
     tokens, rows = result["text_tokens_per_step"], result["mask_rows_per_step"]
     print(f"\n{name}: {rows:.0f} mask rows on {tokens:.0f} text tokens a step, n = {result['n']}")
-    print("method            s / 1000 rows  p25-p75       times ours  p25-p75    MB kept")
+    print("method                     s / 1000 rows  p25-p75       times ours  p25-p75    MB kept")
     for method, figures in result["methods"].items():
         per_1000, times = figures["seconds_per_1000_rows"], figures["times_ours"]
         print(
-            f"{method:17} {per_1000['p50']:13.2f}  {per_1000['p25']:.2f}-{per_1000['p75']:.2f}"
+            f"{method:26} {per_1000['p50']:13.2f}  {per_1000['p25']:.2f}-{per_1000['p75']:.2f}"
             f"  {times['p50']:10.2f}x  {times['p25']:.2f}-{times['p75']:.2f}"
             f"  {figures['saved_for_backward_mb']:9.0f}"
         )
