@@ -13,7 +13,7 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 MODEL = "smollm2-135m-instruct"
-ADAPTER = Path(__file__).parent.parent / "adapters" / f"{MODEL}.safetensors"
+ADAPTERS = Path(__file__).parent.parent / "adapters"
 pytestmark = pytest.mark.model
 
 
@@ -55,12 +55,15 @@ def test_the_answer_is_about_the_question(session: Session, tmp_path: Path) -> N
     assert "Paris" in session.generate(question, 30).text
 
 
+@pytest.mark.parametrize(("name", "least"), [(MODEL, 1.3), (f"{MODEL}-lora", 1.5)])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_the_shipped_adapter_drafts(precision: str, tmp_path: Path) -> None:
+def test_the_shipped_adapters_draft(
+    name: str, least: float, precision: str, tmp_path: Path
+) -> None:
     """More tokens per step than an untuned chain ever had (1.23 on MT-Bench), and the same text."""
-    adapter = Adapter.load(ADAPTER)
+    adapter = Adapter.load(ADAPTERS / f"{name}.safetensors")
     options = BuildOptions(precision, capacity=512, tree=Tree.chain(3))
     build_engine(open_checkpoint(MODEL), adapter, tmp_path / "e", options)
     own, garbage = verify(Session.open(tmp_path / "e"), read_prompts(limit=6), 48)
     assert own.divergences == garbage.divergences == []
-    assert own.tokens_per_step > 1.3 > garbage.tokens_per_step
+    assert own.tokens_per_step > least > garbage.tokens_per_step
