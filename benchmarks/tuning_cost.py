@@ -5,8 +5,8 @@
 
 The authors' code concatenates the embedding table with the mask embeddings and looks all rows up in
 the result, so the rows of the text need gradients too, and it goes back through them. Both methods
-train the same rows here, and before anything is timed their losses and gradients are compared in
-float32. In the joint forward the text ends with the last anchor and the output layer
+train the same rows here, and before anything is timed their logits, losses and gradients are
+compared in float32. In the joint forward the text ends with the last anchor and the output layer
 runs on mask rows only, more favourable to it than the authors' code. A step is forward, loss and
 backward; the optimizer, the same for both, is left out. The methods take turns on each batch, in an
 order that rotates, and ratios are taken within a batch.
@@ -75,7 +75,15 @@ class Batch:
         return np.concatenate([np.asarray(t.token_ids)[r.labels] for t, r in pairs])
 
 
-Method = Callable[[MaskModel, AdapterParameters, Batch, float], Tensor]  # the loss of a step
+@dataclass(frozen=True)
+class Forward:
+    """The loss of a step; drafts: gives the logits [n, V] of its mask rows, text by text."""
+
+    loss: Tensor
+    drafts: Callable[[], Tensor]
+
+
+Method = Callable[[MaskModel, AdapterParameters, Batch, float], Forward]
 
 
 def two_phases(
@@ -85,7 +93,7 @@ def two_phases(
     decay: float,
     loss: str = "ce",
     kept: bool = False,
-) -> Tensor:
+) -> Forward:
     """As `Trainer.train_step`: the text without gradient, or what is kept of it; then the masks."""
     if kept:
         context = batch.kept.read(batch.texts)
@@ -94,10 +102,14 @@ def two_phases(
         context = model.read([text.token_ids for text in batch.texts], first)
     states = model.mask_states(parameters, context, batch.rows)
     flat = flatten(batch.texts, batch.rows, context, states)
-    return mean_loss(row_losses(model, flat, loss), flat.masks, parameters, decay)
+    losses = row_losses(model, flat, loss)
+    return Forward(
+        mean_loss(losses, flat.masks, parameters, decay),
+        lambda: model.output_logits(flat.drafts[None])[0],
+    )
 
 
-def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Tensor:
+def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Forward:
     """Text and mask rows in one forward that all needs gradients, the prefix as its past."""
     device, num_texts = model.device, len(batch.texts)
     num_tokens = 1 + max(int(rows.anchors.max()) for rows in batch.rows)
@@ -126,7 +138,7 @@ def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: 
     tokens = torch.from_numpy(batch.tokens()).to(device)
     masks = torch.from_numpy(np.concatenate([rows.masks for rows in batch.rows])).to(device)
     losses = draft_losses(drafts, drafts, tokens, "ce")
-    return mean_loss(losses, masks, parameters, decay)
+    return Forward(mean_loss(losses, masks, parameters, decay), lambda: drafts)
 
 
 def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, decay: float) -> Tensor:
@@ -138,7 +150,7 @@ def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, deca
 
 def checkpointed(
     model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
-) -> Tensor:
+) -> Forward:
     """The joint forward of which the backward recomputes each layer."""
     with recomputed_layers(model.base):
         return joint(model, parameters, batch, decay)
@@ -235,12 +247,12 @@ def check_agreement(
 def values_of(
     method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> dict[str, Tensor]:
-    """Loss, and the gradient of every parameter."""
+    """Logits, loss, and the gradient of every parameter."""
     parameters.zero_grad(set_to_none=True)
-    loss = method(model, parameters, batch, decay)
-    loss.backward()
+    forward = method(model, parameters, batch, decay)
+    forward.loss.backward()
     gradients = {f"gradient of {n}": p.grad for n, p in parameters.named_parameters()}
-    values = {"loss": loss, **gradients}
+    values = {"logits": forward.drafts(), "loss": forward.loss, **gradients}
     return {n: value.detach() for n, value in values.items() if value is not None and value.numel()}
 
 
@@ -271,7 +283,7 @@ def step_seconds(
     parameters.zero_grad(set_to_none=True)
     wait(model.device)
     began = time.perf_counter()
-    method(model, parameters, batch, decay).backward()
+    method(model, parameters, batch, decay).loss.backward()
     wait(model.device)
     return time.perf_counter() - began
 

@@ -106,3 +106,25 @@ def test_the_budget_does_not_change_the_adapter(tmp_path: Path) -> None:
         Trainer(model, parameters, texts, settings, tmp_path / name, "test").run()
         adapters.append((tmp_path / name / ADAPTER_FILE).read_bytes())
     assert adapters[0] == adapters[1]
+
+
+def test_a_run_goes_on_with_another_budget(tmp_path: Path) -> None:
+    """One that was killed for its memory, say."""
+    checkpoint, model = make_model(tmp_path / "model")
+    texts = make_texts(5)
+
+    def trainer(directory: Path, context_gb: float) -> Trainer:
+        settings = TuneSettings(num_steps=6, batch_size=2, prefix_length=3, context_gb=context_gb)
+        start = starting_adapter(checkpoint, model, texts, settings)
+        return Trainer(model, AdapterParameters(start), texts, settings, directory, "test")
+
+    trainer(tmp_path / "whole", 1.0).run()
+    broken = trainer(tmp_path / "broken", 1.0)
+    for _ in range(3):
+        broken.train_step()
+    broken.save()
+    resumed = trainer(tmp_path / "broken", 1e-5)
+    assert resumed.step == 3
+    resumed.run()
+    adapters = [(tmp_path / name / ADAPTER_FILE).read_bytes() for name in ("whole", "broken")]
+    assert adapters[0] == adapters[1]

@@ -47,7 +47,7 @@ def prepare(family: str, directory: Path) -> tuple[MaskModel, AdapterParameters,
 def test_all_methods_give_the_same_gradients(family: str, tmp_path: Path) -> None:
     model, parameters, batch = prepare(family, tmp_path)
     differences = tuning_cost.check_agreement(model, parameters, batch, 0.8)
-    assert len(differences) == 4
+    assert len(differences) == 5
     assert max(differences.values()) < 1e-5
 
 

@@ -148,9 +148,9 @@ class MaskModel:
         return logits
 
     def _decoded(self, **inputs: Any) -> Tensor:
-        """Last states [B, T, hidden] of the decoder, which runs inside the base.
+        """Last states [B, T, hidden] of the decoder, taken while the whole base runs.
 
-        A sharded base has hooks of its own there.
+        The weights of a sharded base come together in the hooks of the base, not of its decoder.
         """
         states = []
         hook = self.base.base_model.register_forward_hook(

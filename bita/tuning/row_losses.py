@@ -18,7 +18,7 @@ from bita.tuning.mask_model import BaseContext, MaskModel
 from bita.tuning.mask_rows import MaskRows
 from bita.tuning.training_texts import TrainingText
 
-LOGITS_AT_ONCE = 4 << 20  # 16 MB each in float32, within the caches; on a GPU four times as many
+LOGITS_AT_ONCE = 4 << 20  # 16 MB each in float32, measured on CPUs; a GPU gets four times as many
 
 
 @dataclass(frozen=True)

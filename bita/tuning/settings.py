@@ -31,7 +31,7 @@ class TuneSettings:
     keep_far: float = 1.0  # share of groups whose mask k + 1 is kept, of those that keep mask k
     dropout: float = 0.0  # of the prefix, element by element
     batch_size: int = 4  # conversations per step
-    context_gb: float = 4.0  # memory for what the base computed of texts; 0: texts read in batches
+    context_gb: float = 4.0  # host memory a process, for texts that were read; 0: read in batches
     max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
     mask_rate: float = 1e-2  # learning rate of the mask embeddings at the start
     prefix_rate: float = 1e-2  # learning rate of the prefix at the start

@@ -207,7 +207,7 @@ class Trainer:
             raise TuningError(
                 f"{path} cannot be read ({error}); remove it to start anew"
             ) from error
-        old, new = state["settings"], asdict(self.settings)
+        old, new = ({**s, "context_gb": None} for s in (state["settings"], asdict(self.settings)))
         if old != new:
             changed = sorted(name for name in new if old.get(name) != new[name])
             raise TuningError(
