@@ -47,6 +47,7 @@ demo: ## install, build the default engine, answer a prompt, verify
 
 engine: ## build an engine directory: make engine MODEL=...
 	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make engine MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+	@test -z "$(ADAPTER)" -o -f "$(ADAPTER)" || { echo 'make: ADAPTER $(ADAPTER) does not exist; give an adapter file, or ADAPTER= for an untuned one' >&2; exit 2; }
 	@# a damaged engine is built anew: its manifest is made older than everything
 	@if [ -f "$(OUT)/manifest.json" ] && ! $(BIN)/bita inspect "$(OUT)" > /dev/null; then \
 	  touch -d @0 "$(OUT)/manifest.json"; fi
