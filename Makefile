@@ -15,6 +15,8 @@ MODEL ?=
 # what `make adapter` wrote, or the one that the repository ships; ADAPTER= for an untuned one
 ADAPTER ?= $(wildcard adapters/$(NAME).safetensors)
 PRECISION ?= int4
+QUANTIZER ?=
+CALIBRATION_PROMPTS ?=
 CAPACITY ?=
 TREE ?=
 MODE ?=
@@ -24,7 +26,9 @@ MINUTES ?=
 NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
 OUT ?= engines/$(NAME)-$(PRECISION)
 ENGINE_OPTIONS = --precision $(PRECISION) $(if $(ADAPTER),--adapter "$(ADAPTER)") \
-  $(if $(CAPACITY),--capacity $(CAPACITY)) $(if $(TREE),--tree "$(TREE)") $(if $(MODE),--mode $(MODE))
+  $(if $(QUANTIZER),--quantizer $(QUANTIZER)) \
+  $(if $(CALIBRATION_PROMPTS),--calibration-prompts "$(CALIBRATION_PROMPTS)") \
+  $(if $(UNCALIBRATED),--uncalibrated) $(if $(CAPACITY),--capacity $(CAPACITY)) $(if $(TREE),--tree "$(TREE)") $(if $(MODE),--mode $(MODE))
 
 DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
@@ -36,6 +40,7 @@ help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
 	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
+	@echo '  [QUANTIZER=gptq|rtn] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
 demo: ## install, build the default engine, answer a prompt, verify

@@ -5,6 +5,7 @@
     adapter.safetensors  mask embeddings, prefix, LoRA, pair scores
     pairs.safetensors    left, right [V, r] of the pair scores, if the adapter has them
     tree.json            the tree, and what it was chosen by
+    calibration.json     what was measured: its error against float32 (optional)
     tokenizer.json, generation.json, chat_template.jinja
 
 Compatibility: `format_version` grows when an older runtime could not run the directory.
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ FORMAT, FORMAT_VERSION = "bita-engine", 2
 MANIFEST_FILE, GRAPH_FILE, ADAPTER_FILE = "manifest.json", "model.onnx", "adapter.safetensors"
 PAIRS_FILE = "pairs.safetensors"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
+CALIBRATION_FILE = "calibration.json"
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
 REQUIRED_FILES = (GRAPH_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE)
 MODES = ("exact", "tree")
@@ -122,8 +124,7 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
     An older engine at `out` is replaced only then; anything else at `out` is left alone and
     raises EngineError. Nothing half-written is ever seen at `out`.
     """
-    if out.exists() and not _is_replaceable(out):
-        raise EngineError(f"{out} exists and is no engine; choose another OUT or remove it")
+    check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
@@ -140,8 +141,58 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_replaceable(out: Path) -> bool:
-    return (out / MANIFEST_FILE).is_file() or (out.is_dir() and not any(out.iterdir()))
+def revise_engine(engine: Engine, files: Mapping[str, str]) -> Engine:
+    """Add these text files to an engine, or replace them; all of them or none. Raises EngineError.
+
+    Other files are linked where the file system can, else copied.
+    """
+    with new_engine(engine.path) as draft:
+        for name in engine.files:
+            if name not in files:
+                _link(engine.file(name), draft.path / name)
+        for name, text in files.items():
+            (draft.path / name).write_text(text, encoding="utf-8")
+        draft.manifest = engine.manifest
+    return open_engine(engine.path)
+
+
+def move_engine(engine: Engine, out: Path) -> Engine:
+    """Have the engine at `out`, in place of an older one, and no longer where it was.
+
+    Both are on one file system. Raises EngineError as `new_engine`.
+    """
+    check_replaceable(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _replace(engine.path, out)
+    return open_engine(out)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def read_calibration(engine: Engine) -> dict[str, Any]:
+    """What was measured of the engine, by topic; empty if nothing was. Raises EngineError."""
+    if CALIBRATION_FILE not in engine.files:
+        return {}
+    path = engine.file(CALIBRATION_FILE)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path} is not readable ({error}); calibrate again") from error
+    if not isinstance(data, dict):
+        raise EngineError(f"{path} holds no JSON object; calibrate again")
+    return data
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise EngineError if there is something at `out` that is not an engine."""
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not empty and not (out / MANIFEST_FILE).is_file():
+        raise EngineError(f"{out} exists and is no engine; choose another OUT or remove it")
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -19,6 +19,7 @@ from bita.engine import (
     TOKENIZER_FILE,
     TREE_FILE,
     Manifest,
+    check_replaceable,
     new_engine,
 )
 from bita.errors import EngineError, raise_faults
@@ -31,6 +32,7 @@ from bita.export.decoder import (
     export_step_graph,
     linears,
 )
+from bita.export.gptq import Moments
 from bita.export.ort_dialect import PRECISIONS
 from bita.generation import GenerationDefaults
 from bita.identity import identify
@@ -70,12 +72,56 @@ def build_engine(
     options: BuildOptions,
     on_start: Callable[[int], None] = lambda _: None,
     on_write: Callable[[int], None] = lambda _: None,
+    moments: Moments | None = None,
 ) -> Manifest:
     """Write the engine `out`; an older one there is replaced at the end.
 
-    adapter: None for an untuned one. on_start, on_write: bytes of weights expected and written.
+    adapter: None for an untuned one. moments: of the inputs of its linear layers, for which int4
+    weights are rounded; None rounds them to the nearest. on_start, on_write: bytes of weights
+    expected and written.
     Raises ModelError, AdapterError or EngineError that lists every fault found.
     """
+    plan = plan_build(checkpoint, adapter, out, options)
+    on_start(plan.num_bytes)
+    adapter = plan.adapter
+    with new_engine(out) as draft:
+        export_step_graph(
+            checkpoint,
+            plan.architecture,
+            draft.path,
+            capacity=plan.capacity,
+            precision=options.precision,
+            num_ranks=options.num_ranks,
+            with_lora=adapter.lora_rank > 0,
+            moments=moments,
+            on_write=on_write,
+        )
+        adapter.save(draft.path / ADAPTER_FILE)
+        if adapter.pairs:
+            tables = pair_tables(checkpoint, EMBEDDINGS, adapter.pairs)
+            save_file({"left": tables.left, "right": tables.right}, draft.path / PAIRS_FILE)
+        (draft.path / TREE_FILE).write_text(plan.tree.to_json(), encoding="utf-8")
+        _write_texts(plan.texts, draft.path)
+        draft.manifest = _manifest(checkpoint, plan, options)
+    return draft.manifest
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A build without a fault. capacity: C. num_bytes: about what its weights take."""
+
+    architecture: Architecture
+    adapter: Adapter
+    tree: Tree
+    texts: TextAssets
+    capacity: int
+    num_bytes: int
+
+
+def plan_build(
+    checkpoint: Checkpoint, adapter: Adapter | None, out: Path, options: BuildOptions
+) -> BuildPlan:
+    """Check everything that can be checked before anything is written; raises as `build_engine`."""
     capacity = options.capacity or _default_capacity(checkpoint)
     _check_options(options, capacity)
     architecture = read_architecture(checkpoint.config, capacity)
@@ -84,28 +130,10 @@ def build_engine(
     adapter = _fitting(adapter, checkpoint)
     tree = options.tree or Tree.chain(adapter.num_masks)
     _check_tree(tree, adapter, options.num_ranks, capacity)
+    check_replaceable(out)
     num_bytes = weight_bytes(architecture, options.precision)
     _check_disk(out, num_bytes)
-    on_start(num_bytes)
-    with new_engine(out) as draft:
-        export_step_graph(
-            checkpoint,
-            architecture,
-            draft.path,
-            capacity=capacity,
-            precision=options.precision,
-            num_ranks=options.num_ranks,
-            with_lora=adapter.lora_rank > 0,
-            on_write=on_write,
-        )
-        adapter.save(draft.path / ADAPTER_FILE)
-        if adapter.pairs:
-            tables = pair_tables(checkpoint, EMBEDDINGS, adapter.pairs)
-            save_file({"left": tables.left, "right": tables.right}, draft.path / PAIRS_FILE)
-        (draft.path / TREE_FILE).write_text(tree.to_json(), encoding="utf-8")
-        _write_texts(texts, draft.path)
-        draft.manifest = _manifest(checkpoint, architecture, adapter, options, capacity)
-    return draft.manifest
+    return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
 
 
 def weight_bytes(architecture: Architecture, precision: str) -> int:
@@ -170,13 +198,8 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     defaults.save(directory / GENERATION_FILE)
 
 
-def _manifest(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    adapter: Adapter,
-    options: BuildOptions,
-    capacity: int,
-) -> Manifest:
+def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) -> Manifest:
+    architecture, adapter = plan.architecture, plan.adapter
     return Manifest(
         model=checkpoint.name,
         family=architecture.family,
@@ -189,7 +212,7 @@ def _manifest(
         head_dim=architecture.head_dim,
         hidden_size=architecture.hidden_size,
         vocab_size=architecture.vocab_size,
-        capacity=capacity,
+        capacity=plan.capacity,
         num_ranks=options.num_ranks,
         num_masks=adapter.num_masks,
         prefix_length=adapter.prefix_length,

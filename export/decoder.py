@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bita.errors import ModelError, raise_faults
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
+from bita.export.gptq import Moments
 from bita.export.graph import FLOAT, INT64, GraphWriter
 from bita.export.ort_dialect import OPSETS, OrtDialect, StepContext, step_context
 from bita.export.top_tokens import top_tokens
@@ -39,19 +40,20 @@ def export_step_graph(
     precision: str,
     num_ranks: int,
     with_lora: bool = False,
+    moments: Moments | None = None,
     on_write: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write model.onnx and model.onnx.data into `directory`.
 
     capacity: C, cache slots, prefix and step rows included. num_ranks: k, ids returned per row.
-    with_lora: take LoRA of any rank as inputs.
+    with_lora: take LoRA of any rank as inputs. moments: what int4 weights are rounded for.
     on_write: called with the bytes of each piece of weights written.
     Memory: the largest linear layer (the output layer excepted) plus a constant.
     """
     check_tensors(checkpoint, architecture)
     with WeightFile(directory / WEIGHTS_FILE, on_write) as weights:
         graph = GraphWriter(weights, OPSETS)
-        dialect = OrtDialect(graph, checkpoint, architecture, capacity, precision)
+        dialect = OrtDialect(graph, checkpoint, architecture, capacity, precision, moments)
         Decoder(dialect, checkpoint, architecture, with_lora).write(capacity, num_ranks)
         graph.save(directory / GRAPH_FILE, "bita_step")
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from bita.export.architecture import Architecture, Layer
 from bita.export.checkpoint import Checkpoint
+from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
 from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.rope import Rope
@@ -27,7 +28,9 @@ INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activa
 class OrtDialect:
     """Writes the parts of a decoder; weights come from the checkpoint as they are needed.
 
-    precision: "fp32", or "int4" for linear layers as MatMulNBits blocks.
+    precision: "fp32", or "int4" for linear layers as MatMulNBits blocks, rounded for the inputs
+    that `moments` has of them, else to the nearest. The input and the product of each linear layer
+    are named LABEL.input and LABEL.output.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class OrtDialect:
         architecture: Architecture,
         capacity: int,
         precision: str,
+        moments: Moments | None = None,
     ) -> None:
         self.graph = graph
+        self._moments = moments or {}
         self._checkpoint = checkpoint
         self._architecture = architecture
         self._capacity = capacity
@@ -93,15 +98,18 @@ class OrtDialect:
 
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         """hidden times the weights of `names` ([out, in] each), their outputs side by side."""
+        hidden.name = f"{label}.input"
         if self._precision == "int4":
             product = self._int4_linear(hidden, label, names)
         else:
             product = self.graph.op("MatMul", hidden, self._transposed(label, names))
+        product.name = f"{label}.output"
         bias = self._bias(label, names)
         return product if bias is None else self.graph.op("Add", product, bias)
 
     def head(self, rows: ir.Value, name: str) -> ir.Value:
         """Logits [R, V] of rows [R, hidden]; in fp32 a tied embedding table serves as it is."""
+        rows.name = "lm_head.input"
         if self._precision == "int4":
             return self._int4_linear(rows, "lm_head", [name])
         return self.graph.op("Gemm", rows, self.table(name), transB=1)
@@ -186,7 +194,7 @@ class OrtDialect:
             f"{label}.weight_int4",
             UINT8,
             (num_out, num_blocks, BLOCK_SIZE // 2),
-            self._quantized(names, scales),
+            self._quantized(label, names, scales),
         )
         all_scales = np.concatenate(scales).reshape(-1)
         return self.graph.op(
@@ -202,10 +210,15 @@ class OrtDialect:
             accuracy_level=INT8_ACTIVATIONS,
         )
 
-    def _quantized(self, names: Sequence[str], scales: list[Float32Array]) -> Iterator[np.ndarray]:
+    def _quantized(
+        self, label: str, names: Sequence[str], scales: list[Float32Array]
+    ) -> Iterator[np.ndarray]:
         """Packed pieces; their scales are appended to `scales`."""
+        spread = ErrorSpread.of(self._moments[label]) if label in self._moments else None
         for chunk in self._chunks(names):
-            packed, chunk_scales = quantize_int4(chunk)
+            packed, chunk_scales = (
+                quantize_int4_for(chunk, spread) if spread else quantize_int4(chunk)
+            )
             scales.append(chunk_scales)
             yield packed
 

@@ -22,13 +22,23 @@ def quantize_int4(
     if width % BLOCK_SIZE:
         rows = np.pad(rows, ((0, 0), (0, num_blocks * BLOCK_SIZE - width)))
     blocks = rows.reshape(num_rows, num_blocks, BLOCK_SIZE)
-    extreme: Float32Array = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    scales = extreme / np.float32(-ZERO_POINT)
+    scales = extreme_scales(blocks)[..., None]
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
     values = np.clip(np.rint(blocks * inverse), -ZERO_POINT, ZERO_POINT - 1) + ZERO_POINT
-    nibbles = values.astype(np.uint8)
-    packed: npt.NDArray[np.uint8] = nibbles[..., 0::2] | (nibbles[..., 1::2] << np.uint8(4))
-    return packed, scales[..., 0].astype(np.float32)
+    return packed_int4(values.astype(np.uint8)), scales[..., 0]
+
+
+def extreme_scales(blocks: Float32Array) -> Float32Array:
+    """The scales [...] at which the weight of largest magnitude of each block [..., 32] is -8."""
+    place = np.abs(blocks).argmax(-1, keepdims=True)
+    extreme: Float32Array = np.take_along_axis(blocks, place, -1)[..., 0]
+    return extreme / np.float32(-ZERO_POINT)
+
+
+def packed_int4(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Two values of 0..15 to a byte, the low nibble first: [..., 32] to [..., 16]."""
+    packed: npt.NDArray[np.uint8] = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
+    return packed
 
 
 def dequantize_int4(

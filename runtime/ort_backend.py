@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # The official wheels report usage unless this is set before the import.
@@ -20,19 +21,21 @@ from bita.runtime.pair_scores import EnginePairs
 
 Arrays = dict[str, npt.NDArray[Any]]
 ERRORS_ONLY = 3
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph in memory
 
 
 class OrtBackend:
     """One engine loaded into ONNX Runtime, and its cache.
 
-    num_threads: 0 for one per physical core. Raises EngineError if the graph cannot be loaded.
+    num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
+    run in its place. Raises EngineError if the graph cannot be loaded.
     """
 
-    def __init__(self, engine: Engine, num_threads: int = 0) -> None:
+    def __init__(self, engine: Engine, num_threads: int = 0, graph: bytes | None = None) -> None:
         manifest = engine.manifest
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
-        self._session = _load(engine, num_threads)
+        self._session = _load(engine, num_threads, graph)
         self.cache = Cache(
             manifest.num_layers, manifest.num_kv_heads, manifest.capacity, manifest.head_dim
         )
@@ -44,12 +47,19 @@ class OrtBackend:
             for side, view in zip(("key", "value"), self.cache.layer(index), strict=True)
         }
 
-    def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> "BoundStep":
+    def bind(
+        self,
+        layout: Layout,
+        adapter: Adapter,
+        with_logits: bool = False,
+        probes: Sequence[str] = (),
+    ) -> "BoundStep":
         """A step of this layout with this adapter, its inputs and outputs bound once.
 
-        with_logits: also give the logits of the output rows, 4 * R * V bytes a step.
+        with_logits: also give the logits of the output rows, 4 * R * V bytes a step. probes: more
+        outputs of the graph, allocated anew in each step.
         """
-        return BoundStep(self, layout, adapter, with_logits)
+        return BoundStep(self, layout, adapter, with_logits, probes)
 
     def new_binding(self) -> ort.IOBinding:
         """A binding in which past and present caches are the slab."""
@@ -84,9 +94,15 @@ class BoundStep:
     """
 
     def __init__(
-        self, backend: OrtBackend, layout: Layout, adapter: Adapter, with_logits: bool
+        self,
+        backend: OrtBackend,
+        layout: Layout,
+        adapter: Adapter,
+        with_logits: bool,
+        probes: Sequence[str] = (),
     ) -> None:
         self._backend = backend
+        self._probes = probes
         self._cache = backend.cache
         self._offsets = layout.offsets
         num_rows, num_outputs = layout.num_rows, len(layout.output_rows)
@@ -128,12 +144,19 @@ class BoundStep:
         self._cache_length[0] = self._cache.num_slots_used
         self._backend.run(self._binding)
 
+    def probed(self) -> Arrays:
+        """The probes' values in the last step."""
+        values = self._binding.get_outputs()[-len(self._probes) :] if self._probes else []
+        return {name: value.numpy() for name, value in zip(self._probes, values, strict=True)}
+
     def _bind(self) -> ort.IOBinding:
         binding = self._backend.new_binding()
         for name, value in self._inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             binding.bind_ortvalue_output(name, value)
+        for name in self._probes:
+            binding.bind_output(name)
         return binding
 
 
@@ -145,14 +168,15 @@ def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
     }
 
 
-def _load(engine: Engine, num_threads: int) -> ort.InferenceSession:
+def _load(engine: Engine, num_threads: int, graph: bytes | None) -> ort.InferenceSession:
     _check_version(engine)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(engine.path))
     try:
         return ort.InferenceSession(
-            engine.file(GRAPH_FILE), options, providers=["CPUExecutionProvider"]
+            graph or engine.file(GRAPH_FILE), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the binding raises many kinds, all of them about the file
         raise EngineError(

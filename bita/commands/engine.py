@@ -22,6 +22,21 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--adapter", type=Path, help="adapter file; default: an untuned one")
     parser.add_argument("--precision", default="int4", help="fp32 or int4 (default)")
+    parser.add_argument(
+        "--quantizer",
+        default="gptq",
+        help="of int4 weights: gptq (default), for what the model reads; rtn: to the nearest, fast",
+    )
+    parser.add_argument(
+        "--calibration-prompts",
+        type=Path,
+        help="JSONL file; the answers are calibrated on and judged by; default: a set of our own",
+    )
+    parser.add_argument(
+        "--uncalibrated",
+        action="store_true",
+        help="round to the nearest and measure nothing: seconds, and no float32 copy",
+    )
     parser.add_argument("--out", type=Path, help="default: engines/MODEL-PRECISION")
     parser.add_argument(
         "--capacity", type=positive, help="cache slots; default: 2048 or the model's limit"
@@ -35,12 +50,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.adapter import Adapter
-    from bita.commands.progress import progress_bar
+    from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
+    from bita.commands.progress import progress_bars
     from bita.commands.trees import read_tree
-    from bita.export.build import BuildOptions, build_engine
+    from bita.export.build import BuildOptions
     from bita.export.sources import open_checkpoint
 
     began = time.perf_counter()
+    calibration = CalibrationOptions(args.quantizer, args.calibration_prompts)
     checkpoint = open_checkpoint(args.model)
     adapter = Adapter.load(args.adapter) if args.adapter else None
     tree = read_tree(args.tree, adapter.num_masks if adapter else 3) if args.tree else None
@@ -48,12 +65,25 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision, mode=args.mode, capacity=args.capacity, tree=tree
     )
     out = args.out or Path("engines") / f"{_slug(args.model)}-{args.precision}"
-    with progress_bar("exporting", in_bytes=True) as bar:
-        build_engine(checkpoint, adapter, out, options, bar.start, bar.add)
+    report = ""
+    if args.uncalibrated:
+        _export(checkpoint, adapter, out, options)
+    else:
+        with progress_bars() as show:
+            _, quality = build_calibrated(checkpoint, adapter, out, options, calibration, show)
+        report = f"\n{quality}"
     num_bytes = sum(path.stat().st_size for path in out.iterdir())
     seconds = time.perf_counter() - began
-    print(f"{out}: {args.precision}, {num_bytes / 1e6:.0f} MB, built in {seconds:.1f} s")
+    print(f"{out}: {args.precision}, {num_bytes / 1e6:.0f} MB, built in {seconds:.1f} s{report}")
     return 0
+
+
+def _export(checkpoint: Any, adapter: Any, out: Path, options: Any) -> None:
+    from bita.commands.progress import progress_bar
+    from bita.export.build import build_engine
+
+    with progress_bar("exporting", in_bytes=True) as bar:
+        build_engine(checkpoint, adapter, out, options, bar.start, bar.add)
 
 
 def _slug(model: str) -> str:

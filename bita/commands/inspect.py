@@ -42,10 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine_rows(path: Path) -> Rows:
+    from bita.calibration.report import read_quality
     from bita.engine import open_engine
     from bita.runtime.session import read_tree
 
     engine = open_engine(path, check_hashes=True)
+    quality = read_quality(engine)
     manifest = engine.manifest
     cache = 8 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
     prefix, tuned = manifest.prefix_length, manifest.tuned_on
@@ -55,6 +57,8 @@ def _engine_rows(path: Path) -> Rows:
         ("model", f"{manifest.model} ({manifest.family})"),
         ("license", manifest.license or "not stated by the model's files"),
         ("backend", f"{manifest.backend}, {manifest.precision}"),
+        ("error", quality or "not measured"),
+        *_worst_layer(quality),
         ("mode", manifest.mode),
         ("tree", read_tree(engine)),
         ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
@@ -66,6 +70,13 @@ def _engine_rows(path: Path) -> Rows:
         ("needs", ", ".join(f"{name} >= {least}" for name, least in manifest.requires.items())),
         ("made by", manifest.created_by),
     ]
+
+
+def _worst_layer(quality: Any) -> list[tuple[str, object]]:
+    if quality is None:
+        return []
+    error = 100 * quality.worst_layer_error
+    return [("worst layer", f"{quality.worst_layer}, {error:.2g} % off; {quality.quantizer}")]
 
 
 def _adapter_rows(path: Path) -> Rows:

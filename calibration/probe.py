@@ -1,0 +1,89 @@
+"""Values inside an engine's graph, while it reads texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from bita.adapter import Adapter
+from bita.engine import ADAPTER_FILE, GRAPH_FILE, Engine
+from bita.errors import EngineError
+from bita.runtime.layout import prefill_layout
+from bita.runtime.ort_backend import BoundStep, OrtBackend
+from bita.tensors import Float32Array
+
+PIECE = 128  # rows read at a time: bounds the memory of what is probed
+Values = dict[str, Float32Array]
+
+
+class Probe:
+    """Reads one text after the other with the graph of an engine.
+
+    names: of values inside it, as the export names them. Raises EngineError if it has no such one,
+    or cannot be loaded.
+    """
+
+    def __init__(self, engine: Engine, names: Sequence[str], num_threads: int = 0) -> None:
+        self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
+        self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
+        self._names = names
+        self._steps: dict[int, BoundStep] = {}
+        self.max_tokens = engine.manifest.capacity - self._adapter.prefix_length
+
+    def read(self, token_ids: Sequence[int]) -> Iterator[Values]:
+        """Piece by piece: the values named, and "logits" [rows, V]; all [rows, width].
+
+        Arrays are overwritten by the next piece. A text longer than the cache is cut.
+        """
+        tokens = np.asarray(token_ids[: self.max_tokens], np.int64)
+        self._backend.cache.start(self._adapter)
+        for start in range(0, len(tokens), PIECE):
+            piece = tokens[start : start + PIECE]
+            step = self._step(len(piece))
+            step.token_ids[0] = piece
+            step.run()
+            self._backend.cache.length += len(piece)
+            assert step.logits is not None
+            values = {name: _rows(value) for name, value in step.probed().items()}
+            yield {**values, "logits": step.logits}
+
+    def _step(self, num_rows: int) -> BoundStep:
+        if num_rows not in self._steps:
+            layout = replace(prefill_layout(num_rows, 0, 1), output_rows=np.arange(num_rows))
+            kept = {rows: step for rows, step in self._steps.items() if rows == PIECE}
+            step = self._backend.bind(layout, self._adapter, True, self._names)
+            self._steps = {**kept, num_rows: step}
+        return self._steps[num_rows]
+
+
+def value_names(engine: Engine, suffix: str) -> list[str]:
+    """The named values of an engine's graph that end in `suffix`, in the order of the graph."""
+    graph = _read_graph(engine).graph
+    names = (value.name or "" for node in graph for value in node.outputs)
+    return [name for name in names if name.endswith(suffix)]
+
+
+def _graph_with_outputs(engine: Engine, names: Sequence[str]) -> bytes:
+    model = _read_graph(engine)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise EngineError(f"engine {engine.path} has no value {missing[0]!r}; rebuild it")
+    for name in names:
+        values[name].type = ir.TensorType(ir.DataType.FLOAT)
+        model.graph.outputs.append(values[name])
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
+
+
+def _read_graph(engine: Engine) -> ir.Model:
+    path = engine.file(GRAPH_FILE)
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf's and onnx_ir's own kinds, all of them about the file
+        raise EngineError(f"{path} cannot be read ({error}); rebuild the engine") from error
+
+
+def _rows(value: Float32Array) -> Float32Array:
+    return value.reshape(-1, value.shape[-1])
