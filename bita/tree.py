@@ -1,14 +1,15 @@
 """The static tree of one step: candidate nodes, and the mask tokens behind each of them.
 
 A node of depth d >= 1 and rank r holds the r-th best draft of mask d-1 of the group that was
-accepted last; the root (node 0) holds the last emitted token. The rows of a step are, in this
-order: root, spine (the rank-1 chain), other nodes by depth and path, then the mask groups in node
-order. Method: BiTA (arXiv 2401.12522), sections on tree decoding.
+accepted last; the root (node 0) holds the last emitted token. With `min_match` the spine holds
+what followed the last tokens when they occurred before, if that is known. The rows of a step are,
+in this order: root, spine (the rank-1 chain), other nodes by depth and path, then the mask groups
+in node order. Method: BiTA (arXiv 2401.12522), sections on tree decoding.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from bita.errors import TreeError, raise_faults
 
 Path = tuple[int, ...]
 BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
+MAX_MATCH = 4  # tokens of a match that the runtime looks for, at most
 MAX_NODES = 512  # far beyond what pays on any device; guards against a broken file
 
 
@@ -30,11 +32,14 @@ class Tree:
     parents: node index of each node's parent, -1 for the root.
     ranks: 1-based rank among the drafts of its mask; 0 for the root.
     num_masks: mask tokens behind each node, 0 allowed.
+    min_match: tokens of the text's end that must have occurred before, for the spine to take what
+    followed them; 0: it always takes mask drafts.
     """
 
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
     num_masks: tuple[int, ...]
+    min_match: int = 0
 
     @classmethod
     def root_only(cls, num_masks: int = 0) -> "Tree":
@@ -84,17 +89,28 @@ class Tree:
 
     @classmethod
     def from_json(cls, text: str) -> "Tree":
-        """Read what `to_json` writes: {"nodes": [{"path": [1, 1], "masks": 3}, ...]}."""
+        """Read what `to_json` writes: {"nodes": [{"path": [1, 1], "masks": 3}, ...]}.
+
+        "min_match" stands beside "nodes" where it is not 0.
+        """
         try:
-            nodes = json.loads(text)["nodes"]
+            data = json.loads(text)
+            nodes = data["nodes"]
             masks = {_path_of(node): _count(node["masks"]) for node in nodes}
+            min_match = _count(data.get("min_match", 0))
         except (ValueError, KeyError, TypeError) as error:
             raise TreeError(
                 f'not a tree: {error!r}; expected {{"nodes": [{{"path": [1], "masks": 3}}, ...]}}'
             ) from error
         if len(masks) != len(nodes):
             raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths stand twice")
-        return cls.from_paths(masks, masks)
+        return cls.from_paths(masks, masks).with_ngrams(min_match)
+
+    def with_ngrams(self, min_match: int) -> "Tree":
+        """The same nodes with this min_match. Raises TreeError if it is not 0 to MAX_MATCH."""
+        if not 0 <= min_match <= MAX_MATCH:
+            raise TreeError(f"min_match is {min_match}, not 0 to {MAX_MATCH}")
+        return replace(self, min_match=min_match)
 
     def to_json(self) -> str:
         """JSON text of the tree, a node a line, in row order."""
@@ -102,7 +118,8 @@ class Tree:
             json.dumps({"path": list(path), "masks": masks})
             for path, masks in zip(self.paths, self.num_masks, strict=True)
         ]
-        return '{"nodes": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
+        ngrams = f',\n"min_match": {self.min_match}' if self.min_match else ""
+        return '{"nodes": [\n  ' + ",\n  ".join(lines) + f"\n]{ngrams}}}\n"
 
     @property
     def num_nodes(self) -> int:
@@ -212,7 +229,8 @@ class Tree:
 
     def __str__(self) -> str:
         widths = np.bincount(self.depths)[1:].tolist()
-        return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows"
+        ngrams = f", n-grams from {self.min_match} tokens on" if self.min_match else ""
+        return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows{ngrams}"
 
 
 def _row_order(path: Path) -> tuple[bool, int, Path]:

@@ -78,27 +78,47 @@ class Drafter:
         self._drafts[: len(top_ids)] = top_ids[:, :num_ranks]
         self._logits[: len(top_ids)] = top_logits[:, :num_ranks]
 
-    def fill(self, tokens: Int64Array) -> None:
-        """Write the drafts into the token ids of the nodes, [N]; the root's is there."""
-        if self._pairs is None:
+    def fill(self, tokens: Int64Array, guess: Sequence[int] = ()) -> None:
+        """Write the drafts into the token ids of the nodes, [N]; the root's is there.
+
+        guess: what the spine holds instead of mask drafts, as far as it goes. Nodes beside it take
+        the best drafts that differ from it.
+        """
+        if self._pairs is None and not len(guess):
             tokens[1:] = self._drafts[self._mask, self._rank]
             return
         for level in self._levels:
-            ordered = self._pairs.order(
-                tokens[level.parents], self._drafts[level.mask], self._logits[level.mask]
-            )
+            ordered = self._ordered(level, tokens)
             tokens[level.nodes] = ordered[level.places, level.ranks]
+            depth = level.mask + 1
+            if depth <= len(guess):
+                tokens[depth] = guess[level.mask]
+                others = ordered[0][ordered[0] != guess[level.mask]]
+                known = level.beside_ranks < len(others)
+                tokens[level.beside_spine[known]] = others[level.beside_ranks[known]]
+
+    def _ordered(self, level: "_Level", tokens: Int64Array) -> Int64Array:
+        """[parents, k]: the drafts of a level's mask as children of each parent, best first."""
+        drafts = self._drafts[level.mask]
+        if self._pairs is None:
+            return np.broadcast_to(drafts, (len(level.parents), len(drafts)))
+        return self._pairs.order(tokens[level.parents], drafts, self._logits[level.mask])
 
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """The nodes of one depth. parents: those that have children there; places: which of them."""
+    """The nodes of one depth. parents: those that have children there, the spine's first; places:
+    which of them; ranks from 0. beside_spine: the spine node's siblings, and their ranks among all
+    drafts but the spine's.
+    """
 
     mask: int
     nodes: Int64Array
     parents: Int64Array
     places: Int64Array
     ranks: Int64Array
+    beside_spine: Int64Array
+    beside_ranks: Int64Array
 
 
 def _levels(tree: Tree) -> list[_Level]:
@@ -108,5 +128,7 @@ def _levels(tree: Tree) -> list[_Level]:
         nodes = np.flatnonzero(depths == depth)
         owners, places = np.unique(parents[nodes], return_inverse=True)
         ranks = np.array([tree.ranks[node] for node in nodes], np.int64) - 1
-        levels.append(_Level(depth - 1, nodes, owners, places, ranks))
+        beside = nodes[(parents[nodes] == depth - 1) & (nodes != depth)]
+        beside_ranks = np.array([tree.ranks[node] for node in beside], np.int64) - 2
+        levels.append(_Level(depth - 1, nodes, owners, places, ranks, beside, beside_ranks))
     return levels

@@ -9,6 +9,7 @@ from bita.adapter import Adapter
 from bita.errors import PromptError, TreeError, raise_faults
 from bita.runtime.drafting import Drafter, accept, spine_children
 from bita.runtime.layout import prefill_layout, tree_layout
+from bita.runtime.ngrams import NgramIndex
 from bita.runtime.ort_backend import BoundStep, OrtBackend
 from bita.runtime.stats import Stats
 from bita.tree import Tree
@@ -38,6 +39,7 @@ class TreeDecoder:
         self._min_rows = min_rows
         self._children = spine_children(tree) if mode == "exact" else tree.children
         self._drafter = Drafter(tree, backend.pairs.tables(adapter))
+        self._ngrams = NgramIndex() if tree.min_match else None
         self._root = 0
         self._step = backend.bind(tree_layout(tree, min_rows), adapter)
         self._narrow_step = self._step
@@ -90,6 +92,8 @@ class TreeDecoder:
         for start in range(0, last, PREFILL_ROWS):
             self._prefill_piece(tokens[start : start + PREFILL_ROWS])
         self._root = self._prefill_end(tokens[last:])
+        if self._ngrams is not None:
+            self._ngrams.start([*token_ids, self._root])
         self.stats.prefill_ms += 1000 * (perf_counter() - began)
         self.stats.num_prompt_tokens += len(tokens)
         return self._root
@@ -107,7 +111,7 @@ class TreeDecoder:
         nodes = step.token_ids[0, : tree.num_nodes]
         nodes[0] = self._root
         if fits:
-            self._drafter.fill(nodes)
+            self._drafter.fill(nodes, self._guess())
         ran = perf_counter()
         step.run()
         backend_ms = 1000 * (perf_counter() - ran)
@@ -118,9 +122,17 @@ class TreeDecoder:
             self._drafter.read_group(path[-1], step.top_ids, step.top_logits)
         self._root = bonus
         emitted = [*(tokens[node] for node in path[1:]), bonus]
+        if self._ngrams is not None:
+            self._ngrams.extend(emitted)
         step_ms = 1000 * (perf_counter() - began)
         self.stats.count_step(path, len(emitted), step_ms, backend_ms)
         return emitted
+
+    def _guess(self) -> list[int]:
+        """What the spine takes from the text so far."""
+        if self._ngrams is None:
+            return []
+        return self._ngrams.guess(self.tree.spine_length, self.tree.min_match)
 
     def _prefill_piece(self, tokens: np.ndarray) -> None:
         if self._full_prefill is None:

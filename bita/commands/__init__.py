@@ -7,7 +7,10 @@ by the command that needs it.
 import argparse
 from typing import Any
 
-TREE_HELP = "ar, chain, triangle (5,4,3), widths such as 3,2,1, or a JSON file of paths"
+TREE_HELP = (
+    "ar, chain, triangle (5,4,3), widths such as 3,2,1, ngrams:N (N guesses from the text, no "
+    "masks), or a JSON file of paths"
+)
 
 
 def add_command(

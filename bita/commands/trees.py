@@ -1,5 +1,6 @@
 """Trees as users name them on the command line."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def read_tree(text: str, num_masks: int) -> Tree:
     """
     if text in _NAMED:
         return _NAMED[text](num_masks)
+    if match := re.fullmatch(r"ngrams:([1-9]\d?)", text):
+        return Tree.chain(int(match[1]), 0).with_ngrams(1)
     widths = text.split(",")
     if all(width.isdecimal() for width in widths):
         return Tree.triangle([int(width) for width in widths], num_masks)

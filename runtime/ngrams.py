@@ -1,0 +1,55 @@
+"""Drafts from the text so far: what followed the last time that it read as it does now.
+
+Prompt lookup (Saxena 2023; transformers' `prompt_lookup_num_tokens`), with the longest match first
+and the latest occurrence of it. It needs no adapter and no mask rows.
+"""
+
+from collections.abc import Sequence
+
+from bita.tree import MAX_MATCH
+
+LONGEST = MAX_MATCH
+
+
+class NgramIndex:
+    """Where each run of 1 to 4 tokens of a text was last continued.
+
+    A token costs the same however long the text is; memory is four dictionary entries a token.
+    """
+
+    def __init__(self) -> None:
+        self._text: list[int] = []
+        self._continued: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST)]
+
+    def start(self, token_ids: Sequence[int]) -> None:
+        """Forget the last text and begin with this one."""
+        self._text = []
+        for places in self._continued:
+            places.clear()
+        self.extend(token_ids)
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Add tokens to the end of the text."""
+        text = self._text
+        for token in token_ids:
+            place = len(text)
+            for length, places in enumerate(self._continued[:place], 1):
+                places[tuple(text[place - length :])] = place
+            text.append(token)
+
+    def guess(self, count: int, min_match: int = 1) -> list[int]:
+        """The `count` tokens that followed the longest match, or [] if it has < min_match tokens.
+
+        Behind the end of the text the guess goes on with what it guessed: a text that repeats a
+        period is guessed to repeat it.
+        """
+        text = self._text
+        for length in range(min(LONGEST, len(text)), max(min_match, 1) - 1, -1):
+            place = self._continued[length - 1].get(tuple(text[len(text) - length :]))
+            if place is not None:
+                guess = text[place : place + count]
+                period = len(text) - place
+                while len(guess) < count:
+                    guess.append(guess[-period])
+                return guess
+        return []
