@@ -43,13 +43,21 @@ class NgramIndex:
         Behind the end of the text the guess goes on with what it guessed: a text that repeats a
         period is guessed to repeat it.
         """
+        length = self.match_length()
+        if length < max(min_match, 1):
+            return []
         text = self._text
-        for length in range(min(LONGEST, len(text)), max(min_match, 1) - 1, -1):
-            place = self._continued[length - 1].get(tuple(text[len(text) - length :]))
-            if place is not None:
-                guess = text[place : place + count]
-                period = len(text) - place
-                while len(guess) < count:
-                    guess.append(guess[-period])
-                return guess
-        return []
+        place = self._continued[length - 1][tuple(text[len(text) - length :])]
+        guess = text[place : place + count]
+        period = len(text) - place
+        while len(guess) < count:
+            guess.append(guess[-period])
+        return guess
+
+    def match_length(self) -> int:
+        """Tokens at the end of the text that occurred before, at most 4."""
+        text = self._text
+        for length in range(min(LONGEST, len(text)), 0, -1):
+            if tuple(text[len(text) - length :]) in self._continued[length - 1]:
+                return length
+        return 0

@@ -1,0 +1,145 @@
+"""`bita calibrate`: measure an engine on this device, and choose its tree by that."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bita.commands import add_command, not_negative, positive
+
+STAGES = ("acceptance", "latency", "tree")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "calibrate",
+        "measure an engine on this device, and choose the tree that decodes fastest there",
+        "bita calibrate tree engines/smollm2-135m-instruct-int4",
+    )
+    parser.add_argument(
+        "stage",
+        choices=STAGES,
+        help="acceptance: which drafts are right; latency: of steps of 1 to 128 rows; tree: both, "
+        "where they are missing, and the tree chosen by them",
+    )
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--prompts", type=Path, help="JSONL file; default: a set of our own")
+    parser.add_argument("--limit", type=positive, default=40, help="prompts read; default: 40")
+    parser.add_argument("--max-new-tokens", type=positive, default=128, help="of each answer")
+    parser.add_argument("--repeats", type=positive, default=15, help="of each timing; default: 15")
+    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    parser.add_argument("--anew", action="store_true", help="measure again what is there already")
+    parser.add_argument(
+        "--what-if",
+        type=Path,
+        metavar="LATENCY",
+        help="JSON of another device's latency: say what would be chosen there, change nothing",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.calibration.prompts import read_prompts
+    from bita.calibration.stages import Calibrator
+    from bita.commands.progress import progress_bars
+    from bita.engine import open_engine
+
+    engine = open_engine(args.engine)
+    prompts = read_prompts(args.prompts, args.limit) if args.prompts else None
+    with progress_bars() as show:
+        calibrator = Calibrator(engine, args.threads, show)
+        if args.what_if:
+            acceptance = calibrator.acceptance(prompts, args.limit, args.max_new_tokens, args.anew)
+            return _plan(calibrator, acceptance, args.what_if)
+        if args.stage != "latency":
+            acceptance = calibrator.acceptance(prompts, args.limit, args.max_new_tokens, args.anew)
+        if args.stage != "acceptance":
+            latency = calibrator.latency(args.repeats, args.anew)
+        if args.stage == "tree":
+            choice = calibrator.tree(acceptance, latency)
+    if args.stage == "acceptance":
+        _print_acceptance(acceptance)
+    elif args.stage == "latency":
+        _print_latency(latency)
+    else:
+        _print_choice(choice)
+    return 0
+
+
+def _plan(calibrator: Any, acceptance: Any, path: Path) -> int:
+    from bita.calibration.latency import Latency
+    from bita.errors import EngineError
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"cannot read a latency from {path}: {error}") from error
+    if isinstance(data, dict) and "latency" in data:
+        data = data["latency"]  # a whole calibration.json
+    latency = Latency.from_json(data, str(path))
+    print(f"{path}: {latency.device.get('processor', latency.device)}")
+    _print_choice(calibrator.plan(acceptance, latency))
+    return 0
+
+
+def _print_acceptance(acceptance: Any) -> None:
+    rows = [
+        (row["mask"], row["count"], *(f"{sum(row['shares'][:rank]):.3f}" for rank in (1, 5, 10)))
+        for row in acceptance.table()
+    ]
+    _print_table(("mask", "steps", "rank 1", "ranks to 5", "to 10"), rows)
+    guesses = [p for p in acceptance.positions() if p.match]
+    right = sum(p.right > 0 for p in guesses) / max(len(guesses), 1)
+    share = len(guesses) / max(acceptance.num_positions, 1)
+    print(f"text that occurred before: {100 * share:.0f} % of steps, {right:.3f} of guesses right")
+
+
+def _print_latency(latency: Any) -> None:
+    header = ("rows", *(f"ms at {length}" for length in latency.cache_lengths))
+    rows = [
+        (count, *(f"{median[i]:.2f} ± {spread[i] / 2:.2f}" for median, spread in _curves(latency)))
+        for i, count in enumerate(latency.rows)
+    ]
+    _print_table(header, rows)
+    print(f"monotone fit: {100 * latency.residual:.1f} % off (root mean square)")
+
+
+def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
+    return list(zip(latency.median, latency.spread, strict=True))
+
+
+def _print_choice(choice: Any) -> None:
+    rows = [
+        (
+            ("* " if candidate is choice.chosen else "  ") + _name(candidate.tree),
+            candidate.tree.num_rows,
+            f"{candidate.expected_tokens:.3f}",
+            _or_dash(candidate.measured_tokens, ".3f"),
+            f"{candidate.expected_speed:.1f}",
+            _or_dash(candidate.measured_speed, ".1f"),
+        )
+        for candidate in dict.fromkeys((choice.chosen, choice.ar, *choice.others))
+    ]
+    header = ("tree", "rows", "tokens a step", "measured", "tokens a second", "measured")
+    _print_table(header, rows)
+    print(f"chosen: {_name(choice.chosen.tree)}; {choice.why}")
+
+
+def _name(tree: Any) -> str:
+    return "AR" if tree.num_nodes == 1 else str(tree)
+
+
+def _or_dash(value: float, form: str) -> str:
+    return format(value, form) if value else "-"
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)

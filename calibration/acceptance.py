@@ -1,0 +1,255 @@
+"""Which drafts are right on an engine's own text, position by position."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bita.adapter import Adapter
+from bita.engine import ADAPTER_FILE, Engine
+from bita.errors import EngineError
+from bita.runtime.layout import prefill_layout, tree_layout
+from bita.runtime.ngrams import NgramIndex
+from bita.runtime.ort_backend import OrtBackend
+from bita.runtime.session import Prompt, Session
+from bita.tree import Path, Tree
+
+GUESSES = 8  # tokens of a guess from the text that are looked at
+NODES = 8  # positions read in one step
+RIGHT_NOT = 0  # the rank of a true token that is not among a mask's drafts
+
+
+@dataclass(frozen=True)
+class Position:
+    """A root, and what was known when it was drafted.
+
+    ranks: of the true token among the drafts of each mask, behind the true tokens before it; 0
+    where it is not among them. The answer's end cuts the tuple. match: tokens of the n-gram that
+    ends with the root and occurred before, 0 to 4. right: how many tokens of its guess are true.
+    """
+
+    ranks: Path
+    match: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """texts: the roots of each answer, in order. prompts_sha256: of the prompts' token ids."""
+
+    texts: tuple[tuple[Position, ...], ...]
+    prompts_sha256: str
+    num_ranks: int
+
+    @property
+    def num_positions(self) -> int:
+        return sum(map(len, self.texts))
+
+    def shares(self, num_masks: int) -> dict[Path, float]:
+        """How often the true ranks of the first masks are these: for every path that occurred."""
+        counts: Counter[Path] = Counter()
+        for position in self.positions():
+            for depth in range(1, min(num_masks, len(position.ranks)) + 1):
+                path = position.ranks[:depth]
+                if RIGHT_NOT in path:
+                    break
+                counts[path] += 1
+        return {path: count / self.num_positions for path, count in counts.items()}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Per mask: how many steps reached it, and the share of each rank among them."""
+        rows: list[dict[str, Any]] = []
+        deepest = max((len(position.ranks) for position in self.positions()), default=0)
+        for mask in range(deepest):
+            reached = [
+                position.ranks[mask]
+                for position in self.positions()
+                if len(position.ranks) > mask and RIGHT_NOT not in position.ranks[:mask]
+            ]
+            ranks = Counter(reached)
+            shares = [ranks[r] / max(len(reached), 1) for r in range(1, self.num_ranks + 1)]
+            rows.append(
+                {"mask": mask, "count": len(reached), "shares": np.round(shares, 5).tolist()}
+            )
+        return rows
+
+    def positions(self) -> Iterator[Position]:
+        for text in self.texts:
+            yield from text
+
+    def to_json(self) -> dict[str, Any]:
+        texts = [[[list(p.ranks), p.match, p.right] for p in text] for text in self.texts]
+        return {
+            "prompts_sha256": self.prompts_sha256,
+            "num_ranks": self.num_ranks,
+            "masks": self.table(),
+            "texts": texts,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Acceptance":
+        """Raises EngineError if it is not what `to_json` gives."""
+        try:
+            texts = tuple(
+                tuple(Position(tuple(map(int, r)), int(m), int(n)) for r, m, n in text)
+                for text in data["texts"]
+            )
+            return cls(texts, str(data["prompts_sha256"]), int(data["num_ranks"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"acceptance is not readable ({error!r}); measure it again"
+            ) from error
+
+
+def measure_acceptance(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 128,
+    num_threads: int = 0,
+    known: Mapping[int, tuple[Position, ...]] | None = None,
+    on_text: Callable[[int, tuple[Position, ...]], None] = lambda number, positions: None,
+) -> Acceptance:
+    """Let the engine answer plainly, then draft behind every token of its answers.
+
+    known: positions of prompts that an earlier run did. on_text: called with each prompt's number
+    and positions. Raises EngineError or PromptError.
+    """
+    session = Session.open(engine.path, tree=Tree.root_only(), num_threads=num_threads)
+    reader = _DraftReader(engine, num_threads)
+    texts, ids = [], []
+    for number, prompt in enumerate(prompts):
+        ids.append(session.encode(prompt))
+        positions = (known or {}).get(number)
+        if positions is None:
+            answer = session.generate(ids[-1], max_new_tokens).token_ids
+            positions = reader.positions(ids[-1], answer)
+        on_text(number, positions)
+        texts.append(positions)
+    digest = hashlib.sha256(json.dumps([ids, max_new_tokens]).encode()).hexdigest()
+    return Acceptance(tuple(texts), digest, engine.manifest.num_ranks)
+
+
+class _DraftReader:
+    """Reads texts, a few tokens at a time, with the masks behind each of them."""
+
+    def __init__(self, engine: Engine, num_threads: int) -> None:
+        self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
+        self._backend = OrtBackend(engine, num_threads)
+        self._pairs = self._backend.pairs.tables(self._adapter)
+        self._num_masks = self._adapter.num_masks
+        layout = tree_layout(Tree.chain(NODES - 1, self._num_masks), 1)
+        self._step = self._backend.bind(layout, self._adapter)
+
+    def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
+        """One for each token of the answer that is a root, but the last."""
+        text = [*prompt, *answer]
+        index = NgramIndex()
+        index.start(prompt)
+        found = []
+        # the root is drafted by the masks of the token in front of it
+        for place, (ids, logits) in self._drafts(text, len(prompt) - 1, len(text) - 2):
+            root = place + 1
+            index.extend(text[root : root + 1])
+            ranks = tuple(
+                self._rank(text[root + mask], text[root + mask + 1], ids[mask], logits[mask])
+                for mask in range(min(self._num_masks, len(text) - root - 1))
+            )
+            found.append(Position(ranks, *_match(index, text[root + 1 :])))
+        return tuple(found)
+
+    def _drafts(
+        self, text: Sequence[int], first: int, stop: int
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """For tokens first..stop - 1 their places, and drafts [M, k] and logits [M, k] behind."""
+        cache, tokens = self._backend.cache, np.array(text, np.int64)
+        cache.start(self._adapter)
+        for start in range(0, first, 256):
+            piece = tokens[start : min(start + 256, first)]
+            step = self._backend.bind(prefill_layout(len(piece), 0, 1), self._adapter)
+            step.token_ids[0, : len(piece)] = piece
+            step.run()
+            cache.length += len(piece)
+        for start in range(first, stop, NODES):
+            if cache.num_slots_used + self._step.num_rows > cache.capacity:
+                return
+            piece = tokens[start : start + NODES]
+            self._step.token_ids[0, : len(piece)] = piece
+            self._step.run()
+            cache.length += len(piece)
+            shape = (NODES, self._num_masks, self._backend.num_ranks)
+            ids = self._step.top_ids[NODES:].reshape(shape)
+            logits = self._step.top_logits[NODES:].reshape(shape)
+            for node in range(min(NODES, stop - start)):
+                yield start + node, (ids[node], logits[node])
+
+    def _rank(self, before: int, true: int, ids: np.ndarray, logits: np.ndarray) -> int:
+        if self._pairs is not None:
+            ids = self._pairs.order(np.array([before]), ids, logits)[0]
+        places = np.flatnonzero(ids == true)
+        return int(places[0]) + 1 if len(places) else RIGHT_NOT
+
+
+def _match(index: NgramIndex, following: Sequence[int]) -> tuple[int, int]:
+    """Length of the match at the end of the text, and how many tokens of its guess are right."""
+    length = index.match_length()
+    guess = index.guess(GUESSES) if length else []
+    right = 0
+    while right < min(len(guess), len(following)) and guess[right] == following[right]:
+        right += 1
+    return length, right
+
+
+def replay(acceptance: Acceptance, tree: Tree, mode: str = "tree") -> float:
+    """Tokens per step of a tree on the texts, step by step as the decoder takes them.
+
+    mode: "exact" accepts along the spine only.
+    """
+    paths = {path for path in tree.paths if mode == "tree" or set(path) <= {1}}
+    masks = dict(zip(tree.paths, tree.num_masks, strict=True))
+    num_steps = num_tokens = 0
+    for text in acceptance.texts:
+        place, drafted = 0, masks[()]
+        while place < len(text):
+            path = accepted(text[place], tree, paths, drafted)
+            step = min(len(path) + 1, len(text) - place)
+            num_steps, num_tokens = num_steps + 1, num_tokens + step
+            place, drafted = place + step, masks[path]
+    return num_tokens / num_steps if num_steps else 1.0
+
+
+def accepted(position: Position, tree: Tree, paths: set[Path], drafted: int) -> Path:
+    """The node that a step at this root ends on, of these paths of a tree.
+
+    drafted: masks that the last step's node had. Beside a wrong guess from the text the masks'
+    drafts stand one rank lower, unless the guess is among the better ones; that is not known here.
+    """
+    guessed = 0
+    if tree.min_match and position.match >= tree.min_match:
+        guessed = tree.spine_length
+    path = _free_path(position, drafted, guessed)
+    while path not in paths:
+        path = path[:-1]
+    return path
+
+
+def accepted_freely(position: Position, drafted: int, min_match: int) -> Path:
+    """The same in a tree of all paths, with a spine of any length."""
+    guessed = GUESSES if min_match and position.match >= min_match else 0
+    return _free_path(position, drafted, guessed)
+
+
+def _free_path(position: Position, drafted: int, guessed: int) -> Path:
+    """guessed: nodes of the spine that hold a guess from the text."""
+    right = min(position.right, guessed)
+    ranks = position.ranks[:drafted]
+    path: Path = (1,) * right
+    for depth in range(right, len(ranks)):
+        if ranks[depth] == RIGHT_NOT:
+            break
+        beside = depth == right < guessed  # where the guess is wrong
+        path = (*path, ranks[depth] + beside)
+    return path

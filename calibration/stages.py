@@ -1,0 +1,141 @@
+"""The measurements of an engine, each kept in its calibration.json as soon as it is done."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
+from bita.calibration.choose_tree import (
+    Candidate,
+    Choice,
+    measure_choice,
+    plan_trees,
+    planned_choice,
+)
+from bita.calibration.latency import Latency, measure_latency
+from bita.calibration.prompts import OWN_PROMPTS, read_prompts
+from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
+from bita.runtime.session import Prompt, Session
+
+ACCEPTANCE_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
+MEASURED_PROMPTS = 12  # that AR and trees are timed on
+OnProgress = Callable[[str, int, int], None]
+
+
+class Calibrator:
+    """Measures one engine on this device; num_threads: 0 for one per physical core."""
+
+    def __init__(self, engine: Engine, num_threads: int, on_progress: OnProgress) -> None:
+        self.engine = engine
+        self._num_threads = num_threads
+        self._on_progress = on_progress
+
+    def acceptance(
+        self, prompts: Sequence[Prompt] | None, limit: int, max_new_tokens: int, anew: bool
+    ) -> Acceptance:
+        """Of the engine's drafts on its own answers; what was measured before is taken as it is.
+
+        prompts: None for our own set, of which `limit` are read. A killed run goes on behind the
+        last answer. Raises EngineError or PromptError.
+        """
+        data = read_calibration(self.engine).get("acceptance")
+        if data is not None and prompts is None and not anew:
+            return Acceptance.from_json(data)
+        chosen = prompts or read_prompts(ACCEPTANCE_PROMPTS, limit)
+        key = {"prompts": list(chosen), "max_new_tokens": max_new_tokens, "files": self._files()}
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        with _Progress(self.engine.path, digest) as kept:
+
+            def on_text(number: int, positions: tuple[Position, ...]) -> None:
+                kept.add(number, positions)
+                self._on_progress("acceptance", number + 1, len(chosen))
+
+            acceptance = measure_acceptance(
+                self.engine, chosen, max_new_tokens, self._num_threads, kept.known, on_text
+            )
+        self._keep("acceptance", acceptance.to_json())
+        kept.remove()
+        return acceptance
+
+    def latency(self, repeats: int, anew: bool) -> Latency:
+        """T(q) of this device; what was measured before is taken as it is."""
+        data = read_calibration(self.engine).get("latency")
+        if data is not None and not anew:
+            return Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
+        latency = measure_latency(
+            self.engine,
+            repeats=repeats,
+            num_threads=self._num_threads,
+            on_progress=lambda done, total: self._on_progress("latency", done, total),
+        )
+        self._keep("latency", latency.to_json())
+        return latency
+
+    def plan(self, acceptance: Acceptance, latency: Latency) -> Choice:
+        """What would be chosen on a device with this latency, from expectations alone."""
+        return planned_choice(*self._planned(acceptance, latency))
+
+    def tree(self, acceptance: Acceptance, latency: Latency) -> Choice:
+        """Choose by measuring the most promising trees against AR; the engine has the tree then."""
+        session = Session.open(self.engine.path, num_threads=self._num_threads)
+        choice = measure_choice(
+            session,
+            *self._planned(acceptance, latency),
+            read_prompts(OWN_PROMPTS, MEASURED_PROMPTS),
+            on_progress=lambda done, total: self._on_progress("timing trees", done, total),
+        )
+        self._keep("tree", choice.to_json(), {TREE_FILE: choice.chosen.tree.to_json()})
+        return choice
+
+    def _planned(
+        self, acceptance: Acceptance, latency: Latency
+    ) -> tuple[Candidate, list[Candidate]]:
+        manifest = self.engine.manifest
+        # a text as long as those measured, on the mean of its way
+        cache_length = manifest.prefix_length + 128 / 2 + 64
+        return plan_trees(acceptance, latency, manifest.num_masks, manifest.mode, cache_length)
+
+    def _files(self) -> list[str]:
+        """The hashes of what decides the engine's text and drafts."""
+        names = ("model.onnx", "model.onnx.data", "adapter.safetensors")
+        return [self.engine.files[name]["sha256"] for name in names if name in self.engine.files]
+
+    def _keep(self, topic: str, data: Any, files: dict[str, str] | None = None) -> None:
+        report = {**read_calibration(self.engine), topic: data}
+        text = json.dumps(report, separators=(",", ":")) + "\n"
+        self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **(files or {})})
+
+
+class _Progress:
+    """The positions of the prompts done, a JSON line each, in a file beside the engine."""
+
+    def __init__(self, engine: Path, digest: str) -> None:
+        self._path = engine.with_name(f".{engine.name}.acceptance.jsonl")
+        self._digest = digest
+        self.known: dict[int, tuple[Position, ...]] = {}
+
+    def __enter__(self) -> "_Progress":
+        lines = []
+        if self._path.is_file():
+            lines = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # whole lines only
+        if not lines or lines[0] != self._digest:
+            lines = [self._digest]
+        for number, line in enumerate(lines[1:]):
+            self.known[number] = tuple(Position(tuple(r), m, n) for r, m, n in json.loads(line))
+        self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, number: int, positions: tuple[Position, ...]) -> None:
+        if number not in self.known:
+            line = json.dumps([[list(p.ranks), p.match, p.right] for p in positions])
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
