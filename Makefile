@@ -39,7 +39,7 @@ DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
+	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|int8|fp16|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
 	@echo '  [QUANTIZER=gptq|rtn] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 

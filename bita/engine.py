@@ -46,7 +46,7 @@ class Manifest:
     family: str  # model_type of transformers
     license: str | None  # SPDX id of the base model
     backend: str  # "ort-cpu"
-    precision: str  # "fp32", "int4"
+    precision: str  # "fp32", "fp16", "int8", "int4"
     mode: str
     num_layers: int  # L
     num_kv_heads: int  # H

@@ -33,7 +33,7 @@ from bita.export.decoder import (
     linears,
 )
 from bita.export.gptq import Moments
-from bita.export.ort_dialect import PRECISIONS
+from bita.export.ort_dialect import BITS, PRECISIONS
 from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
@@ -41,17 +41,17 @@ from bita.tree import Tree
 
 BACKENDS = ("ort-cpu",)
 REQUIRES = {"onnxruntime": "1.23"}  # the oldest that was tried
-INT4_BYTES = 0.5 + 4 / 32  # per weight: a nibble, and a float32 scale per block of 32
+SCALE_BYTES = 4 / 32  # per weight in blocks: a float32 scale for 32
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What a user may choose.
 
-    precision: "fp32" or "int4". mode: "exact" (bit-identical to AR) or "tree". capacity: C, cache
-    slots for prefix, text and the rows of a step; None for 2048 or the model's own limit, whichever
-    is less. tree: None for a chain as deep as the adapter has masks. num_ranks: drafts per mask
-    that the engine can give.
+    precision: "fp32", "fp16", "int8" or "int4" (`OrtDialect`). mode: "exact" (bit-identical to AR)
+    or "tree". capacity: C, cache slots for prefix, text and the rows of a step; None for 2048 or
+    the model's own limit, whichever is less. tree: None for a chain as deep as the adapter has
+    masks. num_ranks: drafts per mask that the engine can give.
     """
 
     precision: str = "int4"
@@ -140,11 +140,12 @@ def weight_bytes(architecture: Architecture, precision: str) -> int:
     """About how many bytes of weights an export writes."""
     shapes = expected_shapes(architecture)
     sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
-    if precision == "fp32":
-        return int(4 * sum(sizes.values()))
+    if precision in ("fp32", "fp16"):
+        return int((4 if precision == "fp32" else 2) * sum(sizes.values()))
     embeddings = shapes["model.embed_tokens.weight"]
     packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
-    return int(INT4_BYTES * packed + 2 * embeddings[0] * embeddings[1])
+    block_bytes = BITS[precision] / 8 + SCALE_BYTES
+    return int(block_bytes * packed + 2 * embeddings[0] * embeddings[1])
 
 
 def _default_capacity(checkpoint: Checkpoint) -> int:

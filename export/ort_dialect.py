@@ -15,22 +15,24 @@ from bita.export.architecture import Architecture, Layer
 from bita.export.checkpoint import Checkpoint
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
-from bita.export.quantize import BLOCK_SIZE, quantize_int4
+from bita.export.quantize import BLOCK_SIZE, quantize_int4, quantize_int8
 from bita.export.rope import Rope
 from bita.export.visibility import StepInputs, Visibility
 from bita.tensors import Float32Array, row_chunks
 
 OPSETS = {"": 23, MICROSOFT: 1}
-PRECISIONS = ("fp32", "int4")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+BITS = {"int8": 8, "int4": 4}  # of linear layers as MatMulNBits blocks
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activations on AVX2
 
 
 class OrtDialect:
     """Writes the parts of a decoder; weights come from the checkpoint as they are needed.
 
-    precision: "fp32", or "int4" for linear layers as MatMulNBits blocks, rounded for the inputs
-    that `moments` has of them, else to the nearest. The input and the product of each linear layer
-    are named LABEL.input and LABEL.output.
+    precision: "fp32"; "fp16", which stores weights so and computes in float32 (x86 has no kernels
+    for more); "int8" or "int4" for linear layers as MatMulNBits blocks with 8-bit activations,
+    those of int4 rounded for the inputs that `moments` has of them, else to the nearest.
+    The input and the product of each linear layer are named LABEL.input and LABEL.output.
     """
 
     def __init__(
@@ -52,20 +54,25 @@ class OrtDialect:
         self._tables: dict[str, ir.Value] = {}
 
     def table(self, name: str) -> ir.Value:
-        """A float32 weight in its own layout; written once however often it is used."""
+        """A weight in its own layout; written once however often it is used.
+
+        In float32 where that is the precision, else in float16 for its size.
+        """
         if name not in self._tables:
-            shape = self._checkpoint.shape(name)
-            pieces = row_chunks(self._checkpoint, name)
-            self._tables[name] = self.graph.weight(name, FLOAT, shape, pieces)
+            shape, pieces = self._checkpoint.shape(name), row_chunks(self._checkpoint, name)
+            if self._precision == "fp32":
+                self._tables[name] = self.graph.weight(name, FLOAT, shape, pieces)
+            else:
+                halves = (rows.astype(np.float16) for rows in pieces)
+                self._tables[name] = self.graph.weight(name, FLOAT16, shape, halves)
         return self._tables[name]
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
-        """Rows of the embedding table; beside 4-bit layers the table is float16, for its size."""
-        if self._precision != "int4":
-            return self.graph.op("Gather", self.table(name), token_ids)
-        pieces = (rows.astype(np.float16) for rows in row_chunks(self._checkpoint, name))
-        table = self.graph.weight(name, FLOAT16, self._checkpoint.shape(name), pieces)
-        return self.graph.op("Cast", self.graph.op("Gather", table, token_ids), to=FLOAT)
+        """Rows of the embedding table, as float32."""
+        return self._as_float(self.graph.op("Gather", self.table(name), token_ids))
+
+    def _as_float(self, value: ir.Value) -> ir.Value:
+        return value if self._precision == "fp32" else self.graph.op("Cast", value, to=FLOAT)
 
     def norm_weight(self, name: str, scale: float = 1.0) -> ir.Value:
         """A norm's weight with its offset and a following constant factor folded in."""
@@ -99,8 +106,8 @@ class OrtDialect:
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         """hidden times the weights of `names` ([out, in] each), their outputs side by side."""
         hidden.name = f"{label}.input"
-        if self._precision == "int4":
-            product = self._int4_linear(hidden, label, names)
+        if self._precision in BITS:
+            product = self._block_linear(hidden, label, names)
         else:
             product = self.graph.op("MatMul", hidden, self._transposed(label, names))
         product.name = f"{label}.output"
@@ -108,11 +115,11 @@ class OrtDialect:
         return product if bias is None else self.graph.op("Add", product, bias)
 
     def head(self, rows: ir.Value, name: str) -> ir.Value:
-        """Logits [R, V] of rows [R, hidden]; in fp32 a tied embedding table serves as it is."""
+        """Logits [R, V] of rows [R, hidden]; unless in blocks, a tied embedding table serves."""
         rows.name = "lm_head.input"
-        if self._precision == "int4":
-            return self._int4_linear(rows, "lm_head", [name])
-        return self.graph.op("Gemm", rows, self.table(name), transB=1)
+        if self._precision in BITS:
+            return self._block_linear(rows, "lm_head", [name])
+        return self.graph.op("Gemm", rows, self._as_float(self.table(name)), transB=1)
 
     def activation(self, gate: ir.Value) -> ir.Value:
         if self._architecture.activation == "silu":
@@ -183,17 +190,21 @@ class OrtDialect:
         for chunk in self._chunks(names):
             matrix[:, start : start + len(chunk)] = chunk.T
             start += len(chunk)
-        return self.graph.weight(f"{label}.weight", FLOAT, matrix.shape, [matrix])
+        if self._precision == "fp32":
+            return self.graph.weight(f"{label}.weight", FLOAT, matrix.shape, [matrix])
+        halves = matrix.astype(np.float16)
+        return self._as_float(self.graph.weight(f"{label}.weight", FLOAT16, halves.shape, [halves]))
 
-    def _int4_linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
+    def _block_linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
+        bits = BITS[self._precision]
         num_out = sum(self._checkpoint.shape(name)[0] for name in names)
         num_in = self._checkpoint.shape(names[0])[1]
         num_blocks = -(-num_in // BLOCK_SIZE)
         scales: list[Float32Array] = []
         packed = self.graph.weight(
-            f"{label}.weight_int4",
+            f"{label}.weight_{self._precision}",
             UINT8,
-            (num_out, num_blocks, BLOCK_SIZE // 2),
+            (num_out, num_blocks, BLOCK_SIZE * bits // 8),
             self._quantized(label, names, scales),
         )
         all_scales = np.concatenate(scales).reshape(-1)
@@ -205,7 +216,7 @@ class OrtDialect:
             domain=MICROSOFT,
             K=num_in,
             N=num_out,
-            bits=4,
+            bits=bits,
             block_size=BLOCK_SIZE,
             accuracy_level=INT8_ACTIVATIONS,
         )
@@ -214,11 +225,16 @@ class OrtDialect:
         self, label: str, names: Sequence[str], scales: list[Float32Array]
     ) -> Iterator[np.ndarray]:
         """Packed pieces; their scales are appended to `scales`."""
-        spread = ErrorSpread.of(self._moments[label]) if label in self._moments else None
+        spread = None
+        if self._precision == "int4" and label in self._moments:
+            spread = ErrorSpread.of(self._moments[label])
         for chunk in self._chunks(names):
-            packed, chunk_scales = (
-                quantize_int4_for(chunk, spread) if spread else quantize_int4(chunk)
-            )
+            if spread is not None:
+                packed, chunk_scales = quantize_int4_for(chunk, spread)
+            elif self._precision == "int4":
+                packed, chunk_scales = quantize_int4(chunk)
+            else:
+                packed, chunk_scales = quantize_int8(chunk)
             scales.append(chunk_scales)
             yield packed
 

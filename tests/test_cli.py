@@ -83,7 +83,10 @@ def test_generate_reads_standard_input(
     [
         (["engine", "no/such/model.gguf"], "no/such/model.gguf"),
         (["engine", "smollm2-135m-instruckt"], "smollm2-135m-instruct"),
-        (["engine", "MODEL", "--precision", "int3"], "precision 'int3' is not one of fp32, int4"),
+        (
+            ["engine", "MODEL", "--precision", "int3"],
+            "precision 'int3' is not one of fp32, fp16, int8, int4",
+        ),
         (
             ["engine", "MODEL", "--adapter", "missing.safetensors"],
             "missing.safetensors does not exist",

@@ -146,7 +146,7 @@ def test_graph_passes_the_checker(tiny_engine: Path) -> None:
     onnx.checker.check_model(str(tiny_engine / "model.onnx"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_builds_and_estimates_its_size(tmp_path: Path, precision: str) -> None:
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
     expected: list[int] = []

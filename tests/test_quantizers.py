@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bita.export.gptq import ErrorSpread, quantize_int4_for
-from bita.export.quantize import dequantize_int4, quantize_int4
+from bita.export.quantize import dequantize_int4, quantize_int4, quantize_int8
 
 RNG = np.random.default_rng(0)
 
@@ -68,3 +68,14 @@ def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
     pieces = [quantize_int4_for(piece, spread) for piece in (weights[:7], weights[7:])]
     near = [dequantize_int4(*piece, 64) for piece in pieces]
     np.testing.assert_allclose(np.concatenate(near), dequantize_int4(*whole, 64), atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [64, 50])
+def test_8_bits_are_the_nearest_of_254(width: int) -> None:
+    weights = RNG.normal(size=(6, width)).astype(np.float32)
+    weights[2, :32] = 0
+    values, scales = quantize_int8(weights)
+    assert values.shape == (6, 2, 32)
+    near = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(6, -1)[:, :width]
+    assert np.all(np.abs(near - weights) <= np.repeat(scales, 32, axis=1)[:, :width] / 2 + 1e-7)
+    assert values.min() >= 1

@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         help="known name, Hugging Face directory, .gguf file, or hub id org/name[@revision]",
     )
     parser.add_argument("--adapter", type=Path, help="adapter file; default: an untuned one")
-    parser.add_argument("--precision", default="int4", help="fp32 or int4 (default)")
+    parser.add_argument("--precision", default="int4", help="fp32, fp16, int8 or int4 (default)")
     parser.add_argument(
         "--quantizer",
         default="gptq",
