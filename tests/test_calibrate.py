@@ -11,6 +11,7 @@ import pytest
 from bita.calibration import choose_tree
 from bita.calibration.acceptance import Acceptance
 from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
+from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.latency import Latency, measure_latency, monotone, tree_of
 from bita.calibration.stages import Calibrator
 from bita.cli import main
@@ -152,6 +153,18 @@ def test_what_if_changes_nothing(
     path.write_text("{")
     assert main(["calibrate", "tree", str(engine.path), *FEW, "--what-if", str(path)]) == 2
     assert f"cannot read a latency from {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(DEVICES))
+def test_modelled_devices_answer_what_if(
+    name: str, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latency = modelled_latency(name, engine)
+    for curve in latency.fitted:
+        assert list(curve) == sorted(curve)
+    assert latency.fitted[0][0] < latency.fitted[-1][0]  # a longer text is read
+    assert main(["calibrate", "tree", str(engine.path), *FEW, "--what-if", name]) == 0
+    assert "not a measurement" in " ".join(capsys.readouterr().out.split())
 
 
 class StoppedError(Exception):

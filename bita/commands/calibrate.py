@@ -33,9 +33,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--anew", action="store_true", help="measure again what is there already")
     parser.add_argument(
         "--what-if",
-        type=Path,
-        metavar="LATENCY",
-        help="JSON of another device's latency: say what would be chosen there, change nothing",
+        metavar="DEVICE",
+        help="JSON of another device's latency, or orin-nano, agx-orin, rtx-4090, h100 as modelled "
+        "from data sheets: say what would be chosen there, change nothing",
     )
     parser.set_defaults(run=run)
 
@@ -68,20 +68,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(calibrator: Any, acceptance: Any, path: Path) -> int:
+def _plan(calibrator: Any, acceptance: Any, device: str) -> int:
+    latency = _latency_of(calibrator.engine, device)
+    print(f"{device}: {latency.device.get('processor', latency.device)}")
+    _print_choice(calibrator.plan(acceptance, latency))
+    return 0
+
+
+def _latency_of(engine: Any, device: str) -> Any:
+    """Of a modelled device, or of a file. Raises EngineError."""
+    from bita.calibration.devices import DEVICES, modelled_latency
     from bita.calibration.latency import Latency
     from bita.errors import EngineError
 
+    if device in DEVICES:
+        return modelled_latency(device, engine)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(Path(device).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EngineError(f"cannot read a latency from {path}: {error}") from error
+        raise EngineError(
+            f"cannot read a latency from {device}: {error}; give a JSON file, or one of "
+            f"{', '.join(DEVICES)}"
+        ) from error
     if isinstance(data, dict) and "latency" in data:
         data = data["latency"]  # a whole calibration.json
-    latency = Latency.from_json(data, str(path))
-    print(f"{path}: {latency.device.get('processor', latency.device)}")
-    _print_choice(calibrator.plan(acceptance, latency))
-    return 0
+    return Latency.from_json(data, device)
 
 
 def _print_acceptance(acceptance: Any) -> None:
