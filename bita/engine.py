@@ -5,7 +5,8 @@
     adapter.safetensors  mask embeddings, prefix, LoRA, pair scores
     pairs.safetensors    left, right [V, r] of the pair scores, if the adapter has them
     tree.json            the tree, and what it was chosen by
-    calibration.json     what was measured: its error against float32 (optional)
+    calibration.json     what was measured: its error against float32, acceptance, latency
+    calibration.png      the same as a picture; both are optional
     tokenizer.json, generation.json, chat_template.jinja
 
 Compatibility: `format_version` grows when an older runtime could not run the directory.
@@ -141,8 +142,8 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def revise_engine(engine: Engine, files: Mapping[str, str]) -> Engine:
-    """Add these text files to an engine, or replace them; all of them or none. Raises EngineError.
+def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
+    """Add these small files to an engine, or replace them; all or none. Raises EngineError.
 
     Other files are linked where the file system can, else copied.
     """
@@ -150,8 +151,9 @@ def revise_engine(engine: Engine, files: Mapping[str, str]) -> Engine:
         for name in engine.files:
             if name not in files:
                 _link(engine.file(name), draft.path / name)
-        for name, text in files.items():
-            (draft.path / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (draft.path / name).write_bytes(data)
         draft.manifest = engine.manifest
     return open_engine(engine.path)
 

@@ -1,7 +1,7 @@
 """The tree that decodes fastest on a device: expected from what was measured, then measured."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bita.calibration.acceptance import Acceptance, replay
@@ -42,12 +42,28 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What is expected of trees. ar: plain decoding. trees: best first, counted by replay.
+
+    by_rows: the best tree of each number of rows, by the search's own expectation.
+    """
+
+    ar: Candidate
+    trees: tuple[Candidate, ...]
+    by_rows: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
 class Choice:
-    """chosen: what the engine decodes with. ar: plain decoding. others: best first."""
+    """chosen: what the engine decodes with. ar: plain decoding. others: best first.
+
+    by_rows: as in the plan.
+    """
 
     chosen: Candidate
     ar: Candidate
-    others: tuple[Candidate, ...] = field(default=())
+    others: tuple[Candidate, ...] = ()
+    by_rows: tuple[Candidate, ...] = ()
 
     @property
     def why(self) -> str:
@@ -68,13 +84,17 @@ class Choice:
             "ar": self.ar.to_json(),
             "others": [other.to_json() for other in self.others],
             "why": self.why,
+            "by_rows": [
+                [c.tree.num_rows, round(c.expected_tokens, 4), round(c.expected_speed, 2)]
+                for c in self.by_rows
+            ],
         }
 
 
 def plan_trees(
     acceptance: Acceptance, latency: Latency, num_masks: int, mode: str, cache_length: float
-) -> tuple[Candidate, list[Candidate]]:
-    """AR, and the trees expected to be fastest, best first, one for each number of rows.
+) -> Plan:
+    """AR, and the trees expected to be fastest, one for each number of rows.
 
     cache_length: tokens of text and prefix that T(q) is taken at. mode: "exact" knows nodes of the
     spine only. Expected tokens are counted by replay on the acceptance's own texts.
@@ -104,13 +124,13 @@ def plan_trees(
         tokens = replay(acceptance, candidate.tree, mode)
         speed = 1000 * tokens / milliseconds(max(candidate.tree.num_rows, 2))
         counted.append(replace(candidate, expected_tokens=tokens, expected_speed=speed))
-    return ar, sorted(counted, key=lambda c: -c.expected_speed)
+    counted.sort(key=lambda c: -c.expected_speed)
+    return Plan(ar, tuple(counted), tuple(found[rows] for rows in sorted(found)))
 
 
 def measure_choice(
     session: Session,
-    ar: Candidate,
-    planned: Sequence[Candidate],
+    plan: Plan,
     prompts: Sequence[Prompt],
     max_new_tokens: int = 96,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -119,6 +139,7 @@ def measure_choice(
 
     AR runs with one row and wins unless a tree is faster by LEAST_GAIN.
     """
+    ar, planned = plan.ar, plan.trees
     best = planned[0].expected_speed if planned else 0.0
     close = [c for c in planned if c.expected_speed > (1 - CLOSE) * best][:MOST_MEASURED]
     if planned and len(close) < 2:
@@ -144,14 +165,15 @@ def measure_choice(
     ar, trees = measured[0], sorted(measured[1:], key=lambda c: -c.measured_speed)
     wins = bool(trees) and trees[0].measured_speed >= LEAST_GAIN * ar.measured_speed
     chosen = trees[0] if wins else ar
-    return Choice(chosen, ar, tuple(c for c in trees if c is not chosen))
+    return Choice(chosen, ar, tuple(c for c in trees if c is not chosen), plan.by_rows)
 
 
-def planned_choice(ar: Candidate, planned: Sequence[Candidate]) -> Choice:
+def planned_choice(plan: Plan) -> Choice:
     """The same from expectations alone, for a device that is not at hand."""
+    ar, planned = plan.ar, plan.trees
     wins = bool(planned) and planned[0].expected_speed >= LEAST_GAIN * ar.expected_speed
     chosen = planned[0] if wins else ar
-    return Choice(chosen, ar, tuple(c for c in planned if c is not chosen))
+    return Choice(chosen, ar, tuple(c for c in planned if c is not chosen), plan.by_rows)
 
 
 def _last_that_can_win(milliseconds: Callable[[int], float], most_tokens: float) -> int:

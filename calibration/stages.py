@@ -8,13 +8,14 @@ from typing import Any
 
 from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
 from bita.calibration.choose_tree import (
-    Candidate,
     Choice,
+    Plan,
     measure_choice,
     plan_trees,
     planned_choice,
 )
 from bita.calibration.latency import Latency, measure_latency
+from bita.calibration.picture import PICTURE_FILE, draw
 from bita.calibration.prompts import OWN_PROMPTS, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.runtime.session import Prompt, Session
@@ -75,23 +76,25 @@ class Calibrator:
 
     def plan(self, acceptance: Acceptance, latency: Latency) -> Choice:
         """What would be chosen on a device with this latency, from expectations alone."""
-        return planned_choice(*self._planned(acceptance, latency))
+        return planned_choice(self._planned(acceptance, latency))
 
     def tree(self, acceptance: Acceptance, latency: Latency) -> Choice:
         """Choose by measuring the most promising trees against AR; the engine has the tree then."""
         session = Session.open(self.engine.path, num_threads=self._num_threads)
         choice = measure_choice(
             session,
-            *self._planned(acceptance, latency),
+            self._planned(acceptance, latency),
             read_prompts(OWN_PROMPTS, MEASURED_PROMPTS),
             on_progress=lambda done, total: self._on_progress("timing trees", done, total),
         )
-        self._keep("tree", choice.to_json(), {TREE_FILE: choice.chosen.tree.to_json()})
+        files: dict[str, str | bytes] = {TREE_FILE: choice.chosen.tree.to_json()}
+        picture = draw(latency, choice)
+        if picture is not None:
+            files[PICTURE_FILE] = picture
+        self._keep("tree", choice.to_json(), files)
         return choice
 
-    def _planned(
-        self, acceptance: Acceptance, latency: Latency
-    ) -> tuple[Candidate, list[Candidate]]:
+    def _planned(self, acceptance: Acceptance, latency: Latency) -> Plan:
         manifest = self.engine.manifest
         # a text as long as those measured, on the mean of its way
         cache_length = manifest.prefix_length + 128 / 2 + 64
@@ -102,7 +105,7 @@ class Calibrator:
         names = ("model.onnx", "model.onnx.data", "adapter.safetensors")
         return [self.engine.files[name]["sha256"] for name in names if name in self.engine.files]
 
-    def _keep(self, topic: str, data: Any, files: dict[str, str] | None = None) -> None:
+    def _keep(self, topic: str, data: Any, files: dict[str, str | bytes] | None = None) -> None:
         report = {**read_calibration(self.engine), topic: data}
         text = json.dumps(report, separators=(",", ":")) + "\n"
         self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **(files or {})})

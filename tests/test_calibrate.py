@@ -81,8 +81,9 @@ def test_a_file_without_a_latency(data: object) -> None:
 
 def test_where_rows_cost_nothing_the_largest_trees_win(acceptance: Acceptance) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    ar, planned = plan_trees(acceptance, flat, 3, "tree", 100)
-    choice = planned_choice(ar, planned)
+    plan = plan_trees(acceptance, flat, 3, "tree", 100)
+    ar, planned = plan.ar, plan.trees
+    choice = planned_choice(plan)
     assert choice.chosen is planned[0]
     assert planned[0].tree.num_rows > 40
     assert planned[0].expected_speed == pytest.approx(200 * planned[0].expected_tokens)
@@ -91,14 +92,14 @@ def test_where_rows_cost_nothing_the_largest_trees_win(acceptance: Acceptance) -
 
 def test_where_rows_cost_what_a_step_does_ar_wins(acceptance: Acceptance) -> None:
     linear = device([1.0, 128.0], [1, 128])
-    choice = planned_choice(*plan_trees(acceptance, linear, 3, "tree", 100))
+    choice = planned_choice(plan_trees(acceptance, linear, 3, "tree", 100))
     assert choice.chosen is choice.ar
     assert "AR" in choice.why or "cost" in choice.why
 
 
 def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    _, planned = plan_trees(acceptance, flat, 3, "exact", 100)
+    planned = plan_trees(acceptance, flat, 3, "exact", 100).trees
     assert planned
     for candidate in planned:
         assert candidate.tree.spine_length == candidate.tree.num_nodes - 1
@@ -108,11 +109,11 @@ def test_ar_wins_unless_a_tree_pays(
     engine: Engine, acceptance: Acceptance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    ar, planned = plan_trees(acceptance, flat, 3, "tree", 100)
+    plan = plan_trees(acceptance, flat, 3, "tree", 100)
     session = Session.open(engine.path, mode="tree", num_threads=1)
     for least, wins in ((0.0, True), (1000.0, False)):
         monkeypatch.setattr(choose_tree, "LEAST_GAIN", least)
-        choice = measure_choice(session, ar, planned, ["Hello tree", "A mask token"], 20)
+        choice = measure_choice(session, plan, ["Hello tree", "A mask token"], 20)
         assert (choice.chosen.tree.num_nodes > 1) == wins
         assert choice.ar.measured_tokens == 1.0
         assert choice.chosen.measured_speed > 0
@@ -132,6 +133,7 @@ def test_the_engine_has_the_tree_that_was_chosen(
     report = read_calibration(revised)
     assert report.keys() == {"acceptance", "latency", "tree"}
     assert read_tree(revised).num_rows == report["tree"]["chosen"]["rows"]
+    assert revised.file("calibration.png").read_bytes().startswith(b"\x89PNG")
     session = Session.open(revised.path, num_threads=1)
     assert session.tree == read_tree(revised)
     assert main(["verify", str(revised.path), "--limit", "2", "--model", "-"]) == 0
