@@ -11,7 +11,7 @@ from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
 MIN_MATCHES = (0, 1, 2, 3)  # what trees with and without guesses from the text are looked for
-MOST_ROWS = 128
+LEAST_ROWS, MOST_ROWS = 16, 128  # searched in any case, and at most
 CLOSE = 0.03  # expected speeds this near to the best are decided by measuring
 MOST_MEASURED = 4  # trees beside AR
 LEAST_GAIN = 1.03  # of the measured speed, for a tree to be taken instead of AR
@@ -108,9 +108,7 @@ def plan_trees(
     for min_match in MIN_MATCHES:
         shares = path_shares(acceptance, num_masks, min_match, mode)
         most = sum(shares[-1].values())  # tokens per step of a tree of all paths
-        max_rows = _last_that_can_win(milliseconds, most)
-        if max_rows < 2:
-            continue
+        max_rows = max(_last_that_can_win(milliseconds, most), LEAST_ROWS)
         for rows, best in best_trees(shares, max_rows, min_match).items():
             # a step has two rows at least, or AR would not be bit-identical to it
             speed = 1000 * best.tokens_per_step / milliseconds(max(rows, 2))

@@ -41,8 +41,10 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
     if chosen.measured_speed:
         tokens.plot(x, chosen.measured_tokens, "o", color=MARK, label="chosen, measured")
         speeds.plot(x, chosen.measured_speed, "o", color=MARK, label="chosen, measured")
-    tokens.set(title="Tokens per step", xlabel="rows", ylim=(0.9, None))
-    speeds.set(title="Speed", xlabel="rows", ylabel="tokens per second", ylim=(0, None))
+    tokens.set(title="Tokens per step", xlabel="rows", xlim=(0, None), ylim=(0.9, None))
+    speeds.set(
+        title="Speed", xlabel="rows", ylabel="tokens per second", xlim=(0, None), ylim=(0, None)
+    )
     for axes in (tokens, speeds):
         axes.legend(frameon=False)
     for axes in (times, tokens, speeds):
