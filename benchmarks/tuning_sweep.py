@@ -31,6 +31,8 @@ from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
 
+# What every run changes one thing of: the defaults, but for the rates, which a sweep raised.
+BASE: dict[str, Any] = {"mask_rate": 1e-2, "prefix_rate": 1e-2}
 RUNS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "seed 1": {"seed": 1},
@@ -94,7 +96,7 @@ def main() -> None:
         if name in _done(args.out) or not _claim(claims / name):
             continue
         changes = RUNS[name]
-        settings = TuneSettings(**{"num_steps": args.steps, **changes})
+        settings = TuneSettings(**{"num_steps": args.steps, **BASE, **changes})
         entry = {"name": name, "changes": changes, "steps": args.steps, "dtype": args.dtype}
         entry |= run(checkpoint, model, train, held_out, settings, contexts)
         with args.out.open("a", encoding="utf-8") as file:

@@ -33,8 +33,8 @@ class TuneSettings:
     batch_size: int = 4  # conversations per step
     context_gb: float = 4.0  # host memory a process, for texts that were read; 0: read in batches
     max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
-    mask_rate: float = 1e-2  # learning rate of the mask embeddings at the start
-    prefix_rate: float = 1e-2  # learning rate of the prefix at the start
+    mask_rate: float = 3e-2  # learning rate of the mask embeddings at the start
+    prefix_rate: float = 3e-2  # learning rate of the prefix at the start
     lora_rate: float = 3e-3  # learning rate of LoRA at the start
     clip: float = 1.0  # norm of the gradient; 0 for no clipping
     num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0; 0: pair scores only
