@@ -44,7 +44,7 @@ help: ## list the targets
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
 demo: ## install, build the default engine, answer a prompt, verify
-	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 OUT=$(DEMO_ENGINE)
+	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@printf '\n> %s\n\n' '$(DEMO_PROMPT)'
 	@$(BIN)/bita generate $(DEMO_ENGINE) '$(DEMO_PROMPT)' --max-new-tokens 128 --stats
 	@printf '\nIs this the text of plain decoding? bita verify:\n'
