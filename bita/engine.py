@@ -180,14 +180,7 @@ def read_calibration(engine: Engine) -> dict[str, Any]:
     """What was measured of the engine, by topic; empty if nothing was. Raises EngineError."""
     if CALIBRATION_FILE not in engine.files:
         return {}
-    path = engine.file(CALIBRATION_FILE)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not readable ({error}); calibrate again") from error
-    if not isinstance(data, dict):
-        raise EngineError(f"{path} holds no JSON object; calibrate again")
-    return data
+    return _read_object(engine.file(CALIBRATION_FILE), "calibrate again")
 
 
 def check_replaceable(out: Path) -> None:
@@ -223,12 +216,16 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise EngineError(
             f"{directory} has no {MANIFEST_FILE}; build an engine: make engine MODEL=..."
         )
+    return _read_object(path, "rebuild the engine")
+
+
+def _read_object(path: Path, fix: str) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not readable ({error}); rebuild the engine") from error
+        raise EngineError(f"{path} is not readable ({error}); {fix}") from error
     if not isinstance(data, dict):
-        raise EngineError(f"{path} holds no JSON object; rebuild the engine")
+        raise EngineError(f"{path} holds no JSON object; {fix}")
     return data
 
 

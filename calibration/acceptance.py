@@ -129,6 +129,11 @@ def measure_acceptance(
             positions = reader.positions(ids[-1], answer)
         on_text(number, positions)
         texts.append(positions)
+    if not any(texts):
+        raise EngineError(
+            f"no answer of {len(texts)} has a token to draft behind, with {NODES} nodes and their "
+            "masks in the cache; give other prompts, or rebuild with a larger CAPACITY"
+        )
     digest = hashlib.sha256(json.dumps([ids, max_new_tokens]).encode()).hexdigest()
     return Acceptance(tuple(texts), digest, engine.manifest.num_ranks)
 

@@ -136,3 +136,8 @@ def test_what_an_earlier_run_did_is_kept(tiny_engine: FilePath, measured: Accept
     engine = open_engine(tiny_engine)
     again = measure_acceptance(engine, prompts, 60, 1, known={0: marked})
     assert again.texts == (marked, measured.texts[1])
+
+
+def test_answers_without_a_draft(tiny_engine: FilePath) -> None:
+    with pytest.raises(EngineError, match="no answer of 1 has a token to draft behind"):
+        measure_acceptance(open_engine(tiny_engine), ["Hello"], 1, 1)
