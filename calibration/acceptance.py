@@ -213,17 +213,26 @@ def replay(acceptance: Acceptance, tree: Tree, mode: str = "tree") -> float:
 
     mode: "exact" accepts along the spine only.
     """
+    num_steps = sum(len(text) for text in visited(acceptance, tree, mode))
+    return acceptance.num_positions / num_steps if num_steps else 1.0
+
+
+def visited(acceptance: Acceptance, tree: Tree, mode: str = "tree") -> list[list[Position]]:
+    """The roots of the steps that a tree takes through each text.
+
+    They are not any positions: a text that repeats itself is passed in few long steps.
+    """
     paths = {path for path in tree.paths if mode == "tree" or set(path) <= {1}}
     masks = dict(zip(tree.paths, tree.num_masks, strict=True))
-    num_steps = num_tokens = 0
+    roots: list[list[Position]] = []
     for text in acceptance.texts:
         place, drafted = 0, masks[()]
+        roots.append([])
         while place < len(text):
+            roots[-1].append(text[place])
             path = accepted(text[place], tree, paths, drafted)
-            step = min(len(path) + 1, len(text) - place)
-            num_steps, num_tokens = num_steps + 1, num_tokens + step
-            place, drafted = place + step, masks[path]
-    return num_tokens / num_steps if num_steps else 1.0
+            place, drafted = place + len(path) + 1, masks[path]
+    return roots
 
 
 def accepted(position: Position, tree: Tree, paths: set[Path], drafted: int) -> Path:

@@ -45,7 +45,7 @@ class Candidate:
 class Plan:
     """What is expected of trees. ar: plain decoding. trees: best first, counted by replay.
 
-    by_rows: the best tree of each number of rows, by the search's own expectation.
+    by_rows: the best tree of each number of rows.
     """
 
     ar: Candidate
@@ -116,14 +116,14 @@ def plan_trees(
                 rows not in found or speed > found[rows].expected_speed
             ):
                 found[rows] = Candidate(best.tree, best.tokens_per_step, speed)
-    ordered = sorted(found.values(), key=lambda c: -c.expected_speed)
     counted = []
-    for candidate in ordered[: 4 * MOST_MEASURED]:
+    for candidate in found.values():
         tokens = replay(acceptance, candidate.tree, mode)
         speed = 1000 * tokens / milliseconds(max(candidate.tree.num_rows, 2))
         counted.append(replace(candidate, expected_tokens=tokens, expected_speed=speed))
+    by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     counted.sort(key=lambda c: -c.expected_speed)
-    return Plan(ar, tuple(counted), tuple(found[rows] for rows in sorted(found)))
+    return Plan(ar, tuple(counted), tuple(by_rows))
 
 
 def measure_choice(

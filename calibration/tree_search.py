@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bita.calibration.acceptance import Acceptance, accepted_freely
+from bita.calibration.acceptance import GUESSES, Acceptance, accepted_freely, visited
 from bita.tree import Path, Tree
 
 # By state (masks that the last node had): how often a step, unlimited, accepts a path.
@@ -23,11 +23,18 @@ KEPT, KEPT_SMALL = 2, 12  # trees of each number of rows
 
 
 def path_shares(acceptance: Acceptance, num_masks: int, min_match: int, mode: str) -> Shares:
-    """For states 0 to num_masks; mode "exact" knows paths along the spine only."""
+    """For states 0 to num_masks; mode "exact" knows paths along the spine only.
+
+    Of the roots that a long chain visits: where text repeats itself, trees that guess right pass it
+    in few steps, and all its positions would count too much.
+    """
+    chain = Tree.chain(max(num_masks, GUESSES if min_match else 1), num_masks)
+    steps = visited(acceptance, chain.with_ngrams(min_match), mode)
+    positions = [position for text in steps for position in text]
     states = []
     for drafted in range(num_masks + 1):
         counts: Counter[Path] = Counter()
-        for position in acceptance.positions():
+        for position in positions:
             path = accepted_freely(position, drafted, min_match)
             for depth in range(len(path) + 1):
                 if mode == "exact" and path[:depth] != (1,) * depth:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_tree_search import random_acceptance
 
 from bita.calibration import choose_tree
 from bita.calibration.acceptance import Acceptance
@@ -46,8 +47,8 @@ def acceptance(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 def test_every_size_of_step_is_timed(engine: Engine) -> None:
     latency = measure_latency(engine, rows=(1, 2, 7, 30, 5000), repeats=2, num_threads=1)
     assert latency.rows == (1, 2, 7, 30)
-    assert latency.cache_lengths == (95, 191, 352)  # of 382; the last leaves room for 30 rows
-    assert np.array(latency.median).shape == (3, 4)
+    assert latency.cache_lengths == (23, 95, 191, 352)  # of 382; with room for 30 rows at last
+    assert np.array(latency.median).shape == (4, 4)
     assert np.all(np.diff(latency.fitted, axis=1) >= 0)
     assert latency.device["cores"] >= 1
     assert Latency.from_json(json.loads(json.dumps(latency.to_json())), "x") == latency
@@ -79,13 +80,13 @@ def test_a_file_without_a_latency(data: object) -> None:
         Latency.from_json(data, "mine")
 
 
-def test_where_rows_cost_nothing_the_largest_trees_win(acceptance: Acceptance) -> None:
+def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
     flat = device([5.0, 5.0], [1, 128])
-    plan = plan_trees(acceptance, flat, 3, "tree", 100)
+    plan = plan_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree", 100)
     ar, planned = plan.ar, plan.trees
     choice = planned_choice(plan)
     assert choice.chosen is planned[0]
-    assert planned[0].tree.num_rows > 40
+    assert planned[0].tree.num_rows > 60
     assert planned[0].expected_speed == pytest.approx(200 * planned[0].expected_tokens)
     assert ar.expected_speed == pytest.approx(200)
 

@@ -76,7 +76,10 @@ def _worst_layer(quality: Any) -> list[tuple[str, object]]:
     if quality is None:
         return []
     error = 100 * quality.worst_layer_error
-    return [("worst layer", f"{quality.worst_layer}, {error:.2g} % off; {quality.quantizer}")]
+    rows: list[tuple[str, object]] = [("worst layer", f"{quality.worst_layer}, {error:.2g} % off")]
+    if quality.quantizer != "none":
+        rows.append(("quantizer", quality.quantizer))
+    return rows
 
 
 def _adapter_rows(path: Path) -> Rows:
