@@ -18,7 +18,7 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
         return None
     figure = Figure(figsize=(13, 4), layout="constrained")
     times, tokens, speeds = figure.subplots(1, 3)
-    shades = [INK, "#4f7ea8", MUTED]
+    shades = [INK, "#3f6d99", "#6a92ba", "#a9bfd3"]
     for index, length in enumerate(latency.cache_lengths):
         color = shades[index % len(shades)]
         half = [spread / 2 for spread in latency.spread[index]]
