@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -64,11 +64,18 @@ class Manifest:
     requires: dict[str, str]  # package: least version
     created_by: str
 
-    def describe_files(self, directory: Path) -> dict[str, Any]:
-        """The manifest with size and sha256 of every file of `directory`."""
+    def describe_files(
+        self, directory: Path, known: Mapping[str, dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """The manifest with size and sha256 of every file of `directory`.
+
+        known: entries of files that need not be hashed again.
+        """
         files = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
         entries = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+            path.name: (known or {}).get(path.name)
+            or {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in files
         }
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
         return {**head, **asdict(self), "files": entries}
@@ -112,10 +119,14 @@ def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
 
 @dataclass
 class EngineDraft:
-    """An engine being written: files go to `path`; `manifest` is set before the end."""
+    """An engine being written: files go to `path`; `manifest` is set before the end.
+
+    known: the manifest's entries of files that are taken over as they are.
+    """
 
     path: Path
     manifest: Manifest | None = None
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -135,7 +146,7 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
         yield draft
         if draft.manifest is None:
             raise EngineError(f"{out}: the build ended without a manifest")
-        text = json.dumps(draft.manifest.describe_files(partial), indent=2) + "\n"
+        text = json.dumps(draft.manifest.describe_files(partial, draft.known), indent=2) + "\n"
         (partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
         _replace(partial, out)
     finally:
@@ -151,6 +162,7 @@ def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
         for name in engine.files:
             if name not in files:
                 _link(engine.file(name), draft.path / name)
+                draft.known[name] = engine.files[name]
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             (draft.path / name).write_bytes(data)

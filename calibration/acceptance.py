@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, Engine
+from bita.engine import Engine
 from bita.errors import EngineError
 from bita.runtime.layout import prefill_layout, tree_layout
 from bita.runtime.ngrams import NgramIndex
@@ -35,6 +35,16 @@ class Position:
     ranks: Path
     match: int
     right: int
+
+    def to_list(self) -> list[Any]:
+        """For JSON; `of` reads it."""
+        return [list(self.ranks), self.match, self.right]
+
+    @classmethod
+    def of(cls, data: Sequence[Any]) -> "Position":
+        """Raises TypeError or ValueError if it is not what `to_list` gives."""
+        ranks, match, right = data
+        return cls(tuple(map(int, ranks)), int(match), int(right))
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Acceptance:
             yield from text
 
     def to_json(self) -> dict[str, Any]:
-        texts = [[[list(p.ranks), p.match, p.right] for p in text] for text in self.texts]
+        texts = [[position.to_list() for position in text] for text in self.texts]
         return {
             "prompts_sha256": self.prompts_sha256,
             "num_ranks": self.num_ranks,
@@ -94,10 +104,7 @@ class Acceptance:
     def from_json(cls, data: Mapping[str, Any]) -> "Acceptance":
         """Raises EngineError if it is not what `to_json` gives."""
         try:
-            texts = tuple(
-                tuple(Position(tuple(map(int, r)), int(m), int(n)) for r, m, n in text)
-                for text in data["texts"]
-            )
+            texts = tuple(tuple(map(Position.of, text)) for text in data["texts"])
             return cls(texts, str(data["prompts_sha256"]), int(data["num_ranks"]))
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(
@@ -119,7 +126,7 @@ def measure_acceptance(
     and positions. Raises EngineError or PromptError.
     """
     session = Session.open(engine.path, tree=Tree.root_only(), num_threads=num_threads)
-    reader = _DraftReader(engine, num_threads)
+    reader = _DraftReader(session.backend, session.adapter)
     texts, ids = [], []
     for number, prompt in enumerate(prompts):
         ids.append(session.encode(prompt))
@@ -141,9 +148,8 @@ def measure_acceptance(
 class _DraftReader:
     """Reads texts, a few tokens at a time, with the masks behind each of them."""
 
-    def __init__(self, engine: Engine, num_threads: int) -> None:
-        self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
-        self._backend = OrtBackend(engine, num_threads)
+    def __init__(self, backend: OrtBackend, adapter: Adapter) -> None:
+        self._backend, self._adapter = backend, adapter
         self._pairs = self._backend.pairs.tables(self._adapter)
         self._num_masks = self._adapter.num_masks
         layout = tree_layout(Tree.chain(NODES - 1, self._num_masks), 1)

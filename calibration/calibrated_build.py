@@ -13,7 +13,7 @@ from pathlib import Path
 from bita import __version__
 from bita.adapter import Adapter
 from bita.calibration.moments import collect_moments
-from bita.calibration.prompts import OWN_PROMPTS
+from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
 from bita.calibration.report import Quality, with_quality
 from bita.engine import CALIBRATION_FILE, Engine, move_engine, open_engine, revise_engine
@@ -30,7 +30,6 @@ from bita.tuning.generators import EngineGenerator
 from bita.tuning.model_texts import ModelTexts
 
 QUANTIZERS = ("gptq", "rtn")
-CALIBRATION_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
 HELD_OUT = 4  # of a user's prompts one in so many is judged by, and not calibrated on
 CAPACITY = 1024  # cache slots of the float32 engine, if the model has so many positions
 

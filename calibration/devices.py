@@ -36,6 +36,8 @@ def modelled_latency(name: str, engine: Engine) -> Latency:
     """T(q) of an engine's model and precision on one of DEVICES. Raises KeyError."""
     device, manifest = DEVICES[name], engine.manifest
     num_bytes = engine.files["model.onnx.data"]["bytes"]
+    if manifest.precision in ("int8", "int4"):  # a step reads few rows of the float16 embeddings
+        num_bytes -= 2 * manifest.vocab_size * manifest.hidden_size
     num_weights = num_bytes / BYTES_A_WEIGHT[manifest.precision]
     token_bytes = 2 * 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
     lengths = tuple(int(share * manifest.capacity) for share in (0.25, 0.5, 1.0))

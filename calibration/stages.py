@@ -14,13 +14,12 @@ from bita.calibration.choose_tree import (
     plan_trees,
     planned_choice,
 )
-from bita.calibration.latency import Latency, measure_latency
+from bita.calibration.latency import Latency, describe_device, measure_latency
 from bita.calibration.picture import PICTURE_FILE, draw
-from bita.calibration.prompts import OWN_PROMPTS, read_prompts
+from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.runtime.session import Prompt, Session
 
-ACCEPTANCE_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
 MEASURED_PROMPTS = 12  # that AR and trees are timed on
 OnProgress = Callable[[str, int, int], None]
 
@@ -44,7 +43,7 @@ class Calibrator:
         data = read_calibration(self.engine).get("acceptance")
         if data is not None and prompts is None and not anew:
             return Acceptance.from_json(data)
-        chosen = prompts or read_prompts(ACCEPTANCE_PROMPTS, limit)
+        chosen = prompts or read_prompts(CALIBRATION_PROMPTS, limit)
         key = {"prompts": list(chosen), "max_new_tokens": max_new_tokens, "files": self._files()}
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         with _Progress(self.engine.path, digest) as kept:
@@ -61,10 +60,12 @@ class Calibrator:
         return acceptance
 
     def latency(self, repeats: int, anew: bool) -> Latency:
-        """T(q) of this device; what was measured before is taken as it is."""
+        """T(q) of this device; what was measured before on it is taken as it is."""
         data = read_calibration(self.engine).get("latency")
         if data is not None and not anew:
-            return Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
+            latency = Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
+            if latency.device == describe_device(self._num_threads):
+                return latency
         latency = measure_latency(
             self.engine,
             repeats=repeats,
@@ -126,7 +127,7 @@ class _Progress:
         if not lines or lines[0] != self._digest:
             lines = [self._digest]
         for number, line in enumerate(lines[1:]):
-            self.known[number] = tuple(Position(tuple(r), m, n) for r, m, n in json.loads(line))
+            self.known[number] = tuple(map(Position.of, json.loads(line)))
         self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")
         return self
@@ -136,7 +137,7 @@ class _Progress:
 
     def add(self, number: int, positions: tuple[Position, ...]) -> None:
         if number not in self.known:
-            line = json.dumps([[list(p.ranks), p.match, p.right] for p in positions])
+            line = json.dumps([position.to_list() for position in positions])
             self._file.write(line + "\n")
             self._file.flush()
 

@@ -18,11 +18,7 @@ def quantize_int4(
     [N, ceil(K / 32)]. The weight of largest magnitude becomes -8, so weights that come from
     Q4_0 blocks keep their exact values.
     """
-    num_rows, width = rows.shape
-    num_blocks = -(-width // BLOCK_SIZE)
-    if width % BLOCK_SIZE:
-        rows = np.pad(rows, ((0, 0), (0, num_blocks * BLOCK_SIZE - width)))
-    blocks = rows.reshape(num_rows, num_blocks, BLOCK_SIZE)
+    blocks = _blocks(rows)
     scales = extreme_scales(blocks)[..., None]
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
     values = np.clip(np.rint(blocks * inverse), -ZERO_POINT, ZERO_POINT - 1) + ZERO_POINT
@@ -48,10 +44,7 @@ def quantize_int8(rows: Float32Array) -> tuple[npt.NDArray[np.uint8], Float32Arr
     rows: [N, K]. Returns values 1..255 for -127..127, [N, ceil(K / 32), 32], and scales
     [N, ceil(K / 32)].
     """
-    num_rows, width = rows.shape
-    num_blocks = -(-width // BLOCK_SIZE)
-    rows = np.pad(rows, ((0, 0), (0, num_blocks * BLOCK_SIZE - width)))
-    blocks = rows.reshape(num_rows, num_blocks, BLOCK_SIZE)
+    blocks = _blocks(rows)
     scales = np.abs(blocks).max(-1) / np.float32(INT8_MOST)
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
     values = np.rint(blocks * inverse[..., None]) + (INT8_MOST + 1)
@@ -67,3 +60,11 @@ def dequantize_int4(
     values[..., 1::2] = packed >> 4
     values -= ZERO_POINT
     return (values * scales[..., None]).reshape(len(packed), -1)[:, :width]
+
+
+def _blocks(rows: Float32Array) -> Float32Array:
+    """[N, K] as [N, ceil(K / 32), 32], with zeros behind."""
+    num_rows, width = rows.shape
+    if width % BLOCK_SIZE:
+        rows = np.pad(rows, ((0, 0), (0, -width % BLOCK_SIZE)))
+    return rows.reshape(num_rows, -1, BLOCK_SIZE)

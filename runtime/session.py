@@ -198,6 +198,11 @@ class Session:
         return self._decoder.adapter
 
     @property
+    def backend(self) -> OrtBackend:
+        """What executes the steps; whoever runs its own ends the answer that is being made."""
+        return self._backend
+
+    @property
     def stats(self) -> Stats:
         """Figures of all generations since the session was opened or the stats were reset."""
         return self._decoder.stats

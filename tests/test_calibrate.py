@@ -140,6 +140,14 @@ def test_the_engine_has_the_tree_that_was_chosen(
     assert main(["verify", str(revised.path), "--limit", "2", "--model", "-"]) == 0
 
 
+def test_the_latency_of_another_device_is_measured_again(engine: Engine) -> None:
+    calibrator = Calibrator(engine, 1, lambda *_: None)
+    own = calibrator.latency(1, anew=False)
+    assert Calibrator(calibrator.engine, 1, lambda *_: None).latency(1, anew=False) == own
+    elsewhere = Calibrator(calibrator.engine, 2, lambda *_: None).latency(1, anew=False)
+    assert elsewhere.device != own.device
+
+
 def test_what_if_changes_nothing(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

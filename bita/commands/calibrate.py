@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         "--what-if",
         metavar="DEVICE",
         help="JSON of another device's latency, or orin-nano, agx-orin, rtx-4090, h100 as modelled "
-        "from data sheets: say what would be chosen there, change nothing",
+        "from data sheets: say what would be chosen there; the engine keeps its tree",
     )
     parser.set_defaults(run=run)
 
@@ -133,7 +133,7 @@ def _print_choice(choice: Any) -> None:
         )
         for candidate in dict.fromkeys((choice.chosen, choice.ar, *choice.others))
     ]
-    header = ("tree", "rows", "tokens a step", "measured", "tokens a second", "measured")
+    header = ("tree", "rows", "tokens per step", "measured", "tokens/s", "measured")
     _print_table(header, rows)
     print(f"chosen: {_name(choice.chosen.tree)}; {choice.why}")
 
