@@ -19,6 +19,7 @@ from bita.calibration.picture import PICTURE_FILE, draw
 from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.runtime.session import Prompt, Session
+from bita.tuning.line_file import LineFile, parse_line
 
 MEASURED_PROMPTS = 12  # that AR and trees are timed on
 OnProgress = Callable[[str, int, int], None]
@@ -117,19 +118,19 @@ class _Progress:
 
     def __init__(self, engine: Path, digest: str) -> None:
         self._path = engine.with_name(f".{engine.name}.acceptance.jsonl")
-        self._digest = digest
-        self.known: dict[int, tuple[Position, ...]] = {}
+        key = {"of": digest}
+        self._file = LineFile(self._path)
+        entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]
+        if entries[:1] != [key]:
+            self.remove()
+            self._file, entries = LineFile(self._path), []
+            self._file.append(key)
+        self.known = {
+            number: tuple(map(Position.of, entry["positions"]))
+            for number, entry in enumerate(entries[1:])
+        }
 
     def __enter__(self) -> "_Progress":
-        lines = []
-        if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # whole lines only
-        if not lines or lines[0] != self._digest:
-            lines = [self._digest]
-        for number, line in enumerate(lines[1:]):
-            self.known[number] = tuple(map(Position.of, json.loads(line)))
-        self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self._file = self._path.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -137,9 +138,8 @@ class _Progress:
 
     def add(self, number: int, positions: tuple[Position, ...]) -> None:
         if number not in self.known:
-            line = json.dumps([position.to_list() for position in positions])
-            self._file.write(line + "\n")
-            self._file.flush()
+            self._file.append({"positions": [position.to_list() for position in positions]})
 
     def remove(self) -> None:
+        self._file.close()
         self._path.unlink(missing_ok=True)

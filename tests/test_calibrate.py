@@ -193,7 +193,7 @@ def test_a_killed_run_goes_on_behind_the_last_answer(engine: Engine, tmp_path: P
     (kept,) = tmp_path.glob(".*.jsonl")
     text = kept.read_text()
     assert len(text.splitlines()) == 3
-    kept.write_text(text + "[[[1, ")  # killed while it wrote
+    kept.write_text(text + '{"positions": [[[1, ')  # killed while it wrote
     calibrator = Calibrator(engine, 1, lambda stage, done, total: told.append(done))
     again = calibrator.acceptance(None, 4, 24, anew=False)
     assert not kept.exists()
