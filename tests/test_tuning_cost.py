@@ -24,6 +24,7 @@ from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import training_methods
 import tuning_cost
 
 torch.set_num_threads(1)
@@ -54,8 +55,8 @@ def test_all_methods_give_the_same_gradients(family: str, tmp_path: Path) -> Non
 def test_a_difference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text that sees the prefix, as it would in a plain forward with a past."""
     model, parameters, batch = prepare("llama", tmp_path)
-    right = tuning_cost.joint_mask
-    monkeypatch.setattr(tuning_cost, "joint_mask", lambda *args: right(*args).clamp(min=0))
+    right = training_methods.joint_mask
+    monkeypatch.setattr(training_methods, "joint_mask", lambda *args: right(*args).clamp(min=0))
     with pytest.raises(TuningError, match="the methods differ"):
         tuning_cost.check_agreement(model, parameters, batch, 0.8)
 

@@ -1,0 +1,186 @@
+"""Two ways to train the same mask rows: our two forwards, and BiTA's joint forward and backward."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
+from transformers import DynamicCache
+
+from bita.base_model import masks_by_layer
+from bita.tuning.contexts import Contexts
+from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.mask_rows import MaskRows, visibility
+from bita.tuning.row_losses import flatten, row_losses
+from bita.tuning.training_texts import TrainingText
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts, the mask rows that are trained on them, and where read texts are kept."""
+
+    texts: list[TrainingText]
+    rows: list[MaskRows]
+    kept: Contexts
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(rows.anchors) for rows in self.rows)
+
+    def tokens(self) -> np.ndarray:
+        """[n]: what each row drafts, text by text."""
+        pairs = zip(self.texts, self.rows, strict=True)
+        return np.concatenate([np.asarray(t.token_ids)[r.labels] for t, r in pairs])
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The loss of a step; drafts: gives the logits [n, V] of its mask rows, text by text."""
+
+    loss: Tensor
+    drafts: Callable[[], Tensor]
+
+
+Method = Callable[[MaskModel, AdapterParameters, Batch, float], Forward]
+
+
+def two_phases(
+    model: MaskModel,
+    parameters: AdapterParameters,
+    batch: Batch,
+    decay: float,
+    loss: str = "ce",
+    kept: bool = False,
+) -> Forward:
+    """As `Trainer.train_step`: the text without gradient, or what is kept of it; then the masks."""
+    if kept:
+        context = batch.kept.read(batch.texts)
+    else:
+        first = min(text.num_prompt for text in batch.texts)
+        context = model.read([text.token_ids for text in batch.texts], first)
+    states = model.mask_states(parameters, context, batch.rows)
+    flat = flatten(batch.texts, batch.rows, context, states)
+    losses = row_losses(model, flat, loss)
+    return Forward(
+        mean_loss(losses, flat.masks, parameters, decay),
+        lambda: model.output_logits(flat.drafts[None])[0],
+    )
+
+
+def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Forward:
+    """Text and mask rows in one forward that all needs gradients, the prefix as its past."""
+    device, num_texts = model.device, len(batch.texts)
+    num_tokens = 1 + max(int(rows.anchors.max()) for rows in batch.rows)
+    num_rows = max(len(rows.anchors) for rows in batch.rows)
+    embedding = model.base.get_input_embeddings()
+    vocab_size = len(embedding.weight)
+    ids = np.zeros((num_texts, num_tokens + num_rows), np.int64)
+    positions = np.tile(np.arange(num_tokens + num_rows), (num_texts, 1))
+    for row, (text, rows) in enumerate(zip(batch.texts, batch.rows, strict=True)):
+        kept = text.token_ids[:num_tokens]
+        ids[row, : len(kept)] = kept
+        end = num_tokens + len(rows.anchors)
+        ids[row, num_tokens:end] = vocab_size + rows.masks
+        positions[row, num_tokens:end] = rows.positions
+    table = torch.cat([embedding.weight, parameters.mask_embeddings.to(model.dtype)])
+    looked_up = torch.nn.functional.embedding(torch.from_numpy(ids).to(device), table)
+    logits = model.base(
+        inputs_embeds=looked_up * getattr(embedding, "embed_scale", 1.0),
+        position_ids=torch.from_numpy(positions).to(device),
+        attention_mask=joint_mask(model, parameters, batch, num_tokens, num_rows),
+        past_key_values=PrefixCache(model, parameters, num_texts),
+        use_cache=True,
+        logits_to_keep=num_rows,
+    ).logits
+    drafts = torch.cat([logits[i, : len(r.anchors)] for i, r in enumerate(batch.rows)])
+    tokens = torch.from_numpy(batch.tokens()).to(device)
+    masks = torch.from_numpy(np.concatenate([rows.masks for rows in batch.rows])).to(device)
+    losses = draft_losses(drafts, drafts, tokens, "ce")
+    return Forward(mean_loss(losses, masks, parameters, decay), lambda: drafts)
+
+
+def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, decay: float) -> Tensor:
+    """The loss of a step, as a trainer weighs its rows."""
+    num_masks = len(parameters.mask_embeddings)
+    counts = torch.bincount(masks, minlength=num_masks)
+    return decayed_mean(sums_by_mask(losses, masks, num_masks), counts, decay)
+
+
+def checkpointed(
+    model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
+) -> Forward:
+    """The joint forward of which the backward recomputes each layer."""
+    with recomputed_layers(model.base):
+        return joint(model, parameters, batch, decay)
+
+
+@contextmanager
+def recomputed_layers(base: Any) -> Iterator[None]:
+    """Inside the block the layers of a model keep only their inputs for the backward."""
+    layers = base.get_decoder().layers
+    for layer in layers:
+        layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the instance's; the class's is behind it
+
+
+def joint_mask(
+    model: MaskModel, parameters: AdapterParameters, batch: Batch, num_tokens: int, num_rows: int
+) -> Any:
+    """Additive [B, 1, T + R, P + T + R]: text is causal and sees no prefix, masks as ever."""
+    prefix_length = parameters.prefix_keys.shape[2]
+
+    def additive(window: int | None) -> Tensor:
+        of_masks = visibility(batch.rows, num_rows, num_tokens, prefix_length, window)
+        sees = np.zeros((len(batch.rows), num_tokens + num_rows, of_masks.shape[2]), np.bool_)
+        sees[:, num_tokens:] = of_masks
+        distance = np.arange(num_tokens)[:, None] - np.arange(num_tokens)
+        causal = (distance >= 0) & (distance < (window or num_tokens))
+        sees[:, :num_tokens, prefix_length : prefix_length + num_tokens] = causal
+        hidden = torch.from_numpy(~sees)[:, None].to(model.device)
+        mask = torch.zeros(hidden.shape, dtype=model.dtype, device=model.device)
+        return mask.masked_fill(hidden, torch.finfo(model.dtype).min)
+
+    return masks_by_layer(model.base.config, additive)
+
+
+class PrefixCache(DynamicCache):
+    """The prefix as the past of every layer, windowed ones too; keeps nothing of what it is given.
+
+    So a layer can be run again.
+    """
+
+    def __init__(self, model: MaskModel, parameters: AdapterParameters, num_texts: int) -> None:
+        super().__init__()
+        sides = (parameters.prefix_keys, parameters.prefix_values)
+        self._prefix = [
+            side.to(model.dtype)[:, None].expand(-1, num_texts, -1, -1, -1) for side in sides
+        ]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> Any:
+        """Prefix and rows, [B, H, P + R, D] each."""
+        given = (key_states, value_states)
+        return tuple(
+            torch.cat([prefix[layer_idx], rows], dim=2)
+            for prefix, rows in zip(self._prefix, given, strict=True)
+        )
+
+
+METHODS: dict[str, Method] = {
+    "two phases, kl": partial(two_phases, loss="kl"),
+    "two phases, kept texts, kl": partial(two_phases, loss="kl", kept=True),
+    "two phases, ce": two_phases,
+    "joint, ce": joint,
+    "checkpointed, ce": checkpointed,
+}
