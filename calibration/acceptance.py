@@ -49,15 +49,28 @@ class Position:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """texts: the roots of each answer, in order. prompts_sha256: of the prompts' token ids."""
+    """texts: the roots of each answer, in order. prompt_lengths: tokens of their prompts.
+
+    prompts_sha256: of the prompts' token ids.
+    """
 
     texts: tuple[tuple[Position, ...], ...]
+    prompt_lengths: tuple[int, ...]
     prompts_sha256: str
     num_ranks: int
 
     @property
     def num_positions(self) -> int:
         return sum(map(len, self.texts))
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of text in the cache, over all positions."""
+        total = sum(
+            len(text) * (length + (len(text) - 1) / 2)
+            for text, length in zip(self.texts, self.prompt_lengths, strict=True)
+        )
+        return total / max(self.num_positions, 1)
 
     def shares(self, num_masks: int) -> dict[Path, float]:
         """How often the true ranks of the first masks are these: for every path that occurred."""
@@ -95,6 +108,7 @@ class Acceptance:
         texts = [[position.to_list() for position in text] for text in self.texts]
         return {
             "prompts_sha256": self.prompts_sha256,
+            "prompt_lengths": self.prompt_lengths,
             "num_ranks": self.num_ranks,
             "masks": self.table(),
             "texts": texts,
@@ -105,7 +119,10 @@ class Acceptance:
         """Raises EngineError if it is not what `to_json` gives."""
         try:
             texts = tuple(tuple(map(Position.of, text)) for text in data["texts"])
-            return cls(texts, str(data["prompts_sha256"]), int(data["num_ranks"]))
+            lengths = tuple(map(int, data["prompt_lengths"]))
+            if len(lengths) != len(texts):
+                raise ValueError(f"{len(lengths)} prompts, {len(texts)} texts")
+            return cls(texts, lengths, str(data["prompts_sha256"]), int(data["num_ranks"]))
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(
                 f"acceptance is not readable ({error!r}); measure it again"
@@ -142,7 +159,7 @@ def measure_acceptance(
             "masks in the cache; give other prompts, or rebuild with a larger CAPACITY"
         )
     digest = hashlib.sha256(json.dumps([ids, max_new_tokens]).encode()).hexdigest()
-    return Acceptance(tuple(texts), digest, engine.manifest.num_ranks)
+    return Acceptance(tuple(texts), tuple(map(len, ids)), digest, engine.manifest.num_ranks)
 
 
 class _DraftReader:

@@ -1,21 +1,25 @@
 """An engine whose weights are rounded for the texts it will see, and that says what that cost.
 
 The float32 engine of the same model answers prompts, gives the moments of its layers' inputs, and
-is what the finished engine is compared with.
+is what the finished engine is compared with. At last the engine is timed on this device, and takes
+the tree that is fastest here.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bita import __version__
 from bita.adapter import Adapter
+from bita.calibration.choose_tree import Choice
 from bita.calibration.moments import collect_moments
 from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
-from bita.calibration.report import Quality, with_quality
+from bita.calibration.report import Quality, read_quality, with_quality
+from bita.calibration.stages import Calibrator, Effort
 from bita.engine import CALIBRATION_FILE, Engine, move_engine, open_engine, revise_engine
 from bita.errors import EngineError, PromptError
 from bita.export.architecture import read_architecture
@@ -40,18 +44,28 @@ Conversations = Sequence[Conversation]
 @dataclass(frozen=True)
 class CalibrationOptions:
     """quantizer: of int4 weights: "gptq", or "rtn" (to the nearest). prompts: a prompt file whose
-    answers are calibrated on and judged by; None: two sets of our own. max_new_tokens: of each
-    answer.
+    answers are calibrated on and judged by; None: sets of our own. max_new_tokens: of each answer.
+    effort: what the choice of the tree takes.
     """
 
     quantizer: str = "gptq"
     prompts: Path | None = None
     max_new_tokens: int = 64
+    effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
         if self.quantizer not in QUANTIZERS:
             known = ", ".join(QUANTIZERS)
             raise EngineError(f"quantizer {self.quantizer!r} is not one of {known}")
+
+
+@dataclass(frozen=True)
+class Built:
+    """quality: its error. choice: how its tree was chosen, None if `options` named one."""
+
+    engine: Engine
+    quality: Quality
+    choice: Choice | None
 
 
 def build_calibrated(
@@ -61,11 +75,12 @@ def build_calibrated(
     options: BuildOptions,
     calibration: CalibrationOptions,
     on_progress: OnProgress = lambda stage, done, total: None,
-) -> tuple[Engine, Quality]:
-    """Build the engine `out` and measure its error; a build that was killed goes on where it was.
+) -> Built:
+    """Build the engine `out`, measure its error, and choose its tree unless `options` has one.
 
-    What it goes on from lies in a hidden folder beside `out` until the end, and takes 4 bytes for
-    each weight of the model. Raises what `build_engine` does, and PromptError.
+    A build that was killed goes on where it was. What it goes on from lies in a hidden folder
+    beside `out` until the end, and takes 4 bytes for each weight of the model. Raises what
+    `build_engine` does, and PromptError.
     """
     plan = plan_build(checkpoint, adapter, out, options)
     _check_memory(weight_bytes(plan.architecture, "fp32"))
@@ -73,18 +88,16 @@ def build_calibrated(
     build = _Build(checkpoint, options, calibration, work, on_progress)
     reference = build.reference()
     train, held_out = build.answers(reference)
-    engine = build.engine(adapter, build.moments(reference, train))
-    quality = measure_quality(
-        reference,
-        engine,
-        [Scored((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in held_out],
-        lambda done, total: on_progress("measuring the error", done, total),
-    )
-    quality = build.described(quality)
-    engine = revise_engine(engine, {CALIBRATION_FILE: with_quality({}, quality)})
+    engine = build.engine(adapter, lambda: build.moments(reference, train))
+    quality = read_quality(engine)
+    if quality is None:
+        engine, quality = build.judged(engine, reference, held_out)
+    choice = None
+    if options.tree is None:
+        engine, choice = build.measured(engine)
     engine = move_engine(engine, out)
     shutil.rmtree(work)
-    return engine, quality
+    return Built(engine, quality, choice)
 
 
 class _Build:
@@ -156,17 +169,37 @@ class _Build:
             lambda done, total: self._on_progress("reading texts", done, total),
         )
 
-    def engine(self, adapter: Adapter | None, moments: Moments | None) -> Engine:
-        """The engine that was asked for, without its report."""
-        path = self._work / "engine"
-        self._export(adapter, path, self._options, moments)
+    def engine(self, adapter: Adapter | None, moments: Callable[[], Moments | None]) -> Engine:
+        """The engine that was asked for; what an equal build has measured of it is kept."""
+        path, key_path = self._work / "engine", self._work / "engine.json"
+        key = self._engine_key(adapter)
+        if not (path.exists() and key_path.is_file() and key_path.read_text("utf-8") == key):
+            key_path.unlink(missing_ok=True)
+            self._export(adapter, path, self._options, moments())
+            key_path.write_text(key, encoding="utf-8")
         return open_engine(path)
 
-    def described(self, quality: Quality) -> Quality:
-        """With what the weights were rounded for."""
+    def judged(
+        self, engine: Engine, reference: Engine, texts: Conversations
+    ) -> tuple[Engine, Quality]:
+        """The engine with the report of its error."""
+        quality = measure_quality(
+            reference,
+            engine,
+            [Scored((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in texts],
+            lambda done, total: self._on_progress("measuring the error", done, total),
+        )
         quantizer = self._calibration.quantizer if self._options.precision == "int4" else "none"
         prompts = ", ".join(path.name for path in self._prompt_files())
-        return replace(quality, quantizer=quantizer, prompts=prompts)
+        quality = replace(quality, quantizer=quantizer, prompts=prompts)
+        return revise_engine(engine, {CALIBRATION_FILE: with_quality({}, quality)}), quality
+
+    def measured(self, engine: Engine) -> tuple[Engine, Choice]:
+        """The engine with the tree that is fastest on this device."""
+        prompts, effort = self._calibration.prompts, self._calibration.effort
+        calibrator = Calibrator(engine, 0, self._on_progress, prompts, effort)
+        choice = calibrator.tree(calibrator.acceptance(), calibrator.latency())
+        return calibrator.engine, choice
 
     def _prompt_files(self) -> list[Path]:
         """To calibrate on and to judge by; one of the user's is for both."""
@@ -188,6 +221,13 @@ class _Build:
             self._on_progress(stage, written >> 20, max(num_bytes >> 20, 1))
 
         build_engine(self._checkpoint, adapter, out, options, start, add, moments)
+
+    def _engine_key(self, adapter: Adapter | None) -> str:
+        options = {**asdict(self._options), "quantizer": self._calibration.quantizer}
+        digest = hashlib.sha256()
+        for name, array in sorted(adapter.tensors().items()) if adapter else ():
+            digest.update(name.encode() + array.tobytes())
+        return json.dumps({"options": options, "adapter": digest.hexdigest()}, sort_keys=True)
 
     def _claim_folder(self) -> None:
         """Keep what an equal build left there, and nothing else."""

@@ -30,6 +30,10 @@ class Candidate:
     measured_tokens: float = 0.0
     measured_speed: float = 0.0
 
+    @property
+    def name(self) -> str:
+        return "AR" if self.tree.num_nodes == 1 else str(self.tree)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "tree": str(self.tree),
@@ -74,9 +78,12 @@ class Choice:
         if best is None:
             return "no tree has tokens enough for what its rows cost"
         return (
-            f"the best tree, {best.tree}, decodes {_ratio(best, self.ar):.2f} times as fast as AR; "
+            f"the best tree, {best.name}, decodes {_ratio(best, self.ar):.2f} times as fast as AR; "
             f"less than {LEAST_GAIN} does not pay"
         )
+
+    def __str__(self) -> str:
+        return f"{self.chosen.name}; {self.why}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,17 +98,15 @@ class Choice:
         }
 
 
-def plan_trees(
-    acceptance: Acceptance, latency: Latency, num_masks: int, mode: str, cache_length: float
-) -> Plan:
+def plan_trees(acceptance: Acceptance, latency: Latency, num_masks: int, mode: str) -> Plan:
     """AR, and the trees expected to be fastest, one for each number of rows.
 
-    cache_length: tokens of text and prefix that T(q) is taken at. mode: "exact" knows nodes of the
-    spine only. Expected tokens are counted by replay on the acceptance's own texts.
+    mode: "exact" knows nodes of the spine only. Expected tokens are counted by replay on the
+    acceptance's own texts, T(q) is taken at their mean length.
     """
 
     def milliseconds(rows: int) -> float:
-        return latency.at(rows, cache_length)
+        return latency.at(rows, acceptance.mean_length)
 
     ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1))
     found: dict[int, Candidate] = {}

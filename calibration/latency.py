@@ -20,7 +20,8 @@ from bita.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
-WARM_UP = 3  # steps of each kind before the first that counts
+WARM_UP = 1  # rounds before the first that counts
+BURST_MS, MOST_IN_BURST = 30.0, 4  # steps of one size in a row, as a decode runs them
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Latency:
 
 def measure_latency(
     engine: Engine,
-    rows: Sequence[int] = ROWS,
+    most_rows: int = ROWS[-1],
     filled: Sequence[float] = FILLED,
     repeats: int = 15,
     num_threads: int = 0,
@@ -80,17 +81,15 @@ def measure_latency(
 ) -> Latency:
     """Time steps of every size in turns, so that a drift of the machine hits all alike.
 
-    A step is timed as a decode round sees it: inputs bound before, all rows giving tokens. Raises
+    A step is timed as a decode round sees it: inputs bound before, all rows giving tokens, steps
+    of its own size before it. most_rows: of the largest. repeats: turns of each size. Raises
     EngineError if the cache has no room for a step.
     """
     backend = OrtBackend(engine, num_threads)
     adapter = Adapter.load(engine.file(ADAPTER_FILE))
     backend.cache.start(adapter)
-    capacity = backend.cache.capacity - adapter.prefix_length
-    rows = [count for count in rows if count < capacity]
-    if not rows:
-        raise EngineError(f"a cache of {backend.cache.capacity} slots has no room for a step")
-    lengths = _lengths(filled, capacity, rows[-1])
+    rows = sizes_of(engine, most_rows)
+    lengths = _lengths(filled, _room(engine), rows[-1])
     steps = [
         backend.bind(tree_layout(tree_of(count, adapter.num_masks), 1), adapter) for count in rows
     ]
@@ -114,6 +113,18 @@ def measure_latency(
         repeats=repeats,
         device=describe_device(num_threads),
     )
+
+
+def sizes_of(engine: Engine, most_rows: int) -> list[int]:
+    """The steps that are timed: those with up to so many rows that the cache has room for."""
+    fit = [count for count in ROWS if count <= most_rows and count < _room(engine)]
+    if not fit:
+        raise EngineError(f"a cache of {engine.manifest.capacity} slots has no room for a step")
+    return fit
+
+
+def _room(engine: Engine) -> int:
+    return engine.manifest.capacity - engine.manifest.prefix_length
 
 
 def tree_of(num_rows: int, num_masks: int) -> Tree:
@@ -167,11 +178,15 @@ def _lengths(filled: Sequence[float], capacity: int, most_rows: int) -> list[int
 
 
 def _timed(step: BoundStep) -> float:
-    """The second of two runs: in a decode, the step before was of the same size."""
+    """Mean of a few runs behind one that does not count."""
     step.run()
     began = perf_counter()
-    step.run()
-    return 1000 * (perf_counter() - began)
+    count, milliseconds = 0, 0.0
+    while count < MOST_IN_BURST and milliseconds < BURST_MS:
+        step.run()
+        milliseconds = 1000 * (perf_counter() - began)
+        count += 1
+    return milliseconds / count
 
 
 def _line(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from bita.errors import PromptError, raise_faults
 Messages = list[dict[str, str]]
 OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 CALIBRATION_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
+TREE_PROMPTS = Path(__file__).with_name("tree_prompts.jsonl")
 FORMS = '{"prompt": "..."}, {"messages": [...]} or {"turns": ["...", ...]}'
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +15,70 @@ from bita.calibration.choose_tree import (
     plan_trees,
     planned_choice,
 )
-from bita.calibration.latency import Latency, describe_device, measure_latency
+from bita.calibration.latency import (
+    Latency,
+    describe_device,
+    measure_latency,
+    sizes_of,
+)
 from bita.calibration.picture import PICTURE_FILE, draw
-from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS, read_prompts
+from bita.calibration.prompts import TREE_PROMPTS, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.runtime.session import Prompt, Session
 from bita.tuning.line_file import LineFile, parse_line
 
-MEASURED_PROMPTS = 12  # that AR and trees are timed on
+TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
 OnProgress = Callable[[str, int, int], None]
 
 
-class Calibrator:
-    """Measures one engine on this device; num_threads: 0 for one per physical core."""
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
 
-    def __init__(self, engine: Engine, num_threads: int, on_progress: OnProgress) -> None:
+    num_prompts: read from the prompt file. max_new_tokens: of each answer. repeats: turns in which
+    each size of step is timed. most_rows: of the steps that are timed.
+    """
+
+    num_prompts: int = 60
+    max_new_tokens: int = 96
+    repeats: int = 8
+    most_rows: int = 128
+
+
+class Calibrator:
+    """Measures one engine on this device.
+
+    num_threads: 0 for one per physical core. prompts: a prompt file; None: a set of our own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        num_threads: int,
+        on_progress: OnProgress,
+        prompts: Path | None = None,
+        effort: Effort | None = None,
+    ) -> None:
         self.engine = engine
         self._num_threads = num_threads
         self._on_progress = on_progress
+        self._own_prompts = prompts is not None
+        self._effort = effort or Effort()
+        read = read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts)
+        self._timed: Sequence[Prompt] = read[TIMED - 1 :: TIMED] or read
+        self._drafted = [p for number, p in enumerate(read) if (number + 1) % TIMED] or read
 
-    def acceptance(
-        self, prompts: Sequence[Prompt] | None, limit: int, max_new_tokens: int, anew: bool
-    ) -> Acceptance:
-        """Of the engine's drafts on its own answers; what was measured before is taken as it is.
+    def acceptance(self, anew: bool = False) -> Acceptance:
+        """Of the engine's drafts on its own answers to two thirds of the prompts.
 
-        prompts: None for our own set, of which `limit` are read. A killed run goes on behind the
-        last answer. Raises EngineError or PromptError.
+        What was measured before on prompts of our own is taken as it is. A killed run goes on
+        behind the last answer. Raises EngineError or PromptError.
         """
         data = read_calibration(self.engine).get("acceptance")
-        if data is not None and prompts is None and not anew:
+        if data is not None and not self._own_prompts and not anew:
             return Acceptance.from_json(data)
-        chosen = prompts or read_prompts(CALIBRATION_PROMPTS, limit)
-        key = {"prompts": list(chosen), "max_new_tokens": max_new_tokens, "files": self._files()}
+        chosen, max_new_tokens = self._drafted, self._effort.max_new_tokens
+        key = {"prompts": chosen, "max_new_tokens": max_new_tokens, "files": self._files()}
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         with _Progress(self.engine.path, digest) as kept:
 
@@ -60,16 +93,19 @@ class Calibrator:
         kept.remove()
         return acceptance
 
-    def latency(self, repeats: int, anew: bool) -> Latency:
+    def latency(self, anew: bool = False) -> Latency:
         """T(q) of this device; what was measured before on it is taken as it is."""
+        most_rows = self._effort.most_rows
         data = read_calibration(self.engine).get("latency")
         if data is not None and not anew:
             latency = Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
-            if latency.device == describe_device(self._num_threads):
+            same_device = latency.device == describe_device(self._num_threads)
+            if same_device and {*sizes_of(self.engine, most_rows)} <= {*latency.rows}:
                 return latency
         latency = measure_latency(
             self.engine,
-            repeats=repeats,
+            most_rows,
+            repeats=self._effort.repeats,
             num_threads=self._num_threads,
             on_progress=lambda done, total: self._on_progress("latency", done, total),
         )
@@ -81,12 +117,15 @@ class Calibrator:
         return planned_choice(self._planned(acceptance, latency))
 
     def tree(self, acceptance: Acceptance, latency: Latency) -> Choice:
-        """Choose by measuring the most promising trees against AR; the engine has the tree then."""
+        """Choose by timing the most promising trees and AR on the third of the prompts that
+        acceptance did not see; the engine has the tree then.
+        """
         session = Session.open(self.engine.path, num_threads=self._num_threads)
         choice = measure_choice(
             session,
             self._planned(acceptance, latency),
-            read_prompts(OWN_PROMPTS, MEASURED_PROMPTS),
+            self._timed,
+            self._effort.max_new_tokens,
             on_progress=lambda done, total: self._on_progress("timing trees", done, total),
         )
         files: dict[str, str | bytes] = {TREE_FILE: choice.chosen.tree.to_json()}
@@ -98,9 +137,7 @@ class Calibrator:
 
     def _planned(self, acceptance: Acceptance, latency: Latency) -> Plan:
         manifest = self.engine.manifest
-        # a text as long as those measured, on the mean of its way
-        cache_length = manifest.prefix_length + 128 / 2 + 64
-        return plan_trees(acceptance, latency, manifest.num_masks, manifest.mode, cache_length)
+        return plan_trees(acceptance, latency, manifest.num_masks, manifest.mode)
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""

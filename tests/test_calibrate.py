@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 from test_tree_search import random_acceptance
 
 from bita.calibration import choose_tree
-from bita.calibration.acceptance import Acceptance
+from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
 from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.latency import Latency, measure_latency, monotone, tree_of
-from bita.calibration.stages import Calibrator
+from bita.calibration.stages import Calibrator, Effort
 from bita.cli import main
 from bita.engine import Engine, open_engine, read_calibration
 from bita.errors import EngineError
@@ -22,6 +23,17 @@ from bita.runtime.session import Session, read_tree
 from bita.tree import Tree
 
 FEW = ["--limit", "3", "--max-new-tokens", "24", "--repeats", "1", "--threads", "1"]
+
+
+def calibrator_of(
+    engine: Engine,
+    told: Callable[[str, int, int], None] = lambda *_: None,
+    prompts: Path | None = None,
+    num_threads: int = 1,
+    **effort: int,
+) -> Calibrator:
+    little = {"num_prompts": 6, "max_new_tokens": 24, "repeats": 1, **effort}
+    return Calibrator(engine, num_threads, told, prompts, Effort(**little))
 
 
 @pytest.fixture
@@ -40,15 +52,14 @@ def device(milliseconds: list[float], rows: list[int]) -> Latency:
 def acceptance(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Acceptance:
     path = tmp_path_factory.mktemp("acceptance") / "engine"
     shutil.copytree(tiny_engine, path)
-    calibrator = Calibrator(open_engine(path), 1, lambda *_: None)
-    return calibrator.acceptance(None, 6, 60, anew=False)
+    return calibrator_of(open_engine(path), max_new_tokens=60).acceptance()
 
 
 def test_every_size_of_step_is_timed(engine: Engine) -> None:
-    latency = measure_latency(engine, rows=(1, 2, 7, 30, 5000), repeats=2, num_threads=1)
-    assert latency.rows == (1, 2, 7, 30)
-    assert latency.cache_lengths == (23, 95, 191, 352)  # of 382; with room for 30 rows at last
-    assert np.array(latency.median).shape == (4, 4)
+    latency = measure_latency(engine, most_rows=33, repeats=2, num_threads=1)
+    assert latency.rows == (*range(1, 9), 10, 12, 14, 16, 20, 24, 32)
+    assert latency.cache_lengths == (23, 95, 191, 350)  # of 382; with room for 32 rows at last
+    assert np.array(latency.median).shape == (4, 15)
     assert np.all(np.diff(latency.fitted, axis=1) >= 0)
     assert latency.device["cores"] >= 1
     assert Latency.from_json(json.loads(json.dumps(latency.to_json())), "x") == latency
@@ -82,7 +93,7 @@ def test_a_file_without_a_latency(data: object) -> None:
 
 def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
     flat = device([5.0, 5.0], [1, 128])
-    plan = plan_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree", 100)
+    plan = plan_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree")
     ar, planned = plan.ar, plan.trees
     choice = planned_choice(plan)
     assert choice.chosen is planned[0]
@@ -93,14 +104,14 @@ def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
 
 def test_where_rows_cost_what_a_step_does_ar_wins(acceptance: Acceptance) -> None:
     linear = device([1.0, 128.0], [1, 128])
-    choice = planned_choice(plan_trees(acceptance, linear, 3, "tree", 100))
+    choice = planned_choice(plan_trees(acceptance, linear, 3, "tree"))
     assert choice.chosen is choice.ar
     assert "AR" in choice.why or "cost" in choice.why
 
 
 def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    planned = plan_trees(acceptance, flat, 3, "exact", 100).trees
+    planned = plan_trees(acceptance, flat, 3, "exact").trees
     assert planned
     for candidate in planned:
         assert candidate.tree.spine_length == candidate.tree.num_nodes - 1
@@ -110,7 +121,7 @@ def test_ar_wins_unless_a_tree_pays(
     engine: Engine, acceptance: Acceptance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    plan = plan_trees(acceptance, flat, 3, "tree", 100)
+    plan = plan_trees(acceptance, flat, 3, "tree")
     session = Session.open(engine.path, mode="tree", num_threads=1)
     for least, wins in ((0.0, True), (1000.0, False)):
         monkeypatch.setattr(choose_tree, "LEAST_GAIN", least)
@@ -141,11 +152,46 @@ def test_the_engine_has_the_tree_that_was_chosen(
 
 
 def test_the_latency_of_another_device_is_measured_again(engine: Engine) -> None:
-    calibrator = Calibrator(engine, 1, lambda *_: None)
-    own = calibrator.latency(1, anew=False)
-    assert Calibrator(calibrator.engine, 1, lambda *_: None).latency(1, anew=False) == own
-    elsewhere = Calibrator(calibrator.engine, 2, lambda *_: None).latency(1, anew=False)
+    calibrator = calibrator_of(engine, most_rows=4)
+    own = calibrator.latency()
+    again = calibrator_of(calibrator.engine, most_rows=3)
+    assert again.latency() == own
+    elsewhere = calibrator_of(calibrator.engine, num_threads=2, most_rows=4).latency()
     assert elsewhere.device != own.device
+
+
+def test_a_latency_without_the_sizes_wanted_is_measured_again(engine: Engine) -> None:
+    calibrator = calibrator_of(engine, most_rows=4)
+    assert calibrator.latency().rows == (1, 2, 3, 4)
+    assert calibrator_of(calibrator.engine, most_rows=6).latency().rows == (1, 2, 3, 4, 5, 6)
+
+
+def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    stream = Session.stream
+    monkeypatch.setattr(
+        Session,
+        "stream",
+        lambda self, prompt, *args: asked.append(prompt) or stream(self, prompt, *args),
+    )
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"Hello {word}"}) for word in "abcdef"))
+    calibrator = calibrator_of(engine, prompts=path, most_rows=4)
+    acceptance, latency = calibrator.acceptance(), calibrator.latency()
+    assert len(acceptance.texts) == 4
+    told, asked[:] = len(asked), []
+    assert told == 4
+    calibrator.tree(acceptance, latency)
+    words = {prompt[0]["content"] for prompt in asked}
+    assert words == {"Hello c", "Hello f"}
+
+
+def test_the_mean_length_of_what_was_measured() -> None:
+    position = Position((1,), 0, 0)
+    acceptance = Acceptance(((position,) * 3, (position,)), (10, 20), "x", 4)
+    assert acceptance.mean_length == (10 + 11 + 12 + 20) / 4
 
 
 def test_what_if_changes_nothing(
@@ -189,14 +235,15 @@ def test_a_killed_run_goes_on_behind_the_last_answer(engine: Engine, tmp_path: P
 
     told: list[int] = []
     with pytest.raises(StoppedError):
-        Calibrator(engine, 1, stop).acceptance(None, 4, 24, anew=False)
+        calibrator_of(engine, stop).acceptance()
     (kept,) = tmp_path.glob(".*.jsonl")
     text = kept.read_text()
     assert len(text.splitlines()) == 3
     kept.write_text(text + '{"positions": [[[1, ')  # killed while it wrote
-    calibrator = Calibrator(engine, 1, lambda stage, done, total: told.append(done))
-    again = calibrator.acceptance(None, 4, 24, anew=False)
+    calibrator = calibrator_of(engine, lambda stage, done, total: told.append(done))
+    again = calibrator.acceptance()
     assert not kept.exists()
-    fresh = Calibrator(calibrator.engine, 1, lambda *_: None).acceptance(None, 4, 24, anew=True)
+    fresh = calibrator_of(calibrator.engine).acceptance(anew=True)
     assert again == fresh
-    assert calibrator.acceptance(None, 2, 24, anew=False) == again  # kept in the engine
+    few = calibrator_of(calibrator.engine, num_prompts=3)
+    assert few.acceptance() == again  # kept in the engine

@@ -8,23 +8,28 @@ import numpy as np
 import pytest
 from make_tiny_engine import write_plain_model
 
+from bita.adapter import random_adapter
 from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
 from bita.calibration.moments import collect_moments
 from bita.calibration.probe import Probe, value_names
 from bita.calibration.quality import Scored, measure_quality
 from bita.calibration.report import read_quality
+from bita.calibration.stages import Effort
 from bita.cli import main
-from bita.engine import Engine, move_engine, open_engine, revise_engine
+from bita.engine import Engine, move_engine, open_engine, read_calibration, revise_engine
 from bita.errors import BitaError, EngineError, PromptError
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
-from bita.runtime.session import Session
+from bita.identity import identify
+from bita.runtime.session import Session, read_tree
+from bita.tree import Tree
 
 TEXTS = [[5, 9, 200, 31, 7, 88], [3, 4, *range(40, 60)], list(range(10, 260))]
 WORDS = ("one", "two", "three", "four", "five")
 FEW_TOKENS = 6
+WITH_TREE = BuildOptions(tree=Tree.chain(3))  # nothing is timed
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,8 @@ def test_calibrated_is_better_and_says_so(
     for quantizer in ("rtn", "gptq"):
         out = tmp_path / quantizer
         options = CalibrationOptions(quantizer, max_new_tokens=24)
-        engine, quality = build_calibrated(checkpoint, None, out, BuildOptions(), options)
+        built = build_calibrated(checkpoint, None, out, WITH_TREE, options)
+        engine, quality = built.engine, built.quality
         assert read_quality(engine) == quality
         assert quality.quantizer == quantizer
         results[quantizer] = quality.kl
@@ -166,7 +172,7 @@ def test_a_killed_build_goes_on(
     stage: str, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
-    whole, _ = build_calibrated(checkpoint, None, tmp_path / "whole", BuildOptions(), options)
+    whole = build_calibrated(checkpoint, None, tmp_path / "whole", WITH_TREE, options).engine
 
     def stop(name: str, done: int, total: int) -> None:
         if name == stage and done:
@@ -174,17 +180,66 @@ def test_a_killed_build_goes_on(
 
     out, told = tmp_path / "killed", []
     with pytest.raises(StoppedError):
-        build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+        build_calibrated(checkpoint, None, out, WITH_TREE, options, stop)
     assert not out.exists()
-    again, _ = build_calibrated(
-        *(checkpoint, None, out, BuildOptions(), options),
+    again = build_calibrated(
+        *(checkpoint, None, out, WITH_TREE, options),
         lambda name, done, total: told.append((name, done, total)),
-    )
+    ).engine
     assert "exporting fp32" not in {name for name, _, _ in told}
     first_answered = next(done for name, done, _ in told if name == "answering prompts")
     assert first_answered >= 1
     for name in whole.files:
         assert whole.file(name).read_bytes() == again.file(name).read_bytes(), name
+
+
+@pytest.mark.parametrize("killed_in", [None, "acceptance", "latency", "timing trees"])
+def test_a_build_ends_with_the_tree_that_was_timed(
+    killed_in: str | None, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if name == killed_in and done:
+            raise StoppedError
+
+    effort = Effort(num_prompts=5, max_new_tokens=8, repeats=1, most_rows=8)
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS, effort=effort)
+    out = tmp_path / "engine"
+    if killed_in:
+        with pytest.raises(StoppedError):
+            build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+        told, killed_in = [], None
+    built = build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+    assert ("exporting int4" in told) == (told[0] == "exporting fp32")  # once
+    report = read_calibration(open_engine(out, check_hashes=True))
+    assert report.keys() == {"quality", "acceptance", "latency", "tree"}
+    assert built.choice is not None
+    assert read_tree(built.engine) == built.choice.chosen.tree
+    assert Session.open(out).generate("The one fox", 8).token_ids
+    assert {path.name for path in tmp_path.iterdir()} == {"engine", "mine.jsonl"}
+
+
+def test_an_engine_for_another_adapter_is_not_kept(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "measuring the error":
+            raise StoppedError
+
+    out, told = tmp_path / "engine", []
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    adapter = random_adapter(identify(checkpoint), 3, 2)
+    for other in (None, adapter):
+        with pytest.raises(StoppedError):
+            build_calibrated(checkpoint, other, out, WITH_TREE, options, stop)
+    engine = build_calibrated(
+        *(checkpoint, adapter, out, WITH_TREE, options),
+        lambda name, done, total: told.append(name),
+    ).engine
+    assert "exporting int4" not in told
+    assert engine.manifest.prefix_length == 2
 
 
 def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_path: Path) -> None:
@@ -195,10 +250,10 @@ def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_pat
     out, told = tmp_path / "engine", []
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
     with pytest.raises(StoppedError):
-        build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+        build_calibrated(checkpoint, None, out, WITH_TREE, options, stop)
     prompts.write_text(prompts.read_text() + '\n{"prompt": "The sixth fox"}')
     build_calibrated(
-        *(checkpoint, None, out, BuildOptions(), options),
+        *(checkpoint, None, out, WITH_TREE, options),
         lambda name, done, total: told.append(name),
     )
     assert "exporting fp32" in told

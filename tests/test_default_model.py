@@ -80,9 +80,11 @@ def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(CALIBRATION_PROMPTS.read_text().splitlines(True)[:24]))
     options = CalibrationOptions(prompts=prompts, max_new_tokens=32)
-    engine, quality = build_calibrated(
-        open_checkpoint(MODEL), None, tmp_path / "engine", BuildOptions("int4"), options
+    built = build_calibrated(
+        *(open_checkpoint(MODEL), None, tmp_path / "engine"),
+        *(BuildOptions("int4", tree=Tree.root_only()), options),
     )
+    engine, quality = built.engine, built.quality
     assert 0.02 < quality.kl < 0.26
     assert quality.same_greedy > 0.72
     assert quality.perplexity > quality.reference_perplexity

@@ -47,7 +47,7 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {"bita/py.typed", "bita/calibration/prompts.jsonl"}
-    expected.add("bita/calibration/calibration_prompts.jsonl")
+    expected |= {f"bita/calibration/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             inside = path.relative_to(ROOT)

@@ -27,7 +27,7 @@ def random_acceptance(num_masks: int, num_ranks: int, seed: int, length: int = 4
         )
         match = int(rng.integers(0, 5))
         positions.append(Position(ranks, match, int(rng.geometric(0.5)) - 1 if match else 0))
-    return Acceptance((tuple(positions),), "x", num_ranks)
+    return Acceptance((tuple(positions),), (100,), "x", num_ranks)
 
 
 def all_trees(num_masks: int, num_ranks: int, max_rows: int) -> Iterator[dict[Path, int]]:

@@ -25,10 +25,7 @@ def add_parser(subparsers: Any) -> None:
         "where they are missing, and the tree chosen by them",
     )
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--prompts", type=Path, help="JSONL file; default: a set of our own")
-    parser.add_argument("--limit", type=positive, default=40, help="prompts read; default: 40")
-    parser.add_argument("--max-new-tokens", type=positive, default=128, help="of each answer")
-    parser.add_argument("--repeats", type=positive, default=15, help="of each timing; default: 15")
+    _add_effort(parser)
     parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
     parser.add_argument("--anew", action="store_true", help="measure again what is there already")
     parser.add_argument(
@@ -40,23 +37,34 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=Path, help="JSONL file; default: a set of our own")
+    for name, default, text in (
+        ("--limit", 60, "prompts read; a third is for timing trees"),
+        ("--max-new-tokens", 96, "of each answer"),
+        ("--repeats", 8, "turns in which each size of step is timed"),
+        ("--most-rows", 128, "of the steps that are timed"),
+    ):
+        parser.add_argument(
+            name, type=positive, default=default, help=f"{text}; default: {default}"
+        )
+
+
 def run(args: argparse.Namespace) -> int:
-    from bita.calibration.prompts import read_prompts
-    from bita.calibration.stages import Calibrator
+    from bita.calibration.stages import Calibrator, Effort
     from bita.commands.progress import progress_bars
     from bita.engine import open_engine
 
     engine = open_engine(args.engine)
-    prompts = read_prompts(args.prompts, args.limit) if args.prompts else None
+    effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.most_rows)
     with progress_bars() as show:
-        calibrator = Calibrator(engine, args.threads, show)
+        calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
         if args.what_if:
-            acceptance = calibrator.acceptance(prompts, args.limit, args.max_new_tokens, args.anew)
-            return _plan(calibrator, acceptance, args.what_if)
+            return _plan(calibrator, calibrator.acceptance(args.anew), args.what_if)
         if args.stage != "latency":
-            acceptance = calibrator.acceptance(prompts, args.limit, args.max_new_tokens, args.anew)
+            acceptance = calibrator.acceptance(args.anew)
         if args.stage != "acceptance":
-            latency = calibrator.latency(args.repeats, args.anew)
+            latency = calibrator.latency(args.anew)
         if args.stage == "tree":
             choice = calibrator.tree(acceptance, latency)
     if args.stage == "acceptance":
@@ -124,7 +132,7 @@ def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
 def _print_choice(choice: Any) -> None:
     rows = [
         (
-            ("* " if candidate is choice.chosen else "  ") + _name(candidate.tree),
+            ("* " if candidate is choice.chosen else "  ") + candidate.name,
             candidate.tree.num_rows,
             f"{candidate.expected_tokens:.3f}",
             _or_dash(candidate.measured_tokens, ".3f"),
@@ -135,11 +143,7 @@ def _print_choice(choice: Any) -> None:
     ]
     header = ("tree", "rows", "tokens per step", "measured", "tokens/s", "measured")
     _print_table(header, rows)
-    print(f"chosen: {_name(choice.chosen.tree)}; {choice.why}")
-
-
-def _name(tree: Any) -> str:
-    return "AR" if tree.num_nodes == 1 else str(tree)
+    print(f"chosen: {choice}")
 
 
 def _or_dash(value: float, form: str) -> str:

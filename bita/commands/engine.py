@@ -35,13 +35,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--uncalibrated",
         action="store_true",
-        help="round to the nearest and measure nothing: seconds, and no float32 copy",
+        help="round to the nearest and measure nothing: seconds, no float32 copy; tree: a chain",
     )
     parser.add_argument("--out", type=Path, help="default: engines/MODEL-PRECISION")
     parser.add_argument(
         "--capacity", type=positive, help="cache slots; default: 2048 or the model's limit"
     )
-    parser.add_argument("--tree", help=f"{TREE_HELP}; default: chain")
+    parser.add_argument("--tree", help=f"{TREE_HELP}; default: the fastest on this device")
     parser.add_argument(
         "--mode", default="exact", help="exact (default): bit-identical to AR; tree: all branches"
     )
@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
         _export(checkpoint, adapter, out, options)
     else:
         with progress_bars() as show:
-            _, quality = build_calibrated(checkpoint, adapter, out, options, calibration, show)
-        report = f"\n{quality}"
+            built = build_calibrated(checkpoint, adapter, out, options, calibration, show)
+        report = f"\n{built.quality}"
+        if built.choice:
+            report += f"\ndecodes with: {built.choice}"
     num_bytes = sum(path.stat().st_size for path in out.iterdir())
     seconds = time.perf_counter() - began
     print(f"{out}: {args.precision}, {num_bytes / 1e6:.0f} MB, built in {seconds:.1f} s{report}")
