@@ -43,12 +43,14 @@ help: ## list the targets
 	@echo '  [QUANTIZER=gptq|rtn] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
-demo: ## install, build the default engine, answer a prompt, verify
+demo: ## install, build the default engine, measure it, answer a prompt, verify
 	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
+	@printf '\nWhich tree is fastest here? bita calibrate tree, in short:\n'
+	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 12 --max-new-tokens 48 --repeats 3 --most-rows 24
 	@printf '\n> %s\n\n' '$(DEMO_PROMPT)'
 	@$(BIN)/bita generate $(DEMO_ENGINE) '$(DEMO_PROMPT)' --max-new-tokens 128 --stats
-	@printf '\nIs this the text of plain decoding? bita verify:\n'
-	@$(BIN)/bita verify $(DEMO_ENGINE) --limit 5 --max-new-tokens 64
+	@printf '\nDo trees give the text of plain decoding? bita verify, with a chain of three drafts:\n'
+	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
 
 engine: ## build an engine directory: make engine MODEL=...
 	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make engine MODEL=$(DEMO_MODEL)' >&2; exit 2; }

@@ -228,6 +228,8 @@ class Tree:
         return faults
 
     def __str__(self) -> str:
+        if self.num_rows == 1:
+            return "AR"
         widths = np.bincount(self.depths)[1:].tolist()
         ngrams = f", n-grams from {self.min_match} tokens on" if self.min_match else ""
         return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows{ngrams}"

@@ -7,6 +7,7 @@ from typing import Any
 from bita.calibration.acceptance import Acceptance, replay
 from bita.calibration.latency import Latency
 from bita.calibration.tree_search import best_trees, path_shares
+from bita.calibration.turns import decode_in_turns, together
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
@@ -30,10 +31,6 @@ class Candidate:
     measured_tokens: float = 0.0
     measured_speed: float = 0.0
 
-    @property
-    def name(self) -> str:
-        return "AR" if self.tree.num_nodes == 1 else str(self.tree)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "tree": str(self.tree),
@@ -49,25 +46,24 @@ class Candidate:
 class Plan:
     """What is expected of trees. ar: plain decoding. trees: best first, counted by replay.
 
-    by_rows: the best tree of each number of rows.
+    by_rows: the best tree of each number of rows. triangle: BiTA's tree, to compare with.
     """
 
     ar: Candidate
     trees: tuple[Candidate, ...]
     by_rows: tuple[Candidate, ...]
+    triangle: Candidate
 
 
 @dataclass(frozen=True)
 class Choice:
-    """chosen: what the engine decodes with. ar: plain decoding. others: best first.
-
-    by_rows: as in the plan.
-    """
+    """chosen: what the engine decodes with. others: best first. The rest is as in the plan."""
 
     chosen: Candidate
     ar: Candidate
-    others: tuple[Candidate, ...] = ()
-    by_rows: tuple[Candidate, ...] = ()
+    others: tuple[Candidate, ...]
+    by_rows: tuple[Candidate, ...]
+    triangle: Candidate
 
     @property
     def why(self) -> str:
@@ -78,18 +74,19 @@ class Choice:
         if best is None:
             return "no tree has tokens enough for what its rows cost"
         return (
-            f"the best tree, {best.name}, decodes {_ratio(best, self.ar):.2f} times as fast as AR; "
+            f"the best tree, {best.tree}, decodes {_ratio(best, self.ar):.2f} times as fast as AR; "
             f"less than {LEAST_GAIN} does not pay"
         )
 
     def __str__(self) -> str:
-        return f"{self.chosen.name}; {self.why}"
+        return f"{self.chosen.tree}; {self.why}"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "chosen": self.chosen.to_json(),
             "ar": self.ar.to_json(),
             "others": [other.to_json() for other in self.others],
+            "triangle": self.triangle.to_json(),
             "why": self.why,
             "by_rows": [
                 [c.tree.num_rows, round(c.expected_tokens, 4), round(c.expected_speed, 2)]
@@ -98,11 +95,18 @@ class Choice:
         }
 
 
-def plan_trees(acceptance: Acceptance, latency: Latency, num_masks: int, mode: str) -> Plan:
+def plan_trees(
+    acceptance: Acceptance,
+    latency: Latency,
+    num_masks: int,
+    mode: str,
+    min_matches: Sequence[int] = MIN_MATCHES,
+) -> Plan:
     """AR, and the trees expected to be fastest, one for each number of rows.
 
-    mode: "exact" knows nodes of the spine only. Expected tokens are counted by replay on the
-    acceptance's own texts, T(q) is taken at their mean length.
+    num_masks: 0 for drafts from the text alone. min_matches: that trees may have; (0,) for drafts
+    of the masks alone. mode: "exact" knows nodes of the spine only. Expected tokens are counted by
+    replay on the acceptance's own texts, T(q) is taken at their mean length.
     """
 
     def milliseconds(rows: int) -> float:
@@ -110,25 +114,29 @@ def plan_trees(acceptance: Acceptance, latency: Latency, num_masks: int, mode: s
 
     ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1))
     found: dict[int, Candidate] = {}
-    for min_match in MIN_MATCHES:
+    for min_match in min_matches:
         shares = path_shares(acceptance, num_masks, min_match, mode)
         most = sum(shares[-1].values())  # tokens per step of a tree of all paths
         max_rows = max(_last_that_can_win(milliseconds, most), LEAST_ROWS)
         for rows, best in best_trees(shares, max_rows, min_match).items():
-            # a step has two rows at least, or AR would not be bit-identical to it
             speed = 1000 * best.tokens_per_step / milliseconds(max(rows, 2))
             if best.tree.num_nodes > 1 and (
                 rows not in found or speed > found[rows].expected_speed
             ):
                 found[rows] = Candidate(best.tree, best.tokens_per_step, speed)
-    counted = []
-    for candidate in found.values():
-        tokens = replay(acceptance, candidate.tree, mode)
-        speed = 1000 * tokens / milliseconds(max(candidate.tree.num_rows, 2))
-        counted.append(replace(candidate, expected_tokens=tokens, expected_speed=speed))
+    counted = [expected_of(c.tree, acceptance, latency, mode) for c in found.values()]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     counted.sort(key=lambda c: -c.expected_speed)
-    return Plan(ar, tuple(counted), tuple(by_rows))
+    triangle = expected_of(Tree.triangle(), acceptance, latency, mode)
+    return Plan(ar, tuple(counted), tuple(by_rows), triangle)
+
+
+def expected_of(tree: Tree, acceptance: Acceptance, latency: Latency, mode: str) -> Candidate:
+    """A tree with its tokens per step by replay, and the speed that T(q) makes of them."""
+    tokens = replay(acceptance, tree, mode)
+    # a step has two rows at least, or AR would not be bit-identical to it
+    milliseconds = latency.at(max(tree.num_rows, 2), acceptance.mean_length)
+    return Candidate(tree, tokens, 1000 * tokens / milliseconds)
 
 
 def measure_choice(
@@ -149,26 +157,17 @@ def measure_choice(
         close = list(planned[:2])
     sessions = [session.using(tree=ar.tree, min_rows=1)]
     sessions += [session.using(tree=candidate.tree) for candidate in close]
-    for other in sessions:  # warm
-        other.generate(prompts[0], 8)
-        other.reset_stats()
-    for number, prompt in enumerate(prompts):
-        for turn in range(len(sessions)):
-            other = sessions[(number + turn) % len(sessions)]
-            other.generate(prompt, max_new_tokens)
-        on_progress(number + 1, len(prompts))
+    timed = map(together, decode_in_turns(sessions, prompts, max_new_tokens, on_progress))
     measured = [
         replace(
-            candidate,
-            measured_tokens=other.stats.tokens_per_step,
-            measured_speed=other.stats.tokens_per_second,
+            candidate, measured_tokens=sums.tokens_per_step, measured_speed=sums.tokens_per_second
         )
-        for candidate, other in zip([ar, *close], sessions, strict=True)
+        for candidate, sums in zip([ar, *close], timed, strict=True)
     ]
     ar, trees = measured[0], sorted(measured[1:], key=lambda c: -c.measured_speed)
     wins = bool(trees) and trees[0].measured_speed >= LEAST_GAIN * ar.measured_speed
     chosen = trees[0] if wins else ar
-    return Choice(chosen, ar, tuple(c for c in trees if c is not chosen), plan.by_rows)
+    return Choice(chosen, ar, _without(chosen, trees), plan.by_rows, plan.triangle)
 
 
 def planned_choice(plan: Plan) -> Choice:
@@ -176,7 +175,11 @@ def planned_choice(plan: Plan) -> Choice:
     ar, planned = plan.ar, plan.trees
     wins = bool(planned) and planned[0].expected_speed >= LEAST_GAIN * ar.expected_speed
     chosen = planned[0] if wins else ar
-    return Choice(chosen, ar, tuple(c for c in planned if c is not chosen), plan.by_rows)
+    return Choice(chosen, ar, _without(chosen, planned), plan.by_rows, plan.triangle)
+
+
+def _without(chosen: Candidate, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(candidate for candidate in candidates if candidate is not chosen)
 
 
 def _last_that_can_win(milliseconds: Callable[[int], float], most_tokens: float) -> int:

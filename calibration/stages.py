@@ -112,9 +112,12 @@ class Calibrator:
         self._keep("latency", latency.to_json())
         return latency
 
-    def plan(self, acceptance: Acceptance, latency: Latency) -> Choice:
-        """What would be chosen on a device with this latency, from expectations alone."""
-        return planned_choice(self._planned(acceptance, latency))
+    def plan(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
+        """What would be chosen on a device with this latency, from expectations alone.
+
+        mode: None for the engine's own.
+        """
+        return planned_choice(self._planned(acceptance, latency, mode))
 
     def tree(self, acceptance: Acceptance, latency: Latency) -> Choice:
         """Choose by timing the most promising trees and AR on the third of the prompts that
@@ -135,9 +138,9 @@ class Calibrator:
         self._keep("tree", choice.to_json(), files)
         return choice
 
-    def _planned(self, acceptance: Acceptance, latency: Latency) -> Plan:
+    def _planned(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Plan:
         manifest = self.engine.manifest
-        return plan_trees(acceptance, latency, manifest.num_masks, manifest.mode)
+        return plan_trees(acceptance, latency, manifest.num_masks, mode or manifest.mode)
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bita.commands import add_command, not_negative, positive
+from bita.engine import MODES
 
 STAGES = ("acceptance", "latency", "tree")
+MOST_SHOWN = 4  # trees that were not chosen
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
         help="JSON of another device's latency, or orin-nano, agx-orin, rtx-4090, h100 as modelled "
         "from data sheets: say what would be chosen there; the engine keeps its tree",
     )
+    parser.add_argument("--mode", choices=MODES, help="of --what-if; default: the engine's own")
     parser.set_defaults(run=run)
 
 
@@ -54,13 +57,17 @@ def run(args: argparse.Namespace) -> int:
     from bita.calibration.stages import Calibrator, Effort
     from bita.commands.progress import progress_bars
     from bita.engine import open_engine
+    from bita.errors import EngineError
 
+    if args.mode and not args.what_if:
+        raise EngineError("--mode goes with --what-if; an engine keeps the mode it was built with")
     engine = open_engine(args.engine)
     effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.most_rows)
     with progress_bars() as show:
         calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
         if args.what_if:
-            return _plan(calibrator, calibrator.acceptance(args.anew), args.what_if)
+            acceptance = calibrator.acceptance(args.anew)
+            return _plan(calibrator, acceptance, args.what_if, args.mode)
         if args.stage != "latency":
             acceptance = calibrator.acceptance(args.anew)
         if args.stage != "acceptance":
@@ -76,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(calibrator: Any, acceptance: Any, device: str) -> int:
+def _plan(calibrator: Any, acceptance: Any, device: str, mode: str | None) -> int:
     latency = _latency_of(calibrator.engine, device)
     print(f"{device}: {latency.device.get('processor', latency.device)}")
-    _print_choice(calibrator.plan(acceptance, latency))
+    _print_choice(calibrator.plan(acceptance, latency, mode))
     return 0
 
 
@@ -130,16 +137,20 @@ def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
 
 
 def _print_choice(choice: Any) -> None:
+    shown = [choice.chosen, choice.ar, *choice.others[:MOST_SHOWN]]
     rows = [
         (
-            ("* " if candidate is choice.chosen else "  ") + candidate.name,
+            ("* " if candidate is choice.chosen else "  ") + name,
             candidate.tree.num_rows,
             f"{candidate.expected_tokens:.3f}",
             _or_dash(candidate.measured_tokens, ".3f"),
             f"{candidate.expected_speed:.1f}",
             _or_dash(candidate.measured_speed, ".1f"),
         )
-        for candidate in dict.fromkeys((choice.chosen, choice.ar, *choice.others))
+        for candidate, name in [
+            *((candidate, str(candidate.tree)) for candidate in dict.fromkeys(shown)),
+            (choice.triangle, "BiTA's triangle"),
+        ]
     ]
     header = ("tree", "rows", "tokens per step", "measured", "tokens/s", "measured")
     _print_table(header, rows)

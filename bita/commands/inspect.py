@@ -1,7 +1,7 @@
 """`bita inspect`: a readable card of an engine, an adapter or a model."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from bita.commands import add_command
 
 Rows = Iterable[tuple[str, object]]
+SHOWN_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _engine_rows(path: Path) -> Rows:
     from bita.calibration.report import read_quality
-    from bita.engine import open_engine
+    from bita.engine import open_engine, read_calibration
     from bita.runtime.session import read_tree
 
     engine = open_engine(path, check_hashes=True)
-    quality = read_quality(engine)
+    quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
     cache = 8 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
     prefix, tuned = manifest.prefix_length, manifest.tuned_on
@@ -61,6 +62,7 @@ def _engine_rows(path: Path) -> Rows:
         *_worst_layer(quality),
         ("mode", manifest.mode),
         ("tree", read_tree(engine)),
+        *_measured_rows(measured, str(path)),
         ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
@@ -70,6 +72,23 @@ def _engine_rows(path: Path) -> Rows:
         ("needs", ", ".join(f"{name} >= {least}" for name, least in manifest.requires.items())),
         ("made by", manifest.created_by),
     ]
+
+
+def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, object]]:
+    """Why the engine has its tree, and what steps take, where that was measured."""
+    from bita.calibration.latency import Latency
+
+    rows: list[tuple[str, object]] = []
+    if isinstance(report.get("tree"), Mapping):
+        rows.append(("chosen because", report["tree"].get("why", "not stated")))
+    if "latency" in report:
+        latency = Latency.from_json(report["latency"], source)
+        times = dict(zip(latency.rows, latency.median[0], strict=True))
+        some = ", ".join(f"{ms:.3g} ms of {q}" for q, ms in times.items() if q in SHOWN_ROWS)
+        device = latency.device.get("processor", latency.device.get("machine", "a device"))
+        threads, length = latency.device.get("threads"), latency.cache_lengths[0]
+        rows.append(("steps", f"{some} rows, behind {length} tokens; {device}, threads: {threads}"))
+    return rows
 
 
 def _worst_layer(quality: Any) -> list[tuple[str, object]]:

@@ -1,0 +1,258 @@
+"""The tree that an engine's calibration chose, against others, on prompts it was not chosen on.
+
+    python benchmarks/tree_choice.py engines/*-int4 engines/*-fp32 --prompts mt_bench.jsonl \
+        --out benchmarks/results/tree_choice.json
+
+Contest: the engine's tree, AR with one row, the tree that calibration would take if AR were not
+there, BiTA's triangle, and random trees of the same number of rows, on a few prompts of each
+category, all in turns. Sources: the best trees with drafts of the masks alone, of the text alone
+(n-grams) and of both, by category. Each with what calibration expects of it. Run it with nothing
+else running, on the device that the engines were calibrated on.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_report import describe_machine
+
+from bita.calibration.acceptance import Acceptance
+from bita.calibration.choose_tree import expected_of, plan_trees
+from bita.calibration.latency import Latency
+from bita.calibration.turns import Timed, decode_in_turns, together
+from bita.commands.progress import progress_bars
+from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
+from bita.errors import BitaError, EngineError, PromptError
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best tree", "triangle (5,4,3)"
+RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
+Show = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as a user's message, and its category."""
+
+    category: str
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An engine that is loaded, with what its calibration.json has."""
+
+    session: Session
+    acceptance: Acceptance
+    latency: Latency
+
+    @classmethod
+    def open(cls, path: Path, num_threads: int) -> "Calibrated":
+        engine = open_engine(path)
+        report = read_calibration(engine)
+        missing = [topic for topic in ("acceptance", "latency", "tree") if topic not in report]
+        if missing:
+            raise EngineError(
+                f"engine {path} has no {missing[0]} in its {CALIBRATION_FILE}; "
+                f"run: bita calibrate tree {path}"
+            )
+        acceptance = Acceptance.from_json(report["acceptance"])
+        latency = Latency.from_json(report["latency"], str(path))
+        return cls(Session.open(path, num_threads=num_threads), acceptance, latency)
+
+    def best_tree(self, num_masks: int | None = None, **sources: Any) -> Tree:
+        """The tree expected to be fastest."""
+        masks = self.session.adapter.num_masks if num_masks is None else num_masks
+        plan = plan_trees(self.acceptance, self.latency, masks, self.session.mode, **sources)
+        return plan.trees[0].tree
+
+    def using(self, tree: Tree) -> Session:
+        return self.session.using(tree=tree, min_rows=1 if tree.num_nodes == 1 else 2)
+
+    def expected(self, tree: Tree) -> dict[str, float]:
+        """Tokens per step and per second by calibration."""
+        if tree.num_nodes == 1:
+            return {"tokens_per_step": 1.0, "tokens_per_second": round(self._ar_speed(), 2)}
+        found = expected_of(tree, self.acceptance, self.latency, self.session.mode)
+        return {
+            "tokens_per_step": round(found.expected_tokens, 4),
+            "tokens_per_second": round(found.expected_speed, 2),
+        }
+
+    def _ar_speed(self) -> float:
+        return 1000 / self.latency.at(1, self.acceptance.mean_length)
+
+
+def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Show) -> Any:
+    """The chosen tree against the others, in turns."""
+    best = engine.best_tree()
+    trees = {AR: Tree.root_only(), CHOSEN: engine.session.tree, BEST: best}
+    trees[TRIANGLE] = Tree.triangle()
+    rng, num_masks = np.random.default_rng(0), engine.session.adapter.num_masks
+    for number in range(args.num_random):
+        trees[f"random {number}"] = random_tree(best.num_rows, num_masks, rng)
+    timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("contest", d, t))
+    return {name: described(engine, trees[name], runs, timed[AR]) for name, runs in timed.items()}
+
+
+def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Show) -> Any:
+    """By category: drafts of the masks alone, of the text alone, of both."""
+    both = engine.best_tree(min_matches=(1, 2, 3))
+    if not sum(both.num_masks):
+        both = engine.best_tree(min_matches=(0,)).with_ngrams(both.min_match)
+    trees = {
+        AR: Tree.root_only(),
+        "masks": engine.best_tree(min_matches=(0,)),
+        "n-grams": engine.best_tree(0, min_matches=(1, 2, 3)),
+        "both": both,
+    }
+    timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("sources", d, t))
+    places: dict[str, list[int]] = {}
+    for place, question in enumerate(prompts):
+        places.setdefault(question.category, []).append(place)
+    report: dict[str, Any] = {}
+    for name, runs in timed.items():
+        report[name] = described(engine, trees[name], runs, timed[AR])
+        report[name]["by_category"] = {
+            category: figures([runs[i] for i in inside], [timed[AR][i] for i in inside])
+            for category, inside in places.items()
+        }
+    return report
+
+
+def timed_by_name(
+    engine: Calibrated,
+    trees: Mapping[str, Tree],
+    prompts: Sequence[Question],
+    args: Any,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, list[Timed]]:
+    """Decode with all trees in turns; the same tree under two names is run twice."""
+    sessions = [engine.using(tree) for tree in trees.values()]
+    messages = [question.messages for question in prompts]
+    timed = decode_in_turns(sessions, messages, args.max_new_tokens, on_progress)
+    return dict(zip(trees, timed, strict=True))
+
+
+def described(
+    engine: Calibrated, tree: Tree, runs: Sequence[Timed], ar: Sequence[Timed]
+) -> dict[str, Any]:
+    return {
+        "tree": str(tree),
+        "rows": tree.num_rows,
+        "expected": engine.expected(tree),
+        **figures(runs, ar),
+    }
+
+
+def figures(runs: Sequence[Timed], ar: Sequence[Timed]) -> dict[str, Any]:
+    """Sums over answers; same_text: answers with the token ids of AR's, which has one row here."""
+    total, plain = together(runs), together(ar)
+    return {
+        "tokens_per_step": round(total.tokens_per_step, 4),
+        "tokens_per_second": round(total.tokens_per_second, 2),
+        "times_ar": round(total.tokens_per_second / plain.tokens_per_second, 4),
+        "same_text": sum(a.token_ids == b.token_ids for a, b in zip(runs, ar, strict=True)),
+        "answers": len(runs),
+    }
+
+
+def random_tree(num_rows: int, num_masks: int, rng: np.random.Generator) -> Tree:
+    """Nodes at random places, up to the rank and depth of the triangle, and masks at random."""
+    masks: dict[tuple[int, ...], int] = {(): 1}
+    used = 2
+    while used < num_rows:
+        path = list(masks)[rng.integers(len(masks))]
+        if rng.random() < 0.5:
+            if masks[path] == num_masks:
+                continue
+            masks[path] += 1
+        else:
+            rank = 1 + sum(other[:-1] == path for other in masks if other)
+            if rank > RANDOM_RANKS or len(path) == num_masks:
+                continue
+            masks[(*path, rank)] = 0
+        used += 1
+    return Tree.from_paths(masks, masks)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """First turns with their categories. Raises PromptError."""
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            Question(entry["category"], [{"role": "user", "content": entry["turns"][0]}])
+            for entry in entries
+        ]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise PromptError(f"{path} is not of MT-Bench's form ({error!r})") from error
+
+
+def evenly(questions: Sequence[Question], count: int) -> list[Question]:
+    """So many, spread over the file."""
+    count = min(count, len(questions))
+    return [questions[i * len(questions) // count] for i in range(count)]
+
+
+def print_table(title: str, report: Mapping[str, Any]) -> None:
+    print(f"\n{title}")
+    print("tree              rows  tokens/step expected  tokens/s expected  x AR")
+    for name, row in report.items():
+        expected = row["expected"]
+        print(
+            f"{name:17} {row['rows']:4}  {row['tokens_per_step']:11.3f} "
+            f"{expected['tokens_per_step']:8.3f}  {row['tokens_per_second']:8.1f} "
+            f"{expected['tokens_per_second']:8.1f}  {row['times_ar']:.3f}"
+        )
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All engines; the file is written anew after each."""
+    questions = read_questions(args.prompts)
+    report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
+    report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}
+    for path in args.engines:
+        engine = Calibrated.open(path, args.threads)
+        result: dict[str, Any] = {"mode": engine.session.mode}
+        with progress_bars() as show:
+            if args.contest:
+                result["contest"] = contest(engine, evenly(questions, args.contest), args, show)
+            if args.sources:
+                result["sources"] = sources(engine, evenly(questions, args.sources), args, show)
+        for part in ("contest", "sources"):
+            if part in result:
+                print_table(f"{path.name}, {part}", result[part])
+        report["engines"][path.name] = result
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engines", type=Path, nargs="+")
+    parser.add_argument("--prompts", type=Path, required=True, help="MT-Bench's file")
+    parser.add_argument("--contest", type=int, default=16, help="prompts of the contest; 0: none")
+    parser.add_argument("--sources", type=int, default=80, help="prompts of the sources; 0: none")
+    parser.add_argument("--num-random", type=int, default=20)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        measure(args)
+    except BitaError as error:
+        print(f"tree_choice: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

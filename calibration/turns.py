@@ -1,0 +1,60 @@
+"""Several ways to decode the same prompts, in turns, so that a drift of the machine hits all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bita.runtime.session import Prompt, Session
+
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Decode steps, of one answer or of several; the prefill and its token are not in it."""
+
+    num_tokens: int
+    num_steps: int
+    milliseconds: float
+    token_ids: tuple[int, ...] = ()  # of one answer
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.num_tokens / self.num_steps if self.num_steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return 1000 * self.num_tokens / self.milliseconds if self.milliseconds else 0.0
+
+
+def decode_in_turns(
+    sessions: Sequence[Session],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Timed]]:
+    """[session][prompt]. Another session begins with each prompt."""
+    for session in sessions:
+        session.generate(prompts[0], WARM_UP_TOKENS)
+    timed: list[list[Timed]] = [[] for _ in sessions]
+    for number, prompt in enumerate(prompts):
+        for turn in range(len(sessions)):
+            place = (number + turn) % len(sessions)
+            timed[place].append(_timed(sessions[place], prompt, max_new_tokens))
+        on_progress(number + 1, len(prompts))
+    return timed
+
+
+def together(timed: Sequence[Timed]) -> Timed:
+    """The sums of several answers."""
+    return Timed(
+        sum(each.num_tokens for each in timed),
+        sum(each.num_steps for each in timed),
+        sum(each.milliseconds for each in timed),
+    )
+
+
+def _timed(session: Session, prompt: Prompt, max_new_tokens: int) -> Timed:
+    session.reset_stats()
+    answer = session.generate(prompt, max_new_tokens)
+    stats = session.stats
+    return Timed(stats.num_tokens, stats.num_steps, sum(stats.step_ms), tuple(answer.token_ids))

@@ -1,0 +1,107 @@
+"""benchmarks/tree_choice.py on a tiny engine, and decoding in turns."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bita.calibration.stages import Calibrator, Effort
+from bita.calibration.turns import Timed, decode_in_turns, together
+from bita.engine import open_engine
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import tree_choice
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("choice") / "engine"
+    shutil.copytree(tiny_engine, path)
+    effort = Effort(num_prompts=6, max_new_tokens=40, repeats=1, most_rows=8)
+    calibrator = Calibrator(open_engine(path), 1, lambda *_: None, effort=effort)
+    calibrator.tree(calibrator.acceptance(), calibrator.latency())
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    lines = [
+        {"category": category, "turns": [f"Hello {word} {word}"]}
+        for category in ("writing", "math")
+        for word in ("tree", "mask", "fox")
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_the_report_has_all_contenders_and_categories(
+    calibrated: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.json"
+    options = ["--contest", "2", "--sources", "6", "--num-random", "2", "--max-new-tokens", "12"]
+    files = [str(calibrated), "--prompts", str(questions), "--out", str(out)]
+    assert tree_choice.main([*files, *options, "--threads", "1"]) == 0
+    assert "triangle (5,4,3)" in capsys.readouterr().out
+    (result,) = json.loads(out.read_text())["engines"].values()
+    contest, sources = result["contest"], result["sources"]
+    assert [*contest] == [
+        *("AR", "chosen", "best tree", "triangle (5,4,3)", "random 0", "random 1")
+    ]
+    assert contest["random 0"]["rows"] == contest["best tree"]["rows"]
+    assert contest["AR"]["times_ar"] == contest["AR"]["tokens_per_step"] == 1
+    assert sources["masks"]["rows"] > 2
+    assert sources["n-grams"]["tree"].endswith("on")
+    assert ", 0 mask rows" in sources["n-grams"]["tree"]
+    for row in sources.values():
+        assert [*row["by_category"]] == ["writing", "math"]
+        assert sum(part["answers"] for part in row["by_category"].values()) == 6
+        assert row["same_text"] == 6  # float32, and margins of a tiny model are wide
+
+
+def test_an_engine_that_was_not_calibrated(
+    tiny_engine: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--prompts", str(questions), "--out", str(tmp_path / "x.json")]
+    assert tree_choice.main([str(tiny_engine), *files]) == 1
+    assert "has no acceptance in its calibration.json; run: bita calibrate tree" in (
+        capsys.readouterr().err
+    )
+
+
+def test_prompts_of_another_form(calibrated: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text('{"prompt": "Hello"}')
+    assert tree_choice.main([str(calibrated), "--prompts", str(path), "--out", "x"]) == 1
+
+
+@pytest.mark.parametrize("num_rows", [2, 3, 9, 40])
+def test_random_trees_have_the_rows_asked_for(num_rows: int) -> None:
+    rng = np.random.default_rng(1)
+    trees = {tree_choice.random_tree(num_rows, 3, rng) for _ in range(8)}
+    assert {tree.num_rows for tree in trees} == {num_rows}
+    assert len(trees) > 1 or num_rows == 2
+    for tree in trees:
+        assert not tree.misfits(3, tree_choice.RANDOM_RANKS, 1000)
+
+
+def test_turns_count_each_answer_alone(tiny_engine: Path) -> None:
+    session = Session.open(tiny_engine, num_threads=1)
+    sessions = [session.using(tree=Tree.root_only()), session.using(tree=Tree.chain(3))]
+    told: list[tuple[int, int]] = []
+    timed = decode_in_turns(
+        sessions, ["Hello tree", "A mask"], 20, lambda done, total: told.append((done, total))
+    )
+    assert told == [(1, 2), (2, 2)]
+    for plain, tree, prompt in zip(*timed, ("Hello tree", "A mask"), strict=True):
+        assert plain.token_ids == tree.token_ids
+        assert list(plain.token_ids) == session.generate(prompt, 20).token_ids
+        assert plain.num_steps == plain.num_tokens == len(plain.token_ids) - 1
+        assert tree.num_steps <= plain.num_steps
+    assert together(timed[0]).num_steps == sum(each.num_steps for each in timed[0])
+    assert Timed(6, 3, 500.0).tokens_per_second == 12
