@@ -1,6 +1,7 @@
 """`bita calibrate`: latency, acceptance, the tree chosen by them, and what a killed run keeps."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,3 +248,20 @@ def test_a_killed_run_goes_on_behind_the_last_answer(engine: Engine, tmp_path: P
     assert again == fresh
     few = calibrator_of(calibrator.engine, num_prompts=3)
     assert few.acceptance() == again  # kept in the engine
+
+
+def test_what_if_in_another_mode(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(device([5.0, 5.0], [1, 128]).to_json()))
+    few = ["calibrate", "tree", str(engine.path), *FEW]
+    for mode, branches in (("exact", False), ("tree", True)):
+        assert main([*few, "--what-if", str(path), "--mode", mode]) == 0
+        out = capsys.readouterr().out
+        widths = re.search(r"chosen: \d+ nodes \(widths \[(.*?)\]\)", out)
+        assert widths is not None
+        assert ({*widths[1].split(", ")} != {"1"}) == branches
+        assert "BiTA's triangle" in " ".join(out.split())
+    assert main([*few, "--mode", "tree"]) == 2
+    assert "--mode goes with --what-if" in capsys.readouterr().err
