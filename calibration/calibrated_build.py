@@ -43,9 +43,10 @@ Conversations = Sequence[Conversation]
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """quantizer: of int4 weights: "gptq", or "rtn" (to the nearest). prompts: a prompt file whose
-    answers are calibrated on and judged by; None: sets of our own. max_new_tokens: of each answer.
-    effort: what the choice of the tree takes.
+    """quantizer: "gptq", for int8 smoothing in its place; or "rtn" (to the nearest).
+
+    prompts: a prompt file whose answers are calibrated on and judged by; None: sets of our own.
+    max_new_tokens: of each answer. effort: what the choice of the tree takes.
     """
 
     quantizer: str = "gptq"
@@ -159,13 +160,15 @@ class _Build:
 
     def moments(self, reference: Engine, texts: Conversations) -> Moments | None:
         """Of the inputs of each layer, where the quantizer wants them."""
-        if self._options.precision != "int4" or self._calibration.quantizer != "gptq":
+        precision = self._options.precision
+        if self.quantizer not in ("gptq", "smoothed"):
             return None
         return collect_moments(
             reference,
             read_architecture(self._checkpoint.config, reference.manifest.capacity),
             [(*text.prompt_ids, *text.response_ids) for text in texts],
-            self._work / "moments",
+            self._work / f"moments-{precision}",
+            precision == "int8",
             lambda done, total: self._on_progress("reading texts", done, total),
         )
 
@@ -189,10 +192,17 @@ class _Build:
             [Scored((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in texts],
             lambda done, total: self._on_progress("measuring the error", done, total),
         )
-        quantizer = self._calibration.quantizer if self._options.precision == "int4" else "none"
         prompts = ", ".join(path.name for path in self._prompt_files())
-        quality = replace(quality, quantizer=quantizer, prompts=prompts)
+        quality = replace(quality, quantizer=self.quantizer, prompts=prompts)
         return revise_engine(engine, {CALIBRATION_FILE: with_quality({}, quality)}), quality
+
+    @property
+    def quantizer(self) -> str:
+        """How weights are rounded: "gptq", "smoothed", "rtn", or "none" in floats."""
+        if self._options.precision not in ("int8", "int4"):
+            return "none"
+        asked = self._calibration.quantizer
+        return "smoothed" if (asked, self._options.precision) == ("gptq", "int8") else asked
 
     def measured(self, engine: Engine) -> tuple[Engine, Choice]:
         """The engine with the tree that is fastest on this device."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bita.calibration.latency import ROWS, Latency
 from bita.engine import Engine
 
-BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.125, "int4": 0.625}
+BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.625}
 BANDWIDTH_SHARE = 0.8  # of the data sheet's that plain decoding was published to reach
 COMPUTE_SHARE = 0.5  # of the data sheet's that thin products may reach
 LAYER_MS = 0.01  # kernels of a layer, started from a captured graph

@@ -52,16 +52,19 @@ def collect_moments(
     architecture: Architecture,
     texts: Sequence[Sequence[int]],
     directory: Path,
+    squares_only: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MomentFiles:
     """The moments of every linear layer of a float32 engine; those in `directory` are kept.
 
-    on_progress: texts read so far and in all passes. Raises EngineError.
+    squares_only: [K], the diagonals alone. on_progress: texts read so far and in all passes.
+    Raises EngineError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = MomentFiles(directory)
     labels = [name.removesuffix(INPUT) for name in value_names(engine, INPUT)]
-    groups = _groups([label for label in labels if label not in files], architecture)
+    missing = [label for label in labels if label not in files]
+    groups = [missing] if squares_only and missing else _groups(missing, architecture)
     total = len(groups) * len(texts)
     on_progress(0, total)
     for number, group in enumerate(groups):
@@ -71,7 +74,7 @@ def collect_moments(
             for values in probe.read(token_ids):
                 for label in group:
                     rows = values[label + INPUT]
-                    product = rows.T @ rows
+                    product = np.einsum("rk,rk->k", rows, rows) if squares_only else rows.T @ rows
                     sums[label] = sums[label] + product if label in sums else product
             on_progress(number * len(texts) + count, total)
         for label, moments in sums.items():

@@ -33,15 +33,16 @@ from bita.export.decoder import (
     linears,
 )
 from bita.export.gptq import Moments
-from bita.export.ort_dialect import BITS, PRECISIONS
+from bita.export.ort_dialect import PRECISIONS
 from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
+from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tree import Tree
 
 BACKENDS = ("ort-cpu",)
 REQUIRES = {"onnxruntime": "1.23"}  # the oldest that was tried
-SCALE_BYTES = 4 / 32  # per weight in blocks: a float32 scale for 32
+LINEAR_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}  # a weight
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def build_engine(
 ) -> Manifest:
     """Write the engine `out`; an older one there is replaced at the end.
 
-    adapter: None for an untuned one. moments: of the inputs of its linear layers, for which int4
-    weights are rounded; None rounds them to the nearest. on_start, on_write: bytes of weights
+    adapter: None for an untuned one. moments: of the inputs of its linear layers ([K, K] sums of
+    outer products for int4, [K] of squares for int8), for which weights are rounded; None rounds
+    them to the nearest. on_start, on_write: bytes of weights
     expected and written.
     Raises ModelError, AdapterError or EngineError that lists every fault found.
     """
@@ -94,6 +96,7 @@ def build_engine(
             num_ranks=options.num_ranks,
             with_lora=adapter.lora_rank > 0,
             moments=moments,
+            signed_int8=multiplies_int8_exactly(),
             on_write=on_write,
         )
         adapter.save(draft.path / ADAPTER_FILE)
@@ -141,11 +144,12 @@ def weight_bytes(architecture: Architecture, precision: str) -> int:
     shapes = expected_shapes(architecture)
     sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
     if precision in ("fp32", "fp16"):
-        return int((4 if precision == "fp32" else 2) * sum(sizes.values()))
+        return int(LINEAR_BYTES[precision] * sum(sizes.values()))
     embeddings = shapes["model.embed_tokens.weight"]
     packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
-    block_bytes = BITS[precision] / 8 + SCALE_BYTES
-    return int(block_bytes * packed + 2 * embeddings[0] * embeddings[1])
+    if precision == "int8":  # a scale for each output
+        packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + embeddings[0])
+    return int(LINEAR_BYTES[precision] * packed + 2 * embeddings[0] * embeddings[1])
 
 
 def _default_capacity(checkpoint: Checkpoint) -> int:
@@ -220,6 +224,12 @@ def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) ->
         lora_rank=adapter.lora_rank,
         pair_rank=adapter.pair_rank,
         tuned_on=adapter.tuned_on,
-        requires=REQUIRES,
+        requires=_requirements(options.precision),
         created_by=f"bita-edge {__version__}",
     )
+
+
+def _requirements(precision: str) -> dict[str, str]:
+    if precision == "int8" and multiplies_int8_exactly():
+        return {**REQUIRES, PROCESSOR: EXACT_INT8}
+    return REQUIRES

@@ -41,19 +41,23 @@ def export_step_graph(
     num_ranks: int,
     with_lora: bool = False,
     moments: Moments | None = None,
+    signed_int8: bool = False,
     on_write: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write model.onnx and model.onnx.data into `directory`.
 
     capacity: C, cache slots, prefix and step rows included. num_ranks: k, ids returned per row.
-    with_lora: take LoRA of any rank as inputs. moments: what int4 weights are rounded for.
+    with_lora: take LoRA of any rank as inputs. moments: what weights are rounded for.
+    signed_int8: int8 weights as only some processors multiply them exactly (`Int8Linear`).
     on_write: called with the bytes of each piece of weights written.
-    Memory: the largest linear layer (the output layer excepted) plus a constant.
+    Memory: the largest linear layer (the output layer excepted, but in int8) plus a constant.
     """
     check_tensors(checkpoint, architecture)
     with WeightFile(directory / WEIGHTS_FILE, on_write) as weights:
         graph = GraphWriter(weights, OPSETS)
-        dialect = OrtDialect(graph, checkpoint, architecture, capacity, precision, moments)
+        dialect = OrtDialect(
+            graph, checkpoint, architecture, capacity, precision, moments, signed_int8
+        )
         Decoder(dialect, checkpoint, architecture, with_lora).write(capacity, num_ranks)
         graph.save(directory / GRAPH_FILE, "bita_step")
 

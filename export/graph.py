@@ -11,11 +11,12 @@ from onnx_ir.tape import Tape
 
 from bita.export.weight_file import WeightFile
 
-FLOAT, FLOAT16, INT64, INT32, BOOL, UINT8 = (
+FLOAT, FLOAT16, INT64, INT32, INT8, BOOL, UINT8 = (
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
     ir.DataType.INT64,
     ir.DataType.INT32,
+    ir.DataType.INT8,
     ir.DataType.BOOL,
     ir.DataType.UINT8,
 )

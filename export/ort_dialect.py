@@ -15,14 +15,14 @@ from bita.export.architecture import Architecture, Layer
 from bita.export.checkpoint import Checkpoint
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
-from bita.export.quantize import BLOCK_SIZE, quantize_int4, quantize_int8
+from bita.export.int8_linear import Int8Linear, smoothing
+from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.rope import Rope
 from bita.export.visibility import StepInputs, Visibility
 from bita.tensors import Float32Array, row_chunks
 
 OPSETS = {"": 23, MICROSOFT: 1}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-BITS = {"int8": 8, "int4": 4}  # of linear layers as MatMulNBits blocks
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activations on AVX2
 
 
@@ -30,9 +30,10 @@ class OrtDialect:
     """Writes the parts of a decoder; weights come from the checkpoint as they are needed.
 
     precision: "fp32"; "fp16", which stores weights so and computes in float32 (x86 has no kernels
-    for more); "int8" or "int4" for linear layers as MatMulNBits blocks with 8-bit activations,
-    those of int4 rounded for the inputs that `moments` has of them, else to the nearest.
-    The input and the product of each linear layer are named LABEL.input and LABEL.output.
+    for more); "int8" for linear layers with a scale a row (`Int8Linear`, whose `signed` is
+    signed_int8); "int4" for MatMulNBits blocks with 8-bit activations. What `moments` has of the
+    inputs, [K] for int8 and [K, K] for int4, decides how layers are smoothed or rounded. The input
+    and the product of each linear layer are named LABEL.input and LABEL.output.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class OrtDialect:
         capacity: int,
         precision: str,
         moments: Moments | None = None,
+        signed_int8: bool = False,
     ) -> None:
         self.graph = graph
+        self._int8 = Int8Linear(graph, signed_int8)
         self._moments = moments or {}
         self._checkpoint = checkpoint
         self._architecture = architecture
@@ -106,8 +109,10 @@ class OrtDialect:
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         """hidden times the weights of `names` ([out, in] each), their outputs side by side."""
         hidden.name = f"{label}.input"
-        if self._precision in BITS:
+        if self._precision == "int4":
             product = self._block_linear(hidden, label, names)
+        elif self._precision == "int8":
+            product = self._int8_linear(hidden, 3, label, names)
         else:
             product = self.graph.op("MatMul", hidden, self._transposed(label, names))
         product.name = f"{label}.output"
@@ -115,10 +120,12 @@ class OrtDialect:
         return product if bias is None else self.graph.op("Add", product, bias)
 
     def head(self, rows: ir.Value, name: str) -> ir.Value:
-        """Logits [R, V] of rows [R, hidden]; unless in blocks, a tied embedding table serves."""
+        """Logits [R, V] of rows [R, hidden]; in floats a tied embedding table serves."""
         rows.name = "lm_head.input"
-        if self._precision in BITS:
+        if self._precision == "int4":
             return self._block_linear(rows, "lm_head", [name])
+        if self._precision == "int8":
+            return self._int8_linear(rows, 2, "lm_head", [name])
         return self.graph.op("Gemm", rows, self._as_float(self.table(name)), transB=1)
 
     def activation(self, gate: ir.Value) -> ir.Value:
@@ -183,9 +190,7 @@ class OrtDialect:
 
     def _transposed(self, label: str, names: Sequence[str]) -> ir.Value:
         """MatMul's second operand [in, out]."""
-        shapes = [self._checkpoint.shape(name) for name in names]
-        width = sum(shape[0] for shape in shapes)
-        matrix = np.empty((shapes[0][1], width), np.float32)
+        matrix = np.empty(self._size(names), np.float32)
         start = 0
         for chunk in self._chunks(names):
             matrix[:, start : start + len(chunk)] = chunk.T
@@ -195,16 +200,23 @@ class OrtDialect:
         halves = matrix.astype(np.float16)
         return self._as_float(self.graph.weight(f"{label}.weight", FLOAT16, halves.shape, [halves]))
 
+    def _int8_linear(
+        self, hidden: ir.Value, num_axes: int, label: str, names: Sequence[str]
+    ) -> ir.Value:
+        factors = None
+        if label in self._moments:
+            factors = smoothing(self._moments[label], self._chunks(names))
+        size, chunks = self._size(names), self._chunks(names)
+        return self._int8.product(hidden, num_axes, label, size, chunks, factors)
+
     def _block_linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        bits = BITS[self._precision]
-        num_out = sum(self._checkpoint.shape(name)[0] for name in names)
-        num_in = self._checkpoint.shape(names[0])[1]
+        num_in, num_out = self._size(names)
         num_blocks = -(-num_in // BLOCK_SIZE)
         scales: list[Float32Array] = []
         packed = self.graph.weight(
-            f"{label}.weight_{self._precision}",
+            f"{label}.weight_int4",
             UINT8,
-            (num_out, num_blocks, BLOCK_SIZE * bits // 8),
+            (num_out, num_blocks, BLOCK_SIZE // 2),
             self._quantized(label, names, scales),
         )
         all_scales = np.concatenate(scales).reshape(-1)
@@ -216,7 +228,7 @@ class OrtDialect:
             domain=MICROSOFT,
             K=num_in,
             N=num_out,
-            bits=bits,
+            bits=4,
             block_size=BLOCK_SIZE,
             accuracy_level=INT8_ACTIVATIONS,
         )
@@ -226,17 +238,20 @@ class OrtDialect:
     ) -> Iterator[np.ndarray]:
         """Packed pieces; their scales are appended to `scales`."""
         spread = None
-        if self._precision == "int4" and label in self._moments:
+        if label in self._moments:
             spread = ErrorSpread.of(self._moments[label])
         for chunk in self._chunks(names):
             if spread is not None:
                 packed, chunk_scales = quantize_int4_for(chunk, spread)
-            elif self._precision == "int4":
-                packed, chunk_scales = quantize_int4(chunk)
             else:
-                packed, chunk_scales = quantize_int8(chunk)
+                packed, chunk_scales = quantize_int4(chunk)
             scales.append(chunk_scales)
             yield packed
+
+    def _size(self, names: Sequence[str]) -> tuple[int, int]:
+        """Inputs and outputs of linear layers side by side."""
+        shapes = [self._checkpoint.shape(name) for name in names]
+        return shapes[0][1], sum(shape[0] for shape in shapes)
 
     def _chunks(self, names: Sequence[str]) -> Iterator[Float32Array]:
         for name in names:

@@ -1,11 +1,10 @@
-"""Weights of linear layers as 4-bit or 8-bit blocks."""
+"""Weights of linear layers as 4-bit blocks."""
 
 import numpy as np
 import numpy.typing as npt
 
 Float32Array = npt.NDArray[np.float32]
 BLOCK_SIZE = 32  # of 16, 32, 64, 128: the best quality at full kernel speed on the CPUs measured
-INT8_MOST = 127  # MatMulNBits' default zero point of 8 bits is 128
 ZERO_POINT = 8  # MatMulNBits' default: values 0..15 stand for -8..7
 
 
@@ -36,19 +35,6 @@ def packed_int4(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Two values of 0..15 to a byte, the low nibble first: [..., 32] to [..., 16]."""
     packed: npt.NDArray[np.uint8] = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
     return packed
-
-
-def quantize_int8(rows: Float32Array) -> tuple[npt.NDArray[np.uint8], Float32Array]:
-    """Round-to-nearest, symmetric, one scale per block of 32 weights of a row.
-
-    rows: [N, K]. Returns values 1..255 for -127..127, [N, ceil(K / 32), 32], and scales
-    [N, ceil(K / 32)].
-    """
-    blocks = _blocks(rows)
-    scales = np.abs(blocks).max(-1) / np.float32(INT8_MOST)
-    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-    values = np.rint(blocks * inverse[..., None]) + (INT8_MOST + 1)
-    return values.astype(np.uint8), scales.astype(np.float32)
 
 
 def dequantize_int4(

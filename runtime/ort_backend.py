@@ -18,6 +18,7 @@ from bita.errors import EngineError
 from bita.runtime.cache import Cache
 from bita.runtime.layout import Layout
 from bita.runtime.pair_scores import EnginePairs
+from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 
 Arrays = dict[str, npt.NDArray[Any]]
 ERRORS_ONLY = 3
@@ -170,6 +171,7 @@ def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
 
 def _load(engine: Engine, num_threads: int, graph: bytes | None) -> ort.InferenceSession:
     _check_version(engine)
+    _check_processor(engine)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = ERRORS_ONLY
@@ -191,6 +193,15 @@ def _check_version(engine: Engine) -> None:
         raise EngineError(
             f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
             f"installed: pip install 'onnxruntime>={least}'"
+        )
+
+
+def _check_processor(engine: Engine) -> None:
+    if engine.manifest.requires.get(PROCESSOR) == EXACT_INT8 and not multiplies_int8_exactly():
+        raise EngineError(
+            f"engine {engine.path} has int8 weights for processors with VNNI; this one has none, "
+            f"and would give another text: rebuild it here: make engine "
+            f"MODEL={engine.manifest.model} PRECISION=int8"
         )
 
 

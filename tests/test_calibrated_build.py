@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from make_tiny_engine import write_plain_model
 
@@ -103,8 +104,10 @@ def test_moments_are_sums_of_outer_products(
     reference, told = engines["fp32"], []
     architecture = read_architecture(checkpoint.config, 300)
     moments = collect_moments(
-        reference, architecture, TEXTS, tmp_path, lambda done, total: told.append((done, total))
+        *(reference, architecture, TEXTS, tmp_path / "moments"),
+        on_progress=lambda done, total: told.append((done, total)),
     )
+    squares = collect_moments(reference, architecture, TEXTS, tmp_path / "squares", True)
     labels = [name.removesuffix(".input") for name in value_names(reference, ".input")]
     assert sorted(moments) == sorted(labels)
     assert told[-1][0] == told[-1][1] == len(TEXTS) * (len(labels) if memory == 1 else 1)
@@ -113,6 +116,7 @@ def test_moments_are_sums_of_outer_products(
         read = [p[f"{label}.input"].copy() for text in TEXTS for p in probe.read(text)]
         rows = np.concatenate(read)
         np.testing.assert_allclose(moments[label], rows.T @ rows, rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(squares[label], np.square(rows).sum(0), rtol=1e-3, atol=1e-2)
     assert "nonsense" not in moments
 
 
@@ -161,6 +165,16 @@ def test_calibrated_is_better_and_says_so(
         assert f"{quality.kl:.3g} nats" in " ".join(capsys.readouterr().out.split())
     assert results["gptq"] < 0.9 * results["rtn"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gptq", "rtn"]
+
+
+def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    options = BuildOptions("int8", tree=Tree.chain(3))
+    calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
+    built = build_calibrated(checkpoint, None, tmp_path / "e", options, calibration)
+    assert built.quality.quantizer == "smoothed"
+    assert 0 < built.quality.kl < 0.03
+    names = ir.load(built.engine.file("model.onnx")).graph.initializers
+    assert sum(name.endswith(".smoothing") for name in names) == 4 * 2 + 1
 
 
 class StoppedError(Exception):

@@ -1,10 +1,17 @@
 """Weights rounded for the inputs of a layer, and what that saves."""
 
+from pathlib import Path
+
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from bita.export.gptq import ErrorSpread, quantize_int4_for
-from bita.export.quantize import dequantize_int4, quantize_int4, quantize_int8
+from bita.export.graph import FLOAT, GraphWriter
+from bita.export.int8_linear import Int8Linear, quantized, smoothing
+from bita.export.quantize import dequantize_int4, quantize_int4
+from bita.export.weight_file import WeightFile
+from bita.runtime.processor import multiplies_int8_exactly
 
 RNG = np.random.default_rng(0)
 
@@ -70,12 +77,81 @@ def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
     np.testing.assert_allclose(np.concatenate(near), dequantize_int4(*whole, 64), atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [64, 50])
-def test_8_bits_are_the_nearest_of_254(width: int) -> None:
-    weights = RNG.normal(size=(6, width)).astype(np.float32)
-    weights[2, :32] = 0
-    values, scales = quantize_int8(weights)
-    assert values.shape == (6, 2, 32)
-    near = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(6, -1)[:, :width]
-    assert np.all(np.abs(near - weights) <= np.repeat(scales, 32, axis=1)[:, :width] / 2 + 1e-7)
-    assert values.min() >= 1
+def test_8_bits_are_the_nearest_of_255() -> None:
+    weights = RNG.normal(size=(6, 50)).astype(np.float32)
+    weights[2] = 0
+    values, scales = quantized([weights[:4], weights[4:]], (50, 6))
+    near = (values * scales).T
+    assert np.all(np.abs(near - weights) <= scales[:, None] / 2 + 1e-7)
+    assert np.abs(values).max() == 127
+    assert not values[:, 2].any()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_rows_in_8_bits_stand_alone(signed: bool, tmp_path: Path) -> None:
+    """The same bits beside any rows, as in whole numbers; a row of zeros stays one."""
+    if signed and not multiplies_int8_exactly():
+        pytest.skip("this processor's int8 products overflow")
+    weights = RNG.normal(size=(40, 96)).astype(np.float32)
+    weights[3] *= 100
+    rows = RNG.normal(size=(9, 96)).astype(np.float32)
+    rows[4], rows[5], rows[7] = 0, 3.0, rows[7] * 1e4
+    with WeightFile(tmp_path / "weights") as file:
+        graph = GraphWriter(file, {"": 23})
+        hidden = graph.input("hidden", FLOAT, ("Q", 96))
+        product = Int8Linear(graph, signed).product(hidden, 2, "layer", (96, 40), [weights])
+        graph.output("product", product, FLOAT, ("Q", 40))
+        graph.save(tmp_path / "model.onnx", "layer")
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"hidden": rows})
+    for row, expected in zip(rows, found, strict=True):
+        np.testing.assert_array_equal(session.run(None, {"hidden": row[None]})[0][0], expected)
+    values, scales = quantized([weights], (96, 40))
+    row_scales = np.abs(rows).max(1, keepdims=True) * np.float32(1 / 127)
+    whole = np.rint(rows / np.where(row_scales == 0, 1, row_scales)) @ values.astype(np.float64)
+    np.testing.assert_allclose(found, whole * row_scales * scales, rtol=1e-5, atol=1e-30)
+    error = np.linalg.norm(found - rows @ weights.T) / np.linalg.norm(rows @ weights.T)
+    assert error < 0.02
+
+
+def test_smoothed_inputs_lose_less(tmp_path: Path) -> None:
+    weights = RNG.normal(size=(40, 96)).astype(np.float32)
+    rows = RNG.normal(size=(50, 96)).astype(np.float32)
+    rows[:, [7, 50]] *= 60
+    rows[:, 11] = 0
+    factors = smoothing(np.square(rows).sum(0), [weights[:9], weights[9:]])
+    assert np.log(factors).mean() == pytest.approx(0, abs=1e-4)
+    assert np.all(np.isfinite(factors))
+    errors = []
+    for number, chosen in enumerate((None, factors)):
+        with WeightFile(tmp_path / f"weights{number}") as file:
+            graph = GraphWriter(file, {"": 23})
+            hidden = graph.input("hidden", FLOAT, ("Q", 96))
+            layer = Int8Linear(graph, multiplies_int8_exactly())
+            product = layer.product(hidden, 2, "layer", (96, 40), [weights], chosen)
+            graph.output("product", product, FLOAT, ("Q", 40))
+            graph.save(tmp_path / f"{number}.onnx", "layer")
+        session = ort.InferenceSession(
+            tmp_path / f"{number}.onnx", providers=["CPUExecutionProvider"]
+        )
+        (found,) = session.run(None, {"hidden": rows})
+        errors.append(np.linalg.norm(found - rows @ weights.T))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "exact"),
+    [
+        ("x86_64", "fpu avx2 avx512f", False),
+        ("AMD64", "fpu avx2 avx_vnni", True),
+        ("x86_64", "fpu avx512_vnni", True),
+        ("aarch64", "", True),
+    ],
+)
+def test_processors_that_multiply_int8_exactly(
+    machine: str, flags: str, exact: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"model name\t: X\nflags\t\t: {flags}\n")
+    assert multiplies_int8_exactly(machine, path) == exact
+    assert not multiplies_int8_exactly("x86_64", tmp_path / "none")

@@ -25,7 +25,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--quantizer",
         default="gptq",
-        help="of int4 weights: gptq (default), for what the model reads; rtn: to the nearest, fast",
+        help="gptq (default): int4 rounded, int8 smoothed for what the model reads; rtn: to the "
+        "nearest",
     )
     parser.add_argument(
         "--calibration-prompts",

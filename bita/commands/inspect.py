@@ -69,7 +69,7 @@ def _engine_rows(path: Path) -> Rows:
         ("cache", f"{manifest.capacity} slots, {cache * manifest.capacity / 1e6:.0f} MB when full"),
         ("drafts per mask", f"up to {manifest.num_ranks}"),
         ("files", f"{len(engine.files)}, {engine.num_bytes / 1e6:.1f} MB, hashes match"),
-        ("needs", ", ".join(f"{name} >= {least}" for name, least in manifest.requires.items())),
+        ("needs", ", ".join(map(" ".join, manifest.requires.items()))),
         ("made by", manifest.created_by),
     ]
 

@@ -1,0 +1,24 @@
+"""What the processor can do that an engine may rely on."""
+
+import platform
+from pathlib import Path
+
+X86 = ("x86_64", "amd64", "i686")
+PROCESSOR, EXACT_INT8 = "processor", "exact int8"  # what a manifest requires, and its value
+VNNI = ("avx512_vnni", "avx_vnni")
+
+
+def multiplies_int8_exactly(machine: str | None = None, cpuinfo: Path | None = None) -> bool:
+    """Whether ONNX Runtime's products of uint8 and int8 values are exact.
+
+    On x86 without VNNI they are not: pairs of products are added in 16 bits. Where the system does
+    not tell (no /proc/cpuinfo), the answer is no.
+    """
+    if (machine or platform.machine()).lower() not in X86:
+        return True
+    try:
+        text = (cpuinfo or Path("/proc/cpuinfo")).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return any(flag in flags.split() for flag in VNNI)
