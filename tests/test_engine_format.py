@@ -9,6 +9,7 @@ import pytest
 
 from bita.engine import SMALL_FILE, new_engine, open_engine
 from bita.errors import EngineError
+from bita.runtime import ort_backend
 from bita.runtime.session import Session
 
 
@@ -62,6 +63,17 @@ def flip_a_bit(path: Path) -> None:
 def test_faults_are_named(engine: Path, harm: Callable[[Path], object], message: str) -> None:
     harm(engine)
     with pytest.raises(EngineError, match=message):
+        Session.open(engine)
+
+
+def test_int8_weights_that_this_processor_would_get_wrong(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_manifest(engine, requires={"processor": "exact int8"})
+    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: True)
+    Session.open(engine)
+    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: False)
+    with pytest.raises(EngineError, match=r"for processors with VNNI.*rebuild it here: make"):
         Session.open(engine)
 
 
