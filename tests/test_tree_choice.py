@@ -15,6 +15,7 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import precisions
 import tree_choice
 
 
@@ -105,3 +106,20 @@ def test_turns_count_each_answer_alone(tiny_engine: Path) -> None:
         assert tree.num_steps <= plain.num_steps
     assert together(timed[0]).num_steps == sum(each.num_steps for each in timed[0])
     assert Timed(6, 3, 500.0).tokens_per_second == 12
+
+
+def test_the_table_of_precisions(calibrated: Path, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "precisions.json"
+    options = ["--timed", "2", "--verified", "3", "--max-new-tokens", "12", "--threads", "1"]
+    files = [str(calibrated), "--prompts", str(questions), "--out", str(out)]
+    assert precisions.main([*files, *options]) == 0
+    (row,) = json.loads(out.read_text())["engines"].values()
+    assert row["tokens_per_step"] > 1
+    assert row["tree_tokens_per_second"] > 0 < row["ar_tokens_per_second"]
+    assert 20 < row["peak_megabytes"] < 2000
+    assert row["megabytes"] < 1
+    for mode in ("exact", "tree"):
+        for adapter in ("own adapter", "random adapter"):
+            counts = row["verify"][mode][adapter]
+            assert counts["identical"] + len(counts["margins"]) == counts["prompts"] == 3
+    assert row["verify"]["exact"]["random adapter"]["identical"] == 3

@@ -1,0 +1,170 @@
+"""What each precision of a model costs and gives: one table of calibrated engines.
+
+    python benchmarks/precisions.py engines/*-fp32 engines/*-int8 engines/*-int4 \
+        --prompts mt_bench.jsonl --out benchmarks/results/precisions.json
+
+Speeds: AR with one row and the tree expected to be fastest, all engines taking turns on the same
+prompts. Memory: the peak of a process that opens the engine and answers twice. Error: from the
+engine's calibration. Verify: tree against AR on the same engine, own and random adapter, in mode
+"exact" and in mode "tree" with the tree that is best there; it must not differ in "exact".
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peer_report import describe_machine
+from tree_choice import Calibrated, evenly, read_questions
+
+from bita.calibration.choose_tree import plan_trees
+from bita.calibration.report import read_quality
+from bita.calibration.turns import decode_in_turns, together
+from bita.calibration.verify import Comparison, verify
+from bita.commands.progress import progress_bars
+from bita.errors import BitaError
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+PEAK = "VmHWM:"
+QUESTION = [{"role": "user", "content": "Explain how a lock on a canal works."}]
+
+
+def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[str, Any]:
+    """AR and the best tree of every engine, in turns."""
+    sessions: dict[str, tuple[Session, Session]] = {
+        name: (engine.using(Tree.root_only()), engine.using(engine.best_tree()))
+        for name, engine in engines.items()
+    }
+    questions = evenly(read_questions(args.prompts), args.timed)
+    with progress_bars() as show:
+        timed = decode_in_turns(
+            [session for pair in sessions.values() for session in pair],
+            [question.messages for question in questions],
+            args.max_new_tokens,
+            lambda done, total: show("speed", done, total),
+        )
+    report = {}
+    for number, (name, (_, drafting)) in enumerate(sessions.items()):
+        plain, tree = (together(runs) for runs in timed[2 * number : 2 * number + 2])
+        report[name] = {
+            "ar_tokens_per_second": round(plain.tokens_per_second, 2),
+            "tree": str(drafting.tree),
+            "tree_tokens_per_second": round(tree.tokens_per_second, 2),
+            "tokens_per_step": round(tree.tokens_per_step, 4),
+            "chosen": str(engines[name].session.tree),
+        }
+    return report
+
+
+def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
+    """Identical answers by mode and adapter; the tree is the best one of that mode."""
+    questions = evenly(read_questions(args.prompts), args.verified)
+    report = {}
+    for mode in ("exact", "tree"):
+        session = engine.session
+        plan = plan_trees(engine.acceptance, engine.latency, session.adapter.num_masks, mode)
+        tree = plan.trees[0].tree
+        with progress_bars() as show:
+            done = 0
+
+            def on_prompt(count: int, mode: str = mode, show: Any = show) -> None:
+                nonlocal done
+                done += count
+                show(f"verify, {mode}", done, 3 * len(questions))
+
+            comparisons = verify(
+                session.using(tree=tree, mode=mode),
+                [question.messages for question in questions],
+                args.max_new_tokens,
+                on_prompt,
+            )
+        report[mode] = {"tree": str(tree), **{c.name: _counts(c) for c in comparisons}}
+    return report
+
+
+def _counts(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "identical": comparison.num_identical,
+        "prompts": comparison.num_prompts,
+        "tokens": comparison.num_tokens,
+        "forbidden": len(comparison.forbidden),
+        "margins": [round(item.margin, 4) for item in comparison.divergences],
+    }
+
+
+def peak_megabytes(path: Path, threads: int) -> float:
+    """Of a process of its own that decodes with the engine."""
+    command = [sys.executable, __file__, "--worker", str(path), "--threads", str(threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def work(path: Path, threads: int) -> None:
+    """What the process does: decode twice, and print its peak in MB."""
+    session = Session.open(path, num_threads=threads)
+    for _ in range(2):
+        session.generate(QUESTION, 128, ignore_eos=True)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith(PEAK))
+    print(int(kilobytes) * 1024 / 1e6)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All engines; the file is written anew after each stage."""
+    report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
+    report |= {"timed": args.timed, "verified": args.verified}
+    report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}
+    engines = {path.name: Calibrated.open(path, args.threads) for path in args.engines}
+    rows: dict[str, Any] = report["engines"]
+    if args.timed:
+        rows.update(speeds(engines, args))
+    for path in args.engines:
+        engine = engines[path.name]
+        row = rows.setdefault(path.name, {})
+        quality = read_quality(engine.session.engine)
+        row["megabytes"] = round(engine.session.engine.num_bytes / 1e6, 1)
+        row["peak_megabytes"] = round(peak_megabytes(path, args.threads), 1)
+        if quality:
+            row |= {"perplexity": quality.perplexity, "kl": quality.kl}
+            row |= {"same_greedy": quality.same_greedy, "quantizer": quality.quantizer}
+        if args.verified:
+            row["verify"] = verified(engine, args)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(f"{path.name}: {json.dumps(row)}")
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a line an engine, write the JSON. Exit status 1 if "exact" was not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engines", type=Path, nargs="*")
+    parser.add_argument("--prompts", type=Path, help="MT-Bench's file")
+    parser.add_argument("--timed", type=int, default=24, help="prompts; 0: no speeds")
+    parser.add_argument("--verified", type=int, default=80, help="prompts; 0: no verify")
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        work(args.worker, args.threads)
+        return 0
+    if not (args.engines and args.prompts and args.out):
+        parser.error("give engines, --prompts and --out")
+    try:
+        report = measure(args)
+    except BitaError as error:
+        print(f"precisions: {error}", file=sys.stderr)
+        return 1
+    exact = [row["verify"]["exact"] for row in report["engines"].values() if "verify" in row]
+    failed = [kind for row in exact for kind in row.values() if isinstance(kind, dict)]
+    return int(any(kind["forbidden"] for kind in failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
