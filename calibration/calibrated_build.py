@@ -22,6 +22,7 @@ from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, plan_build, weight_bytes
 from bita.export.checkpoint import Checkpoint
 from bita.export.gptq import Moments
+from bita.export.step_graph import Seen
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.dataset import Conversation
@@ -187,7 +188,7 @@ class _Build:
             written += count
             self._on_progress(stage, written >> 20, max(num_bytes >> 20, 1))
 
-        build_engine(self._checkpoint, adapter, out, options, start, add, moments)
+        build_engine(self._checkpoint, adapter, out, options, start, add, Seen(moments))
 
     def _claim_folder(self) -> None:
         """Keep what an equal build left there, and nothing else."""
