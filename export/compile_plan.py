@@ -14,7 +14,6 @@ from bita.errors import EngineError, raise_faults
 
 LIBRARY = "tensorrt_rtx"
 INSTALL = "pip install tensorrt-rtx-cu13"
-FP8_GENERATION = 89  # Ada; older ones have no such numbers
 Dims = tuple[int, int, int]  # least, usual and most
 Profile = Mapping[str, Dims]  # by the names that the graph has for its free dimensions
 

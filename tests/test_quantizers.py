@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from bita.export.gptq import ErrorSpread, quantize_int4_for
-from bita.export.quantize import dequantize_int4, quantize_int4, quantize_int8
+from bita.export.quantize import (
+    MATMULNBITS,
+    Int4Grid,
+    dequantize_int4,
+    quantize_int4,
+    quantize_int8,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -21,13 +27,17 @@ def output_error(inputs: np.ndarray, weights: np.ndarray, near: np.ndarray) -> f
     return float(np.linalg.norm(inputs @ near.T - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("width", [64, 100])
-def test_outputs_keep_better_than_with_the_nearest_weights(width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "grid"), [(64, MATMULNBITS), (100, MATMULNBITS), (128, Int4Grid(64, False))]
+)
+def test_outputs_keep_better_than_with_the_nearest_weights(width: int, grid: Int4Grid) -> None:
     weights = RNG.normal(size=(48, width)).astype(np.float32)
     inputs, unseen = np.split(correlated_inputs(width, 4000), 2)
-    spread = ErrorSpread.of(inputs.T @ inputs)
-    for_inputs = dequantize_int4(*quantize_int4_for(weights, spread), width)
-    nearest = dequantize_int4(*quantize_int4(weights), width)
+    spread = ErrorSpread.of(inputs.T @ inputs, grid)
+    packed, scales = quantize_int4_for(weights, spread)
+    assert grid.negative_scales or np.all(scales > 0)
+    for_inputs = dequantize_int4(packed, scales, width)
+    nearest = dequantize_int4(*quantize_int4(weights, grid), width)
     assert output_error(unseen, weights, for_inputs) < 0.6 * output_error(unseen, weights, nearest)
     # which is not because the weights would be nearer
     assert np.linalg.norm(for_inputs - weights) > np.linalg.norm(nearest - weights)
