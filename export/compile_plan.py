@@ -54,6 +54,7 @@ def compile_plan(graph: Path, options: PlanOptions) -> bytes:
     builder = trt.Builder(logger)
     network = builder.create_network(0)  # strongly typed, there is no other kind
     _parse(trt, network, graph, logger)
+    _check_caches(trt, network)
     _let_attention_decompose(trt, network)
     config = builder.create_builder_config()
     _set_targets(trt, config, options.targets)
@@ -100,6 +101,19 @@ def _parse(trt: Any, network: Any, graph: Path, logger: Any) -> None:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     faults = [f"node {e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors]
     raise_faults(EngineError, f"TensorRT-RTX {trt.__version__} cannot read {graph}", faults)
+
+
+def _check_caches(trt: Any, network: Any) -> None:
+    """Each cache is to be written in its own memory, not copied in every step."""
+    names = [network.get_input(index).name for index in range(network.num_inputs)]
+    num_caches = sum(name.startswith("past.") for name in names)
+    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+    num_updated = kinds.count(trt.LayerType.KV_CACHE_UPDATE)
+    if num_updated != num_caches:
+        raise EngineError(
+            f"TensorRT-RTX {trt.__version__} would update {num_updated} of {num_caches} caches in "
+            "place; export the graph anew"
+        )
 
 
 def _let_attention_decompose(trt: Any, network: Any) -> None:

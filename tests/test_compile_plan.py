@@ -87,6 +87,18 @@ def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
         compile_plan(tmp_path / "det.onnx", OPTIONS)
 
 
+@pytest.mark.compile
+def test_caches_that_would_be_copied_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with WeightFile(tmp_path / "weights") as weights:
+        writer = GraphWriter(weights, {"": 24})
+        past = writer.input("past.0.key", FLOAT, (1, 2, 16, 4))
+        writer.output("present.0.key", writer.op("Neg", past), FLOAT, (1, 2, 16, 4))
+        writer.save(tmp_path / "copied.onnx", "copied")
+    with pytest.raises(EngineError, match=r"would update 0 of 1 caches in place"):
+        compile_plan(tmp_path / "copied.onnx", OPTIONS)
+
+
 def test_a_missing_library_is_named_with_its_install_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
