@@ -18,6 +18,7 @@ from bita.calibration.choose_tree import Choice
 from bita.calibration.moments import collect_moments
 from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
+from bita.calibration.ranges import collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
 from bita.calibration.stages import Calibrator, Effort
 from bita.engine import CALIBRATION_FILE, Engine, move_engine, open_engine, revise_engine
@@ -25,7 +26,7 @@ from bita.errors import EngineError, PromptError
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, plan_build, weight_bytes
 from bita.export.checkpoint import Checkpoint
-from bita.export.gptq import Moments
+from bita.export.step_graph import NOTHING_SEEN, Seen
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.dataset import Conversation
@@ -89,7 +90,7 @@ def build_calibrated(
     build = _Build(checkpoint, options, calibration, work, on_progress)
     reference = build.reference()
     train, held_out = build.answers(reference)
-    engine = build.engine(adapter, lambda: build.moments(reference, train))
+    engine = build.engine(adapter, lambda: build.seen(reference, train))
     quality = read_quality(engine)
     if quality is None:
         engine, quality = build.judged(engine, reference, held_out)
@@ -126,7 +127,7 @@ class _Build:
         if not path.exists():
             limit = self._checkpoint.config.get("max_position_embeddings")
             capacity = min(CAPACITY, limit) if isinstance(limit, int) else CAPACITY
-            self._export(None, path, BuildOptions("fp32", capacity=capacity), None)
+            self._export(None, path, BuildOptions("fp32", capacity=capacity))
         return open_engine(path)
 
     def answers(self, reference: Engine) -> tuple[Conversations, Conversations]:
@@ -158,27 +159,29 @@ class _Build:
             )
         return [c for i, c in enumerate(own) if i % HELD_OUT], own[::HELD_OUT]
 
-    def moments(self, reference: Engine, texts: Conversations) -> Moments | None:
-        """Of the inputs of each layer, where the quantizer wants them."""
-        precision = self._options.precision
+    def seen(self, reference: Engine, texts: Conversations) -> Seen:
+        """What the quantizer wants to know of the inputs of each layer."""
         if self.quantizer not in ("gptq", "smoothed"):
-            return None
-        return collect_moments(
-            reference,
-            read_architecture(self._checkpoint.config, reference.manifest.capacity),
-            [(*text.prompt_ids, *text.response_ids) for text in texts],
-            self._work / f"moments-{precision}",
-            precision == "int8",
-            lambda done, total: self._on_progress("reading texts", done, total),
-        )
+            return NOTHING_SEEN
+        read = [(*text.prompt_ids, *text.response_ids) for text in texts]
 
-    def engine(self, adapter: Adapter | None, moments: Callable[[], Moments | None]) -> Engine:
+        def on_progress(done: int, total: int) -> None:
+            self._on_progress("reading texts", done, total)
+
+        if self.quantizer == "smoothed":
+            squares = collect_squares(reference, read, self._work / "squares", on_progress)
+            return Seen(squares=squares)
+        architecture = read_architecture(self._checkpoint.config, reference.manifest.capacity)
+        moments = self._work / "moments"
+        return Seen(collect_moments(reference, architecture, read, moments, on_progress))
+
+    def engine(self, adapter: Adapter | None, seen: Callable[[], Seen]) -> Engine:
         """The engine that was asked for; what an equal build has measured of it is kept."""
         path, key_path = self._work / "engine", self._work / "engine.json"
         key = self._engine_key(adapter)
         if not (path.exists() and key_path.is_file() and key_path.read_text("utf-8") == key):
             key_path.unlink(missing_ok=True)
-            self._export(adapter, path, self._options, moments())
+            self._export(adapter, path, self._options, seen())
             key_path.write_text(key, encoding="utf-8")
         return open_engine(path)
 
@@ -217,7 +220,11 @@ class _Build:
         return [own] if own else [CALIBRATION_PROMPTS, OWN_PROMPTS]
 
     def _export(
-        self, adapter: Adapter | None, out: Path, options: BuildOptions, moments: Moments | None
+        self,
+        adapter: Adapter | None,
+        out: Path,
+        options: BuildOptions,
+        seen: Seen = NOTHING_SEEN,
     ) -> None:
         stage, num_bytes, written = f"exporting {options.precision}", 0, 0
 
@@ -230,7 +237,7 @@ class _Build:
             written += count
             self._on_progress(stage, written >> 20, max(num_bytes >> 20, 1))
 
-        build_engine(self._checkpoint, adapter, out, options, start, add, moments)
+        build_engine(self._checkpoint, adapter, out, options, start, add, seen)
 
     def _engine_key(self, adapter: Adapter | None) -> str:
         options = {**asdict(self._options), "quantizer": self._calibration.quantizer}

@@ -71,7 +71,8 @@ def _graph_with_outputs(engine: Engine, names: Sequence[str]) -> bytes:
     if missing:
         raise EngineError(f"engine {engine.path} has no value {missing[0]!r}; rebuild it")
     for name in names:
-        values[name].type = ir.TensorType(ir.DataType.FLOAT)
+        if values[name].type is None:  # the export names it where it is not float32
+            values[name].type = ir.TensorType(ir.DataType.FLOAT)
         model.graph.outputs.append(values[name])
     serialized: bytes = ir.to_proto(model).SerializeToString()
     return serialized

@@ -29,11 +29,11 @@ from bita.export.decoder import (
     EMBEDDINGS,
     check_tensors,
     expected_shapes,
-    export_step_graph,
     linears,
 )
-from bita.export.gptq import Moments
 from bita.export.ort_dialect import PRECISIONS
+from bita.export.standard_linear import STANDARD_PRECISIONS
+from bita.export.step_graph import NOTHING_SEEN, Seen, export_step_graph
 from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
@@ -41,18 +41,25 @@ from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactl
 from bita.tree import Tree
 
 BACKENDS = ("ort-cpu",)
-REQUIRES = {"onnxruntime": "1.23"}  # the oldest that was tried
-LINEAR_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}  # a weight
+# What each dialect can be written in, and the oldest onnxruntime that was tried with it.
+DIALECTS = {"ort": PRECISIONS, "standard": STANDARD_PRECISIONS}
+REQUIRES = {"ort": {"onnxruntime": "1.23"}, "standard": {"onnxruntime": "1.32"}}
+# Of a weight in a linear layer: blocks of 32 have a float32 scale, blocks of 64 a float16 one.
+QUANTIZED_BYTES = {
+    "ort": {"int8": 1.0, "int4": 1 / 2 + 4 / 32},
+    "standard": {"int8": 1.0, "fp8": 1.0, "int4": 1 / 2 + 2 / 64},
+}
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What a user may choose.
 
-    precision: "fp32", "fp16", "int8" or "int4" (`OrtDialect`). mode: "exact" (bit-identical to AR)
-    or "tree". capacity: C, cache slots for prefix, text and the rows of a step; None for 2048 or
-    the model's own limit, whichever is less. tree: None for a chain as deep as the adapter has
-    masks. num_ranks: drafts per mask that the engine can give.
+    precision: one of DIALECTS[dialect]. mode: "exact" (bit-identical to AR) or "tree". capacity: C,
+    cache slots for prefix, text and the rows of a step; None for 2048 or the model's own limit,
+    whichever is less. tree: None for a chain as deep as the adapter has masks. num_ranks: drafts
+    per mask that the engine can give. dialect: of the graph's operators, "ort" for ONNX Runtime's
+    own, "standard" for those that TensorRT reads too.
     """
 
     precision: str = "int4"
@@ -61,6 +68,7 @@ class BuildOptions:
     tree: Tree | None = None
     num_ranks: int = 16
     backend: str = "ort-cpu"
+    dialect: str = "ort"
 
 
 DEFAULT_CAPACITY = 2048
@@ -73,13 +81,12 @@ def build_engine(
     options: BuildOptions,
     on_start: Callable[[int], None] = lambda _: None,
     on_write: Callable[[int], None] = lambda _: None,
-    moments: Moments | None = None,
+    seen: Seen = NOTHING_SEEN,
 ) -> Manifest:
     """Write the engine `out`; an older one there is replaced at the end.
 
-    adapter: None for an untuned one. moments: of the inputs of its linear layers ([K, K] sums of
-    outer products for int4, [K] of squares for int8), for which weights are rounded; None rounds
-    them to the nearest. on_start, on_write: bytes of weights
+    adapter: None for an untuned one. seen: what its linear layers read, for which weights are
+    rounded; without moments int4 is rounded to the nearest. on_start, on_write: bytes of weights
     expected and written.
     Raises ModelError, AdapterError or EngineError that lists every fault found.
     """
@@ -95,8 +102,8 @@ def build_engine(
             precision=options.precision,
             num_ranks=options.num_ranks,
             with_lora=adapter.lora_rank > 0,
-            moments=moments,
-            signed_int8=multiplies_int8_exactly(),
+            dialect=options.dialect,
+            seen=seen,
             on_write=on_write,
         )
         adapter.save(draft.path / ADAPTER_FILE)
@@ -134,22 +141,22 @@ def plan_build(
     tree = options.tree or Tree.chain(adapter.num_masks)
     _check_tree(tree, adapter, options.num_ranks, capacity)
     check_replaceable(out)
-    num_bytes = weight_bytes(architecture, options.precision)
+    num_bytes = weight_bytes(architecture, options.precision, options.dialect)
     _check_disk(out, num_bytes)
     return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
 
 
-def weight_bytes(architecture: Architecture, precision: str) -> int:
+def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort") -> int:
     """About how many bytes of weights an export writes."""
     shapes = expected_shapes(architecture)
     sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
     if precision in ("fp32", "fp16"):
-        return int(LINEAR_BYTES[precision] * sum(sizes.values()))
+        return int((4 if precision == "fp32" else 2) * sum(sizes.values()))
     embeddings = shapes["model.embed_tokens.weight"]
     packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
-    if precision == "int8":  # a scale for each output
+    if precision in ("int8", "fp8"):  # a scale for each output
         packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + embeddings[0])
-    return int(LINEAR_BYTES[precision] * packed + 2 * embeddings[0] * embeddings[1])
+    return int(QUANTIZED_BYTES[dialect][precision] * packed + 2 * embeddings[0] * embeddings[1])
 
 
 def _default_capacity(checkpoint: Checkpoint) -> int:
@@ -160,7 +167,8 @@ def _default_capacity(checkpoint: Checkpoint) -> int:
 def _check_options(options: BuildOptions, capacity: int) -> None:
     faults = []
     for name, value, known in (
-        ("precision", options.precision, PRECISIONS),
+        ("dialect", options.dialect, tuple(DIALECTS)),
+        ("precision", options.precision, DIALECTS.get(options.dialect, PRECISIONS)),
         ("mode", options.mode, MODES),
         ("backend", options.backend, BACKENDS),
     ):
@@ -224,12 +232,13 @@ def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) ->
         lora_rank=adapter.lora_rank,
         pair_rank=adapter.pair_rank,
         tuned_on=adapter.tuned_on,
-        requires=_requirements(options.precision),
+        requires=_requirements(options),
         created_by=f"bita-edge {__version__}",
     )
 
 
-def _requirements(precision: str) -> dict[str, str]:
-    if precision == "int8" and multiplies_int8_exactly():
-        return {**REQUIRES, PROCESSOR: EXACT_INT8}
-    return REQUIRES
+def _requirements(options: BuildOptions) -> dict[str, str]:
+    requires = REQUIRES[options.dialect]
+    if (options.dialect, options.precision) == ("ort", "int8") and multiplies_int8_exactly():
+        return {**requires, PROCESSOR: EXACT_INT8}
+    return requires

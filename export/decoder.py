@@ -9,57 +9,19 @@ With LoRA the rows from `first_mask_row` [1] on get what lora.{l}.{site}.down [i
 [r, out] add to the linear layers; the rows before keep their bits.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
-import numpy as np
 import onnx_ir as ir
 
 from bita.errors import ModelError, raise_faults
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
-from bita.export.gptq import Moments
-from bita.export.graph import FLOAT, INT64, GraphWriter
-from bita.export.ort_dialect import OPSETS, OrtDialect, StepContext, step_context
+from bita.export.dialect import Dialect
+from bita.export.graph import FLOAT, INT64
 from bita.export.top_tokens import top_tokens
 from bita.export.visibility import step_inputs
-from bita.export.weight_file import WeightFile
 from bita.lora import SITES
 
-GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # buffers that old checkpoints saved
-
-
-def export_step_graph(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    directory: Path,
-    *,
-    capacity: int,
-    precision: str,
-    num_ranks: int,
-    with_lora: bool = False,
-    moments: Moments | None = None,
-    signed_int8: bool = False,
-    on_write: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Write model.onnx and model.onnx.data into `directory`.
-
-    capacity: C, cache slots, prefix and step rows included. num_ranks: k, ids returned per row.
-    with_lora: take LoRA of any rank as inputs. moments: what weights are rounded for.
-    signed_int8: int8 weights as only some processors multiply them exactly (`Int8Linear`).
-    on_write: called with the bytes of each piece of weights written.
-    Memory: the largest linear layer (the output layer excepted, but in int8) plus a constant.
-    """
-    check_tensors(checkpoint, architecture)
-    with WeightFile(directory / WEIGHTS_FILE, on_write) as weights:
-        graph = GraphWriter(weights, OPSETS)
-        dialect = OrtDialect(
-            graph, checkpoint, architecture, capacity, precision, moments, signed_int8
-        )
-        Decoder(dialect, checkpoint, architecture, with_lora).write(capacity, num_ranks)
-        graph.save(directory / GRAPH_FILE, "bita_step")
 
 
 class Decoder:
@@ -67,25 +29,23 @@ class Decoder:
 
     def __init__(
         self,
-        dialect: OrtDialect,
-        checkpoint: Checkpoint,
+        dialect: Dialect,
         architecture: Architecture,
         with_lora: bool = False,
     ) -> None:
         self._dialect = dialect
         self._graph = dialect.graph
-        self._checkpoint = checkpoint
         self._architecture = architecture
-        self._rows = LoraRows(dialect.graph) if with_lora else None
+        self._rows = LoraRows(dialect) if with_lora else None
 
-    def write(self, capacity: int, num_ranks: int) -> None:
+    def write(self, num_ranks: int) -> None:
         """Write inputs, layers and outputs."""
         hidden = self._embed()
-        step = step_context(self._graph, step_inputs(self._graph), capacity)
+        self._dialect.place(step_inputs(self._graph))
         output_rows = self._graph.input("output_rows", INT64, ("R",))
         delta: ir.Value | None = None
         for index in range(self._architecture.num_layers):
-            hidden, delta = self._layer(index, hidden, delta, step)
+            hidden, delta = self._layer(index, hidden, delta)
         assert delta is not None
         self._outputs(self._graph.op("Add", hidden, delta), output_rows, num_ranks)
 
@@ -103,26 +63,26 @@ class Decoder:
         return self._scaled(graph.op("Where", is_mask, mask, text), arch.embedding_scale)
 
     def _layer(
-        self, index: int, hidden: ir.Value, delta: ir.Value | None, step: StepContext
+        self, index: int, hidden: ir.Value, delta: ir.Value | None
     ) -> tuple[ir.Value, ir.Value]:
         """One layer; the last residual sum is left to the next norm, which does both at once."""
         dialect, arch = self._dialect, self._architecture
         prefix = f"model.layers.{index}"
-        weight = dialect.norm_weight(f"{prefix}.input_layernorm.weight")
+        weight = dialect.weights.norm(f"{prefix}.input_layernorm.weight")
         if delta is None:
             normed = dialect.norm(hidden, weight)
         else:
             normed, hidden = dialect.add_norm(hidden, delta, weight)
-        delta = self._attention(prefix, index, normed, step)
+        delta = self._attention(prefix, index, normed)
         before_mlp = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
-        weight = dialect.norm_weight(f"{prefix}.{before_mlp}.weight")
+        weight = dialect.weights.norm(f"{prefix}.{before_mlp}.weight")
         normed, hidden = dialect.add_norm(hidden, delta, weight)
         return hidden, self._mlp(index, normed)
 
-    def _attention(self, prefix: str, index: int, normed: ir.Value, step: StepContext) -> ir.Value:
+    def _attention(self, prefix: str, index: int, normed: ir.Value) -> ir.Value:
         dialect, arch = self._dialect, self._architecture
         qkv = self._linear(normed, index, "qkv")
-        attended = dialect.attention(qkv, index, arch.layers[index], step)
+        attended = dialect.attention(qkv, index, arch.layers[index])
         delta = self._linear(attended, index, "o")
         return self._behind(delta, f"{prefix}.post_attention_layernorm.weight")
 
@@ -142,21 +102,21 @@ class Decoder:
         product = self._dialect.linear(hidden, f"{prefix}{LABELS[site]}", names)
         if self._rows is None:
             return product
-        shapes = [self._checkpoint.shape(name) for name in names]
-        size = shapes[0][1], sum(shape[0] for shape in shapes)
-        return self._rows.added(product, hidden, f"lora.{index}.{site}", size)
+        shape = self._dialect.weights.shape(names)
+        return self._rows.added(product, hidden, f"lora.{index}.{site}", shape)
 
     def _behind(self, delta: ir.Value, norm_name: str) -> ir.Value:
         """What some families do between a sublayer and the residual sum."""
+        delta = self._dialect.as_residual(delta)
         if self._architecture.sandwich_norms:
-            delta = self._dialect.norm(delta, self._dialect.norm_weight(norm_name))
+            delta = self._dialect.norm(delta, self._dialect.weights.norm(norm_name))
         return self._scaled(delta, self._architecture.residual_scale)
 
     def _outputs(self, hidden: ir.Value, output_rows: ir.Value, num_ranks: int) -> None:
         graph, arch = self._graph, self._architecture
         flat = graph.op("Squeeze", hidden, graph.constant([0]))
         rows = graph.op("Gather", flat, output_rows)
-        weight = self._dialect.norm_weight(FINAL_NORM, arch.logit_scale)
+        weight = self._dialect.weights.norm(FINAL_NORM, arch.logit_scale)
         head = EMBEDDINGS if arch.tied_embeddings else HEAD
         logits = self._dialect.head(self._dialect.norm(rows, weight), head)
         if arch.logit_softcap:
@@ -176,26 +136,18 @@ class Decoder:
 class LoraRows:
     """The mask rows of a step, which are its last, and what is added to them."""
 
-    def __init__(self, graph: GraphWriter) -> None:
-        self._graph = graph
-        self._first = graph.input("first_mask_row", INT64, (1,))
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._first = dialect.graph.input("first_mask_row", INT64, (1,))
 
     def added(
-        self, product: ir.Value, hidden: ir.Value, label: str, size: tuple[int, int]
+        self, product: ir.Value, hidden: ir.Value, label: str, shape: tuple[int, int]
     ) -> ir.Value:
-        """product [1, Q, out] with hidden @ down @ up added in the mask rows; size: in, out."""
-        graph, (num_in, num_out) = self._graph, size
+        """product [1, Q, out] with hidden @ down @ up added in the mask rows; shape: [out, in]."""
+        graph, (num_out, num_in) = self._dialect.graph, shape
         down = graph.input(f"{label}.down", FLOAT, (num_in, "r"))
         up = graph.input(f"{label}.up", FLOAT, ("r", num_out))
-        thin = graph.op("MatMul", graph.op("MatMul", self._masks(hidden), down), up)
-        start, axis = graph.constant([0]), graph.constant([1])
-        nodes = graph.op("Slice", product, start, self._first, axis)
-        masks = graph.op("Add", self._masks(product), thin)
-        return graph.op("Concat", nodes, masks, axis=1)
-
-    def _masks(self, value: ir.Value) -> ir.Value:
-        end, axis = self._graph.constant([np.iinfo(np.int64).max]), self._graph.constant([1])
-        return self._graph.op("Slice", value, self._first, end, axis)
+        return self._dialect.add_lora(product, hidden, down, up, self._first)
 
 
 LABELS = {

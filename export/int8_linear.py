@@ -5,7 +5,7 @@ Before rounding, large inputs are made smaller and their weights larger: SmoothQ
 2211.10438), by the root mean square of an input instead of its maximum.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ import onnx_ir as ir
 from bita.export.graph import FLOAT, INT8, UINT8, GraphWriter
 from bita.tensors import Float32Array
 
+# Label of a linear layer -> [in], the sum over rows of the squares of each input.
+Squares = Mapping[str, Float32Array]
 Pieces = Iterable[Float32Array]  # [n, in] each
 MOST = 127  # values are -127 to 127
 ZERO_POINT = 128  # of unsigned values
@@ -46,8 +48,8 @@ class Int8Linear:
     ) -> ir.Value:
         """hidden times the weights, float32.
 
-        hidden: [1, Q, in] or, with num_axes 2, [R, in]. size: in, out. rows: of the weights, in
-        order of the outputs. factors: [in], what each input is divided by.
+        hidden: [1, Q, in] or, with num_axes 2, [R, in]. size: out, in. rows: of the weights.
+        factors: [in], what each input is divided by.
         """
         graph = self._graph
         if factors is not None:
@@ -62,7 +64,7 @@ class Int8Linear:
             whole = graph.op("MatMulInteger", activations, weight, zero_point)
         else:
             shifted = values.view(np.uint8) ^ np.uint8(ZERO_POINT)
-            weight = graph.weight(f"{label}.weight_uint8", UINT8, size, [shifted])
+            weight = graph.weight(f"{label}.weight_uint8", UINT8, shifted.shape, [shifted])
             whole = graph.op("MatMulInteger", activations, weight, zero_point, zero_point)
         by_row = graph.op("Mul", graph.op("Cast", whole, to=FLOAT), row_scales)
         columns = graph.weight(f"{label}.scales", FLOAT, scales.shape, [scales])
@@ -82,10 +84,10 @@ class Int8Linear:
         return scales, graph.op("QuantizeLinear", hidden, flat, points, axis=num_axes - 2)
 
 
-def smoothing(moments: Float32Array, rows: Pieces) -> Float32Array:
+def smoothing(squares: Float32Array, rows: Pieces) -> Float32Array:
     """Factors [in] of the weights, for sums [in] of the squares of each input."""
     largest = np.max([np.abs(piece).max(0) for piece in rows], axis=0)
-    inputs = np.sqrt(moments)
+    inputs = np.sqrt(squares)
     inputs = np.maximum(inputs, LEAST * inputs.max() or 1.0)
     weights = np.maximum(largest, LEAST * largest.max() or 1.0)
     logs = STRENGTH * np.log(inputs) - (1 - STRENGTH) * np.log(weights)
@@ -94,8 +96,8 @@ def smoothing(moments: Float32Array, rows: Pieces) -> Float32Array:
 
 
 def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """Round-to-nearest, symmetric: values [in, out] and scales [out] of rows [.., in]."""
-    values, scales = np.empty(size, np.int8), np.empty(size[1], np.float32)
+    """Round-to-nearest, symmetric: values [in, out] and scales [out]; size: out, in."""
+    values, scales = np.empty(size[::-1], np.int8), np.empty(size[0], np.float32)
     start = 0
     for piece in rows:
         end = start + len(piece)

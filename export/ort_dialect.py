@@ -12,78 +12,64 @@ import numpy as np
 import onnx_ir as ir
 
 from bita.export.architecture import Architecture, Layer
-from bita.export.checkpoint import Checkpoint
+from bita.export.decoder_weights import DecoderWeights
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
-from bita.export.int8_linear import Int8Linear, smoothing
+from bita.export.int8_linear import Int8Linear, Squares, smoothing
 from bita.export.quantize import BLOCK_SIZE, quantize_int4
-from bita.export.rope import Rope
 from bita.export.visibility import StepInputs, Visibility
-from bita.tensors import Float32Array, row_chunks
+from bita.tensors import Float32Array
 
 OPSETS = {"": 23, MICROSOFT: 1}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activations on AVX2
 
 
+def storage_of(precision: str) -> ir.DataType:
+    """The type of tables and matrices: float16 for its size, unless float32 is the precision."""
+    return FLOAT if precision == "fp32" else FLOAT16
+
+
 class OrtDialect:
     """Writes the parts of a decoder; weights come from the checkpoint as they are needed.
 
     precision: "fp32"; "fp16", which stores weights so and computes in float32 (x86 has no kernels
-    for more); "int8" for linear layers with a scale a row (`Int8Linear`, whose `signed` is
-    signed_int8); "int4" for MatMulNBits blocks with 8-bit activations. What `moments` has of the
-    inputs, [K] for int8 and [K, K] for int4, decides how layers are smoothed or rounded. The input
-    and the product of each linear layer are named LABEL.input and LABEL.output.
+    for more); "int8" for linear layers with a scale a row, smoothed by the `squares` of their
+    inputs where these were seen (`Int8Linear`, whose `signed` is signed_int8); "int4" for
+    MatMulNBits blocks with 8-bit activations, rounded for the inputs that `moments` has of them,
+    else to the nearest.
     """
 
     def __init__(
         self,
         graph: GraphWriter,
-        checkpoint: Checkpoint,
+        weights: DecoderWeights,
         architecture: Architecture,
         capacity: int,
         precision: str,
         moments: Moments | None = None,
+        squares: Squares | None = None,
         signed_int8: bool = False,
     ) -> None:
         self.graph = graph
+        self.weights = weights
         self._int8 = Int8Linear(graph, signed_int8)
+        self._squares = squares or {}
         self._moments = moments or {}
-        self._checkpoint = checkpoint
         self._architecture = architecture
         self._capacity = capacity
         self._precision = precision
-        self._rope_tables: dict[Rope, tuple[ir.Value, ir.Value]] = {}
-        self._tables: dict[str, ir.Value] = {}
 
-    def table(self, name: str) -> ir.Value:
-        """A weight in its own layout; written once however often it is used.
-
-        In float32 where that is the precision, else in float16 for its size.
-        """
-        if name not in self._tables:
-            shape, pieces = self._checkpoint.shape(name), row_chunks(self._checkpoint, name)
-            if self._precision == "fp32":
-                self._tables[name] = self.graph.weight(name, FLOAT, shape, pieces)
-            else:
-                halves = (rows.astype(np.float16) for rows in pieces)
-                self._tables[name] = self.graph.weight(name, FLOAT16, shape, halves)
-        return self._tables[name]
+    def place(self, inputs: StepInputs) -> None:
+        self._step = step_context(self.graph, inputs, self._capacity)
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
-        """Rows of the embedding table, as float32."""
-        return self._as_float(self.graph.op("Gather", self.table(name), token_ids))
+        return self._as_float(self.graph.op("Gather", self.weights.table(name), token_ids))
 
     def _as_float(self, value: ir.Value) -> ir.Value:
         return value if self._precision == "fp32" else self.graph.op("Cast", value, to=FLOAT)
 
-    def norm_weight(self, name: str, scale: float = 1.0) -> ir.Value:
-        """A norm's weight with its offset and a following constant factor folded in."""
-        weight = (self._checkpoint.read(name) + self._architecture.norm_offset) * scale
-        return self.graph.weight(name, FLOAT, weight.shape, [weight.astype(np.float32)])
-
     def norm(self, hidden: ir.Value, weight: ir.Value) -> ir.Value:
-        """RMSNorm over the last axis."""
         return self.graph.op(
             "RMSNormalization",
             hidden,
@@ -95,7 +81,7 @@ class OrtDialect:
     def add_norm(
         self, residual: ir.Value, delta: ir.Value, weight: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
-        """norm(residual + delta) and residual + delta, in one operator."""
+        """In one operator."""
         normed, total = ir.Value(), ir.Value()
         self.graph.op_into(
             "SkipSimplifiedLayerNormalization",
@@ -107,39 +93,56 @@ class OrtDialect:
         return normed, total
 
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        """hidden times the weights of `names` ([out, in] each), their outputs side by side."""
         hidden.name = f"{label}.input"
         if self._precision == "int4":
             product = self._block_linear(hidden, label, names)
         elif self._precision == "int8":
             product = self._int8_linear(hidden, 3, label, names)
         else:
-            product = self.graph.op("MatMul", hidden, self._transposed(label, names))
+            matrix = self._as_float(self.weights.matrix(label, names))
+            product = self.graph.op("MatMul", hidden, matrix)
         product.name = f"{label}.output"
-        bias = self._bias(label, names)
+        bias = self.weights.bias(label, names)
         return product if bias is None else self.graph.op("Add", product, bias)
 
+    def as_residual(self, delta: ir.Value) -> ir.Value:
+        return delta
+
+    def add_lora(
+        self, product: ir.Value, hidden: ir.Value, down: ir.Value, up: ir.Value, first: ir.Value
+    ) -> ir.Value:
+        """On a slice of the rows: the others are not computed for nothing."""
+        graph = self.graph
+        thin = graph.op("MatMul", graph.op("MatMul", self._rows_from(hidden, first), down), up)
+        start, axis = graph.constant([0]), graph.constant([1])
+        nodes = graph.op("Slice", product, start, first, axis)
+        masks = graph.op("Add", self._rows_from(product, first), thin)
+        return graph.op("Concat", nodes, masks, axis=1)
+
+    def _rows_from(self, value: ir.Value, first: ir.Value) -> ir.Value:
+        end, axis = self.graph.constant([np.iinfo(np.int64).max]), self.graph.constant([1])
+        return self.graph.op("Slice", value, first, end, axis)
+
     def head(self, rows: ir.Value, name: str) -> ir.Value:
-        """Logits [R, V] of rows [R, hidden]; in floats a tied embedding table serves."""
+        """In floats a tied embedding table serves."""
         rows.name = "lm_head.input"
         if self._precision == "int4":
             return self._block_linear(rows, "lm_head", [name])
         if self._precision == "int8":
             return self._int8_linear(rows, 2, "lm_head", [name])
-        return self.graph.op("Gemm", rows, self._as_float(self.table(name)), transB=1)
+        return self.graph.op("Gemm", rows, self._as_float(self.weights.table(name)), transB=1)
 
     def activation(self, gate: ir.Value) -> ir.Value:
         if self._architecture.activation == "silu":
             return self.graph.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)
         return self.graph.op("Gelu", gate, approximate="tanh")
 
-    def attention(self, qkv: ir.Value, index: int, layer: Layer, step: "StepContext") -> ir.Value:
-        """Attention over the cache and the step's rows [1, Q, heads * D]; appends K and V."""
-        arch = self._architecture
+    def attention(self, qkv: ir.Value, index: int, layer: Layer) -> ir.Value:
+        arch, step = self._architecture, self._step
         shape = (1, arch.num_kv_heads, self._capacity, arch.head_dim)
         past = [self.graph.input(f"past.{index}.{side}", FLOAT, shape) for side in ("key", "value")]
         query, key, value = self._heads(qkv, index)
-        cos, sin = self._tables_of(layer.rope) if layer.rope else (None, None)
+        cos, sin = self.weights.rope(layer.rope, self._capacity) if layer.rope else (None, None)
         attended, *present = self.graph.ops(
             "GroupQueryAttention",
             *(query, key, value, *past, step.last_slot, step.capacity, cos, sin),
@@ -176,41 +179,19 @@ class OrtDialect:
         split = self.graph.constant([0, 0, num_heads, head_dim])
         merged = self.graph.constant([0, 0, num_heads * head_dim])
         heads = self.graph.op("Reshape", hidden, split)
-        return self.graph.op("Reshape", self.norm(heads, self.norm_weight(name)), merged)
-
-    def _tables_of(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
-        if rope not in self._rope_tables:
-            number = len(self._rope_tables)
-            cos, sin = rope.tables(self._capacity)
-            self._rope_tables[rope] = (
-                self.graph.weight(f"rope.{number}.cos", FLOAT, cos.shape, [cos]),
-                self.graph.weight(f"rope.{number}.sin", FLOAT, sin.shape, [sin]),
-            )
-        return self._rope_tables[rope]
-
-    def _transposed(self, label: str, names: Sequence[str]) -> ir.Value:
-        """MatMul's second operand [in, out]."""
-        matrix = np.empty(self._size(names), np.float32)
-        start = 0
-        for chunk in self._chunks(names):
-            matrix[:, start : start + len(chunk)] = chunk.T
-            start += len(chunk)
-        if self._precision == "fp32":
-            return self.graph.weight(f"{label}.weight", FLOAT, matrix.shape, [matrix])
-        halves = matrix.astype(np.float16)
-        return self._as_float(self.graph.weight(f"{label}.weight", FLOAT16, halves.shape, [halves]))
+        return self.graph.op("Reshape", self.norm(heads, self.weights.norm(name)), merged)
 
     def _int8_linear(
         self, hidden: ir.Value, num_axes: int, label: str, names: Sequence[str]
     ) -> ir.Value:
         factors = None
-        if label in self._moments:
-            factors = smoothing(self._moments[label], self._chunks(names))
-        size, chunks = self._size(names), self._chunks(names)
+        if label in self._squares:
+            factors = smoothing(self._squares[label], self.weights.chunks(names))
+        size, chunks = self.weights.shape(names), self.weights.chunks(names)
         return self._int8.product(hidden, num_axes, label, size, chunks, factors)
 
     def _block_linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        num_in, num_out = self._size(names)
+        num_out, num_in = self.weights.shape(names)
         num_blocks = -(-num_in // BLOCK_SIZE)
         scales: list[Float32Array] = []
         packed = self.graph.weight(
@@ -240,36 +221,13 @@ class OrtDialect:
         spread = None
         if label in self._moments:
             spread = ErrorSpread.of(self._moments[label])
-        for chunk in self._chunks(names):
+        for chunk in self.weights.chunks(names):
             if spread is not None:
                 packed, chunk_scales = quantize_int4_for(chunk, spread)
             else:
                 packed, chunk_scales = quantize_int4(chunk)
             scales.append(chunk_scales)
             yield packed
-
-    def _size(self, names: Sequence[str]) -> tuple[int, int]:
-        """Inputs and outputs of linear layers side by side."""
-        shapes = [self._checkpoint.shape(name) for name in names]
-        return shapes[0][1], sum(shape[0] for shape in shapes)
-
-    def _chunks(self, names: Sequence[str]) -> Iterator[Float32Array]:
-        for name in names:
-            yield from row_chunks(self._checkpoint, name)
-
-    def _bias(self, label: str, names: Sequence[str]) -> ir.Value | None:
-        biases = [name.removesuffix("weight") + "bias" for name in names]
-        present = self._checkpoint.names()
-        if not any(bias in present for bias in biases):
-            return None
-        parts = [
-            self._checkpoint.read(bias)
-            if bias in present
-            else np.zeros(self._checkpoint.shape(name)[0], np.float32)
-            for name, bias in zip(names, biases, strict=True)
-        ]
-        bias = np.concatenate(parts)
-        return self.graph.weight(f"{label}.bias", FLOAT, bias.shape, [bias])
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""The attention bias of a step, made inside the graph from the tree's static block.
+"""The attention mask of a step, made inside the graph from the tree's static block.
 
 Cache slots [0, prefix_length) hold the adapter's prefix, slots [prefix_length, cache_length) the
 text, and the step's own rows follow. Rules: BiTA (arXiv 2401.12522); window: by position.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ def step_inputs(graph: GraphWriter) -> StepInputs:
 
 
 class Visibility:
-    """Attention biases `[1, 1, Q, C]` over the whole cache, one per window size in use."""
+    """Which of the cache's slots each row attends to, one mask per window size in use."""
 
     def __init__(self, graph: GraphWriter, inputs: StepInputs, capacity: int) -> None:
         self._graph = graph
@@ -52,16 +53,26 @@ class Visibility:
         self._slots = graph.constant(np.arange(capacity)[None, :])
         self._in_prefix = graph.op("Less", self._slots, inputs.prefix_length)
         self._past = self._see_past()
-        self._step_pads = self._pads()
-        self._biases: dict[int | None, ir.Value] = {}
+        self._place = self._placement()
+        self._shared: dict[tuple[str, int | None], ir.Value] = {}
+
+    def mask(self, window: int | None) -> ir.Value:
+        """True where a row attends to a slot, `[1, 1, Q, C]`; window: None for the whole text."""
+        return self._once("mask", window, self._visible)
 
     def bias(self, window: int | None) -> ir.Value:
-        """The bias for layers with this window (None: the whole text)."""
+        """The same as what is added to attention scores, float32."""
+        return self._once("bias", window, self._make_bias)
+
+    def _once(
+        self, kind: str, window: int | None, make: Callable[[int | None], ir.Value]
+    ) -> ir.Value:
         if window is not None and window >= self._capacity:
             window = None
-        if window not in self._biases:
-            self._biases[window] = self._make_bias(window)
-        return self._biases[window]
+        if (kind, window) not in self._shared:
+            value = self._graph.op("Unsqueeze", make(window), self._graph.constant([0, 1]))
+            self._shared[kind, window] = value
+        return self._shared[kind, window]
 
     def _see_past(self) -> ir.Value:
         """[Q, C]: the text for all rows, the prefix for mask rows only."""
@@ -71,7 +82,7 @@ class Visibility:
         allowed = graph.op("Or", graph.op("Not", self._in_prefix), rows)
         return graph.op("And", in_cache, allowed)
 
-    def _pads(self) -> ir.Value:
+    def _placement(self) -> ir.Value:
         """Pads that move a [Q, Q] block to its slots in [Q, C]."""
         graph, inputs = self._graph, self._inputs
         num_rows = graph.op("Shape", inputs.sees_prefix)
@@ -80,21 +91,25 @@ class Visibility:
         zero = graph.constant([0])
         return graph.op("Concat", zero, inputs.cache_length, zero, right, axis=0)
 
-    def _make_bias(self, window: int | None) -> ir.Value:
+    def _placed(self, step: ir.Value) -> ir.Value:
+        """A [Q, Q] block in its slots, false elsewhere: [Q, C]."""
+        return self._graph.op("Pad", step, self._place)
+
+    def _visible(self, window: int | None) -> ir.Value:
         graph, inputs = self._graph, self._inputs
         past, step = self._past, inputs.sees
         if window is not None:
             past = graph.op("And", past, self._past_in_window(window))
             step = graph.op("And", step, self._step_in_window(window))
-        placed = graph.op("Pad", step, self._step_pads)
-        visible = graph.op("Or", past, placed)
-        bias = graph.op(
+        return graph.op("Or", past, self._placed(step))
+
+    def _make_bias(self, window: int | None) -> ir.Value:
+        return self._graph.op(
             "Where",
-            visible,
-            graph.constant(0.0, np.float32),
-            graph.constant(HIDDEN, np.float32),
+            self._visible(window),
+            self._graph.constant(0.0, np.float32),
+            self._graph.constant(HIDDEN, np.float32),
         )
-        return graph.op("Unsqueeze", bias, graph.constant([0, 1]))
 
     def _first_visible(self, window: int) -> ir.Value:
         """[Q, 1]: the first position that each row sees."""
@@ -110,3 +125,21 @@ class Visibility:
 
     def _step_in_window(self, window: int) -> ir.Value:
         return self._graph.op("GreaterOrEqual", self._inputs.positions, self._first_visible(window))
+
+
+class GatheredVisibility(Visibility):
+    """The same without Pad, which TensorRT has neither for booleans nor by values of a step."""
+
+    def _placement(self) -> ir.Value:
+        """Of each slot [C], which row of the step it is for; outside of [0, Q) none."""
+        slots = self._graph.constant(np.arange(self._capacity))
+        return self._graph.op("Sub", slots, self._inputs.cache_length)
+
+    def _placed(self, step: ir.Value) -> ir.Value:
+        graph = self._graph
+        first = graph.constant([0])
+        num_rows = graph.op("Shape", self._inputs.sees_prefix)
+        last = graph.op("Sub", num_rows, graph.constant([1]))
+        row = graph.op("Min", graph.op("Max", self._place, first), last)
+        of_step = graph.op("Equal", self._place, row)
+        return graph.op("And", graph.op("Gather", step, row, axis=1), of_step)

@@ -1,13 +1,14 @@
 """The key-value cache: one slab, allocated once, whose slots are written in place."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
 
-Float32Array = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class Cache:
@@ -17,11 +18,16 @@ class Cache:
     text; `commit` keeps the accepted ones.
     """
 
-    def __init__(self, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
         # zeros are mapped lazily: slots cost memory when they are first written
-        self.slab: Float32Array = np.zeros(
-            (2 * num_layers, num_kv_heads, capacity, head_dim), np.float32
-        )
+        self.slab: FloatArray = np.zeros((2 * num_layers, num_kv_heads, capacity, head_dim), dtype)
         self.length = 0  # tokens of text
         self.text_number = 0  # grows with every text that is started
         self._adapter: Adapter | None = None
@@ -47,7 +53,7 @@ class Cache:
             self.slab[1::2, :, : adapter.prefix_length] = adapter.prefix_values
             self._adapter = adapter
 
-    def layer(self, index: int) -> tuple[Float32Array, Float32Array]:
+    def layer(self, index: int) -> tuple[FloatArray, FloatArray]:
         """Views [1, H, C, D] of one layer's keys and values."""
         return self.slab[2 * index][None], self.slab[2 * index + 1][None]
 

@@ -38,7 +38,11 @@ class OrtBackend:
         self.num_ranks = manifest.num_ranks
         self._session = _load(engine, num_threads, graph)
         self.cache = Cache(
-            manifest.num_layers, manifest.num_kv_heads, manifest.capacity, manifest.head_dim
+            manifest.num_layers,
+            manifest.num_kv_heads,
+            manifest.capacity,
+            manifest.head_dim,
+            _cache_type(self._session),
         )
         self.has_lora = manifest.lora_rank > 0
         self.pairs = EnginePairs(engine)
@@ -167,6 +171,12 @@ def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         for name, array in arrays.items()
     }
+
+
+def _cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
+    """Of past and present; some graphs keep them in float16."""
+    types = {value.name: value.type for value in session.get_inputs()}
+    return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32
 
 
 def _load(engine: Engine, num_threads: int, graph: bytes | None) -> ort.InferenceSession:

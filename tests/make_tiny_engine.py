@@ -6,7 +6,9 @@ python tests/make_tiny_engine.py [DIRECTORY]. Everything in it follows from the 
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -40,11 +42,13 @@ CONFIG = {
 }
 
 
-def write_plain_model(directory: Path, seed: int = 0, scale: float = 0.4) -> Path:
-    """A random Llama of CONFIG as a Hugging Face directory, made without torch."""
+def write_plain_model(
+    directory: Path, seed: int = 0, scale: float = 0.4, config: Mapping[str, Any] = CONFIG
+) -> Path:
+    """A random Llama as a Hugging Face directory, made without torch."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    shapes = expected_shapes(read_architecture(CONFIG, 1))
+    shapes = expected_shapes(read_architecture(config, 1))
     tensors = {
         name: rng.uniform(0.5, 1.5, shape) if len(shape) == 1 else rng.normal(0, scale, shape)
         for name, shape in shapes.items()
@@ -52,7 +56,7 @@ def write_plain_model(directory: Path, seed: int = 0, scale: float = 0.4) -> Pat
     save_file(
         {name: a.astype(np.float32) for name, a in tensors.items()}, directory / "model.safetensors"
     )
-    (directory / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
     write_tokenizer(directory)
     return directory
 

@@ -14,6 +14,7 @@ from bita.calibration.calibrated_build import CalibrationOptions, build_calibrat
 from bita.calibration.moments import collect_moments
 from bita.calibration.probe import Probe, value_names
 from bita.calibration.quality import Scored, measure_quality
+from bita.calibration.ranges import collect_squares
 from bita.calibration.report import read_quality
 from bita.calibration.stages import Effort
 from bita.cli import main
@@ -107,7 +108,7 @@ def test_moments_are_sums_of_outer_products(
         *(reference, architecture, TEXTS, tmp_path / "moments"),
         on_progress=lambda done, total: told.append((done, total)),
     )
-    squares = collect_moments(reference, architecture, TEXTS, tmp_path / "squares", True)
+    squares = collect_squares(reference, TEXTS, tmp_path / "squares")
     labels = [name.removesuffix(".input") for name in value_names(reference, ".input")]
     assert sorted(moments) == sorted(labels)
     assert told[-1][0] == told[-1][1] == len(TEXTS) * (len(labels) if memory == 1 else 1)

@@ -1,0 +1,42 @@
+"""Arrays by name, one file each."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bita.tensors import Float32Array
+
+
+class ArrayFiles(Mapping[str, Float32Array]):
+    """Arrays by the label of their layer, in a directory; read when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+
+    def __getitem__(self, label: str) -> Float32Array:
+        path = self._path(label)
+        if not path.is_file():
+            raise KeyError(label)
+        array: Float32Array = np.load(path)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in sorted(self._directory.glob("*.npy")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, label: object) -> bool:
+        return self._path(str(label)).is_file()
+
+    def save(self, label: str, array: Float32Array) -> None:
+        """Write one; a killed writer leaves none."""
+        partial = self._directory / f".{label}.partial"
+        with partial.open("wb") as file:
+            np.save(file, array)
+        partial.replace(self._path(label))
+
+    def _path(self, label: str) -> Path:
+        return self._directory / f"{label}.npy"

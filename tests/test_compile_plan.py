@@ -1,0 +1,113 @@
+"""TensorRT-RTX plans of tiny models, built without a GPU."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_tiny_engine import CONFIG, write_plain_model
+from tiny_models import FAMILIES, write_tiny_model
+
+from bita.errors import EngineError
+from bita.export import compile_plan as compiler
+from bita.export.architecture import read_architecture
+from bita.export.compile_plan import PlanOptions, compile_plan
+from bita.export.graph import FLOAT, GraphWriter
+from bita.export.sources import open_checkpoint
+from bita.export.step_graph import Seen, export_step_graph
+from bita.export.weight_file import WeightFile
+
+WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 128}
+OPTIONS = PlanOptions(tree_rows=8, tree_outputs=8, num_masks=3, lora_rank=2, targets=("sm89",))
+LAYERS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+WIDTHS = (64, 64, 64, 128)
+
+
+def write_graph(model: Path, out: Path, precision: str, with_lora: bool) -> Path:
+    checkpoint = open_checkpoint(str(model))
+    ranges = {
+        f"model.layers.{index}.{layer}": np.full(width, 4, np.float32)
+        for index in range(2)
+        for layer, width in zip(LAYERS, WIDTHS, strict=True)
+    }
+    out.mkdir()
+    export_step_graph(
+        checkpoint,
+        read_architecture(checkpoint.config, 160),
+        out,
+        capacity=160,
+        precision=precision,
+        num_ranks=4,
+        with_lora=with_lora,
+        dialect="standard",
+        seen=Seen(ranges={**ranges, "lm_head": np.full(64, 4, np.float32)}),
+    )
+    return out / "model.onnx"
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "fp8"])
+def test_every_precision_builds(tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = write_plain_model(tmp_path / "model", config=WIDE)
+    plan = compile_plan(write_graph(model, tmp_path / "graph", precision, True), OPTIONS)
+    assert len(plan) > 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_builds(tmp_path: Path, family: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("transformers")
+    model = write_tiny_model(family, tmp_path / "model")
+    plan = compile_plan(write_graph(model, tmp_path / "graph", "fp16", True), OPTIONS)
+    assert len(plan) > 100_000
+
+
+@pytest.mark.compile
+def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = write_plain_model(tmp_path / "model", config=WIDE)
+    graph = write_graph(model, tmp_path / "graph", "fp8", False)
+    with pytest.raises(EngineError, match=r"target 'sm1' is not one of .*sm86"):
+        compile_plan(graph, PlanOptions(8, 8, 3, targets=("sm1",)))
+    with pytest.raises(EngineError, match=r"cannot build for sm86: .*fp8"):
+        compile_plan(graph, PlanOptions(8, 8, 3, targets=("sm86",)))
+
+
+@pytest.mark.compile
+def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with WeightFile(tmp_path / "weights") as weights:
+        writer = GraphWriter(weights, {"": 24})
+        values = writer.op("Det", writer.input("values", FLOAT, (4, 4)))
+        writer.output("out", values, FLOAT, ())
+        writer.save(tmp_path / "det.onnx", "det")
+    with pytest.raises(EngineError, match=r"cannot read .*det.onnx: node Det_0 \(Det\): "):
+        compile_plan(tmp_path / "det.onnx", OPTIONS)
+
+
+@pytest.mark.compile
+def test_caches_that_would_be_copied_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with WeightFile(tmp_path / "weights") as weights:
+        writer = GraphWriter(weights, {"": 24})
+        past = writer.input("past.0.key", FLOAT, (1, 2, 16, 4))
+        writer.output("present.0.key", writer.op("Neg", past), FLOAT, (1, 2, 16, 4))
+        writer.save(tmp_path / "copied.onnx", "copied")
+    with pytest.raises(EngineError, match=r"would update 0 of 1 caches in place"):
+        compile_plan(tmp_path / "copied.onnx", OPTIONS)
+
+
+def test_a_missing_library_is_named_with_its_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "LIBRARY", "no_such_library")
+    with pytest.raises(EngineError, match=r"not installed .*pip install tensorrt-rtx-cu13"):
+        compile_plan(tmp_path / "model.onnx", OPTIONS)
+
+
+def test_decode_has_the_rows_of_the_tree_and_prefill_up_to_its_most() -> None:
+    prefill, decode = PlanOptions(8, 7, num_masks=3, prefill_rows=64).profiles()
+    assert prefill == {"M": (3, 3, 3), "r": (0, 0, 0), "Q": (1, 64, 64), "R": (1, 4, 4)}
+    assert decode == {"M": (3, 3, 3), "r": (0, 0, 0), "Q": (8, 8, 8), "R": (7, 7, 7)}
