@@ -41,7 +41,7 @@ class EightBits:
 
 EIGHT_BITS = {
     # The down projection reads a few values a thousand times the others (arXiv 2402.17762), which
-    # one scale for all rows cannot hold: with it KL is 0.31 on the default model, without 0.02.
+    # one scale for all cannot hold: KL of the default model is 0.3 with it and 0.03 without.
     "int8": EightBits(ir.DataType.INT8, 127, alpha=0.5, float_inputs=("mlp.down_proj",)),
     # floats keep their digits beside a large channel
     "fp8": EightBits(ir.DataType.FLOAT8E4M3FN, 448, alpha=0.0),
