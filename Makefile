@@ -121,4 +121,5 @@ $(VENV)/.tune: $(VENV)/.export
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.dev $(VENV)/.tune
+	$(PIP) --editable '.[export,dev,tensorrt-rtx]'
 	@touch $@

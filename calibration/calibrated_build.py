@@ -18,7 +18,7 @@ from bita.calibration.choose_tree import Choice
 from bita.calibration.moments import collect_moments
 from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
-from bita.calibration.ranges import collect_squares
+from bita.calibration.ranges import collect_ranges, collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
 from bita.calibration.stages import Calibrator, Effort
 from bita.engine import CALIBRATION_FILE, Engine, move_engine, open_engine, revise_engine
@@ -63,7 +63,7 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """quality: its error. choice: how its tree was chosen, None if `options` named one."""
+    """quality: its error. choice: how its tree was chosen, None if nothing was timed."""
 
     engine: Engine
     quality: Quality
@@ -78,7 +78,8 @@ def build_calibrated(
     calibration: CalibrationOptions,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Built:
-    """Build the engine `out`, measure its error, and choose its tree unless `options` has one.
+    """Build the engine `out`, measure its error, and choose its tree unless `options` has one or
+    the dialect is not this device's.
 
     A build that was killed goes on where it was. What it goes on from lies in a hidden folder
     beside `out` until the end, and takes 4 bytes for each weight of the model. Raises what
@@ -95,7 +96,7 @@ def build_calibrated(
     if quality is None:
         engine, quality = build.judged(engine, reference, held_out)
     choice = None
-    if options.tree is None:
+    if options.tree is None and options.dialect == "ort":  # others decode on other devices
         engine, choice = build.measured(engine)
     engine = move_engine(engine, out)
     shutil.rmtree(work)
@@ -161,7 +162,7 @@ class _Build:
 
     def seen(self, reference: Engine, texts: Conversations) -> Seen:
         """What the quantizer wants to know of the inputs of each layer."""
-        if self.quantizer not in ("gptq", "smoothed"):
+        if self.quantizer in ("none", "rtn"):
             return NOTHING_SEEN
         read = [(*text.prompt_ids, *text.response_ids) for text in texts]
 
@@ -171,6 +172,9 @@ class _Build:
         if self.quantizer == "smoothed":
             squares = collect_squares(reference, read, self._work / "squares", on_progress)
             return Seen(squares=squares)
+        if self.quantizer == "ranges":
+            ranges = collect_ranges(reference, read, self._work / "ranges", on_progress)
+            return Seen(ranges=ranges)
         architecture = read_architecture(self._checkpoint.config, reference.manifest.capacity)
         moments = self._work / "moments"
         return Seen(collect_moments(reference, architecture, read, moments, on_progress))
@@ -201,11 +205,16 @@ class _Build:
 
     @property
     def quantizer(self) -> str:
-        """How weights are rounded: "gptq", "smoothed", "rtn", or "none" in floats."""
-        if self._options.precision not in ("int8", "int4"):
+        """How weights are rounded: "gptq" or "rtn"; int8 also "smoothed" by the size of inputs, and
+        8 bits of the standard dialect by their "ranges", without which there are none; "none" in
+        floats.
+        """
+        precision, asked = self._options.precision, self._calibration.quantizer
+        if precision not in ("int8", "fp8", "int4"):
             return "none"
-        asked = self._calibration.quantizer
-        return "smoothed" if (asked, self._options.precision) == ("gptq", "int8") else asked
+        if self._options.dialect == "standard" and precision != "int4":
+            return "ranges"
+        return "smoothed" if (asked, precision) == ("gptq", "int8") else asked
 
     def measured(self, engine: Engine) -> tuple[Engine, Choice]:
         """The engine with the tree that is fastest on this device."""

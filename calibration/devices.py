@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bita.calibration.latency import ROWS, Latency
 from bita.engine import Engine
 
-BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.625}
+BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.625}
 BANDWIDTH_SHARE = 0.8  # of the data sheet's that plain decoding was published to reach
 COMPUTE_SHARE = 0.5  # of the data sheet's that thin products may reach
 LAYER_MS = 0.01  # kernels of a layer, started from a captured graph
@@ -36,7 +36,11 @@ def modelled_latency(name: str, engine: Engine) -> Latency:
     """T(q) of an engine's model and precision on one of DEVICES. Raises KeyError."""
     device, manifest = DEVICES[name], engine.manifest
     num_bytes = engine.files["model.onnx.data"]["bytes"]
-    if manifest.precision in ("int8", "int4"):  # a step reads few rows of the float16 embeddings
+    if manifest.precision in (
+        "int8",
+        "fp8",
+        "int4",
+    ):  # a step reads few rows of the float16 embeddings
         num_bytes -= 2 * manifest.vocab_size * manifest.hidden_size
     num_weights = num_bytes / BYTES_A_WEIGHT[manifest.precision]
     token_bytes = 2 * 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim

@@ -22,7 +22,7 @@ from bita.engine import (
     check_replaceable,
     new_engine,
 )
-from bita.errors import EngineError, raise_faults
+from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.decoder import (
@@ -44,6 +44,7 @@ BACKENDS = ("ort-cpu",)
 # What each dialect can be written in, and the oldest onnxruntime that was tried with it.
 DIALECTS = {"ort": PRECISIONS, "standard": STANDARD_PRECISIONS}
 REQUIRES = {"ort": {"onnxruntime": "1.23"}, "standard": {"onnxruntime": "1.32"}}
+ROTARY_UNIT = 16  # of what GroupQueryAttention can turn
 # Of a weight in a linear layer: blocks of 32 have a float32 scale, blocks of 64 a float16 one.
 QUANTIZED_BYTES = {
     "ort": {"int8": 1.0, "int4": 1 / 2 + 4 / 32},
@@ -136,6 +137,8 @@ def plan_build(
     _check_options(options, capacity)
     architecture = read_architecture(checkpoint.config, capacity)
     check_tensors(checkpoint, architecture)
+    if options.dialect == "ort":
+        check_rotary_widths(architecture)
     texts = checkpoint.text_assets()
     adapter = _fitting(adapter, checkpoint)
     tree = options.tree or Tree.chain(adapter.num_masks)
@@ -144,6 +147,17 @@ def plan_build(
     num_bytes = weight_bytes(architecture, options.precision, options.dialect)
     _check_disk(out, num_bytes)
     return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
+
+
+def check_rotary_widths(architecture: Architecture) -> None:
+    """Raise ModelError if GroupQueryAttention cannot turn the heads; it says so when it runs."""
+    widths = {2 * len(layer.rope.inv_freq) for layer in architecture.layers if layer.rope}
+    wrong = sorted(width for width in widths if width % ROTARY_UNIT)
+    if wrong:
+        raise ModelError(
+            f"rotary embeddings turn {wrong[0]} numbers of a head; ONNX Runtime's attention takes "
+            f"multiples of {ROTARY_UNIT}: build with --dialect standard"
+        )
 
 
 def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort") -> int:

@@ -128,7 +128,10 @@ class Visibility:
 
 
 class GatheredVisibility(Visibility):
-    """The same without Pad, which TensorRT has neither for booleans nor by values of a step."""
+    """The same without Pad, by which `cache_length` would decide over shapes.
+
+    TensorRT takes such an input from the host, and a captured CUDA graph could not change it.
+    """
 
     def _placement(self) -> ir.Value:
         """Of each slot [C], which row of the step it is for; outside of [0, Q) none."""

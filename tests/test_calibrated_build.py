@@ -257,6 +257,20 @@ def test_an_engine_for_another_adapter_is_not_kept(
     assert engine.manifest.prefix_length == 2
 
 
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.1), ("fp8", 0.6)])
+def test_activations_of_the_standard_dialect_have_ranges(
+    precision: str, most: float, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    options = BuildOptions(precision, dialect="standard")
+    calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
+    built = build_calibrated(checkpoint, None, tmp_path / "e", options, calibration)
+    assert built.quality.quantizer == "ranges"
+    assert built.choice is None
+    assert 0 < built.quality.kl < most
+    with pytest.raises(BitaError, match=r"needs the range of what .* reads; calibrate"):
+        build_engine(checkpoint, None, tmp_path / "plain", options)
+
+
 def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_path: Path) -> None:
     def stop(name: str, done: int, total: int) -> None:
         if name == "reading texts":

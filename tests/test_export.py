@@ -1,6 +1,7 @@
 """Parts of the export without torch: quantization, top tokens, refusals, the weight file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,12 @@ from make_tiny_engine import CONFIG, write_plain_model
 
 from bita.errors import EngineError, ModelError
 from bita.export.architecture import read_architecture
-from bita.export.build import BuildOptions, build_engine, weight_bytes
+from bita.export.build import (
+    BuildOptions,
+    build_engine,
+    check_rotary_widths,
+    weight_bytes,
+)
 from bita.export.decoder import check_tensors
 from bita.export.graph import FLOAT, INT64, GraphWriter
 from bita.export.ort_dialect import OPSETS
@@ -158,6 +164,16 @@ def test_builds_and_estimates_its_size(tmp_path: Path, precision: str) -> None:
     assert (manifest.precision, manifest.capacity, manifest.num_masks) == (precision, 64, 3)
     assert sum(written) == pytest.approx(sum(expected), rel=0.15)  # small tables are left out
     assert weight_bytes(read_architecture(CONFIG, 64), precision) == sum(expected)
+
+
+def test_heads_that_attention_cannot_turn_are_refused() -> None:
+    architecture = read_architecture(CONFIG, 64)
+    check_rotary_widths(architecture)
+    first = architecture.layers[0]
+    assert first.rope is not None
+    half = replace(first, rope=replace(first.rope, inv_freq=first.rope.inv_freq[:4]))
+    with pytest.raises(ModelError, match=r"turn 8 numbers of a head.*--dialect standard"):
+        check_rotary_widths(replace(architecture, layers=(first, half)))
 
 
 def test_build_options_are_checked_together(tmp_path: Path) -> None:

@@ -65,11 +65,22 @@ def test_logits_equal_those_of_the_ort_dialect(family: str, tmp_path: Path) -> N
     identity = identify(checkpoint)
     lora = starting_lora(site_sizes(checkpoint), identity.num_layers, 3, seed=0)
     adapter = random_adapter(identity, 3, 5, scale=0.5, lora_like=lora)
+    assert_equal_logits(checkpoint, adapter, tmp_path)
+
+
+def test_logits_are_equal_where_half_of_a_head_rotates(tmp_path: Path) -> None:
+    config = {**CONFIG, "head_dim": 32, "partial_rotary_factor": 0.5}
+    checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model", config=config)))
+    adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.5)
+    assert_equal_logits(checkpoint, adapter, tmp_path)
+
+
+def assert_equal_logits(checkpoint: Checkpoint, adapter: Adapter, folder: Path) -> None:
     found = {}
     for dialect in ("ort", "standard"):
         options = BuildOptions("fp32", capacity=CAPACITY, tree=TREE, dialect=dialect)
-        build_engine(checkpoint, adapter, tmp_path / dialect, options)
-        found[dialect] = tree_logits(open_engine(tmp_path / dialect), adapter)
+        build_engine(checkpoint, adapter, folder / dialect, options)
+        found[dialect] = tree_logits(open_engine(folder / dialect), adapter)
     assert found["ort"].std() > 1  # else a tolerance in logits says nothing
     np.testing.assert_allclose(found["standard"], found["ort"], atol=2e-4, rtol=0)
 
@@ -167,6 +178,17 @@ def test_graph_is_one_that_tensorrt_reads(engines: dict[str, Engine], precision:
     assert {value.dtype for value in cached} == {expected}
     onnx = pytest.importorskip("onnx")
     onnx.checker.check_model(str(engines[precision].file("model.onnx")))
+
+
+@pytest.mark.parametrize(("precision", "num_quantized"), [("int8", 7), ("fp8", 9), ("int4", 0)])
+def test_activations_that_are_quantized(
+    engines: dict[str, Engine], precision: str, num_quantized: int
+) -> None:
+    """Of 4 linear layers in each of 2 and the head; int8 leaves what down projections read."""
+    model = ir.load(engines[precision].file("model.onnx"))
+    operators = [node.op_type for node in model.graph]
+    assert operators.count("QuantizeLinear") == num_quantized
+    assert operators.count("DequantizeLinear") == 9 + num_quantized
 
 
 @pytest.mark.parametrize("precision", WORST_ERRORS)

@@ -23,6 +23,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--adapter", type=Path, help="adapter file; default: an untuned one")
     parser.add_argument("--precision", default="int4", help="fp32, fp16, int8 or int4 (default)")
     parser.add_argument(
+        "--dialect",
+        default="ort",
+        help="of the graph: ort (default), for CPUs; standard, which TensorRT reads, and fp8 too",
+    )
+    parser.add_argument(
         "--quantizer",
         default="gptq",
         help="gptq (default): int4 rounded, int8 smoothed for what the model reads; rtn: to the "
@@ -63,7 +68,11 @@ def run(args: argparse.Namespace) -> int:
     adapter = Adapter.load(args.adapter) if args.adapter else None
     tree = read_tree(args.tree, adapter.num_masks if adapter else 3) if args.tree else None
     options = BuildOptions(
-        precision=args.precision, mode=args.mode, capacity=args.capacity, tree=tree
+        precision=args.precision,
+        mode=args.mode,
+        capacity=args.capacity,
+        tree=tree,
+        dialect=args.dialect,
     )
     out = args.out or Path("engines") / f"{_slug(args.model)}-{args.precision}"
     report = ""
