@@ -5,8 +5,8 @@
 
 Speeds: AR with one row and the tree expected to be fastest, all engines taking turns on the same
 prompts. Memory: the peak of a process that opens the engine and answers twice. Error: from the
-engine's calibration. Verify: tree against AR on the same engine, own and random adapter, in mode
-"exact" and in mode "tree" with the tree that is best there; it must not differ in "exact".
+engine's calibration. Verify: trees against AR on the same engine, own and random adapter, the best
+tree in mode "exact", where it must not differ, and BiTA's triangle with its branches in mode "tree".
 """
 
 import argparse
@@ -20,7 +20,6 @@ from typing import Any
 from peer_report import describe_machine
 from tree_choice import Calibrated, evenly, read_questions
 
-from bita.calibration.choose_tree import plan_trees
 from bita.calibration.report import read_quality
 from bita.calibration.turns import decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
@@ -61,13 +60,10 @@ def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[
 
 
 def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
-    """Identical answers by mode and adapter; the tree is the best one of that mode."""
+    """Identical answers by mode and adapter."""
     questions = evenly(read_questions(args.prompts), args.verified)
     report = {}
-    for mode in ("exact", "tree"):
-        session = engine.session
-        plan = plan_trees(engine.acceptance, engine.latency, session.adapter.num_masks, mode)
-        tree = plan.trees[0].tree
+    for mode, tree in (("exact", engine.best_tree()), ("tree", Tree.triangle())):
         with progress_bars() as show:
             done = 0
 
@@ -77,7 +73,7 @@ def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
                 show(f"verify, {mode}", done, 3 * len(questions))
 
             comparisons = verify(
-                session.using(tree=tree, mode=mode),
+                engine.session.using(tree=tree, mode=mode),
                 [question.messages for question in questions],
                 args.max_new_tokens,
                 on_prompt,
