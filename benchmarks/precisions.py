@@ -5,8 +5,9 @@
 
 Speeds: AR with one row and the tree expected to be fastest, all engines taking turns on the same
 prompts. Memory: the peak of a process that opens the engine and answers twice. Error: from the
-engine's calibration. Verify: trees against AR on the same engine, own and random adapter, the best
-tree in mode "exact", where it must not differ, and BiTA's triangle with its branches in mode "tree".
+engine's calibration. Verify: trees against AR on the same engine, own and random adapter: the best
+tree in mode "exact", where nothing may differ, and BiTA's triangle with its branches in mode
+"tree".
 """
 
 import argparse

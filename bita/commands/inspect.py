@@ -92,7 +92,7 @@ def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, ob
 
 
 def _worst_layer(quality: Any) -> list[tuple[str, object]]:
-    if quality is None:
+    if quality is None or not quality.worst_layer_error:
         return []
     error = 100 * quality.worst_layer_error
     rows: list[tuple[str, object]] = [("worst layer", f"{quality.worst_layer}, {error:.2g} % off")]
