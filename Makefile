@@ -16,6 +16,7 @@ MODEL ?=
 ADAPTER ?= $(wildcard adapters/$(NAME).safetensors)
 PRECISION ?= int4
 QUANTIZER ?=
+DIALECT ?=
 CALIBRATION_PROMPTS ?=
 CAPACITY ?=
 TREE ?=
@@ -26,7 +27,7 @@ MINUTES ?=
 NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
 OUT ?= engines/$(NAME)-$(PRECISION)
 ENGINE_OPTIONS = --precision $(PRECISION) $(if $(ADAPTER),--adapter "$(ADAPTER)") \
-  $(if $(QUANTIZER),--quantizer $(QUANTIZER)) \
+  $(if $(QUANTIZER),--quantizer $(QUANTIZER)) $(if $(DIALECT),--dialect $(DIALECT)) \
   $(if $(CALIBRATION_PROMPTS),--calibration-prompts "$(CALIBRATION_PROMPTS)") \
   $(if $(UNCALIBRATED),--uncalibrated) $(if $(CAPACITY),--capacity $(CAPACITY)) $(if $(TREE),--tree "$(TREE)") $(if $(MODE),--mode $(MODE))
 
@@ -40,7 +41,7 @@ help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
 	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|int8|fp16|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
-	@echo '  [QUANTIZER=gptq|rtn] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
+	@echo '  [QUANTIZER=gptq|rtn] [DIALECT=ort|standard] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
 demo: ## install, build the default engine, measure it, answer a prompt, verify

@@ -84,7 +84,7 @@ class Int8Linear:
         return scales, graph.op("QuantizeLinear", hidden, flat, points, axis=num_axes - 2)
 
 
-def smoothing(squares: Float32Array, rows: Pieces) -> Float32Array:
+def smoothing_factors(squares: Float32Array, rows: Pieces) -> Float32Array:
     """Factors [in] of the weights, for sums [in] of the squares of each input."""
     largest = np.max([np.abs(piece).max(0) for piece in rows], axis=0)
     inputs = np.sqrt(squares)

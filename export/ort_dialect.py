@@ -15,7 +15,7 @@ from bita.export.architecture import Architecture, Layer
 from bita.export.decoder_weights import DecoderWeights
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
-from bita.export.int8_linear import Int8Linear, Squares, smoothing
+from bita.export.int8_linear import Int8Linear, Squares, smoothing_factors
 from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.visibility import StepInputs, Visibility
 from bita.tensors import Float32Array
@@ -186,7 +186,7 @@ class OrtDialect:
     ) -> ir.Value:
         factors = None
         if label in self._squares:
-            factors = smoothing(self._squares[label], self.weights.chunks(names))
+            factors = smoothing_factors(self._squares[label], self.weights.chunks(names))
         size, chunks = self.weights.shape(names), self.weights.chunks(names)
         return self._int8.product(hidden, num_axes, label, size, chunks, factors)
 

@@ -8,7 +8,7 @@ import pytest
 
 from bita.export.gptq import ErrorSpread, quantize_int4_for
 from bita.export.graph import FLOAT, GraphWriter
-from bita.export.int8_linear import Int8Linear, quantized, smoothing
+from bita.export.int8_linear import Int8Linear, quantized, smoothing_factors
 from bita.export.quantize import MATMULNBITS, Int4Grid, dequantize_int4, quantize_int4
 from bita.export.weight_file import WeightFile
 from bita.runtime.processor import multiplies_int8_exactly
@@ -123,7 +123,7 @@ def test_smoothed_inputs_lose_less(tmp_path: Path) -> None:
     rows = RNG.normal(size=(50, 96)).astype(np.float32)
     rows[:, [7, 50]] *= 60
     rows[:, 11] = 0
-    factors = smoothing(np.square(rows).sum(0), [weights[:9], weights[9:]])
+    factors = smoothing_factors(np.square(rows).sum(0), [weights[:9], weights[9:]])
     assert np.log(factors).mean() == pytest.approx(0, abs=1e-4)
     assert np.all(np.isfinite(factors))
     errors = []
