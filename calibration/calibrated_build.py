@@ -20,8 +20,15 @@ from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
 from bita.calibration.ranges import collect_ranges, collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
-from bita.calibration.stages import Calibrator, Effort
-from bita.engine import CALIBRATION_FILE, Engine, move_engine, open_engine, revise_engine
+from bita.calibration.stages import Calibrator, Effort, NothingFitsError
+from bita.engine import (
+    CALIBRATION_FILE,
+    TREE_FILE,
+    Engine,
+    move_engine,
+    open_engine,
+    revise_engine,
+)
 from bita.errors import EngineError, PromptError
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, plan_build, weight_bytes
@@ -216,10 +223,13 @@ class _Build:
             return "ranges"
         return "smoothed" if (asked, precision) == ("gptq", "int8") else asked
 
-    def measured(self, engine: Engine) -> tuple[Engine, Choice]:
-        """The engine with the tree that is fastest on this device."""
+    def measured(self, engine: Engine) -> tuple[Engine, Choice | None]:
+        """The engine with the tree that is fastest here; AR if no prompt fits its cache."""
         prompts, effort = self._calibration.prompts, self._calibration.effort
-        calibrator = Calibrator(engine, 0, self._on_progress, prompts, effort)
+        try:
+            calibrator = Calibrator(engine, 0, self._on_progress, prompts, effort)
+        except NothingFitsError:
+            return revise_engine(engine, {TREE_FILE: Tree.root_only().to_json()}), None
         choice = calibrator.tree(calibrator.acceptance(), calibrator.latency())
         return calibrator.engine, choice
 

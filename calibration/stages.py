@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
+from bita.calibration.acceptance import NODES, Acceptance, Position, measure_acceptance
 from bita.calibration.choose_tree import (
     Choice,
     Plan,
@@ -22,8 +22,10 @@ from bita.calibration.latency import (
     sizes_of,
 )
 from bita.calibration.picture import PICTURE_FILE, draw
-from bita.calibration.prompts import TREE_PROMPTS, read_prompts
+from bita.calibration.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
+from bita.errors import EngineError
+from bita.runtime.engine_texts import EngineTexts
 from bita.runtime.session import Prompt, Session
 from bita.tuning.line_file import LineFile, parse_line
 
@@ -45,10 +47,15 @@ class Effort:
     most_rows: int = 128
 
 
+class NothingFitsError(EngineError):
+    """An engine's cache has no room for any of the prompts."""
+
+
 class Calibrator:
     """Measures one engine on this device.
 
     num_threads: 0 for one per physical core. prompts: a prompt file; None: a set of our own.
+    Raises PromptError, and NothingFitsError if the cache is too small for all of them.
     """
 
     def __init__(
@@ -64,7 +71,7 @@ class Calibrator:
         self._on_progress = on_progress
         self._own_prompts = prompts is not None
         self._effort = effort or Effort()
-        read = read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts)
+        read = _fitting(read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts), engine)
         self._timed: Sequence[Prompt] = read[TIMED - 1 :: TIMED] or read
         self._drafted = [p for number, p in enumerate(read) if (number + 1) % TIMED] or read
 
@@ -151,6 +158,24 @@ class Calibrator:
         report = {**read_calibration(self.engine), topic: data}
         text = json.dumps(report, separators=(",", ":")) + "\n"
         self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **(files or {})})
+
+
+def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
+    """Those that leave room in the cache to draft behind their answers.
+
+    Plain text where the model has no chat template.
+    """
+    texts, manifest = EngineTexts(engine), engine.manifest
+    prompts: list[Prompt] = [m if texts.template else m[-1]["content"] for m in messages]
+    rows = NODES * (manifest.num_masks + 1)
+    room = manifest.capacity - manifest.prefix_length - rows
+    fitting = [prompt for prompt in prompts if len(texts.encode(prompt)) < room]
+    if not fitting:
+        raise NothingFitsError(
+            f"no prompt of {len(prompts)} fits a cache of {manifest.capacity} slots with {rows} "
+            "rows of drafts behind it; give shorter ones, or rebuild with a larger CAPACITY"
+        )
+    return fitting
 
 
 class _Progress:

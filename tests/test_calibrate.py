@@ -189,6 +189,16 @@ def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
     assert words == {"Hello c", "Hello f"}
 
 
+def test_a_model_without_a_chat_template(engine: Engine) -> None:
+    path = engine.file("manifest.json")
+    manifest = json.loads(path.read_text())
+    if manifest["files"].pop("chat_template.jinja", None):
+        engine.file("chat_template.jinja").unlink()
+    path.write_text(json.dumps(manifest))
+    calibrator = calibrator_of(open_engine(engine.path), most_rows=4)
+    assert calibrator.tree(calibrator.acceptance(), calibrator.latency()).ar.measured_speed > 0
+
+
 def test_the_mean_length_of_what_was_measured() -> None:
     position = Position((1,), 0, 0)
     acceptance = Acceptance(((position,) * 3, (position,)), (10, 20), "x", 4)

@@ -236,6 +236,19 @@ def test_a_build_ends_with_the_tree_that_was_timed(
     assert {path.name for path in tmp_path.iterdir()} == {"engine", "mine.jsonl"}
 
 
+def test_a_cache_too_small_to_measure_in(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    narrow = BuildOptions(capacity=24)
+    built = build_calibrated(checkpoint, None, tmp_path / "e", narrow, options)
+    assert built.choice is None
+    assert read_tree(built.engine) == Tree.root_only()
+    assert read_calibration(built.engine).keys() == {"quality"}
+    assert main(["calibrate", "acceptance", str(tmp_path / "e")]) == 2
+    assert "no prompt of 60 fits a cache of 24 slots" in capsys.readouterr().err
+
+
 def test_an_engine_for_another_adapter_is_not_kept(
     checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:

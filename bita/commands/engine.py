@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         report = f"\n{built.quality}"
         if built.choice:
             report += f"\ndecodes with: {built.choice}"
+        elif not tree and options.dialect == "ort":
+            report += "\ndecodes with: AR; the cache is too small to measure trees in"
     num_bytes = sum(path.stat().st_size for path in out.iterdir())
     seconds = time.perf_counter() - began
     print(f"{out}: {args.precision}, {num_bytes / 1e6:.0f} MB, built in {seconds:.1f} s{report}")
