@@ -61,7 +61,7 @@ class Manifest:
     lora_rank: int  # r; 0: the graph has no LoRA, else it takes any rank
     pair_rank: int  # of the adapter's pair scores, whose tables are in PAIRS_FILE; 0 for none
     tuned_on: str  # the adapter's data, "untuned" for none
-    requires: dict[str, str]  # package: least version
+    requires: dict[str, str]  # package: least version; "processor": what it must be able to
     created_by: str
 
     def describe_files(

@@ -15,12 +15,13 @@ from pathlib import Path
 from bita import __version__
 from bita.adapter import Adapter
 from bita.calibration.choose_tree import Choice
+from bita.calibration.effort import Effort
 from bita.calibration.moments import collect_moments
 from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
 from bita.calibration.ranges import collect_ranges, collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
-from bita.calibration.stages import Calibrator, Effort, NothingFitsError
+from bita.calibration.stages import Calibrator, NothingFitsError
 from bita.engine import (
     CALIBRATION_FILE,
     TREE_FILE,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from bita.calibration.choose_tree import (
     plan_trees,
     planned_choice,
 )
+from bita.calibration.effort import Effort
 from bita.calibration.latency import (
     Latency,
     describe_device,
@@ -31,20 +31,6 @@ from bita.tuning.line_file import LineFile, parse_line
 
 TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured.
-
-    num_prompts: read from the prompt file. max_new_tokens: of each answer. repeats: turns in which
-    each size of step is timed. most_rows: of the steps that are timed.
-    """
-
-    num_prompts: int = 60
-    max_new_tokens: int = 96
-    repeats: int = 8
-    most_rows: int = 128
 
 
 class NothingFitsError(EngineError):

@@ -1,11 +1,9 @@
 """Linear layers in 8 bits: a scale for each row of activations, and one for each output.
 
 The products are sums of whole numbers, so that a row's result never depends on the rows beside it.
-Before rounding, large inputs are made smaller and their weights larger: SmoothQuant (arXiv
-2211.10438), by the root mean square of an input instead of its maximum.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +12,9 @@ import onnx_ir as ir
 from bita.export.graph import FLOAT, INT8, UINT8, GraphWriter
 from bita.tensors import Float32Array
 
-# Label of a linear layer -> [in], the sum over rows of the squares of each input.
-Squares = Mapping[str, Float32Array]
 Pieces = Iterable[Float32Array]  # [n, in] each
 MOST = 127  # values are -127 to 127
 ZERO_POINT = 128  # of unsigned values
-# How much of an input's size goes to the weights. KL to float32 of the default model: 0.037
-# without, 0.012 with 0.5 or 0.6, 0.021 with 0.75; by maxima instead of root mean squares 0.015.
-STRENGTH = 0.6
-LEAST = 1e-3  # of the largest, for inputs that calibration saw little of
 
 
 class Int8Linear:
@@ -82,17 +74,6 @@ class Int8Linear:
             self._zero_points[num_axes] = graph.op("Expand", point, graph.op("Shape", flat))
         points = self._zero_points[num_axes]
         return scales, graph.op("QuantizeLinear", hidden, flat, points, axis=num_axes - 2)
-
-
-def smoothing_factors(squares: Float32Array, rows: Pieces) -> Float32Array:
-    """Factors [in] of the weights, for sums [in] of the squares of each input."""
-    largest = np.max([np.abs(piece).max(0) for piece in rows], axis=0)
-    inputs = np.sqrt(squares)
-    inputs = np.maximum(inputs, LEAST * inputs.max() or 1.0)
-    weights = np.maximum(largest, LEAST * largest.max() or 1.0)
-    logs = STRENGTH * np.log(inputs) - (1 - STRENGTH) * np.log(weights)
-    factors: Float32Array = np.exp(logs - logs.mean()).astype(np.float32)
-    return factors
 
 
 def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[npt.NDArray[np.int8], Float32Array]:

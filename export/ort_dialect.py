@@ -15,8 +15,9 @@ from bita.export.architecture import Architecture, Layer
 from bita.export.decoder_weights import DecoderWeights
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
 from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
-from bita.export.int8_linear import Int8Linear, Squares, smoothing_factors
+from bita.export.int8_linear import Int8Linear
 from bita.export.quantize import BLOCK_SIZE, quantize_int4
+from bita.export.smoothing import Squares, smoothing_factors
 from bita.export.visibility import StepInputs, Visibility
 from bita.tensors import Float32Array
 

@@ -11,9 +11,8 @@ from bita.export.decoder_weights import DecoderWeights
 from bita.export.dialect import Dialect
 from bita.export.gptq import Moments
 from bita.export.graph import GraphWriter
-from bita.export.int8_linear import Squares
 from bita.export.ort_dialect import OPSETS, OrtDialect, storage_of
-from bita.export.smoothing import Ranges
+from bita.export.smoothing import Ranges, Squares
 from bita.export.standard_dialect import STANDARD_OPSETS, StandardDialect
 from bita.export.standard_linear import StandardLinear, compute_type
 from bita.export.weight_file import WeightFile

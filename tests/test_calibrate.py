@@ -15,8 +15,9 @@ from bita.calibration import choose_tree
 from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
 from bita.calibration.devices import DEVICES, modelled_latency
+from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency, measure_latency, monotone, tree_of
-from bita.calibration.stages import Calibrator, Effort
+from bita.calibration.stages import Calibrator
 from bita.cli import main
 from bita.engine import Engine, open_engine, read_calibration
 from bita.errors import EngineError

@@ -11,12 +11,12 @@ from make_tiny_engine import write_plain_model
 
 from bita.adapter import random_adapter
 from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
+from bita.calibration.effort import Effort
 from bita.calibration.moments import collect_moments
 from bita.calibration.probe import Probe, value_names
 from bita.calibration.quality import Scored, measure_quality
 from bita.calibration.ranges import collect_squares
 from bita.calibration.report import read_quality
-from bita.calibration.stages import Effort
 from bita.cli import main
 from bita.engine import Engine, move_engine, open_engine, read_calibration, revise_engine
 from bita.errors import BitaError, EngineError, PromptError

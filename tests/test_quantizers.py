@@ -8,8 +8,9 @@ import pytest
 
 from bita.export.gptq import ErrorSpread, quantize_int4_for
 from bita.export.graph import FLOAT, GraphWriter
-from bita.export.int8_linear import Int8Linear, quantized, smoothing_factors
+from bita.export.int8_linear import Int8Linear, quantized
 from bita.export.quantize import MATMULNBITS, Int4Grid, dequantize_int4, quantize_int4
+from bita.export.smoothing import smoothing_factors
 from bita.export.weight_file import WeightFile
 from bita.runtime.processor import multiplies_int8_exactly
 

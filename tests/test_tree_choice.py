@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bita.calibration.stages import Calibrator, Effort
+from bita.calibration.effort import Effort
+from bita.calibration.stages import Calibrator
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.engine import open_engine
 from bita.runtime.session import Session

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bita.calibration.effort import Effort
 from bita.commands import add_command, not_negative, positive
 from bita.engine import MODES
 
 STAGES = ("acceptance", "latency", "tree")
 MOST_SHOWN = 4  # trees that were not chosen
+USUAL = Effort()
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,10 +45,10 @@ def add_parser(subparsers: Any) -> None:
 def _add_effort(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, help="JSONL file; default: a set of our own")
     for name, default, text in (
-        ("--limit", 60, "prompts read; a third is for timing trees"),
-        ("--max-new-tokens", 96, "of each answer"),
-        ("--repeats", 8, "turns in which each size of step is timed"),
-        ("--most-rows", 128, "of the steps that are timed"),
+        ("--limit", USUAL.num_prompts, "prompts read; a third is for timing trees"),
+        ("--max-new-tokens", USUAL.max_new_tokens, "of each answer"),
+        ("--repeats", USUAL.repeats, "turns in which each size of step is timed"),
+        ("--most-rows", USUAL.most_rows, "of the steps that are timed"),
     ):
         parser.add_argument(
             name, type=positive, default=default, help=f"{text}; default: {default}"
@@ -54,7 +56,7 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bita.calibration.stages import Calibrator, Effort
+    from bita.calibration.stages import Calibrator
     from bita.commands.progress import progress_bars
     from bita.engine import open_engine
     from bita.errors import EngineError
@@ -62,12 +64,15 @@ def run(args: argparse.Namespace) -> int:
     if args.mode and not args.what_if:
         raise EngineError("--mode goes with --what-if; an engine keeps the mode it was built with")
     engine = open_engine(args.engine)
+    elsewhere = _latency_of(engine, args.what_if) if args.what_if else None
     effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.most_rows)
     with progress_bars() as show:
         calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
-        if args.what_if:
-            acceptance = calibrator.acceptance(args.anew)
-            return _plan(calibrator, acceptance, args.what_if, args.mode)
+        if elsewhere is not None:
+            choice = calibrator.plan(calibrator.acceptance(args.anew), elsewhere, args.mode)
+            print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
+            _print_choice(choice)
+            return 0
         if args.stage != "latency":
             acceptance = calibrator.acceptance(args.anew)
         if args.stage != "acceptance":
@@ -80,13 +85,6 @@ def run(args: argparse.Namespace) -> int:
         _print_latency(latency)
     else:
         _print_choice(choice)
-    return 0
-
-
-def _plan(calibrator: Any, acceptance: Any, device: str, mode: str | None) -> int:
-    latency = _latency_of(calibrator.engine, device)
-    print(f"{device}: {latency.device.get('processor', latency.device)}")
-    _print_choice(calibrator.plan(acceptance, latency, mode))
     return 0
 
 
