@@ -21,7 +21,8 @@ from bita.errors import TreeError, raise_faults
 
 Path = tuple[int, ...]
 BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
-MAX_MATCH = 4  # tokens of a match that the runtime looks for, at most
+MAX_MATCH = 12  # tokens of a match that the runtime looks at, at most
+FORM = '{"nodes": [{"path": [1], "masks": 3}, ...]}'  # of tree.json
 MAX_NODES = 512  # far beyond what pays on any device; guards against a broken file
 
 
@@ -94,14 +95,19 @@ class Tree:
         "min_match" stands beside "nodes" where it is not 0.
         """
         try:
-            data = json.loads(text)
+            return cls.from_data(json.loads(text))
+        except ValueError as error:
+            raise TreeError(f"not a tree: {error!r}; expected {FORM}") from error
+
+    @classmethod
+    def from_data(cls, data: Any) -> "Tree":
+        """The same from parsed JSON."""
+        try:
             nodes = data["nodes"]
             masks = {_path_of(node): _count(node["masks"]) for node in nodes}
             min_match = _count(data.get("min_match", 0))
-        except (ValueError, KeyError, TypeError) as error:
-            raise TreeError(
-                f'not a tree: {error!r}; expected {{"nodes": [{{"path": [1], "masks": 3}}, ...]}}'
-            ) from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise TreeError(f"not a tree: {error!r}; expected {FORM}") from error
         if len(masks) != len(nodes):
             raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths stand twice")
         return cls.from_paths(masks, masks).with_ngrams(min_match)
@@ -122,6 +128,11 @@ class Tree:
         return '{"nodes": [\n  ' + ",\n  ".join(lines) + f"\n]{ngrams}}}\n"
 
     @property
+    def is_ar(self) -> bool:
+        """Whether it drafts nothing."""
+        return self.num_nodes == 1
+
+    @property
     def num_nodes(self) -> int:
         return len(self.parents)
 
@@ -136,6 +147,11 @@ class Tree:
         for parent in self.parents:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return tuple(depths)
+
+    @property
+    def max_masks(self) -> int:
+        """Masks on the node that has most."""
+        return max(self.num_masks)
 
     @property
     def max_depth(self) -> int:
@@ -219,8 +235,8 @@ class Tree:
         cache slots beside the prefix.
         """
         faults = []
-        if max(self.num_masks) > num_masks:
-            faults.append(f"{max(self.num_masks)} masks on a node; the adapter has {num_masks}")
+        if self.max_masks > num_masks:
+            faults.append(f"{self.max_masks} masks on a node; the adapter has {num_masks}")
         if self.max_rank > num_ranks:
             faults.append(f"rank {self.max_rank} is used; the engine gives {num_ranks}")
         if self.num_rows >= num_slots:
@@ -230,6 +246,8 @@ class Tree:
     def __str__(self) -> str:
         if self.num_rows == 1:
             return "AR"
+        if self.num_nodes == 1:
+            return f"the root, {sum(self.num_masks)} mask rows"
         widths = np.bincount(self.depths)[1:].tolist()
         ngrams = f", n-grams from {self.min_match} tokens on" if self.min_match else ""
         return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows{ngrams}"

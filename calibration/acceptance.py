@@ -17,6 +17,7 @@ from bita.runtime.ngrams import NgramIndex
 from bita.runtime.ort_backend import OrtBackend
 from bita.runtime.session import Prompt, Session
 from bita.tree import Path, Tree
+from bita.tree_table import Trees, TreeTable
 
 GUESSES = 8  # tokens of a guess from the text that are looked at
 NODES = 8  # positions read in one step
@@ -28,8 +29,9 @@ class Position:
     """A root, and what was known when it was drafted.
 
     ranks: of the true token among the drafts of each mask, behind the true tokens before it; 0
-    where it is not among them. The answer's end cuts the tuple. match: tokens of the n-gram that
-    ends with the root and occurred before, 0 to 4. right: how many tokens of its guess are true.
+    where it is not among them. The answer's end cuts the tuple. match: tokens at the end of the
+    text, the root the last, that occurred before, 0 to MAX_MATCH. right: how many tokens of its
+    guess are true.
     """
 
     ranks: Path
@@ -45,6 +47,17 @@ class Position:
         """Raises TypeError or ValueError if it is not what `to_list` gives."""
         ranks, match, right = data
         return cls(tuple(map(int, ranks)), int(match), int(right))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A step of a replay. place: of its root in the text. drafted: masks that the last step's node
+    had. number: of its tree in the table.
+    """
+
+    place: int
+    drafted: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -231,31 +244,41 @@ def _match(index: NgramIndex, following: Sequence[int]) -> tuple[int, int]:
     return length, right
 
 
-def replay(acceptance: Acceptance, tree: Tree, mode: str = "tree") -> float:
-    """Tokens per step of a tree on the texts, step by step as the decoder takes them.
+def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> float:
+    """Tokens per step of a tree, or of trees by state, on the texts, step by step as the decoder
+    takes them.
 
     mode: "exact" accepts along the spine only.
     """
-    num_steps = sum(len(text) for text in visited(acceptance, tree, mode))
+    num_steps = sum(len(text) for text in visited(acceptance, trees, mode))
     return acceptance.num_positions / num_steps if num_steps else 1.0
 
 
-def visited(acceptance: Acceptance, tree: Tree, mode: str = "tree") -> list[list[Position]]:
-    """The roots of the steps that a tree takes through each text.
+def visited(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[list[Visit]]:
+    """The steps that trees take through each text.
 
-    They are not any positions: a text that repeats itself is passed in few long steps.
+    Their roots are not any positions: a text that repeats itself is passed in few long steps.
     """
-    paths = {path for path in tree.paths if mode == "tree" or set(path) <= {1}}
-    masks = dict(zip(tree.paths, tree.num_masks, strict=True))
-    roots: list[list[Position]] = []
+    table = TreeTable.of(trees)
+    ways = [
+        (tree, _acceptable(tree, mode), dict(zip(tree.paths, tree.num_masks, strict=True)))
+        for tree in table.trees
+    ]
+    visits: list[list[Visit]] = []
     for text in acceptance.texts:
-        place, drafted = 0, masks[()]
-        roots.append([])
+        place, drafted = 0, table.max_masks
+        visits.append([])
         while place < len(text):
-            roots[-1].append(text[place])
+            number = table.number(drafted, text[place].match)
+            visits[-1].append(Visit(place, drafted, number))
+            tree, paths, masks = ways[number]
             path = accepted(text[place], tree, paths, drafted)
             place, drafted = place + len(path) + 1, masks[path]
-    return roots
+    return visits
+
+
+def _acceptable(tree: Tree, mode: str) -> set[Path]:
+    return {path for path in tree.paths if mode == "tree" or set(path) <= {1}}
 
 
 def accepted(position: Position, tree: Tree, paths: set[Path], drafted: int) -> Path:

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bita.calibration.acceptance import Acceptance, replay
+from bita.calibration.acceptance import Acceptance, visited
 from bita.calibration.latency import Latency
+from bita.calibration.table_search import best_table
 from bita.calibration.tree_search import best_trees, path_shares
 from bita.calibration.turns import decode_in_turns, together
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
+from bita.tree_table import Trees, TreeTable
 
-MIN_MATCHES = (0, 1, 2, 3)  # what trees with and without guesses from the text are looked for
+MIN_MATCHES = (0, 1)  # of the trees that are looked for, with and without guesses from the text
 LEAST_ROWS, MOST_ROWS = 16, 128  # searched in any case, and at most
 CLOSE = 0.03  # expected speeds this near to the best are decided by measuring
 MOST_MEASURED = 4  # trees beside AR
@@ -20,14 +22,15 @@ LEAST_GAIN = 1.03  # of the measured speed, for a tree to be taken instead of AR
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree with what is expected of it and what was measured (0 where it was not).
+    """A tree, or trees by state, with what is expected and what was measured (0 where it was not).
 
-    speed: tokens per second of decoding alone.
+    speed: tokens per second of decoding alone. mean_rows: of the expected steps.
     """
 
-    tree: Tree
+    tree: Trees
     expected_tokens: float
     expected_speed: float
+    mean_rows: float
     measured_tokens: float = 0.0
     measured_speed: float = 0.0
 
@@ -35,6 +38,7 @@ class Candidate:
         return {
             "tree": str(self.tree),
             "rows": self.tree.num_rows,
+            "mean_rows": round(self.mean_rows, 2),
             "expected_tokens_per_step": round(self.expected_tokens, 4),
             "expected_tokens_per_second": round(self.expected_speed, 2),
             "measured_tokens_per_step": round(self.measured_tokens, 4),
@@ -46,7 +50,8 @@ class Candidate:
 class Plan:
     """What is expected of trees. ar: plain decoding. trees: best first, counted by replay.
 
-    by_rows: the best tree of each number of rows. triangle: BiTA's tree, to compare with.
+    by_rows: the best tree of each number of rows, for all states. triangle: BiTA's tree, to compare
+    with.
     """
 
     ar: Candidate
@@ -102,7 +107,7 @@ def plan_trees(
     mode: str,
     min_matches: Sequence[int] = MIN_MATCHES,
 ) -> Plan:
-    """AR, and the trees expected to be fastest, one for each number of rows.
+    """AR, the trees expected to be fastest, one for each number of rows, and trees by state.
 
     num_masks: 0 for drafts from the text alone. min_matches: that trees may have; (0,) for drafts
     of the masks alone. mode: "exact" knows nodes of the spine only. Expected tokens are counted by
@@ -112,31 +117,44 @@ def plan_trees(
     def milliseconds(rows: int) -> float:
         return latency.at(rows, acceptance.mean_length)
 
-    ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1))
-    found: dict[int, Candidate] = {}
+    ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1), 1)
+    found: dict[int, tuple[float, Tree]] = {}
+    widest = LEAST_ROWS
     for min_match in min_matches:
         shares = path_shares(acceptance, num_masks, min_match, mode)
         most = sum(shares[-1].values())  # tokens per step of a tree of all paths
         max_rows = max(_last_that_can_win(milliseconds, most), LEAST_ROWS)
         for rows, best in best_trees(shares, max_rows, min_match).items():
-            speed = 1000 * best.tokens_per_step / milliseconds(max(rows, 2))
-            if best.tree.num_nodes > 1 and (
-                rows not in found or speed > found[rows].expected_speed
-            ):
-                found[rows] = Candidate(best.tree, best.tokens_per_step, speed)
-    counted = [expected_of(c.tree, acceptance, latency, mode) for c in found.values()]
+            if not best.tree.is_ar and best.tokens_per_step > found.get(rows, (0.0, None))[0]:
+                found[rows] = best.tokens_per_step, best.tree
+        widest = max(widest, max_rows)
+    counted = [expected_of(tree, acceptance, latency, mode) for _, tree in found.values()]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     counted.sort(key=lambda c: -c.expected_speed)
+    if counted:
+        times = [milliseconds(rows) for rows in range(1, widest + 1)]
+        start = counted[0].tree
+        by_state = best_table(acceptance, times, num_masks, mode, start, any(min_matches))
+        if by_state != start:
+            counted.append(expected_of(by_state, acceptance, latency, mode))
+            counted.sort(key=lambda c: -c.expected_speed)
     triangle = expected_of(Tree.triangle(), acceptance, latency, mode)
     return Plan(ar, tuple(counted), tuple(by_rows), triangle)
 
 
-def expected_of(tree: Tree, acceptance: Acceptance, latency: Latency, mode: str) -> Candidate:
-    """A tree with its tokens per step by replay, and the speed that T(q) makes of them."""
-    tokens = replay(acceptance, tree, mode)
+def expected_of(trees: Trees, acceptance: Acceptance, latency: Latency, mode: str) -> Candidate:
+    """What a replay finds, and the speed that T(q) makes of it."""
+    table = TreeTable.of(trees)
+    rows = [
+        table.trees[visit.number].num_rows
+        for visits in visited(acceptance, table, mode)
+        for visit in visits
+    ]
     # a step has two rows at least, or AR would not be bit-identical to it
-    milliseconds = latency.at(max(tree.num_rows, 2), acceptance.mean_length)
-    return Candidate(tree, tokens, 1000 * tokens / milliseconds)
+    times = {q: latency.at(max(q, 2), acceptance.mean_length) for q in {*rows}}
+    num_tokens, milliseconds = acceptance.num_positions, sum(times[q] for q in rows)
+    speed = 1000 * num_tokens / milliseconds
+    return Candidate(trees, num_tokens / len(rows), speed, sum(rows) / len(rows))
 
 
 def measure_choice(

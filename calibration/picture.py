@@ -32,10 +32,14 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
     times.legend(frameon=False)
     rows = [candidate.tree.num_rows for candidate in choice.by_rows]
     chosen = choice.chosen
-    tokens.plot(rows, [c.expected_tokens for c in choice.by_rows], color=INK, label="best tree")
-    speeds.plot(rows, [c.expected_speed for c in choice.by_rows], color=INK, label="best tree")
+    tokens.plot(
+        rows, [c.expected_tokens for c in choice.by_rows], color=INK, label="best single tree"
+    )
+    speeds.plot(
+        rows, [c.expected_speed for c in choice.by_rows], color=INK, label="best single tree"
+    )
     speeds.axhline(choice.ar.expected_speed, color=MUTED, ls="--", label="AR, expected")
-    x = chosen.tree.num_rows
+    x = chosen.mean_rows
     tokens.plot(x, chosen.expected_tokens, "o", mfc="none", color=MARK, label="chosen, expected")
     speeds.plot(x, chosen.expected_speed, "o", mfc="none", color=MARK, label="chosen, expected")
     if chosen.measured_speed:

@@ -17,7 +17,7 @@ from bita.tree import Path, Tree
 
 # By state (masks that the last node had): how often a step, unlimited, accepts a path.
 Shares = tuple[Mapping[Path, float], ...]
-PASSES = 4  # up and down, at most
+PASSES = 2  # up and down, at most
 SMALL = 8  # rows of a tree that is searched thoroughly
 KEPT, KEPT_SMALL = 2, 12  # trees of each number of rows
 
@@ -30,7 +30,11 @@ def path_shares(acceptance: Acceptance, num_masks: int, min_match: int, mode: st
     """
     chain = Tree.chain(max(num_masks, GUESSES if min_match else 1), num_masks)
     steps = visited(acceptance, chain.with_ngrams(min_match), mode)
-    positions = [position for text in steps for position in text]
+    positions = [
+        text[visit.place]
+        for text, visits in zip(acceptance.texts, steps, strict=True)
+        for visit in visits
+    ]
     states = []
     for drafted in range(num_masks + 1):
         counts: Counter[Path] = Counter()

@@ -39,6 +39,7 @@ from bita.identity import identify
 from bita.pairs import pair_tables
 from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tree import Tree
+from bita.tree_table import Trees
 
 BACKENDS = ("ort-cpu",)
 # What each dialect can be written in, and the oldest onnxruntime that was tried with it.
@@ -66,7 +67,7 @@ class BuildOptions:
     precision: str = "int4"
     mode: str = "exact"
     capacity: int | None = None
-    tree: Tree | None = None
+    tree: Trees | None = None
     num_ranks: int = 16
     backend: str = "ort-cpu"
     dialect: str = "ort"
@@ -123,7 +124,7 @@ class BuildPlan:
 
     architecture: Architecture
     adapter: Adapter
-    tree: Tree
+    tree: Trees
     texts: TextAssets
     capacity: int
     num_bytes: int
@@ -202,7 +203,7 @@ def _fitting(adapter: Adapter | None, checkpoint: Checkpoint) -> Adapter:
     return adapter
 
 
-def _check_tree(tree: Tree, adapter: Adapter, num_ranks: int, capacity: int) -> None:
+def _check_tree(tree: Trees, adapter: Adapter, num_ranks: int, capacity: int) -> None:
     faults = tree.misfits(adapter.num_masks, num_ranks, capacity - adapter.prefix_length)
     raise_faults(EngineError, "cannot build with this tree", faults)
 

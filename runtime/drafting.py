@@ -45,38 +45,41 @@ def spine_children(tree: Tree) -> tuple[tuple[int, ...], ...]:
     )
 
 
-class Drafter:
-    """Fills the nodes of a tree from the top tokens of the accepted mask group.
+class Drafts:
+    """The top tokens and logits of the mask group that was accepted last, shared by all trees.
 
-    A tree may be deeper than the group that was accepted; nodes without a draft keep an old one.
-    That costs nothing: a node is accepted only where it holds what the model says. pairs: order the
-    drafts behind each node by pair scores too.
+    num_masks: of the group, at most max_masks.
     """
 
-    def __init__(self, tree: Tree, pairs: PairTables | None = None) -> None:
-        self._groups = [slice(group.start, group.stop) for group in tree.groups]
-        self._mask = np.array(tree.depths[1:], np.int64) - 1
-        self._rank = np.array(tree.ranks[1:], np.int64) - 1
-        self._num_masks = max(*tree.num_masks, tree.max_depth, 1)
-        self._max_rank = max(tree.max_rank, 1)
-        self._drafts = np.zeros((self._num_masks, self._max_rank), np.int64)
-        self._logits = np.zeros((self._num_masks, self._max_rank), np.float32)
-        self._pairs = pairs
-        self._levels = _levels(tree)
-
-    def read_group(self, node: int, top_ids: Int64Array, top_logits: Float32Array) -> None:
-        """Take the drafts of the group behind `node`; top_ids, top_logits [Q, k] of the step."""
-        group = self._groups[node]
-        self.read(top_ids[group], top_logits[group])
+    def __init__(self, max_masks: int, num_ranks: int) -> None:
+        self.ids = np.zeros((max_masks, num_ranks), np.int64)
+        self.logits = np.zeros((max_masks, num_ranks), np.float32)
+        self.num_masks = 0
 
     def read(self, top_ids: Int64Array, top_logits: Float32Array) -> None:
         """Take the drafts of one group, [M, k], and their logits."""
-        num_ranks = self._max_rank if self._pairs is None else top_ids.shape[1]
-        if self._drafts.shape[1] != num_ranks:
-            self._drafts = np.zeros((self._num_masks, num_ranks), np.int64)
-            self._logits = np.zeros((self._num_masks, num_ranks), np.float32)
-        self._drafts[: len(top_ids)] = top_ids[:, :num_ranks]
-        self._logits[: len(top_ids)] = top_logits[:, :num_ranks]
+        self.num_masks = len(top_ids)
+        self.ids[: self.num_masks] = top_ids
+        self.logits[: self.num_masks] = top_logits
+
+
+class Drafter:
+    """Fills the nodes of a tree from the drafts.
+
+    A tree may be deeper than the group that was accepted; nodes without a draft keep an old one.
+    That costs nothing: a node is accepted only where it holds what the model says. pairs: order the
+    drafts behind each node by pair scores too. Raises ValueError if the drafts have fewer masks
+    than the tree is deep.
+    """
+
+    def __init__(self, tree: Tree, drafts: Drafts, pairs: PairTables | None = None) -> None:
+        if tree.max_depth > len(drafts.ids):
+            raise ValueError(f"a tree {tree.max_depth} deep, drafts of {len(drafts.ids)} masks")
+        self._mask = np.array(tree.depths[1:], np.int64) - 1
+        self._rank = np.array(tree.ranks[1:], np.int64) - 1
+        self._drafts = drafts
+        self._pairs = pairs
+        self._levels = _levels(tree)
 
     def fill(self, tokens: Int64Array, guess: Sequence[int] = ()) -> None:
         """Write the drafts into the token ids of the nodes, [N]; the root's is there.
@@ -85,7 +88,7 @@ class Drafter:
         the best drafts that differ from it.
         """
         if self._pairs is None and not len(guess):
-            tokens[1:] = self._drafts[self._mask, self._rank]
+            tokens[1:] = self._drafts.ids[self._mask, self._rank]
             return
         for level in self._levels:
             ordered = self._ordered(level, tokens)
@@ -99,10 +102,10 @@ class Drafter:
 
     def _ordered(self, level: "_Level", tokens: Int64Array) -> Int64Array:
         """[parents, k]: the drafts of a level's mask as children of each parent, best first."""
-        drafts = self._drafts[level.mask]
+        ids, logits = self._drafts.ids[level.mask], self._drafts.logits[level.mask]
         if self._pairs is None:
-            return np.broadcast_to(drafts, (len(level.parents), len(drafts)))
-        return self._pairs.order(tokens[level.parents], drafts, self._logits[level.mask])
+            return np.broadcast_to(ids, (len(level.parents), len(ids)))
+        return self._pairs.order(tokens[level.parents], ids, logits)
 
 
 @dataclass(frozen=True, eq=False)

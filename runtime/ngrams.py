@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bita.tree import MAX_MATCH
 
-LONGEST = MAX_MATCH
+LONGEST = 4  # tokens of an n-gram that is looked up
 
 
 class NgramIndex:
@@ -46,7 +46,7 @@ class NgramIndex:
         length = self.match_length()
         if length < max(min_match, 1):
             return []
-        text = self._text
+        text, length = self._text, min(length, LONGEST)
         place = self._continued[length - 1][tuple(text[len(text) - length :])]
         guess = text[place : place + count]
         period = len(text) - place
@@ -55,9 +55,16 @@ class NgramIndex:
         return guess
 
     def match_length(self) -> int:
-        """Tokens at the end of the text that occurred before, at most 4."""
-        text = self._text
-        for length in range(min(LONGEST, len(text)), 0, -1):
-            if tuple(text[len(text) - length :]) in self._continued[length - 1]:
+        """Tokens at the end of the text that stand in front of what `guess` goes on with, at most
+        MAX_MATCH.
+        """
+        text, end = self._text, len(self._text)
+        for length in range(min(LONGEST, end), 0, -1):
+            place = self._continued[length - 1].get(tuple(text[end - length :]))
+            if place is not None:
+                while length < min(MAX_MATCH, place) and (
+                    text[place - length - 1] == text[end - length - 1]
+                ):
+                    length += 1
                 return length
         return 0

@@ -12,7 +12,7 @@ from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
 from bita.runtime.text import IncrementalText
 from bita.runtime.tree_decoder import TreeDecoder
-from bita.tree import Tree
+from bita.tree_table import Trees, trees_from_json
 
 
 class Generation(Iterator[str]):
@@ -95,7 +95,7 @@ class Session:
         cls,
         path: str | Path,
         *,
-        tree: Tree | None = None,
+        tree: Trees | None = None,
         adapter: Adapter | None = None,
         mode: str | None = None,
         min_rows: int | None = None,
@@ -104,7 +104,8 @@ class Session:
     ) -> "Session":
         """Load the engine at `path`; raises EngineError that lists every fault of it.
 
-        tree, adapter, mode: other than the engine's own; Tree.root_only() decodes plainly (AR).
+        tree, adapter, mode: other than the engine's own; Tree.root_only() decodes plainly (AR), a
+        TreeTable has a tree for each state.
         min_rows: rows of the smallest step. None: 1 for an engine whose own tree is the root (it
         is its own reference), else 2, which makes AR and tree decoding bit-identical.
         num_threads: 0 for one per physical core. check_hashes: hash the weights before loading.
@@ -115,7 +116,7 @@ class Session:
         _check_adapter(engine, adapter)
         texts = EngineTexts(engine)
         if min_rows is None:
-            min_rows = 1 if own_tree.num_nodes == 1 and tree is None else 2
+            min_rows = 1 if own_tree.is_ar and tree is None else 2
         backend = OrtBackend(engine, num_threads)
         tree, mode = tree or own_tree, mode or engine.manifest.mode
         return cls(engine, texts, backend, TreeDecoder(backend, adapter, tree, mode, min_rows))
@@ -123,7 +124,7 @@ class Session:
     def using(
         self,
         *,
-        tree: Tree | None = None,
+        tree: Trees | None = None,
         adapter: Adapter | None = None,
         mode: str | None = None,
         min_rows: int = 2,
@@ -185,8 +186,9 @@ class Session:
         return self._texts.defaults.eos_ids
 
     @property
-    def tree(self) -> Tree:
-        return self._decoder.tree
+    def tree(self) -> Trees:
+        """The tree of its steps, or a tree for each state."""
+        return self._decoder.trees
 
     @property
     def mode(self) -> str:
@@ -209,12 +211,12 @@ class Session:
 
     def reset_stats(self) -> None:
         """Count from zero again."""
-        self._decoder.stats = Stats(self._decoder.tree)
+        self._decoder.stats = Stats()
 
 
-def read_tree(engine: Engine) -> Tree:
-    """The tree that an engine was built with."""
-    return Tree.from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+def read_tree(engine: Engine) -> Trees:
+    """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
+    return trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
 
 
 def _check_adapter(engine: Engine, adapter: Adapter) -> None:

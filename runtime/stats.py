@@ -1,10 +1,10 @@
 """What a session counts and times while it decodes."""
 
 from array import array
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 
-from bita.tree import Tree
+from bita.tree import Path
 
 
 @dataclass
@@ -13,32 +13,26 @@ class Stats:
 
     num_steps, num_tokens: decode steps and the tokens they emitted (the prefill's one not
     counted). step_ms: time of each decode step; backend_ms: the part of it inside the backend.
-    prefill_ms, num_prompt_tokens: of all prefills. num_accepted: per node of the tree, how often
-    it was accepted.
+    prefill_ms, num_prompt_tokens: of all prefills. num_accepted: by path of a node, how often it
+    was accepted; the root () in every step.
     """
 
-    tree: Tree
     num_steps: int = 0
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     prefill_ms: float = 0.0
     step_ms: "array[float]" = field(default_factory=lambda: array("d"))
     backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
-    num_accepted: list[int] = field(default_factory=list)
+    num_accepted: "Counter[Path]" = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        self.num_accepted = [0] * self.tree.num_nodes
-
-    def count_step(
-        self, path: Sequence[int], num_tokens: int, step_ms: float, backend_ms: float
-    ) -> None:
+    def count_step(self, path: Path, num_tokens: int, step_ms: float, backend_ms: float) -> None:
         """Add one decode step that accepted `path` and emitted `num_tokens`."""
         self.num_steps += 1
         self.num_tokens += num_tokens
         self.step_ms.append(step_ms)
         self.backend_ms.append(backend_ms)
-        for node in path:
-            self.num_accepted[node] += 1
+        for depth in range(len(path) + 1):
+            self.num_accepted[path[:depth]] += 1
 
     @property
     def tokens_per_step(self) -> float:
@@ -61,8 +55,8 @@ class Stats:
     def acceptance(self) -> dict[tuple[int, int], float]:
         """Share of steps that accepted a node, by (depth, rank); depths start at 1."""
         shares: dict[tuple[int, int], float] = {}
-        nodes = list(zip(self.tree.depths, self.tree.ranks, self.num_accepted, strict=True))
-        for depth, rank, count in nodes[1:]:
-            share = count / self.num_steps if self.num_steps else 0.0
-            shares[depth, rank] = shares.get((depth, rank), 0.0) + share
+        for path, count in self.num_accepted.items():
+            if path:
+                place = len(path), path[-1]
+                shares[place] = shares.get(place, 0.0) + count / self.num_steps
         return shares

@@ -1,18 +1,20 @@
 """The decode round on token ids: prefill, then draft, verify, accept and commit in one step."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from bita.adapter import Adapter
 from bita.errors import PromptError, TreeError, raise_faults
-from bita.runtime.drafting import Drafter, accept, spine_children
+from bita.runtime.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.layout import prefill_layout, tree_layout
 from bita.runtime.ngrams import NgramIndex
 from bita.runtime.ort_backend import BoundStep, OrtBackend
 from bita.runtime.stats import Stats
 from bita.tree import Tree
+from bita.tree_table import Trees, TreeTable
 
 ROOT_ONLY = Tree.root_only()
 PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
@@ -21,30 +23,31 @@ PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long 
 class TreeDecoder:
     """Decodes one text at a time over preallocated buffers.
 
-    tree: Tree.root_only() decodes plainly (AR). mode: "exact" accepts along the spine only, "tree"
-    accepts every node. min_rows: 2 makes AR bit-identical to exact tree decoding (kernels for one
-    row sum in another order), 1 is fastest. Raises TreeError if the tree does not fit.
+    trees: one, or one for each state; Tree.root_only() decodes plainly (AR). mode: "exact" accepts
+    along the spine only, "tree" accepts every node. min_rows: 2 makes AR bit-identical to exact
+    tree decoding (kernels for one row sum in another order), 1 is fastest. Raises TreeError if a
+    tree does not fit.
     """
 
     def __init__(
-        self, backend: OrtBackend, adapter: Adapter, tree: Tree, mode: str, min_rows: int
+        self, backend: OrtBackend, adapter: Adapter, trees: Trees, mode: str, min_rows: int
     ) -> None:
-        _check_fit(tree, adapter, backend)
-        self.tree = tree
+        _check_fit(trees, adapter, backend)
+        self.trees = trees
         self.adapter = adapter
         self.mode = mode
-        self.stats = Stats(tree)
+        self.stats = Stats()
         self._backend = backend
         self._cache = backend.cache
         self._min_rows = min_rows
-        self._children = spine_children(tree) if mode == "exact" else tree.children
-        self._drafter = Drafter(tree, backend.pairs.tables(adapter))
-        self._ngrams = NgramIndex() if tree.min_match else None
+        self._table = TreeTable.of(trees)
+        depth = max(tree.max_depth for tree in self._table.trees)
+        self._drafts = Drafts(max(depth, adapter.num_masks), backend.num_ranks)
+        self._pairs = backend.pairs.tables(adapter)
+        self._ngrams = NgramIndex() if self._table.uses_text else None
         self._root = 0
-        self._step = backend.bind(tree_layout(tree, min_rows), adapter)
-        self._narrow_step = self._step
-        if tree.num_rows > min_rows:
-            self._narrow_step = backend.bind(tree_layout(ROOT_ONLY, min_rows), adapter)
+        self._ways = [self._way(tree) for tree in self._table.trees]
+        self._narrow_way = self._way(ROOT_ONLY)
         self._full_prefill: BoundStep | None = None
         self._margin = 0.0
 
@@ -106,33 +109,48 @@ class TreeDecoder:
     def advance(self) -> list[int]:
         """Run one draft-verify round and return the tokens it committed (1 to depth + 1)."""
         began = perf_counter()
-        fits = self._cache.num_slots_used + self._step.num_rows <= self._cache.capacity
-        tree, step = (self.tree, self._step) if fits else (ROOT_ONLY, self._narrow_step)
+        way = self._way_now()
+        tree, step = way.tree, way.step
         nodes = step.token_ids[0, : tree.num_nodes]
         nodes[0] = self._root
-        if fits:
-            self._drafter.fill(nodes, self._guess())
+        way.drafter.fill(nodes, self._guess(tree))
         ran = perf_counter()
         step.run()
         backend_ms = 1000 * (perf_counter() - ran)
         tokens, chosen = nodes.tolist(), step.top_ids[: tree.num_nodes, 0].tolist()
-        path, bonus = accept(self._children if fits else tree.children, tokens, chosen)
+        path, bonus = accept(way.children, tokens, chosen)
         self._cache.commit(path)
-        if fits:
-            self._drafter.read_group(path[-1], step.top_ids, step.top_logits)
+        group = way.groups[path[-1]]
+        self._drafts.read(step.top_ids[group], step.top_logits[group])
         self._root = bonus
         emitted = [*(tokens[node] for node in path[1:]), bonus]
         if self._ngrams is not None:
             self._ngrams.extend(emitted)
         step_ms = 1000 * (perf_counter() - began)
-        self.stats.count_step(path, len(emitted), step_ms, backend_ms)
+        self.stats.count_step(tree.paths[path[-1]], len(emitted), step_ms, backend_ms)
         return emitted
 
-    def _guess(self) -> list[int]:
+    def _way_now(self) -> "_Way":
+        """The state's tree, or the root where the cache has no room for it."""
+        match = self._ngrams.match_length() if self._ngrams is not None else 0
+        way = self._ways[self._table.number(self._drafts.num_masks, match)]
+        fits = self._cache.num_slots_used + way.step.num_rows <= self._cache.capacity
+        return way if fits else self._narrow_way
+
+    def _guess(self, tree: Tree) -> list[int]:
         """What the spine takes from the text so far."""
-        if self._ngrams is None:
+        if self._ngrams is None or not tree.min_match:
             return []
-        return self._ngrams.guess(self.tree.spine_length, self.tree.min_match)
+        return self._ngrams.guess(tree.spine_length, tree.min_match)
+
+    def _way(self, tree: Tree) -> "_Way":
+        return _Way(
+            tree,
+            self._backend.bind(tree_layout(tree, self._min_rows), self.adapter),
+            Drafter(tree, self._drafts, self._pairs),
+            spine_children(tree) if self.mode == "exact" else tree.children,
+            tuple(slice(group.start, group.stop) for group in tree.groups),
+        )
 
     def _prefill_piece(self, tokens: np.ndarray) -> None:
         if self._full_prefill is None:
@@ -145,19 +163,32 @@ class TreeDecoder:
     def _prefill_end(self, tokens: np.ndarray) -> int:
         """The last piece of the prompt with the first mask group behind it."""
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
-        num_masks = min(self.tree.num_masks[0], room)
+        num_masks = min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
         step = self._backend.bind(layout, self.adapter)
         step.token_ids[0, : len(tokens)] = tokens
         step.run()
         self._cache.length += len(tokens)
         masks = slice(1, 1 + num_masks)
-        self._drafter.read(step.top_ids[masks], step.top_logits[masks])
+        self._drafts.read(step.top_ids[masks], step.top_logits[masks])
         self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
         return int(step.top_ids[0, 0])
 
 
-def _check_fit(tree: Tree, adapter: Adapter, backend: OrtBackend) -> None:
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A tree with all that a step of it needs. children: that may be accepted, of each node.
+    groups: the mask rows behind each node.
+    """
+
+    tree: Tree
+    step: BoundStep
+    drafter: Drafter
+    children: tuple[tuple[int, ...], ...]
+    groups: tuple[slice, ...]
+
+
+def _check_fit(trees: Trees, adapter: Adapter, backend: OrtBackend) -> None:
     num_slots = backend.cache.capacity - adapter.prefix_length
-    faults = tree.misfits(adapter.num_masks, backend.num_ranks, num_slots)
+    faults = trees.misfits(adapter.num_masks, backend.num_ranks, num_slots)
     raise_faults(TreeError, "the tree does not fit the engine", faults)

@@ -9,7 +9,7 @@ import pytest
 from bita.adapter import random_adapter
 from bita.identity import ModelIdentity
 from bita.runtime.cache import Cache
-from bita.runtime.drafting import Drafter, accept, spine_children
+from bita.runtime.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.layout import prefill_layout, tree_layout
 from bita.tree import Tree
 
@@ -47,16 +47,21 @@ def test_accept_equals_the_longest_true_path(seed: int) -> None:
 
 
 def test_drafter_puts_rank_r_of_mask_d_on_depth_d() -> None:
-    drafter = Drafter(TREE)
-    top_ids = np.arange(100 * TREE.num_rows).reshape(TREE.num_rows, 100)
-    node = ROWS[1, 2]
-    drafter.read_group(node, top_ids, np.zeros(top_ids.shape, np.float32))
+    drafts = Drafts(3, 100)
+    drafter = Drafter(TREE, drafts)
+    first, second = top_ids = np.arange(200).reshape(2, 100)
+    drafts.read(top_ids, np.zeros(top_ids.shape, np.float32))
+    assert drafts.num_masks == 2
     nodes = np.zeros(TREE.num_nodes, np.int64)
     nodes[0] = 7
     drafter.fill(nodes)
-    first, second = (top_ids[row] for row in TREE.groups[node])
     # nodes (1,), (1,1), (2,), (1,2), (2,1)
     assert nodes.tolist() == [7, first[0], second[0], first[1], second[1], second[0]]
+
+
+def test_a_tree_deeper_than_all_masks_is_refused() -> None:
+    with pytest.raises(ValueError, match="a tree 3 deep, drafts of 2 masks"):
+        Drafter(Tree.chain(3), Drafts(2, 4))
 
 
 def test_cache_keeps_the_path_and_only_the_path() -> None:

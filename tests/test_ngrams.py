@@ -8,10 +8,10 @@ import pytest
 
 from bita.commands.trees import read_tree
 from bita.errors import TreeError
-from bita.runtime.drafting import Drafter
+from bita.runtime.drafting import Drafter, Drafts
 from bita.runtime.ngrams import LONGEST, NgramIndex
 from bita.runtime.session import Session
-from bita.tree import Tree
+from bita.tree import MAX_MATCH, Tree
 
 
 def slow_guess(text: list[int], count: int, min_match: int) -> list[int]:
@@ -44,6 +44,39 @@ def test_guesses_are_those_of_the_definition(min_match: int) -> None:
     assert found > 50
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None:
+    rng = random.Random(seed)
+    index, text = NgramIndex(), [rng.randrange(3)]
+    index.start(text)
+    seen = set()
+    for _ in range(600):
+        again = text[start : start + 9] if (start := rng.randrange(-30, len(text))) >= 0 else [0]
+        tokens = again or [rng.randrange(3)]
+        index.extend(tokens)
+        text += tokens
+        length = index.match_length()
+        seen.add(length)
+        guess = index.guess(1)
+        assert bool(guess) == (length > 0)
+        # the last occurrence of the longest n-gram that is looked up, and all that agrees before it
+        looked_up = min(length, LONGEST)
+        places = [
+            place
+            for place in range(looked_up, len(text))
+            if looked_up and text[place - looked_up : place] == text[-looked_up:]
+        ]
+        if length:
+            place = places[-1]
+            assert text[place] == guess[0]
+            agree = 0
+            while agree < place and text[place - 1 - agree] == text[-1 - agree]:
+                agree += 1
+            assert length == min(agree, MAX_MATCH)
+    assert max(seen) == MAX_MATCH
+    assert len(seen) > 5
+
+
 def test_a_new_text_knows_nothing_of_the_last() -> None:
     index = NgramIndex()
     index.start([1, 2, 3, 1, 2])
@@ -56,8 +89,9 @@ def test_a_new_text_knows_nothing_of_the_last() -> None:
 
 def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
     tree = Tree.triangle((3, 2)).with_ngrams(1)
-    drafter = Drafter(tree)
-    drafter.read(np.array([[10, 11, 12], [20, 21, 22]]), np.zeros((2, 3), np.float32))
+    drafts = Drafts(2, 3)
+    drafter = Drafter(tree, drafts)
+    drafts.read(np.array([[10, 11, 12], [20, 21, 22]]), np.zeros((2, 3), np.float32))
     tokens = np.zeros(tree.num_nodes, np.int64)
     drafter.fill(tokens)
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
@@ -118,8 +152,8 @@ def test_trees_with_ngrams_are_written_and_named() -> None:
     assert Tree.from_json(Tree.triangle().to_json()).min_match == 0
     assert "n-grams from 2 tokens on" in str(tree)
     assert read_tree("ngrams:3", 3) == Tree.chain(3, 0).with_ngrams(1)
-    with pytest.raises(TreeError, match="min_match is 5, not 0 to 4"):
-        tree.with_ngrams(5)
+    with pytest.raises(TreeError, match="min_match is 13, not 0 to 12"):
+        tree.with_ngrams(13)
     with pytest.raises(TreeError, match="not a whole number"):
         Tree.from_json('{"nodes": [], "min_match": "two"}')
     with pytest.raises(TreeError, match="no tree 'ngrams:0'"):

@@ -135,11 +135,13 @@ def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
 
 
 def _print_choice(choice: Any) -> None:
+    from bita.commands.trees import states_of
+
     shown = [choice.chosen, choice.ar, *choice.others[:MOST_SHOWN]]
     rows = [
         (
             ("* " if candidate is choice.chosen else "  ") + name,
-            candidate.tree.num_rows,
+            f"{candidate.mean_rows:.3g}",
             f"{candidate.expected_tokens:.3f}",
             _or_dash(candidate.measured_tokens, ".3f"),
             f"{candidate.expected_speed:.1f}",
@@ -153,6 +155,8 @@ def _print_choice(choice: Any) -> None:
     header = ("tree", "rows", "tokens per step", "measured", "tokens/s", "measured")
     _print_table(header, rows)
     print(f"chosen: {choice}")
+    for where, tree in states_of(choice.chosen.tree):
+        print(f"  {where}: {tree}")
 
 
 def _or_dash(value: float, form: str) -> str:

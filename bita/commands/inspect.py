@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _engine_rows(path: Path) -> Rows:
     from bita.calibration.report import read_quality
+    from bita.commands.trees import states_of
     from bita.engine import open_engine, read_calibration
     from bita.runtime.session import read_tree
 
     engine = open_engine(path, check_hashes=True)
+    tree = read_tree(engine)
     quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
     cache = 8 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
@@ -61,7 +63,8 @@ def _engine_rows(path: Path) -> Rows:
         ("error", quality or "not measured"),
         *_worst_layer(quality),
         ("mode", manifest.mode),
-        ("tree", read_tree(engine)),
+        ("tree", tree),
+        *((f"- {where}", each) for where, each in states_of(tree)),
         *_measured_rows(measured, str(path)),
         ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
         ("layers", manifest.num_layers),

@@ -7,6 +7,7 @@ from pathlib import Path
 from bita.commands import TREE_HELP
 from bita.errors import TreeError
 from bita.tree import Tree
+from bita.tree_table import Trees, TreeTable, trees_from_json
 
 _NAMED: dict[str, Callable[[int], Tree]] = {
     "ar": lambda num_masks: Tree.root_only(),
@@ -15,7 +16,7 @@ _NAMED: dict[str, Callable[[int], Tree]] = {
 }
 
 
-def read_tree(text: str, num_masks: int) -> Tree:
+def read_tree(text: str, num_masks: int) -> Trees:
     """The tree that `text` names, for an adapter of `num_masks` masks.
 
     Raises TreeError with the accepted forms.
@@ -31,8 +32,13 @@ def read_tree(text: str, num_masks: int) -> Tree:
     if not path.is_file():
         raise TreeError(f"no tree {text!r}; give {TREE_HELP}")
     try:
-        return Tree.from_json(path.read_text(encoding="utf-8"))
+        return trees_from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise TreeError(f"{path} is not text ({error}); give {TREE_HELP}") from error
     except TreeError as error:
         raise TreeError(f"{path}: {error}") from error
+
+
+def states_of(trees: Trees) -> list[tuple[str, Tree]]:
+    """A line for each state of trees by state; nothing for a single tree."""
+    return trees.states() if isinstance(trees, TreeTable) else []

@@ -54,7 +54,7 @@ class EngineGenerator:
         self.options: Mapping[str, Any] = {
             "precision": manifest.precision,
             "mode": session.mode,
-            "nodes": session.tree.num_nodes,
+            "rows": session.tree.num_rows,
         }
         self.batch_size = 1
         self.warnings: tuple[str, ...] = ()

@@ -1,0 +1,131 @@
+"""A tree for each state of the decoder: what a step knows of its drafts before it runs.
+
+Drafts come from the masks of the node that the last step ended on, or from what followed the text's
+last tokens when they occurred before. How many masks there were, and how long the text's match is,
+say how good the drafts are: where they are poor a small tree is faster, where they are good a large
+one. All trees are static; the state only picks one. Trees by the masks at hand: PPD (arXiv
+2405.18628), dynamic sparse tree.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, TypeAlias
+
+from bita.errors import TreeError, raise_faults
+from bita.tree import MAX_MATCH, Tree
+
+FORM = '{"trees": [...], "matches": [0, ...], "by_state": [[number of a tree, ...], ...]}'
+
+
+@dataclass(frozen=True)
+class TreeTable:
+    """by_state[d][m]: number of the tree for a step with the drafts of d masks.
+
+    matches: the least length of the text's match for each m, in tokens, ascending from 0. Behind
+    the last d the rows go on.
+    """
+
+    trees: tuple[Tree, ...]
+    matches: tuple[int, ...]
+    by_state: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        raise_faults(TreeError, "table of trees", [*self._faults()])
+
+    def _faults(self) -> Iterator[str]:
+        starts = self.matches[:1] == (0,) and self.matches[-1] <= MAX_MATCH
+        if not starts or any(less >= more for less, more in pairwise(self.matches)):
+            yield f"matches {list(self.matches)} do not ascend from 0 to {MAX_MATCH} at most"
+        if not self.by_state:
+            yield "by_state is empty"
+        for d, row in enumerate(self.by_state):
+            if len(row) != len(self.matches):
+                yield f"by_state[{d}] has {len(row)} numbers, not {len(self.matches)} as matches"
+        for number in {number for row in self.by_state for number in row}:
+            if type(number) is not int or not 0 <= number < len(self.trees):
+                yield f"there is no tree {number!r}; they are numbered 0 to {len(self.trees) - 1}"
+
+    @classmethod
+    def of(cls, trees: "Tree | TreeTable") -> "TreeTable":
+        """A table that takes the same tree in every state, or the table itself."""
+        return trees if isinstance(trees, TreeTable) else cls((trees,), (0,), ((0,),))
+
+    def number(self, num_drafted: int, match: int) -> int:
+        """Of the tree for a step with the drafts of so many masks."""
+        row = self.by_state[min(num_drafted, len(self.by_state) - 1)]
+        return row[bisect_right(self.matches, match) - 1]
+
+    def to_json(self) -> str:
+        """JSON text; `trees_from_json` reads it."""
+        trees = ",\n".join(tree.to_json().rstrip() for tree in self.trees)
+        rows = ",\n  ".join(json.dumps(rows) for rows in self.by_state)
+        return (
+            f'{{"trees": [\n{trees}\n],\n"matches": {json.dumps(self.matches)},\n'
+            f'"by_state": [\n  {rows}\n]}}\n'
+        )
+
+    @property
+    def is_ar(self) -> bool:
+        """Whether it drafts nothing."""
+        return all(tree.is_ar for tree in self.trees)
+
+    @property
+    def num_rows(self) -> int:
+        """Of the largest step."""
+        return max(tree.num_rows for tree in self.trees)
+
+    @property
+    def max_masks(self) -> int:
+        """Masks on the node that has most, over all trees."""
+        return max(tree.max_masks for tree in self.trees)
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether a step depends on what the text had before."""
+        return len(self.matches) > 1 or any(tree.min_match for tree in self.trees)
+
+    def misfits(self, num_masks: int, num_ranks: int, num_slots: int) -> list[str]:
+        """Why an engine cannot run these trees, as `Tree.misfits`; empty if it can."""
+        faults = [tree.misfits(num_masks, num_ranks, num_slots) for tree in self.trees]
+        if len(faults) == 1:
+            return faults[0]
+        return [f"tree {n}: {fault}" for n, found in enumerate(faults) for fault in found]
+
+    def states(self) -> list[tuple[str, Tree]]:
+        """For a reader: each state, neighbours with the same tree together, and its tree."""
+        described = []
+        for d, row in enumerate(self.by_state):
+            for number, run in groupby(range(len(row)), row.__getitem__):
+                inside = [*run]
+                first, behind = self.matches[inside[0]], [*self.matches, 0][inside[-1] + 1] - 1
+                span = f"{first}+" if behind < 0 else f"{first}-{behind}"
+                where = f"{first}" if behind == first else span
+                described.append((f"masks {d}, match {where}", self.trees[number]))
+        return described
+
+    def __str__(self) -> str:
+        sizes = sorted(tree.num_rows for tree in self.trees)
+        return f"{len(self.trees)} trees by state, of {sizes[0]} to {sizes[-1]} rows"
+
+
+Trees: TypeAlias = Tree | TreeTable
+
+
+def trees_from_json(text: str) -> Trees:
+    """What `to_json` of a tree or of a table wrote. Raises TreeError."""
+    try:
+        data: Any = json.loads(text)
+    except ValueError as error:
+        raise TreeError(f"not JSON: {error}") from error
+    if not isinstance(data, dict) or "trees" not in data:
+        return Tree.from_data(data)
+    try:
+        trees = tuple(map(Tree.from_data, data["trees"]))
+        by_state = tuple(tuple(row) for row in data["by_state"])
+        matches = tuple(int(match) for match in data["matches"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TreeError(f"not a table of trees: {error!r}; expected {FORM}") from error
+    return TreeTable(trees, matches, by_state)
