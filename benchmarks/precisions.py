@@ -3,11 +3,11 @@
     python benchmarks/precisions.py engines/*-fp32 engines/*-int8 engines/*-int4 \
         --prompts mt_bench.jsonl --out benchmarks/results/precisions.json
 
-Speeds: AR with one row and the tree expected to be fastest, all engines taking turns on the same
-prompts. Memory: the peak of a process that opens the engine and answers twice. Error: from the
-engine's calibration. Verify: trees against AR on the same engine, own and random adapter: the best
-tree in mode "exact", where nothing may differ, and BiTA's triangle with its branches in mode
-"tree".
+Speeds: AR with one row and the tree, or trees by state, expected to be fastest, all engines taking
+turns on the same prompts. Memory: the peak of a process that opens the engine and answers twice.
+Error: from the engine's calibration. Verify: trees against AR on the same engine, own and random
+adapter: the trees expected to be fastest in mode "exact", where nothing may differ, and BiTA's
+triangle with its branches in mode "tree".
 """
 
 import argparse
@@ -36,7 +36,7 @@ QUESTION = [{"role": "user", "content": "Explain how a lock on a canal works."}]
 def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[str, Any]:
     """AR and the best tree of every engine, in turns."""
     sessions: dict[str, tuple[Session, Session]] = {
-        name: (engine.using(Tree.root_only()), engine.using(engine.best_tree()))
+        name: (engine.using(Tree.root_only()), engine.using(engine.best()))
         for name, engine in engines.items()
     }
     questions = evenly(read_questions(args.prompts), args.timed)
@@ -64,7 +64,7 @@ def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
     """Identical answers by mode and adapter."""
     questions = evenly(read_questions(args.prompts), args.verified)
     report = {}
-    for mode, tree in (("exact", engine.best_tree()), ("tree", Tree.triangle())):
+    for mode, tree in (("exact", engine.best()), ("tree", Tree.triangle())):
         with progress_bars() as show:
             done = 0
 

@@ -3,11 +3,11 @@
     python benchmarks/tree_choice.py engines/*-int4 engines/*-fp32 --prompts mt_bench.jsonl \
         --out benchmarks/results/tree_choice.json
 
-Contest: the engine's tree, AR with one row, the tree that calibration would take if AR were not
-there, BiTA's triangle, and random trees of the same number of rows, on a few prompts of each
-category, all in turns. Sources: the best trees with drafts of the masks alone, of the text alone
-(n-grams) and of both, by category. Each with what calibration expects of it. Run it with nothing
-else running, on the device that the engines were calibrated on.
+Contest: the engine's tree, AR with one row, the trees that calibration would take if AR were not
+there, by state and for all states, BiTA's triangle, and random trees of as many rows, on a few
+prompts of each category, all in turns. Sources: the best trees with drafts of the masks alone, of
+the text alone (n-grams) and of both, by category. Each with what calibration expects of it. Run it
+with nothing else running, on the device that the engines were calibrated on.
 """
 
 import argparse
@@ -22,16 +22,19 @@ import numpy as np
 from peer_report import describe_machine
 
 from bita.calibration.acceptance import Acceptance
-from bita.calibration.choose_tree import expected_of, plan_trees
+from bita.calibration.choose_tree import Candidate, expected_of, plan_trees
 from bita.calibration.latency import Latency
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.commands.progress import progress_bars
+from bita.commands.trees import states_of
 from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
 from bita.errors import BitaError, EngineError, PromptError
 from bita.runtime.session import Session
 from bita.tree import Tree
+from bita.tree_table import Trees
 
-AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best tree", "triangle (5,4,3)"
+AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best", "triangle (5,4,3)"
+SINGLE = "best single tree"
 RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
 Show = Callable[[str, int, int], None]
 
@@ -66,20 +69,30 @@ class Calibrated:
         latency = Latency.from_json(report["latency"], str(path))
         return cls(Session.open(path, num_threads=num_threads), acceptance, latency)
 
-    def best_tree(self, num_masks: int | None = None, **sources: Any) -> Tree:
-        """The tree expected to be fastest."""
+    def planned(self, num_masks: int | None = None, **sources: Any) -> Sequence[Candidate]:
+        """Trees, and trees by state, those expected to be fastest first."""
         masks = self.session.adapter.num_masks if num_masks is None else num_masks
-        plan = plan_trees(self.acceptance, self.latency, masks, self.session.mode, **sources)
-        return plan.trees[0].tree
+        plan = plan_trees(
+            *(self.acceptance, self.latency, masks, self.session.mode),
+            **sources,
+            least_rows=self.session.least_rows,
+        )
+        return plan.trees
 
-    def using(self, tree: Tree) -> Session:
-        return self.session.using(tree=tree, min_rows=1 if tree.num_nodes == 1 else 2)
+    def best(self, num_masks: int | None = None, **sources: Any) -> Trees:
+        """What is expected to be fastest."""
+        return self.planned(num_masks, **sources)[0].tree
 
-    def expected(self, tree: Tree) -> dict[str, float]:
+    def using(self, tree: Trees) -> Session:
+        return self.session.using(tree=tree, min_rows=1 if tree.is_ar else None)
+
+    def expected(self, tree: Trees) -> dict[str, float]:
         """Tokens per step and per second by calibration."""
-        if tree.num_nodes == 1:
+        if tree.is_ar:
             return {"tokens_per_step": 1.0, "tokens_per_second": round(self._ar_speed(), 2)}
-        found = expected_of(tree, self.acceptance, self.latency, self.session.mode)
+        found = expected_of(
+            *(tree, self.acceptance, self.latency, self.session.mode), self.session.least_rows
+        )
         return {
             "tokens_per_step": round(found.expected_tokens, 4),
             "tokens_per_second": round(found.expected_speed, 2),
@@ -91,26 +104,25 @@ class Calibrated:
 
 def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Show) -> Any:
     """The chosen tree against the others, in turns."""
-    best = engine.best_tree()
-    trees = {AR: Tree.root_only(), CHOSEN: engine.session.tree, BEST: best}
-    trees[TRIANGLE] = Tree.triangle()
+    planned = engine.planned()
+    single = next(each.tree for each in planned if isinstance(each.tree, Tree))
+    trees: dict[str, Trees] = {AR: Tree.root_only(), CHOSEN: engine.session.tree}
+    trees |= {BEST: planned[0].tree, SINGLE: single, TRIANGLE: Tree.triangle()}
     rng, num_masks = np.random.default_rng(0), engine.session.adapter.num_masks
+    num_rows = max(round(planned[0].mean_rows), 2)
     for number in range(args.num_random):
-        trees[f"random {number}"] = random_tree(best.num_rows, num_masks, rng)
+        trees[f"random {number}"] = random_tree(num_rows, num_masks, rng)
     timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("contest", d, t))
     return {name: described(engine, trees[name], runs, timed[AR]) for name, runs in timed.items()}
 
 
 def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Show) -> Any:
     """By category: drafts of the masks alone, of the text alone, of both."""
-    both = engine.best_tree(min_matches=(1, 2, 3))
-    if not sum(both.num_masks):
-        both = engine.best_tree(min_matches=(0,)).with_ngrams(both.min_match)
-    trees = {
+    trees: dict[str, Trees] = {
         AR: Tree.root_only(),
-        "masks": engine.best_tree(min_matches=(0,)),
-        "n-grams": engine.best_tree(0, min_matches=(1, 2, 3)),
-        "both": both,
+        "masks": engine.best(min_matches=(0,)),
+        "n-grams": engine.best(0, min_matches=(1,)),
+        "both": engine.best(),
     }
     timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("sources", d, t))
     places: dict[str, list[int]] = {}
@@ -128,7 +140,7 @@ def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Sh
 
 def timed_by_name(
     engine: Calibrated,
-    trees: Mapping[str, Tree],
+    trees: Mapping[str, Trees],
     prompts: Sequence[Question],
     args: Any,
     on_progress: Callable[[int, int], None],
@@ -141,11 +153,12 @@ def timed_by_name(
 
 
 def described(
-    engine: Calibrated, tree: Tree, runs: Sequence[Timed], ar: Sequence[Timed]
+    engine: Calibrated, tree: Trees, runs: Sequence[Timed], ar: Sequence[Timed]
 ) -> dict[str, Any]:
     return {
         "tree": str(tree),
         "rows": tree.num_rows,
+        "states": {where: str(each) for where, each in states_of(tree)},
         "expected": engine.expected(tree),
         **figures(runs, ar),
     }

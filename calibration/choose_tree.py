@@ -106,12 +106,13 @@ def plan_trees(
     num_masks: int,
     mode: str,
     min_matches: Sequence[int] = MIN_MATCHES,
+    least_rows: int = 2,
 ) -> Plan:
     """AR, the trees expected to be fastest, one for each number of rows, and trees by state.
 
     num_masks: 0 for drafts from the text alone. min_matches: that trees may have; (0,) for drafts
-    of the masks alone. mode: "exact" knows nodes of the spine only. Expected tokens are counted by
-    replay on the acceptance's own texts, T(q) is taken at their mean length.
+    of the masks alone. mode: "exact" knows nodes of the spine only. least_rows: of a step. Expected
+    tokens are counted by replay on the acceptance's own texts, T(q) is taken at their mean length.
     """
 
     def milliseconds(rows: int) -> float:
@@ -128,30 +129,33 @@ def plan_trees(
             if not best.tree.is_ar and best.tokens_per_step > found.get(rows, (0.0, None))[0]:
                 found[rows] = best.tokens_per_step, best.tree
         widest = max(widest, max_rows)
-    counted = [expected_of(tree, acceptance, latency, mode) for _, tree in found.values()]
+    counted = [
+        expected_of(tree, acceptance, latency, mode, least_rows) for _, tree in found.values()
+    ]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     counted.sort(key=lambda c: -c.expected_speed)
     if counted:
-        times = [milliseconds(rows) for rows in range(1, widest + 1)]
+        times = [milliseconds(max(rows, least_rows)) for rows in range(1, widest + 1)]
         start = counted[0].tree
         by_state = best_table(acceptance, times, num_masks, mode, start, any(min_matches))
         if by_state != start:
-            counted.append(expected_of(by_state, acceptance, latency, mode))
+            counted.append(expected_of(by_state, acceptance, latency, mode, least_rows))
             counted.sort(key=lambda c: -c.expected_speed)
     triangle = expected_of(Tree.triangle(), acceptance, latency, mode)
     return Plan(ar, tuple(counted), tuple(by_rows), triangle)
 
 
-def expected_of(trees: Trees, acceptance: Acceptance, latency: Latency, mode: str) -> Candidate:
-    """What a replay finds, and the speed that T(q) makes of it."""
+def expected_of(
+    trees: Trees, acceptance: Acceptance, latency: Latency, mode: str, least_rows: int = 2
+) -> Candidate:
+    """What a replay finds, and the speed that T(q) makes of it. least_rows: of a step."""
     table = TreeTable.of(trees)
     rows = [
         table.trees[visit.number].num_rows
         for visits in visited(acceptance, table, mode)
         for visit in visits
     ]
-    # a step has two rows at least, or AR would not be bit-identical to it
-    times = {q: latency.at(max(q, 2), acceptance.mean_length) for q in {*rows}}
+    times = {q: latency.at(max(q, least_rows), acceptance.mean_length) for q in {*rows}}
     num_tokens, milliseconds = acceptance.num_positions, sum(times[q] for q in rows)
     speed = 1000 * num_tokens / milliseconds
     return Candidate(trees, num_tokens / len(rows), speed, sum(rows) / len(rows))

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from bita.tree import Tree
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
 WARM_UP = 1  # rounds before the first that counts
+# not the clocks of the moment: what a device is must not change with its load
+NVIDIA_FIELDS = (
+    *("name", "driver_version", "clocks.max.sm", "clocks.max.memory"),
+    *("clocks.applications.graphics", "power.limit"),
+)
 BURST_MS, MOST_IN_BURST = 30.0, 4  # steps of one size in a row, as a decode runs them
 
 
@@ -168,7 +174,20 @@ def describe_device(num_threads: int) -> dict[str, Any]:
             text = models[0] if models else platform.processor()
         if text.strip("\0 \n"):
             device[name] = text.strip("\0 \n")
+    if gpus := _nvidia_gpus():
+        device["nvidia"] = gpus
     return device
+
+
+def _nvidia_gpus() -> list[dict[str, str]]:
+    """Name, driver, and what bounds the clocks of each NVIDIA GPU, as nvidia-smi has them."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines()]
+    return [dict(zip(NVIDIA_FIELDS, row, strict=False)) for row in rows]
 
 
 def _lengths(filled: Sequence[float], capacity: int, most_rows: int) -> list[int]:

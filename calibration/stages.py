@@ -119,7 +119,7 @@ class Calibrator:
         session = Session.open(self.engine.path, num_threads=self._num_threads)
         choice = measure_choice(
             session,
-            self._planned(acceptance, latency),
+            self._planned(acceptance, latency, least_rows=session.least_rows),
             self._timed,
             self._effort.max_new_tokens,
             on_progress=lambda done, total: self._on_progress("timing trees", done, total),
@@ -131,9 +131,18 @@ class Calibrator:
         self._keep("tree", choice.to_json(), files)
         return choice
 
-    def _planned(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Plan:
+    def _planned(
+        self,
+        acceptance: Acceptance,
+        latency: Latency,
+        mode: str | None = None,
+        least_rows: int = 2,
+    ) -> Plan:
         manifest = self.engine.manifest
-        return plan_trees(acceptance, latency, manifest.num_masks, mode or manifest.mode)
+        return plan_trees(
+            *(acceptance, latency, manifest.num_masks, mode or manifest.mode),
+            least_rows=least_rows,
+        )
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""

@@ -104,8 +104,7 @@ class _Search:
         positions, lengths = [*acceptance.positions()], [*map(len, acceptance.texts)]
         self._end = np.repeat(np.cumsum(lengths), lengths)  # of each position's text
         self._text = np.repeat(np.arange(len(lengths)), lengths)
-        # a step has two rows at least, or AR would not be bit-identical to it
-        self._times = np.maximum.accumulate([times[max(q, 1)] for q in range(len(times))])
+        self._times = np.maximum.accumulate(times)
         most = 1 if mode == "exact" else acceptance.num_ranks
         self._free: dict[tuple[int, bool], _Free] = {}
         for drafted, guesses in product(range(num_masks + 1), (False, True)):

@@ -31,6 +31,7 @@ class GraphWriter:
     """
 
     def __init__(self, weights: WeightFile, opsets: Mapping[str, int]) -> None:
+        self.metadata: dict[str, str] = {}  # of the model, for whoever runs it
         self._tape = Tape()
         self._weights = weights
         self._opsets = dict(opsets)
@@ -112,4 +113,6 @@ class GraphWriter:
         )
         for index, node in enumerate(graph):
             node.name = f"{node.op_type}_{index}"
-        ir.save(ir.Model(graph, ir_version=10, producer_name="bita-edge"), path)
+        model = ir.Model(graph, ir_version=10, producer_name="bita-edge")
+        model.metadata_props.update(self.metadata)
+        ir.save(model, path)

@@ -6,11 +6,11 @@ it equals the number of rows; past and present are bound to the same memory.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from bita.engine import LEAST_ATTENDING
 from bita.export.architecture import Architecture, Layer
 from bita.export.decoder_weights import DecoderWeights
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
@@ -62,7 +62,8 @@ class OrtDialect:
         self._precision = precision
 
     def place(self, inputs: StepInputs) -> None:
-        self._step = step_context(self.graph, inputs, self._capacity)
+        self._step = StepContext(self.graph, inputs, self._capacity)
+        self.graph.metadata[LEAST_ATTENDING] = "2"
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
         return self._as_float(self.graph.op("Gather", self.weights.table(name), token_ids))
@@ -142,12 +143,14 @@ class OrtDialect:
         arch, step = self._architecture, self._step
         shape = (1, arch.num_kv_heads, self._capacity, arch.head_dim)
         past = [self.graph.input(f"past.{index}.{side}", FLOAT, shape) for side in ("key", "value")]
+        width = (arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim
+        qkv = self.graph.op("Concat", qkv, step.extra_rows(width), axis=1)
         query, key, value = self._heads(qkv, index)
         cos, sin = self.weights.rope(layer.rope, self._capacity) if layer.rope else (None, None)
         attended, *present = self.graph.ops(
             "GroupQueryAttention",
             *(query, key, value, *past, step.last_slot, step.capacity, cos, sin),
-            *(step.inputs.positions if layer.rope else None, step.visibility.bias(layer.window)),
+            *(step.positions if layer.rope else None, step.bias(layer.window)),
             num_outputs=3,
             domain=MICROSOFT,
             num_heads=arch.num_heads,
@@ -158,7 +161,8 @@ class OrtDialect:
         )
         for side, cache in zip(("key", "value"), present, strict=True):
             self.graph.output(f"present.{index}.{side}", cache, FLOAT, shape)
-        return attended
+        zero, rows = self.graph.constant([0]), self.graph.constant([1])
+        return self.graph.op("Slice", attended, zero, step.num_rows, rows)
 
     def _heads(
         self, qkv: ir.Value, index: int
@@ -231,28 +235,45 @@ class OrtDialect:
             yield packed
 
 
-@dataclass(frozen=True)
 class StepContext:
     """What every attention of a step shares.
 
-    last_slot: GroupQueryAttention's seqlens_k, the cache slot of the step's last row, int32 [1].
-    capacity: its total_sequence_length, int32 scalar.
+    Attention has two rows where a step has one, since its kernels for one row sum in another order:
+    where linear layers give a row the same bits whatever the number of rows, AR has those of larger
+    steps then. num_rows: Q, int64 [1]. positions: [1, rows], with the padding's. last_slot:
+    GroupQueryAttention's seqlens_k, the cache slot of the last row, int32 [1]. capacity: its
+    total_sequence_length, int32 scalar.
     """
 
-    inputs: StepInputs
-    visibility: Visibility
-    last_slot: ir.Value
-    capacity: ir.Value
+    def __init__(self, graph: GraphWriter, inputs: StepInputs, capacity: int) -> None:
+        self._graph = graph
+        self._visibility = Visibility(graph, inputs, capacity)
+        self._biases: dict[int | None, ir.Value] = {}
+        self._zeros: dict[int, ir.Value] = {}
+        zero = graph.constant([0])
+        self.num_rows = graph.op("Shape", inputs.sees_prefix)
+        rows = graph.op("Max", self.num_rows, graph.constant([2]))
+        self._extra = graph.op("Sub", rows, self.num_rows)
+        end = graph.op("Concat", zero, zero, zero, self._extra, axis=0)
+        self.positions = graph.op("Pad", inputs.positions, end)
+        stop = graph.op("Add", inputs.cache_length, rows)
+        self.last_slot = graph.op("Cast", graph.op("Sub", stop, graph.constant([1])), to=INT32)
+        self.capacity = graph.constant(capacity, np.int32)
 
+    def extra_rows(self, width: int) -> ir.Value:
+        """Zeros [1, rows - Q, width]."""
+        if width not in self._zeros:
+            sizes = [self._graph.constant([1]), self._extra, self._graph.constant([width])]
+            shape = self._graph.op("Concat", *sizes, axis=0)
+            zero = self._graph.constant(0.0, np.float32)
+            self._zeros[width] = self._graph.op("Expand", zero, shape)
+        return self._zeros[width]
 
-def step_context(graph: GraphWriter, inputs: StepInputs, capacity: int) -> StepContext:
-    """Compute it once for all layers."""
-    num_rows = graph.op("Shape", inputs.sees_prefix)
-    end = graph.op("Add", inputs.cache_length, num_rows)
-    last = graph.op("Sub", end, graph.constant([1]))
-    return StepContext(
-        inputs=inputs,
-        visibility=Visibility(graph, inputs, capacity),
-        last_slot=graph.op("Cast", last, to=INT32),
-        capacity=graph.constant(capacity, np.int32),
-    )
+    def bias(self, window: int | None) -> ir.Value:
+        """What is added to attention scores, float32 [1, 1, rows, C]."""
+        if window not in self._biases:
+            zero = self._graph.constant([0])
+            pads = self._graph.op("Concat", *[zero] * 6, self._extra, zero, axis=0)
+            bias = self._visibility.bias(window)
+            self._biases[window] = self._graph.op("Pad", bias, pads)
+        return self._biases[window]

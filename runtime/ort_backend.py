@@ -13,12 +13,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import GRAPH_FILE, Engine
+from bita.engine import GRAPH_FILE, LEAST_ATTENDING, Engine
 from bita.errors import EngineError
 from bita.runtime.cache import Cache
-from bita.runtime.layout import Layout
+from bita.runtime.layout import Layout, tree_layout
 from bita.runtime.pair_scores import EnginePairs
 from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.tree import Tree
 
 Arrays = dict[str, npt.NDArray[Any]]
 ERRORS_ONLY = 3
@@ -46,6 +47,8 @@ class OrtBackend:
         )
         self.has_lora = manifest.lora_rank > 0
         self.pairs = EnginePairs(engine)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._pads_attention = metadata.get(LEAST_ATTENDING) == "2"
         self._caches = {
             f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
             for index in range(manifest.num_layers)
@@ -65,6 +68,23 @@ class OrtBackend:
         outputs of the graph, allocated anew in each step.
         """
         return BoundStep(self, layout, adapter, with_logits, probes)
+
+    def least_rows(self, adapter: Adapter) -> int:
+        """1 where a step of one row gives the bits of larger ones here, else 2; ends the text.
+
+        Some graphs attend with two rows in any case. Whether the products of their linear layers
+        depend on the number of rows is up to the processor, so it is tried.
+        """
+        if not self._pads_attention:
+            return 2
+        self.cache.start(adapter)
+        logits = []
+        for rows in (1, 2):
+            step = self.bind(tree_layout(Tree.root_only(), rows), adapter)
+            step.token_ids[0, 0] = 1
+            step.run()
+            logits.append(step.top_logits[0])
+        return 1 if np.array_equal(*logits) else 2
 
     def new_binding(self) -> ort.IOBinding:
         """A binding in which past and present caches are the slab."""

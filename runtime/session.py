@@ -79,13 +79,20 @@ class Generation(Iterator[str]):
 class Session:
     """A loaded engine that answers one prompt at a time. Not to be shared between threads.
 
-    Open it with `Session.open`.
+    Open it with `Session.open`. least_rows: 1 where a step of one row gives the bits of larger ones
+    on this processor, else 2: a rule of mode "exact".
     """
 
     def __init__(
-        self, engine: Engine, texts: EngineTexts, backend: OrtBackend, decoder: TreeDecoder
+        self,
+        engine: Engine,
+        texts: EngineTexts,
+        backend: OrtBackend,
+        decoder: TreeDecoder,
+        least_rows: int,
     ) -> None:
         self.engine = engine
+        self.least_rows = least_rows
         self._texts = texts
         self._backend = backend
         self._decoder = decoder
@@ -106,8 +113,8 @@ class Session:
 
         tree, adapter, mode: other than the engine's own; Tree.root_only() decodes plainly (AR), a
         TreeTable has a tree for each state.
-        min_rows: rows of the smallest step. None: 1 for an engine whose own tree is the root (it
-        is its own reference), else 2, which makes AR and tree decoding bit-identical.
+        min_rows: rows of the smallest step. None: `least_rows`, which makes AR and tree decoding
+        bit-identical, or 1 for an engine whose own tree is the root (it is its own reference).
         num_threads: 0 for one per physical core. check_hashes: hash the weights before loading.
         """
         engine = open_engine(path, check_hashes)
@@ -115,11 +122,13 @@ class Session:
         adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
         _check_adapter(engine, adapter)
         texts = EngineTexts(engine)
-        if min_rows is None:
-            min_rows = 1 if own_tree.is_ar and tree is None else 2
         backend = OrtBackend(engine, num_threads)
+        least_rows = backend.least_rows(adapter)
+        if min_rows is None:
+            min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
-        return cls(engine, texts, backend, TreeDecoder(backend, adapter, tree, mode, min_rows))
+        decoder = TreeDecoder(backend, adapter, tree, mode, min_rows)
+        return cls(engine, texts, backend, decoder, least_rows)
 
     def using(
         self,
@@ -127,17 +136,19 @@ class Session:
         tree: Trees | None = None,
         adapter: Adapter | None = None,
         mode: str | None = None,
-        min_rows: int = 2,
+        min_rows: int | None = None,
     ) -> "Session":
         """Another session on the same loaded weights and cache; what is not given stays.
 
+        min_rows: None for `least_rows`.
         One of the two answers at a time: starting an answer in one ends the other's.
         """
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
         _check_adapter(self.engine, adapter)
+        min_rows = min_rows or self.least_rows
         decoder = TreeDecoder(self._backend, adapter, tree or self.tree, mode, min_rows)
-        return Session(self.engine, self._texts, self._backend, decoder)
+        return Session(self.engine, self._texts, self._backend, decoder, self.least_rows)
 
     def generate(
         self,

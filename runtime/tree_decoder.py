@@ -17,6 +17,7 @@ from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
 ROOT_ONLY = Tree.root_only()
+LEAST_SLOTS = 2  # that a step may write, whatever its rows
 PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
 
 
@@ -54,7 +55,7 @@ class TreeDecoder:
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for a step."""
-        return self._cache.capacity - self.adapter.prefix_length - self._min_rows
+        return self._cache.capacity - self.adapter.prefix_length - LEAST_SLOTS
 
     @property
     def text_number(self) -> int:
@@ -134,7 +135,8 @@ class TreeDecoder:
         """The state's tree, or the root where the cache has no room for it."""
         match = self._ngrams.match_length() if self._ngrams is not None else 0
         way = self._ways[self._table.number(self._drafts.num_masks, match)]
-        fits = self._cache.num_slots_used + way.step.num_rows <= self._cache.capacity
+        num_slots = max(way.step.num_rows, LEAST_SLOTS)
+        fits = self._cache.num_slots_used + num_slots <= self._cache.capacity
         return way if fits else self._narrow_way
 
     def _guess(self, tree: Tree) -> list[int]:

@@ -16,7 +16,13 @@ from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
 from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.effort import Effort
-from bita.calibration.latency import Latency, measure_latency, monotone, tree_of
+from bita.calibration.latency import (
+    Latency,
+    describe_device,
+    measure_latency,
+    monotone,
+    tree_of,
+)
 from bita.calibration.stages import Calibrator
 from bita.cli import main
 from bita.engine import Engine, open_engine, read_calibration
@@ -276,3 +282,21 @@ def test_what_if_in_another_mode(
         assert "BiTA's triangle" in " ".join(out.split())
     assert main([*few, "--mode", "tree"]) == 2
     assert "--mode goes with --what-if" in capsys.readouterr().err
+
+
+def test_the_device_is_described_with_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "nvidia" not in describe_device(2)
+    tool = tmp_path / "nvidia-smi"
+    lines = "Some GPU, 580.1, 1980 MHz, 2619 MHz, [N/A], 700.00 W\nOther, 580.1, 1, 2, 3, 4 W\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    first, second = describe_device(2)["nvidia"]
+    assert first["name"] == "Some GPU"
+    assert first["clocks.max.sm"] == "1980 MHz"
+    assert first["power.limit"] == "700.00 W"
+    assert second["clocks.applications.graphics"] == "3"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "nvidia" not in describe_device(2)
