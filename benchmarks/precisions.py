@@ -62,16 +62,21 @@ def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[
 
 def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
     """Identical answers by mode and adapter."""
-    questions = evenly(read_questions(args.prompts), args.verified)
     report = {}
-    for mode, tree in (("exact", engine.best()), ("tree", Tree.triangle())):
+    for mode, tree, count in (
+        ("exact", engine.best(), args.verified),
+        ("tree", Tree.triangle(), args.branched),
+    ):
+        questions = evenly(read_questions(args.prompts), count)
         with progress_bars() as show:
             done = 0
 
-            def on_prompt(count: int, mode: str = mode, show: Any = show) -> None:
+            def on_prompt(
+                count: int, mode: str = mode, total: int = 3 * len(questions), show: Any = show
+            ) -> None:
                 nonlocal done
                 done += count
-                show(f"verify, {mode}", done, 3 * len(questions))
+                show(f"verify, {mode}", done, total)
 
             comparisons = verify(
                 engine.session.using(tree=tree, mode=mode),
@@ -113,7 +118,7 @@ def work(path: Path, threads: int) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All engines; the file is written anew after each stage."""
     report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
-    report |= {"timed": args.timed, "verified": args.verified}
+    report |= {"timed": args.timed, "verified": args.verified, "branched": args.branched}
     report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}
     engines = {path.name: Calibrated.open(path, args.threads) for path in args.engines}
     rows: dict[str, Any] = report["engines"]
@@ -143,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, help="MT-Bench's file")
     parser.add_argument("--timed", type=int, default=24, help="prompts; 0: no speeds")
     parser.add_argument("--verified", type=int, default=80, help="prompts; 0: no verify")
+    parser.add_argument("--branched", type=int, default=16, help="prompts of verify in mode tree")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
     parser.add_argument("--out", type=Path)

@@ -39,17 +39,18 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
         rows, [c.expected_speed for c in choice.by_rows], color=INK, label="best single tree"
     )
     speeds.axhline(choice.ar.expected_speed, color=MUTED, ls="--", label="AR, expected")
+    if choice.ar.measured_speed:
+        speeds.axhline(choice.ar.measured_speed, color=MARK, lw=1, ls="--", label="AR, measured")
     x = chosen.mean_rows
     tokens.plot(x, chosen.expected_tokens, "o", mfc="none", color=MARK, label="chosen, expected")
     speeds.plot(x, chosen.expected_speed, "o", mfc="none", color=MARK, label="chosen, expected")
     if chosen.measured_speed:
         tokens.plot(x, chosen.measured_tokens, "o", color=MARK, label="chosen, measured")
         speeds.plot(x, chosen.measured_speed, "o", color=MARK, label="chosen, measured")
-    tokens.set(title="Tokens per step", xlabel="rows", xlim=(0, None), ylim=(0.9, None))
-    speeds.set(
-        title="Speed", xlabel="rows", ylabel="tokens per second", xlim=(0, None), ylim=(0, None)
-    )
+    tokens.set(title="Tokens per step", ylim=(0.9, None))
+    speeds.set(title="Speed", ylabel="tokens per second", ylim=(0, 1.05 * speeds.get_ylim()[1]))
     for axes in (tokens, speeds):
+        axes.set(xlabel="rows of a step, on average", xlim=(0, None))
         axes.legend(frameon=False)
     for axes in (times, tokens, speeds):
         axes.spines[["top", "right"]].set_visible(False)

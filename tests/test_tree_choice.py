@@ -113,7 +113,8 @@ def test_turns_count_each_answer_alone(tiny_engine: Path) -> None:
 
 def test_the_table_of_precisions(calibrated: Path, questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "precisions.json"
-    options = ["--timed", "2", "--verified", "3", "--max-new-tokens", "60", "--threads", "1"]
+    options = ["--timed", "2", "--verified", "3", "--branched", "3", "--threads", "1"]
+    options += ["--max-new-tokens", "60"]
     files = [str(calibrated), "--prompts", str(questions), "--out", str(out)]
     assert precisions.main([*files, *options]) == 0
     (row,) = json.loads(out.read_text())["engines"].values()
