@@ -17,7 +17,6 @@ from bita.tree import Path, Tree
 
 # By state (masks that the last node had): how often a step, unlimited, accepts a path.
 Shares = tuple[Mapping[Path, float], ...]
-PASSES = 2  # up and down, at most
 SMALL = 8  # rows of a tree that is searched thoroughly
 KEPT, KEPT_SMALL = 2, 12  # trees of each number of rows
 
@@ -62,9 +61,8 @@ class Found:
 def best_trees(shares: Shares, max_rows: int, min_match: int = 0) -> dict[int, Found]:
     """By number of rows, up to max_rows: the best tree found with so many.
 
-    A few trees of each size are kept. From smaller ones grow larger ones, from larger ones rows are
-    taken away, in turns as long as that gains. All ways to do so are tried on small trees, the most
-    promising ones on others.
+    A few trees of each size are kept. From smaller ones grow larger ones, then rows are taken away
+    from larger ones. All ways to do so are tried on small trees, the most promising ones on others.
     """
     likely = _likeliest(shares, 2 * max_rows, 0)
     shares = tuple({path: state[path] for path in likely if path in state} for state in shares)
@@ -72,18 +70,14 @@ def best_trees(shares: Shares, max_rows: int, min_match: int = 0) -> dict[int, F
     for num_masks in range(len(shares)):
         pool.add(_Grown(shares, _likeliest(shares, max_rows, num_masks)))
         pool.add(_Grown(shares, {(): num_masks}))
-    for _ in range(PASSES):
-        before = pool.values()
-        for rows in range(1, max_rows + 1):
-            for grown in pool.of(rows):
-                for more in grown.additions(max_rows - rows)[: _tried(rows)]:
-                    pool.add(_Grown(shares, {**grown.masks, **more}))
-        for rows in range(max_rows, 1, -1):
-            for grown in pool.of(rows):
-                for masks in grown.removals()[: _tried(rows)]:
-                    pool.add(_Grown(shares, masks))
-        if pool.values() == before:
-            break
+    for rows in range(1, max_rows + 1):
+        for grown in pool.of(rows):
+            for more in grown.additions(max_rows - rows)[: _tried(rows)]:
+                pool.add(_Grown(shares, {**grown.masks, **more}))
+    for rows in range(max_rows, 1, -1):
+        for grown in pool.of(rows):
+            for masks in grown.removals()[: _tried(rows)]:
+                pool.add(_Grown(shares, masks))
     return {rows: Found(g.tree(min_match), g.value) for rows, g in pool.best().items()}
 
 
@@ -115,9 +109,6 @@ class _Pool:
 
     def best(self) -> dict[int, "_Grown"]:
         return {rows: trees[0] for rows, trees in sorted(self._trees.items())}
-
-    def values(self) -> dict[int, float]:
-        return {rows: grown.value for rows, grown in self.best().items()}
 
 
 def _likeliest(shares: Shares, max_rows: int, num_masks: int) -> dict[Path, int]:
