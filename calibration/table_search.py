@@ -22,7 +22,7 @@ State = tuple[int, int]  # masks drafted, number of the match
 LEAST_STEPS = 40  # that a state is judged by; fewer are put together with those of other masks
 LEAST_POSITIONS = 80  # with a length of match, for it to be a state of its own
 PRIOR = 20  # steps of the state that all steps elsewhere count as
-SWEEPS = 3  # over all states, at most
+SWEEPS = 2  # over all states, at most
 LEAST_GAIN = 1.001  # of the replay's speed, for a tree to be taken
 LEAST_PATHS = 48  # that are looked at, the likeliest of a state; else as many as rows
 
