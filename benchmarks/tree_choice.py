@@ -4,8 +4,8 @@
         --out benchmarks/results/tree_choice.json
 
 Contest: the engine's tree, AR with one row, the trees that calibration would take if AR were not
-there, by state and for all states, BiTA's triangle, and random trees of as many rows, on a few
-prompts of each category, all in turns. Sources: the best trees with drafts of the masks alone, of
+there, by state and for all states, BiTA's triangle, and random trees of 2 rows to the most of a state, on
+a few prompts of each category, all in turns. Sources: the best trees with drafts of the masks alone, of
 the text alone (n-grams) and of both, by category. Each with what calibration expects of it. Run it
 with nothing else running, on the device that the engines were calibrated on.
 """
@@ -109,9 +109,9 @@ def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Sh
     trees: dict[str, Trees] = {AR: Tree.root_only(), CHOSEN: engine.session.tree}
     trees |= {BEST: planned[0].tree, SINGLE: single, TRIANGLE: Tree.triangle()}
     rng, num_masks = np.random.default_rng(0), engine.session.adapter.num_masks
-    num_rows = max(round(planned[0].mean_rows), 2)
+    sizes = range(2, max(planned[0].tree.num_rows, 2) + 1)
     for number in range(args.num_random):
-        trees[f"random {number}"] = random_tree(num_rows, num_masks, rng)
+        trees[f"random {number}"] = random_tree(sizes[number % len(sizes)], num_masks, rng)
     timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("contest", d, t))
     return {name: described(engine, trees[name], runs, timed[AR]) for name, runs in timed.items()}
 

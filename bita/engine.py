@@ -32,9 +32,7 @@ CALIBRATION_FILE = "calibration.json"
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
 REQUIRED_FILES = (GRAPH_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE)
 MODES = ("exact", "tree")
-LEAST_ATTENDING = (
-    "bita.least_attending_rows"  # metadata of graphs that attend with two rows at least
-)
+LEAST_SLOTS = "bita.least_slots"  # metadata of a graph: cache slots that a step writes at least
 SMALL_FILE = 4 << 20  # up to here a hash costs nothing beside opening the engine
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,10 +260,7 @@ def visited(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[li
     Their roots are not any positions: a text that repeats itself is passed in few long steps.
     """
     table = TreeTable.of(trees)
-    ways = [
-        (tree, _acceptable(tree, mode), dict(zip(tree.paths, tree.num_masks, strict=True)))
-        for tree in table.trees
-    ]
+    masks = [acceptable(tree, mode) for tree in table.trees]
     visits: list[list[Visit]] = []
     for text in acceptance.texts:
         place, drafted = 0, table.max_masks
@@ -271,18 +268,19 @@ def visited(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[li
         while place < len(text):
             number = table.number(drafted, text[place].match)
             visits[-1].append(Visit(place, drafted, number))
-            tree, paths, masks = ways[number]
-            path = accepted(text[place], tree, paths, drafted)
-            place, drafted = place + len(path) + 1, masks[path]
+            path = accepted(text[place], table.trees[number], masks[number], drafted)
+            place, drafted = place + len(path) + 1, masks[number][path]
     return visits
 
 
-def _acceptable(tree: Tree, mode: str) -> set[Path]:
-    return {path for path in tree.paths if mode == "tree" or set(path) <= {1}}
+def acceptable(tree: Tree, mode: str) -> dict[Path, int]:
+    """The paths of the nodes that a step may end on, with their masks."""
+    masks = dict(zip(tree.paths, tree.num_masks, strict=True))
+    return {path: count for path, count in masks.items() if mode == "tree" or {*path} <= {1}}
 
 
-def accepted(position: Position, tree: Tree, paths: set[Path], drafted: int) -> Path:
-    """The node that a step at this root ends on, of these paths of a tree.
+def accepted(position: Position, tree: Tree, masks: Mapping[Path, int], drafted: int) -> Path:
+    """The node that a step at this root ends on, of a tree's acceptable ones.
 
     drafted: masks that the last step's node had. Beside a wrong guess from the text the masks'
     drafts stand one rank lower, unless the guess is among the better ones; that is not known here.
@@ -290,16 +288,29 @@ def accepted(position: Position, tree: Tree, paths: set[Path], drafted: int) -> 
     guessed = 0
     if tree.min_match and position.match >= tree.min_match:
         guessed = tree.spine_length
-    path = _free_path(position, drafted, guessed)
+    return longest_of(masks, _free_path(position, drafted, guessed))
+
+
+def longest_of(paths: Container[Path], path: Path) -> Path:
+    """The longest beginning of a path that is one of these."""
     while path not in paths:
         path = path[:-1]
     return path
 
 
-def accepted_freely(position: Position, drafted: int, min_match: int) -> Path:
-    """The same in a tree of all paths, with a spine of any length."""
+def accepted_freely(position: Position, drafted: int, min_match: int, most_rank: int) -> Path:
+    """The same in a tree of all paths of these ranks, with a spine of any length.
+
+    most_rank: 1 for the spine alone.
+    """
     guessed = GUESSES if min_match and position.match >= min_match else 0
-    return _free_path(position, drafted, guessed)
+    path = _free_path(position, drafted, guessed)
+    return path[: next((depth for depth, rank in enumerate(path) if rank > most_rank), len(path))]
+
+
+def most_rank(acceptance: Acceptance, mode: str) -> int:
+    """Of the nodes that a step may accept."""
+    return 1 if mode == "exact" else acceptance.num_ranks
 
 
 def _free_path(position: Position, drafted: int, guessed: int) -> Path:

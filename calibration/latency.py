@@ -98,7 +98,7 @@ def measure_latency(
     adapter = Adapter.load(engine.file(ADAPTER_FILE))
     backend.cache.start(adapter)
     rows = sizes_of(engine, most_rows)
-    lengths = _lengths(filled, _room(engine), rows[-1])
+    lengths = _lengths(filled, _room(engine), max(rows[-1], backend.least_slots))
     steps = [
         backend.bind(tree_layout(tree_of(count, adapter.num_masks), 1), adapter) for count in rows
     ]
@@ -193,9 +193,9 @@ def _nvidia_gpus() -> list[dict[str, str]]:
     return [dict(zip(NVIDIA_FIELDS, row, strict=False)) for row in rows]
 
 
-def _lengths(filled: Sequence[float], capacity: int, most_rows: int) -> list[int]:
+def _lengths(filled: Sequence[float], capacity: int, most_slots: int) -> list[int]:
     """Tokens of text for each share of the capacity, with room for the largest step."""
-    room = capacity - most_rows
+    room = capacity - most_slots
     return sorted({min(max(int(share * capacity), 1), room) for share in filled})
 
 

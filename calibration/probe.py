@@ -29,7 +29,8 @@ class Probe:
         self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
         self._names = names
         self._steps: dict[int, BoundStep] = {}
-        self.max_tokens = engine.manifest.capacity - self._adapter.prefix_length
+        room = engine.manifest.capacity - self._adapter.prefix_length
+        self.max_tokens = room + 1 - self._backend.least_slots  # the last piece may have one row
 
     def read(self, token_ids: Sequence[int]) -> Iterator[Values]:
         """Piece by piece: the values named, and "logits" [rows, V]; all [rows, width].

@@ -57,6 +57,7 @@ class Calibrator:
         self._on_progress = on_progress
         self._own_prompts = prompts is not None
         self._effort = effort or Effort()
+        self.kept: list[str] = []  # measurements that were taken as they are
         read = _fitting(read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts), engine)
         self._timed: Sequence[Prompt] = read[TIMED - 1 :: TIMED] or read
         self._drafted = [p for number, p in enumerate(read) if (number + 1) % TIMED] or read
@@ -69,6 +70,7 @@ class Calibrator:
         """
         data = read_calibration(self.engine).get("acceptance")
         if data is not None and not self._own_prompts and not anew:
+            self.kept.append("acceptance")
             return Acceptance.from_json(data)
         chosen, max_new_tokens = self._drafted, self._effort.max_new_tokens
         key = {"prompts": chosen, "max_new_tokens": max_new_tokens, "files": self._files()}
@@ -94,6 +96,7 @@ class Calibrator:
             latency = Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
             same_device = latency.device == describe_device(self._num_threads)
             if same_device and {*sizes_of(self.engine, most_rows)} <= {*latency.rows}:
+                self.kept.append("latency")
                 return latency
         latency = measure_latency(
             self.engine,

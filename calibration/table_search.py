@@ -7,13 +7,19 @@ taken if the whole replay gets faster, and if trees made from one half of the te
 the other half.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from bita.calibration.acceptance import Acceptance, accepted_freely
+from bita.calibration.acceptance import (
+    Acceptance,
+    acceptable,
+    accepted_freely,
+    longest_of,
+    most_rank,
+)
 from bita.calibration.knapsack import Floats, Knapsack
 from bita.tree import MAX_MATCH, Path, Tree
 from bita.tree_table import Trees, TreeTable
@@ -78,10 +84,9 @@ class _Free:
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """A tree and where its steps end: places and masks, lists by masks drafted and position."""
+class _Ends:
+    """Where the steps of a tree end: places and masks, lists by masks drafted and position."""
 
-    tree: Tree
     milliseconds: float
     next_place: list[list[int]]
     next_masks: list[list[int]]
@@ -105,18 +110,18 @@ class _Search:
         self._end = np.repeat(np.cumsum(lengths), lengths)  # of each position's text
         self._text = np.repeat(np.arange(len(lengths)), lengths)
         self._times = np.maximum.accumulate(times)
-        most = 1 if mode == "exact" else acceptance.num_ranks
+        most = most_rank(acceptance, mode)
         self._free: dict[tuple[int, bool], _Free] = {}
         for drafted, guesses in product(range(num_masks + 1), (False, True)):
             self._free[drafted, guesses] = _Free(
-                [_up_to(accepted_freely(p, drafted, int(guesses)), most) for p in positions]
+                [accepted_freely(p, drafted, int(guesses), most) for p in positions]
             )
         self._uses_text = uses_text
         self._matches = _levels([position.match for position in positions]) if uses_text else (0,)
         found = np.searchsorted(self._matches, [position.match for position in positions], "right")
         self._level: list[int] = (found - 1).tolist()
         self.states = [*product(range(num_masks + 1), range(len(self._matches)))]
-        self._ways: dict[Tree, _Way] = {}
+        self._known_ends: dict[Tree, _Ends] = {}
         self._trees = {
             (d, m): start.trees[start.number(d, self._matches[m])] for d, m in self.states
         }
@@ -128,7 +133,8 @@ class _Search:
         # a match of 0 tokens has no guess
         may_guess = self._uses_text and (len(self._matches) == 1 or state[1] > 0)
         for guesses in (False, True)[: may_guess + 1] if places else ():
-            found = self._best_tree(state[0], guesses, places)
+            everywhere = [place for place, _ in self._visits]
+            found = self._best_tree(state[0], guesses, places, everywhere)
             if found == self._trees[state] or self._gain(state, guesses, places) <= 0:
                 continue
             kept, speed = self._trees, self.speed
@@ -140,7 +146,7 @@ class _Search:
 
     def _look(self) -> None:
         """Replay: the steps that are taken, and the speed, in tokens per millisecond."""
-        ways = {state: self._way(tree) for state, tree in self._trees.items()}
+        ends_of = {state: self._ends(tree) for state, tree in self._trees.items()}
         first = min(max(tree.max_masks for tree in self._trees.values()), self._num_masks)
         level, ends, num = self._level, self._end.tolist(), len(self._level)
         self._visits: list[tuple[int, int]] = []  # place, masks drafted
@@ -149,27 +155,27 @@ class _Search:
             drafted, end = first, ends[place]
             while place < end:
                 self._visits.append((place, drafted))
-                way = ways[drafted, level[place]]
-                spent += way.milliseconds
-                there = way.next_place[drafted][place]
-                drafted, place = way.next_masks[drafted][place], there
+                step = ends_of[drafted, level[place]]
+                spent += step.milliseconds
+                there = step.next_place[drafted][place]
+                drafted, place = step.next_masks[drafted][place], there
         self.speed = num / spent
         self._worth: Floats | None = None
 
     def _worths(self) -> Floats:
         """[n, M + 1]: tokens to come in the text, less those that their time is worth."""
         if self._worth is None:
-            ways = {state: self._way(tree) for state, tree in self._trees.items()}
-            cost = {state: self.speed * way.milliseconds for state, way in ways.items()}
+            ends_of = {state: self._ends(tree) for state, tree in self._trees.items()}
+            cost = {state: self.speed * step.milliseconds for state, step in ends_of.items()}
             level, ends = self._level, self._end.tolist()
             worth: list[list[float]] = [[] for _ in level]
             for place in range(len(level) - 1, -1, -1):
                 for drafted in range(self._num_masks + 1):
                     state = drafted, level[place]
-                    there = ways[state].next_place[drafted][place]
+                    there = ends_of[state].next_place[drafted][place]
                     value = there - place - cost[state]
                     if there < ends[place]:
-                        value += worth[there][ways[state].next_masks[drafted][place]]
+                        value += worth[there][ends_of[state].next_masks[drafted][place]]
                     worth[place].append(value)
             self._worth = np.array(worth)
         return self._worth
@@ -188,51 +194,53 @@ class _Search:
         """Tokens gained on one half of the texts by the best tree of the other half."""
         gain = 0.0
         for half in (0, 1):
-            made = [place for place in places if self._text[place] % 2 == half]
-            others = [place for place in places if self._text[place] % 2 != half]
+            made, others = self._halves(places, half)
             if not made or not others:
                 return 0.0
-            found = self._best_tree(state[0], guesses, made)
+            everywhere, _ = self._halves([place for place, _ in self._visits], half)
+            found = self._best_tree(state[0], guesses, made, everywhere)
             gain += self._value(found, state[0], others)
             gain -= self._value(self._trees[state], state[0], others)
         return gain
 
+    def _halves(self, places: Sequence[int], half: int) -> tuple[list[int], list[int]]:
+        """Those in one half of the texts, and the others."""
+        inside = [place for place in places if self._text[place] % 2 == half]
+        return inside, [place for place in places if self._text[place] % 2 != half]
+
     def _value(self, tree: Tree, drafted: int, places: Sequence[int]) -> float:
         """Tokens of a step at each of these places and of what follows, less their time's."""
-        way, at = self._way(tree), np.array(places)
-        there = np.array(way.next_place[drafted])[at]
-        masks = np.array(way.next_masks[drafted])[at]
+        step, at = self._ends(tree), np.array(places)
+        there = np.array(step.next_place[drafted])[at]
+        masks = np.array(step.next_masks[drafted])[at]
         inside = there < self._end[at]
         follow = self._worths()[there[inside], masks[inside]].sum()
-        return float((there - at).sum() + follow - len(at) * self.speed * way.milliseconds)
+        return float((there - at).sum() + follow - len(at) * self.speed * step.milliseconds)
 
-    def _way(self, tree: Tree) -> _Way:
-        if tree not in self._ways:
-            paths = {
-                path: masks
-                for path, masks in zip(tree.paths, tree.num_masks, strict=True)
-                if self._mode == "tree" or max(path, default=1) == 1
-            }
+    def _ends(self, tree: Tree) -> _Ends:
+        if tree not in self._known_ends:
+            paths = acceptable(tree, self._mode)
             places, counts = [], []
             for drafted in range(self._num_masks + 1):
                 free = self._free[drafted, tree.min_match > 0]
-                ended = [_longest(path, paths) for path in free.paths]
+                ended = [longest_of(paths, path) for path in free.paths]
                 depths = np.array([len(path) for path in ended])[free.number]
                 masks = np.array([paths[path] for path in ended])[free.number]
                 there = np.minimum(np.arange(len(depths)) + depths + 1, self._end)
                 places.append(there.tolist())
                 counts.append(np.minimum(masks, self._num_masks).tolist())
             milliseconds = float(self._times[min(tree.num_rows, len(self._times)) - 1])
-            self._ways[tree] = _Way(tree, milliseconds, places, counts)
-        return self._ways[tree]
+            self._known_ends[tree] = _Ends(milliseconds, places, counts)
+        return self._known_ends[tree]
 
-    def _best_tree(self, drafted: int, guesses: bool, places: Sequence[int]) -> Tree:
+    def _best_tree(
+        self, drafted: int, guesses: bool, places: Sequence[int], everywhere: Sequence[int]
+    ) -> Tree:
         """The best tree for steps at these places, exactly.
 
-        Steps elsewhere count as a few more, or paths that few steps took would be trusted.
+        Steps everywhere count as a few more, or paths that few steps took would be trusted.
         """
         free = self._free[drafted, guesses]
-        everywhere = [place for place, _ in self._visits]
         weights = np.zeros(len(self._level))
         weights[everywhere] = PRIOR / len(everywhere)
         weights[places] += 1
@@ -304,15 +312,3 @@ def _levels(matches: Sequence[int]) -> tuple[int, ...]:
         if ahead >= LEAST_POSITIONS and (since >= LEAST_POSITIONS or levels == [0]):
             levels.append(match)
     return tuple(levels)
-
-
-def _up_to(path: Path, most: int) -> Path:
-    """As far as its ranks are no higher."""
-    return path[: next((depth for depth, rank in enumerate(path) if rank > most), len(path))]
-
-
-def _longest(path: Path, known: Mapping[Path, int]) -> Path:
-    """The longest beginning of a path that is known."""
-    while path not in known:
-        path = path[:-1]
-    return path

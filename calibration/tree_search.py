@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bita.calibration.acceptance import GUESSES, Acceptance, accepted_freely, visited
+from bita.calibration.acceptance import GUESSES, Acceptance, accepted_freely, most_rank, visited
 from bita.tree import Path, Tree
 
 # By state (masks that the last node had): how often a step, unlimited, accepts a path.
@@ -34,17 +34,12 @@ def path_shares(acceptance: Acceptance, num_masks: int, min_match: int, mode: st
         for text, visits in zip(acceptance.texts, steps, strict=True)
         for visit in visits
     ]
-    states = []
+    states, most = [], most_rank(acceptance, mode)
     for drafted in range(num_masks + 1):
         counts: Counter[Path] = Counter()
         for position in positions:
-            path = accepted_freely(position, drafted, min_match)
-            for depth in range(len(path) + 1):
-                if mode == "exact" and path[:depth] != (1,) * depth:
-                    break
-                if max(path[:depth], default=0) > acceptance.num_ranks:
-                    break
-                counts[path[:depth]] += 1
+            path = accepted_freely(position, drafted, min_match, most)
+            counts.update(path[:depth] for depth in range(len(path) + 1))
         total = max(counts[()], 1)
         states.append({path: count / total for path, count in counts.items()})
     return tuple(states)

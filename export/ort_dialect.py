@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from bita.engine import LEAST_ATTENDING
+from bita.engine import LEAST_SLOTS
 from bita.export.architecture import Architecture, Layer
 from bita.export.decoder_weights import DecoderWeights
 from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
@@ -23,6 +23,7 @@ from bita.tensors import Float32Array
 
 OPSETS = {"": 23, MICROSOFT: 1}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
+LEAST_ATTENDING = 2  # rows of attention, however few the step has
 INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activations on AVX2
 
 
@@ -63,7 +64,7 @@ class OrtDialect:
 
     def place(self, inputs: StepInputs) -> None:
         self._step = StepContext(self.graph, inputs, self._capacity)
-        self.graph.metadata[LEAST_ATTENDING] = "2"
+        self.graph.metadata[LEAST_SLOTS] = str(LEAST_ATTENDING)
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
         return self._as_float(self.graph.op("Gather", self.weights.table(name), token_ids))
@@ -252,7 +253,7 @@ class StepContext:
         self._zeros: dict[int, ir.Value] = {}
         zero = graph.constant([0])
         self.num_rows = graph.op("Shape", inputs.sees_prefix)
-        rows = graph.op("Max", self.num_rows, graph.constant([2]))
+        rows = graph.op("Max", self.num_rows, graph.constant([LEAST_ATTENDING]))
         self._extra = graph.op("Sub", rows, self.num_rows)
         end = graph.op("Concat", zero, zero, zero, self._extra, axis=0)
         self.positions = graph.op("Pad", inputs.positions, end)

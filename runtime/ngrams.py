@@ -19,6 +19,7 @@ class NgramIndex:
 
     def __init__(self) -> None:
         self._text: list[int] = []
+        self._match: tuple[int, int] | None = None  # as `_found` has it
         self._continued: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST)]
 
     def start(self, token_ids: Sequence[int]) -> None:
@@ -30,7 +31,7 @@ class NgramIndex:
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Add tokens to the end of the text."""
-        text = self._text
+        self._match, text = None, self._text
         for token in token_ids:
             place = len(text)
             for length, places in enumerate(self._continued[:place], 1):
@@ -43,11 +44,10 @@ class NgramIndex:
         Behind the end of the text the guess goes on with what it guessed: a text that repeats a
         period is guessed to repeat it.
         """
-        length = self.match_length()
+        length, place = self._found()
         if length < max(min_match, 1):
             return []
-        text, length = self._text, min(length, LONGEST)
-        place = self._continued[length - 1][tuple(text[len(text) - length :])]
+        text = self._text
         guess = text[place : place + count]
         period = len(text) - place
         while len(guess) < count:
@@ -58,6 +58,15 @@ class NgramIndex:
         """Tokens at the end of the text that stand in front of what `guess` goes on with, at most
         MAX_MATCH.
         """
+        return self._found()[0]
+
+    def _found(self) -> tuple[int, int]:
+        """Length of the match at the end of the text, and the place behind its last occurrence."""
+        if self._match is None:
+            self._match = self._look_up()
+        return self._match
+
+    def _look_up(self) -> tuple[int, int]:
         text, end = self._text, len(self._text)
         for length in range(min(LONGEST, end), 0, -1):
             place = self._continued[length - 1].get(tuple(text[end - length :]))
@@ -66,5 +75,5 @@ class NgramIndex:
                     text[place - length - 1] == text[end - length - 1]
                 ):
                     length += 1
-                return length
-        return 0
+                return length, place
+        return 0, 0

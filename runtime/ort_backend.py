@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import GRAPH_FILE, LEAST_ATTENDING, Engine
+from bita.engine import GRAPH_FILE, LEAST_SLOTS, Engine
 from bita.errors import EngineError
 from bita.runtime.cache import Cache
 from bita.runtime.layout import Layout, tree_layout
@@ -48,7 +48,7 @@ class OrtBackend:
         self.has_lora = manifest.lora_rank > 0
         self.pairs = EnginePairs(engine)
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self._pads_attention = metadata.get(LEAST_ATTENDING) == "2"
+        self.least_slots = int(metadata.get(LEAST_SLOTS, "1"))  # that a step writes
         self._caches = {
             f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
             for index in range(manifest.num_layers)
@@ -75,7 +75,7 @@ class OrtBackend:
         Some graphs attend with two rows in any case. Whether the products of their linear layers
         depend on the number of rows is up to the processor, so it is tried.
         """
-        if not self._pads_attention:
+        if self.least_slots < 2:
             return 2
         self.cache.start(adapter)
         logits = []
@@ -114,7 +114,8 @@ class OrtBackend:
 class BoundStep:
     """A step with fixed buffers: fill `token_ids` and run.
 
-    token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already.
+    token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already. num_slots: cache
+    slots that it writes behind the text.
     top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
     """
 
@@ -132,6 +133,7 @@ class BoundStep:
         self._offsets = layout.offsets
         num_rows, num_outputs = layout.num_rows, len(layout.output_rows)
         self.num_rows = num_rows
+        self.num_slots = max(num_rows, backend.least_slots)
         self.token_ids = np.zeros((1, num_rows), np.int64)
         masks = layout.mask_index >= 0
         self.token_ids[0, masks] = backend.vocab_size + layout.mask_index[masks]
@@ -164,7 +166,12 @@ class BoundStep:
         self._binding = self._bind()
 
     def run(self) -> None:
-        """Execute the step behind the cached text."""
+        """Execute the step behind the cached text; raises EngineError if it has no room there."""
+        if self._cache.num_slots_used + self.num_slots > self._cache.capacity:
+            raise EngineError(
+                f"a step of {self.num_rows} rows does not fit behind {self._cache.num_slots_used} "
+                f"of {self._cache.capacity} cache slots"
+            )
         np.add(self._offsets, self._cache.length, out=self.positions[0])
         self._cache_length[0] = self._cache.num_slots_used
         self._backend.run(self._binding)

@@ -17,7 +17,6 @@ from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
 ROOT_ONLY = Tree.root_only()
-LEAST_SLOTS = 2  # that a step may write, whatever its rows
 PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
 
 
@@ -47,15 +46,15 @@ class TreeDecoder:
         self._pairs = backend.pairs.tables(adapter)
         self._ngrams = NgramIndex() if self._table.uses_text else None
         self._root = 0
-        self._ways = [self._way(tree) for tree in self._table.trees]
-        self._narrow_way = self._way(ROOT_ONLY)
+        self._bound = [self._bind(tree) for tree in self._table.trees]
+        self._narrow = self._bind(ROOT_ONLY)
         self._full_prefill: BoundStep | None = None
         self._margin = 0.0
 
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for a step."""
-        return self._cache.capacity - self.adapter.prefix_length - LEAST_SLOTS
+        return self._cache.capacity - self.adapter.prefix_length - self._narrow.step.num_slots
 
     @property
     def text_number(self) -> int:
@@ -110,18 +109,18 @@ class TreeDecoder:
     def advance(self) -> list[int]:
         """Run one draft-verify round and return the tokens it committed (1 to depth + 1)."""
         began = perf_counter()
-        way = self._way_now()
-        tree, step = way.tree, way.step
+        bound = self._bound_now()
+        tree, step = bound.tree, bound.step
         nodes = step.token_ids[0, : tree.num_nodes]
         nodes[0] = self._root
-        way.drafter.fill(nodes, self._guess(tree))
+        bound.drafter.fill(nodes, self._guess(tree))
         ran = perf_counter()
         step.run()
         backend_ms = 1000 * (perf_counter() - ran)
         tokens, chosen = nodes.tolist(), step.top_ids[: tree.num_nodes, 0].tolist()
-        path, bonus = accept(way.children, tokens, chosen)
+        path, bonus = accept(bound.children, tokens, chosen)
         self._cache.commit(path)
-        group = way.groups[path[-1]]
+        group = bound.groups[path[-1]]
         self._drafts.read(step.top_ids[group], step.top_logits[group])
         self._root = bonus
         emitted = [*(tokens[node] for node in path[1:]), bonus]
@@ -131,13 +130,12 @@ class TreeDecoder:
         self.stats.count_step(tree.paths[path[-1]], len(emitted), step_ms, backend_ms)
         return emitted
 
-    def _way_now(self) -> "_Way":
+    def _bound_now(self) -> "_BoundTree":
         """The state's tree, or the root where the cache has no room for it."""
-        match = self._ngrams.match_length() if self._ngrams is not None else 0
-        way = self._ways[self._table.number(self._drafts.num_masks, match)]
-        num_slots = max(way.step.num_rows, LEAST_SLOTS)
-        fits = self._cache.num_slots_used + num_slots <= self._cache.capacity
-        return way if fits else self._narrow_way
+        match = 0 if self._ngrams is None else self._ngrams.match_length()
+        bound = self._bound[self._table.number(self._drafts.num_masks, match)]
+        fits = self._cache.num_slots_used + bound.step.num_slots <= self._cache.capacity
+        return bound if fits else self._narrow
 
     def _guess(self, tree: Tree) -> list[int]:
         """What the spine takes from the text so far."""
@@ -145,8 +143,8 @@ class TreeDecoder:
             return []
         return self._ngrams.guess(tree.spine_length, tree.min_match)
 
-    def _way(self, tree: Tree) -> "_Way":
-        return _Way(
+    def _bind(self, tree: Tree) -> "_BoundTree":
+        return _BoundTree(
             tree,
             self._backend.bind(tree_layout(tree, self._min_rows), self.adapter),
             Drafter(tree, self._drafts, self._pairs),
@@ -178,7 +176,7 @@ class TreeDecoder:
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
+class _BoundTree:
     """A tree with all that a step of it needs. children: that may be accepted, of each node.
     groups: the mask rows behind each node.
     """

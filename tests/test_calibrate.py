@@ -147,6 +147,11 @@ def test_the_engine_has_the_tree_that_was_chosen(
     assert "steps" in capsys.readouterr().out
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
     assert "monotone fit" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
+    assert "latency: as it was measured before; --anew" in capsys.readouterr().out
+    assert main(["calibrate", "latency", str(engine.path), *FEW, "--anew"]) == 0
+    assert "as it was measured" not in capsys.readouterr().out
     assert main(["calibrate", "tree", str(engine.path), *FEW]) == 0
     assert "chosen: " in capsys.readouterr().out
     revised = open_engine(engine.path, check_hashes=True)

@@ -10,7 +10,10 @@ import pytest
 from make_tiny_engine import CONFIG, write_plain_model
 
 from bita.adapter import Adapter, random_adapter
+from bita.calibration.latency import measure_latency
+from bita.calibration.probe import PIECE, Probe
 from bita.engine import ADAPTER_FILE, Engine, open_engine
+from bita.errors import EngineError
 from bita.export.build import BuildOptions, build_engine
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
@@ -97,7 +100,7 @@ def test_trees_with_steps_of_one_row_write_what_ar_does(
             found = each.generate(prompt(length, length), 300, ignore_eos=True)
             assert found.token_ids == expected.token_ids
             assert found.finish_reason == "capacity"
-    rows = {way.step.num_rows for way in switching._decoder._ways}
+    rows = {bound.step.num_rows for bound in switching._decoder._bound}
     assert rows == {1, 2, 6, 8}
     assert switching.stats.num_steps < switching.stats.num_tokens
 
@@ -116,7 +119,7 @@ def test_linear_layers_that_depend_on_the_rows_are_found_out(
     monkeypatch.setattr(BoundStep, "run", other_order)
     session = Session.open(engine.path, num_threads=1)
     assert session.least_rows == 2
-    assert session.using(tree=Tree.root_only())._decoder._ways[0].step.num_rows == 2
+    assert session.using(tree=Tree.root_only())._decoder._bound[0].step.num_rows == 2
 
 
 def test_graphs_that_do_not_say_that_they_pad_have_two_rows(tiny_engine: Path) -> None:
@@ -125,3 +128,30 @@ def test_graphs_that_do_not_say_that_they_pad_have_two_rows(tiny_engine: Path) -
     engine = open_engine(tiny_engine)
     backend = OrtBackend(engine, num_threads=1, graph=graph.SerializeToString())
     assert backend.least_rows(Adapter.load(engine.file(ADAPTER_FILE))) == 2
+
+
+def test_a_step_writes_two_slots_and_needs_them(tiny_engine: Path) -> None:
+    engine = open_engine(tiny_engine)
+    backend, adapter = OrtBackend(engine, 1), Adapter.load(engine.file(ADAPTER_FILE))
+    backend.cache.start(adapter)
+    step = backend.bind(tree_layout(Tree.root_only(), 1), adapter)
+    assert (step.num_rows, step.num_slots) == (1, 2)
+    backend.cache.length = backend.cache.capacity - adapter.prefix_length - 2
+    step.run()
+    backend.cache.length += 1
+    with pytest.raises(EngineError, match="a step of 1 rows does not fit behind 383 of 384 cache"):
+        step.run()
+
+
+def test_measurements_stay_inside_the_cache(tiny_engine: Path) -> None:
+    """Their last steps have one row, and the text ends where the cache does."""
+    engine = open_engine(tiny_engine)
+    latency = measure_latency(engine, most_rows=1, repeats=1, num_threads=1)
+    prefix = engine.manifest.prefix_length
+    assert latency.cache_lengths[-1] == engine.manifest.capacity - prefix - 2
+    probe = Probe(engine, [], 1)
+    text = prompt(3, 2 * PIECE + 1)
+    assert sum(len(values["logits"]) for values in probe.read(text)) == len(text)
+    whole = prompt(3, 1000)
+    rows = sum(len(values["logits"]) for values in probe.read(whole))
+    assert rows == probe.max_tokens == engine.manifest.capacity - prefix - 1

@@ -75,11 +75,11 @@ def logits_of_text(session: Session, prompt: Sequence[int], num_tokens: int) -> 
     decoder.prefill(prompt)
     rows: list[np.ndarray] = []
     while len(rows) < num_tokens:
-        way, before = decoder._way_now(), decoder.stats.num_accepted.copy()
+        bound, before = decoder._bound_now(), decoder.stats.num_accepted.copy()
         decoder.advance()
         taken = decoder.stats.num_accepted - before
-        path = sorted(map(way.tree.paths.index, taken))
-        rows += [way.step.top_logits[node].copy() for node in path]
+        path = sorted(map(bound.tree.paths.index, taken))
+        rows += [bound.step.top_logits[node].copy() for node in path]
     return rows[:num_tokens]
 
 
@@ -161,11 +161,11 @@ def test_longest_prompt_fits_and_one_more_is_refused(session: Session) -> None:
 
 def test_buffers_do_not_move(session: Session) -> None:
     decoder = session._decoder
-    (way,) = decoder._ways
-    watched = [decoder._cache.slab, way.step.token_ids, way.step.top_ids]
+    (bound,) = decoder._bound
+    watched = [decoder._cache.slab, bound.step.token_ids, bound.step.top_ids]
     before = [array.ctypes.data for array in watched]
     session.generate(prompt_ids(4), 100, ignore_eos=True)
-    now = [decoder._cache.slab, way.step.token_ids, way.step.top_ids]
+    now = [decoder._cache.slab, bound.step.token_ids, bound.step.top_ids]
     assert [array.ctypes.data for array in now] == before
     assert all(a is b for a, b in zip(now, watched, strict=True))
 

@@ -138,15 +138,15 @@ def test_each_state_takes_its_tree(session: Session) -> None:
     drafted = 2
     while len(text) < 250:
         number = table.number(drafted, index.match_length())
-        way = decoder._way_now()
-        assert way.tree == trees[number]
+        bound = decoder._bound_now()
+        assert bound.tree == trees[number]
         taken[number] += 1
         emitted = decoder.advance()
         index.extend(emitted)
         text += emitted
         last = decoder.stats.num_accepted
         drafted = decoder._drafts.num_masks
-        assert drafted in way.tree.num_masks
+        assert drafted in bound.tree.num_masks
         assert last[()] == taken.total()
     assert {*taken} == {0, 1, 2}
 

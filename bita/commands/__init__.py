@@ -9,7 +9,7 @@ from typing import Any
 
 TREE_HELP = (
     "ar, chain, triangle (5,4,3), widths such as 3,2,1, ngrams:N (N guesses from the text, no "
-    "masks), or a JSON file of paths"
+    "masks), or a JSON file"
 )
 
 

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
         if elsewhere is not None:
             choice = calibrator.plan(calibrator.acceptance(args.anew), elsewhere, args.mode)
+            _print_kept(calibrator)
             print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
             _print_choice(choice)
             return 0
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             latency = calibrator.latency(args.anew)
         if args.stage == "tree":
             choice = calibrator.tree(acceptance, latency)
+    _print_kept(calibrator)
     if args.stage == "acceptance":
         _print_acceptance(acceptance)
     elif args.stage == "latency":
@@ -86,6 +88,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_choice(choice)
     return 0
+
+
+def _print_kept(calibrator: Any) -> None:
+    for topic in calibrator.kept:
+        print(f"{topic}: as it was measured before; --anew measures again")
 
 
 def _latency_of(engine: Any, device: str) -> Any:
