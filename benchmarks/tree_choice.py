@@ -4,10 +4,10 @@
         --out benchmarks/results/tree_choice.json
 
 Contest: the engine's tree, AR with one row, the trees that calibration would take if AR were not
-there, by state and for all states, BiTA's triangle, and random trees of 2 rows to the most of a state, on
-a few prompts of each category, all in turns. Sources: the best trees with drafts of the masks alone, of
-the text alone (n-grams) and of both, by category. Each with what calibration expects of it. Run it
-with nothing else running, on the device that the engines were calibrated on.
+there, by state and for all states, BiTA's triangle, and random trees of 2 rows up to the most of
+any state, on a few prompts of each category, all in turns. Sources: the best trees with drafts of
+the masks alone, of the text alone (n-grams) and of both, by category. Each with what calibration
+expects of it. Run it with nothing else running, on the device that the engines were calibrated on.
 """
 
 import argparse
