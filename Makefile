@@ -15,6 +15,10 @@ MODEL ?=
 # what `make adapter` wrote, or the one that the repository ships; ADAPTER= for an untuned one
 ADAPTER ?= $(wildcard adapters/$(NAME).safetensors)
 PRECISION ?= int4
+# ort-cpu; for NVIDIA GPUs ort-cuda, tensorrt-rtx, or on the GPU itself tensorrt
+BACKEND ?= ort-cpu
+TARGET ?=
+ROWS ?=
 QUANTIZER ?=
 DIALECT ?=
 CALIBRATION_PROMPTS ?=
@@ -25,8 +29,10 @@ PROMPTS ?=
 LORA_RANK ?=
 MINUTES ?=
 NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
-OUT ?= engines/$(NAME)-$(PRECISION)
+OUT ?= engines/$(NAME)-$(PRECISION)$(if $(filter-out ort-cpu,$(BACKEND)),-$(BACKEND))
 ENGINE_OPTIONS = --precision $(PRECISION) $(if $(ADAPTER),--adapter "$(ADAPTER)") \
+  $(if $(filter-out ort-cpu,$(BACKEND)),--backend $(BACKEND)) $(if $(TARGET),--target $(TARGET)) \
+  $(if $(ROWS),--rows $(ROWS)) $(if $(FORCE),--force) \
   $(if $(QUANTIZER),--quantizer $(QUANTIZER)) $(if $(DIALECT),--dialect $(DIALECT)) \
   $(if $(CALIBRATION_PROMPTS),--calibration-prompts "$(CALIBRATION_PROMPTS)") \
   $(if $(UNCALIBRATED),--uncalibrated) $(if $(CAPACITY),--capacity $(CAPACITY)) $(if $(TREE),--tree "$(TREE)") $(if $(MODE),--mode $(MODE))
@@ -41,7 +47,8 @@ help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
 	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|int8|fp16|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
-	@echo '  [QUANTIZER=gptq|rtn] [DIALECT=ort|standard] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
+	@echo '  [QUANTIZER=gptq|rtn] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
+	@echo '  [BACKEND=ort-cpu|ort-cuda|tensorrt-rtx|tensorrt] [TARGET=sm86,sm89,sm120] [ROWS=2,16,32] [DIALECT=ort|standard|plain]'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
 demo: ## install, build the default engine, measure it, answer a prompt, verify
@@ -77,7 +84,7 @@ $(OPTIONS_FILE): FORCE
 	@mkdir -p .cache
 	@echo '$(MODEL) $(ENGINE_OPTIONS)' | cmp -s - '$@' || echo '$(MODEL) $(ENGINE_OPTIONS)' > '$@'
 
-$(OUT)/manifest.json: $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/.export
+$(OUT)/manifest.json: $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/.export $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx)
 	$(BIN)/bita engine "$(MODEL)" $(ENGINE_OPTIONS) --out "$(OUT)"
 	@touch "$@"
 
@@ -99,8 +106,9 @@ clean: ## remove what the targets made
 	rm -rf $(VENV) .cache engines tuning build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# TensorRT of a Jetson lies with the system's Python
 $(VENV)/.venv:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(filter tensorrt,$(BACKEND)),--system-site-packages) $(VENV)
 	@touch $@
 
 $(VENV)/.export: $(VENV)/.venv pyproject.toml
@@ -121,6 +129,9 @@ $(VENV)/.tune: $(VENV)/.export
 	$(PIP) --editable '.[export,tune]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.dev $(VENV)/.tune
-	$(PIP) --editable '.[export,dev,tensorrt-rtx]'
+$(VENV)/.tensorrt-rtx: $(VENV)/.export
+	$(PIP) --editable '.[export,tensorrt-rtx]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx
 	@touch $@

@@ -23,7 +23,9 @@ EXTRAS = {
     "bitsandbytes": "bnb",
 }
 LAUNCHER_S = 10.0  # by then a launcher has ended the processes beside one that failed
-COMMANDS = ("engine", "generate", "verify", "inspect", "calibrate", "adapter", "tune")
+COMMANDS = (
+    *("engine", "compile", "generate", "verify", "inspect", "calibrate", "adapter", "tune"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
     manifest.json        what the engine is, and size and sha256 of every other file
     model.onnx(.data)    the step graph
+    model.plan           the same compiled for GPUs, in engines of the TensorRT backends
     adapter.safetensors  mask embeddings, prefix, LoRA, pair scores
     pairs.safetensors    left, right [V, r] of the pair scores, if the adapter has them
     tree.json            the tree, and what it was chosen by
@@ -9,30 +10,33 @@
     calibration.png      the same as a picture; both are optional
     tokenizer.json, generation.json, chat_template.jinja
 
-Compatibility: `format_version` grows when an older runtime could not run the directory.
+Compatibility: `format_version` grows when an older runtime could not run the directory; it is 2
+where one of format 2 can.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from bita.errors import EngineError, raise_faults
 
-FORMAT, FORMAT_VERSION = "bita-engine", 2
+FORMAT, FORMAT_VERSIONS = "bita-engine", (2, 3)
 MANIFEST_FILE, GRAPH_FILE, ADAPTER_FILE = "manifest.json", "model.onnx", "adapter.safetensors"
-PAIRS_FILE = "pairs.safetensors"
+PAIRS_FILE, PLAN_FILE = "pairs.safetensors", "model.plan"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 CALIBRATION_FILE = "calibration.json"
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
 REQUIRED_FILES = (GRAPH_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE)
 MODES = ("exact", "tree")
 LEAST_SLOTS = "bita.least_slots"  # metadata of a graph: cache slots that a step writes at least
+NEW_ROWS = "rows"  # output of a graph that leaves it to the runtime to write the cache
+SLOTS = "slots"  # input of a graph that looks at the first slots of the cache only
 SMALL_FILE = 4 << 20  # up to here a hash costs nothing beside opening the engine
 
 
@@ -47,8 +51,8 @@ class Manifest:
     model: str  # as the user named it
     family: str  # model_type of transformers
     license: str | None  # SPDX id of the base model
-    backend: str  # "ort-cpu"
-    precision: str  # "fp32", "fp16", "int8", "int4"
+    backend: str  # "ort-cpu", "ort-cuda", "tensorrt" or "tensorrt-rtx"
+    precision: str  # "fp32", "fp16", "int8", "int4", "fp8"
     mode: str
     num_layers: int  # L
     num_kv_heads: int  # H
@@ -64,6 +68,18 @@ class Manifest:
     tuned_on: str  # the adapter's data, "untuned" for none
     requires: dict[str, str]  # package: least version; "processor": what it must be able to
     created_by: str
+    dialect: str = "ort"  # of the graph's operators
+    plan: dict[str, str] = field(default_factory=dict)  # `bita.plan.PlanInfo`; empty for no plan
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int]:
+        """[2L, H, C, D] of keys and values."""
+        return 2 * self.num_layers, self.num_kv_heads, self.capacity, self.head_dim
+
+    @property
+    def format_version(self) -> int:
+        """The oldest format whose runtimes can run the engine."""
+        return 2 if (self.backend, self.dialect) == ("ort-cpu", "ort") else 3
 
     def describe_files(
         self, directory: Path, known: Mapping[str, dict[str, Any]] | None = None
@@ -78,7 +94,7 @@ class Manifest:
             or {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in files
         }
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        head = {"format": FORMAT, "format_version": self.format_version}
         return {**head, **asdict(self), "files": entries}
 
 
@@ -110,12 +126,19 @@ def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
     raise_faults(EngineError, f"engine {directory}", faults)
     manifest, faults = _parse(data)
     files = data.get("files")
-    required = REQUIRED_FILES + ((PAIRS_FILE,) if manifest and manifest.pair_rank else ())
+    required = (*REQUIRED_FILES, *_further_files(manifest))
     faults += _file_faults(directory, files, required, check_hashes)
     raise_faults(EngineError, f"engine {directory}", faults)
     assert manifest is not None
     assert files is not None
     return Engine(directory, manifest, files)
+
+
+def _further_files(manifest: Manifest | None) -> Iterator[str]:
+    if manifest and manifest.pair_rank:
+        yield PAIRS_FILE
+    if manifest and manifest.plan:
+        yield PLAN_FILE
 
 
 @dataclass
@@ -160,15 +183,20 @@ def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
     Other files are linked where the file system can, else copied.
     """
     with new_engine(engine.path) as draft:
-        for name in engine.files:
-            if name not in files:
-                _link(engine.file(name), draft.path / name)
-                draft.known[name] = engine.files[name]
+        take_over(engine, draft, but=files)
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             (draft.path / name).write_bytes(data)
         draft.manifest = engine.manifest
     return open_engine(engine.path)
+
+
+def take_over(engine: Engine, draft: EngineDraft, but: Container[str]) -> None:
+    """Have all files of an engine in a draft, but those, linked or copied."""
+    for name in engine.files:
+        if name not in but:
+            _link(engine.file(name), draft.path / name)
+            draft.known[name] = engine.files[name]
 
 
 def move_engine(engine: Engine, out: Path) -> Engine:
@@ -245,25 +273,31 @@ def _read_object(path: Path, fix: str) -> dict[str, Any]:
 def _format_faults(data: dict[str, Any]) -> list[str]:
     if data.get("format") != FORMAT:
         return [f"format is {data.get('format')!r}, not {FORMAT!r}: no engine of bita-edge"]
-    if data.get("format_version") != FORMAT_VERSION:
+    if data.get("format_version") not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
         return [
             f"format version {data.get('format_version')!r}; this bita-edge reads "
-            f"{FORMAT_VERSION}: rebuild the engine with it"
+            f"{known}: rebuild the engine with it"
         ]
     return []
 
 
 def _parse(data: dict[str, Any]) -> tuple[Manifest | None, list[str]]:
+    given = [each for each in fields(Manifest) if each.name in data or not _has_default(each)]
     faults = [
-        f"{MANIFEST_FILE}: {field.name} is {data.get(field.name)!r}, not {field.type}"
-        for field in fields(Manifest)
-        if not _is_a(data.get(field.name), field.type)
+        f"{MANIFEST_FILE}: {each.name} is {data.get(each.name)!r}, not {each.type}"
+        for each in given
+        if not _is_a(data.get(each.name), each.type)
     ]
     if data.get("mode") not in MODES:
         faults.append(f"{MANIFEST_FILE}: mode {data.get('mode')!r} is not one of {MODES}")
     if faults:
         return None, faults
-    return Manifest(**{field.name: data[field.name] for field in fields(Manifest)}), []
+    return Manifest(**{each.name: data[each.name] for each in given}), []
+
+
+def _has_default(each: "Field[Any]") -> bool:
+    return each.default is not MISSING or each.default_factory is not MISSING
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -12,15 +12,14 @@ import numpy as np
 from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
-from bita.runtime.layout import prefill_layout, tree_layout
+from bita.runtime.backend import Backend
+from bita.runtime.layout import READ_NODES, prefill_layout, tree_layout
 from bita.runtime.ngrams import NgramIndex
-from bita.runtime.ort_backend import OrtBackend
 from bita.runtime.session import Prompt, Session
 from bita.tree import Path, Tree
 from bita.tree_table import Trees, TreeTable
 
 GUESSES = 8  # tokens of a guess from the text that are looked at
-NODES = 8  # positions read in one step
 RIGHT_NOT = 0  # the rank of a true token that is not among a mask's drafts
 
 
@@ -168,8 +167,8 @@ def measure_acceptance(
         texts.append(positions)
     if not any(texts):
         raise EngineError(
-            f"no answer of {len(texts)} has a token to draft behind, with {NODES} nodes and their "
-            "masks in the cache; give other prompts, or rebuild with a larger CAPACITY"
+            f"no answer of {len(texts)} has a token to draft behind, with {READ_NODES} nodes and "
+            "their masks in the cache; give other prompts, or rebuild with a larger CAPACITY"
         )
     digest = hashlib.sha256(json.dumps([ids, max_new_tokens]).encode()).hexdigest()
     return Acceptance(tuple(texts), tuple(map(len, ids)), digest, engine.manifest.num_ranks)
@@ -178,11 +177,11 @@ def measure_acceptance(
 class _DraftReader:
     """Reads texts, a few tokens at a time, with the masks behind each of them."""
 
-    def __init__(self, backend: OrtBackend, adapter: Adapter) -> None:
+    def __init__(self, backend: Backend, adapter: Adapter) -> None:
         self._backend, self._adapter = backend, adapter
         self._pairs = self._backend.pairs.tables(self._adapter)
         self._num_masks = self._adapter.num_masks
-        layout = tree_layout(Tree.chain(NODES - 1, self._num_masks), 1)
+        layout = tree_layout(Tree.chain(READ_NODES - 1, self._num_masks), 1)
         self._step = self._backend.bind(layout, self._adapter)
 
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
@@ -214,17 +213,20 @@ class _DraftReader:
             step.token_ids[0, : len(piece)] = piece
             step.run()
             cache.length += len(piece)
-        for start in range(first, stop, NODES):
+        for start in range(first, stop, READ_NODES):
             if cache.num_slots_used + self._step.num_rows > cache.capacity:
                 return
-            piece = tokens[start : start + NODES]
+            piece = tokens[start : start + READ_NODES]
             self._step.token_ids[0, : len(piece)] = piece
             self._step.run()
             cache.length += len(piece)
-            shape = (NODES, self._num_masks, self._backend.num_ranks)
-            ids = self._step.top_ids[NODES:].reshape(shape)
-            logits = self._step.top_logits[NODES:].reshape(shape)
-            for node in range(min(NODES, stop - start)):
+            shape = (READ_NODES, self._num_masks, self._backend.num_ranks)
+            masks = slice(
+                READ_NODES, READ_NODES * (1 + self._num_masks)
+            )  # there may be padding behind
+            ids = self._step.top_ids[masks].reshape(shape)
+            logits = self._step.top_logits[masks].reshape(shape)
+            for node in range(min(READ_NODES, stop - start)):
                 yield start + node, (ids[node], logits[node])
 
     def _rank(self, before: int, true: int, ids: np.ndarray, logits: np.ndarray) -> int:

@@ -33,7 +33,9 @@ from bita.engine import (
 from bita.errors import EngineError, PromptError
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, plan_build, weight_bytes
+from bita.export.build_costs import check_memory
 from bita.export.checkpoint import Checkpoint
+from bita.export.compile_engine import CompileOptions, compile_engine
 from bita.export.step_graph import NOTHING_SEEN, Seen
 from bita.runtime.session import Session
 from bita.tree import Tree
@@ -85,16 +87,21 @@ def build_calibrated(
     options: BuildOptions,
     calibration: CalibrationOptions,
     on_progress: OnProgress = lambda stage, done, total: None,
+    plan: CompileOptions | None = None,
 ) -> Built:
     """Build the engine `out`, measure its error, and choose its tree unless `options` has one or
     the dialect is not this device's.
 
-    A build that was killed goes on where it was. What it goes on from lies in a hidden folder
-    beside `out` until the end, and takes 4 bytes for each weight of the model. Raises what
-    `build_engine` does, and PromptError.
+    plan: what its graph is compiled with at last; None for no plan. A build that was killed goes on
+    where it was. What it goes on from lies in a hidden folder beside `out` until the end, and takes
+    4 bytes for each weight of the model. Raises what `build_engine` does, and PromptError.
     """
-    plan = plan_build(checkpoint, adapter, out, options)
-    _check_memory(weight_bytes(plan.architecture, "fp32"))
+    ready = plan_build(checkpoint, adapter, out, options, plan)
+    check_memory(
+        weight_bytes(ready.architecture, "fp32"),
+        "calibration runs the model in float32, which",
+        "give --uncalibrated, or build elsewhere and copy the engine",
+    )
     work = out.with_name(f".{out.name}.calibration")
     build = _Build(checkpoint, options, calibration, work, on_progress)
     reference = build.reference()
@@ -106,6 +113,8 @@ def build_calibrated(
     choice = None
     if options.tree is None and options.dialect == "ort":  # others decode on other devices
         engine, choice = build.measured(engine)
+    if plan:
+        engine = compile_engine(engine, plan, on_progress)
     engine = move_engine(engine, out)
     shutil.rmtree(work)
     return Built(engine, quality, choice)
@@ -214,13 +223,13 @@ class _Build:
     @property
     def quantizer(self) -> str:
         """How weights are rounded: "gptq" or "rtn"; int8 also "smoothed" by the size of inputs, and
-        8 bits of the standard dialect by their "ranges", without which there are none; "none" in
+        8 bits of explicit Q/DQ by their "ranges", without which there are none; "none" in
         floats.
         """
         precision, asked = self._options.precision, self._calibration.quantizer
         if precision not in ("int8", "fp8", "int4"):
             return "none"
-        if self._options.dialect == "standard" and precision != "int4":
+        if self._options.dialect != "ort" and precision != "int4":
             return "ranges"
         return "smoothed" if (asked, precision) == ("gptq", "int8") else asked
 
@@ -284,23 +293,3 @@ class _Build:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         path.write_text(key, encoding="utf-8")
-
-
-def _check_memory(num_bytes: int) -> None:
-    free = _free_memory()
-    if free is not None and free < num_bytes:
-        raise EngineError(
-            f"calibration runs the model in float32, {num_bytes / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free; give --uncalibrated, or build elsewhere and "
-            "copy the engine"
-        )
-
-
-def _free_memory() -> int | None:
-    """Bytes, where the system tells them."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(kilobytes[0]) if kilobytes else None

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, Engine
 from bita.errors import EngineError
+from bita.plan import PlanInfo
+from bita.runtime.backend import Step, open_backend
 from bita.runtime.layout import tree_layout
-from bita.runtime.ort_backend import BoundStep, OrtBackend
 from bita.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
@@ -94,7 +95,7 @@ def measure_latency(
     of its own size before it. most_rows: of the largest. repeats: turns of each size. Raises
     EngineError if the cache has no room for a step.
     """
-    backend = OrtBackend(engine, num_threads)
+    backend = open_backend(engine, num_threads=num_threads)
     adapter = Adapter.load(engine.file(ADAPTER_FILE))
     backend.cache.start(adapter)
     rows = sizes_of(engine, most_rows)
@@ -125,8 +126,12 @@ def measure_latency(
 
 
 def sizes_of(engine: Engine, most_rows: int) -> list[int]:
-    """The steps that are timed: those with up to so many rows that the cache has room for."""
-    fit = [count for count in ROWS if count <= most_rows and count < _room(engine)]
+    """The steps that are timed: those with up to so many rows that the cache has room for, and that
+    a compiled engine has.
+    """
+    plan = engine.manifest.plan
+    sizes = PlanInfo.from_manifest(plan).decode_rows if plan else ROWS
+    fit = [count for count in sizes if count <= most_rows and count < _room(engine)]
     if not fit:
         raise EngineError(f"a cache of {engine.manifest.capacity} slots has no room for a step")
     return fit
@@ -199,14 +204,14 @@ def _lengths(filled: Sequence[float], capacity: int, most_slots: int) -> list[in
     return sorted({min(max(int(share * capacity), 1), room) for share in filled})
 
 
-def _timed(step: BoundStep) -> float:
+def _timed(step: Step) -> float:
     """Mean of a few runs behind some that do not count."""
     _run(step, WARM_MS, MOST_TO_WARM)
     milliseconds, count = _run(step, BURST_MS, MOST_IN_BURST)
     return milliseconds / count
 
 
-def _run(step: BoundStep, least_ms: float, most: int) -> tuple[float, int]:
+def _run(step: Step, least_ms: float, most: int) -> tuple[float, int]:
     """Run it until that time is over; the time in ms, and how often."""
     began = perf_counter()
     count, milliseconds = 0, 0.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bita.calibration.acceptance import NODES, Acceptance, Position, measure_acceptance
+from bita.calibration.acceptance import READ_NODES, Acceptance, Position, measure_acceptance
 from bita.calibration.choose_tree import (
     Choice,
     Plan,
@@ -21,6 +21,7 @@ from bita.calibration.latency import (
     measure_latency,
     sizes_of,
 )
+from bita.calibration.memory import measure_memory
 from bita.calibration.picture import PICTURE_FILE, draw
 from bita.calibration.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
@@ -132,6 +133,7 @@ class Calibrator:
         if picture is not None:
             files[PICTURE_FILE] = picture
         self._keep("tree", choice.to_json(), files)
+        self._keep("memory", measure_memory(self.engine.path, self._num_threads))
         return choice
 
     def _planned(
@@ -165,7 +167,7 @@ def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
     """
     texts, manifest = EngineTexts(engine), engine.manifest
     prompts: list[Prompt] = [m if texts.template else m[-1]["content"] for m in messages]
-    rows = NODES * (manifest.num_masks + 1)
+    rows = READ_NODES * (manifest.num_masks + 1)
     room = manifest.capacity - manifest.prefix_length - rows
     fitting = [prompt for prompt in prompts if len(texts.encode(prompt)) < room]
     if not fitting:

@@ -1,6 +1,5 @@
 """`make engine`: from a checkpoint and an adapter to an engine directory."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,10 @@ from bita.engine import (
 )
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
+from bita.export.build_costs import check_disk
 from bita.export.checkpoint import Checkpoint, TextAssets
+from bita.export.compile_engine import CompileOptions, check_costs, decode_rows
+from bita.export.cuda_linear import CUDA_PRECISIONS
 from bita.export.decoder import (
     EMBEDDINGS,
     check_tensors,
@@ -41,15 +43,29 @@ from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactl
 from bita.tree import Tree
 from bita.tree_table import Trees
 
-BACKENDS = ("ort-cpu",)
 # What each dialect can be written in, and the oldest onnxruntime that was tried with it.
-DIALECTS = {"ort": PRECISIONS, "standard": STANDARD_PRECISIONS}
-REQUIRES = {"ort": {"onnxruntime": "1.23"}, "standard": {"onnxruntime": "1.32"}}
+DIALECTS = {
+    "ort": PRECISIONS,
+    "standard": STANDARD_PRECISIONS,
+    "plain": STANDARD_PRECISIONS,
+    "cuda": CUDA_PRECISIONS,
+}
+REQUIRES = {
+    "ort": {"onnxruntime": "1.23"},
+    "standard": {"onnxruntime": "1.25"},
+    "plain": {"onnxruntime": "1.23"},
+    "cuda": {"onnxruntime": "1.25"},
+}
+# Graphs for TensorRT run on CPUs until they have a plan (`bita.export.compile_engine`).
+BACKENDS = {"ort-cpu": ("ort", "standard", "plain"), "ort-cuda": ("cuda",)}
 ROTARY_UNIT = 16  # of what GroupQueryAttention can turn
 # Of a weight in a linear layer: blocks of 32 have a float32 scale, blocks of 64 a float16 one.
+EXPLICIT_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 1 / 2 + 2 / 64}
 QUANTIZED_BYTES = {
     "ort": {"int8": 1.0, "int4": 1 / 2 + 4 / 32},
-    "standard": {"int8": 1.0, "fp8": 1.0, "int4": 1 / 2 + 2 / 64},
+    "standard": EXPLICIT_BYTES,
+    "plain": EXPLICIT_BYTES,
+    "cuda": {"int4": 1 / 2 + 2 / 32},
 }
 
 
@@ -61,7 +77,8 @@ class BuildOptions:
     cache slots for prefix, text and the rows of a step; None for 2048 or the model's own limit,
     whichever is less. tree: None for a chain as deep as the adapter has masks. num_ranks: drafts
     per mask that the engine can give. dialect: of the graph's operators, "ort" for ONNX Runtime's
-    own, "standard" for those that TensorRT reads too.
+    own, "standard" for those that TensorRT reads too, "plain" for those of TensorRT before
+    10.15, "cuda" for ONNX Runtime's CUDA provider. backend: one of BACKENDS.
     """
 
     precision: str = "int4"
@@ -84,23 +101,25 @@ def build_engine(
     on_start: Callable[[int], None] = lambda _: None,
     on_write: Callable[[int], None] = lambda _: None,
     seen: Seen = NOTHING_SEEN,
+    plan: CompileOptions | None = None,
 ) -> Manifest:
     """Write the engine `out`; an older one there is replaced at the end.
 
-    adapter: None for an untuned one. seen: what its linear layers read, for which weights are
+    adapter: None for an untuned one. plan: what the engine will be compiled with, which is checked
+    before anything is written. seen: what its linear layers read, for which weights are
     rounded; without moments int4 is rounded to the nearest. on_start, on_write: bytes of weights
     expected and written.
     Raises ModelError, AdapterError or EngineError that lists every fault found.
     """
-    plan = plan_build(checkpoint, adapter, out, options)
-    on_start(plan.num_bytes)
-    adapter = plan.adapter
+    ready = plan_build(checkpoint, adapter, out, options, plan)
+    on_start(ready.num_bytes)
+    adapter = ready.adapter
     with new_engine(out) as draft:
         export_step_graph(
             checkpoint,
-            plan.architecture,
+            ready.architecture,
             draft.path,
-            capacity=plan.capacity,
+            capacity=ready.capacity,
             precision=options.precision,
             num_ranks=options.num_ranks,
             with_lora=adapter.lora_rank > 0,
@@ -112,9 +131,9 @@ def build_engine(
         if adapter.pairs:
             tables = pair_tables(checkpoint, EMBEDDINGS, adapter.pairs)
             save_file({"left": tables.left, "right": tables.right}, draft.path / PAIRS_FILE)
-        (draft.path / TREE_FILE).write_text(plan.tree.to_json(), encoding="utf-8")
-        _write_texts(plan.texts, draft.path)
-        draft.manifest = _manifest(checkpoint, plan, options)
+        (draft.path / TREE_FILE).write_text(ready.tree.to_json(), encoding="utf-8")
+        _write_texts(ready.texts, draft.path)
+        draft.manifest = _manifest(checkpoint, ready, options)
     return draft.manifest
 
 
@@ -131,7 +150,11 @@ class BuildPlan:
 
 
 def plan_build(
-    checkpoint: Checkpoint, adapter: Adapter | None, out: Path, options: BuildOptions
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    out: Path,
+    options: BuildOptions,
+    plan: CompileOptions | None = None,
 ) -> BuildPlan:
     """Check everything that can be checked before anything is written; raises as `build_engine`."""
     capacity = options.capacity or _default_capacity(checkpoint)
@@ -146,7 +169,9 @@ def plan_build(
     _check_tree(tree, adapter, options.num_ranks, capacity)
     check_replaceable(out)
     num_bytes = weight_bytes(architecture, options.precision, options.dialect)
-    _check_disk(out, num_bytes)
+    check_disk(out, num_bytes)
+    if plan and not plan.force:
+        check_costs(num_bytes, plan, plan.rows or decode_rows(tree), out)
     return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
 
 
@@ -185,10 +210,12 @@ def _check_options(options: BuildOptions, capacity: int) -> None:
         ("dialect", options.dialect, tuple(DIALECTS)),
         ("precision", options.precision, DIALECTS.get(options.dialect, PRECISIONS)),
         ("mode", options.mode, MODES),
-        ("backend", options.backend, BACKENDS),
+        ("backend", options.backend, tuple(BACKENDS)),
     ):
         if value not in known:
             faults.append(f"{name} {value!r} is not one of {', '.join(known)}")
+    if options.dialect not in BACKENDS.get(options.backend, DIALECTS):
+        faults.append(f"backend {options.backend} does not run dialect {options.dialect!r}")
     if capacity < 1:
         faults.append(f"capacity {capacity} is not positive")
     if options.num_ranks < 2:
@@ -208,16 +235,6 @@ def _check_tree(tree: Trees, adapter: Adapter, num_ranks: int, capacity: int) ->
     raise_faults(EngineError, "cannot build with this tree", faults)
 
 
-def _check_disk(out: Path, num_bytes: int) -> None:
-    existing = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < num_bytes:
-        raise EngineError(
-            f"{existing} has {free / 1e9:.1f} GB free, the engine needs {num_bytes / 1e9:.1f} GB; "
-            "free some, or choose another OUT"
-        )
-
-
 def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
@@ -233,6 +250,7 @@ def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) ->
         family=architecture.family,
         license=checkpoint.license,
         backend=options.backend,
+        dialect=options.dialect,
         precision=options.precision,
         mode=options.mode,
         num_layers=architecture.num_layers,

@@ -5,26 +5,24 @@ Attention is GroupQueryAttention on preallocated caches. Facts behind the choice
 it equals the number of rows; past and present are bound to the same memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from bita.engine import LEAST_SLOTS
 from bita.export.architecture import Architecture, Layer
+from bita.export.block_linear import BlockLinear
 from bita.export.decoder_weights import DecoderWeights
-from bita.export.gptq import ErrorSpread, Moments, quantize_int4_for
-from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, UINT8, GraphWriter
+from bita.export.gptq import Moments
+from bita.export.graph import FLOAT, FLOAT16, INT32, MICROSOFT, GraphWriter
 from bita.export.int8_linear import Int8Linear
-from bita.export.quantize import BLOCK_SIZE, quantize_int4
 from bita.export.smoothing import Squares, smoothing_factors
 from bita.export.visibility import StepInputs, Visibility
-from bita.tensors import Float32Array
 
 OPSETS = {"": 23, MICROSOFT: 1}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 LEAST_ATTENDING = 2  # rows of attention, however few the step has
-INT8_ACTIVATIONS = 4  # MatMulNBits accuracy_level: 3x the speed of float activations on AVX2
 
 
 def storage_of(precision: str) -> ir.DataType:
@@ -57,7 +55,7 @@ class OrtDialect:
         self.weights = weights
         self._int8 = Int8Linear(graph, signed_int8)
         self._squares = squares or {}
-        self._moments = moments or {}
+        self._blocks = BlockLinear(graph, weights, moments)
         self._architecture = architecture
         self._capacity = capacity
         self._precision = precision
@@ -98,7 +96,7 @@ class OrtDialect:
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         hidden.name = f"{label}.input"
         if self._precision == "int4":
-            product = self._block_linear(hidden, label, names)
+            product = self._blocks.product(hidden, label, names)
         elif self._precision == "int8":
             product = self._int8_linear(hidden, 3, label, names)
         else:
@@ -130,7 +128,7 @@ class OrtDialect:
         """In floats a tied embedding table serves."""
         rows.name = "lm_head.input"
         if self._precision == "int4":
-            return self._block_linear(rows, "lm_head", [name])
+            return self._blocks.product(rows, "lm_head", [name])
         if self._precision == "int8":
             return self._int8_linear(rows, 2, "lm_head", [name])
         return self.graph.op("Gemm", rows, self._as_float(self.weights.table(name)), transB=1)
@@ -195,45 +193,6 @@ class OrtDialect:
             factors = smoothing_factors(self._squares[label], self.weights.chunks(names))
         size, chunks = self.weights.shape(names), self.weights.chunks(names)
         return self._int8.product(hidden, num_axes, label, size, chunks, factors)
-
-    def _block_linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        num_out, num_in = self.weights.shape(names)
-        num_blocks = -(-num_in // BLOCK_SIZE)
-        scales: list[Float32Array] = []
-        packed = self.graph.weight(
-            f"{label}.weight_int4",
-            UINT8,
-            (num_out, num_blocks, BLOCK_SIZE // 2),
-            self._quantized(label, names, scales),
-        )
-        all_scales = np.concatenate(scales).reshape(-1)
-        return self.graph.op(
-            "MatMulNBits",
-            hidden,
-            packed,
-            self.graph.weight(f"{label}.scales", FLOAT, all_scales.shape, [all_scales]),
-            domain=MICROSOFT,
-            K=num_in,
-            N=num_out,
-            bits=4,
-            block_size=BLOCK_SIZE,
-            accuracy_level=INT8_ACTIVATIONS,
-        )
-
-    def _quantized(
-        self, label: str, names: Sequence[str], scales: list[Float32Array]
-    ) -> Iterator[np.ndarray]:
-        """Packed pieces; their scales are appended to `scales`."""
-        spread = None
-        if label in self._moments:
-            spread = ErrorSpread.of(self._moments[label])
-        for chunk in self.weights.chunks(names):
-            if spread is not None:
-                packed, chunk_scales = quantize_int4_for(chunk, spread)
-            else:
-                packed, chunk_scales = quantize_int4(chunk)
-            scales.append(chunk_scales)
-            yield packed
 
 
 class StepContext:

@@ -2,9 +2,10 @@
 
 What TensorRT asks for: Attention with one output, 4-D operands, neither past inputs nor
 `nonpad_kv_seqlen`, and its scale in Q; caches written in place by TensorScatter; strong types, so
-that every change of type is a Cast here. Activations and caches are float16 unless the precision is
-fp32; the residual stream, norms and logits stay float32, since some models' residuals exceed
-float16 and the cost of a few rows is small beside the weights'.
+that every change of type is a Cast here. Steps look at the first S slots of the caches only, those
+of the input `slots` [S], so that they cost what the text's length asks for. Activations and caches
+are float16 unless the precision is fp32; the residual stream, norms and logits stay float32, since
+some models' residuals exceed float16 and the cost of a few rows is small beside the weights'.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bita.engine import SLOTS
 from bita.export.architecture import Architecture, Layer
 from bita.export.decoder_weights import DecoderWeights
-from bita.export.graph import FLOAT, GraphWriter
+from bita.export.graph import FLOAT, INT64, GraphWriter
 from bita.export.standard_linear import StandardLinear, compute_type
 from bita.export.visibility import HIDDEN, GatheredVisibility, StepInputs
 
@@ -43,7 +45,8 @@ class StandardDialect:
 
     def place(self, inputs: StepInputs) -> None:
         self._inputs = inputs
-        self._visibility = GatheredVisibility(self.graph, inputs, self._capacity)
+        self._slots = self.graph.input(SLOTS, INT64, ("S",))
+        self._visibility = GatheredVisibility(self.graph, inputs, self._capacity, self._slots)
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
         return self._as_float(self.graph.op("Gather", self.weights.table(name), token_ids))
@@ -83,9 +86,8 @@ class StandardDialect:
 
     def _rows_from(self, first: ir.Value) -> ir.Value:
         """[Q, 1]: true in the rows from `first` on."""
-        slots = self.graph.constant(np.arange(self._capacity))
         num_rows = self.graph.op("Shape", self._inputs.sees_prefix)
-        rows = self.graph.op("Slice", slots, self.graph.constant([0]), num_rows)
+        rows = self.graph.op("Slice", self._slots, self.graph.constant([0]), num_rows)
         is_later = self.graph.op("GreaterOrEqual", rows, first)
         return self.graph.op("Unsqueeze", is_later, self.graph.constant([1]))
 
@@ -106,10 +108,7 @@ class StandardDialect:
         keys = self._cached(f"{index}.key", key)
         values = self._cached(f"{index}.value", value)
         mask = self._visibility.mask(layer.window)
-        if self._architecture.attention_softcap:
-            attended = self._capped_attention(query, keys, values, mask)
-        else:
-            attended = self.graph.op("Attention", query, keys, values, mask, scale=1.0)
+        attended = self._attended(query, keys, values, mask)
         rows = self.graph.op("Transpose", attended, perm=[0, 2, 1, 3])
         width = self._architecture.num_heads * self._architecture.head_dim
         return self.graph.op("Reshape", rows, self.graph.constant([0, 0, width]))
@@ -154,32 +153,48 @@ class StandardDialect:
         )
 
     def _cached(self, name: str, rows: ir.Value) -> ir.Value:
-        """The cache [1, H, C, D] with the step's rows behind the text; bound to one memory."""
-        arch = self._architecture
-        shape = (1, arch.num_kv_heads, self._capacity, arch.head_dim)
-        past = self.graph.input(f"past.{name}", self._compute, shape)
-        start = self._inputs.cache_length
-        present = self.graph.op("TensorScatter", past, rows, start, axis=-2)
-        return self.graph.output(f"present.{name}", present, self._compute, shape)
+        """The cache's first slots [1, H, S, D] with the step's rows behind the text.
 
-    def _capped_attention(
+        Past and present are bound to one memory.
+        """
+        past, start = self._past(name), self._inputs.cache_length
+        present = self.graph.op("TensorScatter", past, rows, start, axis=-2)
+        self.graph.output(f"present.{name}", present, self._compute, self._cache_shape())
+        return self._visibility.first_slots(present)
+
+    def _past(self, name: str) -> ir.Value:
+        return self.graph.input(f"past.{name}", self._compute, self._cache_shape())
+
+    def _cache_shape(self) -> tuple[int, ...]:
+        arch = self._architecture
+        return (1, arch.num_kv_heads, self._capacity, arch.head_dim)
+
+    def _attended(
         self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
     ) -> ir.Value:
-        """With a soft cap on the scores, which TensorRT's Attention lacks: [1, heads, Q, D]."""
+        """[1, heads, Q, D]; TensorRT's Attention has no soft cap on the scores."""
+        if self._architecture.attention_softcap:
+            return self._attended_by_parts(query, keys, values, mask)
+        return self.graph.op("Attention", query, keys, values, mask, scale=1.0)
+
+    def _attended_by_parts(
+        self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
+    ) -> ir.Value:
+        """The same in products and a softmax. Query heads that share a key head are more rows."""
         graph, arch = self.graph, self._architecture
-        group = arch.num_heads // arch.num_kv_heads
-        grouped = graph.constant([1, arch.num_kv_heads, group, -1, arch.head_dim])
-        axis = graph.constant([2])
-        queries = graph.op("Reshape", query, grouped)
-        turned = graph.op("Transpose", graph.op("Unsqueeze", keys, axis), perm=[0, 1, 2, 4, 3])
-        scores = self._as_float(graph.op("MatMul", queries, turned))
-        cap = graph.constant(arch.attention_softcap, np.float32)
-        scores = graph.op("Mul", graph.op("Tanh", graph.op("Div", scores, cap)), cap)
+        queries = graph.op("Reshape", query, graph.constant([1, arch.num_kv_heads, -1, 0]))
+        turned = graph.op("Transpose", keys, perm=[0, 1, 3, 2])
+        by_head = graph.constant([1, arch.num_heads, -1, 0])
+        products = graph.op("Reshape", graph.op("MatMul", queries, turned), by_head)
+        scores = self._as_float(products)
+        if arch.attention_softcap:
+            cap = graph.constant(arch.attention_softcap, np.float32)
+            scores = graph.op("Mul", graph.op("Tanh", graph.op("Div", scores, cap)), cap)
         scores = graph.op("Where", mask, scores, graph.constant(HIDDEN, np.float32))
         shares = self._as_compute(graph.op("Softmax", scores, axis=-1))
-        attended = graph.op("MatMul", shares, graph.op("Unsqueeze", values, axis))
-        heads = graph.constant([1, arch.num_heads, -1, arch.head_dim])
-        return graph.op("Reshape", attended, heads)
+        by_kv_head = graph.constant([1, arch.num_kv_heads, -1, 0])
+        attended = graph.op("MatMul", graph.op("Reshape", shares, by_kv_head), values)
+        return graph.op("Reshape", attended, by_head)
 
     def _as_float(self, value: ir.Value) -> ir.Value:
         return self._cast(value, FLOAT)

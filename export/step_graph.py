@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
+from bita.export.cuda_linear import CudaLinear
 from bita.export.decoder import Decoder, check_tensors
 from bita.export.decoder_weights import DecoderWeights
 from bita.export.dialect import Dialect
 from bita.export.gptq import Moments
-from bita.export.graph import GraphWriter
+from bita.export.graph import MICROSOFT, GraphWriter
 from bita.export.ort_dialect import OPSETS, OrtDialect, storage_of
+from bita.export.plain_dialect import PLAIN_OPSETS, PlainDialect
 from bita.export.smoothing import Ranges, Squares
 from bita.export.standard_dialect import STANDARD_OPSETS, StandardDialect
 from bita.export.standard_linear import StandardLinear, compute_type
 from bita.export.weight_file import WeightFile
 from bita.runtime.processor import multiplies_int8_exactly
 
+CUDA_OPSETS = {**STANDARD_OPSETS, MICROSOFT: 1}
 GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 
 
@@ -53,7 +57,7 @@ def export_step_graph(
     """Write model.onnx and model.onnx.data into `directory`.
 
     capacity: C, cache slots, prefix and step rows included. num_ranks: k, ids returned per row.
-    with_lora: take LoRA of any rank as inputs. dialect: "ort" or "standard".
+    with_lora: take LoRA of any rank as inputs. dialect: "ort", "standard", "plain" or "cuda".
     on_write: called with the bytes of each piece of weights written.
     Memory: the largest linear layer (the output layer excepted, but in int8) plus a constant.
     """
@@ -82,6 +86,9 @@ def _ort_dialect(
 
 
 def _standard_dialect(
+    kind: type[StandardDialect],
+    linear_kind: type[StandardLinear],
+    opsets: Mapping[str, int],
     weights: WeightFile,
     checkpoint: Checkpoint,
     architecture: Architecture,
@@ -89,13 +96,15 @@ def _standard_dialect(
     precision: str,
     seen: Seen,
 ) -> Dialect:
-    graph, compute = GraphWriter(weights, STANDARD_OPSETS), compute_type(precision)
+    graph, compute = GraphWriter(weights, opsets), compute_type(precision)
     stored = DecoderWeights(graph, checkpoint, architecture, compute, compute)
-    linear = StandardLinear(graph, stored, precision, seen.moments, seen.ranges)
-    return StandardDialect(graph, stored, linear, architecture, capacity, precision)
+    linear = linear_kind(graph, stored, precision, seen.moments, seen.ranges)
+    return kind(graph, stored, linear, architecture, capacity, precision)
 
 
 _WRITERS: Mapping[str, Callable[..., Dialect]] = {
     "ort": _ort_dialect,
-    "standard": _standard_dialect,
+    "standard": partial(_standard_dialect, StandardDialect, StandardLinear, STANDARD_OPSETS),
+    "plain": partial(_standard_dialect, PlainDialect, StandardLinear, PLAIN_OPSETS),
+    "cuda": partial(_standard_dialect, StandardDialect, CudaLinear, CUDA_OPSETS),
 }

@@ -44,20 +44,29 @@ def step_inputs(graph: GraphWriter) -> StepInputs:
 
 
 class Visibility:
-    """Which of the cache's slots each row attends to, one mask per window size in use."""
+    """Which of the cache's slots each row attends to, one mask per window size in use.
 
-    def __init__(self, graph: GraphWriter, inputs: StepInputs, capacity: int) -> None:
+    slots: the first S slots, [1, S]; None for all.
+    """
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        inputs: StepInputs,
+        capacity: int,
+        slots: ir.Value | None = None,
+    ) -> None:
         self._graph = graph
         self._inputs = inputs
         self._capacity = capacity
-        self._slots = graph.constant(np.arange(capacity)[None, :])
+        self._slots = graph.constant(np.arange(capacity)[None, :]) if slots is None else slots
         self._in_prefix = graph.op("Less", self._slots, inputs.prefix_length)
         self._past = self._see_past()
         self._place = self._placement()
         self._shared: dict[tuple[str, int | None], ir.Value] = {}
 
     def mask(self, window: int | None) -> ir.Value:
-        """True where a row attends to a slot, `[1, 1, Q, C]`; window: None for the whole text."""
+        """True where a row attends to a slot, `[1, 1, Q, S]`; window: None for the whole text."""
         return self._once("mask", window, self._visible)
 
     def bias(self, window: int | None) -> ir.Value:
@@ -75,7 +84,7 @@ class Visibility:
         return self._shared[kind, window]
 
     def _see_past(self) -> ir.Value:
-        """[Q, C]: the text for all rows, the prefix for mask rows only."""
+        """[Q, S]: the text for all rows, the prefix for mask rows only."""
         graph, inputs = self._graph, self._inputs
         in_cache = graph.op("Less", self._slots, inputs.cache_length)
         rows = graph.op("Unsqueeze", inputs.sees_prefix, graph.constant([1]))
@@ -92,7 +101,7 @@ class Visibility:
         return graph.op("Concat", zero, inputs.cache_length, zero, right, axis=0)
 
     def _placed(self, step: ir.Value) -> ir.Value:
-        """A [Q, Q] block in its slots, false elsewhere: [Q, C]."""
+        """A [Q, Q] block in its slots, false elsewhere: [Q, S]."""
         return self._graph.op("Pad", step, self._place)
 
     def _visible(self, window: int | None) -> ir.Value:
@@ -131,18 +140,41 @@ class GatheredVisibility(Visibility):
     """The same without Pad, by which `cache_length` would decide over shapes.
 
     TensorRT takes such an input from the host, and a captured CUDA graph could not change it.
+    slots: [S], the first slots of the cache; those behind them are not looked at.
     """
 
+    def __init__(
+        self, graph: GraphWriter, inputs: StepInputs, capacity: int, slots: ir.Value
+    ) -> None:
+        self.num_slots = graph.op("Shape", slots)
+        self._line = slots
+        row = graph.op("Unsqueeze", slots, graph.constant([0]))
+        super().__init__(graph, inputs, capacity, row)
+
+    def first_slots(self, cache: ir.Value) -> ir.Value:
+        """[1, H, S, D] of a cache [1, H, C, D]."""
+        start, axis = self._graph.constant([0]), self._graph.constant([2])
+        return self._graph.op("Slice", cache, start, self.num_slots, axis)
+
+    def merged(self, past: ir.Value, rows: ir.Value) -> ir.Value:
+        """[1, H, S, D]: slots of the past, and the step's rows [1, H, Q, D] in theirs."""
+        graph = self._graph
+        placed = graph.op("Gather", rows, self._row, axis=2)
+        column = self._once("column", None, lambda _: self._of_step_column())
+        return graph.op("Where", column, placed, self.first_slots(past))
+
     def _placement(self) -> ir.Value:
-        """Of each slot [C], which row of the step it is for; outside of [0, Q) none."""
-        slots = self._graph.constant(np.arange(self._capacity))
-        return self._graph.op("Sub", slots, self._inputs.cache_length)
+        """Of each slot [S], which row of the step is in it; some row in those of no row."""
+        graph, inputs = self._graph, self._inputs
+        place = graph.op("Sub", self._line, inputs.cache_length)
+        last = graph.op("Sub", graph.op("Shape", inputs.sees_prefix), graph.constant([1]))
+        self._row = graph.op("Min", graph.op("Max", place, graph.constant([0])), last)
+        self._of_step = graph.op("Equal", place, self._row)
+        return place
+
+    def _of_step_column(self) -> ir.Value:
+        return self._graph.op("Unsqueeze", self._of_step, self._graph.constant([1]))
 
     def _placed(self, step: ir.Value) -> ir.Value:
         graph = self._graph
-        first = graph.constant([0])
-        num_rows = graph.op("Shape", self._inputs.sees_prefix)
-        last = graph.op("Sub", num_rows, graph.constant([1]))
-        row = graph.op("Min", graph.op("Max", self._place, first), last)
-        of_step = graph.op("Equal", self._place, row)
-        return graph.op("And", graph.op("Gather", step, row, axis=1), of_step)
+        return graph.op("And", graph.op("Gather", step, self._row, axis=1), self._of_step)

@@ -1,5 +1,6 @@
 """The key-value cache: one slab, allocated once, whose slots are written in place."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,32 +10,27 @@ import numpy.typing as npt
 from bita.adapter import Adapter
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Shape = tuple[int, int, int, int]
 
 
-class Cache:
+class Cache(ABC):
     """Keys and values of all layers, `[2L, H, C, D]`: layer l's keys at 2l, its values at 2l + 1.
 
     Slots [0, P) hold the adapter's prefix, the text follows. A step writes its rows behind the
-    text; `commit` keeps the accepted ones.
+    text; `commit` keeps the accepted ones. This part knows the length; where the slab lies is up to
+    the backend.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        num_kv_heads: int,
-        capacity: int,
-        head_dim: int,
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        # zeros are mapped lazily: slots cost memory when they are first written
-        self.slab: FloatArray = np.zeros((2 * num_layers, num_kv_heads, capacity, head_dim), dtype)
+    def __init__(self, shape: Shape, dtype: npt.DTypeLike) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
         self.length = 0  # tokens of text
         self.text_number = 0  # grows with every text that is started
         self._adapter: Adapter | None = None
 
     @property
     def capacity(self) -> int:
-        return self.slab.shape[2]
+        return self.shape[2]
 
     @property
     def num_slots_used(self) -> int:
@@ -49,13 +45,8 @@ class Cache:
         self.length = 0
         self.text_number += 1
         if adapter is not self._adapter:
-            self.slab[0::2, :, : adapter.prefix_length] = adapter.prefix_keys
-            self.slab[1::2, :, : adapter.prefix_length] = adapter.prefix_values
+            self._write_prefix(adapter)
             self._adapter = adapter
-
-    def layer(self, index: int) -> tuple[FloatArray, FloatArray]:
-        """Views [1, H, C, D] of one layer's keys and values."""
-        return self.slab[2 * index][None], self.slab[2 * index + 1][None]
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the cache rows of the accepted path and forget the step's other rows.
@@ -67,5 +58,37 @@ class Cache:
         moved = [(start + to, start + row) for to, row in enumerate(path) if to != row]
         if moved:
             targets, sources = map(list, zip(*moved, strict=True))
-            self.slab[:, :, targets] = self.slab[:, :, sources]
+            self._move(targets, sources)
         self.length += len(path)
+
+    @abstractmethod
+    def _write_prefix(self, adapter: Adapter) -> None: ...
+
+    @abstractmethod
+    def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
+        """Copy slots; each target is left of its source, and both ascend."""
+
+
+class HostCache(Cache):
+    """A slab of numpy's."""
+
+    def __init__(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> None:
+        super().__init__(shape, dtype)
+        # zeros are mapped lazily: slots cost memory when they are first written
+        self.slab: FloatArray = np.zeros(shape, dtype)
+
+    def layer(self, index: int) -> tuple[FloatArray, FloatArray]:
+        """Views [1, H, C, D] of one layer's keys and values."""
+        return self.slab[2 * index][None], self.slab[2 * index + 1][None]
+
+    def write(self, rows: FloatArray) -> None:
+        """Put the rows of a step, [2L, H, Q, D], behind the text."""
+        start = self.num_slots_used
+        self.slab[:, :, start : start + rows.shape[2]] = rows
+
+    def _write_prefix(self, adapter: Adapter) -> None:
+        self.slab[0::2, :, : adapter.prefix_length] = adapter.prefix_keys
+        self.slab[1::2, :, : adapter.prefix_length] = adapter.prefix_values
+
+    def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
+        self.slab[:, :, targets] = self.slab[:, :, sources]

@@ -1,11 +1,14 @@
 """Where the rows of one step stand and what they see: the static half of a step's inputs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from bita.tree import Tree
+
+READ_NODES = 8  # nodes that a text's drafts are read with, each with its masks
+PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,11 @@ def prefill_layout(num_tokens: int, num_masks: int, min_rows: int) -> Layout:
     sees = np.tri(num_rows, dtype=np.bool_)
     layout = Layout(np.arange(num_rows), mask_index, sees, output_rows)
     return _padded(layout, max(num_rows, min_rows))
+
+
+def widened(layout: Layout, num_rows: int) -> Layout:
+    """More text rows behind a layout, all of whose rows give tokens."""
+    return replace(_padded(layout, num_rows), output_rows=np.arange(num_rows))
 
 
 def _padded(layout: Layout, num_rows: int) -> Layout:

@@ -1,4 +1,7 @@
-"""Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand."""
+"""Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand.
+
+Graphs of all dialects run here, those that are compiled for a GPU elsewhere too.
+"""
 
 import os
 import re
@@ -13,15 +16,16 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import GRAPH_FILE, LEAST_SLOTS, Engine
+from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, Engine
 from bita.errors import EngineError
-from bita.runtime.cache import Cache
+from bita.runtime.buckets import Buckets
+from bita.runtime.cache import HostCache
 from bita.runtime.layout import Layout, tree_layout
 from bita.runtime.pair_scores import EnginePairs
 from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.runtime.step_values import Arrays, check_room, fill_masks, lora_values, step_values
 from bita.tree import Tree
 
-Arrays = dict[str, npt.NDArray[Any]]
 ERRORS_ONLY = 3
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph in memory
 
@@ -37,18 +41,14 @@ class OrtBackend:
         manifest = engine.manifest
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
-        self._session = _load(engine, num_threads, graph)
-        self.cache = Cache(
-            manifest.num_layers,
-            manifest.num_kv_heads,
-            manifest.capacity,
-            manifest.head_dim,
-            _cache_type(self._session),
-        )
-        self.has_lora = manifest.lora_rank > 0
+        self._session = load_session(engine, _options(engine, num_threads), graph)
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self.cache = HostCache(manifest.cache_shape, _cache_type(self._session))
         self.pairs = EnginePairs(engine)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.least_slots = int(metadata.get(LEAST_SLOTS, "1"))  # that a step writes
+        self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
+        self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
         self._caches = {
             f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
             for index in range(manifest.num_layers)
@@ -69,11 +69,12 @@ class OrtBackend:
         """
         return BoundStep(self, layout, adapter, with_logits, probes)
 
-    def least_rows(self, adapter: Adapter) -> int:
+    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """1 where a step of one row gives the bits of larger ones here, else 2; ends the text.
 
-        Some graphs attend with two rows in any case. Whether the products of their linear layers
-        depend on the number of rows is up to the processor, so it is tried.
+        sizes: of no concern, since from two rows on all give the same. Some graphs attend with two
+        rows in any case. Whether the products of their linear layers depend on the number of rows
+        is up to the processor, so it is tried.
         """
         if self.least_slots < 2:
             return 2
@@ -91,21 +92,23 @@ class OrtBackend:
         binding = self._session.io_binding()
         for name, value in self._caches.items():
             binding.bind_ortvalue_input(f"past.{name}", value)
-            binding.bind_ortvalue_output(f"present.{name}", value)
+            if not self.gives_rows:
+                binding.bind_ortvalue_output(f"present.{name}", value)
         return binding
 
     def lora_inputs(self, adapter: Adapter) -> Arrays:
         """The adapter's LoRA by the names of the graph's inputs; zeros if it has none."""
-        arrays = {}
-        for value in self._session.get_inputs():
-            if value.name.startswith("lora."):
-                _, index, site, side = value.name.split(".")
-                zeros = [size if isinstance(size, int) else 1 for size in value.shape]
-                stacked = adapter.lora.get(f"lora_{site}_{side}")
-                arrays[value.name] = (
-                    np.zeros(zeros, np.float32) if stacked is None else stacked[int(index)]
-                )
-        return arrays
+        shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
+        return lora_values(shapes, adapter)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of GPU memory: none."""
+        return 0
+
+    def known_inputs(self, arrays: Arrays) -> Arrays:
+        """Those of the arrays that the graph takes."""
+        return {name: array for name, array in arrays.items() if name in self._inputs}
 
     def run(self, binding: ort.IOBinding) -> None:
         self._session.run_with_iobinding(binding)
@@ -130,13 +133,12 @@ class BoundStep:
         self._backend = backend
         self._probes = probes
         self._cache = backend.cache
-        self._offsets = layout.offsets
+        self._layout = layout
         num_rows, num_outputs = layout.num_rows, len(layout.output_rows)
         self.num_rows = num_rows
         self.num_slots = max(num_rows, backend.least_slots)
         self.token_ids = np.zeros((1, num_rows), np.int64)
-        masks = layout.mask_index >= 0
-        self.token_ids[0, masks] = backend.vocab_size + layout.mask_index[masks]
+        fill_masks(self.token_ids, layout, backend.vocab_size)
         self.positions = np.zeros((1, num_rows), np.int64)
         self._cache_length = np.zeros(1, np.int64)
         self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
@@ -148,41 +150,55 @@ class BoundStep:
             "token_ids": self.token_ids,
             "positions": self.positions,
             "cache_length": self._cache_length,
-            "sees": layout.sees,
-            "sees_prefix": layout.sees_prefix,
-            "output_rows": layout.output_rows,
-            "mask_embeddings": adapter.mask_embeddings,
-            "prefix_length": np.array([adapter.prefix_length]),
+            **step_values(layout, adapter),
+            **backend.lora_inputs(adapter),
         }
         outputs: Arrays = {"top_ids": self.top_ids, "top_logits": self.top_logits}
-        if backend.has_lora:
-            inputs["first_mask_row"] = np.array([layout.first_mask_row])
-            inputs |= backend.lora_inputs(adapter)
         if self.logits is not None:
             outputs["logits"] = self.logits
+        self._new_rows = None
+        if backend.gives_rows:
+            layers, heads, _, width = self._cache.shape
+            self._new_rows = np.zeros((layers, heads, num_rows, width), self._cache.dtype)
+            outputs[NEW_ROWS] = self._new_rows
         # The binding does not keep the arrays alive; these OrtValues do.
-        self._inputs = _ort_values(inputs)
+        self._inputs = _ort_values(backend.known_inputs(inputs))
         self._outputs = _ort_values(outputs)
-        self._binding = self._bind()
+        self._bindings: dict[int | None, ort.IOBinding] = {}
+        self._slots: list[ort.OrtValue] = []
+        self._binding = self._bound_for(self._bucket())
 
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
-        if self._cache.num_slots_used + self.num_slots > self._cache.capacity:
-            raise EngineError(
-                f"a step of {self.num_rows} rows does not fit behind {self._cache.num_slots_used} "
-                f"of {self._cache.capacity} cache slots"
-            )
-        np.add(self._offsets, self._cache.length, out=self.positions[0])
+        check_room(self, self._cache)
+        np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
         self._cache_length[0] = self._cache.num_slots_used
+        self._binding = self._bound_for(self._bucket())
         self._backend.run(self._binding)
+        if self._new_rows is not None:
+            self._cache.write(self._new_rows)
 
     def probed(self) -> Arrays:
         """The probes' values in the last step."""
         values = self._binding.get_outputs()[-len(self._probes) :] if self._probes else []
         return {name: value.numpy() for name, value in zip(self._probes, values, strict=True)}
 
-    def _bind(self) -> ort.IOBinding:
+    def _bucket(self) -> int | None:
+        buckets = self._backend.buckets
+        if buckets is None:
+            return None
+        return buckets.size(self._cache.num_slots_used, self._layout, self.num_slots)
+
+    def _bound_for(self, bucket: int | None) -> ort.IOBinding:
+        if bucket not in self._bindings:
+            self._bindings[bucket] = self._bind(bucket)
+        return self._bindings[bucket]
+
+    def _bind(self, bucket: int | None) -> ort.IOBinding:
         binding = self._backend.new_binding()
+        if bucket is not None:
+            self._slots.append(ort.OrtValue.ortvalue_from_numpy(np.arange(bucket)))
+            binding.bind_ortvalue_input(SLOTS, self._slots[-1])
         for name, value in self._inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
@@ -206,16 +222,26 @@ def _cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
     return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32
 
 
-def _load(engine: Engine, num_threads: int, graph: bytes | None) -> ort.InferenceSession:
-    _check_version(engine)
+def _options(engine: Engine, num_threads: int) -> ort.SessionOptions:
     _check_processor(engine)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
+    return options
+
+
+def load_session(
+    engine: Engine,
+    options: ort.SessionOptions,
+    graph: bytes | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> ort.InferenceSession:
+    """The engine's graph, or that variant of it; raises EngineError."""
+    _check_version(engine)
     options.log_severity_level = ERRORS_ONLY
     options.add_session_config_entry(WEIGHTS_FOLDER, str(engine.path))
     try:
         return ort.InferenceSession(
-            graph or engine.file(GRAPH_FILE), options, providers=["CPUExecutionProvider"]
+            graph or engine.file(GRAPH_FILE), options, providers=list(providers)
         )
     except Exception as error:  # the binding raises many kinds, all of them about the file
         raise EngineError(

@@ -6,13 +6,14 @@ from pathlib import Path
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, raise_faults
+from bita.runtime.backend import Backend, open_backend
 from bita.runtime.engine_texts import EngineTexts, Prompt
-from bita.runtime.ort_backend import OrtBackend
+from bita.runtime.memory import MemoryWatch
 from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
 from bita.runtime.text import IncrementalText
 from bita.runtime.tree_decoder import TreeDecoder
-from bita.tree_table import Trees, trees_from_json
+from bita.tree_table import Trees, TreeTable, trees_from_json
 
 
 class Generation(Iterator[str]):
@@ -79,15 +80,15 @@ class Generation(Iterator[str]):
 class Session:
     """A loaded engine that answers one prompt at a time. Not to be shared between threads.
 
-    Open it with `Session.open`. least_rows: 1 where a step of one row gives the bits of larger ones
-    on this processor, else 2: a rule of mode "exact".
+    Open it with `Session.open`. least_rows: rows from which on steps give a row the same bits, a
+    rule of mode "exact": 1 or 2 on a processor; on a GPU up to the rows of the largest tree.
     """
 
     def __init__(
         self,
         engine: Engine,
         texts: EngineTexts,
-        backend: OrtBackend,
+        backend: Backend,
         decoder: TreeDecoder,
         least_rows: int,
     ) -> None:
@@ -108,6 +109,8 @@ class Session:
         min_rows: int | None = None,
         num_threads: int = 0,
         check_hashes: bool = False,
+        backend: str | None = None,
+        cuda_graph: bool = True,
     ) -> "Session":
         """Load the engine at `path`; raises EngineError that lists every fault of it.
 
@@ -116,19 +119,24 @@ class Session:
         min_rows: rows of the smallest step. None: `least_rows`, which makes AR and tree decoding
         bit-identical, or 1 for an engine whose own tree is the root (it is its own reference).
         num_threads: 0 for one per physical core. check_hashes: hash the weights before loading.
+        backend: what executes the steps, None for what the engine was built for; each runs on
+        "ort-cpu" too. cuda_graph: launch decode steps as captured graphs.
         """
         engine = open_engine(path, check_hashes)
         own_tree = read_tree(engine)
         adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
         _check_adapter(engine, adapter)
         texts = EngineTexts(engine)
-        backend = OrtBackend(engine, num_threads)
-        least_rows = backend.least_rows(adapter)
+        watch = MemoryWatch()
+        loaded = open_backend(engine, backend, num_threads, cuda_graph)
+        least_rows = loaded.least_rows(adapter, _sizes(tree or own_tree))
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
-        decoder = TreeDecoder(backend, adapter, tree, mode, min_rows)
-        return cls(engine, texts, backend, decoder, least_rows)
+        decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows)
+        watch.loaded(loaded.device_bytes)
+        decoder.stats.memory = watch
+        return cls(engine, texts, loaded, decoder, least_rows)
 
     def using(
         self,
@@ -141,14 +149,20 @@ class Session:
         """Another session on the same loaded weights and cache; what is not given stays.
 
         min_rows: None for `least_rows`.
-        One of the two answers at a time: starting an answer in one ends the other's.
+        One of the two answers at a time: starting an answer in one ends the other's, and on a GPU
+        a tree of another size does.
         """
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
         _check_adapter(self.engine, adapter)
-        min_rows = min_rows or self.least_rows
-        decoder = TreeDecoder(self._backend, adapter, tree or self.tree, mode, min_rows)
-        return Session(self.engine, self._texts, self._backend, decoder, self.least_rows)
+        tree, least_rows = tree or self.tree, self.least_rows
+        if tree is not self.tree:
+            least_rows = max(
+                least_rows, self._backend.least_rows(adapter, (least_rows, *_sizes(tree)))
+            )
+        decoder = TreeDecoder(self._backend, adapter, tree, mode, min_rows or least_rows)
+        decoder.stats.memory = self.stats.memory
+        return Session(self.engine, self._texts, self._backend, decoder, least_rows)
 
     def generate(
         self,
@@ -211,23 +225,30 @@ class Session:
         return self._decoder.adapter
 
     @property
-    def backend(self) -> OrtBackend:
+    def backend(self) -> Backend:
         """What executes the steps; whoever runs its own ends the answer that is being made."""
         return self._backend
 
     @property
     def stats(self) -> Stats:
         """Figures of all generations since the session was opened or the stats were reset."""
-        return self._decoder.stats
+        stats = self._decoder.stats
+        stats.memory.note(self._backend.device_bytes)
+        return stats
 
     def reset_stats(self) -> None:
         """Count from zero again."""
-        self._decoder.stats = Stats()
+        self._decoder.stats = Stats(memory=self.stats.memory)
 
 
 def read_tree(engine: Engine) -> Trees:
     """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
     return trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+
+
+def _sizes(trees: Trees) -> tuple[int, ...]:
+    """Rows of AR and of each tree."""
+    return (1, *{tree.num_rows for tree in TreeTable.of(trees).trees})
 
 
 def _check_adapter(engine: Engine, adapter: Adapter) -> None:

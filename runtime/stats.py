@@ -4,6 +4,7 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
+from bita.runtime.memory import MemoryWatch
 from bita.tree import Path
 
 
@@ -14,7 +15,7 @@ class Stats:
     num_steps, num_tokens: decode steps and the tokens they emitted (the prefill's one not
     counted). step_ms: time of each decode step; backend_ms: the part of it inside the backend.
     prefill_ms, num_prompt_tokens: of all prefills. num_accepted: by path of a node, how often it
-    was accepted; the root () in every step.
+    was accepted; the root () in every step. memory: of the process and on the GPU.
     """
 
     num_steps: int = 0
@@ -24,6 +25,7 @@ class Stats:
     step_ms: "array[float]" = field(default_factory=lambda: array("d"))
     backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
     num_accepted: "Counter[Path]" = field(default_factory=Counter)
+    memory: MemoryWatch = field(default_factory=MemoryWatch)
 
     def count_step(self, path: Path, num_tokens: int, step_ms: float, backend_ms: float) -> None:
         """Add one decode step that accepted `path` and emitted `num_tokens`."""

@@ -8,16 +8,15 @@ import numpy as np
 
 from bita.adapter import Adapter
 from bita.errors import PromptError, TreeError, raise_faults
+from bita.runtime.backend import Backend, Step
 from bita.runtime.drafting import Drafter, Drafts, accept, spine_children
-from bita.runtime.layout import prefill_layout, tree_layout
+from bita.runtime.layout import PREFILL_ROWS, prefill_layout, tree_layout
 from bita.runtime.ngrams import NgramIndex
-from bita.runtime.ort_backend import BoundStep, OrtBackend
 from bita.runtime.stats import Stats
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
 ROOT_ONLY = Tree.root_only()
-PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
 
 
 class TreeDecoder:
@@ -30,7 +29,7 @@ class TreeDecoder:
     """
 
     def __init__(
-        self, backend: OrtBackend, adapter: Adapter, trees: Trees, mode: str, min_rows: int
+        self, backend: Backend, adapter: Adapter, trees: Trees, mode: str, min_rows: int
     ) -> None:
         _check_fit(trees, adapter, backend)
         self.trees = trees
@@ -48,7 +47,7 @@ class TreeDecoder:
         self._root = 0
         self._bound = [self._bind(tree) for tree in self._table.trees]
         self._narrow = self._bind(ROOT_ONLY)
-        self._full_prefill: BoundStep | None = None
+        self._full_prefill: Step | None = None
         self._margin = 0.0
 
     @property
@@ -182,13 +181,13 @@ class _BoundTree:
     """
 
     tree: Tree
-    step: BoundStep
+    step: Step
     drafter: Drafter
     children: tuple[tuple[int, ...], ...]
     groups: tuple[slice, ...]
 
 
-def _check_fit(trees: Trees, adapter: Adapter, backend: OrtBackend) -> None:
+def _check_fit(trees: Trees, adapter: Adapter, backend: Backend) -> None:
     num_slots = backend.cache.capacity - adapter.prefix_length
     faults = trees.misfits(adapter.num_masks, backend.num_ranks, num_slots)
     raise_faults(TreeError, "the tree does not fit the engine", faults)

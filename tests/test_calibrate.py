@@ -156,7 +156,10 @@ def test_the_engine_has_the_tree_that_was_chosen(
     assert "chosen: " in capsys.readouterr().out
     revised = open_engine(engine.path, check_hashes=True)
     report = read_calibration(revised)
-    assert report.keys() == {"acceptance", "latency", "tree"}
+    assert report.keys() == {"acceptance", "latency", "tree", "memory"}
+    at_load, decoding = report["memory"]["at_load"], report["memory"]["decoding"]
+    assert 10e6 < at_load["host"] <= decoding["host"] < 1e9
+    assert at_load["gpu"] == decoding["gpu"] == 0
     assert read_tree(revised).num_rows == report["tree"]["chosen"]["rows"]
     assert revised.file("calibration.png").read_bytes().startswith(b"\x89PNG")
     session = Session.open(revised.path, num_threads=1)

@@ -229,7 +229,7 @@ def test_a_build_ends_with_the_tree_that_was_timed(
     built = build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
     assert ("exporting int4" in told) == (told[0] == "exporting fp32")  # once
     report = read_calibration(open_engine(out, check_hashes=True))
-    assert report.keys() == {"quality", "acceptance", "latency", "tree"}
+    assert report.keys() == {"quality", "acceptance", "latency", "tree", "memory"}
     assert built.choice is not None
     assert read_tree(built.engine) == built.choice.chosen.tree
     assert Session.open(out).generate("The one fox", 8).token_ids
@@ -345,8 +345,8 @@ def test_too_few_prompts(checkpoint: Checkpoint, tmp_path: Path) -> None:
 def test_too_little_memory(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bita.calibration.calibrated_build._free_memory", lambda: 1000)
-    with pytest.raises(EngineError, match="memory are free; give --uncalibrated"):
+    monkeypatch.setattr("bita.export.build_costs.free_memory", lambda: 1000)
+    with pytest.raises(EngineError, match="are free; give --uncalibrated"):
         build_calibrated(checkpoint, None, tmp_path / "e", BuildOptions(), CalibrationOptions())
 
 

@@ -1,5 +1,6 @@
 """TensorRT-RTX plans of tiny models, built without a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ from make_tiny_engine import CONFIG, write_plain_model
 from tiny_models import FAMILIES, write_tiny_model
 
 from bita.errors import EngineError
-from bita.export import compile_plan as compiler
 from bita.export.architecture import read_architecture
 from bita.export.compile_plan import PlanOptions, compile_plan
 from bita.export.graph import FLOAT, GraphWriter
@@ -17,12 +17,23 @@ from bita.export.step_graph import Seen, export_step_graph
 from bita.export.weight_file import WeightFile
 
 WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 128}
-OPTIONS = PlanOptions(tree_rows=8, tree_outputs=8, num_masks=3, lora_rank=2, targets=("sm89",))
+OPTIONS = PlanOptions(
+    "tensorrt_rtx",
+    capacity=500,
+    decode_rows=(2, 8),
+    prefill_rows=67,
+    prefill_outputs=8,
+    num_masks=3,
+    lora_rank=2,
+    targets=("sm89",),
+)
 LAYERS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 WIDTHS = (64, 64, 64, 128)
 
 
-def write_graph(model: Path, out: Path, precision: str, with_lora: bool) -> Path:
+def write_graph(
+    model: Path, out: Path, precision: str, with_lora: bool, dialect: str = "standard"
+) -> Path:
     checkpoint = open_checkpoint(str(model))
     ranges = {
         f"model.layers.{index}.{layer}": np.full(width, 4, np.float32)
@@ -32,36 +43,44 @@ def write_graph(model: Path, out: Path, precision: str, with_lora: bool) -> Path
     out.mkdir()
     export_step_graph(
         checkpoint,
-        read_architecture(checkpoint.config, 160),
+        read_architecture(checkpoint.config, 500),
         out,
-        capacity=160,
+        capacity=500,
         precision=precision,
         num_ranks=4,
         with_lora=with_lora,
-        dialect="standard",
+        dialect=dialect,
         seen=Seen(ranges={**ranges, "lm_head": np.full(64, 4, np.float32)}),
     )
     return out / "model.onnx"
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize("dialect", ["standard", "plain"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "fp8"])
-def test_every_precision_builds(tmp_path: Path, precision: str) -> None:
+def test_every_precision_builds(tmp_path: Path, precision: str, dialect: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     model = write_plain_model(tmp_path / "model", config=WIDE)
-    plan = compile_plan(write_graph(model, tmp_path / "graph", precision, True), OPTIONS)
-    assert len(plan) > 100_000
+    graph = write_graph(model, tmp_path / "graph", precision, True, dialect)
+    info = compile_plan(graph, tmp_path / "plan", OPTIONS)
+    assert (tmp_path / "plan").stat().st_size > 100_000
+    assert (info.targets, info.decode_rows) == (("sm89",), (2, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.compile
+@pytest.mark.parametrize("dialect", ["standard", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_builds(tmp_path: Path, family: str) -> None:
+def test_every_family_builds(tmp_path: Path, family: str, dialect: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("transformers")
     model = write_tiny_model(family, tmp_path / "model")
-    plan = compile_plan(write_graph(model, tmp_path / "graph", "fp16", True), OPTIONS)
-    assert len(plan) > 100_000
+    graph = write_graph(model, tmp_path / "graph", "fp16", True, dialect)
+    phases: list[tuple[str, int, int]] = []
+    compile_plan(graph, tmp_path / "plan", OPTIONS, lambda *phase: phases.append(phase))
+    assert (tmp_path / "plan").stat().st_size > 100_000
+    assert phases[0][1] == 0
+    assert phases[-1][1] == phases[-1][2] > 0
 
 
 @pytest.mark.compile
@@ -70,9 +89,10 @@ def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
     model = write_plain_model(tmp_path / "model", config=WIDE)
     graph = write_graph(model, tmp_path / "graph", "fp8", False)
     with pytest.raises(EngineError, match=r"target 'sm1' is not one of .*sm86"):
-        compile_plan(graph, PlanOptions(8, 8, 3, targets=("sm1",)))
+        compile_plan(graph, tmp_path / "plan", replace(OPTIONS, targets=("sm1",)))
     with pytest.raises(EngineError, match=r"cannot build for sm86: .*fp8"):
-        compile_plan(graph, PlanOptions(8, 8, 3, targets=("sm86",)))
+        compile_plan(graph, tmp_path / "plan", replace(OPTIONS, targets=("sm86",)))
+    assert not (tmp_path / "plan").exists()
 
 
 @pytest.mark.compile
@@ -83,8 +103,9 @@ def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
         values = writer.op("Det", writer.input("values", FLOAT, (4, 4)))
         writer.output("out", values, FLOAT, ())
         writer.save(tmp_path / "det.onnx", "det")
-    with pytest.raises(EngineError, match=r"cannot read .*det.onnx: node Det_0 \(Det\): "):
-        compile_plan(tmp_path / "det.onnx", OPTIONS)
+    fault = r"cannot read .*det.onnx; try --dialect plain: node Det_0 \(Det\): "
+    with pytest.raises(EngineError, match=fault):
+        compile_plan(tmp_path / "det.onnx", tmp_path / "plan", OPTIONS)
 
 
 @pytest.mark.compile
@@ -96,18 +117,27 @@ def test_caches_that_would_be_copied_are_refused(tmp_path: Path) -> None:
         writer.output("present.0.key", writer.op("Neg", past), FLOAT, (1, 2, 16, 4))
         writer.save(tmp_path / "copied.onnx", "copied")
     with pytest.raises(EngineError, match=r"would update 0 of 1 caches in place"):
-        compile_plan(tmp_path / "copied.onnx", OPTIONS)
+        compile_plan(tmp_path / "copied.onnx", tmp_path / "plan", OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("library", "fix"),
+    [("tensorrt", "apt install python3-libnvinfer"), ("no_such_library", "pip install no_such")],
+)
 def test_a_missing_library_is_named_with_its_install_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, library: str, fix: str
 ) -> None:
-    monkeypatch.setattr(compiler, "LIBRARY", "no_such_library")
-    with pytest.raises(EngineError, match=r"not installed .*pip install tensorrt-rtx-cu13"):
-        compile_plan(tmp_path / "model.onnx", OPTIONS)
+    with pytest.raises(EngineError, match=f"not installed .*{fix}"):
+        compile_plan(tmp_path / "model.onnx", tmp_path / "plan", replace(OPTIONS, library=library))
 
 
 def test_decode_has_the_rows_of_the_tree_and_prefill_up_to_its_most() -> None:
-    prefill, decode = PlanOptions(8, 7, num_masks=3, prefill_rows=64).profiles()
-    assert prefill == {"M": (3, 3, 3), "r": (0, 0, 0), "Q": (1, 64, 64), "R": (1, 4, 4)}
-    assert decode == {"M": (3, 3, 3), "r": (0, 0, 0), "Q": (8, 8, 8), "R": (7, 7, 7)}
+    prefill, narrow, wide = replace(OPTIONS, lora_rank=0, prefill_outputs=9).profiles()
+    shared = {"M": (3, 3, 3), "r": (0, 0, 0), "S": (256, 500, 500)}
+    assert prefill == {**shared, "Q": (1, 67, 67), "R": (1, 4, 9)}
+    assert narrow == {**shared, "Q": (2, 2, 2), "R": (2, 2, 2)}
+    assert wide == {**shared, "Q": (8, 8, 8), "R": (8, 8, 8)}
+
+
+def test_a_small_cache_has_one_size() -> None:
+    assert {p["S"] for p in replace(OPTIONS, capacity=100).profiles()} == {(100, 100, 100)}

@@ -8,7 +8,7 @@ import pytest
 
 from bita.adapter import random_adapter
 from bita.identity import ModelIdentity
-from bita.runtime.cache import Cache
+from bita.runtime.cache import HostCache
 from bita.runtime.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.layout import prefill_layout, tree_layout
 from bita.tree import Tree
@@ -67,7 +67,7 @@ def test_a_tree_deeper_than_all_masks_is_refused() -> None:
 def test_cache_keeps_the_path_and_only_the_path() -> None:
     identity = ModelIdentity("llama", 2, 8, 3, 4, 9, {})
     adapter = random_adapter(identity, 1, prefix_length=5)
-    cache = Cache(num_layers=2, num_kv_heads=3, capacity=40, head_dim=4)
+    cache = HostCache((4, 3, 40, 4))
     cache.start(adapter)
     np.testing.assert_array_equal(cache.slab[2, :, :5], adapter.prefix_keys[1])
     np.testing.assert_array_equal(cache.slab[3, :, :5], adapter.prefix_values[1])

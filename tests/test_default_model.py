@@ -12,8 +12,12 @@ from bita.calibration.calibrated_build import (
 )
 from bita.calibration.prompts import read_prompts
 from bita.calibration.verify import verify
+from bita.engine import open_engine
 from bita.export.build import BuildOptions, build_engine
+from bita.export.build_costs import plan_costs
+from bita.export.compile_engine import CompileOptions, compile_engine
 from bita.export.sources import open_checkpoint
+from bita.plan import PlanInfo
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -89,3 +93,22 @@ def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
     assert quality.same_greedy > 0.72
     assert quality.perplexity > quality.reference_perplexity
     assert "Paris" in Session.open(engine.path).generate("The capital of France is", 8).text
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_plans_for_three_gpu_generations_are_built_without_one(
+    precision: str, tmp_path: Path
+) -> None:
+    """All 30 layers, a tree of 32 rows, 2048 slots; sizes are within what is estimated before."""
+    pytest.importorskip("tensorrt_rtx")
+    tree = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (3,)], num_masks=3)
+    options = BuildOptions(precision, capacity=2048, tree=tree, dialect="standard")
+    build_engine(open_checkpoint(MODEL), None, tmp_path / "engine", options)
+    engine = compile_engine(open_engine(tmp_path / "engine"), CompileOptions("tensorrt-rtx"))
+    info = PlanInfo.from_manifest(engine.manifest.plan)
+    assert (info.targets, info.decode_rows) == (("sm86", "sm89", "sm120"), (2, 32))
+    weights, plan = (engine.files[name]["bytes"] for name in ("model.onnx.data", "model.plan"))
+    most = plan_costs(weights, "tensorrt_rtx", info.decode_rows).disk
+    assert weights < plan < most < 1.5 * plan

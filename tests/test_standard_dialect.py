@@ -77,12 +77,13 @@ def test_logits_are_equal_where_half_of_a_head_rotates(tmp_path: Path) -> None:
 
 def assert_equal_logits(checkpoint: Checkpoint, adapter: Adapter, folder: Path) -> None:
     found = {}
-    for dialect in ("ort", "standard"):
+    for dialect in ("ort", "standard", "plain"):
         options = BuildOptions("fp32", capacity=CAPACITY, tree=TREE, dialect=dialect)
         build_engine(checkpoint, adapter, folder / dialect, options)
         found[dialect] = tree_logits(open_engine(folder / dialect), adapter)
     assert found["ort"].std() > 1  # else a tolerance in logits says nothing
     np.testing.assert_allclose(found["standard"], found["ort"], atol=2e-4, rtol=0)
+    np.testing.assert_allclose(found["plain"], found["ort"], atol=2e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")

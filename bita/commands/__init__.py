@@ -28,6 +28,14 @@ def add_command(
     return parser
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """--backend of commands that run an engine."""
+    parser.add_argument(
+        "--backend",
+        help="what executes the steps; default: what the engine was built for; ort-cpu runs any",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
     number = int(text)

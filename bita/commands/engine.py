@@ -3,10 +3,12 @@
 import argparse
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bita.commands import TREE_HELP, add_command, positive
+from bita.commands.plans import add_plan_arguments, default_dialect, plan_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,12 +23,18 @@ def add_parser(subparsers: Any) -> None:
         help="known name, Hugging Face directory, .gguf file, or hub id org/name[@revision]",
     )
     parser.add_argument("--adapter", type=Path, help="adapter file; default: an untuned one")
-    parser.add_argument("--precision", default="int4", help="fp32, fp16, int8 or int4 (default)")
+    parser.add_argument("--precision", default="int4", help="fp32, fp16, int8, int4 (default), fp8")
+    parser.add_argument(
+        "--backend",
+        default="ort-cpu",
+        help="ort-cpu (default); ort-cuda, tensorrt, tensorrt-rtx: for NVIDIA GPUs",
+    )
     parser.add_argument(
         "--dialect",
-        default="ort",
-        help="of the graph: ort (default), for CPUs; standard, which TensorRT reads, and fp8 too",
+        help="of the graph: ort, for CPUs; standard or plain, for TensorRT; cuda; default: the "
+        "backend's",
     )
+    add_plan_arguments(parser)
     parser.add_argument(
         "--quantizer",
         default="gptq",
@@ -56,13 +64,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.adapter import Adapter
-    from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
-    from bita.commands.progress import progress_bars
+    from bita.calibration.calibrated_build import CalibrationOptions
     from bita.commands.trees import read_tree
     from bita.export.build import BuildOptions
     from bita.export.sources import open_checkpoint
 
     began = time.perf_counter()
+    plan = plan_options(args)
     calibration = CalibrationOptions(args.quantizer, args.calibration_prompts)
     checkpoint = open_checkpoint(args.model)
     adapter = Adapter.load(args.adapter) if args.adapter else None
@@ -72,34 +80,53 @@ def run(args: argparse.Namespace) -> int:
         mode=args.mode,
         capacity=args.capacity,
         tree=tree,
-        dialect=args.dialect,
+        backend="ort-cpu" if plan else args.backend,
+        dialect=args.dialect or default_dialect(args.backend, plan),
     )
-    out = args.out or Path("engines") / f"{_slug(args.model)}-{args.precision}"
-    report = ""
-    if args.uncalibrated:
-        _export(checkpoint, adapter, out, options)
-    else:
-        with progress_bars() as show:
-            built = build_calibrated(checkpoint, adapter, out, options, calibration, show)
-        report = f"\n{built.quality}"
-        if built.choice:
-            report += f"\ndecodes with: {built.choice}"
-        elif not tree and options.dialect == "ort":
-            report += "\ndecodes with: AR; the cache is too small to measure trees in"
+    out = args.out or Path("engines") / default_name(args.model, args.precision, args.backend)
+    build = _export if args.uncalibrated else partial(_calibrated, calibration=calibration)
+    report = build(checkpoint, adapter, out, options, plan)
     num_bytes = sum(path.stat().st_size for path in out.iterdir())
     seconds = time.perf_counter() - began
     print(f"{out}: {args.precision}, {num_bytes / 1e6:.0f} MB, built in {seconds:.1f} s{report}")
     return 0
 
 
-def _export(checkpoint: Any, adapter: Any, out: Path, options: Any) -> None:
-    from bita.commands.progress import progress_bar
-    from bita.export.build import build_engine
-
-    with progress_bar("exporting", in_bytes=True) as bar:
-        build_engine(checkpoint, adapter, out, options, bar.start, bar.add)
-
-
-def _slug(model: str) -> str:
+def default_name(model: str, precision: str, backend: str) -> str:
+    """Of an engine directory."""
     stem = Path(model).stem if model.endswith(".gguf") else Path(model).name
-    return re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-") or "model"
+    slug = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-") or "model"
+    return "-".join([slug, precision] + ([backend] if backend != "ort-cpu" else []))
+
+
+def _calibrated(
+    checkpoint: Any, adapter: Any, out: Path, options: Any, plan: Any, calibration: Any
+) -> str:
+    from bita.calibration.calibrated_build import build_calibrated
+    from bita.commands.progress import progress_bars
+
+    with progress_bars() as show:
+        built = build_calibrated(checkpoint, adapter, out, options, calibration, show, plan)
+    report = f"\n{built.quality}"
+    if built.choice:
+        report += f"\ndecodes with: {built.choice}"
+    elif not options.tree and options.dialect == "ort":
+        report += "\ndecodes with: AR; the cache is too small to measure trees in"
+    return report
+
+
+def _export(checkpoint: Any, adapter: Any, out: Path, options: Any, plan: Any) -> str:
+    """Without a measurement. The graph is written beside `out` if it gets a plan yet."""
+    from bita.commands.progress import progress_bar, progress_bars
+    from bita.engine import check_replaceable, move_engine, open_engine
+    from bita.export.build import build_engine
+    from bita.export.compile_engine import compile_engine
+
+    check_replaceable(out)
+    target = out.with_name(f".{out.name}.graph") if plan else out
+    with progress_bar("exporting", in_bytes=True) as bar:
+        build_engine(checkpoint, adapter, target, options, bar.start, bar.add, plan=plan)
+    if plan:
+        with progress_bars() as show:
+            move_engine(compile_engine(open_engine(target), plan, show), out)
+    return ""

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.commands import TREE_HELP, add_command, not_negative, positive
+from bita.commands import TREE_HELP, add_backend, add_command, not_negative, positive
 
 if TYPE_CHECKING:
     from bita.runtime.session import Session
+    from bita.runtime.stats import Stats
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--stop", action="append", default=[], help="end at this text (repeatable)")
     parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
+    add_backend(parser)
     parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
     parser.add_argument("--stats", action="store_true", help="figures behind the answer")
     parser.set_defaults(run=run)
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from bita.errors import PromptError
     from bita.runtime.session import Session
 
-    session = Session.open(args.engine, num_threads=args.threads)
+    session = Session.open(args.engine, num_threads=args.threads, backend=args.backend)
     if args.tree:
         session = session.using(tree=read_tree(args.tree, session.adapter.num_masks))
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
@@ -61,5 +63,12 @@ def summary(session: "Session", finish_reason: str | None) -> str:
     return (
         f"[{stats.num_tokens + 1} tokens, {finish_reason}; prompt of {stats.num_prompt_tokens} in "
         f"{stats.prefill_ms:.0f} ms; {stats.tokens_per_second:.1f} tokens/s, "
-        f"{stats.tokens_per_step:.2f} tokens per step; tree: {session.tree}]"
+        f"{stats.tokens_per_step:.2f} tokens per step; {memory_text(stats)}; tree: {session.tree}]"
     )
+
+
+def memory_text(stats: "Stats") -> str:
+    """Peaks, for people."""
+    memory = stats.memory.decoding
+    on_gpu = f", {memory.gpu / 1e6:.0f} MB of it on the GPU" if memory.gpu else ""
+    return f"memory {(memory.host + memory.gpu) / 1e6:.0f} MB{on_gpu}"

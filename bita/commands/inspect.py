@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def _engine_rows(path: Path) -> Rows:
     tree = read_tree(engine)
     quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
-    cache = 8 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim
+    item = 4 if manifest.dialect == "ort" or manifest.precision == "fp32" else 2
+    cache = item * prod(manifest.cache_shape) // manifest.capacity
     prefix, tuned = manifest.prefix_length, manifest.tuned_on
     more = f", LoRA of rank {manifest.lora_rank}" if manifest.lora_rank else ""
     more += f", pair scores of rank {manifest.pair_rank}" if manifest.pair_rank else ""
@@ -60,6 +62,7 @@ def _engine_rows(path: Path) -> Rows:
         ("model", f"{manifest.model} ({manifest.family})"),
         ("license", manifest.license or "not stated by the model's files"),
         ("backend", f"{manifest.backend}, {manifest.precision}"),
+        *_plan_rows(manifest),
         ("error", quality or "not measured"),
         *_worst_layer(quality),
         ("mode", manifest.mode),
@@ -77,6 +80,20 @@ def _engine_rows(path: Path) -> Rows:
     ]
 
 
+def _plan_rows(manifest: Any) -> list[tuple[str, object]]:
+    from bita.plan import PlanInfo
+
+    if not manifest.plan:
+        return [("graph", f"dialect {manifest.dialect}")]
+    info = PlanInfo.from_manifest(manifest.plan)
+    rows = ", ".join(map(str, info.decode_rows))
+    targets = ", ".join(info.targets)
+    return [
+        ("graph", f"dialect {manifest.dialect}, which ort-cpu runs too"),
+        ("plan", f"{info.name} for {targets}; steps of {rows} rows, prefill {info.prefill_rows}"),
+    ]
+
+
 def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, object]]:
     """Why the engine has its tree, and what steps take, where that was measured."""
     from bita.calibration.latency import Latency
@@ -91,7 +108,18 @@ def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, ob
         device = latency.device.get("processor", latency.device.get("machine", "a device"))
         threads, length = latency.device.get("threads"), latency.cache_lengths[0]
         rows.append(("steps", f"{some} rows, behind {length} tokens; {device}, threads: {threads}"))
+    if isinstance(report.get("memory"), Mapping):
+        rows.append(("memory", _memory(report["memory"])))
     return rows
+
+
+def _memory(measured: Mapping[str, Any]) -> str:
+    parts = []
+    for name, when in (("at_load", "when loaded"), ("decoding", "decoding")):
+        memory = measured.get(name, {})
+        gpu = f" and {memory['gpu'] / 1e6:.0f} MB of the GPU" if memory.get("gpu") else ""
+        parts.append(f"{memory.get('host', 0) / 1e6:.0f} MB{gpu} {when}")
+    return ", ".join(parts)
 
 
 def _worst_layer(quality: Any) -> list[tuple[str, object]]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.commands import TREE_HELP, add_command, not_negative, positive
+from bita.commands import TREE_HELP, add_backend, add_command, not_negative, positive
 
 if TYPE_CHECKING:
     from bita.calibration.transformers_reference import TransformersReference
@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=128)
     parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
     parser.add_argument("--mode", choices=("exact", "tree"), help="default: the engine's own")
+    add_backend(parser)
     parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
     parser.add_argument(
         "--model",
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     from bita.commands.trees import read_tree
     from bita.runtime.session import Session
 
-    session = Session.open(args.engine, num_threads=args.threads, check_hashes=True)
+    session = Session.open(
+        args.engine, num_threads=args.threads, check_hashes=True, backend=args.backend
+    )
     tree = read_tree(args.tree, session.adapter.num_masks) if args.tree else session.tree
     session = session.using(tree=tree, mode=args.mode)
     messages = read_prompts(args.prompts, args.limit)

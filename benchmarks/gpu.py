@@ -1,0 +1,282 @@
+"""The whole proof of an engine on a GPU, in one go: a short table, and a JSON.
+
+    python benchmarks/gpu.py smollm2-135m-instruct \
+        --adapter adapters/smollm2-135m-instruct.safetensors \
+        --backend ort-cuda --precision fp16 --prompts mt_bench.jsonl --out gpu.json
+
+Builds the engine if `--engine` has none, then: verify (own and random adapter), tokens/s of AR and
+of the tree with and without CUDA graphs, T(q) for q = 2 to 128, host time of a step, memory,
+transformers' `generate` and a hand-made CUDA-graph loop in torch, and the bandwidth reached against
+that of a copy. Every part that fails is named in the report, and the others go on. On a CPU
+(`--backend ort-cpu`) the same runs without graphs.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bita.adapter import Adapter
+from bita.calibration.latency import describe_device, measure_latency
+from bita.calibration.prompts import read_prompts
+from bita.calibration.turns import Timed, decode_in_turns, together
+from bita.calibration.verify import Comparison, verify
+from bita.commands.plans import default_dialect, plan_options
+from bita.commands.trees import read_tree
+from bita.engine import open_engine
+from bita.errors import BitaError
+from bita.export.build import BuildOptions, build_engine
+from bita.export.checkpoint import Checkpoint
+from bita.export.compile_engine import compile_engine
+from bita.export.sources import open_checkpoint
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+ROWS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+Report = dict[str, Any]
+
+
+def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
+    """The engine, unless there is one; sizes and seconds."""
+    if (args.engine / "manifest.json").is_file():
+        return {"engine": str(args.engine), "built": False}
+    began = time.perf_counter()
+    adapter = Adapter.load(args.adapter) if args.adapter else None
+    tree = read_tree(args.tree, adapter.num_masks if adapter else 3)
+    plan = plan_options(args)
+    options = BuildOptions(
+        args.precision,
+        args.mode,
+        args.capacity,
+        tree,
+        backend="ort-cpu" if plan else args.backend,
+        dialect=default_dialect(args.backend, plan),
+    )
+    build_engine(checkpoint, adapter, args.engine, options)
+    if plan:
+        compile_engine(open_engine(args.engine), plan)
+    engine = open_engine(args.engine)
+    return {
+        "engine": str(args.engine),
+        "built": True,
+        "seconds": round(time.perf_counter() - began, 1),
+        "bytes": {name: entry["bytes"] for name, entry in engine.files.items()},
+        "plan": engine.manifest.plan,
+    }
+
+
+def verified(args: argparse.Namespace) -> Report:
+    """Trees against AR in mode exact, own and random adapter."""
+    session = Session.open(args.engine, check_hashes=True)
+    prompts = read_prompts(args.prompts, args.verified)
+    comparisons = verify(session, prompts, args.max_new_tokens)
+    return {
+        "mode": session.mode,
+        "least_rows": session.least_rows,
+        "comparisons": {each.name: _compared(each) for each in comparisons},
+    }
+
+
+def _compared(comparison: Comparison) -> Report:
+    return {
+        "prompts": comparison.num_prompts,
+        "identical": comparison.num_identical,
+        "forbidden": len(comparison.forbidden),
+        "margins": [round(item.margin, 4) for item in comparison.divergences],
+        "tokens": comparison.num_tokens,
+        "tokens_per_step": round(comparison.tokens_per_step, 4),
+    }
+
+
+def speeds(args: argparse.Namespace) -> Report:
+    """AR and the tree, with and without graphs, in turns; what a session of its own takes."""
+    prompts = read_prompts(args.prompts, args.timed)
+    sessions: dict[str, Session] = {}
+    for name, cuda_graph in (("graph", True), ("no graph", False)):
+        session = Session.open(args.engine, cuda_graph=cuda_graph)
+        sessions[f"AR, {name}"] = session.using(tree=Tree.root_only(), min_rows=1)
+        sessions[f"AR in {session.least_rows} rows, {name}"] = session.using(tree=Tree.root_only())
+        sessions[f"tree, {name}"] = session
+    timed = decode_in_turns([*sessions.values()], prompts, args.max_new_tokens)
+    report = {
+        name: _speed(together(runs), session)
+        for (name, session), runs in zip(sessions.items(), timed, strict=True)
+    }
+    memory = sessions["tree, graph"].stats.memory
+    return {
+        "prompts": len(prompts),
+        "speeds": report,
+        "memory_bytes": {"at_load": vars(memory.at_load), "decoding": vars(memory.decoding)},
+    }
+
+
+def _speed(timed: Timed, session: Session) -> Report:
+    """host_share: of a step, in the last answer; what the backend's run does not take."""
+    return {
+        "tokens_per_second": round(timed.tokens_per_second, 2),
+        "tokens_per_step": round(timed.tokens_per_step, 4),
+        "step_ms": round(timed.milliseconds / max(timed.num_steps, 1), 4),
+        "host_share": round(session.stats.host_share, 4),
+    }
+
+
+def latencies(args: argparse.Namespace) -> Report:
+    """T(q) at several lengths of the text."""
+    latency = measure_latency(open_engine(args.engine), args.most_rows, repeats=args.repeats)
+    rows = list(latency.rows)
+    short = latency.fitted[0]
+    report: Report = latency.to_json()
+    if 2 in rows and 32 in rows:
+        report["t32_over_t2"] = round(short[rows.index(32)] / short[rows.index(2)], 4)
+    return report
+
+
+def ceilings(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
+    """torch on the same device: tokens/s of plain decoding, and a copy's bandwidth."""
+    from gpu_baselines import HandLoop, Transformers, copy_bandwidth
+
+    session = Session.open(args.engine)
+    prompt = session.encode(read_prompts(args.prompts, 1)[0])
+    length = len(prompt) + args.max_new_tokens
+    loop = HandLoop(checkpoint, length, args.torch_dtype, args.torch_device)
+    decoders = {
+        "hand loop": loop,
+        "transformers": Transformers(checkpoint, args.torch_dtype, args.torch_device),
+    }
+    report: Report = {
+        "copy_bytes_per_second": copy_bandwidth(args.torch_device, args.copied_bytes),
+        "weight_bytes": loop.bytes_per_step,
+    }
+    for name, decoder in decoders.items():
+        decoder.decode(prompt, 8)
+        runs = [decoder.decode(prompt, args.max_new_tokens) for _ in range(3)]
+        step_ms = min(run.step_ms for run in runs)
+        report[name] = {"step_ms": round(step_ms, 4), "tokens_per_second": round(1000 / step_ms, 2)}
+    plain = session.using(tree=Tree.root_only(), min_rows=1)
+    plain.generate(prompt, 8, ignore_eos=True)
+    plain.reset_stats()
+    answer = plain.generate(prompt, args.max_new_tokens, ignore_eos=True)
+    report["AR"] = {
+        "tokens_per_second": round(plain.stats.tokens_per_second, 2),
+        "same_text_as_hand_loop": answer.token_ids == runs_of(loop, prompt, args.max_new_tokens),
+    }
+    step_s = sum(plain.stats.step_ms) / max(plain.stats.num_steps, 1) / 1000
+    report["AR"]["share_of_hand_loop"] = round(
+        plain.stats.tokens_per_second / report["hand loop"]["tokens_per_second"], 4
+    )
+    report["AR"]["bytes_per_second"] = _weights(args.engine) / step_s
+    report["AR"]["share_of_copy"] = round(
+        report["AR"]["bytes_per_second"] / report["copy_bytes_per_second"], 4
+    )
+    return report
+
+
+def runs_of(loop: Any, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    found: list[int] = loop.decode(prompt, num_tokens).token_ids
+    return found
+
+
+def _weights(path: Path) -> int:
+    return int(open_engine(path).files["model.onnx.data"]["bytes"])
+
+
+def run_parts(parts: dict[str, Callable[[], Report]], out: Path, report: Report) -> Report:
+    """Each part in its turn; the report is written behind each, so that nothing is lost."""
+    for name, part in parts.items():
+        began = time.perf_counter()
+        try:
+            report[name] = part()
+        except (BitaError, RuntimeError, OSError, ImportError, ValueError) as error:
+            report[name] = {"failed": str(error), "where": traceback.format_exc().splitlines()[-3:]}
+        report[name]["part_seconds"] = round(time.perf_counter() - began, 1)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def table(report: Report) -> str:
+    """What matters of it, a line each."""
+    lines = [f"{name}: FAILED: {part['failed']}" for name, part in failed(report).items()]
+    for name, each in report.get("verify", {}).get("comparisons", {}).items():
+        lines.append(f"verify, {name}: {each['identical']} of {each['prompts']} identical")
+    for name, speed in report.get("speed", {}).get("speeds", {}).items():
+        lines.append(
+            f"{name}: {speed['tokens_per_second']} tokens/s, {speed['step_ms']} ms a step, "
+            f"{100 * speed['host_share']:.1f} % on the host"
+        )
+    for when, memory in report.get("speed", {}).get("memory_bytes", {}).items():
+        lines.append(
+            f"memory, {when}: {memory['host'] / 1e6:.0f} MB, GPU {memory['gpu'] / 1e6:.0f} MB"
+        )
+    latency = report.get("latency", {})
+    if "rows" in latency:
+        curve = zip(latency["rows"], latency["fitted"][0], strict=True)
+        lines.append("T(q), ms: " + ", ".join(f"{q}: {ms:.3g}" for q, ms in curve))
+    if "t32_over_t2" in latency:
+        lines.append(f"T(32) / T(2): {latency['t32_over_t2']}")
+    ceiling = report.get("ceiling", {})
+    lines += [f"{n}: {ceiling[n]}" for n in ("hand loop", "transformers", "AR") if n in ceiling]
+    return "\n".join(lines)
+
+
+def failed(report: Report) -> dict[str, Report]:
+    return {
+        name: part for name, part in report.items() if isinstance(part, dict) and "failed" in part
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    p.add_argument("model")
+    p.add_argument("--adapter", type=Path)
+    p.add_argument("--engine", type=Path, help="default: engines/gpu-BACKEND-PRECISION")
+    p.add_argument("--backend", default="ort-cuda")
+    p.add_argument("--precision", default="fp16")
+    p.add_argument("--mode", default="exact")
+    p.add_argument("--tree", default="chain", help="of the engine, as `bita engine --tree`")
+    p.add_argument("--capacity", type=int, default=2048)
+    p.add_argument("--target", help="of a plan")
+    p.add_argument("--rows", default=",".join(map(str, ROWS)), help="step sizes of a plan")
+    p.add_argument("--force", action="store_true")
+    p.add_argument("--prompts", type=Path, help="JSONL; default: bita-edge's own")
+    p.add_argument("--verified", type=int, default=80, help="prompts for verify")
+    p.add_argument("--timed", type=int, default=16, help="prompts for the speeds")
+    p.add_argument("--max-new-tokens", type=int, default=128)
+    p.add_argument("--most-rows", type=int, default=ROWS[-1])
+    p.add_argument("--repeats", type=int, default=15)
+    p.add_argument("--torch-device", default="cuda")
+    p.add_argument("--torch-dtype", default="float16")
+    p.add_argument("--copied-bytes", type=int, default=1 << 30)
+    p.add_argument("--skip", nargs="*", default=[], help="parts to leave out")
+    p.add_argument("--out", type=Path, required=True)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    args.engine = args.engine or Path("engines") / f"gpu-{args.backend}-{args.precision}"
+    if args.backend not in ("tensorrt", "tensorrt-rtx"):
+        args.rows = args.target = None
+    checkpoint = open_checkpoint(args.model)
+    parts: dict[str, Callable[[], Report]] = {
+        "build": lambda: build(args, checkpoint),
+        "verify": lambda: verified(args),
+        "speed": lambda: speeds(args),
+        "latency": lambda: latencies(args),
+        "ceiling": lambda: ceilings(args, checkpoint),
+    }
+    chosen = {name: part for name, part in parts.items() if name not in args.skip}
+    options = {name: str(value) for name, value in vars(args).items()}
+    start: Report = {"device": describe_device(0), "options": options}
+    report = run_parts(chosen, args.out, start)
+    print(table(report))
+    print(f"written: {args.out}")
+    return int(bool(failed(report)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

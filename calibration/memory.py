@@ -1,0 +1,38 @@
+"""How much memory a session of an engine takes, measured in a process of its own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bita.errors import EngineError
+from bita.runtime.session import Session
+
+PROMPT, MAX_NEW_TOKENS = list(range(2, 18)), 32  # any ids: only their number matters
+
+
+def measure_memory(path: Path, num_threads: int = 0) -> dict[str, Any]:
+    """Bytes {"at_load": {"host", "gpu"}, "decoding": {"host", "gpu"}} of opening an engine and of
+    one short answer.
+
+    Raises EngineError if the process fails.
+    """
+    command = [sys.executable, "-m", __name__, str(path), str(num_threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise EngineError(f"a session of {path} failed in a process of its own: {reason}")
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
+
+
+def main(path: str, num_threads: str) -> None:
+    session = Session.open(path, num_threads=int(num_threads))
+    session.generate(PROMPT, MAX_NEW_TOKENS, ignore_eos=True)
+    print(json.dumps(asdict(session.stats.memory)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

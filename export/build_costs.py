@@ -1,0 +1,69 @@
+"""What a build takes of memory and disk, and whether that is there."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from bita.errors import EngineError
+
+RTX = "tensorrt_rtx"
+# Of the host while a plan is built: bytes, and bytes for each byte of the graph's weights.
+# TensorRT-RTX 1.7.1, SmolLM2-135M in float16 and 4 bits: 0.75 GB and 3.05 for 2 profiles. TensorRT:
+# builds were reported to take 3 to 4 times the model (TensorRT-Edge-LLM issue 30).
+PLAN_MEMORY = {RTX: (0.8e9, 3.3), "tensorrt": (1.0e9, 4.0)}
+PROFILE_MEMORY = 40e6  # more for each decode profile
+# A step of one row has kernels that want the weights in another order, and so a second time.
+ONE_ROW_MEMORY, ONE_ROW_DISK = 2.5, 0.9
+PLAN_DISK, PROFILE_DISK = (30e6, 1.25), 20e6
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes at the most, as far as measured builds tell."""
+
+    memory: float
+    disk: float
+
+
+def plan_costs(weight_bytes: int, library: str, decode_rows: tuple[int, ...]) -> Costs:
+    """Of building a plan of a graph with such weights."""
+    base, factor = PLAN_MEMORY[library]
+    disk_base, disk_factor = PLAN_DISK
+    if 1 in decode_rows and len(decode_rows) > 1:
+        factor, disk_factor = factor + ONE_ROW_MEMORY, disk_factor + ONE_ROW_DISK
+    profiles = len(decode_rows)
+    return Costs(
+        base + factor * weight_bytes + PROFILE_MEMORY * profiles,
+        disk_base + disk_factor * weight_bytes + PROFILE_DISK * profiles,
+    )
+
+
+def check_memory(num_bytes: float, purpose: str, fix: str) -> None:
+    """Raise EngineError if less memory is free than that; `purpose` takes it."""
+    free = free_memory()
+    if free is not None and free < num_bytes:
+        raise EngineError(
+            f"{purpose} takes {num_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            f"free; {fix}"
+        )
+
+
+def check_disk(out: Path, num_bytes: float) -> None:
+    """Raise EngineError if there is less room than that where `out` will be."""
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise EngineError(
+            f"{existing} has {free / 1e9:.1f} GB free, the engine needs {num_bytes / 1e9:.1f} GB; "
+            "free some, or choose another OUT"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes, where the system tells them."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(kilobytes[0]) if kilobytes else None

@@ -1,0 +1,119 @@
+"""Arrays of an engine on a GPU, and its cache there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.adapter import Adapter
+from bita.runtime.cache import Cache, FloatArray, Shape
+from bita.runtime.cuda import Cuda, DeviceMemory, PinnedMemory, Stream
+from bita.runtime.step_values import Arrays
+
+ALIGNMENT = 256  # of what TensorRT reads and writes
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceArray:
+    """memory: what keeps the address valid."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    memory: DeviceMemory
+
+    def shaped(self, *shape: int) -> "DeviceArray":
+        """Its beginning, in that shape."""
+        return replace(self, shape=shape)
+
+
+def upload(cuda: Cuda, stream: Stream, arrays: Arrays) -> dict[str, DeviceArray]:
+    """Copies of arrays of the host, in one piece of memory."""
+    block = Block(cuda, {name: (array.shape, array.dtype) for name, array in arrays.items()})
+    for name, array in arrays.items():
+        block.host[name][...] = array
+    block.upload(stream)
+    stream.synchronize()
+    return block.device
+
+
+class Block:
+    """Arrays that lie side by side on the host and on the GPU, to be copied in one go."""
+
+    def __init__(
+        self, cuda: Cuda, shapes: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
+    ) -> None:
+        offsets, size = {}, 0
+        for name, (shape, dtype) in shapes.items():
+            offsets[name] = size
+            num_bytes = prod(shape) * np.dtype(dtype).itemsize
+            size += -(-max(num_bytes, 1) // ALIGNMENT) * ALIGNMENT
+        self._pinned: PinnedMemory = cuda.allocate_host(size)
+        self._memory: DeviceMemory = cuda.allocate(size)
+        self.host: Arrays = {}
+        self.device: dict[str, DeviceArray] = {}
+        for name, (shape, dtype) in shapes.items():
+            start, kind = offsets[name], np.dtype(dtype)
+            part = self._pinned.array[start : start + prod(shape) * kind.itemsize]
+            self.host[name] = part.view(kind).reshape(shape)
+            self.device[name] = DeviceArray(
+                self._memory.address + start, tuple(shape), kind, self._memory
+            )
+
+    def upload(self, stream: Stream) -> None:
+        stream.copy(self._memory.address, self._pinned.address, self._memory.num_bytes)
+
+    def download(self, stream: Stream) -> None:
+        stream.copy(self._pinned.address, self._memory.address, self._memory.num_bytes)
+
+
+class DeviceCache(Cache):
+    """A slab on the GPU. Copies are put into the stream, in the order of the steps."""
+
+    def __init__(self, shape: Shape, dtype: npt.DTypeLike, cuda: Cuda, stream: Stream) -> None:
+        super().__init__(shape, dtype)
+        self._stream = stream
+        self._slot_bytes = shape[3] * self.dtype.itemsize
+        self._pitch = self.capacity * self._slot_bytes  # from one head to the next
+        self._num_heads = shape[0] * shape[1]  # of keys and values of all layers
+        self._memory = cuda.allocate(self._num_heads * self._pitch)
+
+    def layer(self, index: int) -> tuple[DeviceArray, DeviceArray]:
+        """Keys and values of one layer, [1, H, C, D] each."""
+        shape = (1, *self.shape[1:])
+        size = self.shape[1] * self._pitch
+        keys, values = (
+            DeviceArray(self._memory.address + part * size, shape, self.dtype, self._memory)
+            for part in (2 * index, 2 * index + 1)
+        )
+        return keys, values
+
+    def write(self, rows: DeviceArray) -> None:
+        """Put the rows of a step, [2L, H, Q, D], behind the text."""
+        width = rows.shape[2] * self._slot_bytes
+        target = self._memory.address + self.num_slots_used * self._slot_bytes
+        self._stream.copy_rows(target, self._pitch, rows.address, width, width, self._num_heads)
+
+    def _write_prefix(self, adapter: Adapter) -> None:
+        sides = np.stack([adapter.prefix_keys, adapter.prefix_values], axis=1)
+        prefix: FloatArray = np.ascontiguousarray(sides, self.dtype)
+        width = adapter.prefix_length * self._slot_bytes
+        if width:
+            source = prefix.ctypes.data
+            self._stream.copy_rows(
+                self._memory.address, self._pitch, source, width, width, self._num_heads
+            )
+            self._stream.synchronize()  # `prefix` is gone after this
+
+    def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
+        for target, source in zip(targets, sources, strict=True):
+            self._stream.copy_rows(
+                self._memory.address + target * self._slot_bytes,
+                self._pitch,
+                self._memory.address + source * self._slot_bytes,
+                self._pitch,
+                self._slot_bytes,
+                self._num_heads,
+            )
