@@ -23,8 +23,10 @@ MAJOR, MINOR, MULTIPROCESSORS, INTEGRATED = 75, 76, 16, 18  # of cudaDeviceAttr
 ANY_DIRECTION = 4  # cudaMemcpyDefault
 NON_BLOCKING, THREAD_LOCAL = 1, 1
 OUT_OF_MEMORY = 2
+DEFAULT_STREAM = None
+NAMES = ("libcudart.so.13", "libcudart.so.12")  # for the loader
 SYSTEM_PLACES = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/*/lib")
-NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
+ANY_VERSION = "libcudart.so"  # a link of development packages
 FIX = (
     "pip install nvidia-cuda-runtime, or apt install cuda-cudart on a Jetson; or run the engine on "
     "the CPU: --backend ort-cpu"
@@ -145,6 +147,9 @@ class Cuda:
 
     def status(self, name: str, *arguments: Any) -> int:
         status: int = getattr(self._library, name)(*arguments)
+        if status:
+            # or another library in the process takes it for an error of its own
+            self._library.cudaGetLastError()
         return status
 
     def reason(self, status: int) -> str:
@@ -203,6 +208,8 @@ class DeviceMemory:
         self._finalizer = weakref.finalize(self, _free, cuda, self.address, num_bytes)
         cuda.count(num_bytes)
         cuda.call("cudaMemset", self.address, 0, num_bytes)
+        # it returns before the zeros are there, and our streams do not wait for that of memset
+        cuda.call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def free(self) -> None:
         """Give it back; happens by itself when nothing refers to it."""
@@ -210,7 +217,7 @@ class DeviceMemory:
 
 
 class PinnedMemory:
-    """array: uint8 [num_bytes] at `address`; it and its views keep the memory alive."""
+    """array: zeroed uint8 [num_bytes] at `address`; it and its views keep the memory alive."""
 
     def __init__(self, cuda: Cuda, num_bytes: int) -> None:
         pointer = c_void_p()
@@ -220,6 +227,10 @@ class PinnedMemory:
         weakref.finalize(buffer, cuda.status, "cudaFreeHost", self.address)
         self.array: npt.NDArray[np.uint8] = np.ctypeslib.as_array(buffer)
         self.array[:] = 0
+
+    def free(self) -> None:
+        """Leave `array` empty; the memory goes back with the last view of it."""
+        self.array = np.empty(0, np.uint8)
 
 
 class Stream:
@@ -282,7 +293,8 @@ class Stream:
         pointer = c_void_p()
         status = self._cuda.status("cudaStreamEndCapture", self.handle, byref(pointer))
         if status and must_work:
-            raise EngineError(f"a step cannot be captured: {self._cuda.reason(status)}")
+            reason = self._cuda.reason(status)
+            raise EngineError(f"a step cannot be captured: cudaStreamEndCapture failed: {reason}")
         if pointer.value and not must_work:
             self._cuda.status("cudaGraphDestroy", pointer.value)
         return int(pointer.value or 0)
@@ -328,14 +340,20 @@ class Event:
 
 
 def library_candidates() -> Sequence[str]:
-    """Where the runtime library may be, the newest of pip's packages first."""
-    found: list[str] = []
+    """Where the runtime library may be: in pip's packages, the loader's paths, a toolkit; the
+    newest first in each.
+    """
+    packaged: list[str] = []
     for part in ("cu13/lib", "cuda_runtime/lib"):  # of CUDA 13's wheels, of CUDA 12's
         for base in sys.path:
-            found += sorted(glob.glob(str(Path(base) / "nvidia" / part / "libcudart.so.*")))
-    for place in SYSTEM_PLACES:
-        found += sorted(glob.glob(f"{place}/libcudart.so"))
-    return [*found, *NAMES]
+            packaged += _libraries(Path(base) / "nvidia" / part)
+    system = [path for place in SYSTEM_PLACES for path in _libraries(Path(place))]
+    return [*packaged, *NAMES, *system, ANY_VERSION]
+
+
+def _libraries(folder: Path) -> list[str]:
+    """Of the folder, which may be a pattern. Images for running only have no libcudart.so."""
+    return sorted(glob.glob(str(folder / "libcudart.so.*")), reverse=True)
 
 
 def _free(cuda: Cuda, address: int, num_bytes: int) -> None:

@@ -1,11 +1,12 @@
 /* A stand-in for libcudart on the host, for tests: memory is malloc's, streams do their work at
-   once, and a stream that captures writes it down for graphs to replay. */
+   once, and a stream that captures writes it down for graphs to replay. What cudaMemset fills is
+   filled as late as CUDA may: behind what streams do meanwhile, which do not wait for it. */
 #include <stdlib.h>
 #include <string.h>
 
 typedef void (*callback_t)(void *);
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INSUFFICIENT_DRIVER = 35, NO_DEVICE = 100,
-       CAPTURE_INVALIDATED = 901 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100,
+       CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 enum kind { COPY, COPY_ROWS, FILL, CALL };
 
 typedef struct {
@@ -19,7 +20,7 @@ typedef struct {
 } op_t;
 typedef struct { op_t *ops; size_t count, room; } graph_t;
 typedef struct { graph_t *capturing; int invalid; } stream_t;
-typedef struct block { char *start; size_t size; struct block *next; } block_t;
+typedef struct block { char *start; size_t size; struct block *next; op_t late; } block_t;
 
 static block_t *blocks;
 static size_t limit = (size_t)1 << 40, used;
@@ -46,6 +47,7 @@ static int allocate(void **out, size_t size) {
     if (posix_memalign((void **)&block->start, 256, size ? size : 1)) return OUT_OF_MEMORY;
     memset(block->start, 0xCD, size); /* nobody is to count on zeros */
     block->size = size;
+    block->late = (op_t){.kind = FILL};
     block->next = blocks;
     blocks = block;
     used += size;
@@ -80,9 +82,15 @@ static void perform(const op_t *op) {
     }
 }
 
+static void perform_late(void) {
+    for (block_t *b = blocks; b; b = b->next)
+        if (b->late.target) { perform(&b->late); b->late.target = NULL; }
+}
+
 static int put(stream_t *stream, op_t op) {
     graph_t *graph = stream->capturing;
     if (!graph) { perform(&op); return OK; }
+    if (stream->invalid) return CAPTURE_INVALIDATED;
     if (graph->count == graph->room)
         graph->ops = realloc(graph->ops, (graph->room = 2 * graph->room + 8) * sizeof(op_t));
     graph->ops[graph->count++] = op;
@@ -102,7 +110,7 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
 int cudaRuntimeGetVersion(int *value) { *value = version; return OK; }
 int cudaDriverGetVersion(int *value) { *value = version; return OK; }
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    *free_bytes = limit - used;
+    *free_bytes = used < limit ? limit - used : 0;
     *total = limit;
     return OK;
 }
@@ -112,7 +120,11 @@ int cudaMallocHost(void **out, size_t size) { return allocate(out, size); }
 int cudaFreeHost(void *start) { return release(start); }
 int cudaMemset(void *target, int value, size_t size) {
     if (!fits(target, size)) return INVALID_VALUE;
-    memset(target, value, size);
+    op_t op = {.kind = FILL, .target = target, .value = value, .width = size};
+    perform_late();
+    for (block_t *b = blocks; b; b = b->next)
+        if (b->start <= op.target && op.target < b->start + b->size) { b->late = op; return OK; }
+    perform(&op);
     return OK;
 }
 int cudaMemsetAsync(void *target, int value, size_t size, void *stream) {
@@ -143,8 +155,9 @@ int cudaStreamCreateWithFlags(void **out, unsigned flags) {
 }
 int cudaStreamDestroy(void *stream) { num_live--; free(stream); return OK; }
 int cudaStreamSynchronize(void *stream) {
-    stream_t *s = stream;
-    if (s->capturing) { s->invalid = 1; return CAPTURE_INVALIDATED; }
+    stream_t *s = stream; /* NULL for the default stream */
+    if (s && s->capturing) { s->invalid = 1; return CAPTURE_UNSUPPORTED; }
+    perform_late();
     return OK;
 }
 int cudaStreamBeginCapture(void *stream, int mode) {
@@ -156,7 +169,13 @@ int cudaStreamBeginCapture(void *stream, int mode) {
     num_live++;
     return OK;
 }
-static int drop(graph_t *graph) { num_live--; free(graph->ops); free(graph); return OK; }
+static int drop(graph_t *graph) {
+    if (!graph) return INVALID_VALUE;
+    num_live--;
+    free(graph->ops);
+    free(graph);
+    return OK;
+}
 int cudaStreamEndCapture(void *stream, void **out) {
     stream_t *s = stream;
     graph_t *graph = s->capturing;
@@ -168,6 +187,7 @@ int cudaStreamEndCapture(void *stream, void **out) {
 }
 int cudaGraphInstantiateWithFlags(void **out, void *graph, unsigned long long flags) {
     (void)flags;
+    if (!graph) return INVALID_VALUE;
     graph_t *from = graph, *copy = calloc(1, sizeof(graph_t));
     copy->ops = malloc((from->count + 1) * sizeof(op_t));
     memcpy(copy->ops, from->ops, from->count * sizeof(op_t));
@@ -177,33 +197,41 @@ int cudaGraphInstantiateWithFlags(void **out, void *graph, unsigned long long fl
     return OK;
 }
 int cudaGraphLaunch(void *executable, void *stream) {
-    (void)stream;
     graph_t *graph = executable;
+    if (!graph) return INVALID_VALUE;
     num_launches++;
-    for (size_t at = 0; at < graph->count; at++) perform(&graph->ops[at]);
-    return OK;
+    int status = OK;
+    for (size_t at = 0; at < graph->count && !status; at++) status = put(stream, graph->ops[at]);
+    return status;
 }
 int cudaGraphDestroy(void *graph) { return drop(graph); }
 int cudaGraphExecDestroy(void *graph) { return drop(graph); }
-int cudaEventCreate(void **out) { *out = malloc(1); num_live++; return OK; }
+int cudaEventCreate(void **out) { *out = calloc(1, sizeof(int)); num_live++; return OK; }
 int cudaEventDestroy(void *event) { num_live--; free(event); return OK; }
-int cudaEventRecord(void *event, void *stream) { (void)event; (void)stream; return OK; }
-int cudaEventSynchronize(void *event) { (void)event; return OK; }
-int cudaEventElapsedTime(float *ms, void *start, void *end) {
-    (void)start; (void)end;
-    *ms = 0.5f;
+int cudaEventRecord(void *event, void *stream) {
+    static int num_recorded;
+    (void)stream;
+    *(int *)event = ++num_recorded;
     return OK;
 }
+int cudaEventSynchronize(void *event) { (void)event; return OK; }
+int cudaEventElapsedTime(float *ms, void *start, void *end) {
+    *ms = 0.5f * (float)(*(int *)end - *(int *)start); /* half a millisecond from one to the next */
+    return OK;
+}
+int cudaGetLastError(void) { return OK; }
 const char *cudaGetErrorName(int status) {
     return status == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation"
          : status == INVALID_VALUE ? "cudaErrorInvalidValue"
          : status == NO_DEVICE ? "cudaErrorNoDevice"
+         : status == CAPTURE_UNSUPPORTED ? "cudaErrorStreamCaptureUnsupported"
          : status == CAPTURE_INVALIDATED ? "cudaErrorStreamCaptureInvalidated" : "cudaErrorUnknown";
 }
 const char *cudaGetErrorString(int status) {
     return status == OUT_OF_MEMORY ? "out of memory"
          : status == INVALID_VALUE ? "invalid argument"
          : status == NO_DEVICE ? "no CUDA-capable device is detected"
+         : status == CAPTURE_UNSUPPORTED ? "operation not permitted when stream is capturing"
          : status == CAPTURE_INVALIDATED
              ? "operation failed due to a previous error during capture" : "unknown error";
 }

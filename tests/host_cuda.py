@@ -1,5 +1,6 @@
 """The stand-in for libcudart of host_cuda.c, compiled for the tests."""
 
+import atexit
 import ctypes
 import functools
 import shutil
@@ -20,7 +21,9 @@ def host_cuda_library() -> str:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    out = Path(tempfile.mkdtemp()) / "libcudart.so.13"
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # it stays loaded
+    out = Path(folder) / "libcudart.so.13"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", str(SOURCE), "-o", str(out)], check=True)
     return str(out)
 
