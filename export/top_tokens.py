@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from bita.export.graph import GraphWriter
+from bita.export.graph import FLOAT, INT64, GraphWriter
 
 
 def top_tokens(
@@ -23,14 +23,17 @@ def top_tokens(
     maxima = graph.op("ReduceMax", blocks, graph.constant([2]), keepdims=0)
     _, best_blocks = graph.ops("TopK", maxima, k, num_outputs=2)
     # In ascending order, so that equal logits keep the order of their ids.
-    sorted_blocks, _ = graph.ops("TopK", best_blocks, k, num_outputs=2, largest=0)
+    # As floats, since not every TensorRT sorts integers; there are few enough to be exact.
+    as_floats = graph.op("Cast", best_blocks, to=FLOAT)
+    ascending, _ = graph.ops("TopK", as_floats, k, num_outputs=2, largest=0)
+    sorted_blocks = graph.op("Cast", ascending, to=INT64)
     index = graph.op("Unsqueeze", sorted_blocks, graph.constant([2]))
     candidates = graph.op("GatherND", blocks, index, batch_dims=1)
     flat = graph.op("Reshape", candidates, graph.constant([0, num_ranks * width]))
     values, places = graph.ops("TopK", flat, k, num_outputs=2)
     rank = graph.op("Div", places, graph.constant([width]))
     block = graph.op("GatherElements", sorted_blocks, rank, axis=1)
-    within = graph.op("Mod", places, graph.constant([width]))
+    within = graph.op("Sub", places, graph.op("Mul", rank, graph.constant([width])))
     start = graph.op("Mul", block, graph.constant([width]))
     return values, graph.op("Add", start, within)
 

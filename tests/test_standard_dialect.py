@@ -230,3 +230,25 @@ def test_what_a_precision_lacks_is_named(checkpoint: Checkpoint, tmp_path: Path)
     options = BuildOptions("int4", capacity=64, dialect="standard")
     with pytest.raises(ModelError, match=r"32 inputs, no multiple .* of 64; choose"):
         build_engine(narrow, None, tmp_path / "int4", options)
+
+
+# All on the list of ONNX-TensorRT 8.4 already.
+PLAIN_OPERATORS = {
+    *("Add", "And", "Cast", "Concat", "DequantizeLinear", "Div", "Equal", "Gather"),
+    *("GatherElements", "GatherND", "Gemm", "GreaterOrEqual", "Less", "MatMul", "Max", "Min"),
+    *("Mul", "Not", "Or", "QuantizeLinear", "ReduceMax", "ReduceMean", "Reshape", "Shape"),
+    *("Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK"),
+    *("Transpose", "Unsqueeze", "Where"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plain_dialect_has_old_operators_only(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))
+    options = BuildOptions("fp16", capacity=CAPACITY, dialect="plain")
+    build_engine(checkpoint, None, tmp_path / "engine", options)
+    graph = ir.load(tmp_path / "engine" / "model.onnx")
+    assert dict(graph.opset_imports) == {"": 21}
+    assert {node.op_type for node in graph.graph} <= PLAIN_OPERATORS
