@@ -4,7 +4,7 @@
         --prompts mt_bench.jsonl --out benchmarks/results/precisions.json
 
 Speeds: AR with one row and the tree, or trees by state, expected to be fastest, all engines taking
-turns on the same prompts. Memory: the peak of a process that opens the engine and answers twice.
+turns on the same prompts. Memory: the peak of a process that opens the engine and answers.
 Error: from the engine's calibration. Verify: trees against AR on the same engine, own and random
 adapter: the trees expected to be fastest in mode "exact", where nothing may differ, and BiTA's
 triangle with its branches in mode "tree".
@@ -12,7 +12,6 @@ triangle with its branches in mode "tree".
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from peer_report import describe_machine
 from tree_choice import Calibrated, evenly, read_questions
 
+from bita.calibration.memory import measure_memory
 from bita.calibration.report import read_quality
 from bita.calibration.turns import decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
@@ -28,9 +28,6 @@ from bita.commands.progress import progress_bars
 from bita.errors import BitaError
 from bita.runtime.session import Session
 from bita.tree import Tree
-
-PEAK = "VmHWM:"
-QUESTION = [{"role": "user", "content": "Explain how a lock on a canal works."}]
 
 
 def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[str, Any]:
@@ -98,23 +95,6 @@ def _counts(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def peak_megabytes(path: Path, threads: int) -> float:
-    """Of a process of its own that decodes with the engine."""
-    command = [sys.executable, __file__, "--worker", str(path), "--threads", str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
-
-
-def work(path: Path, threads: int) -> None:
-    """What the process does: decode twice, and print its peak in MB."""
-    session = Session.open(path, num_threads=threads)
-    for _ in range(2):
-        session.generate(QUESTION, 128, ignore_eos=True)
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith(PEAK))
-    print(int(kilobytes) * 1024 / 1e6)
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All engines; the file is written anew after each stage."""
     report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
@@ -129,7 +109,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         row = rows.setdefault(path.name, {})
         quality = read_quality(engine.session.engine)
         row["megabytes"] = round(engine.session.engine.num_bytes / 1e6, 1)
-        row["peak_megabytes"] = round(peak_megabytes(path, args.threads), 1)
+        memory = measure_memory(path, args.threads)["decoding"]
+        row["peak_megabytes"] = round(memory["host"] / 1e6, 1)
         if quality:
             row |= {"perplexity": quality.perplexity, "kl": quality.kl}
             row |= {"same_greedy": quality.same_greedy, "quantizer": quality.quantizer}
@@ -144,21 +125,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a line an engine, write the JSON. Exit status 1 if "exact" was not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("engines", type=Path, nargs="*")
-    parser.add_argument("--prompts", type=Path, help="MT-Bench's file")
+    parser.add_argument("engines", type=Path, nargs="+")
+    parser.add_argument("--prompts", type=Path, required=True, help="MT-Bench's file")
     parser.add_argument("--timed", type=int, default=24, help="prompts; 0: no speeds")
     parser.add_argument("--verified", type=int, default=80, help="prompts; 0: no verify")
     parser.add_argument("--branched", type=int, default=16, help="prompts of verify in mode tree")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    if args.worker:
-        work(args.worker, args.threads)
-        return 0
-    if not (args.engines and args.prompts and args.out):
-        parser.error("give engines, --prompts and --out")
     try:
         report = measure(args)
     except BitaError as error:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from bita.errors import EngineError
 
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend: Python module
-NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+RTX = "tensorrt_rtx"
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": RTX}  # backend: Python module
+BACKENDS = ("ort-cpu", "ort-cuda", *LIBRARIES)
+NAMES = {"tensorrt": "TensorRT", RTX: "TensorRT-RTX"}
 INSTALL = {
     "tensorrt": "on Jetson: apt install python3-libnvinfer, and a virtual environment with "
     "--system-site-packages; elsewhere: pip install tensorrt",
-    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+    RTX: "pip install tensorrt-rtx-cu13",
 }
 FORM = "library, version, targets, decode_rows, prefill_rows, prefill_outputs"
 

@@ -221,9 +221,8 @@ class _DraftReader:
             self._step.run()
             cache.length += len(piece)
             shape = (READ_NODES, self._num_masks, self._backend.num_ranks)
-            masks = slice(
-                READ_NODES, READ_NODES * (1 + self._num_masks)
-            )  # there may be padding behind
+            # there may be padding behind them
+            masks = slice(READ_NODES, READ_NODES * (1 + self._num_masks))
             ids = self._step.top_ids[masks].reshape(shape)
             logits = self._step.top_logits[masks].reshape(shape)
             for node in range(min(READ_NODES, stop - start)):

@@ -120,14 +120,7 @@ class Calibrator:
         """Choose by timing the most promising trees and AR on the third of the prompts that
         acceptance did not see; the engine has the tree then.
         """
-        session = Session.open(self.engine.path, num_threads=self._num_threads)
-        choice = measure_choice(
-            session,
-            self._planned(acceptance, latency, least_rows=session.least_rows),
-            self._timed,
-            self._effort.max_new_tokens,
-            on_progress=lambda done, total: self._on_progress("timing trees", done, total),
-        )
+        choice = self._timed_choice(acceptance, latency)
         files: dict[str, str | bytes] = {TREE_FILE: choice.chosen.tree.to_json()}
         picture = draw(latency, choice)
         if picture is not None:
@@ -135,6 +128,17 @@ class Calibrator:
         self._keep("tree", choice.to_json(), files)
         self._keep("memory", measure_memory(self.engine.path, self._num_threads))
         return choice
+
+    def _timed_choice(self, acceptance: Acceptance, latency: Latency) -> Choice:
+        """Its session ends with it, since another process will open the engine."""
+        session = Session.open(self.engine.path, num_threads=self._num_threads)
+        return measure_choice(
+            session,
+            self._planned(acceptance, latency, least_rows=session.least_rows),
+            self._timed,
+            self._effort.max_new_tokens,
+            on_progress=lambda done, total: self._on_progress("timing trees", done, total),
+        )
 
     def _planned(
         self,

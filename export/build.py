@@ -23,7 +23,7 @@ from bita.engine import (
 )
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
-from bita.export.build_costs import check_disk
+from bita.export.build_costs import check_disk, plan_costs
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.compile_engine import CompileOptions, check_costs, decode_rows
 from bita.export.cuda_linear import CUDA_PRECISIONS
@@ -171,7 +171,8 @@ def plan_build(
     num_bytes = weight_bytes(architecture, options.precision, options.dialect)
     check_disk(out, num_bytes)
     if plan and not plan.force:
-        check_costs(num_bytes, plan, plan.rows or decode_rows(tree), out)
+        costs = plan_costs(num_bytes, plan.library, plan.rows or decode_rows(tree))
+        check_costs(costs, plan, out, num_bytes)
     return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
 
 

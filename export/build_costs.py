@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bita.errors import EngineError
+from bita.plan import RTX
 
-RTX = "tensorrt_rtx"
 # Of the host while a plan is built: bytes, and bytes for each byte of the graph's weights.
 # TensorRT-RTX 1.7.1, SmolLM2-135M in float16 and 4 bits: 1.0 GB and 2.9 (benchmarks/plans.py).
 # TensorRT: builds were reported to take 3 to 4 times the model (TensorRT-Edge-LLM issue 30).
@@ -23,6 +23,9 @@ class Costs:
 
     memory: float
     disk: float
+
+    def __str__(self) -> str:
+        return f"{self.memory / 1e9:.1f} GB of memory and {self.disk / 1e9:.1f} GB on disk at most"
 
 
 def plan_costs(weight_bytes: int, library: str, decode_rows: tuple[int, ...]) -> Costs:
@@ -55,7 +58,7 @@ def check_disk(out: Path, num_bytes: float) -> None:
     if free < num_bytes:
         raise EngineError(
             f"{existing} has {free / 1e9:.1f} GB free, the engine needs {num_bytes / 1e9:.1f} GB; "
-            "free some, or choose another OUT"
+            "free some, or build elsewhere"
         )
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from bita.engine import GRAPH_FILE, PLAN_FILE, TREE_FILE, Engine, new_engine, open_engine, take_over
 from bita.errors import EngineError
-from bita.export.build_costs import RTX, check_disk, check_memory, plan_costs
+from bita.export.build_costs import Costs, check_disk, check_memory, plan_costs
 from bita.export.compile_plan import (
     PORTABLE,
     PlanOptions,
     check_targets,
     compile_plan,
-    load_library,
     reads_standard,
 )
 from bita.export.step_graph import WEIGHTS_FILE
-from bita.plan import LIBRARIES, NAMES
+from bita.plan import LIBRARIES, NAMES, RTX
 from bita.runtime.layout import PREFILL_ROWS, READ_NODES
+from bita.runtime.tensorrt_library import load_library
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
 # Of plain decoding. One row would take kernels that want the weights in another order, so that a
@@ -78,26 +78,30 @@ def compile_engine(
     """The same engine with a plan of its graph; all or nothing. Raises EngineError."""
     options.check()
     plan_options = _plan_options(engine, options)
+    weight_bytes = engine.files[WEIGHTS_FILE]["bytes"]
+    costs = plan_costs(weight_bytes, options.library, plan_options.decode_rows)
     if not options.force:
-        check_costs(
-            engine.files[WEIGHTS_FILE]["bytes"], options, plan_options.decode_rows, engine.path
-        )
+        check_costs(costs, options, engine.path)
+
+    def tell(phase: str, done: int, total: int) -> None:
+        on_progress(f"{phase}, {costs}", done, total)
+
     with new_engine(engine.path) as draft:
         take_over(engine, draft, but=(PLAN_FILE,))
         graph, plan = engine.file(GRAPH_FILE), draft.path / PLAN_FILE
-        info = compile_plan(graph, plan, plan_options, on_progress)
+        info = compile_plan(graph, plan, plan_options, tell)
         draft.manifest = replace(engine.manifest, backend=options.backend, plan=info.to_manifest())
     return open_engine(engine.path)
 
 
-def check_costs(
-    weight_bytes: int, options: CompileOptions, rows: tuple[int, ...], out: Path
-) -> None:
-    """Raise EngineError if the plan of a graph with such weights cannot be built here."""
-    costs = plan_costs(weight_bytes, options.library, rows)
+def check_costs(costs: Costs, options: CompileOptions, out: Path, other_bytes: int = 0) -> None:
+    """Raise EngineError if a plan of such costs cannot be built here.
+
+    other_bytes: of files that are written to `out` before it.
+    """
     fix = "free some, or build elsewhere; --force builds all the same"
     check_memory(costs.memory, f"building a plan with {NAMES[options.library]}", fix)
-    check_disk(out, costs.disk)
+    check_disk(out, costs.disk + other_bytes)
 
 
 def decode_rows(trees: Trees) -> tuple[int, ...]:
@@ -120,7 +124,7 @@ def _plan_options(engine: Engine, options: CompileOptions) -> PlanOptions:
             "with --dialect plain"
         )
     trees = trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
-    rows = options.rows or decode_rows(trees)
+    rows = tuple(sorted(set(options.rows or decode_rows(trees))))
     return PlanOptions(
         options.library,
         manifest.capacity,

@@ -5,7 +5,6 @@ holds kernels for each generation asked for, whose last part is compiled on the 
 profile for prefill, whose rows vary, and one for each size of a decode step, which is all it takes.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from typing import Any
 import onnx_ir as ir
 
 from bita.errors import EngineError, raise_faults
-from bita.export.timing_cache import TimingCache
-from bita.plan import INSTALL, NAMES, PlanInfo
+from bita.export.timing_cache import kept_timings
+from bita.plan import NAMES, RTX, PlanInfo
 from bita.runtime.buckets import Buckets
+from bita.runtime.tensorrt_library import error_log, load_library
 
 Dims = tuple[int, int, int]  # least, usual and most
 Profile = Mapping[str, Dims]  # by the names that the graph has for its free dimensions
 OnProgress = Callable[[str, int, int], None]  # what is done, steps of it done, in all
-RTX = "tensorrt_rtx"
 PORTABLE = ("sm86", "sm89", "sm120")  # what one plan of TensorRT-RTX may serve
 OLDEST_STANDARD = (10, 15)  # reads RotaryEmbedding, RMSNormalization, TensorScatter, Attention
 
@@ -71,24 +70,26 @@ def compile_plan(
     graph is at fault, or the install line where the library is missing.
     """
     trt = load_library(options.library)
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
+    log = error_log(trt)
+    builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt, options.library))
     shapes = _read_shapes(graph)
-    _parse(trt, network, graph, logger)
+    _parse(trt, network, graph, log)
     _check_caches(trt, network, options.library)
     _let_attention_decompose(trt, network)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 is asked for where its digits count
-    config.progress_monitor = _monitor(trt, on_progress)
+    config.progress_monitor = monitor = _monitor(trt, on_progress)
     if options.library == RTX:
         _set_targets(trt, config, options.targets)
     for profile in options.profiles():
         config.add_optimization_profile(_optimization_profile(builder, shapes, profile))
-    with TimingCache(trt, config, options.library, options.targets):
+    with kept_timings(trt, config, options.library, options.targets):
         plan = builder.build_serialized_network(network, config)
+        if monitor.raised:
+            raise monitor.raised
     if plan is None:
-        raise EngineError(_failure(trt, options, logger.messages))
+        raise EngineError(_failure(trt, options, log.reason))
     out.write_bytes(memoryview(plan))
     return PlanInfo(
         options.library,
@@ -98,15 +99,6 @@ def compile_plan(
         options.prefill_rows,
         options.prefill_outputs,
     )
-
-
-def load_library(name: str) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError with its install line."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        fix = INSTALL.get(name, f"pip install {name}")
-        raise EngineError(f"{_title(name)} is not installed ({error}); {fix}") from error
 
 
 def reads_standard(library: str) -> bool:
@@ -148,43 +140,38 @@ def _network_flags(trt: Any, library: str) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that keeps what went wrong and prints nothing."""
-
-    class Messages(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.messages.append(message)
-
-    return Messages()
-
-
 def _monitor(trt: Any, on_progress: OnProgress) -> Any:
-    """Tells the phases that are not parts of others."""
+    """Tells the phases that are not parts of others.
+
+    What is raised meanwhile, an interrupt too, cannot pass through the library: it ends the build,
+    and is kept as `raised`.
+    """
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
+            self.raised: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 self.totals[phase_name] = num_steps
-                on_progress(phase_name, 0, num_steps)
+            self._tell(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self.totals:
-                on_progress(phase_name, step + 1, self.totals[phase_name])
-            return True
+            self._tell(phase_name, step + 1)
+            return self.raised is None
 
         def phase_finish(self, phase_name: str) -> None:
-            if phase_name in self.totals:
-                total = self.totals.pop(phase_name)
-                on_progress(phase_name, total, total)
+            self._tell(phase_name, self.totals.get(phase_name, 0))
+            self.totals.pop(phase_name, None)
+
+        def _tell(self, phase_name: str, done: int) -> None:
+            try:
+                if phase_name in self.totals and self.raised is None:
+                    on_progress(phase_name, done, self.totals[phase_name])
+            except BaseException as error:
+                self.raised = error
 
     return Monitor()
 
@@ -203,8 +190,8 @@ def _read_shapes(graph: Path) -> dict[str, list[int | str]]:
     }
 
 
-def _parse(trt: Any, network: Any, graph: Path, logger: Any) -> None:
-    parser = trt.OnnxParser(network, logger)
+def _parse(trt: Any, network: Any, graph: Path, log: Any) -> None:
+    parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(str(graph)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -254,7 +241,6 @@ def _capabilities(trt: Any) -> dict[str, Any]:
 def _optimization_profile(
     builder: Any, shapes: Mapping[str, Sequence[int | str]], sizes: Profile
 ) -> Any:
-
     profile = builder.create_optimization_profile()
     for name, shape in shapes.items():
         if any(isinstance(size, str) for size in shape):
@@ -266,9 +252,8 @@ def _sized(shape: Sequence[int | str], sizes: Profile, kind: int) -> list[int]:
     return [size if isinstance(size, int) else sizes[size][kind] for size in shape]
 
 
-def _failure(trt: Any, options: PlanOptions, messages: Sequence[str]) -> str:
+def _failure(trt: Any, options: PlanOptions, reason: str) -> str:
     """What the library says, in which layers have the names of ONNX nodes, and what may help."""
-    reason = messages[-1] if messages else "no reason given"
     advice = "try another --precision, or --dialect plain"
     if "memory" in reason.lower():
         advice = "free some memory, or take a smaller --capacity or fewer --rows"

@@ -78,7 +78,7 @@ class StandardLinear:
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         """hidden [.., in] times the weights of `names` side by side, all in the compute type."""
         if self._precision == "int4":
-            return self._turned_product(hidden, self._blocks(label, names))
+            return self._int4_product(hidden, label, names)
         if self._precision in EIGHT_BITS:
             return self._eight_bit_product(hidden, label, names)
         return self._graph.op("MatMul", hidden, self._weights.matrix(label, names))
@@ -88,6 +88,9 @@ class StandardLinear:
         if self._precision in ("fp32", "fp16"):
             return self._graph.op("Gemm", rows, self._weights.table(name), transB=1)
         return self.product(rows, "lm_head", [name])
+
+    def _int4_product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
+        return self._turned_product(hidden, self._blocks(label, names))
 
     def _turned_product(self, hidden: ir.Value, matrix: ir.Value) -> ir.Value:
         turned = self._graph.op("Transpose", matrix, perm=[1, 0])

@@ -9,12 +9,10 @@ import numpy.typing as npt
 from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
-from bita.plan import LIBRARIES
+from bita.plan import BACKENDS, LIBRARIES
 from bita.runtime.cache import Cache
 from bita.runtime.layout import Layout
 from bita.runtime.pair_scores import EnginePairs
-
-BACKENDS = ("ort-cpu", "ort-cuda", *LIBRARIES)
 
 
 class Step(Protocol):
@@ -52,7 +50,7 @@ class Backend(Protocol):
 
     @property
     def device_bytes(self) -> int:
-        """GPU memory that it holds now; 0 without a GPU."""
+        """The most GPU memory that it has held, in bytes; 0 without a GPU."""
 
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> Step:
         """A step of this layout, or of one with rows behind it that nothing sees, with this

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
+from bita.errors import EngineError
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Shape = tuple[int, int, int, int]
@@ -47,6 +48,14 @@ class Cache(ABC):
         if adapter is not self._adapter:
             self._write_prefix(adapter)
             self._adapter = adapter
+
+    def check_room(self, num_rows: int, num_slots: int) -> None:
+        """Raise EngineError if a step that writes so many slots has no room behind the text."""
+        if self.num_slots_used + num_slots > self.capacity:
+            raise EngineError(
+                f"a step of {num_rows} rows does not fit behind {self.num_slots_used} of "
+                f"{self.capacity} cache slots"
+            )
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the cache rows of the accepted path and forget the step's other rows.

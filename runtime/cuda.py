@@ -9,7 +9,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bita.errors import EngineError
 
 OLDEST = 12  # of CUDA: cudaGraphInstantiateWithFlags, and what onnxruntime and TensorRT need
-MAJOR, MINOR, MULTIPROCESSORS, INTEGRATED = 75, 76, 16, 18  # of cudaDeviceAttr
+MAJOR, MINOR = 75, 76  # of cudaDeviceAttr
 ANY_DIRECTION = 4  # cudaMemcpyDefault
 NON_BLOCKING, THREAD_LOCAL = 1, 1
 OUT_OF_MEMORY = 2
@@ -57,11 +57,6 @@ CALLS: dict[str, list[Any]] = {
     "cudaGraphLaunch": [_P, _P],
     "cudaGraphDestroy": [_P],
     "cudaGraphExecDestroy": [_P],
-    "cudaEventCreate": [_P],
-    "cudaEventDestroy": [_P],
-    "cudaEventRecord": [_P, _P],
-    "cudaEventSynchronize": [_P],
-    "cudaEventElapsedTime": [_P, _P, _P],
 }
 
 
@@ -112,15 +107,6 @@ class Cuda:
     def driver_version(self) -> str:
         """The newest CUDA that the driver runs; "0.0" without a driver."""
         return self._version("cudaDriverGetVersion")
-
-    @property
-    def num_multiprocessors(self) -> int:
-        return self._attribute(MULTIPROCESSORS)
-
-    @property
-    def is_integrated(self) -> bool:
-        """Whether it shares the host's memory, as on a Jetson."""
-        return bool(self._attribute(INTEGRATED))
 
     def memory(self) -> tuple[int, int]:
         """Bytes of device memory: free, and in all."""
@@ -270,10 +256,6 @@ class Stream:
         """Wait for all that was put in."""
         self._cuda.call("cudaStreamSynchronize", self.handle)
 
-    def record(self) -> "Event":
-        """A mark behind what was put in so far."""
-        return Event(self._cuda, self.handle)
-
     @contextmanager
     def capture(self) -> Iterator["Graph"]:
         """What the block puts in is not run but becomes the graph, which can be launched behind it.
@@ -318,25 +300,6 @@ class Graph:
 
     def launch(self, stream: Stream) -> None:
         self._cuda.call("cudaGraphLaunch", self._executable, stream.handle)
-
-
-class Event:
-    """A moment in a stream."""
-
-    def __init__(self, cuda: Cuda, stream: int) -> None:
-        self._cuda = cuda
-        pointer = c_void_p()
-        cuda.call("cudaEventCreate", byref(pointer))
-        self._handle = int(pointer.value or 0)
-        weakref.finalize(self, cuda.status, "cudaEventDestroy", self._handle)
-        cuda.call("cudaEventRecord", self._handle, stream)
-
-    def milliseconds_since(self, earlier: "Event") -> float:
-        """Waits until this moment has come."""
-        value = c_float()
-        self._cuda.call("cudaEventSynchronize", self._handle)
-        self._cuda.call("cudaEventElapsedTime", byref(value), earlier._handle, self._handle)
-        return value.value
 
 
 def library_candidates() -> Sequence[str]:

@@ -14,14 +14,13 @@ from bita.runtime.device_memory import Block, DeviceArray, DeviceCache, upload
 from bita.runtime.layout import Layout, tree_layout
 from bita.runtime.step_values import (
     adapter_values,
-    check_room,
     fill_masks,
     layout_values,
     lora_values,
 )
 from bita.tree import Tree
 
-Arrays = dict[str, DeviceArray]
+DeviceArrays = dict[str, DeviceArray]
 MOST_ADAPTERS = 2  # that are kept on the GPU: one's own, and one to compare with
 
 
@@ -56,13 +55,13 @@ class Device:
         self.gives_rows = gives_rows
         self._lora_shapes = lora_shapes
         self._slots = upload(cuda, self.stream, {SLOTS: np.arange(manifest.capacity)})[SLOTS]
-        self._adapters: dict[int, tuple[Adapter, Arrays]] = {}
+        self._adapters: dict[int, tuple[Adapter, DeviceArrays]] = {}
 
     def slots(self, bucket: int) -> DeviceArray:
         """0, 1, ..., [bucket]."""
         return self._slots.shaped(bucket)
 
-    def adapter_arrays(self, adapter: Adapter) -> Arrays:
+    def adapter_arrays(self, adapter: Adapter) -> DeviceArrays:
         """Its mask embeddings, prefix length and LoRA."""
         if id(adapter) not in self._adapters:
             while len(self._adapters) >= MOST_ADAPTERS:
@@ -119,7 +118,7 @@ class DeviceStep:
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
         cache = self._device.cache
-        check_room(self, cache)
+        cache.check_room(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, cache.length, out=self._block.host["positions"][0])
         self._block.host["cache_length"][0] = cache.num_slots_used
         bucket = self._device.buckets.size(cache.num_slots_used, self._layout, self.num_slots)
@@ -136,7 +135,7 @@ class DeviceStep:
         """Put the copy of what the host wants into the stream."""
         self._results.download(self._device.stream)
 
-    def inputs(self, bucket: int) -> Arrays:
+    def inputs(self, bucket: int) -> DeviceArrays:
         """By the names that the graph has for them."""
         return {
             **self._block.device,
@@ -146,7 +145,7 @@ class DeviceStep:
             **{f"past.{name}": array for name, array in self._caches()},
         }
 
-    def outputs(self) -> Arrays:
+    def outputs(self) -> DeviceArrays:
         """By the names that the graph has for them."""
         results = {**self._results.device, **self._unasked}
         if self._new_rows is not None:

@@ -3,13 +3,9 @@
 Graphs of all dialects run here, those that are compiled for a GPU elsewhere too.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
-
-# The official wheels report usage unless this is set before the import.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +19,7 @@ from bita.runtime.cache import HostCache
 from bita.runtime.layout import Layout, tree_layout
 from bita.runtime.pair_scores import EnginePairs
 from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
-from bita.runtime.step_values import Arrays, check_room, fill_masks, lora_values, step_values
+from bita.runtime.step_values import Arrays, fill_masks, lora_values, step_values
 from bita.tree import Tree
 
 ERRORS_ONLY = 3
@@ -43,11 +39,12 @@ class OrtBackend:
         self.num_ranks = manifest.num_ranks
         self._session = load_session(engine, _options(engine, num_threads), graph)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
-        self.cache = HostCache(manifest.cache_shape, _cache_type(self._session))
+        self.cache = HostCache(manifest.cache_shape, cache_type(self._session))
         self.pairs = EnginePairs(engine)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.least_slots = int(metadata.get(LEAST_SLOTS, "1"))  # that a step writes
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
+        self._least_rows: int | None = None
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
         self._caches = {
             f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
@@ -70,14 +67,18 @@ class OrtBackend:
         return BoundStep(self, layout, adapter, with_logits, probes)
 
     def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
-        """1 where a step of one row gives the bits of larger ones here, else 2; ends the text.
+        """1 where a step of one row gives the bits of larger ones here, else 2; the first time it
+        ends the text.
 
         sizes: of no concern, since from two rows on all give the same. Some graphs attend with two
         rows in any case. Whether the products of their linear layers depend on the number of rows
         is up to the processor, so it is tried.
         """
-        if self.least_slots < 2:
-            return 2
+        if self._least_rows is None:
+            self._least_rows = self._try_one_row(adapter) if self.least_slots > 1 else 2
+        return self._least_rows
+
+    def _try_one_row(self, adapter: Adapter) -> int:
         self.cache.start(adapter)
         logits = []
         for rows in (1, 2):
@@ -170,7 +171,7 @@ class BoundStep:
 
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
-        check_room(self, self._cache)
+        self._cache.check_room(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
         self._cache_length[0] = self._cache.num_slots_used
         self._binding = self._bound_for(self._bucket())
@@ -216,7 +217,7 @@ def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
     }
 
 
-def _cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
+def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
     """Of past and present; some graphs keep them in float16."""
     types = {value.name: value.type for value in session.get_inputs()}
     return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32

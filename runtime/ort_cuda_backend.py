@@ -6,22 +6,20 @@ and the provider's kernels share one stream.
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
 from bita.runtime.cuda import Cuda
+from bita.runtime.device_memory import DeviceCache
 from bita.runtime.device_step import Device, DeviceStep, rows_with_equal_bits
 from bita.runtime.layout import Layout
-from bita.runtime.ort_backend import load_session
+from bita.runtime.ort_backend import cache_type, load_session
 from bita.runtime.pair_scores import EnginePairs
 
 NOT_CAPTURED = "-1"  # of `gpu_graph_id`
-TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 
 
 class OrtCudaBackend:
@@ -46,20 +44,20 @@ class OrtCudaBackend:
         self._loaded_bytes = max(free - cuda.memory()[0], 0)
         inputs = {value.name: value for value in self._session.get_inputs()}
         lora = {name: value.shape for name, value in inputs.items() if name.startswith("lora.")}
-        cache_type = TYPES[inputs["past.0.key"].type]
-        self.device = Device(cuda, manifest, cache_type, False, lora, stream)
+        kind = cache_type(self._session)
+        self.device = Device(cuda, manifest, kind, False, lora, stream)
         self._names = {*inputs, *(value.name for value in self._session.get_outputs())}
         self._cuda_graph = cuda_graph
         self._graph_ids = count()
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> DeviceCache:
         return self.device.cache
 
     @property
     def device_bytes(self) -> int:
-        """What it allocated, and what the provider took when it was loaded."""
-        return self.device.cuda.allocated_bytes + self._loaded_bytes
+        """The most that it allocated, and what the provider took when it was loaded."""
+        return self.device.cuda.peak_bytes + self._loaded_bytes
 
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> DeviceStep:
         """A step of this layout with this adapter."""

@@ -1,24 +1,16 @@
 """What the graph of a step is fed, whatever executes it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.errors import EngineError
-from bita.runtime.cache import Cache
 from bita.runtime.layout import Layout
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-class Sized(Protocol):
-    """A step of Q rows that writes so many slots of the cache."""
-
-    num_rows: int
-    num_slots: int
 
 
 def step_values(layout: Layout, adapter: Adapter) -> Arrays:
@@ -47,8 +39,8 @@ def adapter_values(adapter: Adapter) -> Arrays:
 def lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> Arrays:
     """The adapter's LoRA by the names of the graph's inputs, zeros if it has none.
 
-    shapes: of the inputs lora.{layer}.{site}.{side}, whose rank may be free or a number at least as
-    large as the adapter's; what is missing to it is zeros.
+    shapes: of the inputs lora.{layer}.{site}.{side}, whose rank may be free or a number; what an
+    adapter of less rank lacks is zeros. Raises EngineError for one of more.
     """
     return {name: _lora_value(name, shape, adapter) for name, shape in shapes.items()}
 
@@ -63,6 +55,11 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
         size - have if isinstance(size, int) else 0
         for size, have in zip(shape, values.shape, strict=True)
     ]
+    if min(missing) < 0:
+        raise EngineError(
+            f"the adapter's LoRA has shape {values.shape} for {name}, the plan was built for "
+            f"{tuple(shape)}: build an engine with ADAPTER=…"
+        )
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
 
 
@@ -70,12 +67,3 @@ def fill_masks(token_ids: npt.NDArray[np.int64], layout: Layout, vocab_size: int
     """Write the ids of the mask tokens, which never change, into [1, Q]."""
     masks = layout.mask_index >= 0
     token_ids[0, masks] = vocab_size + layout.mask_index[masks]
-
-
-def check_room(step: Sized, cache: Cache) -> None:
-    """Raise EngineError if the step has no room behind the text."""
-    if cache.num_slots_used + step.num_slots > cache.capacity:
-        raise EngineError(
-            f"a step of {step.num_rows} rows does not fit behind {cache.num_slots_used} "
-            f"of {cache.capacity} cache slots"
-        )

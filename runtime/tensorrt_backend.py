@@ -5,23 +5,25 @@ one launch is all that the host does. Every step has a context of its own for ea
 that it looks at; contexts run one at a time and share the memory for activations.
 """
 
-import importlib
 from collections.abc import Sequence
+from hashlib import sha256
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bita.adapter import Adapter
-from bita.engine import NEW_ROWS, PLAN_FILE, Engine, sha256
+from bita.engine import NEW_ROWS, PLAN_FILE, Engine
 from bita.errors import EngineError, raise_faults
-from bita.plan import INSTALL, PlanInfo
+from bita.plan import RTX, PlanInfo
 from bita.runtime.cuda import Cuda, Graph, Stream
-from bita.runtime.device_memory import DeviceArray
+from bita.runtime.device_memory import DeviceArray, DeviceCache
 from bita.runtime.device_step import Device, DeviceStep, rows_with_equal_bits
 from bita.runtime.kernel_cache import KernelCache
 from bita.runtime.layout import Layout, widened
 from bita.runtime.pair_scores import EnginePairs
+from bita.runtime.tensorrt_library import error_log, load_library
 
 PREFILL_PROFILE = 0  # then one for each of PlanInfo.decode_rows
 
@@ -41,7 +43,8 @@ class TensorRtBackend:
         self.info = PlanInfo.from_manifest(manifest.plan)
         self.pairs = EnginePairs(engine)
         self._num_masks = manifest.num_masks
-        trt = load_library(engine, self.info)
+        trt = load_library(self.info.library)
+        check_version(engine, self.info, trt)
         cuda = cuda or Cuda.load()
         check_device(engine, self.info, cuda)
         self._plan = _Plan(trt, engine, cuda)
@@ -59,13 +62,13 @@ class TensorRtBackend:
         self._cuda_graph = cuda_graph
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> DeviceCache:
         return self.device.cache
 
     @property
     def device_bytes(self) -> int:
-        """What it allocated, and what the plan took."""
-        return self.device.cuda.allocated_bytes + self._plan.held_bytes
+        """The most that it allocated, and what the plan took."""
+        return self.device.cuda.peak_bytes + self._plan.held_bytes
 
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> DeviceStep:
         """A step of this layout, with rows behind it up to the next size that the plan has."""
@@ -100,27 +103,19 @@ def fitted(layout: Layout, info: PlanInfo) -> tuple[Layout, int]:
     )
 
 
-def load_library(engine: Engine, info: PlanInfo) -> Any:
-    """The module that runs the plan; raises EngineError if it is missing or another version."""
-    try:
-        trt = importlib.import_module(info.library)
-    except ImportError as error:
-        fix = INSTALL.get(info.library, f"install {info.library}")
-        raise EngineError(
-            f"engine {engine.path} needs {info.name}, which is not installed ({error}); {fix}"
-        ) from error
+def check_version(engine: Engine, info: PlanInfo, trt: Any) -> None:
+    """Raise EngineError if the plan is another version's than the library that is installed."""
     if trt.__version__ != info.version:
         raise EngineError(
             f"{engine.file(PLAN_FILE)} was built with {info.name}; {trt.__version__} is "
             f"installed. Compile it again: bita compile {engine.path}"
         )
-    return trt
 
 
 def check_device(engine: Engine, info: PlanInfo, cuda: Cuda) -> None:
     """Raise EngineError if the plan has no kernels for the GPU."""
     if cuda.capability not in info.targets:
-        target = f" --target {cuda.capability}" if info.library == "tensorrt_rtx" else ""
+        target = f" --target {cuda.capability}" if info.library == RTX else ""
         raise EngineError(
             f"{engine.file(PLAN_FILE)} was built for {', '.join(info.targets)} with {info.name}; "
             f"this GPU is {cuda.capability}. Compile it here: bita compile {engine.path}{target}"
@@ -143,16 +138,16 @@ class _Plan:
     def __init__(self, trt: Any, engine: Engine, cuda: Cuda) -> None:
         self._trt, self._cuda = trt, cuda
         path = engine.file(PLAN_FILE)
-        _check_hash(engine, path)
-        self._messages = _logger(trt)
-        runtime = trt.Runtime(self._messages)
-        runtime.engine_host_code_allowed = False
+        self._log = error_log(trt)
+        self._runtime = trt.Runtime(self._log)
+        self._runtime.engine_host_code_allowed = False
         free = cuda.memory()[0]
-        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
-        self._runtime = runtime
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            _check_hash(engine, path, plan)
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineError(
-                f"{trt.__name__} {trt.__version__} cannot load {path}: {self._reason()}; compile "
+                f"{trt.__name__} {trt.__version__} cannot load {path}: {self._log.reason}; compile "
                 f"it here: bita compile {engine.path}"
             )
         self.held_bytes = max(free - cuda.memory()[0], 0)
@@ -178,7 +173,7 @@ class _Plan:
         faults = []
         for name, array in step.inputs(bucket).items():
             if name in self.shapes and not context.set_input_shape(name, array.shape):
-                faults.append(f"input {name} cannot have shape {array.shape}: {self._reason()}")
+                faults.append(f"input {name} cannot have shape {array.shape}: {self._log.reason}")
         for name, array in {**step.inputs(bucket), **step.outputs()}.items():
             if name in self.shapes:
                 context.set_tensor_address(name, array.address)
@@ -190,14 +185,11 @@ class _Plan:
 
     def enqueue(self, context: Any, stream: int) -> None:
         if not context.execute_async_v3(stream):
-            raise EngineError(f"{self._trt.__name__} cannot run a step: {self._reason()}")
+            raise EngineError(f"{self._trt.__name__} cannot run a step: {self._log.reason}")
 
     def keep_kernels(self) -> None:
         """Save what was compiled on this GPU for the next start."""
         self._kernels.save()
-
-    def _reason(self) -> str:
-        return self._messages.last or "no reason given"
 
 
 class _Launcher:
@@ -237,25 +229,10 @@ class _Launcher:
         step.download()
 
 
-def _check_hash(engine: Engine, path: Path) -> None:
+def _check_hash(engine: Engine, path: Path, plan: mmap) -> None:
     """A plan holds code: none is loaded that the manifest does not know."""
-    if sha256(path) != engine.files[PLAN_FILE]["sha256"]:
+    if sha256(plan).hexdigest() != engine.files[PLAN_FILE]["sha256"]:
         raise EngineError(
             f"{path} is damaged (sha256 differs); copy it again, or compile it here: bita compile "
             f"{engine.path}"
         )
-
-
-def _logger(trt: Any) -> Any:
-    """A logger that keeps the last error and prints nothing."""
-
-    class Last(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = message
-
-    return Last()

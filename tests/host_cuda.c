@@ -206,19 +206,6 @@ int cudaGraphLaunch(void *executable, void *stream) {
 }
 int cudaGraphDestroy(void *graph) { return drop(graph); }
 int cudaGraphExecDestroy(void *graph) { return drop(graph); }
-int cudaEventCreate(void **out) { *out = calloc(1, sizeof(int)); num_live++; return OK; }
-int cudaEventDestroy(void *event) { num_live--; free(event); return OK; }
-int cudaEventRecord(void *event, void *stream) {
-    static int num_recorded;
-    (void)stream;
-    *(int *)event = ++num_recorded;
-    return OK;
-}
-int cudaEventSynchronize(void *event) { (void)event; return OK; }
-int cudaEventElapsedTime(float *ms, void *start, void *end) {
-    *ms = 0.5f * (float)(*(int *)end - *(int *)start); /* half a millisecond from one to the next */
-    return OK;
-}
 int cudaGetLastError(void) { return OK; }
 const char *cudaGetErrorName(int status) {
     return status == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation"

@@ -7,6 +7,7 @@ them, so that what the backend does with addresses, profiles, streams and graphs
 import ctypes
 import json
 from collections.abc import Sequence
+from mmap import mmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,8 +47,9 @@ class Runtime:
         self._logger = logger
         self.engine_host_code_allowed = True  # the backend is to turn it off
 
-    def deserialize_cuda_engine(self, plan: bytes) -> "HostEngine | None":
+    def deserialize_cuda_engine(self, serialized: mmap) -> "HostEngine | None":
         assert not self.engine_host_code_allowed
+        plan = bytes(memoryview(serialized))
         if not plan.startswith(b"{"):
             self._logger.log(ILogger.WARNING, "this is no error")
             self._logger.log(ILogger.ERROR, "magic tag does not match")

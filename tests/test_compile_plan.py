@@ -96,6 +96,26 @@ def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, OSError])
+def test_a_build_ends_when_it_is_interrupted(tmp_path: Path, raised: type[BaseException]) -> None:
+    """What is raised in the library's callback would be lost in it."""
+    pytest.importorskip("tensorrt_rtx")
+    model = write_plain_model(tmp_path / "model", config=WIDE)
+    graph = write_graph(model, tmp_path / "graph", "fp16", False)
+    calls = []
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        calls.append(done)
+        if done:
+            raise raised
+
+    with pytest.raises(raised):
+        compile_plan(graph, tmp_path / "plan", replace(OPTIONS, lora_rank=0), interrupt)
+    assert calls == [0, 1]
+    assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.compile
 def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     with WeightFile(tmp_path / "weights") as weights:

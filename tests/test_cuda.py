@@ -22,7 +22,6 @@ def cuda() -> Cuda:
 
 def test_what_the_device_is(cuda: Cuda) -> None:
     assert (cuda.capability, cuda.runtime_version, cuda.driver_version) == ("sm89", "13.0", "13.0")
-    assert (cuda.num_multiprocessors, cuda.is_integrated) == (4, False)
     host_cuda().host_cuda_set_capability(12, 0)
     assert Cuda.load(library=host_cuda_library()).capability == "sm120"
 
@@ -148,7 +147,6 @@ def test_all_is_given_back(cuda: Cuda) -> None:
     with stream.capture() as graph:
         stream.fill(memory.address, 0, 10)
     graph.launch(stream)
-    stream.record()
     assert (cuda.allocated_bytes, cuda.peak_bytes) == (1000, 1000)
     assert view.tolist() == [7, 7]
     memory.free()
@@ -169,12 +167,6 @@ def test_freed_host_memory_lives_as_long_as_its_views(cuda: Cuda) -> None:
     assert host_cuda().host_cuda_num_live() == before + 1
     del view
     assert host_cuda().host_cuda_num_live() == before
-
-
-def test_time_between_events(cuda: Cuda) -> None:
-    stream = cuda.stream()
-    start, _, end = (stream.record() for _ in range(3))
-    assert (end.milliseconds_since(start), start.milliseconds_since(end)) == (1.0, -1.0)
 
 
 def test_too_little_memory(cuda: Cuda) -> None:

@@ -71,7 +71,7 @@ def test_options_of_the_provider() -> None:
 
 def test_a_missing_provider_is_named_with_the_fix(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
-        pytest.skip("there is one")
+        pytest.skip("this onnxruntime has the CUDA provider")
     engine = write_engine(tmp_path / "engine", "fp32")
     with pytest.raises(EngineError, match=r"CUDA provider, which .* pip install onnxruntime-gpu"):
         Session.open(engine.path)

@@ -23,8 +23,19 @@ def test_importing_the_runtime_brings_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
-    code = "import os, bita.runtime.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+SPY = """
+import os, sys
+class Spy:
+    def find_spec(self, name, *more):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Spy())
+"""
+
+
+@pytest.mark.parametrize("module", ["ort_backend", "ort_cuda_backend", "session"])
+def test_telemetry_is_off_before_onnxruntime_is_imported(module: str) -> None:
+    code = f"{SPY}import bita.runtime.{module}, onnxruntime"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

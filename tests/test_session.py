@@ -181,6 +181,13 @@ def test_sessions_on_one_engine_take_turns(session: Session) -> None:
     assert second.run().token_ids == other.generate(prompt_ids(7), 20, ignore_eos=True).token_ids
 
 
+def test_another_session_leaves_the_answer_alone(session: Session) -> None:
+    answer = session.stream(prompt_ids(6), 20, ignore_eos=True)
+    next(answer)
+    session.using(tree=Tree.triangle())
+    assert len(answer.run().token_ids) == 20
+
+
 def test_messages_go_through_the_template(session: Session) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     text = "<|user|>Hi<|end|><|assistant|>"

@@ -5,12 +5,10 @@ import re
 from typing import TYPE_CHECKING
 
 from bita.errors import EngineError
-from bita.plan import LIBRARIES
+from bita.plan import BACKENDS, LIBRARIES
 
 if TYPE_CHECKING:
     from bita.export.compile_engine import CompileOptions
-
-BACKENDS = ("ort-cpu", "ort-cuda", *LIBRARIES)
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:

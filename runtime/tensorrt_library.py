@@ -1,0 +1,31 @@
+"""TensorRT or TensorRT-RTX as a Python module, and what it complains of."""
+
+import importlib
+from typing import Any
+
+from bita.errors import EngineError
+from bita.plan import INSTALL, NAMES
+
+
+def load_library(name: str) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError with its install line."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        title, fix = NAMES.get(name, name), INSTALL.get(name, f"pip install {name}")
+        raise EngineError(f"{title} is not installed ({error}); {fix}") from error
+
+
+def error_log(trt: Any) -> Any:
+    """A logger of the library that prints nothing; `reason` is its last error."""
+
+    class ErrorLog(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.reason = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.reason = message
+
+    return ErrorLog()
