@@ -107,7 +107,12 @@ class Calibrator:
             on_progress=lambda done, total: self._on_progress("latency", done, total),
         )
         self._keep("latency", latency.to_json())
+        self.memory()
         return latency
+
+    def memory(self) -> None:
+        """What a session takes of memory, by a process of its own."""
+        self._keep("memory", measure_memory(self.engine.path, self._num_threads))
 
     def plan(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
         """What would be chosen on a device with this latency, from expectations alone.
@@ -126,7 +131,7 @@ class Calibrator:
         if picture is not None:
             files[PICTURE_FILE] = picture
         self._keep("tree", choice.to_json(), files)
-        self._keep("memory", measure_memory(self.engine.path, self._num_threads))
+        self.memory()
         return choice
 
     def _timed_choice(self, acceptance: Acceptance, latency: Latency) -> Choice:

@@ -26,7 +26,6 @@ from bita.export.architecture import Architecture, read_architecture
 from bita.export.build_costs import check_disk, plan_costs
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.compile_engine import CompileOptions, check_costs, decode_rows
-from bita.export.cuda_linear import CUDA_PRECISIONS
 from bita.export.decoder import (
     EMBEDDINGS,
     check_tensors,
@@ -48,7 +47,7 @@ DIALECTS = {
     "ort": PRECISIONS,
     "standard": STANDARD_PRECISIONS,
     "plain": STANDARD_PRECISIONS,
-    "cuda": CUDA_PRECISIONS,
+    "cuda": STANDARD_PRECISIONS,
 }
 REQUIRES = {
     "ort": {"onnxruntime": "1.23"},
@@ -65,7 +64,7 @@ QUANTIZED_BYTES = {
     "ort": {"int8": 1.0, "int4": 1 / 2 + 4 / 32},
     "standard": EXPLICIT_BYTES,
     "plain": EXPLICIT_BYTES,
-    "cuda": {"int4": 1 / 2 + 2 / 32},
+    "cuda": {**EXPLICIT_BYTES, "int4": 1 / 2 + 2 / 32},
 }
 
 

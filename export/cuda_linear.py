@@ -1,4 +1,8 @@
-"""Linear layers for ONNX Runtime's CUDA provider, which multiplies 4-bit blocks by MatMulNBits."""
+"""Linear layers for ONNX Runtime's CUDA provider.
+
+It multiplies 4-bit blocks by MatMulNBits. 8 bits are Q/DQ as in the standard dialect: smaller than
+float16, but computed in it.
+"""
 
 from collections.abc import Sequence
 
@@ -7,8 +11,6 @@ import onnx_ir as ir
 from bita.export.block_linear import BlockLinear
 from bita.export.graph import FLOAT16
 from bita.export.standard_linear import StandardLinear
-
-CUDA_PRECISIONS = ("fp32", "fp16", "int4")  # it has no products of 8-bit activations
 
 
 class CudaLinear(StandardLinear):

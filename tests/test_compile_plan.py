@@ -1,5 +1,6 @@
 """TensorRT-RTX plans of tiny models, built without a GPU."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,23 @@ def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"cannot build for sm86: .*fp8"):
         compile_plan(graph, tmp_path / "plan", replace(OPTIONS, targets=("sm86",)))
     assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.compile
+def test_the_same_body_builds_with_tensorrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT needs a GPU; TensorRT-RTX under its name takes its flags, and keeps timings."""
+    monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = write_plain_model(tmp_path / "model", config=WIDE)
+    graph = write_graph(model, tmp_path / "graph", "fp16", False, "plain")
+    for _ in range(2):
+        options = replace(OPTIONS, library="tensorrt", lora_rank=0)
+        assert compile_plan(graph, tmp_path / "plan", options).library == "tensorrt"
+    (timings,) = (tmp_path / "cache" / "bita-edge").iterdir()
+    assert timings.name.endswith("-sm89.timing")
+    assert (tmp_path / "plan").stat().st_size > 100_000
 
 
 @pytest.mark.compile
