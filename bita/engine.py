@@ -114,10 +114,11 @@ class Engine:
         return sum(entry["bytes"] for entry in self.files.values())
 
 
-def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
+def open_engine(path: str | Path, check_hashes: bool = False, but: Container[str] = ()) -> Engine:
     """Check an engine directory and return it; nothing of it is loaded.
 
-    check_hashes: hash the weights too (about a second per GB); small files always are.
+    check_hashes: hash the weights too (about a second per GB); small files always are. but: files
+    that may be missing or damaged.
     Raises EngineError that lists every fault.
     """
     directory = Path(path)
@@ -127,7 +128,7 @@ def open_engine(path: str | Path, check_hashes: bool = False) -> Engine:
     manifest, faults = _parse(data)
     files = data.get("files")
     required = (*REQUIRED_FILES, *_further_files(manifest))
-    faults += _file_faults(directory, files, required, check_hashes)
+    faults += _file_faults(directory, files, required, check_hashes, but)
     raise_faults(EngineError, f"engine {directory}", faults)
     assert manifest is not None
     assert files is not None
@@ -310,13 +311,17 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _file_faults(
-    directory: Path, files: Any, required: Sequence[str], check_hashes: bool
+    directory: Path,
+    files: Any,
+    required: Sequence[str],
+    check_hashes: bool,
+    but: Container[str],
 ) -> list[str]:
     if not isinstance(files, dict):
         return [f"{MANIFEST_FILE}: files is {files!r}, not a table of files"]
     faults = [f"{MANIFEST_FILE} does not list {name}" for name in required if name not in files]
     for name, entry in files.items():
-        fault = _file_fault(directory, name, entry, check_hashes)
+        fault = None if name in but else _file_fault(directory, name, entry, check_hashes)
         if fault:
             faults.append(fault)
     return faults
@@ -328,11 +333,12 @@ def _file_fault(directory: Path, name: str, entry: Any, check_hashes: bool) -> s
     if Path(name).name != name:
         return f"{MANIFEST_FILE}: {name!r} points out of the engine"
     path = directory / name
+    fix = f"bita compile {directory}" if name == PLAN_FILE else "rebuild the engine"
     if not path.is_file():
-        return f"{name} is missing; copy the whole directory or rebuild the engine"
+        return f"{name} is missing; copy the whole directory or {fix}"
     size = path.stat().st_size
     if size != entry["bytes"]:
-        return f"{name} has {size} bytes, not {entry['bytes']}; copy it again or rebuild the engine"
+        return f"{name} has {size} bytes, not {entry['bytes']}; copy it again or {fix}"
     if (check_hashes or size <= SMALL_FILE) and sha256(path) != entry["sha256"]:
-        return f"{name} is damaged (sha256 differs); copy it again or rebuild the engine"
+        return f"{name} is damaged (sha256 differs); copy it again or {fix}"
     return None

@@ -169,6 +169,8 @@ def plan_build(
     check_replaceable(out)
     num_bytes = weight_bytes(architecture, options.precision, options.dialect)
     check_disk(out, num_bytes)
+    if plan:
+        plan.check_dialect(options.dialect)
     if plan and not plan.force:
         costs = plan_costs(num_bytes, plan.library, plan.rows or decode_rows(tree))
         check_costs(costs, plan, out, num_bytes)

@@ -65,6 +65,20 @@ class CompileOptions:
             )
         return (here,)
 
+    def check_dialect(self, dialect: str) -> None:
+        """Raise EngineError if the library reads no graph of it."""
+        if dialect not in PLAN_DIALECTS:
+            raise EngineError(
+                f"a graph of dialect {dialect} is for ONNX Runtime; build one with --dialect "
+                f"{self.default_dialect()}"
+            )
+        if dialect == "standard" and not reads_standard(self.library):
+            version = load_library(self.library).__version__
+            raise EngineError(
+                f"TensorRT {version} does not read the operators of dialect standard; build a "
+                "graph with --dialect plain"
+            )
+
     def default_dialect(self) -> str:
         """The newest that the library reads; raises EngineError if it is missing."""
         return "standard" if reads_standard(self.library) else "plain"
@@ -112,19 +126,15 @@ def decode_rows(trees: Trees) -> tuple[int, ...]:
 
 def _plan_options(engine: Engine, options: CompileOptions) -> PlanOptions:
     manifest = engine.manifest
-    if manifest.dialect not in PLAN_DIALECTS:
-        raise EngineError(
-            f"engine {engine.path} has a graph for ONNX Runtime on CPUs; build one with "
-            f"--dialect {options.default_dialect()}"
-        )
-    if manifest.dialect == "standard" and not reads_standard(options.library):
-        version = load_library(options.library).__version__
-        raise EngineError(
-            f"engine {engine.path} has operators that TensorRT {version} does not read; build it "
-            "with --dialect plain"
-        )
+    options.check_dialect(manifest.dialect)
     trees = trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
     rows = tuple(sorted(set(options.rows or decode_rows(trees))))
+    room = manifest.capacity - manifest.prefix_length
+    if rows[-1] > room:
+        raise EngineError(
+            f"a step of {rows[-1]} rows has no room in a cache of {manifest.capacity} slots, "
+            f"{manifest.prefix_length} of them for the prefix; give --rows of {room} at most"
+        )
     return PlanOptions(
         options.library,
         manifest.capacity,

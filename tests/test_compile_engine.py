@@ -68,6 +68,36 @@ def shown(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.compile
+def test_a_plan_that_is_damaged_or_missing_is_compiled_anew(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path / "engine"
+    assert build(model, out, *RTX, "--uncalibrated") == 0
+    for spoil in (lambda path: path.write_bytes(b"short"), Path.unlink):
+        spoil(out / PLAN_FILE)
+        assert main(["inspect", str(out)]) == 2
+        assert f"copy it again or bita compile {out}" in last_error(capsys).replace(
+            "the whole directory", "it again"
+        )
+        assert main(["compile", str(out), "--target", "sm89"]) == 0
+        open_engine(out, check_hashes=True)
+
+
+@pytest.mark.compile
+def test_a_graph_that_no_plan_is_made_of_is_refused_before_it_is_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert build(model, tmp_path / "e", *RTX, "--uncalibrated", "--dialect", "ort") == 2
+    assert "a graph of dialect ort is for ONNX Runtime" in last_error(capsys)
+    assert build(model, tmp_path / "e", *RTX, "--uncalibrated", "--rows", "2,9000") == 2
+    message = "a step of 9000 rows has no room in a cache of 300 slots, 0 of them for the prefix"
+    assert message in last_error(capsys)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.compile
 @pytest.mark.slow
 def test_a_calibrated_build_ends_with_a_plan_and_goes_on_where_it_was(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +133,8 @@ def test_what_cannot_be_compiled_leaves_the_engine_as_it_was(
     assert main(["compile", str(out)]) == 2
     assert "backend ort-cpu have no plan; give --backend tensorrt" in last_error(capsys)
     assert main(["compile", str(out), *RTX]) == 2
-    assert "has a graph for ONNX Runtime on CPUs; build one with --dialect" in last_error(capsys)
+    message = "a graph of dialect ort is for ONNX Runtime; build one with --dialect standard"
+    assert message in last_error(capsys)
     assert main(["compile", str(out), "--backend", "tensorrt-rtx", "--target", "sm1"]) == 2
     assert "target 'sm1' is not one of sm75, sm80" in last_error(capsys)
     assert main(["compile", str(out), *RTX, "--rows", "8,0"]) == 2

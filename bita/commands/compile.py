@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from bita.plan import LIBRARIES, PlanInfo
 
     began = time.perf_counter()
-    engine = open_engine(args.engine)
+    engine = open_engine(args.engine, but=(PLAN_FILE,))  # a missing or damaged one is no matter
     args.backend = args.backend or engine.manifest.backend
     options = plan_options(args)
     if options is None:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,9 @@ def _export(checkpoint: Any, adapter: Any, out: Path, options: Any, plan: Any) -
     with progress_bar("exporting", in_bytes=True) as bar:
         build_engine(checkpoint, adapter, target, options, bar.start, bar.add, plan=plan)
     if plan:
-        with progress_bars() as show:
-            move_engine(compile_engine(open_engine(target), plan, show), out)
+        try:
+            with progress_bars() as show:
+                move_engine(compile_engine(open_engine(target), plan, show), out)
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
     return ""
