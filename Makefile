@@ -120,7 +120,7 @@ $(VENV)/.model: $(VENV)/.export
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(PIP) --editable '.[export,dev]'
+	$(PIP) --editable '.[export,serve,dev]'
 	@touch $@
 
 # torch first: a requirement that only names it may bring CUDA builds of several GB

@@ -51,6 +51,7 @@ class BitaEngine:
         self.weight_bytes = _size(Path(model), "model.onnx*")
 
     def generate(self, token_ids: list[int], num_new_tokens: int) -> tuple[list[int], list[float]]:
+        self._session.forget()
         elapsed_ms = _stopwatch()
         generation = self._session.stream(token_ids, num_new_tokens, ignore_eos=True)
         times = [elapsed_ms() for _ in generation]

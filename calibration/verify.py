@@ -79,7 +79,7 @@ def verify(
     plain = session.using(tree=Tree.root_only())
     expected = []
     for prompt in prompts:
-        expected.append(plain.generate(prompt, max_new_tokens).token_ids)
+        expected.append(_alone(plain, prompt, max_new_tokens))
         on_prompt(1)
     ar_tokens_per_second = plain.stats.tokens_per_second
     comparisons = []
@@ -87,7 +87,7 @@ def verify(
         drafting = session.using(adapter=adapter)
         comparison = Comparison(name, tolerance)
         for prompt, tokens in zip(prompts, expected, strict=True):
-            found = drafting.generate(prompt, max_new_tokens).token_ids
+            found = _alone(drafting, prompt, max_new_tokens)
             compare(comparison, tokens, found, margin_behind(plain.margin, session.encode(prompt)))
             on_prompt(1)
         comparison.tokens_per_step = drafting.stats.tokens_per_step
@@ -95,6 +95,12 @@ def verify(
         comparison.ar_tokens_per_second = ar_tokens_per_second
         comparisons.append(comparison)
     return comparisons
+
+
+def _alone(session: Session, prompt: Prompt, max_new_tokens: int) -> list[int]:
+    """The tokens of an answer that uses nothing of another one's cache."""
+    session.forget()
+    return session.generate(prompt, max_new_tokens).token_ids
 
 
 def compare(

@@ -30,6 +30,11 @@ class Cache(ABC):
         self._adapter: Adapter | None = None
 
     @property
+    def adapter(self) -> Adapter | None:
+        """Whose prefix is in the first slots."""
+        return self._adapter
+
+    @property
     def capacity(self) -> int:
         return self.shape[2]
 
@@ -70,6 +75,19 @@ class Cache(ABC):
             self._move(targets, sources)
         self.length += len(path)
 
+    def append(self, rows: FloatArray) -> None:
+        """Go on with rows that `read` gave, [2L, H, n, D]."""
+        self._put(rows)
+        self.length += rows.shape[2]
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> FloatArray:
+        """A copy, in host memory, of the rows of tokens [start, stop) of the text."""
+
+    @abstractmethod
+    def _put(self, rows: FloatArray) -> None:
+        """Copy rows from host memory behind the text."""
+
     @abstractmethod
     def _write_prefix(self, adapter: Adapter) -> None: ...
 
@@ -94,6 +112,12 @@ class HostCache(Cache):
         """Put the rows of a step, [2L, H, Q, D], behind the text."""
         start = self.num_slots_used
         self.slab[:, :, start : start + rows.shape[2]] = rows
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        first = self.prefix_length
+        return self.slab[:, :, first + start : first + stop].copy()
+
+    _put = write
 
     def _write_prefix(self, adapter: Adapter) -> None:
         self.slab[0::2, :, : adapter.prefix_length] = adapter.prefix_keys

@@ -96,16 +96,34 @@ class DeviceCache(Cache):
         target = self._memory.address + self.num_slots_used * self._slot_bytes
         self._stream.copy_rows(target, self._pitch, rows.address, width, width, self._num_heads)
 
+    def read(self, start: int, stop: int) -> FloatArray:
+        layers, heads, _, width = self.shape
+        rows: FloatArray = np.empty((layers, heads, stop - start, width), self.dtype)
+        num_bytes = (stop - start) * self._slot_bytes
+        source = self._memory.address + (self.prefix_length + start) * self._slot_bytes
+        self._stream.copy_rows(
+            rows.ctypes.data, num_bytes, source, self._pitch, num_bytes, self._num_heads
+        )
+        self._stream.synchronize()
+        return rows
+
+    def _put(self, rows: FloatArray) -> None:
+        self._write_slots(self.num_slots_used, np.ascontiguousarray(rows))
+
     def _write_prefix(self, adapter: Adapter) -> None:
         sides = np.stack([adapter.prefix_keys, adapter.prefix_values], axis=1)
         prefix: FloatArray = np.ascontiguousarray(sides, self.dtype)
-        width = adapter.prefix_length * self._slot_bytes
+        self._write_slots(0, prefix)
+
+    def _write_slots(self, first: int, rows: FloatArray) -> None:
+        """Copy rows [2L, H, n, D] of the host."""
+        width = rows.shape[2] * self._slot_bytes
         if width:
-            source = prefix.ctypes.data
+            target = self._memory.address + first * self._slot_bytes
             self._stream.copy_rows(
-                self._memory.address, self._pitch, source, width, width, self._num_heads
+                target, self._pitch, rows.ctypes.data, width, width, self._num_heads
             )
-            self._stream.synchronize()  # `prefix` is gone after this
+            self._stream.synchronize()  # `rows` may be gone after this
 
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         for target, source in zip(targets, sources, strict=True):

@@ -1,6 +1,6 @@
 """Both ends of a round: which nodes are accepted, and what the next tree holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +14,24 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def accept(
-    children: Sequence[Sequence[int]], tokens: Sequence[int], chosen: Sequence[int]
+    children: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    choose: Callable[[int], int],
+    has_ended: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], int]:
     """Walk from the root to the child that holds each node's chosen token, as far as there is one.
 
-    children: the nodes that may be accepted behind each node. tokens, chosen: per node, the token
-    it holds and the token the model puts behind it. Returns the nodes of the path, the root first,
-    and the bonus token (chosen at the last node of the path). Source: BiTA, tree verification.
+    children: the nodes that may be accepted behind each node. tokens: that the nodes hold. choose:
+    the token that follows a node; it is asked once for each node of the path, in its order.
+    has_ended: whether nothing is to follow what was chosen last. Returns the nodes of the path, the
+    root first, and the bonus token (chosen at the last node of the path). Source: BiTA, tree
+    verification.
     """
     path = [0]
     while True:
-        bonus = chosen[path[-1]]
+        bonus = choose(path[-1])
+        if has_ended():
+            return path, bonus
         for child in children[path[-1]]:
             if tokens[child] == bonus:
                 path.append(child)
@@ -46,7 +53,7 @@ def spine_children(tree: Tree) -> tuple[tuple[int, ...], ...]:
 
 
 class Drafts:
-    """The top tokens and logits of the mask group that was accepted last, shared by all trees.
+    """The top tokens and logits of a text's mask group that was accepted last.
 
     num_masks: of the group, at most max_masks.
     """
@@ -64,34 +71,31 @@ class Drafts:
 
 
 class Drafter:
-    """Fills the nodes of a tree from the drafts.
+    """Fills the nodes of a tree from drafts.
 
     A tree may be deeper than the group that was accepted; nodes without a draft keep an old one.
     That costs nothing: a node is accepted only where it holds what the model says. pairs: order the
-    drafts behind each node by pair scores too. Raises ValueError if the drafts have fewer masks
-    than the tree is deep.
+    drafts behind each node by pair scores too.
     """
 
-    def __init__(self, tree: Tree, drafts: Drafts, pairs: PairTables | None = None) -> None:
-        if tree.max_depth > len(drafts.ids):
-            raise ValueError(f"a tree {tree.max_depth} deep, drafts of {len(drafts.ids)} masks")
+    def __init__(self, tree: Tree, pairs: PairTables | None = None) -> None:
         self._mask = np.array(tree.depths[1:], np.int64) - 1
         self._rank = np.array(tree.ranks[1:], np.int64) - 1
-        self._drafts = drafts
         self._pairs = pairs
         self._levels = _levels(tree)
 
-    def fill(self, tokens: Int64Array, guess: Sequence[int] = ()) -> None:
-        """Write the drafts into the token ids of the nodes, [N]; the root's is there.
+    def fill(self, tokens: Int64Array, drafts: Drafts, guess: Sequence[int] = ()) -> None:
+        """Write drafts, of as many masks as the tree is deep at least, into the token ids of the
+        nodes, [N]; the root's is there.
 
         guess: what the spine holds instead of mask drafts, as far as it goes. Nodes beside it take
         the best drafts that differ from it.
         """
         if self._pairs is None and not len(guess):
-            tokens[1:] = self._drafts.ids[self._mask, self._rank]
+            tokens[1:] = drafts.ids[self._mask, self._rank]
             return
         for level in self._levels:
-            ordered = self._ordered(level, tokens)
+            ordered = self._ordered(level, tokens, drafts)
             tokens[level.nodes] = ordered[level.places, level.ranks]
             depth = level.mask + 1
             if depth <= len(guess):
@@ -100,9 +104,9 @@ class Drafter:
                 known = level.beside_ranks < len(others)
                 tokens[level.beside_spine[known]] = others[level.beside_ranks[known]]
 
-    def _ordered(self, level: "_Level", tokens: Int64Array) -> Int64Array:
+    def _ordered(self, level: "_Level", tokens: Int64Array, drafts: Drafts) -> Int64Array:
         """[parents, k]: the drafts of a level's mask as children of each parent, best first."""
-        ids, logits = self._drafts.ids[level.mask], self._drafts.logits[level.mask]
+        ids, logits = drafts.ids[level.mask], drafts.logits[level.mask]
         if self._pairs is None:
             return np.broadcast_to(ids, (len(level.parents), len(ids)))
         return self._pairs.order(tokens[level.parents], ids, logits)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bita.engine import GENERATION_FILE, Engine
+from bita.engine import GENERATION_FILE, TOKENIZER_FILE, Engine
 from bita.errors import PromptError
 from bita.generation import GenerationDefaults
 from bita.runtime.chat_template import ChatTemplate
+from bita.runtime.grammar import GrammarCompiler
 from bita.runtime.text import TextCodec
 
 Message = Mapping[str, Any]
@@ -20,6 +21,9 @@ class EngineTexts:
         self.codec = TextCodec.open(engine.path)
         self.defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
         self.template = ChatTemplate.open(engine.path, self.defaults.special_tokens)
+        self.grammars = GrammarCompiler(
+            engine.file(TOKENIZER_FILE), engine.manifest.vocab_size, self.defaults.eos_ids
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of text (special tokens added), of messages (templated) or of token ids."""
@@ -31,7 +35,11 @@ class EngineTexts:
             raise PromptError("the prompt is empty; give text, messages or token ids")
         if all(type(item) is int for item in prompt):
             return list(prompt)  # type: ignore[arg-type]
+        text = self.render(prompt)  # type: ignore[arg-type]
+        return self.codec.encode(text, add_special_tokens=False)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of messages by the model's template. Raises PromptError."""
         if self.template is None:
             raise PromptError("this engine's model has no chat template; give the prompt as text")
-        text = self.template.render(prompt)  # type: ignore[arg-type]
-        return self.codec.encode(text, add_special_tokens=False)
+        return self.template.render(messages)

@@ -1,14 +1,22 @@
 """The runtime's front door: open an engine, give it a prompt, get text."""
 
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
-from bita.errors import EngineError, raise_faults
+from bita.errors import EngineError, PromptError, raise_faults
 from bita.runtime.backend import Backend, open_backend
-from bita.runtime.engine_texts import EngineTexts, Prompt
+from bita.runtime.cached_texts import CachedTexts
+from bita.runtime.chooser import Chooser
+from bita.runtime.conversation import Conversation, Overflow
+from bita.runtime.engine_texts import EngineTexts, Message, Prompt
+from bita.runtime.generation import Generation
 from bita.runtime.memory import MemoryWatch
+from bita.runtime.options import SEEDS, Options
 from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
 from bita.runtime.text import IncrementalText
@@ -16,72 +24,13 @@ from bita.runtime.tree_decoder import TreeDecoder
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
 
-class Generation(Iterator[str]):
-    """One answer while it is made: iterate over it for pieces of text.
-
-    text: so far. finish_reason: None while it runs, then "eos", "stop", "length" (max_new_tokens)
-    or "capacity" (the cache is full).
-    """
-
-    def __init__(self, decoder: TreeDecoder, prompt_ids: Sequence[int], rule: StopRule) -> None:
-        self.prompt_ids = list(prompt_ids)
-        self.text = ""
-        self.finish_reason: str | None = None
-        self._decoder = decoder
-        self._rule = rule
-        self._text_number: int | None = None
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens kept so far, an EOS at the end included."""
-        return self._rule.token_ids
-
-    def __next__(self) -> str:
-        """Run one step and return the text it added ("" while a character is not complete).
-
-        Raises EngineError if another generation was started on the same engine meanwhile.
-        """
-        if self.finish_reason is not None:
-            raise StopIteration
-        if self._text_number is None:
-            tokens = [self._decoder.prefill(self.prompt_ids)]
-            self._text_number = self._decoder.text_number
-        elif self._decoder.text_number != self._text_number:
-            raise EngineError("this answer ended when another was started on the same engine")
-        elif self._decoder.is_full:
-            return self._finish("capacity")
-        else:
-            tokens = self._decoder.advance()
-        return self._take(tokens)
-
-    def run(self) -> "Generation":
-        """Run to the end."""
-        for _ in self:
-            pass
-        return self
-
-    def _take(self, tokens: Sequence[int]) -> str:
-        for count, token in enumerate(tokens, 1):
-            self._rule.feed(token)
-            if self._rule.finish_reason is not None:
-                self._decoder.stats.num_tokens -= len(tokens) - count
-                return self._finish(self._rule.finish_reason)
-        return self._add(self._rule.take_text())
-
-    def _finish(self, reason: str) -> str:
-        self.finish_reason = reason
-        return self._add(self._rule.close())
-
-    def _add(self, piece: str) -> str:
-        self.text += piece
-        return piece
-
-
 class Session:
-    """A loaded engine that answers one prompt at a time. Not to be shared between threads.
+    """A loaded engine. Threads may share it: they take turns, a step or a whole answer each.
 
-    Open it with `Session.open`. least_rows: rows from which on steps give a row the same bits, a
-    rule of mode "exact": 1 or 2 on a processor; on a GPU up to the rows of the largest tree.
+    Prompts that begin like the text in the cache, as the next turn of a conversation does, are
+    computed from there on. Open it with `Session.open`. least_rows: rows from which on steps give a
+    row the same bits, a rule of mode "exact": 1 or 2 on a processor; on a GPU up to the rows of the
+    largest tree.
     """
 
     def __init__(
@@ -91,12 +40,14 @@ class Session:
         backend: Backend,
         decoder: TreeDecoder,
         least_rows: int,
+        keep_answers: bool = False,
     ) -> None:
         self.engine = engine
         self.least_rows = least_rows
         self._texts = texts
         self._backend = backend
         self._decoder = decoder
+        self._keep_answers = keep_answers
 
     @classmethod
     def open(
@@ -111,6 +62,8 @@ class Session:
         check_hashes: bool = False,
         backend: str | None = None,
         cuda_graph: bool = True,
+        kept_text_bytes: int = 256 << 20,
+        keep_answers: bool = False,
     ) -> "Session":
         """Load the engine at `path`; raises EngineError that lists every fault of it.
 
@@ -121,6 +74,9 @@ class Session:
         num_threads: 0 for one per physical core. check_hashes: hash the weights before loading.
         backend: what executes the steps, None for what the engine was built for; each runs on
         "ort-cpu" too. cuda_graph: launch decode steps as captured graphs.
+        kept_text_bytes: of host memory, for keys and values of texts that another text has to put
+        out of the cache: conversations and unfinished answers, with `keep_answers` finished ones
+        too. What does not fit is computed again when it is needed.
         """
         engine = open_engine(path, check_hashes)
         own_tree = read_tree(engine)
@@ -133,10 +89,11 @@ class Session:
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
-        decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows)
+        cached = CachedTexts(loaded.cache, kept_text_bytes)
+        decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows, cached)
         watch.loaded(loaded.device_bytes)
         decoder.stats.memory = watch
-        return cls(engine, texts, loaded, decoder, least_rows)
+        return cls(engine, texts, loaded, decoder, least_rows, keep_answers)
 
     def using(
         self,
@@ -149,20 +106,21 @@ class Session:
         """Another session on the same loaded weights and cache; what is not given stays.
 
         min_rows: None for `least_rows`.
-        One of the two answers at a time: starting an answer in one ends the other's, and on a GPU
-        a tree of another size does.
         """
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
         _check_adapter(self.engine, adapter)
-        tree, least_rows = tree or self.tree, self.least_rows
-        if tree is not self.tree:
-            least_rows = max(
-                least_rows, self._backend.least_rows(adapter, (least_rows, *_sizes(tree)))
-            )
-        decoder = TreeDecoder(self._backend, adapter, tree, mode, min_rows or least_rows)
+        tree, least_rows, texts = tree or self.tree, self.least_rows, self._decoder.texts
+        with texts.lock:
+            if tree is not self.tree:
+                sizes = (least_rows, *_sizes(tree))
+                least_rows = max(least_rows, self._backend.least_rows(adapter, sizes))
+            rows = min_rows or least_rows
+            decoder = TreeDecoder(self._backend, adapter, tree, mode, rows, texts)
         decoder.stats.memory = self.stats.memory
-        return Session(self.engine, self._texts, self._backend, decoder, least_rows)
+        return Session(
+            self.engine, self._texts, self._backend, decoder, least_rows, self._keep_answers
+        )
 
     def generate(
         self,
@@ -170,9 +128,25 @@ class Session:
         max_new_tokens: int = 256,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        **options: Any,
     ) -> Generation:
         """Answer and return the finished generation; arguments as for `stream`."""
-        return self.stream(prompt, max_new_tokens, stop, ignore_eos).run()
+        return self.stream(prompt, max_new_tokens, stop, ignore_eos, **options).run()
+
+    def generate_several(
+        self, prompt: Prompt, count: int, max_new_tokens: int = 256, **options: Any
+    ) -> list[Generation]:
+        """`count` answers to one prompt, one after the other; the prompt is computed once.
+
+        The first is what `generate` gives with the same seed; the others draw other numbers.
+        """
+        if type(count) is not int or count < 1:
+            raise PromptError(f"the number of answers is {count!r}; pass an integer from 1 on")
+        wanted = Options.of(max_new_tokens=max_new_tokens, **options)
+        seed = wanted.seed if wanted.seed is not None else new_seed()
+        ids = self.encode(prompt)
+        started = [self.start(ids, wanted, seed=seed, choice=choice) for choice in range(count)]
+        return [generation.run() for generation in started]
 
     def stream(
         self,
@@ -180,19 +154,88 @@ class Session:
         max_new_tokens: int = 256,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        **options: Any,
     ) -> Generation:
-        """Start an answer, greedily decoded; iterate over the result for its text.
+        """Start an answer, greedily decoded if nothing else is asked for; iterate over the result
+        for its text.
 
         prompt: text that is continued as it is, messages ({"role", "content"}) that go through the
         model's chat template, or token ids. stop: strings that end the answer and are not part of
-        it. Raises PromptError for a prompt or an option that is not usable.
+        it. options: fields of `Options`, such as temperature=0.7, seed=1, logprobs=0 or
+        grammar=Grammar.json_schema(...). Raises PromptError for a prompt or an option that is not
+        usable.
+        """
+        wanted = Options.of(
+            max_new_tokens=max_new_tokens, stop=stop, ignore_eos=ignore_eos, **options
+        )
+        return self.start(prompt, wanted)
+
+    def start(
+        self,
+        prompt: Prompt,
+        options: Options,
+        *,
+        seed: int | None = None,
+        choice: int = 0,
+        is_kept: bool | None = None,
+        on_end: Callable[[Generation], None] = lambda generation: None,
+    ) -> Generation:
+        """Start an answer; what `stream` does, for those who have `Options`.
+
+        seed: instead of the options'. choice: number of the answer among several to a prompt, which
+        draws other numbers. is_kept: whether the cached rows are wanted when it has ended; None: as
+        the session was opened. on_end: called then.
         """
         prompt_ids = self.encode(prompt)
         self._decoder.check_prompt(prompt_ids)
-        stops = [stop] if isinstance(stop, str) else stop
-        eos_ids = () if ignore_eos else self.eos_ids
+        self._check_token_ids(options)
+        eos_ids = () if options.ignore_eos else self.eos_ids
+        if seed is None:
+            seed = options.seed if options.seed is not None else new_seed()
+        chooser = None
+        if options.needs_logits:
+            grammar = options.grammar
+            matcher = None if grammar is None else self._texts.grammars.compile(grammar)
+            ends = {*eos_ids, *options.stop_token_ids}
+            chooser = Chooser(options, prompt_ids, ends, seed, choice, matcher)
         text = IncrementalText(self._texts.codec, continues=isinstance(prompt, str))
-        return Generation(self._decoder, prompt_ids, StopRule(text, eos_ids, max_new_tokens, stops))
+        rule = StopRule(
+            text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
+        )
+        return Generation(
+            self._decoder,
+            self._decoder.begin(prompt_ids, chooser),
+            rule,
+            seed,
+            options.timeout_s,
+            self._keep_answers if is_kept is None else is_kept,
+            on_end,
+        )
+
+    def _check_token_ids(self, options: Options) -> None:
+        size = self.engine.manifest.vocab_size
+        for name, ids in (
+            ("logit_bias", options.logit_bias),
+            ("stop_token_ids", options.stop_token_ids),
+        ):
+            for token in ids:
+                if not 0 <= token < size:
+                    raise PromptError(f"{name}: token id {token} is not in [0, {size})")
+
+    def forget(self) -> None:
+        """Forget all texts, so that the next prompt is computed whole."""
+        with self._decoder.texts.lock:
+            self._decoder.texts.forget()
+
+    def conversation(
+        self, messages: Sequence[Message] = (), overflow: Overflow = "refuse"
+    ) -> Conversation:
+        """A conversation that starts with these messages, such as a system message.
+
+        overflow: what happens when it outgrows the cache, see `Conversation`. Several may go on by
+        turns. Raises PromptError if the model has no chat template.
+        """
+        return Conversation(self, self._texts, messages, overflow)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `generate` would use them."""
@@ -200,11 +243,22 @@ class Session:
 
     def margin(self, token_ids: Sequence[int]) -> float:
         """How far the best logit behind these tokens is above the second."""
-        return self._decoder.margin(token_ids)
+        with self._decoder.texts.lock:
+            return self._decoder.margin(token_ids)
+
+    @property
+    def lock(self) -> RLock:
+        """Held while a step runs; whoever runs steps of the backend holds it."""
+        return self._decoder.texts.lock
 
     @property
     def has_chat_template(self) -> bool:
         return self._texts.template is not None
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that leaves room for an answer of one token."""
+        return self._decoder.max_prompt_tokens
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -226,7 +280,7 @@ class Session:
 
     @property
     def backend(self) -> Backend:
-        """What executes the steps; whoever runs its own ends the answer that is being made."""
+        """What executes the steps; who runs its own steps holds `lock`."""
         return self._backend
 
     @property
@@ -239,6 +293,11 @@ class Session:
     def reset_stats(self) -> None:
         """Count from zero again."""
         self._decoder.stats = Stats(memory=self.stats.memory)
+
+
+def new_seed() -> int:
+    """A seed that nobody asked for."""
+    return secrets.randbelow(SEEDS)
 
 
 def read_tree(engine: Engine) -> Trees:

@@ -14,18 +14,25 @@ class Stats:
 
     num_steps, num_tokens: decode steps and the tokens they emitted (the prefill's one not
     counted). step_ms: time of each decode step; backend_ms: the part of it inside the backend.
-    prefill_ms, num_prompt_tokens: of all prefills. num_accepted: by path of a node, how often it
-    was accepted; the root () in every step. memory: of the process and on the GPU.
+    prefill_ms, num_prompt_tokens: of all prefills; num_reused_tokens: the part of those tokens that
+    the cache held already, from a text that begins alike. num_accepted: by path of a node, how
+    often it was accepted; the root () in every step. memory: of the process and on the GPU.
     """
 
     num_steps: int = 0
     num_tokens: int = 0
     num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
     prefill_ms: float = 0.0
     step_ms: "array[float]" = field(default_factory=lambda: array("d"))
     backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
     num_accepted: "Counter[Path]" = field(default_factory=Counter)
     memory: MemoryWatch = field(default_factory=MemoryWatch)
+
+    def count_prompt(self, num_tokens: int, num_reused: int) -> None:
+        """Add a prompt."""
+        self.num_prompt_tokens += num_tokens
+        self.num_reused_tokens += num_reused
 
     def count_step(self, path: Path, num_tokens: int, step_ms: float, backend_ms: float) -> None:
         """Add one decode step that accepted `path` and emitted `num_tokens`."""

@@ -26,7 +26,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         """Raise PromptError, listing all faults, if a stop string is empty, too long or no text."""
-        raise_faults(PromptError, "stop strings", _stop_faults(stops))
+        raise_faults(PromptError, "stop strings", stop_faults(stops))
         self.found: str | None = None  # the stop string that ended the text
         self._stops = tuple(dict.fromkeys(stops))
         self._beginnings = {stop[:end] for stop in self._stops for end in range(1, len(stop))}
@@ -76,10 +76,10 @@ class StopStrings:
 class StopRule:
     """Decides token by token what of a generation counts.
 
-    It ends at an EOS token (kept in `token_ids`, not shown), at the token that completes a stop
-    string (kept; the text is cut before the string), or at the token limit, looked at in this
-    order. Tokens fed after the end are ignored, so a whole accepted path can be fed at once; the
-    number kept of it is the growth of `token_ids`. Cost per token without stop strings: about
+    It ends at an EOS or stop token (kept in `token_ids`, not shown), at the token that completes a
+    stop string (kept; the text is cut before the string), or at the token limit, looked at in
+    this order. Tokens fed after the end are ignored, so a whole accepted path can be fed at once;
+    the number kept of it is the growth of `token_ids`. Cost per token without stop strings: about
     1 µs.
     """
 
@@ -89,8 +89,10 @@ class StopRule:
         eos_ids: Collection[int],
         max_new_tokens: int,
         stops: Sequence[str] = (),
+        stop_token_ids: Collection[int] = (),
     ) -> None:
         """text: fresh, owned by the rule from here on. eos_ids: none to go on past EOS tokens.
+        stop_token_ids: more that end the answer, kept and not shown like EOS.
 
         Raises PromptError if the limit is below 1 or a stop string is not usable.
         """
@@ -100,6 +102,7 @@ class StopRule:
         self.finish_reason: FinishReason | None = None
         self._text = text
         self._eos_ids = frozenset(eos_ids)
+        self._stop_token_ids = frozenset(stop_token_ids)
         self._max_new_tokens = max_new_tokens
         self._stops = StopStrings(stops)
         self._ready: list[str] = []
@@ -111,6 +114,9 @@ class StopRule:
         self.token_ids.append(token_id)
         if token_id in self._eos_ids:
             self.finish_reason = "eos"
+            return
+        if token_id in self._stop_token_ids:
+            self.finish_reason = "stop"
             return
         if piece := self._text.push((token_id,)):
             self._ready.append(self._stops.push(piece))
@@ -135,7 +141,8 @@ class StopRule:
         return self.take_text() + rest
 
 
-def _stop_faults(stops: Sequence[str]) -> list[str]:
+def stop_faults(stops: Sequence[str]) -> list[str]:
+    """Why these cannot be stop strings."""
     if isinstance(stops, str) or not isinstance(stops, Sequence):
         return [f"{stops!r} is not a list of strings; pass [{stops!r}]"]
     faults = []

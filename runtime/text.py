@@ -49,6 +49,8 @@ class TextCodec:
         self.tokenizer = tokenizer
         self.rule = _decoding_rule(tokenizer)
         self.token_bytes = _TokenBytes(tokenizer, self.rule.to_bytes)
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._special_texts = tuple(token.content for token in added if token.special)
 
     @classmethod
     def open(cls, engine_dir: Path) -> "TextCodec":
@@ -74,6 +76,10 @@ class TextCodec:
         """Id of a token given by its exact string, such as "<|im_end|>"; None if there is none."""
         found = self.tokenizer.token_to_id(token)
         return None if found is None else int(found)
+
+    def starts_special(self, text: str) -> bool:
+        """Whether `text` starts with a special token."""
+        return text.startswith(self._special_texts)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. Special tokens written out in it count as such.

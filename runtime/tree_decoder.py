@@ -1,69 +1,69 @@
 """The decode round on token ids: prefill, then draft, verify, accept and commit in one step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-
-import numpy as np
 
 from bita.adapter import Adapter
 from bita.errors import PromptError, TreeError, raise_faults
 from bita.runtime.backend import Backend, Step
+from bita.runtime.cached_texts import CachedTexts
+from bita.runtime.chooser import Chooser
+from bita.runtime.decoded_text import DecodedText
 from bita.runtime.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.layout import PREFILL_ROWS, prefill_layout, tree_layout
 from bita.runtime.ngrams import NgramIndex
 from bita.runtime.stats import Stats
-from bita.tree import Tree
+from bita.tree import MAX_MATCH, Tree
 from bita.tree_table import Trees, TreeTable
 
 ROOT_ONLY = Tree.root_only()
 
 
 class TreeDecoder:
-    """Decodes one text at a time over preallocated buffers.
+    """Decodes texts, a step at a time, over preallocated buffers.
 
     trees: one, or one for each state; Tree.root_only() decodes plainly (AR). mode: "exact" accepts
     along the spine only, "tree" accepts every node. min_rows: 2 makes AR bit-identical to exact
-    tree decoding (kernels for one row sum in another order), 1 is fastest. Raises TreeError if a
-    tree does not fit.
+    tree decoding (kernels for one row sum in another order), 1 is fastest. texts: what decoders on
+    one backend share; whoever calls holds its lock. Raises TreeError if a tree does not fit.
     """
 
     def __init__(
-        self, backend: Backend, adapter: Adapter, trees: Trees, mode: str, min_rows: int
+        self,
+        backend: Backend,
+        adapter: Adapter,
+        trees: Trees,
+        mode: str,
+        min_rows: int,
+        texts: CachedTexts | None = None,
     ) -> None:
         _check_fit(trees, adapter, backend)
         self.trees = trees
         self.adapter = adapter
         self.mode = mode
+        self.texts = texts or CachedTexts(backend.cache)
         self.stats = Stats()
         self._backend = backend
         self._cache = backend.cache
         self._min_rows = min_rows
         self._table = TreeTable.of(trees)
-        depth = max(tree.max_depth for tree in self._table.trees)
-        self._drafts = Drafts(max(depth, adapter.num_masks), backend.num_ranks)
+        self._depth = max(tree.max_depth for tree in self._table.trees)
         self._pairs = backend.pairs.tables(adapter)
-        self._ngrams = NgramIndex() if self._table.uses_text else None
-        self._root = 0
-        self._bound = [self._bind(tree) for tree in self._table.trees]
-        self._narrow = self._bind(ROOT_ONLY)
+        self._bound = self._bind_all(with_logits=False)
+        self._bound_with_logits: _BoundTrees | None = None
         self._full_prefill: Step | None = None
         self._margin = 0.0
 
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for a step."""
-        return self._cache.capacity - self.adapter.prefix_length - self._narrow.step.num_slots
+        num_slots = self._bound.narrow.step.num_slots
+        return self._cache.capacity - self.adapter.prefix_length - num_slots
 
-    @property
-    def text_number(self) -> int:
-        """Which text the cache holds: another number after another prefill."""
-        return self._cache.text_number
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the cache has no room for another step."""
-        return self._cache.length > self.max_prompt_tokens
+    def is_full(self, text: DecodedText) -> bool:
+        """Whether the cache has no room for another step of a text."""
+        return text.has_answer and len(text.token_ids) - 1 > self.max_prompt_tokens
 
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Raise PromptError if a prompt is empty, too long, or holds an id outside [0, V)."""
@@ -81,97 +81,128 @@ class TreeDecoder:
                 f"the prompt has {low if low < 0 else high}"
             )
 
-    def prefill(self, token_ids: Sequence[int]) -> int:
-        """Forget the last text, compute a prompt and return the first new token.
+    def begin(self, prompt_ids: Sequence[int], chooser: Chooser | None = None) -> DecodedText:
+        """A text whose prompt is to be read. Raises PromptError as `check_prompt` does."""
+        self.check_prompt(prompt_ids)
+        num_masks = max(self._depth, self.adapter.num_masks)
+        drafts = Drafts(num_masks, self._backend.num_ranks)
+        ngrams = NgramIndex() if self._table.uses_text else None
+        return DecodedText(prompt_ids, drafts, ngrams, chooser)
 
-        Raises PromptError as `check_prompt` does.
+    def step(self, text: DecodedText) -> list[int]:
+        """Run the step that a text needs next and return the tokens that it emitted.
+
+        A piece of the prompt that is not its last emits nothing, the last one a token, a
+        draft-verify round 1 to depth + 1. What the cache lost of the text to another one is
+        computed again, in pieces that emit nothing.
         """
-        self.check_prompt(token_ids)
         began = perf_counter()
-        self._cache.start(self.adapter)
-        tokens = np.asarray(token_ids, np.int64)
-        last = (len(tokens) - 1) // PREFILL_ROWS * PREFILL_ROWS
-        for start in range(0, last, PREFILL_ROWS):
-            self._prefill_piece(tokens[start : start + PREFILL_ROWS])
-        self._root = self._prefill_end(tokens[last:])
-        if self._ngrams is not None:
-            self._ngrams.start([*token_ids, self._root])
+        self.texts.take(text, self.adapter)
+        if text.num_reused is None:
+            text.num_reused = self._cache.length
+            self.stats.count_prompt(text.num_prompt_tokens, text.num_reused)
+        missing = text.token_ids[self._cache.length :]
+        if text.has_answer and len(missing) == 1:
+            return self._advance(text, began)
+        emitted: list[int] = []
+        if text.has_answer or len(missing) > PREFILL_ROWS:
+            self._prefill_piece(missing[:-1][:PREFILL_ROWS])
+        else:
+            emitted.append(self._prefill_end(text, missing))
+            text.extend(emitted)
         self.stats.prefill_ms += 1000 * (perf_counter() - began)
-        self.stats.num_prompt_tokens += len(tokens)
-        return self._root
+        return emitted
 
     def margin(self, token_ids: Sequence[int]) -> float:
-        """How far the best logit behind this text is above the second; forgets the last text."""
-        self.prefill(token_ids)
+        """How far the best logit behind these tokens is above the second."""
+        text = self.begin(token_ids)
+        text.is_wanted = False
+        while not self.step(text):
+            pass
         return self._margin
 
-    def advance(self) -> list[int]:
-        """Run one draft-verify round and return the tokens it committed (1 to depth + 1)."""
-        began = perf_counter()
-        bound = self._bound_now()
+    def _advance(self, text: DecodedText, began: float) -> list[int]:
+        """One draft-verify round."""
+        bound, guess = self._bound_now(text)
         tree, step = bound.tree, bound.step
         nodes = step.token_ids[0, : tree.num_nodes]
-        nodes[0] = self._root
-        bound.drafter.fill(nodes, self._guess(tree))
+        nodes[0] = text.root
+        bound.drafter.fill(nodes, text.drafts, guess)
         ran = perf_counter()
         step.run()
         backend_ms = 1000 * (perf_counter() - ran)
-        tokens, chosen = nodes.tolist(), step.top_ids[: tree.num_nodes, 0].tolist()
-        path, bonus = accept(bound.children, tokens, chosen)
+        tokens = nodes.tolist()
+        path, bonus = _accepted(bound, tokens, text.chooser)
         self._cache.commit(path)
         group = bound.groups[path[-1]]
-        self._drafts.read(step.top_ids[group], step.top_logits[group])
-        self._root = bonus
+        text.drafts.read(step.top_ids[group], step.top_logits[group])
         emitted = [*(tokens[node] for node in path[1:]), bonus]
-        if self._ngrams is not None:
-            self._ngrams.extend(emitted)
+        text.extend(emitted)
         step_ms = 1000 * (perf_counter() - began)
         self.stats.count_step(tree.paths[path[-1]], len(emitted), step_ms, backend_ms)
         return emitted
 
-    def _bound_now(self) -> "_BoundTree":
-        """The state's tree, or the root where the cache has no room for it."""
-        match = 0 if self._ngrams is None else self._ngrams.match_length()
-        bound = self._bound[self._table.number(self._drafts.num_masks, match)]
-        fits = self._cache.num_slots_used + bound.step.num_slots <= self._cache.capacity
-        return bound if fits else self._narrow
+    def _bound_now(self, text: DecodedText) -> "tuple[_BoundTree, list[int]]":
+        """The state's tree, or the root where the cache has no room for it, and what the spine
+        takes instead of mask drafts.
+        """
+        trees = self._trees_for(text)
+        forced = [] if text.chooser is None else text.chooser.forced()
+        match = 0 if text.ngrams is None else text.ngrams.match_length()
+        state = MAX_MATCH if forced else match
+        bound = trees.bound[self._table.number(text.drafts.num_masks, state)]
+        if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
+            return trees.narrow, []
+        tree = bound.tree
+        if forced or text.ngrams is None or not tree.min_match:
+            return bound, forced[: tree.spine_length]
+        return bound, text.ngrams.guess(tree.spine_length, tree.min_match)
 
-    def _guess(self, tree: Tree) -> list[int]:
-        """What the spine takes from the text so far."""
-        if self._ngrams is None or not tree.min_match:
-            return []
-        return self._ngrams.guess(tree.spine_length, tree.min_match)
+    def _trees_for(self, text: DecodedText) -> "_BoundTrees":
+        if text.chooser is None:
+            return self._bound
+        if self._bound_with_logits is None:
+            self._bound_with_logits = self._bind_all(with_logits=True)
+        return self._bound_with_logits
 
-    def _bind(self, tree: Tree) -> "_BoundTree":
+    def _bind_all(self, with_logits: bool) -> "_BoundTrees":
+        bound = [self._bind(tree, with_logits) for tree in self._table.trees]
+        return _BoundTrees(bound, self._bind(ROOT_ONLY, with_logits))
+
+    def _bind(self, tree: Tree, with_logits: bool) -> "_BoundTree":
         return _BoundTree(
             tree,
-            self._backend.bind(tree_layout(tree, self._min_rows), self.adapter),
-            Drafter(tree, self._drafts, self._pairs),
+            self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),
+            Drafter(tree, self._pairs),
             spine_children(tree) if self.mode == "exact" else tree.children,
             tuple(slice(group.start, group.stop) for group in tree.groups),
         )
 
-    def _prefill_piece(self, tokens: np.ndarray) -> None:
-        if self._full_prefill is None:
-            layout = prefill_layout(PREFILL_ROWS, 0, self._min_rows)
-            self._full_prefill = self._backend.bind(layout, self.adapter)
-        self._full_prefill.token_ids[0] = tokens
-        self._full_prefill.run()
+    def _prefill_piece(self, tokens: Sequence[int]) -> None:
+        if len(tokens) == PREFILL_ROWS and self._full_prefill is not None:
+            step = self._full_prefill
+        else:
+            layout = prefill_layout(len(tokens), 0, self._min_rows)
+            step = self._backend.bind(layout, self.adapter)
+        if len(tokens) == PREFILL_ROWS:
+            self._full_prefill = step
+        step.token_ids[0, : len(tokens)] = tokens
+        step.run()
         self._cache.length += len(tokens)
 
-    def _prefill_end(self, tokens: np.ndarray) -> int:
+    def _prefill_end(self, text: DecodedText, tokens: Sequence[int]) -> int:
         """The last piece of the prompt with the first mask group behind it."""
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
         num_masks = min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
-        step = self._backend.bind(layout, self.adapter)
+        step = self._backend.bind(layout, self.adapter, with_logits=text.chooser is not None)
         step.token_ids[0, : len(tokens)] = tokens
         step.run()
         self._cache.length += len(tokens)
         masks = slice(1, 1 + num_masks)
-        self._drafts.read(step.top_ids[masks], step.top_logits[masks])
+        text.drafts.read(step.top_ids[masks], step.top_logits[masks])
         self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
-        return int(step.top_ids[0, 0])
+        return _chooses(step, text.chooser)(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +216,34 @@ class _BoundTree:
     drafter: Drafter
     children: tuple[tuple[int, ...], ...]
     groups: tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundTrees:
+    """Those of the table. narrow: the root alone."""
+
+    bound: list[_BoundTree]
+    narrow: _BoundTree
+
+
+def _accepted(
+    bound: _BoundTree, tokens: Sequence[int], chooser: Chooser | None
+) -> tuple[list[int], int]:
+    """The path that the step's rows agree with, and its bonus token."""
+    choose = _chooses(bound.step, chooser)
+    if chooser is None:
+        return accept(bound.children, tokens, choose)
+    return accept(bound.children, tokens, choose, lambda: chooser.has_ended)
+
+
+def _chooses(step: Step, chooser: Chooser | None) -> Callable[[int], int]:
+    """The token behind an output row of the step: the best one, or the chooser's."""
+    if chooser is None:
+        best: list[int] = step.top_ids[:, 0].tolist()
+        return best.__getitem__
+    logits = step.logits
+    assert logits is not None
+    return lambda row: chooser.choose(logits[row])
 
 
 def _check_fit(trees: Trees, adapter: Adapter, backend: Backend) -> None:

@@ -90,18 +90,18 @@ def test_a_new_text_knows_nothing_of_the_last() -> None:
 def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
     tree = Tree.triangle((3, 2)).with_ngrams(1)
     drafts = Drafts(2, 3)
-    drafter = Drafter(tree, drafts)
+    drafter = Drafter(tree)
     drafts.read(np.array([[10, 11, 12], [20, 21, 22]]), np.zeros((2, 3), np.float32))
     tokens = np.zeros(tree.num_nodes, np.int64)
-    drafter.fill(tokens)
+    drafter.fill(tokens, drafts)
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
         **{(1,): 10, (2,): 11, (3,): 12, (1, 1): 20, (1, 2): 21}
     }
-    drafter.fill(tokens, [99])
+    drafter.fill(tokens, drafts, [99])
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
         **{(1,): 99, (2,): 10, (3,): 11, (1, 1): 20, (1, 2): 21}
     }
-    drafter.fill(tokens, [11, 21])
+    drafter.fill(tokens, drafts, [11, 21])
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
         **{(1,): 11, (2,): 10, (3,): 12, (1, 1): 21, (1, 2): 20}
     }

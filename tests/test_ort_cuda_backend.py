@@ -56,9 +56,9 @@ def test_the_text_is_that_of_the_cpu(tmp_path: Path, precision: str) -> None:
     for cuda_graph in (True, False):
         backend = OnHost(engine, cuda_graph, load_host_cuda())
         decoder = TreeDecoder(backend, adapter, TREE, "tree", 2)
-        found = [decoder.prefill(prompt)]
+        text, found = decoder.begin(prompt), list[int]()
         while len(found) < 60:
-            found += decoder.advance()
+            found += decoder.step(text)
         assert found[:60] == expected
         assert backend.device_bytes >= 2 * 4 * 2 * 16 * 450
 

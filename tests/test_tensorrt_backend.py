@@ -149,7 +149,7 @@ def test_buffers_stay_where_they_are(engine: Engine) -> None:
     session = Session.open(engine.path)
     session.generate(PROMPT, 5)
     backend: Any = session.backend
-    step = session._decoder._bound[0].step
+    step = session._decoder._bound.bound[0].step
     before = [array.address for array in {**step.inputs(256), **step.outputs()}.values()]
     session.generate(LONG, 30)
     assert [a.address for a in {**step.inputs(256), **step.outputs()}.values()] == before

@@ -133,19 +133,20 @@ def test_each_state_takes_its_tree(session: Session) -> None:
     switching = session.using(tree=table, adapter=adapter, mode="tree")
     decoder = switching._decoder
     index, taken = NgramIndex(), Counter[int]()
-    text = [*prompt_ids(3), decoder.prefill(prompt_ids(3))]
+    decoded = decoder.begin(prompt_ids(3))
+    text = [*prompt_ids(3), *decoder.step(decoded)]
     index.start(text)
     drafted = 2
     while len(text) < 250:
         number = table.number(drafted, index.match_length())
-        bound = decoder._bound_now()
+        bound, _ = decoder._bound_now(decoded)
         assert bound.tree == trees[number]
         taken[number] += 1
-        emitted = decoder.advance()
+        emitted = decoder.step(decoded)
         index.extend(emitted)
         text += emitted
         last = decoder.stats.num_accepted
-        drafted = decoder._drafts.num_masks
+        drafted = decoded.drafts.num_masks
         assert drafted in bound.tree.num_masks
         assert last[()] == taken.total()
     assert {*taken} == {0, 1, 2}

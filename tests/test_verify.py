@@ -7,6 +7,7 @@ import pytest
 from bita.calibration.prompts import read_prompts
 from bita.calibration.verify import Comparison, compare, first_difference, garbage, verify
 from bita.errors import PromptError
+from bita.runtime.decoded_text import DecodedText
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -36,13 +37,14 @@ class LooseSession(Session):
         session = super().using(**options)  # type: ignore[arg-type]
         if session.tree.num_nodes > 1:
             decoder = session._decoder
-            advance = decoder.advance
+            step = decoder.step
 
-            def broken() -> list[int]:
-                tokens = advance()
-                return [*tokens[:-1], (tokens[-1] + 1) % 320]
+            def broken(text: DecodedText) -> list[int]:
+                had_answer = text.has_answer
+                tokens = step(text)
+                return [*tokens[:-1], (tokens[-1] + 1) % 320] if had_answer else tokens
 
-            decoder.advance = broken  # type: ignore[method-assign]
+            decoder.step = broken  # type: ignore[method-assign]
         return session
 
 

@@ -1,0 +1,133 @@
+"""One answer while it is made."""
+
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from typing import Literal
+
+from bita.runtime.chooser import TokenLogprob
+from bita.runtime.decoded_text import DecodedText
+from bita.runtime.stopping import StopRule
+from bita.runtime.tree_decoder import TreeDecoder
+
+FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
+
+
+class Generation(Iterator[str]):
+    """One answer while it is made: iterate over it for pieces of text.
+
+    text: so far. finish_reason: None while it runs, then "eos", "stop" (a stop string or token),
+    "grammar" (complete, nothing can follow), "length" (max_new_tokens), "capacity" (the cache is
+    full), "timeout" or "cancelled". seed: that gives the same answer again.
+
+    Several on one engine may be iterated over by turns, in one thread or in several: a step has the
+    engine for itself, and goes on where the answer was. What another text took from the cache
+    is put back, or computed again; so one answer after the other is fastest.
+    """
+
+    def __init__(
+        self,
+        decoder: TreeDecoder,
+        decoded: DecodedText,
+        rule: StopRule,
+        seed: int,
+        timeout_s: float | None = None,
+        is_kept: bool = False,
+        on_end: "Callable[[Generation], None]" = lambda generation: None,
+    ) -> None:
+        """is_kept: whether its cached rows are wanted when it has ended. on_end: called then."""
+        self.prompt_ids: Sequence[int] = tuple(decoded.token_ids)
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.seed = seed
+        self._decoder = decoder
+        self._decoded = decoded
+        self._rule = rule
+        self._ends_at = None if timeout_s is None else monotonic() + timeout_s
+        self._is_kept = is_kept
+        self._on_end = on_end
+        self._is_cancelled = False
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens kept so far, an EOS at the end included."""
+        return self._rule.token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Of each of `token_ids`, if the option was given."""
+        chooser = self._decoded.chooser
+        return [] if chooser is None else chooser.logprobs[: len(self.token_ids)]
+
+    @property
+    def num_reused(self) -> int:
+        """Prompt tokens that were in the cache already."""
+        return self._decoded.num_reused or 0
+
+    def cancel(self) -> None:
+        """End the answer before its next step. May be called from another thread or a signal."""
+        self._is_cancelled = True
+
+    def __next__(self) -> str:
+        """Run one step and return the text it added.
+
+        That is "" in a long prompt, and while a character or what may be a stop string is not
+        complete. Raises PromptError if the grammar gets too complex, and EngineError; the answer
+        has ended then.
+        """
+        if self.finish_reason is not None:
+            raise StopIteration
+        lock = self._decoder.texts.lock
+        if not lock.acquire(timeout=self._patience()):
+            return self._finish("timeout")
+        try:
+            return self._step()
+        except BaseException:  # an interrupt can come anywhere: the cache's rows are not to be used
+            self._decoder.texts.leave()
+            self._finish("cancelled")
+            raise
+        finally:
+            lock.release()
+
+    def run(self) -> "Generation":
+        """Run to the end, with the engine for itself."""
+        with self._decoder.texts.lock:
+            for _ in self:
+                pass
+        return self
+
+    def _patience(self) -> float:
+        """Seconds that may be waited for the engine; -1 for any time."""
+        if self._ends_at is None:
+            return -1
+        return max(self._ends_at - monotonic(), 0)
+
+    def _step(self) -> str:
+        if self._is_cancelled:
+            return self._finish("cancelled")
+        if self._ends_at is not None and monotonic() >= self._ends_at:
+            return self._finish("timeout")
+        if self._decoder.is_full(self._decoded):
+            return self._finish("capacity")
+        return self._take(self._decoder.step(self._decoded))
+
+    def _take(self, tokens: Sequence[int]) -> str:
+        for count, token in enumerate(tokens, 1):
+            self._rule.feed(token)
+            if self._rule.finish_reason is not None:
+                self._decoder.stats.num_tokens -= len(tokens) - count
+                return self._finish(self._rule.finish_reason)
+        chooser = self._decoded.chooser
+        if chooser is not None and chooser.matches_grammar:
+            return self._finish("grammar")
+        return self._add(self._rule.take_text())
+
+    def _finish(self, reason: FinishReason) -> str:
+        self.finish_reason = reason
+        self._decoded.is_wanted = self._is_kept
+        piece = self._add(self._rule.close())
+        self._on_end(self)
+        return piece
+
+    def _add(self, piece: str) -> str:
+        self.text += piece
+        return piece

@@ -1,0 +1,116 @@
+"""From a row of logits to a token: which tokens are kept, how probable they are, and the draw.
+
+A token is drawn from a row's true distribution with a number that depends on the seed and on the
+token's position in the text only. A draft is then accepted where it is what was drawn, so sampled
+text does not depend on drafts or trees: it equals that of plain decoding token for token.
+
+The draw inverts the cumulative distribution in the order of token ids, not of probabilities: where
+logits differ by rounding (mode "tree"), the borders between tokens move by as little.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.runtime.options import Options
+from bita.tensors import Float32Array
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+LOW_TEMPERATURE = 1e-3  # below, float32 could not divide by it
+BLOCK = 256  # tokens whose weights are summed before the draw looks closer
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Tokens that may follow, with weights in proportion to their probabilities.
+
+    ids: ascending; None for all tokens.
+    """
+
+    ids: Int64Array | None
+    weights: Float32Array
+
+    def token(self, number: float) -> int:
+        """The token at `number` in [0, 1) of the cumulative distribution."""
+        place = _place(self.weights, number)
+        return place if self.ids is None else int(self.ids[place])
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """In [0, 1): the number that draws the token at a position of a text.
+
+    choice: of several answers to one prompt. The first 53 bits of numpy's Philox4x64-10 with key
+    (seed, choice) and counter (position, 0, 0, 0), which counts up before it draws.
+    """
+    key = np.array([seed, choice], np.uint64)
+    counter = np.array([position, 0, 0, 0], np.uint64)
+    bits = np.random.Philox(key=key, counter=counter).random_raw()
+    return float((int(bits) >> 11) * 2.0**-53)
+
+
+def candidates(logits: Float32Array, options: Options, ids: Int64Array | None = None) -> Candidates:
+    """What temperature, top_k, top_p and min_p leave of a row, in this order.
+
+    logits: [n]. ids: of the tokens that they belong to, None for all of the vocabulary. Each of the
+    three looks at the distribution that the ones before it leave; tokens equal to the last that is
+    kept are kept too, so that the order of equal ones does not matter.
+    """
+    if 0 < options.top_k < len(logits):
+        least = np.partition(logits, len(logits) - options.top_k)[-options.top_k]
+        kept = np.flatnonzero(logits >= least)
+        logits, ids = logits[kept], kept if ids is None else ids[kept]
+    weights = _weights(logits, options.temperature)
+    if options.top_p < 1 or options.min_p > 0:
+        kept = _nucleus(weights, options.top_p)
+        kept = kept[weights[kept] >= options.min_p]  # the best one weighs 1
+        weights, ids = weights[kept], kept if ids is None else ids[kept]
+    return Candidates(ids, weights)
+
+
+def log_partition(logits: Float32Array) -> float:
+    """log of the sum of exp of a row, so that logit - this is a log-probability."""
+    best = logits.max()
+    return float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
+
+
+def best_tokens(logits: Float32Array, count: int) -> list[int]:
+    """The ids of the best tokens, best first; the lower id first where they are equal."""
+    count = min(count, len(logits))
+    if count == 0:
+        return []
+    least = np.partition(logits, len(logits) - count)[-count]
+    kept = np.flatnonzero(logits >= least)
+    return [int(token) for token in kept[np.argsort(-logits[kept], kind="stable")][:count]]
+
+
+def _weights(logits: Float32Array, temperature: float) -> Float32Array:
+    """Probabilities over that of the best."""
+    kind = np.float32 if temperature > LOW_TEMPERATURE else np.float64
+    with np.errstate(over="ignore"):  # to -inf, which weighs nothing
+        scaled = np.divide(logits - logits.max(), temperature, dtype=kind)
+    return np.exp(scaled).astype(np.float32, copy=False)
+
+
+def _nucleus(weights: Float32Array, top_p: float) -> Int64Array:
+    """Places of the heaviest that together have `top_p` of the weight."""
+    ordered = np.sort(weights)[::-1]
+    sums = np.cumsum(ordered, dtype=np.float64)
+    last = min(int(np.searchsorted(sums, top_p * sums[-1])), len(sums) - 1)
+    return np.flatnonzero(weights >= ordered[last])
+
+
+def _place(weights: Float32Array, number: float) -> int:
+    """The first place at which the sum of the weights exceeds `number` of the whole."""
+    whole = len(weights) // BLOCK * BLOCK
+    blocks = weights[:whole].reshape(-1, BLOCK).sum(1, dtype=np.float64)
+    sums = np.cumsum(np.append(blocks, weights[whole:].sum(dtype=np.float64)))
+    target = number * float(sums[-1])
+    block = int(np.searchsorted(sums, target, side="right"))
+    inside = weights[block * BLOCK : (block + 1) * BLOCK]
+    rest = target - (float(sums[block - 1]) if block else 0.0)
+    place = int(np.searchsorted(np.cumsum(inside, dtype=np.float64), rest, side="right"))
+    if place == len(inside):  # the block's sum was rounded up
+        place = int(np.flatnonzero(inside)[-1])
+    return block * BLOCK + place
