@@ -21,10 +21,12 @@ EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
     **dict.fromkeys(("torch", "transformers", "accelerate"), "tune"),
     "bitsandbytes": "bnb",
+    **dict.fromkeys(("starlette", "uvicorn", "pydantic", "prometheus_client"), "serve"),
 }
 LAUNCHER_S = 10.0  # by then a launcher has ended the processes beside one that failed
 COMMANDS = (
-    *("engine", "compile", "generate", "verify", "inspect", "calibrate", "adapter", "tune"),
+    *("engine", "compile", "generate", "chat"),
+    *("verify", "inspect", "calibrate", "adapter", "tune"),
 )
 
 

@@ -241,7 +241,7 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
         (directory / TEMPLATE_FILE).write_text(texts.chat_template, encoding="utf-8")
-    defaults = GenerationDefaults(texts.eos_ids, texts.special_tokens)
+    defaults = GenerationDefaults(texts.eos_ids, texts.special_tokens, texts.sampling)
     defaults.save(directory / GENERATION_FILE)
 
 

@@ -15,12 +15,14 @@ class TextAssets:
     chat_template: Jinja source, or None for a model without one.
     eos_ids: token ids that end an answer, most usual first; never empty.
     special_tokens: `bos_token`, `eos_token`, ... as text, for chat templates.
+    sampling: how the model's authors sample from it, by the names of SAMPLING; empty for greedy.
     """
 
     tokenizer_json: str
     chat_template: str | None
     eos_ids: tuple[int, ...]
     special_tokens: dict[str, str] = field(default_factory=dict)
+    sampling: dict[str, float] = field(default_factory=dict)
 
 
 class Checkpoint(TensorSource, Protocol):

@@ -9,6 +9,7 @@ from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
 from bita.export.pretokenizers import pre_tokenizer_of
 from bita.export.tokenizer import TURN_ENDS, turn_ends
+from bita.generation import sampling_numbers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's mark of a space
@@ -17,6 +18,13 @@ SPECIAL_IDS = {
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
+}
+SAMPLING_KEYS = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
 }
 END_IDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Phi-3's special tokens swallow the white space behind them, these excepted; files do not say so.
@@ -80,6 +88,9 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
         chat_template=template,
         eos_ids=tuple(eos_ids),
         special_tokens={name: token for name, token in named.items() if token is not None},
+        sampling=sampling_numbers(
+            {name: metadata.get(f"general.sampling.{key}") for name, key in SAMPLING_KEYS.items()}
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from bita.errors import ModelError
 from bita.export.checkpoint import TextAssets
+from bita.generation import sampling_numbers
 
 SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Tokens with which chat models end their turn; a config often names only the end of the document.
@@ -30,7 +31,10 @@ def read_text_assets(directory: Path, config: Mapping[str, Any]) -> TextAssets:
             f"{directory} does not say which token ends an answer; add "
             '{"eos_token_id": ID} as generation_config.json'
         )
-    return TextAssets(tokenizer_json, template, eos_ids, special_tokens)
+    generation = _optional_json(directory / "generation_config.json")
+    samples = generation.get("do_sample")
+    sampling = sampling_numbers({"temperature": 1.0, **generation}) if samples else {}
+    return TextAssets(tokenizer_json, template, eos_ids, special_tokens, sampling)
 
 
 def turn_ends(template: str | None, token_id: Callable[[str], int | None]) -> tuple[int, ...]:

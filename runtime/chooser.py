@@ -11,7 +11,7 @@ import numpy as np
 
 from bita.runtime.grammar import GrammarMatcher
 from bita.runtime.options import Options
-from bita.runtime.sampling import best_tokens, candidates, log_partition, uniform
+from bita.runtime.sampling import Draws, best_tokens, candidates, log_partition
 from bita.tensors import Float32Array
 
 
@@ -46,8 +46,7 @@ class Chooser:
         self.has_ended = False
         self._options = options
         self._eos_ids = frozenset(eos_ids)
-        self._key = seed, choice
-        self._position = len(prompt_ids)
+        self._draws = Draws(seed, choice, len(prompt_ids))
         self._matcher = matcher
         self._penalties = Penalties(options, prompt_ids) if options.penalizes else None
         self._bias_ids = np.fromiter(options.logit_bias, np.int64)
@@ -72,8 +71,7 @@ class Chooser:
             place = int(kept.argmax())
             token = place if ids is None else int(ids[place])
         else:
-            number = uniform(*self._key, self._position)
-            token = candidates(kept, options, ids).token(number)
+            token = candidates(kept, options, ids).token(self._draws.next())
         if own is not None:
             self.logprobs.append(self._described(own, token))
         self._take(token)
@@ -84,7 +82,6 @@ class Chooser:
         return [] if self._matcher is None or self.has_ended else self._matcher.forced()
 
     def _take(self, token: int) -> None:
-        self._position += 1
         if self._penalties is not None:
             self._penalties.count(token)
         self.has_ended = token in self._eos_ids

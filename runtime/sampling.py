@@ -38,33 +38,40 @@ class Candidates:
         return place if self.ids is None else int(self.ids[place])
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """In [0, 1): the number that draws the token at a position of a text.
+class Draws:
+    """Numbers in [0, 1), one for each position of a text from `position` on.
 
-    choice: of several answers to one prompt. The first 53 bits of numpy's Philox4x64-10 with key
-    (seed, choice) and counter (position, 0, 0, 0), which counts up before it draws.
+    choice: of several answers to one prompt. The number of a position is the first 53 bits of block
+    position + 1 of Philox4x64-10 with key (seed, choice); numpy counts up before it draws.
     """
-    key = np.array([seed, choice], np.uint64)
-    counter = np.array([position, 0, 0, 0], np.uint64)
-    bits = np.random.Philox(key=key, counter=counter).random_raw()
-    return float((int(bits) >> 11) * 2.0**-53)
+
+    def __init__(self, seed: int, choice: int, position: int) -> None:
+        key = np.array([seed, choice], np.uint64)
+        counter = np.array([position, 0, 0, 0], np.uint64)
+        self._blocks = np.random.Philox(key=key, counter=counter)
+
+    def next(self) -> float:
+        """The number of the next position."""
+        return (int(self._blocks.random_raw(4)[0]) >> 11) * 2.0**-53
 
 
 def candidates(logits: Float32Array, options: Options, ids: Int64Array | None = None) -> Candidates:
     """What temperature, top_k, top_p and min_p leave of a row, in this order.
 
-    logits: [n]. ids: of the tokens that they belong to, None for all of the vocabulary. Each of the
-    three looks at the distribution that the ones before it leave; tokens equal to the last that is
-    kept are kept too, so that the order of equal ones does not matter.
+    logits: [n], overwritten. ids: of the tokens that they belong to, None for all of the
+    vocabulary. Each of the three looks at the distribution that the ones before it leave; tokens
+    equal to the last that is kept are kept too, so that the order of equal ones does not matter.
     """
     if 0 < options.top_k < len(logits):
         least = np.partition(logits, len(logits) - options.top_k)[-options.top_k]
         kept = np.flatnonzero(logits >= least)
         logits, ids = logits[kept], kept if ids is None else ids[kept]
     weights = _weights(logits, options.temperature)
-    if options.top_p < 1 or options.min_p > 0:
-        kept = _nucleus(weights, options.top_p)
-        kept = kept[weights[kept] >= options.min_p]  # the best one weighs 1
+    least_weight = options.min_p  # the best one weighs 1
+    if options.top_p < 1:
+        least_weight = max(least_weight, _least_of_nucleus(weights, options.top_p))
+    if least_weight > 0:
+        kept = np.flatnonzero(weights >= least_weight)
         weights, ids = weights[kept], kept if ids is None else ids[kept]
     return Candidates(ids, weights)
 
@@ -86,31 +93,39 @@ def best_tokens(logits: Float32Array, count: int) -> list[int]:
 
 
 def _weights(logits: Float32Array, temperature: float) -> Float32Array:
-    """Probabilities over that of the best."""
-    kind = np.float32 if temperature > LOW_TEMPERATURE else np.float64
+    """Probabilities over that of the best; in the place of the logits, where memory is warm."""
+    logits -= logits.max()
+    if temperature > LOW_TEMPERATURE:
+        logits /= np.float32(temperature)
+        return np.exp(logits, out=logits)
     with np.errstate(over="ignore"):  # to -inf, which weighs nothing
-        scaled = np.divide(logits - logits.max(), temperature, dtype=kind)
-    return np.exp(scaled).astype(np.float32, copy=False)
+        scaled = np.divide(logits, temperature, dtype=np.float64)
+    return np.exp(scaled).astype(np.float32)
 
 
-def _nucleus(weights: Float32Array, top_p: float) -> Int64Array:
-    """Places of the heaviest that together have `top_p` of the weight."""
-    ordered = np.sort(weights)[::-1]
+def _least_of_nucleus(weights: Float32Array, top_p: float) -> float:
+    """The weight of the lightest of the heaviest tokens that together have `top_p` of all weight.
+
+    Only tokens above an even share of the rest are sorted: all below it weigh less than the rest.
+    """
+    total = float(weights.sum(dtype=np.float64))
+    heavy = weights[weights >= (1 - top_p) * total / len(weights)]
+    ordered = np.sort(heavy)[::-1]
     sums = np.cumsum(ordered, dtype=np.float64)
-    last = min(int(np.searchsorted(sums, top_p * sums[-1])), len(sums) - 1)
-    return np.flatnonzero(weights >= ordered[last])
+    last = min(int(np.searchsorted(sums, top_p * total)), len(sums) - 1)
+    return float(ordered[last])
 
 
 def _place(weights: Float32Array, number: float) -> int:
     """The first place at which the sum of the weights exceeds `number` of the whole."""
     whole = len(weights) // BLOCK * BLOCK
-    blocks = weights[:whole].reshape(-1, BLOCK).sum(1, dtype=np.float64)
-    sums = np.cumsum(np.append(blocks, weights[whole:].sum(dtype=np.float64)))
+    blocks = weights[:whole].reshape(-1, BLOCK).sum(1)
+    sums = np.cumsum(np.append(blocks, weights[whole:].sum()), dtype=np.float64)
     target = number * float(sums[-1])
     block = int(np.searchsorted(sums, target, side="right"))
     inside = weights[block * BLOCK : (block + 1) * BLOCK]
     rest = target - (float(sums[block - 1]) if block else 0.0)
     place = int(np.searchsorted(np.cumsum(inside, dtype=np.float64), rest, side="right"))
-    if place == len(inside):  # the block's sum was rounded up
+    if place == len(inside):  # the block's sum was rounded
         place = int(np.flatnonzero(inside)[-1])
     return block * BLOCK + place

@@ -261,6 +261,13 @@ class Session:
         return self._decoder.max_prompt_tokens
 
     @property
+    def sampling(self) -> dict[str, float]:
+        """How the model's authors sample from it, as fields of Options; empty where they do not
+        say. Answers are greedy unless they are given.
+        """
+        return dict(self._texts.defaults.sampling)
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         return self._texts.defaults.eos_ids
 
