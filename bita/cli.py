@@ -25,7 +25,7 @@ EXTRAS = {
 }
 LAUNCHER_S = 10.0  # by then a launcher has ended the processes beside one that failed
 COMMANDS = (
-    *("engine", "compile", "generate", "chat"),
+    *("engine", "compile", "generate", "chat", "serve"),
     *("verify", "inspect", "calibrate", "adapter", "tune"),
 )
 

@@ -53,6 +53,11 @@ class Generation(Iterator[str]):
         return self._rule.token_ids
 
     @property
+    def num_text_tokens(self) -> int:
+        """Of `token_ids`, all but an EOS or stop token at the end."""
+        return len(self.token_ids) - self._rule.ended_at_token
+
+    @property
     def logprobs(self) -> list[TokenLogprob]:
         """Of each of `token_ids`, if the option was given."""
         chooser = self._decoded.chooser

@@ -19,7 +19,7 @@ from bita.runtime.memory import MemoryWatch
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
-from bita.runtime.text import IncrementalText
+from bita.runtime.text import IncrementalText, TextCodec
 from bita.runtime.tree_decoder import TreeDecoder
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
@@ -259,6 +259,11 @@ class Session:
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for an answer of one token."""
         return self._decoder.max_prompt_tokens
+
+    @property
+    def codec(self) -> TextCodec:
+        """Token ids to text and back."""
+        return self._texts.codec
 
     @property
     def sampling(self) -> dict[str, float]:

@@ -100,6 +100,7 @@ class StopRule:
             raise PromptError(f"max_new_tokens is {max_new_tokens!r}; pass an integer from 1 on")
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.ended_at_token = False  # an EOS or stop token, which is no text
         self._text = text
         self._eos_ids = frozenset(eos_ids)
         self._stop_token_ids = frozenset(stop_token_ids)
@@ -112,11 +113,9 @@ class StopRule:
         if self.finish_reason is not None:
             return
         self.token_ids.append(token_id)
-        if token_id in self._eos_ids:
-            self.finish_reason = "eos"
-            return
-        if token_id in self._stop_token_ids:
-            self.finish_reason = "stop"
+        if token_id in self._eos_ids or token_id in self._stop_token_ids:
+            self.finish_reason = "eos" if token_id in self._eos_ids else "stop"
+            self.ended_at_token = True
             return
         if piece := self._text.push((token_id,)):
             self._ready.append(self._stops.push(piece))

@@ -1,0 +1,1 @@
+"""`bita serve`: an engine behind OpenAI's HTTP interface."""
