@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("bita: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
             raise
-        return _fail(MissingExtraError(f"`bita {args.command}`", EXTRAS[error.name]))
+        return _fail(MissingExtraError(f"`bita {args.command}`", EXTRAS[package]))
     except (BitaError, OSError, MemoryError) as error:
         return _fail(error)
 

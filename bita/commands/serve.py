@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_session(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
-    parser.add_argument("--port", type=not_negative, default=8000, help="0: any that is free")
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
     parser.add_argument("--model-name", help="that clients ask for; default: the engine's folder")
     parser.add_argument(
         "--api-key-file", type=Path, help=f"file of the key; default: the variable {KEY_VARIABLE}"
@@ -90,6 +90,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is not a port; give 0 to 65535")
+    return number
+
+
 def _api_key(path: Path | None) -> str | None:
     """The key of a file, or of the environment; None for none."""
     if path is None:
@@ -117,7 +124,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise EngineError(
             f"cannot listen at {host} port {port}: {error}; give another --host or --port"
         ) from error
