@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from peer_report import describe_machine
@@ -36,6 +36,7 @@ from bita.tree_table import Trees
 AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best", "triangle (5,4,3)"
 SINGLE = "best single tree"
 RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
+Item = TypeVar("Item")
 Show = Callable[[str, int, int], None]
 
 
@@ -207,7 +208,7 @@ def read_questions(path: Path) -> list[Question]:
         raise PromptError(f"{path} is not of MT-Bench's form ({error!r})") from error
 
 
-def evenly(questions: Sequence[Question], count: int) -> list[Question]:
+def evenly(questions: Sequence[Item], count: int) -> list[Item]:
     """So many, spread over the file."""
     count = min(count, len(questions))
     return [questions[i * len(questions) // count] for i in range(count)]

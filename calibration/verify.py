@@ -4,9 +4,11 @@ Both run on the same engine, with the same weights and cache. Drafts may be garb
 must not change, so an adapter of random numbers is tried too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from math import nan
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from bita.tree import Tree
 # float32 noise was measured at 1e-5; 8-bit activations amplify it to about 0.2.
 NEAR_TIE = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.5, "int4": 0.5, "fp8": 0.5}
 Margin = Callable[[Sequence[int]], float]  # token ids -> gap of the two best logits behind them
+GREEDY: Mapping[str, Any] = {}  # as options
 RANDOM_SCALE = 3.0  # far beyond any embedding, so that garbage is really garbage
 
 
@@ -26,7 +29,7 @@ class Divergence:
     """Where two texts part. prompt_index, position: from 0, position in the new tokens.
 
     expected, found: token ids, None where one text has ended. margin: between the two best logits
-    of the reference there.
+    of the reference there; NaN for sampled text.
     """
 
     prompt_index: int
@@ -60,6 +63,8 @@ class Comparison:
     @property
     def forbidden(self) -> list[Divergence]:
         """The divergences that the engine's mode does not allow."""
+        if self.tolerance == 0:
+            return self.divergences
         return [item for item in self.divergences if item.margin >= self.tolerance]
 
 
@@ -68,27 +73,35 @@ def verify(
     prompts: Sequence[Prompt],
     max_new_tokens: int = 128,
     on_prompt: Callable[[int], None] = lambda _: None,
+    sampling: Mapping[str, Any] = GREEDY,
 ) -> list[Comparison]:
     """The session's tree against AR, with its own adapter and with a random one.
 
-    on_prompt: called with 1 after each answer, three a prompt. In mode "exact" every divergence is
-    forbidden; in mode "tree" those at a margin above the precision's near-tie.
+    on_prompt: called with 1 after each answer, three a prompt. sampling: fields of Options, the
+    first prompt's seed among them; another seed for each prompt. In mode "exact" every divergence
+    is forbidden; in mode "tree" those at a margin above the precision's near-tie, and of sampled
+    text none, since rounding may move a draw over the border between two tokens.
     """
+    options = [
+        {**sampling, "seed": sampling.get("seed", 0) + number} if sampling else {}
+        for number in range(len(prompts))
+    ]
     manifest = session.engine.manifest
     tolerance = 0.0 if session.mode == "exact" else NEAR_TIE[manifest.precision]
     plain = session.using(tree=Tree.root_only())
     expected = []
-    for prompt in prompts:
-        expected.append(_alone(plain, prompt, max_new_tokens))
+    for prompt, given in zip(prompts, options, strict=True):
+        expected.append(_alone(plain, prompt, max_new_tokens, given))
         on_prompt(1)
     ar_tokens_per_second = plain.stats.tokens_per_second
     comparisons = []
     for name, adapter in (("own adapter", None), ("random adapter", garbage(session.adapter))):
         drafting = session.using(adapter=adapter)
         comparison = Comparison(name, tolerance)
-        for prompt, tokens in zip(prompts, expected, strict=True):
-            found = _alone(drafting, prompt, max_new_tokens)
-            compare(comparison, tokens, found, margin_behind(plain.margin, session.encode(prompt)))
+        for prompt, given, tokens in zip(prompts, options, expected, strict=True):
+            found = _alone(drafting, prompt, max_new_tokens, given)
+            margin = margin_behind(plain.margin, session.encode(prompt)) if not given else _unknown
+            compare(comparison, tokens, found, margin)
             on_prompt(1)
         comparison.tokens_per_step = drafting.stats.tokens_per_step
         comparison.tokens_per_second = drafting.stats.tokens_per_second
@@ -97,10 +110,16 @@ def verify(
     return comparisons
 
 
-def _alone(session: Session, prompt: Prompt, max_new_tokens: int) -> list[int]:
+def _alone(
+    session: Session, prompt: Prompt, max_new_tokens: int, options: Mapping[str, Any]
+) -> list[int]:
     """The tokens of an answer that uses nothing of another one's cache."""
     session.forget()
-    return session.generate(prompt, max_new_tokens).token_ids
+    return session.generate(prompt, max_new_tokens, **options).token_ids
+
+
+def _unknown(token_ids: Sequence[int]) -> float:
+    return nan
 
 
 def compare(

@@ -111,6 +111,32 @@ def test_the_text_is_that_of_the_cpu(folder: Path, dialect: str, tree: Any) -> N
     assert found["tensorrt"] == found["ort-cpu"]
 
 
+@pytest.mark.parametrize("dialect", ["standard", "plain"])
+def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> None:
+    """Logits come over from the GPU; keys and values go to host memory and back."""
+    path = folder / f"{dialect}-sampled"
+    write_engine(path, dialect, "fp16", TABLE, lora=False)
+    found = {}
+    for name in ("tensorrt", "ort-cpu"):
+        session = Session.open(path, mode="tree", backend=name)
+        streams = [
+            session.stream(prompt, 30, temperature=0.8, top_p=0.9, seed=5, ignore_eos=True)
+            for prompt in (PROMPT, LONG, [*LONG[:60], 9])
+        ]
+        while running := [each for each in streams if each.finish_reason is None]:
+            for stream in running:
+                next(stream)
+        found[name] = [stream.token_ids for stream in streams]
+        assert session._decoder.texts.store.num_bytes > 0
+    assert found["tensorrt"] == found["ort-cpu"]
+    for prompt, tokens in zip((PROMPT, LONG, [*LONG[:60], 9]), found["ort-cpu"], strict=True):
+        session.forget()
+        alone = session.using(tree=Tree.root_only()).generate(
+            prompt, 30, temperature=0.8, top_p=0.9, seed=5, ignore_eos=True
+        )
+        assert alone.token_ids == tokens
+
+
 def test_graphs_change_nothing_but_the_launches(engine: Engine) -> None:
     answers, launches = [], []
     for cuda_graph in (True, False):

@@ -58,6 +58,12 @@ def test_an_unsound_engine_is_caught(session: Session) -> None:
         assert len(comparison.forbidden) > 0
 
 
+@pytest.mark.parametrize("mode", ["exact", "tree"])
+def test_sampled_text_passes_too(session: Session, mode: str) -> None:
+    for comparison in verify(session.using(mode=mode), PROMPTS, 40, sampling={"temperature": 0.9}):
+        assert comparison.num_identical == 3
+
+
 def test_near_ties_are_allowed_in_tree_mode_only() -> None:
     for tolerance, num_forbidden in ((0.0, 1), (1e-3, 0)):
         comparison = Comparison("x", tolerance)

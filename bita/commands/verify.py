@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.commands import TREE_HELP, add_backend, add_command, not_negative, positive
+from bita.commands.answers import add_sampling, sampling_of
 
 if TYPE_CHECKING:
     from bita.calibration.transformers_reference import TransformersReference
@@ -35,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
         help="the base model, to compare fp32 AR with transformers (default: the engine's, where "
         "transformers is installed; - for no such comparison)",
     )
+    add_sampling(parser, default="greedy")
     parser.set_defaults(run=run)
 
 
@@ -43,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
     from bita.calibration.verify import verify
     from bita.commands.progress import progress_bar
     from bita.commands.trees import read_tree
+    from bita.runtime.options import Options
     from bita.runtime.session import Session
 
+    sampling = sampling_of(args)
+    Options.of(**sampling)
     session = Session.open(
         args.engine, num_threads=args.threads, check_hashes=True, backend=args.backend
     )
@@ -55,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.engine}: mode {session.mode}, tree: {tree}")
     with progress_bar("verifying") as bar:
         bar.start(3 * len(prompts))
-        comparisons = verify(session, prompts, args.max_new_tokens, bar.add)
+        comparisons = verify(session, prompts, args.max_new_tokens, bar.add, sampling)
     for comparison in comparisons:
         _report(comparison)
-    if reference := _reference(args.model, session):
+    if not sampling and (reference := _reference(args.model, session)):
         comparison = _against_transformers(session, reference, prompts, args.max_new_tokens)
         comparisons.append(comparison)
         _report(comparison)
