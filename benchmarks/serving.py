@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     del session
     jobs = [
         {
-            "model": args.engine.resolve().name,
+            "model": args.engine.absolute().name,
             "messages": prompt,
             "max_tokens": args.max_new_tokens,
             "temperature": 0.7 * (seed % 2),

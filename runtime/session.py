@@ -253,6 +253,7 @@ class Session:
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether prompts may be messages."""
         return self._texts.template is not None
 
     @property
@@ -274,6 +275,7 @@ class Session:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
+        """The tokens with which the model ends an answer."""
         return self._texts.defaults.eos_ids
 
     @property
@@ -288,6 +290,7 @@ class Session:
 
     @property
     def adapter(self) -> Adapter:
+        """Whose masks and prefix make the drafts."""
         return self._decoder.adapter
 
     @property

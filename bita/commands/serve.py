@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     listener = _listen(args.host, args.port)
     session = open_session(args, keep_answers=True, kept_text_bytes=args.kept_text_mb << 20)
     settings = ServerSettings(
-        model_name=args.model_name or args.engine.resolve().name,
+        model_name=args.model_name or args.engine.absolute().name,
         api_key=key,
         num_waiting=args.queue,
         max_body_bytes=args.max_body_bytes,
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         defaults={"temperature": 1.0, **session.sampling, **sampling_of(args)},
     )
     server = Server(session, settings)
+    listener.listen()  # so that whoever reads the next line can connect
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     print(f"{settings.model_name} at http://{place}/v1 (Ctrl-C ends it)", flush=True)

@@ -1,0 +1,128 @@
+"""Every command and every program in these pages works; the reference is that of the docstrings."""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = "engines/smollm2-135m-instruct-int4"
+PAGES = ("sampling.md", "serving.md", "python.md")
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """Language and text of the code blocks of a page that can be run."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = text.split("## Reference")[0]
+    yield from re.findall(r"^```(bash|python)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+class Desk:
+    """Where a page's commands are run, one after the other."""
+
+    def __init__(self, folder: Path, engine: Path) -> None:
+        self._folder = folder
+        (folder / ENGINE).parent.mkdir()
+        (folder / ENGINE).symlink_to(engine)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = str(free.getsockname()[1])
+        bin_folder = Path(sys.executable).parent
+        self._environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+        self._environment.pop("BITA_API_KEY", None)
+        self._server: subprocess.Popen[str] | None = None
+
+    def run(self, language: str, text: str) -> None:
+        text = text.replace("8000", self._port)
+        if language == "python":
+            self._finish([sys.executable, "-c", text])
+            return
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.startswith("pip install"):
+                self._check_extra(line)
+            elif line.startswith("export "):
+                name, value = line.removeprefix("export ").split("=")
+                self._environment[name] = value
+            elif line.startswith("bita serve"):
+                self._serve(line)
+            else:
+                out = self._finish(["bash", "-euo", "pipefail", "-c", line])
+                assert '"error"' not in out, out
+
+    def _check_extra(self, line: str) -> None:
+        (extra,) = re.findall(r"bita-edge\[(\w+)\]", line)
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
+
+    def _serve(self, line: str) -> None:
+        self.close()
+        self._server = subprocess.Popen(
+            shlex.split(line),
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+            cwd=self._folder,
+            env=self._environment,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        assert "/v1" in self._server.stdout.readline()
+
+    def _finish(self, command: list[str]) -> str:
+        result = subprocess.run(
+            command,
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
+        return result.stdout
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_says_works(page: str, tiny_engine: Path, tmp_path: Path) -> None:
+    if shutil.which("curl") is None and page == "serving.md":
+        pytest.skip("needs curl")
+    desk = Desk(tmp_path, tiny_engine)
+    try:
+        found = [*blocks(page)]
+        assert len(found) >= 3
+        for language, text in found:
+            desk.run(language, text)
+    finally:
+        desk.close()
+
+
+def test_the_reference_is_that_of_the_docstrings() -> None:
+    """If it fails: python docs/python_reference.py."""
+    pytest.importorskip("griffe")
+    script = ROOT / "docs" / "python_reference.py"
+    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_every_metric_is_described() -> None:
+    pytest.importorskip("prometheus_client")
+    from bita.serving.metrics import Metrics
+
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^# TYPE (bita_\w+)", Metrics().text().decode(), flags=re.MULTILINE))
+    assert len(names) > 12
+    assert [name for name in names if name not in text] == []
