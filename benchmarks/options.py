@@ -94,7 +94,7 @@ def structured(session: Session, prompts: Sequence[Any], show: Any) -> Any:
 
     validator = Draft202012Validator(SCHEMA)
     plain = session.using(tree=Tree.root_only())
-    options: Options = {"grammar": Grammar.json_schema(SCHEMA), "max_new_tokens": 400}
+    options: Options = {"grammar": Grammar.json_schema(SCHEMA), "max_new_tokens": 1000}
     valid = identical = num_tokens = 0
     session.reset_stats()
     for number, prompt in enumerate(prompts):

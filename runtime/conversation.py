@@ -44,7 +44,9 @@ class Conversation:
         overflow: Overflow = "refuse",
     ) -> None:
         if not session.has_chat_template:
-            raise PromptError("this engine's model has no chat template; use Session.generate")
+            raise PromptError(
+                "this engine's model has no chat template; use Session.generate or `bita generate`"
+            )
         if overflow not in get_args(Overflow):
             raise PromptError(f"overflow {overflow!r} is not one of {get_args(Overflow)}")
         self.messages: list[dict[str, Any]] = [dict(message) for message in messages]

@@ -52,6 +52,9 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
         ]
         assert answers[0] == answers[1]  # the seed of the command line, temperature 1
         assert client.models.retrieve("small/one").id == "small/one"
+        with httpx.Client() as http:
+            times = [http.get(f"{url}/health").elapsed.total_seconds() for _ in range(8)]
+        assert min(times[1:]) < 0.03  # waiting for acknowledgements would take 40 ms
         with client.chat.completions.create(
             model="small/one",
             messages=messages,  # type: ignore[arg-type]
