@@ -54,7 +54,10 @@ class Grammar:
                 raise PromptError(f"the JSON schema is no JSON: {error}") from error
         if not isinstance(schema, Mapping):
             raise PromptError(f"the JSON schema is {schema!r:.60}; pass an object")
-        return cls("json_schema", json.dumps(schema))
+        try:
+            return cls("json_schema", json.dumps(schema))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PromptError(f"the JSON schema is no JSON: {error}") from error
 
     @classmethod
     def json_object(cls) -> "Grammar":
@@ -131,17 +134,18 @@ class GrammarCompiler:
             from llguidance import LLMatcher
         except ModuleNotFoundError as error:
             raise MissingExtraError("structured output", "structured") from error
-        tokens = self._tokenizer()
-        if grammar.kind == "json_schema":
-            text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=JSON_OPTIONS)
-        elif grammar.kind == "regex":
-            text = LLMatcher.grammar_from_regex(grammar.text)
-        else:
-            text = LLMatcher.grammar_from_lark(grammar.text)
-        matcher = LLMatcher(tokens, text, log_level=0)
+        try:
+            if grammar.kind == "json_schema":
+                text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=JSON_OPTIONS)
+            elif grammar.kind == "regex":
+                text = LLMatcher.grammar_from_regex(grammar.text)
+            else:
+                text = LLMatcher.grammar_from_lark(grammar.text)
+        except ValueError as error:  # too deep
+            raise _unusable(grammar, str(error)) from error
+        matcher = LLMatcher(self._tokenizer(), text, log_level=0)
         if matcher.is_error():
-            fault = " ".join(matcher.get_error().split())
-            raise PromptError(f"the {grammar.kind} grammar is not usable: {fault:.400}")
+            raise _unusable(grammar, matcher.get_error())
         return GrammarMatcher(matcher)
 
     def _tokenizer(self) -> "LLTokenizer":
@@ -152,3 +156,8 @@ class GrammarCompiler:
             text = file.read_text(encoding="utf-8")
             self._tokens = LLTokenizer(text, n_vocab=vocab_size, eos_token=eos_ids)
         return self._tokens
+
+
+def _unusable(grammar: Grammar, fault: str) -> PromptError:
+    told = " ".join(fault.split())
+    return PromptError(f"the {grammar.kind} grammar is not usable: {told:.400}")

@@ -144,8 +144,7 @@ class Session:
             raise PromptError(f"the number of answers is {count!r}; pass an integer from 1 on")
         wanted = Options.of(max_new_tokens=max_new_tokens, **options)
         seed = wanted.seed if wanted.seed is not None else new_seed()
-        ids = self.encode(prompt)
-        started = [self.start(ids, wanted, seed=seed, choice=choice) for choice in range(count)]
+        started = [self.start(prompt, wanted, seed=seed, choice=choice) for choice in range(count)]
         return [generation.run() for generation in started]
 
     def stream(

@@ -147,7 +147,7 @@ class TreeDecoder:
         takes instead of mask drafts.
         """
         trees = self._trees_for(text)
-        forced = [] if text.chooser is None else text.chooser.forced()
+        forced = text.chooser.forced() if text.chooser and self._depth else []
         match = 0 if text.ngrams is None else text.ngrams.match_length()
         state = MAX_MATCH if forced else match
         bound = trees.bound[self._table.number(text.drafts.num_masks, state)]

@@ -349,6 +349,8 @@ def test_requests_that_are_no_requests(server: Running) -> None:
         .json()["error"]["message"]
         .startswith("the body is no JSON")
     )
+    deep = server.post(content="[" * 3000, headers={"Content-Type": "application/json"})
+    assert "recursion" in deep.json()["error"]["message"]
     assert server.post(json=[1]).status_code == 400
     assert (
         server.post(content=b"\xff", headers={"Content-Type": "application/json"}).status_code

@@ -178,7 +178,7 @@ def parsed(kind: type[Kind], body: bytes) -> Kind:
     """The request in a body. Raises RequestError that lists every fault."""
     try:
         request = kind.model_validate(json.loads(body))
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise RequestError(400, f"the body is no JSON: {error}") from error
         faults, param = _faults(error)
