@@ -1,6 +1,7 @@
 """One answer while it is made."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Literal
 
@@ -81,24 +82,34 @@ class Generation(Iterator[str]):
         """
         if self.finish_reason is not None:
             raise StopIteration
-        lock = self._decoder.texts.lock
-        if not lock.acquire(timeout=self._patience()):
-            return self._finish("timeout")
-        try:
-            return self._step()
-        except BaseException:  # an interrupt can come anywhere: the cache's rows are not to be used
-            self._decoder.texts.leave()
-            self._finish("cancelled")
-            raise
-        finally:
-            lock.release()
+        with self._turn() as is_ours:
+            if not is_ours:
+                return self._finish("timeout")
+            try:
+                return self._step()
+            except BaseException:  # an interrupt can come anywhere: the rows are not to be used
+                self._decoder.texts.leave()
+                self._finish("cancelled")
+                raise
 
     def run(self) -> "Generation":
         """Run to the end, with the engine for itself."""
-        with self._decoder.texts.lock:
+        with self._turn():
             for _ in self:
                 pass
         return self
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Have the engine for oneself, if that is possible before the time is over."""
+        lock = self._decoder.texts.lock
+        if not lock.acquire(timeout=self._patience()):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def _patience(self) -> float:
         """Seconds that may be waited for the engine; -1 for any time."""

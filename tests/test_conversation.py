@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bita.errors import PromptError
+from bita.runtime.generation import Generation
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -203,13 +204,15 @@ def test_cancellation_and_deadline_take_effect_within_a_step(session: Session) -
 
 
 def test_who_waits_for_the_engine_may_run_out_of_time(session: Session) -> None:
-    answer = session.stream(prompt_ids(1), 20, timeout_s=0.05)
-    with session.lock:
-        thread = threading.Thread(target=next, args=(answer,))
-        thread.start()
-        thread.join(timeout=10)
-        assert not thread.is_alive()
-    assert answer.finish_reason == "timeout"
+    for wait in (next, Generation.run):
+        answer = session.stream(prompt_ids(1), 20, timeout_s=0.05)
+        with session.lock:
+            thread = threading.Thread(target=wait, args=(answer,))
+            thread.start()
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+        assert answer.finish_reason == "timeout"
+        assert answer.token_ids == []
 
 
 def test_an_interrupt_does_not_spoil_the_next_answer(
