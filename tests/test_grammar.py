@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_text import CODECS
 
 from bita.adapter import random_adapter
 from bita.errors import MissingExtraError, PromptError
-from bita.runtime.grammar import Grammar
+from bita.runtime.grammar import Grammar, GrammarCompiler
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tree_table import TreeTable
@@ -160,3 +161,27 @@ def test_the_extra_is_named(session: Session, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'bita-edge\[structured\]'"):
         session.stream(prompt_ids(1), 5, grammar=Grammar.regex("a"))
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_tokens_of_every_kind_of_tokenizer_are_read_as_the_runtime_reads_them(
+    kind: str, tmp_path: Path
+) -> None:
+    """Random walks through a grammar: what the codec makes of the allowed tokens matches it."""
+    codec = CODECS[kind]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(codec.tokenizer.to_str(), encoding="utf-8")
+    (eos,) = (codec.token_id(token) for token in ("<eos>",))
+    assert eos is not None
+    compiler = GrammarCompiler(file, codec.num_tokens, [eos])
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        matcher = compiler.compile(Grammar.regex("[a-ch-u]{2,6}( the é)?(, 日本)*"))
+        ids: list[int] = []
+        while not matcher.is_complete and len(ids) < 60:
+            allowed = matcher.allowed()
+            ids.append(int(rng.choice(allowed)))
+            matcher.take(ids[-1])
+        if ids[-1] == eos:
+            text = b"".join(codec.token_bytes[token] for token in ids).decode()
+            assert re.fullmatch("[a-ch-u]{2,6}( the é)?(, 日本)*", text), text
