@@ -120,7 +120,7 @@ $(VENV)/.model: $(VENV)/.export
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(PIP) --editable '.[export,serve,dev]'
+	$(PIP) --editable '.[export,serve,profile,dev]'
 	@touch $@
 
 # torch first: a requirement that only names it may bring CUDA builds of several GB

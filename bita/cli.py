@@ -21,12 +21,13 @@ EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
     **dict.fromkeys(("torch", "transformers", "accelerate"), "tune"),
     "bitsandbytes": "bnb",
+    "plotly": "profile",
     **dict.fromkeys(("starlette", "uvicorn", "pydantic", "prometheus_client"), "serve"),
 }
 LAUNCHER_S = 10.0  # by then a launcher has ended the processes beside one that failed
 COMMANDS = (
     *("engine", "compile", "generate", "chat", "serve"),
-    *("verify", "inspect", "calibrate", "adapter", "tune"),
+    *("verify", "inspect", "profile", "calibrate", "adapter", "tune"),
 )
 
 

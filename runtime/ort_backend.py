@@ -5,6 +5,7 @@ Graphs of all dialects run here, those that are compiled for a GPU elsewhere too
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,25 @@ class OrtBackend:
     """One engine loaded into ONNX Runtime, and its cache.
 
     num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
-    run in its place. Raises EngineError if the graph cannot be loaded.
+    run in its place. profile_to: beginning of a file's name, for times of operators. Raises
+    EngineError if the graph cannot be loaded.
     """
 
-    def __init__(self, engine: Engine, num_threads: int = 0, graph: bytes | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        num_threads: int = 0,
+        graph: bytes | None = None,
+        profile_to: Path | None = None,
+    ) -> None:
         manifest = engine.manifest
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
-        self._session = load_session(engine, _options(engine, num_threads), graph)
+        options = _options(engine, num_threads)
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
+        self._session = load_session(engine, options, graph)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self.cache = HostCache(manifest.cache_shape, cache_type(self._session))
         self.pairs = EnginePairs(engine)
@@ -101,6 +113,10 @@ class OrtBackend:
         """The adapter's LoRA by the names of the graph's inputs; zeros if it has none."""
         shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
         return lora_values(shapes, adapter)
+
+    def end_profile(self) -> Path:
+        """The file of operators' times, which is complete then."""
+        return Path(self._session.end_profiling())
 
     @property
     def device_bytes(self) -> int:

@@ -20,7 +20,7 @@ from bita.runtime.options import SEEDS, Options
 from bita.runtime.stats import Stats
 from bita.runtime.stopping import StopRule
 from bita.runtime.text import IncrementalText, TextCodec
-from bita.runtime.tree_decoder import TreeDecoder
+from bita.runtime.tree_decoder import Record, TreeDecoder
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
 
@@ -303,6 +303,12 @@ class Session:
         stats = self._decoder.stats
         stats.memory.note(self._backend.device_bytes)
         return stats
+
+    def record(self, record: Record | None) -> None:
+        """Have each part of each step told: name, began, ended (of `perf_counter`), rows; None: no
+        more.
+        """
+        self._decoder.record = record
 
     def reset_stats(self) -> None:
         """Count from zero again."""

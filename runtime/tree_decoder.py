@@ -18,6 +18,7 @@ from bita.tree import MAX_MATCH, Tree
 from bita.tree_table import Trees, TreeTable
 
 ROOT_ONLY = Tree.root_only()
+Record = Callable[[str, float, float, int], None]
 
 
 class TreeDecoder:
@@ -27,6 +28,9 @@ class TreeDecoder:
     along the spine only, "tree" accepts every node. min_rows: 2 makes AR bit-identical to exact
     tree decoding (kernels for one row sum in another order), 1 is fastest. texts: what decoders on
     one backend share; whoever calls holds its lock. Raises TreeError if a tree does not fit.
+
+    record: None, or called with each part of a step: its name, when it began and ended in seconds
+    of `perf_counter`, and the rows of the step.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class TreeDecoder:
         self.mode = mode
         self.texts = texts or CachedTexts(backend.cache)
         self.stats = Stats()
+        self.record: Record | None = None
         self._backend = backend
         self._cache = backend.cache
         self._min_rows = min_rows
@@ -106,11 +111,15 @@ class TreeDecoder:
             return self._advance(text, began)
         emitted: list[int] = []
         if text.has_answer or len(missing) > PREFILL_ROWS:
-            self._prefill_piece(missing[:-1][:PREFILL_ROWS])
+            missing = missing[:-1][:PREFILL_ROWS]
+            self._prefill_piece(missing)
         else:
             emitted.append(self._prefill_end(text, missing))
             text.extend(emitted)
-        self.stats.prefill_ms += 1000 * (perf_counter() - began)
+        ended = perf_counter()
+        self.stats.prefill_ms += 1000 * (ended - began)
+        if self.record is not None:
+            self.record("prefill", began, ended, len(missing))
         return emitted
 
     def margin(self, token_ids: Sequence[int]) -> float:
@@ -130,7 +139,7 @@ class TreeDecoder:
         bound.drafter.fill(nodes, text.drafts, guess)
         ran = perf_counter()
         step.run()
-        backend_ms = 1000 * (perf_counter() - ran)
+        returned = perf_counter()
         tokens = nodes.tolist()
         path, bonus = _accepted(bound, tokens, text.chooser)
         self._cache.commit(path)
@@ -138,8 +147,14 @@ class TreeDecoder:
         text.drafts.read(step.top_ids[group], step.top_logits[group])
         emitted = [*(tokens[node] for node in path[1:]), bonus]
         text.extend(emitted)
-        step_ms = 1000 * (perf_counter() - began)
-        self.stats.count_step(tree.paths[path[-1]], len(emitted), step_ms, backend_ms)
+        ended = perf_counter()
+        self.stats.count_step(
+            tree.paths[path[-1]], len(emitted), 1000 * (ended - began), 1000 * (returned - ran)
+        )
+        if self.record is not None:
+            self.record("draft", began, ran, step.num_rows)
+            self.record("backend", ran, returned, step.num_rows)
+            self.record("accept and commit", returned, ended, step.num_rows)
         return emitted
 
     def _bound_now(self, text: DecodedText) -> "tuple[_BoundTree, list[int]]":
