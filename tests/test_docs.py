@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ENGINE = "engines/smollm2-135m-instruct-int4"
-PAGES = ("sampling.md", "serving.md", "python.md")
+PAGES = ("sampling.md", "serving.md", "python.md", "profiling.md")
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:

@@ -130,7 +130,7 @@ def _steps_note(reports: Sequence[Report]) -> str:
 
 
 def _prefill(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
-    figure = _figure("tokens of the prompt", "tokens/s")
+    figure = _figure("tokens of the prompt", "tokens/s", yaxis_rangemode="tozero")
     for number, (report, name) in enumerate(zip(reports, names, strict=True)):
         prefill = report["prefill"]
         figure.add_scatter(
@@ -233,7 +233,19 @@ def _operators(reports: Sequence[Report], names: Sequence[str]) -> go.Figure | N
             customdata=[each["ms"] if each else 0 for each in entries],
             hovertemplate=f"{kind}: %{{x:.1%}}, %{{customdata:.3f}} ms<extra></extra>",
         )
-    figure.update_layout(height=200 + 45 * len(steps))
+    told = [
+        sum(each["share"] for each in step["operators"] if each["operator"] in kinds)
+        for _, step in steps
+    ]
+    figure.add_bar(
+        y=[label for label, _ in steps],
+        x=[1 - share for share in told],
+        name="others",
+        orientation="h",
+        marker_color="#ddd",
+        hovertemplate="others: %{x:.1%}<extra></extra>",
+    )
+    figure.update_layout(height=200 + 45 * len(steps), xaxis_range=[0, 1])
     return figure
 
 
