@@ -2,25 +2,25 @@
 
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-OURS = "bita"
 _CPU_FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
     *("asimd", "asimddp", "i8mm", "sve", "sve2"),
 )
+RESAMPLES = 2000
+Figures = dict[str, Any]
 
 
 @dataclass
@@ -31,59 +31,105 @@ class Run:
     token_ms: list[float]
 
     @property
+    def decoding(self) -> tuple[int, float]:
+        """Tokens behind the first, and the ms that they took."""
+        if len(self.token_ms) < 2:
+            return 0, 0.0
+        return len(self.token_ms) - 1, self.token_ms[-1] - self.token_ms[0]
+
+    @property
     def tokens_per_second(self) -> float:
-        return 1000 * (len(self.token_ms) - 1) / (self.token_ms[-1] - self.token_ms[0])
+        tokens, ms = self.decoding
+        return 1000 * tokens / ms if ms else 0.0
 
 
 def summarize(
-    descriptions: dict[str, dict[str, Any]], rounds: Sequence[dict[str, Run]]
-) -> dict[str, dict[str, Any]]:
-    """Figures of each engine; ratios and common tokens are to ours, or else to the first engine."""
-    reference = OURS if OURS in descriptions else next(iter(descriptions))
+    described: Mapping[str, Figures],
+    rounds: Sequence[Mapping[str, Run]],
+    prefills: Sequence[Mapping[str, float]],
+) -> dict[str, Figures]:
+    """Figures of each row. described: {"plain", ...} of each, kept in the report.
+
+    tokens_per_second: of all answers together, with the 95 % interval of resampled prompts.
+    times_plain: the same ratio to the row's own plain decoding, on the same resamples.
+    same_text: answers with the tokens of that plain decoding.
+    """
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(rounds), (RESAMPLES, len(rounds)))
+    totals = {
+        name: np.array([runs[name].decoding for runs in rounds], np.float64) for name in described
+    }
     report = {}
-    for name, description in descriptions.items():
+    for name, description in described.items():
+        plain = description["plain"] if description["plain"] in totals else name
         runs = [runs_by_name[name] for runs_by_name in rounds]
-        others = [runs_by_name[reference] for runs_by_name in rounds]
-        pairs = list(zip(runs, others, strict=True))
-        steps_ms = [ms for run in runs for ms in np.diff(run.token_ms)]
+        same = sum(by_name[name].token_ids == by_name[plain].token_ids for by_name in rounds)
+        own, other = _resampled(totals[name], picks), _resampled(totals[plain], picks)
         report[name] = {
             **description,
             "n": len(runs),
-            "tokens_per_second": _quantiles([run.tokens_per_second for run in runs]),
-            "token_ms": _quantiles(steps_ms),
-            "first_token_ms": _quantiles([run.token_ms[0] for run in runs]),
-            "ratio_to": reference,
-            "ratio": _quantiles([a.tokens_per_second / b.tokens_per_second for a, b in pairs]),
-            "common_first_tokens": statistics.median(_num_common(a, b) for a, b in pairs),
+            "tokens": sum(len(run.token_ids) for run in runs),
+            "tokens_per_second": _interval(_rate(totals[name]), own),
+            "times_plain": _interval(_rate(totals[name]) / _rate(totals[plain]), own / other),
+            "same_text": same,
+            "first_token_ms": _quantiles([run.token_ms[0] for run in runs if run.token_ms]),
+            "prefill_512_ms": _quantiles([times[name] for times in prefills]),
         }
     return report
+
+
+def _rate(totals: npt.NDArray[np.float64]) -> float:
+    tokens, ms = totals.sum(0)
+    return float(1000 * tokens / ms)
+
+
+def _resampled(
+    totals: npt.NDArray[np.float64], picks: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Tokens per second of each resample of the prompts."""
+    sums = totals[picks].sum(1)
+    return np.asarray(1000 * sums[:, 0] / sums[:, 1])
+
+
+def _interval(value: float, resampled: npt.NDArray[np.float64]) -> Figures:
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return {"mean": round(value, 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(values, p)), 3) for p in (5, 25, 50, 75, 95)}
 
 
-def _num_common(run: Run, other: Run) -> int:
-    pairs = zip(run.token_ids, other.token_ids, strict=True)
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+COLUMNS: Mapping[str, Callable[[Figures], str]] = {
+    "tokens/s": lambda row: f"{row['tokens_per_second']['mean']:.1f}",
+    "95 %": lambda row: "{low:.0f} to {high:.0f}".format(**row["tokens_per_second"]),
+    "times plain": lambda row: f"{row['times_plain']['mean']:.2f}",
+    "same text": lambda row: f"{row['same_text']} of {row['n']}",
+    "first token, ms": lambda row: f"{row['first_token_ms']['p50']:.0f}",
+    "512 tokens, ms": lambda row: f"{row['prefill_512_ms']['p50']:.0f}",
+    "start, s": lambda row: f"{row['start_ms'] / 1000:.2f}",
+    "memory, MB": lambda row: f"{row['memory']['peak_mb']:.0f}",
+    "disk, MB": lambda row: f"{row['disk_mb']:.0f}",
+}
 
 
-def print_table(report: dict[str, Any]) -> None:
-    """One line per engine."""
-    engines = report["engines"]
-    ratio_to = next(iter(engines.values()))["ratio_to"]
-    print(f"\n{report['cpu']}, {report['threads']} threads, {report['new_tokens']} new tokens")
-    columns = ("engine", "tok/s p50", "p95", f"/ {ratio_to}", "p25-p75", "first ms", "precision")
-    widths = (18, 10, 7, 8, 12, 9, 0)
-    print(" ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)))
-    for name, figures in engines.items():
-        rate, ratio = figures["tokens_per_second"], figures["ratio"]
-        cells = (
-            *(name, f"{rate['p50']:.1f}", f"{rate['p95']:.1f}", f"{ratio['p50']:.3f}"),
-            *(f"{ratio['p25']:.2f}-{ratio['p75']:.2f}", f"{figures['first_token_ms']['p50']:.1f}"),
-            figures["precision"],
+def table(report: Figures) -> list[list[str]]:
+    """Heads, and the cells of each row."""
+    rows = [
+        [name, *(cell(row) for cell in COLUMNS.values())] for name, row in report["engines"].items()
+    ]
+    return [["engine", *COLUMNS], *rows]
+
+
+def print_table(report: Figures) -> None:
+    """One line per row."""
+    cells = table(report)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{report['cpu']}, {report['threads']} threads, {report['num_prompts']} prompts")
+    for row in cells:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
-        print(" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)))
 
 
 def describe_machine(num_threads: int) -> dict[str, Any]:

@@ -1,119 +1,164 @@
 """One engine in a process of its own, driven by JSON lines. Started by peers.py.
 
-    python peer_worker.py ENGINE MODEL NUM_THREADS
+    python peer_worker.py ENGINE MODEL NUM_THREADS SETTINGS
 
 The engines need libraries that do not go together in one process (two ONNX Runtimes), so each gets
-its own process and, if wished, its own environment. After loading, one line says what runs:
-{"versions", "precision", "weight_bytes"}. Each request {"token_ids", "num_new_tokens"} is answered
-by one line {"token_ids", "token_ms"}: the new tokens, and when each was known since the request
-came, prefill included. A line {"error"} is the last one. The process ends when its input ends.
+its own process and, if wished, its own environment. SETTINGS is a JSON object, {} for plain
+decoding. After loading, one line says what runs: {"versions", "precision", "open_ms"}. Each request
+{"token_ids", "num_new_tokens", "eos_ids"} is answered by a line {"token_ids", "token_ms"}: the new
+tokens before EOS, and when each was known since the request came, prefill included. A line
+{"error"} is the last one. The process ends when its input ends; {"memory": true} asks for its
+memory.
 
-Decoding is greedy and goes on past EOS. Every engine is driven through the thinnest interface it
-has, so that no binding is measured instead of it.
+Decoding is greedy. Every engine is driven through the thinnest interface it has, so that no binding
+is measured instead of it, and computes every prompt from its first token on.
 """
 
+import http.client
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-CONTEXT_LENGTH = 4096
+CONTEXT_LENGTH = 2048
+Settings = Mapping[str, Any]
 
 
 class PeerEngine(Protocol):
-    """versions, precision and weight_bytes describe it for the report."""
+    """versions and precision describe it for the report. pid: the process that computes."""
 
     versions: dict[str, str]
     precision: str
-    weight_bytes: int
+    pid: int
 
-    def generate(self, token_ids: list[int], num_new_tokens: int) -> tuple[list[int], list[float]]:
-        """New tokens, and the time in ms at which each was known."""
+    def generate(
+        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
+    ) -> tuple[list[int], list[float]]:
+        """New tokens, and the time in ms at which each was known; EOS may be the last."""
 
 
 class BitaEngine:
-    """Ours: plain decoding, one row per step."""
+    """Ours. settings: {"tree": "ar"} for plain decoding in one row, else the engine's own trees."""
 
-    def __init__(self, model: str, num_threads: int) -> None:
+    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         from bita.runtime.session import Session
         from bita.tree import Tree
 
-        self._session = Session.open(
-            model, tree=Tree.root_only(), min_rows=1, num_threads=num_threads
-        )
-        manifest = json.loads((Path(model) / "manifest.json").read_text(encoding="utf-8"))
+        plain = {"tree": Tree.root_only(), "min_rows": 1} if settings.get("tree") == "ar" else {}
+        self._session = Session.open(model, num_threads=num_threads, **plain)
+        manifest = self._session.engine.manifest
+        self.pid = os.getpid()
         self.versions = {name: version(name) for name in ("bita-edge", "onnxruntime")}
-        self.precision = f"{manifest['precision']}, fp32 cache"
-        self.weight_bytes = _size(Path(model), "model.onnx*")
+        self.precision = f"{manifest.precision}, fp32 cache"
 
-    def generate(self, token_ids: list[int], num_new_tokens: int) -> tuple[list[int], list[float]]:
+    def generate(
+        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
+    ) -> tuple[list[int], list[float]]:
         self._session.forget()
         elapsed_ms = _stopwatch()
-        generation = self._session.stream(token_ids, num_new_tokens, ignore_eos=True)
-        times = [elapsed_ms() for _ in generation]
+        generation = self._session.stream(token_ids, num_new_tokens, stop_token_ids=eos_ids)
+        times: list[float] = []
+        for _ in generation:
+            times += [elapsed_ms()] * (len(generation.token_ids) - len(times))
         return list(generation.token_ids), times
 
 
 class LlamaCpp:
-    """llama.cpp by its C functions; the sampling loop of llama-cpp-python costs a few percent."""
+    """llama.cpp's own server. settings: "server", the program, and "arguments" of drafting."""
 
-    def __init__(self, model: str, num_threads: int) -> None:
-        import llama_cpp
-
-        self._c = llama_cpp.llama_cpp
-        self._model = llama_cpp.Llama(
-            model,
-            n_ctx=CONTEXT_LENGTH,
-            n_threads=num_threads,
-            n_threads_batch=num_threads,
-            verbose=False,
+    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        place = ["--host", "127.0.0.1", "--port", str(port), "--no-warmup", "-np", "1"]
+        threads = ["-t", str(num_threads), "-tb", str(num_threads), "-c", str(CONTEXT_LENGTH)]
+        command = [settings["server"], "-m", model, *place, *threads]
+        command += ["--cache-ram", "0", "--no-webui", *settings.get("arguments", [])]
+        self._process = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
+        self._port = port
+        self._wait(seconds=60)
+        about = subprocess.run(
+            [settings["server"], "--version"], capture_output=True, text=True, check=False
         )
-        self._context = self._model._ctx.ctx
-        self._sampler = self._c.llama_sampler_init_greedy()
-        self.versions = {"llama-cpp-python": version("llama-cpp-python")}
+        lines = (about.stdout + about.stderr).splitlines()
+        self.pid = self._process.pid
+        self.versions = {
+            "llama.cpp": next((line for line in lines if "version" in line), "unknown"),
+            **settings.get("versions", {}),
+        }
         self.precision = f"{Path(model).stem.rsplit('.', 1)[-1]}, fp16 cache"
-        self.weight_bytes = Path(model).stat().st_size
 
-    def generate(self, token_ids: list[int], num_new_tokens: int) -> tuple[list[int], list[float]]:
+    def _connect(self) -> http.client.HTTPConnection:
+        """Anew for each request: the server closes a connection behind a stream."""
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
+
+    def _wait(self, seconds: float) -> None:
+        """Until the model is loaded; raises RuntimeError."""
+        elapsed_ms = _stopwatch()
+        while elapsed_ms() < 1000 * seconds and self._process.poll() is None:
+            try:
+                connection = self._connect()
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            time.sleep(0.005)
+        raise RuntimeError("llama-server did not start")
+
+    def generate(
+        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
+    ) -> tuple[list[int], list[float]]:
+        request = {
+            **{"prompt": token_ids, "n_predict": num_new_tokens, "stream": True},
+            **{"temperature": 0, "samplers": ["temperature"], "cache_prompt": False},
+            **{"return_tokens": True, "timings_per_token": False},
+        }
+        body = json.dumps(request)
+        elapsed_ms = _stopwatch()
+        connection = self._connect()
+        connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"llama-server answered {response.status}: {response.read()!r}")
         new_ids: list[int] = []
         times: list[float] = []
-        elapsed_ms = _stopwatch()
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
-        step: Sequence[int] = token_ids
-        for _ in range(num_new_tokens):
-            tokens = (self._c.llama_token * len(step))(*step)  # the batch only points at them
-            batch = self._c.llama_batch_get_one(tokens, len(step))
-            status = self._c.llama_decode(self._context, batch)
-            if status != 0:
-                raise RuntimeError(f"llama_decode returned {status} for {len(step)} tokens")
-            new_ids.append(self._c.llama_sampler_sample(self._sampler, self._context, -1))
-            times.append(elapsed_ms())
-            step = new_ids[-1:]
+        for line in response:
+            if line.startswith(b"data: "):
+                piece = json.loads(line[6:])
+                if not piece.get("stop"):
+                    new_ids += piece["tokens"]
+                    times += [elapsed_ms()] * len(piece["tokens"])
         return new_ids, times
 
 
 class OnnxRuntimeGenai:
-    """onnxruntime-genai on a directory of its own model builder."""
+    """onnxruntime-genai on a directory of its own model builder. settings: "speculative"."""
 
-    def __init__(self, model: str, num_threads: int) -> None:
+    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         import onnxruntime_genai
 
         self._genai = onnxruntime_genai
-        settings = json.loads((Path(model) / "genai_config.json").read_text(encoding="utf-8"))
         config = onnxruntime_genai.Config(model)
-        options = {"session_options": {"intra_op_num_threads": num_threads}}
-        never = settings["model"]["vocab_size"] - 1  # an EOS that does not come up; -1 is refused
-        config.overlay(json.dumps({"model": {"eos_token_id": never, "decoder": options}}))
+        overlay: dict[str, Any] = {
+            "model": {"decoder": {"session_options": {"intra_op_num_threads": num_threads}}}
+        }
+        if "speculative" in settings:
+            overlay["speculative"] = settings["speculative"]
+        config.overlay(json.dumps(overlay))
         self._model = onnxruntime_genai.Model(config)
+        self.pid = os.getpid()
         self.versions = {name: version(name) for name in ("onnxruntime-genai", "onnxruntime")}
         self.precision = "int4 of its builder (RTN, block 32, accuracy level 4), fp32 cache"
-        self.weight_bytes = _size(Path(model), "model.onnx*")
 
-    def generate(self, token_ids: list[int], num_new_tokens: int) -> tuple[list[int], list[float]]:
+    def generate(
+        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
+    ) -> tuple[list[int], list[float]]:
         times: list[float] = []
         elapsed_ms = _stopwatch()
         parameters = self._genai.GeneratorParams(self._model)
@@ -126,10 +171,142 @@ class OnnxRuntimeGenai:
         return [int(token_id) for token_id in generator.get_sequence(0)[len(token_ids) :]], times
 
 
-ENGINES: dict[str, Callable[[str, int], PeerEngine]] = {
-    "bita": BitaEngine,
+class OpenVinoGenai:
+    """OpenVINO GenAI on int4 weights of optimum-intel. settings: "lookup", tokens and n-gram."""
+
+    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
+        import openvino
+        import openvino_genai
+
+        self._genai, self._tensor = openvino_genai, openvino.Tensor
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = False
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads}
+        if "lookup" in settings:
+            options["prompt_lookup"] = True
+            options["scheduler_config"] = scheduler
+        elif settings.get("paged"):
+            options["scheduler_config"] = scheduler
+        else:
+            options["ATTENTION_BACKEND"] = "SDPA"
+        self._lookup = settings.get("lookup")
+        self._pipeline = openvino_genai.LLMPipeline(model, "CPU", **options)
+        self.pid = os.getpid()
+        self.versions = {name: version(name) for name in ("openvino-genai", "openvino")}
+        self.precision = "int4 of nncf (groups of 64, symmetric; output layer int8)"
+
+    def generate(
+        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
+    ) -> tuple[list[int], list[float]]:
+        import numpy as np
+
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = num_new_tokens
+        config.do_sample = False
+        config.apply_chat_template = False
+        config.set_eos_token_id(eos_ids[0])
+        config.stop_token_ids = set(eos_ids)
+        if self._lookup:
+            config.num_assistant_tokens, config.max_ngram_size = self._lookup
+        new_ids: list[int] = []
+        times: list[float] = []
+        ids = np.array([token_ids], np.int64)
+        inputs = self._genai.TokenizedInputs(self._tensor(ids), self._tensor(np.ones_like(ids)))
+        elapsed_ms = _stopwatch()
+        collector = _ov_streamer(self._genai, new_ids, times, elapsed_ms)
+        result = self._pipeline.generate(inputs, config, collector)
+        found = list(result.tokens[0])
+        if found[: len(new_ids)] != new_ids or len(found) > len(new_ids) + 1:
+            raise RuntimeError(f"the streamer saw {len(new_ids)} tokens of {len(found)}")
+        return new_ids, times
+
+
+def _ov_streamer(
+    genai: Any, new_ids: list[int], times: list[float], elapsed_ms: Callable[[], float]
+) -> Any:
+    class Collector(genai.StreamerBase):  # type: ignore[misc]
+        def write(self, tokens: Any) -> Any:
+            found = [tokens] if isinstance(tokens, int) else list(tokens)
+            new_ids.extend(found)
+            times.extend([elapsed_ms()] * len(found))
+            return genai.StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    return Collector()
+
+
+class Transformers:
+    """transformers in float32. settings: "lookup", tokens that prompt lookup drafts."""
+
+    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(num_threads)
+        self._torch = torch
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self._lookup = settings.get("lookup")
+        self.pid = os.getpid()
+        self.versions = {name: version(name) for name in ("transformers", "torch")}
+        self.precision = "fp32"
+
+    def generate(
+        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
+    ) -> tuple[list[int], list[float]]:
+        torch = self._torch
+        ids = torch.tensor([token_ids])
+        new_ids: list[int] = []
+        times: list[float] = []
+        drafting = {"prompt_lookup_num_tokens": self._lookup} if self._lookup else {}
+        elapsed_ms = _stopwatch()
+        streamer = _TorchStreamer(len(token_ids), new_ids, times, elapsed_ms)
+        with torch.inference_mode():
+            self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=num_new_tokens,
+                do_sample=False,
+                eos_token_id=eos_ids,
+                pad_token_id=eos_ids[0],
+                streamer=streamer,
+                **drafting,
+            )
+        return new_ids, times
+
+
+class _TorchStreamer:
+    """Notes tokens as they come; the prompt comes first."""
+
+    def __init__(
+        self,
+        num_prompt_tokens: int,
+        new_ids: list[int],
+        times: list[float],
+        elapsed_ms: Callable[[], float],
+    ) -> None:
+        self._to_skip = num_prompt_tokens
+        self._new_ids, self._times, self._elapsed_ms = new_ids, times, elapsed_ms
+
+    def put(self, value: Any) -> None:
+        found = value.flatten().tolist()
+        if self._to_skip:
+            self._to_skip = 0
+            return
+        self._new_ids.extend(found)
+        self._times.extend([self._elapsed_ms()] * len(found))
+
+    def end(self) -> None:
+        pass
+
+
+ENGINES: dict[str, Callable[[str, int, Settings], PeerEngine]] = {
+    "bita-edge": BitaEngine,
     "llama.cpp": LlamaCpp,
     "onnxruntime-genai": OnnxRuntimeGenai,
+    "OpenVINO GenAI": OpenVinoGenai,
+    "transformers": Transformers,
 }
 
 
@@ -138,31 +315,46 @@ def _stopwatch() -> Callable[[], float]:
     return lambda: (time.perf_counter() - start) * 1000
 
 
-def _size(directory: Path, pattern: str) -> int:
-    return sum(path.stat().st_size for path in directory.glob(pattern))
+def memory(pid: int) -> dict[str, float]:
+    """MB of resident memory: the most so far, and what is now anonymous and of files."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    kilobytes = {
+        name: int(rest.split()[0])
+        for name, _, rest in (line.partition(":") for line in lines)
+        if name in ("VmHWM", "RssAnon", "RssFile")
+    }
+    keys = {"peak_mb": "VmHWM", "anonymous_mb": "RssAnon", "file_mb": "RssFile"}
+    return {key: round(kilobytes[name] * 1024 / 1e6, 1) for key, name in keys.items()}
 
 
 def serve(
-    name: str, model: str, num_threads: int, answer: Callable[[dict[str, Any]], None]
+    name: str,
+    model: str,
+    num_threads: int,
+    settings: Settings,
+    answer: Callable[[dict[str, Any]], None],
 ) -> None:
     """Load the engine, then answer requests until the input ends."""
-    engine = ENGINES[name](model, num_threads)
-    answer(
-        {
-            "versions": engine.versions,
-            "precision": engine.precision,
-            "weight_bytes": engine.weight_bytes,
-        }
-    )
+    elapsed_ms = _stopwatch()
+    engine = ENGINES[name](model, num_threads, settings)
+    answer({"versions": engine.versions, "precision": engine.precision, "open_ms": elapsed_ms()})
     for line in sys.stdin:
         request = json.loads(line)
-        token_ids, token_ms = engine.generate(request["token_ids"], request["num_new_tokens"])
-        answer({"token_ids": token_ids, "token_ms": token_ms})
+        if request.get("memory"):
+            answer(memory(engine.pid))
+            continue
+        eos_ids = request["eos_ids"]
+        token_ids, times = engine.generate(request["token_ids"], request["num_new_tokens"], eos_ids)
+        end = next((i for i, token in enumerate(token_ids) if token in eos_ids), len(token_ids))
+        answer({"token_ids": token_ids[:end], "token_ms": times[:end]})
+    if isinstance(engine, LlamaCpp):
+        engine._process.kill()
 
 
 def main() -> int:
     """Serve; the protocol keeps the real standard output, libraries print to standard error."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
     protocol = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -170,9 +362,9 @@ def main() -> int:
         protocol.write(json.dumps(reply) + "\n")
         protocol.flush()
 
-    name, model, num_threads = sys.argv[1:]
+    name, model, num_threads, settings = sys.argv[1:]
     try:
-        serve(name, model, int(num_threads), answer)
+        serve(name, model, int(num_threads), json.loads(settings), answer)
     except Exception as error:  # whatever it is, the driver has to hear of it
         answer({"error": f"{type(error).__name__}: {error}"})
         return 1
