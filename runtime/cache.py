@@ -1,5 +1,8 @@
 """The key-value cache: one slab, allocated once, whose slots are written in place."""
 
+import contextlib
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -101,8 +104,7 @@ class HostCache(Cache):
 
     def __init__(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(shape, dtype)
-        # zeros are mapped lazily: slots cost memory when they are first written
-        self.slab: FloatArray = np.zeros(shape, dtype)
+        self.slab: FloatArray = lazy_zeros(shape, self.dtype)
 
     def layer(self, index: int) -> tuple[FloatArray, FloatArray]:
         """Views [1, H, C, D] of one layer's keys and values."""
@@ -125,3 +127,18 @@ class HostCache(Cache):
 
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         self.slab[:, :, targets] = self.slab[:, :, sources]
+
+
+def lazy_zeros(shape: Shape, dtype: np.dtype[Any]) -> FloatArray:
+    """Zeros that take memory page by page, when they are written.
+
+    numpy's own large arrays ask for huge pages, and then the first slot of each head takes 2 MB.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, whose pages are small
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)

@@ -2,6 +2,9 @@
 
 import itertools
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +60,35 @@ def test_drafter_puts_rank_r_of_mask_d_on_depth_d() -> None:
     drafter.fill(nodes, drafts)
     # nodes (1,), (1,1), (2,), (1,2), (2,1)
     assert nodes.tolist() == [7, first[0], second[0], first[1], second[1], second[0]]
+
+
+RESIDENT = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bita.runtime.cache import lazy_zeros
+
+def anonymous():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+shape, kind = (16, 8, 16384, 32), np.dtype(np.float32)
+before = anonymous()
+slab = lazy_zeros(shape, kind) if sys.argv[1] == "lazy" else np.ones(shape, kind)
+slab[:, :, :16] = 1
+print((anonymous() - before) / slab.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells")
+@pytest.mark.parametrize(("kind", "least", "most"), [("lazy", 0.0, 0.02), ("whole", 0.9, 1.1)])
+def test_slots_take_memory_when_they_are_written(kind: str, least: float, most: float) -> None:
+    """16 slots of 16384 in 128 regions of 2 MB each; huge pages would take all of them."""
+    command = [sys.executable, "-c", RESIDENT, kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert least <= float(done.stdout) <= most
 
 
 def test_cache_keeps_the_path_and_only_the_path() -> None:

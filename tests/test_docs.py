@@ -7,14 +7,31 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from make_tiny_engine import write_plain_model
 
 ROOT = Path(__file__).parents[1]
 ENGINE = "engines/smollm2-135m-instruct-int4"
-PAGES = ("sampling.md", "serving.md", "python.md", "profiling.md")
+PAGES = ("sampling.md", "serving.md", "python.md", "profiling.md", "how-it-works.md", "engine.md")
+BUILDING_PAGES = ("../README.md", "tuning.md", "calibration.md")
+# Too long for a test: their recipes are read, not run.
+ONLY_READ = ("make demo", "make test", "make check", "make bench", "make adapter")
+# The same commands on models and amounts of text that take seconds.
+SMALLER = {
+    "model.gguf": "model",
+    "MODEL=smollm2": "UNCALIBRATED=1 MODEL=tiny/smollm2",
+    "MODEL=path": "UNCALIBRATED=1 MODEL=path",
+    "MODEL=Qwen": "UNCALIBRATED=1 MODEL=Qwen",
+    "tune smollm2": "tune tiny/smollm2",
+    "init smollm2": "init tiny/smollm2",
+    "--max-minutes 60": "--num-steps 1 --num-conversations 4 --max-new-tokens 8 --held-out 2",
+    "calibrate tree": "calibrate tree --limit 4 --max-new-tokens 16 --most-rows 4 --repeats 1",
+    "calibrate acceptance": "calibrate acceptance --limit 4 --max-new-tokens 16",
+    "calibrate latency": "calibrate latency --most-rows 4 --repeats 1",
+}
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
@@ -37,9 +54,12 @@ class Desk:
         self._environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
         self._environment.pop("BITA_API_KEY", None)
         self._server: subprocess.Popen[str] | None = None
+        self.smaller: Mapping[str, str] = {}
 
     def run(self, language: str, text: str) -> None:
         text = text.replace("8000", self._port)
+        for large, small in self.smaller.items():
+            text = text.replace(large, small)
         if language == "python":
             self._finish([sys.executable, "-c", text])
             return
@@ -51,6 +71,8 @@ class Desk:
                 self._environment[name] = value
             elif line.startswith("bita serve"):
                 self._serve(line)
+            elif line.startswith("make "):
+                self._make(line)
             else:
                 out = self._finish(["bash", "-euo", "pipefail", "-c", line])
                 assert '"error"' not in out, out
@@ -59,6 +81,15 @@ class Desk:
         (extra,) = re.findall(r"bita-edge\[(\w+)\]", line)
         text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
+
+    def _make(self, line: str) -> None:
+        """By the repository's Makefile in this environment, as it is."""
+        venv = Path(sys.prefix)
+        command = ["make", "-f", str(ROOT / "Makefile"), f"VENV={venv}"]
+        for stamp in (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".test"):
+            command += ["-o", str(venv / stamp)]
+        words = shlex.split(line, comments=True)[1:]
+        self._finish([*command, *(["-n"] if line.startswith(ONLY_READ) else []), *words])
 
     def _serve(self, line: str) -> None:
         self.close()
@@ -97,8 +128,30 @@ def test_what_a_page_says_works(page: str, tiny_engine: Path, tmp_path: Path) ->
     desk = Desk(tmp_path, tiny_engine)
     try:
         found = [*blocks(page)]
-        assert len(found) >= 3
+        assert len(found) >= 2
         for language, text in found:
+            desk.run(language, text)
+    finally:
+        desk.close()
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("page", BUILDING_PAGES)
+def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) -> None:
+    for package in ("torch", "tensorrt_rtx"):
+        pytest.importorskip(package)
+    desk = Desk(tmp_path, tiny_engine)
+    desk.smaller = SMALLER
+    (tmp_path / ENGINE).unlink()
+    shutil.copytree(tiny_engine, tmp_path / ENGINE)
+    for name in ("path/to/model", "Qwen/Qwen3-0.6B", "tiny/smollm2-135m-instruct"):
+        write_plain_model(tmp_path / name)
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Hello"}\n' * 8, encoding="utf-8")
+    try:
+        for language, text in blocks(page):
             desk.run(language, text)
     finally:
         desk.close()
