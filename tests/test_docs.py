@@ -1,5 +1,6 @@
 """Every command and every program in these pages works; the reference is that of the docstrings."""
 
+import json
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from make_tiny_engine import write_plain_model
+from make_tiny_engine import CONFIG, write_plain_model
 
 ROOT = Path(__file__).parents[1]
 ENGINE = "engines/smollm2-135m-instruct-int4"
@@ -27,7 +28,7 @@ SMALLER = {
     "MODEL=Qwen": "UNCALIBRATED=1 MODEL=Qwen",
     "tune smollm2": "tune tiny/smollm2",
     "init smollm2": "init tiny/smollm2",
-    "--max-minutes 60": "--num-steps 1 --num-conversations 4 --max-new-tokens 8 --held-out 2",
+    "--max-minutes 60": "--prompts mine.jsonl --num-steps 1 --max-new-tokens 8 --held-out 2",
     "calibrate tree": "calibrate tree --limit 4 --max-new-tokens 16 --most-rows 4 --repeats 1",
     "calibrate acceptance": "calibrate acceptance --limit 4 --max-new-tokens 16",
     "calibrate latency": "calibrate latency --most-rows 4 --repeats 1",
@@ -94,7 +95,7 @@ class Desk:
     def _serve(self, line: str) -> None:
         self.close()
         self._server = subprocess.Popen(
-            shlex.split(line),
+            shlex.split(line, comments=True),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
             cwd=self._folder,
             env=self._environment,
@@ -108,6 +109,7 @@ class Desk:
             command,
             cwd=self._folder,
             env=self._environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=120,
@@ -146,10 +148,14 @@ def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) 
     (tmp_path / ENGINE).unlink()
     shutil.copytree(tiny_engine, tmp_path / ENGINE)
     for name in ("path/to/model", "Qwen/Qwen3-0.6B", "tiny/smollm2-135m-instruct"):
-        write_plain_model(tmp_path / name)
+        write_plain_model(tmp_path / name, config={**CONFIG, "max_position_embeddings": 8192})
+    desk.run("bash", "bita adapter init path/to/model --out adapter.safetensors")
+    (tmp_path / "adapters").mkdir()
+    shutil.copy(tmp_path / "adapter.safetensors", tmp_path / "adapters" / "model.safetensors")
     for name in ("Makefile", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "mine.jsonl").write_text('{"prompt": "Hello"}\n' * 8, encoding="utf-8")
+    lines = [json.dumps({"prompt": f"Tell me of tree number {n}."}) for n in range(8)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
     try:
         for language, text in blocks(page):
             desk.run(language, text)
