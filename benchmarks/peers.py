@@ -84,11 +84,11 @@ class Worker:
         self.description = self._read()
 
     def generate(
-        self, token_ids: Sequence[int], num_new_tokens: int, eos_ids: Sequence[int] = ()
+        self, token_ids: Sequence[int], num_new_tokens: int, eos_ids: Sequence[int]
     ) -> Run:
         """Decode; raises PeerError if it fails."""
         request = {"token_ids": [*token_ids], "num_new_tokens": num_new_tokens}
-        reply = self._ask({**request, "eos_ids": [*eos_ids] or [-1]})
+        reply = self._ask({**request, "eos_ids": [*eos_ids]})
         ids, times = reply["token_ids"], reply["token_ms"]
         if len(ids) != len(times) or len(ids) > num_new_tokens:
             raise PeerError(f"{self.name} gave {len(ids)} tokens and {len(times)} times")
@@ -232,13 +232,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start_up(row: Contestant, args: argparse.Namespace) -> dict[str, float]:
+def start_up(row: Contestant, eos_ids: Sequence[int], args: argparse.Namespace) -> dict[str, float]:
     """ms of fresh processes to the first token of a short prompt, files in the page cache."""
     whole, opening = [], []
     for _ in range(STARTS):
         time.sleep(SETTLE_SECONDS)
         worker = Worker(row, args.threads, log_of(row, args))
-        run = worker.generate(range(3, 19), 1)
+        run = worker.generate(range(3, 19), 1, eos_ids)
         whole.append(1000 * (time.perf_counter() - worker.began))
         opening.append(worker.description["open_ms"] + run.token_ms[0])
         worker.close()
@@ -274,7 +274,7 @@ def rotated(workers: Sequence[Worker], number: int) -> list[Worker]:
 
 
 def prefill_rounds(
-    workers: Sequence[Worker], journal: Journal, vocab_size: int
+    workers: Sequence[Worker], journal: Journal, vocab_size: int, eos_ids: Sequence[int]
 ) -> list[dict[str, float]]:
     """ms to the first token behind 512 tokens, another prompt each time."""
     rng = np.random.default_rng(0)
@@ -286,7 +286,7 @@ def prefill_rounds(
             known = {}
             for worker in rotated(workers, number):
                 time.sleep(SETTLE_SECONDS)
-                known[worker.name] = round(worker.generate(ids, 1).token_ms[0], 2)
+                known[worker.name] = round(worker.generate(ids, 1, eos_ids).token_ms[0], 2)
             journal.add("prefill", str(number), known)
             say(f"prefill {number}: " + ", ".join(f"{n} {ms:.0f} ms" for n, ms in known.items()))
         rounds.append(known)
@@ -339,11 +339,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     machine = describe_machine(args.threads)
     for row in rows:
         if journal.get("start", row.name) is None:
-            figures = journal.add("start", row.name, start_up(row, args))
+            figures = journal.add("start", row.name, start_up(row, eos_ids, args))
             say(f"start: {row.name} {figures['start_ms']:.0f} ms")
     vocab_size = open_engine(args.engines[0]).manifest.vocab_size
     with started(rows, args) as workers:
-        prefills = prefill_rounds(workers, journal, vocab_size)
+        prefills = prefill_rounds(workers, journal, vocab_size, eos_ids)
         rounds = answer_rounds(workers, prompts, eos_ids, journal, args)
         memory = {worker.name: worker.memory() for worker in workers}
         about = {worker.name: worker.description for worker in workers}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bita.export.graph import FLOAT, INT8, UINT8, GraphWriter
+from bita.export.graph import FLOAT, INT8, MICROSOFT, UINT8, GraphWriter
 from bita.tensors import Float32Array
 
 Pieces = Iterable[Float32Array]  # [n, in] each
@@ -53,14 +53,19 @@ class Int8Linear:
         zero_point = graph.constant(ZERO_POINT, np.uint8)
         if self._signed:
             weight = graph.weight(f"{label}.weight_int8", INT8, values.shape, [values])
-            whole = graph.op("MatMulInteger", activations, weight, zero_point)
+            weight_point = None
         else:
             shifted = values.view(np.uint8) ^ np.uint8(ZERO_POINT)
             weight = graph.weight(f"{label}.weight_uint8", UINT8, shifted.shape, [shifted])
-            whole = graph.op("MatMulInteger", activations, weight, zero_point, zero_point)
-        by_row = graph.op("Mul", graph.op("Cast", whole, to=FLOAT), row_scales)
+            weight_point = zero_point
+        one = graph.constant(1.0, np.float32)
         columns = graph.weight(f"{label}.scales", FLOAT, scales.shape, [scales])
-        return graph.op("Mul", by_row, columns)
+        product = graph.op(
+            "MatMulIntegerToFloat",
+            *(activations, weight, one, columns, zero_point, weight_point),
+            domain=MICROSOFT,
+        )
+        return graph.op("Mul", product, row_scales)
 
     def _activations(self, hidden: ir.Value, num_axes: int) -> tuple[ir.Value, ir.Value]:
         """Scales [..., 1] and uint8 values of the rows; a row of zeros has the scale 0."""

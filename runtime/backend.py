@@ -37,12 +37,14 @@ class Step(Protocol):
 class Backend(Protocol):
     """One engine loaded, and its cache.
 
-    vocab_size: V. num_ranks: k. least_slots: that any step writes.
+    vocab_size: V. num_ranks: k. least_slots: that any step writes. prefill_rows: prompt tokens of a
+    step, at most.
     """
 
     vocab_size: int
     num_ranks: int
     least_slots: int
+    prefill_rows: int
     pairs: EnginePairs
 
     @property

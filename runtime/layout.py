@@ -8,7 +8,10 @@ import numpy.typing as npt
 from bita.tree import Tree
 
 READ_NODES = 8  # nodes that a text's drafts are read with, each with its masks
-PREFILL_ROWS = 256  # prompt tokens per prefill step: bounds the memory of long prompts
+PREFILL_ROWS = 256  # most prompt tokens of a step: bounds the memory of long prompts
+# On CPUs attention computes what causality hides too, so smaller pieces are faster: 512 tokens of
+# the default model in 145 ms of attention by 256, 118 ms by 128 (Xeon, 2 threads).
+CPU_PREFILL_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, Engine
 from bita.errors import EngineError
 from bita.runtime.buckets import Buckets
 from bita.runtime.cache import HostCache
-from bita.runtime.layout import Layout, tree_layout
+from bita.runtime.layout import CPU_PREFILL_ROWS, Layout, tree_layout
 from bita.runtime.pair_scores import EnginePairs
 from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.runtime.step_values import Arrays, fill_masks, lora_values, step_values
@@ -34,6 +34,8 @@ class OrtBackend:
     run in its place. profile_to: beginning of a file's name, for times of operators. Raises
     EngineError if the graph cannot be loaded.
     """
+
+    prefill_rows = CPU_PREFILL_ROWS
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from bita.errors import EngineError
 from bita.runtime.cuda import Cuda
 from bita.runtime.device_memory import DeviceCache
 from bita.runtime.device_step import Device, DeviceStep, rows_with_equal_bits
-from bita.runtime.layout import Layout
+from bita.runtime.layout import PREFILL_ROWS, Layout
 from bita.runtime.ort_backend import cache_type, load_session
 from bita.runtime.pair_scores import EnginePairs
 
@@ -30,6 +30,7 @@ class OrtCudaBackend:
 
     provider, device_type = "CUDAExecutionProvider", "cuda"
     least_slots = 1
+    prefill_rows = PREFILL_ROWS
 
     def __init__(self, engine: Engine, cuda_graph: bool = True, cuda: Cuda | None = None) -> None:
         manifest = engine.manifest

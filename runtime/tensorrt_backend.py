@@ -21,7 +21,7 @@ from bita.runtime.cuda import Cuda, Graph, Stream
 from bita.runtime.device_memory import DeviceArray, DeviceCache
 from bita.runtime.device_step import Device, DeviceStep, rows_with_equal_bits
 from bita.runtime.kernel_cache import KernelCache
-from bita.runtime.layout import Layout, widened
+from bita.runtime.layout import PREFILL_ROWS, Layout, widened
 from bita.runtime.pair_scores import EnginePairs
 from bita.runtime.tensorrt_library import error_log, load_library
 
@@ -36,6 +36,7 @@ class TensorRtBackend:
     """
 
     least_slots = 1
+    prefill_rows = PREFILL_ROWS
 
     def __init__(self, engine: Engine, cuda_graph: bool = True, cuda: Cuda | None = None) -> None:
         manifest = engine.manifest

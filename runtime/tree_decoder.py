@@ -11,7 +11,7 @@ from bita.runtime.cached_texts import CachedTexts
 from bita.runtime.chooser import Chooser
 from bita.runtime.decoded_text import DecodedText
 from bita.runtime.drafting import Drafter, Drafts, accept, spine_children
-from bita.runtime.layout import PREFILL_ROWS, prefill_layout, tree_layout
+from bita.runtime.layout import prefill_layout, tree_layout
 from bita.runtime.ngrams import NgramIndex
 from bita.runtime.stats import Stats
 from bita.tree import MAX_MATCH, Tree
@@ -110,8 +110,8 @@ class TreeDecoder:
         if text.has_answer and len(missing) == 1:
             return self._advance(text, began)
         emitted: list[int] = []
-        if text.has_answer or len(missing) > PREFILL_ROWS:
-            missing = missing[:-1][:PREFILL_ROWS]
+        if text.has_answer or len(missing) > self._backend.prefill_rows:
+            missing = missing[:-1][: self._backend.prefill_rows]
             self._prefill_piece(missing)
         else:
             emitted.append(self._prefill_end(text, missing))
@@ -194,12 +194,13 @@ class TreeDecoder:
         )
 
     def _prefill_piece(self, tokens: Sequence[int]) -> None:
-        if len(tokens) == PREFILL_ROWS and self._full_prefill is not None:
+        is_full = len(tokens) == self._backend.prefill_rows
+        if is_full and self._full_prefill is not None:
             step = self._full_prefill
         else:
             layout = prefill_layout(len(tokens), 0, self._min_rows)
             step = self._backend.bind(layout, self.adapter)
-        if len(tokens) == PREFILL_ROWS:
+        if is_full:
             self._full_prefill = step
         step.token_ids[0, : len(tokens)] = tokens
         step.run()

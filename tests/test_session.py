@@ -11,7 +11,6 @@ from make_tiny_engine import TINY_CAPACITY
 from bita.adapter import Adapter, random_adapter
 from bita.errors import EngineError, PromptError, TreeError
 from bita.runtime.session import Session
-from bita.runtime.tree_decoder import PREFILL_ROWS
 from bita.tree import Tree
 
 AR = Tree.root_only()
@@ -110,7 +109,7 @@ def test_exact_mode_accepts_along_the_spine(session: Session) -> None:
 
 def test_a_prompt_in_pieces_is_the_same_prompt(session: Session) -> None:
     """A text of more than one prefill piece goes on as if its end had been decoded."""
-    prompt = prompt_ids(5, PREFILL_ROWS - 10)
+    prompt = prompt_ids(5, session.backend.prefill_rows - 10)
     whole = session.generate(prompt, 60, ignore_eos=True).token_ids
     for cut in (8, 9, 10, 11, 30):
         rest = session.generate(prompt + whole[:cut], 60 - cut, ignore_eos=True).token_ids

@@ -17,7 +17,7 @@ from bita.errors import PromptError
 from bita.profiling.operators import operator_times
 from bita.profiling.recorder import Recorder, Span
 from bita.profiling.sensors import Sensors, summary
-from bita.runtime.layout import PREFILL_ROWS, prefill_layout, tree_layout
+from bita.runtime.layout import prefill_layout, tree_layout
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import TreeTable
@@ -289,7 +289,7 @@ def _operators(engine: Profiled, options: ProfileOptions) -> None:
         return
     trees = TreeTable.of(engine.session.tree).trees
     largest = max(trees, key=lambda tree: tree.num_rows)
-    prompt = min(PREFILL_ROWS, manifest.capacity // 2)
+    prompt = min(engine.session.backend.prefill_rows, manifest.capacity // 2)
     layouts = {"AR step": tree_layout(Tree.root_only(), 1)}
     if largest.num_rows > 1:
         layouts[f"tree step of {largest.num_rows} rows"] = tree_layout(largest, 1)

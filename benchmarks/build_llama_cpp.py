@@ -1,6 +1,6 @@
 """Builds llama.cpp, of the sources that llama-cpp-python brings, for the processor at hand.
 
-    python llama_cpp.py MODEL.gguf OUT
+    python build_llama_cpp.py MODEL.gguf OUT
 
 Leaves llama-server, llama-quantize and llama-bench in OUT/bin. Needs pip, cmake, ninja and a C++
 compiler. All that the processor says it has is used; where a build dies of an illegal instruction
