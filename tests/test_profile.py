@@ -83,7 +83,7 @@ def test_figures_add_up(written: Path) -> None:
 
 def test_shares_of_operators_are_a_whole(written: Path) -> None:
     operators = reports(written)[0]["operators"]
-    assert [step["rows"] for step in operators.values()] == [1, 52, 192]
+    assert [step["rows"] for step in operators.values()] == [1, 52, 128]
     for step in operators.values():
         assert sum(each["share"] for each in step["operators"]) == pytest.approx(1, abs=0.01)
         attention = [e for e in step["operators"] if e["operator"] == "GroupQueryAttention"]
