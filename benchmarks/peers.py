@@ -40,8 +40,8 @@ PREFILL_TOKENS, PREFILL_ROUNDS = 512, 7
 # docs/LOG.md.
 LLAMA_LOOKUP = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3"]
 LLAMA_LOOKUP += ["--spec-ngram-simple-size-m", "4"]
-GENAI_LOOKUP = {"ngram_size": 3, "max_draft_tokens": 4}
-OPENVINO_LOOKUP = [4, 3]  # tokens drafted, longest n-gram
+GENAI_LOOKUP = {"ngram_size": 4, "max_draft_tokens": 4}
+OPENVINO_LOOKUP = [2, 3]  # tokens drafted, longest n-gram
 TRANSFORMERS_LOOKUP = 10
 
 

@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--prompts", type=Path, help="JSONL file, with `category` or without; default: our own"
     )
-    parser.add_argument("--limit", type=positive, help="take the first prompts only")
+    parser.add_argument("--limit", type=positive, help="prompts, taken from all over the file")
     parser.add_argument("--max-new-tokens", type=positive, default=96)
     parser.add_argument(
         "--latency-seconds", type=not_negative, default=20, help="for the steps of each engine"
@@ -90,23 +90,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _questions(path: Path | None, limit: int | None, session: "Session") -> "list[Question]":
-    """Prompts and their categories. Raises PromptError."""
+    """Prompts, from all over the file, and their categories. Raises PromptError."""
     from bita.calibration.prompts import OWN_PROMPTS, read_prompts
     from bita.profiling.measure import Question
 
-    prompts = read_prompts(path, limit)
+    prompts = read_prompts(path)
     lines = [
         line
         for line in (path or OWN_PROMPTS).read_text(encoding="utf-8").splitlines()
         if line.strip()
     ]
-    return [
+    questions = [
         Question(
             messages if session.has_chat_template else messages[-1]["content"],
             str(json.loads(line).get("category") or "all"),
         )
-        for messages, line in zip(prompts, lines, strict=False)
+        for messages, line in zip(prompts, lines, strict=True)
     ]
+    count = min(limit or len(questions), len(questions))
+    return [questions[number * len(questions) // count] for number in range(count)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -105,6 +105,7 @@ def _label(name: str, text: str, reports: Sequence[Report]) -> str:
 
 def _steps(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
     figure = _figure("rows of the step", "ms", xaxis_type="log", yaxis_type="log")
+    shown = ("p50", "p99") if len(reports) == 1 else ("p50",)
     color = 0
     for report, name in zip(reports, names, strict=True):
         latency = report["latency"]
@@ -116,7 +117,7 @@ def _steps(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
                     name=_label(name, f"{percentile} behind {length} tokens", reports),
                     mode="lines+markers",
                     line={"color": COLORS[color % len(COLORS)], "dash": dash},
-                    visible=True if percentile != "p90" else "legendonly",
+                    visible=True if percentile in shown else "legendonly",
                 )
             color += 1
     ticks = reports[0]["latency"]["rows"]
@@ -126,7 +127,10 @@ def _steps(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
 
 def _steps_note(reports: Sequence[Report]) -> str:
     runs = min(report["latency"]["runs"] for report in reports)
-    return f"Single steps, {runs} at least of each size; sizes take turns."
+    return (
+        f"Single steps, {runs} at least of each size; sizes take turns. "
+        "A click in the legend shows or hides a percentile."
+    )
 
 
 def _prefill(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:

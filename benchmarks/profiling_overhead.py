@@ -1,0 +1,108 @@
+"""What profiling itself costs: steps that are recorded beside steps that are not.
+
+    python benchmarks/profiling_overhead.py ENGINE [--prompts mt_bench.jsonl] [--out FILE]
+
+On: `session.record` with a `Recorder`, as `bita profile --trace` has it; answers take turns. The
+share is told twice: of the times of the steps, which noise of the machine is in, and of the
+recorder's own work, timed alone. Off: what is left is the question whether there is a recorder.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import timeit
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_report import describe_machine
+
+from bita.calibration.prompts import read_prompts
+from bita.errors import BitaError
+from bita.profiling.recorder import Recorder
+from bita.runtime.session import Session
+
+PARTS = 3  # of a step: draft, backend, accept and commit
+CALLS = 200_000
+
+
+def step_times(session: Session, args: argparse.Namespace) -> dict[str, list[float]]:
+    """ms of the steps of all answers, with and without a recorder by turns."""
+    times: dict[str, list[float]] = {"off": [], "on": []}
+    for number, prompt in enumerate(read_prompts(args.prompts, args.limit)):
+        for turn in (0, 1):
+            kind = ("off", "on")[(number + turn) % 2]
+            session.record(Recorder().add if kind == "on" else None)
+            session.forget()
+            session.reset_stats()
+            session.generate(prompt, args.max_new_tokens)
+            times[kind] += session.stats.step_ms
+    session.record(None)
+    return times
+
+
+def alone() -> tuple[float, float]:
+    """ms of a step's records, and of the question whether to record."""
+    recorder = Recorder()
+    record = timeit.timeit(lambda: recorder.add("draft", 0.0, 1.0, 4), number=CALLS)
+    holder = argparse.Namespace(record=None)
+    ask = timeit.timeit(lambda: holder.record is not None, number=CALLS)
+    nothing = timeit.timeit(lambda: None, number=CALLS)
+    return 1000 * PARTS * (record - nothing) / CALLS, 1000 * max(ask - nothing, 0.0) / CALLS
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Both ways of telling it."""
+    session = Session.open(args.engine)
+    session.generate(read_prompts(args.prompts, 1)[0], 32)
+    times = step_times(session, args)
+    off, on = (statistics.median(times[kind]) for kind in ("off", "on"))
+    rng = np.random.default_rng(0)
+    ratios = [
+        float(np.median(rng.choice(times["on"], len(times["on"]))))
+        / float(np.median(rng.choice(times["off"], len(times["off"]))))
+        for _ in range(500)
+    ]
+    record_ms, ask_ms = alone()
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return {
+        **describe_machine(2),
+        "engine": args.engine.name,
+        "steps": {kind: len(values) for kind, values in times.items()},
+        "step_ms": {"off": round(off, 4), "on": round(on, 4)},
+        "on_over_off": {
+            "median": round(on / off, 5),
+            "low": round(float(low), 5),
+            "high": round(float(high), 5),
+        },
+        "record_ms_a_step": round(record_ms, 6),
+        "share_on": round(record_ms / off, 6),
+        "ask_ms_a_step": round(ask_ms, 7),
+        "share_off": round(ask_ms / off, 7),
+    }
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    try:
+        report = measure(args)
+    except BitaError as error:
+        print(f"profiling_overhead: {error}", file=sys.stderr)
+        return 1
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
