@@ -32,7 +32,8 @@ def page_part(report: dict[str, Any]) -> str:
     cells = table(report)
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|---" * len(cells[0]) + "|")
-    return f"{about}:\n\n![Tokens per second](docs/images/peers.svg)\n\n" + "\n".join(lines) + "\n"
+    source = "([JSON](benchmarks/results/peers.json), `make bench`)"
+    return f"{about} {source}:\n\n" + "\n".join(lines) + "\n\n"
 
 
 def kind_of(report: dict[str, Any]) -> str:
