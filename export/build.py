@@ -198,7 +198,8 @@ def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort
     packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
     if precision in ("int8", "fp8"):  # a scale for each output
         packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + embeddings[0])
-    return int(QUANTIZED_BYTES[dialect][precision] * packed + 2 * embeddings[0] * embeddings[1])
+    table = embeddings[0] * (embeddings[1] + 4) if dialect == "ort" else 2 * np.prod(embeddings)
+    return int(QUANTIZED_BYTES[dialect][precision] * packed + table)
 
 
 def _default_capacity(checkpoint: Checkpoint) -> int:

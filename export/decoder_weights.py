@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
-from bita.export.graph import FLOAT, GraphWriter
+from bita.export.graph import FLOAT, INT8, GraphWriter
+from bita.export.int8_linear import rounded_rows
 from bita.export.rope import Rope
 from bita.tensors import Float32Array, row_chunks
 
@@ -41,6 +43,21 @@ class DecoderWeights:
             pieces = (rows.astype(dtype, copy=False) for rows in self.chunks([name]))
             self._tables[name] = self._graph.weight(name, self._storage, shape, pieces)
         return self._tables[name]
+
+    def int8_table(self, name: str) -> tuple[ir.Value, ir.Value]:
+        """A weight in its own layout in 8 bits, and the scale of each of its rows, [rows, 1]."""
+        shape = self._checkpoint.shape(name)
+        found: list[Float32Array] = []
+
+        def pieces() -> Iterator[npt.NDArray[np.int8]]:
+            for rows in self.chunks([name]):
+                values, scales = rounded_rows(rows)
+                found.append(scales)
+                yield values
+
+        values = self._graph.weight(f"{name}_int8", INT8, shape, pieces())
+        scales = np.concatenate(found)[:, None]
+        return values, self._graph.weight(f"{name}.scales", FLOAT, scales.shape, [scales])
 
     def matrix(self, label: str, names: Sequence[str]) -> ir.Value:
         """MatMul's second operand [in, out] for the linear layers `names` side by side."""

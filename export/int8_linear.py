@@ -87,9 +87,15 @@ def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[npt.NDArray[np.int8]
     start = 0
     for piece in rows:
         end = start + len(piece)
-        scales[start:end] = np.abs(piece).max(-1) / np.float32(MOST)
-        inverse = np.zeros(len(piece), np.float32)
-        np.divide(1.0, scales[start:end], out=inverse, where=scales[start:end] != 0)
-        values[:, start:end] = np.rint(piece * inverse[:, None]).T
+        rounded, scales[start:end] = rounded_rows(piece)
+        values[:, start:end] = rounded.T
         start = end
     return values, scales
+
+
+def rounded_rows(rows: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:
+    """Each row in 8 bits, [n, in], and its scale, [n]; a row of zeros has the scale 0."""
+    scales = np.abs(rows).max(-1) / np.float32(MOST)
+    inverse = np.zeros(len(rows), np.float32)
+    np.divide(1.0, scales, out=inverse, where=scales != 0)
+    return np.rint(rows * inverse[:, None]).astype(np.int8), scales

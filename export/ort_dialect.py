@@ -65,7 +65,13 @@ class OrtDialect:
         self.graph.metadata[LEAST_SLOTS] = str(LEAST_ATTENDING)
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
-        return self._as_float(self.graph.op("Gather", self.weights.table(name), token_ids))
+        """In 8 bits beside linear layers of 8 or 4: half the size, and of the resident memory."""
+        graph = self.graph
+        if self._precision not in ("int8", "int4"):
+            return self._as_float(graph.op("Gather", self.weights.table(name), token_ids))
+        values, scales = self.weights.int8_table(name)
+        rows = graph.op("Cast", graph.op("Gather", values, token_ids), to=FLOAT)
+        return graph.op("Mul", rows, graph.op("Gather", scales, token_ids))
 
     def _as_float(self, value: ir.Value) -> ir.Value:
         return value if self._precision == "fp32" else self.graph.op("Cast", value, to=FLOAT)

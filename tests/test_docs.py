@@ -170,6 +170,12 @@ def test_the_reference_is_that_of_the_docstrings() -> None:
     assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
 
 
+def test_the_table_of_engines_is_that_of_its_json() -> None:
+    """If it fails: python benchmarks/peer_page.py."""
+    script = ROOT / "benchmarks" / "peer_page.py"
+    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         text = page.read_text(encoding="utf-8")

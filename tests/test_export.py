@@ -166,6 +166,22 @@ def test_builds_and_estimates_its_size(tmp_path: Path, precision: str) -> None:
     assert weight_bytes(read_architecture(CONFIG, 64), precision) == sum(expected)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_embedding_table_is_near_in_8_bits(tmp_path: Path, precision: str) -> None:
+    checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
+    table = checkpoint.read("model.embed_tokens.weight")
+    options = BuildOptions(precision=precision, capacity=64)
+    build_engine(checkpoint, None, tmp_path / "engine", options)
+    weights = ir.load(tmp_path / "engine" / "model.onnx").graph.initializers
+    stored = {name: value.const_value.numpy() for name, value in weights.items()}
+    assert "model.embed_tokens.weight" not in stored
+    scales = stored["model.embed_tokens.weight.scales"]
+    assert scales.shape == (len(table), 1)
+    rows = stored["model.embed_tokens.weight_int8"] * scales
+    assert (np.abs(rows - table) <= 0.501 * scales).all()
+    np.testing.assert_allclose(127 * scales[:, 0], np.abs(table).max(1), rtol=1e-6)
+
+
 def test_heads_that_attention_cannot_turn_are_refused() -> None:
     architecture = read_architecture(CONFIG, 64)
     check_rotary_widths(architecture)
