@@ -87,12 +87,12 @@ def _resampled(
     totals: npt.NDArray[np.float64], picks: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """Tokens per second of each resample of the prompts."""
-    sums = totals[picks].sum(1)
-    return np.asarray(1000 * sums[:, 0] / sums[:, 1])
+    tokens, ms = totals[picks].sum(1).T
+    return np.asarray(1000 * tokens / np.where(ms > 0, ms, np.nan))
 
 
 def _interval(value: float, resampled: npt.NDArray[np.float64]) -> Figures:
-    low, high = np.percentile(resampled, (2.5, 97.5))
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
     return {"mean": round(value, 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
 

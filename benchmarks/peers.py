@@ -130,18 +130,19 @@ class Journal:
     """What was measured so far, a line each, so that a stopped run goes on."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """A journal of other settings is begun anew."""
+        """A journal of other settings is begun anew, and a line that was cut off left out."""
         self._path = path
         self._known: dict[tuple[str, str], Any] = {}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        head = json.dumps({"settings": settings})
-        if not lines or lines[0] != head:
-            path.write_text(head + "\n", encoding="utf-8")
-            return
-        for line in lines[1:]:
-            with contextlib.suppress(ValueError):  # a line that was cut off
+        kept = [json.dumps({"settings": settings})]
+        for line in lines[1:] if lines[:1] == kept else []:
+            with contextlib.suppress(ValueError):
                 entry = json.loads(line)
                 self._known[entry["stage"], entry["key"]] = entry["value"]
+                kept.append(line)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        partial.replace(path)
 
     def get(self, stage: str, key: str) -> Any:
         """What is known, or None."""
