@@ -30,7 +30,7 @@ FLAGS = {  # of /proc/cpuinfo, and the build's name for them
 
 def fetch(folder: Path) -> Path:
     """The sources of llama.cpp."""
-    command = ["pip", "download", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
+    command = ["pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
     run([sys.executable, "-m", *command, "-d", str(folder), SOURCES])
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(archive) as file:
