@@ -152,7 +152,7 @@ def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) 
     desk.run("bash", "bita adapter init path/to/model --out adapter.safetensors")
     (tmp_path / "adapters").mkdir()
     shutil.copy(tmp_path / "adapter.safetensors", tmp_path / "adapters" / "model.safetensors")
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     lines = [json.dumps({"prompt": f"Tell me of tree number {n}."}) for n in range(8)]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
