@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -83,11 +82,9 @@ class Session:
         own_tree = read_tree(engine)
         adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
         _check_adapter(engine, adapter)
+        texts = EngineTexts(engine)
         watch = MemoryWatch()
-        with ThreadPoolExecutor(1) as pool:  # weights and tokenizer take as long as each other
-            reading = pool.submit(open_backend, engine, backend, num_threads, cuda_graph)
-            texts = EngineTexts(engine)
-            loaded = reading.result()
+        loaded = open_backend(engine, backend, num_threads, cuda_graph)
         least_rows = loaded.least_rows(adapter, _sizes(tree or own_tree))
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
