@@ -83,7 +83,7 @@ adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] 
 bench: $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
 	@for precision in int4 int8 fp32; do \
 	  $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=$$precision; done
-	PATH="$(abspath $(PEERS))/env/bin:$$PATH" $(BIN)/python benchmarks/peers.py \
+	$(BIN)/python benchmarks/peers.py \
 	  --engines engines/$(DEMO_MODEL)-int4 engines/$(DEMO_MODEL)-int8 engines/$(DEMO_MODEL)-fp32 \
 	  --python-peers $(PEERS)/env/bin/python --llama-cpp $(PEERS)/llama.cpp/bin --work-dir $(PEERS)/work \
 	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(LIMIT),--limit $(LIMIT))

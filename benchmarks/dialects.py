@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tree_choice import evenly, read_questions
+from tree_choice import read_questions
 
 from bita.adapter import Adapter
 from bita.calibration.latency import describe_device
+from bita.calibration.prompts import evenly
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.commands.progress import progress_bars
 from bita.commands.trees import read_tree

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tree_choice import evenly, read_questions
+from tree_choice import read_questions
 
 from bita.calibration.latency import describe_device
-from bita.calibration.prompts import read_prompts
+from bita.calibration.prompts import evenly, read_prompts
 from bita.calibration.verify import verify
 from bita.commands.progress import progress_bars
 from bita.runtime.grammar import Grammar

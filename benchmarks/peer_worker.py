@@ -4,11 +4,11 @@
 
 The engines need libraries that do not go together in one process (two ONNX Runtimes), so each gets
 its own process and, if wished, its own environment. SETTINGS is a JSON object, {} for plain
-decoding. After loading, one line says what runs: {"versions", "precision", "open_ms"}. Each request
+decoding. After loading, one line says how long that took: {"open_ms"}. Each request
 {"token_ids", "num_new_tokens", "eos_ids"} is answered by a line {"token_ids", "token_ms"}: the new
 tokens before EOS, and when each was known since the request came, prefill included. A line
-{"error"} is the last one. The process ends when its input ends; {"memory": true} asks for its
-memory.
+{"error"} is the last one. The process ends when its input ends. {"about": true} asks what runs and
+what memory it took: {"versions", "precision", "memory"}.
 
 Decoding is greedy. Every engine is driven through the thinnest interface it has, so that no binding
 is measured instead of it, and computes every prompt from its first token on.
@@ -24,27 +24,40 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 CONTEXT_LENGTH = 2048
 Settings = Mapping[str, Any]
 
 
-class PeerEngine(Protocol):
-    """versions and precision describe it for the report. pid: the process that computes."""
+class PeerEngine:
+    """One engine. packages: whose versions are told. precision: for people."""
 
-    versions: dict[str, str]
-    precision: str
-    pid: int
+    packages: tuple[str, ...] = ()
+    precision = ""
+
+    @property
+    def pid(self) -> int:
+        """The process that computes."""
+        return os.getpid()
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in self.packages}
+
+    def close(self) -> None:
+        """End what it started."""
 
     def generate(
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
     ) -> tuple[list[int], list[float]]:
         """New tokens, and the time in ms at which each was known; EOS may be the last."""
+        raise NotImplementedError
 
 
-class BitaEngine:
+class BitaEngine(PeerEngine):
     """Ours. settings: {"tree": "ar"} for plain decoding in one row, else the engine's own trees."""
+
+    packages = ("bita-edge", "onnxruntime")
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         from bita.runtime.session import Session
@@ -53,8 +66,6 @@ class BitaEngine:
         plain = {"tree": Tree.root_only(), "min_rows": 1} if settings.get("tree") == "ar" else {}
         self._session = Session.open(model, num_threads=num_threads, **plain)
         manifest = self._session.engine.manifest
-        self.pid = os.getpid()
-        self.versions = {name: version(name) for name in ("bita-edge", "onnxruntime")}
         self.precision = f"{manifest.precision}, fp32 cache"
 
     def generate(
@@ -69,7 +80,7 @@ class BitaEngine:
         return list(generation.token_ids), times
 
 
-class LlamaCpp:
+class LlamaCpp(PeerEngine):
     """llama.cpp's own server. settings: "server", the program, and "arguments" of drafting."""
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
@@ -81,17 +92,27 @@ class LlamaCpp:
         command += ["--cache-ram", "0", "--no-webui", *settings.get("arguments", [])]
         self._process = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
         self._port = port
-        self._wait(seconds=60)
-        about = subprocess.run(
-            [settings["server"], "--version"], capture_output=True, text=True, check=False
-        )
-        lines = (about.stdout + about.stderr).splitlines()
-        self.pid = self._process.pid
-        self.versions = {
-            "llama.cpp": next((line for line in lines if "version" in line), "unknown"),
-            **settings.get("versions", {}),
-        }
+        self._server = settings["server"]
         self.precision = f"{Path(model).stem.rsplit('.', 1)[-1]}, fp16 cache"
+        try:
+            self._wait(seconds=60)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def versions(self) -> dict[str, str]:
+        command = [self._server, "--version"]
+        about = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = (about.stdout + about.stderr).splitlines()
+        return {"llama.cpp": next((line for line in lines if "version" in line), "unknown")}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def _connect(self) -> http.client.HTTPConnection:
         """Anew for each request: the server closes a connection behind a stream."""
@@ -132,8 +153,11 @@ class LlamaCpp:
         return new_ids, [first_ms + decoding_ms * n / steps for n in range(len(new_ids))]
 
 
-class OnnxRuntimeGenai:
+class OnnxRuntimeGenai(PeerEngine):
     """onnxruntime-genai on a directory of its own model builder. settings: "speculative"."""
+
+    packages = ("onnxruntime-genai", "onnxruntime")
+    precision = "int4 of its builder (RTN, block 32, accuracy level 4), fp32 cache"
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         import onnxruntime_genai
@@ -147,9 +171,6 @@ class OnnxRuntimeGenai:
             overlay["speculative"] = settings["speculative"]
         config.overlay(json.dumps(overlay))
         self._model = onnxruntime_genai.Model(config)
-        self.pid = os.getpid()
-        self.versions = {name: version(name) for name in ("onnxruntime-genai", "onnxruntime")}
-        self.precision = "int4 of its builder (RTN, block 32, accuracy level 4), fp32 cache"
 
     def generate(
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
@@ -166,8 +187,11 @@ class OnnxRuntimeGenai:
         return [int(token_id) for token_id in generator.get_sequence(0)[len(token_ids) :]], times
 
 
-class OpenVinoGenai:
+class OpenVinoGenai(PeerEngine):
     """OpenVINO GenAI on int4 weights of optimum-intel. settings: "lookup", tokens and n-gram."""
+
+    packages = ("openvino-genai", "openvino")
+    precision = "int4 of nncf (groups of 64, symmetric; output layer int8)"
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         import openvino
@@ -184,9 +208,6 @@ class OpenVinoGenai:
             options["prompt_lookup"] = True
         self._lookup = settings.get("lookup")
         self._pipeline = openvino_genai.LLMPipeline(model, "CPU", **options)
-        self.pid = os.getpid()
-        self.versions = {name: version(name) for name in ("openvino-genai", "openvino")}
-        self.precision = "int4 of nncf (groups of 64, symmetric; output layer int8)"
 
     def generate(
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
@@ -230,8 +251,11 @@ def _ov_streamer(
     return Collector()
 
 
-class Transformers:
+class Transformers(PeerEngine):
     """transformers in float32. settings: "lookup", tokens that prompt lookup drafts."""
+
+    packages = ("transformers", "torch")
+    precision = "fp32"
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         import torch
@@ -241,9 +265,6 @@ class Transformers:
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self._lookup = settings.get("lookup")
-        self.pid = os.getpid()
-        self.versions = {name: version(name) for name in ("transformers", "torch")}
-        self.precision = "fp32"
 
     def generate(
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
@@ -330,19 +351,24 @@ def serve(
     """Load the engine, then answer requests until the input ends."""
     elapsed_ms = _stopwatch()
     engine = ENGINES[name](model, num_threads, settings)
-    answer({"versions": engine.versions, "precision": engine.precision, "open_ms": elapsed_ms()})
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request.get("memory"):
-            answer(memory(engine.pid))
-            continue
-        eos_ids = request["eos_ids"]
-        token_ids, times = engine.generate(request["token_ids"], request["num_new_tokens"], eos_ids)
-        token_ids = token_ids[: request["num_new_tokens"]]  # drafts may go beyond
-        end = next((i for i, token in enumerate(token_ids) if token in eos_ids), len(token_ids))
-        answer({"token_ids": token_ids[:end], "token_ms": times[:end]})
-    if isinstance(engine, LlamaCpp):
-        engine._process.kill()
+    try:
+        answer({"open_ms": elapsed_ms()})
+        for line in sys.stdin:
+            answer(answered(engine, json.loads(line)))
+    finally:
+        engine.close()
+
+
+def answered(engine: PeerEngine, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The reply to one line."""
+    if request.get("about"):
+        figures = {"versions": engine.versions(), "precision": engine.precision}
+        return {**figures, "memory": memory(engine.pid)}
+    limit, eos_ids = request["num_new_tokens"], request["eos_ids"]
+    token_ids, times = engine.generate(request["token_ids"], limit, eos_ids)
+    token_ids = token_ids[:limit]  # drafts may go beyond
+    end = next((i for i, token in enumerate(token_ids) if token in eos_ids), len(token_ids))
+    return {"token_ids": token_ids[:end], "token_ms": times[:end]}
 
 
 def main() -> int:

@@ -20,17 +20,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer_process import Contestant, PeerError, Worker
 from peer_report import Run, describe_machine, print_table, summarize
 
-from bita.calibration.prompts import read_prompts
+from bita.calibration.prompts import evenly, read_prompts
 from bita.engine import open_engine
 from bita.errors import BitaError
 from bita.runtime.engine_texts import EngineTexts
+from bita.tuning.line_file import LineFile
 
 HERE = Path(__file__).resolve().parent
 SETTLE_SECONDS = 0.2  # until the threads of the engine that ran last have stopped spinning
@@ -38,111 +39,29 @@ STARTS = 3  # fresh processes of each
 PREFILL_TOKENS, PREFILL_ROUNDS = 512, 7
 # Of each peer's own drafting from the text, the settings that were fastest here of those tried:
 # docs/LOG.md.
-LLAMA_LOOKUP = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3"]
-LLAMA_LOOKUP += ["--spec-ngram-simple-size-m", "4"]
-GENAI_LOOKUP = {"ngram_size": 4, "max_draft_tokens": 4}
-OPENVINO_LOOKUP = [2, 3]  # tokens drafted, longest n-gram
-TRANSFORMERS_LOOKUP = 10
-
-
-class PeerError(BitaError):
-    """A peer cannot be built, started or compared."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A row of the table. plain: the row whose text it has to equal. model: what `size` counts."""
-
-    name: str
-    engine: str
-    python: str
-    model: Path
-    plain: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_bytes(self) -> int:
-        """What a device has to hold."""
-        files = [self.model] if self.model.is_file() else self.model.rglob("*")
-        return sum(file.stat().st_size for file in files if file.is_file())
-
-
-class Worker:
-    """One contestant in a process of its own, idle unless asked."""
-
-    def __init__(self, contestant: Contestant, num_threads: int, log: Path) -> None:
-        """Start it and wait until the model is loaded."""
-        self.name = contestant.name
-        self._log = log
-        command = [contestant.python, str(HERE / "peer_worker.py"), contestant.engine]
-        command += [str(contestant.model), str(num_threads), json.dumps(contestant.settings)]
-        self.began = time.perf_counter()
-        with log.open("w") as stderr:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
-        self.description = self._read()
-
-    def generate(
-        self, token_ids: Sequence[int], num_new_tokens: int, eos_ids: Sequence[int]
-    ) -> Run:
-        """Decode; raises PeerError if it fails."""
-        request = {"token_ids": [*token_ids], "num_new_tokens": num_new_tokens}
-        reply = self._ask({**request, "eos_ids": [*eos_ids]})
-        ids, times = reply["token_ids"], reply["token_ms"]
-        if len(ids) != len(times) or len(ids) > num_new_tokens:
-            raise PeerError(f"{self.name} gave {len(ids)} tokens and {len(times)} times")
-        return Run(ids, times)
-
-    def memory(self) -> dict[str, float]:
-        """MB of its process, as /proc tells."""
-        return self._ask({"memory": True})
-
-    def close(self) -> None:
-        """End the process: by the end of its input, or else by force."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then reading says why it ended
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        reply: dict[str, Any] = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in reply:
-            tail = " | ".join(self._log.read_text(errors="replace").splitlines()[-3:])
-            raise PeerError(f"{self.name}: {reply['error']} (see {self._log}: {tail})")
-        return reply
+LLAMA_ARGUMENTS = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3"]
+LLAMA_LOOKUP = {"arguments": [*LLAMA_ARGUMENTS, "--spec-ngram-simple-size-m", "4"]}
+GENAI_LOOKUP = {"speculative": {"ngram_size": 4, "max_draft_tokens": 4}}
+OPENVINO_LOOKUP = {"lookup": [2, 3]}  # tokens drafted, longest n-gram
+TRANSFORMERS_LOOKUP = {"lookup": 10}
 
 
 class Journal:
     """What was measured so far, a line each, so that a stopped run goes on."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """A journal of other settings is begun anew, and a line that was cut off left out."""
-        self._path = path
+        """A journal of other settings is begun anew."""
         self._known: dict[tuple[str, str], Any] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [json.dumps({"settings": settings})]
-        for line in lines[1:] if lines[:1] == kept else []:
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                self._known[entry["stage"], entry["key"]] = entry["value"]
-                kept.append(line)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text("\n".join(kept) + "\n", encoding="utf-8")
-        partial.replace(path)
+        head = {"settings": json.loads(json.dumps(settings))}
+        self._file = LineFile(path)
+        entries = [json.loads(line) for line in self._file.lines]
+        if entries[:1] != [head]:
+            self._file.close()
+            path.unlink()
+            self._file = LineFile(path)
+            self._file.append(head)
+        else:
+            self._known = {(each["stage"], each["key"]): each["value"] for each in entries[1:]}
 
     def get(self, stage: str, key: str) -> Any:
         """What is known, or None."""
@@ -151,8 +70,7 @@ class Journal:
     def add(self, stage: str, key: str, value: Any) -> Any:
         """Note it, and give it back."""
         self._known[stage, key] = value
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "key": key, "value": value}) + "\n")
+        self._file.append({"stage": stage, "key": key, "value": value})
         return value
 
 
@@ -165,43 +83,30 @@ def contestants_of(args: argparse.Namespace) -> list[Contestant]:
         ours = ("bita-edge", sys.executable, path.absolute(), plain)
         rows.append(Contestant(plain, *ours, {"tree": "ar"}))
         rows.append(Contestant(f"{name}, trees", *ours))
-    python, work = args.python_peers, args.work_dir.absolute()
-    for quantization, model in (("Q4_1", args.gguf), ("Q4_0", q4_0_of(args))):
-        name = f"llama.cpp {quantization}"
-        server = {"server": str(args.llama_cpp / "llama-server")}
-        rows.append(Contestant(name, "llama.cpp", sys.executable, model, name, server))
-        lookup = {**server, "arguments": LLAMA_LOOKUP}
-        row = f"{name}, n-gram lookup"
-        rows.append(Contestant(row, "llama.cpp", sys.executable, model, name, lookup))
-    for name, engine, folder, plainly, lookup_name, lookup in (
+    server = {"server": str(args.llama_cpp / "llama-server")}
+    work = args.work_dir.absolute()
+    others: list[tuple[str, str, Path, Mapping[str, Any], Mapping[str, Any], str]] = [
+        (f"llama.cpp {name}", "llama.cpp", model, server, LLAMA_LOOKUP, "n-gram")
+        for name, model in (("Q4_1", args.gguf), ("Q4_0", q4_0_of(args)))
+    ]
+    genai, openvino = "onnxruntime-genai", "OpenVINO GenAI"
+    others += [
+        (f"{genai} int4", genai, work / "genai", {}, GENAI_LOOKUP, "n-gram"),
         (
-            "onnxruntime-genai int4",
-            "onnxruntime-genai",
-            "genai",
+            f"{openvino} int4",
+            openvino,
+            work / "openvino",
             {},
-            "n-gram lookup",
-            {"speculative": GENAI_LOOKUP},
+            OPENVINO_LOOKUP,
+            "prompt",
         ),
-        (
-            "OpenVINO GenAI int4",
-            "OpenVINO GenAI",
-            "openvino",
-            {},
-            "prompt lookup",
-            {"lookup": OPENVINO_LOOKUP},
-        ),
-        (
-            "transformers fp32",
-            "transformers",
-            "hf",
-            {},
-            "prompt lookup",
-            {"lookup": TRANSFORMERS_LOOKUP},
-        ),
-    ):
-        rows.append(Contestant(name, engine, python, work / folder, name, plainly))
-        row = f"{name}, {lookup_name}"
-        rows.append(Contestant(row, engine, python, work / folder, name, lookup))
+        ("transformers fp32", "transformers", work / "hf", {}, TRANSFORMERS_LOOKUP, "prompt"),
+    ]
+    for name, engine, model, settings, drafting, kind in others:
+        python = sys.executable if engine == "llama.cpp" else args.python_peers
+        about = (engine, python, model, name)
+        rows.append(Contestant(name, *about, settings))
+        rows.append(Contestant(f"{name}, {kind} lookup", *about, {**settings, **drafting}))
     if args.only:
         rows = [row for row in rows if any(word in row.name for word in args.only)]
     return rows
@@ -221,13 +126,6 @@ def encode_prompts(
     return [texts.encode(messages) for messages in prompts], [*texts.defaults.eos_ids]
 
 
-def evenly(values: Sequence[Any], count: int | None) -> list[Any]:
-    """So many of them, from all over."""
-    if count is None or count >= len(values):
-        return [*values]
-    return [values[int(place)] for place in np.linspace(0, len(values) - 1, count).round()]
-
-
 def say(text: str) -> None:
     """Progress."""
     print(text, file=sys.stderr, flush=True)
@@ -241,7 +139,7 @@ def start_up(row: Contestant, eos_ids: Sequence[int], args: argparse.Namespace) 
         worker = Worker(row, args.threads, log_of(row, args))
         run = worker.generate(range(3, 19), 1, eos_ids)
         whole.append(1000 * (time.perf_counter() - worker.began))
-        opening.append(worker.description["open_ms"] + run.token_ms[0])
+        opening.append(worker.open_ms + run.token_ms[0])
         worker.close()
     return {
         "start_ms": round(statistics.median(whole), 1),
@@ -346,16 +244,13 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with started(rows, args) as workers:
         prefills = prefill_rounds(workers, journal, vocab_size, eos_ids)
         rounds = answer_rounds(workers, prompts, eos_ids, journal, args)
-        memory = {worker.name: worker.memory() for worker in workers}
-        about = {worker.name: worker.description for worker in workers}
+        about = {worker.name: worker.about() for worker in workers}
     described = {
         row.name: {
             "engine": row.engine,
             "plain": row.plain,
-            "versions": about[row.name]["versions"],
-            "precision": about[row.name]["precision"],
+            **about[row.name],
             "disk_mb": round(row.num_bytes / 1e6, 1),
-            "memory": memory[row.name],
             **journal.get("start", row.name),
         }
         for row in rows

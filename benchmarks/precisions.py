@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from peer_report import describe_machine
-from tree_choice import Calibrated, evenly, read_questions
+from tree_choice import Calibrated, read_questions
 
 from bita.calibration.memory import measure_memory
+from bita.calibration.prompts import evenly
 from bita.calibration.report import read_quality
 from bita.calibration.turns import decode_in_turns, together
 from bita.calibration.verify import Comparison, verify

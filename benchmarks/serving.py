@@ -24,9 +24,10 @@ from typing import Any
 
 import httpx
 import openai
-from tree_choice import evenly, read_questions
+from tree_choice import read_questions
 
 from bita.calibration.latency import describe_device
+from bita.calibration.prompts import evenly
 from bita.runtime.session import Session
 
 POLL_S = 0.002

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from peer_report import describe_machine
@@ -24,6 +24,7 @@ from peer_report import describe_machine
 from bita.calibration.acceptance import Acceptance
 from bita.calibration.choose_tree import Candidate, expected_of, plan_trees
 from bita.calibration.latency import Latency
+from bita.calibration.prompts import evenly
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.commands.progress import progress_bars
 from bita.commands.trees import states_of
@@ -36,7 +37,6 @@ from bita.tree_table import Trees
 AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best", "triangle (5,4,3)"
 SINGLE = "best single tree"
 RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
-Item = TypeVar("Item")
 Show = Callable[[str, int, int], None]
 
 
@@ -206,12 +206,6 @@ def read_questions(path: Path) -> list[Question]:
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise PromptError(f"{path} is not of MT-Bench's form ({error!r})") from error
-
-
-def evenly(questions: Sequence[Item], count: int) -> list[Item]:
-    """So many, spread over the file."""
-    count = min(count, len(questions))
-    return [questions[i * len(questions) // count] for i in range(count)]
 
 
 def print_table(title: str, report: Mapping[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """Prompt files: JSONL in plain, chat and MT-Bench form, and the set that comes with bita-edge."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bita.errors import PromptError, raise_faults
 
 Messages = list[dict[str, str]]
+Item = TypeVar("Item")
 OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 CALIBRATION_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
 TREE_PROMPTS = Path(__file__).with_name("tree_prompts.jsonl")
@@ -53,3 +54,9 @@ def _message(message: Any) -> dict[str, str]:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise ValueError(f"message {message!r:.60} has no role and content")
     return {"role": str(message["role"]), "content": str(message["content"])}
+
+
+def evenly(items: Sequence[Item], count: int | None) -> list[Item]:
+    """So many of them (None: all), spread over the whole."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]

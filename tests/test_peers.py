@@ -11,10 +11,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from peer_page import page_part
+from peer_process import Contestant, PeerError, Worker
 from peer_report import Run, describe_machine, summarize, table
+from peers import Journal, contestants_of
 
+from bita.calibration.prompts import evenly
 from bita.runtime.session import Session
-from peers import Contestant, Journal, PeerError, Worker, contestants_of, evenly
 
 PLAIN = Run([1, 2, 3], [10.0, 20.0, 30.0])  # 100 tokens/s
 SLOW = Run([1, 2, 3], [10.0, 30.0, 50.0])  # 50
@@ -86,14 +88,16 @@ def test_a_worker_answers_as_the_session_does(tiny_engine: Path, tmp_path: Path)
     try:
         run = worker.generate(ids, 12, session.eos_ids)
         cut = worker.generate(ids, 12, [expected[4]])
-        assert worker.memory()["peak_mb"] > 20
+        about = worker.about()
     finally:
         worker.close()
     wanted = [token for token in expected if token not in session.eos_ids]
     assert run.token_ids == wanted
     assert cut.token_ids == expected[: expected.index(expected[4])]
     assert run.token_ms == sorted(run.token_ms)
-    assert "bita-edge" in worker.description["versions"]
+    assert about["memory"]["peak_mb"] > 20
+    assert "bita-edge" in about["versions"]
+    assert worker.open_ms > 0
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_rows_name_their_plain_decoding(tiny_engine: Path, tmp_path: Path) -> No
 
 
 def test_prompts_come_from_all_over() -> None:
-    assert evenly(range(10), 3) == [0, 4, 9]
+    assert evenly(range(10), 3) == [0, 3, 6]
     assert evenly(range(3), None) == evenly(range(3), 8) == [0, 1, 2]
 
 

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _questions(path: Path | None, limit: int | None, session: "Session") -> "list[Question]":
     """Prompts, from all over the file, and their categories. Raises PromptError."""
-    from bita.calibration.prompts import OWN_PROMPTS, read_prompts
+    from bita.calibration.prompts import OWN_PROMPTS, evenly, read_prompts
     from bita.profiling.measure import Question
 
     prompts = read_prompts(path)
@@ -107,8 +107,7 @@ def _questions(path: Path | None, limit: int | None, session: "Session") -> "lis
         )
         for messages, line in zip(prompts, lines, strict=True)
     ]
-    count = min(limit or len(questions), len(questions))
-    return [questions[number * len(questions) // count] for number in range(count)]
+    return evenly(questions, limit)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
