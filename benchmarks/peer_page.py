@@ -24,7 +24,7 @@ def page_part(report: dict[str, Any]) -> str:
     """What stands between the marks of the README."""
     processor = report["cpu"].replace("(R)", "")
     about = (
-        f"{report['model'].split('.')[0]}, {report['cpu_count']} cores of an {processor} "
+        f"{report['model'].split('.')[0]}, {report['cpu_count']} cores of {processor} "
         f"({kind_of(report)}), {report['threads']} threads, "
         f"greedy to EOS or {report['new_tokens']} tokens, {report['num_prompts']} prompts of "
         f"`{report['prompts']}`, all engines taking turns"
