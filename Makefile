@@ -44,7 +44,7 @@ DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 
 PEERS := .cache/peers
 
-.PHONY: help demo engine adapter bench model check format test test-fast clean FORCE
+.PHONY: help demo engine adapter bench model check lint format test clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -100,12 +100,14 @@ $(OUT)/manifest.json: $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/
 	$(BIN)/bita engine "$(MODEL)" $(ENGINE_OPTIONS) --out "$(OUT)"
 	@touch "$@"
 
-check: $(VENV)/.dev ## format, lint, types, import contract, fast tests
+check: lint ## lint and fast tests
+	$(BIN)/python -m pytest -m 'not slow and not model'
+
+lint: $(VENV)/.dev ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m 'not slow and not model'
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .

@@ -52,8 +52,8 @@ def test_from_prompts_to_a_verified_engine(
     assert (adapter.num_masks, adapter.prefix_length) == (3, 4)
     assert "prompts.jsonl" in adapter.tuned_on
     engine = tmp_path / "engine"
-    args = ["engine", model, "--adapter", work / "adapter.safetensors", "--precision", "fp32"]
-    assert main([str(arg) for arg in (*args, "--out", engine)]) == 0
+    args = ["engine", model, "--adapter", work / "adapter.safetensors", "--uncalibrated"]
+    assert main([str(arg) for arg in (*args, "--precision", "fp32", "--out", engine)]) == 0
     assert main(["verify", str(engine), "--limit", "3", "--max-new-tokens", "16"]) == 0
 
 
@@ -95,14 +95,14 @@ def test_what_a_run_cannot_go_on_from_is_told(
 
 
 def test_engines_write_the_same_responses(model: Path, prompts: Path, tmp_path: Path) -> None:
-    args = ["engine", model, "--precision", "fp32", "--out", tmp_path / "engine"]
+    args = ["engine", model, "--precision", "fp32", "--uncalibrated", "--out", tmp_path / "engine"]
     assert main([str(arg) for arg in args]) == 0
     tune(model, tmp_path / "a", "--prompts", prompts, "--generator", tmp_path / "engine")
     tune(model, tmp_path / "b", "--prompts", prompts)
     shards = [(tmp_path / name / "data" / "shard-00000.jsonl").read_text() for name in "ab"]
     assert shards[0] == shards[1]
     assert len(shards[0].splitlines()) == len(PROMPTS)
-    narrow = ["engine", model, "--capacity", 24, "--out", tmp_path / "narrow"]
+    narrow = ["engine", model, "--capacity", 24, "--uncalibrated", "--out", tmp_path / "narrow"]
     assert main([str(arg) for arg in narrow]) == 0
     options = ["--prompts", prompts, "--generator", tmp_path / "narrow"]
     assert tune(model, tmp_path / "c", *options, "--max-new-tokens", 24) == 2
