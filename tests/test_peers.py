@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,18 @@ def test_the_page_has_a_line_for_each_row() -> None:
     assert "4.00" in lines[-2]
     assert table(report)[2][1] == f"{1000 * 4 / 15:.1f}"
     assert np.isfinite(report["read_gb_per_s"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("PROMPTS=none.jsonl", "PROMPTS none.jsonl does not exist"), ("LIMIT=0", "LIMIT 0 is not")],
+)
+def test_make_bench_looks_at_its_options_first(option: str, message: str) -> None:
+    """Before minutes of building, that is."""
+    root = Path(__file__).parents[1]
+    told = subprocess.run(
+        ["make", "--no-print-directory", "bench", option], cwd=root, capture_output=True, text=True
+    )
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert told.stdout == ""
