@@ -185,6 +185,7 @@ def test_faults_are_one_line(
         ([tiny_engine, "--backend", "abacus"], "backend 'abacus' is not one of"),
         ([tiny_engine, "--page", tmp_path / "p.html"], "pip install 'bita-edge[profile]'"),
         ([tiny_engine, "--json", tiny_engine / "manifest.json" / "x"], "manifest.json"),
+        ([tiny_engine, "--trace", tmp_path], "is a directory; give a file's name"),
     ):
         assert main(["profile", *map(str, arguments), *SHORT]) == 2
         err = capsys.readouterr().err

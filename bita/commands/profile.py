@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.commands import add_backend, add_command, not_negative, positive
+from bita.errors import BitaError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,6 +46,18 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _check_writable(out: Path) -> None:
+    """Before minutes of measuring; raises BitaError."""
+    if out.is_dir():
+        raise BitaError(f"{out} is a directory; give a file's name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise BitaError(f"cannot write {out}: {error.strerror}; give another place") from error
+
+
 def run(args: argparse.Namespace) -> int:
     from bita.commands.progress import progress_bars
     from bita.profiling.measure import ProfileOptions, profile
@@ -55,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     paths = [args.engine, args.other] if args.other else [args.engine]
     for out in (args.page, args.json, args.trace):
         if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            _check_writable(out)
     options = ProfileOptions(
         max_new_tokens=args.max_new_tokens,
         latency_seconds=args.latency_seconds,
