@@ -44,7 +44,7 @@ DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 
 PEERS := .cache/peers
 
-.PHONY: help demo engine adapter bench model check lint format test clean FORCE
+.PHONY: help demo engine adapter bench bench-options model check lint format test clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,13 +79,11 @@ adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] 
 	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES)) \
 	  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
 
-# The peers need gigabytes and minutes, once; a run that was stopped goes on with the same command.
-# What is asked of it is looked at first.
-.PHONY: bench-options
-bench-options:
+bench-options: # before anything is built
 	@test -z "$(PROMPTS)" -o -f "$(PROMPTS)" || { echo 'make: PROMPTS $(PROMPTS) does not exist; give a prompt file (JSON lines), or PROMPTS= for our own set' >&2; exit 2; }
 	@[[ "$(LIMIT)" =~ ^([1-9][0-9]*)?$$ ]] || { echo 'make: LIMIT $(LIMIT) is not a number of prompts, 1 or more' >&2; exit 2; }
 
+# The peers need gigabytes and minutes, once; a run that was stopped goes on with the same command.
 bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
 	@for precision in int4 int8 fp32; do \
 	  $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=$$precision; done

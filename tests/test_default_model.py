@@ -65,7 +65,7 @@ def test_the_answer_is_about_the_question(session: Session, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "least"), [(MODEL, 1.3), (f"{MODEL}-lora", 1.5)])
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_the_shipped_adapters_draft(
     name: str, least: float, precision: str, tmp_path: Path
 ) -> None:

@@ -21,7 +21,11 @@ BUILDING_PAGES = ("../README.md", "tuning.md", "calibration.md")
 # Too long for a test: their recipes are read, not run.
 ONLY_READ = ("make demo", "make test", "make check", "make bench", "make adapter")
 # The same commands on models and amounts of text that take seconds.
-SMALLER = {
+SHORTER = {
+    "--latency-seconds 5 ": "--latency-seconds 1 ",
+    "int4 --page": "int4 --latency-seconds 1 --limit 4 --page",
+}
+SMALLER = SHORTER | {
     "model.gguf": "model",
     "MODEL=smollm2": "UNCALIBRATED=1 MODEL=tiny/smollm2",
     "MODEL=path": "UNCALIBRATED=1 MODEL=path",
@@ -29,7 +33,6 @@ SMALLER = {
     "tune smollm2": "tune tiny/smollm2",
     "init smollm2": "init tiny/smollm2",
     "--max-minutes 60": "--prompts mine.jsonl --num-steps 1 --max-new-tokens 8 --held-out 2",
-    "int4 --page": "int4 --latency-seconds 1 --limit 4 --page",
     "calibrate tree": "calibrate tree --limit 4 --max-new-tokens 16 --most-rows 4 --repeats 1",
     "calibrate acceptance": "calibrate acceptance --limit 4 --max-new-tokens 16",
     "calibrate latency": "calibrate latency --most-rows 4 --repeats 1",
@@ -56,7 +59,7 @@ class Desk:
         self._environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
         self._environment.pop("BITA_API_KEY", None)
         self._server: subprocess.Popen[str] | None = None
-        self.smaller: Mapping[str, str] = {"--latency-seconds 5 ": "--latency-seconds 1 "}
+        self.smaller: Mapping[str, str] = SHORTER
 
     def run(self, language: str, text: str) -> None:
         text = text.replace("8000", self._port)

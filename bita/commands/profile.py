@@ -46,18 +46,6 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _check_writable(out: Path) -> None:
-    """Before minutes of measuring; raises BitaError."""
-    if out.is_dir():
-        raise BitaError(f"{out} is a directory; give a file's name")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise BitaError(f"cannot write {out}: {error.strerror}; give another place") from error
-
-
 def run(args: argparse.Namespace) -> int:
     from bita.commands.progress import progress_bars
     from bita.profiling.measure import ProfileOptions, profile
@@ -101,6 +89,18 @@ def run(args: argparse.Namespace) -> int:
         write_trace(spans, args.trace)
         print(f"trace: {args.trace} (ui.perfetto.dev or chrome://tracing)")
     return 0
+
+
+def _check_writable(out: Path) -> None:
+    """Before minutes of measuring; raises BitaError."""
+    if out.is_dir():
+        raise BitaError(f"{out} is a directory; give a file's name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise BitaError(f"cannot write {out}: {error.strerror}; give another place") from error
 
 
 def _questions(path: Path | None, limit: int | None, session: "Session") -> "list[Question]":
