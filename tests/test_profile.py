@@ -77,6 +77,8 @@ def test_figures_add_up(written: Path) -> None:
         prefill = report["prefill"]
         assert prefill["tokens"] == [16, 64, 128, 256]
         assert all(speed > 0 for speed in prefill["tokens_per_second"])
+        times = zip(prefill["p50_ms"], prefill["p90_ms"], prefill["p99_ms"], strict=True)
+        assert all(0 < p50 <= p90 <= p99 for p50, p90, p99 in times)
         assert report["memory"]["decoding"]["host"] > 10e6
         assert 0 < report["start_up"]["open_ms"] < report["start_up"]["first_token_ms"]
 

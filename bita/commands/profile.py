@@ -150,10 +150,10 @@ def _print(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
         console.print(_step_table(name, report["latency"]))
         prefill = report["prefill"]
         table = Table(f"{name}: prompt of", "ms", "tokens/s", box=None, pad_edge=False)
-        for size, ms, speed in zip(
-            prefill["tokens"], prefill["p50_ms"], prefill["tokens_per_second"], strict=True
-        ):
-            table.add_row(str(size), f"{ms:.1f}", f"{speed:.0f}")
+        for place, size in enumerate(prefill["tokens"]):
+            times = " / ".join(f"{prefill[f'{p}_ms'][place]:.1f}" for p in ("p50", "p90", "p99"))
+            table.add_row(str(size), times, f"{prefill['tokens_per_second'][place]:.0f}")
+        table.caption = "p50 / p90 / p99"
         console.print(table)
         for label, step in report["operators"].items():
             most = ", ".join(f"{e['operator']} {e['share']:.0%}" for e in step["operators"][:5])

@@ -158,7 +158,7 @@ def step_latency(session: Session, options: ProfileOptions, show: Show) -> Repor
 
 
 def prefill_latency(session: Session, show: Show) -> Report:
-    """ms from a prompt of so many tokens to its first token."""
+    """Percentiles in ms from a prompt of so many tokens to its first token."""
     sizes = [size for size in PREFILL_TOKENS if size <= session.max_prompt_tokens]
     rng = np.random.default_rng(0)
     times: dict[int, list[float]] = {size: [] for size in sizes}
@@ -175,8 +175,7 @@ def prefill_latency(session: Session, show: Show) -> Report:
     return {
         "tokens": sizes,
         "runs": PREFILL_RUNS,
-        "p50_ms": [round(ms, 3) for ms in medians],
-        "most_ms": [round(max(times[size]), 3) for size in sizes],
+        **{f"p{each}_ms": [_at(times[size], each) for size in sizes] for each in PERCENTILES},
         "tokens_per_second": [
             round(1000 * size / ms, 1) for size, ms in zip(sizes, medians, strict=True)
         ],

@@ -143,8 +143,9 @@ def _prefill(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
             name=name,
             mode="lines+markers",
             line={"color": COLORS[number]},
-            customdata=prefill["p50_ms"],
-            hovertemplate="%{x} tokens: %{y:.0f} tokens/s, %{customdata:.1f} ms",
+            customdata=[*zip(*(prefill[f"{p}_ms"] for p in DASHES), strict=True)],
+            hovertemplate="%{x} tokens: %{y:.0f} tokens/s, p50 / p90 / p99 %{customdata[0]:.1f} / "
+            "%{customdata[1]:.1f} / %{customdata[2]:.1f} ms",
         )
     return figure
 
