@@ -7,11 +7,13 @@
 Builds the engine if `--engine` has none, then: verify (own and random adapter), tokens/s of AR and
 of the tree with and without CUDA graphs, T(q) for q = 2 to 128, host time of a step, memory,
 transformers' `generate` and a hand-made CUDA-graph loop in torch, and the bandwidth reached against
-that of a copy. Every part that fails is named in the report, and the others go on. On a CPU
-(`--backend ort-cpu`) the same runs without graphs.
+that of a copy. `--trees` takes more trees from a report of `benchmarks/draft_quality.py`, those that
+it found best for the same adapter; they are decoded in mode "tree". Every part that fails is named
+in the report, and the others continue. On a CPU (`--backend ort-cpu`) the same runs without graphs.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -28,12 +30,12 @@ from bita.calibration.verify import Comparison, verify
 from bita.commands.plans import default_dialect, plan_options
 from bita.commands.trees import read_tree
 from bita.engine import open_engine
-from bita.errors import BitaError
+from bita.errors import AdapterError, BitaError, EngineError
 from bita.export.build import BuildOptions, build_engine
 from bita.export.checkpoint import Checkpoint
 from bita.export.compile_engine import compile_engine
 from bita.export.sources import open_checkpoint
-from bita.runtime.session import Session
+from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
 ROWS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
@@ -95,28 +97,67 @@ def _compared(comparison: Comparison) -> Report:
 def speeds(args: argparse.Namespace) -> Report:
     """AR and the tree, with and without graphs, in turns; what a session of its own takes."""
     prompts = read_prompts(args.prompts, args.timed)
-    sessions: dict[str, Session] = {}
-    for name, cuda_graph in (("graph", True), ("no graph", False)):
-        session = Session.open(args.engine, cuda_graph=cuda_graph)
-        sessions[f"AR, {name}"] = session.using(tree=Tree.root_only(), min_rows=1)
-        sessions[f"AR in {session.least_rows} rows, {name}"] = session.using(tree=Tree.root_only())
-        sessions[f"tree, {name}"] = session
+    sessions, faults = sessions_of(args, prompts[0])
     timed = decode_in_turns([*sessions.values()], prompts, args.max_new_tokens)
-    report = {
-        name: _speed(together(runs), session)
-        for (name, session), runs in zip(sessions.items(), timed, strict=True)
-    }
-    memory = sessions["tree, graph"].stats.memory
+    named = dict(zip(sessions, timed, strict=True))
+    plain = next((runs for name, runs in named.items() if name.startswith("AR, ")), [])
+    report = {name: _speed(runs, plain, sessions[name]) for name, runs in named.items()}
+    memory = next(iter(sessions.values())).stats.memory
     return {
         "prompts": len(prompts),
         "speeds": report,
         "memory_bytes": {"at_load": vars(memory.at_load), "decoding": vars(memory.decoding)},
+        **({"not_decoded": faults} if faults else {}),
     }
 
 
-def _speed(timed: Timed, session: Session) -> Report:
-    """host_share: of a step, in the last answer; what the backend's run does not take."""
+def sessions_of(
+    args: argparse.Namespace, prompt: Prompt
+) -> tuple[dict[str, Session], dict[str, str]]:
+    """What is decoded, and of what cannot be decoded here the reason."""
+    trees = best_trees(args.trees, args.adapter) if args.trees else {}
+    sessions: dict[str, Session] = {}
+    faults: dict[str, str] = {}
+    for name, cuda_graph in (("graph", True), ("no graph", False)):
+        try:
+            session = Session.open(args.engine, cuda_graph=cuda_graph)
+            session.generate(prompt, 8)
+        except (BitaError, RuntimeError) as error:
+            faults[name] = str(error)
+            continue
+        sessions[f"AR, {name}"] = session.using(tree=Tree.root_only(), min_rows=1)
+        sessions[f"AR in {session.least_rows} rows, {name}"] = session.using(tree=Tree.root_only())
+        sessions[f"tree, {name}"] = session
+        for label, tree in trees.items():
+            free = session.using(tree=tree, mode="tree", min_rows=1)
+            sessions[f"{label}, mode tree, {name}"] = free
+    if not sessions:
+        raise EngineError(f"no step runs: {faults}")
+    return sessions, faults
+
+
+def best_trees(report: Path, adapter: Path) -> dict[str, Tree]:
+    """The trees of a report of `benchmarks/draft_quality.py` for this adapter, one of each size."""
+    sha256 = hashlib.sha256(adapter.read_bytes()).hexdigest()
+    for each in json.loads(report.read_text(encoding="utf-8"))["adapters"]:
+        if each.get("sha256") == sha256:
+            trees = {
+                name: Tree.from_paths(paths, each["num_masks"])
+                for name, paths in each["trees"].items()
+            }
+            return {name: tree for name, tree in trees.items() if name.startswith("best_")}
+    raise AdapterError(f"{report} has no trees for {adapter} (sha256 {sha256})")
+
+
+def _speed(runs: Sequence[Timed], plain: Sequence[Timed], session: Session) -> Report:
+    """host_share: of a step, in the last answer; what the backend's run does not take.
+    same_text_as_ar: answers with the tokens of the first AR.
+    """
+    timed = together(runs)
     return {
+        "same_text_as_ar": sum(
+            run.token_ids == other.token_ids for run, other in zip(runs, plain, strict=False)
+        ),
         "tokens_per_second": round(timed.tokens_per_second, 2),
         "tokens_per_step": round(timed.tokens_per_step, 4),
         "step_ms": round(timed.milliseconds / max(timed.num_steps, 1), 4),
@@ -195,12 +236,15 @@ def run_parts(parts: dict[str, Callable[[], Report]], out: Path, report: Report)
 def table(report: Report) -> str:
     """What matters of it, a line each."""
     lines = [f"{name}: FAILED: {part['failed']}" for name, part in failed(report).items()]
+    for name, why in report.get("speed", {}).get("not_decoded", {}).items():
+        lines.append(f"{name}: NOT DECODED: {why}")
     for name, each in report.get("verify", {}).get("comparisons", {}).items():
         lines.append(f"verify, {name}: {each['identical']} of {each['prompts']} identical")
     for name, speed in report.get("speed", {}).get("speeds", {}).items():
         lines.append(
-            f"{name}: {speed['tokens_per_second']} tokens/s, {speed['step_ms']} ms a step, "
-            f"{100 * speed['host_share']:.1f} % on the host"
+            f"{name}: {speed['tokens_per_second']} tokens/s, {speed['tokens_per_step']} a step of "
+            f"{speed['step_ms']} ms, {100 * speed['host_share']:.1f} % on the host, "
+            f"{speed['same_text_as_ar']} of {report['speed']['prompts']} texts as AR's"
         )
     for when, memory in report.get("speed", {}).get("memory_bytes", {}).items():
         lines.append(
@@ -232,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="fp16")
     p.add_argument("--mode", default="exact")
     p.add_argument("--tree", default="chain", help="of the engine, as `bita engine --tree`")
+    p.add_argument("--trees", type=Path, help="report of draft_quality.py, for more trees")
     p.add_argument("--capacity", type=int, default=2048)
     p.add_argument("--target", help="of a plan")
     p.add_argument("--rows", default=",".join(map(str, ROWS)), help="step sizes of a plan")
