@@ -122,7 +122,8 @@ class Decoder:
         if arch.logit_softcap:
             cap = graph.constant(arch.logit_softcap, "float32")
             logits = graph.op("Mul", graph.op("Tanh", graph.op("Div", logits, cap)), cap)
-        values, ids = top_tokens(graph, logits, arch.vocab_size, num_ranks)
+        by_elements = self._dialect.gathers_elements
+        values, ids = top_tokens(graph, logits, arch.vocab_size, num_ranks, by_elements)
         graph.output("top_ids", ids, INT64, ("R", num_ranks))
         graph.output("top_logits", values, FLOAT, ("R", num_ranks))
         graph.output("logits", logits, FLOAT, ("R", arch.vocab_size))

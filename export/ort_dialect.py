@@ -40,6 +40,8 @@ class OrtDialect:
     else to the nearest.
     """
 
+    gathers_elements = False
+
     def __init__(
         self,
         graph: GraphWriter,

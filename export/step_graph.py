@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
+from bita.export.cuda_dialect import CudaDialect
 from bita.export.cuda_linear import CudaLinear
 from bita.export.decoder import Decoder, check_tensors
 from bita.export.decoder_weights import DecoderWeights
@@ -106,5 +107,5 @@ _WRITERS: Mapping[str, Callable[..., Dialect]] = {
     "ort": _ort_dialect,
     "standard": partial(_standard_dialect, StandardDialect, StandardLinear, STANDARD_OPSETS),
     "plain": partial(_standard_dialect, PlainDialect, StandardLinear, PLAIN_OPSETS),
-    "cuda": partial(_standard_dialect, StandardDialect, CudaLinear, CUDA_OPSETS),
+    "cuda": partial(_standard_dialect, CudaDialect, CudaLinear, CUDA_OPSETS),
 }

@@ -167,7 +167,11 @@ class GatheredVisibility(Visibility):
         """Of each slot [S], which row of the step is in it; some row in those of no row."""
         graph, inputs = self._graph, self._inputs
         place = graph.op("Sub", self._line, inputs.cache_length)
-        last = graph.op("Sub", graph.op("Shape", inputs.sees_prefix), graph.constant([1]))
+        # Taken from the slots: a number made from a shape would be the host's, and ONNX Runtime
+        # does not capture a CUDA graph that copies from there.
+        num_rows = graph.op("Shape", inputs.sees_prefix)
+        before = graph.op("Sub", num_rows, graph.constant([1]))
+        last = graph.op("Slice", self._line, before, num_rows)
         self._row = graph.op("Min", graph.op("Max", place, graph.constant([0])), last)
         self._of_step = graph.op("Equal", place, self._row)
         return place
