@@ -4,12 +4,13 @@
         --adapter adapters/smollm2-135m-instruct.safetensors \
         --backend ort-cuda --precision fp16 --prompts mt_bench.jsonl --out gpu.json
 
-Builds the engine if `--engine` has none, then: verify (own and random adapter), tokens/s of AR and
-of the tree with and without CUDA graphs, T(q) for q = 2 to 128, host time of a step, memory,
+Builds the engine if `--engine` has none, then: tokens/s of AR and of the tree with and without
+CUDA graphs, T(q) for q = 2 to 128, host time of a step, memory, verify (own and random adapter),
 transformers' `generate` and a hand-made CUDA-graph loop in torch, and the bandwidth reached against
-that of a copy. `--trees` takes more trees from a report of `benchmarks/draft_quality.py`, those that
-it found best for the same adapter; they are decoded in mode "tree". Every part that fails is named
-in the report, and the others continue. On a CPU (`--backend ort-cpu`) the same runs without graphs.
+that of a copy. `--trees` takes more trees from a report of `benchmarks/draft_quality.py`, those
+that it found best for the same adapter; they are decoded in mode "tree", with graphs. Every part
+that fails is named in the report, and the others continue. On a CPU (`--backend ort-cpu`) the same
+runs without graphs.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def sessions_of(
         sessions[f"AR, {name}"] = session.using(tree=Tree.root_only(), min_rows=1)
         sessions[f"AR in {session.least_rows} rows, {name}"] = session.using(tree=Tree.root_only())
         sessions[f"tree, {name}"] = session
-        for label, tree in trees.items():
+        for label, tree in trees.items() if cuda_graph else ():
             free = session.using(tree=tree, mode="tree", min_rows=1)
             sessions[f"{label}, mode tree, {name}"] = free
     if not sessions:
@@ -303,9 +304,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = open_checkpoint(args.model)
     parts: dict[str, Callable[[], Report]] = {
         "build": lambda: build(args, checkpoint),
-        "verify": lambda: verified(args),
         "speed": lambda: speeds(args),
         "latency": lambda: latencies(args),
+        "verify": lambda: verified(args),
         "ceiling": lambda: ceilings(args, checkpoint),
     }
     chosen = {name: part for name, part in parts.items() if name not in args.skip}

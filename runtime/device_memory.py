@@ -111,9 +111,10 @@ class DeviceCache(Cache):
         self._write_slots(self.num_slots_used, np.ascontiguousarray(rows))
 
     def _write_prefix(self, adapter: Adapter) -> None:
+        num_layers, heads, length, width = adapter.prefix_keys.shape
         sides = np.stack([adapter.prefix_keys, adapter.prefix_values], axis=1)
-        prefix: FloatArray = np.ascontiguousarray(sides, self.dtype)
-        self._write_slots(0, prefix)
+        prefix = sides.reshape(2 * num_layers, heads, length, width)
+        self._write_slots(0, np.ascontiguousarray(prefix, self.dtype))
 
     def _write_slots(self, first: int, rows: FloatArray) -> None:
         """Copy rows [2L, H, n, D] of the host."""

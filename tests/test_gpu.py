@@ -47,7 +47,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def build(backend: str, precision: str, out: Path) -> Path:
     checkpoint = open_checkpoint(str(write_plain_model(out.with_suffix(".model"), config=WIDE)))
-    adapter = random_adapter(identify(checkpoint), 3, 2, scale=0.4)
+    adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.4)
     plan = CompileOptions(backend, rows=(2, 8, 32)) if backend in LIBRARIES else None
     options = BuildOptions(
         precision,

@@ -34,7 +34,7 @@ class OnHost(OrtCudaBackend):
 
 def write_engine(path: Path, precision: str, tree: Tree = TREE) -> Engine:
     checkpoint = open_checkpoint(str(write_plain_model(path.with_suffix(".model"), config=WIDE)))
-    adapter = random_adapter(identify(checkpoint), 3, 2, scale=0.4)
+    adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.4)
     options = BuildOptions(precision, "tree", 450, tree, backend="ort-cuda", dialect="cuda")
     ranges = {
         f"model.layers.{index}.{layer}": np.full(width, 4, np.float32)
@@ -61,6 +61,22 @@ def test_the_text_is_that_of_the_cpu(tmp_path: Path, precision: str) -> None:
             found += decoder.step(text)
         assert found[:60] == expected
         assert backend.device_bytes >= 2 * 4 * 2 * 16 * 450
+
+
+def test_the_prefix_fills_its_slots_of_every_head(tmp_path: Path) -> None:
+    """A prefix of as many slots as there are heads would hide that the two are confused."""
+    engine = write_engine(tmp_path / "engine", "fp16")
+    adapter = Adapter.load(engine.file(ADAPTER_FILE))
+    _, heads, length, _ = adapter.prefix_keys.shape
+    assert heads != length
+    cache = OnHost(engine, False, load_host_cuda()).cache
+    cache.start(adapter)
+    cache.length = 3
+    found = cache.read(-length, 3)
+    sides = adapter.prefix_keys, adapter.prefix_values
+    for side, expected in enumerate(sides):
+        np.testing.assert_array_equal(found[side::2, :, :length], expected.astype(np.float16))
+    assert not found[:, :, length:].any()
 
 
 def test_graphs_have_numbers_of_their_own(tmp_path: Path) -> None:

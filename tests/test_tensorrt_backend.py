@@ -62,7 +62,7 @@ def write_engine(path: Path, dialect: str, precision: str, tree: Any, lora: bool
     checkpoint = open_checkpoint(str(write_plain_model(path.with_suffix(".model"), config=CONFIG)))
     identity = identify(checkpoint)
     extra = starting_lora(site_sizes(checkpoint), identity.num_layers, 3, seed=0) if lora else None
-    adapter = random_adapter(identity, 3, 2, scale=0.4, lora_like=extra)
+    adapter = random_adapter(identity, 3, 5, scale=0.4, lora_like=extra)
     options = BuildOptions(precision, "exact", CAPACITY, tree, dialect=dialect)
     build_engine(checkpoint, adapter, path, options)
     return compiled(open_engine(path), decode_rows(tree))
@@ -284,7 +284,7 @@ def test_too_little_memory_is_told_in_megabytes(engine: Engine) -> None:
 
 def test_an_adapter_of_other_masks_is_refused(engine: Engine) -> None:
     own = Adapter.load(engine.file("adapter.safetensors"))
-    other = random_adapter(own.identity, 2, 2, scale=0.4)
+    other = random_adapter(own.identity, 2, 5, scale=0.4)
     with pytest.raises(EngineError, match="has 2 masks, the plan was built for 3"):
         Session.open(engine.path, adapter=other, tree=Tree.chain(2, 2))
 
@@ -300,7 +300,7 @@ def test_an_adapter_of_more_rank_is_refused_and_of_less_is_padded(folder: Path) 
     answers = []
     for rank in (2, 4):
         lora = starting_lora(sizes, own.identity.num_layers, rank, seed=1)
-        other = random_adapter(own.identity, 3, 2, scale=0.4, lora_like=lora)
+        other = random_adapter(own.identity, 3, 5, scale=0.4, lora_like=lora)
         if rank == 2:
             for name in ("tensorrt", "ort-cpu"):
                 session = Session.open(path, adapter=other, backend=name)
