@@ -21,13 +21,13 @@ from tree_choice import read_questions
 
 from bita.adapter import Adapter
 from bita.calibration.latency import describe_device
-from bita.calibration.prompts import evenly
 from bita.calibration.turns import Timed, decode_in_turns, together
-from bita.commands.progress import progress_bars
-from bita.commands.trees import read_tree
+from bita.cli.shared.progress import progress_bars
+from bita.cli.shared.trees import read_tree
+from bita.data.prompts import evenly
 from bita.export.build import BuildOptions, build_engine
 from bita.export.sources import open_checkpoint
-from bita.runtime.layout import prefill_layout, tree_layout
+from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
 
 DIALECTS = {"ort": "ort-cpu", "standard": "ort-cpu", "plain": "ort-cpu", "cuda": "ort-cuda"}

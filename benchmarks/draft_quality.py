@@ -27,18 +27,18 @@ import torch
 from peer_report import describe_machine
 
 from bita.adapter import Adapter, untuned_adapter
-from bita.base_model import load_base_model
-from bita.commands.progress import progress_bars
+from bita.cli.shared.progress import progress_bars
+from bita.data.dataset import Dataset
+from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generators import TransformersGenerator
+from bita.data.model_texts import ModelTexts
 from bita.errors import BitaError, TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
+from bita.torch.base_model import load_base_model
 from bita.tree import Tree
-from bita.tuning.dataset import Dataset
 from bita.tuning.evaluation import REPORTED_RANKS, DraftQuality, text_drafts
-from bita.tuning.generate_data import FilePrompts, generate_data
-from bita.tuning.generators import TransformersGenerator
 from bita.tuning.mask_model import AdapterParameters, MaskModel
-from bita.tuning.model_texts import ModelTexts
 from bita.tuning.processes import best_device
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
 

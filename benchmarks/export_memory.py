@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bita.export.architecture import read_architecture
-from bita.export.decoder import expected_shapes
+from bita.export.dialects.decoder import expected_shapes
 
 CONFIG = {
     "model_type": "llama",

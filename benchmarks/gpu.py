@@ -25,17 +25,17 @@ from typing import Any
 
 from bita.adapter import Adapter
 from bita.calibration.latency import describe_device, measure_latency
-from bita.calibration.prompts import read_prompts
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
-from bita.commands.plans import default_dialect, plan_options
-from bita.commands.trees import read_tree
+from bita.cli.shared.plans import default_dialect, plan_options
+from bita.cli.shared.trees import read_tree
+from bita.data.prompts import read_prompts
 from bita.engine import open_engine
 from bita.errors import AdapterError, BitaError, EngineError
 from bita.export.build import BuildOptions, build_engine
 from bita.export.checkpoint import Checkpoint
-from bita.export.compile_engine import compile_engine
 from bita.export.sources import open_checkpoint
+from bita.export.tensorrt.compile_engine import compile_engine
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from bita.base_model import load_base_model, read_weight
 from bita.errors import ModelError
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint
+from bita.torch.base_model import load_base_model, read_weight
 
 Tensor = torch.Tensor
 WARM_UP = 3  # runs before a capture

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bita.calibration.prompts import read_prompts
+from bita.data.prompts import read_prompts
 from bita.runtime.session import Session
 from bita.tree import Tree
 

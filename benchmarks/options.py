@@ -19,11 +19,11 @@ from typing import Any
 from tree_choice import read_questions
 
 from bita.calibration.latency import describe_device
-from bita.calibration.prompts import evenly, read_prompts
 from bita.calibration.verify import verify
-from bita.commands.progress import progress_bars
-from bita.runtime.grammar import Grammar
+from bita.cli.shared.progress import progress_bars
+from bita.data.prompts import evenly, read_prompts
 from bita.runtime.session import Session
+from bita.runtime.text.grammar import Grammar
 from bita.tree import Tree
 
 Options = Mapping[str, Any]

@@ -27,11 +27,11 @@ import numpy as np
 from peer_process import Contestant, PeerError, Worker
 from peer_report import Run, describe_machine, print_table, summarize
 
-from bita.calibration.prompts import evenly, read_prompts
+from bita.data.line_file import LineFile
+from bita.data.prompts import evenly, read_prompts
 from bita.engine import open_engine
 from bita.errors import BitaError
-from bita.runtime.engine_texts import EngineTexts
-from bita.tuning.line_file import LineFile
+from bita.runtime.text.prompt_encoder import EngineTexts
 
 HERE = Path(__file__).resolve().parent
 SETTLE_SECONDS = 0.2  # until the threads of the engine that ran last have stopped spinning

@@ -19,12 +19,12 @@ from typing import Any
 from bita.calibration.latency import describe_device
 from bita.engine import PLAN_FILE, Engine, open_engine
 from bita.export.build import BuildOptions, build_engine
-from bita.export.build_costs import plan_costs
-from bita.export.compile_engine import CompileOptions, compile_engine
-from bita.export.compile_plan import PORTABLE
 from bita.export.sources import open_checkpoint
+from bita.export.tensorrt.build_costs import plan_costs
+from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
+from bita.export.tensorrt.compile_plan import PORTABLE
 from bita.plan import PlanInfo
-from bita.runtime.memory import peak_host_bytes
+from bita.runtime.decoding.memory import peak_host_bytes
 from bita.tree import Tree
 
 WEIGHTS = "model.onnx.data"

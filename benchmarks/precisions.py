@@ -21,11 +21,11 @@ from peer_report import describe_machine
 from tree_choice import Calibrated, read_questions
 
 from bita.calibration.memory import measure_memory
-from bita.calibration.prompts import evenly
 from bita.calibration.report import read_quality
 from bita.calibration.turns import decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
-from bita.commands.progress import progress_bars
+from bita.cli.shared.progress import progress_bars
+from bita.data.prompts import evenly
 from bita.errors import BitaError
 from bita.runtime.session import Session
 from bita.tree import Tree

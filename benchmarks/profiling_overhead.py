@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from peer_report import describe_machine
 
-from bita.calibration.prompts import read_prompts
+from bita.calibration.profiling.recorder import Recorder
+from bita.data.prompts import read_prompts
 from bita.errors import BitaError
-from bita.profiling.recorder import Recorder
 from bita.runtime.session import Session
 
 PARTS = 3  # of a step: draft, backend, accept and commit

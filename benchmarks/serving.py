@@ -27,7 +27,7 @@ import openai
 from tree_choice import read_questions
 
 from bita.calibration.latency import describe_device
-from bita.calibration.prompts import evenly
+from bita.data.prompts import evenly
 from bita.runtime.session import Session
 
 POLL_S = 0.002

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import DynamicCache
 
-from bita.base_model import masks_by_layer
+from bita.torch.base_model import masks_by_layer
 from bita.tuning.contexts import Contexts
 from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel

@@ -24,10 +24,10 @@ from peer_report import describe_machine
 from bita.calibration.acceptance import Acceptance
 from bita.calibration.choose_tree import Candidate, expected_of, plan_trees
 from bita.calibration.latency import Latency
-from bita.calibration.prompts import evenly
 from bita.calibration.turns import Timed, decode_in_turns, together
-from bita.commands.progress import progress_bars
-from bita.commands.trees import states_of
+from bita.cli.shared.progress import progress_bars
+from bita.cli.shared.trees import states_of
+from bita.data.prompts import evenly
 from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
 from bita.errors import BitaError, EngineError, PromptError
 from bita.runtime.session import Session

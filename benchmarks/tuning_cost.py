@@ -34,15 +34,15 @@ from peer_report import describe_machine
 from torch import Tensor
 from training_methods import METHODS, Batch, Method, checkpointed, joint, two_phases
 
-from bita.base_model import load_base_model
+from bita.data.dataset import Dataset
+from bita.data.model_texts import ModelTexts
 from bita.errors import BitaError, TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
+from bita.torch.base_model import load_base_model
 from bita.tuning.contexts import Contexts
-from bita.tuning.dataset import Dataset
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import choose_rows
-from bita.tuning.model_texts import ModelTexts
 from bita.tuning.processes import best_device
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from bita.base_model import load_base_model
+from bita.data.dataset import Dataset
+from bita.data.model_texts import ModelTexts
 from bita.export.sources import open_checkpoint
+from bita.torch.base_model import load_base_model
 from bita.tree import Tree
 from bita.tuning.contexts import Contexts
-from bita.tuning.dataset import Dataset
 from bita.tuning.evaluation import evaluate
 from bita.tuning.mask_model import AdapterParameters, MaskModel
-from bita.tuning.model_texts import ModelTexts
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import Trainer

@@ -1,3 +1,76 @@
-"""bita-edge: compile and run BiTA-accelerated language models on edge devices."""
+"""bita-edge: compile and run BiTA-accelerated language models on edge devices.
+
+The names below are imported when they are first used, so that `import bita` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bita.adapter import Adapter
+    from bita.errors import (
+        AdapterError,
+        BitaError,
+        EngineError,
+        MissingExtraError,
+        ModelError,
+        PromptError,
+        TreeError,
+        TuningError,
+    )
+    from bita.runtime.conversation import Conversation
+    from bita.runtime.decoding.chooser import TokenLogprob
+    from bita.runtime.decoding.stats import Stats
+    from bita.runtime.generation import Generation
+    from bita.runtime.options import Options
+    from bita.runtime.session import Session
+    from bita.runtime.text.grammar import Grammar
+    from bita.tree import Tree
+    from bita.tree_table import TreeTable
 
 __version__ = "0.1.0"
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "BitaError",
+    "Conversation",
+    "EngineError",
+    "Generation",
+    "Grammar",
+    "MissingExtraError",
+    "ModelError",
+    "Options",
+    "PromptError",
+    "Session",
+    "Stats",
+    "TokenLogprob",
+    "Tree",
+    "TreeError",
+    "TreeTable",
+    "TuningError",
+]
+_HOMES = {
+    "Adapter": "bita.adapter",
+    "Conversation": "bita.runtime.conversation",
+    "Generation": "bita.runtime.generation",
+    "Grammar": "bita.runtime.text.grammar",
+    "Options": "bita.runtime.options",
+    "Session": "bita.runtime.session",
+    "Stats": "bita.runtime.decoding.stats",
+    "TokenLogprob": "bita.runtime.decoding.chooser",
+    "Tree": "bita.tree",
+    "TreeTable": "bita.tree_table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The names of `__all__`; errors are in `bita.errors`."""
+    if name not in __all__:
+        raise AttributeError(f"module 'bita' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "bita.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,6 @@
 
 import sys
 
-from bita.cli import main
+from bita.cli.main import main
 
 sys.exit(main())

@@ -17,11 +17,15 @@ from bita.adapter import Adapter
 from bita.calibration.choose_tree import Choice
 from bita.calibration.effort import Effort
 from bita.calibration.moments import collect_moments
-from bita.calibration.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.calibration.quality import Scored, measure_quality
 from bita.calibration.ranges import collect_ranges, collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
 from bita.calibration.stages import Calibrator, NothingFitsError
+from bita.data.dataset import Conversation
+from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generators import EngineGenerator
+from bita.data.model_texts import ModelTexts
+from bita.data.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
 from bita.engine import (
     CALIBRATION_FILE,
     TREE_FILE,
@@ -33,16 +37,12 @@ from bita.engine import (
 from bita.errors import EngineError, PromptError
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, plan_build, weight_bytes
-from bita.export.build_costs import check_memory
 from bita.export.checkpoint import Checkpoint
-from bita.export.compile_engine import CompileOptions, compile_engine
-from bita.export.step_graph import NOTHING_SEEN, Seen
+from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
+from bita.export.tensorrt.build_costs import check_memory
+from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
 from bita.runtime.session import Session
 from bita.tree import Tree
-from bita.tuning.dataset import Conversation
-from bita.tuning.generate_data import FilePrompts, generate_data
-from bita.tuning.generators import EngineGenerator
-from bita.tuning.model_texts import ModelTexts
 
 QUANTIZERS = ("gptq", "rtn")
 HELD_OUT = 4  # of a user's prompts one in so many is judged by, and not calibrated on

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bita.calibration.acceptance import Acceptance, visited
+from bita.calibration.acceptance import Acceptance
 from bita.calibration.latency import Latency
+from bita.calibration.replay import visited
 from bita.calibration.table_search import best_table
 from bita.calibration.tree_search import best_trees, path_shares
 from bita.calibration.turns import decode_in_turns, together

@@ -16,8 +16,8 @@ from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, Engine
 from bita.errors import EngineError
 from bita.plan import PlanInfo
-from bita.runtime.backend import Step, open_backend
-from bita.runtime.layout import tree_layout
+from bita.runtime.backends.backend import Step, open_backend
+from bita.runtime.backends.layout import tree_layout
 from bita.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, GRAPH_FILE, Engine
 from bita.errors import EngineError
-from bita.runtime.layout import prefill_layout
-from bita.runtime.ort_backend import BoundStep, OrtBackend
+from bita.runtime.backends.layout import prefill_layout
+from bita.runtime.backends.ort_backend import BoundStep, OrtBackend
 from bita.tensors import Float32Array
 
 PIECE = 128  # rows read at a time: bounds the memory of what is probed

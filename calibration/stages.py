@@ -23,12 +23,12 @@ from bita.calibration.latency import (
 )
 from bita.calibration.memory import measure_memory
 from bita.calibration.picture import PICTURE_FILE, draw
-from bita.calibration.prompts import TREE_PROMPTS, Messages, read_prompts
+from bita.data.line_file import LineFile, parse_line
+from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.errors import EngineError
-from bita.runtime.engine_texts import EngineTexts
 from bita.runtime.session import Prompt, Session
-from bita.tuning.line_file import LineFile, parse_line
+from bita.runtime.text.prompt_encoder import EngineTexts
 
 TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
 OnProgress = Callable[[str, int, int], None]

@@ -13,14 +13,9 @@ from itertools import product
 
 import numpy as np
 
-from bita.calibration.acceptance import (
-    Acceptance,
-    acceptable,
-    accepted_freely,
-    longest_of,
-    most_rank,
-)
+from bita.calibration.acceptance import Acceptance
 from bita.calibration.knapsack import Floats, Knapsack
+from bita.calibration.replay import acceptable, accepted_freely, longest_of, most_rank
 from bita.tree import MAX_MATCH, Path, Tree
 from bita.tree_table import Trees, TreeTable
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bita.base_model import load_base_model
 from bita.export.checkpoint import Checkpoint
+from bita.torch.base_model import load_base_model
 
 
 class TransformersReference:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bita.calibration.acceptance import GUESSES, Acceptance, accepted_freely, most_rank, visited
+from bita.calibration.acceptance import GUESSES, Acceptance
+from bita.calibration.replay import accepted_freely, most_rank, visited
 from bita.tree import Path, Tree
 
 # By state (masks that the last node had): how often a step, unlimited, accepts a path.

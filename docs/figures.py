@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bita.runtime.layout import Layout, tree_layout
+from bita.runtime.backends.layout import Layout, tree_layout
 from bita.tree import Tree
 
 OUT = Path(__file__).parent / "images" / "tree-mask.svg"

@@ -14,11 +14,9 @@ import griffe
 PAGE = Path(__file__).with_name("python.md")
 MARKER = "<!-- What follows is written by docs/python_reference.py from the docstrings. -->\n"
 OBJECTS = (
-    *("runtime.session.Session", "runtime.options.Options", "runtime.generation.Generation"),
-    *("runtime.conversation.Conversation", "runtime.grammar.Grammar"),
-    *("runtime.chooser.TokenLogprob", "runtime.stats.Stats", "tree.Tree", "tree_table.TreeTable"),
-    *("errors.BitaError", "errors.EngineError", "errors.PromptError", "errors.TreeError"),
-    *("errors.MissingExtraError",),
+    *("Session", "Options", "Generation", "Conversation", "Grammar", "TokenLogprob", "Stats"),
+    *("Tree", "TreeTable", "Adapter"),
+    *("BitaError", "EngineError", "PromptError", "TreeError", "MissingExtraError"),
 )
 LINE = 88  # characters of a signature
 
@@ -32,8 +30,8 @@ def page() -> str:
 
 def _reference(package: griffe.Object) -> Iterator[str]:
     for name in OBJECTS:
-        each = package[name]
-        yield from ("", f"### {each.name}", "", f"`from {each.module.path} import {each.name}`", "")
+        each = package[name].final_target
+        yield from ("", f"### {each.name}", "", f"`from bita import {each.name}`", "")
         yield _docstring(each)
         fields = [member for member in _members(each) if _meaning(member)]
         if fields:

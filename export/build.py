@@ -23,22 +23,22 @@ from bita.engine import (
 )
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
-from bita.export.build_costs import check_disk, plan_costs
 from bita.export.checkpoint import Checkpoint, TextAssets
-from bita.export.compile_engine import CompileOptions, check_costs, decode_rows
-from bita.export.decoder import (
+from bita.export.dialects.decoder import (
     EMBEDDINGS,
     check_tensors,
     expected_shapes,
     linears,
 )
-from bita.export.ort_dialect import PRECISIONS
-from bita.export.standard_linear import STANDARD_PRECISIONS
-from bita.export.step_graph import NOTHING_SEEN, Seen, export_step_graph
+from bita.export.dialects.ort_dialect import PRECISIONS
+from bita.export.dialects.standard_linear import STANDARD_PRECISIONS
+from bita.export.dialects.step_graph import NOTHING_SEEN, Seen, export_step_graph
+from bita.export.tensorrt.build_costs import check_disk, plan_costs
+from bita.export.tensorrt.compile_engine import CompileOptions, check_costs, decode_rows
 from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
-from bita.runtime.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tree import Tree
 from bita.tree_table import Trees
 
@@ -55,7 +55,7 @@ REQUIRES = {
     "plain": {"onnxruntime": "1.23"},
     "cuda": {"onnxruntime": "1.25"},
 }
-# Graphs for TensorRT run on CPUs until they have a plan (`bita.export.compile_engine`).
+# Graphs for TensorRT run on CPUs until they have a plan (`bita.export.tensorrt.compile_engine`).
 BACKENDS = {"ort-cpu": ("ort", "standard", "plain"), "ort-cuda": ("cuda",)}
 ROTARY_UNIT = 16  # of what GroupQueryAttention can turn
 # Of a weight in a linear layer: blocks of 32 have a float32 scale, blocks of 64 a float16 one.

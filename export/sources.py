@@ -79,7 +79,7 @@ def _packaged_file(packaged: PackagedModel) -> Path:
 
 
 def _open_directory(path: Path, model: str) -> Checkpoint:
-    from bita.export.safetensors_checkpoint import SafetensorsCheckpoint
+    from bita.export.huggingface.checkpoint import SafetensorsCheckpoint
 
     files = sorted(path.glob("*.gguf"))
     if files and not (path / "config.json").exists():
@@ -97,7 +97,7 @@ def _open_file(path: Path, model: str) -> Checkpoint:
 
 def _open_gguf(path: Path, model: str, license: str | None = None) -> Checkpoint:
     try:
-        from bita.export.gguf_checkpoint import GgufCheckpoint
+        from bita.export.gguf.checkpoint import GgufCheckpoint
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise

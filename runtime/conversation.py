@@ -1,18 +1,35 @@
 """A conversation whose turns are computed once: only what is new of a prompt is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from bita.errors import PromptError
-from bita.runtime.engine_texts import EngineTexts
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options
-
-if TYPE_CHECKING:
-    from bita.runtime.session import Session
+from bita.runtime.text.prompt_encoder import EngineTexts
 
 Overflow = Literal["refuse", "drop_oldest"]
+
+
+class Answering(Protocol):
+    """What a conversation asks of its session."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    @property
+    def max_prompt_tokens(self) -> int: ...
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        options: Options,
+        *,
+        is_kept: bool | None = None,
+        on_end: Callable[[Generation], None] = ...,
+    ) -> Generation:
+        """Start an answer to token ids; `on_end` is called with it when it has ended."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class Conversation:
 
     def __init__(
         self,
-        session: "Session",
+        session: Answering,
         texts: EngineTexts,
         messages: Sequence[Mapping[str, Any]] = (),
         overflow: Overflow = "refuse",

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Literal
 
-from bita.runtime.chooser import TokenLogprob
-from bita.runtime.decoded_text import DecodedText
-from bita.runtime.stopping import StopRule
-from bita.runtime.tree_decoder import TreeDecoder
+from bita.runtime.decoding.chooser import TokenLogprob
+from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.tree_decoder import TreeDecoder
+from bita.runtime.text.stopping import StopRule
 
 FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
 

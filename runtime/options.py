@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bita.errors import PromptError, raise_faults
-from bita.runtime.grammar import Grammar
-from bita.runtime.stopping import stop_faults
+from bita.runtime.text.grammar import Grammar
+from bita.runtime.text.stopping import stop_faults
 
 MOST_LOGPROBS = 20  # per token
 SEEDS = 2**64

@@ -9,18 +9,18 @@ from typing import Any
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, PromptError, raise_faults
-from bita.runtime.backend import Backend, open_backend
-from bita.runtime.cached_texts import CachedTexts
-from bita.runtime.chooser import Chooser
+from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
-from bita.runtime.engine_texts import EngineTexts, Message, Prompt
+from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.memory import MemoryWatch
+from bita.runtime.decoding.shared_cache import CachedTexts
+from bita.runtime.decoding.stats import Stats
+from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
-from bita.runtime.memory import MemoryWatch
 from bita.runtime.options import SEEDS, Options
-from bita.runtime.stats import Stats
-from bita.runtime.stopping import StopRule
-from bita.runtime.text import IncrementalText, TextCodec
-from bita.runtime.tree_decoder import Record, TreeDecoder
+from bita.runtime.text.codec import IncrementalText, TextCodec
+from bita.runtime.text.prompt_encoder import EngineTexts, Message, Prompt
+from bita.runtime.text.stopping import StopRule
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bita.base_model import load_base_model, new_base_model, read_weight
 from bita.errors import MissingExtraError, TuningError
 from bita.tensors import TensorSource
+from bita.torch.base_model import load_base_model, new_base_model, read_weight
 from bita.tuning.processes import Processes
 
 QUANTIZATION = "nf4"  # the type of 4-bit numbers, QLoRA's (arXiv 2305.14314)

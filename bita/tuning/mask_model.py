@@ -16,10 +16,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from bita.adapter import Adapter
-from bita.base_model import masks_by_layer
 from bita.identity import ModelIdentity
-from bita.lora_hooks import lora_on_rows
 from bita.pairs import PairTables, tables_of
+from bita.torch.base_model import masks_by_layer
+from bita.torch.lora_hooks import lora_on_rows
 from bita.tuning.mask_rows import MaskRows, visibility
 
 

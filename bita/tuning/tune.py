@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from bita.adapter import Adapter
+from bita.data.dataset import Dataset
+from bita.data.endpoint import EndpointGenerator, EndpointOptions
+from bita.data.generate_data import FilePrompts, PromptSource, generate_data
+from bita.data.generators import EngineGenerator, Generator, TransformersGenerator
+from bita.data.model_texts import ModelTexts
+from bita.data.samplers import TransformersSampler
+from bita.data.self_prompts import SelfPromptOptions, SelfPrompts
 from bita.errors import TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.runtime.session import Session
 from bita.tree import Tree
-from bita.tuning.dataset import Dataset
-from bita.tuning.endpoint import EndpointGenerator, EndpointOptions
 from bita.tuning.evaluation import DraftQuality, evaluate
-from bita.tuning.generate_data import FilePrompts, PromptSource, generate_data
-from bita.tuning.generators import EngineGenerator, Generator, TransformersGenerator
 from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
-from bita.tuning.model_texts import ModelTexts
 from bita.tuning.pair_training import tune_pairs
 from bita.tuning.processes import Processes
-from bita.tuning.samplers import TransformersSampler
-from bita.tuning.self_prompts import SelfPromptOptions, SelfPrompts
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import StepReport, Trainer, origin_of

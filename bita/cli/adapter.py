@@ -1,0 +1,37 @@
+"""`bita adapter init`: write an adapter to start from."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bita.cli.shared.flags import add_command, not_negative, positive
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("adapter", help="make adapter files")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    init = add_command(
+        actions,
+        "init",
+        "write an untuned adapter: masks at the mean embedding",
+        "bita adapter init smollm2-135m-instruct --out adapter.safetensors",
+    )
+    init.add_argument("model", help="as for `bita engine`")
+    init.add_argument("--out", type=Path, default=Path("adapter.safetensors"))
+    init.add_argument("--masks", type=positive, default=3, help="M, mask tokens (default 3)")
+    init.add_argument("--prefix", type=not_negative, default=0, help="P, prefix length (default 0)")
+    init.add_argument("--lora-rank", type=not_negative, default=0, help="(default 0: no LoRA)")
+    init.add_argument("--seed", type=not_negative, default=0, help="of the prefix (default 0)")
+    init.set_defaults(run=run_init)
+
+
+def run_init(args: argparse.Namespace) -> int:
+    from bita.adapter import untuned_adapter
+    from bita.export.sources import open_checkpoint
+
+    checkpoint = open_checkpoint(args.model)
+    adapter = untuned_adapter(checkpoint, args.masks, args.prefix, args.seed, args.lora_rank)
+    adapter.save(args.out)
+    size = args.out.stat().st_size / 1e3
+    print(f"{args.out}: {args.masks} masks, prefix of {args.prefix}, {size:.0f} kB, untuned")
+    return 0

@@ -1,0 +1,180 @@
+"""`bita calibrate`: measure an engine on this device, and choose its tree by that."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bita.calibration.effort import Effort
+from bita.cli.shared.flags import add_command, not_negative, positive
+from bita.engine import MODES
+
+STAGES = ("acceptance", "latency", "tree")
+MOST_SHOWN = 4  # trees that were not chosen
+USUAL = Effort()
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "calibrate",
+        "measure an engine on this device, and choose the tree that decodes fastest there",
+        "bita calibrate tree engines/smollm2-135m-instruct-int4",
+    )
+    parser.add_argument(
+        "stage",
+        choices=STAGES,
+        help="acceptance: which drafts are right; latency: of steps of 1 to 128 rows; tree: both, "
+        "where they are missing, and the tree chosen by them",
+    )
+    parser.add_argument("engine", type=Path)
+    _add_effort(parser)
+    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    parser.add_argument("--anew", action="store_true", help="measure again what is there already")
+    parser.add_argument(
+        "--what-if",
+        metavar="DEVICE",
+        help="JSON of another device's latency, or orin-nano, agx-orin, rtx-4090, h100 as modelled "
+        "from data sheets: say what would be chosen there; the engine keeps its tree",
+    )
+    parser.add_argument("--mode", choices=MODES, help="of --what-if; default: the engine's own")
+    parser.set_defaults(run=run)
+
+
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=Path, help="JSONL file; default: a set of our own")
+    for name, default, text in (
+        ("--limit", USUAL.num_prompts, "prompts read; a third is for timing trees"),
+        ("--max-new-tokens", USUAL.max_new_tokens, "of each answer"),
+        ("--repeats", USUAL.repeats, "turns in which each size of step is timed"),
+        ("--most-rows", USUAL.most_rows, "of the steps that are timed"),
+    ):
+        parser.add_argument(
+            name, type=positive, default=default, help=f"{text}; default: {default}"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.calibration.stages import Calibrator
+    from bita.cli.shared.progress import progress_bars
+    from bita.engine import open_engine
+    from bita.errors import EngineError
+
+    if args.mode and not args.what_if:
+        raise EngineError("--mode goes with --what-if; an engine keeps the mode it was built with")
+    engine = open_engine(args.engine)
+    elsewhere = _latency_of(engine, args.what_if) if args.what_if else None
+    effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.most_rows)
+    with progress_bars() as show:
+        calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
+        if elsewhere is not None:
+            choice = calibrator.plan(calibrator.acceptance(args.anew), elsewhere, args.mode)
+            _print_kept(calibrator)
+            print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
+            _print_choice(choice)
+            return 0
+        if args.stage != "latency":
+            acceptance = calibrator.acceptance(args.anew)
+        if args.stage != "acceptance":
+            latency = calibrator.latency(args.anew)
+        if args.stage == "tree":
+            choice = calibrator.tree(acceptance, latency)
+    _print_kept(calibrator)
+    if args.stage == "acceptance":
+        _print_acceptance(acceptance)
+    elif args.stage == "latency":
+        _print_latency(latency)
+    else:
+        _print_choice(choice)
+    return 0
+
+
+def _print_kept(calibrator: Any) -> None:
+    for topic in calibrator.kept:
+        print(f"{topic}: as it was measured before; --anew measures again")
+
+
+def _latency_of(engine: Any, device: str) -> Any:
+    """Of a modelled device, or of a file. Raises EngineError."""
+    from bita.calibration.devices import DEVICES, modelled_latency
+    from bita.calibration.latency import Latency
+    from bita.errors import EngineError
+
+    if device in DEVICES:
+        return modelled_latency(device, engine)
+    try:
+        data = json.loads(Path(device).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"cannot read a latency from {device}: {error}; give a JSON file, or one of "
+            f"{', '.join(DEVICES)}"
+        ) from error
+    if isinstance(data, dict) and "latency" in data:
+        data = data["latency"]  # a whole calibration.json
+    return Latency.from_json(data, device)
+
+
+def _print_acceptance(acceptance: Any) -> None:
+    rows = [
+        (row["mask"], row["count"], *(f"{sum(row['shares'][:rank]):.3f}" for rank in (1, 5, 10)))
+        for row in acceptance.table()
+    ]
+    _print_table(("mask", "steps", "rank 1", "ranks to 5", "to 10"), rows)
+    guesses = [p for p in acceptance.positions() if p.match]
+    right = sum(p.right > 0 for p in guesses) / max(len(guesses), 1)
+    share = len(guesses) / max(acceptance.num_positions, 1)
+    print(f"text that occurred before: {100 * share:.0f} % of steps, {right:.3f} of guesses right")
+
+
+def _print_latency(latency: Any) -> None:
+    header = ("rows", *(f"ms at {length}" for length in latency.cache_lengths))
+    rows = [
+        (count, *(f"{median[i]:.2f} ± {spread[i] / 2:.2f}" for median, spread in _curves(latency)))
+        for i, count in enumerate(latency.rows)
+    ]
+    _print_table(header, rows)
+    print(f"monotone fit: {100 * latency.residual:.1f} % off (root mean square)")
+
+
+def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
+    return list(zip(latency.median, latency.spread, strict=True))
+
+
+def _print_choice(choice: Any) -> None:
+    from bita.cli.shared.trees import states_of
+
+    shown = [choice.chosen, choice.ar, *choice.others[:MOST_SHOWN]]
+    rows = [
+        (
+            ("* " if candidate is choice.chosen else "  ") + name,
+            f"{candidate.mean_rows:.3g}",
+            f"{candidate.expected_tokens:.3f}",
+            _or_dash(candidate.measured_tokens, ".3f"),
+            f"{candidate.expected_speed:.1f}",
+            _or_dash(candidate.measured_speed, ".1f"),
+        )
+        for candidate, name in [
+            *((candidate, str(candidate.tree)) for candidate in dict.fromkeys(shown)),
+            (choice.triangle, "BiTA's triangle"),
+        ]
+    ]
+    header = ("tree", "rows", "tokens per step", "measured", "tokens/s", "measured")
+    _print_table(header, rows)
+    print(f"chosen: {choice}")
+    for where, tree in states_of(choice.chosen.tree):
+        print(f"  {where}: {tree}")
+
+
+def _or_dash(value: float, form: str) -> str:
+    return format(value, form) if value else "-"
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)

@@ -1,0 +1,213 @@
+"""`bita chat`: a conversation on the screen."""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bita.cli.generate import summary
+from bita.cli.shared.answers import add_sampling, add_session, open_session, sampling_of
+from bita.cli.shared.flags import add_command
+from bita.errors import PromptError
+
+if TYPE_CHECKING:
+    from bita.runtime.conversation import Conversation
+    from bita.runtime.generation import Generation
+    from bita.runtime.session import Session
+
+HELP = """\
+/stats   figures of the last answer     /clear   start again
+/undo    take back the last message     /retry   another answer to it (with a temperature)
+/help    this list                      /quit    leave; so does Ctrl-D
+Lines that end in \\ go on in the next one; \"\"\" begins and ends a text of several lines.
+Ctrl-C stops an answer."""
+HISTORY_LINES = 1000
+BLOCK = '"""'
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "chat",
+        "talk with an engine",
+        "bita chat engines/smollm2-135m-instruct-int4 --temperature 0.7",
+    )
+    add_session(parser)
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer")
+    parser.add_argument(
+        "--overflow",
+        choices=("drop_oldest", "refuse"),
+        default="drop_oldest",
+        help="when the conversation outgrows the cache (default: leave out its oldest turns)",
+    )
+    parser.add_argument("--stats", action="store_true", help="figures behind each answer")
+    add_sampling(parser, default="what the model's authors recommend, else greedy")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.runtime.options import Options
+
+    session = open_session(args)
+    given = {"max_new_tokens": args.max_new_tokens, **session.sampling, **sampling_of(args)}
+    Options.of(**given)
+    start = [{"role": "system", "content": args.system}] if args.system else []
+    chat = Chat(session, session.conversation(start, args.overflow), given, args.stats)
+    if not sys.stdin.isatty():
+        chat.talk(_lines(sys.stdin.readline))
+        return 0
+    print(f"{args.engine}, tree: {session.tree}. /help lists what else can be typed.")
+    with _history():
+        chat.talk(_typed())
+    return 0
+
+
+class Chat:
+    """A conversation and what is typed into it. options: of every answer."""
+
+    def __init__(
+        self,
+        session: "Session",
+        conversation: "Conversation",
+        options: dict[str, Any],
+        shows_stats: bool,
+    ) -> None:
+        self._session = session
+        self._conversation = conversation
+        self._options = options
+        self._shows_stats = shows_stats
+        self._start = [*conversation.messages]
+        self._last: Generation | None = None
+
+    def talk(self, inputs: Iterator[str]) -> None:
+        """Answer messages and follow commands until /quit, or there are no more."""
+        commands: dict[str, Callable[[], None]] = {
+            "/help": lambda: print(HELP),
+            "/stats": self._stats,
+            "/clear": self._clear,
+            "/undo": self._undo,
+            "/retry": self._retry,
+        }
+        for text in inputs:
+            word = text.strip()
+            if word in ("/quit", "/exit"):
+                return
+            if not word:
+                continue
+            try:
+                if word in commands:
+                    commands[word]()
+                elif re.fullmatch(r"/\w+", word):
+                    print(f"there is no {word}; /help lists what there is")
+                else:
+                    self._answer(text)
+            except PromptError as error:
+                print(f"bita: {error}", file=sys.stderr)
+
+    def _answer(self, text: str) -> None:
+        self._session.reset_stats()
+        with _interrupts(self._stop):
+            self._last = answer = self._conversation.send(text, **self._options)
+            for piece in answer:
+                print(piece, end="", flush=True)
+        print()
+        if answer.finish_reason in ("cancelled", "length", "capacity"):
+            print(f"[{answer.finish_reason}]")
+        if self._conversation.num_dropped:
+            print(f"[{self._conversation.num_dropped} messages left out, the cache is full]")
+        if self._shows_stats:
+            self._stats()
+
+    def _stats(self) -> None:
+        if self._last is None:
+            raise PromptError("nothing has been answered yet")
+        print(summary(self._session, self._last))
+
+    def _clear(self) -> None:
+        self._conversation = self._session.conversation(self._start, self._conversation.overflow)
+        print("started again")
+
+    def _undo(self) -> None:
+        print(f"taken back: {self._conversation.undo()}")
+
+    def _retry(self) -> None:
+        self._answer(self._conversation.undo())
+
+    def _stop(self) -> None:
+        if self._last is not None:
+            self._last.cancel()
+
+
+def _typed() -> Iterator[str]:
+    """Texts typed at a prompt; Ctrl-C drops a line, Ctrl-D ends."""
+
+    def read() -> str:
+        try:
+            return input("> ") + "\n"
+        except EOFError:
+            return ""
+
+    while True:
+        try:
+            yield from _lines(read)
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /quit leaves)")
+            continue
+        print()
+        return
+
+
+def _lines(read: Callable[[], str]) -> Iterator[str]:
+    """Texts of one line or several; `read` gives a line with its end, or "" when there are none."""
+    while line := read():
+        text = line.rstrip("\n")
+        if text.lstrip().startswith(BLOCK):
+            yield _block(text.lstrip()[len(BLOCK) :], read)
+            continue
+        while text.endswith("\\") and (line := read()):
+            text = text[:-1] + "\n" + line.rstrip("\n")
+        yield text
+
+
+def _block(text: str, read: Callable[[], str]) -> str:
+    """What stands between two BLOCK marks; `text` is behind the first."""
+    while BLOCK not in text and (line := read()):
+        text += "\n" + line.rstrip("\n")
+    return text.split(BLOCK)[0].strip("\n")
+
+
+@contextlib.contextmanager
+def _interrupts(cancel: Callable[[], None]) -> Iterator[None]:
+    """Have Ctrl-C call `cancel` meanwhile."""
+    before = signal.signal(signal.SIGINT, lambda *_: cancel())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Keep typed lines for the arrow keys, from one chat to the next."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        yield
+        return
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    path = home / "bita" / "chat_history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)

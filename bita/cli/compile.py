@@ -1,0 +1,52 @@
+"""`bita compile`: give an engine a plan for GPUs, from the graph that it carries."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from bita.cli.shared.flags import add_command
+from bita.cli.shared.plans import add_plan_arguments, plan_options
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "compile",
+        "compile an engine's graph for GPUs, anew or for the first time",
+        "bita compile engines/smollm2-135m-instruct-int4-tensorrt",
+    )
+    parser.add_argument("engine", type=Path, help="engine directory")
+    parser.add_argument(
+        "--backend", help="tensorrt or tensorrt-rtx; default: the one it was compiled for before"
+    )
+    add_plan_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.cli.shared.progress import progress_bars
+    from bita.engine import PLAN_FILE, open_engine
+    from bita.errors import EngineError
+    from bita.export.tensorrt.compile_engine import compile_engine
+    from bita.plan import LIBRARIES, PlanInfo
+
+    began = time.perf_counter()
+    engine = open_engine(args.engine, but=(PLAN_FILE,))  # a missing or damaged one is no matter
+    args.backend = args.backend or engine.manifest.backend
+    options = plan_options(args)
+    if options is None:
+        raise EngineError(
+            f"engines of backend {args.backend} have no plan; give --backend "
+            f"{' or '.join(LIBRARIES)}"
+        )
+    with progress_bars() as show:
+        engine = compile_engine(engine, options, show)
+    info = PlanInfo.from_manifest(engine.manifest.plan)
+    rows = ", ".join(map(str, info.decode_rows))
+    print(
+        f"{engine.path}: {info.name}, {', '.join(info.targets)}, steps of {rows} rows, "
+        f"{engine.files[PLAN_FILE]['bytes'] / 1e6:.0f} MB, "
+        f"compiled in {time.perf_counter() - began:.1f} s"
+    )
+    return 0

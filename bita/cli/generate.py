@@ -1,0 +1,78 @@
+"""`bita generate`: answer one prompt on the screen."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from bita.cli.shared.answers import (
+    add_answer_options,
+    add_sampling,
+    add_session,
+    answer_options_of,
+    open_session,
+    sampling_of,
+)
+from bita.cli.shared.flags import add_command
+
+if TYPE_CHECKING:
+    from bita.runtime.decoding.stats import Stats
+    from bita.runtime.generation import Generation
+    from bita.runtime.session import Session
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "generate",
+        "answer a prompt with an engine",
+        'bita generate engines/smollm2-135m-instruct-int4 "Why is the sky blue?"',
+    )
+    add_session(parser)
+    parser.add_argument("prompt", help="the user's message; - reads it from standard input")
+    parser.add_argument("--raw", action="store_true", help="continue the text, no chat template")
+    parser.add_argument("--system", help="a system message before the prompt")
+    add_answer_options(parser, max_new_tokens=256)
+    add_sampling(parser, default="greedy")
+    parser.add_argument("--stats", action="store_true", help="figures behind the answer")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.errors import PromptError
+
+    options = {**answer_options_of(args), **sampling_of(args)}
+    session = open_session(args)
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    raw = args.raw or not session.has_chat_template
+    if raw and args.system:
+        raise PromptError("--system needs a chat template; drop --raw, or put it into the prompt")
+    if not text.strip():
+        raise PromptError("the prompt is empty; give some text")
+    roles = [("system", args.system)] if args.system else []
+    messages = [{"role": role, "content": words} for role, words in [*roles, ("user", text)]]
+    answer = session.stream(text if raw else messages, **options)
+    for piece in answer:
+        print(piece, end="", flush=True)
+    print()
+    if args.stats:
+        print(summary(session, answer))
+    return 0
+
+
+def summary(session: "Session", answer: "Generation") -> str:
+    """One line of figures of the answer."""
+    stats = session.stats
+    reused = f", {answer.num_reused} of it cached" if answer.num_reused else ""
+    return (
+        f"[{len(answer.token_ids)} tokens, {answer.finish_reason}; prompt of "
+        f"{len(answer.prompt_ids)}{reused}, in {stats.prefill_ms:.0f} ms; "
+        f"{stats.tokens_per_second:.1f} tokens/s, {stats.tokens_per_step:.2f} tokens per step; "
+        f"{memory_text(stats)}; tree: {session.tree}]"
+    )
+
+
+def memory_text(stats: "Stats") -> str:
+    """Peaks, for people."""
+    memory = stats.memory.decoding
+    on_gpu = f", {memory.gpu / 1e6:.0f} MB of it on the GPU" if memory.gpu else ""
+    return f"memory {(memory.host + memory.gpu) / 1e6:.0f} MB{on_gpu}"

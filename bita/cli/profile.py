@@ -1,0 +1,176 @@
+"""`bita profile`: where an engine's time goes on this device."""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bita.cli.shared.flags import add_backend, add_command, not_negative, positive
+from bita.errors import BitaError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bita.calibration.profiling.measure import Question
+    from bita.runtime.session import Session
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "profile",
+        "measure where an engine's time goes on this device, in figures and charts",
+        "bita profile engines/smollm2-135m-instruct-int4 --page profile.html",
+    )
+    parser.add_argument("engine", type=Path, help="engine directory")
+    parser.add_argument(
+        "other", type=Path, nargs="?", help="an engine to compare it with, by turns"
+    )
+    parser.add_argument("--page", type=Path, help="HTML page of charts (needs the extra profile)")
+    parser.add_argument("--json", type=Path, help="all figures")
+    parser.add_argument("--trace", type=Path, help="trace for Perfetto or chrome://tracing")
+    parser.add_argument(
+        "--prompts", type=Path, help="JSONL file, with `category` or without; default: our own"
+    )
+    parser.add_argument("--limit", type=positive, help="prompts, taken from all over the file")
+    parser.add_argument("--max-new-tokens", type=positive, default=96)
+    parser.add_argument(
+        "--latency-seconds", type=not_negative, default=20, help="for the steps of each engine"
+    )
+    parser.add_argument("--most-rows", type=positive, default=64, help="of the largest step")
+    add_backend(parser)
+    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bita.calibration.profiling.measure import ProfileOptions, profile
+    from bita.calibration.profiling.recorder import shifted, write_trace
+    from bita.cli.shared.progress import progress_bars
+    from bita.runtime.session import Session
+
+    if args.page:
+        import bita.calibration.profiling.page as page
+    paths = [args.engine, args.other] if args.other else [args.engine]
+    for out in (args.page, args.json, args.trace):
+        if out:
+            _check_writable(out)
+    options = ProfileOptions(
+        max_new_tokens=args.max_new_tokens,
+        latency_seconds=args.latency_seconds,
+        most_rows=args.most_rows,
+        num_threads=args.threads,
+        backend=args.backend,
+        with_trace=args.trace is not None,
+    )
+    probe = Session.open(args.engine, num_threads=args.threads, backend=args.backend)
+    questions = _questions(args.prompts, args.limit, probe)
+    del probe
+    with progress_bars() as show:
+        engines = profile(paths, questions, options, show)
+    reports = [engine.report for engine in engines]
+    names = _names(paths)
+    _print(reports, names)
+    if args.json:
+        _write_json(reports, args.json)
+        print(f"figures: {args.json}")
+    if args.page:
+        page.write_page(reports, names, args.page)
+        print(f"charts: {args.page}")
+    if args.trace:
+        spans = []
+        for engine in engines:
+            own = engine.recorder.spans if engine.recorder else []
+            start = own[0].began if own else 0.0
+            spans += own + shifted(engine.operator_spans, start)
+        write_trace(spans, args.trace)
+        print(f"trace: {args.trace} (ui.perfetto.dev or chrome://tracing)")
+    return 0
+
+
+def _check_writable(out: Path) -> None:
+    """Before minutes of measuring; raises BitaError."""
+    if out.is_dir():
+        raise BitaError(f"{out} is a directory; give a file's name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise BitaError(f"cannot write {out}: {error.strerror}; give another place") from error
+
+
+def _questions(path: Path | None, limit: int | None, session: "Session") -> "list[Question]":
+    """Prompts, from all over the file, and their categories. Raises PromptError."""
+    from bita.calibration.profiling.measure import Question
+    from bita.data.prompts import OWN_PROMPTS, evenly, read_prompts
+
+    prompts = read_prompts(path)
+    lines = [
+        line
+        for line in (path or OWN_PROMPTS).read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
+    questions = [
+        Question(
+            messages if session.has_chat_template else messages[-1]["content"],
+            str(json.loads(line).get("category") or "all"),
+        )
+        for messages, line in zip(prompts, lines, strict=True)
+    ]
+    return evenly(questions, limit)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    names = [path.absolute().name for path in paths]
+    return names if len({*names}) == len(names) else [str(path) for path in paths]
+
+
+def _write_json(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps({"engines": reports}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _print(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bita.calibration.profiling.summary import summary_rows
+
+    console = Console()
+    table = Table("", *names, box=None, pad_edge=False)
+    for label, value in summary_rows():
+        table.add_row(label, *(value(report) for report in reports))
+    console.print(table)
+    for report, name in zip(reports, names, strict=True):
+        console.print(_step_table(name, report["latency"]))
+        prefill = report["prefill"]
+        table = Table(f"{name}: prompt of", "ms", "tokens/s", box=None, pad_edge=False)
+        for place, size in enumerate(prefill["tokens"]):
+            times = " / ".join(f"{prefill[f'{p}_ms'][place]:.1f}" for p in ("p50", "p90", "p99"))
+            table.add_row(str(size), times, f"{prefill['tokens_per_second'][place]:.0f}")
+        table.caption = "p50 / p90 / p99"
+        console.print(table)
+        for label, step in report["operators"].items():
+            most = ", ".join(f"{e['operator']} {e['share']:.0%}" for e in step["operators"][:5])
+            console.print(f"{name}, {label}: {most}")
+
+
+def _step_table(name: str, latency: Mapping[str, Any]) -> "Table":
+    """A line for each size of a step."""
+    from rich.table import Table
+
+    heads = [f"ms behind {length} tokens" for length in latency["cache_lengths"]]
+    table = Table(f"{name}: rows", *heads, box=None, pad_edge=False)
+    for size, rows in enumerate(latency["rows"]):
+        cells = [
+            " / ".join(f"{latency[f'{p}_ms'][length][size]:.2f}" for p in ("p50", "p90", "p99"))
+            for length in range(len(heads))
+        ]
+        table.add_row(str(rows), *cells)
+    table.caption = "p50 / p90 / p99"
+    return table

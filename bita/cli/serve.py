@@ -1,0 +1,150 @@
+"""`bita serve`: an engine behind OpenAI's HTTP interface."""
+
+import argparse
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from bita.cli.shared.answers import add_sampling, add_session, open_session, sampling_of
+from bita.cli.shared.flags import add_command, not_negative, positive
+from bita.errors import EngineError, PromptError
+
+KEY_VARIABLE = "BITA_API_KEY"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "serve",
+        "answer OpenAI's clients over HTTP",
+        "bita serve engines/smollm2-135m-instruct-int4 --port 8000",
+    )
+    add_session(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
+    parser.add_argument("--model-name", help="that clients ask for; default: the engine's folder")
+    parser.add_argument(
+        "--api-key-file", type=Path, help=f"file of the key; default: the variable {KEY_VARIABLE}"
+    )
+    parser.add_argument(
+        "--no-api-key", action="store_true", help="let other machines in without a key"
+    )
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], help="of web pages that may use it"
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--queue", type=not_negative, default=32, help="requests in line; more are told 429"
+    )
+    limits.add_argument("--request-seconds", type=float, default=600.0, help="waiting included")
+    limits.add_argument("--max-body-bytes", type=positive, default=1 << 20)
+    limits.add_argument("--max-messages", type=positive, default=256)
+    limits.add_argument(
+        "--kept-text-mb",
+        type=not_negative,
+        default=256,
+        help="host memory for conversations that are not in the cache",
+    )
+    add_sampling(parser, default="what the model's authors recommend, else temperature 1")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import uvicorn
+
+    from bita.runtime.serving.app import Server, ServerSettings
+
+    key = _api_key(args.api_key_file)
+    is_local = _is_loopback(args.host)
+    if not is_local and not key and not args.no_api_key:
+        raise PromptError(
+            f"--host {args.host} lets other machines in: set {KEY_VARIABLE}, give --api-key-file, "
+            "or say --no-api-key"
+        )
+    if not args.request_seconds > 0:
+        raise PromptError(f"--request-seconds is {args.request_seconds:g}; give a number above 0")
+    listener = _listen(args.host, args.port)
+    session = open_session(args, keep_answers=True, kept_text_bytes=args.kept_text_mb << 20)
+    settings = ServerSettings(
+        model_name=args.model_name or args.engine.absolute().name,
+        api_key=key,
+        num_waiting=args.queue,
+        max_body_bytes=args.max_body_bytes,
+        max_messages=args.max_messages,
+        request_seconds=args.request_seconds,
+        allowed_hosts=LOOPBACK_NAMES if is_local else ("*",),
+        allowed_origins=args.allow_origin,
+        defaults={"temperature": 1.0, **session.sampling, **sampling_of(args)},
+    )
+    server = Server(session, settings)
+    listener.listen()  # so that whoever reads the next line can connect
+    host, port = listener.getsockname()[:2]
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    print(f"{settings.model_name} at http://{place}/v1 (Ctrl-C ends it)", flush=True)
+    config = uvicorn.Config(
+        server.app, log_config=_logging(), access_log=False, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is not a port; give 0 to 65535")
+    return number
+
+
+def _api_key(path: Path | None) -> str | None:
+    """The key of a file, or of the environment; None for none."""
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read the API key from {path}: {error}") from error
+    if not key:
+        raise PromptError(f"{path} is empty; write the API key into it")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket; before the engine is loaded, so that a wrong port is told at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        # asyncio sends without delay only where a socket says that it is TCP
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise EngineError(
+            f"cannot listen at {host} port {port}: {error}; give another --host or --port"
+        ) from error
+    return listener
+
+
+def _logging() -> dict[str, Any]:
+    """One line for each answer, and what the HTTP server has to say."""
+    handler = {"class": "logging.StreamHandler", "formatter": "line"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(name)s %(levelname)s %(message)s"}},
+        "handlers": {"stderr": handler},
+        "loggers": {
+            "bita": {"handlers": ["stderr"], "level": "INFO"},
+            "uvicorn": {"handlers": ["stderr"], "level": "WARNING"},
+        },
+    }

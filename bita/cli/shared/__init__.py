@@ -1,0 +1,1 @@
+"""What several commands share: flags, trees, plans, answers, progress."""

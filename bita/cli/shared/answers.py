@@ -1,0 +1,89 @@
+"""Flags of commands that answer: how tokens are chosen, and what an answer has to match."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bita.cli.shared.flags import TREE_HELP, add_backend, not_negative, positive
+
+if TYPE_CHECKING:
+    from bita.runtime.session import Session
+
+SAMPLING = {
+    "temperature": (float, "0: the best token; 1: the model's own distribution"),
+    "top_k": (int, "draw from the k best tokens; 0: from all"),
+    "top_p": (float, "draw from the best tokens that together are this probable; 1: from all"),
+    "min_p": (float, "draw from tokens this probable beside the best; 0: from all"),
+    "repetition_penalty": (float, "divides the logits of tokens that were there; 1: none"),
+    "presence_penalty": (float, "taken off the logits of tokens in the answer; 0: none"),
+    "frequency_penalty": (float, "the same for each time they occur; 0: none"),
+    "seed": (int, "draws the same answer again; default: a new one"),
+}
+
+
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """The engine and how it is run; `open_session` reads them."""
+    parser.add_argument("engine", type=Path, help="engine directory")
+    parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
+    add_backend(parser)
+    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+
+
+def open_session(args: argparse.Namespace, **options: Any) -> "Session":
+    """The session that the flags ask for."""
+    from bita.cli.shared.trees import read_tree
+    from bita.runtime.session import Session
+
+    session = Session.open(args.engine, num_threads=args.threads, backend=args.backend, **options)
+    if args.tree:
+        return session.using(tree=read_tree(args.tree, session.adapter.num_masks))
+    return session
+
+
+def add_sampling(parser: argparse.ArgumentParser, default: str) -> None:
+    """How tokens are chosen. default: what holds without these flags."""
+    group = parser.add_argument_group(f"choice of tokens (default: {default})")
+    for name, (kind, text) in SAMPLING.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_sampling` that were given, as fields of Options."""
+    given = {name: getattr(args, name) for name in SAMPLING}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_answer_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """When an answer ends, and what it matches."""
+    parser.add_argument("--max-new-tokens", type=positive, default=max_new_tokens)
+    parser.add_argument("--stop", action="append", default=[], help="end at this text (repeatable)")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json-schema", type=Path, help="file of a schema for the answer")
+    shape.add_argument("--grammar", type=Path, help="file of a grammar, in Lark's notation")
+    shape.add_argument("--regex", help="regular expression that the whole answer matches")
+
+
+def answer_options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_answer_options` as fields of Options. Raises PromptError."""
+    options = {"max_new_tokens": args.max_new_tokens, "stop": args.stop}
+    grammar = _grammar_of(args)
+    return options if grammar is None else {**options, "grammar": grammar}
+
+
+def _grammar_of(args: argparse.Namespace) -> Any:
+    from bita.runtime.text.grammar import Grammar
+
+    if args.json_schema:
+        return Grammar.json_schema(_read(args.json_schema))
+    if args.grammar:
+        return Grammar.lark(_read(args.grammar))
+    return None if args.regex is None else Grammar.regex(args.regex)
+
+
+def _read(path: Path) -> str:
+    from bita.errors import PromptError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,61 @@
+"""Options of commands that compile plans."""
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+from bita.errors import EngineError
+from bita.plan import BACKENDS, LIBRARIES
+
+if TYPE_CHECKING:
+    from bita.export.tensorrt.compile_engine import CompileOptions
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """--target, --rows, --force."""
+    parser.add_argument(
+        "--target",
+        help="GPU generations of a tensorrt-rtx plan, such as sm86,sm89,sm120 (default); tensorrt "
+        "builds for the GPU here",
+    )
+    parser.add_argument(
+        "--rows",
+        help="sizes of a decode step in a plan, such as 2,16,32; default: those of AR and of the "
+        "engine's trees",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="build a plan even if memory or disk seem too small"
+    )
+
+
+def plan_options(args: argparse.Namespace) -> "CompileOptions | None":
+    """What was asked for; None for a backend without plans. Raises EngineError."""
+    if args.backend not in BACKENDS:
+        raise EngineError(f"backend {args.backend!r} is not one of {', '.join(BACKENDS)}")
+    if args.backend not in LIBRARIES:
+        given = [name for name in ("target", "rows") if getattr(args, name)]
+        if given:
+            plans = " or ".join(LIBRARIES)
+            raise EngineError(f"--{given[0]} is for --backend {plans}, not {args.backend}")
+        return None
+    from bita.export.tensorrt.compile_engine import CompileOptions
+
+    targets = tuple(args.target.split(",")) if args.target else None
+    options = CompileOptions(args.backend, targets, _rows(args.rows), args.force)
+    options.check()
+    return options
+
+
+def default_dialect(backend: str, plan: "CompileOptions | None") -> str:
+    """The graph's, where none was asked for."""
+    if plan:
+        return plan.default_dialect()
+    return "cuda" if backend == "ort-cuda" else "ort"
+
+
+def _rows(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise EngineError(f"--rows {text!r} are no sizes; give some such as 2,16,32")
+    return tuple(sorted({int(size) for size in text.split(",")}))

@@ -1,0 +1,1 @@
+"""Prompts and answers: read, written by the model, filtered and kept. No torch at import."""

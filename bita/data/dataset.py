@@ -1,0 +1,249 @@
+"""A directory of conversations as token ids: info.json and shards of JSON lines.
+
+    info.json            whose ids these are, and who wrote them how
+    shard-00000.jsonl    SHARD_LINES conversations, one per line, each with the index of its prompt
+    shard-00001.jsonl    …
+
+Lines are appended in the order of their indices, so what is done follows from the last line. A
+killed run leaves at most one partial line, which the next writer cuts off.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bita.data.line_file import LineFile, parse_line, whole_lines
+from bita.errors import ModelError, raise_faults
+from bita.identity import ModelIdentity
+
+FORMAT, FORMAT_VERSION = "bita-data", 1
+INFO_FILE, SHARD_LINES = "info.json", 256
+Finish = Literal["eos", "length"]
+Source = Literal["file", "self"]
+_ANOTHER_DIRECTORY = "give the same model and options, or another directory"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt and the model's own greedy answer to it.
+
+    prompt_ids: the rendered chat up to where the answer begins. response_ids: never empty; ends
+    with the EOS token if finish is "eos". source: where the prompt came from.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    finish: Finish
+    source: Source
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Whose ids these are, and how they were made.
+
+    tokenizer_sha256: of the vocabulary (`ModelTexts`). options: of generator and prompts,
+    plain JSON. warnings: what the generator had to say; not part of the comparison.
+    """
+
+    identity: ModelIdentity
+    tokenizer_sha256: str
+    generator: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def differences(self, other: "DatasetInfo") -> list[str]:
+        """Every reason why a run described by `other` cannot continue this data."""
+        faults = self.misfits(other.identity, other.tokenizer_sha256)
+        if self.generator != other.generator:
+            faults.append(f"generator {self.generator!r} against {other.generator!r}")
+        ours, theirs = _plain(self.options), _plain(other.options)
+        return faults + [
+            f"option {name} {ours.get(name)!r} against {theirs.get(name)!r}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+
+    def misfits(self, identity: ModelIdentity, tokenizer_sha256: str) -> list[str]:
+        """Every reason why a model cannot be tuned on this data, data against model."""
+        faults = self.identity.differences(identity)
+        if self.tokenizer_sha256 != tokenizer_sha256:
+            ours, theirs = self.tokenizer_sha256[:12], tokenizer_sha256[:12]
+            faults.append(f"tokenizer {ours}… against {theirs}…: the ids mean other text")
+        return faults
+
+    def save(self, directory: Path) -> None:
+        """Write info.json whole or not at all."""
+        data = {
+            **{"format": FORMAT, "format_version": FORMAT_VERSION},
+            "model": json.loads(self.identity.to_json()),
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "generator": self.generator,
+            "options": self.options,
+            "warnings": list(self.warnings),
+        }
+        partial = directory / f".{INFO_FILE}.partial"
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, directory / INFO_FILE)
+
+    @classmethod
+    def load(cls, directory: Path) -> "DatasetInfo":
+        """Raises ModelError that lists every fault of info.json."""
+        path = directory / INFO_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ModelError(f"{path} is missing; generate the data first") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read ({error}); generate the data again") from error
+        raise_faults(ModelError, f"{path} (generate the data again)", _info_faults(data))
+        identity = ModelIdentity.from_json(json.dumps(data["model"]))
+        tokenizer, generator = data["tokenizer_sha256"], data["generator"]
+        return cls(identity, tokenizer, generator, data["options"], tuple(data["warnings"]))
+
+
+class DatasetWriter:
+    """Starts a directory of conversations or continues one; use it in a `with` block.
+
+    next_index: the first prompt index without a line. num_lines: conversations in the directory.
+    Raises ModelError that lists every way in which the directory holds other data. Two writers
+    at once on one directory are not noticed.
+    """
+
+    def __init__(self, directory: Path, info: DatasetInfo) -> None:
+        self.directory = directory
+        self.info = _started(directory, info)
+        self.next_index = 0
+        self.num_lines = 0
+        self._shard: LineFile | None = None
+        for path in reversed(_shards(directory)):
+            self._shard = LineFile(path)
+            if self._shard.lines:
+                self._continue(path, self._shard)
+                break
+            self._shard.close()
+
+    def append(self, index: int, conversation: Conversation) -> None:
+        """Write one line and flush it; indices must increase."""
+        if index < self.next_index:
+            raise ValueError(f"index {index} follows {self.next_index - 1}; indices must increase")
+        if self._shard is None or self.num_lines % SHARD_LINES == 0:
+            self.close()
+            number = self.num_lines // SHARD_LINES
+            self._shard = LineFile(self.directory / f"shard-{number:05}.jsonl")
+        self._shard.append(
+            {
+                "index": index,
+                "prompt": list(conversation.prompt_ids),
+                "response": list(conversation.response_ids),
+                "finish": conversation.finish,
+                "source": conversation.source,
+            }
+        )
+        self.next_index, self.num_lines = index + 1, self.num_lines + 1
+
+    def warn(self, warnings: tuple[str, ...]) -> None:
+        """Add to info.json what it does not say yet."""
+        if new := tuple(text for text in warnings if text not in self.info.warnings):
+            self.info = replace(self.info, warnings=(*self.info.warnings, *new))
+            self.info.save(self.directory)
+
+    def close(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _continue(self, path: Path, shard: LineFile) -> None:
+        last = parse_line(shard.lines[-1], path, len(shard.lines))
+        if type(last.get("index")) is not int:
+            raise ModelError(f"{path}:{len(shard.lines)} has no index; delete the line")
+        self.next_index = last["index"] + 1
+        self.num_lines = int(path.stem[-5:]) * SHARD_LINES + len(shard.lines)
+
+
+class Dataset:
+    """The conversations of a directory, read lazily; a partial last line does not count."""
+
+    def __init__(self, directory: Path, info: DatasetInfo) -> None:
+        self.directory = directory
+        self.info = info
+
+    @classmethod
+    def load(cls, directory: Path, identity: ModelIdentity, tokenizer_sha256: str) -> "Dataset":
+        """Check format and version, and that the data are of this model and tokenizer.
+
+        Raises ModelError that lists every fault. No conversation is read here.
+        """
+        info = DatasetInfo.load(directory)
+        faults = info.misfits(identity, tokenizer_sha256)
+        raise_faults(ModelError, f"data {directory} are of another model (data against it)", faults)
+        return cls(directory, info)
+
+    def __len__(self) -> int:
+        """Counts line ends: reads all shards once, parses nothing."""
+        return sum(path.read_bytes().count(b"\n") for path in _shards(self.directory))
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """In the order of the prompts. Raises ModelError that names a broken line."""
+        for path in _shards(self.directory):
+            for number, line in enumerate(whole_lines(path), 1):
+                yield _conversation(parse_line(line, path, number), f"{path}:{number}")
+
+
+def _started(directory: Path, info: DatasetInfo) -> DatasetInfo:
+    """The info of a directory, written now if it is new; its warnings are kept."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / INFO_FILE).exists():
+        if any(not path.name.startswith(".") for path in directory.iterdir()):
+            raise ModelError(f"{directory} holds other files; give an empty or new directory")
+        info.save(directory)
+        return info
+    found = DatasetInfo.load(directory)
+    faults = found.differences(info)
+    raise_faults(ModelError, f"{directory} holds other data ({_ANOTHER_DIRECTORY})", faults)
+    return found
+
+
+def _shards(directory: Path) -> list[Path]:
+    return sorted(directory.glob("shard-[0-9][0-9][0-9][0-9][0-9].jsonl"))
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(options))
+    return copied
+
+
+def _conversation(data: Mapping[str, Any], place: str) -> Conversation:
+    faults = [
+        f"{name} is not a list of token ids"
+        for name in ("prompt", "response")
+        if not isinstance(data.get(name), list)
+        or not data[name]
+        or not all(type(token_id) is int and token_id >= 0 for token_id in data[name])
+    ]
+    for name, values in (("finish", get_args(Finish)), ("source", get_args(Source))):
+        if data.get(name) not in values:
+            faults.append(f"{name} is {data.get(name)!r}, not one of {', '.join(values)}")
+    raise_faults(ModelError, f"{place} (delete the line, or generate the data again)", faults)
+    finish, source = data["finish"], data["source"]
+    return Conversation(tuple(data["prompt"]), tuple(data["response"]), finish, source)
+
+
+def _info_faults(data: Any) -> list[str]:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        return [f"is not of the format {FORMAT!r}"]
+    if data.get("format_version") != FORMAT_VERSION:
+        return [f"has format_version {data.get('format_version')!r}; this is {FORMAT_VERSION}"]
+    types = {"model": dict, "tokenizer_sha256": str, "generator": str, "options": dict}
+    return [
+        f"{name} is {data.get(name)!r:.40}, not a {kind.__name__}"
+        for name, kind in {**types, "warnings": list}.items()
+        if not isinstance(data.get(name), kind)
+    ]

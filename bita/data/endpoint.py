@@ -1,0 +1,194 @@
+"""Responses from a server that speaks OpenAI's completions API, such as vLLM or llama.cpp.
+
+Prompts go out as token ids and token ids are asked for, in both ways that vLLM knows. A server that
+gives text only still works: its text is encoded again, which may give other ids than the model
+chose, and the data say so.
+"""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from bita.data.generators import Completion, ended_at
+from bita.data.model_texts import ModelTexts
+from bita.errors import TuningError
+
+ENCODED_AGAIN = "the endpoint gave text without token ids; the text was encoded again"
+TOKEN_ID = "token_id:"  # how vLLM writes ids where the API has room for strings only
+# Not in OpenAI's API. Servers take penalties from the model's generation config if not told.
+_EXTRAS: dict[str, Any] = {
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+    "logprobs": 1,
+    "repetition_penalty": 1.0,
+    "skip_special_tokens": False,
+}
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """url: the server's base, with or without /v1. model: the name it serves the model by."""
+
+    url: str
+    model: str
+    api_key: str | None = None
+    num_parallel: int = 32  # requests under way at once
+    timeout_s: float = 300.0  # of one request
+    num_retries: int = 5  # after 429, 5xx and failed connections
+    backoff_s: float = 1.0  # before the first retry; doubles with each
+    max_backoff_s: float = 60.0
+
+    @property
+    def completions_url(self) -> str:
+        base = self.url.rstrip("/").removesuffix("/completions")
+        return f"{base if base.endswith('/v1') else base + '/v1'}/completions"
+
+
+class EndpointGenerator:
+    """Asks a server for greedy completions, several prompts at once.
+
+    Raises TuningError with URL and status when a request fails for good; what was written before
+    stays, so the run can be continued.
+    """
+
+    def __init__(self, options: EndpointOptions, texts: ModelTexts) -> None:
+        self.name = f"endpoint serving {options.model}"
+        self.options: Mapping[str, Any] = {"served_model": options.model}
+        self.batch_size = options.num_parallel
+        self.warnings: tuple[str, ...] = ()
+        self._settings = options
+        self._texts = texts
+        self._extras: Mapping[str, Any] = _EXTRAS
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> Sequence[Completion]:
+        """One request per prompt, num_parallel at a time."""
+        with ThreadPoolExecutor(self._settings.num_parallel) as pool:
+            return list(pool.map(lambda ids: self._complete(ids, max_new_tokens), prompts))
+
+    def _complete(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Completion:
+        body = {
+            "model": self._settings.model,
+            "prompt": list(prompt_ids),
+            "max_tokens": max_new_tokens,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+        }
+        extras = self._extras
+        try:
+            answer = post_json(self._settings, {**body, **extras})
+        except _RefusedError:
+            if not extras:
+                raise
+            answer = post_json(self._settings, body)  # a server that knows only OpenAI's fields
+            self._extras = {}
+        return self._read(answer, max_new_tokens)
+
+    def _read(self, answer: Any, max_new_tokens: int) -> Completion:
+        try:
+            choice = answer["choices"][0]
+            token_ids, finish = self._token_ids(choice), choice.get("finish_reason")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TuningError(
+                f"{self._settings.completions_url} answered {json.dumps(answer)[:200]}, which is "
+                f"no completion ({error!r}); give a server with OpenAI's /v1/completions"
+            ) from error
+        eos_ids = self._texts.eos_ids
+        completion = ended_at(token_ids[:max_new_tokens], eos_ids)
+        if completion.finish == "length" and finish == "stop" and len(token_ids) < max_new_tokens:
+            stop = choice.get("stop_reason")  # vLLM: the id, unless it is the first EOS
+            return Completion([*token_ids, stop if stop in eos_ids else eos_ids[0]], "eos")
+        if not completion.token_ids:
+            raise TuningError(
+                f"{self._settings.completions_url} gave an empty completion with finish_reason "
+                f"{finish!r}; look at the server's log"
+            )
+        return completion
+
+    def _token_ids(self, choice: Mapping[str, Any]) -> list[int]:
+        if isinstance(choice.get("token_ids"), list):
+            return [int(token_id) for token_id in choice["token_ids"]]
+        tokens = (choice.get("logprobs") or {}).get("tokens")
+        if tokens and all(str(token).startswith(TOKEN_ID) for token in tokens):
+            return [int(token.removeprefix(TOKEN_ID)) for token in tokens]
+        self.warnings = (ENCODED_AGAIN,)
+        return self._texts.codec.encode(choice["text"], add_special_tokens=False)
+
+
+class _RefusedError(TuningError):
+    """The server understood the request and does not like it (400 or 422)."""
+
+
+def post_json(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
+    """The server's JSON answer. Tries again after 429, 5xx and failed connections.
+
+    Waits backoff_s, doubled each time, or as long as Retry-After says; never over max_backoff_s.
+    Raises TuningError with URL, status and the server's words.
+    """
+    for attempt in range(options.num_retries + 1):
+        try:
+            return _post_once(options, body)
+        except _BusyError as busy:
+            if attempt == options.num_retries:
+                raise TuningError(
+                    f"{options.completions_url} failed {attempt + 1} times, last with {busy}; "
+                    "look at the server, then run the same command again to go on"
+                ) from busy
+            wait_s = busy.wait_s or options.backoff_s * 2**attempt
+            time.sleep(min(wait_s, options.max_backoff_s))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class _BusyError(Exception):
+    """A failure that may pass. wait_s: how long the server asks to wait, 0 if it does not say."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def _post_once(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json"}
+    if options.api_key:
+        headers["Authorization"] = f"Bearer {options.api_key}"
+    url = options.completions_url
+    try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=options.timeout_s) as response:
+            answer = response.read()
+    except urllib.error.HTTPError as error:
+        raise _status_error(url, error) from error
+    except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        raise _BusyError(str(getattr(error, "reason", "") or repr(error))) from error
+    except ValueError as error:
+        raise TuningError(f"{url!r} is no URL ({error}); give http://HOST:PORT") from error
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise TuningError(
+            f"{url} answered {answer[:80]!r}, which is not JSON; give the base URL of an "
+            "OpenAI-compatible server"
+        ) from error
+
+
+def _status_error(url: str, error: urllib.error.HTTPError) -> Exception:
+    with error:
+        words = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
+    if error.code == 429 or error.code >= 500:
+        wait = error.headers.get("Retry-After", "")
+        return _BusyError(f"status {error.code}: {words}", float(wait) if wait.isdigit() else 0.0)
+    text = f"{url} answered with status {error.code}: {words}"
+    if error.code in (401, 403):
+        return TuningError(f"{text}; give the server's API key")
+    if error.code == 404:
+        return TuningError(f"{text}; check the URL and the name of the model")
+    return _RefusedError(text) if error.code in (400, 422) else TuningError(text)

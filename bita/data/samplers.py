@@ -1,0 +1,121 @@
+"""Random continuations, each with its own seed, so that a row does not depend on its batch."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from bita.data.batch_decoding import decode_batch, import_torch
+from bita.errors import TuningError
+
+HEAD_TOKENS = 256
+
+
+class Sampler(Protocol):
+    """Continues prompts at random.
+
+    name, options: what it is, plain JSON; equal options and seeds give equal tokens. batch_size:
+    how many prompts it likes to get at once.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    batch_size: int
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+    ) -> Sequence[Sequence[int]]:
+        """New tokens of each prompt, up to and with the first of `stop_ids`."""
+
+
+class TransformersSampler:
+    """Samples from a causal language model of transformers, in batches, on its device.
+
+    temperature: above 0. top_p: the least likely tokens, of probability 1 - top_p in all, are left
+    out; 1 leaves out none. Raises TuningError, or MissingExtraError without torch.
+    """
+
+    def __init__(
+        self, model: Any, temperature: float = 1.0, top_p: float = 0.95, batch_size: int = 32
+    ) -> None:
+        if not temperature > 0 or not 0 < top_p <= 1:
+            raise TuningError(
+                f"temperature {temperature} and top_p {top_p} cannot be sampled with; give a "
+                "temperature above 0 and a top_p in (0, 1]"
+            )
+        self._torch = import_torch()
+        weight = model.get_input_embeddings().weight
+        self.name = f"transformers {type(model).__name__}"
+        self.options: Mapping[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": weight.device.type,
+            "batch_size": batch_size,
+        }
+        self.batch_size = batch_size
+        self._model = model
+        self._temperature = temperature
+        self._top_p = top_p
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+    ) -> Sequence[Sequence[int]]:
+        """All prompts in one batch."""
+        draws = np.stack([uniform_draws(seed, max_new_tokens) for seed in seeds])
+
+        def pick(logits: Any, rows: list[int], step: int) -> Any:
+            drawn = self._torch.from_numpy(draws[rows, step]).to(logits.device)
+            return pick_nucleus(logits, drawn, self._temperature, self._top_p)
+
+        return decode_batch(self._model, prompts, pick, max_new_tokens, stop_ids)
+
+
+def pick_nucleus(logits: Any, draws: Any, temperature: float, top_p: float) -> Any:
+    """Token ids [rows]: of logits [rows, V], where draws [rows] in [0, 1) fall in the nucleus.
+
+    The nucleus is the smallest set of most likely tokens with probability top_p or more. It is
+    looked for among the HEAD_TOKENS likeliest first, since sorting a vocabulary is slow.
+    """
+    probabilities = (logits.float() / temperature).softmax(-1)
+    num_tokens = probabilities.shape[-1]
+    if num_tokens <= HEAD_TOKENS:
+        return _pick_sorted(*_sorted(probabilities), draws, top_p)
+    head, head_ids = probabilities.topk(HEAD_TOKENS, dim=-1)
+    token_ids = _pick_sorted(head, head_ids, draws, top_p)
+    flat = head.sum(-1, dtype=draws.dtype) < top_p
+    if flat.any():
+        token_ids[flat] = _pick_sorted(*_sorted(probabilities[flat]), draws[flat], top_p)
+    return token_ids
+
+
+def _sorted(probabilities: Any) -> tuple[Any, Any]:
+    values, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    return values, token_ids
+
+
+def _pick_sorted(ordered: Any, token_ids: Any, draws: Any, top_p: float) -> Any:
+    mass = ordered.cumsum(-1, dtype=draws.dtype)
+    size = (mass < top_p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1) + 1
+    drawn = draws[:, None] * mass.gather(-1, size - 1)
+    rank = (mass <= drawn).sum(-1, keepdim=True).minimum(size - 1)
+    return token_ids.gather(-1, rank)[:, 0]
+
+
+def uniform_draws(seed: int, count: int) -> np.ndarray:
+    """Numbers in [0, 1), the same for a seed in every version of numpy; float64."""
+    raw = np.random.PCG64(seed).random_raw(count)
+    return np.asarray(raw >> np.uint64(11), np.float64) * 2.0**-53
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of 64 bits made of several numbers, each in [0, 2**32)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

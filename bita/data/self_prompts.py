@@ -1,0 +1,182 @@
+"""Prompts that the model writes itself: its chat template is started at the user's turn.
+
+Candidates have numbers from 0 on, and each has its own seeds. They are sampled and judged in whole
+batches, so a run that continues from the file of kept prompts keeps the same ones.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bita.data.dataset import Source
+from bita.data.generators import Generator
+from bita.data.line_file import LineFile, parse_line
+from bita.data.model_texts import ModelTexts
+from bita.data.prompt_filters import FilterOptions, PromptFilter
+from bita.data.prompts import Messages
+from bita.data.samplers import Sampler, derived_seed, uniform_draws
+from bita.data.user_turn import UserTurn
+from bita.errors import TuningError
+
+PROMPTS_FILE = "prompts.jsonl"
+_FIRST_TURN, _SECOND_TURN, _TURNS = 0, 1, 2  # what a seed is for
+OnProgress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass(frozen=True)
+class SelfPromptOptions:
+    """seed: of everything that is drawn."""
+
+    seed: int = 0
+    two_turn_share: float = 0.2  # of the prompts that go on after the model's answer; 0 to 1
+    max_turn_tokens: int = 160  # of a user's turn; one that does not end by then is left out
+    max_answer_tokens: int = 256  # of the answer between two turns; a longer one has no second
+    max_tries: int = 20  # candidates per wanted prompt, before it is given up
+    filter: FilterOptions = field(default_factory=FilterOptions)
+
+
+class SelfPrompts:
+    """A prompt source for `generate_data`.
+
+    sampler: writes the users' turns. generator: answers between two turns. Models without a chat
+    template begin at BOS and have one turn.
+    """
+
+    source: Source = "self"
+
+    def __init__(
+        self,
+        texts: ModelTexts,
+        sampler: Sampler,
+        generator: Generator,
+        options: SelfPromptOptions | None = None,
+    ) -> None:
+        self.written_by = options or SelfPromptOptions()
+        self.options: Mapping[str, Any] = {
+            "prompts": "self-written",
+            "sampler": sampler.name,
+            "sampler_options": dict(sampler.options),
+            **asdict(self.written_by),
+        }
+        self.filter = PromptFilter(self.written_by.filter)
+        self._texts = texts
+        self._sampler = sampler
+        self._generator = generator
+        self._first_turn = UserTurn.behind([], texts)
+
+    def prompts(self, directory: Path, num: int | None, on_progress: OnProgress) -> list[Messages]:
+        """The first `num` kept prompts, from the directory's prompt file as far as it goes.
+
+        on_progress: called with "prompts". Raises TuningError if too few candidates pass.
+        """
+        if num is None:
+            raise TuningError("self-written prompts never end; say how many with num")
+        path = directory / PROMPTS_FILE
+        file = LineFile(path)
+        try:
+            entries = [parse_line(line, path, n) for n, line in enumerate(file.lines, 1)]
+            return self._continued(file, entries, num, on_progress)[:num]
+        except KeyError as error:
+            raise TuningError(f"{path} has a line without {error}; delete the file") from error
+        finally:
+            file.close()
+
+    def _continued(
+        self, file: LineFile, entries: list[dict[str, Any]], num: int, on_progress: OnProgress
+    ) -> list[Messages]:
+        kept: list[Messages] = [entry["messages"] for entry in entries]
+        size = self._sampler.batch_size
+        last = entries[-1]["candidate"] if entries else -1
+        start = max(last, 0) // size * size  # the last batch again: it may have been cut short
+        for entry in entries:
+            if entry["candidate"] < start:
+                self._remember(entry["messages"])
+        on_progress("prompts", min(len(kept), num), num)
+        while len(kept) < num:
+            self._check_tries(start, len(kept), num)
+            for candidate, messages in self._batch(start):
+                if candidate > last and len(kept) < num:
+                    file.append({"candidate": candidate, "messages": messages})
+                    kept.append(messages)
+            start += size
+            on_progress("prompts", len(kept), num)
+        return kept
+
+    def _batch(self, start: int) -> list[tuple[int, Messages]]:
+        """The kept ones of a batch of candidates, with their numbers."""
+        candidates = range(start, start + self._sampler.batch_size)
+        turns = self._sampled([self._first_turn] * len(candidates), candidates, _FIRST_TURN)
+        kept = {candidate: [_user(text)] for candidate, text in self._usable(candidates, turns)}
+        going_on = {c: messages for c, messages in kept.items() if self._has_two_turns(c)}
+        return list({**kept, **self._second_turns(going_on)}.items())
+
+    def _second_turns(self, conversations: dict[int, Messages]) -> dict[int, Messages]:
+        """Those of the conversations that get a second turn, with it."""
+        if not conversations:
+            return {}
+        prompts = [self._texts.encode(messages) for messages in conversations.values()]
+        answers = self._generator.complete(prompts, self.written_by.max_answer_tokens)
+        answered = {
+            candidate: [*messages, _assistant(self._texts.codec.decode(answer.token_ids))]
+            for (candidate, messages), answer in zip(conversations.items(), answers, strict=True)
+            if answer.finish == "eos"
+        }
+        turns = [UserTurn.behind(messages, self._texts) for messages in answered.values()]
+        texts = self._sampled(turns, list(answered), _SECOND_TURN)
+        return {
+            candidate: [*answered[candidate], _user(text)]
+            for candidate, text in self._usable(answered, texts)
+        }
+
+    def _sampled(
+        self, turns: Sequence[UserTurn], candidates: Sequence[int], purpose: int
+    ) -> list[str | None]:
+        """What the sampler lets the user say; None where it is no whole turn."""
+        if not turns:
+            return []
+        seeds = [derived_seed(self.written_by.seed, c, purpose) for c in candidates]
+        sampled = self._sampler.sample(
+            [turn.before_ids for turn in turns],
+            seeds,
+            self.written_by.max_turn_tokens,
+            turns[0].stop_ids,
+        )
+        return [t.words(ids, self._texts) for t, ids in zip(turns, sampled, strict=True)]
+
+    def _usable(
+        self, candidates: Iterable[int], turns: Sequence[str | None]
+    ) -> Iterator[tuple[int, str]]:
+        """The turns that end and pass the filter, with their candidates' numbers."""
+        for candidate, text in zip(candidates, turns, strict=True):
+            if text is None:
+                self.filter.rejected["unfinished"] += 1
+            elif self.filter.keep(text):
+                yield candidate, text
+
+    def _has_two_turns(self, candidate: int) -> bool:
+        if self._texts.template is None:
+            return False
+        drawn = uniform_draws(derived_seed(self.written_by.seed, candidate, _TURNS), 1)
+        return bool(drawn[0] < self.written_by.two_turn_share)
+
+    def _remember(self, messages: Messages) -> None:
+        for message in messages:
+            if message["role"] == "user":
+                self.filter.remember(message["content"])
+
+    def _check_tries(self, num_tried: int, num_kept: int, num: int) -> None:
+        if num_tried > max(self.written_by.max_tries * num, self._sampler.batch_size):
+            reasons = ", ".join(f"{n} {name}" for name, n in self.filter.rejected.most_common())
+            raise TuningError(
+                f"only {num_kept} of {num_tried} self-written prompts are usable (left out: "
+                f"{reasons}); give prompts in a file, or another temperature"
+            )
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

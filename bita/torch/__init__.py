@@ -1,0 +1,1 @@
+"""The model in torch: the reference decoder, checkpoints' own models, LoRA hooks."""

@@ -1,0 +1,1 @@
+"""The step graph, and the operators it can be written in."""

@@ -1,0 +1,214 @@
+"""Decoder parts as standard ONNX operators (opset 24), for TensorRT and its kin.
+
+What TensorRT asks for: Attention with one output, 4-D operands, neither past inputs nor
+`nonpad_kv_seqlen`, and its scale in Q; caches written in place by TensorScatter; strong types, so
+that every change of type is a Cast here. Steps look at the first S slots of the caches only, those
+of the input `slots` [S], so that they cost what the text's length asks for. Activations and caches
+are float16 unless the precision is fp32; the residual stream, norms and logits stay float32, since
+some models' residuals exceed float16 and the cost of a few rows is small beside the weights'.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bita.engine import SLOTS
+from bita.export.architecture import Architecture, Layer
+from bita.export.dialects.standard_linear import StandardLinear, compute_type
+from bita.export.onnx.decoder_weights import DecoderWeights
+from bita.export.onnx.visibility import HIDDEN, GatheredVisibility, StepInputs
+from bita.export.onnx.writer import FLOAT, INT64, GraphWriter
+
+STANDARD_OPSETS = {"": 24}
+
+
+class StandardDialect:
+    """Writes the parts of a decoder; weights come from the checkpoint as they are needed."""
+
+    gathers_elements = False
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        weights: DecoderWeights,
+        linear: StandardLinear,
+        architecture: Architecture,
+        capacity: int,
+        precision: str,
+    ) -> None:
+        self.graph = graph
+        self.weights = weights
+        self._linear = linear
+        self._architecture = architecture
+        self._capacity = capacity
+        self._compute = compute_type(precision)
+        self._mask_rows: ir.Value | None = None
+
+    def place(self, inputs: StepInputs) -> None:
+        self._inputs = inputs
+        self._slots = self.graph.input(SLOTS, INT64, ("S",))
+        self._visibility = GatheredVisibility(self.graph, inputs, self._capacity, self._slots)
+
+    def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
+        return self._as_float(self.graph.op("Gather", self.weights.table(name), token_ids))
+
+    def norm(self, hidden: ir.Value, weight: ir.Value) -> ir.Value:
+        epsilon = self._architecture.norm_eps
+        return self.graph.op("RMSNormalization", hidden, weight, axis=-1, epsilon=epsilon)
+
+    def add_norm(
+        self, residual: ir.Value, delta: ir.Value, weight: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        total = self.graph.op("Add", residual, delta)
+        return self.norm(total, weight), total
+
+    def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
+        """In the compute type, whichever of the two `hidden` has."""
+        hidden = self._as_compute(hidden)
+        self._name(hidden, f"{label}.input", self._compute)
+        product = self._linear.product(hidden, label, names)
+        self._name(product, f"{label}.output", self._compute)
+        bias = self.weights.bias(label, names)
+        return product if bias is None else self.graph.op("Add", product, bias)
+
+    def as_residual(self, delta: ir.Value) -> ir.Value:
+        return self._as_float(delta)
+
+    def add_lora(
+        self, product: ir.Value, hidden: ir.Value, down: ir.Value, up: ir.Value, first: ir.Value
+    ) -> ir.Value:
+        """On all rows, of which some are taken: no shape depends on a value."""
+        graph = self.graph
+        thin = graph.op("MatMul", self._as_float(hidden), down)
+        thin = self._as_compute(graph.op("MatMul", thin, up))
+        if self._mask_rows is None:
+            self._mask_rows = self._rows_from(first)
+        return graph.op("Where", self._mask_rows, graph.op("Add", product, thin), product)
+
+    def _rows_from(self, first: ir.Value) -> ir.Value:
+        """[Q, 1]: true in the rows from `first` on."""
+        num_rows = self.graph.op("Shape", self._inputs.sees_prefix)
+        rows = self.graph.op("Slice", self._slots, self.graph.constant([0]), num_rows)
+        is_later = self.graph.op("GreaterOrEqual", rows, first)
+        return self.graph.op("Unsqueeze", is_later, self.graph.constant([1]))
+
+    def head(self, rows: ir.Value, name: str) -> ir.Value:
+        rows = self._as_compute(rows)
+        self._name(rows, "lm_head.input", self._compute)
+        return self._as_float(self._linear.head_product(rows, name))
+
+    def activation(self, gate: ir.Value) -> ir.Value:
+        if self._architecture.activation == "silu":
+            return self.graph.op("Mul", gate, self.graph.op("Sigmoid", gate))
+        return self.graph.op("Gelu", gate, approximate="tanh")
+
+    def attention(self, qkv: ir.Value, index: int, layer: Layer) -> ir.Value:
+        query, key, value = self._heads(qkv, index, layer)
+        scale = self.graph.constant(self._architecture.attention_scale, self._compute.numpy())
+        query = self.graph.op("Mul", query, scale)
+        keys = self._cached(f"{index}.key", key)
+        values = self._cached(f"{index}.value", value)
+        mask = self._visibility.mask(layer.window)
+        attended = self._attended(query, keys, values, mask)
+        rows = self.graph.op("Transpose", attended, perm=[0, 2, 1, 3])
+        width = self._architecture.num_heads * self._architecture.head_dim
+        return self.graph.op("Reshape", rows, self.graph.constant([0, 0, width]))
+
+    def _heads(
+        self, qkv: ir.Value, index: int, layer: Layer
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Q [1, heads, Q, D] and K, V [1, H, Q, D], normed and rotated."""
+        arch = self._architecture
+        counts = arch.num_heads, arch.num_kv_heads, arch.num_kv_heads
+        widths = self.graph.constant([count * arch.head_dim for count in counts])
+        parts = self.graph.ops("Split", qkv, widths, num_outputs=3, axis=-1)
+        query, key, value = (
+            self._split_heads(part, count) for part, count in zip(parts, counts, strict=True)
+        )
+        if arch.qk_norm:
+            prefix = f"model.layers.{index}.self_attn"
+            query = self._head_norm(query, f"{prefix}.q_norm.weight")
+            key = self._head_norm(key, f"{prefix}.k_norm.weight")
+        return self._rotated(query, layer), self._rotated(key, layer), value
+
+    def _split_heads(self, part: ir.Value, num_heads: int) -> ir.Value:
+        shape = self.graph.constant([0, 0, num_heads, self._architecture.head_dim])
+        return self.graph.op("Transpose", self.graph.op("Reshape", part, shape), perm=[0, 2, 1, 3])
+
+    def _head_norm(self, heads: ir.Value, name: str) -> ir.Value:
+        return self._as_compute(self.norm(self._as_float(heads), self.weights.norm(name)))
+
+    def _rotated(self, heads: ir.Value, layer: Layer) -> ir.Value:
+        if layer.rope is None:
+            return heads
+        cos, sin = self.weights.rope(layer.rope, self._capacity)
+        rotary_dim = 2 * len(layer.rope.inv_freq)
+        partial = rotary_dim if rotary_dim != self._architecture.head_dim else 0
+        return self.graph.op(
+            "RotaryEmbedding",
+            heads,
+            cos,
+            sin,
+            self._inputs.positions,
+            rotary_embedding_dim=partial,
+        )
+
+    def _cached(self, name: str, rows: ir.Value) -> ir.Value:
+        """The cache's first slots [1, H, S, D] with the step's rows behind the text.
+
+        Past and present are bound to one memory.
+        """
+        past, start = self._past(name), self._inputs.cache_length
+        present = self.graph.op("TensorScatter", past, rows, start, axis=-2)
+        self.graph.output(f"present.{name}", present, self._compute, self._cache_shape())
+        return self._visibility.first_slots(present)
+
+    def _past(self, name: str) -> ir.Value:
+        return self.graph.input(f"past.{name}", self._compute, self._cache_shape())
+
+    def _cache_shape(self) -> tuple[int, ...]:
+        arch = self._architecture
+        return (1, arch.num_kv_heads, self._capacity, arch.head_dim)
+
+    def _attended(
+        self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
+    ) -> ir.Value:
+        """[1, heads, Q, D]; TensorRT's Attention has no soft cap on the scores."""
+        if self._architecture.attention_softcap:
+            return self._attended_by_parts(query, keys, values, mask)
+        return self.graph.op("Attention", query, keys, values, mask, scale=1.0)
+
+    def _attended_by_parts(
+        self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
+    ) -> ir.Value:
+        """The same in products and a softmax. Query heads that share a key head are more rows."""
+        graph, arch = self.graph, self._architecture
+        queries = graph.op("Reshape", query, graph.constant([1, arch.num_kv_heads, -1, 0]))
+        turned = graph.op("Transpose", keys, perm=[0, 1, 3, 2])
+        by_head = graph.constant([1, arch.num_heads, -1, 0])
+        products = graph.op("Reshape", graph.op("MatMul", queries, turned), by_head)
+        scores = self._as_float(products)
+        if arch.attention_softcap:
+            cap = graph.constant(arch.attention_softcap, np.float32)
+            scores = graph.op("Mul", graph.op("Tanh", graph.op("Div", scores, cap)), cap)
+        scores = graph.op("Where", mask, scores, graph.constant(HIDDEN, np.float32))
+        shares = self._as_compute(graph.op("Softmax", scores, axis=-1))
+        by_kv_head = graph.constant([1, arch.num_kv_heads, -1, 0])
+        attended = graph.op("MatMul", graph.op("Reshape", shares, by_kv_head), values)
+        return graph.op("Reshape", attended, by_head)
+
+    def _as_float(self, value: ir.Value) -> ir.Value:
+        return self._cast(value, FLOAT)
+
+    def _as_compute(self, value: ir.Value) -> ir.Value:
+        return self._cast(value, self._compute)
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Nothing where all is float32."""
+        if self._compute == FLOAT:
+            return value
+        return self.graph.op("Cast", value, to=dtype)
+
+    def _name(self, value: ir.Value, name: str, dtype: ir.DataType) -> None:
+        value.name, value.type = name, ir.TensorType(dtype)

@@ -1,0 +1,113 @@
+"""The weights of a decoder as initializers of its graph, whatever dialect uses them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bita.export.architecture import Architecture
+from bita.export.checkpoint import Checkpoint
+from bita.export.onnx.writer import FLOAT, INT8, GraphWriter
+from bita.export.quantization.int8 import rounded_rows
+from bita.export.rope import Rope
+from bita.tensors import Float32Array, row_chunks
+
+
+class DecoderWeights:
+    """Reads a weight when it is asked for, and writes it at once.
+
+    storage: type of tables and matrices. compute: type of biases and of cos and sin.
+    """
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        checkpoint: Checkpoint,
+        architecture: Architecture,
+        storage: ir.DataType,
+        compute: ir.DataType = FLOAT,
+    ) -> None:
+        self._graph = graph
+        self._checkpoint = checkpoint
+        self._architecture = architecture
+        self._storage = storage
+        self._compute = compute
+        self._tables: dict[str, ir.Value] = {}
+        self._rope_tables: dict[tuple[Rope, int], tuple[ir.Value, ir.Value]] = {}
+
+    def table(self, name: str) -> ir.Value:
+        """A weight in its own layout; written once however often it is used."""
+        if name not in self._tables:
+            shape, dtype = self._checkpoint.shape(name), self._storage.numpy()
+            pieces = (rows.astype(dtype, copy=False) for rows in self.chunks([name]))
+            self._tables[name] = self._graph.weight(name, self._storage, shape, pieces)
+        return self._tables[name]
+
+    def int8_table(self, name: str) -> tuple[ir.Value, ir.Value]:
+        """A weight in its own layout in 8 bits, and the scale of each of its rows, [rows, 1]."""
+        shape = self._checkpoint.shape(name)
+        found: list[Float32Array] = []
+
+        def pieces() -> Iterator[npt.NDArray[np.int8]]:
+            for rows in self.chunks([name]):
+                values, scales = rounded_rows(rows)
+                found.append(scales)
+                yield values
+
+        values = self._graph.weight(f"{name}_int8", INT8, shape, pieces())
+        scales = np.concatenate(found)[:, None]
+        return values, self._graph.weight(f"{name}.scales", FLOAT, scales.shape, [scales])
+
+    def matrix(self, label: str, names: Sequence[str]) -> ir.Value:
+        """MatMul's second operand [in, out] for the linear layers `names` side by side."""
+        num_out, num_in = self.shape(names)
+        matrix = np.empty((num_in, num_out), np.float32)
+        start = 0
+        for chunk in self.chunks(names):
+            matrix[:, start : start + len(chunk)] = chunk.T
+            start += len(chunk)
+        stored = matrix.astype(self._storage.numpy(), copy=False)
+        return self._graph.weight(f"{label}.weight", self._storage, stored.shape, [stored])
+
+    def norm(self, name: str, scale: float = 1.0) -> ir.Value:
+        """A norm's weight in float32, its offset and a following constant factor folded in."""
+        weight = (self._checkpoint.read(name) + self._architecture.norm_offset) * scale
+        return self._graph.weight(name, FLOAT, weight.shape, [weight.astype(np.float32)])
+
+    def bias(self, label: str, names: Sequence[str]) -> ir.Value | None:
+        """The biases [out] of linear layers side by side; None if they have none."""
+        biases = [name.removesuffix("weight") + "bias" for name in names]
+        present = self._checkpoint.names()
+        if not any(bias in present for bias in biases):
+            return None
+        parts = [
+            self._checkpoint.read(bias)
+            if bias in present
+            else np.zeros(self._checkpoint.shape(name)[0], np.float32)
+            for name, bias in zip(names, biases, strict=True)
+        ]
+        bias = np.concatenate(parts).astype(self._compute.numpy(), copy=False)
+        return self._graph.weight(f"{label}.bias", self._compute, bias.shape, [bias])
+
+    def rope(self, rope: Rope, capacity: int) -> tuple[ir.Value, ir.Value]:
+        """cos and sin of all positions, each [capacity, rotary_dim / 2]."""
+        key = rope, capacity
+        if key not in self._rope_tables:
+            number, dtype = len(self._rope_tables), self._compute.numpy()
+            cos, sin = (table.astype(dtype, copy=False) for table in rope.tables(capacity))
+            self._rope_tables[key] = (
+                self._graph.weight(f"rope.{number}.cos", self._compute, cos.shape, [cos]),
+                self._graph.weight(f"rope.{number}.sin", self._compute, sin.shape, [sin]),
+            )
+        return self._rope_tables[key]
+
+    def shape(self, names: Sequence[str]) -> tuple[int, int]:
+        """[out, in] of linear layers side by side."""
+        shapes = [self._checkpoint.shape(name) for name in names]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
+
+    def chunks(self, names: Sequence[str]) -> Iterator[Float32Array]:
+        """The rows of linear layers, one layer behind the other."""
+        for name in names:
+            yield from row_chunks(self._checkpoint, name)

@@ -1,0 +1,118 @@
+"""A thin writer of ONNX graphs: operators as calls, weights streamed to the external file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from bita.export.onnx.weight_file import WeightFile
+
+FLOAT, FLOAT16, INT64, INT32, INT8, BOOL, UINT8 = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.INT64,
+    ir.DataType.INT32,
+    ir.DataType.INT8,
+    ir.DataType.BOOL,
+    ir.DataType.UINT8,
+)
+MICROSOFT = "com.microsoft"
+Dim = int | str
+
+
+class GraphWriter:
+    """Collects the nodes, inputs, outputs and weights of one graph.
+
+    opsets: operator set version by domain.
+    """
+
+    def __init__(self, weights: WeightFile, opsets: Mapping[str, int]) -> None:
+        self.metadata: dict[str, str] = {}  # of the model, for whoever runs it
+        self._tape = Tape()
+        self._weights = weights
+        self._opsets = dict(opsets)
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """Add a node with one output and return the output."""
+        return self._tape.op(op_type, inputs, attributes, domain=domain)
+
+    def ops(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        num_outputs: int,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """Add a node with several outputs and return them."""
+        return self._tape.op_multi_out(
+            op_type, inputs, attributes, num_outputs=num_outputs, domain=domain
+        )
+
+    def op_into(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[ir.Value | None],
+        domain: str = "",
+        **attributes: Any,
+    ) -> None:
+        """Add a node with given outputs; None leaves an optional one out."""
+        values = [ir.Value(name="") if value is None else value for value in outputs]
+        self._tape.op_multi_out(op_type, inputs, attributes, outputs=values, domain=domain)
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        self._inputs.append(value)
+        return value
+
+    def output(
+        self, name: str, value: ir.Value, dtype: ir.DataType, shape: Sequence[Dim]
+    ) -> ir.Value:
+        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)
+        self._outputs.append(value)
+        return value
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> ir.Value:
+        """A small tensor kept inside the graph; equal ones are shared."""
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.tobytes(), array.shape)
+        if key not in self._constants:
+            tensor = ir.tensor(array, name=f"constant_{len(self._constants)}")
+            self._constants[key] = self._tape.initializer(tensor)
+        return self._constants[key]
+
+    def weight(
+        self,
+        name: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        pieces: Iterable[npt.NDArray[Any]],
+    ) -> ir.Value:
+        """A weight, written to the external file now."""
+        return self._tape.initializer(self._weights.write(name, dtype, shape, pieces))
+
+    def save(self, path: Path, name: str) -> None:
+        """Write the graph (without its weights, which are written already)."""
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports=self._opsets,
+            name=name,
+        )
+        for index, node in enumerate(graph):
+            node.name = f"{node.op_type}_{index}"
+        model = ir.Model(graph, ir_version=10, producer_name="bita-edge")
+        model.metadata_props.update(self.metadata)
+        ir.save(model, path)

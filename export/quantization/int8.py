@@ -1,0 +1,31 @@
+"""Weights in 8 bits, a scale for each row."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.tensors import Float32Array
+
+Pieces = Iterable[Float32Array]  # [n, in] each
+MAX_INT8 = 127  # values are -127 to 127
+
+
+def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[npt.NDArray[np.int8], Float32Array]:
+    """Round-to-nearest, symmetric: values [in, out] and scales [out]; size: out, in."""
+    values, scales = np.empty(size[::-1], np.int8), np.empty(size[0], np.float32)
+    start = 0
+    for piece in rows:
+        end = start + len(piece)
+        rounded, scales[start:end] = rounded_rows(piece)
+        values[:, start:end] = rounded.T
+        start = end
+    return values, scales
+
+
+def rounded_rows(rows: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:
+    """Each row in 8 bits, [n, in], and its scale, [n]; a row of zeros has the scale 0."""
+    scales = np.abs(rows).max(-1) / np.float32(MAX_INT8)
+    inverse = np.zeros(len(rows), np.float32)
+    np.divide(1.0, scales, out=inverse, where=scales != 0)
+    return np.rint(rows * inverse[:, None]).astype(np.int8), scales

@@ -1,0 +1,1 @@
+"""Plans: engines compiled for TensorRT and TensorRT-RTX."""

@@ -1,0 +1,147 @@
+"""`bita compile`: an engine that carries its graph gets a plan, or a new one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bita.engine import GRAPH_FILE, PLAN_FILE, TREE_FILE, Engine, new_engine, open_engine, take_over
+from bita.errors import EngineError
+from bita.export.dialects.step_graph import WEIGHTS_FILE
+from bita.export.tensorrt.build_costs import Costs, check_disk, check_memory, plan_costs
+from bita.export.tensorrt.compile_plan import (
+    PORTABLE,
+    PlanOptions,
+    check_targets,
+    compile_plan,
+    reads_standard,
+)
+from bita.plan import LIBRARIES, NAMES, RTX
+from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES
+from bita.runtime.backends.tensorrt_library import load_library
+from bita.tree_table import Trees, TreeTable, trees_from_json
+
+# Of plain decoding. One row would take kernels that want the weights in another order, so that a
+# plan had them twice: 534 MB in place of 323 for the default model in float16 (TensorRT-RTX 1.7.1).
+AR_ROWS = 2
+PLAN_DIALECTS = ("standard", "plain")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """backend: "tensorrt" or "tensorrt-rtx". targets: GPU generations, "sm86" and so on; None for
+    `PORTABLE`, or with TensorRT for the GPU here, which is the only one it builds for. rows: Q of
+    each size of a decode step; None for those of the engine's trees and of AR. force: build even
+    where memory or disk seem too small.
+    """
+
+    backend: str
+    targets: tuple[str, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    force: bool = False
+
+    @property
+    def library(self) -> str:
+        return LIBRARIES[self.backend]
+
+    def check(self) -> None:
+        """Raise EngineError if the library is missing or knows no such GPU."""
+        if self.backend not in LIBRARIES:
+            known = ", ".join(LIBRARIES)
+            raise EngineError(f"backend {self.backend!r} has no plans; those of {known} have")
+        load_library(self.library)
+        check_targets(self.library, self.targets_here())
+
+    def targets_here(self) -> tuple[str, ...]:
+        """Raises EngineError where TensorRT has no GPU to build on, or another than asked for."""
+        if self.library == RTX:
+            return self.targets or PORTABLE
+        from bita.runtime.backends.cuda import Cuda
+
+        here = Cuda.load().capability
+        if self.targets not in (None, (here,)):
+            raise EngineError(
+                f"TensorRT builds for the GPU it runs on, which is {here}, not for "
+                f"{', '.join(self.targets or ())}: build there, or take BACKEND=tensorrt-rtx"
+            )
+        return (here,)
+
+    def check_dialect(self, dialect: str) -> None:
+        """Raise EngineError if the library reads no graph of it."""
+        if dialect not in PLAN_DIALECTS:
+            raise EngineError(
+                f"a graph of dialect {dialect} is for ONNX Runtime; build one with --dialect "
+                f"{self.default_dialect()}"
+            )
+        if dialect == "standard" and not reads_standard(self.library):
+            version = load_library(self.library).__version__
+            raise EngineError(
+                f"TensorRT {version} does not read the operators of dialect standard; build a "
+                "graph with --dialect plain"
+            )
+
+    def default_dialect(self) -> str:
+        """The newest that the library reads; raises EngineError if it is missing."""
+        return "standard" if reads_standard(self.library) else "plain"
+
+
+def compile_engine(
+    engine: Engine,
+    options: CompileOptions,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> Engine:
+    """The same engine with a plan of its graph; all or nothing. Raises EngineError."""
+    options.check()
+    plan_options = _plan_options(engine, options)
+    weight_bytes = engine.files[WEIGHTS_FILE]["bytes"]
+    costs = plan_costs(weight_bytes, options.library, plan_options.decode_rows)
+    if not options.force:
+        check_costs(costs, options, engine.path)
+
+    def tell(phase: str, done: int, total: int) -> None:
+        on_progress(f"{phase}, {costs}", done, total)
+
+    with new_engine(engine.path) as draft:
+        take_over(engine, draft, but=(PLAN_FILE,))
+        graph, plan = engine.file(GRAPH_FILE), draft.path / PLAN_FILE
+        info = compile_plan(graph, plan, plan_options, tell)
+        draft.manifest = replace(engine.manifest, backend=options.backend, plan=info.to_manifest())
+    return open_engine(engine.path)
+
+
+def check_costs(costs: Costs, options: CompileOptions, out: Path, other_bytes: int = 0) -> None:
+    """Raise EngineError if a plan of such costs cannot be built here.
+
+    other_bytes: of files that are written to `out` before it.
+    """
+    fix = "free some, or build elsewhere; --force builds all the same"
+    check_memory(costs.memory, f"building a plan with {NAMES[options.library]}", fix)
+    check_disk(out, costs.disk + other_bytes)
+
+
+def decode_rows(trees: Trees) -> tuple[int, ...]:
+    """The sizes of a decode step with these trees: AR's and each tree's."""
+    sizes = {max(tree.num_rows, AR_ROWS) for tree in TreeTable.of(trees).trees}
+    return tuple(sorted({AR_ROWS, *sizes}))
+
+
+def _plan_options(engine: Engine, options: CompileOptions) -> PlanOptions:
+    manifest = engine.manifest
+    options.check_dialect(manifest.dialect)
+    trees = trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+    rows = tuple(sorted(set(options.rows or decode_rows(trees))))
+    room = manifest.capacity - manifest.prefix_length
+    if rows[-1] > room:
+        raise EngineError(
+            f"a step of {rows[-1]} rows has no room in a cache of {manifest.capacity} slots, "
+            f"{manifest.prefix_length} of them for the prefix; give --rows of {room} at most"
+        )
+    return PlanOptions(
+        options.library,
+        manifest.capacity,
+        rows,
+        PREFILL_ROWS + manifest.num_masks,
+        max(READ_NODES * (1 + manifest.num_masks), rows[-1]),
+        manifest.num_masks,
+        manifest.lora_rank,
+        options.targets_here(),
+    )

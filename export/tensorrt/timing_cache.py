@@ -1,0 +1,31 @@
+"""What TensorRT timed of kernels, kept between builds."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from bita.plan import RTX
+from bita.runtime.backends.kernel_cache import cache_directory
+
+
+@contextmanager
+def kept_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) -> Iterator[None]:
+    """Has the timings of earlier builds in the block, and keeps those of this one behind it.
+
+    A damaged file, or one of another library, is passed over. TensorRT-RTX times nothing when it
+    builds, and would want a GPU for a cache.
+    """
+    if library == RTX:
+        yield
+        return
+    path = cache_directory() / f"tensorrt-{trt.__version__}-{'-'.join(targets)}.timing"
+    kept = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(kept)
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""What executes a step: ONNX Runtime and TensorRT, their caches and memory."""

@@ -1,0 +1,100 @@
+"""What the decode round asks of whatever executes the steps, and how one is opened."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.adapter import Adapter
+from bita.engine import Engine
+from bita.errors import EngineError
+from bita.plan import BACKENDS, LIBRARIES
+from bita.runtime.backends.cache import Cache
+from bita.runtime.backends.layout import Layout
+from bita.runtime.backends.pair_scores import EnginePairs
+
+
+class Step(Protocol):
+    """A step with fixed buffers: fill `token_ids` and run.
+
+    num_rows: Q. num_slots: cache slots that it writes behind the text. token_ids: int64 [1, Q];
+    mask rows are filled already. top_ids [R, k], top_logits [R, k], logits [R, V] or None:
+    overwritten by `run`.
+    """
+
+    num_rows: int
+    num_slots: int
+    token_ids: npt.NDArray[np.int64]
+    top_ids: npt.NDArray[np.int64]
+    top_logits: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32] | None
+
+    def run(self) -> None:
+        """Execute the step behind the cached text; raises EngineError if it has no room there."""
+
+
+class Backend(Protocol):
+    """One engine loaded, and its cache.
+
+    vocab_size: V. num_ranks: k. least_slots: that any step writes. prefill_rows: prompt tokens of a
+    step, at most.
+    """
+
+    vocab_size: int
+    num_ranks: int
+    least_slots: int
+    prefill_rows: int
+    pairs: EnginePairs
+
+    @property
+    def cache(self) -> Cache: ...
+
+    @property
+    def device_bytes(self) -> int:
+        """The most GPU memory that it has held, in bytes; 0 without a GPU."""
+
+    def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> Step:
+        """A step of this layout, or of one with rows behind it that nothing sees, with this
+        adapter. with_logits: also give the logits of the output rows, 4 * R * V bytes a step.
+        """
+
+    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
+        """Rows from which on steps give a row the same bits, up to the largest of `sizes`; ends the
+        text.
+        """
+
+
+def open_backend(
+    engine: Engine, name: str | None = None, num_threads: int = 0, cuda_graph: bool = True
+) -> Backend:
+    """Load an engine; name: of the backend, None for the one it was built for.
+
+    Every engine runs on "ort-cpu" too. num_threads: of a CPU, 0 for one per physical core.
+    cuda_graph: launch decode steps as captured graphs. Raises EngineError.
+    """
+    built_for = engine.manifest.backend
+    name = name or built_for
+    if name not in BACKENDS:
+        raise EngineError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
+    if name not in ("ort-cpu", built_for):
+        raise EngineError(_other_backend(engine, name))
+    if name == "ort-cuda":
+        from bita.runtime.backends.ort_cuda_backend import OrtCudaBackend
+
+        return OrtCudaBackend(engine, cuda_graph)
+    if name in LIBRARIES:
+        from bita.runtime.backends.tensorrt_backend import TensorRtBackend
+
+        return TensorRtBackend(engine, cuda_graph)
+    from bita.runtime.backends.ort_backend import OrtBackend
+
+    return OrtBackend(engine, num_threads)
+
+
+def _other_backend(engine: Engine, name: str) -> str:
+    manifest = engine.manifest
+    fix = f"make engine MODEL={manifest.model} BACKEND={name}"
+    if name in LIBRARIES and manifest.dialect in ("standard", "plain"):
+        fix = f"bita compile {engine.path} --backend {name}"
+    return f"engine {engine.path} was built for {manifest.backend}, not for {name}: {fix}"

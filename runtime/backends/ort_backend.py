@@ -1,0 +1,292 @@
+"""Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand.
+
+Graphs of all dialects run here, those that are compiled for a GPU elsewhere too.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bita.adapter import Adapter
+from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, Engine
+from bita.errors import EngineError
+from bita.runtime.backends.buckets import Buckets
+from bita.runtime.backends.cache import HostCache
+from bita.runtime.backends.layout import CPU_PREFILL_ROWS, Layout, tree_layout
+from bita.runtime.backends.pair_scores import EnginePairs
+from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.runtime.backends.step_values import Arrays, fill_masks, lora_values, step_values
+from bita.tree import Tree
+
+ERRORS_ONLY = 3
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph in memory
+
+
+class OrtBackend:
+    """One engine loaded into ONNX Runtime, and its cache.
+
+    num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
+    run in its place. profile_to: beginning of a file's name, for times of operators. Raises
+    EngineError if the graph cannot be loaded.
+    """
+
+    prefill_rows = CPU_PREFILL_ROWS
+
+    def __init__(
+        self,
+        engine: Engine,
+        num_threads: int = 0,
+        graph: bytes | None = None,
+        profile_to: Path | None = None,
+    ) -> None:
+        manifest = engine.manifest
+        self.vocab_size = manifest.vocab_size
+        self.num_ranks = manifest.num_ranks
+        options = _options(engine, num_threads)
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
+        self._session = load_session(engine, options, graph)
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self.cache = HostCache(manifest.cache_shape, cache_type(self._session))
+        self.pairs = EnginePairs(engine)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.least_slots = int(metadata.get(LEAST_SLOTS, "1"))  # that a step writes
+        self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
+        self._least_rows: int | None = None
+        self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
+        self._caches = {
+            f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
+            for index in range(manifest.num_layers)
+            for side, view in zip(("key", "value"), self.cache.layer(index), strict=True)
+        }
+
+    def bind(
+        self,
+        layout: Layout,
+        adapter: Adapter,
+        with_logits: bool = False,
+        probes: Sequence[str] = (),
+    ) -> "BoundStep":
+        """A step of this layout with this adapter, its inputs and outputs bound once.
+
+        with_logits: also give the logits of the output rows, 4 * R * V bytes a step. probes: more
+        outputs of the graph, allocated anew in each step.
+        """
+        return BoundStep(self, layout, adapter, with_logits, probes)
+
+    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
+        """1 where a step of one row gives the bits of larger ones here, else 2; the first time it
+        ends the text.
+
+        sizes: of no concern, since from two rows on all give the same. Some graphs attend with two
+        rows in any case. Whether the products of their linear layers depend on the number of rows
+        is up to the processor, so it is tried.
+        """
+        if self._least_rows is None:
+            self._least_rows = self._try_one_row(adapter) if self.least_slots > 1 else 2
+        return self._least_rows
+
+    def _try_one_row(self, adapter: Adapter) -> int:
+        self.cache.start(adapter)
+        logits = []
+        for rows in (1, 2):
+            step = self.bind(tree_layout(Tree.root_only(), rows), adapter)
+            step.token_ids[0, 0] = 1
+            step.run()
+            logits.append(step.top_logits[0])
+        return 1 if np.array_equal(*logits) else 2
+
+    def new_binding(self) -> ort.IOBinding:
+        """A binding in which past and present caches are the slab."""
+        binding = self._session.io_binding()
+        for name, value in self._caches.items():
+            binding.bind_ortvalue_input(f"past.{name}", value)
+            if not self.gives_rows:
+                binding.bind_ortvalue_output(f"present.{name}", value)
+        return binding
+
+    def lora_inputs(self, adapter: Adapter) -> Arrays:
+        """The adapter's LoRA by the names of the graph's inputs; zeros if it has none."""
+        shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
+        return lora_values(shapes, adapter)
+
+    def end_profile(self) -> Path:
+        """The file of operators' times, which is complete then."""
+        return Path(self._session.end_profiling())
+
+    @property
+    def device_bytes(self) -> int:
+        """Of GPU memory: none."""
+        return 0
+
+    def known_inputs(self, arrays: Arrays) -> Arrays:
+        """Those of the arrays that the graph takes."""
+        return {name: array for name, array in arrays.items() if name in self._inputs}
+
+    def run(self, binding: ort.IOBinding) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+class BoundStep:
+    """A step with fixed buffers: fill `token_ids` and run.
+
+    token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already. num_slots: cache
+    slots that it writes behind the text.
+    top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
+    """
+
+    def __init__(
+        self,
+        backend: OrtBackend,
+        layout: Layout,
+        adapter: Adapter,
+        with_logits: bool,
+        probes: Sequence[str] = (),
+    ) -> None:
+        self._backend = backend
+        self._probes = probes
+        self._cache = backend.cache
+        self._layout = layout
+        num_rows, num_outputs = layout.num_rows, len(layout.output_rows)
+        self.num_rows = num_rows
+        self.num_slots = max(num_rows, backend.least_slots)
+        self.token_ids = np.zeros((1, num_rows), np.int64)
+        fill_masks(self.token_ids, layout, backend.vocab_size)
+        self.positions = np.zeros((1, num_rows), np.int64)
+        self._cache_length = np.zeros(1, np.int64)
+        self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
+        self.top_logits = np.zeros((num_outputs, backend.num_ranks), np.float32)
+        self.logits = (
+            np.zeros((num_outputs, backend.vocab_size), np.float32) if with_logits else None
+        )
+        inputs: Arrays = {
+            "token_ids": self.token_ids,
+            "positions": self.positions,
+            "cache_length": self._cache_length,
+            **step_values(layout, adapter),
+            **backend.lora_inputs(adapter),
+        }
+        outputs: Arrays = {"top_ids": self.top_ids, "top_logits": self.top_logits}
+        if self.logits is not None:
+            outputs["logits"] = self.logits
+        self._new_rows = None
+        if backend.gives_rows:
+            layers, heads, _, width = self._cache.shape
+            self._new_rows = np.zeros((layers, heads, num_rows, width), self._cache.dtype)
+            outputs[NEW_ROWS] = self._new_rows
+        # The binding does not keep the arrays alive; these OrtValues do.
+        self._inputs = _ort_values(backend.known_inputs(inputs))
+        self._outputs = _ort_values(outputs)
+        self._bindings: dict[int | None, ort.IOBinding] = {}
+        self._slots: list[ort.OrtValue] = []
+        self._binding = self._bound_for(self._bucket())
+
+    def run(self) -> None:
+        """Execute the step behind the cached text; raises EngineError if it has no room there."""
+        self._cache.check_room(self.num_rows, self.num_slots)
+        np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
+        self._cache_length[0] = self._cache.num_slots_used
+        self._binding = self._bound_for(self._bucket())
+        self._backend.run(self._binding)
+        if self._new_rows is not None:
+            self._cache.write(self._new_rows)
+
+    def probed(self) -> Arrays:
+        """The probes' values in the last step."""
+        values = self._binding.get_outputs()[-len(self._probes) :] if self._probes else []
+        return {name: value.numpy() for name, value in zip(self._probes, values, strict=True)}
+
+    def _bucket(self) -> int | None:
+        buckets = self._backend.buckets
+        if buckets is None:
+            return None
+        return buckets.size(self._cache.num_slots_used, self._layout, self.num_slots)
+
+    def _bound_for(self, bucket: int | None) -> ort.IOBinding:
+        if bucket not in self._bindings:
+            self._bindings[bucket] = self._bind(bucket)
+        return self._bindings[bucket]
+
+    def _bind(self, bucket: int | None) -> ort.IOBinding:
+        binding = self._backend.new_binding()
+        if bucket is not None:
+            self._slots.append(ort.OrtValue.ortvalue_from_numpy(np.arange(bucket)))
+            binding.bind_ortvalue_input(SLOTS, self._slots[-1])
+        for name, value in self._inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        for name in self._probes:
+            binding.bind_output(name)
+        return binding
+
+
+def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
+    """OrtValues over the memory of numpy arrays."""
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        for name, array in arrays.items()
+    }
+
+
+def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
+    """Of past and present; some graphs keep them in float16."""
+    types = {value.name: value.type for value in session.get_inputs()}
+    return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32
+
+
+def _options(engine: Engine, num_threads: int) -> ort.SessionOptions:
+    _check_processor(engine)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return options
+
+
+def load_session(
+    engine: Engine,
+    options: ort.SessionOptions,
+    graph: bytes | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> ort.InferenceSession:
+    """The engine's graph, or that variant of it; raises EngineError."""
+    _check_version(engine)
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(engine.path))
+    try:
+        return ort.InferenceSession(
+            graph or engine.file(GRAPH_FILE), options, providers=list(providers)
+        )
+    except Exception as error:  # the binding raises many kinds, all of them about the file
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
+            f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
+        ) from error
+
+
+def _check_version(engine: Engine) -> None:
+    least = engine.manifest.requires.get("onnxruntime", "0")
+    if _numbers(ort.__version__) < _numbers(least):
+        raise EngineError(
+            f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
+            f"installed: pip install 'onnxruntime>={least}'"
+        )
+
+
+def _check_processor(engine: Engine) -> None:
+    if engine.manifest.requires.get(PROCESSOR) == EXACT_INT8 and not multiplies_int8_exactly():
+        raise EngineError(
+            f"engine {engine.path} has int8 weights for processors with VNNI; this one has none, "
+            f"and would give another text: rebuild it here: make engine "
+            f"MODEL={engine.manifest.model} PRECISION=int8"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    """1.23.2 -> [1, 23, 2]; what is behind the numbers is left out."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]

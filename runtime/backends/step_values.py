@@ -1,0 +1,69 @@
+"""What the graph of a step is fed, whatever executes it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.adapter import Adapter
+from bita.errors import EngineError
+from bita.runtime.backends.layout import Layout
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def step_values(layout: Layout, adapter: Adapter) -> Arrays:
+    """Inputs that stay the same in all steps of a layout; with LoRA or without."""
+    return {**layout_values(layout), **adapter_values(adapter)}
+
+
+def layout_values(layout: Layout) -> Arrays:
+    """Those of them that the layout decides."""
+    return {
+        "sees": layout.sees,
+        "sees_prefix": layout.sees_prefix,
+        "output_rows": layout.output_rows,
+        "first_mask_row": np.array([layout.first_mask_row]),
+    }
+
+
+def adapter_values(adapter: Adapter) -> Arrays:
+    """Those of them that an adapter decides, without its LoRA."""
+    return {
+        "mask_embeddings": adapter.mask_embeddings,
+        "prefix_length": np.array([adapter.prefix_length]),
+    }
+
+
+def lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> Arrays:
+    """The adapter's LoRA by the names of the graph's inputs, zeros if it has none.
+
+    shapes: of the inputs lora.{layer}.{site}.{side}, whose rank may be free or a number; what an
+    adapter of less rank lacks is zeros. Raises EngineError for one of more.
+    """
+    return {name: _lora_value(name, shape, adapter) for name, shape in shapes.items()}
+
+
+def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.NDArray[Any]:
+    _, index, site, side = name.split(".")
+    stacked = adapter.lora.get(f"lora_{site}_{side}")
+    if stacked is None:
+        return np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)
+    values: npt.NDArray[Any] = stacked[int(index)]
+    missing = [
+        size - have if isinstance(size, int) else 0
+        for size, have in zip(shape, values.shape, strict=True)
+    ]
+    if min(missing) < 0:
+        raise EngineError(
+            f"the adapter's LoRA has shape {values.shape} for {name}, the plan was built for "
+            f"{tuple(shape)}: build an engine with ADAPTER=…"
+        )
+    return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
+
+
+def fill_masks(token_ids: npt.NDArray[np.int64], layout: Layout, vocab_size: int) -> None:
+    """Write the ids of the mask tokens, which never change, into [1, Q]."""
+    masks = layout.mask_index >= 0
+    token_ids[0, masks] = vocab_size + layout.mask_index[masks]

@@ -1,0 +1,1 @@
+"""The decode round on token ids: draft, verify, accept, commit."""

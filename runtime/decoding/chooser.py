@@ -1,0 +1,135 @@
+"""Chooses the token behind a row of logits, one after the other along an accepted path.
+
+Rows are looked at only where the text goes on, so what a choice depends on (penalties, the
+grammar's state, the position) is what it depends on in plain decoding.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bita.runtime.decoding.sampling import Draws, best_tokens, candidates, log_partition
+from bita.runtime.options import Options
+from bita.runtime.text.grammar import GrammarMatcher
+from bita.tensors import Float32Array
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer and how probable the model itself finds it, before any option.
+
+    logprob: natural logarithm. best: the most probable tokens at its place, best first.
+    """
+
+    token_id: int
+    logprob: float
+    best: tuple[tuple[int, float], ...]
+
+
+class Chooser:
+    """The choices of one answer. has_ended: behind an EOS or stop token, or a complete grammar.
+
+    prompt_ids: of its prompt. choice: number of the answer among several to the prompt.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        prompt_ids: Sequence[int],
+        eos_ids: Collection[int],
+        seed: int,
+        choice: int = 0,
+        matcher: GrammarMatcher | None = None,
+    ) -> None:
+        self.logprobs: list[TokenLogprob] = []
+        self.has_ended = False
+        self._options = options
+        self._eos_ids = frozenset(eos_ids)
+        self._draws = Draws(seed, choice, len(prompt_ids))
+        self._matcher = matcher
+        self._penalties = Penalties(options, prompt_ids) if options.penalizes else None
+        self._bias_ids = np.fromiter(options.logit_bias, np.int64)
+        self._bias = np.fromiter(options.logit_bias.values(), np.float32)
+
+    @property
+    def matches_grammar(self) -> bool:
+        """Whether a grammar ended the answer."""
+        return self._matcher is not None and self._matcher.is_complete
+
+    def choose(self, logits: Float32Array) -> int:
+        """The token behind a row of logits, [V], which is overwritten."""
+        options = self._options
+        own = None if options.logprobs is None else logits.copy()
+        if self._penalties is not None:
+            self._penalties.apply(logits)
+        if len(self._bias_ids):
+            logits[self._bias_ids] += self._bias
+        ids = None if self._matcher is None else self._matcher.allowed()
+        kept = logits if ids is None else logits[ids]
+        if options.is_greedy:
+            place = int(kept.argmax())
+            token = place if ids is None else int(ids[place])
+        else:
+            token = candidates(kept, options, ids).token(self._draws.next())
+        if own is not None:
+            self.logprobs.append(self._described(own, token))
+        self._take(token)
+        return token
+
+    def forced(self) -> list[int]:
+        """Tokens that the grammar lets follow alone."""
+        return [] if self._matcher is None or self.has_ended else self._matcher.forced()
+
+    def _take(self, token: int) -> None:
+        if self._penalties is not None:
+            self._penalties.count(token)
+        self.has_ended = token in self._eos_ids
+        if self._matcher is not None:
+            self._matcher.take(token)
+            self.has_ended = self.has_ended or self._matcher.is_complete
+
+    def _described(self, logits: Float32Array, token: int) -> TokenLogprob:
+        total = log_partition(logits)
+        best = best_tokens(logits, self._options.logprobs or 0)
+        beside = tuple((each, float(logits[each]) - total) for each in best)
+        return TokenLogprob(token, float(logits[token]) - total, beside)
+
+
+class Penalties:
+    """Takes from the logits of tokens that the text has already.
+
+    The repetition penalty counts prompt and answer, and divides positive logits and multiplies
+    negative ones (Keskar 2019, CTRL); presence and frequency penalties count the answer alone, and
+    are taken off (OpenAI's API).
+    """
+
+    def __init__(self, options: Options, prompt_ids: Sequence[int]) -> None:
+        self._options = options
+        seen = prompt_ids if options.repetition_penalty != 1 else ()
+        self._place = {token: place for place, token in enumerate(dict.fromkeys(seen))}
+        size = len(self._place)
+        self._ids = np.zeros(2 * size + 64, np.int64)
+        self._ids[:size] = list(self._place)
+        self._counts = np.zeros(len(self._ids), np.float32)  # in the answer
+
+    def apply(self, logits: Float32Array) -> None:
+        """Change a row, [V], in place. Cost: that of the tokens seen."""
+        options, size = self._options, len(self._place)
+        ids, counts = self._ids[:size], self._counts[:size]
+        values = logits[ids]
+        if options.repetition_penalty != 1:
+            factor = np.float32(options.repetition_penalty)
+            values = np.where(values > 0, values / factor, values * factor)
+        values -= np.float32(options.presence_penalty) * (counts > 0)
+        values -= np.float32(options.frequency_penalty) * counts
+        logits[ids] = values
+
+    def count(self, token: int) -> None:
+        """Add a token of the answer."""
+        place = self._place.setdefault(token, len(self._place))
+        if place == len(self._ids):
+            self._ids = np.resize(self._ids, 2 * place)
+            self._counts = np.concatenate([self._counts, np.zeros(place, np.float32)])
+        self._ids[place] = token
+        self._counts[place] += 1

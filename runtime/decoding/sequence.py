@@ -1,0 +1,48 @@
+"""One text while it is decoded: all that a step of it needs beside the engine."""
+
+from collections.abc import Sequence
+
+from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.drafting import Drafts
+from bita.runtime.decoding.ngrams import NgramIndex
+
+
+class DecodedText:
+    """Prompt and answer so far; what the cache holds of it is the decoder's business.
+
+    token_ids: all but the last are cached when a decode step runs; the last is its root. chooser:
+    None for greedy decoding. is_wanted: whether its cached rows are worth keeping when another text
+    takes the cache. num_reused: prompt tokens that did not have to be computed.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        drafts: Drafts,
+        ngrams: NgramIndex | None = None,
+        chooser: Chooser | None = None,
+    ) -> None:
+        self.token_ids = list(prompt_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.drafts = drafts
+        self.ngrams = ngrams
+        self.chooser = chooser
+        self.is_wanted = True
+        self.num_reused: int | None = None  # until the prompt is begun
+        if ngrams is not None:
+            ngrams.extend(self.token_ids)
+
+    @property
+    def root(self) -> int:
+        return self.token_ids[-1]
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the prompt has been read to its end."""
+        return len(self.token_ids) > self.num_prompt_tokens
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Add new tokens."""
+        self.token_ids.extend(token_ids)
+        if self.ngrams is not None:
+            self.ngrams.extend(token_ids)

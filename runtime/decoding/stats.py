@@ -1,0 +1,71 @@
+"""What a session counts and times while it decodes."""
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+
+from bita.runtime.decoding.memory import MemoryWatch
+from bita.tree import Path
+
+
+@dataclass
+class Stats:
+    """Figures of one generation, or of several since the session was opened.
+
+    num_steps, num_tokens: decode steps and the tokens they emitted (the prefill's one not
+    counted). step_ms: time of each decode step; backend_ms: the part of it inside the backend.
+    prefill_ms, num_prompt_tokens: of all prefills; num_reused_tokens: the part of those tokens that
+    the cache held already, from a text that begins alike. num_accepted: by path of a node, how
+    often it was accepted; the root () in every step. memory: of the process and on the GPU.
+    """
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
+    prefill_ms: float = 0.0
+    step_ms: "array[float]" = field(default_factory=lambda: array("d"))
+    backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
+    num_accepted: "Counter[Path]" = field(default_factory=Counter)
+    memory: MemoryWatch = field(default_factory=MemoryWatch)
+
+    def count_prompt(self, num_tokens: int, num_reused: int) -> None:
+        """Add a prompt."""
+        self.num_prompt_tokens += num_tokens
+        self.num_reused_tokens += num_reused
+
+    def count_step(self, path: Path, num_tokens: int, step_ms: float, backend_ms: float) -> None:
+        """Add one decode step that accepted `path` and emitted `num_tokens`."""
+        self.num_steps += 1
+        self.num_tokens += num_tokens
+        self.step_ms.append(step_ms)
+        self.backend_ms.append(backend_ms)
+        for depth in range(len(path) + 1):
+            self.num_accepted[path[:depth]] += 1
+
+    @property
+    def tokens_per_step(self) -> float:
+        """tau: mean tokens emitted per decode step; 0.0 before the first."""
+        return self.num_tokens / self.num_steps if self.num_steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding alone, without the prefill; 0.0 before the first step."""
+        total_ms = sum(self.step_ms)
+        return 1000 * self.num_tokens / total_ms if total_ms else 0.0
+
+    @property
+    def host_share(self) -> float:
+        """Share of the decode time that is spent outside the backend."""
+        total_ms = sum(self.step_ms)
+        return 1 - sum(self.backend_ms) / total_ms if total_ms else 0.0
+
+    @property
+    def acceptance(self) -> dict[tuple[int, int], float]:
+        """Share of steps that accepted a node, by (depth, rank); depths start at 1."""
+        shares: dict[tuple[int, int], float] = {}
+        for path, count in self.num_accepted.items():
+            if path:
+                place = len(path), path[-1]
+                shares[place] = shares.get(place, 0.0) + count / self.num_steps
+        return shares

@@ -1,0 +1,368 @@
+"""The HTTP application: routes, limits, and the two ways of giving an answer."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, time
+from typing import Any, TypeVar
+
+import anyio
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from bita.errors import BitaError, PromptError
+from bita.runtime.decoding.stats import Stats
+from bita.runtime.generation import Generation
+from bita.runtime.options import Options
+from bita.runtime.serving.errors import RequestError, error_body
+from bita.runtime.serving.metrics import Metrics
+from bita.runtime.serving.queue import Job, Line, Piece
+from bita.runtime.serving.requests import AnswerRequest, ChatRequest, CompletionRequest, parsed
+from bita.runtime.serving.responses import Form
+from bita.runtime.session import Session, new_seed
+
+log = logging.getLogger("bita.serve")
+Result = TypeVar("Result")
+Handler = Callable[[Request], Awaitable[Response]]
+BODY_SECONDS = 30.0  # within which a request's body has to come
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Limits of a server, and who may use it."""
+
+    model_name: str  # that clients ask for
+    api_key: str | None = None  # that they have to send; None: none
+    num_waiting: int = 32  # requests in line beside the one that is answered
+    max_body_bytes: int = 1 << 20
+    max_messages: int = 256  # of a conversation
+    request_seconds: float = 600.0  # from coming to the end of the answer; then it is cut
+    allowed_hosts: Sequence[str] = ("*",)  # names in the Host header
+    allowed_origins: Sequence[str] = ()  # web pages that may use it
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of Options
+
+
+class Server:
+    """One engine's answers over HTTP. `app` is the ASGI application."""
+
+    def __init__(self, session: Session, settings: ServerSettings) -> None:
+        """Raises PromptError for defaults that are not usable."""
+        Options.of(**settings.defaults)
+        self._session = session
+        self._settings = settings
+        self._created = int(time())
+        self._fingerprint = f"bita_{session.engine.files['model.onnx']['sha256'][:12]}"
+        self.metrics = Metrics()
+        self.line = Line(session, settings.num_waiting, self._count)
+        self.metrics.watch(
+            "requests_waiting", "requests in line", lambda: float(self.line.num_waiting)
+        )
+        self.metrics.watch(
+            "requests_running", "requests that are answered", lambda: float(self.line.num_running)
+        )
+        self.app = self._application()
+
+    def _application(self) -> Starlette:
+        routes = [
+            self._route("/v1/chat/completions", self._chat, "POST"),
+            self._route("/v1/completions", self._complete, "POST"),
+            self._route("/v1/models", self._models, "GET"),
+            self._route("/v1/models/{name:path}", self._model, "GET"),
+            self._route("/metrics", self._metrics, "GET"),
+            Route("/health", self._health, methods=["GET"]),
+        ]
+        middleware = [
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(self._settings.allowed_hosts)),
+        ]
+        if self._settings.allowed_origins:
+            origins = list(self._settings.allowed_origins)
+            middleware.append(
+                Middleware(
+                    CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+                )
+            )
+        handlers = {404: _no_route, 405: _no_method}
+        return Starlette(
+            routes=routes,
+            middleware=middleware,
+            exception_handlers=handlers,
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(self.line.close)
+
+    def _route(self, path: str, handler: Handler, method: str) -> Route:
+        """Refusals as JSON, a key where one is wanted, and a count of what was answered."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                self._check_key(request)
+                response = await handler(request)
+            except RequestError as refusal:
+                response = JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)
+            except PromptError as refusal:
+                body = error_body(str(refusal), "invalid_request_error", _code(refusal))
+                response = JSONResponse(body, 400)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as fault:
+                log.exception("a request failed")
+                text = (
+                    str(fault) if isinstance(fault, BitaError) else "the server failed; see its log"
+                )
+                response = JSONResponse(error_body(text, "server_error"), 500)
+            self.metrics.requests.labels(path, str(response.status_code)).inc()
+            return response
+
+        return Route(path, guarded, methods=[method])
+
+    def _check_key(self, request: Request) -> None:
+        key = self._settings.api_key
+        given = request.headers.get("authorization", "")
+        if key and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise RequestError(
+                401,
+                "the API key is missing or wrong; send it as: Authorization: Bearer KEY",
+                "authentication_error",
+                "invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model_card()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._model_card())
+
+    def _model_card(self) -> dict[str, Any]:
+        card = {"id": self._settings.model_name, "object": "model", "created": self._created}
+        return {**card, "owned_by": "bita-edge", "max_model_len": self._session.max_prompt_tokens}
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._settings.model_name:
+            raise RequestError(
+                404,
+                f"there is no model {name!r:.100}; this server has {self._settings.model_name!r}",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, ChatRequest)
+
+    async def _complete(self, request: Request) -> Response:
+        return await self._answer(request, CompletionRequest)
+
+    async def _answer(self, request: Request, kind: type[AnswerRequest]) -> Response:
+        asked = parsed(kind, await self._body(request))
+        self._check_model(asked.model)
+        is_chat = isinstance(asked, ChatRequest)
+        if isinstance(asked, ChatRequest) and len(asked.messages) > self._settings.max_messages:
+            raise PromptError(
+                f"there are {len(asked.messages)} messages; send at most "
+                f"{self._settings.max_messages}"
+            )
+        self.line.take_place()
+        job: Job | None = None
+        try:
+            generations = await asyncio.to_thread(self._start, asked)
+            job = Job(generations, asyncio.get_running_loop())
+            form = Form(
+                is_chat,
+                self._settings.model_name,
+                self._fingerprint,
+                self._session.codec,
+                asked.num_logprobs() is not None,
+                asked.n,
+            )
+            self.line.join(job)
+            if asked.stream:
+                first = await _unless_gone(request, self._first_event(job))
+                pieces = self._pieces(asked, form, job, first)
+                return Stream(pieces, lambda: self.line.leave(job))
+            await _unless_gone(request, self._until_end(job))
+            response = JSONResponse(form.whole(job.generations))
+        except BaseException:
+            self.line.leave(job)
+            raise
+        self.line.leave(job)
+        return response
+
+    async def _body(self, request: Request) -> bytes:
+        """The body of a request, if it is JSON and small enough."""
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(
+                415, f"the content type is {kind or 'not given'}; send application/json"
+            )
+        most = self._settings.max_body_bytes
+        body = bytearray()
+        try:
+            with anyio.fail_after(BODY_SECONDS):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > most:
+                        raise RequestError(
+                            413, f"the body has over {most} bytes", headers={"Connection": "close"}
+                        )
+        except TimeoutError:
+            raise RequestError(
+                408, f"the body did not come within {BODY_SECONDS:g} seconds"
+            ) from None
+        return bytes(body)
+
+    def _start(self, asked: AnswerRequest) -> list[Generation]:
+        """The answers to a request, none of them begun. Raises PromptError."""
+        options = asked.options(self._settings.defaults, self._session.engine.manifest.capacity)
+        seconds = self._settings.request_seconds
+        options = Options.of(**{**vars(options), "timeout_s": seconds})
+        seed = options.seed if options.seed is not None else new_seed()
+        return [
+            self._session.start(prompt, options, seed=seed, choice=choice)
+            for prompt in asked.prompts()
+            for choice in range(asked.n)
+        ]
+
+    async def _until_end(self, job: Job) -> None:
+        event = await self._first_event(job)
+        while event is not None:
+            event = _checked(await job.events.get())
+
+    async def _first_event(self, job: Job) -> Piece | None:
+        """Wait for a job's turn. Raises RequestError 503 if its time is over before."""
+        waits = self._settings.request_seconds - (monotonic() - job.came_at)
+        try:
+            with anyio.fail_after(max(waits, 0)):
+                return _checked(await job.events.get())
+        except TimeoutError:
+            if self.line.expire(job):
+                raise RequestError(
+                    503,
+                    f"the turn of this request did not come within "
+                    f"{self._settings.request_seconds:g} seconds",
+                    "server_error",
+                    "timeout",
+                    headers={"Retry-After": "1"},
+                ) from None
+        return _checked(await job.events.get())
+
+    async def _pieces(
+        self, asked: AnswerRequest, form: Form, job: Job, event: Piece | None
+    ) -> AsyncIterator[bytes]:
+        """The events of a stream."""
+        index = -1
+        try:
+            while event is not None:
+                while index < event.index:
+                    if index >= 0:
+                        yield _event(form.closing(index, job.generations[index]))
+                    index += 1
+                    if form.is_chat:
+                        yield _event(form.opening(index))
+                if piece := form.piece(index, event.text, job.generations[index]):
+                    yield _event(piece)
+                event = _checked(await job.events.get())
+            yield _event(form.closing(index, job.generations[index]))
+            if asked.includes_usage:
+                yield _event(form.usage_chunk(job.generations))
+            yield b"data: [DONE]\n\n"
+        except (RequestError, BitaError) as refusal:
+            yield _event(error_body(str(refusal), "server_error"))
+        except Exception:
+            log.exception("a stream failed")
+            yield _event(error_body("the server failed; see its log", "server_error"))
+
+    def _count(self, job: Job, stats: Stats) -> None:
+        now = monotonic()
+        self.metrics.count(job, stats, now)
+        log.info(
+            "%s: prompt of %d tokens, %d cached; %d tokens in %d steps; %.3f s in line, %.3f s",
+            ", ".join(each.finish_reason or "failed" for each in job.generations),
+            *(stats.num_prompt_tokens, stats.num_reused_tokens),
+            sum(len(each.token_ids) for each in job.generations),
+            stats.num_steps,
+            (job.started_at or now) - job.came_at,
+            now - job.came_at,
+        )
+
+
+class Stream(StreamingResponse):
+    """Server-sent events. on_end: called when all are sent or the client has gone."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        super().__init__(
+            pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
+
+def _checked(event: Piece | BaseException | None) -> Piece | None:
+    if isinstance(event, BaseException):
+        raise event
+    return event
+
+
+async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, Result]) -> Result:
+    """Wait for something. Raises ClientDisconnect if the client goes away meanwhile."""
+    ended = asyncio.ensure_future(wanted)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            raise ClientDisconnect
+        return ended.result()
+    finally:
+        ended.cancel()
+        gone.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+def _code(refusal: PromptError) -> str | None:
+    """What clients look for where a prompt is too long."""
+    return "context_length_exceeded" if "this engine holds" in str(refusal) else None
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    return JSONResponse(
+        error_body(f"there is no {request.url.path:.200}", "invalid_request_error"), 404
+    )
+
+
+async def _no_method(request: Request, error: Exception) -> Response:
+    text = f"{request.url.path:.200} does not take {request.method:.20}"
+    return JSONResponse(error_body(text, "invalid_request_error"), 405)

@@ -1,0 +1,163 @@
+"""`make bench`: figures by hand, a journal that goes on, a worker that answers."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paths import ROOT
+from peer_page import page_part
+from peer_process import Contestant, PeerError, Worker
+from peer_report import Run, describe_machine, summarize, table
+from peers import Journal, contestants_of
+
+from bita.data.prompts import evenly
+from bita.runtime.session import Session
+
+PLAIN = Run([1, 2, 3], [10.0, 20.0, 30.0])  # 100 tokens/s
+SLOW = Run([1, 2, 3], [10.0, 30.0, 50.0])  # 50
+FAST = Run([1, 2, 3], [10.0, 10.0, 20.0])  # 200
+OTHER = Run([1, 2, 4], [5.0, 5.0, 10.0])  # 400, another text
+NOTHING = Run([], [])
+
+
+def summary() -> dict[str, Any]:
+    described = {
+        "plain": {"plain": "plain", "disk_mb": 1.0, "start_ms": 5.0, "memory": {"peak_mb": 7.0}},
+        "drafts": {"plain": "plain", "disk_mb": 1.0, "start_ms": 5.0, "memory": {"peak_mb": 7.0}},
+    }
+    rounds = [
+        {"plain": PLAIN, "drafts": FAST},
+        {"plain": SLOW, "drafts": OTHER},
+        {"plain": NOTHING, "drafts": NOTHING},
+    ]
+    prefills = [{"plain": 8.0, "drafts": 9.0}, {"plain": 10.0, "drafts": 9.0}]
+    return summarize(described, rounds, prefills)
+
+
+def test_figures_of_all_answers_together() -> None:
+    plain, drafts = summary()["plain"], summary()["drafts"]
+    assert plain["tokens_per_second"]["mean"] == pytest.approx(1000 * 4 / 60, abs=1e-3)
+    assert drafts["tokens_per_second"]["mean"] == pytest.approx(1000 * 4 / 15, abs=1e-3)
+    assert drafts["times_plain"]["mean"] == pytest.approx(4.0, abs=1e-3)
+    low, high = (plain["tokens_per_second"][end] for end in ("low", "high"))
+    assert low == pytest.approx(50, abs=1e-3)
+    assert high == pytest.approx(100, abs=1e-3)
+    assert (plain["same_text"], drafts["same_text"], drafts["n"]) == (3, 2, 3)
+    assert plain["times_plain"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert plain["prefill_512_ms"]["p50"] == 9.0
+    assert drafts["first_token_ms"]["p50"] == 7.5
+
+
+def test_a_journal_goes_on_where_it_was(tmp_path: Path) -> None:
+    path, settings = tmp_path / "journal.jsonl", {"threads": 2}
+    journal = Journal(path, settings)
+    assert journal.get("answers", "0") is None
+    journal.add("answers", "0", {"plain": [[1], [2.0]]})
+    with path.open("a") as file:
+        file.write('{"stage": "answers", "key": "1", "val')  # a run that was killed
+    again = Journal(path, settings)
+    assert again.get("answers", "0") == {"plain": [[1], [2.0]]}
+    assert again.get("answers", "1") is None
+    assert Journal(path, {"threads": 1}).get("answers", "0") is None
+
+
+def test_a_journal_that_was_cut_off_takes_more(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path, {}).add("start", "a", 1)
+    with path.open("a") as file:
+        file.write('{"stage": "start", "key"')
+    Journal(path, {}).add("start", "b", 2)
+    again = Journal(path, {})
+    assert (again.get("start", "a"), again.get("start", "b")) == (1, 2)
+
+
+def contestant(engine: Path, **settings: Any) -> Contestant:
+    return Contestant("ours", "bita-edge", sys.executable, engine, "ours", settings)
+
+
+def test_a_worker_answers_as_the_session_does(tiny_engine: Path, tmp_path: Path) -> None:
+    session = Session.open(tiny_engine, num_threads=1)
+    ids = list(range(5, 25))
+    expected = session.generate(ids, 12).token_ids
+    worker = Worker(contestant(tiny_engine), 1, tmp_path / "log")
+    try:
+        run = worker.generate(ids, 12, session.eos_ids)
+        cut = worker.generate(ids, 12, [expected[4]])
+        about = worker.about()
+    finally:
+        worker.close()
+    wanted = [token for token in expected if token not in session.eos_ids]
+    assert run.token_ids == wanted
+    assert cut.token_ids == expected[: expected.index(expected[4])]
+    assert run.token_ms == sorted(run.token_ms)
+    assert about["memory"]["peak_mb"] > 20
+    assert "bita-edge" in about["versions"]
+    assert worker.open_ms > 0
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(PeerError, match=r"ours: EngineError: .*is not a directory"):
+        Worker(contestant(tmp_path / "nothing"), 1, tmp_path / "log")
+
+
+def test_rows_name_their_plain_decoding(tiny_engine: Path, tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        engines=[tiny_engine],
+        python_peers="python",
+        work_dir=tmp_path,
+        gguf=tmp_path / "m.Q4_1.gguf",
+        llama_cpp=tmp_path,
+        only=None,
+    )
+    rows = contestants_of(args)
+    names = [row.name for row in rows]
+    assert len({*names}) == len(names) == 12
+    assert all(row.plain in names for row in rows)
+    args.only = ["fp32"]
+    assert [row.engine for row in contestants_of(args)] == ["bita-edge"] * 2 + ["transformers"] * 2
+
+
+def test_prompts_come_from_all_over() -> None:
+    assert evenly(range(10), 3) == [0, 3, 6]
+    assert evenly(range(3), None) == evenly(range(3), 8) == [0, 1, 2]
+
+
+def test_the_page_has_a_line_for_each_row() -> None:
+    report = {
+        **describe_machine(1),
+        "engines": summary(),
+        "model": "m.Q4_1.gguf",
+        "threads": 1,
+        "new_tokens": 4,
+        "num_prompts": 3,
+        "prompts": "p.jsonl",
+    }
+    lines = page_part(json.loads(json.dumps(report))).splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == [
+        "| engine",
+        "| plain",
+        "| drafts",
+    ]
+    assert "4.00" in lines[-2]
+    assert table(report)[2][1] == f"{1000 * 4 / 15:.1f}"
+    assert np.isfinite(report["read_gb_per_s"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("PROMPTS=none.jsonl", "PROMPTS none.jsonl does not exist"), ("LIMIT=0", "LIMIT 0 is not")],
+)
+def test_make_bench_looks_at_its_options_first(option: str, message: str) -> None:
+    """Before minutes of building, that is."""
+    root = ROOT
+    told = subprocess.run(
+        ["make", "--no-print-directory", "bench", option], cwd=root, capture_output=True, text=True
+    )
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert told.stdout == ""

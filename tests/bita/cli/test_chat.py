@@ -1,0 +1,198 @@
+"""`bita chat`, typed at and piped into."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bita.cli.chat import Chat, _lines
+from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+CHAT = [sys.executable, "-m", "bita", "chat"]
+
+
+def piped(engine: Path, text: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [*CHAT, str(engine), "--threads", "1", *map(str, args)]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
+
+
+class Terminal:
+    """A chat at a terminal of its own."""
+
+    def __init__(self, engine: Path, home: Path, *args: object) -> None:
+        self._master, slave = pty.openpty()
+        environment = {**os.environ, "XDG_STATE_HOME": str(home), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            [*CHAT, str(engine), "--threads", "1", *map(str, args)],
+            **{"stdin": slave, "stdout": slave, "stderr": slave},
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        os.close(slave)
+        self._text = ""
+
+    def expect(self, pattern: str, timeout_s: float = 30) -> str:
+        """Read until a pattern has come; returns what came up to its end."""
+        ends_at = time.monotonic() + timeout_s
+        while not (match := re.search(pattern, self._text)):
+            assert time.monotonic() < ends_at, f"no {pattern!r} in {self._text!r}"
+            if select.select([self._master], [], [], 0.05)[0]:
+                self._text += os.read(self._master, 65536).decode(errors="replace")
+        seen, self._text = self._text[: match.end()], self._text[match.end() :]
+        return seen
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def interrupt_until(self, pattern: str) -> None:
+        """One that comes before `input` waits is not seen (CPython), so try again."""
+        for _ in range(30):
+            self.interrupt()
+            try:
+                self.expect(pattern, timeout_s=0.5)
+            except AssertionError:
+                continue
+            return
+        raise AssertionError(f"no {pattern!r} after interrupts")
+
+
+@contextmanager
+def terminal(engine: Path, home: Path, *args: object) -> Iterator[Terminal]:
+    chat = Terminal(engine, home, *args)
+    try:
+        yield chat
+    finally:
+        chat.process.kill()
+        chat.process.wait()
+
+
+def test_a_piped_chat_answers_each_line(tiny_engine: Path) -> None:
+    session = Session.open(tiny_engine, num_threads=1)
+    talk = session.conversation([{"role": "system", "content": "Short."}])
+    expected = [
+        talk.send(text, max_new_tokens=12).run() for text in ("Hello", "two\nlines", "a\n b")
+    ]
+    text = 'Hello\ntwo\\\nlines\n\n"""a\n b"""\n/stats\n/quit\nnever\n'
+    result = piped(tiny_engine, text, "--system", "Short.", "--max-new-tokens", 12)
+    assert (result.returncode, result.stderr) == (0, "")
+    for answer in expected:
+        assert answer.text in result.stdout
+    reused = f"prompt of {len(expected[-1].prompt_ids)}, {expected[-1].num_reused} of it cached"
+    assert reused in result.stdout
+    assert result.stdout.count("tokens per step") == 1
+    assert "never" not in result.stdout
+
+
+def test_commands(tiny_engine: Path) -> None:
+    text = "/stats\n/undo\nHello\n/retry\n/undo\n/undo\n/clear\n/nope\n/help\n/etc is a path\n"
+    result = piped(tiny_engine, text, "--max-new-tokens", 6)
+    lines = result.stderr.splitlines()
+    assert lines == [
+        "bita: nothing has been answered yet",
+        "bita: there is no message to undo",
+        "bita: there is no message to undo",
+    ]
+    first, second = (part.split("\n")[0] for part in result.stdout.split("[length]\n")[:2])
+    assert first == second  # greedy: another try says the same
+    for part in ("taken back: Hello", "started again", "there is no /nope", "/stats   figures"):
+        assert part in result.stdout
+    assert result.stdout.count("[length]") == 3
+
+
+def test_a_bad_option_ends_before_the_first_line(tiny_engine: Path) -> None:
+    for flags, message in (
+        (("--temperature", "-1"), "temperature is -1.0; pass a finite number from 0 on"),
+        (("--top-p", "2", "--seed", "-3"), "2 faults: top_p is 2.0"),
+        (("--max-new-tokens", "0"), "max_new_tokens is 0"),
+    ):
+        result = piped(tiny_engine, "Hello\n", *flags)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_too_long_a_message_is_refused_and_the_chat_goes_on(tiny_engine: Path) -> None:
+    result = piped(tiny_engine, f"{'word ' * 300}\nHello\n", "--max-new-tokens", 5)
+    assert result.returncode == 0
+    assert "this engine holds" in result.stderr
+    assert "[length]" in result.stdout
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_engine: Path, tmp_path: Path) -> None:
+    with terminal(tiny_engine, tmp_path, "--max-new-tokens", 330, "--tree", "ar") as chat:
+        chat.expect("/help lists")
+        chat.expect("> ")
+        chat.type("Hello tree\n")
+        chat.expect("Hello tree\r?\n.")
+        chat.interrupt()
+        chat.expect(r"\[(cancelled|capacity|length)\]\r?\n> ")  # it may have been too fast
+        chat.interrupt_until("Ctrl-D or /quit leaves")
+        chat.type("/stats\n")
+        chat.expect("tokens per step")
+        chat.type("\x04")
+        assert chat.process.wait(timeout=20) == 0
+
+
+def test_an_interrupt_takes_effect_within_a_step(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session.open(tiny_engine, tree=Tree.root_only(), num_threads=1)
+    decoder, steps = session._decoder, list[int]()
+    step = decoder.step
+
+    def interrupted(text: DecodedText) -> list[int]:
+        steps.append(len(text.token_ids))
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(text)
+
+    monkeypatch.setattr(decoder, "step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    talk = session.conversation()
+    Chat(session, talk, {"max_new_tokens": 50}, False).talk(iter(["Hello", "Again"]))
+    out = capsys.readouterr().out
+    assert out.count("[cancelled]") == out.count("[length]") == 1
+    assert len(steps) == 4 + 50
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_lines_are_kept_for_the_next_chat(tiny_engine: Path, tmp_path: Path) -> None:
+    pytest.importorskip("readline")
+    with terminal(tiny_engine, tmp_path, "--max-new-tokens", 3) as chat:
+        chat.expect("> ")
+        chat.type("Hello tree\n")
+        chat.expect(r"\[length\]|> ")
+        chat.type("/quit\n")
+        assert chat.process.wait(timeout=20) == 0
+    history = (tmp_path / "bita" / "chat_history").read_text()
+    assert "Hello tree" in history
+
+
+def test_lines_and_blocks() -> None:
+    def texts(*lines: str) -> list[str]:
+        rest = iter(lines)
+        return list(_lines(lambda: next(rest, "")))
+
+    assert texts("a\n", "b") == ["a", "b"]
+    assert texts("a\\\n", "b\\\n", "c\n", "d\n") == ["a\nb\nc", "d"]
+    assert texts("a\\\n") == ["a\\"]
+    assert texts('"""a\n', 'b"""\n', "c\n") == ["a\nb", "c"]
+    assert texts('"""\n', "a\n", "\n", "b\n", '"""\n') == ["a\n\nb"]
+    assert texts('"""one"""\n') == ["one"]
+    assert texts('"""no end\n') == ["no end"]

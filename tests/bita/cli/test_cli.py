@@ -1,0 +1,199 @@
+"""The commands as a user types them: output, exit status, and errors on one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_tiny_engine import write_plain_model
+
+from bita.cli.main import main, on_one_line
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    status = main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_from_model_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_plain_model(tmp_path / "Tiny Model")
+    adapter = tmp_path / "adapter.safetensors"
+    status, out, _ = run(
+        capsys, "adapter", "init", model, "--out", adapter, "--masks", 2, "--prefix", 3
+    )
+    assert status == 0
+    assert out.startswith(f"{adapter}: 2 masks, prefix of 3, ")
+    engine = tmp_path / "engine"
+    status, out, _ = run(
+        *(capsys, "engine", model, "--adapter", adapter, "--precision", "fp32", "--out", engine),
+        *("--capacity", 200, "--tree", "3,2", "--mode", "tree"),
+    )
+    assert status == 0
+    assert out.startswith(f"{engine}: fp32, ")
+    status, out, _ = run(capsys, "inspect", engine)
+    assert status == 0
+    for part in (
+        "mode",
+        "tree",
+        "6 nodes (widths [3, 2]), 12 mask rows",
+        "prefix of 3",
+        "200 slots",
+    ):
+        assert part in out
+    status, out, _ = run(capsys, "generate", engine, "Hello", "--max-new-tokens", 9, "--stats")
+    assert status == 0
+    assert "tokens per step" in out
+    status, out, _ = run(
+        capsys, "verify", engine, "--limit", 2, "--max-new-tokens", 9, "--model", "-"
+    )
+    assert status == 0
+    assert "own adapter: 2 of 2 prompts identical" in out
+    assert "random adapter: 2 of 2 prompts identical" in out
+
+
+def test_inspect_knows_models_and_adapters(
+    tiny_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, "inspect", tiny_engine / "adapter.safetensors")
+    assert status == 0
+    assert "prefix length" in out
+    status, out, _ = run(capsys, "inspect", write_plain_model(tmp_path / "model"))
+    assert status == 0
+    assert "4 heads, 2 key-value heads of 16" in out
+
+
+def test_generate_reads_standard_input(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello tree"))
+    _, from_stdin, _ = run(capsys, "generate", tiny_engine, "-", "--raw", "--max-new-tokens", 12)
+    _, direct, _ = run(
+        capsys, "generate", tiny_engine, "Hello tree", "--raw", "--max-new-tokens", 12
+    )
+    assert from_stdin == direct
+    assert len(direct) > 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["engine", "no/such/model.gguf"], "no/such/model.gguf"),
+        (["engine", "smollm2-135m-instruckt"], "smollm2-135m-instruct"),
+        (
+            ["engine", "MODEL", "--precision", "int3"],
+            "precision 'int3' is not one of fp32, fp16, int8, int4",
+        ),
+        (
+            ["engine", "MODEL", "--adapter", "missing.safetensors"],
+            "missing.safetensors does not exist",
+        ),
+        (["engine", "MODEL", "--tree", "oak"], "no tree 'oak'; give ar, chain"),
+        (["engine", "MODEL", "--capacity", "600"], "capacity 600 exceeds the model's 512"),
+        (["generate", "nowhere", "Hi"], "nowhere is not a directory; build one"),
+        (["generate", "ENGINE", "  "], "the prompt is empty"),
+        (["generate", "ENGINE", "Hi", "--raw", "--system", "x"], "--system needs a chat template"),
+        (["generate", "ENGINE", "Hi", "--tree", "17"], "rank 17 is used; the engine gives 16"),
+        (["verify", "ENGINE", "--prompts", "none.jsonl"], "cannot read prompts from none.jsonl"),
+        (["inspect", "nothing-here"], "nothing-here"),
+        (["adapter", "init", "MODEL", "--out", "ENGINE/manifest.json/x"], "manifest.json"),
+    ],
+)
+def test_errors_are_one_line(
+    args: list[str],
+    message: str,
+    tiny_engine: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = write_plain_model(tmp_path / "model")
+    names = {"MODEL": str(model), "ENGINE": str(tiny_engine)}
+    filled = [arg.replace("ENGINE", names["ENGINE"]) for arg in args]
+    status, _, err = run(capsys, *(names.get(arg, arg) for arg in filled))
+    assert status == 2
+    assert err.startswith("bita: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_lists_of_faults_become_one_line() -> None:
+    message = "engine x: 2 faults:\n  - a is missing\n  - b is broken"
+    assert on_one_line(message) == "engine x: 2 faults: a is missing; b is broken"
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(Exception, match="nowhere is not a directory"):
+        main(["generate", "nowhere", "Hi", "--debug"])
+
+
+@pytest.mark.parametrize("command", ["engine", "generate", "verify", "inspect", "adapter init"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  bita {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["fly"], ["engine"], ["generate", "x", "y", "--max-new-tokens", "0"]]
+)
+def test_wrong_usage_exits_with_2(args: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+
+
+def test_help_is_fast_and_lean() -> None:
+    """`bita --help` loads neither the runtime nor an export library."""
+    code = (
+        "import sys, bita.cli.main\n"
+        "try: bita.cli.main.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('onnxruntime', 'onnx_ir', 'torch', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.endswith("[]\n")
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    """Where the export libraries are not installed, the error says how to get them."""
+    model = write_plain_model(tmp_path / "model")
+    code = (
+        "import sys; sys.modules['onnx_ir'] = None\n"
+        f"from bita.cli.main import main; sys.exit(main(['engine', {str(model)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "bita: error: `bita engine` needs packages that are not installed: "
+        "pip install 'bita-edge[export]'\n"
+    )
+
+
+def test_a_full_adapter_mismatch_is_explained(
+    tmp_path: Path, tiny_engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_plain_model(tmp_path / "other", seed=5)
+    status, _, err = run(
+        capsys,
+        "engine",
+        other,
+        "--adapter",
+        tiny_engine / "adapter.safetensors",
+        "--out",
+        tmp_path / "e",
+    )
+    assert status == 2
+    assert "weights are of another model" in err
+    assert not (tmp_path / "e").exists()
+
+
+def test_old_engines_json_is_stable(tiny_engine: Path) -> None:
+    """The committed engine was written by an earlier commit; its format must stay readable."""
+    manifest = json.loads((tiny_engine / "manifest.json").read_text())
+    assert manifest["format_version"] == 2

@@ -1,0 +1,122 @@
+"""The process `bita serve`: where it listens, what it refuses, how it ends."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+SERVE = [sys.executable, "-m", "bita", "serve"]
+
+
+def start(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
+    environment = {**os.environ, "BITA_API_KEY": key}
+    return subprocess.Popen(
+        [*SERVE, str(engine), "--threads", "1", *map(str, args)],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+        env=environment,
+        text=True,
+    )
+
+
+def address_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    match = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+    assert match, process.communicate()
+    return match[1]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
+    process = start(tiny_engine, "--port", 0, "--seed", 7, "--model-name", "small/one")
+    try:
+        url = address_of(process)
+        assert url.startswith("http://127.0.0.1:")
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        messages = [{"role": "user", "content": "Hello"}]
+        answers = [
+            client.chat.completions.create(
+                model="small/one",
+                messages=messages,  # type: ignore[arg-type]
+                max_tokens=20,
+            )
+            .choices[0]
+            .message.content
+            for _ in range(2)
+        ]
+        assert answers[0] == answers[1]  # the seed of the command line, temperature 1
+        assert client.models.retrieve("small/one").id == "small/one"
+        with httpx.Client() as http:
+            times = [http.get(f"{url}/health").elapsed.total_seconds() for _ in range(8)]
+        assert min(times[1:]) < 0.03  # waiting for acknowledgements would take 40 ms
+        with client.chat.completions.create(
+            model="small/one",
+            messages=messages,  # type: ignore[arg-type]
+            stream=True,
+            extra_body={"ignore_eos": True},
+        ) as stream:
+            next(iter(stream))
+            process.send_signal(ending)
+            assert process.wait(timeout=20) in (0, 130, -ending)
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    assert "Traceback" not in err
+    assert "length: prompt of" in err or "eos: prompt of" in err
+    assert "Hello" not in err  # what people write is not logged
+
+
+def test_a_key_from_the_environment_or_a_file(tiny_engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("from-file\n")
+    for args, key, good in (
+        ((), "from-env", "from-env"),
+        (("--api-key-file", tmp_path / "key"), "x", "from-file"),
+    ):
+        process = start(tiny_engine, "--port", 0, *args, key=key)
+        try:
+            url = address_of(process)
+            for given, status in ((good, 200), ("x", 401)):
+                headers = {"Authorization": f"Bearer {given}"}
+                assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_what_it_refuses(tiny_engine: Path, tmp_path: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    (tmp_path / "empty").write_text("\n")
+    for args, message in (
+        (("--host", "0.0.0.0"), "lets other machines in: set BITA_API_KEY, give --api-key-file"),
+        (("--port", port), f"cannot listen at 127.0.0.1 port {port}"),
+        (("--host", "no.such.host.invalid", "--no-api-key"), "cannot listen at no.such.host"),
+        (("--api-key-file", tmp_path / "none"), "cannot read the API key from"),
+        (("--api-key-file", tmp_path / "empty"), "is empty; write the API key into it"),
+        (("--port", 0, "--temperature", -1), "temperature is -1.0"),
+        (("--port", 0, "--request-seconds", 0), "--request-seconds is 0; give a number above 0"),
+        (("--port", 0, "--tree", "oak"), "no tree 'oak'"),
+    ):
+        process = start(tiny_engine, *args)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (2, ""), (args, out, err)
+        assert err.startswith("bita: error: ")
+        assert err.count("\n") == 1
+        assert message in err
+    taken.close()
+
+
+def test_the_extra_is_named(tiny_engine: Path) -> None:
+    code = (
+        "import sys; sys.modules['starlette'] = None\n"
+        f"from bita.cli.main import main; sys.exit(main(['serve', {str(tiny_engine)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "pip install 'bita-edge[serve]'" in result.stderr

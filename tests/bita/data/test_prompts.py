@@ -1,0 +1,151 @@
+"""Self-written prompts: where a turn begins and ends, and which are kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_fakes import HashGenerator, WordSampler
+from make_tiny_engine import write_plain_model
+
+from bita.data.generate_data import generate_data
+from bita.data.model_texts import ModelTexts
+from bita.data.prompt_filters import (
+    FilterOptions,
+    NearDuplicates,
+    PromptFilter,
+    jaccard,
+    text_fault,
+    word_ngrams,
+)
+from bita.data.self_prompts import SelfPromptOptions, SelfPrompts
+from bita.data.user_turn import UserTurn
+from bita.errors import ModelError, TuningError
+from bita.export.sources import open_checkpoint
+from bita.runtime.text.chat_template import ChatTemplate
+
+PAD, END, USER, ASSISTANT = range(4)
+INSTRUCT = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+GOOD = "Explain how the draft tree grows when a mask token is accepted by the model."
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> ModelTexts:
+    directory = write_plain_model(tmp_path_factory.mktemp("plain"))
+    return ModelTexts.of(open_checkpoint(str(directory)))
+
+
+def test_a_turn_begins_and_ends_where_the_template_says(texts: ModelTexts) -> None:
+    turn = UserTurn.behind([], texts)
+    assert turn.before_ids == (USER,)
+    assert turn.end_ids == {END}
+    assert turn.stop_ids == {PAD, END, USER, ASSISTANT}
+    words = texts.codec.encode("the fox", add_special_tokens=False)
+    assert turn.words([*words, END], texts) == "the fox"
+    assert turn.words(words, texts) is None
+    assert turn.words([*words, USER], texts) is None
+    chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
+    second = UserTurn.behind(chat, texts)
+    asked = texts.codec.encode("<|user|>the fox<|end|><|assistant|>jumps<|end|><|user|>", False)
+    assert second.before_ids == tuple(asked)
+
+
+def test_a_template_may_end_a_turn_with_text(texts: ModelTexts) -> None:
+    instruct = replace(texts, template=ChatTemplate(INSTRUCT))
+    turn = UserTurn.behind([], instruct)
+    assert texts.codec.decode(turn.before_ids) == "[INST]"  # its space belongs to the next word
+    assert turn.end_text == "[/INST]"
+    words = texts.codec.encode(" the fox [/INST] jumps", add_special_tokens=False)
+    assert turn.words(words, instruct) == "the fox"
+    assert turn.words(words[:2], instruct) is None
+    with pytest.raises(ModelError, match="writes a user's message 0 times"):
+        UserTurn.behind([], replace(texts, template=ChatTemplate("{{ messages | length }}")))
+
+
+def test_without_a_template_a_prompt_begins_at_bos(texts: ModelTexts, tmp_path: Path) -> None:
+    base = replace(texts, template=None, bos_ids=(7,))
+    turn = UserTurn.behind([], base)
+    assert turn.before_ids == (7,)
+    words = texts.codec.encode("the fox", add_special_tokens=False)
+    assert turn.words(words, base) == turn.words([*words, END], base) == "the fox"
+    generator = HashGenerator()
+    options = SelfPromptOptions(two_turn_share=1.0, max_turn_tokens=60)
+    prompts = SelfPrompts(base, WordSampler(base.codec), generator, options)
+    data = list(generate_data(base, prompts, generator, tmp_path / "data", 6, 5))
+    assert len(data) == 6
+    assert all(ASSISTANT not in conversation.prompt_ids for conversation in data)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (GOOD, None),
+        ("What is 12 + 30?", None),
+        ("日本の首都はどこですか", None),
+        ("Где находится столица Японии?", None),
+        ("में की दो तीन को भी नहीं? है!", None),
+        ("", "not text"),
+        ("half a character \ufffd is missing here", "not text"),
+        ("bell \x07 rings in the text", "not text"),
+        ("one two three -------- ******** ======== ~~~~", "not text"),
+        ("Hello there", "short"),
+        (" ".join(f"word{i}" for i in range(151)), "long"),
+        ("the same words " * 12, "repetitive"),
+    ],
+)
+def test_what_is_no_prompt(text: str, fault: str | None) -> None:
+    assert text_fault(text, FilterOptions()) == fault
+
+
+def test_a_prompt_is_kept_once() -> None:
+    judge = PromptFilter(FilterOptions())
+    assert judge.keep(GOOD)
+    assert not judge.keep(GOOD.upper() + "  Please!")
+    assert judge.keep("Name three rivers of Europe and the seas they flow into.")
+    judge.remember("Write a poem about winter in the mountains")
+    assert not judge.keep("Write a poem about winter in the mountains.")
+    assert not judge.keep("Hi")
+    assert judge.rejected == {"duplicate": 2, "short": 1}
+
+
+def test_words_of_scripts_with_marks_and_without_spaces() -> None:
+    few = FilterOptions(min_words=4, max_words=4)
+    for text in ("हिन्दी में कविता लिखो", "東京都は", "naïve cafés: déjà vu"):
+        assert text_fault(text, few) is None
+
+
+def test_similarity_by_hand() -> None:
+    """4 and 3 word 3-grams, of which 2 are shared: 2 of 5."""
+    left, right = word_ngrams("one two three four five six"), word_ngrams("two three four five ten")
+    assert (len(left), len(right)) == (4, 3)
+    assert jaccard(left, right) == pytest.approx(2 / 5)
+    assert jaccard(frozenset(), frozenset()) == 0
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.5, 0.6, 0.9])
+def test_the_index_finds_what_a_scan_finds(limit: float) -> None:
+    rng = np.random.default_rng(int(100 * limit))
+    index, kept, answers = NearDuplicates(limit), [], set()
+    for _ in range(600):
+        pool = np.arange(12) + 12 * rng.integers(5 if limit else 60)  # sets of a pool overlap much
+        grams = frozenset(rng.choice(pool, rng.integers(1, 12), replace=False).tolist())
+        expected = any(jaccard(grams, other) > limit for other in kept)
+        assert index.has_similar(grams) == expected
+        answers.add(expected)
+        if not expected:
+            index.add(grams)
+            kept.append(grams)
+    assert answers == {True, False}
+
+
+def test_too_few_usable_prompts_are_an_error(texts: ModelTexts, tmp_path: Path) -> None:
+    generator = HashGenerator()
+    sampler = WordSampler(texts.codec, words=["tree"])  # always the same
+    prompts = SelfPrompts(texts, sampler, generator, SelfPromptOptions(max_turn_tokens=60))
+    with pytest.raises(TuningError, match=r"only 0 of \d+ .*repetitive.*unfinished|give prompts"):
+        generate_data(texts, prompts, generator, tmp_path / "data", 4)
+    with pytest.raises(TuningError, match="say how many"):
+        generate_data(texts, prompts, generator, tmp_path / "data", None)

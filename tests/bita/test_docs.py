@@ -1,0 +1,197 @@
+"""Every command and every program in these pages works; the reference is that of the docstrings."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from make_tiny_engine import CONFIG, write_plain_model
+from paths import ROOT
+
+ENGINE = "engines/smollm2-135m-instruct-int4"
+PAGES = ("sampling.md", "serving.md", "python.md", "profiling.md", "how-it-works.md", "engine.md")
+BUILDING_PAGES = ("../README.md", "tuning.md", "calibration.md")
+# Too long for a test: their recipes are read, not run.
+ONLY_READ = ("make demo", "make test", "make check", "make bench", "make adapter")
+# The same commands on models and amounts of text that take seconds.
+SHORTER = {
+    "--latency-seconds 5 ": "--latency-seconds 1 ",
+    "int4 --page": "int4 --latency-seconds 1 --limit 4 --page",
+}
+SMALLER = SHORTER | {
+    "model.gguf": "model",
+    "MODEL=smollm2": "UNCALIBRATED=1 MODEL=tiny/smollm2",
+    "MODEL=path": "UNCALIBRATED=1 MODEL=path",
+    "MODEL=Qwen": "UNCALIBRATED=1 MODEL=Qwen",
+    "tune smollm2": "tune tiny/smollm2",
+    "init smollm2": "init tiny/smollm2",
+    "--max-minutes 60": "--prompts mine.jsonl --num-steps 1 --max-new-tokens 8 --held-out 2",
+    "calibrate tree": "calibrate tree --limit 4 --max-new-tokens 16 --most-rows 4 --repeats 1",
+    "calibrate acceptance": "calibrate acceptance --limit 4 --max-new-tokens 16",
+    "calibrate latency": "calibrate latency --most-rows 4 --repeats 1",
+}
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """Language and text of the code blocks of a page that can be run."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = text.split("## Reference")[0]
+    yield from re.findall(r"^```(bash|python)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+class Desk:
+    """Where a page's commands are run, one after the other."""
+
+    def __init__(self, folder: Path, engine: Path) -> None:
+        self._folder = folder
+        (folder / ENGINE).parent.mkdir()
+        (folder / ENGINE).symlink_to(engine)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = str(free.getsockname()[1])
+        bin_folder = Path(sys.executable).parent
+        self._environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+        self._environment.pop("BITA_API_KEY", None)
+        self._server: subprocess.Popen[str] | None = None
+        self.smaller: Mapping[str, str] = SHORTER
+
+    def run(self, language: str, text: str) -> None:
+        text = text.replace("8000", self._port)
+        for large, small in self.smaller.items():
+            text = text.replace(large, small)
+        if language == "python":
+            self._finish([sys.executable, "-c", text])
+            return
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.startswith("pip install"):
+                self._check_extra(line)
+            elif line.startswith("export "):
+                name, value = line.removeprefix("export ").split("=")
+                self._environment[name] = value
+            elif line.startswith("bita serve"):
+                self._serve(line)
+            elif line.startswith("make "):
+                self._make(line)
+            else:
+                out = self._finish(["bash", "-euo", "pipefail", "-c", line])
+                assert '"error"' not in out, out
+
+    def _check_extra(self, line: str) -> None:
+        (extra,) = re.findall(r"bita-edge\[(\w+)\]", line)
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
+
+    def _make(self, line: str) -> None:
+        """By the repository's Makefile in this environment, as it is."""
+        venv = Path(sys.prefix)
+        command = ["make", "-f", str(ROOT / "Makefile"), f"VENV={venv}"]
+        for stamp in (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".test"):
+            command += ["-o", str(venv / stamp)]
+        words = shlex.split(line, comments=True)[1:]
+        self._finish([*command, *(["-n"] if line.startswith(ONLY_READ) else []), *words])
+
+    def _serve(self, line: str) -> None:
+        self.close()
+        self._server = subprocess.Popen(
+            shlex.split(line, comments=True),
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+            cwd=self._folder,
+            env=self._environment,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        assert "/v1" in self._server.stdout.readline()
+
+    def _finish(self, command: list[str]) -> str:
+        result = subprocess.run(
+            command,
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
+        return result.stdout
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_says_works(page: str, tiny_engine: Path, tmp_path: Path) -> None:
+    if shutil.which("curl") is None and page == "serving.md":
+        pytest.skip("needs curl")
+    desk = Desk(tmp_path, tiny_engine)
+    try:
+        found = [*blocks(page)]
+        assert len(found) >= 2
+        for language, text in found:
+            desk.run(language, text)
+    finally:
+        desk.close()
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("page", BUILDING_PAGES)
+def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) -> None:
+    for package in ("torch", "tensorrt_rtx"):
+        pytest.importorskip(package)
+    desk = Desk(tmp_path, tiny_engine)
+    desk.smaller = SMALLER
+    (tmp_path / ENGINE).unlink()
+    shutil.copytree(tiny_engine, tmp_path / ENGINE)
+    for name in ("path/to/model", "Qwen/Qwen3-0.6B", "tiny/smollm2-135m-instruct"):
+        write_plain_model(tmp_path / name, config={**CONFIG, "max_position_embeddings": 8192})
+    desk.run("bash", "bita adapter init path/to/model --out adapter.safetensors")
+    (tmp_path / "adapters").mkdir()
+    shutil.copy(tmp_path / "adapter.safetensors", tmp_path / "adapters" / "model.safetensors")
+    for name in ("Makefile", "pyproject.toml", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    lines = [json.dumps({"prompt": f"Tell me of tree number {n}."}) for n in range(8)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    try:
+        for language, text in blocks(page):
+            desk.run(language, text)
+    finally:
+        desk.close()
+
+
+def test_the_reference_is_that_of_the_docstrings() -> None:
+    """If it fails: python docs/python_reference.py."""
+    pytest.importorskip("griffe")
+    script = ROOT / "docs" / "python_reference.py"
+    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+
+
+def test_the_table_of_engines_is_that_of_its_json() -> None:
+    """If it fails: python benchmarks/peer_page.py."""
+    script = ROOT / "benchmarks" / "peer_page.py"
+    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_every_metric_is_described() -> None:
+    pytest.importorskip("prometheus_client")
+    from bita.runtime.serving.metrics import Metrics
+
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^# TYPE (bita_\w+)", Metrics().text().decode(), flags=re.MULTILINE))
+    assert len(names) > 12
+    assert [name for name in names if name not in text] == []

@@ -1,0 +1,140 @@
+"""Broken engine directories: every fault is found before anything is loaded, all at once."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bita.engine import SMALL_FILE, new_engine, open_engine
+from bita.errors import EngineError
+from bita.runtime.backends import ort_backend
+from bita.runtime.session import Session
+
+
+@pytest.fixture
+def engine(tiny_engine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+
+
+def edit_manifest(engine: Path, **changes: object) -> None:
+    path = engine / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda e: shutil.rmtree(e), "is not a directory; build one: make engine"),
+        (lambda e: (e / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda e: (e / "manifest.json").write_text("{"), "manifest.json is not readable"),
+        (lambda e: (e / "manifest.json").write_text("[]"), "holds no JSON object"),
+        (lambda e: edit_manifest(e, format="gguf"), "format is 'gguf', not 'bita-engine'"),
+        (
+            lambda e: edit_manifest(e, format_version=99),
+            "format version 99; this bita-edge reads 2",
+        ),
+        (lambda e: edit_manifest(e, mode="fast"), "mode 'fast' is not one of"),
+        (lambda e: edit_manifest(e, capacity="big"), "capacity is 'big'"),
+        (lambda e: edit_manifest(e, capacity=-1), "capacity is -1"),
+        (lambda e: edit_manifest(e, requires={"onnxruntime": 1}), "requires is"),
+        (lambda e: edit_manifest(e, files=[]), r"files is \[\], not a table"),
+        (lambda e: edit_manifest(e, files={}), "does not list model.onnx"),
+        (
+            lambda e: edit_manifest(e, requires={"onnxruntime": "9.1"}),
+            "needs onnxruntime 9.1 or newer; .* pip install 'onnxruntime>=9.1'",
+        ),
+        (lambda e: (e / "tree.json").unlink(), "tree.json is missing"),
+        (lambda e: truncate(e / "model.onnx.data"), "model.onnx.data has .* bytes, not"),
+        (lambda e: flip_a_bit(e / "adapter.safetensors"), "adapter.safetensors is damaged"),
+    ],
+)
+def test_faults_are_named(engine: Path, harm: Callable[[Path], object], message: str) -> None:
+    harm(engine)
+    with pytest.raises(EngineError, match=message):
+        Session.open(engine)
+
+
+def test_int8_weights_that_this_processor_would_get_wrong(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_manifest(engine, requires={"processor": "exact int8"})
+    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: True)
+    Session.open(engine)
+    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: False)
+    with pytest.raises(EngineError, match=r"for processors with VNNI.*rebuild it here: make"):
+        Session.open(engine)
+
+
+def test_faults_come_together(engine: Path) -> None:
+    (engine / "tree.json").unlink()
+    truncate(engine / "model.onnx")
+    edit_manifest(engine, capacity=None, mode="x")
+    with pytest.raises(EngineError) as caught:
+        open_engine(engine)
+    message = str(caught.value)
+    assert "4 faults" in message
+    for part in ("tree.json is missing", "model.onnx has", "capacity is None", "mode 'x'"):
+        assert part in message
+
+
+def test_files_outside_are_not_touched(engine: Path) -> None:
+    files = json.loads((engine / "manifest.json").read_text())["files"]
+    files["../secret"] = {"bytes": 1, "sha256": ""}
+    edit_manifest(engine, files=files)
+    with pytest.raises(EngineError, match=r"'\.\./secret' points out of the engine"):
+        open_engine(engine)
+
+
+def test_large_files_are_hashed_on_request_only(engine: Path) -> None:
+    weights = engine / "model.onnx.data"
+    weights.write_bytes(bytes(SMALL_FILE + 1))
+    files = json.loads((engine / "manifest.json").read_text())["files"]
+    files["model.onnx.data"]["bytes"] = SMALL_FILE + 1
+    edit_manifest(engine, files=files)
+    open_engine(engine)
+    with pytest.raises(EngineError, match=r"model\.onnx\.data is damaged"):
+        open_engine(engine, check_hashes=True)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation.json", "tree.json", "model.onnx"])
+def test_files_that_are_whole_but_wrong(engine: Path, name: str) -> None:
+    """A file with a right hash and senseless content still gives an error of ours."""
+    import hashlib
+
+    from bita.errors import BitaError
+
+    (engine / name).write_bytes(b"\x00 nonsense")
+    files = json.loads((engine / "manifest.json").read_text())["files"]
+    digest = hashlib.sha256((engine / name).read_bytes()).hexdigest()
+    files[name] = {"bytes": 10, "sha256": digest}
+    edit_manifest(engine, files=files)
+    with pytest.raises(BitaError):
+        Session.open(engine)
+
+
+def test_an_engine_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+
+    def build() -> None:
+        with new_engine(out) as draft:
+            (draft.path / "model.onnx").write_text("half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        build()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EngineError, match="without a manifest"), new_engine(out):
+        pass
+    assert list(tmp_path.iterdir()) == []

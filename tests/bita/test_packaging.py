@@ -1,0 +1,87 @@
+"""One package from four folders; a runtime that stays lean."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+import bita
+
+ROOMS = ("bita", "export", "runtime", "calibration")
+
+
+def test_importing_the_runtime_brings_nothing_heavy() -> None:
+    code = (
+        "import sys, bita.runtime.session\n"
+        "heavy = ['torch', 'transformers', 'onnx', 'onnx_ir', 'gguf', 'bita.export']\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_front_door_is_light() -> None:
+    """`import bita` brings nothing; its names come when they are asked for."""
+    code = (
+        "import sys, bita\n"
+        "heavy = ['numpy', 'onnxruntime', 'torch', 'bita.runtime']\n"
+        "assert not [name for name in heavy if name in sys.modules]\n"
+        "print(sorted(name for name in bita.__all__ if getattr(bita, name).__name__ == name) "
+        "== sorted(bita.__all__) and set(bita.__all__) <= set(dir(bita)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "True"
+    with pytest.raises(AttributeError, match="'bita' has no attribute 'Sesion'"):
+        bita.Sesion  # noqa: B018
+
+
+SPY = """
+import os, sys
+class Spy:
+    def find_spec(self, name, *more):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Spy())
+"""
+
+
+@pytest.mark.parametrize("module", ["backends.ort_backend", "backends.ort_cuda_backend", "session"])
+def test_telemetry_is_off_before_onnxruntime_is_imported(module: str) -> None:
+    code = f"{SPY}import bita.runtime.{module}, onnxruntime"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "1"
+
+
+def test_links_point_to_the_rooms() -> None:
+    for room in ROOMS[1:]:
+        link = ROOT / "bita" / room
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / room
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+    pytest.importorskip("build")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {"bita/py.typed", "bita/data/prompts.jsonl"}
+    expected |= {f"bita/data/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            inside = path.relative_to(ROOT)
+            if not any(part in ROOMS[1:] for part in inside.parts[1:]):
+                prefix = Path() if room == "bita" else Path("bita")
+                expected.add((prefix / inside).as_posix())
+    assert packed == expected

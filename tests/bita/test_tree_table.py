@@ -1,0 +1,188 @@
+"""A tree for each state: its file, and decoding by it."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_drafts import AR, drafting_adapter, logits_of_text, prompt_ids, random_tree
+
+from bita.calibration.acceptance import measure_acceptance
+from bita.calibration.replay import replay, visited
+from bita.calibration.verify import verify
+from bita.cli.shared.trees import read_tree
+from bita.engine import open_engine
+from bita.errors import TreeError
+from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.session import Session
+from bita.tree import Tree
+from bita.tree_table import TreeTable, trees_from_json
+
+TABLE = TreeTable(
+    (
+        Tree.root_only(2),
+        Tree.from_paths([(1,), (2,), (1, 1)], 1),
+        Tree.chain(5, 0).with_ngrams(1),
+    ),
+    (0, 1, 2, 5),
+    ((0, 0, 2, 2), (1, 1, 1, 2), (1, 1, 2, 2)),
+)
+
+
+def random_table(seed: int) -> TreeTable:
+    rng = random.Random(seed)
+    trees = [random_tree(100 * seed + n).with_ngrams(rng.randint(0, 2)) for n in range(4)]
+    rows = [tuple(rng.randrange(4) for _ in range(4)) for _ in range(4)]
+    return TreeTable((*trees,), (0, 1, 2, 4), (*rows,))
+
+
+@pytest.fixture(scope="module")
+def session(tiny_engine: Path) -> Session:
+    return Session.open(tiny_engine, num_threads=1)
+
+
+def test_tables_are_written_and_read(tmp_path: Path) -> None:
+    assert trees_from_json(TABLE.to_json()) == TABLE
+    for tree in TABLE.trees:
+        assert trees_from_json(tree.to_json()) == tree
+    path = tmp_path / "trees.json"
+    path.write_text(TABLE.to_json())
+    assert read_tree(str(path), 3) == TABLE
+    assert str(TABLE) == "3 trees by state, of 3 to 8 rows"
+    assert TABLE.states()[:3] == [
+        ("masks 0, match 0-1", TABLE.trees[0]),
+        ("masks 0, match 2+", TABLE.trees[2]),
+        ("masks 1, match 0-4", TABLE.trees[1]),
+    ]
+    assert TABLE.states()[-1] == ("masks 2, match 2+", TABLE.trees[2])
+
+
+def test_states_behind_the_table_are_its_last() -> None:
+    assert [TABLE.number(0, match) for match in range(7)] == [0, 0, 2, 2, 2, 2, 2]
+    assert [TABLE.number(1, match) for match in range(7)] == [1, 1, 1, 1, 1, 2, 2]
+    assert [TABLE.number(9, match) for match in range(7)] == [1, 1, 2, 2, 2, 2, 2]
+    assert TABLE.max_masks == 2
+    assert TABLE.num_rows == 8
+    assert TABLE.uses_text
+    assert not TreeTable.of(Tree.chain(3)).uses_text
+    assert TreeTable.of(Tree.chain(2).with_ngrams(1)).uses_text
+    assert TreeTable.of(TABLE) is TABLE
+    assert TreeTable.of(AR).is_ar
+    assert not TABLE.is_ar
+
+
+ONE, MATCHES = '{"trees": [{"nodes": []}], "by_state": ', '"matches": '
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ('{"trees": 3}', "not a table of trees"),
+        ('{"trees": [{"nodes": []}]}', "not a table of trees: KeyError"),
+        ('{"trees": [{"nodes": 4}], "by_state": [], "matches": [0]}', "not a tree"),
+        ('{"trees": [{"nodes": []}], "by_state": [], "matches": [0]}', "by_state is empty"),
+        (f"{ONE}[[0, 0]], {MATCHES}[0]}}", r"by_state\[0\] has 2 numbers, not 1 as matches"),
+        (f"{ONE}[[1]], {MATCHES}[0]}}", "there is no tree 1; they are numbered 0 to 0"),
+        (f"{ONE}[[true]], {MATCHES}[0]}}", "there is no tree True"),
+        (f"{ONE}[[0]], {MATCHES}[1]}}", r"matches \[1\] do not ascend from 0 to 12"),
+        (f"{ONE}[[0, 0]], {MATCHES}[0, 13]}}", "do not ascend"),
+        (f"{ONE}[[0, 0, 0]], {MATCHES}[0, 3, 3]}}", "do not ascend"),
+        (f"{ONE}[[0]], {MATCHES}[]}}", "do not ascend"),
+        ('{"trees": [], "by_state": [[0]], "matches": [0]}', "there is no tree 0"),
+        ("[]", "not a tree"),
+    ],
+)
+def test_broken_tables(text: str, message: str) -> None:
+    with pytest.raises(TreeError, match=message):
+        trees_from_json(text)
+
+
+def test_trees_that_do_not_fit_are_named(session: Session) -> None:
+    wide = TreeTable((AR, Tree.root_only(4), Tree.chain(2, 9)), (0, 1, 2), ((0, 1, 2),))
+    with pytest.raises(TreeError, match=r"tree 1: 4 masks on a node.*\n.*tree 2: 9 masks"):
+        session.using(tree=wide)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("mode", ["exact", "tree"])
+def test_text_stays_the_same(session: Session, seed: int, mode: str) -> None:
+    adapter = drafting_adapter(session, prefix_length=seed % 4, seed=seed)
+    plain = session.using(tree=AR, adapter=adapter)
+    switching = session.using(tree=random_table(seed), adapter=adapter, mode=mode)
+    for number in range(3):
+        prompt = prompt_ids(100 * seed + number, 1 + 37 * number)
+        expected = plain.generate(prompt, 60, ignore_eos=True).token_ids
+        assert switching.generate(prompt, 60, ignore_eos=True).token_ids == expected
+    assert switching.stats.num_steps < switching.stats.num_tokens
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exact_mode_is_bit_identical_to_ar(session: Session, seed: int) -> None:
+    adapter = drafting_adapter(session, prefix_length=seed % 3, seed=seed)
+    plain = session.using(tree=AR, adapter=adapter, mode="exact")
+    exact = session.using(tree=random_table(seed), adapter=adapter, mode="exact")
+    expected = logits_of_text(plain, prompt_ids(seed), 40)
+    np.testing.assert_array_equal(np.array(logits_of_text(exact, prompt_ids(seed), 40)), expected)
+
+
+def test_each_state_takes_its_tree(session: Session) -> None:
+    adapter = drafting_adapter(session, 0, 3)
+    trees = Tree.root_only(2), Tree.chain(1, 1), Tree.chain(5, 0).with_ngrams(1)
+    table = TreeTable(trees, (0, 2), ((0, 2), (0, 2), (1, 2)))
+    switching = session.using(tree=table, adapter=adapter, mode="tree")
+    decoder = switching._decoder
+    index, taken = NgramIndex(), Counter[int]()
+    decoded = decoder.begin(prompt_ids(3))
+    text = [*prompt_ids(3), *decoder.step(decoded)]
+    index.start(text)
+    drafted = 2
+    while len(text) < 250:
+        number = table.number(drafted, index.match_length())
+        bound, _ = decoder._bound_now(decoded)
+        assert bound.tree == trees[number]
+        taken[number] += 1
+        emitted = decoder.step(decoded)
+        index.extend(emitted)
+        text += emitted
+        last = decoder.stats.num_accepted
+        drafted = decoded.drafts.num_masks
+        assert drafted in bound.tree.num_masks
+        assert last[()] == taken.total()
+    assert {*taken} == {0, 1, 2}
+
+
+def test_the_cache_ends_with_single_steps(tiny_engine: Path, session: Session) -> None:
+    table = TreeTable((Tree.chain(3, 3).with_ngrams(1), AR), (0, 9), ((0, 1),))
+    plain = session.using(tree=AR).generate(prompt_ids(2), 10_000, ignore_eos=True)
+    found = session.using(tree=table).generate(prompt_ids(2), 10_000, ignore_eos=True)
+    assert (found.finish_reason, found.token_ids) == ("capacity", plain.token_ids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mode", ["exact", "tree"])
+def test_a_replay_counts_the_steps_of_the_engine(tiny_engine: Path, seed: int, mode: str) -> None:
+    prompts = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
+    acceptance = measure_acceptance(open_engine(tiny_engine), prompts, 60, num_threads=1)
+    # without branches, and no deeper than the drafts: a replay knows neither what stands beside a
+    # wrong guess nor what an older step drafted
+    rng = random.Random(seed)
+    chains = [Tree.from_paths([(1,) * d for d in range(depth + 1)]) for depth in range(4)]
+    plain = [Tree.from_paths(chain.paths, rng.randint(0, 3)) for chain in chains]
+    guessing = [Tree.chain(rng.randint(1, 5), rng.randint(0, 3)).with_ngrams(1) for _ in range(3)]
+    rows = [[rng.randint(0, d), *(rng.randint(4, 6) for _ in range(3))] for d in range(4)]
+    table = TreeTable((*plain, *guessing), (0, 1, 3, 6), tuple(map(tuple, rows)))
+    session = Session.open(tiny_engine, tree=table, mode=mode, num_threads=1)
+    for prompt in prompts:
+        session.generate(prompt, 60)
+    assert len({visit.number for text in visited(acceptance, table) for visit in text}) > 1
+    counted = session.stats.num_tokens / session.stats.num_steps
+    assert replay(acceptance, table, mode) == pytest.approx(counted, rel=1e-9)
+
+
+def test_a_table_is_verified(tiny_engine: Path) -> None:
+    session = Session.open(tiny_engine, tree=TABLE, num_threads=1)
+    for comparison in verify(session, [prompt_ids(1), prompt_ids(2)], 40):
+        assert comparison.num_identical == 2
+        assert comparison.num_tokens == 80

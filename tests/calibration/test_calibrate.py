@@ -1,0 +1,310 @@
+"""`bita calibrate`: latency, acceptance, the tree chosen by them, and what a killed run keeps."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from acceptances import random_acceptance
+
+from bita.calibration import choose_tree
+from bita.calibration.acceptance import Acceptance, Position
+from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
+from bita.calibration.devices import DEVICES, modelled_latency
+from bita.calibration.effort import Effort
+from bita.calibration.latency import (
+    Latency,
+    describe_device,
+    measure_latency,
+    monotone,
+    tree_of,
+)
+from bita.calibration.stages import Calibrator
+from bita.cli.main import main
+from bita.engine import Engine, open_engine, read_calibration
+from bita.errors import EngineError
+from bita.runtime.session import Session, read_tree
+from bita.tree import Tree
+
+FEW = ["--limit", "3", "--max-new-tokens", "24", "--repeats", "1", "--threads", "1"]
+
+
+def calibrator_of(
+    engine: Engine,
+    told: Callable[[str, int, int], None] = lambda *_: None,
+    prompts: Path | None = None,
+    num_threads: int = 1,
+    **effort: int,
+) -> Calibrator:
+    little = {"num_prompts": 6, "max_new_tokens": 24, "repeats": 1, **effort}
+    return Calibrator(engine, num_threads, told, prompts, Effort(**little))
+
+
+@pytest.fixture
+def engine(tiny_engine: Path, tmp_path: Path) -> Engine:
+    shutil.copytree(tiny_engine, tmp_path / "engine")
+    return open_engine(tmp_path / "engine")
+
+
+def device(milliseconds: list[float], rows: list[int]) -> Latency:
+    """A device whose steps take these times, whatever the cache holds."""
+    curve = (tuple(milliseconds),)
+    return Latency(tuple(rows), (100,), curve, curve, curve, 0.0, 1, {})
+
+
+@pytest.fixture(scope="module")
+def acceptance(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Acceptance:
+    path = tmp_path_factory.mktemp("acceptance") / "engine"
+    shutil.copytree(tiny_engine, path)
+    return calibrator_of(open_engine(path), max_new_tokens=60).acceptance()
+
+
+def test_every_size_of_step_is_timed(engine: Engine) -> None:
+    latency = measure_latency(engine, most_rows=33, repeats=2, num_threads=1)
+    assert latency.rows == (*range(1, 9), 10, 12, 14, 16, 20, 24, 32)
+    assert latency.cache_lengths == (23, 95, 191, 350)  # of 382; with room for 32 rows at last
+    assert np.array(latency.median).shape == (4, 15)
+    assert np.all(np.diff(latency.fitted, axis=1) >= 0)
+    assert latency.device["cores"] >= 1
+    assert Latency.from_json(json.loads(json.dumps(latency.to_json())), "x") == latency
+
+
+@pytest.mark.parametrize("num_rows", range(1, 30))
+def test_timed_steps_have_the_rows_that_are_asked_for(num_rows: int) -> None:
+    tree = tree_of(num_rows, 3)
+    assert tree.num_rows == num_rows
+    assert max(tree.num_masks) <= 3
+
+
+def test_a_monotone_curve_is_the_nearest() -> None:
+    np.testing.assert_allclose(monotone(np.array([1.0, 2, 3])), [1, 2, 3])
+    np.testing.assert_allclose(monotone(np.array([3.0, 1, 2, 5, 4])), [2, 2, 2, 4.5, 4.5])
+
+
+def test_times_between_and_beyond_what_was_measured() -> None:
+    latency = Latency((1, 4), (10, 20), *[((1.0, 4.0), (2.0, 8.0))] * 3, 0.0, 1, {})
+    assert latency.at(1, 10) == 1
+    assert latency.at(2, 10) == pytest.approx(2)
+    assert latency.at(4, 15) == pytest.approx(6)
+    assert latency.at(6, 20) == pytest.approx(12)
+
+
+@pytest.mark.parametrize("data", [3, {}, {"rows": [1]}, {"rows": "x"}])
+def test_a_file_without_a_latency(data: object) -> None:
+    with pytest.raises(EngineError, match="mine: no latency of a device"):
+        Latency.from_json(data, "mine")
+
+
+def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
+    flat = device([5.0, 5.0], [1, 128])
+    plan = plan_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree")
+    ar, planned = plan.ar, plan.trees
+    choice = planned_choice(plan)
+    assert choice.chosen is planned[0]
+    assert planned[0].tree.num_rows > 60
+    assert planned[0].expected_speed == pytest.approx(200 * planned[0].expected_tokens)
+    assert ar.expected_speed == pytest.approx(200)
+
+
+def test_where_rows_cost_what_a_step_does_ar_wins(acceptance: Acceptance) -> None:
+    linear = device([1.0, 128.0], [1, 128])
+    choice = planned_choice(plan_trees(acceptance, linear, 3, "tree"))
+    assert choice.chosen is choice.ar
+    assert "AR" in choice.why or "cost" in choice.why
+
+
+def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
+    flat = device([5.0, 5.0], [1, 128])
+    planned = plan_trees(acceptance, flat, 3, "exact").trees
+    assert planned
+    for candidate in planned:
+        assert candidate.tree.spine_length == candidate.tree.num_nodes - 1
+
+
+def test_ar_wins_unless_a_tree_pays(
+    engine: Engine, acceptance: Acceptance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = device([5.0, 5.0], [1, 128])
+    plan = plan_trees(acceptance, flat, 3, "tree")
+    session = Session.open(engine.path, mode="tree", num_threads=1)
+    for least, wins in ((0.0, True), (1000.0, False)):
+        monkeypatch.setattr(choose_tree, "LEAST_GAIN", least)
+        choice = measure_choice(session, plan, ["Hello tree", "A mask token"], 20)
+        assert (choice.chosen.tree.num_nodes > 1) == wins
+        assert choice.ar.measured_tokens == 1.0
+        assert choice.chosen.measured_speed > 0
+
+
+def test_the_engine_has_the_tree_that_was_chosen(
+    engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose_tree, "LEAST_GAIN", 0.0)
+    assert main(["calibrate", "acceptance", str(engine.path), *FEW]) == 0
+    assert "steps" in capsys.readouterr().out
+    assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
+    assert "monotone fit" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
+    assert "latency: as it was measured before; --anew" in capsys.readouterr().out
+    assert main(["calibrate", "latency", str(engine.path), *FEW, "--anew"]) == 0
+    assert "as it was measured" not in capsys.readouterr().out
+    assert main(["calibrate", "tree", str(engine.path), *FEW]) == 0
+    assert "chosen: " in capsys.readouterr().out
+    revised = open_engine(engine.path, check_hashes=True)
+    report = read_calibration(revised)
+    assert report.keys() == {"acceptance", "latency", "tree", "memory"}
+    at_load, decoding = report["memory"]["at_load"], report["memory"]["decoding"]
+    assert 10e6 < at_load["host"] <= decoding["host"] < 1e9
+    assert at_load["gpu"] == decoding["gpu"] == 0
+    assert read_tree(revised).num_rows == report["tree"]["chosen"]["rows"]
+    assert revised.file("calibration.png").read_bytes().startswith(b"\x89PNG")
+    session = Session.open(revised.path, num_threads=1)
+    assert session.tree == read_tree(revised)
+    assert main(["verify", str(revised.path), "--limit", "2", "--model", "-"]) == 0
+
+
+def test_the_latency_of_another_device_is_measured_again(engine: Engine) -> None:
+    calibrator = calibrator_of(engine, most_rows=4)
+    own = calibrator.latency()
+    again = calibrator_of(calibrator.engine, most_rows=3)
+    assert again.latency() == own
+    elsewhere = calibrator_of(calibrator.engine, num_threads=2, most_rows=4).latency()
+    assert elsewhere.device != own.device
+
+
+def test_a_latency_without_the_sizes_wanted_is_measured_again(engine: Engine) -> None:
+    calibrator = calibrator_of(engine, most_rows=4)
+    assert calibrator.latency().rows == (1, 2, 3, 4)
+    assert calibrator_of(calibrator.engine, most_rows=6).latency().rows == (1, 2, 3, 4, 5, 6)
+
+
+def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    stream = Session.stream
+    monkeypatch.setattr(
+        Session,
+        "stream",
+        lambda self, prompt, *args: asked.append(prompt) or stream(self, prompt, *args),
+    )
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"Hello {word}"}) for word in "abcdef"))
+    calibrator = calibrator_of(engine, prompts=path, most_rows=4)
+    acceptance, latency = calibrator.acceptance(), calibrator.latency()
+    assert len(acceptance.texts) == 4
+    told, asked[:] = len(asked), []
+    assert told == 4
+    calibrator.tree(acceptance, latency)
+    words = {prompt[0]["content"] for prompt in asked}
+    assert words == {"Hello c", "Hello f"}
+
+
+def test_a_model_without_a_chat_template(engine: Engine) -> None:
+    path = engine.file("manifest.json")
+    manifest = json.loads(path.read_text())
+    if manifest["files"].pop("chat_template.jinja", None):
+        engine.file("chat_template.jinja").unlink()
+    path.write_text(json.dumps(manifest))
+    calibrator = calibrator_of(open_engine(engine.path), most_rows=4)
+    assert calibrator.tree(calibrator.acceptance(), calibrator.latency()).ar.measured_speed > 0
+
+
+def test_the_mean_length_of_what_was_measured() -> None:
+    position = Position((1,), 0, 0)
+    acceptance = Acceptance(((position,) * 3, (position,)), (10, 20), "x", 4)
+    assert acceptance.mean_length == (10 + 11 + 12 + 20) / 4
+
+
+def test_what_if_changes_nothing(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "board.json"
+    curve = device([5.0, 5.0], [1, 128])
+    path.write_text(json.dumps(replace(curve, device={"processor": "A Board"}).to_json()))
+    assert main(["calibrate", "tree", str(engine.path), *FEW, "--what-if", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "A Board" in out
+    assert "chosen: " in out
+    revised = open_engine(engine.path)
+    assert read_tree(revised) == Tree.triangle()
+    assert read_calibration(revised).keys() == {"acceptance"}
+    path.write_text("{")
+    assert main(["calibrate", "tree", str(engine.path), *FEW, "--what-if", str(path)]) == 2
+    assert f"cannot read a latency from {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(DEVICES))
+def test_modelled_devices_answer_what_if(
+    name: str, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latency = modelled_latency(name, engine)
+    for curve in latency.fitted:
+        assert list(curve) == sorted(curve)
+    assert latency.fitted[0][0] < latency.fitted[-1][0]  # a longer text is read
+    assert main(["calibrate", "tree", str(engine.path), *FEW, "--what-if", name]) == 0
+    assert "not a measurement" in " ".join(capsys.readouterr().out.split())
+
+
+class StoppedError(Exception):
+    """A run that was killed."""
+
+
+def test_a_killed_run_goes_on_behind_the_last_answer(engine: Engine, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 2:
+            raise StoppedError
+
+    told: list[int] = []
+    with pytest.raises(StoppedError):
+        calibrator_of(engine, stop).acceptance()
+    (kept,) = tmp_path.glob(".*.jsonl")
+    text = kept.read_text()
+    assert len(text.splitlines()) == 3
+    kept.write_text(text + '{"positions": [[[1, ')  # killed while it wrote
+    calibrator = calibrator_of(engine, lambda stage, done, total: told.append(done))
+    again = calibrator.acceptance()
+    assert not kept.exists()
+    fresh = calibrator_of(calibrator.engine).acceptance(anew=True)
+    assert again == fresh
+    few = calibrator_of(calibrator.engine, num_prompts=3)
+    assert few.acceptance() == again  # kept in the engine
+
+
+def test_what_if_in_another_mode(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(device([5.0, 5.0], [1, 128]).to_json()))
+    few = ["calibrate", "tree", str(engine.path), *FEW]
+    for mode, branches in (("exact", False), ("tree", True)):
+        assert main([*few, "--what-if", str(path), "--mode", mode]) == 0
+        out = capsys.readouterr().out
+        widths = re.search(r"chosen: \d+ nodes \(widths \[(.*?)\]\)", out)
+        assert widths is not None
+        assert ({*widths[1].split(", ")} != {"1"}) == branches
+        assert "BiTA's triangle" in " ".join(out.split())
+    assert main([*few, "--mode", "tree"]) == 2
+    assert "--mode goes with --what-if" in capsys.readouterr().err
+
+
+def test_the_device_is_described_with_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "nvidia" not in describe_device(2)
+    tool = tmp_path / "nvidia-smi"
+    lines = "Some GPU, 580.1, 1980 MHz, 2619 MHz, [N/A], 700.00 W\nOther, 580.1, 1, 2, 3, 4 W\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    first, second = describe_device(2)["nvidia"]
+    assert first["name"] == "Some GPU"
+    assert first["clocks.max.sm"] == "1980 MHz"
+    assert first["power.limit"] == "700.00 W"
+    assert second["clocks.applications.graphics"] == "3"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "nvidia" not in describe_device(2)

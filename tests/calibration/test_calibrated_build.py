@@ -1,0 +1,392 @@
+"""Engines rounded for what the model reads, and their error against float32."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from make_tiny_engine import write_plain_model
+
+from bita.adapter import random_adapter
+from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
+from bita.calibration.effort import Effort
+from bita.calibration.moments import collect_moments
+from bita.calibration.probe import Probe, value_names
+from bita.calibration.quality import Scored, measure_quality
+from bita.calibration.ranges import collect_squares
+from bita.calibration.report import read_quality
+from bita.cli.main import main
+from bita.engine import Engine, move_engine, open_engine, read_calibration, revise_engine
+from bita.errors import BitaError, EngineError, PromptError
+from bita.export.architecture import read_architecture
+from bita.export.build import BuildOptions, build_engine
+from bita.export.checkpoint import Checkpoint
+from bita.export.sources import open_checkpoint
+from bita.identity import identify
+from bita.runtime.session import Session, read_tree
+from bita.tree import Tree
+
+TEXTS = [[5, 9, 200, 31, 7, 88], [3, 4, *range(40, 60)], list(range(10, 260))]
+WORDS = ("one", "two", "three", "four", "five")
+FEW_TOKENS = 6
+WITH_TREE = BuildOptions(tree=Tree.chain(3))  # nothing is timed
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(str(write_plain_model(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture(scope="module")
+def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+    """In float32 and in int4, rounded to the nearest."""
+    folder = tmp_path_factory.mktemp("engines")
+    for precision in ("fp32", "int4"):
+        build_engine(checkpoint, None, folder / precision, BuildOptions(precision, capacity=300))
+    return {path.name: open_engine(path) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    lines = [
+        json.dumps({"prompt": f"The {word} fox"})
+        for word in ["one", "two", "three", "four", "five"]
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_probe_reads_in_pieces_what_a_session_computes(engines: dict[str, Engine]) -> None:
+    probe = Probe(engines["fp32"], ["lm_head.input", "model.layers.0.mlp.down_proj.output"])
+    session = Session.open(engines["fp32"].path)
+    for text in [*TEXTS, TEXTS[0]]:
+        pieces = [{k: v.copy() for k, v in piece.items()} for piece in probe.read(text)]
+        whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        assert whole["logits"].shape == (len(text), 320)
+        assert whole["model.layers.0.mlp.down_proj.output"].shape == (len(text), 32)
+        table = open_table(engines["fp32"])
+        np.testing.assert_allclose(
+            whole["lm_head.input"] @ table.T, whole["logits"], rtol=1e-4, atol=1e-3
+        )
+        best = np.sort(whole["logits"][-1])
+        assert session.margin(text) == pytest.approx(best[-1] - best[-2], abs=1e-3)
+
+
+def open_table(engine: Engine) -> np.ndarray:
+    """The embedding table of a tied float32 engine."""
+    import onnx_ir as ir
+
+    graph = ir.load(engine.file("model.onnx")).graph
+    tensor = graph.initializers["model.embed_tokens.weight"].const_value
+    assert tensor is not None
+    return np.array(tensor.numpy())
+
+
+def test_probes_have_names(engines: dict[str, Engine]) -> None:
+    names = value_names(engines["int4"], ".input")
+    assert len(names) == 4 * engines["int4"].manifest.num_layers + 1
+    assert value_names(engines["fp32"], ".input") == names
+    with pytest.raises(EngineError, match=r"has no value 'nonsense'; rebuild it"):
+        Probe(engines["fp32"], ["nonsense"])
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+def test_moments_are_sums_of_outer_products(
+    memory: int,
+    checkpoint: Checkpoint,
+    engines: dict[str, Engine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bita.calibration.moments.MEMORY", memory)
+    reference, told = engines["fp32"], []
+    architecture = read_architecture(checkpoint.config, 300)
+    moments = collect_moments(
+        *(reference, architecture, TEXTS, tmp_path / "moments"),
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    squares = collect_squares(reference, TEXTS, tmp_path / "squares")
+    labels = [name.removesuffix(".input") for name in value_names(reference, ".input")]
+    assert sorted(moments) == sorted(labels)
+    assert told[-1][0] == told[-1][1] == len(TEXTS) * (len(labels) if memory == 1 else 1)
+    for label in (labels[0], labels[5], labels[-1]):
+        probe = Probe(reference, [f"{label}.input"])
+        read = [p[f"{label}.input"].copy() for text in TEXTS for p in probe.read(text)]
+        rows = np.concatenate(read)
+        np.testing.assert_allclose(moments[label], rows.T @ rows, rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(squares[label], np.square(rows).sum(0), rtol=1e-3, atol=1e-2)
+    assert "nonsense" not in moments
+
+
+def test_an_engine_has_no_error_against_itself(engines: dict[str, Engine]) -> None:
+    texts = [Scored(tuple(text), 3) for text in TEXTS]
+    quality = measure_quality(engines["fp32"], engines["fp32"], texts)
+    assert (quality.kl, quality.same_greedy, quality.worst_layer_error) == (0.0, 1.0, 0.0)
+    assert quality.num_tokens == sum(len(text) - 3 for text in TEXTS)
+    probe = Probe(engines["fp32"], [])
+    losses = []
+    for text in TEXTS:
+        logits = np.concatenate([p["logits"].copy() for p in probe.read(text)]).astype(float)
+        log_sums = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
+        losses += [
+            log_sums[i - 1] + logits[i - 1].max() - logits[i - 1, text[i]]
+            for i in range(3, len(text))
+        ]
+    assert quality.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert quality.reference_perplexity == quality.perplexity
+
+
+def test_int4_has_an_error(engines: dict[str, Engine]) -> None:
+    texts = [Scored(tuple(text), 3) for text in TEXTS]
+    quality = measure_quality(engines["fp32"], engines["int4"], texts)
+    assert 1e-3 < quality.kl < 5
+    assert 0 < quality.same_greedy < 1
+    assert 0.01 < quality.worst_layer_error < 2
+    assert quality.worst_layer in [
+        name.removesuffix(".output") for name in value_names(engines["fp32"], ".output")
+    ]
+
+
+def test_calibrated_is_better_and_says_so(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {}
+    for quantizer in ("rtn", "gptq"):
+        out = tmp_path / quantizer
+        options = CalibrationOptions(quantizer, max_new_tokens=24)
+        built = build_calibrated(checkpoint, None, out, WITH_TREE, options)
+        engine, quality = built.engine, built.quality
+        assert read_quality(engine) == quality
+        assert quality.quantizer == quantizer
+        results[quantizer] = quality.kl
+        assert main(["inspect", str(out)]) == 0
+        assert f"{quality.kl:.3g} nats" in " ".join(capsys.readouterr().out.split())
+    assert results["gptq"] < 0.9 * results["rtn"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gptq", "rtn"]
+
+
+def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    options = BuildOptions("int8", tree=Tree.chain(3))
+    calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
+    built = build_calibrated(checkpoint, None, tmp_path / "e", options, calibration)
+    assert built.quality.quantizer == "smoothed"
+    assert 0 < built.quality.kl < 0.03
+    names = ir.load(built.engine.file("model.onnx")).graph.initializers
+    assert sum(name.endswith(".smoothing") for name in names) == 4 * 2 + 1
+
+
+class StoppedError(Exception):
+    """A build that was killed."""
+
+
+@pytest.mark.parametrize("stage", ["answering prompts", "reading texts", "measuring the error"])
+def test_a_killed_build_goes_on(
+    stage: str, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    whole = build_calibrated(checkpoint, None, tmp_path / "whole", WITH_TREE, options).engine
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == stage and done:
+            raise StoppedError
+
+    out, told = tmp_path / "killed", []
+    with pytest.raises(StoppedError):
+        build_calibrated(checkpoint, None, out, WITH_TREE, options, stop)
+    assert not out.exists()
+    again = build_calibrated(
+        *(checkpoint, None, out, WITH_TREE, options),
+        lambda name, done, total: told.append((name, done, total)),
+    ).engine
+    assert "exporting fp32" not in {name for name, _, _ in told}
+    first_answered = next(done for name, done, _ in told if name == "answering prompts")
+    assert first_answered >= 1
+    for name in whole.files:
+        assert whole.file(name).read_bytes() == again.file(name).read_bytes(), name
+
+
+@pytest.mark.parametrize("killed_in", [None, "acceptance", "latency", "timing trees"])
+def test_a_build_ends_with_the_tree_that_was_timed(
+    killed_in: str | None, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if name == killed_in and done:
+            raise StoppedError
+
+    effort = Effort(num_prompts=5, max_new_tokens=8, repeats=1, most_rows=8)
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS, effort=effort)
+    out = tmp_path / "engine"
+    if killed_in:
+        with pytest.raises(StoppedError):
+            build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+        told, killed_in = [], None
+    built = build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+    assert ("exporting int4" in told) == (told[0] == "exporting fp32")  # once
+    report = read_calibration(open_engine(out, check_hashes=True))
+    assert report.keys() == {"quality", "acceptance", "latency", "tree", "memory"}
+    assert built.choice is not None
+    assert read_tree(built.engine) == built.choice.chosen.tree
+    assert Session.open(out).generate("The one fox", 8).token_ids
+    assert {path.name for path in tmp_path.iterdir()} == {"engine", "mine.jsonl"}
+
+
+def test_a_cache_too_small_to_measure_in(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    narrow = BuildOptions(capacity=24)
+    built = build_calibrated(checkpoint, None, tmp_path / "e", narrow, options)
+    assert built.choice is None
+    assert read_tree(built.engine) == Tree.root_only()
+    assert read_calibration(built.engine).keys() == {"quality"}
+    assert main(["calibrate", "acceptance", str(tmp_path / "e")]) == 2
+    assert "no prompt of 60 fits a cache of 24 slots" in capsys.readouterr().err
+
+
+def test_an_engine_for_another_adapter_is_not_kept(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "measuring the error":
+            raise StoppedError
+
+    out, told = tmp_path / "engine", []
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    adapter = random_adapter(identify(checkpoint), 3, 2)
+    for other in (None, adapter):
+        with pytest.raises(StoppedError):
+            build_calibrated(checkpoint, other, out, WITH_TREE, options, stop)
+    engine = build_calibrated(
+        *(checkpoint, adapter, out, WITH_TREE, options),
+        lambda name, done, total: told.append(name),
+    ).engine
+    assert "exporting int4" not in told
+    assert engine.manifest.prefix_length == 2
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.1), ("fp8", 0.6)])
+def test_activations_of_the_standard_dialect_have_ranges(
+    precision: str, most: float, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    options = BuildOptions(precision, dialect="standard")
+    calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
+    built = build_calibrated(checkpoint, None, tmp_path / "e", options, calibration)
+    assert built.quality.quantizer == "ranges"
+    assert built.choice is None
+    assert 0 < built.quality.kl < most
+    with pytest.raises(BitaError, match=r"needs the range of what .* reads; calibrate"):
+        build_engine(checkpoint, None, tmp_path / "plain", options)
+
+
+def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_path: Path) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "reading texts":
+            raise StoppedError
+
+    out, told = tmp_path / "engine", []
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    with pytest.raises(StoppedError):
+        build_calibrated(checkpoint, None, out, WITH_TREE, options, stop)
+    prompts.write_text(prompts.read_text() + '\n{"prompt": "The sixth fox"}')
+    build_calibrated(
+        *(checkpoint, None, out, WITH_TREE, options),
+        lambda name, done, total: told.append(name),
+    )
+    assert "exporting fp32" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "build", "message", "kind"),
+    [
+        ({"quantizer": "awq"}, {}, "quantizer 'awq' is not one of gptq, rtn", EngineError),
+        ({"prompts": Path("none.jsonl")}, {}, "cannot read prompts from none.jsonl", PromptError),
+        ({}, {"precision": "int3"}, "precision 'int3' is not one of", EngineError),
+        ({}, {"capacity": 600}, "capacity 600 exceeds the model's 512", BitaError),
+    ],
+)
+def test_faults_are_told_before_the_work(
+    changes: dict[str, object],
+    build: dict[str, object],
+    message: str,
+    kind: type[BitaError],
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+) -> None:
+    def never(name: str, done: int, total: int) -> None:
+        raise AssertionError(name)
+
+    with pytest.raises(kind, match=message):
+        build_calibrated(
+            checkpoint,
+            None,
+            tmp_path / "engine",
+            BuildOptions(**build),  # type: ignore[arg-type]
+            CalibrationOptions(**changes),  # type: ignore[arg-type]
+            never,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_prompts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    with pytest.raises(PromptError, match=r"p\.jsonl has 2 usable prompts; give at least 4"):
+        build_calibrated(
+            checkpoint, None, tmp_path / "e", BuildOptions(), CalibrationOptions(prompts=path)
+        )
+
+
+def test_too_little_memory(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bita.export.tensorrt.build_costs.free_memory", lambda: 1000)
+    with pytest.raises(EngineError, match="are free; give --uncalibrated"):
+        build_calibrated(checkpoint, None, tmp_path / "e", BuildOptions(), CalibrationOptions())
+
+
+@pytest.fixture
+def copied(tiny_engine: Path, tmp_path: Path) -> Engine:
+    shutil.copytree(tiny_engine, tmp_path / "engine")
+    return open_engine(tmp_path / "engine")
+
+
+def test_a_revised_engine_is_whole(copied: Engine) -> None:
+    for text in ("{}", '{"a": 1}'):
+        revised = revise_engine(copied, {"calibration.json": text})
+        assert revised.file("calibration.json").read_text() == text
+        files = open_engine(revised.path, check_hashes=True).files
+        assert files.keys() == {*copied.files, "calibration.json"}
+        assert revised.file("model.onnx.data").stat().st_nlink == 1  # onnx refuses others
+
+
+def test_a_moved_engine_replaces_an_engine_only(copied: Engine, tmp_path: Path) -> None:
+    shutil.copytree(copied.path, tmp_path / "old")
+    (tmp_path / "old" / "mark").write_text("")
+    moved = move_engine(copied, tmp_path / "old")
+    assert not moved.file("mark").exists()
+    assert not copied.path.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(EngineError, match="mine exists and is no engine"):
+        move_engine(moved, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not readable"),
+        ("[]", "holds no JSON object"),
+        ('{"quality": 3}', "quality is 3, not a table"),
+        ('{"quality": {"kl": "big"}}', "kl is 'big'"),
+    ],
+)
+def test_a_bad_report(text: str, message: str, copied: Engine) -> None:
+    engine = revise_engine(copied, {"calibration.json": text})
+    with pytest.raises(EngineError, match=message):
+        read_quality(engine)

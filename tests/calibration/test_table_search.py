@@ -1,0 +1,136 @@
+"""The search for trees by state against all there are, and against texts it did not see."""
+
+import itertools
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from acceptances import all_trees, random_acceptance
+
+from bita.calibration.acceptance import Acceptance, Position
+from bita.calibration.knapsack import Knapsack
+from bita.calibration.replay import visited
+from bita.calibration.table_search import best_table
+from bita.tree import Path, Tree
+from bita.tree_table import Trees, TreeTable
+
+TIMES = [10.0, 10.0, 11.0, 12.5, 13.0, 17.0, 17.0, 18.0]
+
+
+def speed(acceptance: Acceptance, trees: Trees, times: list[float], mode: str = "tree") -> float:
+    """Tokens per millisecond by replay."""
+    table = TreeTable.of(trees)
+    numbers = [visit.number for text in visited(acceptance, table, mode) for visit in text]
+    return acceptance.num_positions / sum(times[table.trees[n].num_rows - 1] for n in numbers)
+
+
+def in_texts(acceptance: Acceptance, length: int) -> Acceptance:
+    """The same positions as many texts."""
+    (text,) = acceptance.texts
+    texts = [text[start : start + length] for start in range(0, len(text), length)]
+    return replace(acceptance, texts=tuple(texts), prompt_lengths=(100,) * len(texts))
+
+
+def repeating(seed: int, num_texts: int = 40) -> Acceptance:
+    """Texts with stretches that stood before: there a guess is mostly right, elsewhere never."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for _ in range(num_texts):
+        text: list[Position] = []
+        while len(text) < 90:
+            ranks = tuple(int(rng.random() < 0.3) for _ in range(3))
+            if rng.random() < 0.1:
+                length = int(rng.integers(8, 20))
+                text += [Position(ranks, min(4 + n, 12), length - n) for n in range(length)]
+            text.append(Position(ranks, int(rng.integers(0, 2)), 0))
+        texts.append(tuple(text))
+    return Acceptance(tuple(texts), (50,) * num_texts, "x", 4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_knapsack_is_the_best_of_all_trees(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_masks, max_rows = 2, 7
+    paths: list[Path] = [(), (1,), (2,), (1, 1), (1, 2), (2, 1), (2, 2)]
+    parents = [-1, 0, 0, 1, 1, 2, 2]
+    accepted = rng.random(7)
+    ends, instead = rng.normal(size=(2, 7, num_masks + 1))
+    instead[0] = 0
+    best = [-np.inf] * (max_rows + 1)
+    for masks in all_trees(num_masks, 2, max_rows):
+        worth = 0.0
+        for path, count in masks.items():
+            n = paths.index(path)
+            worth += accepted[n] + ends[n, count]
+            worth -= instead[n, masks[path[:-1]]] if path else 0
+        rows = len(masks) + sum(masks.values())
+        best[rows] = max(best[rows], worth)
+    sack = Knapsack(parents, accepted, ends, instead, max_rows)
+    np.testing.assert_allclose(sack.values, np.maximum.accumulate(best[1:]))
+    for rows in range(1, max_rows + 1):
+        masks = {paths[n]: count for n, count in sack.masks(rows).items()}
+        assert len(masks) + sum(masks.values()) <= rows
+        worth = sum(
+            accepted[n] + ends[n, count] - (instead[n, masks[paths[parents[n]]]] if n else 0)
+            for n, count in sack.masks(rows).items()
+        )
+        assert worth == pytest.approx(sack.values[rows - 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mode", ["exact", "tree"])
+def test_small_tables_are_the_best_there_are(seed: int, mode: str) -> None:
+    acceptance = in_texts(random_acceptance(1, 2, seed, length=3000), 100)
+    times = TIMES[:4]
+    found = best_table(acceptance, times, 1, mode, Tree.chain(1, 1), uses_text=False)
+    trees = [Tree.from_paths(masks, masks) for masks in all_trees(1, 2, 4)]
+    by_hand = max(
+        speed(acceptance, TreeTable((first, second), (0,), ((0,), (1,))), times, mode)
+        for first, second in itertools.product(trees, trees)
+    )
+    assert speed(acceptance, found, times, mode) > 0.995 * by_hand
+
+
+def test_states_by_the_text_are_worth_their_trees() -> None:
+    acceptance, unseen = repeating(1), repeating(2)
+    single = Tree.chain(1, 0).with_ngrams(1)
+    for mode in ("exact", "tree"):
+        found = best_table(acceptance, TIMES, 3, mode, single)
+        assert isinstance(found, TreeTable)
+        assert speed(unseen, found, TIMES, mode) > 1.2 * speed(unseen, single, TIMES, mode)
+        deep = found.trees[found.number(0, 12)]
+        assert deep.min_match == 1
+        assert deep.spine_length > 3
+        assert found.trees[found.number(0, 0)].spine_length < 3
+
+
+def test_noise_is_not_taken_for_states() -> None:
+    """Where the text says nothing, trees by it must not lose on other texts."""
+    rng = np.random.default_rng(5)
+
+    def noise() -> Acceptance:
+        whole = random_acceptance(3, 8, int(rng.integers(1000)), length=3000)
+        return in_texts(whole, 75)
+
+    times = [10 + rows / 4 for rows in range(32)]
+    acceptance, unseen = noise(), noise()
+    start = Tree.from_paths([(1,), (2,), (1, 1), (1, 2), (2, 1)], 2)
+    base = best_table(acceptance, times, 3, "tree", start, uses_text=False)
+    found = best_table(acceptance, times, 3, "tree", start)
+    assert speed(unseen, found, times) > 0.98 * speed(unseen, base, times)
+
+
+def test_a_start_that_cannot_be_bettered_stays() -> None:
+    nothing = Acceptance((tuple(Position((0, 0), 0, 0) for _ in range(200)),), (9,), "x", 2)
+    root = Tree.root_only()
+    assert best_table(nothing, TIMES, 2, "exact", root) is root
+
+
+def test_128_rows_are_searched_in_seconds() -> None:
+    acceptance = in_texts(random_acceptance(3, 16, 1, length=3600), 90)
+    times = [10 + rows / 40 for rows in range(128)]
+    began = time.process_time()
+    found = best_table(acceptance, times, 3, "tree", Tree.triangle())
+    assert speed(acceptance, found, times) > 1.1 * speed(acceptance, Tree.triangle(), times)
+    assert time.process_time() - began < 20  # 4 on a quiet machine

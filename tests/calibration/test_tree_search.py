@@ -1,0 +1,111 @@
+"""The tree search against all trees there are, and expected tokens against counted ones."""
+
+import time
+from pathlib import Path as FilePath
+
+import pytest
+from acceptances import all_trees, random_acceptance
+
+from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
+from bita.calibration.replay import replay
+from bita.calibration.tree_search import _Grown, best_trees, path_shares
+from bita.engine import open_engine
+from bita.errors import EngineError
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("min_match", "mode"), [(0, "tree"), (0, "exact"), (2, "tree")])
+def test_small_trees_are_the_best_there_are(seed: int, min_match: int, mode: str) -> None:
+    max_rows = 7
+    shares = path_shares(random_acceptance(2, 2, seed), 2, min_match, mode)
+    if min_match:
+        shares = tuple(
+            {p: v for p, v in s.items() if len(p) <= 2 and max((*p, 1)) <= 2} for s in shares
+        )
+    best: dict[int, float] = {}
+    for masks in all_trees(2, 2, max_rows):
+        grown = _Grown(shares, masks)
+        best[grown.num_rows] = max(best.get(grown.num_rows, 0), grown.value)
+    found = best_trees(shares, max_rows, min_match)
+    for rows in range(1, max_rows + 1):
+        # a tree of fewer rows may be as good; what counts is the best up to so many
+        ours = max(f.tokens_per_step for r, f in found.items() if r <= rows)
+        theirs = max(value for r, value in best.items() if r <= rows)
+        assert ours == pytest.approx(theirs, rel=1e-9), rows
+
+
+def test_expected_tokens_are_those_of_a_long_replay() -> None:
+    acceptance = random_acceptance(3, 8, 0, length=60_000)
+    shares = path_shares(acceptance, 3, 0, "tree")
+    found = best_trees(shares, 40)
+    for rows in (4, 12, 24, 40):
+        tree = found[rows].tree
+        assert tree.num_rows == rows
+        assert found[rows].tokens_per_step == pytest.approx(replay(acceptance, tree), rel=0.01)
+    assert found[40].tokens_per_step > found[12].tokens_per_step > found[4].tokens_per_step > 1
+    assert found[40].tokens_per_step > replay(acceptance, Tree.triangle()) * 40 / 52
+
+
+def test_128_rows_are_searched_in_seconds() -> None:
+    shares = path_shares(random_acceptance(3, 16, 1, length=3000), 3, 0, "tree")
+    began = time.process_time()
+    found = best_trees(shares, 128)
+    assert max(found) == 128
+    assert time.process_time() - began < 20  # 5 on a quiet machine
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_engine: FilePath) -> Acceptance:
+    prompts = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
+    return measure_acceptance(open_engine(tiny_engine), prompts, 60, num_threads=1)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        Tree.root_only(),
+        Tree.chain(3),
+        Tree.triangle(),
+        Tree.from_paths([(1,), (2,), (5,), (1, 1), (2, 1)], [2, 3, 0, 1, 2, 3]),
+        Tree.chain(1, 0).with_ngrams(1),
+        Tree.chain(5, 0).with_ngrams(2),
+    ],
+    ids=str,
+)
+def test_a_replay_counts_the_steps_of_the_engine(
+    tree: Tree, measured: Acceptance, tiny_engine: FilePath
+) -> None:
+    session = Session.open(tiny_engine, tree=tree, mode="tree", num_threads=1)
+    for prompt in (
+        "Hello tree",
+        "A mask token",
+        "The quick brown fox. The quick brown fox. The quick",
+    ):
+        session.generate(prompt, 60)
+    counted = session.stats.num_tokens / session.stats.num_steps
+    assert replay(measured, tree) == pytest.approx(counted, rel=1e-9)
+
+
+def test_acceptance_is_written_and_read(measured: Acceptance) -> None:
+    data = measured.to_json()
+    assert Acceptance.from_json(data) == measured
+    assert data["masks"][0]["count"] == measured.num_positions
+    for row in data["masks"]:
+        assert 0 <= sum(row["shares"]) <= 1
+    with pytest.raises(EngineError, match="acceptance is not readable"):
+        Acceptance.from_json({"texts": 3})
+
+
+def test_what_an_earlier_run_did_is_kept(tiny_engine: FilePath, measured: Acceptance) -> None:
+    marked = (Position((1, 1, 1), 4, 8),)
+    prompts = ["Hello tree", "A mask token"]
+    engine = open_engine(tiny_engine)
+    again = measure_acceptance(engine, prompts, 60, 1, known={0: marked})
+    assert again.texts == (marked, measured.texts[1])
+
+
+def test_answers_without_a_draft(tiny_engine: FilePath) -> None:
+    with pytest.raises(EngineError, match="no answer of 1 has a token to draft behind"):
+        measure_acceptance(open_engine(tiny_engine), ["Hello"], 1, 1)

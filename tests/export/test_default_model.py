@@ -1,0 +1,115 @@
+"""The default model end to end: build, answer, and the same text by every road."""
+
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from bita.adapter import Adapter, random_adapter
+from bita.calibration.calibrated_build import (
+    CALIBRATION_PROMPTS,
+    CalibrationOptions,
+    build_calibrated,
+)
+from bita.calibration.verify import verify
+from bita.data.prompts import read_prompts
+from bita.engine import open_engine
+from bita.export.build import BuildOptions, build_engine
+from bita.export.sources import open_checkpoint
+from bita.export.tensorrt.build_costs import plan_costs
+from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
+from bita.plan import PlanInfo
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+MODEL = "smollm2-135m-instruct"
+ADAPTERS = ROOT / "adapters"
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module", params=["fp32", "int4"])
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    out = tmp_path_factory.mktemp("engine") / request.param
+    build_engine(open_checkpoint(MODEL), None, out, BuildOptions(request.param, capacity=512))
+    return Session.open(out)
+
+
+@pytest.mark.parametrize("tree", [Tree.chain(3), Tree.triangle()], ids=["chain", "triangle"])
+def test_exact_mode_is_lossless(session: Session, tree: Tree) -> None:
+    for comparison in verify(session.using(tree=tree, mode="exact"), read_prompts(limit=3), 24):
+        assert comparison.divergences == []
+
+
+def test_a_prefix_changes_nothing(session: Session) -> None:
+    adapter = random_adapter(session.adapter.identity, 3, prefix_length=7, scale=2.0)
+    prompt = read_prompts(limit=1)[0]
+    plain = session.using(tree=Tree.root_only(), adapter=adapter).generate(prompt, 24)
+    drafted = session.using(adapter=adapter).generate(prompt, 24)
+    assert drafted.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("session", ["fp32"], indirect=True)
+def test_fp32_text_equals_transformers(session: Session) -> None:
+    pytest.importorskip("torch")
+    from bita.calibration.transformers_reference import TransformersReference
+
+    reference = TransformersReference(open_checkpoint(MODEL))
+    for prompt in read_prompts(limit=2):
+        ids = session.encode(prompt)
+        expected = reference.greedy(ids, 24, session.eos_ids)
+        assert session.generate(ids, 24).token_ids == expected
+
+
+def test_the_answer_is_about_the_question(session: Session, tmp_path: Path) -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    assert "Paris" in session.generate(question, 30).text
+
+
+@pytest.mark.parametrize(("name", "least"), [(MODEL, 1.3), (f"{MODEL}-lora", 1.5)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_the_shipped_adapters_draft(
+    name: str, least: float, precision: str, tmp_path: Path
+) -> None:
+    """More tokens per step than an untuned chain ever had (1.23 on MT-Bench), and the same text."""
+    adapter = Adapter.load(ADAPTERS / f"{name}.safetensors")
+    options = BuildOptions(precision, capacity=512, tree=Tree.chain(3))
+    build_engine(open_checkpoint(MODEL), adapter, tmp_path / "e", options)
+    own, garbage = verify(Session.open(tmp_path / "e"), read_prompts(limit=6), 48)
+    assert own.divergences == garbage.divergences == []
+    assert own.tokens_per_step > least > garbage.tokens_per_step
+
+
+@pytest.mark.slow
+def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
+    """Rounding to the nearest has a KL of 0.36 and the same greedy token at 69 % of positions."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(CALIBRATION_PROMPTS.read_text().splitlines(True)[:24]))
+    options = CalibrationOptions(prompts=prompts, max_new_tokens=32)
+    built = build_calibrated(
+        *(open_checkpoint(MODEL), None, tmp_path / "engine"),
+        *(BuildOptions("int4", tree=Tree.root_only()), options),
+    )
+    engine, quality = built.engine, built.quality
+    assert 0.02 < quality.kl < 0.26
+    assert quality.same_greedy > 0.72
+    assert quality.perplexity > quality.reference_perplexity
+    assert "Paris" in Session.open(engine.path).generate("The capital of France is", 8).text
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_plans_for_three_gpu_generations_are_built_without_one(
+    precision: str, tmp_path: Path
+) -> None:
+    """All 30 layers, a tree of 32 rows, 2048 slots; sizes are within what is estimated before."""
+    pytest.importorskip("tensorrt_rtx")
+    tree = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (3,)], num_masks=3)
+    options = BuildOptions(precision, capacity=2048, tree=tree, dialect="standard")
+    build_engine(open_checkpoint(MODEL), None, tmp_path / "engine", options)
+    engine = compile_engine(open_engine(tmp_path / "engine"), CompileOptions("tensorrt-rtx"))
+    info = PlanInfo.from_manifest(engine.manifest.plan)
+    assert (info.targets, info.decode_rows) == (("sm86", "sm89", "sm120"), (2, 32))
+    weights, plan = (engine.files[name]["bytes"] for name in ("model.onnx.data", "model.plan"))
+    most = plan_costs(weights, "tensorrt_rtx", info.decode_rows).disk
+    assert weights < plan < most < 1.5 * plan

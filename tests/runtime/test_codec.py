@@ -1,0 +1,146 @@
+"""Text decoding against tokenizers' own, against brute force on bytes, and with broken input."""
+
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+from tiny_codecs import CODECS, SENTENCES, byte_level
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    processors,
+)
+
+from bita.errors import EngineError, PromptError
+from bita.runtime.text.codec import IncrementalText, TextCodec
+
+
+def in_pieces(codec: TextCodec, ids: list[int], rng: random.Random) -> list[str]:
+    text, pieces = IncrementalText(codec), []
+    while ids:
+        count = rng.randint(0, 4)
+        pieces.append(text.push(ids[:count]))
+        ids = ids[count:]
+    return [*pieces, text.flush()]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_pieces_join_to_the_whole_text_for_any_tokens(name: str) -> None:
+    codec, rng = CODECS[name], random.Random(1)
+    for _ in range(500):
+        ids = [rng.randrange(codec.num_tokens + 3) for _ in range(rng.randint(0, 40))]
+        assert "".join(in_pieces(codec, ids, rng)) == codec.decode(ids)
+
+
+def test_byte_level_equals_tokenizers_for_any_tokens() -> None:
+    codec, rng = CODECS["byte_level"], random.Random(2)
+    for _ in range(1000):
+        ids = [rng.randrange(codec.num_tokens + 3) for _ in range(rng.randint(0, 40))]
+        assert codec.decode(ids) == codec.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_valid_text_equals_tokenizers_and_comes_back(name: str, sentence: str) -> None:
+    codec = CODECS[name]
+    ids = codec.encode(sentence, add_special_tokens=False)
+    assert codec.decode(ids) == codec.tokenizer.decode(ids) == sentence
+    assert all("\ufffd" not in piece for piece in in_pieces(codec, ids, random.Random(3)))
+
+
+@pytest.mark.parametrize("name", ["llama2", "gemma"])
+def test_byte_fallback_equals_utf8_decoding_of_the_bytes(name: str) -> None:
+    codec, rng = CODECS[name], random.Random(4)
+    for _ in range(500):
+        ids = [rng.randrange(3, codec.num_tokens) for _ in range(rng.randint(0, 20))]
+        tokens = [codec.tokenizer.id_to_token(token_id) for token_id in ids]
+        whole = b"".join(
+            bytes.fromhex(token[3:5]) if token.startswith("<0x") else token.encode()
+            for token in tokens
+        )
+        expected = whole.decode("utf-8", "replace").replace("▁", " ")
+        assert codec.decode(ids) == (expected.removeprefix(" ") if name == "llama2" else expected)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_character_is_shown_when_complete_and_not_later(name: str) -> None:
+    text = IncrementalText(CODECS[name])
+    *first, last = CODECS[name].encode("x🛰", add_special_tokens=False)
+    assert text.push(first).strip() == "x"
+    assert text.push([last]) == "🛰"
+    text.push(first)
+    assert text.flush() == "\ufffd"
+
+
+def test_space_at_the_start_belongs_to_the_text_before() -> None:
+    codec = CODECS["llama2"]
+    ids = codec.encode("the quick the", add_special_tokens=False)
+    assert codec.tokenizer.id_to_token(ids[0]) == "▁the"
+    bos_and_ids = [codec.token_id("<bos>"), *ids]
+    assert IncrementalText(codec).push(bos_and_ids) == "the quick the"
+    assert IncrementalText(codec, continues=True).push(ids) == " the quick the"
+    assert CODECS["gemma"].decode([codec.token_id("▁the") or 0]) == " the"
+
+
+def test_special_and_unknown_tokens_show_nothing_and_added_ones_do() -> None:
+    codec = CODECS["byte_level"]
+    ids = codec.encode("<bos>a<think>two words é<eos>", add_special_tokens=False)
+    assert codec.token_id("<eos>") == ids[-1]
+    assert codec.token_id("<none>") is None
+    assert codec.decode([*ids, codec.num_tokens + 7]) == "a<think>two words é"
+
+
+def test_special_tokens_are_added_when_asked_and_nothing_is_cut() -> None:
+    tokenizer = byte_level().tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<bos> $A", special_tokens=[("<bos>", 0)]
+    )
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    codec = TextCodec(tokenizer)
+    ids = codec.encode(SENTENCES[0], add_special_tokens=False)
+    assert codec.encode(SENTENCES[0], add_special_tokens=True) == [0, *ids]
+    assert codec.decode(ids) == SENTENCES[0]
+
+
+def test_garbage_costs_no_more_than_text() -> None:
+    """DecodeStream, which this code does not use, needs minutes for it: n bytes, n² steps."""
+    text = IncrementalText(CODECS["llama2"])
+    start = time.perf_counter()
+    shown = "".join(text.push([3 + 0x80]) for _ in range(100_000))
+    assert time.perf_counter() - start < 5
+    assert shown == "\ufffd" * 100_000
+
+
+def test_text_without_a_decoder_is_joined_by_spaces() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    ids = [0, 1, 1]
+    assert TextCodec(tokenizer).decode(ids) == tokenizer.decode(ids) == "a b b"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [(None, "of type NoneType; pass a string"), ("a\ud800", r"'\ud800' at character 1")],
+)
+def test_what_is_not_text_is_refused(prompt: str, message: str) -> None:
+    with pytest.raises(PromptError, match=re.escape(message)):
+        CODECS["byte_level"].encode(prompt, add_special_tokens=False)
+
+
+def test_engine_tokenizer_is_read_and_faults_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"tokenizer.json is missing. .*make engine"):
+        TextCodec.open(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(EngineError, match=r"tokenizer.json is not a tokenizer: .*make engine"):
+        TextCodec.open(tmp_path)
+    CODECS["llama2"].tokenizer.save(str(path))
+    assert TextCodec.open(tmp_path).decode([3 + 0x43]) == "C"
+    wordpiece = byte_level().tokenizer
+    wordpiece.decoder = decoders.WordPiece()
+    wordpiece.save(str(path))
+    with pytest.raises(EngineError, match=r"tokenizer.json: .* by WordPiece, .* not supported"):
+        TextCodec.open(tmp_path)

@@ -1,0 +1,94 @@
+"""What only a GPU can show; everything else of its backends is tested on stand-ins."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from make_tiny_engine import CONFIG, write_plain_model
+
+from bita.adapter import random_adapter
+from bita.calibration.verify import verify
+from bita.engine import open_engine
+from bita.errors import EngineError
+from bita.export.build import BuildOptions, build_engine
+from bita.export.sources import open_checkpoint
+from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
+from bita.identity import identify
+from bita.plan import LIBRARIES
+from bita.runtime.backends.cuda import Cuda
+from bita.runtime.backends.layout import tree_layout
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+pytestmark = pytest.mark.gpu
+TREE = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1)], num_masks=3)
+WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 128}
+PROMPT = [3 + number % 200 for number in range(280)]
+BACKENDS = ("ort-cuda", "tensorrt-rtx", "tensorrt")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    try:
+        cuda = Cuda.load()
+    except EngineError as error:
+        pytest.skip(str(error))
+    if name == "ort-cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    if name in LIBRARIES and not find_spec(LIBRARIES[name]):
+        pytest.skip(f"needs {LIBRARIES[name]}")
+    if name == "tensorrt-rtx" and cuda.capability not in ("sm86", "sm89", "sm120"):
+        pytest.skip(f"TensorRT-RTX does not know {cuda.capability}")
+    return name
+
+
+def build(backend: str, precision: str, out: Path) -> Path:
+    checkpoint = open_checkpoint(str(write_plain_model(out.with_suffix(".model"), config=WIDE)))
+    adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.4)
+    plan = CompileOptions(backend, rows=(2, 8, 32)) if backend in LIBRARIES else None
+    options = BuildOptions(
+        precision,
+        capacity=450,
+        tree=TREE,
+        backend="ort-cpu" if plan else backend,
+        dialect=plan.default_dialect() if plan else "cuda",
+    )
+    build_engine(checkpoint, adapter, out, options)
+    if plan:
+        compile_engine(open_engine(out), plan)
+    return out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
+def test_trees_give_the_text_of_plain_decoding(
+    backend: str, precision: str, tmp_path: Path
+) -> None:
+    session = Session.open(build(backend, precision, tmp_path / "engine"))
+    for comparison in verify(session, [PROMPT, [5]], 60):
+        assert not comparison.forbidden
+
+
+def test_logits_are_those_of_the_cpu(backend: str, tmp_path: Path) -> None:
+    path = build(backend, "fp32", tmp_path / "engine")
+    found = []
+    for name in (backend, "ort-cpu"):
+        session = Session.open(path, backend=name)
+        session.generate(PROMPT, 1)
+        step = session.backend.bind(tree_layout(TREE, 2), session.adapter, with_logits=True)
+        step.token_ids[0, : TREE.num_nodes] = np.arange(5, 5 + TREE.num_nodes)
+        step.run()
+        assert step.logits is not None
+        found.append(step.logits[: TREE.num_rows].copy())
+    np.testing.assert_allclose(*found, atol=2e-3, rtol=0)
+
+
+def test_captured_graphs_give_the_same_text(backend: str, tmp_path: Path) -> None:
+    path = build(backend, "fp16", tmp_path / "engine")
+    texts = [
+        Session.open(path, cuda_graph=cuda_graph).generate(PROMPT, 100, ignore_eos=True).token_ids
+        for cuda_graph in (True, False)
+    ]
+    assert texts[0] == texts[1]

@@ -1,0 +1,160 @@
+"""Drafts from the text so far: the index, trees that use it, and text that stays the same."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bita.cli.shared.trees import read_tree
+from bita.errors import TreeError
+from bita.runtime.decoding.drafting import Drafter, Drafts
+from bita.runtime.decoding.ngrams import LONGEST, NgramIndex
+from bita.runtime.session import Session
+from bita.tree import MAX_MATCH, Tree
+
+
+def slow_guess(text: list[int], count: int, min_match: int) -> list[int]:
+    """The definition: the longest match, of these the last one."""
+    for length in range(min(LONGEST, len(text) - 1), min_match - 1, -1):
+        end = text[-length:]
+        for place in range(len(text) - 1, length - 1, -1):
+            if text[place - length : place] == end:
+                longer = list(text)
+                while len(longer) < place + count:
+                    longer.append(longer[len(longer) - (len(text) - place)])
+                return longer[place : place + count]
+    return []
+
+
+@pytest.mark.parametrize("min_match", [1, 2, 4])
+def test_guesses_are_those_of_the_definition(min_match: int) -> None:
+    rng = random.Random(min_match)
+    index, text = NgramIndex(), [rng.randrange(4) for _ in range(5)]
+    index.start(text)
+    found = 0
+    for _ in range(400):
+        count = rng.randrange(1, 6)
+        guess = index.guess(count, min_match)
+        assert guess == slow_guess(text, count, min_match)
+        found += bool(guess)
+        tokens = [rng.randrange(4) for _ in range(rng.randrange(1, 4))]
+        index.extend(tokens)
+        text += tokens
+    assert found > 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None:
+    rng = random.Random(seed)
+    index, text = NgramIndex(), [rng.randrange(3)]
+    index.start(text)
+    seen = set()
+    for _ in range(600):
+        again = text[start : start + 9] if (start := rng.randrange(-30, len(text))) >= 0 else [0]
+        tokens = again or [rng.randrange(3)]
+        index.extend(tokens)
+        text += tokens
+        length = index.match_length()
+        seen.add(length)
+        guess = index.guess(1)
+        assert bool(guess) == (length > 0)
+        # the last occurrence of the longest n-gram that is looked up, and all that agrees before it
+        looked_up = min(length, LONGEST)
+        places = [
+            place
+            for place in range(looked_up, len(text))
+            if looked_up and text[place - looked_up : place] == text[-looked_up:]
+        ]
+        if length:
+            place = places[-1]
+            assert text[place] == guess[0]
+            agree = 0
+            while agree < place and text[place - 1 - agree] == text[-1 - agree]:
+                agree += 1
+            assert length == min(agree, MAX_MATCH)
+    assert max(seen) == MAX_MATCH
+    assert len(seen) > 5
+
+
+def test_a_new_text_knows_nothing_of_the_last() -> None:
+    index = NgramIndex()
+    index.start([1, 2, 3, 1, 2])
+    assert index.guess(4) == [3, 1, 2, 3]  # and on with the period
+    index.start([1, 2])
+    assert index.guess(1) == []
+    index.start([])
+    assert index.guess(1) == []
+
+
+def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
+    tree = Tree.triangle((3, 2)).with_ngrams(1)
+    drafts = Drafts(2, 3)
+    drafter = Drafter(tree)
+    drafts.read(np.array([[10, 11, 12], [20, 21, 22]]), np.zeros((2, 3), np.float32))
+    tokens = np.zeros(tree.num_nodes, np.int64)
+    drafter.fill(tokens, drafts)
+    assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
+        **{(1,): 10, (2,): 11, (3,): 12, (1, 1): 20, (1, 2): 21}
+    }
+    drafter.fill(tokens, drafts, [99])
+    assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
+        **{(1,): 99, (2,): 10, (3,): 11, (1, 1): 20, (1, 2): 21}
+    }
+    drafter.fill(tokens, drafts, [11, 21])
+    assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
+        **{(1,): 11, (2,): 10, (3,): 12, (1, 1): 21, (1, 2): 20}
+    }
+
+
+PROMPTS = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
+TREES = [
+    Tree.chain(1, 0).with_ngrams(1),
+    Tree.chain(4, 0).with_ngrams(2),
+    Tree.chain(3).with_ngrams(1),
+    Tree.triangle().with_ngrams(1),
+    Tree.from_paths([(1,), (2,), (1, 1), (2, 1)], 1).with_ngrams(3),
+]
+
+
+@pytest.mark.parametrize("tree", TREES, ids=str)
+@pytest.mark.parametrize("mode", ["exact", "tree"])
+def test_text_stays_the_same(tree: Tree, mode: str, tiny_engine: Path) -> None:
+    session = Session.open(tiny_engine, num_threads=1)
+    plain = session.using(tree=Tree.root_only())
+    guessing = session.using(tree=tree, mode=mode)
+    for prompt in PROMPTS:
+        expected = plain.generate(prompt, 120).token_ids
+        assert guessing.generate(prompt, 120).token_ids == expected
+
+
+def test_text_that_repeats_takes_fewer_steps(tiny_engine: Path) -> None:
+    # a tiny random model soon repeats itself, which is all that a guess can win by
+    session = Session.open(tiny_engine, tree=Tree.chain(4, 0).with_ngrams(1), num_threads=1)
+    answer = session.generate("Hello tree", 300, ignore_eos=True)
+    index, steps, position = NgramIndex(), 0, 1
+    tokens = answer.token_ids
+    index.start([*answer.prompt_ids, tokens[0]])
+    while position < len(tokens):
+        guess = index.guess(4)
+        right = 0
+        while right < len(guess) and guess[right : right + 1] == tokens[position + right :][:1]:
+            right += 1
+        index.extend(tokens[position : position + right + 1])
+        position += right + 1
+        steps += 1
+    assert session.stats.num_steps == steps < len(tokens) - 1
+
+
+def test_trees_with_ngrams_are_written_and_named() -> None:
+    tree = Tree.triangle().with_ngrams(2)
+    assert Tree.from_json(tree.to_json()) == tree
+    assert Tree.from_json(Tree.triangle().to_json()).min_match == 0
+    assert "n-grams from 2 tokens on" in str(tree)
+    assert read_tree("ngrams:3", 3) == Tree.chain(3, 0).with_ngrams(1)
+    with pytest.raises(TreeError, match="min_match is 13, not 0 to 12"):
+        tree.with_ngrams(13)
+    with pytest.raises(TreeError, match="not a whole number"):
+        Tree.from_json('{"nodes": [], "min_match": "two"}')
+    with pytest.raises(TreeError, match="no tree 'ngrams:0'"):
+        read_tree("ngrams:0", 3)

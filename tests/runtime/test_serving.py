@@ -1,0 +1,584 @@
+"""`bita serve` as its clients see it: the openai library, and plain HTTP."""
+
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.serving.app import Server, ServerSettings
+from bita.runtime.session import Session
+
+MESSAGES: Any = [{"role": "user", "content": "Hello tree"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "maximum": 99}},
+    "required": ["ok", "n"],
+    "additionalProperties": False,
+}
+
+
+class Gate:
+    """Lets steps of a session pass, or holds them back."""
+
+    def __init__(self, session: Session) -> None:
+        self.is_open = threading.Event()
+        self.is_open.set()
+        self.num_steps = 0
+        self.num_waiting = 0
+        self.texts: list[DecodedText] = []  # of each step
+        decoder, step = session._decoder, session._decoder.step
+
+        def gated(text: DecodedText) -> list[int]:
+            self.num_waiting += 1
+            self.is_open.wait(30)
+            self.num_waiting -= 1
+            self.num_steps += 1
+            self.texts.append(text)
+            return step(text)
+
+        decoder.step = gated  # type: ignore[method-assign]
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        self.is_open.clear()
+        try:
+            yield
+        finally:
+            self.is_open.set()
+
+
+class Running:
+    """A server in a thread. alone: an answer of the engine without it."""
+
+    def __init__(self, engine: Path, **settings: Any) -> None:
+        self.session = Session.open(engine, num_threads=1, keep_answers=True)
+        self.other = Session.open(engine, num_threads=1)
+        self.gate = Gate(self.session)
+        given = {"model_name": "tiny", "defaults": {"temperature": 0.0}, **settings}
+        self.server = Server(self.session, ServerSettings(**given))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="warning"))
+        self._thread = threading.Thread(
+            target=self._uvicorn.run, kwargs={"sockets": [self._listener]}
+        )
+        self._thread.start()
+
+    def alone(self, prompt: Any, max_new_tokens: int = 20, **options: Any) -> Any:
+        self.other.forget()
+        return self.other.generate(prompt, max_new_tokens, **options)
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        given = {"api_key": "none", "max_retries": 0, "timeout": 30, **options}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **given)
+
+    def post(self, path: str = "chat/completions", **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/{path}", timeout=30, **options)
+
+    def metric(self, name: str) -> float:
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def stop(self) -> None:
+        self.gate.is_open.set()
+        self._uvicorn.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def running(engine: Path, **settings: Any) -> Iterator[Running]:
+    server = Running(engine, **settings)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_engine: Path) -> Iterator[Running]:
+    with running(tiny_engine, max_body_bytes=4000, max_messages=5) as server:
+        yield server
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:
+    ends_at = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < ends_at
+        time.sleep(0.005)
+
+
+def test_an_answer_is_that_of_the_engine(server: Running) -> None:
+    alone = server.alone(MESSAGES)
+    answer = server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=20)
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.message.role) == (alone.text, "assistant")
+    assert choice.finish_reason == {"eos": "stop", "length": "length"}[alone.finish_reason]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(alone.prompt_ids)
+    assert answer.usage.completion_tokens == len(alone.token_ids)
+    assert answer.usage.total_tokens == len(alone.prompt_ids) + len(alone.token_ids)
+    assert (answer.model, answer.object) == ("tiny", "chat.completion")
+    assert answer.system_fingerprint
+
+
+def test_a_stream_is_the_same_in_pieces(server: Running) -> None:
+    alone = server.alone(MESSAGES, 40, temperature=0.9, seed=5)
+    stream = server.client().chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        max_completion_tokens=40,
+        temperature=0.9,
+        seed=5,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == alone.text
+    assert len(chunks) > 10
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == len(alone.token_ids)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_second_turn_is_cached(server: Running) -> None:
+    client = server.client()
+    first = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=4)
+    client.completions.create(model="tiny", prompt="Something else", max_tokens=9)
+    again = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=4)
+    assert again.choices[0].message == first.choices[0].message
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+
+
+def test_options_reach_the_engine(server: Running) -> None:
+    client = server.client()
+    options: dict[str, Any] = {
+        "temperature": 1.1,
+        "top_p": 0.95,
+        "seed": 3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "stop": ["q", "zz"],
+    }
+    ours: dict[str, Any] = {
+        "top_k": 50,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "stop_token_ids": [9],
+    }
+    alone = server.alone(MESSAGES, 30, logit_bias={40: 2.0}, **options, **ours)
+    found = client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=30,
+        logit_bias={"40": 2},
+        extra_body=ours,
+        **options,
+    )
+    assert found.choices[0].message.content == alone.text
+    assert found.usage is not None
+    assert found.usage.completion_tokens == len(alone.token_ids)
+
+
+def test_choices_and_prompts(server: Running) -> None:
+    client = server.client()
+    several = server.other.generate_several("The quick", 3, 12, temperature=1.0, seed=8)
+    found = client.completions.create(
+        model="tiny", prompt="The quick", n=3, max_tokens=12, temperature=1, seed=8
+    )
+    assert [choice.text for choice in found.choices] == [each.text for each in several]
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == len(several[0].prompt_ids)
+    assert found.usage.completion_tokens == sum(len(each.token_ids) for each in several)
+    prompts = ["One", "Two"]
+    found = client.completions.create(model="tiny", prompt=prompts, max_tokens=5)
+    assert [c.text for c in found.choices] == [server.alone(p, 5).text for p in prompts]
+    ids = server.other.encode("One")
+    for prompt in (ids, [ids]):
+        found = client.completions.create(model="tiny", prompt=prompt, max_tokens=5)
+        assert found.choices[0].text == server.alone(ids, 5).text
+    default = client.completions.create(model="tiny", prompt="One", extra_body={"ignore_eos": True})
+    assert default.usage is not None
+    assert default.usage.completion_tokens == 16
+    chunks = list(
+        client.completions.create(model="tiny", prompt=prompts, max_tokens=5, stream=True)
+    )
+    for index, prompt in enumerate(prompts):
+        pieces = [c.choices[0].text for c in chunks if c.choices[0].index == index]
+        assert "".join(pieces) == server.alone(prompt, 5).text
+
+
+def test_logprobs(server: Running) -> None:
+    alone = server.alone(MESSAGES, 10, logprobs=3)
+    client = server.client()
+    whole = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=10, logprobs=True, top_logprobs=3
+    )
+    assert whole.choices[0].logprobs is not None
+    content = whole.choices[0].logprobs.content
+    assert content is not None
+    assert [each.logprob for each in content] == pytest.approx(
+        [each.logprob for each in alone.logprobs[: alone.num_text_tokens]], abs=1e-4
+    )
+    assert all(len(each.top_logprobs) == 3 for each in content)
+    assert b"".join(bytes(each.bytes or ()) for each in content).decode(errors="replace") == (
+        alone.text
+    )
+    streamed = []
+    for chunk in client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=10, logprobs=True, top_logprobs=3, stream=True
+    ):
+        if chunk.choices[0].logprobs:
+            streamed += chunk.choices[0].logprobs.content or []
+    assert [each.token for each in streamed] == [each.token for each in content]
+    text = client.completions.create(model="tiny", prompt="The quick", max_tokens=6, logprobs=2)
+    logprobs = text.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.text_offset is not None
+    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
+        assert "�" in token or text.choices[0].text[offset:].startswith(token)
+    assert math.exp((logprobs.token_logprobs or [1])[0]) <= 1
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
+        {"type": "json_object"},
+        {"type": "regex", "regex": "[a-f]{2,5}"},
+        {"type": "grammar", "grammar": 'start: "yes" | "no"'},
+        {"type": "text"},
+    ],
+)
+def test_structured_output(server: Running, shape: Any) -> None:
+    answer = server.client().chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=200, response_format=shape
+    )
+    text = answer.choices[0].message.content or ""
+    if shape["type"] == "json_schema":
+        assert set(json.loads(text)) == {"ok", "n"}
+        assert answer.choices[0].finish_reason == "stop"
+    elif shape["type"] == "json_object":
+        assert text.startswith("{")
+    elif shape["type"] == "regex":
+        assert 2 <= len(text) <= 5
+        assert set(text) <= set("abcdef")
+    elif shape["type"] == "grammar":
+        assert text in ("yes", "no")
+
+
+BAD: list[tuple[dict[str, Any], int, str]] = [
+    ({"temperature": -1}, 400, "temperature is -1.0; pass a finite number from 0 on"),
+    ({"temperature": "hot"}, 400, "temperature: Input should be a valid number (given: 'hot')"),
+    ({"top_p": 2, "min_p": 3}, 400, "top_p is 2.0"),
+    ({"n": 0}, 400, "n: Input should be greater than or equal to 1 (given: 0)"),
+    ({"n": 99}, 400, "less than or equal to 16"),
+    ({"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
+    ({"messages": []}, 400, "messages: List should have at least 1 item"),
+    ({"messages": MESSAGES * 6}, 400, "there are 6 messages; send at most 5"),
+    ({"messages": [{"role": "user"}]}, 400, "content"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "wizard"),
+    ({"messages": [{"role": "user", "content": "word " * 400}]}, 400, "this engine holds"),
+    ({"model": "gpt-5"}, 404, "there is no model 'gpt-5'; this server has 'tiny'"),
+    ({"tools": [{"type": "function"}]}, 400, "not supported here: tools; leave that out"),
+    ({"reasoning_effort": "high", "audio": {}}, 400, "not supported here: reasoning_effort, audio"),
+    ({"top_logprobs": 3}, 400, "top_logprobs needs logprobs: true"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "less than or equal to 20"),
+    ({"logit_bias": {"x": 1}}, 400, "'x' is not a token id"),
+    ({"logit_bias": {"999": 1}}, 400, "token id 999 is not in [0, 320)"),
+    ({"stop": [""]}, 400, "is empty"),
+    ({"response_format": {"type": "xml"}}, 400, "response_format.type: Input should be 'text'"),
+    ({"response_format": {"type": "json_schema"}}, 400, "json_schema is missing"),
+    ({"response_format": {"type": "regex", "regex": "["}}, 400, "regex grammar is not usable"),
+    ({"ignore_eos": True, "response_format": {"type": "json_object"}}, 400, "ignore_eos cannot"),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "message"), BAD)
+def test_what_cannot_be_honoured_is_refused(
+    server: Running, change: dict[str, Any], status: int, message: str
+) -> None:
+    response = server.post(json={"model": "tiny", "messages": MESSAGES, **change})
+    error = response.json()["error"]
+    assert (response.status_code, set(error)) == (status, {"message", "type", "param", "code"})
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+    if "this engine holds" in message:
+        assert error["code"] == "context_length_exceeded"
+
+
+def test_what_means_nothing_here_is_taken(server: Running) -> None:
+    neutral = {
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "store": False,
+        "user": "me",
+        "metadata": None,
+        "modalities": ["text"],
+        "service_tier": "auto",
+    }
+    response = server.post(json={"messages": MESSAGES, "max_tokens": 3, **neutral})
+    assert response.status_code == 200
+
+
+def test_requests_that_are_no_requests(server: Running) -> None:
+    assert (
+        server.post(content="{", headers={"Content-Type": "application/json"})
+        .json()["error"]["message"]
+        .startswith("the body is no JSON")
+    )
+    deep = server.post(content="[" * 3000, headers={"Content-Type": "application/json"})
+    assert "recursion" in deep.json()["error"]["message"]
+    assert server.post(json=[1]).status_code == 400
+    assert (
+        server.post(content=b"\xff", headers={"Content-Type": "application/json"}).status_code
+        == 400
+    )
+    assert server.post(content="{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    large = server.post(json={"messages": [{"role": "user", "content": "x" * 5000}]})
+    assert (large.status_code, large.json()["error"]["message"]) == (
+        413,
+        "the body has over 4000 bytes",
+    )
+    assert httpx.get(f"{server.url}/v2").json()["error"]["message"] == "there is no /v2"
+    assert httpx.get(f"{server.url}/v1/chat/completions").status_code == 405
+    assert server.post("completions", json={"prompt": []}).status_code == 400
+    assert server.post("completions", json={"prompt": ["a"] * 17}).status_code == 400
+    assert server.post("completions", json={"prompt": "a", "echo": True}).status_code == 400
+    with pytest.raises(openai.NotFoundError, match="there is no model 'nope'"):
+        server.client().models.retrieve("nope")
+
+
+def test_models_health_and_metrics(server: Running) -> None:
+    models = server.client().models
+    assert [model.id for model in models.list()] == ["tiny"]
+    assert models.retrieve("tiny").owned_by == "bita-edge"
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    steps, tokens = server.metric("bita_steps_total"), server.metric("bita_generated_tokens_total")
+    asked = server.metric('bita_requests_total{endpoint="/v1/completions",status="200"}')
+    answer = server.client().completions.create(model="tiny", prompt="One two", max_tokens=30)
+    assert answer.usage is not None
+    wait_until(lambda: server.metric("bita_generated_tokens_total") > tokens)
+    now = server.metric("bita_generated_tokens_total")
+    assert now - tokens == answer.usage.completion_tokens
+    assert server.metric("bita_steps_total") > steps
+    assert (
+        server.metric('bita_requests_total{endpoint="/v1/completions",status="200"}') == asked + 1
+    )
+    assert server.metric("bita_tokens_per_step") >= 1
+    for name in ("bita_step_seconds_count", "bita_first_token_seconds_sum", "process_resident"):
+        assert server.metric(name) > 0
+
+
+def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
+    """The first stream is read to its end while the second has not begun."""
+    with running(tiny_engine) as server, ThreadPoolExecutor() as pool:
+        order: list[str] = []
+
+        def stream(name: str) -> str:
+            text = ""
+            for chunk in server.client().chat.completions.create(
+                model="tiny", messages=MESSAGES, max_tokens=30, seed=1, stream=True
+            ):
+                order.append(name)
+                text += chunk.choices[0].delta.content or ""
+            return text
+
+        with server.gate.closed():
+            first = pool.submit(stream, "first")
+            wait_until(lambda: server.gate.num_waiting == 1)
+            second = pool.submit(stream, "second")
+            wait_until(lambda: server.server.line.num_waiting == 1)
+            assert (
+                server.metric("bita_requests_waiting")
+                == server.metric("bita_requests_running")
+                == 1
+            )
+        assert first.result() == second.result() == server.alone(MESSAGES, 30).text
+        assert order[0] == "first"
+        texts = [text for text, _ in groupby(server.gate.texts)]
+        assert len(texts) == 2  # no step of the second before the last of the first
+
+
+def test_a_full_line_is_told(tiny_engine: Path) -> None:
+    with running(tiny_engine, num_waiting=1) as server, ThreadPoolExecutor() as pool:
+        request = {"messages": MESSAGES, "max_tokens": 5}
+        with server.gate.closed():
+            first = pool.submit(server.post, json=request)
+            wait_until(lambda: server.gate.num_waiting == 1)
+            second = pool.submit(server.post, json=request)
+            wait_until(lambda: server.server.line.num_waiting == 1)
+            with pytest.raises(openai.RateLimitError, match="2 requests are here already"):
+                server.client().chat.completions.create(model="tiny", messages=MESSAGES)
+            refused = server.post(json=request)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert [first.result().status_code, second.result().status_code] == [200, 200]
+        assert server.post(json=request).status_code == 200
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_client_that_goes_frees_its_place_within_a_step(tiny_engine: Path, streams: bool) -> None:
+    with running(tiny_engine, num_waiting=0) as server:
+        body = {"messages": MESSAGES, "max_tokens": 300, "ignore_eos": True, "stream": streams}
+        line = server.server.line
+        with server.gate.closed():
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.3)
+            wait_until(lambda: line.num_waiting + line.num_running <= 1 and not line._num_taken)
+            before = server.gate.num_steps
+        wait_until(lambda: line.num_running == 0)
+        assert server.gate.num_steps - before <= 1
+        assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
+        wait_until(lambda: server.metric('bita_answers_total{finish_reason="cancelled"}') == 1)
+
+
+def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None:
+    with running(tiny_engine, num_waiting=0) as server:
+        stream = server.client().chat.completions.create(
+            model="tiny",
+            messages=MESSAGES,
+            max_tokens=350,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        chunks = iter(stream)
+        server.gate.is_open.clear()
+        for _ in range(2):
+            next(chunks)
+        wait_until(lambda: server.gate.num_waiting == 1)
+        stream.close()
+        wait_until(lambda: not server.server.line._num_taken)
+        before = server.gate.num_steps
+        server.gate.is_open.set()
+        wait_until(lambda: server.server.line.num_running == 0)
+        assert server.gate.num_steps - before <= 1
+
+
+def test_who_waits_in_line_may_go(tiny_engine: Path) -> None:
+    with running(tiny_engine, num_waiting=1) as server, ThreadPoolExecutor() as pool:
+        line = server.server.line
+        with server.gate.closed():
+            first = pool.submit(server.post, json={"messages": MESSAGES, "max_tokens": 5})
+            wait_until(lambda: server.gate.num_waiting == 1)
+            for streams in (True, False):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(
+                        f"{server.url}/v1/chat/completions",
+                        json={"messages": MESSAGES, "stream": streams},
+                        timeout=0.2,
+                    )
+                wait_until(lambda: line.num_waiting == 0)
+        assert first.result().status_code == 200
+        assert server.gate.num_steps < 10
+
+
+def test_time_limits(tiny_engine: Path) -> None:
+    with running(tiny_engine, request_seconds=0.4) as server, ThreadPoolExecutor() as pool:
+        with server.gate.closed():
+            first = pool.submit(
+                server.post, json={"messages": MESSAGES, "max_tokens": 99, "ignore_eos": True}
+            )
+            wait_until(lambda: server.gate.num_waiting == 1)
+            waited = server.post(json={"messages": MESSAGES})
+            assert (waited.status_code, waited.json()["error"]["code"]) == (503, "timeout")
+        cut = first.result()
+        assert cut.json()["choices"][0]["finish_reason"] == "length"
+        assert cut.json()["usage"]["completion_tokens"] < 99
+        assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
+
+
+def test_a_key_is_asked_for(tiny_engine: Path) -> None:
+    with running(tiny_engine, api_key="s3cret") as server:
+        with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+            server.client(api_key="wrong").models.list()
+        assert httpx.get(f"{server.url}/metrics").status_code == 401
+        assert httpx.get(f"{server.url}/v1/models").headers["www-authenticate"] == "Bearer"
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert [each.id for each in server.client(api_key="s3cret").models.list()] == ["tiny"]
+
+
+def test_pages_of_the_web_stay_out(tiny_engine: Path) -> None:
+    """Names that are not this machine's (DNS rebinding), and origins that were not named."""
+    settings = {"allowed_hosts": ("127.0.0.1",), "allowed_origins": ("http://mine",)}
+    with running(tiny_engine, **settings) as server:
+        assert httpx.get(f"{server.url}/health", headers={"Host": "evil.com"}).status_code == 400
+        for origin, allowed in (("http://mine", "http://mine"), ("http://evil", None)):
+            response = httpx.get(f"{server.url}/health", headers={"Origin": origin})
+            assert response.headers.get("access-control-allow-origin") == allowed
+
+
+def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: Path) -> None:
+    with running(tiny_engine) as server:
+        decoder, step = server.session._decoder, server.session._decoder.step
+
+        def broken(text: DecodedText) -> list[int]:
+            if len(text.token_ids) > text.num_prompt_tokens + 2:
+                raise RuntimeError("broken on purpose")
+            return step(text)
+
+        decoder.step = broken  # type: ignore[method-assign]
+        body = {"messages": MESSAGES, "max_tokens": 9}
+        whole = server.post(json=body)
+        assert whole.status_code == 500
+        assert whole.json()["error"]["message"] == "the server failed; see its log"
+        streamed = server.post(json={**body, "stream": True})
+        assert "the server failed; see its log" in streamed.text
+        assert "[DONE]" not in streamed.text
+        decoder.step = step  # type: ignore[method-assign]
+        assert server.post(json=body).status_code == 200
+
+
+def test_many_clients(tiny_engine: Path) -> None:
+    """200 requests of 8 clients, whole and streamed: none is lost, none is another's."""
+    with running(tiny_engine) as server:
+        prompts = [f"Question {number} about trees" for number in range(25)]
+        expected = [
+            server.alone(
+                [{"role": "user", "content": prompt}], 16, temperature=0.7, seed=number
+            ).text
+            for number, prompt in enumerate(prompts)
+        ]
+
+        def ask(number: int) -> bool:
+            which = number % len(prompts)
+            options: dict[str, Any] = {
+                "model": "tiny",
+                "messages": [{"role": "user", "content": prompts[which]}],
+                "max_tokens": 16,
+                "temperature": 0.7,
+                "seed": which,
+            }
+            client = server.client()
+            if number % 2:
+                chunks = client.chat.completions.create(stream=True, **options)
+                text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            else:
+                text = client.chat.completions.create(**options).choices[0].message.content
+            return text == expected[which]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(200)))
+        wait_until(lambda: not server.server.line._num_taken)
+        assert server.session._decoder.texts.store.num_bytes > 0

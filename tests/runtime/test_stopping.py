@@ -1,0 +1,155 @@
+"""Stop strings and the end of a generation against brute force."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from bita.errors import PromptError
+from bita.runtime.text.codec import IncrementalText, TextCodec
+from bita.runtime.text.stopping import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, StopRule, StopStrings
+
+WORDS = ["<eos>", "a", "b", "ab", "ba", "aab", "\n", "<0xF0>", "<0x9F>", "<0x9A>", "<0x80>"]
+EOS, A, B, AB, BA, AAB, LINE = range(7)
+ROCKET = [7, 8, 9, 10]
+
+
+def make_codec() -> TextCodec:
+    vocab = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
+    tokenizer.add_special_tokens(["<eos>"])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return TextCodec(tokenizer)
+
+
+CODEC = make_codec()
+
+
+def make_rule(
+    stops: list[str] | None = None, max_new_tokens: int = 100, eos_ids: tuple[int, ...] = (EOS,)
+) -> StopRule:
+    return StopRule(IncrementalText(CODEC), eos_ids, max_new_tokens, stops or [])
+
+
+def brute_force_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """Read character by character; the longest stop string that ends first cuts the text."""
+    for end in range(1, len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            stop = max(ending, key=len)
+            return text[: end - len(stop)], stop
+    return text, None
+
+
+def held_back(text: str, stops: list[str]) -> int:
+    """Length of the longest end of `text` that a stop string may begin with."""
+    ends = range(1, len(text) + 1)
+    return max((n for n in ends for s in stops if s[:n] == text[-n:] and n < len(s)), default=0)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_stop_strings_equal_brute_force_for_any_pieces(seed: int) -> None:
+    rng = random.Random(seed)
+    stops = ["".join(rng.choices("ab", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 4))]
+    text = "".join(rng.choices("abc", [4, 4, 1], k=rng.randint(0, 40)))
+    expected, found = brute_force_stop(text, stops)
+    watch, shown, read = StopStrings(stops), "", ""
+    while read != text and watch.found is None:
+        piece = text[len(read) : len(read) + rng.randint(1, 4)]
+        shown, read = shown + watch.push(piece), read + piece
+        if watch.found is None:
+            assert shown == read[: len(read) - held_back(read, stops)]
+    shown += watch.push("" if watch.found is None else "more") + watch.flush()
+    assert (shown, watch.found) == (expected, found)
+
+
+def test_without_stop_strings_text_passes_through() -> None:
+    watch = StopStrings()
+    assert [watch.push("a"), watch.push(""), watch.flush()] == ["a", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("stops", "message"),
+    [
+        ([""], r"stop strings: number 0 is empty.*leave it out"),
+        ("END", r"stop strings: 'END' is not a list of strings; pass \['END'\]"),
+        ([3], r"number 0 is 3, not a string"),
+        (["x"] * (MAX_STOP_STRINGS + 1), r"there are 17; give at most 16"),
+        (["x" * (MAX_STOP_CHARACTERS + 1)], r"number 0 has 257 characters; use at most 256"),
+        (["", 3], r"2 faults:\n.*empty.*\n.*not a string"),
+    ],
+)
+def test_unusable_stop_strings_are_refused(stops: list[str], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        make_rule(stops)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5])
+def test_unusable_limit_is_refused(limit: int) -> None:
+    with pytest.raises(PromptError, match=rf"max_new_tokens is {limit}; .*from 1 on"):
+        make_rule(max_new_tokens=limit)
+
+
+def run(rule: StopRule, token_ids: list[int]) -> tuple[list[int], str | None, str]:
+    """Feed all, taking the text after every token."""
+    text = ""
+    for token_id in token_ids:
+        rule.feed(token_id)
+        text += rule.take_text()
+    return rule.token_ids, rule.finish_reason, text + rule.close()
+
+
+@pytest.mark.parametrize(
+    ("stops", "limit", "fed", "kept", "reason", "text"),
+    [
+        ([], 9, [A, B], 2, None, "ab"),
+        ([], 9, [A, EOS, B], 2, "eos", "a"),  # kept, not shown, nothing after it
+        ([], 2, [A, EOS], 2, "eos", "a"),  # EOS before the limit
+        ([], 2, [A, B, A], 2, "length", "ab"),
+        (["b"], 2, [A, AB], 2, "stop", "aa"),  # the stop string before the limit
+        (["ab"], 9, [A, B, A], 2, "stop", ""),  # over two tokens
+        (["a"], 9, [BA, A], 1, "stop", "b"),  # inside one token: cut, token kept
+        (["bb"], 9, [A, B, EOS], 3, "eos", "ab"),  # what was held back is shown at the end
+        (["bb"], 2, [A, B, B], 2, "length", "ab"),
+        (["🚀"], 9, [A, *ROCKET, B], 5, "stop", "a"),
+        ([], 3, [A, *ROCKET], 3, "length", "a\ufffd"),  # half a character at the limit
+    ],
+)
+def test_the_end_of_a_generation(
+    stops: list[str], limit: int, fed: list[int], kept: int, reason: str | None, text: str
+) -> None:
+    rule = make_rule(stops, limit)
+    assert run(rule, fed) == (fed[:kept], reason, text)
+    assert (rule.take_text(), rule.close()) == ("", "")
+
+
+def test_eos_counts_as_any_token_when_it_is_ignored() -> None:
+    assert run(make_rule(eos_ids=()), [A, EOS, B]) == ([A, EOS, B], None, "ab")
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_rule_equals_brute_force_over_whole_texts(seed: int) -> None:
+    rng = random.Random(seed)
+    ids = rng.choices(range(7), [1, 4, 4, 4, 4, 4, 2], k=30)
+    stops = ["".join(rng.choices("ab\n", k=rng.randint(1, 5))) for _ in range(rng.randint(0, 3))]
+    limit = rng.randint(1, 30)
+    kept, reason = limit, "length"
+    for count in range(1, limit + 1):
+        if brute_force_stop(CODEC.decode(ids[:count]), stops)[1] is not None:
+            kept, reason = count, "stop"
+            break
+        if ids[count - 1] == EOS:
+            kept, reason = count, "eos"
+            break
+    shown_ids = [token_id for token_id in ids[:kept] if token_id != EOS]
+    text = brute_force_stop(CODEC.decode(shown_ids), stops)[0]
+    assert run(make_rule(stops, limit), ids) == (ids[:kept], reason, text)
+
+
+def test_text_taken_is_never_taken_back() -> None:
+    rule, shown = make_rule(["\na"]), []
+    for token_id in [A, LINE, B, LINE, A]:
+        rule.feed(token_id)
+        shown.append(rule.take_text())
+    assert shown == ["a", "", "\nb", "", ""]
+    assert rule.finish_reason == "stop"

@@ -1,0 +1,40 @@
+"""Made-up measurements of drafts, and all small trees, for searches to be compared with."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from bita.calibration.acceptance import Acceptance, Position
+from bita.tree import Path
+
+
+def random_acceptance(num_masks: int, num_ranks: int, seed: int, length: int = 400) -> Acceptance:
+    """Ranks as masks have them: the first is the likeliest, later masks are worse."""
+    rng = np.random.default_rng(seed)
+    positions = []
+    for _ in range(length):
+        ranks = tuple(
+            min(int(rng.geometric(0.45 - 0.1 * mask)), num_ranks + 1) % (num_ranks + 1)
+            for mask in range(num_masks)
+        )
+        match = int(rng.integers(0, 5))
+        positions.append(Position(ranks, match, int(rng.geometric(0.5)) - 1 if match else 0))
+    return Acceptance((tuple(positions),), (100,), "x", num_ranks)
+
+
+def all_trees(num_masks: int, num_ranks: int, max_rows: int) -> Iterator[dict[Path, int]]:
+    """Every set of paths with parents, with every number of masks on each node."""
+
+    def grow(nodes: tuple[Path, ...], candidates: list[Path]) -> Iterator[tuple[Path, ...]]:
+        yield nodes
+        if len(nodes) == max_rows:
+            return
+        for place, path in enumerate(candidates):
+            deeper = [(*path, r) for r in range(1, num_ranks + 1)] if len(path) < num_masks else []
+            yield from grow((*nodes, path), [*candidates[place + 1 :], *deeper])
+
+    for nodes in grow(((),), [(rank,) for rank in range(1, num_ranks + 1)]):
+        for masks in itertools.product(range(num_masks + 1), repeat=len(nodes)):
+            if len(nodes) + sum(masks) <= max_rows:
+                yield dict(zip(nodes, masks, strict=True))
