@@ -6,16 +6,17 @@ from pathlib import Path
 import rooms
 from paths import ROOT
 
-ENTRY = "bita.__main__"  # `python -m bita` opens the door to the roof
+DOORS = ("bita", "bita.__main__")  # lazy names, and `python -m bita`: they lead to every floor
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
-    assert rooms.circles(rooms.imports(rooms.modules(ROOT))) == []
+    edges = rooms.imports(rooms.modules(ROOT))
+    assert rooms.circles(edge for edge in edges if edge[0] not in DOORS) == []
 
 
 def test_imports_go_downstairs() -> None:
     edges = rooms.imports(rooms.modules(ROOT))
-    assert [edge for edge in rooms.against_the_order(edges) if edge[0] != ENTRY] == []
+    assert [edge for edge in rooms.against_the_order(edges) if edge[0] not in DOORS] == []
 
 
 def test_a_circle_and_a_climb_are_seen() -> None:
