@@ -6,7 +6,8 @@ per layer. It knows nothing of a kernel's steps or of int4 kernels that slow dow
 
 from dataclasses import dataclass
 
-from bita.calibration.latency import ROWS, Latency
+from bita.calibration.latency import Latency
+from bita.calibration.step_times import ROWS
 from bita.engine import Engine
 
 BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.625}

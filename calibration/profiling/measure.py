@@ -4,26 +4,29 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from bita.calibration.latency import describe_device, sizes_of, tree_of
+from bita.calibration.latency import describe_device
 from bita.calibration.memory import measure_memory
 from bita.calibration.profiling.operators import operator_times
 from bita.calibration.profiling.recorder import Recorder, Span
 from bita.calibration.profiling.sensors import Sensors, summary
+from bita.calibration.step_times import lengths_of, sizes_of, time_steps, timed_rounds
 from bita.engine import open_engine
 from bita.errors import PromptError
+from bita.runtime.backends.backend import Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import TreeTable
 
 PERCENTILES = (50, 90, 99)
-LEAST_RUNS, WARM_UP = 20, 4  # of a step of one size
+WARM_UP, MIN_RUNS = 4, 20  # runs of a step each time it is its turn
 PREFILL_TOKENS = (16, 64, 128, 256, 512, 1024, 1536)
 PREFILL_RUNS = 5
 FILLED = (0.0625, 0.5, 0.9)  # of the cache
@@ -117,44 +120,33 @@ def _opened(path: Path, options: ProfileOptions) -> Profiled:
 def step_latency(session: Session, options: ProfileOptions, show: Show) -> Report:
     """Percentiles in ms of single steps, [length][rows], sizes and lengths in random order."""
     backend, adapter = session.backend, session.adapter
-    rows = sizes_of(session.engine, options.most_rows)
-    room = backend.cache.capacity - adapter.prefix_length - max(rows[-1], backend.least_slots)
-    lengths = sorted({min(max(int(share * backend.cache.capacity), 1), room) for share in FILLED})
-    cells = [(length, size) for length in range(len(lengths)) for size in range(len(rows))]
-    times: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
-    rng = np.random.default_rng(0)
+    rows, slots = sizes_of(session.engine, options.most_rows), backend.cache.capacity
+    room = slots - adapter.prefix_length - max(rows[-1], backend.least_slots)
+    lengths = lengths_of(FILLED, slots, room)
+    rounds = timed_rounds(options.latency_seconds, partial(show, "steps"))
     with session.lock:
-        backend.cache.start(adapter)
-        steps = [backend.bind(tree_layout(tree_of(n, adapter.num_masks), 1), adapter) for n in rows]
-        began = perf_counter()
-        while True:
-            for place in rng.permutation(len(cells)):
-                length, size = cells[int(place)]
-                backend.cache.length = lengths[length]
-                for run in range(WARM_UP + LEAST_RUNS):
-                    ran = perf_counter()
-                    steps[size].run()
-                    if run >= WARM_UP:
-                        times[length, size].append(1000 * (perf_counter() - ran))
-            spent = perf_counter() - began
-            show(
-                "steps", min(int(spent), int(options.latency_seconds)), int(options.latency_seconds)
-            )
-            if spent >= options.latency_seconds:
-                break
-        backend.cache.start(adapter)
+        times = time_steps(backend, adapter, rows, lengths, rounds, _single_runs)
+    curves = np.percentile(times, PERCENTILES, axis=-1).round(4).tolist()
     return {
         "rows": rows,
         "cache_lengths": lengths,
-        "runs": len(times[0, 0]),
-        **{
-            f"p{percentile}_ms": [
-                [_at(times[length, size], percentile) for size in range(len(rows))]
-                for length in range(len(lengths))
-            ]
-            for percentile in PERCENTILES
-        },
+        "runs": times.shape[-1],
+        **{f"p{each}_ms": curve for each, curve in zip(PERCENTILES, curves, strict=True)},
     }
+
+
+def _single_runs(step: Step) -> list[float]:
+    """ms of single runs that follow a few that do not count."""
+    for _ in range(WARM_UP):
+        step.run()
+    return [_timed(step) for _ in range(MIN_RUNS)]
+
+
+def _timed(step: Step) -> float:
+    """ms of one run."""
+    began = perf_counter()
+    step.run()
+    return 1000 * (perf_counter() - began)
 
 
 def prefill_latency(session: Session, show: Show) -> Report:
