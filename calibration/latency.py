@@ -131,7 +131,9 @@ def monotone(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def describe_device(num_threads: int) -> dict[str, Any]:
-    """What the timings hold for: processor, threads, and clock and power mode where readable."""
+    """The device that timings hold for: processor, threads, and clock and power mode where they are
+    readable.
+    """
     cores = os.cpu_count() or 1
     device: dict[str, Any] = {"machine": platform.machine(), "cores": cores}
     device["threads"] = num_threads or "one per physical core"
