@@ -108,7 +108,7 @@ class Calibrator:
 
     def memory(self) -> None:
         """What a session takes of memory, by a process of its own."""
-        self._keep("memory", measure_memory(self.engine.path, self._num_threads))
+        self._keep("memory", measure_memory(self.engine.path, self._num_threads).to_json())
 
     def plan(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
         """What would be chosen on a device with this latency, from expectations alone.
