@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tree_choice import read_questions
 
 from bita.adapter import Adapter
 from bita.calibration.latency import describe_device
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.cli.shared.progress import progress_bars
 from bita.cli.shared.trees import read_tree
-from bita.data.prompts import evenly
+from bita.data.prompts import evenly, read_questions
 from bita.export.build import BuildOptions, build_engine
 from bita.export.sources import open_checkpoint
 from bita.runtime.backends.layout import prefill_layout, tree_layout

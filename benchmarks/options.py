@@ -16,12 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tree_choice import read_questions
-
 from bita.calibration.latency import describe_device
 from bita.calibration.verify import verify
 from bita.cli.shared.progress import progress_bars
-from bita.data.prompts import evenly, read_prompts
+from bita.data.prompts import evenly, read_prompts, read_questions
 from bita.runtime.session import Session
 from bita.runtime.text.grammar import Grammar
 from bita.tree import Tree

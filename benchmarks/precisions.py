@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from peer_report import describe_machine
-from tree_choice import Calibrated, read_questions
+from tree_choice import Calibrated
 
 from bita.calibration.memory import measure_memory
 from bita.calibration.report import read_quality
 from bita.calibration.turns import decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
 from bita.cli.shared.progress import progress_bars
-from bita.data.prompts import evenly
+from bita.data.prompts import evenly, read_questions
 from bita.errors import BitaError
 from bita.runtime.session import Session
 from bita.tree import Tree
@@ -110,8 +110,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         row = rows.setdefault(path.name, {})
         quality = read_quality(engine.session.engine)
         row["megabytes"] = round(engine.session.engine.num_bytes / 1e6, 1)
-        memory = measure_memory(path, args.threads)["decoding"]
-        row["peak_megabytes"] = round(memory["host"] / 1e6, 1)
+        memory = measure_memory(path, args.threads)
+        row["peak_megabytes"] = round(memory.decoding.host / 1e6, 1)
         if quality:
             row |= {"perplexity": quality.perplexity, "kl": quality.kl}
             row |= {"same_greedy": quality.same_greedy, "quantizer": quality.quantizer}

@@ -1,10 +1,10 @@
-"""What profiling itself costs: steps that are recorded beside steps that are not.
+"""What profiling itself costs: steps that are recorded against steps that are not.
 
     python benchmarks/profiling_overhead.py ENGINE [--prompts mt_bench.jsonl] [--out FILE]
 
-On: `session.record` with a `Recorder`, as `bita profile --trace` has it; answers take turns. The
-share is told twice: of the times of the steps, which noise of the machine is in, and of the
-recorder's own work, timed alone. Off: what is left is the question whether there is a recorder.
+On: `session.record` with a `Recorder`, as in `bita profile --trace`; answers take turns. The share
+is measured in two ways: from the times of the steps, which hold the machine's noise, and from the
+recorder's own work, timed alone. Off: only the question remains whether there is a recorder.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CALLS = 200_000
 
 
 def step_times(session: Session, args: argparse.Namespace) -> dict[str, list[float]]:
-    """ms of the steps of all answers, with and without a recorder by turns."""
+    """ms of the steps of all answers, in turns with a recorder and without."""
     times: dict[str, list[float]] = {"off": [], "on": []}
     for number, prompt in enumerate(read_prompts(args.prompts, args.limit)):
         for turn in (0, 1):
@@ -53,7 +53,7 @@ def alone() -> tuple[float, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Both ways of telling it."""
+    """The share, measured in both ways."""
     session = Session.open(args.engine)
     session.generate(read_prompts(args.prompts, 1)[0], 32)
     times = step_times(session, args)

@@ -24,10 +24,9 @@ from typing import Any
 
 import httpx
 import openai
-from tree_choice import read_questions
 
 from bita.calibration.latency import describe_device
-from bita.data.prompts import evenly
+from bita.data.prompts import evenly, read_questions
 from bita.runtime.session import Session
 
 POLL_S = 0.002

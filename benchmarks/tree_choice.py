@@ -27,9 +27,9 @@ from bita.calibration.latency import Latency
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.cli.shared.progress import progress_bars
 from bita.cli.shared.trees import states_of
-from bita.data.prompts import evenly
+from bita.data.prompts import Question, evenly, read_questions
 from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
-from bita.errors import BitaError, EngineError, PromptError
+from bita.errors import BitaError, EngineError
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tree_table import Trees
@@ -38,14 +38,6 @@ AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best", "triangle (5,4,3)"
 SINGLE = "best single tree"
 RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
 Show = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt as a user's message, and its category."""
-
-    category: str
-    messages: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -74,14 +66,17 @@ class Calibrated:
         """Trees, and trees by state, those expected to be fastest first."""
         masks = self.session.adapter.num_masks if num_masks is None else num_masks
         plan = plan_trees(
-            *(self.acceptance, self.latency, masks, self.session.mode),
+            self.acceptance,
+            self.latency,
+            masks,
+            self.session.mode,
             **sources,
             least_rows=self.session.least_rows,
         )
         return plan.trees
 
     def best(self, num_masks: int | None = None, **sources: Any) -> Trees:
-        """What is expected to be fastest."""
+        """The trees that are expected to be fastest."""
         return self.planned(num_masks, **sources)[0].tree
 
     def using(self, tree: Trees) -> Session:
@@ -91,9 +86,8 @@ class Calibrated:
         """Tokens per step and per second by calibration."""
         if tree.is_ar:
             return {"tokens_per_step": 1.0, "tokens_per_second": round(self._ar_speed(), 2)}
-        found = expected_of(
-            *(tree, self.acceptance, self.latency, self.session.mode), self.session.least_rows
-        )
+        session = self.session
+        found = expected_of(tree, self.acceptance, self.latency, session.mode, session.least_rows)
         return {
             "tokens_per_step": round(found.expected_tokens, 4),
             "tokens_per_second": round(found.expected_speed, 2),
@@ -196,18 +190,6 @@ def random_tree(num_rows: int, num_masks: int, rng: np.random.Generator) -> Tree
     return Tree.from_paths(masks, masks)
 
 
-def read_questions(path: Path) -> list[Question]:
-    """First turns with their categories. Raises PromptError."""
-    try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [
-            Question(entry["category"], [{"role": "user", "content": entry["turns"][0]}])
-            for entry in entries
-        ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise PromptError(f"{path} is not of MT-Bench's form ({error!r})") from error
-
-
 def print_table(title: str, report: Mapping[str, Any]) -> None:
     print(f"\n{title}")
     print("tree              rows  tokens/step expected  tokens/s expected  x AR")
@@ -221,7 +203,7 @@ def print_table(title: str, report: Mapping[str, Any]) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All engines; the file is written anew after each."""
+    """All engines; the file is rewritten after each."""
     questions = read_questions(args.prompts)
     report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
     report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}

@@ -1,12 +1,13 @@
 """Latency of devices that are not at hand, modelled from their data sheets.
 
-A model, no measurement: T(q) = max(bytes read / bandwidth, operations / throughput) + a constant
+A model, not a measurement: T(q) = max(bytes read / bandwidth, operations / throughput) + a constant
 per layer. It knows nothing of a kernel's steps or of int4 kernels that slow down beyond one row.
 """
 
 from dataclasses import dataclass
 
-from bita.calibration.latency import ROWS, Latency
+from bita.calibration.latency import Latency
+from bita.calibration.step_times import ROWS
 from bita.engine import Engine
 
 BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.625}
@@ -17,11 +18,11 @@ LAYER_MS = 0.01  # kernels of a layer, started from a captured graph
 
 @dataclass(frozen=True)
 class Device:
-    """gigabytes: per second, of memory. teraflops: dense, float16 in tensor cores."""
+    """What a data sheet says of a device."""
 
     title: str
-    gigabytes: float
-    teraflops: float
+    gigabytes: float  # of memory traffic per second
+    teraflops: float  # dense float16 products in tensor cores
 
 
 DEVICES = {
@@ -36,11 +37,8 @@ def modelled_latency(name: str, engine: Engine) -> Latency:
     """T(q) of an engine's model and precision on one of DEVICES. Raises KeyError."""
     device, manifest = DEVICES[name], engine.manifest
     num_bytes = engine.files["model.onnx.data"]["bytes"]
-    if manifest.precision in (
-        "int8",
-        "fp8",
-        "int4",
-    ):  # a step reads few rows of the float16 embeddings
+    # a step reads few rows of the float16 embeddings
+    if manifest.precision in ("int8", "fp8", "int4"):
         num_bytes -= 2 * manifest.vocab_size * manifest.hidden_size
     num_weights = num_bytes / BYTES_A_WEIGHT[manifest.precision]
     token_bytes = 2 * 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim

@@ -13,44 +13,47 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
+from bita.calibration.step_times import (
+    ROWS,
+    counted_rounds,
+    lengths_of,
+    sizes_of,
+    text_slots,
+    time_steps,
+)
 from bita.engine import ADAPTER_FILE, Engine
 from bita.errors import EngineError
-from bita.plan import PlanInfo
 from bita.runtime.backends.backend import Step, open_backend
-from bita.runtime.backends.layout import tree_layout
-from bita.tree import Tree
 
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
-WARM_UP = 1  # rounds before the first that counts
+WARM_UP_ROUNDS = 1  # rounds before the first that counts
 # not the clocks of the moment: what a device is must not change with its load
 NVIDIA_FIELDS = (
-    *("name", "driver_version", "clocks.max.sm", "clocks.max.memory"),
-    *("clocks.applications.graphics", "power.limit"),
+    "name",
+    "driver_version",
+    "clocks.max.sm",
+    "clocks.max.memory",
+    "clocks.applications.graphics",
+    "power.limit",
 )
-# Steps of one size in a row, as a decode runs them. Behind a step of another size the first eight
-# are slower, the very first nearly twice as slow.
-WARM_MS, MOST_TO_WARM = 60.0, 12
-BURST_MS, MOST_IN_BURST = 40.0, 8
+# Steps of one size in a row, as a decode runs them. After a step of another size the first eight
+# are slower, and the very first takes nearly twice as long.
+WARM_MS, MAX_WARM_UPS = 60.0, 12
+BURST_MS, MAX_IN_BURST = 40.0, 8
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Times in ms; rows [n], cache_lengths [m].
+    """T(q) of one device at several lengths of the text, n sizes of steps and m lengths."""
 
-    median, spread: [m][n]; spread is the distance between the quartiles. fitted: [m][n], the
-    medians made monotone in the rows. residual: root mean square of the medians' relative
-    distance from that.
-    """
-
-    rows: tuple[int, ...]
-    cache_lengths: tuple[int, ...]
-    median: tuple[tuple[float, ...], ...]
-    spread: tuple[tuple[float, ...], ...]
-    fitted: tuple[tuple[float, ...], ...]
-    residual: float
-    repeats: int
-    device: dict[str, Any]
+    rows: tuple[int, ...]  # of the steps, increasing [n]
+    cache_lengths: tuple[int, ...]  # tokens of text in the cache, increasing [m]
+    median: tuple[tuple[float, ...], ...]  # ms of a step [m][n]
+    spread: tuple[tuple[float, ...], ...]  # ms between the quartiles [m][n]
+    fitted: tuple[tuple[float, ...], ...]  # the medians made monotone in the rows, in ms [m][n]
+    residual: float  # root mean square of the medians' relative distance from `fitted`
+    repeats: int  # samples of each size and length
+    device: dict[str, Any]  # what `describe_device` says
 
     def at(self, num_rows: int, cache_length: float) -> float:
         """ms of a step; linear between what was measured, and beyond it on the last slope."""
@@ -89,29 +92,18 @@ def measure_latency(
     num_threads: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Latency:
-    """Time steps of every size in turns, so that a drift of the machine hits all alike.
+    """Time steps of every size up to `most_rows` rows, each `repeats` times, in turns.
 
-    A step is timed as a decode round sees it: inputs bound before, all rows giving tokens, steps
-    of its own size before it. most_rows: of the largest. repeats: turns of each size. Raises
-    EngineError if the cache has no room for a step.
+    filled: shares of the capacity that the text takes. A sample is the mean of a burst that
+    follows steps of its own size. Raises EngineError if the cache has no room for a step.
     """
     backend = open_backend(engine, num_threads=num_threads)
     adapter = Adapter.load(engine.file(ADAPTER_FILE))
-    backend.cache.start(adapter)
-    rows = sizes_of(engine, most_rows)
-    lengths = _lengths(filled, _room(engine), max(rows[-1], backend.least_slots))
-    steps = [
-        backend.bind(tree_layout(tree_of(count, adapter.num_masks), 1), adapter) for count in rows
-    ]
-    times = np.zeros((repeats + WARM_UP, len(lengths), len(steps)))
-    rng = np.random.default_rng(0)
-    for repeat in range(repeats + WARM_UP):
-        for place in rng.permutation(len(lengths) * len(steps)):
-            length, size = divmod(int(place), len(steps))
-            backend.cache.length = lengths[length]
-            times[repeat, length, size] = _timed(steps[size])
-        on_progress(repeat + 1, repeats + WARM_UP)
-    low, median, high = np.percentile(times[WARM_UP:], (25, 50, 75), axis=0)
+    rows, slots = sizes_of(engine, most_rows), text_slots(engine)
+    lengths = lengths_of(filled, slots, slots - max(rows[-1], backend.least_slots))
+    rounds = counted_rounds(WARM_UP_ROUNDS + repeats, on_progress)
+    times = time_steps(backend, adapter, rows, lengths, rounds, _burst)[..., WARM_UP_ROUNDS:]
+    low, median, high = np.percentile(times, (25, 50, 75), axis=-1)
     fitted = np.array([monotone(curve) for curve in median])
     return Latency(
         rows=tuple(rows),
@@ -123,32 +115,6 @@ def measure_latency(
         repeats=repeats,
         device=describe_device(num_threads),
     )
-
-
-def sizes_of(engine: Engine, most_rows: int) -> list[int]:
-    """The steps that are timed: those with up to so many rows that the cache has room for, and that
-    a compiled engine has.
-    """
-    plan = engine.manifest.plan
-    sizes = PlanInfo.from_manifest(plan).decode_rows if plan else ROWS
-    fit = [count for count in sizes if count <= most_rows and count < _room(engine)]
-    if not fit:
-        raise EngineError(f"a cache of {engine.manifest.capacity} slots has no room for a step")
-    return fit
-
-
-def _room(engine: Engine) -> int:
-    return engine.manifest.capacity - engine.manifest.prefix_length
-
-
-def tree_of(num_rows: int, num_masks: int) -> Tree:
-    """A chain of nodes with their masks, of so many rows; AR's one and two rows are text alone."""
-    if num_rows <= 2:
-        return Tree.chain(num_rows - 1, 0) if num_rows == 2 else Tree.root_only()
-    num_nodes = -(-num_rows // (num_masks + 1))
-    masks = [num_masks] * num_nodes
-    masks[-1] -= num_nodes * (num_masks + 1) - num_rows
-    return Tree.chain(num_nodes - 1, masks) if num_nodes > 1 else Tree.root_only(masks[0])
 
 
 def monotone(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -165,7 +131,9 @@ def monotone(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def describe_device(num_threads: int) -> dict[str, Any]:
-    """What the timings hold for: processor, threads, and clock and power mode where readable."""
+    """The device that timings hold for: processor, threads, and clock and power mode where they are
+    readable.
+    """
     cores = os.cpu_count() or 1
     device: dict[str, Any] = {"machine": platform.machine(), "cores": cores}
     device["threads"] = num_threads or "one per physical core"
@@ -198,24 +166,18 @@ def _nvidia_gpus() -> list[dict[str, str]]:
     return [dict(zip(NVIDIA_FIELDS, row, strict=False)) for row in rows]
 
 
-def _lengths(filled: Sequence[float], capacity: int, most_slots: int) -> list[int]:
-    """Tokens of text for each share of the capacity, with room for the largest step."""
-    room = capacity - most_slots
-    return sorted({min(max(int(share * capacity), 1), room) for share in filled})
+def _burst(step: Step) -> tuple[float]:
+    """Mean ms of a few runs that follow some that do not count."""
+    _run(step, WARM_MS, MAX_WARM_UPS)
+    milliseconds, count = _run(step, BURST_MS, MAX_IN_BURST)
+    return (milliseconds / count,)
 
 
-def _timed(step: Step) -> float:
-    """Mean of a few runs behind some that do not count."""
-    _run(step, WARM_MS, MOST_TO_WARM)
-    milliseconds, count = _run(step, BURST_MS, MOST_IN_BURST)
-    return milliseconds / count
-
-
-def _run(step: Step, least_ms: float, most: int) -> tuple[float, int]:
-    """Run it until that time is over; the time in ms, and how often."""
+def _run(step: Step, min_ms: float, max_runs: int) -> tuple[float, int]:
+    """Run a step until `min_ms` have passed or it ran `max_runs` times; the ms and the runs."""
     began = perf_counter()
     count, milliseconds = 0, 0.0
-    while count < most and milliseconds < least_ms:
+    while count < max_runs and milliseconds < min_ms:
         step.run()
         milliseconds = 1000 * (perf_counter() - began)
         count += 1

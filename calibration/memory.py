@@ -3,19 +3,30 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bita.errors import EngineError
+from bita.runtime.decoding.memory import Memory
 from bita.runtime.session import Session
 
 PROMPT, MAX_NEW_TOKENS = list(range(2, 18)), 32  # any ids: only their number matters
 
 
-def measure_memory(path: Path, num_threads: int = 0) -> dict[str, Any]:
-    """Bytes {"at_load": {"host", "gpu"}, "decoding": {"host", "gpu"}} of opening an engine and of
-    one short answer.
+@dataclass(frozen=True)
+class SessionMemory:
+    """Peaks of a session's memory in bytes."""
+
+    at_load: Memory  # when the engine is loaded
+    decoding: Memory  # after one short answer
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_memory(path: Path, num_threads: int = 0) -> SessionMemory:
+    """Open an engine in a process of its own and have it write one short answer.
 
     Raises EngineError if the process fails.
     """
@@ -24,8 +35,8 @@ def measure_memory(path: Path, num_threads: int = 0) -> dict[str, Any]:
     if done.returncode:
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise EngineError(f"a session of {path} failed in a process of its own: {reason}")
-    measured: dict[str, Any] = json.loads(done.stdout)
-    return measured
+    measured = json.loads(done.stdout)
+    return SessionMemory(Memory(**measured["at_load"]), Memory(**measured["decoding"]))
 
 
 def main(path: str, num_threads: str) -> None:

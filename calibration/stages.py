@@ -15,14 +15,10 @@ from bita.calibration.choose_tree import (
     planned_choice,
 )
 from bita.calibration.effort import Effort
-from bita.calibration.latency import (
-    Latency,
-    describe_device,
-    measure_latency,
-    sizes_of,
-)
+from bita.calibration.latency import Latency, describe_device, measure_latency
 from bita.calibration.memory import measure_memory
 from bita.calibration.picture import PICTURE_FILE, draw
+from bita.calibration.step_times import sizes_of
 from bita.data.line_file import LineFile, parse_line
 from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
@@ -112,7 +108,7 @@ class Calibrator:
 
     def memory(self) -> None:
         """What a session takes of memory, by a process of its own."""
-        self._keep("memory", measure_memory(self.engine.path, self._num_threads))
+        self._keep("memory", measure_memory(self.engine.path, self._num_threads).to_json())
 
     def plan(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
         """What would be chosen on a device with this latency, from expectations alone.

@@ -10,12 +10,12 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Timed:
-    """Decode steps, of one answer or of several; the prefill and its token are not in it."""
+    """Decode steps of one answer or of several, without the prefill and its token."""
 
-    num_tokens: int
-    num_steps: int
-    milliseconds: float
-    token_ids: tuple[int, ...] = ()  # of one answer
+    num_tokens: int  # that the steps gave
+    num_steps: int  # decode steps
+    milliseconds: float  # of all steps
+    token_ids: tuple[int, ...] = ()  # of one answer, its first token included
 
     @property
     def tokens_per_step(self) -> float:

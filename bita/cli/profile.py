@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from bita.errors import BitaError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bita.calibration.profiling.measure import Question
-    from bita.runtime.session import Session
+    from bita.calibration.profiling.figures import EngineReport, PrefillLatency, StepLatency
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,9 +46,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bita.calibration.profiling.measure import ProfileOptions, profile
-    from bita.calibration.profiling.recorder import shifted, write_trace
+    from bita.calibration.profiling.measure import ProfileOptions, profile_engines
+    from bita.calibration.profiling.recorder import write_trace
     from bita.cli.shared.progress import progress_bars
+    from bita.data.prompts import evenly, read_questions
     from bita.runtime.session import Session
 
     if args.page:
@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         with_trace=args.trace is not None,
     )
-    probe = Session.open(args.engine, num_threads=args.threads, backend=args.backend)
-    questions = _questions(args.prompts, args.limit, probe)
-    del probe
+    # Opened once before it is timed, so that its files are in the page cache.
+    Session.open(args.engine, num_threads=args.threads, backend=args.backend)
+    questions = evenly(read_questions(args.prompts), args.limit)
     with progress_bars() as show:
-        engines = profile(paths, questions, options, show)
-    reports = [engine.report for engine in engines]
+        profiles = profile_engines(paths, questions, options, show)
+    reports = [profile.report for profile in profiles]
     names = _names(paths)
     _print(reports, names)
     if args.json:
@@ -81,12 +81,7 @@ def run(args: argparse.Namespace) -> int:
         page.write_page(reports, names, args.page)
         print(f"charts: {args.page}")
     if args.trace:
-        spans = []
-        for engine in engines:
-            own = engine.recorder.spans if engine.recorder else []
-            start = own[0].began if own else 0.0
-            spans += own + shifted(engine.operator_spans, start)
-        write_trace(spans, args.trace)
+        write_trace([span for profile in profiles for span in profile.spans], args.trace)
         print(f"trace: {args.trace} (ui.perfetto.dev or chrome://tracing)")
     return 0
 
@@ -103,74 +98,61 @@ def _check_writable(out: Path) -> None:
         raise BitaError(f"cannot write {out}: {error.strerror}; give another place") from error
 
 
-def _questions(path: Path | None, limit: int | None, session: "Session") -> "list[Question]":
-    """Prompts, from all over the file, and their categories. Raises PromptError."""
-    from bita.calibration.profiling.measure import Question
-    from bita.data.prompts import OWN_PROMPTS, evenly, read_prompts
-
-    prompts = read_prompts(path)
-    lines = [
-        line
-        for line in (path or OWN_PROMPTS).read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    ]
-    questions = [
-        Question(
-            messages if session.has_chat_template else messages[-1]["content"],
-            str(json.loads(line).get("category") or "all"),
-        )
-        for messages, line in zip(prompts, lines, strict=True)
-    ]
-    return evenly(questions, limit)
-
-
 def _names(paths: Sequence[Path]) -> list[str]:
     names = [path.absolute().name for path in paths]
     return names if len({*names}) == len(names) else [str(path) for path in paths]
 
 
-def _write_json(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _write_json(reports: "Sequence[EngineReport]", path: Path) -> None:
+    text = json.dumps({"engines": [report.to_json() for report in reports]}, indent=1) + "\n"
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"engines": reports}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
-def _print(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _print(reports: "Sequence[EngineReport]", names: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bita.calibration.profiling.summary import summary_rows
+    from bita.calibration.profiling.summary import summary_of
 
     console = Console()
     table = Table("", *names, box=None, pad_edge=False)
-    for label, value in summary_rows():
-        table.add_row(label, *(value(report) for report in reports))
+    columns = [summary_of(report) for report in reports]
+    for label in columns[0]:
+        table.add_row(label, *(column[label] for column in columns))
     console.print(table)
     for report, name in zip(reports, names, strict=True):
-        console.print(_step_table(name, report["latency"]))
-        prefill = report["prefill"]
-        table = Table(f"{name}: prompt of", "ms", "tokens/s", box=None, pad_edge=False)
-        for place, size in enumerate(prefill["tokens"]):
-            times = " / ".join(f"{prefill[f'{p}_ms'][place]:.1f}" for p in ("p50", "p90", "p99"))
-            table.add_row(str(size), times, f"{prefill['tokens_per_second'][place]:.0f}")
-        table.caption = "p50 / p90 / p99"
-        console.print(table)
-        for label, step in report["operators"].items():
-            most = ", ".join(f"{e['operator']} {e['share']:.0%}" for e in step["operators"][:5])
+        console.print(_step_table(name, report.latency))
+        console.print(_prefill_table(name, report.prefill))
+        for label, step in report.operators.items():
+            most = ", ".join(f"{each.operator} {each.share:.0%}" for each in step.operators[:5])
             console.print(f"{name}, {label}: {most}")
 
 
-def _step_table(name: str, latency: Mapping[str, Any]) -> "Table":
-    """A line for each size of a step."""
+def _step_table(name: str, latency: "StepLatency") -> "Table":
+    """A row for each size of a step."""
     from rich.table import Table
 
-    heads = [f"ms behind {length} tokens" for length in latency["cache_lengths"]]
+    heads = [f"ms behind {length} tokens" for length in latency.cache_lengths]
     table = Table(f"{name}: rows", *heads, box=None, pad_edge=False)
-    for size, rows in enumerate(latency["rows"]):
+    for size, rows in enumerate(latency.rows):
         cells = [
-            " / ".join(f"{latency[f'{p}_ms'][length][size]:.2f}" for p in ("p50", "p90", "p99"))
+            " / ".join(f"{times[length][size]:.2f}" for times in latency.by_percentile.values())
             for length in range(len(heads))
         ]
         table.add_row(str(rows), *cells)
+    table.caption = "p50 / p90 / p99"
+    return table
+
+
+def _prefill_table(name: str, prefill: "PrefillLatency") -> "Table":
+    """A row for each length of a prompt."""
+    from rich.table import Table
+
+    table = Table(f"{name}: prompt of", "ms", "tokens/s", box=None, pad_edge=False)
+    for place, size in enumerate(prefill.tokens):
+        times = " / ".join(f"{times[place]:.1f}" for times in prefill.by_percentile.values())
+        table.add_row(str(size), times, f"{prefill.tokens_per_second[place]:.0f}")
     table.caption = "p50 / p90 / p99"
     return table

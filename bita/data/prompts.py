@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,28 +16,46 @@ TREE_PROMPTS = Path(__file__).with_name("tree_prompts.jsonl")
 FORMS = '{"prompt": "..."}, {"messages": [...]} or {"turns": ["...", ...]}'
 
 
-def read_prompts(path: Path | None = None, limit: int | None = None) -> list[Messages]:
-    """The first `limit` prompts of a file (None: our own set), each as messages.
+@dataclass(frozen=True)
+class Question:
+    """One line of a prompt file."""
 
-    A line with `turns` gives its first turn. Raises PromptError that lists every bad line.
+    messages: Messages  # the prompt; of several turns the first
+    category: str  # what the line names; "all" where it names none
+
+
+def read_prompts(path: Path | None = None, limit: int | None = None) -> list[Messages]:
+    """The prompts that `read_questions` gives, without their categories."""
+    return [question.messages for question in read_questions(path, limit)]
+
+
+def read_questions(path: Path | None = None, limit: int | None = None) -> list[Question]:
+    """The first `limit` questions of a prompt file (None: our own set).
+
+    Raises PromptError that lists every bad line.
     """
     path = path or OWN_PROMPTS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read prompts from {path}: {error}") from error
-    prompts: list[Messages] = []
+    questions: list[Question] = []
     faults: list[str] = []
     for number, line in enumerate(lines, 1):
-        if line.strip() and (limit is None or len(prompts) < limit):
+        if line.strip() and (limit is None or len(questions) < limit):
             try:
-                prompts.append(_messages(json.loads(line)))
+                questions.append(_question(json.loads(line)))
             except (ValueError, TypeError) as error:
                 faults.append(f"line {number}: {error}")
-    if not prompts and not faults:
+    if not questions and not faults:
         faults.append(f"holds no prompts; give lines of the form {FORMS}")
     raise_faults(PromptError, str(path), faults[:20])
-    return prompts
+    return questions
+
+
+def _question(entry: Any) -> Question:
+    messages = _messages(entry)
+    return Question(messages, str(entry.get("category") or "all"))
 
 
 def _messages(entry: Any) -> Messages:

@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime as ort
 
 from bita.adapter import Adapter
+from bita.calibration.profiling.figures import OperatorTime, StepOperators
 from bita.calibration.profiling.recorder import Span
 from bita.engine import ADAPTER_FILE, Engine
 from bita.runtime.backends.layout import Layout
@@ -17,49 +18,46 @@ from bita.runtime.backends.ort_backend import OrtBackend
 WARM_UP, RUNS = 5, 20
 
 
-def operator_times(
+def time_operators(
     engine: Engine, layouts: dict[str, Layout], num_threads: int
-) -> tuple[dict[str, Any], list[Span]]:
-    """Per layout: mean ms a step of each kind of operator, most first; and the spans of one step.
+) -> tuple[dict[str, StepOperators], list[Span]]:
+    """The operators' times in a step of each layout, by its name, and the spans of one step each.
 
-    Runs on the CPU, in a session of its own, since writing down every operator takes time too:
-    shares are to be looked at, not sums.
+    Runs on the CPU, in a session of its own, since recording every operator takes time too:
+    compare shares rather than sums.
     """
-    report, spans = {}, []
+    operators: dict[str, StepOperators] = {}
+    spans: list[Span] = []
     for name, layout in layouts.items():
         events = _events(engine, layout, num_threads)
-        totals, counts = Counter[str](), Counter[str]()
-        for event in events:
-            totals[event["args"]["op_name"]] += event["dur"] / 1000 / RUNS
-            counts[event["args"]["op_name"]] += 1
-        whole = sum(totals.values())
-        report[name] = {
-            "rows": layout.num_rows,
-            "operators": [
-                {
-                    "operator": kind,
-                    "ms": round(ms, 4),
-                    "share": round(ms / whole, 4),
-                    "calls": round(counts[kind] / RUNS),
-                }
-                for kind, ms in totals.most_common()
-            ],
-        }
+        operators[name] = StepOperators(layout.num_rows, _by_kind(events))
         spans += _spans(events[-(len(events) // RUNS) :], name)
-    return report, spans
+    return operators, spans
+
+
+def _by_kind(events: list[dict[str, Any]]) -> list[OperatorTime]:
+    totals, counts = Counter[str](), Counter[str]()
+    for event in events:
+        totals[event["args"]["op_name"]] += event["dur"] / 1000 / RUNS
+        counts[event["args"]["op_name"]] += 1
+    whole = sum(totals.values())
+    return [
+        OperatorTime(kind, round(ms, 4), round(ms / whole, 4), round(counts[kind] / RUNS))
+        for kind, ms in totals.most_common()
+    ]
 
 
 def _events(engine: Engine, layout: Layout, num_threads: int) -> list[dict[str, Any]]:
-    """Operators of the steps that count."""
+    """What ONNX Runtime recorded of each operator, in the steps after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
-        backend = OrtBackend(engine, num_threads, profile_to=Path(folder) / "ort")
+        backend = OrtBackend(engine, num_threads, operators_to=Path(folder) / "ort")
         adapter = Adapter.load(engine.file(ADAPTER_FILE))
         backend.cache.start(adapter)
         backend.cache.length = min(256, backend.cache.capacity - layout.num_rows - 64)
         step = backend.bind(layout, adapter)
         for _ in range(WARM_UP + RUNS):
             step.run()
-        events = json.loads(Path(backend.end_profile()).read_text(encoding="utf-8"))
+        events = json.loads(backend.end_operators().read_text(encoding="utf-8"))
     nodes = [
         event
         for event in events

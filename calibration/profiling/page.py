@@ -2,16 +2,17 @@
 
 import html
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
 
-from bita.calibration.profiling.summary import summary_rows
+from bita.calibration.profiling.figures import TREES, WAYS, EngineReport
+from bita.calibration.profiling.summary import summary_of
 
-Report = Mapping[str, Any]
+Reports = Sequence[EngineReport]
 COLORS = ("#1f5fa8", "#d1662b", "#3a8f5c", "#8a4fa0", "#7a7a7a", "#b8a21f")
 DASHES = {"p50": "solid", "p90": "dash", "p99": "dot"}
 STYLE = """
@@ -25,8 +26,8 @@ p.note { color: #555; margin: .2em 0 }
 """
 
 
-def write_page(reports: Sequence[Report], names: Sequence[str], path: Path) -> None:
-    """Write the page of one engine or of several beside each other, whole or not at all."""
+def write_page(reports: Reports, names: Sequence[str], path: Path) -> None:
+    """Write the page of one engine or of several side by side, whole or not at all."""
     parts = [*_parts(reports, names)]
     title = " and ".join(names)
     text = (
@@ -39,7 +40,7 @@ def write_page(reports: Sequence[Report], names: Sequence[str], path: Path) -> N
     os.replace(partial, path)
 
 
-def _parts(reports: Sequence[Report], names: Sequence[str]) -> Iterator[str]:
+def _parts(reports: Reports, names: Sequence[str]) -> Iterator[str]:
     yield _summary(reports, names)
     figures = (
         ("Step latency by rows", _steps(reports, names), _steps_note(reports)),
@@ -70,19 +71,16 @@ def _parts(reports: Sequence[Report], names: Sequence[str]) -> Iterator[str]:
         script = False
 
 
-def _summary(reports: Sequence[Report], names: Sequence[str]) -> str:
-    rows: list[tuple[str, list[str]]] = [
-        (label, [value(report) for report in reports]) for label, value in summary_rows()
-    ]
+def _summary(reports: Reports, names: Sequence[str]) -> str:
+    columns = [summary_of(report) for report in reports]
     head = "".join(f"<th class=number>{html.escape(name)}</th>" for name in names)
     body = "".join(
         f"<tr><th>{html.escape(label)}</th>"
-        + "".join(f"<td class=number>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td class=number>{html.escape(column[label])}</td>" for column in columns)
         + "</tr>"
-        for label, cells in rows
+        for label in columns[0]
     )
-    device = reports[0]["device"]
-    about = ", ".join(f"{key} {value}" for key, value in device.items())
+    about = ", ".join(f"{key} {value}" for key, value in reports[0].facts.device.items())
     return f"<p class=note>{html.escape(about)}</p><table><tr><th></th>{head}</tr>{body}</table>"
 
 
@@ -99,79 +97,79 @@ def _figure(x: str, y: str, **layout: Any) -> go.Figure:
     return figure
 
 
-def _label(name: str, text: str, reports: Sequence[Report]) -> str:
+def _label(name: str, text: str, reports: Reports) -> str:
     return f"{name}: {text}" if len(reports) > 1 else text
 
 
-def _steps(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
+def _steps(reports: Reports, names: Sequence[str]) -> go.Figure:
     figure = _figure("rows of the step", "ms", xaxis_type="log", yaxis_type="log")
     shown = ("p50", "p99") if len(reports) == 1 else ("p50",)
     color = 0
     for report, name in zip(reports, names, strict=True):
-        latency = report["latency"]
-        for place, length in enumerate(latency["cache_lengths"]):
+        latency = report.latency
+        for place, length in enumerate(latency.cache_lengths):
             for percentile, dash in DASHES.items():
                 figure.add_scatter(
-                    x=latency["rows"],
-                    y=latency[f"{percentile}_ms"][place],
+                    x=latency.rows,
+                    y=latency.by_percentile[percentile][place],
                     name=_label(name, f"{percentile} behind {length} tokens", reports),
                     mode="lines+markers",
                     line={"color": COLORS[color % len(COLORS)], "dash": dash},
                     visible=True if percentile in shown else "legendonly",
                 )
             color += 1
-    ticks = reports[0]["latency"]["rows"]
+    ticks = reports[0].latency.rows
     figure.update_xaxes(tickvals=ticks, ticktext=[str(tick) for tick in ticks])
     return figure
 
 
-def _steps_note(reports: Sequence[Report]) -> str:
-    runs = min(report["latency"]["runs"] for report in reports)
+def _steps_note(reports: Reports) -> str:
+    runs = min(report.latency.runs for report in reports)
     return (
         f"Single steps, {runs} at least of each size; sizes take turns. "
         "A click in the legend shows or hides a percentile."
     )
 
 
-def _prefill(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
+def _prefill(reports: Reports, names: Sequence[str]) -> go.Figure:
     figure = _figure("tokens of the prompt", "tokens/s", yaxis_rangemode="tozero")
     for number, (report, name) in enumerate(zip(reports, names, strict=True)):
-        prefill = report["prefill"]
+        prefill = report.prefill
         figure.add_scatter(
-            x=prefill["tokens"],
-            y=prefill["tokens_per_second"],
+            x=prefill.tokens,
+            y=prefill.tokens_per_second,
             name=name,
             mode="lines+markers",
             line={"color": COLORS[number]},
-            customdata=[*zip(*(prefill[f"{p}_ms"] for p in DASHES), strict=True)],
+            customdata=[*zip(*prefill.by_percentile.values(), strict=True)],
             hovertemplate="%{x} tokens: %{y:.0f} tokens/s, p50 / p90 / p99 %{customdata[0]:.1f} / "
             "%{customdata[1]:.1f} / %{customdata[2]:.1f} ms",
         )
     return figure
 
 
-def _over_time(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
+def _over_time(reports: Reports, names: Sequence[str]) -> go.Figure:
     figure = _figure("seconds", "tokens/s of the answer", yaxis_rangemode="tozero")
     for color, (name, report, way) in enumerate(_ways(reports, names)):
-        answers = report["decode"][way]["answers"]
+        answers = report.decode[way].answers
         figure.add_scatter(
-            x=[answer["seconds"] for answer in answers],
-            y=[answer["tokens_per_second"] for answer in answers],
+            x=[answer.seconds for answer in answers],
+            y=[answer.tokens_per_second for answer in answers],
             name=_label(name, way, reports),
             mode="lines+markers",
             line={"color": COLORS[color], "width": 1},
-            text=[answer["category"] for answer in answers],
+            text=[answer.category for answer in answers],
         )
     return figure
 
 
-def _first(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
+def _first(reports: Reports, names: Sequence[str]) -> go.Figure:
     figure = _figure("tokens of the prompt", "ms", yaxis_rangemode="tozero")
     for number, (report, name) in enumerate(zip(reports, names, strict=True)):
-        answers = [a for way in ("AR", "trees") for a in report["decode"][way]["answers"]]
+        answers = [a for way in WAYS for a in report.decode[way].answers]
         figure.add_scatter(
-            x=[answer["prompt_tokens"] for answer in answers],
-            y=[answer["first_token_ms"] for answer in answers],
+            x=[answer.prompt_tokens for answer in answers],
+            y=[answer.first_token_ms for answer in answers],
             name=name,
             mode="markers",
             marker={"color": COLORS[number]},
@@ -179,29 +177,34 @@ def _first(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
     return figure
 
 
-def _categories(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
+def _categories(reports: Reports, names: Sequence[str]) -> go.Figure:
     figure = _figure("", "tokens per step", barmode="group")
     for number, (report, name) in enumerate(zip(reports, names, strict=True)):
-        groups = report["decode"]["trees"]["by_category"]
+        groups = report.decode[TREES].by_category
         figure.add_bar(
             x=[*groups],
-            y=[group["tokens_per_step"] for group in groups.values()],
+            y=[group.tokens_per_step for group in groups.values()],
             name=name,
             marker_color=COLORS[number],
-            customdata=[group["tokens_per_second"] for group in groups.values()],
+            customdata=[group.tokens_per_second for group in groups.values()],
             hovertemplate="%{x}: %{y:.3f} tokens per step, %{customdata:.0f} tokens/s",
         )
     return figure
 
 
-def _host(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
+def _host(reports: Reports, names: Sequence[str]) -> go.Figure:
     figure = _figure("ms", "", barmode="stack")
     ways = [*_ways(reports, names)]
     labels = [_label(name, way, reports) for name, _, way in ways]
-    for color, part in enumerate(("backend", "host")):
+    decodings = [report.decode[way] for _, report, way in ways]
+    parts = {
+        "backend": [decoding.backend_ms_per_step for decoding in decodings],
+        "host": [decoding.host_ms_per_step for decoding in decodings],
+    }
+    for color, (part, milliseconds) in enumerate(parts.items()):
         figure.add_bar(
             y=labels,
-            x=[report["decode"][way][f"{part}_ms_per_step"] for _, report, way in ways],
+            x=milliseconds,
             name=part,
             orientation="h",
             marker_color=COLORS[color],
@@ -210,41 +213,40 @@ def _host(reports: Sequence[Report], names: Sequence[str]) -> go.Figure:
     return figure
 
 
-def _operators(reports: Sequence[Report], names: Sequence[str]) -> go.Figure | None:
+def _operators(reports: Reports, names: Sequence[str]) -> go.Figure | None:
     figure = _figure("share of the step", "", barmode="stack", xaxis_tickformat=".0%")
     kinds = dict.fromkeys(
-        entry["operator"]
+        entry.operator
         for report in reports
-        for step in report["operators"].values()
-        for entry in step["operators"][:8]
+        for step in report.operators.values()
+        for entry in step.operators[:8]
     )
     steps = [
         (_label(name, label, reports), step)
         for report, name in zip(reports, names, strict=True)
-        for label, step in report["operators"].items()
+        for label, step in report.operators.items()
     ]
     if not steps:
         return None
     for kind in kinds:
         entries = [
-            next((each for each in step["operators"] if each["operator"] == kind), None)
+            next((each for each in step.operators if each.operator == kind), None)
             for _, step in steps
         ]
         figure.add_bar(
             y=[label for label, _ in steps],
-            x=[each["share"] if each else 0 for each in entries],
+            x=[each.share if each else 0 for each in entries],
             name=kind,
             orientation="h",
-            customdata=[each["ms"] if each else 0 for each in entries],
+            customdata=[each.ms if each else 0 for each in entries],
             hovertemplate=f"{kind}: %{{x:.1%}}, %{{customdata:.3f}} ms<extra></extra>",
         )
-    told = [
-        sum(each["share"] for each in step["operators"] if each["operator"] in kinds)
-        for _, step in steps
+    named = [
+        sum(each.share for each in step.operators if each.operator in kinds) for _, step in steps
     ]
     figure.add_bar(
         y=[label for label, _ in steps],
-        x=[1 - share for share in told],
+        x=[1 - share for share in named],
         name="others",
         orientation="h",
         marker_color="#ddd",
@@ -254,15 +256,14 @@ def _operators(reports: Sequence[Report], names: Sequence[str]) -> go.Figure | N
     return figure
 
 
-def _sensors(reports: Sequence[Report]) -> go.Figure | None:
-    sensors = reports[0]["sensors"]
-    names = [*sensors["summary"]]
-    if not names:
+def _sensors(reports: Reports) -> go.Figure | None:
+    sensors = reports[0].sensors
+    if not sensors.summary:
         return None
     figure = _figure("seconds", "share of the most that was read")
-    for name in names:
-        most = sensors["summary"][name]["most"] or 1
-        samples = [sample for sample in sensors["samples"] if name in sample]
+    for name, values in sensors.summary.items():
+        most = values.most or 1
+        samples = [sample for sample in sensors.samples if name in sample]
         figure.add_scatter(
             x=[sample["seconds"] for sample in samples],
             y=[sample[name] / most for sample in samples],
@@ -274,7 +275,7 @@ def _sensors(reports: Sequence[Report]) -> go.Figure | None:
     return figure
 
 
-def _ways(reports: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[str, Report, str]]:
+def _ways(reports: Reports, names: Sequence[str]) -> Iterator[tuple[str, EngineReport, str]]:
     for report, name in zip(reports, names, strict=True):
-        for way in ("AR", "trees"):
+        for way in WAYS:
             yield name, report, way

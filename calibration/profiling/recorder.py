@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Span:
-    """began, ended: seconds of `time.perf_counter`. track: the line that it is shown on."""
+    """A part of a step, or an operator."""
 
     name: str
-    began: float
-    ended: float
-    track: str = "decode round"
-    details: dict[str, Any] = field(default_factory=dict)
+    began: float  # seconds of `time.perf_counter`
+    ended: float  # seconds of `time.perf_counter`
+    track: str = "decode round"  # the line that it is shown on
+    details: dict[str, Any] = field(default_factory=dict)  # shown when it is selected
 
 
 class Recorder:
@@ -30,7 +30,7 @@ class Recorder:
 
     @property
     def spans(self) -> list[Span]:
-        """All that was noted."""
+        """All parts that were noted."""
         return [
             Span(name, began, ended, details={"rows": num_rows})
             for name, began, ended, num_rows in self._parts

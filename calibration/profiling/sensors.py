@@ -1,4 +1,4 @@
-"""Power, clocks and temperatures of the device while it is profiled, as far as it tells them."""
+"""Power, clocks and temperatures of the device while it is profiled, where they are readable."""
 
 import re
 import shutil
@@ -6,18 +6,28 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 PERIOD_S = 0.5
 THERMAL = Path("/sys/class/thermal")
 CPUS = Path("/sys/devices/system/cpu")
-Reading = dict[str, float]
+Reading = dict[str, float]  # by name; names end in their unit
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of one sensor over time, in the unit that its name ends in."""
+
+    first: float
+    last: float
+    least: float
+    most: float
 
 
 class Sensors:
-    """Reads all that there is, every half second, from `start` to `stop`.
+    """Reads every sensor that there is, twice a second, while the context lasts.
 
     samples: {"seconds": since the start, NAME_UNIT: value}. Names end in their unit: mhz, celsius,
     watts, percent, mb.
@@ -48,7 +58,7 @@ class Sensors:
             self._tegra.close()
 
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return perf_counter() - self._began
 
     def _work(self) -> None:
@@ -63,7 +73,7 @@ class Sensors:
 
 
 def cpu_clock() -> Reading:
-    """Mean clock of all cores: cpufreq's, else what /proc/cpuinfo has."""
+    """Mean clock of all cores by cpufreq, or by /proc/cpuinfo without it."""
     clocks = [
         int(path.read_text()) / 1000 for path in CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     ]
@@ -74,7 +84,7 @@ def cpu_clock() -> Reading:
 
 
 def temperatures() -> Reading:
-    """Of each thermal zone that tells one."""
+    """Temperature of every readable thermal zone."""
     found = {}
     for zone in sorted(THERMAL.glob("thermal_zone*")):
         with suppress(OSError, ValueError):
@@ -84,7 +94,7 @@ def temperatures() -> Reading:
 
 
 def memory() -> Reading:
-    """Of this process, in physical memory."""
+    """Physical memory of this process."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return {"resident_mb": round(int(line.split()[1]) / 1024, 1)}
@@ -92,7 +102,7 @@ def memory() -> Reading:
 
 
 def nvml_source() -> Callable[[], Reading] | None:
-    """The first NVIDIA GPU by NVML (pip install nvidia-ml-py); None without."""
+    """Reads the first NVIDIA GPU by NVML (pip install nvidia-ml-py); None without one."""
     try:
         import pynvml
 
@@ -119,7 +129,7 @@ def nvml_source() -> Callable[[], Reading] | None:
 
 
 class Tegra:
-    """tegrastats of a Jetson, running beside."""
+    """tegrastats of a Jetson, running in a process of its own."""
 
     def __init__(self) -> None:
         self._last: Mapping[str, float] = {}
@@ -132,7 +142,7 @@ class Tegra:
         threading.Thread(target=self._work, daemon=True).start()
 
     def read(self) -> Reading:
-        """What its last line said."""
+        """The values of the last line."""
         return dict(self._last)
 
     def close(self) -> None:
@@ -162,16 +172,11 @@ def _tegra_values(line: str) -> Iterator[tuple[str, float]]:
         yield f"{name.lower()}_watts", int(value) / 1000
 
 
-def summary(samples: list[Reading]) -> dict[str, Any]:
-    """First, last, least and most of each name."""
+def summary(samples: list[Reading]) -> dict[str, Range]:
+    """The range of each sensor, by name."""
     names = [name for name in dict.fromkeys(n for s in samples for n in s) if name != "seconds"]
     result = {}
     for name in names:
         values = [sample[name] for sample in samples if name in sample]
-        result[name] = {
-            "first": values[0],
-            "last": values[-1],
-            "least": min(values),
-            "most": max(values),
-        }
+        result[name] = Range(values[0], values[-1], min(values), max(values))
     return result

@@ -1,49 +1,32 @@
 """The first table of a profile, on the screen and on the page."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-Report = Mapping[str, Any]
+from bita.calibration.profiling.figures import AR, TREES, WAYS, EngineReport, Percentiles
 
 
-def summary_rows() -> tuple[tuple[str, Callable[[Report], str]], ...]:
-    """What is told first of an engine: a label, and the text of a report."""
-    return ROWS
-
-
-def _speed(report: Report, way: str) -> str:
-    return f"{report['decode'][way]['tokens_per_second']:.1f}"
-
-
-def _spread(values: Mapping[str, float]) -> str:
-    return " / ".join(f"{values[name]:.2f}" for name in ("p50", "p90", "p99"))
-
-
-ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
-    ("model", lambda r: str(r["model"])),
-    ("precision, backend", lambda r: f"{r['precision']}, {r['backend']}"),
-    ("tree, mode", lambda r: f"{r['tree']}, {r['mode']}"),
-    ("tokens/s, AR in one row", lambda r: _speed(r, "AR")),
-    ("tokens/s, trees", lambda r: _speed(r, "trees")),
-    ("tokens per step", lambda r: f"{r['decode']['trees']['tokens_per_step']:.3f}"),
-    ("ms a step, p50 / p90 / p99, AR", lambda r: _spread(r["decode"]["AR"]["step_ms"])),
-    ("ms a step, p50 / p90 / p99, trees", lambda r: _spread(r["decode"]["trees"]["step_ms"])),
-    (
-        "ms to first token, p50 / p90 / p99",
-        lambda r: _spread(r["decode"]["trees"]["first_token_ms"]),
-    ),
-    ("ms from opening to the first token", lambda r: f"{r['start_up']['first_token_ms']:.0f}"),
-    ("host ms a step", lambda r: f"{r['decode']['trees']['host_ms_per_step']:.3f}"),
-    (
-        "last quarter's speed over the first's, AR / trees",
-        lambda r: " / ".join(f"{r['decode'][way]['drift']:.3f}" for way in ("AR", "trees")),
-    ),
-    (
-        "memory peak, MB (GPU)",
-        lambda r: (
-            f"{r['memory']['decoding']['host'] / 1e6:.0f} "
-            f"({r['memory']['decoding']['gpu'] / 1e6:.0f})"
+def summary_of(report: EngineReport) -> dict[str, str]:
+    """What is said first of an engine: texts by their labels."""
+    facts, memory = report.facts, report.memory
+    ar, trees = report.decode[AR], report.decode[TREES]
+    peak = memory.decoding
+    return {
+        "model": facts.model,
+        "precision, backend": f"{facts.precision}, {facts.backend}",
+        "tree, mode": f"{facts.tree}, {facts.mode}",
+        "tokens/s, AR in one row": f"{ar.tokens_per_second:.1f}",
+        "tokens/s, trees": f"{trees.tokens_per_second:.1f}",
+        "tokens per step": f"{trees.tokens_per_step:.3f}",
+        "ms a step, p50 / p90 / p99, AR": _text(ar.step_ms),
+        "ms a step, p50 / p90 / p99, trees": _text(trees.step_ms),
+        "ms to first token, p50 / p90 / p99": _text(trees.first_token_ms),
+        "ms from opening to the first token": f"{facts.start_up.first_token_ms:.0f}",
+        "host ms a step": f"{trees.host_ms_per_step:.3f}",
+        "last quarter's speed over the first's, AR / trees": (
+            " / ".join(f"{report.decode[way].drift:.3f}" for way in WAYS)
         ),
-    ),
-    ("engine on disk, MB", lambda r: f"{r['memory']['engine_bytes'] / 1e6:.0f}"),
-)
+        "memory peak, MB (GPU)": f"{peak.host / 1e6:.0f} ({peak.gpu / 1e6:.0f})",
+        "engine on disk, MB": f"{memory.engine_bytes / 1e6:.0f}",
+    }
+
+
+def _text(times: Percentiles) -> str:
+    return f"{times.p50:.2f} / {times.p90:.2f} / {times.p99:.2f}"

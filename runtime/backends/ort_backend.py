@@ -31,7 +31,7 @@ class OrtBackend:
     """One engine loaded into ONNX Runtime, and its cache.
 
     num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
-    run in its place. profile_to: beginning of a file's name, for times of operators. Raises
+    run in its place. operators_to: beginning of a file's name, for times of operators. Raises
     EngineError if the graph cannot be loaded.
     """
 
@@ -42,15 +42,15 @@ class OrtBackend:
         engine: Engine,
         num_threads: int = 0,
         graph: bytes | None = None,
-        profile_to: Path | None = None,
+        operators_to: Path | None = None,
     ) -> None:
         manifest = engine.manifest
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
         options = _options(engine, num_threads)
-        if profile_to is not None:
+        if operators_to is not None:
             options.enable_profiling = True
-            options.profile_file_prefix = str(profile_to)
+            options.profile_file_prefix = str(operators_to)
         self._session = load_session(engine, options, graph)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self.cache = HostCache(manifest.cache_shape, cache_type(self._session))
@@ -116,7 +116,7 @@ class OrtBackend:
         shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
         return lora_values(shapes, adapter)
 
-    def end_profile(self) -> Path:
+    def end_operators(self) -> Path:
         """The file of operators' times, which is complete then."""
         return Path(self._session.end_profiling())
 

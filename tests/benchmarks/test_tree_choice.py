@@ -59,7 +59,13 @@ def test_the_report_has_all_contenders_and_categories(
     (result,) = json.loads(out.read_text())["engines"].values()
     contest, sources = result["contest"], result["sources"]
     assert [*contest] == [
-        *("AR", "chosen", "best", "best single tree", "triangle (5,4,3)", "random 0", "random 1")
+        "AR",
+        "chosen",
+        "best",
+        "best single tree",
+        "triangle (5,4,3)",
+        "random 0",
+        "random 1",
     ]
     assert 2 <= contest["random 0"]["rows"] <= contest["best"]["rows"]
     assert contest["best single tree"]["states"] == {}
@@ -85,8 +91,8 @@ def test_an_engine_that_was_not_calibrated(
 
 
 def test_prompts_of_another_form(calibrated: Path, tmp_path: Path) -> None:
-    path = tmp_path / "plain.jsonl"
-    path.write_text('{"prompt": "Hello"}')
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"question": "Hello"}')
     assert tree_choice.main([str(calibrated), "--prompts", str(path), "--out", "x"]) == 1
 
 

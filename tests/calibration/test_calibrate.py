@@ -16,14 +16,9 @@ from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
 from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.effort import Effort
-from bita.calibration.latency import (
-    Latency,
-    describe_device,
-    measure_latency,
-    monotone,
-    tree_of,
-)
+from bita.calibration.latency import Latency, describe_device, measure_latency, monotone
 from bita.calibration.stages import Calibrator
+from bita.calibration.step_times import tree_of
 from bita.cli.main import main
 from bita.engine import Engine, open_engine, read_calibration
 from bita.errors import EngineError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bita.calibration.profiling.recorder import Recorder, Span, shifted, trace_events
-from bita.calibration.profiling.sensors import Sensors, parse_tegrastats, summary
+from bita.calibration.profiling.sensors import Range, Sensors, parse_tegrastats, summary
 from bita.cli.main import main
 from bita.runtime.session import Session
 
@@ -69,7 +69,9 @@ def test_figures_add_up(written: Path) -> None:
             )
             groups = decode["by_category"]
             assert {name: group["answers"] for name, group in groups.items()} == {
-                **{"greeting": 1, "animals": 2, "all": 1}
+                "greeting": 1,
+                "animals": 2,
+                "all": 1,
             }
             whole = decode["host_ms_per_step"] + decode["backend_ms_per_step"]
             assert decode["step_ms"]["p50"] < 3 * whole
@@ -169,7 +171,7 @@ def test_sensors_read_what_there_is() -> None:
     (sample, *_) = sensors.samples
     assert sample["resident_mb"] > 10
     told = summary([{"seconds": 0, "a_mhz": 3}, {"seconds": 1, "a_mhz": 1}, {"seconds": 2}])
-    assert told == {"a_mhz": {"first": 3, "last": 1, "least": 1, "most": 3}}
+    assert told == {"a_mhz": Range(first=3, last=1, least=1, most=3)}
 
 
 def test_faults_are_one_line(

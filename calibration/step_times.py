@@ -1,0 +1,105 @@
+"""One stopwatch for steps of many sizes at several lengths of the cached text, taken in turns."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.adapter import Adapter
+from bita.engine import Engine
+from bita.errors import EngineError
+from bita.plan import PlanInfo
+from bita.runtime.backends.backend import Backend, Step
+from bita.runtime.backends.layout import tree_layout
+from bita.tree import Tree
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
+Visit = Callable[[Step], Sequence[float]]  # runs a bound step and returns its samples in ms
+
+
+def time_steps(
+    backend: Backend,
+    adapter: Adapter,
+    rows: Sequence[int],
+    cache_lengths: Sequence[int],
+    rounds: Iterable[int],
+    visit: Visit,
+) -> npt.NDArray[np.float64]:
+    """Samples in ms of steps of every size at every length, [length][size][sample].
+
+    Each round visits all of them once, in random order, so that a drift of the clock affects all
+    of them equally. A step is timed as a decode round sees it: its inputs are bound before, and all
+    rows give tokens. `visit` must return the same number of samples each time. The cache's text is
+    lost.
+    """
+    backend.cache.start(adapter)
+    steps = [backend.bind(tree_layout(tree_of(n, adapter.num_masks), 1), adapter) for n in rows]
+    samples: list[list[list[float]]] = [[[] for _ in rows] for _ in cache_lengths]
+    rng = np.random.default_rng(0)
+    for _ in rounds:
+        for place in rng.permutation(len(cache_lengths) * len(steps)):
+            length, size = divmod(int(place), len(steps))
+            backend.cache.length = cache_lengths[length]
+            samples[length][size].extend(visit(steps[size]))
+    backend.cache.start(adapter)
+    return np.array(samples)
+
+
+def counted_rounds(
+    total: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[int]:
+    """`total` rounds; reports (done, total) after each."""
+    for number in range(total):
+        yield number
+        on_progress(number + 1, total)
+
+
+def timed_rounds(
+    seconds: float, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[int]:
+    """Rounds until `seconds` have passed, at least one; reports whole seconds, (passed, total),
+    after each.
+    """
+    began = perf_counter()
+    for number in count():
+        yield number
+        spent = perf_counter() - began
+        on_progress(min(int(spent), int(seconds)), int(seconds))
+        if spent >= seconds:
+            return
+
+
+def sizes_of(engine: Engine, most_rows: int) -> list[int]:
+    """Rows of the steps to time: at most `most_rows`, what the cache has room for, and only sizes
+    that a compiled engine has. Raises EngineError if none is left.
+    """
+    plan = engine.manifest.plan
+    sizes = PlanInfo.from_manifest(plan).decode_rows if plan else ROWS
+    fit = [size for size in sizes if size <= most_rows and size < text_slots(engine)]
+    if not fit:
+        raise EngineError(f"a cache of {engine.manifest.capacity} slots has no room for a step")
+    return fit
+
+
+def text_slots(engine: Engine) -> int:
+    """Slots of the cache that the prefix leaves to the text and its drafts."""
+    return engine.manifest.capacity - engine.manifest.prefix_length
+
+
+def lengths_of(shares: Sequence[float], num_slots: int, max_length: int) -> list[int]:
+    """Tokens of text for each share of `num_slots`, from 1 to `max_length`; increasing."""
+    return sorted({min(max(int(share * num_slots), 1), max_length) for share in shares})
+
+
+def tree_of(num_rows: int, num_masks: int) -> Tree:
+    """A chain of nodes with their masks, `num_rows` in all; one and two rows are text alone, as
+    in AR.
+    """
+    if num_rows <= 2:
+        return Tree.chain(num_rows - 1, 0) if num_rows == 2 else Tree.root_only()
+    num_nodes = -(-num_rows // (num_masks + 1))
+    masks = [num_masks] * num_nodes
+    masks[-1] -= num_nodes * (num_masks + 1) - num_rows
+    return Tree.chain(num_nodes - 1, masks) if num_nodes > 1 else Tree.root_only(masks[0])
