@@ -25,7 +25,6 @@ from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.dialects.decoder import (
-    EMBEDDINGS,
     check_tensors,
     expected_shapes,
     linears,
@@ -39,6 +38,7 @@ from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.tensors import EMBEDDINGS
 from bita.tree import Tree
 from bita.tree_table import Trees
 
@@ -194,7 +194,7 @@ def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort
     sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
     if precision in ("fp32", "fp16"):
         return int((4 if precision == "fp32" else 2) * sum(sizes.values()))
-    embeddings = shapes["model.embed_tokens.weight"]
+    embeddings = shapes[EMBEDDINGS]
     packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
     if precision in ("int8", "fp8"):  # a scale for each output
         packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + embeddings[0])

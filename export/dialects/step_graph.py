@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bita.engine import GRAPH_FILE, WEIGHTS_FILE
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
 from bita.export.dialects.cuda_dialect import CudaDialect
@@ -23,7 +24,6 @@ from bita.export.quantization.smoothing import Ranges, Squares
 from bita.runtime.backends.processor import multiplies_int8_exactly
 
 CUDA_OPSETS = {**STANDARD_OPSETS, MICROSOFT: 1}
-GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.export.quantization.int4 import MATMULNBITS, ZERO_POINT, Int4Grid, packed_int4
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, UInt8Array
 
 # Label of a linear layer -> [K, K], the sum over rows of the outer products of its inputs.
 Moments = Mapping[str, Float32Array]
@@ -45,9 +44,7 @@ class ErrorSpread:
         return cls(upper.astype(np.float32), grid)
 
 
-def quantize_int4_for(
-    rows: Float32Array, spread: ErrorSpread
-) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+def quantize_int4_for(rows: Float32Array, spread: ErrorSpread) -> tuple[UInt8Array, Float32Array]:
     """As `quantize_int4`, for the inputs that `spread` was made of; rows: [N, K]."""
     num_rows, width = rows.shape
     upper, size = spread.upper, spread.grid.block_size
@@ -85,7 +82,7 @@ def _best_scales(block: Float32Array, importance: Float32Array, grid: Int4Grid) 
 
 def _round_block(
     block: Float32Array, scales: Float32Array, upper: Float32Array
-) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+) -> tuple[UInt8Array, Float32Array]:
     """Values 0..15 of a block [N, B], and the errors that the blocks behind it make up for."""
     columns = np.ascontiguousarray(block.T)
     values, errors = np.empty(columns.shape, np.uint8), np.empty_like(columns)

@@ -4,9 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bita.engine import GRAPH_FILE, PLAN_FILE, TREE_FILE, Engine, new_engine, open_engine, take_over
+from bita.engine import (
+    GRAPH_FILE,
+    PLAN_FILE,
+    TREE_FILE,
+    WEIGHTS_FILE,
+    Engine,
+    new_engine,
+    open_engine,
+    take_over,
+)
 from bita.errors import EngineError
-from bita.export.dialects.step_graph import WEIGHTS_FILE
 from bita.export.tensorrt.build_costs import Costs, check_disk, check_memory, plan_costs
 from bita.export.tensorrt.compile_plan import (
     PORTABLE,
