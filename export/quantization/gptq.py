@@ -5,12 +5,18 @@ for by the columns behind it, as far as the inputs seen in calibration say that 
 of each block of B is searched when its turn comes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from bita.export.quantization.int4 import MATMULNBITS, ZERO_POINT, Int4Grid, packed_int4
+from bita.export.quantization.int4 import (
+    MATMULNBITS,
+    ZERO_POINT,
+    Int4Grid,
+    packed_int4,
+    quantize_int4,
+)
 from bita.tensors import Float32Array, UInt8Array
 
 # Label of a linear layer -> [K, K], the sum over rows of the outer products of its inputs.
@@ -62,6 +68,18 @@ def quantize_int4_for(rows: Float32Array, spread: ErrorSpread) -> tuple[UInt8Arr
         )
         rest[:, behind] -= errors @ upper[inside, behind]
     return packed_int4(values.reshape(num_rows, -1, size)), scales
+
+
+def int4_pieces(
+    chunks: Iterable[Float32Array], moments: Moments, label: str, grid: Int4Grid = MATMULNBITS
+) -> Iterator[tuple[UInt8Array, Float32Array]]:
+    """Quantize a layer's weights [N, K] in chunks of rows; yields packed values and scales.
+
+    Rounds for the moments of the layer `label`, or to the nearest where there are none.
+    """
+    spread = ErrorSpread.of(moments[label], grid) if label in moments else None
+    for chunk in chunks:
+        yield quantize_int4(chunk, grid) if spread is None else quantize_int4_for(chunk, spread)
 
 
 def _best_scales(block: Float32Array, importance: Float32Array, grid: Int4Grid) -> Float32Array:
