@@ -12,13 +12,15 @@ FLOAT_PRECISIONS = ("fp32", "fp16")
 
 @dataclass(frozen=True)
 class DialectSpec:
+    """What one dialect needs, stores and runs on."""
+
     name: str
     precisions: tuple[str, ...]
     backends: tuple[str, ...]  # those that run its graph as it is written
     min_onnxruntime: str  # the oldest version that was tried with it
     # The oldest TensorRT that compiles its graph, () for any; None if none does.
     min_tensorrt: tuple[int, ...] | None
-    # Of a quantized weight, its share of a block's scale included, by precision.
+    # Bytes of a quantized weight by precision, with its share of a block's scale.
     bytes_per_weight: Mapping[str, float]
     # Activations and caches are float32 in every precision, else float16 unless that is fp32.
     computes_in_float32: bool = False
@@ -26,7 +28,7 @@ class DialectSpec:
     # scale, for which the range of their inputs must be known.
     scales_rows: bool = False
     has_int8_table: bool = False  # the embedding table of quantized engines has 8 bits, else 16
-    rotary_unit: int = 1  # rotary embeddings turn a multiple of so many numbers of a head
+    rotary_unit: int = 1  # rotary embeddings turn a multiple of this many numbers of a head
     runs_where_built: bool = False  # its trees are chosen by timing them on the building device
 
     def computes_in(self, precision: str) -> str:

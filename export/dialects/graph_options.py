@@ -1,10 +1,12 @@
-"""What a step graph is written for."""
+"""The choices that shape a step graph."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class GraphOptions:
+    """What the graph of an architecture is written for."""
+
     capacity: int  # C, cache slots, those of the prefix and of a step's rows included
     precision: str  # one of the dialect's
     num_ranks: int  # k, ids returned for each row
