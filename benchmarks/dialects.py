@@ -24,12 +24,12 @@ from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.cli.shared.progress import progress_bars
 from bita.cli.shared.trees import read_tree
 from bita.data.prompts import evenly, read_questions
+from bita.dialect_spec import DIALECTS
 from bita.export.build import BuildOptions, build_engine
 from bita.export.sources import open_checkpoint
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
 
-DIALECTS = {"ort": "ort-cpu", "standard": "ort-cpu", "plain": "ort-cpu", "cuda": "ort-cuda"}
 READ = 200  # tokens of the text behind which logits are compared
 
 
@@ -37,9 +37,9 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
     checkpoint, adapter = open_checkpoint(args.model), Adapter.load(args.adapter)
     tree = read_tree(args.tree, adapter.num_masks)
     sessions = {}
-    for dialect, backend in DIALECTS.items():
+    for dialect, spec in DIALECTS.items():
         options = BuildOptions(
-            "fp32", capacity=args.capacity, tree=tree, dialect=dialect, backend=backend
+            "fp32", capacity=args.capacity, tree=tree, dialect=dialect, backend=spec.backends[0]
         )
         build_engine(checkpoint, adapter, folder / dialect, options)
         sessions[dialect] = Session.open(

@@ -17,7 +17,7 @@ import safetensors
 from safetensors.numpy import save as to_safetensors
 
 from bita.errors import AdapterError, ModelError, raise_faults
-from bita.identity import EMBEDDING, ModelIdentity, identify
+from bita.identity import ModelIdentity, identify
 from bita.lora import (
     LORA_TENSORS,
     Lora,
@@ -29,7 +29,7 @@ from bita.lora import (
     starting_lora,
 )
 from bita.pairs import PAIR_TENSORS, Pairs, pair_faults, pair_rank
-from bita.tensors import Float32Array, TensorSource, row_chunks
+from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
 PLAIN_VERSION, FULL_VERSION = "1", "2"  # what knows no LoRA or pair scores must refuse them
@@ -158,7 +158,7 @@ def untuned_adapter(
     """
     identity = identify(checkpoint)
     total = np.zeros(identity.hidden_size)
-    for rows in row_chunks(checkpoint, EMBEDDING):
+    for rows in row_chunks(checkpoint, EMBEDDINGS):
         total += rows.sum(axis=0, dtype=np.float64)
     mean = (total / identity.vocab_size).astype(np.float32)
     keys, values = _random_prefix(identity, prefix_length, _PREFIX_SCALE, seed)

@@ -28,6 +28,7 @@ from bita.errors import EngineError, raise_faults
 
 FORMAT, FORMAT_VERSIONS = "bita-engine", (2, 3)
 MANIFEST_FILE, GRAPH_FILE, ADAPTER_FILE = "manifest.json", "model.onnx", "adapter.safetensors"
+WEIGHTS_FILE = "model.onnx.data"
 PAIRS_FILE, PLAN_FILE = "pairs.safetensors", "model.plan"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 CALIBRATION_FILE = "calibration.json"

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from bita.errors import ModelError, raise_faults
-from bita.tensors import Float32Array, TensorSource, row_chunks
+from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, head_dim_of, row_chunks
 
 Fingerprint = Mapping[str, tuple[float, ...]]
 
 # Q4 leaves a relative error of about 0.1 (cosine 0.995) and Q2_K of about 0.3 (0.95); independent
 # weights of one shape have cosines spread around 0 by 1/sqrt(32) = 0.18.
 SAME_WEIGHTS_COSINE = 0.9
-EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING_ROWS = 1024
 _ROW_SIGNS, _COLUMN_SIGNS = 4, 8  # their product is the number of floats per tensor
 _SEED = 20240122  # part of the format: another seed gives other fingerprints
@@ -98,14 +97,16 @@ def identify(checkpoint: TensorSource) -> ModelIdentity:
     faults = [f"config has no {name!r}" for name in wanted if not config.get(name)]
     last = f"model.layers.{int(config.get('num_hidden_layers') or 1) - 1}.mlp.down_proj.weight"
     query, stored_query = _query_tensor(names)
-    faults += [f"no tensor {name}" for name in (EMBEDDING, stored_query, last) if name not in names]
+    faults += [
+        f"no tensor {name}" for name in (EMBEDDINGS, stored_query, last) if name not in names
+    ]
     raise_faults(ModelError, "checkpoint cannot be identified", faults)
 
-    vocab_size, hidden_size = checkpoint.shape(EMBEDDING)
+    vocab_size, hidden_size = checkpoint.shape(EMBEDDINGS)
     num_heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden_size // num_heads)
+    head_dim = head_dim_of({**config, "hidden_size": hidden_size})
     rows = {
-        EMBEDDING: (EMBEDDING, min(EMBEDDING_ROWS, vocab_size)),
+        EMBEDDINGS: (EMBEDDINGS, min(EMBEDDING_ROWS, vocab_size)),
         query: (stored_query, num_heads * head_dim),
         last: (last, checkpoint.shape(last)[0]),
     }

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bita.tensors import Float32Array, TensorSource, row_chunks
+from bita.tensors import Float32Array, Int64Array, TensorSource, row_chunks
 
 PAIR_TENSORS = ("pair_left", "pair_bias", "pair_right")
 
 Pairs = Mapping[str, Float32Array]  # by PAIR_TENSORS: [hidden, r], [r], [hidden, r]; or empty
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bita.dialect_spec import GRAPH_BACKENDS
 from bita.errors import EngineError
 
 RTX = "tensorrt_rtx"
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": RTX}  # backend: Python module
-BACKENDS = ("ort-cpu", "ort-cuda", *LIBRARIES)
+BACKENDS = (*GRAPH_BACKENDS, *LIBRARIES)
 NAMES = {"tensorrt": "TensorRT", RTX: "TensorRT-RTX"}
 INSTALL = {
     "tensorrt": "on Jetson: apt install python3-libnvinfer, and a virtual environment with "

@@ -1,12 +1,19 @@
 """Where weights are read from, a few rows at a time, whatever the file format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+Int8Array = npt.NDArray[np.int8]
+UInt8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CHUNK_BYTES = 16 << 20  # of float32: large enough for full speed, small beside any model
 
 
@@ -28,6 +35,11 @@ class TensorSource(Protocol):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
         """Rows [start, stop) along the first axis, as contiguous float32; only they are read."""
+
+
+def head_dim_of(config: Mapping[str, Any]) -> int:
+    """Width of an attention head, which configs may leave to the hidden size."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def row_chunks(

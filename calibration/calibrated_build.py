@@ -26,6 +26,7 @@ from bita.data.generate_data import FilePrompts, generate_data
 from bita.data.generators import EngineGenerator
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
+from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS
 from bita.engine import (
     CALIBRATION_FILE,
     TREE_FILE,
@@ -111,7 +112,7 @@ def build_calibrated(
     if quality is None:
         engine, quality = build.judged(engine, reference, held_out)
     choice = None
-    if options.tree is None and options.dialect == "ort":  # others decode on other devices
+    if options.tree is None and DIALECTS[options.dialect].runs_where_built:
         engine, choice = build.measured(engine)
     if plan:
         engine = compile_engine(engine, plan, on_progress)
@@ -227,9 +228,9 @@ class _Build:
         floats.
         """
         precision, asked = self._options.precision, self._calibration.quantizer
-        if precision not in ("int8", "fp8", "int4"):
+        if precision in FLOAT_PRECISIONS:
             return "none"
-        if self._options.dialect != "ort" and precision != "int4":
+        if DIALECTS[self._options.dialect].needs_ranges(precision):
             return "ranges"
         return "smoothed" if (asked, precision) == ("gptq", "int8") else asked
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from bita.errors import ModelError, raise_faults
 from bita.export.rope import Rope, make_rope
+from bita.tensors import head_dim_of
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -113,7 +114,7 @@ def read_architecture(config: Mapping[str, Any], capacity: int) -> Architecture:
     assert family is not None
     faults += _missing_numbers(config)
     raise_faults(ModelError, f"unsupported {model_type} model", faults)
-    head_dim = _head_dim(config)
+    head_dim = head_dim_of(config)
     layers, rope_faults = _layers(config, family, head_dim, capacity)
     faults += rope_faults + _bad_numbers(config, family, head_dim, capacity)
     raise_faults(ModelError, f"unsupported {model_type} model", faults)
@@ -207,10 +208,6 @@ def _bad_numbers(
             f"positions; build with CAPACITY={config['max_position_embeddings']} or less"
         )
     return faults
-
-
-def _head_dim(config: Mapping[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _activation(config: Mapping[str, Any]) -> str:

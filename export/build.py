@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from bita import __version__
 from bita.adapter import Adapter, untuned_adapter
+from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, dialects_on
 from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
@@ -25,13 +26,11 @@ from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.dialects.decoder import (
-    EMBEDDINGS,
     check_tensors,
     expected_shapes,
     linears,
 )
-from bita.export.dialects.ort_dialect import PRECISIONS
-from bita.export.dialects.standard_linear import STANDARD_PRECISIONS
+from bita.export.dialects.graph_options import GraphOptions
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen, export_step_graph
 from bita.export.tensorrt.build_costs import check_disk, plan_costs
 from bita.export.tensorrt.compile_engine import CompileOptions, check_costs, decode_rows
@@ -39,45 +38,21 @@ from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.tensors import EMBEDDINGS
 from bita.tree import Tree
 from bita.tree_table import Trees
-
-# What each dialect can be written in, and the oldest onnxruntime that was tried with it.
-DIALECTS = {
-    "ort": PRECISIONS,
-    "standard": STANDARD_PRECISIONS,
-    "plain": STANDARD_PRECISIONS,
-    "cuda": STANDARD_PRECISIONS,
-}
-REQUIRES = {
-    "ort": {"onnxruntime": "1.23"},
-    "standard": {"onnxruntime": "1.25"},
-    "plain": {"onnxruntime": "1.23"},
-    "cuda": {"onnxruntime": "1.25"},
-}
-# Graphs for TensorRT run on CPUs until they have a plan (`bita.export.tensorrt.compile_engine`).
-BACKENDS = {"ort-cpu": ("ort", "standard", "plain"), "ort-cuda": ("cuda",)}
-ROTARY_UNIT = 16  # of what GroupQueryAttention can turn
-# Of a weight in a linear layer: blocks of 32 have a float32 scale, blocks of 64 a float16 one.
-EXPLICIT_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 1 / 2 + 2 / 64}
-QUANTIZED_BYTES = {
-    "ort": {"int8": 1.0, "int4": 1 / 2 + 4 / 32},
-    "standard": EXPLICIT_BYTES,
-    "plain": EXPLICIT_BYTES,
-    "cuda": {**EXPLICIT_BYTES, "int4": 1 / 2 + 2 / 32},
-}
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What a user may choose.
 
-    precision: one of DIALECTS[dialect]. mode: "exact" (bit-identical to AR) or "tree". capacity: C,
+    precision: one of the dialect's. mode: "exact" (bit-identical to AR) or "tree". capacity: C,
     cache slots for prefix, text and the rows of a step; None for 2048 or the model's own limit,
     whichever is less. tree: None for a chain as deep as the adapter has masks. num_ranks: drafts
     per mask that the engine can give. dialect: of the graph's operators, "ort" for ONNX Runtime's
     own, "standard" for those that TensorRT reads too, "plain" for those of TensorRT before
-    10.15, "cuda" for ONNX Runtime's CUDA provider. backend: one of BACKENDS.
+    10.15, "cuda" for ONNX Runtime's CUDA provider. backend: one of GRAPH_BACKENDS.
     """
 
     precision: str = "int4"
@@ -118,13 +93,15 @@ def build_engine(
             checkpoint,
             ready.architecture,
             draft.path,
-            capacity=ready.capacity,
-            precision=options.precision,
-            num_ranks=options.num_ranks,
-            with_lora=adapter.lora_rank > 0,
-            dialect=options.dialect,
-            seen=seen,
-            on_write=on_write,
+            GraphOptions(
+                ready.capacity,
+                options.precision,
+                options.num_ranks,
+                adapter.lora_rank > 0,
+                options.dialect,
+            ),
+            seen,
+            on_write,
         )
         adapter.save(draft.path / ADAPTER_FILE)
         if adapter.pairs:
@@ -160,8 +137,7 @@ def plan_build(
     _check_options(options, capacity)
     architecture = read_architecture(checkpoint.config, capacity)
     check_tensors(checkpoint, architecture)
-    if options.dialect == "ort":
-        check_rotary_widths(architecture)
+    check_rotary_widths(architecture, DIALECTS[options.dialect].rotary_unit)
     texts = checkpoint.text_assets()
     adapter = _fitting(adapter, checkpoint)
     tree = options.tree or Tree.chain(adapter.num_masks)
@@ -177,14 +153,17 @@ def plan_build(
     return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
 
 
-def check_rotary_widths(architecture: Architecture) -> None:
-    """Raise ModelError if GroupQueryAttention cannot turn the heads; it says so when it runs."""
+def check_rotary_widths(architecture: Architecture, unit: int) -> None:
+    """Raise ModelError if GroupQueryAttention cannot turn the heads; it says so when it runs.
+
+    unit: the attention turns multiples of that many numbers of a head.
+    """
     widths = {2 * len(layer.rope.inv_freq) for layer in architecture.layers if layer.rope}
-    wrong = sorted(width for width in widths if width % ROTARY_UNIT)
+    wrong = sorted(width for width in widths if width % unit)
     if wrong:
         raise ModelError(
             f"rotary embeddings turn {wrong[0]} numbers of a head; ONNX Runtime's attention takes "
-            f"multiples of {ROTARY_UNIT}: build with --dialect standard"
+            f"multiples of {unit}: build with --dialect standard"
         )
 
 
@@ -192,14 +171,15 @@ def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort
     """About how many bytes of weights an export writes."""
     shapes = expected_shapes(architecture)
     sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
-    if precision in ("fp32", "fp16"):
+    if precision in FLOAT_PRECISIONS:
         return int((4 if precision == "fp32" else 2) * sum(sizes.values()))
-    embeddings = shapes["model.embed_tokens.weight"]
+    embeddings = shapes[EMBEDDINGS]
     packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
     if precision in ("int8", "fp8"):  # a scale for each output
         packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + embeddings[0])
-    table = embeddings[0] * (embeddings[1] + 4) if dialect == "ort" else 2 * np.prod(embeddings)
-    return int(QUANTIZED_BYTES[dialect][precision] * packed + table)
+    spec, num_rows = DIALECTS[dialect], embeddings[0]
+    table = num_rows * (embeddings[1] + 4) if spec.has_int8_table else 2 * np.prod(embeddings)
+    return int(spec.bytes_per_weight[precision] * packed + table)
 
 
 def _default_capacity(checkpoint: Checkpoint) -> int:
@@ -211,13 +191,13 @@ def _check_options(options: BuildOptions, capacity: int) -> None:
     faults = []
     for name, value, known in (
         ("dialect", options.dialect, tuple(DIALECTS)),
-        ("precision", options.precision, DIALECTS.get(options.dialect, PRECISIONS)),
+        ("precision", options.precision, DIALECTS.get(options.dialect, ORT).precisions),
         ("mode", options.mode, MODES),
-        ("backend", options.backend, tuple(BACKENDS)),
+        ("backend", options.backend, GRAPH_BACKENDS),
     ):
         if value not in known:
             faults.append(f"{name} {value!r} is not one of {', '.join(known)}")
-    if options.dialect not in BACKENDS.get(options.backend, DIALECTS):
+    if options.dialect not in (dialects_on(options.backend) or DIALECTS):
         faults.append(f"backend {options.backend} does not run dialect {options.dialect!r}")
     if capacity < 1:
         faults.append(f"capacity {capacity} is not positive")
@@ -274,7 +254,8 @@ def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) ->
 
 
 def _requirements(options: BuildOptions) -> dict[str, str]:
-    requires = REQUIRES[options.dialect]
-    if (options.dialect, options.precision) == ("ort", "int8") and multiplies_int8_exactly():
-        return {**requires, PROCESSOR: EXACT_INT8}
+    spec = DIALECTS[options.dialect]
+    requires = {"onnxruntime": spec.min_onnxruntime}
+    if spec.scales_rows and options.precision == "int8" and multiplies_int8_exactly():
+        requires[PROCESSOR] = EXACT_INT8
     return requires

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
+from bita.tensors import Float32Array, Float64Array
+
 RULES = ("default", "linear", "llama3", "yarn", "longrope", "gguf_factors")
 
 
@@ -29,7 +29,7 @@ class Rope:
     amplitude: float = 1.0
     max_positions: int | None = None
 
-    def tables(self, num_positions: int) -> tuple[npt.NDArray[np.float32], ...]:
+    def tables(self, num_positions: int) -> tuple[Float32Array, ...]:
         """cos and sin, each [num_positions, rotary_dim / 2]."""
         # float32 products like the reference implementations: at position 8000 the rounding of the
         # angle is visible in the logits, and the weights were trained with it.

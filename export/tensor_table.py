@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from bita.errors import ModelError, raise_faults
+from bita.tensors import head_dim_of
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def _fused_parts(name: str, config: Mapping[str, Any]) -> list[tuple[str, int]]:
     if module.endswith("self_attn.qkv_proj"):
         heads = int(config["num_attention_heads"])
         kv_heads = int(config.get("num_key_value_heads") or heads)
-        head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-        prefix = module.removesuffix("qkv_proj")
+        head_dim, prefix = head_dim_of(config), module.removesuffix("qkv_proj")
         sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
         return [(f"{prefix}{part}.{kind}", size * head_dim) for part, size in sizes.items()]
     if module.endswith("mlp.gate_up_proj"):

@@ -105,13 +105,14 @@ def _calibrated(
 ) -> str:
     from bita.calibration.calibrated_build import build_calibrated
     from bita.cli.shared.progress import progress_bars
+    from bita.dialect_spec import DIALECTS
 
     with progress_bars() as show:
         built = build_calibrated(checkpoint, adapter, out, options, calibration, show, plan)
     report = f"\n{built.quality}"
     if built.choice:
         report += f"\ndecodes with: {built.choice}"
-    elif not options.tree and options.dialect == "ort":
+    elif not options.tree and DIALECTS[options.dialect].runs_where_built:
         report += "\ndecodes with: AR; the cache is too small to measure trees in"
     return report
 

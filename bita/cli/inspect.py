@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _engine_rows(path: Path) -> Rows:
     from bita.calibration.report import read_quality
     from bita.cli.shared.trees import states_of
+    from bita.dialect_spec import DIALECTS, STANDARD
     from bita.engine import open_engine, read_calibration
     from bita.runtime.session import read_tree
 
@@ -53,8 +54,8 @@ def _engine_rows(path: Path) -> Rows:
     tree = read_tree(engine)
     quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
-    item = 4 if manifest.dialect == "ort" or manifest.precision == "fp32" else 2
-    cache = item * prod(manifest.cache_shape) // manifest.capacity
+    spec = DIALECTS.get(manifest.dialect, STANDARD)  # its cache is float16, as in most dialects
+    cache_bytes = spec.cache_item_bytes(manifest.precision) * prod(manifest.cache_shape)
     prefix, tuned = manifest.prefix_length, manifest.tuned_on
     more = f", LoRA of rank {manifest.lora_rank}" if manifest.lora_rank else ""
     more += f", pair scores of rank {manifest.pair_rank}" if manifest.pair_rank else ""
@@ -72,7 +73,7 @@ def _engine_rows(path: Path) -> Rows:
         ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
-        ("cache", f"{manifest.capacity} slots, {cache * manifest.capacity / 1e6:.0f} MB when full"),
+        ("cache", f"{manifest.capacity} slots, {cache_bytes / 1e6:.0f} MB when full"),
         ("drafts per mask", f"up to {manifest.num_ranks}"),
         ("files", f"{len(engine.files)}, {engine.num_bytes / 1e6:.1f} MB, hashes match"),
         ("needs", ", ".join(map(" ".join, manifest.requires.items()))),

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from bita.errors import MissingExtraError, ModelError
-from bita.tensors import TensorSource
+from bita.tensors import EMBEDDINGS, HEAD, TensorSource
 
 # transformers keeps these projections of some families in one tensor.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: str = "cpu") -> Any:

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bita.pairs import PairTables
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, Int64Array
 from bita.tree import BITA_WIDTHS, Tree
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, all_rows
 from bita.tuning.training_texts import TrainingText
 
-Int64Array = npt.NDArray[np.int64]
 REPORTED_RANKS = (1, 5, 10)
 ROW_BUDGETS = (16, 32, 64)
 WORST_RANK = 16  # beyond it a draft is never used

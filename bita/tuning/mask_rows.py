@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from bita.tensors import BoolArray, Int64Array
 from bita.tuning.settings import TuneSettings
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ def _kept_masks(count: int, settings: TuneSettings, rng: np.random.Generator) ->
 
 def visibility(
     rows: Sequence[MaskRows], num_rows: int, num_tokens: int, prefix_length: int, window: int | None
-) -> npt.NDArray[np.bool_]:
+) -> BoolArray:
     """[B, num_rows, P + num_tokens + num_rows]: which mask row sees which key.
 
     rows: per text of the batch; rows behind the last one of a text see only themselves, so that

@@ -1,15 +1,13 @@
 """Linear layers of 4-bit blocks, by ONNX Runtime's MatMulNBits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.writer import FLOAT, MICROSOFT, UINT8, GraphWriter
-from bita.export.quantization.gptq import ErrorSpread, Moments, quantize_int4_for
-from bita.export.quantization.int4 import BLOCK_SIZE, quantize_int4
-from bita.tensors import Float32Array
+from bita.export.quantization.gptq import Moments, int4_pieces
+from bita.export.quantization.int4 import BLOCK_SIZE
 
 INT8_ACTIVATIONS = 4  # accuracy_level: 3x the speed of float activations on AVX2
 
@@ -36,17 +34,16 @@ class BlockLinear:
         self._accuracy_level = accuracy_level
 
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        """hidden [.., in] times the weights of `names`, their outputs side by side."""
+        """See `Linear`."""
         num_out, num_in = self._weights.shape(names)
         num_blocks = -(-num_in // BLOCK_SIZE)
-        scales: list[Float32Array] = []
-        packed = self._graph.weight(
+        packed, scales = self._graph.scaled_weight(
             f"{label}.weight_int4",
             UINT8,
             (num_out, num_blocks, BLOCK_SIZE // 2),
-            self._quantized(label, names, scales),
+            int4_pieces(self._weights.chunks(names), self._moments, label),
         )
-        stored = np.concatenate(scales).reshape(-1).astype(self._scale_type.numpy(), copy=False)
+        stored = scales.reshape(-1).astype(self._scale_type.numpy(), copy=False)
         return self._graph.op(
             "MatMulNBits",
             hidden,
@@ -59,18 +56,3 @@ class BlockLinear:
             block_size=BLOCK_SIZE,
             accuracy_level=self._accuracy_level,
         )
-
-    def _quantized(
-        self, label: str, names: Sequence[str], scales: list[Float32Array]
-    ) -> Iterator[np.ndarray]:
-        """Packed pieces; their scales are appended to `scales`."""
-        spread = None
-        if label in self._moments:
-            spread = ErrorSpread.of(self._moments[label])
-        for chunk in self._weights.chunks(names):
-            if spread is not None:
-                packed, chunk_scales = quantize_int4_for(chunk, spread)
-            else:
-                packed, chunk_scales = quantize_int4(chunk)
-            scales.append(chunk_scales)
-            yield packed

@@ -19,8 +19,9 @@ from bita.export.onnx.top_tokens import top_tokens
 from bita.export.onnx.visibility import step_inputs
 from bita.export.onnx.writer import FLOAT, INT64
 from bita.lora import SITES
+from bita.tensors import EMBEDDINGS, HEAD
 
-EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # buffers that old checkpoints saved
 
 

@@ -10,34 +10,23 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bita.dialect_spec import FLOAT_PRECISIONS
 from bita.engine import LEAST_SLOTS
 from bita.export.architecture import Architecture, Layer
-from bita.export.dialects.block_linear import BlockLinear
-from bita.export.dialects.int8_linear import Int8Linear
+from bita.export.dialects.graph_options import GraphOptions
+from bita.export.dialects.linear import HEAD_LABEL, Linear
 from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.visibility import StepInputs, Visibility
-from bita.export.onnx.writer import FLOAT, FLOAT16, INT32, MICROSOFT, GraphWriter
-from bita.export.quantization.gptq import Moments
-from bita.export.quantization.smoothing import Squares, smoothing_factors
+from bita.export.onnx.writer import FLOAT, INT32, MICROSOFT, GraphWriter
 
 OPSETS = {"": 23, MICROSOFT: 1}
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
 LEAST_ATTENDING = 2  # rows of attention, however few the step has
-
-
-def storage_of(precision: str) -> ir.DataType:
-    """The type of tables and matrices: float16 for its size, unless float32 is the precision."""
-    return FLOAT if precision == "fp32" else FLOAT16
 
 
 class OrtDialect:
     """Writes the parts of a decoder; weights come from the checkpoint as they are needed.
 
-    precision: "fp32"; "fp16", which stores weights so and computes in float32 (x86 has no kernels
-    for more); "int8" for linear layers with a scale a row, smoothed by the `squares` of their
-    inputs where these were seen (`Int8Linear`, whose `signed` is signed_int8); "int4" for
-    MatMulNBits blocks with 8-bit activations, rounded for the inputs that `moments` has of them,
-    else to the nearest.
+    It computes in float32 whatever the precision, since x86 has no kernels for less.
     """
 
     gathers_elements = False
@@ -46,21 +35,16 @@ class OrtDialect:
         self,
         graph: GraphWriter,
         weights: DecoderWeights,
+        linear: Linear,
         architecture: Architecture,
-        capacity: int,
-        precision: str,
-        moments: Moments | None = None,
-        squares: Squares | None = None,
-        signed_int8: bool = False,
+        options: GraphOptions,
     ) -> None:
         self.graph = graph
         self.weights = weights
-        self._int8 = Int8Linear(graph, signed_int8)
-        self._squares = squares or {}
-        self._blocks = BlockLinear(graph, weights, moments)
+        self._linear = linear
         self._architecture = architecture
-        self._capacity = capacity
-        self._precision = precision
+        self._capacity = options.capacity
+        self._is_quantized = options.precision not in FLOAT_PRECISIONS
 
     def place(self, inputs: StepInputs) -> None:
         self._step = StepContext(self.graph, inputs, self._capacity)
@@ -69,14 +53,11 @@ class OrtDialect:
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
         """In 8 bits beside linear layers of 8 or 4: half the size, and of the resident memory."""
         graph = self.graph
-        if self._precision not in ("int8", "int4"):
-            return self._as_float(graph.op("Gather", self.weights.table(name), token_ids))
+        if not self._is_quantized:
+            return self.weights.as_compute(graph.op("Gather", self.weights.table(name), token_ids))
         values, scales = self.weights.int8_table(name)
         rows = graph.op("Cast", graph.op("Gather", values, token_ids), to=FLOAT)
         return graph.op("Mul", rows, graph.op("Gather", scales, token_ids))
-
-    def _as_float(self, value: ir.Value) -> ir.Value:
-        return value if self._precision == "fp32" else self.graph.op("Cast", value, to=FLOAT)
 
     def norm(self, hidden: ir.Value, weight: ir.Value) -> ir.Value:
         return self.graph.op(
@@ -103,13 +84,7 @@ class OrtDialect:
 
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         hidden.name = f"{label}.input"
-        if self._precision == "int4":
-            product = self._blocks.product(hidden, label, names)
-        elif self._precision == "int8":
-            product = self._int8_linear(hidden, 3, label, names)
-        else:
-            matrix = self._as_float(self.weights.matrix(label, names))
-            product = self.graph.op("MatMul", hidden, matrix)
+        product = self._linear.product(hidden, label, names)
         product.name = f"{label}.output"
         bias = self.weights.bias(label, names)
         return product if bias is None else self.graph.op("Add", product, bias)
@@ -133,13 +108,8 @@ class OrtDialect:
         return self.graph.op("Slice", value, first, end, axis)
 
     def head(self, rows: ir.Value, name: str) -> ir.Value:
-        """In floats a tied embedding table serves."""
-        rows.name = "lm_head.input"
-        if self._precision == "int4":
-            return self._blocks.product(rows, "lm_head", [name])
-        if self._precision == "int8":
-            return self._int8_linear(rows, 2, "lm_head", [name])
-        return self.graph.op("Gemm", rows, self._as_float(self.weights.table(name)), transB=1)
+        rows.name = f"{HEAD_LABEL}.input"
+        return self._linear.product(rows, HEAD_LABEL, [name])
 
     def activation(self, gate: ir.Value) -> ir.Value:
         if self._architecture.activation == "silu":
@@ -192,15 +162,6 @@ class OrtDialect:
         merged = self.graph.constant([0, 0, num_heads * head_dim])
         heads = self.graph.op("Reshape", hidden, split)
         return self.graph.op("Reshape", self.norm(heads, self.weights.norm(name)), merged)
-
-    def _int8_linear(
-        self, hidden: ir.Value, num_axes: int, label: str, names: Sequence[str]
-    ) -> ir.Value:
-        factors = None
-        if label in self._squares:
-            factors = smoothing_factors(self._squares[label], self.weights.chunks(names))
-        size, chunks = self.weights.shape(names), self.weights.chunks(names)
-        return self._int8.product(hidden, num_axes, label, size, chunks, factors)
 
 
 class StepContext:

@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from bita.engine import SLOTS
 from bita.export.architecture import Architecture, Layer
-from bita.export.dialects.standard_linear import StandardLinear, compute_type
+from bita.export.dialects.graph_options import GraphOptions
+from bita.export.dialects.linear import HEAD_LABEL, Linear
 from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.visibility import HIDDEN, GatheredVisibility, StepInputs
 from bita.export.onnx.writer import FLOAT, INT64, GraphWriter
@@ -32,17 +33,16 @@ class StandardDialect:
         self,
         graph: GraphWriter,
         weights: DecoderWeights,
-        linear: StandardLinear,
+        linear: Linear,
         architecture: Architecture,
-        capacity: int,
-        precision: str,
+        options: GraphOptions,
     ) -> None:
         self.graph = graph
         self.weights = weights
         self._linear = linear
         self._architecture = architecture
-        self._capacity = capacity
-        self._compute = compute_type(precision)
+        self._capacity = options.capacity
+        self._compute = weights.compute
         self._mask_rows: ir.Value | None = None
 
     def place(self, inputs: StepInputs) -> None:
@@ -95,8 +95,8 @@ class StandardDialect:
 
     def head(self, rows: ir.Value, name: str) -> ir.Value:
         rows = self._as_compute(rows)
-        self._name(rows, "lm_head.input", self._compute)
-        return self._as_float(self._linear.head_product(rows, name))
+        self._name(rows, f"{HEAD_LABEL}.input", self._compute)
+        return self._as_float(self._linear.product(rows, HEAD_LABEL, [name]))
 
     def activation(self, gate: ir.Value) -> ir.Value:
         if self._architecture.activation == "silu":

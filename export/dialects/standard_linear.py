@@ -1,25 +1,26 @@
-"""Linear layers of the standard dialect: float, 4-bit blocks, or 8-bit Q/DQ.
+"""Quantized linear layers of the standard dialect: 4-bit blocks, or 8-bit Q/DQ.
 
 Quantization is explicit, symmetric and without zero points, which is what TensorRT reads. Weights
-keep the checkpoint's layout [out, in] and are turned behind DequantizeLinear, so that they are
+keep the checkpoint's layout [out, in] and are transposed after DequantizeLinear, so that they are
 written in pieces.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from bita.errors import ModelError
 from bita.export.onnx.decoder_weights import DecoderWeights
-from bita.export.onnx.writer import FLOAT, FLOAT16, GraphWriter
-from bita.export.quantization.gptq import ErrorSpread, Moments, quantize_int4_for
-from bita.export.quantization.int4 import Int4Grid, quantize_int4
+from bita.export.onnx.writer import GraphWriter
+from bita.export.quantization.gptq import Moments, int4_pieces
+from bita.export.quantization.int4 import Int4Grid
 from bita.export.quantization.smoothing import Ranges, Smoothing, scale_of, smoothing
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, UInt8Array
 
-STANDARD_PRECISIONS = ("fp32", "fp16", "int8", "int4", "fp8")
+FloatArray = npt.NDArray[np.floating]
 # TensorRT's documents name blocks of 64 and 128; hidden sizes such as 576 are no multiple of 128.
 GRID = Int4Grid(block_size=64, negative_scales=False)
 SIGNED = 0x88  # flips the top bit of two nibbles: 0..15 becomes -8..7
@@ -27,15 +28,12 @@ SIGNED = 0x88  # flips the top bit of two nibbles: 0..15 becomes -8..7
 
 @dataclass(frozen=True)
 class EightBits:
-    """A type of 8-bit values.
-
-    most: its largest number. alpha: of `smoothing`. float_inputs: ends of the labels of linear
-    layers that keep their inputs as they are, and have 8-bit weights only.
-    """
+    """A type of 8-bit values."""
 
     dtype: ir.DataType
-    most: float
-    alpha: float
+    max_value: float  # the largest number of the type
+    alpha: float  # of `smoothing`; 0 for none
+    # ends of the labels whose inputs stay in floats, so that only their weights have 8 bits
     float_inputs: tuple[str, ...] = ()
 
 
@@ -48,16 +46,44 @@ EIGHT_BITS = {
 }
 
 
-def compute_type(precision: str) -> ir.DataType:
-    """The type of activations and caches."""
-    return FLOAT if precision == "fp32" else FLOAT16
+class Int4QdqLinear:
+    """Writes products of activations and 4-bit blocks, in the compute type.
+
+    moments: what weights are rounded for; to the nearest where there are none.
+    """
+
+    def __init__(
+        self, graph: GraphWriter, weights: DecoderWeights, moments: Moments | None = None
+    ) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._moments: Moments = {} if moments is None else moments
+
+    def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
+        """See `Linear`. Raises ModelError if the inputs are not whole blocks."""
+        num_out, num_in = self._weights.shape(names)
+        if num_in % GRID.block_size:
+            raise ModelError(
+                f"{label} has {num_in} inputs, no multiple of TensorRT's int4 blocks of "
+                f"{GRID.block_size}; choose PRECISION=fp16"
+            )
+        pieces = int4_pieces(self._weights.chunks(names), self._moments, label, GRID)
+        packed, scales = self._graph.scaled_weight(
+            f"{label}.weight_int4",
+            ir.DataType.INT4,
+            (num_out, num_in),
+            ((values ^ np.uint8(SIGNED), scales) for values, scales in pieces),
+        )
+        scale = _stored(self._graph, f"{label}.scales", self._weights.compute, scales)
+        size = GRID.block_size
+        blocks = self._graph.op("DequantizeLinear", packed, scale, axis=1, block_size=size)
+        return _transposed_product(self._graph, hidden, blocks)
 
 
-class StandardLinear:
-    """Writes products of activations and weights.
+class EightBitQdqLinear:
+    """Writes products of activations and weights of 8 bits, in the compute type.
 
-    moments: what int4 weights are rounded for; to the nearest where there are none. ranges: what
-    int8 and fp8 activations are scaled by; ModelError where they are missing.
+    precision: of EIGHT_BITS. ranges: what activations are scaled by.
     """
 
     def __init__(
@@ -65,124 +91,71 @@ class StandardLinear:
         graph: GraphWriter,
         weights: DecoderWeights,
         precision: str,
-        moments: Moments | None = None,
         ranges: Ranges | None = None,
     ) -> None:
         self._graph = graph
         self._weights = weights
         self._precision = precision
-        self._compute = compute_type(precision)
-        self._moments: Moments = {} if moments is None else moments
+        self._kind = EIGHT_BITS[precision]
         self._ranges: Ranges = {} if ranges is None else ranges
 
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        """hidden [.., in] times the weights of `names` side by side, all in the compute type."""
-        if self._precision == "int4":
-            return self._int4_product(hidden, label, names)
-        if self._precision in EIGHT_BITS:
-            return self._eight_bit_product(hidden, label, names)
-        return self._graph.op("MatMul", hidden, self._weights.matrix(label, names))
-
-    def head_product(self, rows: ir.Value, name: str) -> ir.Value:
-        """The same for the output layer; in floats a tied embedding table serves."""
-        if self._precision in ("fp32", "fp16"):
-            return self._graph.op("Gemm", rows, self._weights.table(name), transB=1)
-        return self.product(rows, "lm_head", [name])
-
-    def _int4_product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        return self._turned_product(hidden, self._blocks(label, names))
-
-    def _turned_product(self, hidden: ir.Value, matrix: ir.Value) -> ir.Value:
-        turned = self._graph.op("Transpose", matrix, perm=[1, 0])
-        return self._graph.op("MatMul", hidden, turned)
-
-    def _blocks(self, label: str, names: Sequence[str]) -> ir.Value:
-        """[out, in] of 4-bit blocks along the inputs."""
-        num_out, num_in = self._weights.shape(names)
-        if num_in % GRID.block_size:
-            raise ModelError(
-                f"{label} has {num_in} inputs, no multiple of TensorRT's int4 blocks of "
-                f"{GRID.block_size}; choose PRECISION=fp16"
-            )
-        scales: list[Float32Array] = []
-        packed = self._graph.weight(
-            f"{label}.weight_int4",
-            ir.DataType.INT4,
-            (num_out, num_in),
-            self._packed(label, names, scales),
-        )
-        scale = self._scales(label, np.concatenate(scales))
-        return self._graph.op("DequantizeLinear", packed, scale, axis=1, block_size=GRID.block_size)
-
-    def _packed(
-        self, label: str, names: Sequence[str], scales: list[Float32Array]
-    ) -> Iterator[np.ndarray]:
-        """Pieces of two values to a byte; their scales [n, blocks] are appended to `scales`."""
-        spread = None
-        if label in self._moments:
-            spread = ErrorSpread.of(self._moments[label], GRID)
-        for chunk in self._weights.chunks(names):
-            if spread is None:
-                packed, chunk_scales = quantize_int4(chunk, GRID)
-            else:
-                packed, chunk_scales = quantize_int4_for(chunk, spread)
-            scales.append(chunk_scales)
-            yield packed ^ np.uint8(SIGNED)
-
-    def _eight_bit_product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        graph, kind = self._graph, EIGHT_BITS[self._precision]
+        """See `Linear`. Raises ModelError if the range of the input is missing."""
+        kind = self._kind
         if label.endswith(kind.float_inputs):
-            plain = np.ones(self._weights.shape(names)[1], np.float32)
-            return self._turned_product(hidden, self._channels(label, names, kind, plain))
+            factors = np.ones(self._weights.shape(names)[1], np.float32)
+        else:
+            smooth = self._smoothing(label, names)
+            hidden, factors = self._rounded_input(hidden, label, smooth), smooth.factors
+        matrix = self._channels(label, names, factors)
+        return _transposed_product(self._graph, hidden, matrix)
+
+    def _smoothing(self, label: str, names: Sequence[str]) -> Smoothing:
         if label not in self._ranges:
             raise ModelError(
                 f"{self._precision} needs the range of what {label} reads; calibrate, or choose "
                 "PRECISION=int4 or fp16"
             )
-        smooth = smoothing(self._ranges[label], self._weights.chunks(names), kind.most, kind.alpha)
+        chunks = self._weights.chunks(names)
+        return smoothing(self._ranges[label], chunks, self._kind.max_value, self._kind.alpha)
+
+    def _rounded_input(self, hidden: ir.Value, label: str, smooth: Smoothing) -> ir.Value:
+        """The input in steps of 8 bits, and divided by the factors if there are any."""
+        graph, kind, compute = self._graph, self._kind, self._weights.compute
         if kind.alpha:
-            hidden = graph.op("Mul", hidden, self._inverse(label, smooth))
-        scale = graph.constant(smooth.input_scale, self._compute.numpy())
+            inverse = _stored(graph, f"{label}.smoothing", compute, 1 / smooth.factors)
+            hidden = graph.op("Mul", hidden, inverse)
+        scale = graph.constant(smooth.input_scale, compute.numpy())
         zero = graph.constant(0, kind.dtype.numpy())
         hidden = graph.op("QuantizeLinear", hidden, scale, zero)
-        hidden = graph.op("DequantizeLinear", hidden, scale)
-        return self._turned_product(hidden, self._channels(label, names, kind, smooth.factors))
+        return graph.op("DequantizeLinear", hidden, scale)
 
-    def _inverse(self, label: str, smooth: Smoothing) -> ir.Value:
-        inverse = (1 / smooth.factors).astype(self._compute.numpy())
-        return self._graph.weight(f"{label}.smoothing", self._compute, inverse.shape, [inverse])
-
-    def _channels(
-        self, label: str, names: Sequence[str], kind: EightBits, factors: Float32Array
-    ) -> ir.Value:
+    def _channels(self, label: str, names: Sequence[str], factors: Float32Array) -> ir.Value:
         """[out, in] of 8-bit values, columns times `factors` [in], a scale for each output."""
-        scales: list[Float32Array] = []
-        values = self._graph.weight(
+        values, scales = self._graph.scaled_weight(
             f"{label}.weight_{self._precision}",
-            kind.dtype,
+            self._kind.dtype,
             self._weights.shape(names),
-            self._rounded(names, kind, factors, scales),
+            (self._rounded(chunk * factors) for chunk in self._weights.chunks(names)),
         )
-        scale = self._scales(label, np.concatenate(scales))
+        scale = _stored(self._graph, f"{label}.scales", self._weights.compute, scales)
         return self._graph.op("DequantizeLinear", values, scale, axis=0)
 
-    def _rounded(
-        self,
-        names: Sequence[str],
-        kind: EightBits,
-        factors: Float32Array,
-        scales: list[Float32Array],
-    ) -> Iterator[np.ndarray]:
-        """Pieces as bytes; their scales [n] are appended to `scales`."""
-        for chunk in self._weights.chunks(names):
-            smoothed = chunk * factors
-            scale = scale_of(np.abs(smoothed).max(-1), kind.most)
-            scales.append(scale)
-            values = np.clip(smoothed / scale[:, None], -kind.most, kind.most)
-            if kind.dtype == ir.DataType.INT8:
-                values = np.rint(values)
-            yield values.astype(kind.dtype.numpy()).view(np.uint8)
+    def _rounded(self, rows: Float32Array) -> tuple[UInt8Array, Float32Array]:
+        """The values of rows [n, in] as bytes, and the scale of each row [n]."""
+        kind = self._kind
+        scale = scale_of(np.abs(rows).max(-1), kind.max_value)
+        values = np.clip(rows / scale[:, None], -kind.max_value, kind.max_value)
+        if kind.dtype == ir.DataType.INT8:
+            values = np.rint(values)
+        return values.astype(kind.dtype.numpy()).view(np.uint8), scale
 
-    def _scales(self, label: str, scales: Float32Array) -> ir.Value:
-        stored = scales.astype(self._compute.numpy())
-        return self._graph.weight(f"{label}.scales", self._compute, stored.shape, [stored])
+
+def _transposed_product(graph: GraphWriter, hidden: ir.Value, matrix: ir.Value) -> ir.Value:
+    """Write hidden [.., in] times a matrix [out, in]."""
+    return graph.op("MatMul", hidden, graph.op("Transpose", matrix, perm=[1, 0]))
+
+
+def _stored(graph: GraphWriter, name: str, dtype: ir.DataType, values: FloatArray) -> ir.Value:
+    stored = values.astype(dtype.numpy())
+    return graph.weight(name, dtype, stored.shape, [stored])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bita.errors import ModelError, raise_faults
+from bita.tensors import EMBEDDINGS, HEAD
 
 # Layers and hidden size by which llama.cpp knows a Gemma 27B, whose queries are scaled by
 # hidden_size / heads and not by the head size.
@@ -106,13 +107,11 @@ def make_config(
     config: dict[str, Any] = {
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
-        "vocab_size": shapes["model.embed_tokens.weight"][0],
+        "vocab_size": shapes[EMBEDDINGS][0],
         "hidden_act": architecture.activation,
         "num_key_value_heads": int(fields.get("attention.head_count_kv", heads)),
-        "head_dim": int(
-            fields.get("attention.key_length", fields.get("embedding_length") // heads)
-        ),
-        "tie_word_embeddings": "lm_head.weight" not in shapes,
+        "head_dim": _head_dim(fields),
+        "tie_word_embeddings": HEAD not in shapes,
         "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
         **{ours: fields.get(theirs) for ours, theirs in REQUIRED.items()},
         **{ours: metadata[key] for ours, key in TOKEN_IDS.items() if key in metadata},
@@ -128,7 +127,7 @@ def _faults(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     faults += [
         f"{prefix}.{k} = {fields.get(k)} is not supported" for k in FOREIGN_KEYS if fields.get(k)
     ]
-    if "model.embed_tokens.weight" not in shapes:
+    if EMBEDDINGS not in shapes:
         faults.append("tensor token_embd.weight is missing")
     varying = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
     faults += [f"{prefix}.{k} varies by layer" for k in varying if hasattr(fields.get(k), "shape")]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bita.export.architecture import Architecture
@@ -32,7 +31,7 @@ class DecoderWeights:
         self._checkpoint = checkpoint
         self._architecture = architecture
         self._storage = storage
-        self._compute = compute
+        self.compute = compute
         self._tables: dict[str, ir.Value] = {}
         self._rope_tables: dict[tuple[Rope, int], tuple[ir.Value, ir.Value]] = {}
 
@@ -47,17 +46,10 @@ class DecoderWeights:
     def int8_table(self, name: str) -> tuple[ir.Value, ir.Value]:
         """A weight in its own layout in 8 bits, and the scale of each of its rows, [rows, 1]."""
         shape = self._checkpoint.shape(name)
-        found: list[Float32Array] = []
-
-        def pieces() -> Iterator[npt.NDArray[np.int8]]:
-            for rows in self.chunks([name]):
-                values, scales = rounded_rows(rows)
-                found.append(scales)
-                yield values
-
-        values = self._graph.weight(f"{name}_int8", INT8, shape, pieces())
-        scales = np.concatenate(found)[:, None]
-        return values, self._graph.weight(f"{name}.scales", FLOAT, scales.shape, [scales])
+        pieces = (rounded_rows(rows) for rows in self.chunks([name]))
+        values, scales = self._graph.scaled_weight(f"{name}_int8", INT8, shape, pieces)
+        column = scales[:, None]
+        return values, self._graph.weight(f"{name}.scales", FLOAT, column.shape, [column])
 
     def matrix(self, label: str, names: Sequence[str]) -> ir.Value:
         """MatMul's second operand [in, out] for the linear layers `names` side by side."""
@@ -69,6 +61,12 @@ class DecoderWeights:
             start += len(chunk)
         stored = matrix.astype(self._storage.numpy(), copy=False)
         return self._graph.weight(f"{label}.weight", self._storage, stored.shape, [stored])
+
+    def as_compute(self, value: ir.Value) -> ir.Value:
+        """Rows of a table, or a matrix, in the compute type."""
+        if self._storage == self.compute:
+            return value
+        return self._graph.op("Cast", value, to=self.compute)
 
     def norm(self, name: str, scale: float = 1.0) -> ir.Value:
         """A norm's weight in float32, its offset and a following constant factor folded in."""
@@ -87,18 +85,18 @@ class DecoderWeights:
             else np.zeros(self._checkpoint.shape(name)[0], np.float32)
             for name, bias in zip(names, biases, strict=True)
         ]
-        bias = np.concatenate(parts).astype(self._compute.numpy(), copy=False)
-        return self._graph.weight(f"{label}.bias", self._compute, bias.shape, [bias])
+        bias = np.concatenate(parts).astype(self.compute.numpy(), copy=False)
+        return self._graph.weight(f"{label}.bias", self.compute, bias.shape, [bias])
 
     def rope(self, rope: Rope, capacity: int) -> tuple[ir.Value, ir.Value]:
         """cos and sin of all positions, each [capacity, rotary_dim / 2]."""
         key = rope, capacity
         if key not in self._rope_tables:
-            number, dtype = len(self._rope_tables), self._compute.numpy()
+            number, dtype = len(self._rope_tables), self.compute.numpy()
             cos, sin = (table.astype(dtype, copy=False) for table in rope.tables(capacity))
             self._rope_tables[key] = (
-                self._graph.weight(f"rope.{number}.cos", self._compute, cos.shape, [cos]),
-                self._graph.weight(f"rope.{number}.sin", self._compute, sin.shape, [sin]),
+                self._graph.weight(f"rope.{number}.cos", self.compute, cos.shape, [cos]),
+                self._graph.weight(f"rope.{number}.sin", self.compute, sin.shape, [sin]),
             )
         return self._rope_tables[key]
 

@@ -1,6 +1,6 @@
 """A thin writer of ONNX graphs: operators as calls, weights streamed to the external file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from bita.export.onnx.weight_file import WeightFile
+from bita.tensors import Float32Array
 
 FLOAT, FLOAT16, INT64, INT32, INT8, BOOL, UINT8 = (
     ir.DataType.FLOAT,
@@ -100,6 +101,27 @@ class GraphWriter:
     ) -> ir.Value:
         """A weight, written to the external file now."""
         return self._tape.initializer(self._weights.write(name, dtype, shape, pieces))
+
+    def scaled_weight(
+        self,
+        name: str,
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        pieces: Iterable[tuple[npt.NDArray[Any], Float32Array]],
+    ) -> tuple[ir.Value, Float32Array]:
+        """A quantized weight, and its scales, which are not written yet.
+
+        pieces: rows of the weight and their scales.
+        """
+        found: list[Float32Array] = []
+
+        def values() -> Iterator[npt.NDArray[Any]]:
+            for rows, scales in pieces:
+                found.append(scales)
+                yield rows
+
+        weight = self.weight(name, dtype, shape, values())
+        return weight, np.concatenate(found)
 
     def save(self, path: Path, name: str) -> None:
         """Write the graph (without its weights, which are written already)."""

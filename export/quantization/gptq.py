@@ -5,14 +5,19 @@ for by the columns behind it, as far as the inputs seen in calibration say that 
 of each block of B is searched when its turn comes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from bita.export.quantization.int4 import MATMULNBITS, ZERO_POINT, Int4Grid, packed_int4
-from bita.tensors import Float32Array
+from bita.export.quantization.int4 import (
+    MATMULNBITS,
+    ZERO_POINT,
+    Int4Grid,
+    packed_int4,
+    quantize_int4,
+)
+from bita.tensors import Float32Array, UInt8Array
 
 # Label of a linear layer -> [K, K], the sum over rows of the outer products of its inputs.
 Moments = Mapping[str, Float32Array]
@@ -45,9 +50,7 @@ class ErrorSpread:
         return cls(upper.astype(np.float32), grid)
 
 
-def quantize_int4_for(
-    rows: Float32Array, spread: ErrorSpread
-) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+def quantize_int4_for(rows: Float32Array, spread: ErrorSpread) -> tuple[UInt8Array, Float32Array]:
     """As `quantize_int4`, for the inputs that `spread` was made of; rows: [N, K]."""
     num_rows, width = rows.shape
     upper, size = spread.upper, spread.grid.block_size
@@ -65,6 +68,18 @@ def quantize_int4_for(
         )
         rest[:, behind] -= errors @ upper[inside, behind]
     return packed_int4(values.reshape(num_rows, -1, size)), scales
+
+
+def int4_pieces(
+    chunks: Iterable[Float32Array], moments: Moments, label: str, grid: Int4Grid = MATMULNBITS
+) -> Iterator[tuple[UInt8Array, Float32Array]]:
+    """Quantize a layer's weights [N, K] in chunks of rows; yields packed values and scales.
+
+    Rounds for the moments of the layer `label`, or to the nearest where there are none.
+    """
+    spread = ErrorSpread.of(moments[label], grid) if label in moments else None
+    for chunk in chunks:
+        yield quantize_int4(chunk, grid) if spread is None else quantize_int4_for(chunk, spread)
 
 
 def _best_scales(block: Float32Array, importance: Float32Array, grid: Int4Grid) -> Float32Array:
@@ -85,7 +100,7 @@ def _best_scales(block: Float32Array, importance: Float32Array, grid: Int4Grid) 
 
 def _round_block(
     block: Float32Array, scales: Float32Array, upper: Float32Array
-) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+) -> tuple[UInt8Array, Float32Array]:
     """Values 0..15 of a block [N, B], and the errors that the blocks behind it make up for."""
     columns = np.ascontiguousarray(block.T)
     values, errors = np.empty(columns.shape, np.uint8), np.empty_like(columns)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+from bita.tensors import Float32Array, UInt8Array
+
 BLOCK_SIZE = 32  # of 16, 32, 64, 128: the best quality at full kernel speed on the CPUs measured
 ZERO_POINT = 8  # MatMulNBits' default: values 0..15 stand for -8..7
 LEAST_SCALE = np.float32(2.0**-14)  # float16 has fewer digits below
@@ -39,7 +39,7 @@ MATMULNBITS = Int4Grid()
 
 def quantize_int4(
     rows: Float32Array, grid: Int4Grid = MATMULNBITS
-) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+) -> tuple[UInt8Array, Float32Array]:
     """Round-to-nearest, symmetric, one scale per block of B weights of a row.
 
     rows: [N, K]. Returns packed values [N, ceil(K / B), B / 2] (low nibble first) and scales
@@ -53,15 +53,13 @@ def quantize_int4(
     return packed_int4(values.astype(np.uint8)), scales[..., 0]
 
 
-def packed_int4(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def packed_int4(values: UInt8Array) -> UInt8Array:
     """Two values of 0..15 to a byte, the low nibble first: [..., B] to [..., B / 2]."""
-    packed: npt.NDArray[np.uint8] = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
+    packed: UInt8Array = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
     return packed
 
 
-def dequantize_int4(
-    packed: npt.NDArray[np.uint8], scales: Float32Array, width: int
-) -> Float32Array:
+def dequantize_int4(packed: UInt8Array, scales: Float32Array, width: int) -> Float32Array:
     """What the kernel computes with: [N, K] for packed [N, blocks, B/2] and scales [N, blocks]."""
     values = np.empty((*packed.shape[:2], 2 * packed.shape[2]), np.float32)
     values[..., 0::2] = packed & 15

@@ -3,15 +3,14 @@
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, Int8Array
 
 Pieces = Iterable[Float32Array]  # [n, in] each
 MAX_INT8 = 127  # values are -127 to 127
 
 
-def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[npt.NDArray[np.int8], Float32Array]:
+def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[Int8Array, Float32Array]:
     """Round-to-nearest, symmetric: values [in, out] and scales [out]; size: out, in."""
     values, scales = np.empty(size[::-1], np.int8), np.empty(size[0], np.float32)
     start = 0
@@ -23,7 +22,7 @@ def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[npt.NDArray[np.int8]
     return values, scales
 
 
-def rounded_rows(rows: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:
+def rounded_rows(rows: Float32Array) -> tuple[Int8Array, Float32Array]:
     """Each row in 8 bits, [n, in], and its scale, [n]; a row of zeros has the scale 0."""
     scales = np.abs(rows).max(-1) / np.float32(MAX_INT8)
     inverse = np.zeros(len(rows), np.float32)

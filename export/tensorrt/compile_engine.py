@@ -4,16 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bita.engine import GRAPH_FILE, PLAN_FILE, TREE_FILE, Engine, new_engine, open_engine, take_over
+from bita.dialect_spec import PLAN_DIALECTS
+from bita.engine import (
+    GRAPH_FILE,
+    PLAN_FILE,
+    TREE_FILE,
+    WEIGHTS_FILE,
+    Engine,
+    new_engine,
+    open_engine,
+    take_over,
+)
 from bita.errors import EngineError
-from bita.export.dialects.step_graph import WEIGHTS_FILE
 from bita.export.tensorrt.build_costs import Costs, check_disk, check_memory, plan_costs
 from bita.export.tensorrt.compile_plan import (
     PORTABLE,
     PlanOptions,
     check_targets,
     compile_plan,
-    reads_standard,
+    reads,
 )
 from bita.plan import LIBRARIES, NAMES, RTX
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES
@@ -23,7 +32,6 @@ from bita.tree_table import Trees, TreeTable, trees_from_json
 # Of plain decoding. One row would take kernels that want the weights in another order, so that a
 # plan had them twice: 534 MB in place of 323 for the default model in float16 (TensorRT-RTX 1.7.1).
 AR_ROWS = 2
-PLAN_DIALECTS = ("standard", "plain")
 
 
 @dataclass(frozen=True)
@@ -72,16 +80,16 @@ class CompileOptions:
                 f"a graph of dialect {dialect} is for ONNX Runtime; build one with --dialect "
                 f"{self.default_dialect()}"
             )
-        if dialect == "standard" and not reads_standard(self.library):
+        if not reads(self.library, dialect):
             version = load_library(self.library).__version__
             raise EngineError(
-                f"TensorRT {version} does not read the operators of dialect standard; build a "
-                "graph with --dialect plain"
+                f"TensorRT {version} does not read the operators of dialect {dialect}; build a "
+                f"graph with --dialect {self.default_dialect()}"
             )
 
     def default_dialect(self) -> str:
-        """The newest that the library reads; raises EngineError if it is missing."""
-        return "standard" if reads_standard(self.library) else "plain"
+        """The newest dialect that the library reads; raises EngineError if it is missing."""
+        return next(dialect for dialect in PLAN_DIALECTS if reads(self.library, dialect))
 
 
 def compile_engine(

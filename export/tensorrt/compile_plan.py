@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bita.dialect_spec import DIALECTS
 from bita.errors import EngineError, raise_faults
 from bita.export.tensorrt.timing_cache import kept_timings
 from bita.plan import NAMES, RTX, PlanInfo
@@ -22,7 +23,6 @@ Dims = tuple[int, int, int]  # least, usual and most
 Profile = Mapping[str, Dims]  # by the names that the graph has for its free dimensions
 OnProgress = Callable[[str, int, int], None]  # what is done, steps of it done, in all
 PORTABLE = ("sm86", "sm89", "sm120")  # what one plan of TensorRT-RTX may serve
-OLDEST_STANDARD = (10, 15)  # reads RotaryEmbedding, RMSNormalization, TensorScatter, Attention
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,12 @@ def compile_plan(
     )
 
 
-def reads_standard(library: str) -> bool:
-    """Whether the library that is installed has the operators of the standard dialect."""
-    return library == RTX or version_of(load_library(library)) >= OLDEST_STANDARD
+def reads(library: str, dialect: str) -> bool:
+    """Whether the library that is installed has the operators of one of PLAN_DIALECTS."""
+    oldest = DIALECTS[dialect].min_tensorrt
+    if oldest is None:
+        return False
+    return library == RTX or not oldest or version_of(load_library(library)) >= oldest
 
 
 def version_of(trt: Any) -> tuple[int, ...]:

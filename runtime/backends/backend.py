@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
+from bita.dialect_spec import PLAN_DIALECTS
 from bita.engine import Engine
 from bita.errors import EngineError
 from bita.plan import BACKENDS, LIBRARIES
@@ -95,6 +96,6 @@ def open_backend(
 def _other_backend(engine: Engine, name: str) -> str:
     manifest = engine.manifest
     fix = f"make engine MODEL={manifest.model} BACKEND={name}"
-    if name in LIBRARIES and manifest.dialect in ("standard", "plain"):
+    if name in LIBRARIES and manifest.dialect in PLAN_DIALECTS:
         fix = f"bita compile {engine.path} --backend {name}"
     return f"engine {engine.path} was built for {manifest.backend}, not for {name}: {fix}"

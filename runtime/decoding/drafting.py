@@ -4,13 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.pairs import PairTables
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, Int64Array
 from bita.tree import Tree
-
-Int64Array = npt.NDArray[np.int64]
 
 
 def accept(

@@ -11,13 +11,10 @@ logits differ by rounding (mode "tree"), the borders between tokens move by as l
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.runtime.options import Options
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, Int64Array
 
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
 LOW_TEMPERATURE = 1e-3  # below, float32 could not divide by it
 BLOCK = 256  # tokens whose weights are summed before the draw looks closer
 

@@ -11,7 +11,8 @@ from tiny_models import random_checkpoint
 
 from bita.adapter import Adapter, random_adapter, untuned_adapter
 from bita.errors import AdapterError
-from bita.identity import EMBEDDING, ModelIdentity, identify
+from bita.identity import ModelIdentity, identify
+from bita.tensors import EMBEDDINGS
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +191,9 @@ def test_check_fits_names_what_differs(adapter: Adapter) -> None:
 
 def test_untuned_masks_are_the_mean_embedding() -> None:
     checkpoint = random_checkpoint()
-    checkpoint.tensors[EMBEDDING] += np.arange(64, dtype=np.float32)
+    checkpoint.tensors[EMBEDDINGS] += np.arange(64, dtype=np.float32)
     adapter = untuned_adapter(checkpoint, num_masks=2, prefix_length=7, seed=3)
-    mean = checkpoint.tensors[EMBEDDING].astype(np.float64).mean(axis=0)
+    mean = checkpoint.tensors[EMBEDDINGS].astype(np.float64).mean(axis=0)
     np.testing.assert_allclose(adapter.mask_embeddings, [mean, mean], rtol=1e-6)
     assert adapter.prefix_keys.shape == adapter.prefix_values.shape == (4, 2, 7, 16)
     assert 0.015 < adapter.prefix_keys.std() < 0.025

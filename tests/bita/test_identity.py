@@ -9,8 +9,8 @@ import pytest
 from tiny_models import ArrayCheckpoint, random_checkpoint
 
 from bita.errors import ModelError
-from bita.identity import EMBEDDING, ModelIdentity, identify
-from bita.tensors import row_chunks
+from bita.identity import ModelIdentity, identify
+from bita.tensors import EMBEDDINGS, row_chunks
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 DOWN = "model.layers.3.mlp.down_proj.weight"
@@ -31,7 +31,7 @@ def copy_of(checkpoint: ArrayCheckpoint, bits: int) -> ArrayCheckpoint:
 def test_dimensions_come_from_the_config_and_the_tensors() -> None:
     identity = identify(random_checkpoint())
     assert dataclasses.astuple(identity)[:6] == ("llama", 4, 64, 2, 16, 320)
-    assert set(identity.fingerprint) == {EMBEDDING, QUERY, DOWN}
+    assert set(identity.fingerprint) == {EMBEDDINGS, QUERY, DOWN}
     assert all(len(values) == 32 for values in identity.fingerprint.values())
 
 
@@ -50,7 +50,7 @@ def test_other_weights_of_the_same_shape_are_another_model() -> None:
         assert all("weights are of another model" in fault for fault in faults)
 
 
-@pytest.mark.parametrize("name", [EMBEDDING, QUERY, DOWN])
+@pytest.mark.parametrize("name", [EMBEDDINGS, QUERY, DOWN])
 def test_one_other_tensor_is_named(name: str) -> None:
     ours, theirs = random_checkpoint(0), random_checkpoint(0)
     theirs.tensors[name] = random_checkpoint(1).tensors[name]
@@ -98,10 +98,10 @@ def test_rows_are_read_in_pieces_and_in_order() -> None:
 
 def test_only_the_first_rows_of_the_embedding_count() -> None:
     ours = random_checkpoint()
-    ours.tensors[EMBEDDING] = np.random.default_rng(0).normal(size=(1030, 64)).astype(np.float32)
+    ours.tensors[EMBEDDINGS] = np.random.default_rng(0).normal(size=(1030, 64)).astype(np.float32)
     theirs = ArrayCheckpoint(ours.config, ours.tensors)
-    theirs.tensors[EMBEDDING] = ours.tensors[EMBEDDING].copy()
-    theirs.tensors[EMBEDDING][1024:] = 1e6
+    theirs.tensors[EMBEDDINGS] = ours.tensors[EMBEDDINGS].copy()
+    theirs.tensors[EMBEDDINGS][1024:] = 1e6
     assert identify(ours) == identify(theirs)
 
 

@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, write_tiny_model
 
 from bita.errors import EngineError
 from bita.export.architecture import read_architecture
+from bita.export.dialects.graph_options import GraphOptions
 from bita.export.dialects.step_graph import Seen, export_step_graph
 from bita.export.onnx.weight_file import WeightFile
 from bita.export.onnx.writer import FLOAT, GraphWriter
@@ -46,12 +47,8 @@ def write_graph(
         checkpoint,
         read_architecture(checkpoint.config, 500),
         out,
-        capacity=500,
-        precision=precision,
-        num_ranks=4,
-        with_lora=with_lora,
-        dialect=dialect,
-        seen=Seen(ranges={**ranges, "lm_head": np.full(64, 4, np.float32)}),
+        GraphOptions(500, precision, num_ranks=4, with_lora=with_lora, dialect=dialect),
+        Seen(ranges={**ranges, "lm_head": np.full(64, 4, np.float32)}),
     )
     return out / "model.onnx"
 

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
 
+from bita.dialect_spec import ORT
 from bita.errors import EngineError, ModelError
 from bita.export.architecture import read_architecture
 from bita.export.build import (
@@ -184,12 +185,12 @@ def test_the_embedding_table_is_near_in_8_bits(tmp_path: Path, precision: str) -
 
 def test_heads_that_attention_cannot_turn_are_refused() -> None:
     architecture = read_architecture(CONFIG, 64)
-    check_rotary_widths(architecture)
+    check_rotary_widths(architecture, ORT.rotary_unit)
     first = architecture.layers[0]
     assert first.rope is not None
     half = replace(first, rope=replace(first.rope, inv_freq=first.rope.inv_freq[:4]))
     with pytest.raises(ModelError, match=r"turn 8 numbers of a head.*--dialect standard"):
-        check_rotary_widths(replace(architecture, layers=(first, half)))
+        check_rotary_widths(replace(architecture, layers=(first, half)), ORT.rotary_unit)
 
 
 def test_build_options_are_checked_together(tmp_path: Path) -> None:

@@ -5,8 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from make_tiny_engine import CONFIG
+from tiny_models import ArrayCheckpoint
 
+from bita.export.architecture import read_architecture
 from bita.export.dialects.int8_linear import Int8Linear
+from bita.export.dialects.linear import HEAD_LABEL
+from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.weight_file import WeightFile
 from bita.export.onnx.writer import FLOAT, GraphWriter
 from bita.export.quantization.gptq import ErrorSpread, quantize_int4_for
@@ -14,8 +19,16 @@ from bita.export.quantization.int4 import MATMULNBITS, Int4Grid, dequantize_int4
 from bita.export.quantization.int8 import quantized
 from bita.export.quantization.smoothing import smoothing_factors
 from bita.runtime.backends.processor import multiplies_int8_exactly
+from bita.tensors import HEAD
 
 RNG = np.random.default_rng(0)
+
+
+def decoder_weights(graph: GraphWriter, head: np.ndarray) -> DecoderWeights:
+    """Weights of a decoder of which only the output layer is there."""
+    return DecoderWeights(
+        graph, ArrayCheckpoint(CONFIG, {HEAD: head}), read_architecture(CONFIG, 64), FLOAT
+    )
 
 
 def correlated_inputs(width: int, count: int = 2000) -> np.ndarray:
@@ -105,7 +118,8 @@ def test_rows_in_8_bits_stand_alone(signed: bool, tmp_path: Path) -> None:
     with WeightFile(tmp_path / "weights") as file:
         graph = GraphWriter(file, {"": 23})
         hidden = graph.input("hidden", FLOAT, ("Q", 96))
-        product = Int8Linear(graph, signed).product(hidden, 2, "layer", (40, 96), [weights])
+        layer = Int8Linear(graph, decoder_weights(graph, weights), signed)
+        product = layer.product(hidden, HEAD_LABEL, [HEAD])
         graph.output("product", product, FLOAT, ("Q", 40))
         graph.save(tmp_path / "model.onnx", "layer")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -125,16 +139,18 @@ def test_smoothed_inputs_lose_less(tmp_path: Path) -> None:
     rows = RNG.normal(size=(50, 96)).astype(np.float32)
     rows[:, [7, 50]] *= 60
     rows[:, 11] = 0
-    factors = smoothing_factors(np.square(rows).sum(0), [weights[:9], weights[9:]])
+    squares = np.square(rows).sum(0)
+    factors = smoothing_factors(squares, [weights[:9], weights[9:]])
     assert np.log(factors).mean() == pytest.approx(0, abs=1e-4)
     assert np.all(np.isfinite(factors))
     errors = []
-    for number, chosen in enumerate((None, factors)):
+    for number, chosen in enumerate(({}, {HEAD_LABEL: squares})):
         with WeightFile(tmp_path / f"weights{number}") as file:
             graph = GraphWriter(file, {"": 23})
             hidden = graph.input("hidden", FLOAT, ("Q", 96))
-            layer = Int8Linear(graph, multiplies_int8_exactly())
-            product = layer.product(hidden, 2, "layer", (40, 96), [weights], chosen)
+            stored = decoder_weights(graph, weights)
+            layer = Int8Linear(graph, stored, multiplies_int8_exactly(), chosen)
+            product = layer.product(hidden, HEAD_LABEL, [HEAD])
             graph.output("product", product, FLOAT, ("Q", 40))
             graph.save(tmp_path / f"{number}.onnx", "layer")
         session = ort.InferenceSession(

@@ -4,6 +4,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
+from bita.dialect_spec import dialects_on
 from bita.errors import EngineError
 from bita.plan import BACKENDS, LIBRARIES
 
@@ -47,10 +48,10 @@ def plan_options(args: argparse.Namespace) -> "CompileOptions | None":
 
 
 def default_dialect(backend: str, plan: "CompileOptions | None") -> str:
-    """The graph's, where none was asked for."""
+    """The dialect of a graph for which the user named none."""
     if plan:
         return plan.default_dialect()
-    return "cuda" if backend == "ort-cuda" else "ort"
+    return dialects_on(backend)[0]
 
 
 def _rows(text: str | None) -> tuple[int, ...] | None:

@@ -1,0 +1,14 @@
+"""The choices that shape a step graph."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the graph of an architecture is written for."""
+
+    capacity: int  # C, cache slots, those of the prefix and of a step's rows included
+    precision: str  # one of the dialect's
+    num_ranks: int  # k, ids returned for each row
+    with_lora: bool = False  # whether LoRA of any rank is an input
+    dialect: str = "ort"  # one of `bita.dialect_spec.DIALECTS`
