@@ -6,7 +6,6 @@ BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import safetensors
 from safetensors.numpy import save as to_safetensors
 
 from bita.errors import AdapterError, ModelError, raise_faults
+from bita.files import write_whole
 from bita.identity import EMBEDDING, ModelIdentity, identify
 from bita.lora import (
     LORA_TENSORS,
@@ -112,15 +112,10 @@ class Adapter:
             "tuned_on": self.tuned_on,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            # one entry: safetensors writes several in no fixed order, and equal adapters should be
-            # equal files
-            stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
-            partial.write_bytes(to_safetensors(self.tensors(), stored))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        # one entry: safetensors writes several in no fixed order, and equal adapters should be
+        # equal files
+        stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
+        write_whole(path, to_safetensors(self.tensors(), stored))
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":

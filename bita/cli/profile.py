@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bita.cli.shared.flags import add_backend, add_command, not_negative, positive
 from bita.errors import BitaError
+from bita.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,9 +130,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _write_json(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"engines": reports}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps({"engines": reports}, indent=1) + "\n")
 
 
 def _print(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

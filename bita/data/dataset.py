@@ -9,7 +9,6 @@ killed run leaves at most one partial line, which the next writer cuts off.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from bita.data.line_file import LineFile, parse_line, whole_lines
 from bita.errors import ModelError, raise_faults
+from bita.files import write_whole
 from bita.identity import ModelIdentity
 
 FORMAT, FORMAT_VERSION = "bita-data", 1
@@ -84,9 +84,7 @@ class DatasetInfo:
             "options": self.options,
             "warnings": list(self.warnings),
         }
-        partial = directory / f".{INFO_FILE}.partial"
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, directory / INFO_FILE)
+        write_whole(directory / INFO_FILE, json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "DatasetInfo":

@@ -15,6 +15,7 @@ import torch
 
 from bita.adapter import Adapter
 from bita.errors import TuningError
+from bita.files import replace_file, write_whole
 from bita.tuning.contexts import Contexts
 from bita.tuning.losses import decayed_mean, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
@@ -148,9 +149,8 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
         }
         path = self._directory / CHECKPOINT_FILE
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with replace_file(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)  # a path's name would become part of the file
         self.parameters.to_adapter(self._tuned_on).save(self._directory / ADAPTER_FILE)
 
     def _own_sums(self, batch: list[TrainingText], rows: list[MaskRows]) -> torch.Tensor:
@@ -271,6 +271,4 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # the half-written line of a killed run
             break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(f"{line}\n" for line in kept))

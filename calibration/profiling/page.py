@@ -1,7 +1,6 @@
 """One page of charts that opens without a network: plotly, with its script inside."""
 
 import html
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from bita.calibration.profiling.summary import summary_rows
+from bita.files import write_whole
 
 Report = Mapping[str, Any]
 COLORS = ("#1f5fa8", "#d1662b", "#3a8f5c", "#8a4fa0", "#7a7a7a", "#b8a21f")
@@ -34,9 +34,7 @@ def write_page(reports: Sequence[Report], names: Sequence[str], path: Path) -> N
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style>"
         f"<h1>Profile of {html.escape(title)}</h1>{''.join(parts)}</html>\n"
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def _parts(reports: Sequence[Report], names: Sequence[str]) -> Iterator[str]:
