@@ -4,7 +4,6 @@ Every process draws the same batches and works on its share of their texts. Sums
 make their losses and gradients those of one process. Files are the main process's to write.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bita.errors import MissingExtraError, TuningError
+from bita.tuning import launcher
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=30)  # the main process may generate data for long
@@ -127,19 +127,16 @@ def joined_processes(device: str | None = None) -> Iterator[Processes]:
     TuningError for what the launcher asks of this run in vain, MissingExtraError without
     accelerate.
     """
-    shards_base = _flag("ACCELERATE_USE_FSDP")
-    if "LOCAL_RANK" not in os.environ or (
-        os.environ.get("WORLD_SIZE", "1") == "1" and not shards_base
-    ):
+    if not launcher.starts_several():
         yield Processes(device or best_device())
         return
-    _refuse_unsupported(device)
+    launcher.refuse_unsupported(device)
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingExtraError("tuning in several processes", "tune") from error
     state = PartialState(cpu=(device or best_device()) == "cpu")
-    yield LaunchedProcesses(state, shards_base)
+    yield LaunchedProcesses(state, launcher.wants_shards())
     state.destroy_process_group()  # not after an error: others may never come
 
 
@@ -154,21 +151,3 @@ def _losing_others() -> Iterator[None]:
 def best_device() -> str:
     """The accelerator of this machine, or the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _refuse_unsupported(device: str | None) -> None:
-    for flag in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS"):
-        if _flag(flag):
-            raise TuningError(
-                f"the launcher sets {flag}, which tuning knows nothing of; launch with "
-                "--multi_gpu, or with --use_fsdp and no offloading"
-            )
-    if device and ":" in device:
-        raise TuningError(
-            f"device {device} would be that of every process; name none, and choose devices with "
-            "the launcher's --gpu_ids"
-        )
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true")
