@@ -29,7 +29,7 @@ from peer_report import describe_machine
 from bita.adapter import Adapter, untuned_adapter
 from bita.cli.shared.progress import progress_bars
 from bita.data.dataset import Dataset
-from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.generators import TransformersGenerator
 from bita.data.model_texts import ModelTexts
 from bita.errors import BitaError, TuningError
@@ -88,12 +88,10 @@ def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespac
     prompts = FilePrompts(args.prompts)
     sha256 = str(prompts.options["prompts_sha256"])
     name = f"{Path(args.model).name}-{sha256[:8]}-{args.max_new_tokens}-{args.dtype}"
-    out_dir, new_tokens = args.cache / name, args.max_new_tokens
+    limits = DataLimits(args.limit, args.max_new_tokens)
     generator = TransformersGenerator(model.base, about.eos_ids, args.batch_size)
     with progress_bars() as show:
-        data = generate_data(
-            about, prompts, generator, out_dir, args.limit, new_tokens, on_progress=show
-        )
+        data = generate_data(about, prompts, generator, args.cache / name, limits, show)
     answers = list(islice(data, args.limit))
     texts = usable(
         [TrainingText((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in answers]

@@ -22,7 +22,7 @@ from bita.calibration.ranges import collect_ranges, collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
 from bita.calibration.stages import Calibrator, NothingFitsError
 from bita.data.dataset import Conversation
-from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.generators import EngineGenerator
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
@@ -152,6 +152,8 @@ class _Build:
         """What the model answers to the prompts: to calibrate on, and to judge by."""
         session = Session.open(reference.path, tree=Tree.root_only(), min_rows=1)
         generator = EngineGenerator(session, self._texts.identity)
+        new_tokens = self._calibration.max_new_tokens
+        limits = DataLimits(None, new_tokens, generator.longest_prompt(new_tokens))
         answered = [
             list(
                 generate_data(
@@ -159,9 +161,7 @@ class _Build:
                     FilePrompts(path),
                     generator,
                     self._work / f"answers-{number}",
-                    None,
-                    self._calibration.max_new_tokens,
-                    generator.longest_prompt(self._calibration.max_new_tokens),
+                    limits,
                     lambda _, done, total: self._on_progress("answering prompts", done, total),
                 )
             )

@@ -8,7 +8,7 @@ from typing import Any
 from bita.adapter import Adapter
 from bita.data.dataset import Dataset
 from bita.data.endpoint import EndpointGenerator, EndpointOptions
-from bita.data.generate_data import FilePrompts, PromptSource, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, PromptSource, generate_data
 from bita.data.generators import EngineGenerator, Generator, TransformersGenerator
 from bita.data.model_texts import ModelTexts
 from bita.data.samplers import TransformersSampler
@@ -149,16 +149,10 @@ def _generate(
         sampler = TransformersSampler(base)
         answers = SelfPromptOptions(max_answer_tokens=options.max_new_tokens)
         prompts = SelfPrompts(texts, sampler, generator, answers)
-    generate_data(
-        texts,
-        prompts,
-        generator,
-        directory,
-        options.num_conversations,
-        options.max_new_tokens,
-        _longest_prompt(generator, options.max_new_tokens),
-        watcher.on_data,
-    )
+    new_tokens = options.max_new_tokens
+    longest = _longest_prompt(generator, new_tokens)
+    limits = DataLimits(options.num_conversations, new_tokens, longest)
+    generate_data(texts, prompts, generator, directory, limits, watcher.on_data)
 
 
 def _longest_prompt(generator: Generator, max_new_tokens: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 from data_fakes import HashGenerator, WordSampler
 from make_tiny_engine import write_plain_model
 
-from bita.data.generate_data import generate_data
+from bita.data.generate_data import DataLimits, generate_data
 from bita.data.model_texts import ModelTexts
 from bita.data.prompt_filters import (
     FilterOptions,
@@ -74,7 +74,7 @@ def test_without_a_template_a_prompt_begins_at_bos(texts: ModelTexts, tmp_path: 
     generator = HashGenerator()
     options = SelfPromptOptions(two_turn_share=1.0, max_turn_tokens=60)
     prompts = SelfPrompts(base, WordSampler(base.codec), generator, options)
-    data = list(generate_data(base, prompts, generator, tmp_path / "data", 6, 5))
+    data = list(generate_data(base, prompts, generator, tmp_path / "data", DataLimits(6, 5)))
     assert len(data) == 6
     assert all(ASSISTANT not in conversation.prompt_ids for conversation in data)
 
@@ -146,6 +146,6 @@ def test_too_few_usable_prompts_are_an_error(texts: ModelTexts, tmp_path: Path) 
     sampler = WordSampler(texts.codec, words=["tree"])  # always the same
     prompts = SelfPrompts(texts, sampler, generator, SelfPromptOptions(max_turn_tokens=60))
     with pytest.raises(TuningError, match=r"only 0 of \d+ .*repetitive.*unfinished|give prompts"):
-        generate_data(texts, prompts, generator, tmp_path / "data", 4)
+        generate_data(texts, prompts, generator, tmp_path / "data", DataLimits(4))
     with pytest.raises(TuningError, match="say how many"):
-        generate_data(texts, prompts, generator, tmp_path / "data", None)
+        generate_data(texts, prompts, generator, tmp_path / "data")
