@@ -41,6 +41,7 @@ from bita.export.checkpoint import Checkpoint
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
 from bita.export.tensorrt.build_costs import check_memory
 from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
+from bita.progress import OnProgress, ignore_progress
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -48,7 +49,6 @@ QUANTIZERS = ("gptq", "rtn")
 HELD_OUT = 4  # of a user's prompts one in so many is judged by, and not calibrated on
 CAPACITY = 1024  # cache slots of the float32 engine, if the model has so many positions
 
-OnProgress = Callable[[str, int, int], None]  # stage, done, total
 Conversations = Sequence[Conversation]
 
 
@@ -86,7 +86,7 @@ def build_calibrated(
     out: Path,
     options: BuildOptions,
     calibration: CalibrationOptions,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = ignore_progress,
     plan: CompileOptions | None = None,
 ) -> Built:
     """Build the engine `out`, measure its error, and choose its tree unless `options` has one or

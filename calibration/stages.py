@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from bita.data.line_file import LineFile, parse_line
 from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.errors import EngineError
+from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
 from bita.runtime.text.prompt_encoder import EngineTexts
 
 TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
-OnProgress = Callable[[str, int, int], None]
 
 
 class NothingFitsError(EngineError):

@@ -10,8 +10,8 @@ from bita.data.dataset import Conversation, Dataset, DatasetInfo, DatasetWriter,
 from bita.data.generators import Completion, Generator
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import OWN_PROMPTS, Messages, read_prompts
-from bita.data.self_prompts import OnProgress
 from bita.errors import PromptError
+from bita.progress import OnProgress, ignore_progress
 
 Job = tuple[int, list[int]]  # the index of a prompt, and its ids
 
@@ -70,7 +70,7 @@ def generate_data(
     generator: Generator,
     out_dir: Path,
     limits: DataLimits | None = None,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
     """Write conversations to `out_dir`, or continue those that are there.
 

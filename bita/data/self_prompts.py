@@ -4,7 +4,7 @@ Candidates have numbers from 0 on, and each has its own seeds. They are sampled 
 batches, so a run that continues from the file of kept prompts keeps the same ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from bita.data.prompts import Messages
 from bita.data.samplers import Sampler, derived_seed, uniform_draws
 from bita.data.user_turn import UserTurn
 from bita.errors import TuningError
+from bita.progress import OnProgress
 
 PROMPTS_FILE = "prompts.jsonl"
 _FIRST_TURN, _SECOND_TURN, _TURNS = 0, 1, 2  # what a seed is for
-OnProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Nothing runs backward through the base here. The drafts of each group are listed
 tokens that really came; then a bilinear score of embeddings learns to put the true draft first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bita.pairs import Pairs
+from bita.progress import OnProgress, ignore_progress
 from bita.tuning.evaluation import Drafts, text_drafts
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.training_texts import TrainingText
@@ -41,16 +42,16 @@ def tune_pairs(
     texts: Sequence[TrainingText],
     rank: int,
     seed: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Pairs:
     """Pair scores for tuned masks; empty if they do not help on texts kept out of their training.
 
-    on_progress: texts read so far, and all of them.
+    on_progress: called with "pair scores", the texts read so far, and all of them.
     """
     kept: tuple[list[Drafts], list[Drafts]] = ([], [])
     for number, text in enumerate(texts):
         kept[number % KEPT_OUT == 0].append(text_drafts(model, parameters, text))
-        on_progress(number + 1, len(texts))
+        on_progress("pair scores", number + 1, len(texts))
     train, check = map(pair_examples, kept)
     return fit_pairs(model.embedding_table(), train, check, rank, seed)
 

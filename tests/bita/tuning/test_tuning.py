@@ -28,9 +28,10 @@ from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import all_rows, choose_rows, rows_behind
 from bita.tuning.row_losses import flatten, row_losses
+from bita.tuning.run_files import ADAPTER_FILE, CHECKPOINT_FILE, LOG_FILE, RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
-from bita.tuning.trainer import ADAPTER_FILE, CHECKPOINT_FILE, LOG_FILE, Trainer
+from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText, batch_of, cut_text, split_held_out, usable
 
 torch.set_num_threads(1)
@@ -152,7 +153,8 @@ def make_trainer(
     settings = TuneSettings(**{**options, **changes})
     model = MaskModel(load_base_model(checkpoint))
     adapter = starting_adapter(checkpoint, model, texts, settings)
-    return Trainer(model, AdapterParameters(adapter), texts, settings, directory, "test")
+    files = RunFiles(directory, "test")
+    return Trainer(model, AdapterParameters(adapter), texts, settings, files)
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
