@@ -48,7 +48,7 @@ NUM_RESAMPLES = 1000  # of the texts, for the spread of a mean
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTexts:
     """Texts to measure on, texts to choose trees on (None: the same), and where they come from."""
 
     texts: list[TrainingText]
@@ -82,7 +82,7 @@ def load_adapter(name: str, checkpoint: Checkpoint, args: argparse.Namespace) ->
     return adapter
 
 
-def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespace) -> Measured:
+def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespace) -> MeasuredTexts:
     """Generate or continue the answers, and read the texts that trees are chosen on."""
     about = ModelTexts.of(checkpoint)
     prompts = FilePrompts(args.prompts)
@@ -108,7 +108,7 @@ def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespac
         if tree_texts is None
         else f"{len(tree_texts)} held-out conversations of {args.trees_from.name}",
     }
-    return Measured(texts, tree_texts, source)
+    return MeasuredTexts(texts, tree_texts, source)
 
 
 def held_out_texts(about: ModelTexts, args: argparse.Namespace) -> list[TrainingText]:
@@ -121,7 +121,9 @@ def held_out_texts(about: ModelTexts, args: argparse.Namespace) -> list[Training
     return held_out
 
 
-def figures(name: str, model: MaskModel, adapter: Adapter, measured: Measured) -> dict[str, Any]:
+def figures(
+    name: str, model: MaskModel, adapter: Adapter, measured: MeasuredTexts
+) -> dict[str, Any]:
     """The report of one adapter on the measured texts, with spread and trees."""
     began = time.perf_counter()
     parameters = AdapterParameters(adapter).to(model.device)

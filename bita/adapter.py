@@ -46,7 +46,7 @@ class Adapter:
     mask_embeddings: [M, hidden], M >= 1. prefix_keys, prefix_values: [L, H, P, D], P may be 0.
     identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
     lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
-    pairs: how drafts are scored by the token in front of them (`bita.pairs`); empty for not at all.
+    pairs: how drafts are scored by the token before them (`bita.pairs`); empty for none.
     Raises AdapterError that lists every shape that does not fit the others or the identity.
     """
 
@@ -191,7 +191,7 @@ def _random_prefix(
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
-    """The header's metadata. Raises AdapterError if this is no safetensors file of ours."""
+    """The header's metadata. Raises AdapterError if this is not a safetensors file of ours."""
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             stored = (file.metadata() or {}).get(FORMAT, "{}")

@@ -23,7 +23,7 @@ from bita.calibration.latency import (
 )
 from bita.calibration.memory import measure_memory
 from bita.calibration.picture import PICTURE_FILE, draw
-from bita.data.line_file import LineFile, parse_line
+from bita.data.json_lines import JsonLinesFile, parse_line
 from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.errors import EngineError
@@ -193,11 +193,11 @@ class _Progress:
     def __init__(self, engine: Path, digest: str) -> None:
         self._path = engine.with_name(f".{engine.name}.acceptance.jsonl")
         key = {"of": digest}
-        self._file = LineFile(self._path)
+        self._file = JsonLinesFile(self._path)
         entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]
         if entries[:1] != [key]:
             self.remove()
-            self._file, entries = LineFile(self._path), []
+            self._file, entries = JsonLinesFile(self._path), []
             self._file.append(key)
         self.known = {
             number: tuple(map(Position.of, entry["positions"]))

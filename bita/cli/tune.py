@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from bita.adapter import Adapter
     from bita.export.sources import open_checkpoint
-    from bita.tuning.processes import joined_processes
+    from bita.tuning.processes import join_processes
     from bita.tuning.tune import DataOptions, RunOptions, tune
 
     settings = TuneSettings(
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     )
     name = re.sub(r"[^\w.-]+", "-", Path(args.model).name.removesuffix(".gguf")).strip("-")
     checkpoint = open_checkpoint(args.model)
-    with joined_processes(args.device) as processes, _bars(processes.is_main) as watcher:
+    with join_processes(args.device) as processes, _bars(processes.is_main) as watcher:
         options = RunOptions(
             directory=args.work or Path("tuning") / name,
             out=args.out or Path("adapters") / f"{name}.safetensors",

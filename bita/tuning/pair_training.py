@@ -20,7 +20,7 @@ from bita.tuning.training_texts import TrainingText
 
 RATE, WEIGHT_DECAY = 3e-3, 0.01
 BATCH, STEPS, CHECK_EVERY = 512, 1500, 50
-KEPT_OUT = 8  # one text in so many is kept out of the training, to choose the step by
+KEPT_OUT = 8  # one text of 8 is kept out of the training, to choose the step by
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def tune_pairs(
 
 
 def pair_examples(texts: Sequence[Drafts]) -> PairExamples:
-    """All masks of all texts, one behind the other."""
+    """All masks of all texts, one after the other."""
     chosen = []
     for drafts in texts:
         is_true = drafts.token_ids == drafts.true[..., None]
@@ -129,6 +129,6 @@ def _loss(
     if weights is not None:
         left, bias, right = weights
         before = normed[examples.before[rows].to(device)] @ left + bias
-        behind = normed[examples.drafts[rows].to(device)] @ right
-        logits = logits + (behind @ before[:, :, None])[..., 0]
+        after = normed[examples.drafts[rows].to(device)] @ right
+        logits = logits + (after @ before[:, :, None])[..., 0]
     return cross_entropy(logits, examples.true[rows].to(device))

@@ -17,7 +17,7 @@ from bita.tuning import launcher
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=30)  # the main process may generate data for long
-_DONE, _FORWARD, _FAILED = 0, 1, 2  # what the main process tells those that wait for it
+_DONE, _FORWARD, _FAILED = 0, 1, 2  # what the main process says to those that wait for it
 
 
 class Processes:
@@ -53,7 +53,7 @@ class Processes:
         """Put the main process's values into the tensors of all."""
 
     def main_first(self, work: Callable[[], object], base: Any) -> None:
-        """Let the main process work, however long it takes; the others go on when it is done.
+        """Let the main process work, however long it takes; the others continue when it is done.
 
         base: what `work` may run; if it is sharded, the others run it as often. Raises TuningError
         in the others if the work failed.
@@ -72,21 +72,21 @@ class LaunchedProcesses(Processes):
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         joined = torch.cat([tensor.flatten() for tensor in tensors])
-        with _losing_others():
+        with _name_lost_process():
             torch.distributed.all_reduce(joined)
         parts = joined.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def from_main(self, value: float) -> float:
-        told = torch.tensor(value, dtype=torch.float64)
-        with _losing_others():
-            torch.distributed.broadcast(told, src=0, group=self._patient)
-        return float(told)
+        sent = torch.tensor(value, dtype=torch.float64)
+        with _name_lost_process():
+            torch.distributed.broadcast(sent, src=0, group=self._patient)
+        return float(sent)
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            with _losing_others():
+            with _name_lost_process():
                 torch.distributed.broadcast(tensor.detach(), src=0)
 
     def main_first(self, work: Callable[[], object], base: Any) -> None:
@@ -96,11 +96,11 @@ class LaunchedProcesses(Processes):
             self._follow(base)
 
     def _lead(self, work: Callable[[], object], base: Any) -> None:
-        def tell(*_: object) -> None:
+        def announce(*_: object) -> None:
             self.from_main(_FORWARD)
 
         # before the hook of the shards, which waits for all processes
-        hook = base.register_forward_pre_hook(tell, prepend=True) if self.shards_base else None
+        hook = base.register_forward_pre_hook(announce, prepend=True) if self.shards_base else None
         ended = _FAILED
         try:
             work()
@@ -113,14 +113,14 @@ class LaunchedProcesses(Processes):
     @torch.no_grad()
     def _follow(self, base: Any) -> None:
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        while (told := self.from_main(_DONE)) == _FORWARD:
+        while (state := self.from_main(_DONE)) == _FORWARD:
             base(input_ids=token, use_cache=False)
-        if told == _FAILED:
+        if state == _FAILED:
             raise TuningError("the main process failed; it tells why")
 
 
 @contextmanager
-def joined_processes(device: str | None = None) -> Iterator[Processes]:
+def join_processes(device: str | None = None) -> Iterator[Processes]:
     """The processes of this run; where a launcher started several, this one joins them.
 
     device: None for the best there is; several processes take an accelerator each. Raises
@@ -141,7 +141,7 @@ def joined_processes(device: str | None = None) -> Iterator[Processes]:
 
 
 @contextmanager
-def _losing_others() -> Iterator[None]:
+def _name_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch has no kind of its own for all backends

@@ -19,7 +19,6 @@ from bita.progress import OnProgress, ignore_progress
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
-from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.pair_training import tune_pairs
 from bita.tuning.processes import Processes
@@ -28,6 +27,7 @@ from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import StepReport, Trainer
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
+from bita.tuning.tuning_base import load_tuning_base
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
 

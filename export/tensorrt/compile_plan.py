@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from bita.errors import EngineError, raise_faults
-from bita.export.tensorrt.timing_cache import kept_timings
+from bita.export.tensorrt.timing_cache import keep_timings
 from bita.plan import NAMES, RTX, PlanInfo
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.buckets import Buckets
@@ -84,7 +84,7 @@ def compile_plan(
         _set_targets(trt, config, options.targets)
     for profile in options.profiles():
         config.add_optimization_profile(_optimization_profile(builder, shapes, profile))
-    with kept_timings(trt, config, options.library, options.targets):
+    with keep_timings(trt, config, options.library, options.targets):
         plan = builder.build_serialized_network(network, config)
         if monitor.raised:
             raise monitor.raised

@@ -10,8 +10,8 @@ from bita.runtime.backends.kernel_cache import cache_directory
 
 
 @contextmanager
-def kept_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) -> Iterator[None]:
-    """Has the timings of earlier builds in the block, and keeps those of this one behind it.
+def keep_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) -> Iterator[None]:
+    """Give the block the timings of earlier builds, and keep those of this build after it.
 
     A damaged file, or one of another library, is passed over. TensorRT-RTX times nothing when it
     builds, and would want a GPU for a cache.

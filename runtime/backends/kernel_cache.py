@@ -68,6 +68,6 @@ class KernelCache:
 
 
 def cache_directory() -> Path:
-    """Of what may be lost: $XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge."""
+    """The directory of disposable caches: $XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "bita-edge"

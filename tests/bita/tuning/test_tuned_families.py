@@ -24,11 +24,11 @@ from bita.runtime.session import Session
 from bita.torch.base_model import load_base_model
 from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
-from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
 from bita.tuning.tune import DataOptions, RunOptions, tune
+from bita.tuning.tuning_base import load_tuning_base
 
 torch.set_num_threads(1)
 FAMILIES = ("llama", "mistral", "qwen3", "smollm3", "phi3", "gemma2", "gemma3_text", "granite")

@@ -26,7 +26,7 @@ from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
 from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
-from bita.tuning.mask_rows import all_rows, choose_rows, rows_behind
+from bita.tuning.mask_rows import all_rows, choose_rows, rows_after
 from bita.tuning.row_losses import flatten, row_losses
 from bita.tuning.run_files import ADAPTER_FILE, CHECKPOINT_FILE, LOG_FILE, RunFiles
 from bita.tuning.settings import TuneSettings
@@ -79,7 +79,7 @@ def test_two_phases_equal_the_joint_forward(
 
 
 def test_rows_teach_what_decoding_asks() -> None:
-    rows = rows_behind(np.array([3, 7]), np.array([3, 1]))
+    rows = rows_after(np.array([3, 7]), np.array([3, 1]))
     assert rows.anchors.tolist() == [3, 3, 3, 7]
     assert rows.positions.tolist() == [4, 5, 6, 8]
     assert rows.labels.tolist() == [5, 6, 7, 9]

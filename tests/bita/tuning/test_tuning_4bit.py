@@ -21,7 +21,6 @@ from bita.errors import MissingExtraError, TuningError
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.torch.reference import greedy
-from bita.tuning.lean_base import load_4bit_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import all_rows
 from bita.tuning.run_files import LOG_FILE, RunFiles
@@ -29,6 +28,7 @@ from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText
+from bita.tuning.tuning_base import load_4bit_base
 
 torch.set_num_threads(1)
 
