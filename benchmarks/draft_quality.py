@@ -29,7 +29,7 @@ from peer_report import describe_machine
 from bita.adapter import Adapter, untuned_adapter
 from bita.cli.shared.progress import progress_bars
 from bita.data.dataset import Dataset
-from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.generators import TransformersGenerator
 from bita.data.model_texts import ModelTexts
 from bita.errors import BitaError, TuningError
@@ -48,7 +48,7 @@ NUM_RESAMPLES = 1000  # of the texts, for the spread of a mean
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTexts:
     """Texts to measure on, texts to choose trees on (None: the same), and where they come from."""
 
     texts: list[TrainingText]
@@ -82,18 +82,16 @@ def load_adapter(name: str, checkpoint: Checkpoint, args: argparse.Namespace) ->
     return adapter
 
 
-def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespace) -> Measured:
+def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespace) -> MeasuredTexts:
     """Generate or continue the answers, and read the texts that trees are chosen on."""
     about = ModelTexts.of(checkpoint)
     prompts = FilePrompts(args.prompts)
     sha256 = str(prompts.options["prompts_sha256"])
     name = f"{Path(args.model).name}-{sha256[:8]}-{args.max_new_tokens}-{args.dtype}"
-    out_dir, new_tokens = args.cache / name, args.max_new_tokens
+    limits = DataLimits(args.limit, args.max_new_tokens)
     generator = TransformersGenerator(model.base, about.eos_ids, args.batch_size)
     with progress_bars() as show:
-        data = generate_data(
-            about, prompts, generator, out_dir, args.limit, new_tokens, on_progress=show
-        )
+        data = generate_data(about, prompts, generator, args.cache / name, limits, show)
     answers = list(islice(data, args.limit))
     texts = usable(
         [TrainingText((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in answers]
@@ -110,7 +108,7 @@ def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespac
         if tree_texts is None
         else f"{len(tree_texts)} held-out conversations of {args.trees_from.name}",
     }
-    return Measured(texts, tree_texts, source)
+    return MeasuredTexts(texts, tree_texts, source)
 
 
 def held_out_texts(about: ModelTexts, args: argparse.Namespace) -> list[TrainingText]:
@@ -123,7 +121,9 @@ def held_out_texts(about: ModelTexts, args: argparse.Namespace) -> list[Training
     return held_out
 
 
-def figures(name: str, model: MaskModel, adapter: Adapter, measured: Measured) -> dict[str, Any]:
+def figures(
+    name: str, model: MaskModel, adapter: Adapter, measured: MeasuredTexts
+) -> dict[str, Any]:
     """The report of one adapter on the measured texts, with spread and trees."""
     began = time.perf_counter()
     parameters = AdapterParameters(adapter).to(model.device)

@@ -27,7 +27,7 @@ import numpy as np
 from peer_process import Contestant, PeerError, Worker
 from peer_report import Run, describe_machine, print_table, summarize
 
-from bita.data.line_file import LineFile
+from bita.data.json_lines import JsonLinesFile
 from bita.data.prompts import evenly, read_prompts
 from bita.engine import open_engine
 from bita.errors import BitaError
@@ -53,12 +53,12 @@ class Journal:
         """A journal of other settings is begun anew."""
         self._known: dict[tuple[str, str], Any] = {}
         head = {"settings": json.loads(json.dumps(settings))}
-        self._file = LineFile(path)
+        self._file = JsonLinesFile(path)
         entries = [json.loads(line) for line in self._file.lines]
         if entries[:1] != [head]:
             self._file.close()
             path.unlink()
-            self._file = LineFile(path)
+            self._file = JsonLinesFile(path)
             self._file.append(head)
         else:
             self._known = {(each["stage"], each["key"]): each["value"] for each in entries[1:]}

@@ -30,6 +30,7 @@ from bita.cli.shared.trees import states_of
 from bita.data.prompts import Question, evenly, read_questions
 from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
 from bita.errors import BitaError, EngineError
+from bita.progress import OnCount
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tree_table import Trees
@@ -138,7 +139,7 @@ def timed_by_name(
     trees: Mapping[str, Trees],
     prompts: Sequence[Question],
     args: Any,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnCount,
 ) -> dict[str, list[Timed]]:
     """Decode with all trees in turns; the same tree under two names is run twice."""
     sessions = [engine.using(tree) for tree in trees.values()]

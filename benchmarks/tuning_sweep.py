@@ -26,6 +26,7 @@ from bita.tree import Tree
 from bita.tuning.contexts import Contexts
 from bita.tuning.evaluation import evaluate
 from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.run_files import RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import Trainer
@@ -115,9 +116,8 @@ def run(
     """Tune from the start and judge; seconds are those of the training steps."""
     parameters = AdapterParameters(starting_adapter(checkpoint, model, train, settings))
     with tempfile.TemporaryDirectory() as directory:
-        trainer = Trainer(
-            model, parameters, train, settings, Path(directory), "sweep", contexts=contexts
-        )
+        files = RunFiles(Path(directory), "sweep")
+        trainer = Trainer(model, parameters, train, settings, files, contexts=contexts)
         began = time.monotonic()
         reports = [trainer.train_step() for _ in range(settings.num_steps)]
         seconds = time.monotonic() - began

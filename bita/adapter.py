@@ -6,7 +6,6 @@ BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import safetensors
 from safetensors.numpy import save as to_safetensors
 
 from bita.errors import AdapterError, ModelError, raise_faults
+from bita.files import write_whole
 from bita.identity import ModelIdentity, identify
 from bita.lora import (
     LORA_TENSORS,
@@ -46,7 +46,7 @@ class Adapter:
     mask_embeddings: [M, hidden], M >= 1. prefix_keys, prefix_values: [L, H, P, D], P may be 0.
     identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
     lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
-    pairs: how drafts are scored by the token in front of them (`bita.pairs`); empty for not at all.
+    pairs: how drafts are scored by the token before them (`bita.pairs`); empty for none.
     Raises AdapterError that lists every shape that does not fit the others or the identity.
     """
 
@@ -112,15 +112,10 @@ class Adapter:
             "tuned_on": self.tuned_on,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            # one entry: safetensors writes several in no fixed order, and equal adapters should be
-            # equal files
-            stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
-            partial.write_bytes(to_safetensors(self.tensors(), stored))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        # one entry: safetensors writes several in no fixed order, and equal adapters should be
+        # equal files
+        stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
+        write_whole(path, to_safetensors(self.tensors(), stored))
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":
@@ -196,7 +191,7 @@ def _random_prefix(
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
-    """The header's metadata. Raises AdapterError if this is no safetensors file of ours."""
+    """The header's metadata. Raises AdapterError if this is not a safetensors file of ours."""
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             stored = (file.metadata() or {}).get(FORMAT, "{}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bita.files import replace_file
 from bita.tensors import Float32Array
 
 
@@ -32,11 +33,9 @@ class ArrayFiles(Mapping[str, Float32Array]):
         return self._path(str(label)).is_file()
 
     def save(self, label: str, array: Float32Array) -> None:
-        """Write one; a killed writer leaves none."""
-        partial = self._directory / f".{label}.partial"
-        with partial.open("wb") as file:
+        """Write one array; a killed writer leaves no part of it under its label."""
+        with replace_file(self._path(label)) as partial, partial.open("wb") as file:
             np.save(file, array)
-        partial.replace(self._path(label))
 
     def _path(self, label: str) -> Path:
         return self._directory / f"{label}.npy"

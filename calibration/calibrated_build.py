@@ -22,7 +22,7 @@ from bita.calibration.ranges import collect_ranges, collect_squares
 from bita.calibration.report import Quality, read_quality, with_quality
 from bita.calibration.stages import Calibrator, NothingFitsError
 from bita.data.dataset import Conversation
-from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.generators import EngineGenerator
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import CALIBRATION_PROMPTS, OWN_PROMPTS
@@ -42,6 +42,7 @@ from bita.export.checkpoint import Checkpoint
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
 from bita.export.tensorrt.build_costs import check_memory
 from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
+from bita.progress import OnProgress, ignore_progress
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -49,7 +50,6 @@ QUANTIZERS = ("gptq", "rtn")
 HELD_OUT = 4  # of a user's prompts one in so many is judged by, and not calibrated on
 CAPACITY = 1024  # cache slots of the float32 engine, if the model has so many positions
 
-OnProgress = Callable[[str, int, int], None]  # stage, done, total
 Conversations = Sequence[Conversation]
 
 
@@ -87,7 +87,7 @@ def build_calibrated(
     out: Path,
     options: BuildOptions,
     calibration: CalibrationOptions,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = ignore_progress,
     plan: CompileOptions | None = None,
 ) -> Built:
     """Build the engine `out`, measure its error, and choose its tree unless `options` has one or
@@ -153,6 +153,8 @@ class _Build:
         """What the model answers to the prompts: to calibrate on, and to judge by."""
         session = Session.open(reference.path, tree=Tree.root_only(), min_rows=1)
         generator = EngineGenerator(session, self._texts.identity)
+        new_tokens = self._calibration.max_new_tokens
+        limits = DataLimits(None, new_tokens, generator.longest_prompt(new_tokens))
         answered = [
             list(
                 generate_data(
@@ -160,9 +162,7 @@ class _Build:
                     FilePrompts(path),
                     generator,
                     self._work / f"answers-{number}",
-                    None,
-                    self._calibration.max_new_tokens,
-                    generator.longest_prompt(self._calibration.max_new_tokens),
+                    limits,
                     lambda _, done, total: self._on_progress("answering prompts", done, total),
                 )
             )

@@ -10,6 +10,7 @@ from bita.calibration.replay import visited
 from bita.calibration.table_search import best_table
 from bita.calibration.tree_search import best_trees, path_shares
 from bita.calibration.turns import decode_in_turns, together
+from bita.progress import OnCount, ignore_count
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
@@ -167,7 +168,7 @@ def measure_choice(
     plan: Plan,
     prompts: Sequence[Prompt],
     max_new_tokens: int = 96,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> Choice:
     """Decode with AR and the most promising trees in turns, prompt by prompt, and choose.
 

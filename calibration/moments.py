@@ -1,12 +1,13 @@
 """Second moments of the inputs of linear layers, from texts that the model reads in float32."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bita.calibration.array_files import ArrayFiles
 from bita.calibration.probe import Probe, value_names
 from bita.engine import Engine
 from bita.export.architecture import Architecture
+from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
 
 INPUT = ".input"
@@ -18,7 +19,7 @@ def collect_moments(
     architecture: Architecture,
     texts: Sequence[Sequence[int]],
     directory: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> ArrayFiles:
     """The moments of every linear layer of a float32 engine; those in `directory` are kept.
 

@@ -1,6 +1,6 @@
 """What a precision costs: an engine against the float32 engine of its model, on given texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from bita.calibration.probe import Probe, value_names
 from bita.calibration.report import Quality
 from bita.engine import Engine
+from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
 
 OUTPUT = ".output"
@@ -25,7 +26,7 @@ def measure_quality(
     reference: Engine,
     engine: Engine,
     texts: Sequence[Scored],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> Quality:
     """Read the texts with both. reference: the float32 engine. Raises EngineError."""
     names = value_names(reference, OUTPUT)

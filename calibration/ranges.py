@@ -9,16 +9,15 @@ from bita.calibration.array_files import ArrayFiles
 from bita.calibration.moments import INPUT
 from bita.calibration.probe import Probe, value_names
 from bita.engine import Engine
+from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
-
-OnProgress = Callable[[int, int], None]
 
 
 def collect_ranges(
     engine: Engine,
     texts: Sequence[Sequence[int]],
     directory: Path,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> ArrayFiles:
     """Largest magnitudes [in] of every linear layer of a float32 engine, by label.
 
@@ -33,7 +32,7 @@ def collect_squares(
     engine: Engine,
     texts: Sequence[Sequence[int]],
     directory: Path,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> ArrayFiles:
     """The same with sums of squares."""
     return _collect(
@@ -47,7 +46,7 @@ def _collect(
     directory: Path,
     reduced: Callable[[Float32Array], Float32Array],
     joined: Callable[[Float32Array, Float32Array], Float32Array],
-    on_progress: OnProgress,
+    on_progress: OnCount,
 ) -> ArrayFiles:
     """reduced: [rows, in] to [in]; joined: two of these to one."""
     files = ArrayFiles(directory)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ from bita.calibration.latency import Latency, describe_device, measure_latency
 from bita.calibration.memory import measure_memory
 from bita.calibration.picture import PICTURE_FILE, draw
 from bita.calibration.step_times import sizes_of
-from bita.data.line_file import LineFile, parse_line
+from bita.data.json_lines import JsonLinesFile, parse_line
 from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
 from bita.errors import EngineError
+from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
 from bita.runtime.text.prompt_encoder import EngineTexts
 
 TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
-OnProgress = Callable[[str, int, int], None]
 
 
 class NothingFitsError(EngineError):
@@ -189,11 +189,11 @@ class _Progress:
     def __init__(self, engine: Path, digest: str) -> None:
         self._path = engine.with_name(f".{engine.name}.acceptance.jsonl")
         key = {"of": digest}
-        self._file = LineFile(self._path)
+        self._file = JsonLinesFile(self._path)
         entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]
         if entries[:1] != [key]:
             self.remove()
-            self._file, entries = LineFile(self._path), []
+            self._file, entries = JsonLinesFile(self._path), []
             self._file.append(key)
         self.known = {
             number: tuple(map(Position.of, entry["positions"]))

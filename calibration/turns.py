@@ -1,8 +1,9 @@
 """Several ways to decode the same prompts, in turns, so that a drift of the machine hits all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bita.progress import OnCount, ignore_count
 from bita.runtime.session import Prompt, Session
 
 WARM_UP_TOKENS = 8
@@ -30,7 +31,7 @@ def decode_in_turns(
     sessions: Sequence[Session],
     prompts: Sequence[Prompt],
     max_new_tokens: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> list[list[Timed]]:
     """[session][prompt]. Another session begins with each prompt."""
     for session in sessions:

@@ -4,17 +4,14 @@ Exit status: 0 done, 1 a check failed (`bita verify`), 2 an error, 130 interrupt
 """
 
 import argparse
-import io
-import os
 import re
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from importlib import import_module
 
 from bita import __version__
 from bita.errors import BitaError, MissingExtraError
+from bita.tuning.launcher import report_once
 
 # The extra that brings a module; what is not named here is a fault of the installation.
 EXTRAS = {
@@ -24,7 +21,6 @@ EXTRAS = {
     "plotly": "profile",
     **dict.fromkeys(("starlette", "uvicorn", "pydantic", "prometheus_client"), "serve"),
 }
-LAUNCHER_S = 10.0  # by then a launcher has ended the processes beside one that failed
 COMMANDS = (
     *("engine", "compile", "generate", "chat", "serve"),
     *("verify", "inspect", "profile", "calibrate", "adapter", "tune"),
@@ -33,7 +29,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    with _told_once():
+    with report_once():
         args = _parser().parse_args(argv)
     if args.debug:
         return int(args.run(args))
@@ -42,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader has seen enough, as `head` does
     except KeyboardInterrupt:
-        with _told_once():
+        with report_once():
             print("bita: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
@@ -55,29 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception) -> int:
-    with _told_once():
+    with report_once():
         print(f"bita: error: {on_one_line(str(error) or repr(error))}", file=sys.stderr)
     return 2
-
-
-@contextmanager
-def _told_once() -> Iterator[None]:
-    """Let one of several launched processes tell an error that all of them meet.
-
-    The main one tells it at once. Another keeps it until the launcher, having seen the main one
-    fail, ends it; what it still tells then is an error of its own.
-    """
-    if os.environ.get("LOCAL_RANK") is None or os.environ.get("RANK", "0") == "0":
-        yield
-        return
-    kept = io.StringIO()
-    try:
-        with redirect_stderr(kept):
-            yield
-    finally:
-        if kept.getvalue():
-            time.sleep(LAUNCHER_S)
-            sys.stderr.write(kept.getvalue())
 
 
 def on_one_line(message: str) -> str:

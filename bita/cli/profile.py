@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bita.cli.shared.flags import add_backend, add_command, not_negative, positive
 from bita.errors import BitaError
+from bita.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,10 +104,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _write_json(reports: "Sequence[EngineReport]", path: Path) -> None:
-    text = json.dumps({"engines": [report.to_json() for report in reports]}, indent=1) + "\n"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    engines = [report.to_json() for report in reports]
+    write_whole(path, json.dumps({"engines": engines}, indent=1) + "\n")
 
 
 def _print(reports: "Sequence[EngineReport]", names: Sequence[str]) -> None:

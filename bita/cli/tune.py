@@ -14,7 +14,7 @@ from bita.tuning.settings import ANCHORS, LOSSES, MASK_STARTS, PREFIX_STARTS, Tu
 
 if TYPE_CHECKING:
     from bita.tuning.trainer import StepReport
-    from bita.tuning.tune import Tuned, Watcher
+    from bita.tuning.tune import TuneResult, Watcher
 
 CHOICES = {
     "loss": LOSSES,
@@ -68,13 +68,13 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from bita.adapter import Adapter
     from bita.export.sources import open_checkpoint
-    from bita.tuning.processes import joined_processes
-    from bita.tuning.tune import DataOptions, tune
+    from bita.tuning.processes import join_processes
+    from bita.tuning.tune import DataOptions, RunOptions, tune
 
     settings = TuneSettings(
         **{field.name: getattr(args, field.name) for field in fields(TuneSettings)}
     )
-    options = DataOptions(
+    data = DataOptions(
         data=args.data,
         prompts=args.prompts,
         num_conversations=args.num_conversations,
@@ -86,22 +86,18 @@ def run(args: argparse.Namespace) -> int:
     )
     name = re.sub(r"[^\w.-]+", "-", Path(args.model).name.removesuffix(".gguf")).strip("-")
     checkpoint = open_checkpoint(args.model)
-    with joined_processes(args.device) as processes, _bars(processes.is_main) as watcher:
-        tuned = tune(
-            checkpoint,
-            args.work or Path("tuning") / name,
-            options,
-            settings,
-            args.out or Path("adapters") / f"{name}.safetensors",
+    with join_processes(args.device) as processes, _bars(processes.is_main) as watcher:
+        options = RunOptions(
+            directory=args.work or Path("tuning") / name,
+            out=args.out or Path("adapters") / f"{name}.safetensors",
+            start=Adapter.load(args.start_from) if args.start_from else None,
             dtype=args.dtype,
             load_in_4bit=args.load_in_4bit,
-            processes=processes,
-            start=Adapter.load(args.start_from) if args.start_from else None,
             evaluate_every=args.evaluate_every,
-            watcher=watcher,
         )
+        result = tune(checkpoint, data, settings, options, processes, watcher)
     if processes.is_main:
-        _report(tuned)
+        _report(result)
     return 0
 
 
@@ -135,9 +131,9 @@ def _bars(shown: bool) -> "Iterator[Watcher]":
         yield Watcher(on_data=show, on_step=on_step)
 
 
-def _report(tuned: "Tuned") -> None:
-    print(f"{tuned.adapter}: on held-out text, before and after")
-    before, after = tuned.before.report(), tuned.after.report()
+def _report(result: "TuneResult") -> None:
+    print(f"{result.adapter}: on held-out text, before and after")
+    before, after = result.before.report(), result.after.report()
     for name, value in after["tokens_per_step"].items():
         words = name.replace("_", " ")
         print(f"  {words}: {before['tokens_per_step'][name]:.2f} -> {value:.2f} tokens per step")

@@ -43,7 +43,7 @@ def _decode(
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     live = set(rows)
-    tokens, mask = _left_padded(torch, prompts, model.get_input_embeddings().weight.device)
+    tokens, mask = _pad_left(torch, prompts, model.get_input_embeddings().weight.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     for step in range(max_new_tokens):
@@ -87,7 +87,7 @@ def _take(
     return ended
 
 
-def _left_padded(torch: Any, prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
+def _pad_left(torch: Any, prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
     """Token ids and mask, [rows, longest]; padding holds the id 0, which nothing sees."""
     longest = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)

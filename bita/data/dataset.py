@@ -9,14 +9,14 @@ killed run leaves at most one partial line, which the next writer cuts off.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bita.data.line_file import LineFile, parse_line, whole_lines
+from bita.data.json_lines import JsonLinesFile, parse_line, whole_lines
 from bita.errors import ModelError, raise_faults
+from bita.files import write_whole
 from bita.identity import ModelIdentity
 
 FORMAT, FORMAT_VERSION = "bita-data", 1
@@ -84,9 +84,7 @@ class DatasetInfo:
             "options": self.options,
             "warnings": list(self.warnings),
         }
-        partial = directory / f".{INFO_FILE}.partial"
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, directory / INFO_FILE)
+        write_whole(directory / INFO_FILE, json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "DatasetInfo":
@@ -114,12 +112,12 @@ class DatasetWriter:
 
     def __init__(self, directory: Path, info: DatasetInfo) -> None:
         self.directory = directory
-        self.info = _started(directory, info)
+        self.info = _start(directory, info)
         self.next_index = 0
         self.num_lines = 0
-        self._shard: LineFile | None = None
+        self._shard: JsonLinesFile | None = None
         for path in reversed(_shards(directory)):
-            self._shard = LineFile(path)
+            self._shard = JsonLinesFile(path)
             if self._shard.lines:
                 self._continue(path, self._shard)
                 break
@@ -132,7 +130,7 @@ class DatasetWriter:
         if self._shard is None or self.num_lines % SHARD_LINES == 0:
             self.close()
             number = self.num_lines // SHARD_LINES
-            self._shard = LineFile(self.directory / f"shard-{number:05}.jsonl")
+            self._shard = JsonLinesFile(self.directory / f"shard-{number:05}.jsonl")
         self._shard.append(
             {
                 "index": index,
@@ -160,7 +158,7 @@ class DatasetWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _continue(self, path: Path, shard: LineFile) -> None:
+    def _continue(self, path: Path, shard: JsonLinesFile) -> None:
         last = parse_line(shard.lines[-1], path, len(shard.lines))
         if type(last.get("index")) is not int:
             raise ModelError(f"{path}:{len(shard.lines)} has no index; delete the line")
@@ -197,7 +195,7 @@ class Dataset:
                 yield _conversation(parse_line(line, path, number), f"{path}:{number}")
 
 
-def _started(directory: Path, info: DatasetInfo) -> DatasetInfo:
+def _start(directory: Path, info: DatasetInfo) -> DatasetInfo:
     """The info of a directory, written now if it is new; its warnings are kept."""
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / INFO_FILE).exists():

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from bita.data.generators import Completion, ended_at
+from bita.data.generators import Completion, cut_at_eos
 from bita.data.model_texts import ModelTexts
 from bita.errors import TuningError
 
@@ -103,7 +103,7 @@ class EndpointGenerator:
                 f"no completion ({error!r}); give a server with OpenAI's /v1/completions"
             ) from error
         eos_ids = self._texts.eos_ids
-        completion = ended_at(token_ids[:max_new_tokens], eos_ids)
+        completion = cut_at_eos(token_ids[:max_new_tokens], eos_ids)
         if completion.finish == "length" and finish == "stop" and len(token_ids) < max_new_tokens:
             stop = choice.get("stop_reason")  # vLLM: the id, unless it is the first EOS
             return Completion([*token_ids, stop if stop in eos_ids else eos_ids[0]], "eos")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +10,25 @@ from bita.data.dataset import Conversation, Dataset, DatasetInfo, DatasetWriter,
 from bita.data.generators import Completion, Generator
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import OWN_PROMPTS, Messages, read_prompts
-from bita.data.self_prompts import OnProgress
 from bita.errors import PromptError
+from bita.progress import OnProgress, ignore_progress
 
 Job = tuple[int, list[int]]  # the index of a prompt, and its ids
+
+
+@dataclass(frozen=True)
+class DataLimits:
+    """How much data is generated. Raises PromptError for a response without a token."""
+
+    num_prompts: int | None = None  # None: all of a file; more than an earlier run's continue it
+    max_new_tokens: int = 256  # of a response, which is cut there; at least 1
+    max_prompt_tokens: int = 1024  # longer prompts are left out; the generator must hold both
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise PromptError(
+                f"max_new_tokens is {self.max_new_tokens}; a response has at least one token"
+            )
 
 
 class PromptSource(Protocol):
@@ -31,7 +47,7 @@ class PromptSource(Protocol):
 class FilePrompts:
     """Prompts of a file in plain, chat or MT-Bench form (None: our own set).
 
-    Of a chat the part behind the last user's turn is left out: the model writes it.
+    The part of a chat after the user's last turn is left out: the model writes it.
     """
 
     source: Source = "file"
@@ -53,35 +69,30 @@ def generate_data(
     prompts: PromptSource,
     generator: Generator,
     out_dir: Path,
-    num: int | None = None,
-    max_new_tokens: int = 256,
-    max_prompt_tokens: int = 1024,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    limits: DataLimits | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
-    """Write conversations to `out_dir`, or go on with those that are there.
+    """Write conversations to `out_dir`, or continue those that are there.
 
-    num: how many prompts; None for all of a file; a larger one than before continues.
-    max_prompt_tokens: longer prompts are left out; prompt and response must fit the generator.
-    on_progress: called with a stage ("prompts", "responses"), done and total, first with what an
-    earlier run did. The directory is byte for byte the same however often the run was killed, if
-    the generator is deterministic. Raises ModelError if the directory holds other data, PromptError
-    if there is no usable prompt, and what source and generator raise.
+    on_progress: called with the stages "prompts" and "responses", first with what an earlier run
+    did. The directory is byte for byte the same however often the run was killed, if the generator
+    is deterministic. Raises ModelError if the directory holds other data, PromptError if there is
+    no usable prompt, and what source and generator raise.
     """
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens is {max_new_tokens}; a response has at least one token")
+    limits = limits or DataLimits()
     options = {
         **prompts.options,
         "generator_options": dict(generator.options),
-        "max_new_tokens": max_new_tokens,
-        "max_prompt_tokens": max_prompt_tokens,
+        "max_new_tokens": limits.max_new_tokens,
+        "max_prompt_tokens": limits.max_prompt_tokens,
     }
     info = DatasetInfo(texts.identity, texts.tokenizer_sha256, generator.name, options)
     with DatasetWriter(out_dir, info) as writer:
-        found = prompts.prompts(out_dir, num, on_progress)
-        jobs = _jobs(texts, found, max_prompt_tokens)
+        found = prompts.prompts(out_dir, limits.num_prompts, on_progress)
+        jobs = _jobs(texts, found, limits.max_prompt_tokens)
         on_progress("responses", min(writer.num_lines, len(jobs)), len(jobs))
         for batch in _missing_batches(jobs, generator.batch_size, writer.next_index):
-            completions = generator.complete([ids for _, ids in batch], max_new_tokens)
+            completions = generator.complete([ids for _, ids in batch], limits.max_new_tokens)
             writer.warn(tuple(generator.warnings))  # first: a kill must not lose it
             _write(writer, batch, completions, prompts.source)
             on_progress("responses", writer.num_lines, len(jobs))

@@ -107,10 +107,10 @@ class TransformersGenerator:
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
             answers += decode_batch(self._model, batch, _best, max_new_tokens, self._eos_ids)
-        return [ended_at(answer, self._eos_ids) for answer in answers]
+        return [cut_at_eos(answer, self._eos_ids) for answer in answers]
 
 
-def ended_at(token_ids: Sequence[int], eos_ids: Collection[int]) -> Completion:
+def cut_at_eos(token_ids: Sequence[int], eos_ids: Collection[int]) -> Completion:
     """The tokens up to and with the first EOS; without one, the length was the end."""
     for count, token_id in enumerate(token_ids, 1):
         if token_id in eos_ids:

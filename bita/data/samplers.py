@@ -116,6 +116,6 @@ def uniform_draws(seed: int, count: int) -> np.ndarray:
     return np.asarray(raw >> np.uint64(11), np.float64) * 2.0**-53
 
 
-def derived_seed(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A seed of 64 bits made of several numbers, each in [0, 2**32)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

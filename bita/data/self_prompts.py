@@ -4,24 +4,24 @@ Candidates have numbers from 0 on, and each has its own seeds. They are sampled 
 batches, so a run that continues from the file of kept prompts keeps the same ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bita.data.dataset import Source
 from bita.data.generators import Generator
-from bita.data.line_file import LineFile, parse_line
+from bita.data.json_lines import JsonLinesFile, parse_line
 from bita.data.model_texts import ModelTexts
 from bita.data.prompt_filters import FilterOptions, PromptFilter
 from bita.data.prompts import Messages
-from bita.data.samplers import Sampler, derived_seed, uniform_draws
+from bita.data.samplers import Sampler, derive_seed, uniform_draws
 from bita.data.user_turn import UserTurn
 from bita.errors import TuningError
+from bita.progress import OnProgress
 
 PROMPTS_FILE = "prompts.jsonl"
 _FIRST_TURN, _SECOND_TURN, _TURNS = 0, 1, 2  # what a seed is for
-OnProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SelfPromptOptions:
     """seed: of everything that is drawn."""
 
     seed: int = 0
-    two_turn_share: float = 0.2  # of the prompts that go on after the model's answer; 0 to 1
+    two_turn_share: float = 0.2  # of the prompts that continue after the model's answer; 0 to 1
     max_turn_tokens: int = 160  # of a user's turn; one that does not end by then is left out
     max_answer_tokens: int = 256  # of the answer between two turns; a longer one has no second
     max_tries: int = 20  # candidates per wanted prompt, before it is given up
@@ -63,7 +63,7 @@ class SelfPrompts:
         self._texts = texts
         self._sampler = sampler
         self._generator = generator
-        self._first_turn = UserTurn.behind([], texts)
+        self._first_turn = UserTurn.after([], texts)
 
     def prompts(self, directory: Path, num: int | None, on_progress: OnProgress) -> list[Messages]:
         """The first `num` kept prompts, from the directory's prompt file as far as it goes.
@@ -73,17 +73,17 @@ class SelfPrompts:
         if num is None:
             raise TuningError("self-written prompts never end; say how many with num")
         path = directory / PROMPTS_FILE
-        file = LineFile(path)
+        file = JsonLinesFile(path)
         try:
             entries = [parse_line(line, path, n) for n, line in enumerate(file.lines, 1)]
-            return self._continued(file, entries, num, on_progress)[:num]
+            return self._continue(file, entries, num, on_progress)[:num]
         except KeyError as error:
             raise TuningError(f"{path} has a line without {error}; delete the file") from error
         finally:
             file.close()
 
-    def _continued(
-        self, file: LineFile, entries: list[dict[str, Any]], num: int, on_progress: OnProgress
+    def _continue(
+        self, file: JsonLinesFile, entries: list[dict[str, Any]], num: int, on_progress: OnProgress
     ) -> list[Messages]:
         kept: list[Messages] = [entry["messages"] for entry in entries]
         size = self._sampler.batch_size
@@ -106,7 +106,7 @@ class SelfPrompts:
     def _batch(self, start: int) -> list[tuple[int, Messages]]:
         """The kept ones of a batch of candidates, with their numbers."""
         candidates = range(start, start + self._sampler.batch_size)
-        turns = self._sampled([self._first_turn] * len(candidates), candidates, _FIRST_TURN)
+        turns = self._sample([self._first_turn] * len(candidates), candidates, _FIRST_TURN)
         kept = {candidate: [_user(text)] for candidate, text in self._usable(candidates, turns)}
         going_on = {c: messages for c, messages in kept.items() if self._has_two_turns(c)}
         return list({**kept, **self._second_turns(going_on)}.items())
@@ -122,20 +122,20 @@ class SelfPrompts:
             for (candidate, messages), answer in zip(conversations.items(), answers, strict=True)
             if answer.finish == "eos"
         }
-        turns = [UserTurn.behind(messages, self._texts) for messages in answered.values()]
-        texts = self._sampled(turns, list(answered), _SECOND_TURN)
+        turns = [UserTurn.after(messages, self._texts) for messages in answered.values()]
+        texts = self._sample(turns, list(answered), _SECOND_TURN)
         return {
             candidate: [*answered[candidate], _user(text)]
             for candidate, text in self._usable(answered, texts)
         }
 
-    def _sampled(
+    def _sample(
         self, turns: Sequence[UserTurn], candidates: Sequence[int], purpose: int
     ) -> list[str | None]:
         """What the sampler lets the user say; None where it is no whole turn."""
         if not turns:
             return []
-        seeds = [derived_seed(self.written_by.seed, c, purpose) for c in candidates]
+        seeds = [derive_seed(self.written_by.seed, c, purpose) for c in candidates]
         sampled = self._sampler.sample(
             [turn.before_ids for turn in turns],
             seeds,
@@ -157,7 +157,7 @@ class SelfPrompts:
     def _has_two_turns(self, candidate: int) -> bool:
         if self._texts.template is None:
             return False
-        drawn = uniform_draws(derived_seed(self.written_by.seed, candidate, _TURNS), 1)
+        drawn = uniform_draws(derive_seed(self.written_by.seed, candidate, _TURNS), 1)
         return bool(drawn[0] < self.written_by.two_turn_share)
 
     def _remember(self, messages: Messages) -> None:

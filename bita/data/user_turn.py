@@ -16,7 +16,7 @@ class UserTurn:
 
     before_ids: the conversation up to where they begin. end_ids: tokens that end them. stop_ids:
     those and all other special tokens, which have no place in a turn. end_text: the text that the
-    template puts behind them, for templates that end a turn without a special token; "" without a
+    template puts after them, for templates that end a turn without a special token; "" without a
     template.
     """
 
@@ -26,7 +26,7 @@ class UserTurn:
     end_text: str
 
     @classmethod
-    def behind(cls, messages: Messages, texts: ModelTexts) -> "UserTurn":
+    def after(cls, messages: Messages, texts: ModelTexts) -> "UserTurn":
         """The user's turn that follows `messages`, which may be none.
 
         Without a chat template, a text begins at BOS, and only an empty `messages` has a turn.

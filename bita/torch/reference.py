@@ -93,7 +93,7 @@ class ReferenceDecoder:
         return ReferenceResult(tuple(text[len(token_ids) :]), tuple(counts))
 
     def step(self, text_ids: Sequence[int], tree: Tree, draft_tokens: Sequence[int]) -> Step:
-        """Verify drafts behind a text whose last token is the root, and rank the next ones."""
+        """Verify drafts after a text whose last token is the root, and rank the next ones."""
         node_logits, mask_logits = self.step_outputs(text_ids, tree, draft_tokens)
         node_tokens = [text_ids[-1], *draft_tokens]
         path, bonus = walk(tree, node_tokens, node_logits.argmax(-1).tolist())
@@ -106,13 +106,13 @@ class ReferenceDecoder:
         return Step(tuple(path), emitted, tuple(map(tuple, ranked)), tuple(map(tuple, logits)))
 
     def _pair_score(self, parent: int, child: int) -> float:
-        """What the adapter's pair scores add to a draft behind a token; 0 without them."""
+        """What the adapter's pair scores add to a draft after a token; 0 without them."""
         if not self.adapter.pairs:
             return 0.0
         table = self.model.get_input_embeddings().weight
         left, bias, right = (self.adapter.pairs[name] for name in PAIR_TENSORS)
-        before, behind = (table[token].float().cpu().numpy() for token in (parent, child))
-        return float((before @ left + bias) @ (behind @ right))
+        before, after = (table[token].float().cpu().numpy() for token in (parent, child))
+        return float((before @ left + bias) @ (after @ right))
 
     @torch.no_grad()
     def step_outputs(

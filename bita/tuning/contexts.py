@@ -47,11 +47,11 @@ class Contexts:
         return len(self._kept)
 
     def read(self, batch: Sequence[TrainingText]) -> BaseContext:
-        """The context of a batch; teachers begin behind the shortest prompt."""
+        """The context of a batch; teachers begin after the shortest prompt."""
         if not self._budget:
             first = min(text.num_prompt for text in batch)
             return self._model.read([text.token_ids for text in batch], first)
-        return self._joined([self._text(text) for text in batch], batch)
+        return self._join([self._text(text) for text in batch], batch)
 
     def _text(self, text: TrainingText) -> _KeptText:
         if found := self._kept.get(text):
@@ -66,29 +66,29 @@ class Contexts:
             self._room -= read.num_bytes
         return read
 
-    def _joined(self, texts: Sequence[_KeptText], batch: Sequence[TrainingText]) -> BaseContext:
-        """One context of texts of different lengths, padded with zeros behind."""
+    def _join(self, texts: Sequence[_KeptText], batch: Sequence[TrainingText]) -> BaseContext:
+        """One context of texts of different lengths, padded with zeros at the end."""
         longest = max(len(text.token_ids) for text in batch)
         first = min(text.num_prompt for text in batch)
         device = self._model.device
         layers = []
         for index in range(len(texts[0].layers)):
             keys, values = (
-                torch.cat([_padded(text.layers[index][side], 0, longest) for text in texts])
+                torch.cat([_pad(text.layers[index][side], 0, longest) for text in texts])
                 for side in (0, 1)
             )
             layers.append((keys.to(device), values.to(device)))
         states = torch.cat(
             [
-                _padded(kept.states, text.num_prompt - first, longest - first)
+                _pad(kept.states, text.num_prompt - first, longest - first)
                 for kept, text in zip(texts, batch, strict=True)
             ]
         )
         return BaseContext(layers, states.to(device), first)
 
 
-def _padded(rows: Tensor, start: int, length: int) -> Tensor:
-    """[..., length, n]: rows [..., T, n] from `start` on, zeros before and behind."""
+def _pad(rows: Tensor, start: int, length: int) -> Tensor:
+    """[..., length, n]: rows [..., T, n] from `start` on, zeros before and after."""
     padded = rows.new_zeros((*rows.shape[:-2], length, rows.shape[-1]))
     padded[..., start : start + rows.shape[-2], :] = rows
     return padded

@@ -42,7 +42,7 @@ class Drafts:
     def true_ranks(self, pairs: PairTables | None = None) -> Int64Array:
         """[A, M]: rank of the true token, 1 for the best draft, 0 if it is not among them.
 
-        pairs: order the drafts by these pair scores too, each behind the token in front.
+        pairs: order the drafts by these pair scores too, each after the token before it.
         """
         is_true = self.token_ids == self.true[..., None]
         if pairs is not None:
@@ -165,7 +165,7 @@ def evaluate(
 
 
 def _pieces(rows: MaskRows, num_anchors: int) -> Iterator[MaskRows]:
-    """The rows of so many anchors at a time."""
+    """The rows in pieces of a fixed number of anchors."""
     anchors = np.unique(rows.anchors)
     for start in range(0, len(anchors), num_anchors):
         own = np.isin(rows.anchors, anchors[start : start + num_anchors])

@@ -55,7 +55,7 @@ class AdapterParameters(torch.nn.Module):
 
 @dataclass(frozen=True)
 class BaseContext:
-    """What the base computed of a batch of texts, padded behind to T tokens.
+    """What the base computed of a batch of texts, padded at the end to T tokens.
 
     layers: keys and values [B, H, T, D] per layer. states: [B, T - first, hidden], what the output
     layer gets of rows `first` on.
@@ -95,7 +95,7 @@ class MaskModel:
         for row, text in zip(ids, texts, strict=True):
             row[: len(text)] = torch.tensor(text)
         cache: Any = DynamicCache()
-        states = self._decoded(input_ids=ids.to(self.device), past_key_values=cache)
+        states = self._decode(input_ids=ids.to(self.device), past_key_values=cache)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         return BaseContext(layers, states[:, first:], first)
 
@@ -106,13 +106,13 @@ class MaskModel:
         rows: Sequence[MaskRows],
         dropout: float = 0.0,
     ) -> Tensor:
-        """Last states [B, R, hidden] of the mask rows of each text, padded behind to R rows.
+        """Last states [B, R, hidden] of the mask rows of each text, padded at the end to R rows.
 
         dropout: share of the prefix's values left out, the others scaled up.
         """
         num_rows = max(len(text.anchors) for text in rows)
-        masks = _padded([text.masks for text in rows], num_rows).to(self.device)
-        positions = _padded([text.positions for text in rows], num_rows).to(self.device)
+        masks = _pad([text.masks for text in rows], num_rows).to(self.device)
+        positions = _pad([text.positions for text in rows], num_rows).to(self.device)
         embeddings = parameters.mask_embeddings[masks].to(self.dtype) * self._embedding_scale
         prefix_length = parameters.prefix_keys.shape[2]
 
@@ -123,7 +123,7 @@ class MaskModel:
             return mask.masked_fill(hidden, torch.finfo(self.dtype).min)
 
         with lora_on_rows(self.base, dict(parameters.lora.items())):
-            return self._decoded(
+            return self._decode(
                 inputs_embeds=embeddings,
                 position_ids=positions,
                 attention_mask=masks_by_layer(self.base.config, additive),
@@ -133,7 +133,7 @@ class MaskModel:
     def mask_logits(
         self, parameters: AdapterParameters, context: BaseContext, rows: Sequence[MaskRows]
     ) -> Tensor:
-        """Logits [B, R, V] of the mask rows of each text, padded behind to R rows."""
+        """Logits [B, R, V] of the mask rows of each text, padded at the end to R rows."""
         return self.output_logits(self.mask_states(parameters, context, rows))
 
     def output_logits(self, states: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class MaskModel:
             del decoder.forward
         return logits
 
-    def _decoded(self, **inputs: Any) -> Tensor:
+    def _decode(self, **inputs: Any) -> Tensor:
         """Last states [B, T, hidden] of the decoder, taken while the whole base runs.
 
         The weights of a sharded base come together in the hooks of the base, not of its decoder.
@@ -188,8 +188,8 @@ def _array(value: Tensor) -> np.ndarray:
     return value.detach().cpu().numpy().copy()
 
 
-def _padded(arrays: Sequence[np.ndarray], length: int) -> Tensor:
-    """[B, length] with zeros behind."""
+def _pad(arrays: Sequence[np.ndarray], length: int) -> Tensor:
+    """[B, length], padded with zeros at the end."""
     padded = np.zeros((len(arrays), length), np.int64)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array

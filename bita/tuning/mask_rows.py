@@ -1,4 +1,4 @@
-"""Which mask rows a step trains: anchors in a text, and the masks behind them.
+"""Which mask rows a step trains: anchors in a text, and the masks after them.
 
 Token indices count from the start of the text. A group anchored at index a sees tokens 0..a; its
 mask k stands at position a + 1 + k, is taught by the base's row a + 1 + k, and drafts token
@@ -38,7 +38,7 @@ def choose_rows(
     """The rows of one text for one step; none if the response is too short.
 
     num_prompt: tokens of the prompt; num_tokens: of the whole text. Anchors lie between the last
-    prompt token, behind which a prefill puts its group, and the last token but two.
+    prompt token, after which a prefill puts its group, and the last token but two.
     """
     first, last = max(num_prompt - 1, 0), num_tokens - 3
     candidates = np.arange(first, last + 1)
@@ -48,18 +48,18 @@ def choose_rows(
     else:
         chosen = rng.permutation(len(candidates))[: settings.num_anchors]
         anchors = candidates[np.sort(chosen)]
-    depths = _kept_masks(len(anchors), settings, rng)
-    return rows_behind(anchors, np.minimum(depths, num_tokens - 2 - anchors))
+    depths = _draw_depths(len(anchors), settings, rng)
+    return rows_after(anchors, np.minimum(depths, num_tokens - 2 - anchors))
 
 
 def all_rows(num_prompt: int, num_tokens: int, num_masks: int) -> MaskRows:
     """Every group of a response, for evaluation; partial ones at its end included."""
     anchors = np.arange(max(num_prompt - 1, 0), max(num_tokens - 2, 0))
-    return rows_behind(anchors, np.minimum(num_masks, num_tokens - 2 - anchors))
+    return rows_after(anchors, np.minimum(num_masks, num_tokens - 2 - anchors))
 
 
-def rows_behind(anchors: Int64Array, depths: Int64Array) -> MaskRows:
-    """`depths[i]` masks behind `anchors[i]`."""
+def rows_after(anchors: Int64Array, depths: Int64Array) -> MaskRows:
+    """The rows of `depths[i]` masks after `anchors[i]`."""
     masks = [np.arange(depth) for depth in depths]
     return MaskRows(
         np.repeat(anchors, depths).astype(np.int64),
@@ -67,7 +67,7 @@ def rows_behind(anchors: Int64Array, depths: Int64Array) -> MaskRows:
     )
 
 
-def _kept_masks(count: int, settings: TuneSettings, rng: np.random.Generator) -> Int64Array:
+def _draw_depths(count: int, settings: TuneSettings, rng: np.random.Generator) -> Int64Array:
     """How many masks each group keeps: mask k + 1 stays with probability keep_far."""
     kept = rng.random((count, settings.num_masks - 1)) < settings.keep_far
     return 1 + np.cumprod(kept, axis=1).sum(axis=1).astype(np.int64)
@@ -78,7 +78,7 @@ def visibility(
 ) -> BoolArray:
     """[B, num_rows, P + num_tokens + num_rows]: which mask row sees which key.
 
-    rows: per text of the batch; rows behind the last one of a text see only themselves, so that
+    rows: per text of the batch; rows after the last one of a text see only themselves, so that
     their softmax is defined. window: text `window` or more positions back is hidden.
     """
     sees = np.zeros((len(rows), num_rows, prefix_length + num_tokens + num_rows), np.bool_)

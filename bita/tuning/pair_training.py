@@ -4,7 +4,7 @@ Nothing runs backward through the base here. The drafts of each group are listed
 tokens that really came; then a bilinear score of embeddings learns to put the true draft first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bita.pairs import Pairs
+from bita.progress import OnProgress, ignore_progress
 from bita.tuning.evaluation import Drafts, text_drafts
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.training_texts import TrainingText
 
 RATE, WEIGHT_DECAY = 3e-3, 0.01
 BATCH, STEPS, CHECK_EVERY = 512, 1500, 50
-KEPT_OUT = 8  # one text in so many is kept out of the training, to choose the step by
+KEPT_OUT = 8  # one text of 8 is kept out of the training, to choose the step by
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,22 @@ def tune_pairs(
     texts: Sequence[TrainingText],
     rank: int,
     seed: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Pairs:
     """Pair scores for tuned masks; empty if they do not help on texts kept out of their training.
 
-    on_progress: texts read so far, and all of them.
+    on_progress: called with "pair scores", the texts read so far, and all of them.
     """
     kept: tuple[list[Drafts], list[Drafts]] = ([], [])
     for number, text in enumerate(texts):
         kept[number % KEPT_OUT == 0].append(text_drafts(model, parameters, text))
-        on_progress(number + 1, len(texts))
+        on_progress("pair scores", number + 1, len(texts))
     train, check = map(pair_examples, kept)
     return fit_pairs(model.embedding_table(), train, check, rank, seed)
 
 
 def pair_examples(texts: Sequence[Drafts]) -> PairExamples:
-    """All masks of all texts, one behind the other."""
+    """All masks of all texts, one after the other."""
     chosen = []
     for drafts in texts:
         is_true = drafts.token_ids == drafts.true[..., None]
@@ -128,6 +129,6 @@ def _loss(
     if weights is not None:
         left, bias, right = weights
         before = normed[examples.before[rows].to(device)] @ left + bias
-        behind = normed[examples.drafts[rows].to(device)] @ right
-        logits = logits + (behind @ before[:, :, None])[..., 0]
+        after = normed[examples.drafts[rows].to(device)] @ right
+        logits = logits + (after @ before[:, :, None])[..., 0]
     return cross_entropy(logits, examples.true[rows].to(device))

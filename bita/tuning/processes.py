@@ -4,7 +4,6 @@ Every process draws the same batches and works on its share of their texts. Sums
 make their losses and gradients those of one process. Files are the main process's to write.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from bita.errors import MissingExtraError, TuningError
+from bita.tuning import launcher
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=30)  # the main process may generate data for long
-_DONE, _FORWARD, _FAILED = 0, 1, 2  # what the main process tells those that wait for it
+_DONE, _FORWARD, _FAILED = 0, 1, 2  # what the main process says to those that wait for it
 
 
 class Processes:
@@ -53,7 +53,7 @@ class Processes:
         """Put the main process's values into the tensors of all."""
 
     def main_first(self, work: Callable[[], object], base: Any) -> None:
-        """Let the main process work, however long it takes; the others go on when it is done.
+        """Let the main process work, however long it takes; the others continue when it is done.
 
         base: what `work` may run; if it is sharded, the others run it as often. Raises TuningError
         in the others if the work failed.
@@ -72,21 +72,21 @@ class LaunchedProcesses(Processes):
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         joined = torch.cat([tensor.flatten() for tensor in tensors])
-        with _losing_others():
+        with _name_lost_process():
             torch.distributed.all_reduce(joined)
         parts = joined.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def from_main(self, value: float) -> float:
-        told = torch.tensor(value, dtype=torch.float64)
-        with _losing_others():
-            torch.distributed.broadcast(told, src=0, group=self._patient)
-        return float(told)
+        sent = torch.tensor(value, dtype=torch.float64)
+        with _name_lost_process():
+            torch.distributed.broadcast(sent, src=0, group=self._patient)
+        return float(sent)
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            with _losing_others():
+            with _name_lost_process():
                 torch.distributed.broadcast(tensor.detach(), src=0)
 
     def main_first(self, work: Callable[[], object], base: Any) -> None:
@@ -96,11 +96,11 @@ class LaunchedProcesses(Processes):
             self._follow(base)
 
     def _lead(self, work: Callable[[], object], base: Any) -> None:
-        def tell(*_: object) -> None:
+        def announce(*_: object) -> None:
             self.from_main(_FORWARD)
 
         # before the hook of the shards, which waits for all processes
-        hook = base.register_forward_pre_hook(tell, prepend=True) if self.shards_base else None
+        hook = base.register_forward_pre_hook(announce, prepend=True) if self.shards_base else None
         ended = _FAILED
         try:
             work()
@@ -113,38 +113,35 @@ class LaunchedProcesses(Processes):
     @torch.no_grad()
     def _follow(self, base: Any) -> None:
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        while (told := self.from_main(_DONE)) == _FORWARD:
+        while (state := self.from_main(_DONE)) == _FORWARD:
             base(input_ids=token, use_cache=False)
-        if told == _FAILED:
+        if state == _FAILED:
             raise TuningError("the main process failed; it tells why")
 
 
 @contextmanager
-def joined_processes(device: str | None = None) -> Iterator[Processes]:
+def join_processes(device: str | None = None) -> Iterator[Processes]:
     """The processes of this run; where a launcher started several, this one joins them.
 
     device: None for the best there is; several processes take an accelerator each. Raises
     TuningError for what the launcher asks of this run in vain, MissingExtraError without
     accelerate.
     """
-    shards_base = _flag("ACCELERATE_USE_FSDP")
-    if "LOCAL_RANK" not in os.environ or (
-        os.environ.get("WORLD_SIZE", "1") == "1" and not shards_base
-    ):
+    if not launcher.starts_several():
         yield Processes(device or best_device())
         return
-    _refuse_unsupported(device)
+    launcher.refuse_unsupported(device)
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingExtraError("tuning in several processes", "tune") from error
     state = PartialState(cpu=(device or best_device()) == "cpu")
-    yield LaunchedProcesses(state, shards_base)
+    yield LaunchedProcesses(state, launcher.wants_shards())
     state.destroy_process_group()  # not after an error: others may never come
 
 
 @contextmanager
-def _losing_others() -> Iterator[None]:
+def _name_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch has no kind of its own for all backends
@@ -154,21 +151,3 @@ def _losing_others() -> Iterator[None]:
 def best_device() -> str:
     """The accelerator of this machine, or the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _refuse_unsupported(device: str | None) -> None:
-    for flag in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS"):
-        if _flag(flag):
-            raise TuningError(
-                f"the launcher sets {flag}, which tuning knows nothing of; launch with "
-                "--multi_gpu, or with --use_fsdp and no offloading"
-            )
-    if device and ":" in device:
-        raise TuningError(
-            f"device {device} would be that of every process; name none, and choose devices with "
-            "the launcher's --gpu_ids"
-        )
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true")

@@ -23,7 +23,7 @@ LOGITS_AT_ONCE = 4 << 20  # 16 MB each in float32, measured on CPUs; a GPU gets 
 
 @dataclass(frozen=True)
 class FlatRows:
-    """All rows of a batch, one behind the other; n of them.
+    """All rows of a batch, one after the other; n of them.
 
     drafts, teacher: last states [n, hidden] of the mask rows, and of the base's rows for the same
     tokens. tokens, masks: [n].

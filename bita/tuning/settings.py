@@ -1,4 +1,4 @@
-"""What a tuning run can be told, checked once, and kept in its checkpoint."""
+"""The settings of a tuning run, checked once and kept in its checkpoint."""
 
 from dataclasses import dataclass
 

@@ -27,12 +27,12 @@ def starting_adapter(
     """The adapter before the first step, by the settings' `mask_start` and `prefix_start`.
 
     "mean": every mask at the mean embedding. "activations": keys and values of the first P tokens
-    of a training text, rotated as they are. tuned: an adapter to go on from instead; LoRA may be
+    of a training text, rotated as they are. tuned: an adapter to continue from instead; LoRA may be
     new to it. Raises TuningError if its sizes are not those of the settings, AdapterError if it is
     of another model.
     """
     if tuned is not None:
-        return _continued(checkpoint, tuned, settings)
+        return _continue(checkpoint, tuned, settings)
     adapter = untuned_adapter(
         checkpoint,
         settings.num_masks,
@@ -60,7 +60,7 @@ def starting_adapter(
     return replace(adapter, prefix_keys=keys, prefix_values=values)
 
 
-def _continued(checkpoint: TensorSource, tuned: Adapter, settings: TuneSettings) -> Adapter:
+def _continue(checkpoint: TensorSource, tuned: Adapter, settings: TuneSettings) -> Adapter:
     identity = identify(checkpoint)
     tuned.check_fits(identity)
     sizes = {

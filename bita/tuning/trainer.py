@@ -1,6 +1,5 @@
 """The training loop: steps that follow from settings, texts and seed alone, and can be resumed."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bita.adapter import Adapter
 from bita.errors import TuningError
 from bita.tuning.contexts import Contexts
 from bita.tuning.losses import decayed_mean, sums_by_mask
@@ -21,10 +19,9 @@ from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, choose_rows
 from bita.tuning.processes import Processes
 from bita.tuning.row_losses import flatten, row_losses
+from bita.tuning.run_files import RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText, batch_of
-
-CHECKPOINT_FILE, LOG_FILE, ADAPTER_FILE = "checkpoint.pt", "log.jsonl", "adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,12 +38,10 @@ class StepReport:
 
 
 class Trainer:
-    """Tunes an adapter on texts; `run` goes on from the last checkpoint of its directory.
+    """Tunes an adapter on texts; `run` continues from the last checkpoint in its files.
 
-    directory: gets log.jsonl (a line per step), checkpoint.pt and adapter.safetensors. processes:
-    share the texts of each step; None for this one alone. origin: what a checkpoint must have come
-    from too (`origin_of`). contexts: those of other runs on this model and these texts; None for
-    its own. Raises TuningError.
+    processes: they share the texts of each step; None for this one alone. contexts: those of other
+    runs on this model and these texts; None for its own. Raises TuningError.
     """
 
     def __init__(
@@ -55,10 +50,8 @@ class Trainer:
         parameters: AdapterParameters,
         texts: Sequence[TrainingText],
         settings: TuneSettings,
-        directory: Path,
-        tuned_on: str,
+        files: RunFiles,
         processes: Processes | None = None,
-        origin: str = "",
         contexts: Contexts | None = None,
     ) -> None:
         self.model = model
@@ -66,21 +59,19 @@ class Trainer:
         self.settings = settings
         self.step = 0
         self._texts = texts
-        self._directory = directory
-        self._tuned_on = tuned_on
+        self._files = files
         self._elapsed = 0.0
-        self._origin = origin
         self._processes = processes or Processes(str(model.device))
         # a sharded base must be run equally often by all processes
         kept_gb = 0 if self._processes.shards_base else settings.context_gb
         self._contexts = contexts or Contexts(model, int(kept_gb * 2**30))
         self._optimizer = torch.optim.AdamW(_groups(parameters, settings), weight_decay=0.0)
-        directory.mkdir(parents=True, exist_ok=True)
+        files.directory.mkdir(parents=True, exist_ok=True)
         self._resume()
         if self._processes.from_main(self.step) != self.step:
             raise TuningError(
-                f"the processes find different checkpoints in {directory}; give them one that they "
-                "all see"
+                f"the processes find different checkpoints in {files.directory}; give them one "
+                "that they all see"
             )
         # the start is made of activations, which GPUs of different kinds round differently
         self._processes.copy_from_main(self.parameters.parameters())
@@ -96,7 +87,7 @@ class Trainer:
 
         evaluate: called every `evaluate_every` steps and at the end; its result goes to the log.
         """
-        path = self._directory / LOG_FILE if self._processes.is_main else Path(os.devnull)
+        path = self._files.log if self._processes.is_main else Path(os.devnull)
         with path.open("a", encoding="utf-8") as log:
             while self.progress < 1:
                 report = self.train_step()
@@ -140,18 +131,12 @@ class Trainer:
         if not self._processes.is_main:
             return
         state = {
-            "settings": asdict(self.settings),
-            "origin": self._origin,
             "step": self.step,
             "elapsed": self._elapsed,
             "parameters": self.parameters.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
-        path = self._directory / CHECKPOINT_FILE
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
-        self.parameters.to_adapter(self._tuned_on).save(self._directory / ADAPTER_FILE)
+        self._files.save(self.settings, state, self.parameters.to_adapter(self._files.tuned_on))
 
     def _own_sums(self, batch: list[TrainingText], rows: list[MaskRows]) -> torch.Tensor:
         """[M]: the losses of this process's texts, summed for each mask.
@@ -174,7 +159,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise TuningError(
                 f"the loss of step {self.step} is {loss}; lower the learning rates, "
-                f"and go on from the last checkpoint in {self._directory}"
+                f"and go on from the last checkpoint in {self._files.directory}"
             )
         self._optimizer.zero_grad(set_to_none=True)
         own_part.backward()
@@ -196,49 +181,18 @@ class Trainer:
         return int(np.random.SeedSequence([self.settings.seed, 3, self.step]).generate_state(1)[0])
 
     def _resume(self) -> None:
-        path = self._directory / CHECKPOINT_FILE
-        if not path.exists():
-            if self._processes.is_main:
-                (self._directory / LOG_FILE).unlink(missing_ok=True)
-            return
-        try:
-            state = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise TuningError(
-                f"{path} cannot be read ({error}); remove it to start anew"
-            ) from error
-        old, new = ({**s, "context_gb": None} for s in (state["settings"], asdict(self.settings)))
-        if old != new:
-            changed = sorted(name for name in new if old.get(name) != new[name])
-            raise TuningError(
-                f"{path} belongs to a run with other settings ({', '.join(changed)}); give the "
-                "same ones to go on, or another directory to start anew"
-            )
-        if state.get("origin", self._origin) != self._origin:
-            raise TuningError(
-                f"{path} belongs to a run on other conversations, or from another adapter; give "
-                "the same ones to go on, or another directory to start anew"
-            )
-        self.parameters.load_state_dict(state["parameters"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step, self._elapsed = state["step"], state["elapsed"]
+        state = self._files.load_checkpoint(self.settings)
+        if state is not None:
+            self.parameters.load_state_dict(state["parameters"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.step, self._elapsed = state["step"], state["elapsed"]
         if self._processes.is_main:
-            _cut_log(self._directory / LOG_FILE, self.step)
+            self._files.cut_log(self.step)
 
     @staticmethod
     def _log(log: Any, entry: dict[str, Any]) -> None:
         log.write(json.dumps(entry) + "\n")
         log.flush()
-
-
-def origin_of(texts: Sequence[TrainingText], start: Adapter | None) -> str:
-    """A fingerprint of what a run starts from: its texts, and the adapter it goes on from."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(np.array([text.num_prompt, *text.token_ids], np.int64).tobytes())
-    for name, array in sorted(start.tensors().items()) if start else ():
-        digest.update(name.encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[str, Any]]:
@@ -257,20 +211,3 @@ def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[
 def _counts_by_mask(rows: Sequence[MaskRows], num_masks: int) -> torch.Tensor:
     """[M]: the rows of each mask in a batch."""
     return torch.from_numpy(np.bincount(np.concatenate([r.masks for r in rows]), None, num_masks))
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Leave out the lines of steps that the checkpoint does not know."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line)
-        except ValueError:  # the half-written line of a killed run
-            break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)

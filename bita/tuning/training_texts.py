@@ -7,7 +7,7 @@ import numpy as np
 
 from bita.errors import TuningError
 
-LEAST_RESPONSE = 2  # a group behind the last prompt token drafts the second token of a response
+MIN_RESPONSE = 2  # a group after the last prompt token drafts the second token of a response
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ def cut_text(prompt: Sequence[int], response: Sequence[int], max_tokens: int) ->
 
 def usable(texts: Sequence[TrainingText]) -> list[TrainingText]:
     """The texts that have something to learn from. Raises TuningError if there are none."""
-    kept = [text for text in texts if len(text.token_ids) - text.num_prompt >= LEAST_RESPONSE]
+    kept = [text for text in texts if len(text.token_ids) - text.num_prompt >= MIN_RESPONSE]
     if not kept:
         raise TuningError(
-            f"none of {len(texts)} conversations has a response of {LEAST_RESPONSE} tokens; give "
+            f"none of {len(texts)} conversations has a response of {MIN_RESPONSE} tokens; give "
             "other prompts, or a larger max_tokens"
         )
     return kept

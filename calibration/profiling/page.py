@@ -1,7 +1,6 @@
 """One page of charts that opens without a network: plotly, with its script inside."""
 
 import html
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import plotly.io
 
 from bita.calibration.profiling.figures import TREES, WAYS, EngineReport
 from bita.calibration.profiling.summary import summary_of
+from bita.files import write_whole
 
 Reports = Sequence[EngineReport]
 COLORS = ("#1f5fa8", "#d1662b", "#3a8f5c", "#8a4fa0", "#7a7a7a", "#b8a21f")
@@ -35,9 +35,7 @@ def write_page(reports: Reports, names: Sequence[str], path: Path) -> None:
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style>"
         f"<h1>Profile of {html.escape(title)}</h1>{''.join(parts)}</html>\n"
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def _parts(reports: Reports, names: Sequence[str]) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """What happened when, for a trace that Chrome and Perfetto show."""
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from bita.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,4 @@ def trace_events(spans: list[Span]) -> dict[str, Any]:
 
 def write_trace(spans: list[Span], path: Path) -> None:
     """Write a trace file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(trace_events(spans)), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(trace_events(spans)))

@@ -1,6 +1,5 @@
 """`bita compile`: an engine that carries its graph gets a plan, or a new one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from bita.export.tensorrt.compile_plan import (
     reads,
 )
 from bita.plan import LIBRARIES, NAMES, RTX
+from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES
 from bita.runtime.backends.tensorrt_library import load_library
 from bita.tree_table import Trees, TreeTable, trees_from_json
@@ -95,7 +95,7 @@ class CompileOptions:
 def compile_engine(
     engine: Engine,
     options: CompileOptions,
-    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Engine:
     """The same engine with a plan of its graph; all or nothing. Raises EngineError."""
     options.check()

@@ -5,7 +5,7 @@ holds kernels for each generation asked for, whose last part is compiled on the 
 profile for prefill, whose rows vary, and one for each size of a decode step, which is all it takes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import onnx_ir as ir
 
 from bita.dialect_spec import DIALECTS
 from bita.errors import EngineError, raise_faults
-from bita.export.tensorrt.timing_cache import kept_timings
+from bita.export.tensorrt.timing_cache import keep_timings
 from bita.plan import NAMES, RTX, PlanInfo
+from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.tensorrt_library import error_log, load_library
 
 Dims = tuple[int, int, int]  # least, usual and most
 Profile = Mapping[str, Dims]  # by the names that the graph has for its free dimensions
-OnProgress = Callable[[str, int, int], None]  # what is done, steps of it done, in all
 PORTABLE = ("sm86", "sm89", "sm120")  # what one plan of TensorRT-RTX may serve
 
 
@@ -62,7 +62,7 @@ def compile_plan(
     graph: Path,
     out: Path,
     options: PlanOptions,
-    on_progress: OnProgress = lambda phase, done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> PlanInfo:
     """Write the plan of `graph` (model.onnx, its weights beside it) to `out`.
 
@@ -84,7 +84,7 @@ def compile_plan(
         _set_targets(trt, config, options.targets)
     for profile in options.profiles():
         config.add_optimization_profile(_optimization_profile(builder, shapes, profile))
-    with kept_timings(trt, config, options.library, options.targets):
+    with keep_timings(trt, config, options.library, options.targets):
         plan = builder.build_serialized_network(network, config)
         if monitor.raised:
             raise monitor.raised

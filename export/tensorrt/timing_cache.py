@@ -1,17 +1,17 @@
 """What TensorRT timed of kernels, kept between builds."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from bita.files import write_whole
 from bita.plan import RTX
 from bita.runtime.backends.kernel_cache import cache_directory
 
 
 @contextmanager
-def kept_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) -> Iterator[None]:
-    """Has the timings of earlier builds in the block, and keeps those of this one behind it.
+def keep_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) -> Iterator[None]:
+    """Give the block the timings of earlier builds, and keep those of this build after it.
 
     A damaged file, or one of another library, is passed over. TensorRT-RTX times nothing when it
     builds, and would want a GPU for a cache.
@@ -26,6 +26,4 @@ def kept_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) ->
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    os.replace(partial, path)
+    write_whole(path, memoryview(config.get_timing_cache().serialize()))

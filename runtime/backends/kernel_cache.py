@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import EngineError
+from bita.files import write_whole
 
 
 class KernelCache:
@@ -44,9 +45,7 @@ class KernelCache:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(data)
-            os.replace(partial, self._path)
+            write_whole(self._path, data)
         except OSError:
             return
         self._saved = len(data)
@@ -69,6 +68,6 @@ class KernelCache:
 
 
 def cache_directory() -> Path:
-    """Of what may be lost: $XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge."""
+    """The directory of disposable caches: $XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "bita-edge"

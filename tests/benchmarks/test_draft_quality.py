@@ -20,7 +20,7 @@ from bita.export.sources import open_checkpoint
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.settings import TuneSettings
-from bita.tuning.tune import DataOptions, tune
+from bita.tuning.tune import DataOptions, RunOptions, tune
 
 torch.set_num_threads(1)
 NUM_PROMPTS, NEW_TOKENS = 24, 40
@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = DataOptions(prompts=prompts, max_new_tokens=NEW_TOKENS)
     checkpoint = open_checkpoint(str(model))
-    tune(checkpoint, folder / "tuning", data, SETTINGS, folder / "a.safetensors")
+    options = RunOptions(folder / "tuning", folder / "a.safetensors")
+    tune(checkpoint, data, SETTINGS, options)
     return folder
 
 

@@ -25,6 +25,22 @@ def test_importing_the_runtime_brings_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_importing_the_data_brings_no_torch() -> None:
+    """Nor do the settings and the launcher of tuning, which the entry of every command imports."""
+    names = [f"bita.data.{path.stem}" for path in (ROOT / "bita" / "data").glob("*.py")]
+    names = [*names, "bita.tuning.launcher", "bita.tuning.settings"]
+    code = (
+        "import sys, importlib\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "print([name for name in ('torch', 'transformers', 'accelerate') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert len(names) > 12
+    assert result.stdout.strip() == "[]"
+
+
 def test_the_front_door_is_light() -> None:
     """`import bita` brings nothing; its names come when they are asked for."""
     code = (

@@ -13,7 +13,7 @@ from bita.engine import MANIFEST_FILE, PLAN_FILE, open_engine
 from bita.errors import EngineError
 from bita.export.tensorrt.build_costs import plan_costs
 from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine, decode_rows
-from bita.export.tensorrt.timing_cache import kept_timings
+from bita.export.tensorrt.timing_cache import keep_timings
 from bita.plan import PlanInfo
 from bita.runtime.session import Session
 from bita.tree import Tree
@@ -224,16 +224,16 @@ def test_timings_are_kept_between_builds(tmp_path: Path, monkeypatch: pytest.Mon
     seen = []
     for targets in (("sm87",), ("sm87",), ("sm89",)):
         config = Config()
-        with kept_timings(trt, config, "tensorrt", targets):
+        with keep_timings(trt, config, "tensorrt", targets):
             seen.append(config.data)
     assert seen == [b"", b"timings", b""]
     (file,) = tmp_path.glob("bita-edge/*sm87*")
     file.write_bytes(b"damaged")
     config = Config()
-    with kept_timings(trt, config, "tensorrt", ("sm87",)):
+    with keep_timings(trt, config, "tensorrt", ("sm87",)):
         assert config.data == b""
     assert file.read_bytes() == b"timings"
     shutil.rmtree(tmp_path / "bita-edge")
-    with kept_timings(trt, Config(), "tensorrt_rtx", ("sm89",)):
+    with keep_timings(trt, Config(), "tensorrt_rtx", ("sm89",)):
         pass
     assert not [*tmp_path.iterdir()], "TensorRT-RTX times nothing"

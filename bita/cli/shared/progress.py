@@ -1,6 +1,6 @@
 """Progress bars on standard error, where that is a terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from bita.progress import OnProgress
 
 
 class Bar:
@@ -38,10 +40,10 @@ def progress_bar(label: str, in_bytes: bool = False) -> Iterator[Bar]:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> Iterator[OnProgress]:
     """Gives a function (label, done, total) that shows a bar for each stage.
 
-    The stage is the label up to a comma; behind it stands what changes.
+    The stage is the label up to a comma; what follows the comma may change.
     """
     with _progress(MofNCompleteColumn()) as progress:
         stages: dict[str, TaskID] = {}

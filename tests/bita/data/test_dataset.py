@@ -11,7 +11,7 @@ from data_fakes import HashGenerator, Killed, WordSampler
 from make_tiny_engine import write_plain_model
 
 from bita.data.dataset import SHARD_LINES, Conversation, Dataset, DatasetInfo, DatasetWriter
-from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.model_texts import ModelTexts
 from bita.data.self_prompts import PROMPTS_FILE, SelfPromptOptions, SelfPrompts
 from bita.errors import ModelError, PromptError
@@ -37,7 +37,7 @@ def generate(texts: ModelTexts) -> Generate:
     def run(out: Path, num: int = NUM, kill_at: int | None = None) -> Dataset:
         generator = HashGenerator(kill_at=kill_at)
         prompts = SelfPrompts(texts, WordSampler(texts.codec), generator, WRITTEN)
-        return generate_data(texts, prompts, generator, out, num, max_new_tokens=9)
+        return generate_data(texts, prompts, generator, out, DataLimits(num, 9))
 
     return run
 
@@ -95,9 +95,8 @@ def test_only_what_is_missing_is_generated(texts: ModelTexts, unbroken: Path) ->
     generator, sampler = HashGenerator(), WordSampler(texts.codec)
     prompts = SelfPrompts(texts, sampler, generator, WRITTEN)
     seen = []
-    generate_data(
-        texts, prompts, generator, unbroken, NUM, 9, on_progress=lambda *event: seen.append(event)
-    )
+    limits = DataLimits(NUM, 9)
+    generate_data(texts, prompts, generator, unbroken, limits, lambda *event: seen.append(event))
     assert generator.num_calls == sampler.num_sampled == 0
     assert seen == [("prompts", NUM, NUM), ("responses", NUM, NUM)]
 
@@ -125,7 +124,7 @@ def test_second_turns_are_a_matter_of_choice(texts: ModelTexts, tmp_path: Path) 
         generator, directory = HashGenerator(), tmp_path / str(share)
         options = replace(WRITTEN, two_turn_share=share)
         prompts = SelfPrompts(texts, WordSampler(texts.codec), generator, options)
-        generate_data(texts, prompts, generator, directory, NUM, max_new_tokens=9)
+        generate_data(texts, prompts, generator, directory, DataLimits(NUM, 9))
         lines = [json.loads(line) for line in (directory / PROMPTS_FILE).open()]
         counts.append(sum(len(line["messages"]) == 3 for line in lines))
     assert 0 == counts[0] < counts[1] < counts[2] < NUM  # some first answers have no end
@@ -163,7 +162,7 @@ def test_another_model_is_refused(
     generator = HashGenerator(batch_size=5)
     prompts = SelfPrompts(texts, WordSampler(texts.codec), generator, replace(WRITTEN, seed=4))
     with pytest.raises(ModelError, match=r"3 faults(.|\n)*max_new_tokens 9 .* 10(.|\n)*seed 3 .*4"):
-        generate_data(texts, prompts, generator, unbroken, NUM, max_new_tokens=10)
+        generate_data(texts, prompts, generator, unbroken, DataLimits(NUM, 10))
     assert contents(unbroken) == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
@@ -199,17 +198,18 @@ def test_prompts_of_a_file(texts: ModelTexts, tmp_path: Path) -> None:
     entries = [{"prompt": "word " * 50}, {"turns": ["the fox", "?"]}, {"messages": chat}]
     path.write_text("\n".join(map(json.dumps, entries)))
     out = tmp_path / "data"
-    data = generate_data(
-        texts, FilePrompts(path), HashGenerator(), out, max_new_tokens=5, max_prompt_tokens=30
-    )
+    limits = DataLimits(max_new_tokens=5, max_prompt_tokens=30)
+    data = generate_data(texts, FilePrompts(path), HashGenerator(), out, limits)
     expected = [[{"role": "user", "content": text}] for text in ("the fox", "a mask")]
     assert [c.prompt_ids for c in data] == [tuple(texts.encode(m)) for m in expected]
     assert [json.loads(line)["index"] for line in (out / "shard-00000.jsonl").open()] == [1, 2]
     assert {c.source for c in data} == {"file"}
     with pytest.raises(PromptError, match="none of 3 prompts has 1 to 2 tokens"):
-        generate_data(texts, FilePrompts(path), HashGenerator(), tmp_path / "b", None, 5, 2)
+        generate_data(
+            texts, FilePrompts(path), HashGenerator(), tmp_path / "b", DataLimits(None, 5, 2)
+        )
     with pytest.raises(PromptError, match="max_new_tokens is 0"):
-        generate_data(texts, FilePrompts(path), HashGenerator(), tmp_path / "b", None, 0)
+        DataLimits(None, 0)
     path.write_text('{"messages": [{"role": "system", "content": "be kind"}]}')
     with pytest.raises(PromptError, match="no user's turn, only system"):
         FilePrompts(path)

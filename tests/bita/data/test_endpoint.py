@@ -12,7 +12,7 @@ from make_tiny_engine import write_plain_model
 from tiny_models import EOS_ID
 
 from bita.data.endpoint import ENCODED_AGAIN, EndpointGenerator, EndpointOptions
-from bita.data.generate_data import FilePrompts, generate_data
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.model_texts import ModelTexts
 from bita.errors import TuningError
 from bita.export.sources import open_checkpoint
@@ -115,7 +115,7 @@ def test_text_is_encoded_again_and_the_data_say_so(
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a tree"}\n{"prompt": "a mask"}')
     asked = generator(server, texts, num_parallel=2)
-    data = generate_data(texts, FilePrompts(path), asked, tmp_path / "data", None, 30)
+    data = generate_data(texts, FilePrompts(path), asked, tmp_path / "data", DataLimits(None, 30))
     ids = (*texts.codec.encode(FOX, add_special_tokens=False), EOS_ID)
     assert [conversation.response_ids for conversation in data] == [ids, ids]
     info = json.loads((tmp_path / "data" / "info.json").read_text())

@@ -8,11 +8,11 @@ import pytest
 from make_tiny_engine import write_plain_model
 from tiny_models import EOS_ID, write_tiny_model
 
-from bita.data.generators import Completion, EngineGenerator, TransformersGenerator, ended_at
+from bita.data.generators import Completion, EngineGenerator, TransformersGenerator, cut_at_eos
 from bita.data.samplers import (
     HEAD_TOKENS,
     TransformersSampler,
-    derived_seed,
+    derive_seed,
     pick_nucleus,
     uniform_draws,
 )
@@ -73,7 +73,7 @@ def test_padding_and_batches_do_not_change_ids(family: str, tmp_path: Path) -> N
     alone = [TransformersGenerator(model, [], 1).complete([p], NUM_NEW)[0] for p in PROMPTS]
     # EOS ids at which four of six rows end early, so that the batch shrinks
     eos_ids = [alone[i].token_ids[at] for i, at in ((0, 2), (2, 4), (3, 3), (5, 9))]
-    expected = [ended_at(answer.token_ids, eos_ids) for answer in alone]
+    expected = [cut_at_eos(answer.token_ids, eos_ids) for answer in alone]
     assert sum(answer.finish == "eos" for answer in expected) >= 4
     for batch_size in (6, 4):
         found = TransformersGenerator(model, eos_ids, batch_size).complete(PROMPTS, NUM_NEW)
@@ -94,8 +94,8 @@ def test_padding_has_no_position() -> None:
 
 
 def test_an_answer_ends_at_the_first_eos() -> None:
-    assert ended_at([5, 1, 6, 2], (2, 1)) == Completion([5, 1], "eos")
-    assert ended_at([5, 6], (2, 1)) == Completion([5, 6], "length")
+    assert cut_at_eos([5, 1, 6, 2], (2, 1)) == Completion([5, 1], "eos")
+    assert cut_at_eos([5, 6], (2, 1)) == Completion([5, 6], "length")
 
 
 def test_the_nucleus_by_hand() -> None:
@@ -131,7 +131,7 @@ def test_the_head_of_a_vocabulary_is_enough_only_where_it_holds_the_nucleus() ->
 
 def test_a_sample_depends_on_its_seed_only(plain: Any) -> None:
     sampler = TransformersSampler(plain, temperature=1.5)
-    seeds = [derived_seed(7, index) for index in range(len(PROMPTS))]
+    seeds = [derive_seed(7, index) for index in range(len(PROMPTS))]
     stop_ids = range(100)  # most rows end early, and the batch shrinks
     together = sampler.sample(PROMPTS, seeds, 12, stop_ids)
     assert len(set(map(len, together))) >= 3
@@ -144,8 +144,8 @@ def test_a_sample_depends_on_its_seed_only(plain: Any) -> None:
 
 
 def test_draws_are_uniform_and_fixed() -> None:
-    draws = uniform_draws(derived_seed(0, 1, 2), 4000)
+    draws = uniform_draws(derive_seed(0, 1, 2), 4000)
     assert 0 <= draws.min() < 0.01
     assert 0.99 < draws.max() < 1
     assert abs(draws.mean() - 0.5) < 0.02
-    assert derived_seed(0, 1, 2) == 3071860871404845570  # of numpy, in every version
+    assert derive_seed(0, 1, 2) == 3071860871404845570  # of numpy, in every version

@@ -8,7 +8,7 @@ import pytest
 from data_fakes import HashGenerator, WordSampler
 from make_tiny_engine import write_plain_model
 
-from bita.data.generate_data import generate_data
+from bita.data.generate_data import DataLimits, generate_data
 from bita.data.model_texts import ModelTexts
 from bita.data.prompt_filters import (
     FilterOptions,
@@ -39,7 +39,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> ModelTexts:
 
 
 def test_a_turn_begins_and_ends_where_the_template_says(texts: ModelTexts) -> None:
-    turn = UserTurn.behind([], texts)
+    turn = UserTurn.after([], texts)
     assert turn.before_ids == (USER,)
     assert turn.end_ids == {END}
     assert turn.stop_ids == {PAD, END, USER, ASSISTANT}
@@ -48,33 +48,33 @@ def test_a_turn_begins_and_ends_where_the_template_says(texts: ModelTexts) -> No
     assert turn.words(words, texts) is None
     assert turn.words([*words, USER], texts) is None
     chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
-    second = UserTurn.behind(chat, texts)
+    second = UserTurn.after(chat, texts)
     asked = texts.codec.encode("<|user|>the fox<|end|><|assistant|>jumps<|end|><|user|>", False)
     assert second.before_ids == tuple(asked)
 
 
 def test_a_template_may_end_a_turn_with_text(texts: ModelTexts) -> None:
     instruct = replace(texts, template=ChatTemplate(INSTRUCT))
-    turn = UserTurn.behind([], instruct)
+    turn = UserTurn.after([], instruct)
     assert texts.codec.decode(turn.before_ids) == "[INST]"  # its space belongs to the next word
     assert turn.end_text == "[/INST]"
     words = texts.codec.encode(" the fox [/INST] jumps", add_special_tokens=False)
     assert turn.words(words, instruct) == "the fox"
     assert turn.words(words[:2], instruct) is None
     with pytest.raises(ModelError, match="writes a user's message 0 times"):
-        UserTurn.behind([], replace(texts, template=ChatTemplate("{{ messages | length }}")))
+        UserTurn.after([], replace(texts, template=ChatTemplate("{{ messages | length }}")))
 
 
 def test_without_a_template_a_prompt_begins_at_bos(texts: ModelTexts, tmp_path: Path) -> None:
     base = replace(texts, template=None, bos_ids=(7,))
-    turn = UserTurn.behind([], base)
+    turn = UserTurn.after([], base)
     assert turn.before_ids == (7,)
     words = texts.codec.encode("the fox", add_special_tokens=False)
     assert turn.words(words, base) == turn.words([*words, END], base) == "the fox"
     generator = HashGenerator()
     options = SelfPromptOptions(two_turn_share=1.0, max_turn_tokens=60)
     prompts = SelfPrompts(base, WordSampler(base.codec), generator, options)
-    data = list(generate_data(base, prompts, generator, tmp_path / "data", 6, 5))
+    data = list(generate_data(base, prompts, generator, tmp_path / "data", DataLimits(6, 5)))
     assert len(data) == 6
     assert all(ASSISTANT not in conversation.prompt_ids for conversation in data)
 
@@ -146,6 +146,6 @@ def test_too_few_usable_prompts_are_an_error(texts: ModelTexts, tmp_path: Path) 
     sampler = WordSampler(texts.codec, words=["tree"])  # always the same
     prompts = SelfPrompts(texts, sampler, generator, SelfPromptOptions(max_turn_tokens=60))
     with pytest.raises(TuningError, match=r"only 0 of \d+ .*repetitive.*unfinished|give prompts"):
-        generate_data(texts, prompts, generator, tmp_path / "data", 4)
+        generate_data(texts, prompts, generator, tmp_path / "data", DataLimits(4))
     with pytest.raises(TuningError, match="say how many"):
-        generate_data(texts, prompts, generator, tmp_path / "data", None)
+        generate_data(texts, prompts, generator, tmp_path / "data")

@@ -24,11 +24,11 @@ from bita.runtime.session import Session
 from bita.torch.base_model import load_base_model
 from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
-from bita.tuning.lean_base import load_tuning_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
-from bita.tuning.tune import DataOptions, tune
+from bita.tuning.tune import DataOptions, RunOptions, tune
+from bita.tuning.tuning_base import load_tuning_base
 
 torch.set_num_threads(1)
 FAMILIES = ("llama", "mistral", "qwen3", "smollm3", "phi3", "gemma2", "gemma3_text", "granite")
@@ -75,7 +75,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     with pytest.MonkeyPatch.context() as patch:  # to see the model that `tune` loads
         patch.setattr("bita.tuning.tune.load_tuning_base", load)
-        tune(checkpoint, folder / "work", data, SETTINGS, out)
+        tune(checkpoint, data, SETTINGS, RunOptions(folder / "work", out))
     about = ModelTexts.of(checkpoint)
     answers = Dataset.load(folder / "work" / "data", about.identity, about.tokenizer_sha256)
     (base,) = bases

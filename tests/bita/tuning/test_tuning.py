@@ -26,11 +26,12 @@ from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
 from bita.tuning.losses import decayed_mean, draft_losses, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
-from bita.tuning.mask_rows import all_rows, choose_rows, rows_behind
+from bita.tuning.mask_rows import all_rows, choose_rows, rows_after
 from bita.tuning.row_losses import flatten, row_losses
+from bita.tuning.run_files import ADAPTER_FILE, CHECKPOINT_FILE, LOG_FILE, RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
-from bita.tuning.trainer import ADAPTER_FILE, CHECKPOINT_FILE, LOG_FILE, Trainer
+from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText, batch_of, cut_text, split_held_out, usable
 
 torch.set_num_threads(1)
@@ -78,7 +79,7 @@ def test_two_phases_equal_the_joint_forward(
 
 
 def test_rows_teach_what_decoding_asks() -> None:
-    rows = rows_behind(np.array([3, 7]), np.array([3, 1]))
+    rows = rows_after(np.array([3, 7]), np.array([3, 1]))
     assert rows.anchors.tolist() == [3, 3, 3, 7]
     assert rows.positions.tolist() == [4, 5, 6, 8]
     assert rows.labels.tolist() == [5, 6, 7, 9]
@@ -152,7 +153,8 @@ def make_trainer(
     settings = TuneSettings(**{**options, **changes})
     model = MaskModel(load_base_model(checkpoint))
     adapter = starting_adapter(checkpoint, model, texts, settings)
-    return Trainer(model, AdapterParameters(adapter), texts, settings, directory, "test")
+    files = RunFiles(directory, "test")
+    return Trainer(model, AdapterParameters(adapter), texts, settings, files)
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:

@@ -21,13 +21,14 @@ from bita.errors import MissingExtraError, TuningError
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.torch.reference import greedy
-from bita.tuning.lean_base import load_4bit_base
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import all_rows
+from bita.tuning.run_files import LOG_FILE, RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
-from bita.tuning.trainer import LOG_FILE, Trainer
+from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText
+from bita.tuning.tuning_base import load_4bit_base
 
 torch.set_num_threads(1)
 
@@ -42,7 +43,8 @@ def test_it_learns_and_the_base_does_not_change(family: str, tmp_path: Path) -> 
     model = MaskModel(base)
     before = {name: value.clone() for name, value in base.state_dict().items()}
     adapter = starting_adapter(checkpoint, model, texts, settings)
-    trainer = Trainer(model, AdapterParameters(adapter), texts, settings, tmp_path / "run", "test")
+    files = RunFiles(tmp_path / "run", "test")
+    trainer = Trainer(model, AdapterParameters(adapter), texts, settings, files)
     trainer.run()
     lines = (tmp_path / "run" / LOG_FILE).read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]

@@ -16,9 +16,10 @@ from bita.export.sources import open_checkpoint
 from bita.torch.base_model import load_base_model
 from bita.tuning.contexts import Contexts
 from bita.tuning.mask_model import AdapterParameters, BaseContext, MaskModel
+from bita.tuning.run_files import ADAPTER_FILE, RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
-from bita.tuning.trainer import ADAPTER_FILE, Trainer
+from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText
 
 torch.set_num_threads(1)
@@ -103,7 +104,7 @@ def test_the_budget_does_not_change_the_adapter(tmp_path: Path) -> None:
         settings = TuneSettings(num_steps=6, batch_size=2, prefix_length=3, context_gb=context_gb)
         start = starting_adapter(checkpoint, model, texts, settings)
         parameters = AdapterParameters(start)
-        Trainer(model, parameters, texts, settings, tmp_path / name, "test").run()
+        Trainer(model, parameters, texts, settings, RunFiles(tmp_path / name, "test")).run()
         adapters.append((tmp_path / name / ADAPTER_FILE).read_bytes())
     assert adapters[0] == adapters[1]
 
@@ -116,7 +117,8 @@ def test_a_run_goes_on_with_another_budget(tmp_path: Path) -> None:
     def trainer(directory: Path, context_gb: float) -> Trainer:
         settings = TuneSettings(num_steps=6, batch_size=2, prefix_length=3, context_gb=context_gb)
         start = starting_adapter(checkpoint, model, texts, settings)
-        return Trainer(model, AdapterParameters(start), texts, settings, directory, "test")
+        files = RunFiles(directory, "test")
+        return Trainer(model, AdapterParameters(start), texts, settings, files)
 
     trainer(tmp_path / "whole", 1.0).run()
     broken = trainer(tmp_path / "broken", 1.0)

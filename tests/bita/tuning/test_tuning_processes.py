@@ -24,7 +24,7 @@ import torch
 from bita.adapter import Adapter
 from bita.cli.main import main
 from bita.errors import TuningError
-from bita.tuning.processes import joined_processes
+from bita.tuning.processes import join_processes
 
 DATA_PARALLEL, SHARDED = ("--multi_gpu",), ("--use_fsdp", "--fsdp_version", "2")
 LAUNCH = (
@@ -37,9 +37,9 @@ ARRAYS = ("mask_embeddings", "prefix_keys", "prefix_values")
 SHARD_SIZES = """
 import json, sys
 from bita.export.sources import open_checkpoint
-from bita.tuning.lean_base import load_tuning_base
-from bita.tuning.processes import joined_processes
-with joined_processes("cpu") as processes:
+from bita.tuning.tuning_base import load_tuning_base
+from bita.tuning.processes import join_processes
+with join_processes("cpu") as processes:
     base = load_tuning_base(open_checkpoint(sys.argv[1]), "float32", processes, in_4bit=False)
     local = sum(weight.to_local().numel() for weight in base.parameters())
     sizes = [local, sum(weight.numel() for weight in base.parameters())]
@@ -174,7 +174,7 @@ def test_a_sharded_base_is_held_in_parts(tmp_path: Path) -> None:
 
 
 def test_one_process_needs_no_launcher() -> None:
-    with joined_processes("cpu") as processes:
+    with join_processes("cpu") as processes:
         assert (processes.device, processes.rank, processes.count) == ("cpu", 0, 1)
         assert processes.is_main
         assert processes.share([4, 5, 6]) == [4, 5, 6]
@@ -197,5 +197,5 @@ def test_what_a_launcher_cannot_ask(
 ) -> None:
     for name, value in ((variable, "true"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(TuningError, match=message), joined_processes(device):
+    with pytest.raises(TuningError, match=message), join_processes(device):
         pass

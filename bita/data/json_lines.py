@@ -8,7 +8,7 @@ from typing import Any
 from bita.errors import ModelError
 
 
-class LineFile:
+class JsonLinesFile:
     """Continues a file, or starts it; a partial last line is cut off the file.
 
     lines: the whole lines that were there when it was opened, without their ends.

@@ -44,7 +44,7 @@ def load_sharded_base(checkpoint: TensorSource, dtype: str, device: str) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(torch.device(device).type, (torch.distributed.get_world_size(),))
-    model = _filled(checkpoint, dtype, device, lambda layer: fully_shard(layer, mesh=mesh))
+    model = _load_by_layers(checkpoint, dtype, device, lambda layer: fully_shard(layer, mesh=mesh))
     fully_shard(model, mesh=mesh)
     return model
 
@@ -63,12 +63,12 @@ def load_4bit_base(checkpoint: TensorSource, dtype: str, device: str) -> Any:
         bitsandbytes.functional.quantize_4bit(torch.ones(64, device=device))
     except Exception as error:  # torch and bitsandbytes raise many kinds
         raise TuningError(f"bitsandbytes cannot quantize on {device}: {error}") from error
-    model = _filled(checkpoint, dtype, device, lambda layer: _quantize(layer, device))
+    model = _load_by_layers(checkpoint, dtype, device, lambda layer: _quantize(layer, device))
     model.is_loaded_in_4bit = True  # transformers' word for it
     return model
 
 
-def _filled(
+def _load_by_layers(
     checkpoint: TensorSource, dtype: str, device: str, finish: Callable[[nn.Module], object]
 ) -> Any:
     """The frozen base; `finish` gets each decoder layer as soon as it has its weights."""

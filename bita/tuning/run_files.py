@@ -1,0 +1,94 @@
+"""The files of one training run: its log, its checkpoint, and the adapter as it is by then."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bita.adapter import Adapter
+from bita.errors import TuningError
+from bita.files import replace_file, write_whole
+from bita.tuning.settings import TuneSettings
+from bita.tuning.training_texts import TrainingText
+
+CHECKPOINT_FILE, LOG_FILE, ADAPTER_FILE = "checkpoint.pt", "log.jsonl", "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps its files, and what they say about it."""
+
+    directory: Path  # of this run alone
+    tuned_on: str  # the adapter's own note of its texts
+    origin: str = ""  # what a checkpoint must have come from too (`fingerprint`); "": anything
+
+    @property
+    def log(self) -> Path:
+        """JSON lines, one for each step and each evaluation."""
+        return self.directory / LOG_FILE
+
+    def load_checkpoint(self, settings: TuneSettings) -> dict[str, Any] | None:
+        """The state that was saved, or None. Raises TuningError if it belongs to another run."""
+        path = self.directory / CHECKPOINT_FILE
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a broken file
+            raise TuningError(
+                f"{path} cannot be read ({error}); remove it to start anew"
+            ) from error
+        old, new = ({**s, "context_gb": None} for s in (state["settings"], asdict(settings)))
+        if old != new:
+            changed = sorted(name for name in new if old.get(name) != new[name])
+            raise TuningError(
+                f"{path} belongs to a run with other settings ({', '.join(changed)}); give the "
+                "same ones to go on, or another directory to start anew"
+            )
+        if state.get("origin", self.origin) != self.origin:
+            raise TuningError(
+                f"{path} belongs to a run on other conversations, or from another adapter; give "
+                "the same ones to go on, or another directory to start anew"
+            )
+        return state
+
+    def save(self, settings: TuneSettings, state: dict[str, Any], adapter: Adapter) -> None:
+        """Write checkpoint and adapter, each whole or not at all."""
+        state = {"settings": asdict(settings), "origin": self.origin, **state}
+        with replace_file(self.directory / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
+            torch.save(state, file)  # a path's name would become part of the file
+        adapter.save(self.directory / ADAPTER_FILE)
+
+    def cut_log(self, step: int) -> None:
+        """Drop the lines from `step` on, which the checkpoint does not know; at 0 the file."""
+        if step == 0:
+            self.log.unlink(missing_ok=True)
+        elif self.log.exists():
+            lines = self.log.read_text(encoding="utf-8").splitlines()
+            write_whole(self.log, "".join(f"{line}\n" for line in _lines_before(step, lines)))
+
+
+def fingerprint(texts: Sequence[TrainingText], start: Adapter | None) -> str:
+    """Hex digest of what a run starts from: its texts, and the adapter that it continues."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(np.array([text.num_prompt, *text.token_ids], np.int64).tobytes())
+    for name, array in sorted(start.tensors().items()) if start else ():
+        digest.update(name.encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _lines_before(step: int, lines: Sequence[str]) -> list[str]:
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except ValueError:  # the half-written line of a killed run
+            break
+    return kept
