@@ -25,7 +25,7 @@ from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.cli.shared.progress import progress_bars
 from bita.cli.shared.trees import read_tree
 from bita.data.prompts import evenly
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
@@ -42,7 +42,7 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
         options = BuildOptions(
             "fp32", capacity=args.capacity, tree=tree, dialect=dialect, backend=backend
         )
-        build_engine(checkpoint, adapter, folder / dialect, options)
+        build_engine(check_build(checkpoint, adapter, folder / dialect, options))
         sessions[dialect] = Session.open(
             folder / dialect, backend="ort-cpu", num_threads=args.threads
         )

@@ -106,12 +106,12 @@ def _check_writable(out: Path) -> None:
 def _questions(path: Path | None, limit: int | None, session: "Session") -> "list[Question]":
     """Prompts, from all over the file, and their categories. Raises PromptError."""
     from bita.calibration.profiling.measure import Question
-    from bita.data.prompts import OWN_PROMPTS, evenly, read_prompts
+    from bita.data.prompts import BUNDLED_PROMPTS, evenly, read_prompts
 
     prompts = read_prompts(path)
     lines = [
         line
-        for line in (path or OWN_PROMPTS).read_text(encoding="utf-8").splitlines()
+        for line in (path or BUNDLED_PROMPTS).read_text(encoding="utf-8").splitlines()
         if line.strip()
     ]
     questions = [

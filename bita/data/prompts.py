@@ -9,7 +9,7 @@ from bita.errors import PromptError, raise_faults
 
 Messages = list[dict[str, str]]
 Item = TypeVar("Item")
-OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
+BUNDLED_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 CALIBRATION_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
 TREE_PROMPTS = Path(__file__).with_name("tree_prompts.jsonl")
 FORMS = '{"prompt": "..."}, {"messages": [...]} or {"turns": ["...", ...]}'
@@ -20,7 +20,7 @@ def read_prompts(path: Path | None = None, limit: int | None = None) -> list[Mes
 
     A line with `turns` gives its first turn. Raises PromptError that lists every bad line.
     """
-    path = path or OWN_PROMPTS
+    path = path or BUNDLED_PROMPTS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -147,7 +147,7 @@ def test_the_engine_has_the_tree_that_was_chosen(
     assert "steps" in capsys.readouterr().out
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
     assert "monotone fit" in capsys.readouterr().out
-    capsys.readouterr()
+    assert read_calibration(open_engine(engine.path)).keys() == {"acceptance", "latency", "memory"}
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
     assert "latency: as it was measured before; --anew" in capsys.readouterr().out
     assert main(["calibrate", "latency", str(engine.path), *FEW, "--anew"]) == 0

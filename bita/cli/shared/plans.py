@@ -28,8 +28,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_options(args: argparse.Namespace) -> "CompileOptions | None":
-    """What was asked for; None for a backend without plans. Raises EngineError."""
+def read_compile_options(args: argparse.Namespace) -> "CompileOptions | None":
+    """Read and check what was asked for; None for a backend without plans. Raises EngineError."""
     if args.backend not in BACKENDS:
         raise EngineError(f"backend {args.backend!r} is not one of {', '.join(BACKENDS)}")
     if args.backend not in LIBRARIES:
@@ -46,10 +46,10 @@ def plan_options(args: argparse.Namespace) -> "CompileOptions | None":
     return options
 
 
-def default_dialect(backend: str, plan: "CompileOptions | None") -> str:
-    """The graph's, where none was asked for."""
-    if plan:
-        return plan.default_dialect()
+def default_dialect(backend: str, compile_options: "CompileOptions | None") -> str:
+    """The dialect of the graph where none was asked for."""
+    if compile_options:
+        return compile_options.default_dialect()
     return "cuda" if backend == "ort-cuda" else "ort"
 
 
