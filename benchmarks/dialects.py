@@ -25,7 +25,7 @@ from bita.cli.shared.progress import progress_bars
 from bita.cli.shared.trees import read_tree
 from bita.data.prompts import evenly, read_questions
 from bita.dialect_spec import DIALECTS
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
@@ -41,7 +41,7 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
         options = BuildOptions(
             "fp32", capacity=args.capacity, tree=tree, dialect=dialect, backend=spec.backends[0]
         )
-        build_engine(checkpoint, adapter, folder / dialect, options)
+        build_engine(check_build(checkpoint, adapter, folder / dialect, options))
         sessions[dialect] = Session.open(
             folder / dialect, backend="ort-cpu", num_threads=args.threads
         )

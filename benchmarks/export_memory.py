@@ -77,13 +77,15 @@ def write_tokenizer(directory: Path) -> None:
 def export(model: Path, precision: str, out: Path) -> None:
     """Run in a process of its own: export, then print the peak as JSON."""
     from bita.adapter import untuned_adapter
-    from bita.export.build import BuildOptions, build_engine
+    from bita.export.build import BuildOptions, build_engine, check_build
     from bita.export.sources import open_checkpoint
 
     resting_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.perf_counter()
     checkpoint = open_checkpoint(str(model))
-    build_engine(checkpoint, untuned_adapter(checkpoint), out, BuildOptions(precision=precision))
+    build_engine(
+        check_build(checkpoint, untuned_adapter(checkpoint), out, BuildOptions(precision=precision))
+    )
     seconds = time.perf_counter() - began
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6

@@ -27,12 +27,12 @@ from bita.adapter import Adapter
 from bita.calibration.latency import describe_device, measure_latency
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
-from bita.cli.shared.plans import default_dialect, plan_options
+from bita.cli.shared.plans import default_dialect, read_compile_options
 from bita.cli.shared.trees import read_tree
 from bita.data.prompts import read_prompts
 from bita.engine import open_engine
 from bita.errors import AdapterError, BitaError, EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
 from bita.export.tensorrt.compile_engine import compile_engine
@@ -50,18 +50,18 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
     began = time.perf_counter()
     adapter = Adapter.load(args.adapter) if args.adapter else None
     tree = read_tree(args.tree, adapter.num_masks if adapter else 3)
-    plan = plan_options(args)
+    compile_options = read_compile_options(args)
     options = BuildOptions(
         args.precision,
         args.mode,
         args.capacity,
         tree,
-        backend="ort-cpu" if plan else args.backend,
-        dialect=default_dialect(args.backend, plan),
+        backend="ort-cpu" if compile_options else args.backend,
+        dialect=default_dialect(args.backend, compile_options),
     )
-    build_engine(checkpoint, adapter, args.engine, options)
-    if plan:
-        compile_engine(open_engine(args.engine), plan)
+    build_engine(check_build(checkpoint, adapter, args.engine, options))
+    if compile_options:
+        compile_engine(open_engine(args.engine), compile_options)
     engine = open_engine(args.engine)
     return {
         "engine": str(args.engine),

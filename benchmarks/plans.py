@@ -18,7 +18,7 @@ from typing import Any
 
 from bita.calibration.latency import describe_device
 from bita.engine import PLAN_FILE, Engine, open_engine
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.export.tensorrt.build_costs import plan_costs
 from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options = BuildOptions(
                     precision, capacity=args.capacity, tree=TREE, dialect=dialect
                 )
-                build_engine(checkpoint, None, path, options)
+                build_engine(check_build(checkpoint, None, path, options))
                 for targets in args.targets:
                     command = [sys.executable, __file__, "--one", str(path), targets, args.rows]
                     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ import numpy as np
 from peer_report import describe_machine
 
 from bita.calibration.acceptance import Acceptance
-from bita.calibration.choose_tree import Candidate, expected_of, plan_trees
+from bita.calibration.choose_tree import Candidate, expected_of, forecast_trees
 from bita.calibration.latency import Latency
 from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.cli.shared.progress import progress_bars
@@ -66,7 +66,7 @@ class Calibrated:
     def planned(self, num_masks: int | None = None, **sources: Any) -> Sequence[Candidate]:
         """Trees, and trees by state, those expected to be fastest first."""
         masks = self.session.adapter.num_masks if num_masks is None else num_masks
-        plan = plan_trees(
+        forecast = forecast_trees(
             self.acceptance,
             self.latency,
             masks,
@@ -74,7 +74,7 @@ class Calibrated:
             **sources,
             least_rows=self.session.least_rows,
         )
-        return plan.trees
+        return forecast.trees
 
     def best(self, num_masks: int | None = None, **sources: Any) -> Trees:
         """The trees that are expected to be fastest."""

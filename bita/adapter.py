@@ -161,6 +161,13 @@ def untuned_adapter(
     return Adapter(np.tile(mean, (num_masks, 1)), keys, values, identity, "untuned", lora)
 
 
+def blank_adapter(identity: ModelIdentity, num_masks: int = 3) -> Adapter:
+    """Masks of zeros and nothing else, for engines that only decode plainly."""
+    keys, values = _random_prefix(identity, 0, 0.0, 0)
+    masks = np.zeros((num_masks, identity.hidden_size), np.float32)
+    return Adapter(masks, keys, values, identity, "untuned")
+
+
 def random_adapter(
     identity: ModelIdentity,
     num_masks: int = 3,

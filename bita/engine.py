@@ -115,11 +115,13 @@ class Engine:
         return sum(entry["bytes"] for entry in self.files.values())
 
 
-def open_engine(path: str | Path, check_hashes: bool = False, but: Container[str] = ()) -> Engine:
+def open_engine(
+    path: str | Path, check_hashes: bool = False, unchecked: Container[str] = ()
+) -> Engine:
     """Check an engine directory and return it; nothing of it is loaded.
 
-    check_hashes: hash the weights too (about a second per GB); small files always are. but: files
-    that may be missing or damaged.
+    check_hashes: hash the weights too (about a second per GB); small files always are.
+    unchecked: files that may be missing or damaged.
     Raises EngineError that lists every fault.
     """
     directory = Path(path)
@@ -129,7 +131,7 @@ def open_engine(path: str | Path, check_hashes: bool = False, but: Container[str
     manifest, faults = _parse(data)
     files = data.get("files")
     required = (*REQUIRED_FILES, *_further_files(manifest))
-    faults += _file_faults(directory, files, required, check_hashes, but)
+    faults += _file_faults(directory, files, required, check_hashes, unchecked)
     raise_faults(EngineError, f"engine {directory}", faults)
     assert manifest is not None
     assert files is not None
@@ -185,7 +187,7 @@ def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
     Other files are linked where the file system can, else copied.
     """
     with new_engine(engine.path) as draft:
-        take_over(engine, draft, but=files)
+        take_over(engine, draft, exclude=files)
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             (draft.path / name).write_bytes(data)
@@ -193,16 +195,16 @@ def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
     return open_engine(engine.path)
 
 
-def take_over(engine: Engine, draft: EngineDraft, but: Container[str]) -> None:
-    """Have all files of an engine in a draft, but those, linked or copied."""
+def take_over(engine: Engine, draft: EngineDraft, exclude: Container[str]) -> None:
+    """Link, or copy, every file of an engine into a draft, except those of `exclude`."""
     for name in engine.files:
-        if name not in but:
+        if name not in exclude:
             _link(engine.file(name), draft.path / name)
             draft.known[name] = engine.files[name]
 
 
 def move_engine(engine: Engine, out: Path) -> Engine:
-    """Have the engine at `out`, in place of an older one, and no longer where it was.
+    """Move the engine to `out`, replacing any engine there.
 
     Both are on one file system. Raises EngineError as `new_engine`.
     """
@@ -316,13 +318,13 @@ def _file_faults(
     files: Any,
     required: Sequence[str],
     check_hashes: bool,
-    but: Container[str],
+    unchecked: Container[str],
 ) -> list[str]:
     if not isinstance(files, dict):
         return [f"{MANIFEST_FILE}: files is {files!r}, not a table of files"]
     faults = [f"{MANIFEST_FILE} does not list {name}" for name in required if name not in files]
     for name, entry in files.items():
-        fault = None if name in but else _file_fault(directory, name, entry, check_hashes)
+        fault = None if name in unchecked else _file_fault(directory, name, entry, check_hashes)
         if fault:
             faults.append(fault)
     return faults

@@ -16,25 +16,22 @@ from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
 MIN_MATCHES = (0, 1)  # of the trees that are looked for, with and without guesses from the text
-LEAST_ROWS, MOST_ROWS = 16, 128  # searched in any case, and at most
+MIN_ROWS, MAX_ROWS = 16, 128  # searched in any case, and at most
 CLOSE = 0.03  # expected speeds this near to the best are decided by measuring
-MOST_MEASURED = 4  # trees beside AR
-LEAST_GAIN = 1.03  # of the measured speed, for a tree to be taken instead of AR
+MAX_MEASURED = 4  # trees besides AR
+MIN_GAIN = 1.03  # of the measured speed, for a tree to be taken instead of AR
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree, or trees by state, with what is expected and what was measured (0 where it was not).
-
-    speed: tokens per second of decoding alone. mean_rows: of the expected steps.
-    """
+    """A tree, or trees by state, with what is expected and what was measured."""
 
     tree: Trees
-    expected_tokens: float
-    expected_speed: float
-    mean_rows: float
-    measured_tokens: float = 0.0
-    measured_speed: float = 0.0
+    expected_tokens: float  # per step
+    expected_speed: float  # tokens per second of decoding alone
+    mean_rows: float  # of the expected steps
+    measured_tokens: float = 0.0  # per step; 0 if nothing was measured
+    measured_speed: float = 0.0  # tokens per second; 0 if nothing was measured
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,28 +46,24 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is expected of trees. ar: plain decoding. trees: best first, counted by replay.
+class TreeForecast:
+    """What is expected of trees on a device, before they are timed there."""
 
-    by_rows: the best tree of each number of rows, for all states. triangle: BiTA's tree, to compare
-    with.
-    """
-
-    ar: Candidate
-    trees: tuple[Candidate, ...]
-    by_rows: tuple[Candidate, ...]
-    triangle: Candidate
+    ar: Candidate  # plain decoding
+    trees: tuple[Candidate, ...]  # best first, counted by replay
+    by_rows: tuple[Candidate, ...]  # the best tree of each number of rows, for all states
+    triangle: Candidate  # BiTA's tree, to compare with
 
 
 @dataclass(frozen=True)
 class Choice:
-    """chosen: what the engine decodes with. others: best first. The rest is as in the plan."""
+    """A chosen tree, and what it was chosen from."""
 
-    chosen: Candidate
+    chosen: Candidate  # what the engine decodes with
     ar: Candidate
-    others: tuple[Candidate, ...]
-    by_rows: tuple[Candidate, ...]
-    triangle: Candidate
+    others: tuple[Candidate, ...]  # best first
+    by_rows: tuple[Candidate, ...]  # as in the forecast
+    triangle: Candidate  # as in the forecast
 
     @property
     def why(self) -> str:
@@ -82,7 +75,7 @@ class Choice:
             return "no tree has tokens enough for what its rows cost"
         return (
             f"the best tree, {best.tree}, decodes {_ratio(best, self.ar):.2f} times as fast as AR; "
-            f"less than {LEAST_GAIN} does not pay"
+            f"less than {MIN_GAIN} does not pay"
         )
 
     def __str__(self) -> str:
@@ -102,38 +95,28 @@ class Choice:
         }
 
 
-def plan_trees(
+def forecast_trees(
     acceptance: Acceptance,
     latency: Latency,
     num_masks: int,
     mode: str,
     min_matches: Sequence[int] = MIN_MATCHES,
     least_rows: int = 2,
-) -> Plan:
-    """AR, the trees expected to be fastest, one for each number of rows, and trees by state.
+) -> TreeForecast:
+    """Find the trees expected to be fastest: one for each number of rows, and trees by state.
 
-    num_masks: 0 for drafts from the text alone. min_matches: that trees may have; (0,) for drafts
-    of the masks alone. mode: "exact" knows nodes of the spine only. least_rows: of a step. Expected
-    tokens are counted by replay on the acceptance's own texts, T(q) is taken at their mean length.
+    num_masks: 0 for drafts from the text alone. min_matches: those that trees may have; (0,) for
+    drafts of the masks alone. mode: "exact" knows nodes of the spine only. least_rows: of a step.
+    Expected tokens are counted by replay on the acceptance's own texts; T(q) is taken at their mean
+    length.
     """
 
     def milliseconds(rows: int) -> float:
         return latency.at(rows, acceptance.mean_length)
 
     ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1), 1)
-    found: dict[int, tuple[float, Tree]] = {}
-    widest = LEAST_ROWS
-    for min_match in min_matches:
-        shares = path_shares(acceptance, num_masks, min_match, mode)
-        most = sum(shares[-1].values())  # tokens per step of a tree of all paths
-        max_rows = max(_last_that_can_win(milliseconds, most), LEAST_ROWS)
-        for rows, best in best_trees(shares, max_rows, min_match).items():
-            if not best.tree.is_ar and best.tokens_per_step > found.get(rows, (0.0, None))[0]:
-                found[rows] = best.tokens_per_step, best.tree
-        widest = max(widest, max_rows)
-    counted = [
-        expected_of(tree, acceptance, latency, mode, least_rows) for _, tree in found.values()
-    ]
+    found, widest = _best_by_rows(acceptance, milliseconds, num_masks, mode, min_matches)
+    counted = [expected_of(tree, acceptance, latency, mode, least_rows) for tree in found]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     counted.sort(key=lambda c: -c.expected_speed)
     if counted:
@@ -144,7 +127,28 @@ def plan_trees(
             counted.append(expected_of(by_state, acceptance, latency, mode, least_rows))
             counted.sort(key=lambda c: -c.expected_speed)
     triangle = expected_of(Tree.triangle(), acceptance, latency, mode)
-    return Plan(ar, tuple(counted), tuple(by_rows), triangle)
+    return TreeForecast(ar, tuple(counted), tuple(by_rows), triangle)
+
+
+def _best_by_rows(
+    acceptance: Acceptance,
+    milliseconds: Callable[[int], float],
+    num_masks: int,
+    mode: str,
+    min_matches: Sequence[int],
+) -> tuple[list[Tree], int]:
+    """The best tree of each number of rows, whatever its min_match; and the most rows searched."""
+    found: dict[int, tuple[float, Tree]] = {}
+    widest = MIN_ROWS
+    for min_match in min_matches:
+        shares = path_shares(acceptance, num_masks, min_match, mode)
+        most = sum(shares[-1].values())  # tokens per step of a tree of all paths
+        max_rows = max(_last_that_can_win(milliseconds, most), MIN_ROWS)
+        for rows, best in best_trees(shares, max_rows, min_match).items():
+            if not best.tree.is_ar and best.tokens_per_step > found.get(rows, (0.0, None))[0]:
+                found[rows] = best.tokens_per_step, best.tree
+        widest = max(widest, max_rows)
+    return [tree for _, tree in found.values()], widest
 
 
 def expected_of(
@@ -165,20 +169,20 @@ def expected_of(
 
 def measure_choice(
     session: Session,
-    plan: Plan,
+    forecast: TreeForecast,
     prompts: Sequence[Prompt],
     max_new_tokens: int = 96,
     on_progress: OnCount = ignore_count,
 ) -> Choice:
     """Decode with AR and the most promising trees in turns, prompt by prompt, and choose.
 
-    AR runs with one row and wins unless a tree is faster by LEAST_GAIN.
+    AR runs with one row and wins unless a tree is faster by MIN_GAIN.
     """
-    ar, planned = plan.ar, plan.trees
-    best = planned[0].expected_speed if planned else 0.0
-    close = [c for c in planned if c.expected_speed > (1 - CLOSE) * best][:MOST_MEASURED]
-    if planned and len(close) < 2:
-        close = list(planned[:2])
+    ar, expected = forecast.ar, forecast.trees
+    best = expected[0].expected_speed if expected else 0.0
+    close = [c for c in expected if c.expected_speed > (1 - CLOSE) * best][:MAX_MEASURED]
+    if expected and len(close) < 2:
+        close = list(expected[:2])
     sessions = [session.using(tree=ar.tree, min_rows=1)]
     sessions += [session.using(tree=candidate.tree) for candidate in close]
     timed = map(together, decode_in_turns(sessions, prompts, max_new_tokens, on_progress))
@@ -189,17 +193,17 @@ def measure_choice(
         for candidate, sums in zip([ar, *close], timed, strict=True)
     ]
     ar, trees = measured[0], sorted(measured[1:], key=lambda c: -c.measured_speed)
-    wins = bool(trees) and trees[0].measured_speed >= LEAST_GAIN * ar.measured_speed
+    wins = bool(trees) and trees[0].measured_speed >= MIN_GAIN * ar.measured_speed
     chosen = trees[0] if wins else ar
-    return Choice(chosen, ar, _without(chosen, trees), plan.by_rows, plan.triangle)
+    return Choice(chosen, ar, _without(chosen, trees), forecast.by_rows, forecast.triangle)
 
 
-def planned_choice(plan: Plan) -> Choice:
-    """The same from expectations alone, for a device that is not at hand."""
-    ar, planned = plan.ar, plan.trees
-    wins = bool(planned) and planned[0].expected_speed >= LEAST_GAIN * ar.expected_speed
-    chosen = planned[0] if wins else ar
-    return Choice(chosen, ar, _without(chosen, planned), plan.by_rows, plan.triangle)
+def expected_choice(forecast: TreeForecast) -> Choice:
+    """Choose from expectations alone, for a device that is not at hand."""
+    ar, expected = forecast.ar, forecast.trees
+    wins = bool(expected) and expected[0].expected_speed >= MIN_GAIN * ar.expected_speed
+    chosen = expected[0] if wins else ar
+    return Choice(chosen, ar, _without(chosen, expected), forecast.by_rows, forecast.triangle)
 
 
 def _without(chosen: Candidate, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -208,7 +212,7 @@ def _without(chosen: Candidate, candidates: Sequence[Candidate]) -> tuple[Candid
 
 def _last_that_can_win(milliseconds: Callable[[int], float], most_tokens: float) -> int:
     """The largest step that would beat AR if it gave `most_tokens`."""
-    fit = [q for q in range(2, MOST_ROWS + 1) if milliseconds(q) <= most_tokens * milliseconds(1)]
+    fit = [q for q in range(2, MAX_ROWS + 1) if milliseconds(q) <= most_tokens * milliseconds(1)]
     return max(fit, default=1)
 
 

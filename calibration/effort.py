@@ -5,13 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Effort:
-    """num_prompts: read from the prompt file, a third of them to time trees on.
+    """Limits of a calibration's measurements."""
 
-    max_new_tokens: of each answer. repeats: turns in which each size of step is timed. most_rows:
-    of the steps that are timed.
-    """
-
-    num_prompts: int = 60
-    max_new_tokens: int = 96
-    repeats: int = 8
-    most_rows: int = 128
+    num_prompts: int = 60  # read from the prompt file; a third of them is to time trees on
+    max_new_tokens: int = 96  # of each answer
+    repeats: int = 8  # turns in which each size of step is timed
+    most_rows: int = 128  # of the steps that are timed

@@ -10,6 +10,7 @@ from typing import Any
 from bita.errors import EngineError
 from bita.runtime.decoding.memory import Memory
 from bita.runtime.session import Session
+from bita.tree_table import Trees, trees_from_json
 
 PROMPT, MAX_NEW_TOKENS = list(range(2, 18)), 32  # any ids: only their number matters
 
@@ -25,12 +26,13 @@ class SessionMemory:
         return asdict(self)
 
 
-def measure_memory(path: Path, num_threads: int = 0) -> SessionMemory:
+def measure_memory(path: Path, num_threads: int = 0, tree: Trees | None = None) -> SessionMemory:
     """Open an engine in a process of its own and have it write one short answer.
 
-    Raises EngineError if the process fails.
+    tree: None for the engine's own. Raises EngineError if the process fails.
     """
     command = [sys.executable, "-m", __name__, str(path), str(num_threads)]
+    command += [tree.to_json()] if tree else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
@@ -39,8 +41,10 @@ def measure_memory(path: Path, num_threads: int = 0) -> SessionMemory:
     return SessionMemory(Memory(**measured["at_load"]), Memory(**measured["decoding"]))
 
 
-def main(path: str, num_threads: str) -> None:
-    session = Session.open(path, num_threads=int(num_threads))
+def main(path: str, num_threads: str, tree_json: str | None = None) -> None:
+    tree = trees_from_json(tree_json) if tree_json else None
+    min_rows = 1 if tree and tree.is_ar else None  # as for an engine that has the tree
+    session = Session.open(path, tree=tree, num_threads=int(num_threads), min_rows=min_rows)
     session.generate(PROMPT, MAX_NEW_TOKENS, ignore_eos=True)
     print(json.dumps(asdict(session.stats.memory)))
 

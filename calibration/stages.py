@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bita.calibration.acceptance import READ_NODES, Acceptance, Position, measure_acceptance
 from bita.calibration.choose_tree import (
     Choice,
-    Plan,
+    TreeForecast,
+    expected_choice,
+    forecast_trees,
     measure_choice,
-    plan_trees,
-    planned_choice,
 )
 from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency, describe_device, measure_latency
@@ -37,7 +38,7 @@ class NothingFitsError(EngineError):
 class Calibrator:
     """Measures one engine on this device.
 
-    num_threads: 0 for one per physical core. prompts: a prompt file; None: a set of our own.
+    num_threads: 0 for one per physical core. prompts: a prompt file; None: the bundled set.
     Raises PromptError, and NothingFitsError if the cache is too small for all of them.
     """
 
@@ -52,7 +53,7 @@ class Calibrator:
         self.engine = engine
         self._num_threads = num_threads
         self._on_progress = on_progress
-        self._own_prompts = prompts is not None
+        self._user_prompts = prompts is not None
         self._effort = effort or Effort()
         self.kept: list[str] = []  # measurements that were taken as they are
         read = _fitting(read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts), engine)
@@ -60,13 +61,13 @@ class Calibrator:
         self._drafted = [p for number, p in enumerate(read) if (number + 1) % TIMED] or read
 
     def acceptance(self, anew: bool = False) -> Acceptance:
-        """Of the engine's drafts on its own answers to two thirds of the prompts.
+        """Measure the engine's drafts on its own answers to two thirds of the prompts.
 
-        What was measured before on prompts of our own is taken as it is. A killed run goes on
-        behind the last answer. Raises EngineError or PromptError.
+        What was measured before on the bundled prompts is taken as it is. A killed run continues
+        after the last answer. Raises EngineError or PromptError.
         """
         data = read_calibration(self.engine).get("acceptance")
-        if data is not None and not self._own_prompts and not anew:
+        if data is not None and not self._user_prompts and not anew:
             self.kept.append("acceptance")
             return Acceptance.from_json(data)
         chosen, max_new_tokens = self._drafted, self._effort.max_new_tokens
@@ -81,7 +82,7 @@ class Calibrator:
             acceptance = measure_acceptance(
                 self.engine, chosen, max_new_tokens, self._num_threads, kept.known, on_text
             )
-        self._keep("acceptance", acceptance.to_json())
+        self._keep({"acceptance": acceptance.to_json()})
         kept.remove()
         return acceptance
 
@@ -102,32 +103,34 @@ class Calibrator:
             num_threads=self._num_threads,
             on_progress=lambda done, total: self._on_progress("latency", done, total),
         )
-        self._keep("latency", latency.to_json())
-        self.memory()
+        self._keep({"latency": latency.to_json()})
         return latency
 
     def memory(self) -> None:
-        """What a session takes of memory, by a process of its own."""
-        self._keep("memory", measure_memory(self.engine.path, self._num_threads).to_json())
+        """Measure what a session takes of memory, in a process of its own."""
+        memory = measure_memory(self.engine.path, self._num_threads)
+        self._keep({"memory": memory.to_json()})
 
-    def plan(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
+    def forecast(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
         """What would be chosen on a device with this latency, from expectations alone.
 
         mode: None for the engine's own.
         """
-        return planned_choice(self._planned(acceptance, latency, mode))
+        return expected_choice(self._forecast(acceptance, latency, mode))
 
     def tree(self, acceptance: Acceptance, latency: Latency) -> Choice:
         """Choose by timing the most promising trees and AR on the third of the prompts that
-        acceptance did not see; the engine has the tree then.
+        acceptance did not see. The engine then has the tree, and the memory that a session with
+        it takes.
         """
         choice = self._timed_choice(acceptance, latency)
-        files: dict[str, str | bytes] = {TREE_FILE: choice.chosen.tree.to_json()}
+        tree = choice.chosen.tree
+        files: dict[str, str | bytes] = {TREE_FILE: tree.to_json()}
         picture = draw(latency, choice)
         if picture is not None:
             files[PICTURE_FILE] = picture
-        self._keep("tree", choice.to_json(), files)
-        self.memory()
+        memory = measure_memory(self.engine.path, self._num_threads, tree)
+        self._keep({"memory": memory.to_json(), "tree": choice.to_json()}, files)
         return choice
 
     def _timed_choice(self, acceptance: Acceptance, latency: Latency) -> Choice:
@@ -135,34 +138,35 @@ class Calibrator:
         session = Session.open(self.engine.path, num_threads=self._num_threads)
         return measure_choice(
             session,
-            self._planned(acceptance, latency, least_rows=session.least_rows),
+            self._forecast(acceptance, latency, least_rows=session.least_rows),
             self._timed,
             self._effort.max_new_tokens,
             on_progress=lambda done, total: self._on_progress("timing trees", done, total),
         )
 
-    def _planned(
+    def _forecast(
         self,
         acceptance: Acceptance,
         latency: Latency,
         mode: str | None = None,
         least_rows: int = 2,
-    ) -> Plan:
+    ) -> TreeForecast:
         manifest = self.engine.manifest
-        return plan_trees(
-            *(acceptance, latency, manifest.num_masks, mode or manifest.mode),
-            least_rows=least_rows,
-        )
+        masks, mode = manifest.num_masks, mode or manifest.mode
+        return forecast_trees(acceptance, latency, masks, mode, least_rows=least_rows)
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""
         names = ("model.onnx", "model.onnx.data", "adapter.safetensors")
         return [self.engine.files[name]["sha256"] for name in names if name in self.engine.files]
 
-    def _keep(self, topic: str, data: Any, files: dict[str, str | bytes] | None = None) -> None:
-        report = {**read_calibration(self.engine), topic: data}
+    def _keep(
+        self, topics: dict[str, Any], files: Mapping[str, str | bytes] = MappingProxyType({})
+    ) -> None:
+        """Add topics to the calibration, and files to the engine, in one go."""
+        report = {**read_calibration(self.engine), **topics}
         text = json.dumps(report, separators=(",", ":")) + "\n"
-        self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **(files or {})})
+        self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **files})
 
 
 def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:

@@ -1,14 +1,14 @@
 """`make engine`: from a checkpoint and an adapter to an engine directory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from bita import __version__
-from bita.adapter import Adapter, untuned_adapter
+from bita.adapter import Adapter, blank_adapter, untuned_adapter
 from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, dialects_on
 from bita.engine import (
     ADAPTER_FILE,
@@ -18,8 +18,10 @@ from bita.engine import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
     TREE_FILE,
+    Engine,
     Manifest,
     check_replaceable,
+    move_engine,
     new_engine,
 )
 from bita.errors import EngineError, ModelError, raise_faults
@@ -33,10 +35,16 @@ from bita.export.dialects.decoder import (
 from bita.export.dialects.graph_options import GraphOptions
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen, export_step_graph
 from bita.export.tensorrt.build_costs import check_disk, plan_costs
-from bita.export.tensorrt.compile_engine import CompileOptions, check_costs, decode_rows
+from bita.export.tensorrt.compile_engine import (
+    CompileOptions,
+    check_costs,
+    compile_engine,
+    decode_rows,
+)
 from bita.generation import GenerationDefaults
 from bita.identity import identify
 from bita.pairs import pair_tables
+from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tensors import EMBEDDINGS
 from bita.tree import Tree
@@ -45,95 +53,51 @@ from bita.tree_table import Trees
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user may choose.
+    """What a user may choose."""
 
-    precision: one of the dialect's. mode: "exact" (bit-identical to AR) or "tree". capacity: C,
-    cache slots for prefix, text and the rows of a step; None for 2048 or the model's own limit,
-    whichever is less. tree: None for a chain as deep as the adapter has masks. num_ranks: drafts
-    per mask that the engine can give. dialect: of the graph's operators, "ort" for ONNX Runtime's
-    own, "standard" for those that TensorRT reads too, "plain" for those of TensorRT before
-    10.15, "cuda" for ONNX Runtime's CUDA provider. backend: one of GRAPH_BACKENDS.
-    """
-
-    precision: str = "int4"
-    mode: str = "exact"
-    capacity: int | None = None
-    tree: Trees | None = None
-    num_ranks: int = 16
-    backend: str = "ort-cpu"
+    precision: str = "int4"  # one of the dialect's
+    mode: str = "exact"  # "exact": bit-identical to AR; "tree": all branches are accepted
+    capacity: int | None = None  # C, cache slots; None: 2048 or the model's limit, if that is less
+    tree: Trees | None = None  # None: a chain as deep as the adapter has masks
+    num_ranks: int = 16  # drafts per mask that the engine can give
+    backend: str = "ort-cpu"  # which runs the graph as it is: one of GRAPH_BACKENDS
+    # of the graph's operators: "ort" for ONNX Runtime's own, "standard" for those that TensorRT
+    # reads too, "plain" for those of TensorRT before 10.15, "cuda" for ONNX Runtime's CUDA provider
     dialect: str = "ort"
 
 
 DEFAULT_CAPACITY = 2048
 
 
-def build_engine(
-    checkpoint: Checkpoint,
-    adapter: Adapter | None,
-    out: Path,
-    options: BuildOptions,
-    on_start: Callable[[int], None] = lambda _: None,
-    on_write: Callable[[int], None] = lambda _: None,
-    seen: Seen = NOTHING_SEEN,
-    plan: CompileOptions | None = None,
-) -> Manifest:
-    """Write the engine `out`; an older one there is replaced at the end.
-
-    adapter: None for an untuned one. plan: what the engine will be compiled with, which is checked
-    before anything is written. seen: what its linear layers read, for which weights are
-    rounded; without moments int4 is rounded to the nearest. on_start, on_write: bytes of weights
-    expected and written.
-    Raises ModelError, AdapterError or EngineError that lists every fault found.
-    """
-    ready = plan_build(checkpoint, adapter, out, options, plan)
-    on_start(ready.num_bytes)
-    adapter = ready.adapter
-    with new_engine(out) as draft:
-        export_step_graph(
-            checkpoint,
-            ready.architecture,
-            draft.path,
-            GraphOptions(
-                ready.capacity,
-                options.precision,
-                options.num_ranks,
-                adapter.lora_rank > 0,
-                options.dialect,
-            ),
-            seen,
-            on_write,
-        )
-        adapter.save(draft.path / ADAPTER_FILE)
-        if adapter.pairs:
-            tables = pair_tables(checkpoint, EMBEDDINGS, adapter.pairs)
-            save_file({"left": tables.left, "right": tables.right}, draft.path / PAIRS_FILE)
-        (draft.path / TREE_FILE).write_text(ready.tree.to_json(), encoding="utf-8")
-        _write_texts(ready.texts, draft.path)
-        draft.manifest = _manifest(checkpoint, ready, options)
-    return draft.manifest
-
-
 @dataclass(frozen=True)
-class BuildPlan:
-    """A build without a fault. capacity: C. num_bytes: about what its weights take."""
+class CheckedBuild:
+    """A build in which no fault was found, with all that `build_engine` needs to write it."""
 
-    architecture: Architecture
-    adapter: Adapter
+    checkpoint: Checkpoint
+    options: BuildOptions
+    out: Path  # the engine directory
+    architecture: Architecture  # as it is for `capacity`
+    adapter: Adapter  # it fits the checkpoint
     tree: Trees
     texts: TextAssets
-    capacity: int
-    num_bytes: int
+    capacity: int  # C, cache slots
+    num_bytes: int  # about what the weights take on disk
+    compile_options: CompileOptions | None = None  # of the plan that it gets; None for no plan
 
 
-def plan_build(
+def check_build(
     checkpoint: Checkpoint,
     adapter: Adapter | None,
     out: Path,
     options: BuildOptions,
-    plan: CompileOptions | None = None,
-) -> BuildPlan:
-    """Check everything that can be checked before anything is written; raises as `build_engine`."""
-    capacity = options.capacity or _default_capacity(checkpoint)
+    compile_options: CompileOptions | None = None,
+) -> CheckedBuild:
+    """Check everything that can be checked before the engine `out` is written.
+
+    adapter: None for an untuned one, for which the whole embedding table is read.
+    Raises ModelError, AdapterError or EngineError that lists every fault found.
+    """
+    capacity = options.capacity or default_capacity(checkpoint)
     _check_options(options, capacity)
     architecture = read_architecture(checkpoint.config, capacity)
     check_tensors(checkpoint, architecture)
@@ -145,12 +109,100 @@ def plan_build(
     check_replaceable(out)
     num_bytes = weight_bytes(architecture, options.precision, options.dialect)
     check_disk(out, num_bytes)
-    if plan:
-        plan.check_dialect(options.dialect)
-    if plan and not plan.force:
-        costs = plan_costs(num_bytes, plan.library, plan.rows or decode_rows(tree))
-        check_costs(costs, plan, out, num_bytes)
-    return BuildPlan(architecture, adapter, tree, texts, capacity, num_bytes)
+    if compile_options:
+        _check_plan(compile_options, options.dialect, tree, out, num_bytes)
+    return CheckedBuild(
+        checkpoint=checkpoint,
+        options=options,
+        out=out,
+        architecture=architecture,
+        adapter=adapter,
+        tree=tree,
+        texts=texts,
+        capacity=capacity,
+        num_bytes=num_bytes,
+        compile_options=compile_options,
+    )
+
+
+def check_reference(build: CheckedBuild, out: Path, max_capacity: int) -> CheckedBuild:
+    """The float32 engine of the same model, which decodes plainly, without the build's adapter.
+
+    Only what differs is checked: the capacity, which is at most `max_capacity`, the heads, and
+    the disk, which has to hold both engines.
+    Raises ModelError or EngineError.
+    """
+    capacity = default_capacity(build.checkpoint, max_capacity)
+    architecture = read_architecture(build.checkpoint.config, capacity)
+    options = BuildOptions("fp32", capacity=capacity)
+    check_rotary_widths(architecture, DIALECTS[options.dialect].rotary_unit)
+    num_bytes = weight_bytes(architecture, "fp32")
+    check_disk(out, num_bytes + build.num_bytes)
+    return replace(
+        build,
+        options=options,
+        out=out,
+        architecture=architecture,
+        adapter=blank_adapter(build.adapter.identity),
+        tree=Tree.root_only(),
+        capacity=capacity,
+        num_bytes=num_bytes,
+        compile_options=None,
+    )
+
+
+def build_engine(
+    build: CheckedBuild,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_write: Callable[[int], None] = lambda _: None,
+    seen: Seen = NOTHING_SEEN,
+) -> Manifest:
+    """Write the engine `build.out`, without a plan; an older one there is replaced at the end.
+
+    seen: what its linear layers read, for which weights are rounded; without moments int4 is
+    rounded to the nearest. on_start, on_write: bytes of weights expected and written.
+    Raises ModelError or EngineError.
+    """
+    options, adapter = build.options, build.adapter
+    on_start(build.num_bytes)
+    with new_engine(build.out) as draft:
+        export_step_graph(
+            build.checkpoint,
+            build.architecture,
+            draft.path,
+            GraphOptions(
+                build.capacity,
+                options.precision,
+                options.num_ranks,
+                adapter.lora_rank > 0,
+                options.dialect,
+            ),
+            seen,
+            on_write,
+        )
+        adapter.save(draft.path / ADAPTER_FILE)
+        if adapter.pairs:
+            tables = pair_tables(build.checkpoint, EMBEDDINGS, adapter.pairs)
+            save_file({"left": tables.left, "right": tables.right}, draft.path / PAIRS_FILE)
+        (draft.path / TREE_FILE).write_text(build.tree.to_json(), encoding="utf-8")
+        _write_texts(build.texts, draft.path)
+        draft.manifest = _manifest(build)
+    return draft.manifest
+
+
+def finish_engine(
+    engine: Engine,
+    build: CheckedBuild,
+    on_progress: OnProgress = ignore_progress,
+) -> Engine:
+    """Compile a built engine, if the build has a plan, and move it to `build.out`.
+
+    Whatever fails before the end leaves an older engine at `build.out` as it is.
+    Raises EngineError.
+    """
+    if build.compile_options:
+        engine = compile_engine(engine, build.compile_options, on_progress)
+    return move_engine(engine, build.out)
 
 
 def check_rotary_widths(architecture: Architecture, unit: int) -> None:
@@ -182,9 +234,10 @@ def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort
     return int(spec.bytes_per_weight[precision] * packed + table)
 
 
-def _default_capacity(checkpoint: Checkpoint) -> int:
+def default_capacity(checkpoint: Checkpoint, most: int = DEFAULT_CAPACITY) -> int:
+    """Cache slots where none are asked for: `most`, or the model's positions if they are fewer."""
     limit = checkpoint.config.get("max_position_embeddings")
-    return min(DEFAULT_CAPACITY, limit) if isinstance(limit, int) else DEFAULT_CAPACITY
+    return min(most, limit) if isinstance(limit, int) else most
 
 
 def _check_options(options: BuildOptions, capacity: int) -> None:
@@ -218,6 +271,17 @@ def _check_tree(tree: Trees, adapter: Adapter, num_ranks: int, capacity: int) ->
     raise_faults(EngineError, "cannot build with this tree", faults)
 
 
+def _check_plan(
+    compile_options: CompileOptions, dialect: str, tree: Trees, out: Path, num_bytes: int
+) -> None:
+    """Raise EngineError if the library does not read the graph, or the plan costs too much."""
+    compile_options.check_dialect(dialect)
+    if not compile_options.force:
+        rows = compile_options.rows or decode_rows(tree)
+        costs = plan_costs(num_bytes, compile_options.library, rows)
+        check_costs(costs, compile_options, out, num_bytes)
+
+
 def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
@@ -226,12 +290,12 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     defaults.save(directory / GENERATION_FILE)
 
 
-def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) -> Manifest:
-    architecture, adapter = plan.architecture, plan.adapter
+def _manifest(build: CheckedBuild) -> Manifest:
+    options, architecture, adapter = build.options, build.architecture, build.adapter
     return Manifest(
-        model=checkpoint.name,
+        model=build.checkpoint.name,
         family=architecture.family,
-        license=checkpoint.license,
+        license=build.checkpoint.license,
         backend=options.backend,
         dialect=options.dialect,
         precision=options.precision,
@@ -241,7 +305,7 @@ def _manifest(checkpoint: Checkpoint, plan: BuildPlan, options: BuildOptions) ->
         head_dim=architecture.head_dim,
         hidden_size=architecture.hidden_size,
         vocab_size=architecture.vocab_size,
-        capacity=plan.capacity,
+        capacity=build.capacity,
         num_ranks=options.num_ranks,
         num_masks=adapter.num_masks,
         prefix_length=adapter.prefix_length,

@@ -11,7 +11,7 @@ from bita.cli.shared.flags import add_command, not_negative, positive
 from bita.engine import MODES
 
 STAGES = ("acceptance", "latency", "tree")
-MOST_SHOWN = 4  # trees that were not chosen
+MAX_SHOWN = 4  # trees that were not chosen
 USUAL = Effort()
 
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bars() as show:
         calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
         if elsewhere is not None:
-            choice = calibrator.plan(calibrator.acceptance(args.anew), elsewhere, args.mode)
+            choice = calibrator.forecast(calibrator.acceptance(args.anew), elsewhere, args.mode)
             _print_kept(calibrator)
             print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
             _print_choice(choice)
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
             acceptance = calibrator.acceptance(args.anew)
         if args.stage != "acceptance":
             latency = calibrator.latency(args.anew)
+        if args.stage == "latency" and "latency" not in calibrator.kept:
+            calibrator.memory()
         if args.stage == "tree":
             choice = calibrator.tree(acceptance, latency)
     _print_kept(calibrator)
@@ -144,7 +146,7 @@ def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
 def _print_choice(choice: Any) -> None:
     from bita.cli.shared.trees import states_of
 
-    shown = [choice.chosen, choice.ar, *choice.others[:MOST_SHOWN]]
+    shown = [choice.chosen, choice.ar, *choice.others[:MAX_SHOWN]]
     rows = [
         (
             ("* " if candidate is choice.chosen else "  ") + name,

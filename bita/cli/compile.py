@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.cli.shared.flags import add_command
-from bita.cli.shared.plans import add_plan_arguments, plan_options
+from bita.cli.shared.plans import add_plan_arguments, read_compile_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,16 +32,16 @@ def run(args: argparse.Namespace) -> int:
     from bita.plan import LIBRARIES, PlanInfo
 
     began = time.perf_counter()
-    engine = open_engine(args.engine, but=(PLAN_FILE,))  # a missing or damaged one is no matter
+    engine = open_engine(args.engine, unchecked=(PLAN_FILE,))  # it is replaced
     args.backend = args.backend or engine.manifest.backend
-    options = plan_options(args)
-    if options is None:
+    compile_options = read_compile_options(args)
+    if compile_options is None:
         raise EngineError(
             f"engines of backend {args.backend} have no plan; give --backend "
             f"{' or '.join(LIBRARIES)}"
         )
     with progress_bars() as show:
-        engine = compile_engine(engine, options, show)
+        engine = compile_engine(engine, compile_options, show)
     info = PlanInfo.from_manifest(engine.manifest.plan)
     rows = ", ".join(map(str, info.decode_rows))
     print(

@@ -4,12 +4,12 @@ import argparse
 import re
 import shutil
 import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bita.cli.shared.flags import TREE_HELP, add_command, positive
-from bita.cli.shared.plans import add_plan_arguments, default_dialect, plan_options
+from bita.cli.shared.plans import add_plan_arguments, default_dialect, read_compile_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,15 +64,26 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bita.adapter import Adapter
     from bita.calibration.calibrated_build import CalibrationOptions
-    from bita.cli.shared.trees import read_tree
-    from bita.export.build import BuildOptions
-    from bita.export.sources import open_checkpoint
 
     began = time.perf_counter()
-    plan = plan_options(args)
+    compile_options = read_compile_options(args)
     calibration = CalibrationOptions(args.quantizer, args.calibration_prompts)
+    build = _check(args, compile_options)
+    report = _uncalibrated(build) if args.uncalibrated else _calibrated(build, calibration)
+    num_bytes = sum(path.stat().st_size for path in build.out.iterdir())
+    seconds = time.perf_counter() - began
+    size = f"{args.precision}, {num_bytes / 1e6:.0f} MB"
+    print(f"{build.out}: {size}, built in {seconds:.1f} s{report}")
+    return 0
+
+
+def _check(args: argparse.Namespace, compile_options: Any) -> Any:
+    from bita.adapter import Adapter
+    from bita.cli.shared.trees import read_tree
+    from bita.export.build import BuildOptions, check_build
+    from bita.export.sources import open_checkpoint
+
     checkpoint = open_checkpoint(args.model)
     adapter = Adapter.load(args.adapter) if args.adapter else None
     tree = read_tree(args.tree, adapter.num_masks if adapter else 3) if args.tree else None
@@ -81,57 +92,48 @@ def run(args: argparse.Namespace) -> int:
         mode=args.mode,
         capacity=args.capacity,
         tree=tree,
-        backend="ort-cpu" if plan else args.backend,
-        dialect=args.dialect or default_dialect(args.backend, plan),
+        backend="ort-cpu" if compile_options else args.backend,
+        dialect=args.dialect or default_dialect(args.backend, compile_options),
     )
     out = args.out or Path("engines") / default_name(args.model, args.precision, args.backend)
-    build = _export if args.uncalibrated else partial(_calibrated, calibration=calibration)
-    report = build(checkpoint, adapter, out, options, plan)
-    num_bytes = sum(path.stat().st_size for path in out.iterdir())
-    seconds = time.perf_counter() - began
-    print(f"{out}: {args.precision}, {num_bytes / 1e6:.0f} MB, built in {seconds:.1f} s{report}")
-    return 0
+    return check_build(checkpoint, adapter, out, options, compile_options)
 
 
 def default_name(model: str, precision: str, backend: str) -> str:
-    """Of an engine directory."""
+    """The name of an engine directory, where none was given."""
     stem = Path(model).stem if model.endswith(".gguf") else Path(model).name
     slug = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-") or "model"
     return "-".join([slug, precision] + ([backend] if backend != "ort-cpu" else []))
 
 
-def _calibrated(
-    checkpoint: Any, adapter: Any, out: Path, options: Any, plan: Any, calibration: Any
-) -> str:
+def _calibrated(build: Any, calibration: Any) -> str:
+    """Build and measure the engine, and report what was measured."""
     from bita.calibration.calibrated_build import build_calibrated
     from bita.cli.shared.progress import progress_bars
     from bita.dialect_spec import DIALECTS
 
     with progress_bars() as show:
-        built = build_calibrated(checkpoint, adapter, out, options, calibration, show, plan)
+        built = build_calibrated(build, calibration, show)
     report = f"\n{built.quality}"
     if built.choice:
         report += f"\ndecodes with: {built.choice}"
-    elif not options.tree and DIALECTS[options.dialect].runs_where_built:
+    elif not build.options.tree and DIALECTS[build.options.dialect].runs_where_built:
         report += "\ndecodes with: AR; the cache is too small to measure trees in"
     return report
 
 
-def _export(checkpoint: Any, adapter: Any, out: Path, options: Any, plan: Any) -> str:
-    """Without a measurement. The graph is written beside `out` if it gets a plan yet."""
+def _uncalibrated(build: Any) -> str:
+    """Build the engine without a measurement: beside its place, where it is moved at the end."""
     from bita.cli.shared.progress import progress_bar, progress_bars
-    from bita.engine import check_replaceable, move_engine, open_engine
-    from bita.export.build import build_engine
-    from bita.export.tensorrt.compile_engine import compile_engine
+    from bita.engine import open_engine
+    from bita.export.build import build_engine, finish_engine
 
-    check_replaceable(out)
-    target = out.with_name(f".{out.name}.graph") if plan else out
+    graph = build.out.with_name(f".{build.out.name}.graph")
     with progress_bar("exporting", in_bytes=True) as bar:
-        build_engine(checkpoint, adapter, target, options, bar.start, bar.add, plan=plan)
-    if plan:
-        try:
-            with progress_bars() as show:
-                move_engine(compile_engine(open_engine(target), plan, show), out)
-        finally:
-            shutil.rmtree(target, ignore_errors=True)
+        build_engine(replace(build, out=graph), bar.start, bar.add)
+    try:
+        with progress_bars() as show:
+            finish_engine(open_engine(graph), build, show)
+    finally:
+        shutil.rmtree(graph, ignore_errors=True)
     return ""

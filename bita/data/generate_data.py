@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from bita.data.dataset import Conversation, Dataset, DatasetInfo, DatasetWriter, Source
 from bita.data.generators import Completion, Generator
 from bita.data.model_texts import ModelTexts
-from bita.data.prompts import OWN_PROMPTS, Messages, read_prompts
+from bita.data.prompts import BUNDLED_PROMPTS, Messages, read_prompts
 from bita.errors import PromptError
 from bita.progress import OnProgress, ignore_progress
 
@@ -54,7 +54,7 @@ class FilePrompts:
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises PromptError that lists every bad line."""
-        path = path or OWN_PROMPTS
+        path = path or BUNDLED_PROMPTS
         self._prompts = [_up_to_the_user(m) for m in read_prompts(path)]
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.options: Mapping[str, Any] = {"prompts": path.name, "prompts_sha256": sha256}

@@ -10,7 +10,7 @@ from bita.errors import PromptError, raise_faults
 
 Messages = list[dict[str, str]]
 Item = TypeVar("Item")
-OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
+BUNDLED_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 CALIBRATION_PROMPTS = Path(__file__).with_name("calibration_prompts.jsonl")
 TREE_PROMPTS = Path(__file__).with_name("tree_prompts.jsonl")
 FORMS = '{"prompt": "..."}, {"messages": [...]} or {"turns": ["...", ...]}'
@@ -34,7 +34,7 @@ def read_questions(path: Path | None = None, limit: int | None = None) -> list[Q
 
     Raises PromptError that lists every bad line.
     """
-    path = path or OWN_PROMPTS
+    path = path or BUNDLED_PROMPTS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

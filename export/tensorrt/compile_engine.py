@@ -109,7 +109,7 @@ def compile_engine(
         on_progress(f"{phase}, {costs}", done, total)
 
     with new_engine(engine.path) as draft:
-        take_over(engine, draft, but=(PLAN_FILE,))
+        take_over(engine, draft, exclude=(PLAN_FILE,))
         graph, plan = engine.file(GRAPH_FILE), draft.path / PLAN_FILE
         info = compile_plan(graph, plan, plan_options, tell)
         draft.manifest = replace(engine.manifest, backend=options.backend, plan=info.to_manifest())

@@ -15,7 +15,7 @@ import torch
 
 from bita.adapter import Adapter, untuned_adapter
 from bita.data.prompts import read_prompts
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.runtime.session import Session
 from bita.tree import Tree
@@ -63,7 +63,7 @@ def test_every_figure_is_what_the_engine_counts(folder: Path) -> None:
     assert "themselves" in report["trees_chosen_on"]
     checkpoint = open_checkpoint(str(folder / "model"))
     options = BuildOptions(precision="fp32", capacity=160)
-    build_engine(checkpoint, Adapter.load(names[1]), folder / "engine", options)
+    build_engine(check_build(checkpoint, Adapter.load(names[1]), folder / "engine", options))
     session = Session.open(folder / "engine", num_threads=1)
     prompts = read_prompts(folder / "prompts.jsonl")
     for result in report["adapters"]:

@@ -10,7 +10,7 @@ from make_tiny_engine import write_plain_model
 from bita.adapter import Adapter, random_adapter, untuned_adapter
 from bita.cli.main import main
 from bita.errors import AdapterError, EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
@@ -39,7 +39,7 @@ def session(
     checkpoint: Checkpoint, adapter: Adapter, tmp_path_factory: pytest.TempPathFactory
 ) -> Session:
     out = tmp_path_factory.mktemp("engines") / "lora"
-    build_engine(checkpoint, adapter, out, BuildOptions(precision="fp32", tree=TREE))
+    build_engine(check_build(checkpoint, adapter, out, BuildOptions(precision="fp32", tree=TREE)))
     return Session.open(out, num_threads=1)
 
 
@@ -106,7 +106,9 @@ def test_an_adapter_without_is_as_in_an_engine_without(
     session: Session, adapter: Adapter, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     plain = replace(adapter, lora={})
-    build_engine(checkpoint, plain, tmp_path / "e", BuildOptions(precision="fp32", tree=TREE))
+    build_engine(
+        check_build(checkpoint, plain, tmp_path / "e", BuildOptions(precision="fp32", tree=TREE))
+    )
     other = Session.open(tmp_path / "e", num_threads=1)
     found = session.using(adapter=plain)
     for each in (other, found):

@@ -11,7 +11,7 @@ from make_tiny_engine import write_plain_model
 from bita.adapter import Adapter, random_adapter
 from bita.engine import PAIRS_FILE
 from bita.errors import AdapterError, EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
@@ -42,7 +42,7 @@ def session(
 ) -> Session:
     out = tmp_path_factory.mktemp("engines") / "pairs"
     options = BuildOptions(precision="fp32", tree=TREE, mode="tree")
-    build_engine(checkpoint, adapter, out, options)
+    build_engine(check_build(checkpoint, adapter, out, options))
     return Session.open(out, num_threads=1)
 
 

@@ -13,7 +13,7 @@ from acceptances import random_acceptance
 
 from bita.calibration import choose_tree
 from bita.calibration.acceptance import Acceptance, Position
-from bita.calibration.choose_tree import measure_choice, plan_trees, planned_choice
+from bita.calibration.choose_tree import expected_choice, forecast_trees, measure_choice
 from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency, describe_device, measure_latency, monotone
@@ -96,27 +96,27 @@ def test_a_file_without_a_latency(data: object) -> None:
 
 def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
     flat = device([5.0, 5.0], [1, 128])
-    plan = plan_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree")
-    ar, planned = plan.ar, plan.trees
-    choice = planned_choice(plan)
-    assert choice.chosen is planned[0]
-    assert planned[0].tree.num_rows > 60
-    assert planned[0].expected_speed == pytest.approx(200 * planned[0].expected_tokens)
+    forecast = forecast_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree")
+    ar, expected = forecast.ar, forecast.trees
+    choice = expected_choice(forecast)
+    assert choice.chosen is expected[0]
+    assert expected[0].tree.num_rows > 60
+    assert expected[0].expected_speed == pytest.approx(200 * expected[0].expected_tokens)
     assert ar.expected_speed == pytest.approx(200)
 
 
 def test_where_rows_cost_what_a_step_does_ar_wins(acceptance: Acceptance) -> None:
     linear = device([1.0, 128.0], [1, 128])
-    choice = planned_choice(plan_trees(acceptance, linear, 3, "tree"))
+    choice = expected_choice(forecast_trees(acceptance, linear, 3, "tree"))
     assert choice.chosen is choice.ar
     assert "AR" in choice.why or "cost" in choice.why
 
 
 def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    planned = plan_trees(acceptance, flat, 3, "exact").trees
-    assert planned
-    for candidate in planned:
+    expected = forecast_trees(acceptance, flat, 3, "exact").trees
+    assert expected
+    for candidate in expected:
         assert candidate.tree.spine_length == candidate.tree.num_nodes - 1
 
 
@@ -124,11 +124,11 @@ def test_ar_wins_unless_a_tree_pays(
     engine: Engine, acceptance: Acceptance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = device([5.0, 5.0], [1, 128])
-    plan = plan_trees(acceptance, flat, 3, "tree")
+    forecast = forecast_trees(acceptance, flat, 3, "tree")
     session = Session.open(engine.path, mode="tree", num_threads=1)
     for least, wins in ((0.0, True), (1000.0, False)):
-        monkeypatch.setattr(choose_tree, "LEAST_GAIN", least)
-        choice = measure_choice(session, plan, ["Hello tree", "A mask token"], 20)
+        monkeypatch.setattr(choose_tree, "MIN_GAIN", least)
+        choice = measure_choice(session, forecast, ["Hello tree", "A mask token"], 20)
         assert (choice.chosen.tree.num_nodes > 1) == wins
         assert choice.ar.measured_tokens == 1.0
         assert choice.chosen.measured_speed > 0
@@ -137,12 +137,12 @@ def test_ar_wins_unless_a_tree_pays(
 def test_the_engine_has_the_tree_that_was_chosen(
     engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose_tree, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(choose_tree, "MIN_GAIN", 0.0)
     assert main(["calibrate", "acceptance", str(engine.path), *FEW]) == 0
     assert "steps" in capsys.readouterr().out
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
     assert "monotone fit" in capsys.readouterr().out
-    capsys.readouterr()
+    assert read_calibration(open_engine(engine.path)).keys() == {"acceptance", "latency", "memory"}
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
     assert "latency: as it was measured before; --anew" in capsys.readouterr().out
     assert main(["calibrate", "latency", str(engine.path), *FEW, "--anew"]) == 0

@@ -3,10 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from checkpoint_way import BUILDS, way_of_build
 from make_tiny_engine import write_plain_model
 
 from bita.adapter import random_adapter
@@ -21,7 +23,7 @@ from bita.cli.main import main
 from bita.engine import Engine, move_engine, open_engine, read_calibration, revise_engine
 from bita.errors import BitaError, EngineError, PromptError
 from bita.export.architecture import read_architecture
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build, check_reference
 from bita.export.checkpoint import Checkpoint
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
@@ -44,7 +46,9 @@ def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     """In float32 and in int4, rounded to the nearest."""
     folder = tmp_path_factory.mktemp("engines")
     for precision in ("fp32", "int4"):
-        build_engine(checkpoint, None, folder / precision, BuildOptions(precision, capacity=300))
+        build_engine(
+            check_build(checkpoint, None, folder / precision, BuildOptions(precision, capacity=300))
+        )
     return {path.name: open_engine(path) for path in folder.iterdir()}
 
 
@@ -157,7 +161,7 @@ def test_calibrated_is_better_and_says_so(
     for quantizer in ("rtn", "gptq"):
         out = tmp_path / quantizer
         options = CalibrationOptions(quantizer, max_new_tokens=24)
-        built = build_calibrated(checkpoint, None, out, WITH_TREE, options)
+        built = build_calibrated(check_build(checkpoint, None, out, WITH_TREE), options)
         engine, quality = built.engine, built.quality
         assert read_quality(engine) == quality
         assert quality.quantizer == quantizer
@@ -171,7 +175,7 @@ def test_calibrated_is_better_and_says_so(
 def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:
     options = BuildOptions("int8", tree=Tree.chain(3))
     calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
-    built = build_calibrated(checkpoint, None, tmp_path / "e", options, calibration)
+    built = build_calibrated(check_build(checkpoint, None, tmp_path / "e", options), calibration)
     assert built.quality.quantizer == "smoothed"
     assert 0 < built.quality.kl < 0.03
     names = ir.load(built.engine.file("model.onnx")).graph.initializers
@@ -187,7 +191,9 @@ def test_a_killed_build_goes_on(
     stage: str, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
-    whole = build_calibrated(checkpoint, None, tmp_path / "whole", WITH_TREE, options).engine
+    whole = build_calibrated(
+        check_build(checkpoint, None, tmp_path / "whole", WITH_TREE), options
+    ).engine
 
     def stop(name: str, done: int, total: int) -> None:
         if name == stage and done:
@@ -195,10 +201,11 @@ def test_a_killed_build_goes_on(
 
     out, told = tmp_path / "killed", []
     with pytest.raises(StoppedError):
-        build_calibrated(checkpoint, None, out, WITH_TREE, options, stop)
+        build_calibrated(check_build(checkpoint, None, out, WITH_TREE), options, stop)
     assert not out.exists()
     again = build_calibrated(
-        *(checkpoint, None, out, WITH_TREE, options),
+        check_build(checkpoint, None, out, WITH_TREE),
+        options,
         lambda name, done, total: told.append((name, done, total)),
     ).engine
     assert "exporting fp32" not in {name for name, _, _ in told}
@@ -224,9 +231,9 @@ def test_a_build_ends_with_the_tree_that_was_timed(
     out = tmp_path / "engine"
     if killed_in:
         with pytest.raises(StoppedError):
-            build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+            build_calibrated(check_build(checkpoint, None, out, BuildOptions()), options, stop)
         told, killed_in = [], None
-    built = build_calibrated(checkpoint, None, out, BuildOptions(), options, stop)
+    built = build_calibrated(check_build(checkpoint, None, out, BuildOptions()), options, stop)
     assert ("exporting int4" in told) == (told[0] == "exporting fp32")  # once
     report = read_calibration(open_engine(out, check_hashes=True))
     assert report.keys() == {"quality", "acceptance", "latency", "tree", "memory"}
@@ -241,7 +248,7 @@ def test_a_cache_too_small_to_measure_in(
 ) -> None:
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
     narrow = BuildOptions(capacity=24)
-    built = build_calibrated(checkpoint, None, tmp_path / "e", narrow, options)
+    built = build_calibrated(check_build(checkpoint, None, tmp_path / "e", narrow), options)
     assert built.choice is None
     assert read_tree(built.engine) == Tree.root_only()
     assert read_calibration(built.engine).keys() == {"quality"}
@@ -261,9 +268,10 @@ def test_an_engine_for_another_adapter_is_not_kept(
     adapter = random_adapter(identify(checkpoint), 3, 2)
     for other in (None, adapter):
         with pytest.raises(StoppedError):
-            build_calibrated(checkpoint, other, out, WITH_TREE, options, stop)
+            build_calibrated(check_build(checkpoint, other, out, WITH_TREE), options, stop)
     engine = build_calibrated(
-        *(checkpoint, adapter, out, WITH_TREE, options),
+        check_build(checkpoint, adapter, out, WITH_TREE),
+        options,
         lambda name, done, total: told.append(name),
     ).engine
     assert "exporting int4" not in told
@@ -276,12 +284,12 @@ def test_activations_of_the_standard_dialect_have_ranges(
 ) -> None:
     options = BuildOptions(precision, dialect="standard")
     calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
-    built = build_calibrated(checkpoint, None, tmp_path / "e", options, calibration)
+    built = build_calibrated(check_build(checkpoint, None, tmp_path / "e", options), calibration)
     assert built.quality.quantizer == "ranges"
     assert built.choice is None
     assert 0 < built.quality.kl < most
     with pytest.raises(BitaError, match=r"needs the range of what .* reads; calibrate"):
-        build_engine(checkpoint, None, tmp_path / "plain", options)
+        build_engine(check_build(checkpoint, None, tmp_path / "plain", options))
 
 
 def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_path: Path) -> None:
@@ -292,10 +300,11 @@ def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_pat
     out, told = tmp_path / "engine", []
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
     with pytest.raises(StoppedError):
-        build_calibrated(checkpoint, None, out, WITH_TREE, options, stop)
+        build_calibrated(check_build(checkpoint, None, out, WITH_TREE), options, stop)
     prompts.write_text(prompts.read_text() + '\n{"prompt": "The sixth fox"}')
     build_calibrated(
-        *(checkpoint, None, out, WITH_TREE, options),
+        check_build(checkpoint, None, out, WITH_TREE),
+        options,
         lambda name, done, total: told.append(name),
     )
     assert "exporting fp32" in told
@@ -323,10 +332,7 @@ def test_faults_are_told_before_the_work(
 
     with pytest.raises(kind, match=message):
         build_calibrated(
-            checkpoint,
-            None,
-            tmp_path / "engine",
-            BuildOptions(**build),  # type: ignore[arg-type]
+            check_build(checkpoint, None, tmp_path / "engine", BuildOptions(**build)),  # type: ignore[arg-type]
             CalibrationOptions(**changes),  # type: ignore[arg-type]
             never,
         )
@@ -338,7 +344,8 @@ def test_too_few_prompts(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}')
     with pytest.raises(PromptError, match=r"p\.jsonl has 2 usable prompts; give at least 4"):
         build_calibrated(
-            checkpoint, None, tmp_path / "e", BuildOptions(), CalibrationOptions(prompts=path)
+            check_build(checkpoint, None, tmp_path / "e", BuildOptions()),
+            CalibrationOptions(prompts=path),
         )
 
 
@@ -347,7 +354,44 @@ def test_too_little_memory(
 ) -> None:
     monkeypatch.setattr("bita.export.tensorrt.build_costs.free_memory", lambda: 1000)
     with pytest.raises(EngineError, match="are free; give --uncalibrated"):
-        build_calibrated(checkpoint, None, tmp_path / "e", BuildOptions(), CalibrationOptions())
+        build_calibrated(
+            check_build(checkpoint, None, tmp_path / "e", BuildOptions()), CalibrationOptions()
+        )
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_each_check_runs_once_for_each_engine(kind: str, tmp_path: Path) -> None:
+    """A calibrated build has two engines, and what does not differ is checked once for both."""
+    checks = way_of_build(tmp_path, BUILDS[kind]).checks
+    second = {"check_reference": 1} if kind == "calibrated" else {}
+    assert checks["read_architecture"] == {"check_build": 1, **second}
+    assert checks["check_disk"] == {"check_build": 1, **second}
+    assert checks["check_tensors"]["check_build"] == checks["untuned_adapter"].total() == 1
+    assert checks["check_replaceable"]["check_build"] == 1
+
+
+def test_a_float32_engine_needs_room_beside_the_engine(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = check_build(checkpoint, None, tmp_path / "e", WITH_TREE)
+    reference = check_reference(build, tmp_path / "float32", 1024)
+    usage = SimpleNamespace(free=build.num_bytes + reference.num_bytes)
+    monkeypatch.setattr("bita.export.tensorrt.build_costs.shutil.disk_usage", lambda _: usage)
+    check_reference(build, tmp_path / "float32", 1024)
+    usage.free -= 1
+    with pytest.raises(EngineError, match=r"GB free, the engine needs .* GB"):
+        check_reference(build, tmp_path / "float32", 1024)
+
+
+def test_a_float32_engine_has_nothing_of_the_adapter(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    adapter = random_adapter(identify(checkpoint), 5, 2)
+    build = check_build(checkpoint, adapter, tmp_path / "e", BuildOptions(capacity=300))
+    reference = check_reference(build, tmp_path / "float32", 1024)
+    assert (reference.adapter.num_masks, reference.adapter.prefix_length) == (3, 0)
+    assert reference.capacity == reference.options.capacity == 512  # all positions of the model
+    assert reference.tree == Tree.root_only()
 
 
 @pytest.fixture

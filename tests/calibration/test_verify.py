@@ -134,12 +134,12 @@ def test_fp32_engines_are_compared_with_transformers(
     from make_tiny_engine import write_plain_model
 
     from bita.cli.main import main
-    from bita.export.build import BuildOptions, build_engine
+    from bita.export.build import BuildOptions, build_engine, check_build
     from bita.export.sources import open_checkpoint
 
     source = write_plain_model(tmp_path / "model")
     options = BuildOptions(precision="fp32", capacity=64)
-    build_engine(open_checkpoint(str(source)), None, tmp_path / "engine", options)
+    build_engine(check_build(open_checkpoint(str(source)), None, tmp_path / "engine", options))
     if model == "gone":
         (source / "config.json").unlink()
     args = ["verify", str(tmp_path / "engine"), "--limit", "1", "--max-new-tokens", "5"]

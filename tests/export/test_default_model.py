@@ -6,15 +6,11 @@ import pytest
 from paths import ROOT
 
 from bita.adapter import Adapter, random_adapter
-from bita.calibration.calibrated_build import (
-    CALIBRATION_PROMPTS,
-    CalibrationOptions,
-    build_calibrated,
-)
+from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
 from bita.calibration.verify import verify
-from bita.data.prompts import read_prompts
+from bita.data.prompts import CALIBRATION_PROMPTS, read_prompts
 from bita.engine import open_engine
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.export.tensorrt.build_costs import plan_costs
 from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
@@ -30,7 +26,9 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module", params=["fp32", "int4"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
     out = tmp_path_factory.mktemp("engine") / request.param
-    build_engine(open_checkpoint(MODEL), None, out, BuildOptions(request.param, capacity=512))
+    build_engine(
+        check_build(open_checkpoint(MODEL), None, out, BuildOptions(request.param, capacity=512))
+    )
     return Session.open(out)
 
 
@@ -73,7 +71,7 @@ def test_the_shipped_adapters_draft(
     """More tokens per step than an untuned chain ever had (1.23 on MT-Bench), and the same text."""
     adapter = Adapter.load(ADAPTERS / f"{name}.safetensors")
     options = BuildOptions(precision, capacity=512, tree=Tree.chain(3))
-    build_engine(open_checkpoint(MODEL), adapter, tmp_path / "e", options)
+    build_engine(check_build(open_checkpoint(MODEL), adapter, tmp_path / "e", options))
     own, garbage = verify(Session.open(tmp_path / "e"), read_prompts(limit=6), 48)
     assert own.divergences == garbage.divergences == []
     assert own.tokens_per_step > least > garbage.tokens_per_step
@@ -86,8 +84,13 @@ def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
     prompts.write_text("".join(CALIBRATION_PROMPTS.read_text().splitlines(True)[:24]))
     options = CalibrationOptions(prompts=prompts, max_new_tokens=32)
     built = build_calibrated(
-        *(open_checkpoint(MODEL), None, tmp_path / "engine"),
-        *(BuildOptions("int4", tree=Tree.root_only()), options),
+        check_build(
+            open_checkpoint(MODEL),
+            None,
+            tmp_path / "engine",
+            BuildOptions("int4", tree=Tree.root_only()),
+        ),
+        options,
     )
     engine, quality = built.engine, built.quality
     assert 0.02 < quality.kl < 0.26
@@ -106,7 +109,7 @@ def test_plans_for_three_gpu_generations_are_built_without_one(
     pytest.importorskip("tensorrt_rtx")
     tree = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (3,)], num_masks=3)
     options = BuildOptions(precision, capacity=2048, tree=tree, dialect="standard")
-    build_engine(open_checkpoint(MODEL), None, tmp_path / "engine", options)
+    build_engine(check_build(open_checkpoint(MODEL), None, tmp_path / "engine", options))
     engine = compile_engine(open_engine(tmp_path / "engine"), CompileOptions("tensorrt-rtx"))
     info = PlanInfo.from_manifest(engine.manifest.plan)
     assert (info.targets, info.decode_rows) == (("sm86", "sm89", "sm120"), (2, 32))

@@ -16,6 +16,7 @@ from bita.export.architecture import read_architecture
 from bita.export.build import (
     BuildOptions,
     build_engine,
+    check_build,
     check_rotary_widths,
     weight_bytes,
 )
@@ -160,7 +161,7 @@ def test_builds_and_estimates_its_size(tmp_path: Path, precision: str) -> None:
     written: list[int] = []
     options = BuildOptions(precision=precision, capacity=64)
     manifest = build_engine(
-        checkpoint, None, tmp_path / "engine", options, expected.append, written.append
+        check_build(checkpoint, None, tmp_path / "engine", options), expected.append, written.append
     )
     assert (manifest.precision, manifest.capacity, manifest.num_masks) == (precision, 64, 3)
     assert sum(written) == pytest.approx(sum(expected), rel=0.15)  # small tables are left out
@@ -172,7 +173,7 @@ def test_the_embedding_table_is_near_in_8_bits(tmp_path: Path, precision: str) -
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
     table = checkpoint.read("model.embed_tokens.weight")
     options = BuildOptions(precision=precision, capacity=64)
-    build_engine(checkpoint, None, tmp_path / "engine", options)
+    build_engine(check_build(checkpoint, None, tmp_path / "engine", options))
     weights = ir.load(tmp_path / "engine" / "model.onnx").graph.initializers
     stored = {name: value.const_value.numpy() for name, value in weights.items()}
     assert "model.embed_tokens.weight" not in stored
@@ -197,17 +198,17 @@ def test_build_options_are_checked_together(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
     options = BuildOptions(precision="int3", mode="fast", backend="tpu", num_ranks=1)
     with pytest.raises(EngineError, match=r"(?s)4 faults.*'int3'.*'fast'.*'tpu'.*num_ranks 1"):
-        build_engine(checkpoint, None, tmp_path / "engine", options)
+        build_engine(check_build(checkpoint, None, tmp_path / "engine", options))
     options = BuildOptions(capacity=20, tree=Tree.triangle((17,), num_masks=4))
     with pytest.raises(EngineError, match=r"(?s)3 faults.*4 masks on a node.*rank 17.*90 rows"):
-        build_engine(checkpoint, None, tmp_path / "engine", options)
+        build_engine(check_build(checkpoint, None, tmp_path / "engine", options))
     assert not (tmp_path / "engine").exists()
 
 
 def test_a_failed_build_leaves_the_old_engine(tmp_path: Path) -> None:
     model = write_plain_model(tmp_path / "model")
     out = tmp_path / "engine"
-    build_engine(open_checkpoint(str(model)), None, out, BuildOptions(capacity=64))
+    build_engine(check_build(open_checkpoint(str(model)), None, out, BuildOptions(capacity=64)))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     checkpoint = open_checkpoint(str(model))
 
@@ -215,7 +216,7 @@ def test_a_failed_build_leaves_the_old_engine(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(checkpoint, None, out, BuildOptions(capacity=32), on_write=fail)
+        build_engine(check_build(checkpoint, None, out, BuildOptions(capacity=32)), on_write=fail)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -226,7 +227,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(tmp_path: Path) -> None:
     precious.mkdir()
     (precious / "letter.txt").write_text("dear")
     with pytest.raises(EngineError, match="exists and is no engine"):
-        build_engine(checkpoint, None, precious, BuildOptions(capacity=64))
+        build_engine(check_build(checkpoint, None, precious, BuildOptions(capacity=64)))
     assert (precious / "letter.txt").read_text() == "dear"
 
 

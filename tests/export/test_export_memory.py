@@ -19,12 +19,12 @@ PROGRAM = """
 import resource, sys
 from pathlib import Path
 from bita.adapter import untuned_adapter
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 import onnx_ir, tokenizers
 resting = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 options = BuildOptions(precision=sys.argv[3], capacity=64)
-build_engine(open_checkpoint(sys.argv[1]), None, Path(sys.argv[2]), options)
+build_engine(check_build(open_checkpoint(sys.argv[1]), None, Path(sys.argv[2]), options))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resting) // 1024)
 """
 

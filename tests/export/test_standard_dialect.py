@@ -15,7 +15,7 @@ from bita.calibration.ranges import collect_ranges
 from bita.engine import Engine, open_engine
 from bita.errors import ModelError
 from bita.export.architecture import read_architecture
-from bita.export.build import BuildOptions, build_engine, weight_bytes
+from bita.export.build import BuildOptions, build_engine, check_build, weight_bytes
 from bita.export.checkpoint import Checkpoint
 from bita.export.dialects.step_graph import Seen
 from bita.export.sources import open_checkpoint
@@ -79,7 +79,7 @@ def assert_equal_logits(checkpoint: Checkpoint, adapter: Adapter, folder: Path) 
     found = {}
     for dialect in ("ort", "standard", "plain"):
         options = BuildOptions("fp32", capacity=CAPACITY, tree=TREE, dialect=dialect)
-        build_engine(checkpoint, adapter, folder / dialect, options)
+        build_engine(check_build(checkpoint, adapter, folder / dialect, options))
         found[dialect] = tree_logits(open_engine(folder / dialect), adapter)
     assert found["ort"].std() > 1  # else a tolerance in logits says nothing
     np.testing.assert_allclose(found["standard"], found["ort"], atol=2e-4, rtol=0)
@@ -104,12 +104,12 @@ def engines(
     """Of every precision, and the float32 one of the ort dialect as "reference"."""
     folder = tmp_path_factory.mktemp("engines")
     options = BuildOptions("fp32", capacity=300)
-    build_engine(checkpoint, adapter, folder / "reference", options)
+    build_engine(check_build(checkpoint, adapter, folder / "reference", options))
     reference = open_engine(folder / "reference")
     seen = Seen(ranges=collect_ranges(reference, TEXTS, folder / "ranges"))
     for precision in ("fp32", *WORST_ERRORS):
         options = BuildOptions(precision, capacity=300, dialect="standard")
-        build_engine(checkpoint, adapter, folder / precision, options, seen=seen)
+        build_engine(check_build(checkpoint, adapter, folder / precision, options), seen=seen)
     names = ("reference", "fp32", *WORST_ERRORS)
     return {name: open_engine(folder / name) for name in names}
 
@@ -225,11 +225,11 @@ def test_ranges_that_are_there_are_kept(engines: dict[str, Engine], tmp_path: Pa
 def test_what_a_precision_lacks_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     options = BuildOptions("int8", capacity=64, dialect="standard")
     with pytest.raises(ModelError, match=r"int8 needs the range of what .*qkv_proj reads"):
-        build_engine(checkpoint, None, tmp_path / "int8", options)
+        build_engine(check_build(checkpoint, None, tmp_path / "int8", options))
     narrow = open_checkpoint(str(write_plain_model(tmp_path / "narrow")))
     options = BuildOptions("int4", capacity=64, dialect="standard")
     with pytest.raises(ModelError, match=r"32 inputs, no multiple .* of 64; choose"):
-        build_engine(narrow, None, tmp_path / "int4", options)
+        build_engine(check_build(narrow, None, tmp_path / "int4", options))
 
 
 # All on the list of ONNX-TensorRT 8.4 already.
@@ -248,7 +248,7 @@ def test_the_plain_dialect_has_old_operators_only(family: str, tmp_path: Path) -
     pytest.importorskip("transformers")
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))
     options = BuildOptions("fp16", capacity=CAPACITY, dialect="plain")
-    build_engine(checkpoint, None, tmp_path / "engine", options)
+    build_engine(check_build(checkpoint, None, tmp_path / "engine", options))
     graph = ir.load(tmp_path / "engine" / "model.onnx")
     assert dict(graph.opset_imports) == {"": 21}
     assert {node.op_type for node in graph.graph} <= PLAIN_OPERATORS

@@ -8,7 +8,7 @@ from tiny_models import FAMILIES, write_tiny_model
 
 from bita.adapter import Adapter, random_adapter
 from bita.engine import open_engine
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.lora import site_sizes, starting_lora
@@ -43,7 +43,7 @@ class Family:
             identify(checkpoint), 3, 5, scale=0.5, lora_like=lora
         )
         options = BuildOptions(precision="fp32", capacity=CAPACITY, tree=TREE)
-        build_engine(checkpoint, self.adapter, directory / "engine", options)
+        build_engine(check_build(checkpoint, self.adapter, directory / "engine", options))
         self.backend = OrtBackend(open_engine(directory / "engine"), num_threads=1)
         self.backend.cache.start(self.adapter)
         self.reference = ReferenceDecoder(load_reference_model(model_dir), self.adapter)

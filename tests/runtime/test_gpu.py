@@ -12,7 +12,7 @@ from bita.adapter import random_adapter
 from bita.calibration.verify import verify
 from bita.engine import open_engine
 from bita.errors import EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.export.tensorrt.compile_engine import CompileOptions, compile_engine
 from bita.identity import identify
@@ -48,17 +48,17 @@ def backend(request: pytest.FixtureRequest) -> str:
 def build(backend: str, precision: str, out: Path) -> Path:
     checkpoint = open_checkpoint(str(write_plain_model(out.with_suffix(".model"), config=WIDE)))
     adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.4)
-    plan = CompileOptions(backend, rows=(2, 8, 32)) if backend in LIBRARIES else None
+    compile_options = CompileOptions(backend, rows=(2, 8, 32)) if backend in LIBRARIES else None
     options = BuildOptions(
         precision,
         capacity=450,
         tree=TREE,
-        backend="ort-cpu" if plan else backend,
-        dialect=plan.default_dialect() if plan else "cuda",
+        backend="ort-cpu" if compile_options else backend,
+        dialect=compile_options.default_dialect() if compile_options else "cuda",
     )
-    build_engine(checkpoint, adapter, out, options)
-    if plan:
-        compile_engine(open_engine(out), plan)
+    build_engine(check_build(checkpoint, adapter, out, options))
+    if compile_options:
+        compile_engine(open_engine(out), compile_options)
     return out
 
 

@@ -14,7 +14,7 @@ from bita.calibration.latency import measure_latency
 from bita.calibration.probe import PIECE, Probe
 from bita.engine import ADAPTER_FILE, Engine, open_engine
 from bita.errors import EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.runtime.backends.layout import prefill_layout, tree_layout
@@ -44,7 +44,7 @@ def engine_of(model: str, precision: str, directory: Path) -> Engine:
     checkpoint = open_checkpoint(str(write_plain_model(directory / "model", config=MODELS[model])))
     adapter = random_adapter(identify(checkpoint), num_masks=3, prefix_length=2, scale=0.4)
     options = BuildOptions(precision=precision, capacity=CAPACITY, tree=Tree.chain(3))
-    build_engine(checkpoint, adapter, directory / "engine", options)
+    build_engine(check_build(checkpoint, adapter, directory / "engine", options))
     return open_engine(directory / "engine")
 
 

@@ -11,7 +11,7 @@ from make_tiny_engine import CONFIG, write_plain_model
 from bita.adapter import Adapter, random_adapter
 from bita.engine import ADAPTER_FILE, Engine, open_engine
 from bita.errors import EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.dialects.step_graph import Seen
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
@@ -42,7 +42,7 @@ def write_engine(path: Path, precision: str, tree: Tree = TREE) -> Engine:
         for layer, width in LAYERS.items()
     }
     seen = Seen(ranges={**ranges, "lm_head": np.full(64, 4, np.float32)})
-    build_engine(checkpoint, adapter, path, options, seen=seen)
+    build_engine(check_build(checkpoint, adapter, path, options), seen=seen)
     return open_engine(path)
 
 

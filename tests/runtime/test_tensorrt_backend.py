@@ -27,7 +27,7 @@ from bita.engine import (
     take_over,
 )
 from bita.errors import EngineError
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.export.tensorrt.compile_engine import decode_rows
 from bita.export.tensorrt.compile_plan import PlanOptions
@@ -64,7 +64,7 @@ def write_engine(path: Path, dialect: str, precision: str, tree: Any, lora: bool
     extra = starting_lora(site_sizes(checkpoint), identity.num_layers, 3, seed=0) if lora else None
     adapter = random_adapter(identity, 3, 5, scale=0.4, lora_like=extra)
     options = BuildOptions(precision, "exact", CAPACITY, tree, dialect=dialect)
-    build_engine(checkpoint, adapter, path, options)
+    build_engine(check_build(checkpoint, adapter, path, options))
     return compiled(open_engine(path), decode_rows(tree))
 
 
@@ -78,7 +78,7 @@ def compiled(engine: Engine, rows: tuple[int, ...]) -> Engine:
     )
     info = PlanInfo("host_tensorrt", "10.3.0", ("sm89",), rows, most, outputs)
     with new_engine(engine.path) as draft:
-        take_over(engine, draft, but=(PLAN_FILE,))
+        take_over(engine, draft, exclude=(PLAN_FILE,))
         write_plan(draft.path / PLAN_FILE, engine.file(GRAPH_FILE), sizes.profiles())
         draft.manifest = replace(manifest, backend="tensorrt", plan=info.to_manifest())
     return open_engine(engine.path)

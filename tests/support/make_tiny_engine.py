@@ -17,7 +17,7 @@ from tiny_models import EOS_ID, VOCAB_SIZE, write_tokenizer
 
 from bita.adapter import random_adapter
 from bita.export.architecture import read_architecture
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.dialects.decoder import expected_shapes
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
@@ -70,7 +70,7 @@ def write_tiny_engine(out: Path) -> None:
         options = BuildOptions(
             precision="fp32", mode="tree", capacity=TINY_CAPACITY, tree=Tree.triangle()
         )
-        build_engine(checkpoint, adapter, out, options)
+        build_engine(check_build(checkpoint, adapter, out, options))
 
 
 if __name__ == "__main__":

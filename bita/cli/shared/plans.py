@@ -29,8 +29,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_options(args: argparse.Namespace) -> "CompileOptions | None":
-    """What was asked for; None for a backend without plans. Raises EngineError."""
+def read_compile_options(args: argparse.Namespace) -> "CompileOptions | None":
+    """Read and check what was asked for; None for a backend without plans. Raises EngineError."""
     if args.backend not in BACKENDS:
         raise EngineError(f"backend {args.backend!r} is not one of {', '.join(BACKENDS)}")
     if args.backend not in LIBRARIES:
@@ -47,10 +47,10 @@ def plan_options(args: argparse.Namespace) -> "CompileOptions | None":
     return options
 
 
-def default_dialect(backend: str, plan: "CompileOptions | None") -> str:
+def default_dialect(backend: str, compile_options: "CompileOptions | None") -> str:
     """The dialect of a graph for which the user named none."""
-    if plan:
-        return plan.default_dialect()
+    if compile_options:
+        return compile_options.default_dialect()
     return dialects_on(backend)[0]
 
 

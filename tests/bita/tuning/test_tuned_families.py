@@ -18,7 +18,7 @@ from bita.adapter import Adapter
 from bita.calibration.verify import verify
 from bita.data.dataset import Conversation, Dataset
 from bita.data.model_texts import ModelTexts
-from bita.export.build import BuildOptions, build_engine
+from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.runtime.session import Session
 from bita.torch.base_model import load_base_model
@@ -103,7 +103,7 @@ def test_its_engine_accepts_what_the_evaluation_says(tuned: TunedModel) -> None:
     assert expected["tree"] > 1.05
     engine = tuned.folder / "engine"
     options = BuildOptions(precision="fp32", capacity=128, tree=tree, mode="tree")
-    build_engine(tuned.checkpoint, tuned.adapter, engine, options)
+    build_engine(check_build(tuned.checkpoint, tuned.adapter, engine, options))
     session = Session.open(engine, num_threads=1)
     prompts = [list(answer.prompt_ids) for answer in tuned.answers]
     for mode, tokens_per_step in expected.items():

@@ -1,0 +1,71 @@
+"""The texts that a build is calibrated on and judged by: what the model answers to prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bita.data.dataset import Conversation
+from bita.data.generate_data import DataLimits, FilePrompts, generate_data
+from bita.data.generators import EngineGenerator
+from bita.data.model_texts import ModelTexts
+from bita.data.prompts import BUNDLED_PROMPTS, CALIBRATION_PROMPTS
+from bita.engine import Engine
+from bita.errors import PromptError
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+HELD_OUT = 4  # one in so many of a user's prompts is judged by, and not calibrated on
+
+
+@dataclass(frozen=True)
+class SampleTexts:
+    """Conversations with the model."""
+
+    train: Sequence[Conversation]  # to calibrate on
+    held_out: Sequence[Conversation]  # to judge by
+
+
+def prompt_files(user_prompts: Path | None) -> list[Path]:
+    """A file to calibrate on and one to judge by; a user's file is for both."""
+    return [user_prompts] if user_prompts else [CALIBRATION_PROMPTS, BUNDLED_PROMPTS]
+
+
+def answer_prompts(
+    reference: Engine,
+    texts: ModelTexts,
+    user_prompts: Path | None,
+    folder: Path,
+    max_new_tokens: int,
+    on_progress: Callable[[int, int], None],
+) -> SampleTexts:
+    """Answer the prompts with the float32 engine; answers that are in `folder` are kept.
+
+    max_new_tokens: of each answer. Raises EngineError, and PromptError if too few prompts are
+    usable.
+    """
+    session = Session.open(reference.path, tree=Tree.root_only(), min_rows=1)
+    generator = EngineGenerator(session, texts.identity)
+    limits = DataLimits(None, max_new_tokens, generator.longest_prompt(max_new_tokens))
+    answered = [
+        list(
+            generate_data(
+                texts,
+                FilePrompts(path),
+                generator,
+                folder / f"answers-{number}",
+                limits,
+                lambda _, done, total: on_progress(done, total),
+            )
+        )
+        for number, path in enumerate(prompt_files(user_prompts))
+    ]
+    return SampleTexts(*answered) if len(answered) == 2 else _split(answered[0], user_prompts)
+
+
+def _split(texts: Sequence[Conversation], user_prompts: Path | None) -> SampleTexts:
+    if len(texts) < HELD_OUT:
+        raise PromptError(
+            f"{user_prompts} has {len(texts)} usable prompts; give at least {HELD_OUT}"
+        )
+    train = [text for number, text in enumerate(texts) if number % HELD_OUT]
+    return SampleTexts(train, texts[::HELD_OUT])
