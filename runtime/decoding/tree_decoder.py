@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from bita.adapter import Adapter
-from bita.errors import PromptError, TreeError, raise_faults
+from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.decoding.chooser import Chooser
@@ -75,7 +75,7 @@ class TreeDecoder:
         if not len(token_ids):
             raise PromptError("the prompt is empty; give at least one token")
         if len(token_ids) > self.max_prompt_tokens:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"the prompt has {len(token_ids)} tokens; this engine holds "
                 f"{self.max_prompt_tokens}: shorten it, or rebuild with a larger CAPACITY"
             )

@@ -17,6 +17,7 @@ import openai
 import pytest
 import uvicorn
 
+from bita.errors import PromptError, PromptTooLongError
 from bita.runtime.decoding.sequence import DecodedText
 from bita.runtime.serving.app import Server, ServerSettings
 from bita.runtime.session import Session
@@ -326,6 +327,24 @@ def test_what_cannot_be_honoured_is_refused(
     assert error["type"] == "invalid_request_error"
     if "this engine holds" in message:
         assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (PromptTooLongError("other words"), "context_length_exceeded"),
+        (PromptError("the model says: this engine holds nothing"), None),
+    ],
+)
+def test_the_code_of_a_refusal_does_not_depend_on_its_words(
+    server: Running, monkeypatch: pytest.MonkeyPatch, refusal: PromptError, code: str | None
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(server.session, "start", refuse)
+    error = server.post(json={"model": "tiny", "messages": MESSAGES}).json()["error"]
+    assert (error["message"], error["code"]) == (str(refusal), code)
 
 
 def test_what_means_nothing_here_is_taken(server: Running) -> None:
