@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Literal
 
 from bita.runtime.decoding.chooser import TokenLogprob
-from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.tree_decoder import TreeDecoder
 from bita.runtime.text.stopping import StopRule
 
@@ -28,7 +28,7 @@ class Generation(Iterator[str]):
     def __init__(
         self,
         decoder: TreeDecoder,
-        decoded: DecodedText,
+        sequence: TokenSequence,
         rule: StopRule,
         seed: int,
         timeout_s: float | None = None,
@@ -36,12 +36,12 @@ class Generation(Iterator[str]):
         on_end: "Callable[[Generation], None]" = lambda generation: None,
     ) -> None:
         """is_kept: whether its cached rows are wanted when it has ended. on_end: called then."""
-        self.prompt_ids: Sequence[int] = tuple(decoded.token_ids)
+        self.prompt_ids: Sequence[int] = tuple(sequence.token_ids)
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.seed = seed
         self._decoder = decoder
-        self._decoded = decoded
+        self._sequence = sequence
         self._rule = rule
         self._ends_at = None if timeout_s is None else monotonic() + timeout_s
         self._is_kept = is_kept
@@ -61,13 +61,13 @@ class Generation(Iterator[str]):
     @property
     def logprobs(self) -> list[TokenLogprob]:
         """Of each of `token_ids`, if the option was given."""
-        chooser = self._decoded.chooser
+        chooser = self._sequence.chooser
         return [] if chooser is None else chooser.logprobs[: len(self.token_ids)]
 
     @property
     def num_reused(self) -> int:
         """Prompt tokens that were in the cache already."""
-        return self._decoded.num_reused or 0
+        return self._sequence.num_reused or 0
 
     def cancel(self) -> None:
         """End the answer before its next step. May be called from another thread or a signal."""
@@ -88,7 +88,7 @@ class Generation(Iterator[str]):
             try:
                 return self._step()
             except BaseException:  # an interrupt can come anywhere: the rows are not to be used
-                self._decoder.texts.leave()
+                self._decoder.shared_cache.invalidate()
                 self._finish("cancelled")
                 raise
 
@@ -102,7 +102,7 @@ class Generation(Iterator[str]):
     @contextmanager
     def _turn(self) -> Iterator[bool]:
         """Have the engine for oneself, if that is possible before the time is over."""
-        lock = self._decoder.texts.lock
+        lock = self._decoder.shared_cache.lock
         if not lock.acquire(timeout=self._patience()):
             yield False
             return
@@ -122,9 +122,9 @@ class Generation(Iterator[str]):
             return self._finish("cancelled")
         if self._ends_at is not None and monotonic() >= self._ends_at:
             return self._finish("timeout")
-        if self._decoder.is_full(self._decoded):
+        if self._decoder.is_full(self._sequence):
             return self._finish("capacity")
-        return self._take(self._decoder.step(self._decoded))
+        return self._take(self._decoder.step(self._sequence))
 
     def _take(self, tokens: Sequence[int]) -> str:
         for count, token in enumerate(tokens, 1):
@@ -132,14 +132,14 @@ class Generation(Iterator[str]):
             if self._rule.finish_reason is not None:
                 self._decoder.stats.num_tokens -= len(tokens) - count
                 return self._finish(self._rule.finish_reason)
-        chooser = self._decoded.chooser
+        chooser = self._sequence.chooser
         if chooser is not None and chooser.matches_grammar:
             return self._finish("grammar")
         return self._add(self._rule.take_text())
 
     def _finish(self, reason: FinishReason) -> str:
         self.finish_reason = reason
-        self._decoded.is_wanted = self._is_kept
+        self._sequence.is_wanted = self._is_kept
         piece = self._add(self._rule.close())
         self._on_end(self)
         return piece

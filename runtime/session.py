@@ -13,7 +13,7 @@ from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import Chooser
 from bita.runtime.decoding.memory import MemoryWatch
-from bita.runtime.decoding.shared_cache import CachedTexts
+from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
@@ -89,8 +89,8 @@ class Session:
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
-        cached = CachedTexts(loaded.cache, kept_text_bytes)
-        decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows, cached)
+        shared_cache = SharedCache(loaded.cache, kept_text_bytes)
+        decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows, shared_cache)
         watch.loaded(loaded.device_bytes)
         decoder.stats.memory = watch
         return cls(engine, texts, loaded, decoder, least_rows, keep_answers)
@@ -110,13 +110,13 @@ class Session:
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
         _check_adapter(self.engine, adapter)
-        tree, least_rows, texts = tree or self.tree, self.least_rows, self._decoder.texts
-        with texts.lock:
+        tree, least_rows, shared = tree or self.tree, self.least_rows, self._decoder.shared_cache
+        with shared.lock:
             if tree is not self.tree:
                 sizes = (least_rows, *_sizes(tree))
                 least_rows = max(least_rows, self._backend.least_rows(adapter, sizes))
             rows = min_rows or least_rows
-            decoder = TreeDecoder(self._backend, adapter, tree, mode, rows, texts)
+            decoder = TreeDecoder(self._backend, adapter, tree, mode, rows, shared)
         decoder.stats.memory = self.stats.memory
         return Session(
             self.engine, self._texts, self._backend, decoder, least_rows, self._keep_answers
@@ -223,8 +223,8 @@ class Session:
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""
-        with self._decoder.texts.lock:
-            self._decoder.texts.forget()
+        with self._decoder.shared_cache.lock:
+            self._decoder.shared_cache.forget()
 
     def conversation(
         self, messages: Sequence[Message] = (), overflow: Overflow = "refuse"
@@ -242,13 +242,13 @@ class Session:
 
     def margin(self, token_ids: Sequence[int]) -> float:
         """How far the best logit behind these tokens is above the second."""
-        with self._decoder.texts.lock:
+        with self._decoder.shared_cache.lock:
             return self._decoder.margin(token_ids)
 
     @property
     def lock(self) -> RLock:
         """Held while a step runs; whoever runs steps of the backend holds it."""
-        return self._decoder.texts.lock
+        return self._decoder.shared_cache.lock
 
     @property
     def has_chat_template(self) -> bool:

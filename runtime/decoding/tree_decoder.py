@@ -11,8 +11,8 @@ from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.decoding.chooser import Chooser
 from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.decoding.ngrams import NgramIndex
-from bita.runtime.decoding.sequence import DecodedText
-from bita.runtime.decoding.shared_cache import CachedTexts
+from bita.runtime.decoding.sequence import TokenSequence
+from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.stats import Stats
 from bita.tree import MAX_MATCH, Tree
 from bita.tree_table import Trees, TreeTable
@@ -22,15 +22,17 @@ Record = Callable[[str, float, float, int], None]
 
 
 class TreeDecoder:
-    """Decodes texts, a step at a time, over preallocated buffers.
+    """Decodes token sequences, a step at a time, over preallocated buffers.
 
-    trees: one, or one for each state; Tree.root_only() decodes plainly (AR). mode: "exact" accepts
-    along the spine only, "tree" accepts every node. min_rows: 2 makes AR bit-identical to exact
-    tree decoding (kernels for one row sum in another order), 1 is fastest. texts: what decoders on
-    one backend share; whoever calls holds its lock. Raises TreeError if a tree does not fit.
+    trees: one tree, or one for each state; Tree.root_only() decodes plainly (AR).
+    mode: "exact" accepts along the spine only, "tree" accepts every node.
+    min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
+    kernels for one row sum in another order; 1 is fastest.
+    shared_cache: what decoders on one backend share; the caller holds its lock. None: a new one.
+    record: None, or called after each part of a step with the part's name, when it began and ended
+    in seconds of `perf_counter`, and the rows of the step.
 
-    record: None, or called with each part of a step: its name, when it began and ended in seconds
-    of `perf_counter`, and the rows of the step.
+    Raises TreeError if a tree does not fit.
     """
 
     def __init__(
@@ -40,13 +42,13 @@ class TreeDecoder:
         trees: Trees,
         mode: str,
         min_rows: int,
-        texts: CachedTexts | None = None,
+        shared_cache: SharedCache | None = None,
     ) -> None:
         _check_fit(trees, adapter, backend)
         self.trees = trees
         self.adapter = adapter
         self.mode = mode
-        self.texts = texts or CachedTexts(backend.cache)
+        self.shared_cache = shared_cache or SharedCache(backend.cache)
         self.stats = Stats()
         self.record: Record | None = None
         self._backend = backend
@@ -66,9 +68,9 @@ class TreeDecoder:
         num_slots = self._bound.narrow.step.num_slots
         return self._cache.capacity - self.adapter.prefix_length - num_slots
 
-    def is_full(self, text: DecodedText) -> bool:
-        """Whether the cache has no room for another step of a text."""
-        return text.has_answer and len(text.token_ids) - 1 > self.max_prompt_tokens
+    def is_full(self, sequence: TokenSequence) -> bool:
+        """Whether the cache has no room for another step of a sequence."""
+        return sequence.has_answer and len(sequence.token_ids) - 1 > self.max_prompt_tokens
 
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Raise PromptError if a prompt is empty, too long, or holds an id outside [0, V)."""
@@ -86,36 +88,36 @@ class TreeDecoder:
                 f"the prompt has {low if low < 0 else high}"
             )
 
-    def begin(self, prompt_ids: Sequence[int], chooser: Chooser | None = None) -> DecodedText:
-        """A text whose prompt is to be read. Raises PromptError as `check_prompt` does."""
+    def begin(self, prompt_ids: Sequence[int], chooser: Chooser | None = None) -> TokenSequence:
+        """A sequence whose prompt is to be read. Raises PromptError as `check_prompt` does."""
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
         drafts = Drafts(num_masks, self._backend.num_ranks)
         ngrams = NgramIndex() if self._table.uses_text else None
-        return DecodedText(prompt_ids, drafts, ngrams, chooser)
+        return TokenSequence(prompt_ids, drafts, ngrams, chooser)
 
-    def step(self, text: DecodedText) -> list[int]:
-        """Run the step that a text needs next and return the tokens that it emitted.
+    def step(self, sequence: TokenSequence) -> list[int]:
+        """Run the step that a sequence needs next and return the tokens that it emitted.
 
         A piece of the prompt that is not its last emits nothing, the last one a token, a
-        draft-verify round 1 to depth + 1. What the cache lost of the text to another one is
+        draft-verify round 1 to depth + 1. What the cache lost of the sequence to another one is
         computed again, in pieces that emit nothing.
         """
         began = perf_counter()
-        self.texts.take(text, self.adapter)
-        if text.num_reused is None:
-            text.num_reused = self._cache.length
-            self.stats.count_prompt(text.num_prompt_tokens, text.num_reused)
-        missing = text.token_ids[self._cache.length :]
-        if text.has_answer and len(missing) == 1:
-            return self._advance(text, began)
+        self.shared_cache.take(sequence, self.adapter)
+        if sequence.num_reused is None:
+            sequence.num_reused = self._cache.length
+            self.stats.count_prompt(sequence.num_prompt_tokens, sequence.num_reused)
+        missing = sequence.token_ids[self._cache.length :]
+        if sequence.has_answer and len(missing) == 1:
+            return self._advance(sequence, began)
         emitted: list[int] = []
-        if text.has_answer or len(missing) > self._backend.prefill_rows:
+        if sequence.has_answer or len(missing) > self._backend.prefill_rows:
             missing = missing[:-1][: self._backend.prefill_rows]
             self._prefill_piece(missing)
         else:
-            emitted.append(self._prefill_end(text, missing))
-            text.extend(emitted)
+            emitted.append(self._prefill_end(sequence, missing))
+            sequence.extend(emitted)
         ended = perf_counter()
         self.stats.prefill_ms += 1000 * (ended - began)
         if self.record is not None:
@@ -124,29 +126,29 @@ class TreeDecoder:
 
     def margin(self, token_ids: Sequence[int]) -> float:
         """How far the best logit behind these tokens is above the second."""
-        text = self.begin(token_ids)
-        text.is_wanted = False
-        while not self.step(text):
+        sequence = self.begin(token_ids)
+        sequence.is_wanted = False
+        while not self.step(sequence):
             pass
         return self._margin
 
-    def _advance(self, text: DecodedText, began: float) -> list[int]:
+    def _advance(self, sequence: TokenSequence, began: float) -> list[int]:
         """One draft-verify round."""
-        bound, guess = self._bound_now(text)
+        bound, guess = self._bound_now(sequence)
         tree, step = bound.tree, bound.step
         nodes = step.token_ids[0, : tree.num_nodes]
-        nodes[0] = text.root
-        bound.drafter.fill(nodes, text.drafts, guess)
+        nodes[0] = sequence.root
+        bound.drafter.fill(nodes, sequence.drafts, guess)
         ran = perf_counter()
         step.run()
         returned = perf_counter()
         tokens = nodes.tolist()
-        path, bonus = _accepted(bound, tokens, text.chooser)
+        path, bonus = _accepted(bound, tokens, sequence.chooser)
         self._cache.commit(path)
         group = bound.groups[path[-1]]
-        text.drafts.read(step.top_ids[group], step.top_logits[group])
+        sequence.drafts.read(step.top_ids[group], step.top_logits[group])
         emitted = [*(tokens[node] for node in path[1:]), bonus]
-        text.extend(emitted)
+        sequence.extend(emitted)
         ended = perf_counter()
         self.stats.count_step(
             tree.paths[path[-1]], len(emitted), 1000 * (ended - began), 1000 * (returned - ran)
@@ -157,24 +159,24 @@ class TreeDecoder:
             self.record("accept and commit", returned, ended, step.num_rows)
         return emitted
 
-    def _bound_now(self, text: DecodedText) -> "tuple[_BoundTree, list[int]]":
+    def _bound_now(self, sequence: TokenSequence) -> "tuple[_BoundTree, list[int]]":
         """The state's tree, or the root where the cache has no room for it, and what the spine
         takes instead of mask drafts.
         """
-        trees = self._trees_for(text)
-        forced = text.chooser.forced() if text.chooser and self._depth else []
-        match = 0 if text.ngrams is None else text.ngrams.match_length()
+        trees = self._trees_for(sequence)
+        forced = sequence.chooser.forced() if sequence.chooser and self._depth else []
+        match = 0 if sequence.ngrams is None else sequence.ngrams.match_length()
         state = MAX_MATCH if forced else match
-        bound = trees.bound[self._table.number(text.drafts.num_masks, state)]
+        bound = trees.bound[self._table.number(sequence.drafts.num_masks, state)]
         if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
             return trees.narrow, []
         tree = bound.tree
-        if forced or text.ngrams is None or not tree.min_match:
+        if forced or sequence.ngrams is None or not tree.min_match:
             return bound, forced[: tree.spine_length]
-        return bound, text.ngrams.guess(tree.spine_length, tree.min_match)
+        return bound, sequence.ngrams.guess(tree.spine_length, tree.min_match)
 
-    def _trees_for(self, text: DecodedText) -> "_BoundTrees":
-        if text.chooser is None:
+    def _trees_for(self, sequence: TokenSequence) -> "_BoundTrees":
+        if sequence.chooser is None:
             return self._bound
         if self._bound_with_logits is None:
             self._bound_with_logits = self._bind_all(with_logits=True)
@@ -206,19 +208,19 @@ class TreeDecoder:
         step.run()
         self._cache.length += len(tokens)
 
-    def _prefill_end(self, text: DecodedText, tokens: Sequence[int]) -> int:
+    def _prefill_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> int:
         """The last piece of the prompt with the first mask group behind it."""
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
         num_masks = min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
-        step = self._backend.bind(layout, self.adapter, with_logits=text.chooser is not None)
+        step = self._backend.bind(layout, self.adapter, with_logits=sequence.chooser is not None)
         step.token_ids[0, : len(tokens)] = tokens
         step.run()
         self._cache.length += len(tokens)
         masks = slice(1, 1 + num_masks)
-        text.drafts.read(step.top_ids[masks], step.top_logits[masks])
+        sequence.drafts.read(step.top_ids[masks], step.top_logits[masks])
         self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
-        return _chooses(step, text.chooser)(0)
+        return _chooses(step, sequence.chooser)(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import pytest
 from bita.calibration.verify import Comparison, compare, first_difference, garbage, verify
 from bita.data.prompts import read_prompts
 from bita.errors import PromptError
-from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -39,9 +39,9 @@ class LooseSession(Session):
             decoder = session._decoder
             step = decoder.step
 
-            def broken(text: DecodedText) -> list[int]:
-                had_answer = text.has_answer
-                tokens = step(text)
+            def broken(sequence: TokenSequence) -> list[int]:
+                had_answer = sequence.has_answer
+                tokens = step(sequence)
                 return [*tokens[:-1], (tokens[-1] + 1) % 320] if had_answer else tokens
 
             decoder.step = broken  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 
 from bita.errors import PromptError, PromptTooLongError
-from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.serving.app import Server, ServerSettings
 from bita.runtime.session import Session
 
@@ -39,16 +39,16 @@ class Gate:
         self.is_open.set()
         self.num_steps = 0
         self.num_waiting = 0
-        self.texts: list[DecodedText] = []  # of each step
+        self.sequences: list[TokenSequence] = []  # of each step
         decoder, step = session._decoder, session._decoder.step
 
-        def gated(text: DecodedText) -> list[int]:
+        def gated(sequence: TokenSequence) -> list[int]:
             self.num_waiting += 1
             self.is_open.wait(30)
             self.num_waiting -= 1
             self.num_steps += 1
-            self.texts.append(text)
-            return step(text)
+            self.sequences.append(sequence)
+            return step(sequence)
 
         decoder.step = gated  # type: ignore[method-assign]
 
@@ -437,8 +437,8 @@ def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
             )
         assert first.result() == second.result() == server.alone(MESSAGES, 30).text
         assert order[0] == "first"
-        texts = [text for text, _ in groupby(server.gate.texts)]
-        assert len(texts) == 2  # no step of the second before the last of the first
+        sequences = [sequence for sequence, _ in groupby(server.gate.sequences)]
+        assert len(sequences) == 2  # no step of the second before the last of the first
 
 
 def test_a_full_line_is_told(tiny_engine: Path) -> None:
@@ -552,10 +552,10 @@ def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: P
     with running(tiny_engine) as server:
         decoder, step = server.session._decoder, server.session._decoder.step
 
-        def broken(text: DecodedText) -> list[int]:
-            if len(text.token_ids) > text.num_prompt_tokens + 2:
+        def broken(sequence: TokenSequence) -> list[int]:
+            if len(sequence.token_ids) > sequence.num_prompt_tokens + 2:
                 raise RuntimeError("broken on purpose")
-            return step(text)
+            return step(sequence)
 
         decoder.step = broken  # type: ignore[method-assign]
         body = {"messages": MESSAGES, "max_tokens": 9}
@@ -600,4 +600,4 @@ def test_many_clients(tiny_engine: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(200)))
         wait_until(lambda: not server.server.line._num_taken)
-        assert server.session._decoder.texts.store.num_bytes > 0
+        assert server.session._decoder.shared_cache.store.num_bytes > 0

@@ -127,7 +127,7 @@ def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> 
             for stream in running:
                 next(stream)
         found[name] = [stream.token_ids for stream in streams]
-        assert session._decoder.texts.store.num_bytes > 0
+        assert session._decoder.shared_cache.store.num_bytes > 0
     assert found["tensorrt"] == found["ort-cpu"]
     for prompt, tokens in zip((PROMPT, LONG, [*LONG[:60], 9]), found["ort-cpu"], strict=True):
         session.forget()
