@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Literal
 
 from bita.runtime.decoding.chooser import TokenLogprob
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.tree_decoder import TreeDecoder
-from bita.runtime.text.stopping import StopRule
-
-FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
+from bita.runtime.text.stopping import FinishReason, StopRule
 
 
 class Generation(Iterator[str]):

@@ -7,7 +7,7 @@ from threading import RLock
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
+from bita.engine import ADAPTER_FILE, TOKENIZER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, PromptError, raise_faults
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
@@ -19,7 +19,8 @@ from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.text.codec import IncrementalText, TextCodec
-from bita.runtime.text.prompt_encoder import EngineTexts, Message, Prompt
+from bita.runtime.text.grammar import GrammarCompiler
+from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
 from bita.runtime.text.stopping import StopRule
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
@@ -36,7 +37,7 @@ class Session:
     def __init__(
         self,
         engine: Engine,
-        texts: EngineTexts,
+        encoder: PromptEncoder,
         backend: Backend,
         decoder: TreeDecoder,
         least_rows: int,
@@ -44,10 +45,13 @@ class Session:
     ) -> None:
         self.engine = engine
         self.least_rows = least_rows
-        self._texts = texts
+        self._encoder = encoder
         self._backend = backend
         self._decoder = decoder
         self._keep_answers = keep_answers
+        self._grammars = GrammarCompiler(
+            engine.file(TOKENIZER_FILE), engine.manifest.vocab_size, self.eos_ids
+        )
 
     @classmethod
     def open(
@@ -82,7 +86,7 @@ class Session:
         own_tree = read_tree(engine)
         adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
         _check_adapter(engine, adapter)
-        texts = EngineTexts(engine)
+        encoder = PromptEncoder.of_engine(engine)
         watch = MemoryWatch()
         loaded = open_backend(engine, backend, num_threads, cuda_graph)
         least_rows = loaded.least_rows(adapter, _sizes(tree or own_tree))
@@ -93,7 +97,7 @@ class Session:
         decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows, shared_cache)
         watch.loaded(loaded.device_bytes)
         decoder.stats.memory = watch
-        return cls(engine, texts, loaded, decoder, least_rows, keep_answers)
+        return cls(engine, encoder, loaded, decoder, least_rows, keep_answers)
 
     def using(
         self,
@@ -119,7 +123,7 @@ class Session:
             decoder = TreeDecoder(self._backend, adapter, tree, mode, rows, shared)
         decoder.stats.memory = self.stats.memory
         return Session(
-            self.engine, self._texts, self._backend, decoder, least_rows, self._keep_answers
+            self.engine, self._encoder, self._backend, decoder, least_rows, self._keep_answers
         )
 
     def generate(
@@ -194,10 +198,10 @@ class Session:
         chooser = None
         if options.needs_logits:
             grammar = options.grammar
-            matcher = None if grammar is None else self._texts.grammars.compile(grammar)
+            matcher = None if grammar is None else self._grammars.compile(grammar)
             ends = {*eos_ids, *options.stop_token_ids}
             chooser = Chooser(options, prompt_ids, ends, seed, choice, matcher)
-        text = IncrementalText(self._texts.codec, continues=isinstance(prompt, str))
+        text = IncrementalText(self._encoder.codec, continues=isinstance(prompt, str))
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
@@ -234,11 +238,15 @@ class Session:
         overflow: what happens when it outgrows the cache, see `Conversation`. Several may go on by
         turns. Raises PromptError if the model has no chat template.
         """
-        return Conversation(self, self._texts, messages, overflow)
+        return Conversation(self, self._encoder, messages, overflow)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `generate` would use them."""
-        return self._texts.encode(prompt)
+        return self._encoder.encode(prompt)
+
+    def as_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The messages themselves, or the text of the last one for a model without chat."""
+        return self._encoder.as_prompt(messages)
 
     def margin(self, token_ids: Sequence[int]) -> float:
         """How far the best logit behind these tokens is above the second."""
@@ -253,7 +261,7 @@ class Session:
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts may be messages."""
-        return self._texts.template is not None
+        return self._encoder.template is not None
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -263,19 +271,19 @@ class Session:
     @property
     def codec(self) -> TextCodec:
         """Token ids to text and back."""
-        return self._texts.codec
+        return self._encoder.codec
 
     @property
     def sampling(self) -> dict[str, float]:
         """How the model's authors sample from it, as fields of Options; empty where they do not
         say. Answers are greedy unless they are given.
         """
-        return dict(self._texts.defaults.sampling)
+        return dict(self._encoder.defaults.sampling)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The tokens with which the model ends an answer."""
-        return self._texts.defaults.eos_ids
+        return self._encoder.defaults.eos_ids
 
     @property
     def tree(self) -> Trees:

@@ -116,7 +116,7 @@ def _questions(path: Path | None, limit: int | None, session: "Session") -> "lis
     ]
     questions = [
         Question(
-            messages if session.has_chat_template else messages[-1]["content"],
+            session.as_prompt(messages),
             str(json.loads(line).get("category") or "all"),
         )
         for messages, line in zip(prompts, lines, strict=True)

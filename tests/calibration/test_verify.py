@@ -50,7 +50,7 @@ class LooseSession(Session):
 
 def test_an_unsound_engine_is_caught(session: Session) -> None:
     loose = LooseSession(
-        *(session.engine, session._texts, session._backend, session._decoder), session.least_rows
+        *(session.engine, session._encoder, session._backend, session._decoder), session.least_rows
     )
     for comparison in verify(loose, PROMPTS, 20):
         assert comparison.num_identical == 0

@@ -167,9 +167,7 @@ def test_overflow_drops_the_oldest_turns(session: Session) -> None:
     for turn in range(12):
         answer = talk.send(f"Question {turn} about trees", max_new_tokens=40).run()
         assert answer.finish_reason in ("eos", "length")
-        text = session._texts.codec.tokenizer.decode(
-            list(answer.prompt_ids), skip_special_tokens=False
-        )
+        text = session.codec.tokenizer.decode(list(answer.prompt_ids), skip_special_tokens=False)
         assert text.startswith("<|system|>Short answers.<|end|>")
         assert f"Question {turn} about trees" in text
     assert talk.num_dropped > 0
