@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from time import monotonic
 
 from bita.runtime.decoding.chooser import TokenLogprob
@@ -25,6 +26,7 @@ class Generation(Iterator[str]):
     def __init__(
         self,
         decoder: TreeDecoder,
+        lock: RLock,
         sequence: TokenSequence,
         rule: StopRule,
         seed: int,
@@ -32,12 +34,17 @@ class Generation(Iterator[str]):
         is_kept: bool = False,
         on_end: "Callable[[Generation], None]" = lambda generation: None,
     ) -> None:
-        """is_kept: whether its cached rows are wanted when it has ended. on_end: called then."""
+        """lock: of the engine, held while a step runs.
+        timeout_s: seconds until it ends, waiting included; None: no limit.
+        is_kept: whether its cached rows are wanted when it has ended.
+        on_end: called with it then.
+        """
         self.prompt_ids: Sequence[int] = tuple(sequence.token_ids)
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.seed = seed
         self._decoder = decoder
+        self._lock = lock
         self._sequence = sequence
         self._rule = rule
         self._ends_at = None if timeout_s is None else monotonic() + timeout_s
@@ -98,18 +105,17 @@ class Generation(Iterator[str]):
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:
-        """Have the engine for oneself, if that is possible before the time is over."""
-        lock = self._decoder.shared_cache.lock
-        if not lock.acquire(timeout=self._patience()):
+        """Hold the engine's lock; yields False if the deadline passes first."""
+        if not self._lock.acquire(timeout=self._patience()):
             yield False
             return
         try:
             yield True
         finally:
-            lock.release()
+            self._lock.release()
 
     def _patience(self) -> float:
-        """Seconds that may be waited for the engine; -1 for any time."""
+        """Seconds that it may wait for the engine; -1 for any time."""
         if self._ends_at is None:
             return -1
         return max(self._ends_at - monotonic(), 0)

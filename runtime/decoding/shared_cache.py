@@ -1,7 +1,5 @@
 """Which token sequence the cache holds, and what happens when another one wants it."""
 
-from threading import RLock
-
 from bita.adapter import Adapter
 from bita.runtime.backends.cache import Cache
 from bita.runtime.decoding.page_store import PageStore, common_length
@@ -14,13 +12,10 @@ class SharedCache:
     """Lets token sequences take turns in one cache.
 
     What two sequences have in common at their beginnings is computed once. Rows of a sequence that
-    is wanted again are kept in host memory, up to `max_bytes`.
-
-    lock: held by whoever runs steps.
+    is wanted again are kept in host memory, up to `max_bytes`. The caller holds the engine's lock.
     """
 
     def __init__(self, cache: Cache, max_bytes: int = 0) -> None:
-        self.lock = RLock()
         self.store = PageStore(max_bytes)
         self._cache = cache
         self._holder: TokenSequence | None = None

@@ -28,11 +28,11 @@ class TreeDecoder:
     mode: "exact" accepts along the spine only, "tree" accepts every node.
     min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
     kernels for one row sum in another order; 1 is fastest.
-    shared_cache: what decoders on one backend share; the caller holds its lock. None: a new one.
+    shared_cache: what decoders on one backend share; None: a new one.
     record: None, or called after each part of a step with the part's name, when it began and ended
     in seconds of `perf_counter`, and the rows of the step.
 
-    Raises TreeError if a tree does not fit.
+    Raises TreeError if a tree does not fit. Whoever steps holds the engine's lock.
     """
 
     def __init__(
