@@ -11,6 +11,7 @@ from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.decoding.chooser import Chooser
 from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.decoding.prefill import Prefill, run_piece
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.stats import Stats
@@ -59,7 +60,7 @@ class TreeDecoder:
         self._pairs = backend.pairs.tables(adapter)
         self._bound = self._bind_all(with_logits=False)
         self._bound_with_logits: _BoundTrees | None = None
-        self._full_prefill: Step | None = None
+        self._prefill = Prefill(backend.cache, backend.prefill_rows, self._bind_prefill)
         self._margin = 0.0
 
     @property
@@ -114,7 +115,7 @@ class TreeDecoder:
         emitted: list[int] = []
         if sequence.has_answer or len(missing) > self._backend.prefill_rows:
             missing = missing[:-1][: self._backend.prefill_rows]
-            self._prefill_piece(missing)
+            self._prefill.read(missing)
         else:
             emitted.append(self._prefill_end(sequence, missing))
             sequence.extend(emitted)
@@ -195,18 +196,8 @@ class TreeDecoder:
             tuple(slice(group.start, group.stop) for group in tree.groups),
         )
 
-    def _prefill_piece(self, tokens: Sequence[int]) -> None:
-        is_full = len(tokens) == self._backend.prefill_rows
-        if is_full and self._full_prefill is not None:
-            step = self._full_prefill
-        else:
-            layout = prefill_layout(len(tokens), 0, self._min_rows)
-            step = self._backend.bind(layout, self.adapter)
-        if is_full:
-            self._full_prefill = step
-        step.token_ids[0, : len(tokens)] = tokens
-        step.run()
-        self._cache.length += len(tokens)
+    def _bind_prefill(self, num_tokens: int) -> Step:
+        return self._backend.bind(prefill_layout(num_tokens, 0, self._min_rows), self.adapter)
 
     def _prefill_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> int:
         """The last piece of the prompt with the first mask group behind it."""
@@ -214,9 +205,7 @@ class TreeDecoder:
         num_masks = min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
         step = self._backend.bind(layout, self.adapter, with_logits=sequence.chooser is not None)
-        step.token_ids[0, : len(tokens)] = tokens
-        step.run()
-        self._cache.length += len(tokens)
+        run_piece(step, self._cache, tokens)
         masks = slice(1, 1 + num_masks)
         sequence.drafts.read(step.top_ids[masks], step.top_logits[masks])
         self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
