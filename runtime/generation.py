@@ -65,8 +65,7 @@ class Generation(Iterator[str]):
     @property
     def logprobs(self) -> list[TokenLogprob]:
         """Of each of `token_ids`, if the option was given."""
-        chooser = self._sequence.chooser
-        return [] if chooser is None else chooser.logprobs[: len(self.token_ids)]
+        return [*self._sequence.chooser.logprobs[: len(self.token_ids)]]
 
     @property
     def num_reused(self) -> int:
@@ -135,8 +134,7 @@ class Generation(Iterator[str]):
             if self._rule.finish_reason is not None:
                 self._decoder.stats.num_tokens -= len(tokens) - count
                 return self._finish(self._rule.finish_reason)
-        chooser = self._sequence.chooser
-        if chooser is not None and chooser.matches_grammar:
+        if self._sequence.chooser.matches_grammar:
             return self._finish("grammar")
         return self._add(self._rule.take_text())
 

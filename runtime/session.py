@@ -11,7 +11,7 @@ from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, PromptError, raise_faults
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
-from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
@@ -183,12 +183,7 @@ class Session:
         eos_ids = () if options.ignore_eos else self.eos_ids
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
-        chooser = None
-        if options.needs_logits:
-            grammar = options.grammar
-            matcher = None if grammar is None else self._loaded.grammars.compile(grammar)
-            ends = {*eos_ids, *options.stop_token_ids}
-            chooser = Chooser(options, prompt_ids, ends, seed, choice, matcher)
+        chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
         text = IncrementalText(self.codec, continues=isinstance(prompt, str))
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
@@ -203,6 +198,21 @@ class Session:
             self._loaded.keep_answers if is_kept is None else is_kept,
             on_end,
         )
+
+    def _chooser(
+        self,
+        options: Options,
+        prompt_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        seed: int,
+        choice: int,
+    ) -> AnyChooser:
+        if not options.needs_logits:
+            return GREEDY
+        grammar = options.grammar
+        matcher = None if grammar is None else self._loaded.grammars.compile(grammar)
+        ends = {*eos_ids, *options.stop_token_ids}
+        return Chooser(options, prompt_ids, ends, seed, choice, matcher)
 
     def _check_token_ids(self, options: Options) -> None:
         size = self.engine.manifest.vocab_size

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.ngrams import NgramIndex
 
@@ -11,7 +11,7 @@ class TokenSequence:
     """Prompt and answer so far; what the cache holds of it is the decoder's business.
 
     token_ids: all but the last are cached when a decode step runs; the last is its root.
-    chooser: None for greedy decoding.
+    chooser: what takes the tokens that follow.
     is_wanted: whether its cached rows are worth keeping when another sequence takes the cache.
     num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
     """
@@ -21,7 +21,7 @@ class TokenSequence:
         prompt_ids: Sequence[int],
         drafts: Drafts,
         ngrams: NgramIndex | None = None,
-        chooser: Chooser | None = None,
+        chooser: AnyChooser = GREEDY,
     ) -> None:
         self.token_ids = list(prompt_ids)
         self.num_prompt_tokens = len(self.token_ids)

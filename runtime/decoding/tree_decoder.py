@@ -8,7 +8,7 @@ from bita.adapter import Adapter
 from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
-from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.decoding.prefill import Prefill, run_piece
@@ -89,7 +89,7 @@ class TreeDecoder:
                 f"the prompt has {low if low < 0 else high}"
             )
 
-    def begin(self, prompt_ids: Sequence[int], chooser: Chooser | None = None) -> TokenSequence:
+    def begin(self, prompt_ids: Sequence[int], chooser: AnyChooser = GREEDY) -> TokenSequence:
         """A sequence whose prompt is to be read. Raises PromptError as `check_prompt` does."""
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
@@ -144,7 +144,8 @@ class TreeDecoder:
         step.run()
         returned = perf_counter()
         tokens = nodes.tolist()
-        path, bonus = _accepted(bound, tokens, sequence.chooser)
+        chooser = sequence.chooser
+        path, bonus = accept(bound.children, tokens, chooser.choices(step), chooser.has_ended)
         self._cache.commit(path)
         group = bound.groups[path[-1]]
         sequence.drafts.read(step.top_ids[group], step.top_logits[group])
@@ -164,8 +165,8 @@ class TreeDecoder:
         """The state's tree, or the root where the cache has no room for it, and what the spine
         takes instead of mask drafts.
         """
-        trees = self._trees_for(sequence)
-        forced = sequence.chooser.forced() if sequence.chooser and self._depth else []
+        trees = self._bound_trees(sequence.chooser.needs_logits)
+        forced = sequence.chooser.forced() if self._depth else []
         match = 0 if sequence.ngrams is None else sequence.ngrams.match_length()
         state = MAX_MATCH if forced else match
         bound = trees.bound[self._table.number(sequence.drafts.num_masks, state)]
@@ -176,8 +177,8 @@ class TreeDecoder:
             return bound, forced[: tree.spine_length]
         return bound, sequence.ngrams.guess(tree.spine_length, tree.min_match)
 
-    def _trees_for(self, sequence: TokenSequence) -> "_BoundTrees":
-        if sequence.chooser is None:
+    def _bound_trees(self, with_logits: bool) -> "_BoundTrees":
+        if not with_logits:
             return self._bound
         if self._bound_with_logits is None:
             self._bound_with_logits = self._bind_all(with_logits=True)
@@ -204,12 +205,12 @@ class TreeDecoder:
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
         num_masks = min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
-        step = self._backend.bind(layout, self.adapter, with_logits=sequence.chooser is not None)
+        step = self._backend.bind(layout, self.adapter, sequence.chooser.needs_logits)
         run_piece(step, self._cache, tokens)
         masks = slice(1, 1 + num_masks)
         sequence.drafts.read(step.top_ids[masks], step.top_logits[masks])
         self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
-        return _chooses(step, sequence.chooser)(0)
+        return sequence.chooser.choices(step)(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,26 +232,6 @@ class _BoundTrees:
 
     bound: list[_BoundTree]
     narrow: _BoundTree
-
-
-def _accepted(
-    bound: _BoundTree, tokens: Sequence[int], chooser: Chooser | None
-) -> tuple[list[int], int]:
-    """The path that the step's rows agree with, and its bonus token."""
-    choose = _chooses(bound.step, chooser)
-    if chooser is None:
-        return accept(bound.children, tokens, choose)
-    return accept(bound.children, tokens, choose, lambda: chooser.has_ended)
-
-
-def _chooses(step: Step, chooser: Chooser | None) -> Callable[[int], int]:
-    """The token behind an output row of the step: the best one, or the chooser's."""
-    if chooser is None:
-        best: list[int] = step.top_ids[:, 0].tolist()
-        return best.__getitem__
-    logits = step.logits
-    assert logits is not None
-    return lambda row: chooser.choose(logits[row])
 
 
 def _check_fit(trees: Trees, adapter: Adapter, backend: Backend) -> None:
