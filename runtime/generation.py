@@ -126,17 +126,17 @@ class Generation(Iterator[str]):
             return self._finish("timeout")
         if self._decoder.is_full(self._sequence):
             return self._finish("capacity")
-        return self._take(self._decoder.step(self._sequence))
-
-    def _take(self, tokens: Sequence[int]) -> str:
-        for count, token in enumerate(tokens, 1):
-            self._rule.feed(token)
-            if self._rule.finish_reason is not None:
-                self._decoder.stats.num_tokens -= len(tokens) - count
-                return self._finish(self._rule.finish_reason)
+        is_decode_step = self._sequence.has_answer  # else it reads the prompt
+        num_before, rule = len(self.token_ids), self._rule
+        for token in self._decoder.step(self._sequence):
+            rule.feed(token)
+        if is_decode_step:
+            self._decoder.stats.num_tokens += len(self.token_ids) - num_before
+        if rule.finish_reason is not None:
+            return self._finish(rule.finish_reason)
         if self._sequence.chooser.matches_grammar:
             return self._finish("grammar")
-        return self._add(self._rule.take_text())
+        return self._add(rule.take_text())
 
     def _finish(self, reason: FinishReason) -> str:
         self.finish_reason = reason
