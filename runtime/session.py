@@ -305,6 +305,11 @@ class Session:
         return self._loaded.backend
 
     @property
+    def decoder(self) -> TreeDecoder:
+        """Its decode rounds, on token ids; who runs them holds `lock`."""
+        return self._decoder
+
+    @property
     def stats(self) -> Stats:
         """Figures of all generations since the session was opened or the stats were reset."""
         self._loaded.memory.note(self._loaded.backend.device_bytes)

@@ -22,6 +22,29 @@ ROOT_ONLY = Tree.root_only()
 Record = Callable[[str, float, float, int], None]
 
 
+@dataclass(frozen=True, eq=False)
+class BoundTree:
+    """A tree with all that a step of it needs.
+
+    children: of each node, those that may be accepted.
+    groups: the mask rows of each node.
+    """
+
+    tree: Tree
+    step: Step
+    drafter: Drafter
+    children: tuple[tuple[int, ...], ...]
+    groups: tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundTrees:
+    """Bound trees of the table; `narrow` is the root-only fallback for a full cache."""
+
+    bound: list[BoundTree]
+    narrow: BoundTree
+
+
 class TreeDecoder:
     """Decodes token sequences, a step at a time, over preallocated buffers.
 
@@ -59,15 +82,19 @@ class TreeDecoder:
         self._depth = max(tree.max_depth for tree in self._table.trees)
         self._pairs = backend.pairs.tables(adapter)
         self._bound = self._bind_all(with_logits=False)
-        self._bound_with_logits: _BoundTrees | None = None
+        self._bound_with_logits: BoundTrees | None = None
         self._prefill = Prefill(backend.cache, backend.prefill_rows, self._bind_prefill)
-        self._margin = 0.0
 
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt that leaves room for a step."""
         num_slots = self._bound.narrow.step.num_slots
         return self._cache.capacity - self.adapter.prefix_length - num_slots
+
+    @property
+    def steps(self) -> list[Step]:
+        """The bound step of each tree of the table, as greedy decoding uses them."""
+        return [bound.step for bound in self._bound.bound]
 
     def is_full(self, sequence: TokenSequence) -> bool:
         """Whether the cache has no room for another step of a sequence."""
@@ -105,37 +132,50 @@ class TreeDecoder:
         computed again, in pieces that emit nothing.
         """
         began = perf_counter()
+        missing = self._missing(sequence)
+        if sequence.has_answer and len(missing) == 1:
+            return self._advance(sequence, began)
+        end = self._read(sequence, missing, began)
+        return [] if end is None else [sequence.root]
+
+    def margin(self, token_ids: Sequence[int]) -> float:
+        """How far the best logit after these tokens is above the second."""
+        sequence = self.begin(token_ids)
+        sequence.is_wanted = False
+        end = None
+        while end is None:
+            began = perf_counter()
+            end = self._read(sequence, self._missing(sequence), began)
+        return float(end.top_logits[0, 0] - end.top_logits[0, 1])
+
+    def _missing(self, sequence: TokenSequence) -> list[int]:
+        """Have the cache hold a sequence; returns its tokens that are not cached."""
         self.shared_cache.take(sequence, self.adapter)
         if sequence.num_reused is None:
             sequence.num_reused = self._cache.length
             self.stats.count_prompt(sequence.num_prompt_tokens, sequence.num_reused)
-        missing = sequence.token_ids[self._cache.length :]
-        if sequence.has_answer and len(missing) == 1:
-            return self._advance(sequence, began)
-        emitted: list[int] = []
+        return sequence.token_ids[self._cache.length :]
+
+    def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step | None:
+        """Read a piece of what is missing. At the prompt's end, add the token that follows and
+        return the step, whose first output row gave it.
+        """
+        end = None
         if sequence.has_answer or len(missing) > self._backend.prefill_rows:
             missing = missing[:-1][: self._backend.prefill_rows]
             self._prefill.read(missing)
         else:
-            emitted.append(self._prefill_end(sequence, missing))
-            sequence.extend(emitted)
+            end = self._read_end(sequence, missing)
+            sequence.extend([sequence.chooser.choices(end)(0)])
         ended = perf_counter()
         self.stats.prefill_ms += 1000 * (ended - began)
         if self.record is not None:
             self.record("prefill", began, ended, len(missing))
-        return emitted
-
-    def margin(self, token_ids: Sequence[int]) -> float:
-        """How far the best logit behind these tokens is above the second."""
-        sequence = self.begin(token_ids)
-        sequence.is_wanted = False
-        while not self.step(sequence):
-            pass
-        return self._margin
+        return end
 
     def _advance(self, sequence: TokenSequence, began: float) -> list[int]:
         """One draft-verify round."""
-        bound, guess = self._bound_now(sequence)
+        bound, guess = self.pick_tree(sequence)
         tree, step = bound.tree, bound.step
         nodes = step.token_ids[0, : tree.num_nodes]
         nodes[0] = sequence.root
@@ -159,9 +199,10 @@ class TreeDecoder:
             self.record("accept and commit", returned, ended, step.num_rows)
         return emitted
 
-    def _bound_now(self, sequence: TokenSequence) -> "tuple[_BoundTree, list[int]]":
-        """The state's tree, or the root where the cache has no room for it, and what the spine
-        takes instead of mask drafts.
+    def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[int]]:
+        """The tree of a sequence's next round, and what its spine holds instead of mask drafts.
+
+        The tree is that of the sequence's state, or the root where the cache has no room for it.
         """
         trees = self._bound_trees(sequence.chooser.needs_logits)
         forced = sequence.chooser.forced() if self._depth else []
@@ -175,19 +216,19 @@ class TreeDecoder:
             return bound, forced[: tree.spine_length]
         return bound, sequence.ngrams.guess(tree.spine_length, tree.min_match)
 
-    def _bound_trees(self, with_logits: bool) -> "_BoundTrees":
+    def _bound_trees(self, with_logits: bool) -> BoundTrees:
         if not with_logits:
             return self._bound
         if self._bound_with_logits is None:
             self._bound_with_logits = self._bind_all(with_logits=True)
         return self._bound_with_logits
 
-    def _bind_all(self, with_logits: bool) -> "_BoundTrees":
+    def _bind_all(self, with_logits: bool) -> BoundTrees:
         bound = [self._bind(tree, with_logits) for tree in self._table.trees]
-        return _BoundTrees(bound, self._bind(ROOT_ONLY, with_logits))
+        return BoundTrees(bound, self._bind(ROOT_ONLY, with_logits))
 
-    def _bind(self, tree: Tree, with_logits: bool) -> "_BoundTree":
-        return _BoundTree(
+    def _bind(self, tree: Tree, with_logits: bool) -> BoundTree:
+        return BoundTree(
             tree,
             self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),
             Drafter(tree, self._pairs),
@@ -198,8 +239,8 @@ class TreeDecoder:
     def _bind_prefill(self, num_tokens: int) -> Step:
         return self._backend.bind(prefill_layout(num_tokens, 0, self._min_rows), self.adapter)
 
-    def _prefill_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> int:
-        """The last piece of the prompt with the first mask group behind it."""
+    def _read_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> Step:
+        """Read the last piece of the prompt, with the first mask group after it."""
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
         num_masks = min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
@@ -207,29 +248,7 @@ class TreeDecoder:
         run_piece(step, self._cache, tokens)
         masks = slice(1, 1 + num_masks)
         sequence.drafts.read(step.top_ids[masks], step.top_logits[masks])
-        self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
-        return sequence.chooser.choices(step)(0)
-
-
-@dataclass(frozen=True, eq=False)
-class _BoundTree:
-    """A tree with all that a step of it needs. children: that may be accepted, of each node.
-    groups: the mask rows behind each node.
-    """
-
-    tree: Tree
-    step: Step
-    drafter: Drafter
-    children: tuple[tuple[int, ...], ...]
-    groups: tuple[slice, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _BoundTrees:
-    """Those of the table. narrow: the root alone."""
-
-    bound: list[_BoundTree]
-    narrow: _BoundTree
+        return step
 
 
 def _check_fit(trees: Trees, adapter: Adapter, backend: Backend) -> None:
