@@ -36,7 +36,7 @@ class LooseSession(Session):
     def using(self, **options: object) -> Session:  # type: ignore[override]
         session = super().using(**options)  # type: ignore[arg-type]
         if session.tree.num_nodes > 1:
-            decoder = session._decoder
+            decoder = session.decoder
             step = decoder.step
 
             def broken(sequence: TokenSequence) -> list[int]:

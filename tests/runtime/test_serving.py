@@ -40,7 +40,7 @@ class Gate:
         self.num_steps = 0
         self.num_waiting = 0
         self.sequences: list[TokenSequence] = []  # of each step
-        decoder, step = session._decoder, session._decoder.step
+        decoder, step = session.decoder, session.decoder.step
 
         def gated(sequence: TokenSequence) -> list[int]:
             self.num_waiting += 1
@@ -465,7 +465,7 @@ def test_a_client_that_goes_frees_its_place_within_a_step(tiny_engine: Path, str
         with server.gate.closed():
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.3)
-            wait_until(lambda: line.num_waiting + line.num_running <= 1 and not line._num_taken)
+            wait_until(lambda: line.num_waiting + line.num_running <= 1 and not line.num_taken)
             before = server.gate.num_steps
         wait_until(lambda: line.num_running == 0)
         assert server.gate.num_steps - before <= 1
@@ -488,7 +488,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None
             next(chunks)
         wait_until(lambda: server.gate.num_waiting == 1)
         stream.close()
-        wait_until(lambda: not server.server.line._num_taken)
+        wait_until(lambda: not server.server.line.num_taken)
         before = server.gate.num_steps
         server.gate.is_open.set()
         wait_until(lambda: server.server.line.num_running == 0)
@@ -550,7 +550,7 @@ def test_pages_of_the_web_stay_out(tiny_engine: Path) -> None:
 
 def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: Path) -> None:
     with running(tiny_engine) as server:
-        decoder, step = server.session._decoder, server.session._decoder.step
+        decoder, step = server.session.decoder, server.session.decoder.step
 
         def broken(sequence: TokenSequence) -> list[int]:
             if len(sequence.token_ids) > sequence.num_prompt_tokens + 2:
@@ -599,5 +599,5 @@ def test_many_clients(tiny_engine: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(200)))
-        wait_until(lambda: not server.server.line._num_taken)
-        assert server.session._decoder.shared_cache.store.num_bytes > 0
+        wait_until(lambda: not server.server.line.num_taken)
+        assert server.session.decoder.shared_cache.store.num_bytes > 0

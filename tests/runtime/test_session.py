@@ -9,6 +9,7 @@ from random_drafts import AR, drafting_adapter, logits_of_text, prompt_ids, rand
 
 from bita.adapter import random_adapter
 from bita.errors import EngineError, PromptError, TreeError
+from bita.runtime.backends.cache import HostCache
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -121,12 +122,12 @@ def test_longest_prompt_fits_and_one_more_is_refused(session: Session) -> None:
 
 
 def test_buffers_do_not_move(session: Session) -> None:
-    decoder = session._decoder
-    (bound,) = decoder._bound.bound
-    watched = [decoder._cache.slab, bound.step.token_ids, bound.step.top_ids]
+    (step,), cache = session.decoder.steps, session.backend.cache
+    assert isinstance(cache, HostCache)
+    watched = [cache.slab, step.token_ids, step.top_ids]
     before = [array.ctypes.data for array in watched]
     session.generate(prompt_ids(4), 100, ignore_eos=True)
-    now = [decoder._cache.slab, bound.step.token_ids, bound.step.top_ids]
+    now = [cache.slab, step.token_ids, step.top_ids]
     assert [array.ctypes.data for array in now] == before
     assert all(a is b for a, b in zip(now, watched, strict=True))
 

@@ -152,7 +152,7 @@ def test_an_interrupt_takes_effect_within_a_step(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.open(tiny_engine, tree=Tree.root_only(), num_threads=1)
-    decoder, steps = session._decoder, list[int]()
+    decoder, steps = session.decoder, list[int]()
     step = decoder.step
 
     def interrupted(sequence: TokenSequence) -> list[int]:
