@@ -12,10 +12,10 @@ import numpy as np
 from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
-from bita.runtime.backends.backend import Backend, Step
-from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, prefill_layout, tree_layout
+from bita.runtime.backends.backend import Backend
+from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
 from bita.runtime.decoding.ngrams import NgramIndex
-from bita.runtime.decoding.prefill import Prefill, run_piece
+from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
 from bita.tree import Path, Tree
 
@@ -172,10 +172,7 @@ class _DraftReader:
         self._num_masks = self._adapter.num_masks
         layout = tree_layout(Tree.chain(READ_NODES - 1, self._num_masks), 1)
         self._step = self._backend.bind(layout, self._adapter)
-        self._prefill = Prefill(backend.cache, PREFILL_ROWS, self._bind_prefill)
-
-    def _bind_prefill(self, num_tokens: int) -> Step:
-        return self._backend.bind(prefill_layout(num_tokens, 0, 1), self._adapter)
+        self._prefill = Prefill(backend.cache, PREFILL_ROWS, text_steps(backend, adapter, 1))
 
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
         """One for each token of the answer that is a root, but the last."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -28,8 +29,8 @@ class Probe:
     def __init__(self, engine: Engine, names: Sequence[str], num_threads: int = 0) -> None:
         self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
         self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
-        self._names = names
-        self._prefill = Prefill(self._backend.cache, PIECE, self._bind)
+        bind = partial(_bind_all_rows, self._backend, self._adapter, names)
+        self._prefill = Prefill(self._backend.cache, PIECE, bind)
         room = engine.manifest.capacity - self._adapter.prefix_length
         self.max_tokens = room + 1 - self._backend.least_slots  # the last piece may have one row
 
@@ -44,10 +45,13 @@ class Probe:
             values = {name: _rows(value) for name, value in step.probed().items()}
             yield {**values, "logits": step.logits}
 
-    def _bind(self, num_tokens: int) -> BoundStep:
-        rows = np.arange(num_tokens)
-        layout = replace(prefill_layout(num_tokens, 0, 1), output_rows=rows)
-        return self._backend.bind(layout, self._adapter, True, self._names)
+
+def _bind_all_rows(
+    backend: OrtBackend, adapter: Adapter, names: Sequence[str], num_tokens: int
+) -> BoundStep:
+    """A step of so many tokens, each of which gives logits."""
+    layout = replace(prefill_layout(num_tokens, 0, 1), output_rows=np.arange(num_tokens))
+    return backend.bind(layout, adapter, True, names)
 
 
 def value_names(engine: Engine, suffix: str) -> list[str]:

@@ -6,8 +6,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bita.runtime.backends.backend import Step
+from bita.adapter import Adapter
+from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.cache import Cache
+from bita.runtime.backends.layout import prefill_layout
 
 Tokens = Sequence[int] | npt.NDArray[np.int64]
 AnyStep = TypeVar("AnyStep", bound=Step)
@@ -45,6 +47,11 @@ class Prefill(Generic[AnyStep]):
         if self._whole is None:
             self._whole = self._bind(num_tokens)
         return self._whole
+
+
+def text_steps(backend: Backend, adapter: Adapter, min_rows: int) -> Callable[[int], Step]:
+    """Makes steps of so many prompt tokens, without masks; one row of each gives a token."""
+    return lambda num_tokens: backend.bind(prefill_layout(num_tokens, 0, min_rows), adapter)
 
 
 def run_piece(step: Step, cache: Cache, tokens: Tokens) -> None:

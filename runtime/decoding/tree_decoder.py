@@ -11,7 +11,7 @@ from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.decoding.ngrams import NgramIndex
-from bita.runtime.decoding.prefill import Prefill, run_piece
+from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.stats import Stats
@@ -83,7 +83,8 @@ class TreeDecoder:
         self._pairs = backend.pairs.tables(adapter)
         self._bound = self._bind_all(with_logits=False)
         self._bound_with_logits: BoundTrees | None = None
-        self._prefill = Prefill(backend.cache, backend.prefill_rows, self._bind_prefill)
+        bind = text_steps(backend, adapter, min_rows)
+        self._prefill = Prefill(backend.cache, backend.prefill_rows, bind)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -235,9 +236,6 @@ class TreeDecoder:
             spine_children(tree) if self.mode == "exact" else tree.children,
             tuple(slice(group.start, group.stop) for group in tree.groups),
         )
-
-    def _bind_prefill(self, num_tokens: int) -> Step:
-        return self._backend.bind(prefill_layout(num_tokens, 0, self._min_rows), self.adapter)
 
     def _read_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> Step:
         """Read the last piece of the prompt, with the first mask group after it."""
