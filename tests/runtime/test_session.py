@@ -1,5 +1,7 @@
 """Decoding on the tiny engine: tree equals AR, ends are exact, buffers stay, limits hold."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,27 @@ def test_buffers_do_not_move(session: Session) -> None:
     now = [cache.slab, step.token_ids, step.top_ids]
     assert [array.ctypes.data for array in now] == before
     assert all(a is b for a, b in zip(now, watched, strict=True))
+
+
+def test_greedy_steps_give_no_logits(session: Session) -> None:
+    other = session.using(tree=AR)
+    other.generate(prompt_ids(4), 5)
+    other.generate(prompt_ids(4), 5, temperature=0.7)
+    other.generate(prompt_ids(4), 5)
+    assert [step.logits for step in other.decoder.steps] == [None]
+
+
+def test_a_dropped_session_gives_its_memory_back_at_once(tiny_engine: Path) -> None:
+    opened = Session.open(tiny_engine, num_threads=1)
+    opened.generate(prompt_ids(1, 300), 5)
+    opened.margin(prompt_ids(1))
+    gone = [weakref.ref(opened.decoder), weakref.ref(opened.backend)]
+    gc.disable()
+    try:
+        del opened
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_sessions_on_one_engine_take_turns(session: Session) -> None:
