@@ -31,7 +31,7 @@ from bita.data.json_lines import JsonLinesFile
 from bita.data.prompts import evenly, read_prompts
 from bita.engine import open_engine
 from bita.errors import BitaError
-from bita.runtime.text.prompt_encoder import EngineTexts
+from bita.runtime.text.prompt_encoder import PromptEncoder
 
 HERE = Path(__file__).resolve().parent
 SETTLE_SECONDS = 0.2  # until the threads of the engine that ran last have stopped spinning
@@ -122,8 +122,8 @@ def encode_prompts(
     engine: Path, prompts: Sequence[list[dict[str, str]]]
 ) -> tuple[list[list[int]], list[int]]:
     """Token ids of the templated conversations, the same for all, and the ids that end a text."""
-    texts = EngineTexts(open_engine(engine))
-    return [texts.encode(messages) for messages in prompts], [*texts.defaults.eos_ids]
+    encoder = PromptEncoder.of_engine(open_engine(engine))
+    return [encoder.encode(messages) for messages in prompts], [*encoder.defaults.eos_ids]
 
 
 def say(text: str) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
         PromptError,
+        PromptTooLongError,
         TreeError,
         TuningError,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "ModelError",
     "Options",
     "PromptError",
+    "PromptTooLongError",
     "Session",
     "Stats",
     "TokenLogprob",

@@ -31,6 +31,10 @@ class PromptError(BitaError):
     """A prompt, a message list or a generation option is not usable."""
 
 
+class PromptTooLongError(PromptError):
+    """A prompt does not fit the engine's cache."""
+
+
 class MissingExtraError(BitaError):
     """A feature needs packages that are not installed."""
 

@@ -13,8 +13,9 @@ from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
 from bita.runtime.backends.backend import Backend
-from bita.runtime.backends.layout import READ_NODES, prefill_layout, tree_layout
+from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
 from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
 from bita.tree import Path, Tree
 
@@ -171,6 +172,7 @@ class _DraftReader:
         self._num_masks = self._adapter.num_masks
         layout = tree_layout(Tree.chain(READ_NODES - 1, self._num_masks), 1)
         self._step = self._backend.bind(layout, self._adapter)
+        self._prefill = Prefill(backend.cache, PREFILL_ROWS, text_steps(backend, adapter, 1))
 
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
         """One for each token of the answer that is a root, but the last."""
@@ -195,19 +197,12 @@ class _DraftReader:
         """For tokens first..stop - 1 their places, and drafts [M, k] and logits [M, k] behind."""
         cache, tokens = self._backend.cache, np.array(text, np.int64)
         cache.start(self._adapter)
-        for start in range(0, first, 256):
-            piece = tokens[start : min(start + 256, first)]
-            step = self._backend.bind(prefill_layout(len(piece), 0, 1), self._adapter)
-            step.token_ids[0, : len(piece)] = piece
-            step.run()
-            cache.length += len(piece)
+        for _ in self._prefill.pieces(tokens[:first]):
+            pass
         for start in range(first, stop, READ_NODES):
             if cache.num_slots_used + self._step.num_rows > cache.capacity:
                 return
-            piece = tokens[start : start + READ_NODES]
-            self._step.token_ids[0, : len(piece)] = piece
-            self._step.run()
-            cache.length += len(piece)
+            run_piece(self._step, cache, tokens[start : start + READ_NODES])
             shape = (READ_NODES, self._num_masks, self._backend.num_ranks)
             # there may be padding behind them
             masks = slice(READ_NODES, READ_NODES * (1 + self._num_masks))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from bita.engine import ADAPTER_FILE, GRAPH_FILE, Engine
 from bita.errors import EngineError
 from bita.runtime.backends.layout import prefill_layout
 from bita.runtime.backends.ort_backend import BoundStep, OrtBackend
+from bita.runtime.decoding.prefill import Prefill
 from bita.tensors import Float32Array
 
 PIECE = 128  # rows read at a time: bounds the memory of what is probed
@@ -27,8 +29,8 @@ class Probe:
     def __init__(self, engine: Engine, names: Sequence[str], num_threads: int = 0) -> None:
         self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
         self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
-        self._names = names
-        self._steps: dict[int, BoundStep] = {}
+        bind = partial(_bind_all_rows, self._backend, self._adapter, names)
+        self._prefill = Prefill(self._backend.cache, PIECE, bind)
         room = engine.manifest.capacity - self._adapter.prefix_length
         self.max_tokens = room + 1 - self._backend.least_slots  # the last piece may have one row
 
@@ -37,25 +39,19 @@ class Probe:
 
         Arrays are overwritten by the next piece. A text longer than the cache is cut.
         """
-        tokens = np.asarray(token_ids[: self.max_tokens], np.int64)
         self._backend.cache.start(self._adapter)
-        for start in range(0, len(tokens), PIECE):
-            piece = tokens[start : start + PIECE]
-            step = self._step(len(piece))
-            step.token_ids[0] = piece
-            step.run()
-            self._backend.cache.length += len(piece)
+        for step in self._prefill.pieces(token_ids[: self.max_tokens]):
             assert step.logits is not None
             values = {name: _rows(value) for name, value in step.probed().items()}
             yield {**values, "logits": step.logits}
 
-    def _step(self, num_rows: int) -> BoundStep:
-        if num_rows not in self._steps:
-            layout = replace(prefill_layout(num_rows, 0, 1), output_rows=np.arange(num_rows))
-            kept = {rows: step for rows, step in self._steps.items() if rows == PIECE}
-            step = self._backend.bind(layout, self._adapter, True, self._names)
-            self._steps = {**kept, num_rows: step}
-        return self._steps[num_rows]
+
+def _bind_all_rows(
+    backend: OrtBackend, adapter: Adapter, names: Sequence[str], num_tokens: int
+) -> BoundStep:
+    """A step of so many tokens, each of which gives logits."""
+    layout = replace(prefill_layout(num_tokens, 0, 1), output_rows=np.arange(num_tokens))
+    return backend.bind(layout, adapter, True, names)
 
 
 def value_names(engine: Engine, suffix: str) -> list[str]:

@@ -26,7 +26,7 @@ from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, r
 from bita.errors import EngineError
 from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
-from bita.runtime.text.prompt_encoder import EngineTexts
+from bita.runtime.text.prompt_encoder import PromptEncoder
 
 TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
 
@@ -174,11 +174,11 @@ def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
 
     Plain text where the model has no chat template.
     """
-    texts, manifest = EngineTexts(engine), engine.manifest
-    prompts: list[Prompt] = [m if texts.template else m[-1]["content"] for m in messages]
+    encoder, manifest = PromptEncoder.of_engine(engine), engine.manifest
+    prompts = [encoder.as_prompt(each) for each in messages]
     rows = READ_NODES * (manifest.num_masks + 1)
     room = manifest.capacity - manifest.prefix_length - rows
-    fitting = [prompt for prompt in prompts if len(texts.encode(prompt)) < room]
+    fitting = [prompt for prompt in prompts if len(encoder.encode(prompt)) < room]
     if not fitting:
         raise NothingFitsError(
             f"no prompt of {len(prompts)} fits a cache of {manifest.capacity} slots with {rows} "

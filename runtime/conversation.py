@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, get_args
 from bita.errors import PromptError
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options
-from bita.runtime.text.prompt_encoder import EngineTexts
+from bita.runtime.text.prompt_encoder import PromptEncoder
 
 Overflow = Literal["refuse", "drop_oldest"]
 
@@ -56,7 +56,7 @@ class Conversation:
     def __init__(
         self,
         session: Answering,
-        texts: EngineTexts,
+        encoder: PromptEncoder,
         messages: Sequence[Mapping[str, Any]] = (),
         overflow: Overflow = "refuse",
     ) -> None:
@@ -70,7 +70,7 @@ class Conversation:
         self.overflow = overflow
         self.num_dropped = 0
         self._session = session
-        self._texts = texts
+        self._encoder = encoder
         self._known = _Known()
         self._running: Generation | None = None
 
@@ -99,7 +99,7 @@ class Conversation:
     def fork(self) -> "Conversation":
         """Another conversation that goes on from here; what both share is computed once."""
         self._end_running()
-        other = Conversation(self._session, self._texts, self.messages, self.overflow)
+        other = Conversation(self._session, self._encoder, self.messages, self.overflow)
         other._known = self._known
         return other
 
@@ -139,7 +139,7 @@ class Conversation:
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> _Known:
         """The text of messages, its beginning with the tokens that it had before."""
-        text, codec, known = self._texts.render(messages), self._texts.codec, self._known
+        text, codec, known = self._encoder.render(messages), self._encoder.codec, self._known
         rest = text.removeprefix(known.text)
         if known.text and len(rest) < len(text) and codec.starts_special(rest):
             return _Known(text, (*known.ids, *codec.encode(rest, add_special_tokens=False)))

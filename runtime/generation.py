@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from time import monotonic
-from typing import Literal
 
 from bita.runtime.decoding.chooser import TokenLogprob
-from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.tree_decoder import TreeDecoder
-from bita.runtime.text.stopping import StopRule
-
-FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
+from bita.runtime.text.stopping import FinishReason, StopRule
 
 
 class Generation(Iterator[str]):
@@ -28,20 +26,26 @@ class Generation(Iterator[str]):
     def __init__(
         self,
         decoder: TreeDecoder,
-        decoded: DecodedText,
+        lock: RLock,
+        sequence: TokenSequence,
         rule: StopRule,
         seed: int,
         timeout_s: float | None = None,
         is_kept: bool = False,
         on_end: "Callable[[Generation], None]" = lambda generation: None,
     ) -> None:
-        """is_kept: whether its cached rows are wanted when it has ended. on_end: called then."""
-        self.prompt_ids: Sequence[int] = tuple(decoded.token_ids)
+        """lock: of the engine, held while a step runs.
+        timeout_s: seconds until it ends, waiting included; None: no limit.
+        is_kept: whether its cached rows are wanted when it has ended.
+        on_end: called with it then.
+        """
+        self.prompt_ids: Sequence[int] = tuple(sequence.token_ids)
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.seed = seed
         self._decoder = decoder
-        self._decoded = decoded
+        self._lock = lock
+        self._sequence = sequence
         self._rule = rule
         self._ends_at = None if timeout_s is None else monotonic() + timeout_s
         self._is_kept = is_kept
@@ -61,13 +65,12 @@ class Generation(Iterator[str]):
     @property
     def logprobs(self) -> list[TokenLogprob]:
         """Of each of `token_ids`, if the option was given."""
-        chooser = self._decoded.chooser
-        return [] if chooser is None else chooser.logprobs[: len(self.token_ids)]
+        return [*self._sequence.chooser.logprobs[: len(self.token_ids)]]
 
     @property
     def num_reused(self) -> int:
         """Prompt tokens that were in the cache already."""
-        return self._decoded.num_reused or 0
+        return self._sequence.num_reused or 0
 
     def cancel(self) -> None:
         """End the answer before its next step. May be called from another thread or a signal."""
@@ -88,7 +91,7 @@ class Generation(Iterator[str]):
             try:
                 return self._step()
             except BaseException:  # an interrupt can come anywhere: the rows are not to be used
-                self._decoder.texts.leave()
+                self._decoder.shared_cache.invalidate()
                 self._finish("cancelled")
                 raise
 
@@ -101,18 +104,17 @@ class Generation(Iterator[str]):
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:
-        """Have the engine for oneself, if that is possible before the time is over."""
-        lock = self._decoder.texts.lock
-        if not lock.acquire(timeout=self._patience()):
+        """Hold the engine's lock; yields False if the deadline passes first."""
+        if not self._lock.acquire(timeout=self._patience()):
             yield False
             return
         try:
             yield True
         finally:
-            lock.release()
+            self._lock.release()
 
     def _patience(self) -> float:
-        """Seconds that may be waited for the engine; -1 for any time."""
+        """Seconds that it may wait for the engine; -1 for any time."""
         if self._ends_at is None:
             return -1
         return max(self._ends_at - monotonic(), 0)
@@ -122,24 +124,23 @@ class Generation(Iterator[str]):
             return self._finish("cancelled")
         if self._ends_at is not None and monotonic() >= self._ends_at:
             return self._finish("timeout")
-        if self._decoder.is_full(self._decoded):
+        if self._decoder.is_full(self._sequence):
             return self._finish("capacity")
-        return self._take(self._decoder.step(self._decoded))
-
-    def _take(self, tokens: Sequence[int]) -> str:
-        for count, token in enumerate(tokens, 1):
-            self._rule.feed(token)
-            if self._rule.finish_reason is not None:
-                self._decoder.stats.num_tokens -= len(tokens) - count
-                return self._finish(self._rule.finish_reason)
-        chooser = self._decoded.chooser
-        if chooser is not None and chooser.matches_grammar:
+        is_decode_step = self._sequence.has_answer  # else it reads the prompt
+        num_before, rule = len(self.token_ids), self._rule
+        for token in self._decoder.step(self._sequence):
+            rule.feed(token)
+        if is_decode_step:
+            self._decoder.stats.num_tokens += len(self.token_ids) - num_before
+        if rule.finish_reason is not None:
+            return self._finish(rule.finish_reason)
+        if self._sequence.chooser.matches_grammar:
             return self._finish("grammar")
-        return self._add(self._rule.take_text())
+        return self._add(rule.take_text())
 
     def _finish(self, reason: FinishReason) -> str:
         self.finish_reason = reason
-        self._decoded.is_wanted = self._is_kept
+        self._sequence.is_wanted = self._is_kept
         piece = self._add(self._rule.close())
         self._on_end(self)
         return piece

@@ -11,15 +11,14 @@ from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, PromptError, raise_faults
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
-from bita.runtime.decoding.chooser import Chooser
-from bita.runtime.decoding.memory import MemoryWatch
-from bita.runtime.decoding.shared_cache import CachedTexts
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
+from bita.runtime.loaded_engine import LoadedEngine
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.text.codec import IncrementalText, TextCodec
-from bita.runtime.text.prompt_encoder import EngineTexts, Message, Prompt
+from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
 from bita.runtime.text.stopping import StopRule
 from bita.tree_table import Trees, TreeTable, trees_from_json
 
@@ -27,27 +26,20 @@ from bita.tree_table import Trees, TreeTable, trees_from_json
 class Session:
     """A loaded engine. Threads may share it: they take turns, a step or a whole answer each.
 
-    Prompts that begin like the text in the cache, as the next turn of a conversation does, are
-    computed from there on. Open it with `Session.open`. least_rows: rows from which on steps give a
-    row the same bits, a rule of mode "exact": 1 or 2 on a processor; on a GPU up to the rows of the
-    largest tree.
+    Open it with `Session.open`. A prompt that begins like the text in the cache, as the next turn
+    of a conversation does, is computed from where the two differ.
+
+    engine: the files it was loaded from.
+    least_rows: rows of the smallest step whose results are bit-identical in all larger ones, a rule
+    of mode "exact": 1 or 2 on a processor; on a GPU up to the rows of the largest tree.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        texts: EngineTexts,
-        backend: Backend,
-        decoder: TreeDecoder,
-        least_rows: int,
-        keep_answers: bool = False,
-    ) -> None:
-        self.engine = engine
+    def __init__(self, loaded: LoadedEngine, decoder: TreeDecoder, least_rows: int) -> None:
+        self.engine = loaded.engine
         self.least_rows = least_rows
-        self._texts = texts
-        self._backend = backend
+        self._loaded = loaded
         self._decoder = decoder
-        self._keep_answers = keep_answers
+        self.reset_stats()
 
     @classmethod
     def open(
@@ -67,33 +59,36 @@ class Session:
     ) -> "Session":
         """Load the engine at `path`; raises EngineError that lists every fault of it.
 
-        tree, adapter, mode: other than the engine's own; Tree.root_only() decodes plainly (AR), a
-        TreeTable has a tree for each state.
+        tree: instead of the engine's own; Tree.root_only() decodes plainly (AR), a TreeTable has a
+        tree for each state.
+        adapter: instead of the engine's own.
+        mode: instead of the engine's own, "exact" or "tree".
         min_rows: rows of the smallest step. None: `least_rows`, which makes AR and tree decoding
         bit-identical, or 1 for an engine whose own tree is the root (it is its own reference).
-        num_threads: 0 for one per physical core. check_hashes: hash the weights before loading.
-        backend: what executes the steps, None for what the engine was built for; each runs on
-        "ort-cpu" too. cuda_graph: launch decode steps as captured graphs.
-        kept_text_bytes: of host memory, for keys and values of texts that another text has to put
-        out of the cache: conversations and unfinished answers, with `keep_answers` finished ones
-        too. What does not fit is computed again when it is needed.
+        num_threads: 0 for one per physical core.
+        check_hashes: hash the weights before loading.
+        backend: what executes the steps. None: what the engine was built for; every engine runs on
+        "ort-cpu" too.
+        cuda_graph: launch decode steps as captured graphs.
+        kept_text_bytes: host memory for keys and values of texts that had to leave the cache to
+        others: conversations and unfinished answers. What does not fit is computed again when it is
+        needed.
+        keep_answers: keep those of finished answers too.
         """
         engine = open_engine(path, check_hashes)
         own_tree = read_tree(engine)
         adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
         _check_adapter(engine, adapter)
-        texts = EngineTexts(engine)
-        watch = MemoryWatch()
-        loaded = open_backend(engine, backend, num_threads, cuda_graph)
-        least_rows = loaded.least_rows(adapter, _sizes(tree or own_tree))
+        encoder = PromptEncoder.of_engine(engine)
+        opened = open_backend(engine, backend, num_threads, cuda_graph)
+        loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
+        least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
-        cached = CachedTexts(loaded.cache, kept_text_bytes)
-        decoder = TreeDecoder(loaded, adapter, tree, mode, min_rows, cached)
-        watch.loaded(loaded.device_bytes)
-        decoder.stats.memory = watch
-        return cls(engine, texts, loaded, decoder, least_rows, keep_answers)
+        decoder = TreeDecoder(opened, adapter, tree, mode, min_rows, loaded.shared_cache)
+        loaded.memory.loaded(opened.device_bytes)
+        return cls(loaded, decoder, least_rows)
 
     def using(
         self,
@@ -110,17 +105,14 @@ class Session:
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
         _check_adapter(self.engine, adapter)
-        tree, least_rows, texts = tree or self.tree, self.least_rows, self._decoder.texts
-        with texts.lock:
+        tree, least_rows, loaded = tree or self.tree, self.least_rows, self._loaded
+        with loaded.lock:
             if tree is not self.tree:
                 sizes = (least_rows, *_sizes(tree))
-                least_rows = max(least_rows, self._backend.least_rows(adapter, sizes))
+                least_rows = max(least_rows, loaded.backend.least_rows(adapter, sizes))
             rows = min_rows or least_rows
-            decoder = TreeDecoder(self._backend, adapter, tree, mode, rows, texts)
-        decoder.stats.memory = self.stats.memory
-        return Session(
-            self.engine, self._texts, self._backend, decoder, least_rows, self._keep_answers
-        )
+            decoder = TreeDecoder(loaded.backend, adapter, tree, mode, rows, loaded.shared_cache)
+        return Session(loaded, decoder, least_rows)
 
     def generate(
         self,
@@ -191,25 +183,36 @@ class Session:
         eos_ids = () if options.ignore_eos else self.eos_ids
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
-        chooser = None
-        if options.needs_logits:
-            grammar = options.grammar
-            matcher = None if grammar is None else self._texts.grammars.compile(grammar)
-            ends = {*eos_ids, *options.stop_token_ids}
-            chooser = Chooser(options, prompt_ids, ends, seed, choice, matcher)
-        text = IncrementalText(self._texts.codec, continues=isinstance(prompt, str))
+        chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
+        text = IncrementalText(self.codec, continues=isinstance(prompt, str))
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
         return Generation(
             self._decoder,
+            self.lock,
             self._decoder.begin(prompt_ids, chooser),
             rule,
             seed,
             options.timeout_s,
-            self._keep_answers if is_kept is None else is_kept,
+            self._loaded.keep_answers if is_kept is None else is_kept,
             on_end,
         )
+
+    def _chooser(
+        self,
+        options: Options,
+        prompt_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        seed: int,
+        choice: int,
+    ) -> AnyChooser:
+        if not options.needs_logits:
+            return GREEDY
+        grammar = options.grammar
+        matcher = None if grammar is None else self._loaded.grammars.compile(grammar)
+        ends = {*eos_ids, *options.stop_token_ids}
+        return Chooser(options, prompt_ids, ends, seed, choice, matcher)
 
     def _check_token_ids(self, options: Options) -> None:
         size = self.engine.manifest.vocab_size
@@ -223,8 +226,8 @@ class Session:
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""
-        with self._decoder.texts.lock:
-            self._decoder.texts.forget()
+        with self.lock:
+            self._loaded.shared_cache.forget()
 
     def conversation(
         self, messages: Sequence[Message] = (), overflow: Overflow = "refuse"
@@ -234,26 +237,30 @@ class Session:
         overflow: what happens when it outgrows the cache, see `Conversation`. Several may go on by
         turns. Raises PromptError if the model has no chat template.
         """
-        return Conversation(self, self._texts, messages, overflow)
+        return Conversation(self, self._loaded.encoder, messages, overflow)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `generate` would use them."""
-        return self._texts.encode(prompt)
+        return self._loaded.encoder.encode(prompt)
+
+    def as_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The messages themselves, or the text of the last one for a model without chat."""
+        return self._loaded.encoder.as_prompt(messages)
 
     def margin(self, token_ids: Sequence[int]) -> float:
         """How far the best logit behind these tokens is above the second."""
-        with self._decoder.texts.lock:
+        with self.lock:
             return self._decoder.margin(token_ids)
 
     @property
     def lock(self) -> RLock:
         """Held while a step runs; whoever runs steps of the backend holds it."""
-        return self._decoder.texts.lock
+        return self._loaded.lock
 
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts may be messages."""
-        return self._texts.template is not None
+        return self._loaded.encoder.template is not None
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -263,19 +270,19 @@ class Session:
     @property
     def codec(self) -> TextCodec:
         """Token ids to text and back."""
-        return self._texts.codec
+        return self._loaded.encoder.codec
 
     @property
     def sampling(self) -> dict[str, float]:
         """How the model's authors sample from it, as fields of Options; empty where they do not
         say. Answers are greedy unless they are given.
         """
-        return dict(self._texts.defaults.sampling)
+        return dict(self._loaded.encoder.defaults.sampling)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The tokens with which the model ends an answer."""
-        return self._texts.defaults.eos_ids
+        return self._loaded.encoder.defaults.eos_ids
 
     @property
     def tree(self) -> Trees:
@@ -295,24 +302,29 @@ class Session:
     @property
     def backend(self) -> Backend:
         """What executes the steps; who runs its own steps holds `lock`."""
-        return self._backend
+        return self._loaded.backend
+
+    @property
+    def decoder(self) -> TreeDecoder:
+        """Its decode rounds, on token ids; who runs them holds `lock`."""
+        return self._decoder
 
     @property
     def stats(self) -> Stats:
         """Figures of all generations since the session was opened or the stats were reset."""
-        stats = self._decoder.stats
-        stats.memory.note(self._backend.device_bytes)
-        return stats
+        self._loaded.memory.note(self._loaded.backend.device_bytes)
+        return self._decoder.stats
 
     def record(self, record: Record | None) -> None:
-        """Have each part of each step told: name, began, ended (of `perf_counter`), rows; None: no
-        more.
+        """Call `record(name, began, ended, rows)` after each part of a step; None turns it off.
+
+        began, ended: seconds of `perf_counter`.
         """
         self._decoder.record = record
 
     def reset_stats(self) -> None:
         """Count from zero again."""
-        self._decoder.stats = Stats(memory=self.stats.memory)
+        self._decoder.stats = Stats(memory=self._loaded.memory)
 
 
 def new_seed() -> int:

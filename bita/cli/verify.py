@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     tree = read_tree(args.tree, session.adapter.num_masks) if args.tree else session.tree
     session = session.using(tree=tree, mode=args.mode)
     messages = read_prompts(args.prompts, args.limit)
-    prompts: list[Prompt] = [_as_prompt(session, item) for item in messages]
+    prompts = [session.as_prompt(item) for item in messages]
     print(f"{args.engine}: mode {session.mode}, tree: {tree}")
     with progress_bar("verifying") as bar:
         bar.start(3 * len(prompts))
@@ -68,10 +68,6 @@ def run(args: argparse.Namespace) -> int:
         comparisons.append(comparison)
         _report(comparison)
     return int(any(comparison.forbidden for comparison in comparisons))
-
-
-def _as_prompt(session: "Session", messages: list[dict[str, str]]) -> "Prompt":
-    return messages if session.has_chat_template else messages[-1]["content"]
 
 
 def _reference(model: str | None, session: "Session") -> "TransformersReference | None":

@@ -9,23 +9,24 @@ from tokenizers import Tokenizer
 from bita.data.prompts import Messages
 from bita.errors import PromptError
 from bita.export.checkpoint import Checkpoint, TextAssets
+from bita.generation import GenerationDefaults
 from bita.identity import ModelIdentity, identify
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.prompt_encoder import PromptEncoder
 
 
 @dataclass(frozen=True)
 class ModelTexts:
-    """eos_ids: token ids that end an answer, most usual first. template: None without chat.
+    """A model's prompts, the ids that begin and end its texts, and whose they are.
 
-    special_ids: ids that stand for no text. bos_ids: what a text without template begins with.
+    special_ids: ids that stand for no text.
+    bos_ids: what a text without template begins with.
     tokenizer_sha256: of the vocabulary, so that copies of one tokenizer in other files are equal.
     """
 
     identity: ModelIdentity
-    codec: TextCodec
-    template: ChatTemplate | None
-    eos_ids: tuple[int, ...]
+    encoder: PromptEncoder
     special_ids: frozenset[int]
     bos_ids: tuple[int, ...]
     tokenizer_sha256: str
@@ -37,35 +38,44 @@ class ModelTexts:
 
     @classmethod
     def from_assets(cls, assets: TextAssets, identity: ModelIdentity) -> "ModelTexts":
-        codec = TextCodec(Tokenizer.from_str(assets.tokenizer_json))
-        added = codec.tokenizer.get_added_tokens_decoder()
+        defaults = GenerationDefaults(assets.eos_ids, assets.special_tokens, assets.sampling)
+        encoder = PromptEncoder.of_sources(assets.tokenizer_json, assets.chat_template, defaults)
+        added = encoder.codec.tokenizer.get_added_tokens_decoder()
         special_ids = {token_id for token_id, token in added.items() if token.special}
-        template = None
-        if assets.chat_template is not None:
-            template = ChatTemplate(assets.chat_template, assets.special_tokens)
         return cls(
             identity=identity,
-            codec=codec,
-            template=template,
-            eos_ids=assets.eos_ids,
+            encoder=encoder,
             special_ids=frozenset(special_ids) | frozenset(assets.eos_ids),
-            bos_ids=_bos_ids(codec, assets),
-            tokenizer_sha256=_vocabulary_sha256(codec.tokenizer),
+            bos_ids=_bos_ids(encoder.codec, assets),
+            tokenizer_sha256=_vocabulary_sha256(encoder.codec.tokenizer),
         )
+
+    @property
+    def codec(self) -> TextCodec:
+        """Token ids to text and back."""
+        return self.encoder.codec
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """None for a model without chat."""
+        return self.encoder.template
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer, most usual first."""
+        return self.encoder.defaults.eos_ids
 
     def encode(self, messages: Messages) -> list[int]:
         """The prompt ids of a chat that ends with a user's turn.
 
         Without a chat template, a single message is continued as it is. Raises PromptError.
         """
-        if self.template is not None:
-            return self.codec.encode(self.template.render(messages), add_special_tokens=False)
-        if len(messages) != 1:
+        if self.template is None and len(messages) != 1:
             raise PromptError(
                 f"the model has no chat template, and a prompt has {len(messages)} messages; "
                 "give prompts of one message"
             )
-        return self.codec.encode(messages[0]["content"], add_special_tokens=True)
+        return self.encoder.encode(self.encoder.as_prompt(messages))
 
 
 def _bos_ids(codec: TextCodec, assets: TextAssets) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bita.calibration.profiling.figures import Answer, CategoryFigures, Decoding, Percentiles
 from bita.data.prompts import Question
 from bita.errors import PromptError
-from bita.runtime.session import Prompt, Session
+from bita.runtime.session import Session
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,10 @@ def time_answers(
     return [_sum_up(timed) for timed in answers]
 
 
-def prompt_for(session: Session, question: Question) -> Prompt:
-    """The question's messages, or the text of the last one without a chat template."""
-    return question.messages if session.has_chat_template else question.messages[-1]["content"]
-
-
 def _answer(session: Session, question: Question, limit: int, seconds: float) -> TimedAnswer:
     session.forget()
     session.reset_stats()
-    generated = session.generate(prompt_for(session, question), limit)
+    generated = session.generate(session.as_prompt(question.messages), limit)
     stats = session.stats
     answer = Answer(
         category=question.category,

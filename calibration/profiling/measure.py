@@ -10,7 +10,7 @@ import numpy as np
 
 from bita.calibration.latency import describe_device
 from bita.calibration.memory import measure_memory
-from bita.calibration.profiling.answer_times import prompt_for, time_answers
+from bita.calibration.profiling.answer_times import time_answers
 from bita.calibration.profiling.figures import (
     AR,
     PERCENTILES,
@@ -181,7 +181,7 @@ def _decode(
     """Answers of each engine by AR and by its trees, all in turns."""
     sessions = [session for engine in engines for session in (engine.plain, engine.session)]
     for session in sessions:
-        session.generate(prompt_for(session, questions[0]), WARM_UP_TOKENS)
+        session.generate(session.as_prompt(questions[0].messages), WARM_UP_TOKENS)
     for engine in engines:
         if engine.recorder is not None:
             engine.session.record(engine.recorder.add)

@@ -1,14 +1,15 @@
-"""Chooses the token behind a row of logits, one after the other along an accepted path.
+"""Chooses the token that follows a row of a step, one after the other along an accepted path.
 
 Rows are looked at only where the text goes on, so what a choice depends on (penalties, the
 grammar's state, the position) is what it depends on in plain decoding.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from bita.runtime.backends.backend import Step
 from bita.runtime.decoding.sampling import Draws, best_tokens, candidates, log_partition
 from bita.runtime.options import Options
 from bita.runtime.text.grammar import GrammarMatcher
@@ -27,11 +28,36 @@ class TokenLogprob:
     best: tuple[tuple[int, float], ...]
 
 
-class Chooser:
-    """The choices of one answer. has_ended: behind an EOS or stop token, or a complete grammar.
+class GreedyChooser:
+    """Takes the best token of each row, which a step gives without its logits."""
 
-    prompt_ids: of its prompt. choice: number of the answer among several to the prompt.
+    needs_logits = False
+    matches_grammar = False
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    def choices(self, step: Step) -> Callable[[int], int]:
+        """The token that follows an output row of a step that has run."""
+        best: list[int] = step.top_ids[:, 0].tolist()
+        return best.__getitem__
+
+    def has_ended(self) -> bool:
+        """Never: an answer that ends is cut by the stop rule."""
+        return False
+
+    def forced(self) -> list[int]:
+        """None: anything may follow."""
+        return []
+
+
+class Chooser:
+    """Makes the choices of one answer that asks for more than the best tokens.
+
+    prompt_ids: of its prompt.
+    eos_ids: tokens that end the answer, EOS or stop.
+    choice: number of the answer among several to the prompt.
     """
+
+    needs_logits = True
 
     def __init__(
         self,
@@ -43,7 +69,7 @@ class Chooser:
         matcher: GrammarMatcher | None = None,
     ) -> None:
         self.logprobs: list[TokenLogprob] = []
-        self.has_ended = False
+        self._has_ended = False
         self._options = options
         self._eos_ids = frozenset(eos_ids)
         self._draws = Draws(seed, choice, len(prompt_ids))
@@ -57,8 +83,18 @@ class Chooser:
         """Whether a grammar ended the answer."""
         return self._matcher is not None and self._matcher.is_complete
 
+    def choices(self, step: Step) -> Callable[[int], int]:
+        """The token that follows an output row of a step that has run; ask along the path."""
+        logits = step.logits
+        assert logits is not None
+        return lambda row: self.choose(logits[row])
+
+    def has_ended(self) -> bool:
+        """Whether the last choice was an EOS or stop token, or completed the grammar."""
+        return self._has_ended
+
     def choose(self, logits: Float32Array) -> int:
-        """The token behind a row of logits, [V], which is overwritten."""
+        """The token that follows a row of logits, [V], which is overwritten."""
         options = self._options
         own = None if options.logprobs is None else logits.copy()
         if self._penalties is not None:
@@ -78,22 +114,26 @@ class Chooser:
         return token
 
     def forced(self) -> list[int]:
-        """Tokens that the grammar lets follow alone."""
-        return [] if self._matcher is None or self.has_ended else self._matcher.forced()
+        """The tokens that have to follow, because the grammar allows no others."""
+        return [] if self._matcher is None or self._has_ended else self._matcher.forced()
 
     def _take(self, token: int) -> None:
         if self._penalties is not None:
             self._penalties.count(token)
-        self.has_ended = token in self._eos_ids
+        self._has_ended = token in self._eos_ids
         if self._matcher is not None:
             self._matcher.take(token)
-            self.has_ended = self.has_ended or self._matcher.is_complete
+            self._has_ended = self._has_ended or self._matcher.is_complete
 
     def _described(self, logits: Float32Array, token: int) -> TokenLogprob:
         total = log_partition(logits)
         best = best_tokens(logits, self._options.logprobs or 0)
         beside = tuple((each, float(logits[each]) - total) for each in best)
         return TokenLogprob(token, float(logits[token]) - total, beside)
+
+
+AnyChooser = GreedyChooser | Chooser
+GREEDY = GreedyChooser()  # has no state, so all answers share it
 
 
 class Penalties:

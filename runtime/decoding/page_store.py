@@ -1,7 +1,8 @@
-"""Keys and values of texts that had to leave the cache, in host memory, in pages.
+"""Pages, in host memory, with keys and values of token sequences that had to leave the cache.
 
-Texts that begin alike share pages. What is used least goes first. Pages behind a prefix of token
-ids, kept in a tree: SGLang's RadixAttention (arXiv 2312.07104), here for one text at a time.
+Sequences that begin alike share pages. The least recently used page goes first. Pages form a tree
+over prefixes of token ids: SGLang's RadixAttention (arXiv 2312.07104), here for one sequence at a
+time.
 """
 
 from collections import OrderedDict
@@ -16,7 +17,7 @@ Read = Callable[[int, int], FloatArray]  # tokens [start, stop) -> their rows [2
 
 @dataclass(eq=False)
 class Page:
-    """Up to PAGE_TOKENS tokens behind those of its parents. rows: [2L, H, n, D]."""
+    """Up to PAGE_TOKENS tokens after those of its parents. rows: [2L, H, n, D]."""
 
     tokens: tuple[int, ...]
     parent: "Page | None"
@@ -24,15 +25,15 @@ class Page:
     children: "dict[tuple[int, ...], Page]" = field(default_factory=dict)
 
 
-class TextStore:
-    """Rows of texts by their token ids. max_bytes: of all pages; 0 keeps nothing."""
+class PageStore:
+    """Finds cached rows by token ids. max_bytes: of all pages together; 0 keeps nothing."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.clear()
 
     def save(self, token_ids: Sequence[int], read: Read) -> None:
-        """Keep a text's rows, as far as they are not there and there is room."""
+        """Keep a sequence's rows, as far as they are not there and there is room."""
         page, ids = self._start, tuple(token_ids)
         for start in range(0, len(ids), PAGE_TOKENS):
             tokens = ids[start : start + PAGE_TOKENS]
@@ -43,7 +44,7 @@ class TextStore:
             self._drop(next(iter(self._used)))
 
     def match(self, token_ids: Sequence[int]) -> list[FloatArray]:
-        """Rows [2L, H, n, D] of the longest known beginning of a text, piece by piece."""
+        """Rows [2L, H, n, D] of the longest known beginning of a sequence, piece by piece."""
         pieces = []
         page = self._start
         for page, count in self._known(tuple(token_ids)):
@@ -53,17 +54,17 @@ class TextStore:
         return pieces
 
     def match_length(self, token_ids: Sequence[int]) -> int:
-        """How many tokens at the beginning of a text are known."""
+        """How many tokens at the beginning of a sequence are known."""
         return sum(count for _, count in self._known(tuple(token_ids)))
 
     def clear(self) -> None:
-        """Forget all texts."""
+        """Forget all sequences."""
         self.num_bytes = 0
         self._start = Page((), None)
         self._used: OrderedDict[Page, None] = OrderedDict()  # least recently first
 
     def _known(self, ids: tuple[int, ...]) -> Iterator[tuple[Page, int]]:
-        """The pages of a text's beginning, and how many tokens of each."""
+        """The pages of a sequence's beginning, and how many tokens of each."""
         page, start = self._start, 0
         while start < len(ids):
             tokens = ids[start : start + PAGE_TOKENS]
@@ -81,7 +82,7 @@ class TextStore:
 
     def _add(self, parent: Page, tokens: tuple[int, ...], rows: FloatArray) -> Page:
         shorter = [each for key, each in parent.children.items() if key == tokens[: len(key)]]
-        for each in shorter:  # a last page that the text has outgrown
+        for each in shorter:  # a last page that the sequence has outgrown
             self._drop(each)
         page = Page(tokens, parent, rows)
         parent.children[tokens] = page
@@ -90,7 +91,7 @@ class TextStore:
         return page
 
     def _touch(self, page: Page) -> None:
-        """Note the use of a page and its parents: they are always used later than it."""
+        """Note the use of a page and its parents, which always count as used after it."""
         while page.parent is not None:
             self._used.move_to_end(page)
             page = page.parent
@@ -104,7 +105,7 @@ class TextStore:
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """How many tokens two sequences have in common at their beginnings."""
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
         return shorter
@@ -112,7 +113,7 @@ def common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _beginning_with(tokens: tuple[int, ...], page: Page) -> Page | None:
-    """A page behind `page` that begins with these tokens."""
+    """A page after `page` that begins with these tokens."""
     if len(tokens) == PAGE_TOKENS:
         return None
     return next((each for key, each in page.children.items() if key[: len(tokens)] == tokens), None)

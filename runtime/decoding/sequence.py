@@ -1,18 +1,19 @@
-"""One text while it is decoded: all that a step of it needs beside the engine."""
+"""One token sequence, and all that a step of it needs besides the engine."""
 
 from collections.abc import Sequence
 
-from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.ngrams import NgramIndex
 
 
-class DecodedText:
+class TokenSequence:
     """Prompt and answer so far; what the cache holds of it is the decoder's business.
 
-    token_ids: all but the last are cached when a decode step runs; the last is its root. chooser:
-    None for greedy decoding. is_wanted: whether its cached rows are worth keeping when another text
-    takes the cache. num_reused: prompt tokens that did not have to be computed.
+    token_ids: all but the last are cached when a decode step runs; the last is its root.
+    chooser: what takes the tokens that follow.
+    is_wanted: whether its cached rows are worth keeping when another sequence takes the cache.
+    num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
     """
 
     def __init__(
@@ -20,7 +21,7 @@ class DecodedText:
         prompt_ids: Sequence[int],
         drafts: Drafts,
         ngrams: NgramIndex | None = None,
-        chooser: Chooser | None = None,
+        chooser: AnyChooser = GREEDY,
     ) -> None:
         self.token_ids = list(prompt_ids)
         self.num_prompt_tokens = len(self.token_ids)
@@ -28,7 +29,7 @@ class DecodedText:
         self.ngrams = ngrams
         self.chooser = chooser
         self.is_wanted = True
-        self.num_reused: int | None = None  # until the prompt is begun
+        self.num_reused: int | None = None
         if ngrams is not None:
             ngrams.extend(self.token_ids)
 

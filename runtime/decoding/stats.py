@@ -12,11 +12,15 @@ from bita.tree import Path
 class Stats:
     """Figures of one generation, or of several since the session was opened.
 
-    num_steps, num_tokens: decode steps and the tokens they emitted (the prefill's one not
-    counted). step_ms: time of each decode step; backend_ms: the part of it inside the backend.
-    prefill_ms, num_prompt_tokens: of all prefills; num_reused_tokens: the part of those tokens that
-    the cache held already, from a text that begins alike. num_accepted: by path of a node, how
-    often it was accepted; the root () in every step. memory: of the process and on the GPU.
+    num_steps: decode steps.
+    num_tokens: tokens of the answers that decode steps emitted; the prefill's one is not counted.
+    num_prompt_tokens: tokens of all prompts.
+    num_reused_tokens: those of them that the cache held already, from a text that begins alike.
+    prefill_ms: time of all prefills.
+    step_ms: time of each decode step.
+    backend_ms: the part of it inside the backend.
+    num_accepted: by path of a node, how often it was accepted; the root () in every step.
+    memory: of the process and on the GPU.
     """
 
     num_steps: int = 0
@@ -34,10 +38,9 @@ class Stats:
         self.num_prompt_tokens += num_tokens
         self.num_reused_tokens += num_reused
 
-    def count_step(self, path: Path, num_tokens: int, step_ms: float, backend_ms: float) -> None:
-        """Add one decode step that accepted `path` and emitted `num_tokens`."""
+    def count_step(self, path: Path, step_ms: float, backend_ms: float) -> None:
+        """Add one decode step that accepted `path`; who keeps its tokens counts them."""
         self.num_steps += 1
-        self.num_tokens += num_tokens
         self.step_ms.append(step_ms)
         self.backend_ms.append(backend_ms)
         for depth in range(len(path) + 1):

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from bita.adapter import Adapter
-from bita.errors import PromptError, TreeError, raise_faults
+from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
-from bita.runtime.decoding.chooser import Chooser
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
 from bita.runtime.decoding.ngrams import NgramIndex
-from bita.runtime.decoding.sequence import DecodedText
-from bita.runtime.decoding.shared_cache import CachedTexts
+from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
+from bita.runtime.decoding.sequence import TokenSequence
+from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.stats import Stats
 from bita.tree import MAX_MATCH, Tree
 from bita.tree_table import Trees, TreeTable
@@ -21,210 +22,12 @@ ROOT_ONLY = Tree.root_only()
 Record = Callable[[str, float, float, int], None]
 
 
-class TreeDecoder:
-    """Decodes texts, a step at a time, over preallocated buffers.
-
-    trees: one, or one for each state; Tree.root_only() decodes plainly (AR). mode: "exact" accepts
-    along the spine only, "tree" accepts every node. min_rows: 2 makes AR bit-identical to exact
-    tree decoding (kernels for one row sum in another order), 1 is fastest. texts: what decoders on
-    one backend share; whoever calls holds its lock. Raises TreeError if a tree does not fit.
-
-    record: None, or called with each part of a step: its name, when it began and ended in seconds
-    of `perf_counter`, and the rows of the step.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        adapter: Adapter,
-        trees: Trees,
-        mode: str,
-        min_rows: int,
-        texts: CachedTexts | None = None,
-    ) -> None:
-        _check_fit(trees, adapter, backend)
-        self.trees = trees
-        self.adapter = adapter
-        self.mode = mode
-        self.texts = texts or CachedTexts(backend.cache)
-        self.stats = Stats()
-        self.record: Record | None = None
-        self._backend = backend
-        self._cache = backend.cache
-        self._min_rows = min_rows
-        self._table = TreeTable.of(trees)
-        self._depth = max(tree.max_depth for tree in self._table.trees)
-        self._pairs = backend.pairs.tables(adapter)
-        self._bound = self._bind_all(with_logits=False)
-        self._bound_with_logits: _BoundTrees | None = None
-        self._full_prefill: Step | None = None
-        self._margin = 0.0
-
-    @property
-    def max_prompt_tokens(self) -> int:
-        """The longest prompt that leaves room for a step."""
-        num_slots = self._bound.narrow.step.num_slots
-        return self._cache.capacity - self.adapter.prefix_length - num_slots
-
-    def is_full(self, text: DecodedText) -> bool:
-        """Whether the cache has no room for another step of a text."""
-        return text.has_answer and len(text.token_ids) - 1 > self.max_prompt_tokens
-
-    def check_prompt(self, token_ids: Sequence[int]) -> None:
-        """Raise PromptError if a prompt is empty, too long, or holds an id outside [0, V)."""
-        if not len(token_ids):
-            raise PromptError("the prompt is empty; give at least one token")
-        if len(token_ids) > self.max_prompt_tokens:
-            raise PromptError(
-                f"the prompt has {len(token_ids)} tokens; this engine holds "
-                f"{self.max_prompt_tokens}: shorten it, or rebuild with a larger CAPACITY"
-            )
-        low, high = min(token_ids), max(token_ids)
-        if low < 0 or high >= self._backend.vocab_size:
-            raise PromptError(
-                f"token ids must lie in [0, {self._backend.vocab_size}); "
-                f"the prompt has {low if low < 0 else high}"
-            )
-
-    def begin(self, prompt_ids: Sequence[int], chooser: Chooser | None = None) -> DecodedText:
-        """A text whose prompt is to be read. Raises PromptError as `check_prompt` does."""
-        self.check_prompt(prompt_ids)
-        num_masks = max(self._depth, self.adapter.num_masks)
-        drafts = Drafts(num_masks, self._backend.num_ranks)
-        ngrams = NgramIndex() if self._table.uses_text else None
-        return DecodedText(prompt_ids, drafts, ngrams, chooser)
-
-    def step(self, text: DecodedText) -> list[int]:
-        """Run the step that a text needs next and return the tokens that it emitted.
-
-        A piece of the prompt that is not its last emits nothing, the last one a token, a
-        draft-verify round 1 to depth + 1. What the cache lost of the text to another one is
-        computed again, in pieces that emit nothing.
-        """
-        began = perf_counter()
-        self.texts.take(text, self.adapter)
-        if text.num_reused is None:
-            text.num_reused = self._cache.length
-            self.stats.count_prompt(text.num_prompt_tokens, text.num_reused)
-        missing = text.token_ids[self._cache.length :]
-        if text.has_answer and len(missing) == 1:
-            return self._advance(text, began)
-        emitted: list[int] = []
-        if text.has_answer or len(missing) > self._backend.prefill_rows:
-            missing = missing[:-1][: self._backend.prefill_rows]
-            self._prefill_piece(missing)
-        else:
-            emitted.append(self._prefill_end(text, missing))
-            text.extend(emitted)
-        ended = perf_counter()
-        self.stats.prefill_ms += 1000 * (ended - began)
-        if self.record is not None:
-            self.record("prefill", began, ended, len(missing))
-        return emitted
-
-    def margin(self, token_ids: Sequence[int]) -> float:
-        """How far the best logit behind these tokens is above the second."""
-        text = self.begin(token_ids)
-        text.is_wanted = False
-        while not self.step(text):
-            pass
-        return self._margin
-
-    def _advance(self, text: DecodedText, began: float) -> list[int]:
-        """One draft-verify round."""
-        bound, guess = self._bound_now(text)
-        tree, step = bound.tree, bound.step
-        nodes = step.token_ids[0, : tree.num_nodes]
-        nodes[0] = text.root
-        bound.drafter.fill(nodes, text.drafts, guess)
-        ran = perf_counter()
-        step.run()
-        returned = perf_counter()
-        tokens = nodes.tolist()
-        path, bonus = _accepted(bound, tokens, text.chooser)
-        self._cache.commit(path)
-        group = bound.groups[path[-1]]
-        text.drafts.read(step.top_ids[group], step.top_logits[group])
-        emitted = [*(tokens[node] for node in path[1:]), bonus]
-        text.extend(emitted)
-        ended = perf_counter()
-        self.stats.count_step(
-            tree.paths[path[-1]], len(emitted), 1000 * (ended - began), 1000 * (returned - ran)
-        )
-        if self.record is not None:
-            self.record("draft", began, ran, step.num_rows)
-            self.record("backend", ran, returned, step.num_rows)
-            self.record("accept and commit", returned, ended, step.num_rows)
-        return emitted
-
-    def _bound_now(self, text: DecodedText) -> "tuple[_BoundTree, list[int]]":
-        """The state's tree, or the root where the cache has no room for it, and what the spine
-        takes instead of mask drafts.
-        """
-        trees = self._trees_for(text)
-        forced = text.chooser.forced() if text.chooser and self._depth else []
-        match = 0 if text.ngrams is None else text.ngrams.match_length()
-        state = MAX_MATCH if forced else match
-        bound = trees.bound[self._table.number(text.drafts.num_masks, state)]
-        if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
-            return trees.narrow, []
-        tree = bound.tree
-        if forced or text.ngrams is None or not tree.min_match:
-            return bound, forced[: tree.spine_length]
-        return bound, text.ngrams.guess(tree.spine_length, tree.min_match)
-
-    def _trees_for(self, text: DecodedText) -> "_BoundTrees":
-        if text.chooser is None:
-            return self._bound
-        if self._bound_with_logits is None:
-            self._bound_with_logits = self._bind_all(with_logits=True)
-        return self._bound_with_logits
-
-    def _bind_all(self, with_logits: bool) -> "_BoundTrees":
-        bound = [self._bind(tree, with_logits) for tree in self._table.trees]
-        return _BoundTrees(bound, self._bind(ROOT_ONLY, with_logits))
-
-    def _bind(self, tree: Tree, with_logits: bool) -> "_BoundTree":
-        return _BoundTree(
-            tree,
-            self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),
-            Drafter(tree, self._pairs),
-            spine_children(tree) if self.mode == "exact" else tree.children,
-            tuple(slice(group.start, group.stop) for group in tree.groups),
-        )
-
-    def _prefill_piece(self, tokens: Sequence[int]) -> None:
-        is_full = len(tokens) == self._backend.prefill_rows
-        if is_full and self._full_prefill is not None:
-            step = self._full_prefill
-        else:
-            layout = prefill_layout(len(tokens), 0, self._min_rows)
-            step = self._backend.bind(layout, self.adapter)
-        if is_full:
-            self._full_prefill = step
-        step.token_ids[0, : len(tokens)] = tokens
-        step.run()
-        self._cache.length += len(tokens)
-
-    def _prefill_end(self, text: DecodedText, tokens: Sequence[int]) -> int:
-        """The last piece of the prompt with the first mask group behind it."""
-        room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
-        num_masks = min(self._table.max_masks, room)
-        layout = prefill_layout(len(tokens), num_masks, self._min_rows)
-        step = self._backend.bind(layout, self.adapter, with_logits=text.chooser is not None)
-        step.token_ids[0, : len(tokens)] = tokens
-        step.run()
-        self._cache.length += len(tokens)
-        masks = slice(1, 1 + num_masks)
-        text.drafts.read(step.top_ids[masks], step.top_logits[masks])
-        self._margin = float(step.top_logits[0, 0] - step.top_logits[0, 1])
-        return _chooses(step, text.chooser)(0)
-
-
 @dataclass(frozen=True, eq=False)
-class _BoundTree:
-    """A tree with all that a step of it needs. children: that may be accepted, of each node.
-    groups: the mask rows behind each node.
+class BoundTree:
+    """A tree with all that a step of it needs.
+
+    children: of each node, those that may be accepted.
+    groups: the mask rows of each node.
     """
 
     tree: Tree
@@ -235,31 +38,215 @@ class _BoundTree:
 
 
 @dataclass(frozen=True, eq=False)
-class _BoundTrees:
-    """Those of the table. narrow: the root alone."""
+class BoundTrees:
+    """Bound trees of the table; `narrow` is the root-only fallback for a full cache."""
 
-    bound: list[_BoundTree]
-    narrow: _BoundTree
-
-
-def _accepted(
-    bound: _BoundTree, tokens: Sequence[int], chooser: Chooser | None
-) -> tuple[list[int], int]:
-    """The path that the step's rows agree with, and its bonus token."""
-    choose = _chooses(bound.step, chooser)
-    if chooser is None:
-        return accept(bound.children, tokens, choose)
-    return accept(bound.children, tokens, choose, lambda: chooser.has_ended)
+    bound: list[BoundTree]
+    narrow: BoundTree
 
 
-def _chooses(step: Step, chooser: Chooser | None) -> Callable[[int], int]:
-    """The token behind an output row of the step: the best one, or the chooser's."""
-    if chooser is None:
-        best: list[int] = step.top_ids[:, 0].tolist()
-        return best.__getitem__
-    logits = step.logits
-    assert logits is not None
-    return lambda row: chooser.choose(logits[row])
+class TreeDecoder:
+    """Decodes token sequences, a step at a time, over preallocated buffers.
+
+    trees: one tree, or one for each state; Tree.root_only() decodes plainly (AR).
+    mode: "exact" accepts along the spine only, "tree" accepts every node.
+    min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
+    kernels for one row sum in another order; 1 is fastest.
+    shared_cache: what decoders on one backend share; None: a new one.
+    record: None, or called after each part of a step with the part's name, when it began and ended
+    in seconds of `perf_counter`, and the rows of the step.
+
+    Raises TreeError if a tree does not fit. Whoever steps holds the engine's lock.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        adapter: Adapter,
+        trees: Trees,
+        mode: str,
+        min_rows: int,
+        shared_cache: SharedCache | None = None,
+    ) -> None:
+        _check_fit(trees, adapter, backend)
+        self.trees = trees
+        self.adapter = adapter
+        self.mode = mode
+        self.shared_cache = shared_cache or SharedCache(backend.cache)
+        self.stats = Stats()
+        self.record: Record | None = None
+        self._backend = backend
+        self._cache = backend.cache
+        self._min_rows = min_rows
+        self._table = TreeTable.of(trees)
+        self._depth = max(tree.max_depth for tree in self._table.trees)
+        self._pairs = backend.pairs.tables(adapter)
+        self._bound = self._bind_all(with_logits=False)
+        self._bound_with_logits: BoundTrees | None = None
+        bind = text_steps(backend, adapter, min_rows)
+        self._prefill = Prefill(backend.cache, backend.prefill_rows, bind)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that leaves room for a step."""
+        num_slots = self._bound.narrow.step.num_slots
+        return self._cache.capacity - self.adapter.prefix_length - num_slots
+
+    @property
+    def steps(self) -> list[Step]:
+        """The bound step of each tree of the table, as greedy decoding uses them."""
+        return [bound.step for bound in self._bound.bound]
+
+    def is_full(self, sequence: TokenSequence) -> bool:
+        """Whether the cache has no room for another step of a sequence."""
+        return sequence.has_answer and len(sequence.token_ids) - 1 > self.max_prompt_tokens
+
+    def check_prompt(self, token_ids: Sequence[int]) -> None:
+        """Raise PromptError if a prompt is empty, too long, or holds an id outside [0, V)."""
+        if not len(token_ids):
+            raise PromptError("the prompt is empty; give at least one token")
+        if len(token_ids) > self.max_prompt_tokens:
+            raise PromptTooLongError(
+                f"the prompt has {len(token_ids)} tokens; this engine holds "
+                f"{self.max_prompt_tokens}: shorten it, or rebuild with a larger CAPACITY"
+            )
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= self._backend.vocab_size:
+            raise PromptError(
+                f"token ids must lie in [0, {self._backend.vocab_size}); "
+                f"the prompt has {low if low < 0 else high}"
+            )
+
+    def begin(self, prompt_ids: Sequence[int], chooser: AnyChooser = GREEDY) -> TokenSequence:
+        """A sequence whose prompt is to be read. Raises PromptError as `check_prompt` does."""
+        self.check_prompt(prompt_ids)
+        num_masks = max(self._depth, self.adapter.num_masks)
+        drafts = Drafts(num_masks, self._backend.num_ranks)
+        ngrams = NgramIndex() if self._table.uses_text else None
+        return TokenSequence(prompt_ids, drafts, ngrams, chooser)
+
+    def step(self, sequence: TokenSequence) -> list[int]:
+        """Run the step that a sequence needs next and return the tokens that it emitted.
+
+        A piece of the prompt that is not its last emits nothing, the last one a token, a
+        draft-verify round 1 to depth + 1. What the cache lost of the sequence to another one is
+        computed again, in pieces that emit nothing.
+        """
+        began = perf_counter()
+        missing = self._missing(sequence)
+        if sequence.has_answer and len(missing) == 1:
+            return self._advance(sequence, began)
+        end = self._read(sequence, missing, began)
+        return [] if end is None else [sequence.root]
+
+    def margin(self, token_ids: Sequence[int]) -> float:
+        """How far the best logit after these tokens is above the second."""
+        sequence = self.begin(token_ids)
+        sequence.is_wanted = False
+        end = None
+        while end is None:
+            began = perf_counter()
+            end = self._read(sequence, self._missing(sequence), began)
+        return float(end.top_logits[0, 0] - end.top_logits[0, 1])
+
+    def _missing(self, sequence: TokenSequence) -> list[int]:
+        """Have the cache hold a sequence; returns its tokens that are not cached."""
+        self.shared_cache.take(sequence, self.adapter)
+        if sequence.num_reused is None:
+            sequence.num_reused = self._cache.length
+            self.stats.count_prompt(sequence.num_prompt_tokens, sequence.num_reused)
+        return sequence.token_ids[self._cache.length :]
+
+    def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step | None:
+        """Read a piece of what is missing. At the prompt's end, add the token that follows and
+        return the step, whose first output row gave it.
+        """
+        end = None
+        if sequence.has_answer or len(missing) > self._backend.prefill_rows:
+            missing = missing[:-1][: self._backend.prefill_rows]
+            self._prefill.read(missing)
+        else:
+            end = self._read_end(sequence, missing)
+            sequence.extend([sequence.chooser.choices(end)(0)])
+        ended = perf_counter()
+        self.stats.prefill_ms += 1000 * (ended - began)
+        if self.record is not None:
+            self.record("prefill", began, ended, len(missing))
+        return end
+
+    def _advance(self, sequence: TokenSequence, began: float) -> list[int]:
+        """One draft-verify round."""
+        bound, guess = self.pick_tree(sequence)
+        tree, step = bound.tree, bound.step
+        nodes = step.token_ids[0, : tree.num_nodes]
+        nodes[0] = sequence.root
+        bound.drafter.fill(nodes, sequence.drafts, guess)
+        ran = perf_counter()
+        step.run()
+        returned = perf_counter()
+        tokens = nodes.tolist()
+        chooser = sequence.chooser
+        path, bonus = accept(bound.children, tokens, chooser.choices(step), chooser.has_ended)
+        self._cache.commit(path)
+        group = bound.groups[path[-1]]
+        sequence.drafts.read(step.top_ids[group], step.top_logits[group])
+        emitted = [*(tokens[node] for node in path[1:]), bonus]
+        sequence.extend(emitted)
+        ended = perf_counter()
+        self.stats.count_step(tree.paths[path[-1]], 1000 * (ended - began), 1000 * (returned - ran))
+        if self.record is not None:
+            self.record("draft", began, ran, step.num_rows)
+            self.record("backend", ran, returned, step.num_rows)
+            self.record("accept and commit", returned, ended, step.num_rows)
+        return emitted
+
+    def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[int]]:
+        """The tree of a sequence's next round, and what its spine holds instead of mask drafts.
+
+        The tree is that of the sequence's state, or the root where the cache has no room for it.
+        """
+        trees = self._bound_trees(sequence.chooser.needs_logits)
+        forced = sequence.chooser.forced() if self._depth else []
+        match = 0 if sequence.ngrams is None else sequence.ngrams.match_length()
+        state = MAX_MATCH if forced else match
+        bound = trees.bound[self._table.number(sequence.drafts.num_masks, state)]
+        if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
+            return trees.narrow, []
+        tree = bound.tree
+        if forced or sequence.ngrams is None or not tree.min_match:
+            return bound, forced[: tree.spine_length]
+        return bound, sequence.ngrams.guess(tree.spine_length, tree.min_match)
+
+    def _bound_trees(self, with_logits: bool) -> BoundTrees:
+        if not with_logits:
+            return self._bound
+        if self._bound_with_logits is None:
+            self._bound_with_logits = self._bind_all(with_logits=True)
+        return self._bound_with_logits
+
+    def _bind_all(self, with_logits: bool) -> BoundTrees:
+        bound = [self._bind(tree, with_logits) for tree in self._table.trees]
+        return BoundTrees(bound, self._bind(ROOT_ONLY, with_logits))
+
+    def _bind(self, tree: Tree, with_logits: bool) -> BoundTree:
+        return BoundTree(
+            tree,
+            self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),
+            Drafter(tree, self._pairs),
+            spine_children(tree) if self.mode == "exact" else tree.children,
+            tuple(slice(group.start, group.stop) for group in tree.groups),
+        )
+
+    def _read_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> Step:
+        """Read the last piece of the prompt, with the first mask group after it."""
+        room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
+        num_masks = min(self._table.max_masks, room)
+        layout = prefill_layout(len(tokens), num_masks, self._min_rows)
+        step = self._backend.bind(layout, self.adapter, sequence.chooser.needs_logits)
+        run_piece(step, self._cache, tokens)
+        masks = slice(1, 1 + num_masks)
+        sequence.drafts.read(step.top_ids[masks], step.top_logits[masks])
+        return step
 
 
 def _check_fit(trees: Trees, adapter: Adapter, backend: Backend) -> None:

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from bita.errors import BitaError, PromptError
+from bita.errors import BitaError, PromptError, PromptTooLongError
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options
@@ -354,7 +354,7 @@ def _event(body: dict[str, Any]) -> bytes:
 
 def _code(refusal: PromptError) -> str | None:
     """What clients look for where a prompt is too long."""
-    return "context_length_exceeded" if "this engine holds" in str(refusal) else None
+    return "context_length_exceeded" if isinstance(refusal, PromptTooLongError) else None
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -65,14 +65,14 @@ class Metrics:
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._reused.inc(stats.num_reused_tokens)
         self._steps.inc(stats.num_steps)
-        self._decoded.inc(max(stats.num_tokens, 0))
+        self._decoded.inc(stats.num_tokens)
         for path, count in stats.num_accepted.items():
             if path:
                 self._accepted.labels(str(len(path))).inc(count)
         for step_ms in stats.step_ms:
             self._step.observe(step_ms / 1000)
         self._num_steps += stats.num_steps
-        self._num_decoded += max(stats.num_tokens, 0)
+        self._num_decoded += stats.num_tokens
         self._per_step.set(self._num_decoded / self._num_steps if self._num_steps else 0)
         if job.started_at is not None:
             self._wait.observe(job.started_at - job.came_at)

@@ -79,6 +79,11 @@ class Line:
             return self._num_taken - (self._running is not None)
 
     @property
+    def num_taken(self) -> int:
+        """Places that requests have, the one that is answered included."""
+        return self._num_taken
+
+    @property
     def num_running(self) -> int:
         return int(self._running is not None)
 

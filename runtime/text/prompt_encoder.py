@@ -1,29 +1,51 @@
-"""How an engine turns prompts into token ids: tokenizer, chat template, defaults."""
+"""Prompts to token ids: tokenizer, chat template, and what a model's authors say of answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bita.engine import GENERATION_FILE, TOKENIZER_FILE, Engine
+from tokenizers import Tokenizer
+
+from bita.engine import GENERATION_FILE, Engine
 from bita.errors import PromptError
 from bita.generation import GenerationDefaults
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.codec import TextCodec
-from bita.runtime.text.grammar import GrammarCompiler
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-class EngineTexts:
-    """What `Session` knows of text. Raises EngineError if a file of the engine is broken."""
+@dataclass(frozen=True, eq=False)
+class PromptEncoder:
+    """Encodes prompts for one model.
 
-    def __init__(self, engine: Engine) -> None:
-        self.codec = TextCodec.open(engine.path)
-        self.defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
-        self.template = ChatTemplate.open(engine.path, self.defaults.special_tokens)
-        self.grammars = GrammarCompiler(
-            engine.file(TOKENIZER_FILE), engine.manifest.vocab_size, self.defaults.eos_ids
-        )
+    codec: token ids to text and back.
+    template: writes messages as text; None for a model without chat.
+    defaults: how answers end, and how they are sampled.
+    """
+
+    codec: TextCodec
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+
+    @classmethod
+    def of_engine(cls, engine: Engine) -> "PromptEncoder":
+        """Raises EngineError if a file of the engine is broken."""
+        codec = TextCodec.open(engine.path)
+        defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
+        return cls(codec, ChatTemplate.open(engine.path, defaults.special_tokens), defaults)
+
+    @classmethod
+    def of_sources(
+        cls, tokenizer_json: str, chat_template: str | None, defaults: GenerationDefaults
+    ) -> "PromptEncoder":
+        """From the contents of the files of a model. Raises PromptError for a broken template."""
+        codec = TextCodec(Tokenizer.from_str(tokenizer_json))
+        template = None
+        if chat_template is not None:
+            template = ChatTemplate(chat_template, defaults.special_tokens)
+        return cls(codec, template, defaults)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of text (special tokens added), of messages (templated) or of token ids."""
@@ -43,3 +65,10 @@ class EngineTexts:
         if self.template is None:
             raise PromptError("this engine's model has no chat template; give the prompt as text")
         return self.template.render(messages)
+
+    def as_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The messages themselves, or the text of the last one for a model without chat."""
+        if self.template is not None:
+            return messages
+        content: str = messages[-1]["content"]
+        return content

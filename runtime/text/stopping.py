@@ -11,7 +11,7 @@ from typing import Literal
 from bita.errors import PromptError, raise_faults
 from bita.runtime.text.codec import IncrementalText
 
-FinishReason = Literal["eos", "length", "stop"]
+FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
 
 MAX_STOP_STRINGS = 16  # each is searched for once per token
 MAX_STOP_CHARACTERS = 256  # as much text may have to be held back

@@ -132,7 +132,7 @@ def test_each_state_takes_its_tree(session: Session) -> None:
     trees = Tree.root_only(2), Tree.chain(1, 1), Tree.chain(5, 0).with_ngrams(1)
     table = TreeTable(trees, (0, 2), ((0, 2), (0, 2), (1, 2)))
     switching = session.using(tree=table, adapter=adapter, mode="tree")
-    decoder = switching._decoder
+    decoder = switching.decoder
     index, taken = NgramIndex(), Counter[int]()
     decoded = decoder.begin(prompt_ids(3))
     text = [*prompt_ids(3), *decoder.step(decoded)]
@@ -140,7 +140,7 @@ def test_each_state_takes_its_tree(session: Session) -> None:
     drafted = 2
     while len(text) < 250:
         number = table.number(drafted, index.match_length())
-        bound, _ = decoder._bound_now(decoded)
+        bound, _ = decoder.pick_tree(decoded)
         assert bound.tree == trees[number]
         taken[number] += 1
         emitted = decoder.step(decoded)

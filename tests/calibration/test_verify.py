@@ -7,7 +7,7 @@ import pytest
 from bita.calibration.verify import Comparison, compare, first_difference, garbage, verify
 from bita.data.prompts import read_prompts
 from bita.errors import PromptError
-from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -36,12 +36,12 @@ class LooseSession(Session):
     def using(self, **options: object) -> Session:  # type: ignore[override]
         session = super().using(**options)  # type: ignore[arg-type]
         if session.tree.num_nodes > 1:
-            decoder = session._decoder
+            decoder = session.decoder
             step = decoder.step
 
-            def broken(text: DecodedText) -> list[int]:
-                had_answer = text.has_answer
-                tokens = step(text)
+            def broken(sequence: TokenSequence) -> list[int]:
+                had_answer = sequence.has_answer
+                tokens = step(sequence)
                 return [*tokens[:-1], (tokens[-1] + 1) % 320] if had_answer else tokens
 
             decoder.step = broken  # type: ignore[method-assign]
@@ -49,9 +49,7 @@ class LooseSession(Session):
 
 
 def test_an_unsound_engine_is_caught(session: Session) -> None:
-    loose = LooseSession(
-        *(session.engine, session._texts, session._backend, session._decoder), session.least_rows
-    )
+    loose = LooseSession.open(session.engine.path, num_threads=1)
     for comparison in verify(loose, PROMPTS, 20):
         assert comparison.num_identical == 0
         assert comparison.divergences[0].position == 1  # the first token comes from the prefill

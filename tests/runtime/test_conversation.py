@@ -79,7 +79,7 @@ def test_answers_by_turns_are_those_alone(session: Session) -> None:
         rng = np.random.default_rng(0)
         while running := [each for each in streams if each.finish_reason is None]:
             next(running[int(rng.integers(len(running)))])
-        assert shared._decoder.texts.store.num_bytes <= kept_text_bytes
+        assert shared.decoder.shared_cache.store.num_bytes <= kept_text_bytes
         for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
             shared.forget()
             alone = shared.generate(
@@ -106,7 +106,7 @@ def test_threads_take_turns(session: Session) -> None:
                 time.sleep(0)
             found[number] = stream.token_ids
             answer = talk.send("More", max_new_tokens=5).run()
-            assert answer.num_reused > 8 or not session._decoder.texts.store.max_bytes
+            assert answer.num_reused > 8 or not session.decoder.shared_cache.store.max_bytes
 
     threads = [threading.Thread(target=work, args=(jobs[start::8],)) for start in range(8)]
     for thread in threads:
@@ -167,9 +167,7 @@ def test_overflow_drops_the_oldest_turns(session: Session) -> None:
     for turn in range(12):
         answer = talk.send(f"Question {turn} about trees", max_new_tokens=40).run()
         assert answer.finish_reason in ("eos", "length")
-        text = session._texts.codec.tokenizer.decode(
-            list(answer.prompt_ids), skip_special_tokens=False
-        )
+        text = session.codec.tokenizer.decode(list(answer.prompt_ids), skip_special_tokens=False)
         assert text.startswith("<|system|>Short answers.<|end|>")
         assert f"Question {turn} about trees" in text
     assert talk.num_dropped > 0
@@ -241,7 +239,7 @@ def test_memory_of_kept_texts_is_bounded(session: Session) -> None:
     small = Session.open(
         session.engine.path, num_threads=1, kept_text_bytes=100_000, keep_answers=True
     )
-    store = small._decoder.texts.store
+    store = small.decoder.shared_cache.store
     for seed in range(40):
         small.generate(prompt_ids(seed, 60), 10)
         assert store.num_bytes <= 100_000

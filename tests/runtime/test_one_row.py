@@ -100,7 +100,7 @@ def test_trees_with_steps_of_one_row_write_what_ar_does(
             found = each.generate(prompt(length, length), 300, ignore_eos=True)
             assert found.token_ids == expected.token_ids
             assert found.finish_reason == "capacity"
-    rows = {bound.step.num_rows for bound in switching._decoder._bound.bound}
+    rows = {step.num_rows for step in switching.decoder.steps}
     assert rows == {1, 2, 6, 8}
     assert switching.stats.num_steps < switching.stats.num_tokens
 
@@ -119,7 +119,7 @@ def test_linear_layers_that_depend_on_the_rows_are_found_out(
     monkeypatch.setattr(BoundStep, "run", other_order)
     session = Session.open(engine.path, num_threads=1)
     assert session.least_rows == 2
-    assert session.using(tree=Tree.root_only())._decoder._bound.bound[0].step.num_rows == 2
+    assert session.using(tree=Tree.root_only()).decoder.steps[0].num_rows == 2
 
 
 def test_graphs_that_do_not_say_that_they_pad_have_two_rows(tiny_engine: Path) -> None:

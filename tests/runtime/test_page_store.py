@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from bita.runtime.decoding.page_store import PAGE_TOKENS, TextStore, common_length
+from bita.runtime.decoding.page_store import PAGE_TOKENS, PageStore, common_length
 
 SHAPE = (4, 2, 3)  # layers and sides, heads, width
 ROW_BYTES = 4 * 4 * 2 * 3
@@ -19,7 +19,7 @@ def rows_of(ids: list[int]) -> np.ndarray:
     ).copy()
 
 
-def save(store: TextStore, ids: list[int]) -> list[tuple[int, int]]:
+def save(store: PageStore, ids: list[int]) -> list[tuple[int, int]]:
     read: list[tuple[int, int]] = []
 
     def reader(start: int, stop: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def save(store: TextStore, ids: list[int]) -> list[tuple[int, int]]:
     return read
 
 
-def found(store: TextStore, ids: list[int]) -> int:
+def found(store: PageStore, ids: list[int]) -> int:
     pieces = store.match(ids)
     length = sum(piece.shape[2] for piece in pieces)
     if pieces:
@@ -40,7 +40,7 @@ def found(store: TextStore, ids: list[int]) -> int:
 
 
 def test_a_text_that_grows_is_read_from_where_it_grew() -> None:
-    store = TextStore(1 << 20)
+    store = PageStore(1 << 20)
     ids = list(range(200))
     assert save(store, ids[:70]) == [(0, 32), (32, 64), (64, 70)]
     assert save(store, ids[:70]) == []
@@ -63,7 +63,7 @@ def test_a_text_that_grows_is_read_from_where_it_grew() -> None:
 def test_whatever_is_saved_and_asked_for(seed: int, max_tokens: int) -> None:
     """Random texts that share beginnings: rows are right, the bound holds, the newest is there."""
     rng = random.Random(seed)
-    store = TextStore(max_tokens * ROW_BYTES)
+    store = PageStore(max_tokens * ROW_BYTES)
     texts: list[list[int]] = [[]]
     for _ in range(150):
         base = rng.choice(texts)
@@ -85,7 +85,7 @@ def test_whatever_is_saved_and_asked_for(seed: int, max_tokens: int) -> None:
 
 
 def test_what_is_used_least_goes_first() -> None:
-    store = TextStore(3 * 64 * ROW_BYTES)
+    store = PageStore(3 * 64 * ROW_BYTES)
     texts = [[number, *range(63)] for number in range(3)]
     for text in texts:
         save(store, text)

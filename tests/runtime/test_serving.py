@@ -17,7 +17,8 @@ import openai
 import pytest
 import uvicorn
 
-from bita.runtime.decoding.sequence import DecodedText
+from bita.errors import PromptError, PromptTooLongError
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.serving.app import Server, ServerSettings
 from bita.runtime.session import Session
 
@@ -38,16 +39,16 @@ class Gate:
         self.is_open.set()
         self.num_steps = 0
         self.num_waiting = 0
-        self.texts: list[DecodedText] = []  # of each step
-        decoder, step = session._decoder, session._decoder.step
+        self.sequences: list[TokenSequence] = []  # of each step
+        decoder, step = session.decoder, session.decoder.step
 
-        def gated(text: DecodedText) -> list[int]:
+        def gated(sequence: TokenSequence) -> list[int]:
             self.num_waiting += 1
             self.is_open.wait(30)
             self.num_waiting -= 1
             self.num_steps += 1
-            self.texts.append(text)
-            return step(text)
+            self.sequences.append(sequence)
+            return step(sequence)
 
         decoder.step = gated  # type: ignore[method-assign]
 
@@ -328,6 +329,24 @@ def test_what_cannot_be_honoured_is_refused(
         assert error["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (PromptTooLongError("other words"), "context_length_exceeded"),
+        (PromptError("the model says: this engine holds nothing"), None),
+    ],
+)
+def test_the_code_of_a_refusal_does_not_depend_on_its_words(
+    server: Running, monkeypatch: pytest.MonkeyPatch, refusal: PromptError, code: str | None
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(server.session, "start", refuse)
+    error = server.post(json={"model": "tiny", "messages": MESSAGES}).json()["error"]
+    assert (error["message"], error["code"]) == (str(refusal), code)
+
+
 def test_what_means_nothing_here_is_taken(server: Running) -> None:
     neutral = {
         "tools": [],
@@ -418,8 +437,8 @@ def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
             )
         assert first.result() == second.result() == server.alone(MESSAGES, 30).text
         assert order[0] == "first"
-        texts = [text for text, _ in groupby(server.gate.texts)]
-        assert len(texts) == 2  # no step of the second before the last of the first
+        sequences = [sequence for sequence, _ in groupby(server.gate.sequences)]
+        assert len(sequences) == 2  # no step of the second before the last of the first
 
 
 def test_a_full_line_is_told(tiny_engine: Path) -> None:
@@ -446,7 +465,7 @@ def test_a_client_that_goes_frees_its_place_within_a_step(tiny_engine: Path, str
         with server.gate.closed():
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.3)
-            wait_until(lambda: line.num_waiting + line.num_running <= 1 and not line._num_taken)
+            wait_until(lambda: line.num_waiting + line.num_running <= 1 and not line.num_taken)
             before = server.gate.num_steps
         wait_until(lambda: line.num_running == 0)
         assert server.gate.num_steps - before <= 1
@@ -469,7 +488,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None
             next(chunks)
         wait_until(lambda: server.gate.num_waiting == 1)
         stream.close()
-        wait_until(lambda: not server.server.line._num_taken)
+        wait_until(lambda: not server.server.line.num_taken)
         before = server.gate.num_steps
         server.gate.is_open.set()
         wait_until(lambda: server.server.line.num_running == 0)
@@ -531,12 +550,12 @@ def test_pages_of_the_web_stay_out(tiny_engine: Path) -> None:
 
 def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: Path) -> None:
     with running(tiny_engine) as server:
-        decoder, step = server.session._decoder, server.session._decoder.step
+        decoder, step = server.session.decoder, server.session.decoder.step
 
-        def broken(text: DecodedText) -> list[int]:
-            if len(text.token_ids) > text.num_prompt_tokens + 2:
+        def broken(sequence: TokenSequence) -> list[int]:
+            if len(sequence.token_ids) > sequence.num_prompt_tokens + 2:
                 raise RuntimeError("broken on purpose")
-            return step(text)
+            return step(sequence)
 
         decoder.step = broken  # type: ignore[method-assign]
         body = {"messages": MESSAGES, "max_tokens": 9}
@@ -580,5 +599,5 @@ def test_many_clients(tiny_engine: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(200)))
-        wait_until(lambda: not server.server.line._num_taken)
-        assert server.session._decoder.texts.store.num_bytes > 0
+        wait_until(lambda: not server.server.line.num_taken)
+        assert server.session.decoder.shared_cache.store.num_bytes > 0

@@ -1,5 +1,7 @@
 """Decoding on the tiny engine: tree equals AR, ends are exact, buffers stay, limits hold."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from random_drafts import AR, drafting_adapter, logits_of_text, prompt_ids, rand
 
 from bita.adapter import random_adapter
 from bita.errors import EngineError, PromptError, TreeError
+from bita.runtime.backends.cache import HostCache
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -121,14 +124,35 @@ def test_longest_prompt_fits_and_one_more_is_refused(session: Session) -> None:
 
 
 def test_buffers_do_not_move(session: Session) -> None:
-    decoder = session._decoder
-    (bound,) = decoder._bound.bound
-    watched = [decoder._cache.slab, bound.step.token_ids, bound.step.top_ids]
+    (step,), cache = session.decoder.steps, session.backend.cache
+    assert isinstance(cache, HostCache)
+    watched = [cache.slab, step.token_ids, step.top_ids]
     before = [array.ctypes.data for array in watched]
     session.generate(prompt_ids(4), 100, ignore_eos=True)
-    now = [decoder._cache.slab, bound.step.token_ids, bound.step.top_ids]
+    now = [cache.slab, step.token_ids, step.top_ids]
     assert [array.ctypes.data for array in now] == before
     assert all(a is b for a, b in zip(now, watched, strict=True))
+
+
+def test_greedy_steps_give_no_logits(session: Session) -> None:
+    other = session.using(tree=AR)
+    other.generate(prompt_ids(4), 5)
+    other.generate(prompt_ids(4), 5, temperature=0.7)
+    other.generate(prompt_ids(4), 5)
+    assert [step.logits for step in other.decoder.steps] == [None]
+
+
+def test_a_dropped_session_gives_its_memory_back_at_once(tiny_engine: Path) -> None:
+    opened = Session.open(tiny_engine, num_threads=1)
+    opened.generate(prompt_ids(1, 300), 5)
+    opened.margin(prompt_ids(1))
+    gone = [weakref.ref(opened.decoder), weakref.ref(opened.backend)]
+    gc.disable()
+    try:
+        del opened
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_sessions_on_one_engine_take_turns(session: Session) -> None:

@@ -127,7 +127,7 @@ def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> 
             for stream in running:
                 next(stream)
         found[name] = [stream.token_ids for stream in streams]
-        assert session._decoder.texts.store.num_bytes > 0
+        assert session.decoder.shared_cache.store.num_bytes > 0
     assert found["tensorrt"] == found["ort-cpu"]
     for prompt, tokens in zip((PROMPT, LONG, [*LONG[:60], 9]), found["ort-cpu"], strict=True):
         session.forget()
@@ -175,7 +175,7 @@ def test_buffers_stay_where_they_are(engine: Engine) -> None:
     session = Session.open(engine.path)
     session.generate(PROMPT, 5)
     backend: Any = session.backend
-    step = session._decoder._bound.bound[0].step
+    step = session.decoder.steps[0]
     before = [array.address for array in {**step.inputs(256), **step.outputs()}.values()]
     session.generate(LONG, 30)
     assert [a.address for a in {**step.inputs(256), **step.outputs()}.values()] == before

@@ -35,12 +35,12 @@ def drafting_adapter(session: Session, prefix_length: int, seed: int) -> Adapter
 
 def logits_of_text(session: Session, prompt: Sequence[int], num_tokens: int) -> list[np.ndarray]:
     """The top logits behind each token of a generation, in text order, as the steps gave them."""
-    decoder = session._decoder
+    decoder = session.decoder
     text = decoder.begin(prompt)
     decoder.step(text)
     rows: list[np.ndarray] = []
     while len(rows) < num_tokens:
-        (bound, _), before = decoder._bound_now(text), decoder.stats.num_accepted.copy()
+        (bound, _), before = decoder.pick_tree(text), decoder.stats.num_accepted.copy()
         decoder.step(text)
         taken = decoder.stats.num_accepted - before
         path = sorted(map(bound.tree.paths.index, taken))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bita.cli.chat import Chat, _lines
-from bita.runtime.decoding.sequence import DecodedText
+from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -152,14 +152,14 @@ def test_an_interrupt_takes_effect_within_a_step(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.open(tiny_engine, tree=Tree.root_only(), num_threads=1)
-    decoder, steps = session._decoder, list[int]()
+    decoder, steps = session.decoder, list[int]()
     step = decoder.step
 
-    def interrupted(text: DecodedText) -> list[int]:
-        steps.append(len(text.token_ids))
+    def interrupted(sequence: TokenSequence) -> list[int]:
+        steps.append(len(sequence.token_ids))
         if len(steps) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(text)
+        return step(sequence)
 
     monkeypatch.setattr(decoder, "step", interrupted)
     before = signal.getsignal(signal.SIGINT)

@@ -38,6 +38,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> ModelTexts:
     return ModelTexts.of(open_checkpoint(str(directory)))
 
 
+def with_template(texts: ModelTexts, template: ChatTemplate | None) -> ModelTexts:
+    return replace(texts, encoder=replace(texts.encoder, template=template))
+
+
 def test_a_turn_begins_and_ends_where_the_template_says(texts: ModelTexts) -> None:
     turn = UserTurn.after([], texts)
     assert turn.before_ids == (USER,)
@@ -54,7 +58,7 @@ def test_a_turn_begins_and_ends_where_the_template_says(texts: ModelTexts) -> No
 
 
 def test_a_template_may_end_a_turn_with_text(texts: ModelTexts) -> None:
-    instruct = replace(texts, template=ChatTemplate(INSTRUCT))
+    instruct = with_template(texts, ChatTemplate(INSTRUCT))
     turn = UserTurn.after([], instruct)
     assert texts.codec.decode(turn.before_ids) == "[INST]"  # its space belongs to the next word
     assert turn.end_text == "[/INST]"
@@ -62,11 +66,11 @@ def test_a_template_may_end_a_turn_with_text(texts: ModelTexts) -> None:
     assert turn.words(words, instruct) == "the fox"
     assert turn.words(words[:2], instruct) is None
     with pytest.raises(ModelError, match="writes a user's message 0 times"):
-        UserTurn.after([], replace(texts, template=ChatTemplate("{{ messages | length }}")))
+        UserTurn.after([], with_template(texts, ChatTemplate("{{ messages | length }}")))
 
 
 def test_without_a_template_a_prompt_begins_at_bos(texts: ModelTexts, tmp_path: Path) -> None:
-    base = replace(texts, template=None, bos_ids=(7,))
+    base = replace(with_template(texts, None), bos_ids=(7,))
     turn = UserTurn.after([], base)
     assert turn.before_ids == (7,)
     words = texts.codec.encode("the fox", add_special_tokens=False)

@@ -1,0 +1,61 @@
+"""Reads tokens into the cache, a piece at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.adapter import Adapter
+from bita.runtime.backends.backend import Backend, Step
+from bita.runtime.backends.cache import Cache
+from bita.runtime.backends.layout import prefill_layout
+
+Tokens = Sequence[int] | npt.NDArray[np.int64]
+AnyStep = TypeVar("AnyStep", bound=Step)
+
+
+class Prefill(Generic[AnyStep]):
+    """Appends tokens to the cached ones, in steps of at most `max_tokens`.
+
+    bind: makes the step of so many tokens; that of a whole piece is bound once.
+    """
+
+    def __init__(self, cache: Cache, max_tokens: int, bind: Callable[[int], AnyStep]) -> None:
+        self.max_tokens = max_tokens
+        self._cache = cache
+        self._bind = bind
+        self._whole: AnyStep | None = None
+
+    def pieces(self, tokens: Tokens) -> Iterator[AnyStep]:
+        """Read the tokens, piece by piece; yields the step of each after it has run.
+
+        A step's arrays are overwritten by the next piece.
+        """
+        for start in range(0, len(tokens), self.max_tokens):
+            yield self.read(tokens[start : start + self.max_tokens])
+
+    def read(self, tokens: Tokens) -> AnyStep:
+        """Read one piece, of at most `max_tokens`; returns its step."""
+        step = self._step(len(tokens))
+        run_piece(step, self._cache, tokens)
+        return step
+
+    def _step(self, num_tokens: int) -> AnyStep:
+        if num_tokens != self.max_tokens:
+            return self._bind(num_tokens)
+        if self._whole is None:
+            self._whole = self._bind(num_tokens)
+        return self._whole
+
+
+def text_steps(backend: Backend, adapter: Adapter, min_rows: int) -> Callable[[int], Step]:
+    """Makes steps of so many prompt tokens, without masks; one row of each gives a token."""
+    return lambda num_tokens: backend.bind(prefill_layout(num_tokens, 0, min_rows), adapter)
+
+
+def run_piece(step: Step, cache: Cache, tokens: Tokens) -> None:
+    """Run a step whose first rows hold these tokens, and keep the cache rows of all of them."""
+    step.token_ids[0, : len(tokens)] = tokens
+    step.run()
+    cache.length += len(tokens)
