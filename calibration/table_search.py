@@ -15,7 +15,7 @@ import numpy as np
 
 from bita.calibration.acceptance import Acceptance
 from bita.calibration.knapsack import Floats, Knapsack
-from bita.calibration.replay import acceptable, accepted_freely, longest_of, most_rank
+from bita.calibration.replay import accept_freely, cut_to_node, find_end_nodes, max_end_rank
 from bita.tree import MAX_MATCH, Path, Tree
 from bita.tree_table import Trees, TreeTable
 
@@ -105,11 +105,11 @@ class _Search:
         self._end = np.repeat(np.cumsum(lengths), lengths)  # of each position's text
         self._text = np.repeat(np.arange(len(lengths)), lengths)
         self._times = np.maximum.accumulate(times)
-        most = most_rank(acceptance, mode)
+        most = max_end_rank(acceptance, mode)
         self._free: dict[tuple[int, bool], _Free] = {}
         for drafted, guesses in product(range(num_masks + 1), (False, True)):
             self._free[drafted, guesses] = _Free(
-                [accepted_freely(p, drafted, int(guesses), most) for p in positions]
+                [accept_freely(p, drafted, int(guesses), most) for p in positions]
             )
         self._uses_text = uses_text
         self._matches = _levels([position.match for position in positions]) if uses_text else (0,)
@@ -214,11 +214,11 @@ class _Search:
 
     def _ends(self, tree: Tree) -> _Ends:
         if tree not in self._known_ends:
-            paths = acceptable(tree, self._mode)
+            paths = find_end_nodes(tree, self._mode)
             places, counts = [], []
             for drafted in range(self._num_masks + 1):
                 free = self._free[drafted, tree.min_match > 0]
-                ended = [longest_of(paths, path) for path in free.paths]
+                ended = [cut_to_node(path, paths) for path in free.paths]
                 depths = np.array([len(path) for path in ended])[free.number]
                 masks = np.array([paths[path] for path in ended])[free.number]
                 there = np.minimum(np.arange(len(depths)) + depths + 1, self._end)

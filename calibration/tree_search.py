@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.calibration.acceptance import GUESSES, Acceptance
-from bita.calibration.replay import accepted_freely, most_rank, visited
+from bita.calibration.replay import accept_freely, max_end_rank, replay
 from bita.tree import Path, Tree
 
 # By state (masks that the last node had): how often a step, unlimited, accepts a path.
@@ -29,17 +29,17 @@ def path_shares(acceptance: Acceptance, num_masks: int, min_match: int, mode: st
     in few steps, and all its positions would count too much.
     """
     chain = Tree.chain(max(num_masks, GUESSES if min_match else 1), num_masks)
-    steps = visited(acceptance, chain.with_ngrams(min_match), mode)
+    steps = replay(acceptance, chain.with_ngrams(min_match), mode)
     positions = [
         text[visit.place]
         for text, visits in zip(acceptance.texts, steps, strict=True)
         for visit in visits
     ]
-    states, most = [], most_rank(acceptance, mode)
+    states, max_rank = [], max_end_rank(acceptance, mode)
     for drafted in range(num_masks + 1):
         counts: Counter[Path] = Counter()
         for position in positions:
-            path = accepted_freely(position, drafted, min_match, most)
+            path = accept_freely(position, drafted, min_match, max_rank)
             counts.update(path[:depth] for depth in range(len(path) + 1))
         total = max(counts[()], 1)
         states.append({path: count / total for path, count in counts.items()})

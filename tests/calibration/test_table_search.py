@@ -10,7 +10,7 @@ from acceptances import all_trees, random_acceptance
 
 from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.knapsack import Knapsack
-from bita.calibration.replay import visited
+from bita.calibration.replay import replay
 from bita.calibration.table_search import best_table
 from bita.tree import Path, Tree
 from bita.tree_table import Trees, TreeTable
@@ -21,7 +21,7 @@ TIMES = [10.0, 10.0, 11.0, 12.5, 13.0, 17.0, 17.0, 18.0]
 def speed(acceptance: Acceptance, trees: Trees, times: list[float], mode: str = "tree") -> float:
     """Tokens per millisecond by replay."""
     table = TreeTable.of(trees)
-    numbers = [visit.number for text in visited(acceptance, table, mode) for visit in text]
+    numbers = [visit.number for text in replay(acceptance, table, mode) for visit in text]
     return acceptance.num_positions / sum(times[table.trees[n].num_rows - 1] for n in numbers)
 
 
