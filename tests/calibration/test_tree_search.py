@@ -7,8 +7,9 @@ import pytest
 from acceptances import all_trees, random_acceptance
 
 from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
+from bita.calibration.draft_chain import DraftChain
 from bita.calibration.replay import count_tokens_per_step
-from bita.calibration.tree_search import _Grown, best_trees, path_shares
+from bita.calibration.tree_search import best_trees, path_shares
 from bita.engine import open_engine
 from bita.errors import EngineError
 from bita.runtime.session import Session
@@ -26,8 +27,8 @@ def test_small_trees_are_the_best_there_are(seed: int, min_match: int, mode: str
         )
     best: dict[int, float] = {}
     for masks in all_trees(2, 2, max_rows):
-        grown = _Grown(shares, masks)
-        best[grown.num_rows] = max(best.get(grown.num_rows, 0), grown.value)
+        chain = DraftChain(shares, masks)
+        best[chain.num_rows] = max(best.get(chain.num_rows, 0), chain.value)
     found = best_trees(shares, max_rows, min_match)
     for rows in range(1, max_rows + 1):
         # a tree of fewer rows may be as good; what counts is the best up to so many
