@@ -58,6 +58,13 @@ class Stepper:
         places, drafted = np.array(visits, np.int64).reshape(-1, 2).T
         return Replay(self, trees, steps, places, drafted, len(self.positions) / total_ms)
 
+    def replay_table(self, table: TreeTable) -> "Replay":
+        """Replay a table whose matches need not be the levels; each level has its least match's."""
+        matches = self.positions.matches
+        return self.replay(
+            {(d, m): table.trees[table.number(d, matches[m])] for d, m in self.positions.states}
+        )
+
     def _work_out(self, tree: Tree) -> TreeSteps:
         positions, end_nodes = self.positions, find_end_nodes(tree, self._mode)
         next_place, next_drafted = [], []

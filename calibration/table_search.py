@@ -16,12 +16,13 @@ the best tree of a state for steps at places p with weights w(p), which sum to 1
     accepted(n)    sum of w(p): tokens that n gives
     ends(n, c)     sum of w(p) V(p + depth of n + 1, c): what follows a step that ends on n
     instead(n, c)  sum of w(p) V(p + depth of n, c): what follows if it ends on n's parent
+                   (0 for the root)
 
-The sums are over the places whose step passes n in the tree of all paths, as far as their text has
-the token at p + depth, for V the one that V begins at. A node with c masks has 1 + c rows, so this
-is a knapsack on the tree of all paths (`knapsack`), solved exactly for every number of rows. A tree
-is taken if the whole replay gets faster, and if trees made from one half of the texts are better on
-the other half.
+Each sum runs over the places whose step passes n in the tree of all paths. A place adds nothing
+where its text has ended: before p + depth of n for `accepted`, and where V would begin for the
+others. A node with c masks has 1 + c rows, so this is a knapsack on the tree of all paths
+(`knapsack`), solved exactly for every number of rows. A tree is taken if the whole replay gets
+faster, and if trees made from one half of the texts are better on the other half.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def best_table(
     """
     positions = Positions.of(acceptance, num_masks, mode, uses_text)
     stepper = Stepper(positions, np.maximum.accumulate(times), mode)
-    first = replay = stepper.replay(_by_state(TreeTable.of(start), positions))
+    first = replay = stepper.replay_table(TreeTable.of(start))
     for _ in range(MAX_SWEEPS):
         before = replay.speed
         for state in positions.states:
@@ -105,11 +106,6 @@ def best_tree(replay: Replay, state: State, guesses: bool, places: Ints, everywh
     num_rows = int(np.argmax(sack.values - replay.speed * step_ms)) + 1
     masks = {paths[n]: count for n, count in sack.choose_masks(num_rows).items()}
     return Tree.from_paths(masks, masks).with_ngrams(int(guesses and len(masks) > 1))
-
-
-def _by_state(table: TreeTable, positions: Positions) -> dict[State, Tree]:
-    matches = positions.matches
-    return {(d, m): table.trees[table.number(d, matches[m])] for d, m in positions.states}
 
 
 def _judged_places(replay: Replay, state: State) -> tuple[Ints, bool]:
