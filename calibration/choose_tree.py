@@ -6,7 +6,7 @@ from typing import Any
 
 from bita.calibration.acceptance import Acceptance
 from bita.calibration.latency import Latency
-from bita.calibration.replay import visited
+from bita.calibration.replay import replay
 from bita.calibration.table_search import best_table
 from bita.calibration.tree_search import best_trees, path_shares
 from bita.calibration.turns import decode_in_turns, together
@@ -158,7 +158,7 @@ def expected_of(
     table = TreeTable.of(trees)
     rows = [
         table.trees[visit.number].num_rows
-        for visits in visited(acceptance, table, mode)
+        for visits in replay(acceptance, table, mode)
         for visit in visits
     ]
     times = {q: latency.at(max(q, least_rows), acceptance.mean_length) for q in {*rows}}

@@ -1,4 +1,4 @@
-"""The best trees for every number of rows, exactly, given what each path and each end is worth."""
+"""The best trees for every number of rows, exactly, given what each node and each end is worth."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,17 @@ Floats = npt.NDArray[np.float64]
 
 
 class Knapsack:
-    """The best trees for every number of rows.
+    """The best trees for every number of rows, of N nodes with 0 to M masks on each.
 
-    parents [N]: of the paths, -1 for the root; a parent stands before its children. accepted [N]:
-    tokens per step that a path gives. ends, instead [N, M + 1]: tokens to come behind the steps
-    that accept it, if they end there, with so many masks; and if they end on its parent. values
-    [R]: of the best tree of at most 1, 2, ... R rows.
+    A node with c masks takes 1 + c rows. A tree is worth the sum, over its nodes, of accepted[n] +
+    ends[n, masks of n] - instead[n, masks of n's parent].
+
+    parents [N]: -1 for the root, node 0; a parent stands before its children. accepted [N]: tokens
+    per step that a node gives. ends, instead [N, M + 1]: tokens to come after the steps that pass
+    it, if they end there, with each number of masks; and if they end on its parent.
     """
+
+    values: Floats  # [max_rows]: of the best tree of at most 1, 2, ... rows
 
     def __init__(
         self,
@@ -25,64 +29,68 @@ class Knapsack:
         instead: Floats,
         max_rows: int,
     ) -> None:
-        num, num_counts = ends.shape
-        self._masks_range = range(num_counts)
-        # below[n] [M + 1, rows]: of what stands behind n, by the masks on n
-        below = [np.zeros((num_counts, 1)) for _ in range(num)]
-        self._children: list[list[tuple[int, Floats, Floats]]] = [[] for _ in range(num)]
-        self._choice: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * num
-        for n in range(num - 1, -1, -1):
-            whole, self._choice[n] = self._with_node(accepted[n] + ends[n], below[n], max_rows)
-            if n == 0:
-                self.values = np.maximum.accumulate(whole[1:])
-                self.values = np.append(
-                    self.values, np.full(max_rows - len(self.values), self.values[-1])
-                )
-                break
+        num_nodes, num_counts = ends.shape
+        # [M + 1, rows]: the best of what is below each node, by the masks on it
+        below = [np.zeros((num_counts, 1)) for _ in range(num_nodes)]
+        # of each node: its children, what stood below it before each, and what each adds
+        self._children: list[list[tuple[int, Floats, Floats]]] = [[] for _ in range(num_nodes)]
+        self._choice: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * num_nodes
+        for n in range(num_nodes - 1, 0, -1):
+            whole, self._choice[n] = _with_node(accepted[n] + ends[n], below[n], max_rows)
             gain = np.maximum(whole - instead[n][:, None], 0)
             gain = np.maximum.accumulate(gain, axis=1)
             parent = parents[n]
             self._children[parent].append((n, below[parent], gain))
-            below[parent] = _together(below[parent], gain, max_rows - 1)
-        self._whole = whole
+            below[parent] = _join(below[parent], gain, max_rows - 1)
+        self._whole, self._choice[0] = _with_node(accepted[0] + ends[0], below[0], max_rows)
+        best = np.maximum.accumulate(self._whole[1:])
+        self.values = np.append(best, np.full(max_rows - len(best), best[-1]))
 
-    def _with_node(
-        self, value: Floats, below: Floats, max_rows: int
-    ) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """[rows]: the best of a node with what is behind it; and its masks. Row 0: no node."""
-        size = min(len(self._masks_range) + below.shape[1], max_rows + 1)
-        options = np.full((len(self._masks_range), size), -np.inf)
-        for masks in self._masks_range:
-            start = 1 + masks
-            part = below[masks, : max(size - start, 0)]
-            options[masks, start : start + len(part)] = value[masks] + part
-            if 0 < start + len(part) < size and len(part):
-                options[masks, start + len(part) :] = value[masks] + part[-1]
-        return options.max(0), options.argmax(0)
-
-    def masks(self, rows: int) -> dict[int, int]:
-        """The best tree of at most so many rows: the masks of each of its paths, by number."""
+    def choose_masks(self, rows: int) -> dict[int, int]:
+        """The masks of each node of the best tree of at most so many rows."""
         rows = min(rows, len(self._whole) - 1)
         start = int(np.argmax(self._whole[1 : rows + 1])) + 1
-        found, open_nodes = {}, [(0, start)]
+        chosen, open_nodes = {}, [(0, start)]
         while open_nodes:
             n, budget = open_nodes.pop()
             count = int(self._choice[n][budget])
-            found[n] = count
+            chosen[n] = count
             left = budget - 1 - count
             for child, others, gain in reversed(self._children[n]):
-                part, rest = gain[count], others[count]
-                used = np.arange(min(left + 1, len(part)))
-                sums = part[used] + rest[np.minimum(left - used, len(rest) - 1)]
-                spent = int(np.argmax(sums))
-                if part[spent] > 0:
-                    spent = int(np.argmax(part[: spent + 1] >= part[spent]))
+                spent = _share_for_child(others[count], gain[count], left)
+                if spent:
                     open_nodes.append((child, spent))
                     left -= spent
-        return dict(sorted(found.items()))
+        return dict(sorted(chosen.items()))
 
 
-def _together(some: Floats, more: Floats, max_rows: int) -> Floats:
+def _with_node(value: Floats, below: Floats, max_rows: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """[rows]: the best of a node with what is below it, and the node's masks. Row 0: no node."""
+    num_counts = len(value)
+    size = min(num_counts + below.shape[1], max_rows + 1)
+    options = np.full((num_counts, size), -np.inf)
+    for masks in range(num_counts):
+        start = 1 + masks
+        part = below[masks, : max(size - start, 0)]
+        options[masks, start : start + len(part)] = value[masks] + part
+        if 0 < start + len(part) < size and len(part):
+            options[masks, start + len(part) :] = value[masks] + part[-1]
+    return options.max(0), options.argmax(0)
+
+
+def _share_for_child(others: Floats, gain: Floats, left: int) -> int:
+    """The least of the rows left that a child has in the best tree; 0 if it is not in it.
+
+    others, gain [rows]: the best of the node's other children, and of this child.
+    """
+    used = np.arange(min(left + 1, len(gain)))
+    spent = int(np.argmax(gain[used] + others[np.minimum(left - used, len(others) - 1)]))
+    if gain[spent] <= 0:
+        return 0
+    return int(np.argmax(gain[: spent + 1] >= gain[spent]))
+
+
+def _join(some: Floats, more: Floats, max_rows: int) -> Floats:
     """[M + 1, rows]: the best sums of both for each number of rows that they share."""
     if some.shape[1] < more.shape[1]:
         some, more = more, some

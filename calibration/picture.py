@@ -1,12 +1,14 @@
 """calibration.png: what steps cost, what trees give, and the point that was chosen."""
 
 import io
+from typing import Any
 
 from bita.calibration.choose_tree import Choice
 from bita.calibration.latency import Latency
 
 PICTURE_FILE = "calibration.png"
 INK, MUTED, MARK = "#1f3b57", "#8aa4bd", "#c8452f"
+SHADES = (INK, "#3f6d99", "#6a92ba", "#a9bfd3")  # of the cache lengths, in turn
 
 
 def draw(latency: Latency, choice: Choice) -> bytes | None:
@@ -18,37 +20,9 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
         return None
     figure = Figure(figsize=(13, 4), layout="constrained")
     times, tokens, speeds = figure.subplots(1, 3)
-    shades = [INK, "#3f6d99", "#6a92ba", "#a9bfd3"]
-    for index, length in enumerate(latency.cache_lengths):
-        color = shades[index % len(shades)]
-        half = [spread / 2 for spread in latency.spread[index]]
-        times.errorbar(
-            latency.rows, latency.median[index], half, fmt="o", ms=3, lw=1, color=color, alpha=0.6
-        )
-        times.plot(
-            latency.rows, latency.fitted[index], color=color, label=f"{length} tokens cached"
-        )
-    times.set(title="Time of a step", xlabel="rows", ylabel="ms", xscale="log", yscale="log")
-    times.legend(frameon=False)
-    rows = [candidate.tree.num_rows for candidate in choice.by_rows]
-    chosen = choice.chosen
-    tokens.plot(
-        rows, [c.expected_tokens for c in choice.by_rows], color=INK, label="best single tree"
-    )
-    speeds.plot(
-        rows, [c.expected_speed for c in choice.by_rows], color=INK, label="best single tree"
-    )
-    speeds.axhline(choice.ar.expected_speed, color=MUTED, ls="--", label="AR, expected")
-    if choice.ar.measured_speed:
-        speeds.axhline(choice.ar.measured_speed, color=MARK, lw=1, ls="--", label="AR, measured")
-    x = chosen.mean_rows
-    tokens.plot(x, chosen.expected_tokens, "o", mfc="none", color=MARK, label="chosen, expected")
-    speeds.plot(x, chosen.expected_speed, "o", mfc="none", color=MARK, label="chosen, expected")
-    if chosen.measured_speed:
-        tokens.plot(x, chosen.measured_tokens, "o", color=MARK, label="chosen, measured")
-        speeds.plot(x, chosen.measured_speed, "o", color=MARK, label="chosen, measured")
-    tokens.set(title="Tokens per step", ylim=(0.9, None))
-    speeds.set(title="Speed", ylabel="tokens per second", ylim=(0, 1.05 * speeds.get_ylim()[1]))
+    _draw_times(times, latency)
+    _draw_tokens(tokens, choice)
+    _draw_speeds(speeds, choice)
     for axes in (tokens, speeds):
         axes.set(xlabel="rows of a step, on average", xlim=(0, None))
         axes.legend(frameon=False)
@@ -58,3 +32,43 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+def _draw_times(axes: Any, latency: Latency) -> None:
+    """T(q) in milliseconds for each cache length: measured with its spread, and fitted."""
+    for index, length in enumerate(latency.cache_lengths):
+        color = SHADES[index % len(SHADES)]
+        half = [spread / 2 for spread in latency.spread[index]]
+        axes.errorbar(
+            latency.rows, latency.median[index], half, fmt="o", ms=3, lw=1, color=color, alpha=0.6
+        )
+        axes.plot(latency.rows, latency.fitted[index], color=color, label=f"{length} tokens cached")
+    axes.set(title="Time of a step", xlabel="rows", ylabel="ms", xscale="log", yscale="log")
+    axes.legend(frameon=False)
+
+
+def _draw_tokens(axes: Any, choice: Choice) -> None:
+    """Tokens per step of the best tree of each number of rows, and of the chosen trees."""
+    rows = [candidate.tree.num_rows for candidate in choice.by_rows]
+    expected = [candidate.expected_tokens for candidate in choice.by_rows]
+    axes.plot(rows, expected, color=INK, label="best single tree")
+    chosen, x = choice.chosen, choice.chosen.mean_rows
+    axes.plot(x, chosen.expected_tokens, "o", mfc="none", color=MARK, label="chosen, expected")
+    if chosen.measured_speed:
+        axes.plot(x, chosen.measured_tokens, "o", color=MARK, label="chosen, measured")
+    axes.set(title="Tokens per step", ylim=(0.9, None))
+
+
+def _draw_speeds(axes: Any, choice: Choice) -> None:
+    """Tokens per second of the same trees, and of plain decoding."""
+    rows = [candidate.tree.num_rows for candidate in choice.by_rows]
+    expected = [candidate.expected_speed for candidate in choice.by_rows]
+    axes.plot(rows, expected, color=INK, label="best single tree")
+    axes.axhline(choice.ar.expected_speed, color=MUTED, ls="--", label="AR, expected")
+    if choice.ar.measured_speed:
+        axes.axhline(choice.ar.measured_speed, color=MARK, lw=1, ls="--", label="AR, measured")
+    chosen, x = choice.chosen, choice.chosen.mean_rows
+    axes.plot(x, chosen.expected_speed, "o", mfc="none", color=MARK, label="chosen, expected")
+    if chosen.measured_speed:
+        axes.plot(x, chosen.measured_speed, "o", color=MARK, label="chosen, measured")
+    axes.set(title="Speed", ylabel="tokens per second", ylim=(0, 1.05 * axes.get_ylim()[1]))

@@ -1,6 +1,6 @@
 """Steps that trees would take through measured texts, counted without running any."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 
 from bita.calibration.acceptance import GUESSES, NOT_DRAFTED, Acceptance, Position
@@ -10,92 +10,93 @@ from bita.tree_table import Trees, TreeTable
 
 @dataclass(frozen=True)
 class Visit:
-    """A step of a replay. place: of its root in the text. drafted: masks that the last step's node
-    had. number: of its tree in the table.
-    """
+    """A step of a replay."""
 
-    place: int
-    drafted: int
-    number: int
+    place: int  # of the step's root in its text
+    num_drafted: int  # masks of the node that the last step ended on; their drafts are at hand
+    number: int  # of the step's tree in the table
 
 
-def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> float:
-    """Tokens per step of a tree, or of trees by state, on the texts, step by step as the decoder
-    takes them.
+def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[list[Visit]]:
+    """Take the decoder's steps through each text, with one tree or with trees by state.
 
-    mode: "exact" accepts along the spine only.
-    """
-    num_steps = sum(len(text) for text in visited(acceptance, trees, mode))
-    return acceptance.num_positions / num_steps if num_steps else 1.0
-
-
-def visited(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[list[Visit]]:
-    """The steps that trees take through each text.
-
-    Their roots are not any positions: a text that repeats itself is passed in few long steps.
+    mode: "exact" accepts along the spine only. The roots of these steps are not all positions: a
+    text that repeats itself is passed in few long steps.
     """
     table = TreeTable.of(trees)
-    masks = [acceptable(tree, mode) for tree in table.trees]
+    end_nodes = [find_end_nodes(tree, mode) for tree in table.trees]
     visits: list[list[Visit]] = []
     for text in acceptance.texts:
-        place, drafted = 0, table.max_masks
+        place, num_drafted = 0, table.max_masks
         visits.append([])
         while place < len(text):
-            number = table.number(drafted, text[place].match)
-            visits[-1].append(Visit(place, drafted, number))
-            path = accepted(text[place], table.trees[number], masks[number], drafted)
-            place, drafted = place + len(path) + 1, masks[number][path]
+            number = table.number(num_drafted, text[place].match)
+            visits[-1].append(Visit(place, num_drafted, number))
+            tree, nodes = table.trees[number], end_nodes[number]
+            path = accept_path(text[place], num_drafted, tree, nodes)
+            place, num_drafted = place + len(path) + 1, nodes[path]
     return visits
 
 
-def acceptable(tree: Tree, mode: str) -> dict[Path, int]:
-    """The paths of the nodes that a step may end on, with their masks."""
+def count_tokens_per_step(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> float:
+    """Tokens that a step of the replay gives on average; 1.0 if there are no texts."""
+    num_steps = sum(len(visits) for visits in replay(acceptance, trees, mode))
+    return acceptance.num_positions / num_steps if num_steps else 1.0
+
+
+def find_end_nodes(tree: Tree, mode: str) -> dict[Path, int]:
+    """The nodes that a step may end on, by path, with the masks of each."""
     masks = dict(zip(tree.paths, tree.num_masks, strict=True))
     return {path: count for path, count in masks.items() if mode == "tree" or {*path} <= {1}}
 
 
-def accepted(position: Position, tree: Tree, masks: Mapping[Path, int], drafted: int) -> Path:
-    """The node that a step at this root ends on, of a tree's acceptable ones.
+def accept_path(
+    position: Position, num_drafted: int, tree: Tree, end_nodes: Container[Path]
+) -> Path:
+    """The node that a step of the tree ends on at this root.
 
-    drafted: masks that the last step's node had. Beside a wrong guess from the text the masks'
-    drafts stand one rank lower, unless the guess is among the better ones; that is not known here.
+    The masks' drafts beside a wrong guess from the text are taken to be one rank lower. They are
+    not if the guess is among the better ones; that is not known here.
     """
-    guessed = 0
-    if tree.min_match and position.match >= tree.min_match:
-        guessed = tree.spine_length
-    return longest_of(masks, _free_path(position, drafted, guessed))
+    guesses = tree.min_match and position.match >= tree.min_match
+    num_guessed = tree.spine_length if guesses else 0
+    return cut_to_node(_follow(position, num_drafted, num_guessed), end_nodes)
 
 
-def longest_of(paths: Container[Path], path: Path) -> Path:
-    """The longest beginning of a path that is one of these."""
-    while path not in paths:
+def accept_freely(position: Position, num_drafted: int, min_match: int, max_rank: int) -> Path:
+    """The node that a step ends on in the tree of all paths with ranks up to `max_rank`.
+
+    The spine of that tree holds a guess of GUESSES tokens where the text's match has at least
+    `min_match` tokens; 0: it never does.
+    """
+    guesses = min_match and position.match >= min_match
+    path = _follow(position, num_drafted, GUESSES if guesses else 0)
+    return path[: next((depth for depth, rank in enumerate(path) if rank > max_rank), len(path))]
+
+
+def cut_to_node(path: Path, nodes: Container[Path]) -> Path:
+    """The longest beginning of a path that is one of these nodes; the root () must be."""
+    while path not in nodes:
         path = path[:-1]
     return path
 
 
-def accepted_freely(position: Position, drafted: int, min_match: int, most_rank: int) -> Path:
-    """The same in a tree of all paths of these ranks, with a spine of any length.
-
-    most_rank: 1 for the spine alone.
-    """
-    guessed = GUESSES if min_match and position.match >= min_match else 0
-    path = _free_path(position, drafted, guessed)
-    return path[: next((depth for depth, rank in enumerate(path) if rank > most_rank), len(path))]
-
-
-def most_rank(acceptance: Acceptance, mode: str) -> int:
-    """Of the nodes that a step may accept."""
+def max_end_rank(acceptance: Acceptance, mode: str) -> int:
+    """The highest rank on a path that a step may accept; 1 is the spine alone."""
     return 1 if mode == "exact" else acceptance.num_ranks
 
 
-def _free_path(position: Position, drafted: int, guessed: int) -> Path:
-    """guessed: nodes of the spine that hold a guess from the text."""
-    right = min(position.right, guessed)
-    ranks = position.ranks[:drafted]
+def _follow(position: Position, num_drafted: int, num_guessed: int) -> Path:
+    """The ranks of the true tokens, as far as the guess and the drafts have them.
+
+    num_guessed: nodes of the spine that hold a guess from the text.
+    """
+    right = min(position.right, num_guessed)
+    ranks = position.ranks[:num_drafted]
     path: Path = (1,) * right
     for depth in range(right, len(ranks)):
         if ranks[depth] == NOT_DRAFTED:
             break
-        beside = depth == right < guessed  # where the guess is wrong
-        path = (*path, ranks[depth] + beside)
+        is_beside_guess = depth == right < num_guessed
+        path = (*path, ranks[depth] + is_beside_guess)
     return path

@@ -9,7 +9,7 @@ import pytest
 from random_drafts import AR, drafting_adapter, logits_of_text, prompt_ids, random_tree
 
 from bita.calibration.acceptance import measure_acceptance
-from bita.calibration.replay import replay, visited
+from bita.calibration.replay import count_tokens_per_step, replay
 from bita.calibration.verify import verify
 from bita.cli.shared.trees import read_tree
 from bita.engine import open_engine
@@ -176,9 +176,9 @@ def test_a_replay_counts_the_steps_of_the_engine(tiny_engine: Path, seed: int, m
     session = Session.open(tiny_engine, tree=table, mode=mode, num_threads=1)
     for prompt in prompts:
         session.generate(prompt, 60)
-    assert len({visit.number for text in visited(acceptance, table) for visit in text}) > 1
+    assert len({visit.number for text in replay(acceptance, table) for visit in text}) > 1
     counted = session.stats.num_tokens / session.stats.num_steps
-    assert replay(acceptance, table, mode) == pytest.approx(counted, rel=1e-9)
+    assert count_tokens_per_step(acceptance, table, mode) == pytest.approx(counted, rel=1e-9)
 
 
 def test_a_table_is_verified(tiny_engine: Path) -> None:

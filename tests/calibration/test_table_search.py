@@ -2,34 +2,18 @@
 
 import itertools
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from acceptances import all_trees, random_acceptance
+from acceptances import all_trees, in_texts, random_acceptance, replay_speed
 
 from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.knapsack import Knapsack
-from bita.calibration.replay import visited
 from bita.calibration.table_search import best_table
 from bita.tree import Path, Tree
-from bita.tree_table import Trees, TreeTable
+from bita.tree_table import TreeTable
 
 TIMES = [10.0, 10.0, 11.0, 12.5, 13.0, 17.0, 17.0, 18.0]
-
-
-def speed(acceptance: Acceptance, trees: Trees, times: list[float], mode: str = "tree") -> float:
-    """Tokens per millisecond by replay."""
-    table = TreeTable.of(trees)
-    numbers = [visit.number for text in visited(acceptance, table, mode) for visit in text]
-    return acceptance.num_positions / sum(times[table.trees[n].num_rows - 1] for n in numbers)
-
-
-def in_texts(acceptance: Acceptance, length: int) -> Acceptance:
-    """The same positions as many texts."""
-    (text,) = acceptance.texts
-    texts = [text[start : start + length] for start in range(0, len(text), length)]
-    return replace(acceptance, texts=tuple(texts), prompt_lengths=(100,) * len(texts))
 
 
 def repeating(seed: int, num_texts: int = 40) -> Acceptance:
@@ -69,11 +53,11 @@ def test_the_knapsack_is_the_best_of_all_trees(seed: int) -> None:
     sack = Knapsack(parents, accepted, ends, instead, max_rows)
     np.testing.assert_allclose(sack.values, np.maximum.accumulate(best[1:]))
     for rows in range(1, max_rows + 1):
-        masks = {paths[n]: count for n, count in sack.masks(rows).items()}
+        masks = {paths[n]: count for n, count in sack.choose_masks(rows).items()}
         assert len(masks) + sum(masks.values()) <= rows
         worth = sum(
             accepted[n] + ends[n, count] - (instead[n, masks[paths[parents[n]]]] if n else 0)
-            for n, count in sack.masks(rows).items()
+            for n, count in sack.choose_masks(rows).items()
         )
         assert worth == pytest.approx(sack.values[rows - 1])
 
@@ -86,10 +70,10 @@ def test_small_tables_are_the_best_there_are(seed: int, mode: str) -> None:
     found = best_table(acceptance, times, 1, mode, Tree.chain(1, 1), uses_text=False)
     trees = [Tree.from_paths(masks, masks) for masks in all_trees(1, 2, 4)]
     by_hand = max(
-        speed(acceptance, TreeTable((first, second), (0,), ((0,), (1,))), times, mode)
+        replay_speed(acceptance, TreeTable((first, second), (0,), ((0,), (1,))), times, mode)
         for first, second in itertools.product(trees, trees)
     )
-    assert speed(acceptance, found, times, mode) > 0.995 * by_hand
+    assert replay_speed(acceptance, found, times, mode) > 0.995 * by_hand
 
 
 def test_states_by_the_text_are_worth_their_trees() -> None:
@@ -98,7 +82,9 @@ def test_states_by_the_text_are_worth_their_trees() -> None:
     for mode in ("exact", "tree"):
         found = best_table(acceptance, TIMES, 3, mode, single)
         assert isinstance(found, TreeTable)
-        assert speed(unseen, found, TIMES, mode) > 1.2 * speed(unseen, single, TIMES, mode)
+        assert replay_speed(unseen, found, TIMES, mode) > 1.2 * replay_speed(
+            unseen, single, TIMES, mode
+        )
         deep = found.trees[found.number(0, 12)]
         assert deep.min_match == 1
         assert deep.spine_length > 3
@@ -118,7 +104,7 @@ def test_noise_is_not_taken_for_states() -> None:
     start = Tree.from_paths([(1,), (2,), (1, 1), (1, 2), (2, 1)], 2)
     base = best_table(acceptance, times, 3, "tree", start, uses_text=False)
     found = best_table(acceptance, times, 3, "tree", start)
-    assert speed(unseen, found, times) > 0.98 * speed(unseen, base, times)
+    assert replay_speed(unseen, found, times) > 0.98 * replay_speed(unseen, base, times)
 
 
 def test_a_start_that_cannot_be_bettered_stays() -> None:
@@ -132,5 +118,7 @@ def test_128_rows_are_searched_in_seconds() -> None:
     times = [10 + rows / 40 for rows in range(128)]
     began = time.process_time()
     found = best_table(acceptance, times, 3, "tree", Tree.triangle())
-    assert speed(acceptance, found, times) > 1.1 * speed(acceptance, Tree.triangle(), times)
+    assert replay_speed(acceptance, found, times) > 1.1 * replay_speed(
+        acceptance, Tree.triangle(), times
+    )
     assert time.process_time() - began < 20  # 4 on a quiet machine

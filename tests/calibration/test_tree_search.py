@@ -7,8 +7,9 @@ import pytest
 from acceptances import all_trees, random_acceptance
 
 from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
-from bita.calibration.replay import replay
-from bita.calibration.tree_search import _Grown, best_trees, path_shares
+from bita.calibration.draft_chain import DraftChain
+from bita.calibration.replay import count_tokens_per_step
+from bita.calibration.tree_search import best_trees, path_shares
 from bita.engine import open_engine
 from bita.errors import EngineError
 from bita.runtime.session import Session
@@ -26,8 +27,8 @@ def test_small_trees_are_the_best_there_are(seed: int, min_match: int, mode: str
         )
     best: dict[int, float] = {}
     for masks in all_trees(2, 2, max_rows):
-        grown = _Grown(shares, masks)
-        best[grown.num_rows] = max(best.get(grown.num_rows, 0), grown.value)
+        chain = DraftChain(shares, masks)
+        best[chain.num_rows] = max(best.get(chain.num_rows, 0), chain.value)
     found = best_trees(shares, max_rows, min_match)
     for rows in range(1, max_rows + 1):
         # a tree of fewer rows may be as good; what counts is the best up to so many
@@ -43,9 +44,11 @@ def test_expected_tokens_are_those_of_a_long_replay() -> None:
     for rows in (4, 12, 24, 40):
         tree = found[rows].tree
         assert tree.num_rows == rows
-        assert found[rows].tokens_per_step == pytest.approx(replay(acceptance, tree), rel=0.01)
+        assert found[rows].tokens_per_step == pytest.approx(
+            count_tokens_per_step(acceptance, tree), rel=0.01
+        )
     assert found[40].tokens_per_step > found[12].tokens_per_step > found[4].tokens_per_step > 1
-    assert found[40].tokens_per_step > replay(acceptance, Tree.triangle()) * 40 / 52
+    assert found[40].tokens_per_step > count_tokens_per_step(acceptance, Tree.triangle()) * 40 / 52
 
 
 def test_128_rows_are_searched_in_seconds() -> None:
@@ -85,7 +88,7 @@ def test_a_replay_counts_the_steps_of_the_engine(
     ):
         session.generate(prompt, 60)
     counted = session.stats.num_tokens / session.stats.num_steps
-    assert replay(measured, tree) == pytest.approx(counted, rel=1e-9)
+    assert count_tokens_per_step(measured, tree) == pytest.approx(counted, rel=1e-9)
 
 
 def test_acceptance_is_written_and_read(measured: Acceptance) -> None:

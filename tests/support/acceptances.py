@@ -1,12 +1,15 @@
 """Made-up measurements of drafts, and all small trees, for searches to be compared with."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from bita.calibration.acceptance import Acceptance, Position
+from bita.calibration.replay import replay
 from bita.tree import Path
+from bita.tree_table import Trees, TreeTable
 
 
 def random_acceptance(num_masks: int, num_ranks: int, seed: int, length: int = 400) -> Acceptance:
@@ -21,6 +24,22 @@ def random_acceptance(num_masks: int, num_ranks: int, seed: int, length: int = 4
         match = int(rng.integers(0, 5))
         positions.append(Position(ranks, match, int(rng.geometric(0.5)) - 1 if match else 0))
     return Acceptance((tuple(positions),), (100,), "x", num_ranks)
+
+
+def in_texts(acceptance: Acceptance, length: int) -> Acceptance:
+    """The positions of one text as many texts of this length."""
+    (text,) = acceptance.texts
+    texts = [text[start : start + length] for start in range(0, len(text), length)]
+    return dataclasses.replace(acceptance, texts=tuple(texts), prompt_lengths=(100,) * len(texts))
+
+
+def replay_speed(
+    acceptance: Acceptance, trees: Trees, times: list[float], mode: str = "tree"
+) -> float:
+    """Tokens per millisecond by replay."""
+    table = TreeTable.of(trees)
+    numbers = [visit.number for text in replay(acceptance, table, mode) for visit in text]
+    return acceptance.num_positions / sum(times[table.trees[n].num_rows - 1] for n in numbers)
 
 
 def all_trees(num_masks: int, num_ranks: int, max_rows: int) -> Iterator[dict[Path, int]]:

@@ -1,0 +1,107 @@
+"""Measured positions as arrays, and what steps accept there in a tree of all paths."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.calibration.acceptance import Acceptance
+from bita.calibration.knapsack import Floats
+from bita.calibration.replay import accept_freely, max_end_rank
+from bita.tree import MAX_MATCH, Path
+
+Ints = npt.NDArray[np.int64]
+State = tuple[int, int]  # masks drafted, level of the text's match
+MIN_LEVEL_POSITIONS = 80  # with a length of match, for it to be a level of its own
+
+
+class FreePaths:
+    """The node that the step at each position ends on in a tree of all paths."""
+
+    paths: tuple[Path, ...]  # the F different ones
+    index: Ints  # [P]: which of them a position has
+    nodes: list[Path]  # [N]: every beginning of these paths, the root first
+    depths: Ints  # [N]
+    passes: Floats  # [N, F]: 1.0 where a path passes a node
+
+    def __init__(self, ends: Sequence[Path]) -> None:
+        index = {path: f for f, path in enumerate(dict.fromkeys(ends))}
+        self.paths = tuple(index)
+        self.index = np.array([index[path] for path in ends])
+        beginnings = {path[:depth] for path in self.paths for depth in range(len(path) + 1)}
+        self.nodes = sorted(beginnings, key=lambda path: (len(path), path))
+        self.depths = np.array([len(path) for path in self.nodes])
+        place = {path: n for n, path in enumerate(self.nodes)}
+        self.passes = np.zeros((len(self.nodes), len(self.paths)))
+        for f, path in enumerate(self.paths):
+            self.passes[[place[path[:depth]] for depth in range(len(path) + 1)], f] = 1
+
+    def sum_passing(self, places: Ints, values: Floats) -> Floats:
+        """[N]: the sum of the values of those places whose step passes a node."""
+        by_path = np.bincount(self.index[places], values, len(self.paths))
+        return np.asarray(self.passes @ by_path, np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """The P positions of all texts, one text after the other; a place is an index of them."""
+
+    num_masks: int  # M, of the adapter
+    uses_text: bool  # whether drafts may come from the text so far
+    matches: tuple[int, ...]  # the least length of the text's match for each level
+    levels: Ints  # [P]
+    texts: Ints  # [P]: number of the position's text
+    ends: Ints  # [P]: the first place after the position's text
+    free_paths: Mapping[tuple[int, bool], FreePaths]  # by masks drafted and min_match > 0
+
+    @classmethod
+    def of(cls, acceptance: Acceptance, num_masks: int, mode: str, uses_text: bool) -> "Positions":
+        """The measured positions. Without `uses_text` there is one level, for any match."""
+        positions, lengths = [*acceptance.positions()], [*map(len, acceptance.texts)]
+        found = [position.match for position in positions]
+        matches = tuple(_levels(found)) if uses_text else (0,)
+        max_rank = max_end_rank(acceptance, mode)
+        free_paths = {
+            (num_drafted, guesses): FreePaths(
+                [accept_freely(p, num_drafted, int(guesses), max_rank) for p in positions]
+            )
+            for num_drafted, guesses in product(range(num_masks + 1), (False, True))
+        }
+        return cls(
+            num_masks=num_masks,
+            uses_text=uses_text,
+            matches=matches,
+            levels=np.searchsorted(matches, found, "right") - 1,
+            texts=np.repeat(np.arange(len(lengths)), lengths),
+            ends=np.repeat(np.cumsum(lengths), lengths),
+            free_paths=free_paths,
+        )
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    @property
+    def states(self) -> list[State]:
+        """Every number of masks drafted with every level of match."""
+        return [*product(range(self.num_masks + 1), range(len(self.matches)))]
+
+    def may_guess(self, state: State) -> bool:
+        """Whether the spine of a state's tree may hold a guess from the text.
+
+        Where the level of no match is apart from the others, it never has one.
+        """
+        return self.uses_text and (state[1] > 0 or len(self.matches) == 1)
+
+
+def _levels(matches: Sequence[int]) -> Iterator[int]:
+    """The least length of match of each level; every level but the first has enough positions."""
+    last = 0
+    yield last
+    for match in range(1, MAX_MATCH + 1):
+        num_above = sum(length >= match for length in matches)
+        num_below = sum(length >= last for length in matches) - num_above
+        if num_above >= MIN_LEVEL_POSITIONS and (num_below >= MIN_LEVEL_POSITIONS or last == 0):
+            last = match
+            yield last

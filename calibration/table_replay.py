@@ -1,0 +1,186 @@
+"""What trees by state make of the measured texts: steps, speed, and what being in a state is worth.
+
+The same steps as in `replay`, on arrays: a search replays thousands of tables that differ in one
+tree each. The equations are those of `table_search`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from bita.calibration.knapsack import Floats
+from bita.calibration.positions import Ints, Positions, State
+from bita.calibration.replay import cut_to_node, find_end_nodes
+from bita.tree import Tree
+from bita.tree_table import TreeTable
+
+
+@dataclass(frozen=True, eq=False)
+class TreeSteps:
+    """Where a step of one tree leads from each place, by the masks drafted, and what it costs."""
+
+    step_ms: float  # T(rows of the tree)
+    next_place: Ints  # [M + 1, P]: the place after the step's last token; the text's end at most
+    next_drafted: Ints  # [M + 1, P]: masks of the node that the step ends on
+
+    @cached_property
+    def lists(self) -> tuple[list[list[int]], list[list[int]]]:
+        """next_place and next_drafted, faster to walk through one by one."""
+        return self.next_place.tolist(), self.next_drafted.tolist()
+
+
+class Stepper:
+    """The steps of any tree at all positions, worked out once a tree.
+
+    step_ms [R]: T(1) to T(R) in milliseconds, never falling. mode: "exact" accepts along the spine
+    only.
+    """
+
+    def __init__(self, positions: Positions, step_ms: Floats, mode: str) -> None:
+        self.positions = positions
+        self.step_ms = step_ms
+        self._mode = mode
+        self._known: dict[Tree, TreeSteps] = {}
+
+    def steps(self, tree: Tree) -> TreeSteps:
+        """The steps of a tree; one with more than R rows costs T(R)."""
+        if tree not in self._known:
+            self._known[tree] = self._work_out(tree)
+        return self._known[tree]
+
+    def replay(self, trees: Mapping[State, Tree]) -> "Replay":
+        """Take all texts' steps with these trees by state."""
+        steps = {state: self.steps(tree) for state, tree in trees.items()}
+        visits, total_ms = _walk(self.positions, trees, steps)
+        places, drafted = np.array(visits, np.int64).reshape(-1, 2).T
+        return Replay(self, trees, steps, places, drafted, len(self.positions) / total_ms)
+
+    def replay_table(self, table: TreeTable) -> "Replay":
+        """Replay a table whose matches need not be the levels; each level has its least match's."""
+        matches = self.positions.matches
+        return self.replay(
+            {(d, m): table.trees[table.number(d, matches[m])] for d, m in self.positions.states}
+        )
+
+    def _work_out(self, tree: Tree) -> TreeSteps:
+        positions, end_nodes = self.positions, find_end_nodes(tree, self._mode)
+        next_place, next_drafted = [], []
+        for num_drafted in range(positions.num_masks + 1):
+            free = positions.free_paths[num_drafted, tree.min_match > 0]
+            nodes = [cut_to_node(path, end_nodes) for path in free.paths]
+            depths = np.array([len(node) for node in nodes])[free.index]
+            masks = np.array([end_nodes[node] for node in nodes])[free.index]
+            next_place.append(np.minimum(np.arange(len(positions)) + depths + 1, positions.ends))
+            next_drafted.append(np.minimum(masks, positions.num_masks))
+        num_rows = min(tree.num_rows, len(self.step_ms))
+        return TreeSteps(
+            float(self.step_ms[num_rows - 1]), np.array(next_place), np.array(next_drafted)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What the rest of a text is worth: its tokens, less those that its time is worth elsewhere."""
+
+    speed: float  # g, tokens per millisecond
+    ends: Ints  # [P]: of `Positions`
+    to_come: Floats  # [P, M + 1]: V(p, d), tokens, by the masks drafted for the step at a place
+
+    def sum_steps(self, steps: TreeSteps, num_drafted: int, places: Ints) -> float:
+        """Tokens of a tree's step at each of these places, and of what follows, less their time's.
+
+        With a state's own tree this is the sum of `to_come`.
+        """
+        next_place = steps.next_place[num_drafted, places]
+        next_drafted = steps.next_drafted[num_drafted, places]
+        goes_on = next_place < self.ends[places]
+        later = self.to_come[next_place[goes_on], next_drafted[goes_on]].sum()
+        tokens = (next_place - places).sum()
+        return float(tokens + later - len(places) * self.speed * steps.step_ms)
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """The steps that trees by state take through all texts."""
+
+    stepper: Stepper
+    trees: Mapping[State, Tree]
+    steps: Mapping[State, TreeSteps]
+    places: Ints  # [S]: roots of the steps, ascending
+    drafted: Ints  # [S]: masks drafted for each step
+    speed: float  # tokens per millisecond
+
+    @property
+    def positions(self) -> Positions:
+        return self.stepper.positions
+
+    def with_tree(self, state: State, tree: Tree) -> "Replay":
+        """Replay with another tree in one state."""
+        return self.stepper.replay({**self.trees, state: tree})
+
+    @cached_property
+    def values(self) -> Values:
+        """What the rest of a text is worth from each place on, with these trees."""
+        positions = self.positions
+        step_cost = {state: self.speed * steps.step_ms for state, steps in self.steps.items()}
+        levels, ends = positions.levels.tolist(), positions.ends.tolist()
+        to_come: list[list[float]] = [[] for _ in levels]
+        for place in reversed(range(len(levels))):
+            for num_drafted in range(positions.num_masks + 1):
+                state = num_drafted, levels[place]
+                next_place, next_drafted = self.steps[state].lists
+                there = next_place[num_drafted][place]
+                value = there - place - step_cost[state]
+                if there < ends[place]:
+                    value += to_come[there][next_drafted[num_drafted][place]]
+                to_come[place].append(value)
+        return Values(self.speed, positions.ends, np.array(to_come))
+
+    def to_table(self) -> TreeTable:
+        """The trees of the states that steps are in.
+
+        Another state has the tree of its neighbour with a shorter match, or with fewer masks.
+        """
+        num_levels = len(self.positions.matches)
+        num_counts = 1 + int(self.drafted.max())
+        used = {
+            *zip(self.drafted.tolist(), self.positions.levels[self.places].tolist(), strict=True)
+        }
+        filled: dict[State, Tree] = {}
+        for d, level in product(range(num_counts), range(num_levels)):
+            if (d, level) in used or (d, level) == (0, 0):
+                filled[d, level] = self.trees[d, level]
+            else:
+                filled[d, level] = filled[d, level - 1] if level else filled[d - 1, level]
+        numbers = {tree: n for n, tree in enumerate(dict.fromkeys(filled.values()))}
+        by_state = tuple(
+            tuple(numbers[filled[d, level]] for level in range(num_levels))
+            for d in range(num_counts)
+        )
+        return TreeTable(tuple(numbers), self.positions.matches, by_state)
+
+
+def _walk(
+    positions: Positions, trees: Mapping[State, Tree], steps: Mapping[State, TreeSteps]
+) -> tuple[list[tuple[int, int]], float]:
+    """The place and the masks drafted of each step, and the milliseconds of all.
+
+    Each text begins with as many masks drafted as the prefill has, the most of any tree.
+    """
+    first = min(max(tree.max_masks for tree in trees.values()), positions.num_masks)
+    levels, ends = positions.levels.tolist(), positions.ends.tolist()
+    visits: list[tuple[int, int]] = []
+    total_ms, place = 0.0, 0
+    while place < len(levels):
+        num_drafted, end = first, ends[place]
+        while place < end:
+            visits.append((place, num_drafted))
+            step = steps[num_drafted, levels[place]]
+            total_ms += step.step_ms
+            next_place, next_drafted = step.lists
+            there = next_place[num_drafted][place]
+            num_drafted, place = next_drafted[num_drafted][place], there
+    return visits, total_ms
