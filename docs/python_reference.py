@@ -16,7 +16,8 @@ MARKER = "<!-- What follows is written by docs/python_reference.py from the docs
 OBJECTS = (
     *("Session", "Options", "Generation", "Conversation", "Grammar", "TokenLogprob", "Stats"),
     *("Tree", "TreeTable", "Adapter"),
-    *("BitaError", "EngineError", "PromptError", "TreeError", "MissingExtraError"),
+    *("BitaError", "EngineError", "PromptError", "PromptTooLongError", "TreeError"),
+    *("MissingExtraError",),
 )
 LINE = 88  # characters of a signature
 

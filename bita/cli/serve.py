@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.request_seconds > 0:
         raise PromptError(f"--request-seconds is {args.request_seconds:g}; give a number above 0")
-    listener = _listen(args.host, args.port)
+    listener = open_listener(args.host, args.port)
     session = open_session(args, keep_answers=True, kept_text_bytes=args.kept_text_mb << 20)
     settings = ServerSettings(
         model_name=args.model_name or args.engine.absolute().name,
@@ -118,7 +118,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """A bound socket; before the engine is loaded, so that a wrong port is told at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

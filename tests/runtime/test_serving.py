@@ -4,7 +4,6 @@ import json
 import math
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from deadlines import wait_until
 
 from bita.errors import PromptError, PromptTooLongError
 from bita.runtime.decoding.sequence import TokenSequence
@@ -93,6 +93,9 @@ class Running:
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        wait_until(is_so, self._thread)
+
     def stop(self) -> None:
         self.gate.is_open.set()
         self._uvicorn.should_exit = True
@@ -113,13 +116,6 @@ def running(engine: Path, **settings: Any) -> Iterator[Running]:
 def server(tiny_engine: Path) -> Iterator[Running]:
     with running(tiny_engine, max_body_bytes=4000, max_messages=5) as server:
         yield server
-
-
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 10) -> None:
-    ends_at = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < ends_at
-        time.sleep(0.005)
 
 
 def test_an_answer_is_that_of_the_engine(server: Running) -> None:
@@ -399,7 +395,7 @@ def test_models_health_and_metrics(server: Running) -> None:
     asked = server.metric('bita_requests_total{endpoint="/v1/completions",status="200"}')
     answer = server.client().completions.create(model="tiny", prompt="One two", max_tokens=30)
     assert answer.usage is not None
-    wait_until(lambda: server.metric("bita_generated_tokens_total") > tokens)
+    server.wait_until(lambda: server.metric("bita_generated_tokens_total") > tokens)
     now = server.metric("bita_generated_tokens_total")
     assert now - tokens == answer.usage.completion_tokens
     assert server.metric("bita_steps_total") > steps
@@ -427,9 +423,9 @@ def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
 
         with server.gate.closed():
             first = pool.submit(stream, "first")
-            wait_until(lambda: server.gate.num_waiting == 1)
+            server.wait_until(lambda: server.gate.num_waiting == 1)
             second = pool.submit(stream, "second")
-            wait_until(lambda: server.server.line.num_waiting == 1)
+            server.wait_until(lambda: server.server.line.num_waiting == 1)
             assert (
                 server.metric("bita_requests_waiting")
                 == server.metric("bita_requests_running")
@@ -446,9 +442,9 @@ def test_a_full_line_is_told(tiny_engine: Path) -> None:
         request = {"messages": MESSAGES, "max_tokens": 5}
         with server.gate.closed():
             first = pool.submit(server.post, json=request)
-            wait_until(lambda: server.gate.num_waiting == 1)
+            server.wait_until(lambda: server.gate.num_waiting == 1)
             second = pool.submit(server.post, json=request)
-            wait_until(lambda: server.server.line.num_waiting == 1)
+            server.wait_until(lambda: server.server.line.num_waiting == 1)
             with pytest.raises(openai.RateLimitError, match="2 requests are here already"):
                 server.client().chat.completions.create(model="tiny", messages=MESSAGES)
             refused = server.post(json=request)
@@ -465,12 +461,16 @@ def test_a_client_that_goes_frees_its_place_within_a_step(tiny_engine: Path, str
         with server.gate.closed():
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.3)
-            wait_until(lambda: line.num_waiting + line.num_running <= 1 and not line.num_taken)
+            server.wait_until(
+                lambda: line.num_waiting + line.num_running <= 1 and not line.num_taken
+            )
             before = server.gate.num_steps
-        wait_until(lambda: line.num_running == 0)
+        server.wait_until(lambda: line.num_running == 0)
         assert server.gate.num_steps - before <= 1
         assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
-        wait_until(lambda: server.metric('bita_answers_total{finish_reason="cancelled"}') == 1)
+        server.wait_until(
+            lambda: server.metric('bita_answers_total{finish_reason="cancelled"}') == 1
+        )
 
 
 def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None:
@@ -486,12 +486,12 @@ def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None
         server.gate.is_open.clear()
         for _ in range(2):
             next(chunks)
-        wait_until(lambda: server.gate.num_waiting == 1)
+        server.wait_until(lambda: server.gate.num_waiting == 1)
         stream.close()
-        wait_until(lambda: not server.server.line.num_taken)
+        server.wait_until(lambda: not server.server.line.num_taken)
         before = server.gate.num_steps
         server.gate.is_open.set()
-        wait_until(lambda: server.server.line.num_running == 0)
+        server.wait_until(lambda: server.server.line.num_running == 0)
         assert server.gate.num_steps - before <= 1
 
 
@@ -500,7 +500,7 @@ def test_who_waits_in_line_may_go(tiny_engine: Path) -> None:
         line = server.server.line
         with server.gate.closed():
             first = pool.submit(server.post, json={"messages": MESSAGES, "max_tokens": 5})
-            wait_until(lambda: server.gate.num_waiting == 1)
+            server.wait_until(lambda: server.gate.num_waiting == 1)
             for streams in (True, False):
                 with pytest.raises(httpx.ReadTimeout):
                     httpx.post(
@@ -508,7 +508,7 @@ def test_who_waits_in_line_may_go(tiny_engine: Path) -> None:
                         json={"messages": MESSAGES, "stream": streams},
                         timeout=0.2,
                     )
-                wait_until(lambda: line.num_waiting == 0)
+                server.wait_until(lambda: line.num_waiting == 0)
         assert first.result().status_code == 200
         assert server.gate.num_steps < 10
 
@@ -519,7 +519,7 @@ def test_time_limits(tiny_engine: Path) -> None:
             first = pool.submit(
                 server.post, json={"messages": MESSAGES, "max_tokens": 99, "ignore_eos": True}
             )
-            wait_until(lambda: server.gate.num_waiting == 1)
+            server.wait_until(lambda: server.gate.num_waiting == 1)
             waited = server.post(json={"messages": MESSAGES})
             assert (waited.status_code, waited.json()["error"]["code"]) == (503, "timeout")
         cut = first.result()
@@ -599,5 +599,5 @@ def test_many_clients(tiny_engine: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(200)))
-        wait_until(lambda: not server.server.line.num_taken)
+        server.wait_until(lambda: not server.server.line.num_taken)
         assert server.session.decoder.shared_cache.store.num_bytes > 0

@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,12 +43,14 @@ class Terminal:
         self._text = ""
 
     def expect(self, pattern: str, timeout_s: float = 30) -> str:
-        """Read until a pattern has come; returns what came up to its end."""
-        ends_at = time.monotonic() + timeout_s
+        """Read until a pattern has come; returns what came up to its end.
+
+        timeout_s: within which each piece of output comes.
+        """
         while not (match := re.search(pattern, self._text)):
-            assert time.monotonic() < ends_at, f"no {pattern!r} in {self._text!r}"
-            if select.select([self._master], [], [], 0.05)[0]:
-                self._text += os.read(self._master, 65536).decode(errors="replace")
+            is_readable = select.select([self._master], [], [], timeout_s)[0]
+            assert is_readable, f"nothing after {self._text!r}, which has no {pattern!r}"
+            self._text += os.read(self._master, 65536).decode(errors="replace")
         seen, self._text = self._text[: match.end()], self._text[match.end() :]
         return seen
 

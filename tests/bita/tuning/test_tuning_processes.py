@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,10 @@ def test_killed_and_launched_again_is_the_same_run(prompts: Path, tmp_path: Path
     _, err = launched.communicate()
     assert launched.returncode == 0, err
     killed = started(DATA_PARALLEL, "-m", "bita", *tune_args(model, broken, *more))
-    while killed.poll() is None and not (broken / "run" / "checkpoint.pt").exists():
-        time.sleep(0.01)  # for the first checkpoint, that of step 100
+    while not (broken / "run" / "checkpoint.pt").exists():  # the first one, of step 100
+        with suppress(subprocess.TimeoutExpired):
+            killed.wait(0.01)
+            break
     for process in psutil.Process(killed.pid).children(recursive=True):
         process.kill()
     killed.communicate()
