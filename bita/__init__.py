@@ -4,8 +4,8 @@ The names below are imported when they are first used, so that `import bita` cos
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in `typing`, whose import would be most of the cost
 if TYPE_CHECKING:
     from bita.adapter import Adapter
     from bita.errors import (
@@ -65,11 +65,11 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The names of `__all__`; errors are in `bita.errors`."""
     if name not in __all__:
         raise AttributeError(f"module 'bita' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "bita.errors")), name)
+    value: object = getattr(import_module(_HOMES.get(name, "bita.errors")), name)
     globals()[name] = value
     return value
 
