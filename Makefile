@@ -97,8 +97,11 @@ model-given:
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 
+# Tests run side by side, in two blocks that keep what a file shares together.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+
 check: lint ## lint and fast tests
-	$(BIN)/python -m pytest -m 'not slow and not model'
+	$(PYTEST) -m 'not slow and not model'
 
 lint: $(VENV)/.dev ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
@@ -110,8 +113,11 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.test $(VENV)/.model ## all tests, with all they need (torch, the default model)
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## all tests, with all they need (torch, the default model)
+	@# first what must work without torch, which a fresh environment does not have yet
+	$(PYTEST) -m 'not torch and not slow and not model'
+	@$(MAKE) --no-print-directory $(VENV)/.test $(VENV)/.model
+	$(PYTEST) -m 'torch or slow or model'
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .cache engines tuning build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

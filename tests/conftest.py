@@ -1,6 +1,8 @@
 """Engines that several test files share."""
 
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     use_one_thread()
 
 from make_tiny_engine import TINY_ENGINE
+
+
+HEAVY = re.compile(r"(importorskip\(\"|import |from )(torch|transformers|tensorrt_rtx)\b")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs torch or its kin, so that the rest can run before they are installed."""
+    for item in items:
+        if _needs_torch(item.path):
+            item.add_marker(pytest.mark.torch)
+
+
+@cache
+def _needs_torch(path: Path) -> bool:
+    return bool(HEAVY.search(path.read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="session")
