@@ -107,6 +107,7 @@ lint: $(VENV)/.dev ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## format the code

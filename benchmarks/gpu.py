@@ -185,7 +185,7 @@ def ceilings(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
     prompt = session.encode(read_prompts(args.prompts, 1)[0])
     length = len(prompt) + args.max_new_tokens
     loop = HandLoop(checkpoint, length, args.torch_dtype, args.torch_device)
-    decoders = {
+    decoders: dict[str, HandLoop | Transformers] = {
         "hand loop": loop,
         "transformers": Transformers(checkpoint, args.torch_dtype, args.torch_device),
     }

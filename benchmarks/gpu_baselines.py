@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from bita.errors import ModelError
@@ -19,7 +20,6 @@ from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint
 from bita.torch.base_model import load_base_model, read_weight
 
-Tensor = torch.Tensor
 WARM_UP = 3  # runs before a capture
 
 

@@ -186,7 +186,8 @@ def random_tree(num_rows: int, num_masks: int, rng: np.random.Generator) -> Tree
             rank = 1 + sum(other[:-1] == path for other in masks if other)
             if rank > RANDOM_RANKS or len(path) == num_masks:
                 continue
-            masks[(*path, rank)] = 0
+            child = (*path, rank)
+            masks[child] = 0
         used += 1
     return Tree.from_paths(masks, masks)
 

@@ -6,11 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bita.export.architecture import Architecture
-from bita.export.checkpoint import Checkpoint
 from bita.export.onnx.writer import FLOAT, INT8, GraphWriter
 from bita.export.quantization.int8 import rounded_rows
 from bita.export.rope import Rope
-from bita.tensors import Float32Array, row_chunks
+from bita.tensors import Float32Array, TensorSource, row_chunks
 
 
 class DecoderWeights:
@@ -22,7 +21,7 @@ class DecoderWeights:
     def __init__(
         self,
         graph: GraphWriter,
-        checkpoint: Checkpoint,
+        checkpoint: TensorSource,
         architecture: Architecture,
         storage: ir.DataType,
         compute: ir.DataType = FLOAT,

@@ -100,7 +100,8 @@ class Desk:
         self.close()
         self._server = subprocess.Popen(
             shlex.split(line, comments=True),
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             cwd=self._folder,
             env=self._environment,
             text=True,

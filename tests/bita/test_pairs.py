@@ -32,7 +32,7 @@ def adapter(checkpoint: Checkpoint) -> Adapter:
     """Garbage whose pair scores are as large as the logits."""
     rng = np.random.default_rng(0)
     shapes = {"pair_left": (32, 5), "pair_bias": (5,), "pair_right": (32, 5)}
-    pairs = {name: rng.normal(0, 0.8, shape) for name, shape in shapes.items()}
+    pairs = {name: rng.normal(0, 0.8, shape).astype(np.float32) for name, shape in shapes.items()}
     return replace(random_adapter(identify(checkpoint), 3, 2, scale=0.4, seed=4), pairs=pairs)
 
 

@@ -3,9 +3,10 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from bita.calibration.step_times import tree_of
 from bita.cli.main import main
 from bita.engine import Engine, open_engine, read_calibration
 from bita.errors import EngineError
+from bita.runtime.generation import Generation
 from bita.runtime.session import Session, read_tree
+from bita.runtime.text.prompt_encoder import Message
 from bita.tree import Tree
 
 FEW = ["--limit", "3", "--max-new-tokens", "24", "--repeats", "1", "--threads", "1"]
@@ -81,7 +84,8 @@ def test_a_monotone_curve_is_the_nearest() -> None:
 
 
 def test_times_between_and_beyond_what_was_measured() -> None:
-    latency = Latency((1, 4), (10, 20), *[((1.0, 4.0), (2.0, 8.0))] * 3, 0.0, 1, {})
+    curves = ((1.0, 4.0), (2.0, 8.0))
+    latency = Latency((1, 4), (10, 20), curves, curves, curves, 0.0, 1, {})
     assert latency.at(1, 10) == 1
     assert latency.at(2, 10) == pytest.approx(2)
     assert latency.at(4, 15) == pytest.approx(6)
@@ -117,6 +121,7 @@ def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
     expected = forecast_trees(acceptance, flat, 3, "exact").trees
     assert expected
     for candidate in expected:
+        assert isinstance(candidate.tree, Tree)
         assert candidate.tree.spine_length == candidate.tree.num_nodes - 1
 
 
@@ -129,6 +134,7 @@ def test_ar_wins_unless_a_tree_pays(
     for least, wins in ((0.0, True), (1000.0, False)):
         monkeypatch.setattr(choose_tree, "MIN_GAIN", least)
         choice = measure_choice(session, forecast, ["Hello tree", "A mask token"], 20)
+        assert isinstance(choice.chosen.tree, Tree)
         assert (choice.chosen.tree.num_nodes > 1) == wins
         assert choice.ar.measured_tokens == 1.0
         assert choice.chosen.measured_speed > 0
@@ -180,13 +186,14 @@ def test_a_latency_without_the_sizes_wanted_is_measured_again(engine: Engine) ->
 def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    asked: list[Sequence[Message]] = []
     stream = Session.stream
-    monkeypatch.setattr(
-        Session,
-        "stream",
-        lambda self, prompt, *args: asked.append(prompt) or stream(self, prompt, *args),
-    )
+
+    def noted(session: Session, prompt: Sequence[Message], *args: Any) -> Generation:
+        asked.append(prompt)
+        return stream(session, prompt, *args)
+
+    monkeypatch.setattr(Session, "stream", noted)
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"Hello {word}"}) for word in "abcdef"))
     calibrator = calibrator_of(engine, prompts=path, most_rows=4)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -320,8 +321,8 @@ def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_pat
     ],
 )
 def test_faults_are_told_before_the_work(
-    changes: dict[str, object],
-    build: dict[str, object],
+    changes: dict[str, Any],
+    build: dict[str, Any],
     message: str,
     kind: type[BitaError],
     checkpoint: Checkpoint,
@@ -332,8 +333,8 @@ def test_faults_are_told_before_the_work(
 
     with pytest.raises(kind, match=message):
         build_calibrated(
-            check_build(checkpoint, None, tmp_path / "engine", BuildOptions(**build)),  # type: ignore[arg-type]
-            CalibrationOptions(**changes),  # type: ignore[arg-type]
+            check_build(checkpoint, None, tmp_path / "engine", BuildOptions(**build)),
+            CalibrationOptions(**changes),
             never,
         )
     assert list(tmp_path.iterdir()) == []

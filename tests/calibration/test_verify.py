@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from bita.adapter import Adapter
 from bita.calibration.verify import Comparison, compare, first_difference, garbage, verify
 from bita.data.prompts import read_prompts
 from bita.errors import PromptError
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.session import Session
 from bita.tree import Tree
+from bita.tree_table import Trees
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,16 @@ def test_a_sound_engine_passes(session: Session, mode: str) -> None:
 class LooseSession(Session):
     """An unsound engine: where a draft fails it keeps the draft, as a broken tree would."""
 
-    def using(self, **options: object) -> Session:  # type: ignore[override]
-        session = super().using(**options)  # type: ignore[arg-type]
+    def using(
+        self,
+        *,
+        tree: Trees | None = None,
+        adapter: Adapter | None = None,
+        mode: str | None = None,
+        min_rows: int | None = None,
+    ) -> Session:
+        session = super().using(tree=tree, adapter=adapter, mode=mode, min_rows=min_rows)
+        assert isinstance(session.tree, Tree)
         if session.tree.num_nodes > 1:
             decoder = session.decoder
             step = decoder.step
@@ -44,7 +54,7 @@ class LooseSession(Session):
                 tokens = step(sequence)
                 return [*tokens[:-1], (tokens[-1] + 1) % 320] if had_answer else tokens
 
-            decoder.step = broken  # type: ignore[method-assign]
+            pytest.MonkeyPatch().setattr(decoder, "step", broken)
         return session
 
 

@@ -13,9 +13,9 @@ from llama_cpp import Llama, __version__
 from bita.export.sources import open_checkpoint
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "support"))
 
-from text_lines import FIXED, text_lines  # noqa: E402 (it lies one directory up)
+from text_lines import FIXED, text_lines  # noqa: E402 (it lies in tests/support)
 
 
 def main() -> None:

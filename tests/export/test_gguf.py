@@ -207,8 +207,14 @@ def test_gemma_27b_scales_queries_by_hidden_size(
 
 
 def test_granite_multipliers_and_smollm3_layers_without_rope(tmp_path: Path) -> None:
-    scales = {"attention__scale": 0.5, "embedding_scale": 12.0, "residual_scale": 0.25}
-    path = write_model(tmp_path / "granite.gguf", "granite", logit_scale=8.0, **scales)
+    path = write_model(
+        tmp_path / "granite.gguf",
+        "granite",
+        logit_scale=8.0,
+        attention__scale=0.5,
+        embedding_scale=12.0,
+        residual_scale=0.25,
+    )
     config = GgufCheckpoint(path).config
     assert config["attention_multiplier"] == 0.5
     assert config["embedding_multiplier"] == 12.0
@@ -227,9 +233,12 @@ def test_rope_factors_and_scaling_reach_the_config(tmp_path: Path) -> None:
         "rope_theta": 5000.0,
         "factors": factors.tolist(),
     }
-    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
     path = write_model(
-        tmp_path / "yarn.gguf", "qwen3", rope__scaling__original_context_length=32, **yarn
+        tmp_path / "yarn.gguf",
+        "qwen3",
+        rope__scaling__original_context_length=32,
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
     )
     assert GgufCheckpoint(path).config["rope_parameters"] == {
         "rope_type": "yarn",

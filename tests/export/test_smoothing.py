@@ -33,7 +33,7 @@ def test_smoothed_products_round_better_where_a_channel_is_large() -> None:
 
 
 def test_scales_that_a_float16_cannot_hold_are_raised() -> None:
-    found = smoothing(np.full(4, 1e-6, np.float32), [np.ones((1, 4))], 127, 0)
+    found = smoothing(np.full(4, 1e-6, np.float32), [np.ones((1, 4), np.float32)], 127, 0)
     assert found.input_scale == np.float32(2.0**-14)
 
 

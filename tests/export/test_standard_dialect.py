@@ -173,8 +173,13 @@ def test_graph_is_one_that_tensorrt_reads(engines: dict[str, Engine], precision:
             assert scale is not None
             assert scale.const_value is not None
             assert np.all(scale.const_value.numpy() > 0)
-            assert all(not zero.const_value.numpy().astype(np.float32) for zero in zeros)
-    cached = [value for value in model.graph.inputs if value.name.startswith("past.")]
+            for zero in zeros:
+                assert zero is not None
+                assert zero.const_value is not None
+                assert not zero.const_value.numpy().astype(np.float32)
+    cached = [
+        value for value in model.graph.inputs if value.name and value.name.startswith("past.")
+    ]
     expected = ir.DataType.FLOAT if precision == "fp32" else ir.DataType.FLOAT16
     assert {value.dtype for value in cached} == {expected}
     onnx = pytest.importorskip("onnx")

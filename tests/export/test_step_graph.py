@@ -66,6 +66,7 @@ class Family:
         step = self.backend.bind(tree_layout(TREE, 2), self.adapter, with_logits=True)
         step.token_ids[0, : TREE.num_nodes] = [self.text[-1], *self.drafts]
         step.run()
+        assert step.logits is not None
         np.testing.assert_array_equal(step.logits.argmax(-1), step.top_ids[:, 0])
         return step.logits
 

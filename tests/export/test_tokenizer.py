@@ -103,7 +103,7 @@ def byte_level(**fields: Any) -> dict[str, Any]:
     return {f"tokenizer.ggml.{k}": v for k, v in metadata.items() if v is not None}
 
 
-def pieces(metadata: dict[str, Any], text: str) -> list[str]:
+def pieces(metadata: dict[str, Any], text: str) -> list[str | None]:
     tokenizer = Tokenizer.from_str(read_gguf_text_assets("m", metadata).tokenizer_json)
     return [tokenizer.id_to_token(index) for index in tokenizer.encode(text).ids]
 

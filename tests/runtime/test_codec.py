@@ -51,12 +51,18 @@ def test_valid_text_equals_tokenizers_and_comes_back(name: str, sentence: str) -
     assert all("\ufffd" not in piece for piece in in_pieces(codec, ids, random.Random(3)))
 
 
+def token_of(codec: TextCodec, token_id: int) -> str:
+    token = codec.tokenizer.id_to_token(token_id)
+    assert token is not None
+    return token
+
+
 @pytest.mark.parametrize("name", ["llama2", "gemma"])
 def test_byte_fallback_equals_utf8_decoding_of_the_bytes(name: str) -> None:
     codec, rng = CODECS[name], random.Random(4)
     for _ in range(500):
         ids = [rng.randrange(3, codec.num_tokens) for _ in range(rng.randint(0, 20))]
-        tokens = [codec.tokenizer.id_to_token(token_id) for token_id in ids]
+        tokens = [token_of(codec, token_id) for token_id in ids]
         whole = b"".join(
             bytes.fromhex(token[3:5]) if token.startswith("<0x") else token.encode()
             for token in tokens
@@ -79,8 +85,9 @@ def test_space_at_the_start_belongs_to_the_text_before() -> None:
     codec = CODECS["llama2"]
     ids = codec.encode("the quick the", add_special_tokens=False)
     assert codec.tokenizer.id_to_token(ids[0]) == "▁the"
-    bos_and_ids = [codec.token_id("<bos>"), *ids]
-    assert IncrementalText(codec).push(bos_and_ids) == "the quick the"
+    bos_id = codec.token_id("<bos>")
+    assert bos_id is not None
+    assert IncrementalText(codec).push([bos_id, *ids]) == "the quick the"
     assert IncrementalText(codec, continues=True).push(ids) == " the quick the"
     assert CODECS["gemma"].decode([codec.token_id("▁the") or 0]) == " the"
 

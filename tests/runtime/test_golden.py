@@ -1,6 +1,7 @@
 """One golden transcript of the tiny engine, which every runtime must print, on every machine.
 
-`python tests/test_golden.py` writes it anew, after a change of the tiny engine that is meant.
+`PYTHONPATH=tests/support python tests/runtime/test_golden.py` writes it again, after an intended
+change of the tiny engine.
 """
 
 import json
@@ -21,7 +22,7 @@ NUM_TOKENS = 40
 def transcript() -> list[dict[str, object]]:
     """Tokens of each prompt as AR gives them, up to the first near-tie."""
     session = Session.open(TINY_ENGINE, tree=Tree.root_only(), num_threads=1)
-    entries = []
+    entries: list[dict[str, object]] = []
     for prompt in PROMPTS:
         ids = session.encode(prompt)
         tokens = session.generate(ids, NUM_TOKENS, ignore_eos=True).token_ids

@@ -82,7 +82,7 @@ def test_logits_are_those_of_the_cpu(backend: str, tmp_path: Path) -> None:
         step.run()
         assert step.logits is not None
         found.append(step.logits[: TREE.num_rows].copy())
-    np.testing.assert_allclose(*found, atol=2e-3, rtol=0)
+    np.testing.assert_allclose(found[0], found[1], atol=2e-3, rtol=0)
 
 
 def test_captured_graphs_give_the_same_text(backend: str, tmp_path: Path) -> None:

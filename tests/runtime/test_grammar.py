@@ -16,7 +16,7 @@ from bita.errors import MissingExtraError, PromptError
 from bita.runtime.session import Session
 from bita.runtime.text.grammar import Grammar, GrammarCompiler
 from bita.tree import Tree
-from bita.tree_table import TreeTable
+from bita.tree_table import Trees, TreeTable
 
 AR = Tree.root_only()
 SCHEMA: dict[str, Any] = {
@@ -31,7 +31,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 LARK = 'start: item ("," item)*\nitem: /[a-c]{1,4}/ "=" /[0-9]{1,3}/'
-TREES = [
+TREES: list[Trees] = [
     Tree.triangle((6, 4, 2), 3),
     Tree.chain(4, 2),
     TreeTable(
@@ -89,7 +89,7 @@ def test_answers_are_valid_and_those_of_ar(
 
 def test_grammars_of_all_kinds(session: Session) -> None:
     for seed in range(8):
-        options = {"temperature": 1.0, "seed": seed}
+        options: dict[str, Any] = {"temperature": 1.0, "seed": seed}
         text = session.generate(
             prompt_ids(seed), 60, grammar=Grammar.regex("[A-F]{3}-[0-9]{2,4}"), **options
         ).text

@@ -111,8 +111,8 @@ def test_sampled_trees_follow_the_joint_distribution(session: Session) -> None:
     )
     pairs = Counter((first, second) for first, second in answers)
     rare = {cell for cell, mean in expected.items() if mean < 5}
-    common = {cell: mean for cell, mean in expected.items() if cell not in rare}
-    common["rare"] = sum(expected[cell] for cell in rare)  # type: ignore[index]
+    common: dict[Any, float] = {cell: mean for cell, mean in expected.items() if cell not in rare}
+    common["rare"] = sum(expected[cell] for cell in rare)
     counts = Counter("rare" if cell in rare else cell for cell in pairs.elements())
     assert chi_square(counts, common) < chi_square_limit(len(common))
 

@@ -50,7 +50,7 @@ class Gate:
             self.sequences.append(sequence)
             return step(sequence)
 
-        decoder.step = gated  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(decoder, "step", gated)
 
     @contextmanager
     def closed(self) -> Iterator[None]:
@@ -211,8 +211,8 @@ def test_choices_and_prompts(server: Running) -> None:
     found = client.completions.create(model="tiny", prompt=prompts, max_tokens=5)
     assert [c.text for c in found.choices] == [server.alone(p, 5).text for p in prompts]
     ids = server.other.encode("One")
-    for prompt in (ids, [ids]):
-        found = client.completions.create(model="tiny", prompt=prompt, max_tokens=5)
+    for token_ids in (ids, [ids]):
+        found = client.completions.create(model="tiny", prompt=token_ids, max_tokens=5)
         assert found.choices[0].text == server.alone(ids, 5).text
     default = client.completions.create(model="tiny", prompt="One", extra_body={"ignore_eos": True})
     assert default.usage is not None
@@ -557,15 +557,15 @@ def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: P
                 raise RuntimeError("broken on purpose")
             return step(sequence)
 
-        decoder.step = broken  # type: ignore[method-assign]
         body = {"messages": MESSAGES, "max_tokens": 9}
-        whole = server.post(json=body)
-        assert whole.status_code == 500
-        assert whole.json()["error"]["message"] == "the server failed; see its log"
-        streamed = server.post(json={**body, "stream": True})
-        assert "the server failed; see its log" in streamed.text
-        assert "[DONE]" not in streamed.text
-        decoder.step = step  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoder, "step", broken)
+            whole = server.post(json=body)
+            assert whole.status_code == 500
+            assert whole.json()["error"]["message"] == "the server failed; see its log"
+            streamed = server.post(json={**body, "stream": True})
+            assert "the server failed; see its log" in streamed.text
+            assert "[DONE]" not in streamed.text
         assert server.post(json=body).status_code == 200
 
 

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_a_dropped_session_gives_its_memory_back_at_once(tiny_engine: Path) -> N
     opened = Session.open(tiny_engine, num_threads=1)
     opened.generate(prompt_ids(1, 300), 5)
     opened.margin(prompt_ids(1))
-    gone = [weakref.ref(opened.decoder), weakref.ref(opened.backend)]
+    gone: list[weakref.ref[Any]] = [weakref.ref(opened.decoder), weakref.ref(opened.backend)]
     gc.disable()
     try:
         del opened
@@ -198,10 +199,10 @@ def test_messages_go_through_the_template(session: Session) -> None:
     ],
 )
 def test_bad_prompts_are_refused(
-    session: Session, prompt: object, options: dict, message: str
+    session: Session, prompt: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PromptError, match=message):
-        session.generate(prompt, **options)  # type: ignore[arg-type]
+        session.generate(prompt, **options)
 
 
 def test_trees_and_adapters_must_fit(session: Session) -> None:

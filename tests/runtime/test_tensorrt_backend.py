@@ -35,9 +35,10 @@ from bita.identity import identify
 from bita.lora import site_sizes, starting_lora
 from bita.plan import PlanInfo
 from bita.runtime.backends.cuda import Cuda
+from bita.runtime.backends.device_step import DeviceStep
 from bita.runtime.backends.layout import PREFILL_ROWS, prefill_layout, tree_layout
 from bita.runtime.backends.tensorrt_backend import TensorRtBackend, fitted
-from bita.runtime.session import Session
+from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import TreeTable
 
@@ -116,12 +117,13 @@ def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> 
     """Logits come over from the GPU; keys and values go to host memory and back."""
     path = folder / f"{dialect}-sampled"
     write_engine(path, dialect, "fp16", TABLE, lora=False)
+    prompts: tuple[Prompt, ...] = (PROMPT, LONG, [*LONG[:60], 9])
     found = {}
     for name in ("tensorrt", "ort-cpu"):
         session = Session.open(path, mode="tree", backend=name)
         streams = [
             session.stream(prompt, 30, temperature=0.8, top_p=0.9, seed=5, ignore_eos=True)
-            for prompt in (PROMPT, LONG, [*LONG[:60], 9])
+            for prompt in prompts
         ]
         while running := [each for each in streams if each.finish_reason is None]:
             for stream in running:
@@ -129,7 +131,7 @@ def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> 
         found[name] = [stream.token_ids for stream in streams]
         assert session.decoder.shared_cache.store.num_bytes > 0
     assert found["tensorrt"] == found["ort-cpu"]
-    for prompt, tokens in zip((PROMPT, LONG, [*LONG[:60], 9]), found["ort-cpu"], strict=True):
+    for prompt, tokens in zip(prompts, found["ort-cpu"], strict=True):
         session.forget()
         alone = session.using(tree=Tree.root_only()).generate(
             prompt, 30, temperature=0.8, top_p=0.9, seed=5, ignore_eos=True
@@ -176,6 +178,7 @@ def test_buffers_stay_where_they_are(engine: Engine) -> None:
     session.generate(PROMPT, 5)
     backend: Any = session.backend
     step = session.decoder.steps[0]
+    assert isinstance(step, DeviceStep)
     before = [array.address for array in {**step.inputs(256), **step.outputs()}.values()]
     session.generate(LONG, 30)
     assert [a.address for a in {**step.inputs(256), **step.outputs()}.values()] == before
@@ -227,10 +230,7 @@ def test_it_can_be_calibrated(engine: Engine) -> None:
     """T(q) of the sizes that the plan has, and drafts read with padding behind them."""
     assert measure_latency(engine, repeats=1).rows == (2, 28)
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
-    acceptances = [
-        measure_acceptance(e, prompts, 12, 1, (), lambda number, positions: None)
-        for e in (engine, cpu_variant(engine))
-    ]
+    acceptances = [measure_acceptance(e, prompts, 12, 1) for e in (engine, cpu_variant(engine))]
     assert acceptances[0].texts == acceptances[1].texts
 
 
@@ -297,7 +297,7 @@ def test_an_adapter_of_more_rank_is_refused_and_of_less_is_padded(folder: Path) 
         site: (own.lora[f"lora_{site}_down"].shape[1], own.lora[f"lora_{site}_up"].shape[2])
         for site in ("qkv", "o", "gate_up", "down")
     }
-    answers = []
+    answers: list[object] = []
     for rank in (2, 4):
         lora = starting_lora(sizes, own.identity.num_layers, rank, seed=1)
         other = random_adapter(own.identity, 3, 5, scale=0.4, lora_like=lora)

@@ -1,7 +1,8 @@
 """A generator and a sampler without a model, whose tokens follow from prompt and seed."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tiny_models import EOS_ID
@@ -27,7 +28,7 @@ class HashGenerator:
     name = "hash"
 
     def __init__(self, batch_size: int = 4, kill_at: int | None = None) -> None:
-        self.options = {"batch_size": batch_size}
+        self.options: Mapping[str, Any] = {"batch_size": batch_size}
         self.batch_size = batch_size
         self.warnings: tuple[str, ...] = ()
         self.num_calls = 0
@@ -55,7 +56,7 @@ class WordSampler:
     name = "words"
 
     def __init__(self, codec: TextCodec, batch_size: int = 5, words: Sequence[str] = WORDS) -> None:
-        self.options = {"batch_size": batch_size}
+        self.options: Mapping[str, Any] = {"batch_size": batch_size}
         self.batch_size = batch_size
         self.num_sampled = 0
         self._codec = codec

@@ -144,7 +144,7 @@ class HostContext:
     def _bind(self) -> Any:
         binding = self._engine.session.io_binding()
         values = self._engine.values
-        free = {}
+        free: dict[int | str, int] = {}
         for name, value in self._engine.inputs.items():
             free |= dict(zip(value.shape, self._shapes.get(name, value.shape), strict=True))
         for name, value in values.items():

@@ -1,6 +1,6 @@
 """Writes tests/data/tiny-engine: the engine that runtime tests run without torch or an export.
 
-python tests/make_tiny_engine.py [DIRECTORY]. Everything in it follows from the seed.
+python tests/support/make_tiny_engine.py [DIRECTORY]. Everything in it follows from the seed.
 """
 
 import json

@@ -12,7 +12,7 @@ import onnxruntime as ort
 _THREADS = ort.SessionOptions.intra_op_num_threads
 
 
-class OneThread(ort.SessionOptions):  # type: ignore[misc]
+class OneThread(ort.SessionOptions):
     """Session options in which 0 threads, one per core elsewhere, are one."""
 
     def __init__(self) -> None:

@@ -2,7 +2,8 @@
 
 Logits are far apart and greedy text varies, so that a wrong mask, position or scale changes the
 text. Everything a checkpoint can hold is random: norm weights and biases too, or their loss would
-not be seen. Without network. `python tests/tiny_models.py FAMILY DIRECTORY [SEED]` writes one.
+not be seen. Without network. `python tests/support/tiny_models.py FAMILY DIRECTORY [SEED]`
+writes one.
 """
 
 import json

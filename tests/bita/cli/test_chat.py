@@ -34,7 +34,9 @@ class Terminal:
         environment = {**os.environ, "XDG_STATE_HOME": str(home), "TERM": "dumb"}
         self.process = subprocess.Popen(
             [*CHAT, str(engine), "--threads", "1", *map(str, args)],
-            **{"stdin": slave, "stdout": slave, "stderr": slave},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             env=environment,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from bita.cli.serve import open_listener
 
@@ -21,7 +22,8 @@ def start(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
     environment = {**os.environ, "BITA_API_KEY": key}
     return subprocess.Popen(
         [*SERVE, str(engine), "--threads", "1", *map(str, args)],
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=environment,
         text=True,
     )
@@ -47,13 +49,9 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
         url = address_of(process)
         assert url.startswith("http://127.0.0.1:")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-        messages = [{"role": "user", "content": "Hello"}]
+        messages = [ChatCompletionUserMessageParam(role="user", content="Hello")]
         answers = [
-            client.chat.completions.create(
-                model="small/one",
-                messages=messages,  # type: ignore[arg-type]
-                max_tokens=20,
-            )
+            client.chat.completions.create(model="small/one", messages=messages, max_tokens=20)
             .choices[0]
             .message.content
             for _ in range(2)
@@ -62,7 +60,7 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
         assert client.models.retrieve("small/one").id == "small/one"
         with client.chat.completions.create(
             model="small/one",
-            messages=messages,  # type: ignore[arg-type]
+            messages=messages,
             stream=True,
             extra_body={"ignore_eos": True},
         ) as stream:

@@ -84,10 +84,11 @@ def test_padding_has_no_position() -> None:
     """GPT-2 adds a learned vector per position, which rotary models would not notice."""
     import transformers
 
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 300, "n_positions": 64}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = transformers.GPT2Config(**sizes, initializer_range=0.5)
+        config = transformers.GPT2Config(
+            n_embd=32, n_layer=2, n_head=2, vocab_size=300, n_positions=64, initializer_range=0.5
+        )
         model = transformers.GPT2LMHeadModel(config).eval()
     alone = [TransformersGenerator(model, [], 1).complete([p], NUM_NEW)[0] for p in PROMPTS]
     assert TransformersGenerator(model, []).complete(PROMPTS, NUM_NEW) == alone

@@ -132,7 +132,8 @@ def test_similarity_by_hand() -> None:
 @pytest.mark.parametrize("limit", [0.0, 0.3, 0.5, 0.6, 0.9])
 def test_the_index_finds_what_a_scan_finds(limit: float) -> None:
     rng = np.random.default_rng(int(100 * limit))
-    index, kept, answers = NearDuplicates(limit), [], set()
+    index, answers = NearDuplicates(limit), set()
+    kept: list[frozenset[int]] = []
     for _ in range(600):
         pool = np.arange(12) + 12 * rng.integers(5 if limit else 60)  # sets of a pool overlap much
         grams = frozenset(rng.choice(pool, rng.integers(1, 12), replace=False).tolist())

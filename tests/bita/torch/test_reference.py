@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from transformers import DynamicCache  # noqa: E402
+from transformers.cache_utils import DynamicLayer  # noqa: E402
 
 from bita.torch.reference import (  # noqa: E402
     NO_DRAFT,
@@ -136,6 +137,7 @@ def test_prefix_is_past_that_masks_alone_see(load: Load, family: str) -> None:
     vocab_size = model(input_ids=torch.tensor([TEXT]), past_key_values=text).logits.shape[-1]
     past = DynamicCache()
     for index, layer in enumerate(text.layers):
+        assert isinstance(layer, DynamicLayer)
         keys = torch.from_numpy(adapter.prefix_keys[index][None])
         values = torch.from_numpy(adapter.prefix_values[index][None])
         past.update(torch.cat([keys, layer.keys], 2), torch.cat([values, layer.values], 2), index)

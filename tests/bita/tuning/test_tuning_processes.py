@@ -91,7 +91,8 @@ def test_two_processes_equal_one(
     launcher: tuple[str, ...], family: str, batch_size: int, prompts: Path, tmp_path: Path
 ) -> None:
     model = write_tiny_model(family, tmp_path / "model")
-    more = ("--prompts", prompts, "--num-steps", 6, "--batch-size", batch_size, "--dropout", 0.1)
+    more: tuple[object, ...] = ("--prompts", prompts, "--num-steps", 6, "--batch-size", batch_size)
+    more += ("--dropout", 0.1)
     more += ("--mask-rate", 1e-2, "--prefix-rate", 1e-2)  # roundings grow with the steps
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(tune_args(model, one, *more)) == 0
@@ -111,9 +112,9 @@ def test_two_processes_equal_one(
         assert theirs["mask_losses"] == pytest.approx(ours["mask_losses"], rel=tolerance)
         assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=norm_tolerance)
         tolerance, norm_tolerance = 1e-4, 1e-2
-    adapters = [Adapter.load(work / "adapter.safetensors") for work in (one, two)]
+    by_one, by_two = (Adapter.load(work / "adapter.safetensors") for work in (one, two))
     for name in ARRAYS:
-        np.testing.assert_allclose(*(getattr(a, name) for a in adapters), atol=1e-4)
+        np.testing.assert_allclose(getattr(by_one, name), getattr(by_two, name), atol=1e-4)
 
 
 @pytest.mark.slow
