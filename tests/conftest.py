@@ -17,7 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from make_tiny_engine import TINY_ENGINE
 
-
 HEAVY = re.compile(r"(importorskip\(\"|import |from )(torch|transformers|tensorrt_rtx)\b")
 
 
