@@ -39,7 +39,7 @@ from bita.export.tensorrt.build_costs import check_memory
 from bita.progress import OnProgress, ignore_progress
 from bita.tree import Tree
 
-MAX_CAPACITY = 1024  # cache slots of the float32 engine, if the model has so many positions
+MAX_CAPACITY = 1024  # cache slots of the float32 engine; fewer if the model has fewer positions
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Stages:
             self._calibration.prompts,
             self._folder,
             self._calibration.max_new_tokens,
-            self._told("answering prompts"),
+            self._progress_of("answering prompts"),
         )
 
     def export(self, reference: Engine, texts: SampleTexts) -> Engine:
@@ -141,7 +141,7 @@ class _Stages:
                 self._build.architecture,
                 [_ids_of(text) for text in texts.train],
                 self._folder,
-                self._told("reading texts"),
+                self._progress_of("reading texts"),
             )
             self._write(replace(self._build, out=path), self._rounding.collect(reading))
             key_path.write_text(key, encoding="utf-8")
@@ -152,8 +152,8 @@ class _Stages:
     ) -> tuple[Engine, Quality]:
         """The engine with the report of its error."""
         scored = [Scored(_ids_of(text), len(text.prompt_ids)) for text in texts.held_out]
-        told = self._told("measuring the error")
-        quality = measure_quality(reference, engine, scored, told)
+        progress = self._progress_of("measuring the error")
+        quality = measure_quality(reference, engine, scored, progress)
         prompts = ", ".join(path.name for path in prompt_files(self._calibration.prompts))
         quality = replace(quality, quantizer=self._rounding.name, prompts=prompts)
         return revise_engine(engine, {CALIBRATION_FILE: with_quality({}, quality)}), quality
@@ -173,16 +173,16 @@ class _Stages:
         shutil.rmtree(self._folder)
 
     def _write(self, build: CheckedBuild, seen: Seen = NOTHING_SEEN) -> None:
-        told, written = self._told(f"exporting {build.options.precision}"), 0
+        progress, written = self._progress_of(f"exporting {build.options.precision}"), 0
 
         def add(count: int) -> None:
             nonlocal written
             written += count
-            told(written >> 20, max(build.num_bytes >> 20, 1))
+            progress(written >> 20, max(build.num_bytes >> 20, 1))
 
         build_engine(build, on_write=add, seen=seen)
 
-    def _told(self, stage: str) -> Callable[[int, int], None]:
+    def _progress_of(self, stage: str) -> Callable[[int, int], None]:
         """A function (done, total) that reports the progress of a stage."""
         return lambda done, total: self._on_progress(stage, done, total)
 

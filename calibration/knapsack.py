@@ -47,7 +47,7 @@ class Knapsack:
         self.values = np.append(best, np.full(max_rows - len(best), best[-1]))
 
     def choose_masks(self, rows: int) -> dict[int, int]:
-        """The masks of each node of the best tree of at most so many rows."""
+        """Return the masks of each node of the best tree within a number of rows."""
         rows = min(rows, len(self._whole) - 1)
         start = int(np.argmax(self._whole[1 : rows + 1])) + 1
         chosen, open_nodes = {}, [(0, start)]

@@ -49,7 +49,7 @@ class Probe:
 def _bind_all_rows(
     backend: OrtBackend, adapter: Adapter, names: Sequence[str], num_tokens: int
 ) -> BoundStep:
-    """A step of so many tokens, each of which gives logits."""
+    """Bind a step in which every token gives logits."""
     layout = replace(prefill_layout(num_tokens, 0, 1), output_rows=np.arange(num_tokens))
     return backend.bind(layout, adapter, True, names)
 

@@ -132,7 +132,7 @@ def _step_table(name: str, latency: "StepLatency") -> "Table":
     """A row for each size of a step."""
     from rich.table import Table
 
-    heads = [f"ms behind {length} tokens" for length in latency.cache_lengths]
+    heads = [f"ms after {length} tokens" for length in latency.cache_lengths]
     table = Table(f"{name}: rows", *heads, box=None, pad_edge=False)
     for size, rows in enumerate(latency.rows):
         cells = [

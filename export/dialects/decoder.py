@@ -39,8 +39,11 @@ class Decoder:
         self._architecture = architecture
         self._rows = LoraRows(dialect) if with_lora else None
 
-    def write(self, num_ranks: int) -> None:
-        """Write inputs, layers and outputs."""
+    def write(self, num_ranks: int, gathers_elements: bool = False) -> None:
+        """Write inputs, layers and outputs.
+
+        gathers_elements: whether blocks of logits are gathered by GatherElements (`top_tokens`).
+        """
         hidden = self._embed()
         self._dialect.place(step_inputs(self._graph))
         output_rows = self._graph.input("output_rows", INT64, ("R",))
@@ -48,7 +51,9 @@ class Decoder:
         for index in range(self._architecture.num_layers):
             hidden, delta = self._layer(index, hidden, delta)
         assert delta is not None
-        self._outputs(self._graph.op("Add", hidden, delta), output_rows, num_ranks)
+        self._outputs(
+            self._graph.op("Add", hidden, delta), output_rows, num_ranks, gathers_elements
+        )
 
     def _embed(self) -> ir.Value:
         """[1, Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
@@ -113,7 +118,9 @@ class Decoder:
             delta = self._dialect.norm(delta, self._dialect.weights.norm(norm_name))
         return self._scaled(delta, self._architecture.residual_scale)
 
-    def _outputs(self, hidden: ir.Value, output_rows: ir.Value, num_ranks: int) -> None:
+    def _outputs(
+        self, hidden: ir.Value, output_rows: ir.Value, num_ranks: int, by_elements: bool
+    ) -> None:
         graph, arch = self._graph, self._architecture
         flat = graph.op("Squeeze", hidden, graph.constant([0]))
         rows = graph.op("Gather", flat, output_rows)
@@ -123,7 +130,6 @@ class Decoder:
         if arch.logit_softcap:
             cap = graph.constant(arch.logit_softcap, "float32")
             logits = graph.op("Mul", graph.op("Tanh", graph.op("Div", logits, cap)), cap)
-        by_elements = self._dialect.gathers_elements
         values, ids = top_tokens(graph, logits, arch.vocab_size, num_ranks, by_elements)
         graph.output("top_ids", ids, INT64, ("R", num_ranks))
         graph.output("top_logits", values, FLOAT, ("R", num_ranks))

@@ -16,13 +16,10 @@ class Dialect(Protocol):
 
     The residual stream, the inputs of norms and the logits are float32 in every dialect. The input
     and the product of each linear layer are named LABEL.input and LABEL.output.
-
-    gathers_elements: whether blocks of logits are gathered by GatherElements.
     """
 
     graph: GraphWriter
     weights: DecoderWeights
-    gathers_elements: bool
 
     def place(self, inputs: StepInputs) -> None:
         """Compute what every attention of a step shares, before the first of them."""

@@ -29,8 +29,6 @@ class OrtDialect:
     It computes in float32 whatever the precision, since x86 has no kernels for less.
     """
 
-    gathers_elements = False
-
     def __init__(
         self,
         graph: GraphWriter,

@@ -27,8 +27,6 @@ STANDARD_OPSETS = {"": 24}
 class StandardDialect:
     """Writes the parts of a decoder; weights come from the checkpoint as they are needed."""
 
-    gathers_elements = False
-
     def __init__(
         self,
         graph: GraphWriter,

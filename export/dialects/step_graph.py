@@ -9,7 +9,6 @@ from bita.engine import GRAPH_FILE, WEIGHTS_FILE
 from bita.export.architecture import Architecture
 from bita.export.checkpoint import Checkpoint
 from bita.export.dialects.block_linear import BlockLinear
-from bita.export.dialects.cuda_dialect import CudaDialect
 from bita.export.dialects.decoder import Decoder
 from bita.export.dialects.float_linear import FloatLinear
 from bita.export.dialects.graph_options import GraphOptions
@@ -64,7 +63,9 @@ def export_step_graph(
         weights = DecoderWeights(graph, checkpoint, architecture, storage, compute)
         linear = writer.linear(graph, weights, options.precision, seen)
         dialect = writer.kind(graph, weights, linear, architecture, options)
-        Decoder(dialect, architecture, options.with_lora).write(options.num_ranks)
+        Decoder(dialect, architecture, options.with_lora).write(
+            options.num_ranks, writer.gathers_elements
+        )
         graph.save(directory / GRAPH_FILE, "bita_step")
 
 
@@ -100,11 +101,14 @@ class Writer:
     kind: type[OrtDialect] | type[StandardDialect]
     linear: Callable[[GraphWriter, DecoderWeights, str, Seen], Linear]  # of a precision
     opsets: Mapping[str, int]  # version of each domain's operators
+    # GatherND of the CUDA provider copies from the host in each run. A captured graph would repeat
+    # that copy from memory that is no longer valid.
+    gathers_elements: bool = False
 
 
 WRITERS = {
     "ort": Writer(OrtDialect, _ort_linear, OPSETS),
     "standard": Writer(StandardDialect, _standard_linear, STANDARD_OPSETS),
     "plain": Writer(PlainDialect, _standard_linear, PLAIN_OPSETS),
-    "cuda": Writer(CudaDialect, _cuda_linear, CUDA_OPSETS),
+    "cuda": Writer(StandardDialect, _cuda_linear, CUDA_OPSETS, gathers_elements=True),
 }
