@@ -1,0 +1,52 @@
+"""Engines that are revised or moved, and reports in them that cannot be read."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bita.calibration.report import read_quality
+from bita.engine import Engine, move_engine, open_engine, revise_engine
+from bita.errors import EngineError
+
+
+@pytest.fixture
+def copied(tiny_engine: Path, tmp_path: Path) -> Engine:
+    shutil.copytree(tiny_engine, tmp_path / "engine")
+    return open_engine(tmp_path / "engine")
+
+
+def test_a_revised_engine_is_whole(copied: Engine) -> None:
+    for text in ("{}", '{"a": 1}'):
+        revised = revise_engine(copied, {"calibration.json": text})
+        assert revised.file("calibration.json").read_text() == text
+        files = open_engine(revised.path, check_hashes=True).files
+        assert files.keys() == {*copied.files, "calibration.json"}
+        assert revised.file("model.onnx.data").stat().st_nlink == 1  # onnx refuses others
+
+
+def test_a_moved_engine_replaces_an_engine_only(copied: Engine, tmp_path: Path) -> None:
+    shutil.copytree(copied.path, tmp_path / "old")
+    (tmp_path / "old" / "mark").write_text("")
+    moved = move_engine(copied, tmp_path / "old")
+    assert not moved.file("mark").exists()
+    assert not copied.path.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(EngineError, match="mine exists and is no engine"):
+        move_engine(moved, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not readable"),
+        ("[]", "holds no JSON object"),
+        ('{"quality": 3}', "quality is 3, not a table"),
+        ('{"quality": {"kl": "big"}}', "kl is 'big'"),
+    ],
+)
+def test_a_bad_report(text: str, message: str, copied: Engine) -> None:
+    engine = revise_engine(copied, {"calibration.json": text})
+    with pytest.raises(EngineError, match=message):
+        read_quality(engine)
