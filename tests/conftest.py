@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-# before anything imports onnxruntime, which reads it then
+# before anything imports the libraries that read them then
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     from one_thread import use_one_thread
 
     use_one_thread()

@@ -92,10 +92,11 @@ def fit_pairs(
     weights = [w.to(table.device).requires_grad_() for w in (left, bias, right)]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY)
     best_loss, best = _mean_loss(normed, None, check), None
+    batch = min(BATCH, len(train.true))
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
-        rows = torch.randint(len(train.true), (BATCH,), generator=generator)
+        rows = torch.randint(len(train.true), (batch,), generator=generator)
         optimizer.zero_grad()
         _loss(normed, weights, train, rows).backward()
         optimizer.step()

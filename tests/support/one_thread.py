@@ -4,7 +4,6 @@ ONNX Runtime's threads spin while they wait, so that two processes of two thread
 times as long on two cores as they need.
 """
 
-import os
 from typing import Any
 
 import onnxruntime as ort
@@ -30,7 +29,6 @@ class OneThread(ort.SessionOptions):
 
 
 def use_one_thread() -> None:
-    """For this process and, as far as torch and numpy are concerned, those that it starts."""
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    """For the sessions that this process opens from now on."""
     module: Any = ort
     module.SessionOptions = OneThread
