@@ -7,8 +7,10 @@ of each block of B is searched when its turn comes.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bita.export.quantization.int4 import (
     MATMULNBITS,
@@ -17,7 +19,7 @@ from bita.export.quantization.int4 import (
     packed_int4,
     quantize_int4,
 )
-from bita.tensors import Float32Array, Float64Array, UInt8Array
+from bita.tensors import Float32Array, UInt8Array
 
 # Label of a linear layer -> [K, K], the sum over rows of the outer products of its inputs.
 Moments = Mapping[str, Float32Array]
@@ -84,7 +86,7 @@ def int4_pieces(
         yield quantize_int4(chunk, grid) if spread is None else quantize_int4_for(chunk, spread)
 
 
-def _upper_inverse(upper: Float64Array) -> Float64Array:
+def _upper_inverse(upper: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Of an upper triangular matrix, by halves: a third of the arithmetic, in large products."""
     if len(upper) <= SMALL:
         return np.linalg.inv(upper)
