@@ -22,9 +22,9 @@ BUILDING_PAGES = ("../README.md", "tuning.md", "calibration.md")
 ONLY_READ = ("make demo", "make test", "make check", "make bench", "make adapter")
 # The same commands on models and amounts of text that take seconds.
 SHORTER = {
-    "--latency-seconds 5 ": "--latency-seconds 0.3 ",
-    "--latency-seconds 2 ": "--latency-seconds 0.3 ",
-    "int4 --page": "int4 --latency-seconds 0.3 --limit 4 --page",
+    "--latency-seconds 5 ": "--latency-seconds 1 ",
+    "--latency-seconds 2 ": "--latency-seconds 1 ",
+    "int4 --page": "int4 --latency-seconds 1 --limit 4 --page",
 }
 SMALLER = SHORTER | {
     "model.gguf": "model",
