@@ -22,10 +22,12 @@ BUILDING_PAGES = ("../README.md", "tuning.md", "calibration.md")
 ONLY_READ = ("make demo", "make test", "make check", "make bench", "make adapter")
 # The same commands on models and amounts of text that take seconds.
 SHORTER = {
+    "bita profile ": "bita profile --threads 1 ",  # the other core has other tests
     "--latency-seconds 5 ": "--latency-seconds 1 ",
     "--latency-seconds 2 ": "--latency-seconds 1 ",
     "int4 --page": "int4 --latency-seconds 1 --limit 4 --page",
 }
+FEW = "--threads 1 --limit 4 --max-new-tokens 16"
 SMALLER = SHORTER | {
     "model.gguf": "model",
     "MODEL=smollm2": "UNCALIBRATED=1 MODEL=tiny/smollm2",
@@ -33,10 +35,11 @@ SMALLER = SHORTER | {
     "MODEL=Qwen": "UNCALIBRATED=1 MODEL=Qwen",
     "tune smollm2": "tune tiny/smollm2",
     "init smollm2": "init tiny/smollm2",
+    "bita verify ": "bita verify --threads 1 ",
     "--max-minutes 60": "--prompts mine.jsonl --num-steps 1 --max-new-tokens 8 --held-out 2",
-    "calibrate tree": "calibrate tree --limit 4 --max-new-tokens 16 --most-rows 4 --repeats 1",
-    "calibrate acceptance": "calibrate acceptance --limit 4 --max-new-tokens 16",
-    "calibrate latency": "calibrate latency --most-rows 4 --repeats 1",
+    "calibrate tree": f"calibrate tree {FEW} --most-rows 4 --repeats 1",
+    "calibrate acceptance": f"calibrate acceptance {FEW}",
+    "calibrate latency": "calibrate latency --threads 1 --most-rows 4 --repeats 1",
 }
 
 

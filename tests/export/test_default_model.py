@@ -34,7 +34,7 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("tree", [Tree.chain(3), Tree.triangle()], ids=["chain", "triangle"])
 def test_exact_mode_is_lossless(session: Session, tree: Tree) -> None:
-    for comparison in verify(session.using(tree=tree, mode="exact"), read_prompts(limit=2), 20):
+    for comparison in verify(session.using(tree=tree, mode="exact"), read_prompts(limit=1), 24):
         assert comparison.divergences == []
 
 
