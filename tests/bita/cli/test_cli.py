@@ -146,6 +146,23 @@ def test_wrong_usage_exits_with_2(args: list[str]) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--max-new-tokens", "0.5", "'0.5' is not a whole number"),
+        ("--max-new-tokens", "0", "0 is not above 0"),
+        ("--threads", "two", "'two' is not a whole number"),
+        ("--threads", "-1", "-1 is below 0"),
+    ],
+)
+def test_numbers_that_are_none_are_told(
+    flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "engine", "Hi", flag, value])
+    assert f"argument {flag}: {message}" in capsys.readouterr().err
+
+
 def test_help_is_fast_and_lean() -> None:
     """`bita --help` loads neither the runtime nor an export library."""
     code = (
