@@ -97,7 +97,7 @@ model-given:
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 
-# Tests run side by side, in two blocks that keep what a file shares together.
+# Tests run side by side; a process that has finished its own takes over those of another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint ## lint and fast tests

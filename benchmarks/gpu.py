@@ -30,7 +30,7 @@ from bita.calibration.verify import Comparison, verify
 from bita.cli.shared.plans import default_dialect, read_compile_options
 from bita.cli.shared.trees import read_tree
 from bita.data.prompts import read_prompts
-from bita.engine import open_engine
+from bita.engine import WEIGHTS_FILE, open_engine
 from bita.errors import AdapterError, BitaError, EngineError
 from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.checkpoint import Checkpoint
@@ -217,7 +217,7 @@ def ceilings(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
 
 
 def _weights(path: Path) -> int:
-    return int(open_engine(path).files["model.onnx.data"]["bytes"])
+    return int(open_engine(path).files[WEIGHTS_FILE]["bytes"])
 
 
 def run_parts(parts: dict[str, Callable[[], Report]], out: Path, report: Report) -> Report:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.calibration.latency import describe_device
-from bita.engine import PLAN_FILE, Engine, open_engine
+from bita.engine import PLAN_FILE, WEIGHTS_FILE, Engine, open_engine
 from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.export.tensorrt.build_costs import plan_costs
@@ -27,7 +27,6 @@ from bita.plan import PlanInfo
 from bita.runtime.decoding.memory import peak_host_bytes
 from bita.tree import Tree
 
-WEIGHTS = "model.onnx.data"
 TREE = Tree.from_paths(
     [(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (3,)], num_masks=3
 )  # 32 rows
@@ -45,7 +44,7 @@ def compile_one(path: str, targets: str, rows: str) -> None:
 
 def figures(engine: Engine) -> dict[str, Any]:
     info = PlanInfo.from_manifest(engine.manifest.plan)
-    weights = engine.files[WEIGHTS]["bytes"]
+    weights = engine.files[WEIGHTS_FILE]["bytes"]
     costs = plan_costs(weights, info.library, info.decode_rows)
     return {
         "library": info.name,

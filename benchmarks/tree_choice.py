@@ -13,7 +13,7 @@ expects of it. Run it with nothing else running, on the device that the engines 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from bita.cli.shared.trees import states_of
 from bita.data.prompts import Question, evenly, read_questions
 from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
 from bita.errors import BitaError, EngineError
-from bita.progress import OnCount
+from bita.progress import OnCount, OnProgress
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tree_table import Trees
@@ -38,7 +38,6 @@ from bita.tree_table import Trees
 AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best", "triangle (5,4,3)"
 SINGLE = "best single tree"
 RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
-Show = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Calibrated:
         return 1000 / self.latency.at(1, self.acceptance.mean_length)
 
 
-def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Show) -> Any:
+def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: OnProgress) -> Any:
     """The chosen tree against the others, in turns."""
     planned = engine.planned()
     single = next(each.tree for each in planned if isinstance(each.tree, Tree))
@@ -112,7 +111,7 @@ def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Sh
     return {name: described(engine, trees[name], runs, timed[AR]) for name, runs in timed.items()}
 
 
-def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: Show) -> Any:
+def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: OnProgress) -> Any:
     """By category: drafts of the masks alone, of the text alone, of both."""
     trees: dict[str, Trees] = {
         AR: Tree.root_only(),

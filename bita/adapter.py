@@ -6,7 +6,7 @@ BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,11 @@ class Adapter:
         # equal files
         stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
         write_whole(path, to_safetensors(self.tensors(), stored))
+
+    def hash_pieces(self) -> Iterator[bytes]:
+        """The name and content of each tensor, ordered by name, for a hash of the adapter."""
+        for name, array in sorted(self.tensors().items()):
+            yield name.encode() + array.tobytes()
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":

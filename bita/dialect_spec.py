@@ -1,7 +1,7 @@
 """What the dialects of the step graph need, store and run on.
 
 A dialect is the set of operators that a graph is written in. `bita.export.dialects` writes graphs;
-whoever builds, compiles, runs or shows an engine reads what it needs to know of them here.
+the code that builds, compiles, runs or shows an engine reads here what it has to know of them.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,11 @@ class DialectSpec:
     min_tensorrt: tuple[int, ...] | None
     # Bytes of a quantized weight by precision, with its share of a block's scale.
     bytes_per_weight: Mapping[str, float]
-    # Activations and caches are float32 in every precision, else float16 unless that is fp32.
+    # Whether activations and caches are float32 in every precision. If not, they are float32 in
+    # fp32 only, and float16 in the others.
     computes_in_float32: bool = False
-    # int8 products have a scale for each row of activations, else all 8-bit ones have a static
-    # scale, for which the range of their inputs must be known.
+    # Whether int8 products have a scale for each row of activations. If not, all 8-bit products
+    # have a static scale, for which calibration has to know the range of their inputs.
     scales_rows: bool = False
     has_int8_table: bool = False  # the embedding table of quantized engines has 8 bits, else 16
     rotary_unit: int = 1  # rotary embeddings turn a multiple of this many numbers of a head

@@ -1,4 +1,4 @@
-"""How work that takes long says how far it is."""
+"""Callbacks by which long work reports its progress."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ OnCount = Callable[[int, int], None]  # the same for work of one stage, which it
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
-    """Do nothing: nobody wants to know."""
+    """Do nothing."""
 
 
 def ignore_count(done: int, total: int) -> None:
-    """Do nothing: nobody wants to know."""
+    """Do nothing."""

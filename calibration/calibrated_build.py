@@ -8,7 +8,6 @@ that is fastest here.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from bita.export.build import (
 )
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
 from bita.export.tensorrt.build_costs import check_memory
-from bita.progress import OnProgress, ignore_progress
+from bita.progress import OnCount, OnProgress, ignore_progress
 from bita.tree import Tree
 
 MAX_CAPACITY = 1024  # cache slots of the float32 engine; fewer if the model has fewer positions
@@ -182,7 +181,7 @@ class _Stages:
 
         build_engine(build, on_write=add, seen=seen)
 
-    def _progress_of(self, stage: str) -> Callable[[int, int], None]:
+    def _progress_of(self, stage: str) -> OnCount:
         """A function (done, total) that reports the progress of a stage."""
         return lambda done, total: self._on_progress(stage, done, total)
 
@@ -216,8 +215,8 @@ def _claim_folder(folder: Path, key: str) -> None:
 
 def _digest(adapter: Adapter) -> str:
     digest = hashlib.sha256()
-    for name, array in sorted(adapter.tensors().items()):
-        digest.update(name.encode() + array.tobytes())
+    for piece in adapter.hash_pieces():
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bita.calibration.latency import Latency
 from bita.calibration.step_times import ROWS
-from bita.engine import Engine
+from bita.engine import WEIGHTS_FILE, Engine
 
 BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.625}
 BANDWIDTH_SHARE = 0.8  # of the data sheet's that plain decoding was published to reach
@@ -36,7 +36,7 @@ DEVICES = {
 def modelled_latency(name: str, engine: Engine) -> Latency:
     """T(q) of an engine's model and precision on one of DEVICES. Raises KeyError."""
     device, manifest = DEVICES[name], engine.manifest
-    num_bytes = engine.files["model.onnx.data"]["bytes"]
+    num_bytes = engine.files[WEIGHTS_FILE]["bytes"]
     # a step reads few rows of the float16 embeddings
     if manifest.precision in ("int8", "fp8", "int4"):
         num_bytes -= 2 * manifest.vocab_size * manifest.hidden_size

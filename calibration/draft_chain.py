@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bita.calibration.knapsack import Floats
+from bita.tensors import Float64Array
 from bita.tree import Path
 
 # For each state, 0 to M masks: how often a step in the tree of all paths passes a node.
@@ -25,8 +25,8 @@ class DraftChain:
     masks: Mapping[Path, int]  # of each node
     num_rows: int  # nodes and mask rows
     value: float  # tokens per step
-    ahead: Floats  # [M + 1]: tokens that are gained in a state, compared with the root's
-    stays: Floats  # [M + 1]: share of the steps in each state
+    ahead: Float64Array  # [M + 1]: tokens that are gained in a state, compared with the root's
+    stays: Float64Array  # [M + 1]: share of the steps in each state
 
     def __init__(self, shares: Shares, masks: Mapping[Path, int]) -> None:
         self.shares, self.masks = shares, masks
@@ -52,7 +52,7 @@ class DraftChain:
         """Tokens that a step gains later if it leaves `more` masks instead of `fewer`."""
         return float(self.ahead[more] - self.ahead[fewer])
 
-    def _solve(self) -> tuple[float, Floats, Floats]:
+    def _solve(self) -> tuple[float, Float64Array, Float64Array]:
         """value, ahead and stays."""
         num_states, start = len(self.shares), self.masks[()]
         moves = np.zeros((num_states, num_states))
@@ -69,7 +69,7 @@ class DraftChain:
         return float(solution[num_states]), solution[:num_states], stays
 
 
-def _solve_system(system: Floats, right: Floats) -> Floats:
+def _solve_system(system: Float64Array, right: Float64Array) -> Float64Array:
     try:
         return np.asarray(np.linalg.solve(system, right), np.float64)
     except np.linalg.LinAlgError:  # a step that never ends at the root splits the chain

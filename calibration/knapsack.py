@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from bita.tensors import Float64Array, Int64Array
 
 
 class Knapsack:
@@ -19,22 +18,24 @@ class Knapsack:
     it, if they end there, with each number of masks; and if they end on its parent.
     """
 
-    values: Floats  # [max_rows]: of the best tree of at most 1, 2, ... rows
+    values: Float64Array  # [max_rows]: of the best tree of at most 1, 2, ... rows
 
     def __init__(
         self,
         parents: Sequence[int],
-        accepted: Floats,
-        ends: Floats,
-        instead: Floats,
+        accepted: Float64Array,
+        ends: Float64Array,
+        instead: Float64Array,
         max_rows: int,
     ) -> None:
         num_nodes, num_counts = ends.shape
         # [M + 1, rows]: the best of what is below each node, by the masks on it
         below = [np.zeros((num_counts, 1)) for _ in range(num_nodes)]
         # of each node: its children, what stood below it before each, and what each adds
-        self._children: list[list[tuple[int, Floats, Floats]]] = [[] for _ in range(num_nodes)]
-        self._choice: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * num_nodes
+        self._children: list[list[tuple[int, Float64Array, Float64Array]]] = [
+            [] for _ in range(num_nodes)
+        ]
+        self._choice: list[Int64Array] = [np.zeros(0, np.int64)] * num_nodes
         for n in range(num_nodes - 1, 0, -1):
             whole, self._choice[n] = _with_node(accepted[n] + ends[n], below[n], max_rows)
             gain = np.maximum(whole - instead[n][:, None], 0)
@@ -64,7 +65,9 @@ class Knapsack:
         return dict(sorted(chosen.items()))
 
 
-def _with_node(value: Floats, below: Floats, max_rows: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+def _with_node(
+    value: Float64Array, below: Float64Array, max_rows: int
+) -> tuple[Float64Array, Int64Array]:
     """[rows]: the best of a node with what is below it, and the node's masks. Row 0: no node."""
     num_counts = len(value)
     size = min(num_counts + below.shape[1], max_rows + 1)
@@ -78,7 +81,7 @@ def _with_node(value: Floats, below: Floats, max_rows: int) -> tuple[Floats, npt
     return options.max(0), options.argmax(0)
 
 
-def _share_for_child(others: Floats, gain: Floats, left: int) -> int:
+def _share_for_child(others: Float64Array, gain: Float64Array, left: int) -> int:
     """The least of the rows left that a child has in the best tree; 0 if it is not in it.
 
     others, gain [rows]: the best of the node's other children, and of this child.
@@ -90,7 +93,7 @@ def _share_for_child(others: Floats, gain: Floats, left: int) -> int:
     return int(np.argmax(gain[: spent + 1] >= gain[spent]))
 
 
-def _join(some: Floats, more: Floats, max_rows: int) -> Floats:
+def _join(some: Float64Array, more: Float64Array, max_rows: int) -> Float64Array:
     """[M + 1, rows]: the best sums of both for each number of rows that they share."""
     if some.shape[1] < more.shape[1]:
         some, more = more, some

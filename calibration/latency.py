@@ -3,14 +3,13 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.calibration.step_times import (
@@ -23,7 +22,9 @@ from bita.calibration.step_times import (
 )
 from bita.engine import ADAPTER_FILE, Engine
 from bita.errors import EngineError
+from bita.progress import OnCount, ignore_count
 from bita.runtime.backends.backend import Step, open_backend
+from bita.tensors import Float64Array
 
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
 WARM_UP_ROUNDS = 1  # rounds before the first that counts
@@ -90,7 +91,7 @@ def measure_latency(
     filled: Sequence[float] = FILLED,
     repeats: int = 15,
     num_threads: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnCount = ignore_count,
 ) -> Latency:
     """Time steps of every size up to `most_rows` rows, each `repeats` times, in turns.
 
@@ -117,7 +118,7 @@ def measure_latency(
     )
 
 
-def monotone(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def monotone(values: Float64Array) -> Float64Array:
     """The nearest curve, by squares, that nowhere falls (pool adjacent violators)."""
     pools: list[tuple[float, int]] = []
     for value in values:
@@ -193,7 +194,7 @@ def _line(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     return float(ys[right - 1] + share * (ys[right] - ys[right - 1]))
 
 
-def _nested(array: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+def _nested(array: Float64Array) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(float(value), 4) for value in row) for row in array)
 
 

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.calibration.acceptance import Acceptance
-from bita.calibration.knapsack import Floats
 from bita.calibration.replay import accept_freely, max_end_rank
+from bita.tensors import Float64Array, Int64Array
 from bita.tree import MAX_MATCH, Path
 
-Ints = npt.NDArray[np.int64]
 State = tuple[int, int]  # masks drafted, level of the text's match
 MIN_LEVEL_POSITIONS = 80  # with a length of match, for it to be a level of its own
 
@@ -21,10 +19,10 @@ class FreePaths:
     """The node that the step at each position ends on in a tree of all paths."""
 
     paths: tuple[Path, ...]  # the F different ones
-    index: Ints  # [P]: which of them a position has
+    index: Int64Array  # [P]: which of them a position has
     nodes: list[Path]  # [N]: every beginning of these paths, the root first
-    depths: Ints  # [N]
-    passes: Floats  # [N, F]: 1.0 where a path passes a node
+    depths: Int64Array  # [N]
+    passes: Float64Array  # [N, F]: 1.0 where a path passes a node
 
     def __init__(self, ends: Sequence[Path]) -> None:
         index = {path: f for f, path in enumerate(dict.fromkeys(ends))}
@@ -38,7 +36,7 @@ class FreePaths:
         for f, path in enumerate(self.paths):
             self.passes[[place[path[:depth]] for depth in range(len(path) + 1)], f] = 1
 
-    def sum_passing(self, places: Ints, values: Floats) -> Floats:
+    def sum_passing(self, places: Int64Array, values: Float64Array) -> Float64Array:
         """[N]: the sum of the values of those places whose step passes a node."""
         by_path = np.bincount(self.index[places], values, len(self.paths))
         return np.asarray(self.passes @ by_path, np.float64)
@@ -51,9 +49,9 @@ class Positions:
     num_masks: int  # M, of the adapter
     uses_text: bool  # whether drafts may come from the text so far
     matches: tuple[int, ...]  # the least length of the text's match for each level
-    levels: Ints  # [P]
-    texts: Ints  # [P]: number of the position's text
-    ends: Ints  # [P]: the first place after the position's text
+    levels: Int64Array  # [P]
+    texts: Int64Array  # [P]: number of the position's text
+    ends: Int64Array  # [P]: the first place after the position's text
     free_paths: Mapping[tuple[int, bool], FreePaths]  # by masks drafted and min_match > 0
 
     @classmethod

@@ -1,6 +1,6 @@
 """The texts that a build is calibrated on and judged by: what the model answers to prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from bita.data.model_texts import ModelTexts
 from bita.data.prompts import BUNDLED_PROMPTS, CALIBRATION_PROMPTS
 from bita.engine import Engine
 from bita.errors import PromptError
+from bita.progress import OnCount
 from bita.runtime.session import Session
 from bita.tree import Tree
 
-HELD_OUT = 4  # one in so many of a user's prompts is judged by, and not calibrated on
+HELD_OUT = 4  # every fourth of a user's prompts judges the engine; the others calibrate it
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def answer_prompts(
     user_prompts: Path | None,
     folder: Path,
     max_new_tokens: int,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnCount,
 ) -> SampleTexts:
     """Answer the prompts with the float32 engine; answers that are in `folder` are kept.
 

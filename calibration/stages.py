@@ -22,7 +22,16 @@ from bita.calibration.picture import PICTURE_FILE, draw
 from bita.calibration.step_times import sizes_of
 from bita.data.json_lines import JsonLinesFile, parse_line
 from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
-from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, read_calibration, revise_engine
+from bita.engine import (
+    ADAPTER_FILE,
+    CALIBRATION_FILE,
+    GRAPH_FILE,
+    TREE_FILE,
+    WEIGHTS_FILE,
+    Engine,
+    read_calibration,
+    revise_engine,
+)
 from bita.errors import EngineError
 from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
@@ -157,7 +166,7 @@ class Calibrator:
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""
-        names = ("model.onnx", "model.onnx.data", "adapter.safetensors")
+        names = (GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE)
         return [self.engine.files[name]["sha256"] for name in names if name in self.engine.files]
 
     def _keep(

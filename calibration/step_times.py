@@ -5,18 +5,19 @@ from itertools import count
 from time import perf_counter
 
 import numpy as np
-import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
 from bita.plan import PlanInfo
+from bita.progress import OnCount, ignore_count
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import tree_layout
+from bita.tensors import Float64Array
 from bita.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-Visit = Callable[[Step], Sequence[float]]  # runs a bound step and returns its samples in ms
+Stopwatch = Callable[[Step], Sequence[float]]  # runs a bound step; returns its samples in ms
 
 
 def time_steps(
@@ -25,14 +26,14 @@ def time_steps(
     rows: Sequence[int],
     cache_lengths: Sequence[int],
     rounds: Iterable[int],
-    visit: Visit,
-) -> npt.NDArray[np.float64]:
+    stopwatch: Stopwatch,
+) -> Float64Array:
     """Samples in ms of steps of every size at every length, [length][size][sample].
 
     Each round visits all of them once, in random order, so that a drift of the clock affects all
     of them equally. A step is timed as a decode round sees it: its inputs are bound before, and all
-    rows give tokens. `visit` must return the same number of samples each time. The cache's text is
-    lost.
+    rows give tokens. `stopwatch` must return the same number of samples each time. The cache's
+    text is lost.
     """
     backend.cache.start(adapter)
     steps = [backend.bind(tree_layout(tree_of(n, adapter.num_masks), 1), adapter) for n in rows]
@@ -42,23 +43,19 @@ def time_steps(
         for place in rng.permutation(len(cache_lengths) * len(steps)):
             length, size = divmod(int(place), len(steps))
             backend.cache.length = cache_lengths[length]
-            samples[length][size].extend(visit(steps[size]))
+            samples[length][size].extend(stopwatch(steps[size]))
     backend.cache.start(adapter)
     return np.array(samples)
 
 
-def counted_rounds(
-    total: int, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> Iterator[int]:
+def counted_rounds(total: int, on_progress: OnCount = ignore_count) -> Iterator[int]:
     """`total` rounds; reports (done, total) after each."""
     for number in range(total):
         yield number
         on_progress(number + 1, total)
 
 
-def timed_rounds(
-    seconds: float, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> Iterator[int]:
+def timed_rounds(seconds: float, on_progress: OnCount = ignore_count) -> Iterator[int]:
     """Rounds until `seconds` have passed, at least one; reports whole seconds, (passed, total),
     after each.
     """

@@ -11,9 +11,9 @@ from itertools import product
 
 import numpy as np
 
-from bita.calibration.knapsack import Floats
-from bita.calibration.positions import Ints, Positions, State
+from bita.calibration.positions import Positions, State
 from bita.calibration.replay import cut_to_node, find_end_nodes
+from bita.tensors import Float64Array, Int64Array
 from bita.tree import Tree
 from bita.tree_table import TreeTable
 
@@ -23,8 +23,9 @@ class TreeSteps:
     """Where a step of one tree leads from each place, by the masks drafted, and what it costs."""
 
     step_ms: float  # T(rows of the tree)
-    next_place: Ints  # [M + 1, P]: the place after the step's last token; the text's end at most
-    next_drafted: Ints  # [M + 1, P]: masks of the node that the step ends on
+    # [M + 1, P]: the place after the step's last token, or the text's end
+    next_place: Int64Array
+    next_drafted: Int64Array  # [M + 1, P]: masks of the node that the step ends on
 
     @cached_property
     def lists(self) -> tuple[list[list[int]], list[list[int]]]:
@@ -39,7 +40,7 @@ class Stepper:
     only.
     """
 
-    def __init__(self, positions: Positions, step_ms: Floats, mode: str) -> None:
+    def __init__(self, positions: Positions, step_ms: Float64Array, mode: str) -> None:
         self.positions = positions
         self.step_ms = step_ms
         self._mode = mode
@@ -86,10 +87,11 @@ class Values:
     """What the rest of a text is worth: its tokens, less those that its time is worth elsewhere."""
 
     speed: float  # g, tokens per millisecond
-    ends: Ints  # [P]: of `Positions`
-    to_come: Floats  # [P, M + 1]: V(p, d), tokens, by the masks drafted for the step at a place
+    ends: Int64Array  # [P]: of `Positions`
+    # [P, M + 1]: V(p, d) in tokens, by the masks drafted for the step at a place
+    to_come: Float64Array
 
-    def sum_steps(self, steps: TreeSteps, num_drafted: int, places: Ints) -> float:
+    def sum_steps(self, steps: TreeSteps, num_drafted: int, places: Int64Array) -> float:
         """Tokens of a tree's step at each of these places, and of what follows, less their time's.
 
         With a state's own tree this is the sum of `to_come`.
@@ -109,8 +111,8 @@ class Replay:
     stepper: Stepper
     trees: Mapping[State, Tree]
     steps: Mapping[State, TreeSteps]
-    places: Ints  # [S]: roots of the steps, ascending
-    drafted: Ints  # [S]: masks drafted for each step
+    places: Int64Array  # [S]: roots of the steps, ascending
+    drafted: Int64Array  # [S]: masks drafted for each step
     speed: float  # tokens per millisecond
 
     @property

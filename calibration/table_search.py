@@ -30,9 +30,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from bita.calibration.acceptance import Acceptance
-from bita.calibration.knapsack import Floats, Knapsack
-from bita.calibration.positions import FreePaths, Ints, Positions, State
+from bita.calibration.knapsack import Knapsack
+from bita.calibration.positions import FreePaths, Positions, State
 from bita.calibration.table_replay import Replay, Stepper, Values
+from bita.tensors import Float64Array, Int64Array
 from bita.tree import Path, Tree
 from bita.tree_table import Trees, TreeTable
 
@@ -87,7 +88,9 @@ def improve(replay: Replay, state: State) -> Replay:
     return replay
 
 
-def best_tree(replay: Replay, state: State, guesses: bool, places: Ints, everywhere: Ints) -> Tree:
+def best_tree(
+    replay: Replay, state: State, guesses: bool, places: Int64Array, everywhere: Int64Array
+) -> Tree:
     """The best tree of a state for steps at these places.
 
     guesses: whether its spine takes guesses from the text. Steps `everywhere` count as a few more,
@@ -108,7 +111,7 @@ def best_tree(replay: Replay, state: State, guesses: bool, places: Ints, everywh
     return Tree.from_paths(masks, masks).with_ngrams(int(guesses and len(masks) > 1))
 
 
-def _judged_places(replay: Replay, state: State) -> tuple[Ints, bool]:
+def _judged_places(replay: Replay, state: State) -> tuple[Int64Array, bool]:
     """Roots of the steps in a state, with those of other masks if they are few; and whether there
     are any in the state itself.
     """
@@ -119,7 +122,7 @@ def _judged_places(replay: Replay, state: State) -> tuple[Ints, bool]:
     return replay.places[in_state if num_steps >= MIN_STEPS else at_level], num_steps > 0
 
 
-def _gain_on_other_half(replay: Replay, state: State, guesses: bool, places: Ints) -> float:
+def _gain_on_other_half(replay: Replay, state: State, guesses: bool, places: Int64Array) -> float:
     """Tokens gained on one half of the texts by the best tree of the other half, and vice versa."""
     num_drafted, _ = state
     values, present = replay.values, replay.steps[state]
@@ -135,7 +138,7 @@ def _gain_on_other_half(replay: Replay, state: State, guesses: bool, places: Int
     return gain
 
 
-def _likeliest(free: FreePaths, weights: Floats, max_nodes: int) -> Ints:
+def _likeliest(free: FreePaths, weights: Float64Array, max_nodes: int) -> Int64Array:
     """[N]: the nodes that most weight passes, parents before their children."""
     shares = free.sum_passing(np.arange(len(weights)), weights).round(9)
     order = np.lexsort((free.depths, -shares))[:max_nodes]  # a parent has its child's share or more
@@ -149,8 +152,8 @@ def _parents(paths: Sequence[Path]) -> list[int]:
 
 
 def _weigh(
-    free: FreePaths, nodes: Ints, weights: Floats, values: Values
-) -> tuple[Floats, Floats, Floats]:
+    free: FreePaths, nodes: Int64Array, weights: Float64Array, values: Values
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """accepted [N], ends and instead [N, M + 1] of these nodes, as the module's docstring has them.
 
     instead of the root is 0: a step ends on it or below it.

@@ -234,10 +234,10 @@ def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort
     return int(spec.bytes_per_weight[precision] * packed + table)
 
 
-def default_capacity(checkpoint: Checkpoint, most: int = DEFAULT_CAPACITY) -> int:
-    """Cache slots where none are asked for: `most`, or the model's positions if they are fewer."""
+def default_capacity(checkpoint: Checkpoint, max_capacity: int = DEFAULT_CAPACITY) -> int:
+    """Cache slots where none are asked for: the model's positions, but at most `max_capacity`."""
     limit = checkpoint.config.get("max_position_embeddings")
-    return min(most, limit) if isinstance(limit, int) else most
+    return min(max_capacity, limit) if isinstance(limit, int) else max_capacity
 
 
 def _check_options(options: BuildOptions, capacity: int) -> None:

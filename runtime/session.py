@@ -248,7 +248,7 @@ class Session:
         return self._loaded.encoder.as_prompt(messages)
 
     def margin(self, token_ids: Sequence[int]) -> float:
-        """How far the best logit behind these tokens is above the second."""
+        """How far the best logit after these tokens is above the second."""
         with self.lock:
             return self._decoder.margin(token_ids)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# before anything imports the libraries that read them then
+# The libraries read these variables when they are imported, so they are set first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:

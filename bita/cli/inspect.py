@@ -108,7 +108,7 @@ def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, ob
         some = ", ".join(f"{ms:.3g} ms of {q}" for q, ms in times.items() if q in SHOWN_ROWS)
         device = latency.device.get("processor", latency.device.get("machine", "a device"))
         threads, length = latency.device.get("threads"), latency.cache_lengths[0]
-        rows.append(("steps", f"{some} rows, behind {length} tokens; {device}, threads: {threads}"))
+        rows.append(("steps", f"{some} rows, after {length} tokens; {device}, threads: {threads}"))
     if isinstance(report.get("memory"), Mapping):
         rows.append(("memory", _memory(report["memory"])))
     return rows

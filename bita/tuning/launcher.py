@@ -1,4 +1,4 @@
-"""What `accelerate launch` says in the environment of the processes that it starts.
+"""Reads what `accelerate launch` writes into the environment of the processes that it starts.
 
 This module imports no torch: the entry of every command reports its errors through it.
 """
@@ -28,7 +28,7 @@ def wants_shards() -> bool:
 
 
 def refuse_unsupported(device: str | None) -> None:
-    """Raise TuningError for what the launcher asks in vain. device: as the user names it."""
+    """Raise TuningError if the launcher asks for what tuning cannot do. device: the user's."""
     for flag in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS"):
         if _flag(flag):
             raise TuningError(

@@ -41,19 +41,19 @@ class RunFiles:
             state: dict[str, Any] = torch.load(path, weights_only=True)
         except Exception as error:  # torch raises many kinds for a broken file
             raise TuningError(
-                f"{path} cannot be read ({error}); remove it to start anew"
+                f"{path} cannot be read ({error}); remove it to start again"
             ) from error
         old, new = ({**s, "context_gb": None} for s in (state["settings"], asdict(settings)))
         if old != new:
             changed = sorted(name for name in new if old.get(name) != new[name])
             raise TuningError(
                 f"{path} belongs to a run with other settings ({', '.join(changed)}); give the "
-                "same ones to go on, or another directory to start anew"
+                "same ones to continue, or another directory to start again"
             )
         if state.get("origin", self.origin) != self.origin:
             raise TuningError(
                 f"{path} belongs to a run on other conversations, or from another adapter; give "
-                "the same ones to go on, or another directory to start anew"
+                "the same ones to continue, or another directory to start again"
             )
         return state
 
@@ -78,8 +78,8 @@ def fingerprint(texts: Sequence[TrainingText], start: Adapter | None) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(np.array([text.num_prompt, *text.token_ids], np.int64).tobytes())
-    for name, array in sorted(start.tensors().items()) if start else ():
-        digest.update(name.encode() + array.tobytes())
+    for piece in start.hash_pieces() if start else ():
+        digest.update(piece)
     return digest.hexdigest()
 
 

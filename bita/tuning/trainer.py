@@ -159,7 +159,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise TuningError(
                 f"the loss of step {self.step} is {loss}; lower the learning rates, "
-                f"and go on from the last checkpoint in {self._files.directory}"
+                f"and continue from the last checkpoint in {self._files.directory}"
             )
         self._optimizer.zero_grad(set_to_none=True)
         own_part.backward()

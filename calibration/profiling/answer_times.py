@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bita.calibration.profiling.figures import Answer, CategoryFigures, Decoding, Percentiles
 from bita.data.prompts import Question
 from bita.errors import PromptError
+from bita.progress import OnCount
 from bita.runtime.session import Session
 
 
@@ -25,7 +26,7 @@ def time_answers(
     questions: Sequence[Question],
     max_new_tokens: int,
     seconds: Callable[[], float],
-    on_progress: Callable[[int, int], None],
+    on_progress: OnCount,
 ) -> list[Decoding]:
     """Figures of each session. Another session begins with each question.
 

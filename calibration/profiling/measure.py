@@ -1,6 +1,6 @@
-"""The measurements behind `bita profile`."""
+"""Takes the measurements that `bita profile` reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from bita.calibration.profiling.recorder import Recorder, Span, shifted
 from bita.calibration.profiling.sensors import Sensors, summary
 from bita.calibration.step_times import lengths_of, sizes_of, time_steps, timed_rounds
 from bita.data.prompts import Question
-from bita.engine import Engine, open_engine
+from bita.engine import Engine
+from bita.progress import OnProgress
 from bita.runtime.backends.backend import Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
@@ -42,7 +43,6 @@ WARM_UP, MIN_RUNS = 4, 20  # runs of a step each time it is its turn
 PREFILL_TOKENS = (16, 64, 128, 256, 512, 1024, 1536)
 PREFILL_RUNS = 5
 WARM_UP_TOKENS = 16  # of an answer
-Show = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class OpenedEngine:
 
 
 def profile_engines(
-    paths: Sequence[Path], questions: Sequence[Question], options: ProfileOptions, show: Show
+    paths: Sequence[Path], questions: Sequence[Question], options: ProfileOptions, show: OnProgress
 ) -> list[Profile]:
     """Measure one engine, or two in turns. Raises EngineError, PromptError."""
     with Sensors() as sensors:
@@ -123,7 +123,7 @@ def _open(path: Path, options: ProfileOptions) -> OpenedEngine:
     return OpenedEngine(facts, session, plain, Recorder() if options.with_trace else None)
 
 
-def step_latency(session: Session, options: ProfileOptions, show: Show) -> StepLatency:
+def step_latency(session: Session, options: ProfileOptions, show: OnProgress) -> StepLatency:
     """Percentiles of single steps of every size at several lengths of the text."""
     backend, adapter = session.backend, session.adapter
     rows, slots = sizes_of(session.engine, options.most_rows), backend.cache.capacity
@@ -150,7 +150,7 @@ def _timed(step: Step) -> float:
     return 1000 * (perf_counter() - began)
 
 
-def prefill_latency(session: Session, show: Show) -> PrefillLatency:
+def prefill_latency(session: Session, show: OnProgress) -> PrefillLatency:
     """Percentiles of the time from a prompt to its first token, after a round that does not count.
 
     The prompts are random tokens.
@@ -176,7 +176,7 @@ def _decode(
     questions: Sequence[Question],
     max_new_tokens: int,
     sensors: Sensors,
-    show: Show,
+    show: OnProgress,
 ) -> list[dict[str, Decoding]]:
     """Answers of each engine by AR and by its trees, all in turns."""
     sessions = [session for engine in engines for session in (engine.plain, engine.session)]
@@ -210,7 +210,7 @@ def _operators(
     if largest.num_rows > 1:
         layouts[f"tree step of {largest.num_rows} rows"] = tree_layout(largest, 1)
     layouts[f"prefill of {prompt} tokens"] = prefill_layout(prompt, 0, 1)
-    return time_operators(open_engine(session.engine.path), layouts, num_threads)
+    return time_operators(session.engine, layouts, num_threads)
 
 
 def _memory(engine: Engine, num_threads: int) -> MemoryUse:

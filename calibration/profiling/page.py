@@ -110,7 +110,7 @@ def _steps(reports: Reports, names: Sequence[str]) -> go.Figure:
                 figure.add_scatter(
                     x=latency.rows,
                     y=latency.by_percentile[percentile][place],
-                    name=_label(name, f"{percentile} behind {length} tokens", reports),
+                    name=_label(name, f"{percentile} after {length} tokens", reports),
                     mode="lines+markers",
                     line={"color": COLORS[color % len(COLORS)], "dash": dash},
                     visible=True if percentile in shown else "legendonly",

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bita.errors import ModelError
@@ -18,9 +17,8 @@ from bita.export.onnx.writer import GraphWriter
 from bita.export.quantization.gptq import Moments, int4_pieces
 from bita.export.quantization.int4 import Int4Grid
 from bita.export.quantization.smoothing import Ranges, Smoothing, scale_of, smoothing
-from bita.tensors import Float32Array, UInt8Array
+from bita.tensors import Float32Array, FloatArray, UInt8Array
 
-FloatArray = npt.NDArray[np.floating]
 # TensorRT's documents name blocks of 64 and 128; hidden sizes such as 576 are no multiple of 128.
 GRID = Int4Grid(block_size=64, negative_scales=False)
 SIGNED = 0x88  # flips the top bit of two nibbles: 0..15 becomes -8..7

@@ -7,10 +7,8 @@ of each block of B is searched when its turn comes.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bita.export.quantization.int4 import (
     MATMULNBITS,
@@ -19,13 +17,13 @@ from bita.export.quantization.int4 import (
     packed_int4,
     quantize_int4,
 )
-from bita.tensors import Float32Array, UInt8Array
+from bita.tensors import Float32Array, FloatArray, UInt8Array
 
 # Label of a linear layer -> [K, K], the sum over rows of the outer products of its inputs.
 Moments = Mapping[str, Float32Array]
 
 DAMPING = 0.01  # of the mean second moment, added to all: what was not seen is not trusted
-SMALL = 64  # columns of a triangular matrix that is inverted as any other
+MAX_PLAIN_INVERSE = 64  # columns; triangular matrices up to this are inverted like any other
 # On the scale that takes the extreme weight to -8 or 7; below zero it goes to the other side.
 SCALE_FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, -1.0, -0.93, -0.87)
 
@@ -50,8 +48,8 @@ class ErrorSpread:
         diagonal = np.einsum("ii->i", damped)
         diagonal += DAMPING * float(diagonal.mean()) or 1.0
         # damped = R Rᵀ, R upper triangular, and U = R⁻¹: the moments need not be inverted
-        reversed_rows = np.linalg.cholesky(damped[::-1, ::-1])
-        return cls(_upper_inverse(reversed_rows[::-1, ::-1]).astype(np.float32), grid)
+        lower = np.linalg.cholesky(damped[::-1, ::-1])
+        return cls(_upper_inverse(lower[::-1, ::-1]).astype(np.float32), grid)
 
 
 def quantize_int4_for(rows: Float32Array, spread: ErrorSpread) -> tuple[UInt8Array, Float32Array]:
@@ -86,9 +84,12 @@ def int4_pieces(
         yield quantize_int4(chunk, grid) if spread is None else quantize_int4_for(chunk, spread)
 
 
-def _upper_inverse(upper: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Of an upper triangular matrix, by halves: a third of the arithmetic, in large products."""
-    if len(upper) <= SMALL:
+def _upper_inverse(upper: FloatArray) -> FloatArray:
+    """The inverse of an upper triangular matrix, by halves.
+
+    This takes a third of the arithmetic of a general inverse, and most of it in large products.
+    """
+    if len(upper) <= MAX_PLAIN_INVERSE:
         return np.linalg.inv(upper)
     half = len(upper) // 2
     head, tail = slice(half), slice(half, None)

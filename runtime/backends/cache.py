@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.errors import EngineError
+from bita.tensors import FloatArray
 
-FloatArray = npt.NDArray[np.floating[Any]]
 Shape = tuple[int, int, int, int]
 
 

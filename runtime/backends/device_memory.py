@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
-from bita.runtime.backends.cache import Cache, FloatArray, Shape
+from bita.runtime.backends.cache import Cache, Shape
 from bita.runtime.backends.cuda import Cuda, DeviceMemory, PinnedMemory, Stream
 from bita.runtime.backends.step_values import Arrays
+from bita.tensors import FloatArray
 
 ALIGNMENT = 256  # of what TensorRT reads and writes
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bita.runtime.backends.cache import FloatArray
+from bita.tensors import FloatArray
 
 PAGE_TOKENS = 32
 Read = Callable[[int, int], FloatArray]  # tokens [start, stop) -> their rows [2L, H, n, D], a copy

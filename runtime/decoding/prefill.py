@@ -3,22 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from bita.adapter import Adapter
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.cache import Cache
 from bita.runtime.backends.layout import prefill_layout
+from bita.tensors import Int64Array
 
-Tokens = Sequence[int] | npt.NDArray[np.int64]
+Tokens = Sequence[int] | Int64Array
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 class Prefill(Generic[AnyStep]):
     """Appends tokens to the cached ones, in steps of at most `max_tokens`.
 
-    bind: makes the step of so many tokens; that of a whole piece is bound once.
+    bind: takes a number of tokens and returns their step. The step of `max_tokens` is kept.
     """
 
     def __init__(self, cache: Cache, max_tokens: int, bind: Callable[[int], AnyStep]) -> None:
@@ -50,7 +48,10 @@ class Prefill(Generic[AnyStep]):
 
 
 def text_steps(backend: Backend, adapter: Adapter, min_rows: int) -> Callable[[int], Step]:
-    """Makes steps of so many prompt tokens, without masks; one row of each gives a token."""
+    """Return a function that binds the step of a number of prompt tokens.
+
+    The steps have no masks, and one row of each gives a token.
+    """
     return lambda num_tokens: backend.bind(prefill_layout(num_tokens, 0, min_rows), adapter)
 
 

@@ -150,7 +150,7 @@ class TreeDecoder:
         return float(end.top_logits[0, 0] - end.top_logits[0, 1])
 
     def _missing(self, sequence: TokenSequence) -> list[int]:
-        """Have the cache hold a sequence; returns its tokens that are not cached."""
+        """Make the cache hold a sequence, and return its tokens that are not cached yet."""
         self.shared_cache.take(sequence, self.adapter)
         if sequence.num_reused is None:
             sequence.num_reused = self._cache.length

@@ -29,6 +29,6 @@ class OneThread(ort.SessionOptions):
 
 
 def use_one_thread() -> None:
-    """For the sessions that this process opens from now on."""
+    """Give one thread to each session that this process opens from now on."""
     module: Any = ort
     module.SessionOptions = OneThread

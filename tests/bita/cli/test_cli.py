@@ -155,7 +155,7 @@ def test_wrong_usage_exits_with_2(args: list[str]) -> None:
         ("--threads", "-1", "-1 is below 0"),
     ],
 )
-def test_numbers_that_are_none_are_told(
+def test_a_flag_says_that_its_value_is_not_a_number(
     flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
