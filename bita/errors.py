@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+MAX_FAULTS = 20  # lines of one message; a broken file may have millions
+
 
 class BitaError(Exception):
     """Base of every error that bita-edge raises on purpose. The CLI prints it on one line."""
@@ -45,9 +47,14 @@ class MissingExtraError(BitaError):
 
 
 def raise_faults(error: type[BitaError], subject: str, faults: Sequence[str]) -> None:
-    """Raise one error that lists all `faults` of `subject`; do nothing if there are none."""
+    """Raise one error that lists the `faults` of `subject`; do nothing if there are none.
+
+    After MAX_FAULTS it only says how many more there are.
+    """
     if len(faults) == 1:
         raise error(f"{subject}: {faults[0]}")
     if faults:
-        lines = "".join(f"\n  - {fault}" for fault in faults)
-        raise error(f"{subject}: {len(faults)} faults:{lines}")
+        lines = "".join(f"\n  - {fault}" for fault in faults[:MAX_FAULTS])
+        more = len(faults) - MAX_FAULTS
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise error(f"{subject}: {len(faults)} faults:{lines}{rest}")

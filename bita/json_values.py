@@ -1,0 +1,246 @@
+"""Values from outside, read by type: JSON files, and metadata of model files.
+
+`parse_json` and `read_json_object` raise one clear error for whatever a broken or hostile file may
+hold: bytes that are not UTF-8, nesting without an end, a pipe instead of a file. `Fields` takes the
+values of an object by name and type, and collects what is wrong with them, so that one error names
+every fault.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bita.errors import BitaError, raise_faults
+
+MAX_JSON_BYTES = 256 << 20  # the largest file of JSON in use is a tokenizer of 35 MB
+MAX_FLOAT = float(np.finfo(np.float32).max)
+MAX_INDEX = 2**63 - 1
+MAX_SHOWN = 60  # characters of a wrong value in a message
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, with a message of one line, for anything else.
+
+    The JSON of Python: NaN and Infinity are numbers, and the last of equal keys counts.
+    """
+    try:
+        return json.loads(data.decode("utf-8") if isinstance(data, bytes) else data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: Path, error: type[BitaError], fix: str) -> Any:
+    """The value in a JSON file. Raises `error`, which names the file and ends with `fix`."""
+    try:
+        return parse_json(read_regular_file(path, MAX_JSON_BYTES))
+    except OSError as cause:
+        raise error(f"{path} cannot be read ({cause.strerror or cause}); {fix}") from cause
+    except ValueError as cause:
+        raise error(f"{path} is not readable JSON ({cause}); {fix}") from cause
+
+
+def read_json_object(path: Path, error: type[BitaError], fix: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises `error`, which names the file and ends with `fix`."""
+    content = read_json(path, error, fix)
+    if not isinstance(content, dict):
+        raise error(f"{path} holds {shown(content)}, not a JSON object; {fix}")
+    return content
+
+
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes`. Raises OSError or ValueError.
+
+    A pipe or a device is refused before it is opened: reading one may wait forever.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size > max_bytes:
+        raise ValueError(f"it has {status.st_size} bytes; at most {max_bytes} are read")
+    return path.read_bytes()
+
+
+def shown(value: Any) -> str:
+    """A value for a message, on one line and cut where it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: an integer of more than 4300 digits
+        text = f"a {type(value).__name__} that cannot be printed"
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+class Fields:
+    """The values of an object by name and type; `faults` lists what is wrong with them.
+
+    A value that is absent gives the default, and is a fault where there is none. null is a fault,
+    except in the methods that end in `_or_null`, which give None for it. After a fault a method
+    gives some value of its type, so that the caller can continue to `check`, which raises.
+    """
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """prefix: what messages put before the names, such as "plan." for an inner object."""
+        self.values = values
+        self.prefix = prefix
+        self.faults: list[str] = []
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def check(self, error: type[BitaError], subject: str) -> None:
+        """Raise `error` that lists the faults, if there are any."""
+        raise_faults(error, subject, self.faults)
+
+    def whole(
+        self, key: str, default: Any = _REQUIRED, least: int = 0, most: int = MAX_INDEX
+    ) -> int:
+        """A whole number of `least` to `most`; 2.0 is one, True is not."""
+        what = _span("a whole number", least, most)
+        return self._take(key, default, _whole(least, most), what, least)
+
+    def whole_or_null(
+        self, key: str, default: int | None = None, least: int = 0, most: int = MAX_INDEX
+    ) -> int | None:
+        return self._or_null(key, default, lambda: self.whole(key, least=least, most=most))
+
+    def number(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        least: float = -MAX_FLOAT,
+        most: float = MAX_FLOAT,
+    ) -> float:
+        """A finite number of `least` to `most`; the neutral bounds are those of float32."""
+        neutral = least if least > -MAX_FLOAT else 0.0
+        return self._take(
+            key, default, _number(least, most), _span("a number", least, most), neutral
+        )
+
+    def number_or_null(
+        self,
+        key: str,
+        default: float | None = None,
+        least: float = -MAX_FLOAT,
+        most: float = MAX_FLOAT,
+    ) -> float | None:
+        return self._or_null(key, default, lambda: self.number(key, least=least, most=most))
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+        return self._take(key, default, _instance(bool), "true or false", False)
+
+    def flag_or_null(self, key: str, default: bool | None = None) -> bool | None:
+        return self._or_null(key, default, lambda: self.flag(key))
+
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        return self._take(key, default, _instance(str), "a text", "")
+
+    def text_or_null(self, key: str, default: str | None = None) -> str | None:
+        return self._or_null(key, default, lambda: self.text(key))
+
+    def wholes(
+        self, key: str, default: Any = _REQUIRED, least: int = 0, most: int = MAX_INDEX
+    ) -> tuple[int, ...]:
+        """A list of whole numbers of `least` to `most` each; an array of numpy is one too."""
+        what = "a list, each " + _span("a whole number", least, most)
+        return self._take(key, default, _items(_whole(least, most)), what, ())
+
+    def numbers(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        least: float = -MAX_FLOAT,
+        most: float = MAX_FLOAT,
+    ) -> tuple[float, ...]:
+        what = "a list, each " + _span("a number", least, most)
+        return self._take(key, default, _items(_number(least, most)), what, ())
+
+    def texts(self, key: str, default: Any = _REQUIRED) -> tuple[str, ...]:
+        return self._take(key, default, _items(_instance(str)), "a list of texts", ())
+
+    def table(self, key: str, default: Any = _REQUIRED) -> dict[str, Any]:
+        return self._take(key, default, _instance(dict), "an object", {})
+
+    def inner(self, key: str, default: Any = _REQUIRED) -> "Fields":
+        """The fields of an inner object, which share the list of faults."""
+        fields = Fields(self.table(key, default), f"{self.prefix}{key}.")
+        fields.faults = self.faults
+        return fields
+
+    def _take(
+        self,
+        key: str,
+        default: Any,
+        convert: Callable[[Any], T | None],
+        what: str,
+        instead: T,
+    ) -> T:
+        if key not in self.values and default is not _REQUIRED:
+            return default
+        value = convert(self.values.get(key))
+        if value is not None:
+            return value
+        found = shown(self.values[key]) if key in self.values else "missing"
+        self.faults.append(f"{self.prefix}{key} is {found}, not {what}")
+        return instead
+
+    def _or_null(self, key: str, default: T | None, take: Callable[[], T]) -> T | None:
+        if key not in self.values:
+            return default
+        return None if self.values[key] is None else take()
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int | None]:
+    def convert(value: Any) -> int | None:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return value if type(value) is int and least <= value <= most else None
+
+    return convert
+
+
+def _number(least: float, most: float) -> Callable[[Any], float | None]:
+    def convert(value: Any) -> float | None:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if type(value) not in (int, float) or not least <= value <= most:  # false for NaN
+            return None
+        return float(value) if math.isfinite(value) else None
+
+    return convert
+
+
+def _instance(kind: type[T]) -> Callable[[Any], T | None]:
+    return lambda value: value if isinstance(value, kind) else None
+
+
+def _items(convert: Callable[[Any], T | None]) -> Callable[[Any], tuple[T, ...] | None]:
+    def convert_all(value: Any) -> tuple[T, ...] | None:
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = value.tolist()
+        if not isinstance(value, (list, tuple)):
+            return None
+        items = [convert(item) for item in value]
+        return None if any(item is None for item in items) else tuple(items)  # type: ignore[arg-type]
+
+    return convert_all
+
+
+def _span(what: str, least: float, most: float) -> str:
+    lower, upper = least > -MAX_FLOAT, most < MAX_FLOAT and most != MAX_INDEX
+    if lower and upper:
+        return f"{what} of {least:g} to {most:g}"
+    if lower:
+        return f"{what} of {least:g} or more"
+    return f"{what} of at most {most:g}" if upper else what
