@@ -9,6 +9,7 @@ from typing import Any
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
@@ -133,7 +134,7 @@ class Session:
         The first is what `generate` gives with the same seed; the others draw other numbers.
         """
         if type(count) is not int or count < 1:
-            raise PromptError(f"the number of answers is {count!r}; pass an integer from 1 on")
+            raise PromptError(f"the number of answers is {shown(count)}; pass an integer from 1 on")
         wanted = Options.of(max_new_tokens=max_new_tokens, **options)
         seed = wanted.seed if wanted.seed is not None else new_seed()
         started = [self.start(prompt, wanted, seed=seed, choice=choice) for choice in range(count)]
@@ -222,7 +223,7 @@ class Session:
         ):
             for token in ids:
                 if not 0 <= token < size:
-                    raise PromptError(f"{name}: token id {token} is not in [0, {size})")
+                    raise PromptError(f"{name}: token id {shown(token)} is not in [0, {size})")
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""
