@@ -134,8 +134,9 @@ class Options:
         for token, bias in self.logit_bias.items():
             if not _is_whole(token) or token < 0:
                 yield f"logit_bias: {shown(token)} is not a token id"
-            name = f"logit_bias of token {shown(token)}"
-            yield from _range_fault(name, bias, -MAX_BIAS, MAX_BIAS)
+            elif not _is_number(bias) or not -MAX_BIAS <= bias <= MAX_BIAS:
+                name = f"logit_bias of token {shown(token)}"
+                yield from _range_fault(name, bias, -MAX_BIAS, MAX_BIAS)
 
     def _token_faults(self) -> Iterator[str]:
         ids = self.stop_token_ids
@@ -145,6 +146,10 @@ class Options:
 
 def _is_whole(value: Any) -> bool:
     return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _whole_fault(name: str, value: Any, least: int, most: int, more: str = "") -> Iterator[str]:
@@ -158,9 +163,8 @@ def _range_fault(
     name: str, value: Any, low: float, high: float, excludes_low: bool = False
 ) -> Iterator[str]:
     """A fault unless the value is a number of `low` to `high`; NaN is not, nor is a truth value."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # an integer of any size is compared exactly
-    if is_number and low <= value <= high and not (excludes_low and value == low):
+    if _is_number(value) and low <= value <= high and not (excludes_low and value == low):
         return
     span = f"above {low:g}, up to {high:g}" if excludes_low else f"from {low:g} to {high:g}"
     yield f"{name} is {shown(value)}; pass a finite number {span}"
