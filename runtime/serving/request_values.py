@@ -14,7 +14,7 @@ from bita.runtime.text.stopping import stop_faults
 MAX_PROMPTS = 16
 MAX_CONTAINERS = 1 << 17  # lists and objects of a body; each may take 100 times its bytes
 MAX_DIGITS = 18  # of a token id
-MAX_KEYS = 32  # of an inner object of a fixed form
+MAX_FIELDS = 128  # of a request, or of an inner object of a fixed form
 Inner = Mapping[str, "Inner"]
 # Objects of a fixed form inside a request, and inside each other.
 INNER_OBJECTS: Inner = {"stream_options": {}, "response_format": {"json_schema": {}}}
@@ -51,14 +51,16 @@ def _check_pairs(body: bytes) -> None:
 def without_nulls(data: dict[str, Any], inner: Inner = INNER_OBJECTS) -> dict[str, Any]:
     """A request without its fields that are null, which stand for the defaults.
 
-    inner: the objects in it of which the same holds. Raises RequestError for one of them that has
-    more fields than any form.
+    inner: the objects in it of which the same holds. Raises RequestError for more fields than any
+    form has.
     """
+    if len(data) > MAX_FIELDS:
+        raise RequestError(
+            400, f"an object of the body has {len(data)} fields; send at most {MAX_FIELDS}"
+        )
     kept = {}
     for name, value in data.items():
         if name in inner and isinstance(value, dict):
-            if len(value) > MAX_KEYS:
-                raise RequestError(400, f"{name} has {len(value)} fields; leave them out")
             kept[name] = without_nulls(value, inner[name])
         elif value is not None:
             kept[name] = value

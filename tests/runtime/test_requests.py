@@ -217,9 +217,10 @@ WRONG = (
 def test_mutated_bodies_are_taken_or_refused(number: int) -> None:
     """Whatever a body holds, nothing but a refusal is raised, and it is short."""
     random_ = random.Random(number)
+    kinds: list[type[AnswerRequest]] = [ChatRequest, CompletionRequest]
     num_taken = 0
     for _ in range(700):
-        kind: type[AnswerRequest] = random_.choice([ChatRequest, CompletionRequest])
+        kind = random_.choice(kinds)
         least = CHAT if kind is ChatRequest else TEXT
         fields = {name: json.dumps(value) for name, value in least.items()}
         for _ in range(random_.randint(0, 3)):
