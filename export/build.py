@@ -13,7 +13,6 @@ from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, d
 from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
-    MODES,
     PAIRS_FILE,
     TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -43,6 +42,7 @@ from bita.export.tensorrt.compile_engine import (
 )
 from bita.generation import GenerationDefaults
 from bita.identity import identify
+from bita.manifest import MODES
 from bita.pairs import pair_tables
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly

@@ -7,8 +7,9 @@ from threading import RLock
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
-from bita.errors import EngineError, PromptError, raise_faults
+from bita.engine import TREE_FILE, Engine, open_engine
+from bita.engine_adapter import check_adapter, read_adapter
+from bita.errors import PromptError
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
@@ -20,7 +21,7 @@ from bita.runtime.options import SEEDS, Options
 from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
 from bita.runtime.text.stopping import StopRule
-from bita.tree_table import Trees, TreeTable, trees_from_json
+from bita.tree_table import Trees, TreeTable, read_trees
 
 
 class Session:
@@ -77,8 +78,9 @@ class Session:
         """
         engine = open_engine(path, check_hashes)
         own_tree = read_tree(engine)
-        adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
-        _check_adapter(engine, adapter)
+        if adapter is None:
+            adapter = read_adapter(engine)
+        check_adapter(engine, adapter)
         encoder = PromptEncoder.of_engine(engine)
         opened = open_backend(engine, backend, num_threads, cuda_graph)
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
@@ -104,7 +106,7 @@ class Session:
         """
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
-        _check_adapter(self.engine, adapter)
+        check_adapter(self.engine, adapter)
         tree, least_rows, loaded = tree or self.tree, self.least_rows, self._loaded
         with loaded.lock:
             if tree is not self.tree:
@@ -334,26 +336,9 @@ def new_seed() -> int:
 
 def read_tree(engine: Engine) -> Trees:
     """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
-    return trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+    return read_trees(engine.file(TREE_FILE), "rebuild the engine")
 
 
 def _sizes(trees: Trees) -> tuple[int, ...]:
     """Rows of AR and of each tree."""
     return (1, *{tree.num_rows for tree in TreeTable.of(trees).trees})
-
-
-def _check_adapter(engine: Engine, adapter: Adapter) -> None:
-    manifest = engine.manifest
-    shape = (manifest.num_layers, manifest.num_kv_heads, adapter.prefix_length, manifest.head_dim)
-    faults = []
-    if adapter.prefix_keys.shape != shape:
-        faults.append(f"prefix has shape {adapter.prefix_keys.shape}, expected {shape}")
-    if adapter.mask_embeddings.shape[1] != manifest.hidden_size:
-        width = adapter.mask_embeddings.shape[1]
-        faults.append(f"mask embeddings are {width} wide, the model is {manifest.hidden_size}")
-    if adapter.lora_rank and not manifest.lora_rank:
-        faults.append(
-            f"it has LoRA of rank {adapter.lora_rank}, the engine was built for an adapter "
-            "without: build one with ADAPTER=…"
-        )
-    raise_faults(EngineError, f"adapter of engine {engine.path}", faults)
