@@ -8,6 +8,7 @@ from typing import Any
 
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
+from bita.engine_access import undisturbed
 from bita.errors import EngineError, PromptError, raise_faults
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
@@ -42,6 +43,7 @@ class Session:
         self.reset_stats()
 
     @classmethod
+    @undisturbed
     def open(
         cls,
         path: str | Path,

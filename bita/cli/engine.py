@@ -2,9 +2,7 @@
 
 import argparse
 import re
-import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +121,10 @@ def _calibrated(build: Any, calibration: Any) -> str:
 
 
 def _uncalibrated(build: Any) -> str:
-    """Build the engine without a measurement: beside its place, where it is moved at the end."""
-    from bita.cli.shared.progress import progress_bar, progress_bars
-    from bita.engine import open_engine
-    from bita.export.build import build_engine, finish_engine
+    """Build the engine without a measurement."""
+    from bita.cli.shared.progress import progress_bars
+    from bita.export.build import build_uncalibrated
 
-    graph = build.out.with_name(f".{build.out.name}.graph")
-    with progress_bar("exporting", in_bytes=True) as bar:
-        build_engine(replace(build, out=graph), bar.start, bar.add)
-    try:
-        with progress_bars() as show:
-            finish_engine(open_engine(graph), build, show)
-    finally:
-        shutil.rmtree(graph, ignore_errors=True)
+    with progress_bars() as show:
+        build_uncalibrated(build, show)
     return ""
