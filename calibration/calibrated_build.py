@@ -5,14 +5,12 @@ finished engine is compared with. At the end the engine is timed on this device,
 that is fastest here.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bita import __version__
-from bita.adapter import Adapter
 from bita.calibration.choose_tree import Choice
 from bita.calibration.effort import Effort
 from bita.calibration.quality import Scored, measure_quality
@@ -35,6 +33,7 @@ from bita.export.build import (
     finish_engine,
     weight_bytes,
 )
+from bita.export.build_inputs import adapter_digest
 from bita.export.tensorrt.build_costs import check_memory
 from bita.progress import OnCount, OnProgress, ignore_progress
 from bita.tree import Tree
@@ -206,7 +205,8 @@ class _Stages:
 
     def _engine_key(self) -> str:
         options = {**asdict(self._build.options), "quantizer": self._calibration.quantizer}
-        key = {"options": options, "adapter": _digest(self._build.adapter)}
+        adapter = adapter_digest(self._build.adapter)
+        key = {"options": options, "adapter": adapter, "inputs": self._build.inputs}
         return json.dumps(key, sort_keys=True)
 
 
@@ -218,13 +218,6 @@ def _claim_folder(folder: Path, key: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path.write_text(key, encoding="utf-8")
-
-
-def _digest(adapter: Adapter) -> str:
-    digest = hashlib.sha256()
-    for piece in adapter.hash_pieces():
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _ids_of(text: Conversation) -> tuple[int, ...]:

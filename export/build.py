@@ -86,6 +86,7 @@ class CheckedBuild:
     capacity: int  # C, cache slots
     num_bytes: int  # about what the weights take on disk
     compile_options: CompileOptions | None = None  # of the plan that it gets; None for no plan
+    inputs: str = ""  # digest of what it is built from; "" if nobody will ask
 
 
 def check_build(
@@ -346,6 +347,7 @@ def _manifest(build: CheckedBuild) -> Manifest:
         tuned_on=adapter.tuned_on,
         requires=_requirements(options),
         created_by=f"bita-edge {__version__}",
+        inputs=build.inputs,
     )
 
 
