@@ -1,5 +1,6 @@
 """`make engine`: from a checkpoint and an adapter to an engine directory."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from bita.engine import (
     check_replaceable,
     move_engine,
     new_engine,
+    open_engine,
 )
+from bita.engine_access import writing
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.checkpoint import Checkpoint, TextAssets
@@ -83,6 +86,7 @@ class CheckedBuild:
     capacity: int  # C, cache slots
     num_bytes: int  # about what the weights take on disk
     compile_options: CompileOptions | None = None  # of the plan that it gets; None for no plan
+    inputs: str = ""  # digest of what it is built from; "" if nobody will ask
 
 
 def check_build(
@@ -188,6 +192,35 @@ def build_engine(
         _write_texts(build.texts, draft.path)
         draft.manifest = _manifest(build)
     return draft.manifest
+
+
+def build_in_steps(
+    build: CheckedBuild, on_progress: OnProgress, seen: Seen = NOTHING_SEEN
+) -> Manifest:
+    """`build_engine`, with its progress in MiB of weights."""
+    stage, written = f"exporting {build.options.precision}", 0
+
+    def add(num_bytes: int) -> None:
+        nonlocal written
+        written += num_bytes
+        on_progress(stage, written >> 20, max(build.num_bytes >> 20, 1))
+
+    return build_engine(build, on_write=add, seen=seen)
+
+
+def build_uncalibrated(build: CheckedBuild, on_progress: OnProgress = ignore_progress) -> Engine:
+    """Write the engine `build.out` and measure nothing; it has its plan when it gets there.
+
+    Raises what `build_engine` does.
+    """
+    with writing(build.out) as place:
+        folder = place.own()
+        try:
+            graph = replace(build, out=folder / "engine")
+            build_in_steps(graph, on_progress)
+            return finish_engine(open_engine(graph.out), build, on_progress)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def finish_engine(
@@ -314,6 +347,7 @@ def _manifest(build: CheckedBuild) -> Manifest:
         tuned_on=adapter.tuned_on,
         requires=_requirements(options),
         created_by=f"bita-edge {__version__}",
+        inputs=build.inputs,
     )
 
 

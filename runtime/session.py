@@ -8,6 +8,7 @@ from typing import Any
 
 from bita.adapter import Adapter
 from bita.engine import TREE_FILE, Engine, open_engine
+from bita.engine_access import undisturbed
 from bita.engine_adapter import check_adapter, read_adapter
 from bita.errors import PromptError
 from bita.runtime.backends.backend import Backend, open_backend
@@ -43,6 +44,7 @@ class Session:
         self.reset_stats()
 
     @classmethod
+    @undisturbed
     def open(
         cls,
         path: str | Path,
