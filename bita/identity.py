@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bita.errors import ModelError, raise_faults
+from bita.json_values import Fields, parse_json, shown
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, head_dim_of, row_chunks
 
 Fingerprint = Mapping[str, tuple[float, ...]]
@@ -76,7 +77,7 @@ class ModelIdentity:
     def from_json(cls, text: str) -> "ModelIdentity":
         """Read what `to_json` writes. Raises ModelError that lists every bad field."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except ValueError as error:
             raise ModelError(f"model identity is not JSON ({error}); write it again") from error
         if not isinstance(data, dict):
@@ -93,32 +94,49 @@ def identify(checkpoint: TensorSource) -> ModelIdentity:
     Raises ModelError that lists every missing config field and tensor.
     """
     config, names = checkpoint.config, checkpoint.names()
-    wanted = ("model_type", "num_hidden_layers", "num_attention_heads")
-    faults = [f"config has no {name!r}" for name in wanted if not config.get(name)]
-    last = f"model.layers.{int(config.get('num_hidden_layers') or 1) - 1}.mlp.down_proj.weight"
+    fields = Fields(config, "config: ")
+    architecture = fields.text("model_type")
+    num_layers, num_heads = (
+        fields.whole(name, least=1) for name in ("num_hidden_layers", "num_attention_heads")
+    )
+    num_kv_heads = fields.whole_or_null("num_key_value_heads", None, least=1)
+    last = f"model.layers.{num_layers - 1}.mlp.down_proj.weight"
     query, stored_query = _query_tensor(names)
-    faults += [
-        f"no tensor {name}" for name in (EMBEDDINGS, stored_query, last) if name not in names
+    faults = fields.faults + [
+        _tensor_fault(checkpoint, names, name) for name in (EMBEDDINGS, stored_query, last)
     ]
-    raise_faults(ModelError, "checkpoint cannot be identified", faults)
+    raise_faults(ModelError, "checkpoint cannot be identified", [*filter(None, faults)])
 
     vocab_size, hidden_size = checkpoint.shape(EMBEDDINGS)
-    num_heads = int(config["num_attention_heads"])
     head_dim = head_dim_of({**config, "hidden_size": hidden_size})
+    query_rows = num_heads * head_dim
+    if query_rows > checkpoint.shape(stored_query)[0]:
+        raise ModelError(
+            f"{stored_query} has {checkpoint.shape(stored_query)[0]} rows; the config asks for "
+            f"{num_heads} heads of {head_dim}"
+        )
     rows = {
         EMBEDDINGS: (EMBEDDINGS, min(EMBEDDING_ROWS, vocab_size)),
-        query: (stored_query, num_heads * head_dim),
+        query: (stored_query, query_rows),
         last: (last, checkpoint.shape(last)[0]),
     }
     return ModelIdentity(
-        architecture=str(config["model_type"]),
-        num_layers=int(config["num_hidden_layers"]),
+        architecture=architecture,
+        num_layers=num_layers,
         hidden_size=hidden_size,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        num_kv_heads=num_kv_heads or num_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
         fingerprint={name: _sketch(checkpoint, *tensor) for name, tensor in rows.items()},
     )
+
+
+def _tensor_fault(checkpoint: TensorSource, names: frozenset[str], name: str) -> str:
+    """Why a tensor is not a matrix; empty if it is one."""
+    if name not in names:
+        return f"no tensor {name}"
+    shape = checkpoint.shape(name)
+    return "" if len(shape) == 2 and min(shape) > 0 else f"tensor {name} has shape {shape}"
 
 
 def _query_tensor(names: frozenset[str]) -> tuple[str, str]:
@@ -172,15 +190,15 @@ def _canonical(architecture: str) -> str:
 def _field_faults(data: Mapping[str, Any]) -> list[str]:
     faults = []
     if not isinstance(data.get("architecture"), str):
-        faults.append(f"architecture is {data.get('architecture')!r}, not a name")
+        faults.append(f"architecture is {shown(data.get('architecture'))}, not a name")
     faults += [
-        f"{name} is {data.get(name)!r}, not a positive whole number"
+        f"{name} is {shown(data.get(name))}, not a positive whole number"
         for name in _DIMENSIONS
         if type(data.get(name)) is not int or data[name] < 1
     ]
     fingerprint = data.get("fingerprint")
     if not isinstance(fingerprint, dict):
-        return [*faults, f"fingerprint is {fingerprint!r}, not tensor names with their floats"]
+        return [*faults, f"fingerprint is {shown(fingerprint)}, not tensor names with their floats"]
     size = _ROW_SIGNS * _COLUMN_SIGNS
     return faults + [
         f"fingerprint of {name} is not {size} numbers"

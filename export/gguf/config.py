@@ -113,6 +113,7 @@ def make_config(
         "head_dim": _head_dim(fields),
         "tie_word_embeddings": HEAD not in shapes,
         "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
+        "mlp_bias": "model.layers.0.mlp.down_proj.bias" in shapes,
         **{ours: fields.get(theirs) for ours, theirs in REQUIRED.items()},
         **{ours: metadata[key] for ours, key in TOKEN_IDS.items() if key in metadata},
     }
@@ -152,6 +153,9 @@ def _extras(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
             return _gemma(fields, config, window)
         case "granite":
             given = {ours: fields.get(theirs) for ours, theirs in GRANITE_SCALES.items()}
+            given["attention_multiplier"] = (
+                given["attention_multiplier"] or config["head_dim"] ** -0.5
+            )
             return {ours: value for ours, value in given.items() if value is not None}
         case "smollm3":
             return {
@@ -190,11 +194,13 @@ def _rope(
 ) -> dict[str, Any]:
     theta = float(fields.get("rope.freq_base", 10000.0))
     parameters = {"rope_theta": theta} | _rope_rule(fields, factors)
+    trained = "original_max_position_embeddings"  # Phi-3 reads it outside of rope_parameters
+    outer = {trained: parameters[trained]} if parameters.get(trained) else {}
     rotary = int(fields.get("rope.dimension_count", config["head_dim"]))
     if rotary != config["head_dim"]:
         parameters["partial_rotary_factor"] = rotary / config["head_dim"]
     if fields.architecture != "gemma3":
-        return {"rope_theta": theta, "rope_parameters": parameters}
+        return {"rope_theta": theta, "rope_parameters": parameters, **outer}
     local = float(fields.get("rope.freq_base_swa", 10000.0))
     return {
         "rope_theta": theta,
