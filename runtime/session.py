@@ -11,6 +11,7 @@ from bita.engine import TREE_FILE, Engine, open_engine
 from bita.engine_access import undisturbed
 from bita.engine_adapter import check_adapter, read_adapter
 from bita.errors import PromptError
+from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
@@ -137,7 +138,7 @@ class Session:
         The first is what `generate` gives with the same seed; the others draw other numbers.
         """
         if type(count) is not int or count < 1:
-            raise PromptError(f"the number of answers is {count!r}; pass an integer from 1 on")
+            raise PromptError(f"the number of answers is {shown(count)}; pass an integer from 1 on")
         wanted = Options.of(max_new_tokens=max_new_tokens, **options)
         seed = wanted.seed if wanted.seed is not None else new_seed()
         started = [self.start(prompt, wanted, seed=seed, choice=choice) for choice in range(count)]
@@ -226,7 +227,7 @@ class Session:
         ):
             for token in ids:
                 if not 0 <= token < size:
-                    raise PromptError(f"{name}: token id {token} is not in [0, {size})")
+                    raise PromptError(f"{name}: token id {shown(token)} is not in [0, {size})")
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""

@@ -35,6 +35,7 @@ log = logging.getLogger("bita.serve")
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 BODY_SECONDS = 30.0  # within which a request's body has to come
+SMALL_BODY = 1 << 14  # bytes that are parsed at once, whatever they hold
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class Server:
 
     def _check_key(self, request: Request) -> None:
         key = self._settings.api_key
-        given = request.headers.get("authorization", "")
-        if key and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as they came
+        if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
             raise RequestError(
                 401,
                 "the API key is missing or wrong; send it as: Authorization: Bearer KEY",
@@ -174,21 +175,16 @@ class Server:
         return await self._answer(request, CompletionRequest)
 
     async def _answer(self, request: Request, kind: type[AnswerRequest]) -> Response:
-        asked = parsed(kind, await self._body(request))
-        self._check_model(asked.model)
-        is_chat = isinstance(asked, ChatRequest)
-        if isinstance(asked, ChatRequest) and len(asked.messages) > self._settings.max_messages:
-            raise PromptError(
-                f"there are {len(asked.messages)} messages; send at most "
-                f"{self._settings.max_messages}"
-            )
-        self.line.take_place()
+        body = await self._body(request)
+        self.line.take_place()  # before the body is read, which may take many times its memory
         job: Job | None = None
         try:
+            asked = await _parsed(kind, body)
+            self._check_asked(asked)
             generations = await asyncio.to_thread(self._start, asked)
             job = Job(generations, asyncio.get_running_loop())
             form = Form(
-                is_chat,
+                isinstance(asked, ChatRequest),
                 self._settings.model_name,
                 self._fingerprint,
                 self._session.codec,
@@ -208,12 +204,19 @@ class Server:
         self.line.leave(job)
         return response
 
+    def _check_asked(self, asked: AnswerRequest) -> None:
+        """Raises RequestError, PromptError."""
+        self._check_model(asked.model)
+        most = self._settings.max_messages
+        if isinstance(asked, ChatRequest) and len(asked.messages) > most:
+            raise PromptError(f"there are {len(asked.messages)} messages; send at most {most}")
+
     async def _body(self, request: Request) -> bytes:
         """The body of a request, if it is JSON and small enough."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(
-                415, f"the content type is {kind or 'not given'}; send application/json"
+                415, f"the content type is {kind[:100] or 'not given'}; send application/json"
             )
         most = self._settings.max_body_bytes
         body = bytearray()
@@ -227,7 +230,9 @@ class Server:
                         )
         except TimeoutError:
             raise RequestError(
-                408, f"the body did not come within {BODY_SECONDS:g} seconds"
+                408,
+                f"the body did not come within {BODY_SECONDS:g} seconds",
+                headers={"Connection": "close"},
             ) from None
         return bytes(body)
 
@@ -320,6 +325,13 @@ class Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._on_end()
+
+
+async def _parsed(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
+    """The request in a body; a large one is read beside the event loop."""
+    if len(body) <= SMALL_BODY:
+        return parsed(kind, body)
+    return await asyncio.to_thread(parsed, kind, body)
 
 
 def _checked(event: Piece | BaseException | None) -> Piece | None:

@@ -10,6 +10,7 @@ from jinja2.exceptions import TemplateSyntaxError
 
 from bita.engine import TEMPLATE_FILE
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.runtime.text.roles import known_roles
 from bita.runtime.text.template_filters import TemplateRefusalError
 from bita.runtime.text.template_meter import (
     Meter,
@@ -19,7 +20,7 @@ from bita.runtime.text.template_meter import (
 )
 from bita.runtime.text.template_sandbox import MeteredEnvironment
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _OWN_VARIABLES = ("messages", "add_generation_prompt")
 
 
@@ -42,6 +43,7 @@ class ChatTemplate:
         """
         self.limits = limits or TemplateLimits()
         self._special_tokens = dict(special_tokens or {})
+        self._source = source
         self._template = _compiled(source, self.limits)
 
     @classmethod
@@ -74,7 +76,7 @@ class ChatTemplate:
             **{"tools": None, "documents": None},
             **self._special_tokens,
             **self._checked_variables(variables or {}),
-            "messages": self._checked_messages(messages),
+            "messages": self._checked_messages(known_roles(messages, self._source)),
             "add_generation_prompt": add_generation_prompt,
         }
         token = current_meter.set(Meter(self.limits))

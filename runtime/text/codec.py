@@ -97,7 +97,9 @@ class TextCodec:
                 f"the prompt holds half a surrogate pair ({text[error.start]!r} at character "
                 f"{error.start}); pass valid Unicode, read with errors='replace' for instance"
             ) from error
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # the call for batches lets other threads run meanwhile, and computes no offsets
+        (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = found.ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

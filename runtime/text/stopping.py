@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from bita.errors import PromptError, raise_faults
+from bita.json_values import shown
 from bita.runtime.text.codec import IncrementalText
 
 FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
@@ -143,13 +144,13 @@ class StopRule:
 def stop_faults(stops: Sequence[str]) -> list[str]:
     """Why these cannot be stop strings."""
     if isinstance(stops, str) or not isinstance(stops, Sequence):
-        return [f"{stops!r} is not a list of strings; pass [{stops!r}]"]
-    faults = []
+        return [f"{shown(stops)} is not a list of strings; pass [{shown(stops)}]"]
     if len(stops) > MAX_STOP_STRINGS:
-        faults.append(f"there are {len(stops)}; give at most {MAX_STOP_STRINGS}")
+        return [f"there are {len(stops)}; give at most {MAX_STOP_STRINGS}"]
+    faults = []
     for index, stop in enumerate(stops):
         if not isinstance(stop, str):
-            faults.append(f"number {index} is {stop!r}, not a string")
+            faults.append(f"number {index} is {shown(stop)}, not a string")
         elif not stop:
             faults.append(f"number {index} is empty, which every text contains; leave it out")
         elif len(stop) > MAX_STOP_CHARACTERS:
