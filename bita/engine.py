@@ -24,6 +24,7 @@ from typing import Any
 from bita.directory_swap import put
 from bita.engine_access import undisturbed, unwritable, writing
 from bita.engine_files import file_fault, table_faults
+from bita.engine_files import sha256 as sha256
 from bita.engine_place import INCOMING, WITHIN, Place
 from bita.errors import EngineError, raise_faults
 from bita.graph_weights import weight_locations

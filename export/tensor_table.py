@@ -42,7 +42,10 @@ class TensorTable:
             parts = _fused_parts(name, config)
             rows = shape[0] if shape else 1
             if not parts:
-                self._parts[name] = RowRange(name, 0, rows)
+                parts = [(name, rows)]
+            twice = [part for part, _ in parts if part in self._parts]
+            if twice:
+                faults.append(f"{name} holds {', '.join(twice)}, which another tensor holds too")
             elif sum(size for _, size in parts) != rows:
                 expected = " + ".join(str(size) for _, size in parts)
                 faults.append(f"{name} has {rows} rows; the config asks for {expected}")

@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
 from bita.export.gguf.pretokenizers import pre_tokenizer_of
+from bita.export.gguf.text_metadata import read_text_metadata, token_id_faults
 from bita.export.huggingface.tokenizer import TURN_ENDS, turn_ends
 from bita.generation import sampling_numbers
 
@@ -36,7 +37,7 @@ class Vocabulary:
 
     def __init__(self, owner: str, metadata: Mapping[str, Any]) -> None:
         self.owner = owner
-        self.metadata = metadata
+        self.metadata = read_text_metadata(owner, metadata)
         self.model = str(self.get("model"))
         self.tokens: list[str] = list(self.get("tokens", ()))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
@@ -61,6 +62,8 @@ class Vocabulary:
             faults.append(f"{len(self.tokens)} tokens, but {len(self.types)} token types")
         if len(self.ids) != len(self.tokens):
             faults.append(f"{len(self.tokens) - len(self.ids)} tokens are in the vocabulary twice")
+        if self.tokens:
+            faults += token_id_faults(self.metadata, len(self.tokens))
         needed = {"gpt2": "merges", "llama": "scores"}.get(self.model)
         if needed and self.get(needed) is None:
             faults.append(f"tokenizer.ggml.{needed} is missing; convert the model again")
@@ -72,6 +75,7 @@ class Vocabulary:
 def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets:
     """The TextAssets of a GGUF file. Raises ModelError if its tokenizer cannot be rebuilt."""
     vocabulary = Vocabulary(owner, metadata)
+    metadata = vocabulary.metadata
     template = metadata.get("tokenizer.chat_template")
     ends = [vocabulary.get(key) for key in END_IDS]
     eos_ids = dict.fromkeys(
