@@ -113,7 +113,7 @@ def test_tables_of_pair_scores_are_hashed_whatever_their_size(engine: Path) -> N
     large = bytes(8 << 20)
     (engine / "pairs.safetensors").write_bytes(large + b"x")
     list_file(engine, "pairs.safetensors", entry_of(large + b"y"))
-    with pytest.raises(EngineError, match="pairs.safetensors is damaged"):
+    with pytest.raises(EngineError, match=r"pairs\.safetensors is damaged"):
         open_engine(engine)
 
 
@@ -121,7 +121,7 @@ def test_a_template_that_is_not_listed_is_not_taken(engine: Path) -> None:
     files = read_manifest(engine)["files"]
     del files["chat_template.jinja"]
     edit_manifest(engine, files=files)
-    with pytest.raises(EngineError, match="does not list chat_template.jinja"):
+    with pytest.raises(EngineError, match=r"does not list chat_template\.jinja"):
         open_engine(engine)
     (engine / "chat_template.jinja").unlink()
     assert not Session.open(engine).has_chat_template
