@@ -7,7 +7,6 @@ model, and so does a light fine-tune of it; a model of the same shape with other
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ Fingerprint = Mapping[str, tuple[float, ...]]
 # weights of one shape have cosines spread around 0 by 1/sqrt(32) = 0.18.
 SAME_WEIGHTS_COSINE = 0.9
 EMBEDDING_ROWS = 1024
+MAX_DIMENSION, MAX_TENSORS = 10**9, 100  # far beyond any model; an identity has three tensors
 _ROW_SIGNS, _COLUMN_SIGNS = 4, 8  # their product is the number of floats per tensor
 _SEED = 20240122  # part of the format: another seed gives other fingerprints
 _DIMENSIONS = ("num_layers", "hidden_size", "num_kv_heads", "head_dim", "vocab_size")
@@ -82,10 +82,12 @@ class ModelIdentity:
             raise ModelError(f"model identity is not JSON ({error}); write it again") from error
         if not isinstance(data, dict):
             raise ModelError(f"model identity is a JSON {type(data).__name__}, not an object")
-        raise_faults(ModelError, "model identity", _field_faults(data))
-        fingerprint = {name: tuple(values) for name, values in data["fingerprint"].items()}
-        dimensions = {name: data[name] for name in _DIMENSIONS}
-        return cls(architecture=data["architecture"], fingerprint=fingerprint, **dimensions)
+        values = Fields(data)
+        architecture = values.text("architecture")
+        dimensions = {name: values.whole(name, least=1, most=MAX_DIMENSION) for name in _DIMENSIONS}
+        fingerprint = _read_fingerprint(values)
+        values.check(ModelError, "model identity")
+        return cls(architecture=architecture, fingerprint=fingerprint, **dimensions)
 
 
 def identify(checkpoint: TensorSource) -> ModelIdentity:
@@ -187,23 +189,16 @@ def _canonical(architecture: str) -> str:
     return _ALIASES.get(architecture, architecture)
 
 
-def _field_faults(data: Mapping[str, Any]) -> list[str]:
-    faults = []
-    if not isinstance(data.get("architecture"), str):
-        faults.append(f"architecture is {shown(data.get('architecture'))}, not a name")
-    faults += [
-        f"{name} is {shown(data.get(name))}, not a positive whole number"
-        for name in _DIMENSIONS
-        if type(data.get(name)) is not int or data[name] < 1
-    ]
-    fingerprint = data.get("fingerprint")
-    if not isinstance(fingerprint, dict):
-        return [*faults, f"fingerprint is {shown(fingerprint)}, not tensor names with their floats"]
+def _read_fingerprint(values: Fields) -> dict[str, tuple[float, ...]]:
+    tensors = values.inner("fingerprint")
+    if len(tensors.values) > MAX_TENSORS:
+        values.faults.append(f"fingerprint has {len(tensors.values)} tensors, not {MAX_TENSORS}")
+        return {}
+    sketches = {name: tensors.numbers(name, least=-1, most=1) for name in tensors.values}
     size = _ROW_SIGNS * _COLUMN_SIGNS
-    return faults + [
-        f"fingerprint of {name} is not {size} numbers"
-        for name, values in fingerprint.items()
-        if not isinstance(values, list)
-        or len(values) != size
-        or not all(isinstance(value, int | float) and abs(value) <= 1 for value in values)
+    values.faults += [
+        f"fingerprint of {shown(name)} is not {size} numbers"
+        for name, given in tensors.values.items()
+        if isinstance(given, list) and len(given) != size
     ]
+    return sketches

@@ -81,6 +81,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
+def printable(text: str) -> str:
+    """The text with escapes in place of what would steer a terminal, or could not be encoded."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 class Fields:
     """The values of an object by name and type; `faults` lists what is wrong with them.
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bita.dialect_spec import DIALECTS, ORT
+from bita.dialect_spec import DIALECTS, ORT, PLAN_DIALECTS
 from bita.engine_files import sha256
 from bita.errors import EngineError
 from bita.json_values import Fields, read_json_object, shown
@@ -19,7 +19,7 @@ FORMAT, FORMAT_VERSIONS = "bita-engine", (2, 3)
 MANIFEST_FILE = "manifest.json"
 MODES = ("exact", "tree")
 MAX_MANIFEST_BYTES = 4 << 20  # a manifest has 2 kB
-MAX_TEXT = 4096  # characters; the longest is the path of a model
+MAX_TEXT = 1 << 16  # characters; the longest says what an adapter was tuned on
 MAX_SIZE = 10**9  # of a dimension, far beyond any model
 TEXTS = ("model", "family", "tuned_on", "created_by")
 CHOICES = {
@@ -147,7 +147,8 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
     spec = DIALECTS[manifest.dialect]
     if manifest.precision not in spec.precisions:
         yield f"dialect {spec.name} has no precision {manifest.precision}"
-    if manifest.backend not in (*spec.backends, *LIBRARIES):
+    compiles = manifest.backend in LIBRARIES and spec.name in PLAN_DIALECTS
+    if manifest.backend not in spec.backends and not compiles:
         yield f"backend {manifest.backend} does not run dialect {spec.name}"
     if manifest.prefix_length >= manifest.capacity:
         yield (

@@ -77,7 +77,7 @@ class PlanInfo:
 def plan_faults(backend: str, plan: Mapping[str, str]) -> list[str]:
     """Why an engine of this backend cannot have this plan ({} for none); empty if it can."""
     library = LIBRARIES.get(backend)
-    if not library or not plan:
+    if not library:
         return [f"plan is for {', '.join(LIBRARIES)}, not for {backend}"] if plan else []
     try:
         info = PlanInfo.from_manifest(plan)

@@ -7,10 +7,10 @@ from threading import RLock
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import TREE_FILE, Engine, open_engine
+from bita.engine import GENERATION_FILE, TREE_FILE, Engine, open_engine
 from bita.engine_access import undisturbed
 from bita.engine_adapter import check_adapter, read_adapter
-from bita.errors import PromptError
+from bita.errors import EngineError, PromptError, raise_faults
 from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
@@ -85,6 +85,7 @@ class Session:
             adapter = read_adapter(engine)
         check_adapter(engine, adapter)
         encoder = PromptEncoder.of_engine(engine)
+        _check_eos_ids(engine, encoder.defaults.eos_ids)
         opened = open_backend(engine, backend, num_threads, cuda_graph)
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
         least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
@@ -340,6 +341,16 @@ def new_seed() -> int:
 def read_tree(engine: Engine) -> Trees:
     """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
     return read_trees(engine.file(TREE_FILE), "rebuild the engine")
+
+
+def _check_eos_ids(engine: Engine, eos_ids: Sequence[int]) -> None:
+    size = engine.manifest.vocab_size
+    faults = [
+        f"eos id {token} is not in [0, {size}), the model's vocabulary"
+        for token in eos_ids
+        if not 0 <= token < size
+    ]
+    raise_faults(EngineError, f"{engine.file(GENERATION_FILE)}; rebuild the engine", faults)
 
 
 def _sizes(trees: Trees) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, Engine
+from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
 from bita.errors import EngineError
 from bita.json_values import shown
 from bita.runtime.backends.buckets import Buckets
@@ -270,7 +270,8 @@ def load_session(
     """The engine's graph, or that variant of it; raises EngineError."""
     _check_version(engine)
     options.log_severity_level = ERRORS_ONLY
-    options.add_session_config_entry(WEIGHTS_FOLDER, str(engine.path))
+    if folder := _weights_folder(engine, graph is not None):
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
     try:
         return ort.InferenceSession(
             graph or engine.file(GRAPH_FILE), options, providers=list(providers)
@@ -280,6 +281,17 @@ def load_session(
             f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
             f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
         ) from error
+
+
+def _weights_folder(engine: Engine, in_memory: bool) -> Path | None:
+    """Where ONNX Runtime is to look for the weights of a graph; None for beside its file.
+
+    From 1.25 on it takes no link that leads out of that directory, unless the graph's own does.
+    """
+    weights = engine.file(WEIGHTS_FILE).resolve()
+    if weights.name == WEIGHTS_FILE:  # the file itself, or a link to one on another disk
+        return weights.parent
+    return engine.path if in_memory else None  # a link into a cache of downloads
 
 
 def check_session(engine: Engine, session: ort.InferenceSession) -> None:

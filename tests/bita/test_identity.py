@@ -127,7 +127,7 @@ def test_broken_json_lists_every_fault() -> None:
         ModelIdentity.from_json(json.dumps(data))
     message = str(caught.value)
     assert "4 faults" in message
-    for part in ("architecture is None", "num_layers is 0", "head_dim is '16'", QUERY):
+    for part in ("architecture is missing", "num_layers is 0", "head_dim is '16'", QUERY):
         assert part in message
 
 
