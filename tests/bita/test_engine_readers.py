@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,42 @@ def test_a_fault_of_the_engine_is_told_at_once(engine: Engine) -> None:
     assert len(calls) == 1
 
 
-def test_an_engine_that_is_replaced_again_and_again(engine: Engine) -> None:
-    calls = []
+def test_a_reader_that_never_ends_in_time_keeps_writers_away(engine: Engine) -> None:
+    calls, until = list[bytes](), threading.Event()
+
+    def write() -> None:
+        while not until.is_set():
+            revise_engine(open_engine(engine.path), report(len(calls)))
+
+    writer = threading.Thread(target=write)
+
+    @undisturbed
+    def read(path: Path) -> bool:
+        calls.append((path / "manifest.json").read_bytes())
+        time.sleep(0.05)
+        return calls[-1] == (path / "manifest.json").read_bytes()
+
+    writer.start()
+    assert read(engine.path)
+    until.set()
+    writer.join()
+    assert len(calls) <= MAX_READS + 1
+
+
+def test_a_reader_that_may_not_keep_writers_away(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[Engine]()
+    mine = engine_access.sole_writer
 
     @undisturbed
     def read(path: Path) -> None:
+        monkeypatch.setattr(engine_access, "sole_writer", mine)
         calls.append(revise_engine(open_engine(path), report(len(calls))))
+        monkeypatch.setattr(engine_access, "sole_writer", refused)
+
+    def refused(path: Path, subject: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
     with pytest.raises(EngineError, match="was replaced again and again while it was read"):
         read(engine.path)
