@@ -20,6 +20,9 @@ VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PR
 SWITCHES := UNCALIBRATED FORCE
 OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
 
+# ADAPTER= asks for an untuned engine, and no word of it for the one that belongs to the model
+NO_ADAPTER := $(if $(filter undefined,$(origin ADAPTER)),,$(if $(value ADAPTER),,--adapter=none))
+
 # Names may have spaces, colons or dollars, which make would take apart. They are never part of a target, and
 # commands get them from the environment, as they were typed.
 TYPED := $(VALUES) MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
@@ -27,8 +30,6 @@ $(foreach name,$(TYPED),$(eval export BITA_$(name) := $$(value $(name))))
 unexport $(TYPED)
 option = --$(shell tr A-Z_ a-z- <<< '$(1)')
 given = $${BITA_$(1):+$(or $(2),$(call option,$(1)))="$$BITA_$(1)"}
-# ADAPTER= asks for an untuned engine
-NO_ADAPTER = $(if $(filter undefined,$(origin ADAPTER)),,$(if $(value ADAPTER),,--adapter=none))
 ENGINE_OPTIONS = $(strip $(foreach name,$(VALUES),$(call given,$(name))) $(NO_ADAPTER) \
   $(foreach name,$(SWITCHES),$(if $($(name)),$(call option,$(name)))))
 IS_DEMO = $(if $(subst <$(DEMO_MODEL)>,,<$(value MODEL)>),,yes)

@@ -217,14 +217,15 @@ def take_over(engine: Engine, draft: EngineDraft, exclude: Container[str]) -> No
 def move_engine(engine: Engine, out: Path) -> Engine:
     """Move an engine that nobody else uses to `out`, replacing any engine there.
 
-    Both are on one file system. Raises EngineError as `new_engine`.
+    Raises EngineError as `new_engine`.
     """
     check_replaceable(out)
     with writing(out) as place:
         check_replaceable(out)
         partial = place.own()
         try:
-            engine.path.rename(partial)  # else a kill could leave the older engine under that path
+            # by another name, else a kill could leave the older engine at `engine.path`
+            shutil.move(engine.path, partial)
             _put(partial, place, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -56,7 +56,8 @@ def undisturbed(read: Callable[P, T]) -> Callable[P, T]:
     """Make a function that reads the engine at its argument `path` see one engine.
 
     Where a writer replaced the engine meanwhile, what was read or raised is forgotten, and the
-    function called again. Raises EngineError if that does not end.
+    function called again; where that does not end, with the writers kept away. Raises EngineError
+    if they cannot be.
     """
     signature = inspect.signature(read)
 
@@ -73,12 +74,25 @@ def undisturbed(read: Callable[P, T]) -> Callable[P, T]:
                 continue
             if _state(path) == before:
                 return result
-        raise EngineError(
-            f"engine {path} was replaced again and again while it was read; try again when its "
-            "writers are done"
-        )
+        with _writers_kept_away(path):
+            return read(*args, **kwargs)
 
     return read_again
+
+
+@contextmanager
+def _writers_kept_away(path: Path) -> Iterator[None]:
+    place = Place.of(path)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(sole_writer(place.lock, str(path)))
+            complete(place.target)
+        except OSError as error:
+            raise EngineError(
+                f"engine {path} was replaced again and again while it was read ({error}); try "
+                "again when its writers are done"
+            ) from error
+        yield
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
