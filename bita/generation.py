@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import EngineError
-from bita.json_values import MAX_FLOAT, Fields, read_json_object, shown
+from bita.json_values import Fields, read_json_object, shown
 
 # What models' authors say of sampling, by the names of `bita.runtime.options.Options`.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -43,7 +43,7 @@ def _number(fields: Fields, name: str) -> float | None:
     elif name == "temperature" and fields.values[name] == 0:
         value = 0.0
     else:
-        value = fields.number(name, LEAST_POSITIVE, most=MAX_FLOAT)
+        value = fields.number(name, least=LEAST_POSITIVE)
     return value if len(fields.faults) == before else None
 
 

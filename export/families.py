@@ -83,7 +83,9 @@ def _number(default: float, least: float = -1e30) -> Key:
 
 
 def _cap(default: float | None) -> Key:
-    return Key(default, lambda fields, name: fields.number(name, LEAST_SCALE, most=1e30), True)
+    return Key(
+        default, lambda fields, name: fields.number(name, least=LEAST_SCALE, most=1e30), True
+    )
 
 
 def _flag(default: bool) -> Key:
@@ -103,6 +105,12 @@ def _window(default: int | None) -> Key:
     return Key(
         default, lambda fields, name: fields.whole(name, least=-MAX_SIZE, most=MAX_SIZE), True
     )
+
+
+def _query_scalar(fields: Fields, name: str) -> float:
+    """A whole number stays one: the config classes take no other."""
+    value = fields.number(name, least=LEAST_SCALE, most=1e30)
+    return int(value) if value.is_integer() else value
 
 
 LAYER_TYPES = Key(None, lambda fields, name: list(fields.texts(name)), nullable=True)
@@ -184,7 +192,7 @@ _GEMMA2 = {key: value for key, value in _NO_BIAS.items() if key != "hidden_act"}
     "max_position_embeddings": _size(8192),
     "tie_word_embeddings": _flag(True),
     "attention_bias": _flag(False),
-    "query_pre_attn_scalar": _number(256, LEAST_SCALE),
+    "query_pre_attn_scalar": Key(256, _query_scalar),
     "sliding_window": _window(4096),
     "layer_types": LAYER_TYPES,
     "final_logit_softcapping": _cap(30.0),

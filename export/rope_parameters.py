@@ -37,7 +37,7 @@ def flat_rope(
         return {}
     rope = dict(rope)
     rope.setdefault("rope_theta", config.get("rope_theta", family.default_theta))
-    if config.get("partial_rotary_factor") is not None:
+    if "partial_rotary_factor" in config:
         rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
     _set_rule(rope)
     if family.partial_rope and rope["rope_type"] in ("su", "yarn") and "short_factor" in rope:
