@@ -15,6 +15,7 @@ import numpy as np
 
 from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
+from bita.export.finite import check_finite
 from bita.export.huggingface.tokenizer import read_text_assets
 from bita.export.license import spdx_id
 from bita.export.tensor_table import TensorTable
@@ -75,7 +76,9 @@ class SafetensorsCheckpoint:
             file.seek(tensor.offset + rows.start * row_items * dtype.itemsize)
             flat = np.fromfile(file, dtype, (rows.stop - rows.start) * row_items)
         shape = (rows.stop - rows.start, *tensor.shape[1:]) if tensor.shape else ()
-        return _to_float32(flat, tensor.dtype).reshape(shape)
+        values = _to_float32(flat, tensor.dtype).reshape(shape)
+        check_finite(self.name, name, values, start)
+        return values
 
     def text_assets(self) -> TextAssets:
         return read_text_assets(self.path, self.config)
@@ -101,7 +104,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def _to_float32(flat: np.ndarray, dtype: str) -> Float32Array:
     if dtype == "BF16":  # the upper half of a float32
         return (flat.astype(np.uint32) << 16).view(np.float32)
-    return flat.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # F64 beyond float32 is infinite, and refused
+        return flat.astype(np.float32, copy=False)
 
 
 def _read_index(directory: Path, faults: list[str]) -> dict[str, StoredTensor]:
