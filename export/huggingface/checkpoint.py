@@ -13,6 +13,7 @@ import numpy as np
 
 from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
+from bita.export.finite import check_finite
 from bita.export.huggingface.safetensors_file import StoredTensor
 from bita.export.huggingface.tokenizer import read_text_assets
 from bita.export.huggingface.weight_files import CONFIG_NAME, read_weight_files
@@ -82,7 +83,9 @@ class SafetensorsCheckpoint:
         if len(flat) != num_items:
             raise ModelError(f"{tensor.path} became shorter while it was read; download it again")
         shape = (rows.stop - rows.start, *tensor.shape[1:]) if tensor.shape else ()
-        return _to_float32(flat, tensor.dtype).reshape(shape)
+        values = _to_float32(flat, tensor.dtype).reshape(shape)
+        check_finite(self.name, name, values, start)
+        return values
 
     def text_assets(self) -> TextAssets:
         return read_text_assets(self.path, self.config)
@@ -129,7 +132,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 def _to_float32(flat: np.ndarray, dtype: str) -> Float32Array:
     if dtype == "BF16":  # the upper half of a float32
         return (flat.astype(np.uint32) << 16).view(np.float32)
-    return flat.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # F64 beyond float32 is infinite, and refused
+        return flat.astype(np.float32, copy=False)
 
 
 def _quantized_faults(stored: dict[str, StoredTensor]) -> list[str]:

