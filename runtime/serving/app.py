@@ -35,6 +35,7 @@ log = logging.getLogger("bita.serve")
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 BODY_SECONDS = 30.0  # within which a request's body has to come
+TAKING_SECONDS = 30.0  # after the last token, in which a client takes the rest of a stream
 SMALL_BODY = 1 << 14  # bytes that are parsed at once, whatever they hold
 
 
@@ -57,8 +58,8 @@ class Server:
     """One engine's answers over HTTP. `app` is the ASGI application."""
 
     def __init__(self, session: Session, settings: ServerSettings) -> None:
-        """Raises PromptError for defaults that are not usable."""
-        Options.of(**settings.defaults)
+        """Raises PromptError for defaults or a time limit that are not usable."""
+        Options.of(**{**settings.defaults, "timeout_s": settings.request_seconds})
         self._session = session
         self._settings = settings
         self._created = int(time())
@@ -195,7 +196,8 @@ class Server:
             if asked.stream:
                 first = await _unless_gone(request, self._first_event(job))
                 pieces = self._pieces(asked, form, job, first)
-                return Stream(pieces, lambda: self.line.leave(job))
+                rest = self._settings.request_seconds + job.came_at - monotonic()
+                return Stream(pieces, rest + TAKING_SECONDS, lambda: self.line.leave(job))
             await _unless_gone(request, self._until_end(job))
             response = JSONResponse(form.whole(job.generations))
         except BaseException:
@@ -312,17 +314,25 @@ class Server:
 
 
 class Stream(StreamingResponse):
-    """Server-sent events. on_end: called when all are sent or the client has gone."""
+    """Server-sent events.
 
-    def __init__(self, pieces: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    seconds: within which the client has to take them; then the connection ends. on_end: called when
+    all are sent, or the client has gone, or the time is over.
+    """
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], seconds: float, on_end: Callable[[], None]
+    ) -> None:
         super().__init__(
             pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
+        self._seconds = seconds
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.move_on_after(self._seconds):
+                await super().__call__(scope, receive, send)
         finally:
             self._on_end()
 
