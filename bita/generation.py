@@ -28,12 +28,19 @@ def sampling_numbers(values: Mapping[str, Any]) -> dict[str, float]:
 @dataclass(frozen=True)
 class GenerationDefaults:
     """eos_ids: token ids that end an answer. special_tokens: by name, for chat templates. sampling:
-    as the model's authors recommend it; empty where they do not.
+    as the model's authors recommend it; empty where they do not. turn_end_ids: more tokens that end
+    an answer to messages: those with which the chat template ends a turn.
     """
 
     eos_ids: tuple[int, ...]
     special_tokens: dict[str, str]
     sampling: dict[str, float] = field(default_factory=dict)
+    turn_end_ids: tuple[int, ...] = ()
+
+    @property
+    def chat_eos_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer to messages, ends of a turn first."""
+        return tuple(dict.fromkeys((*self.turn_end_ids, *self.eos_ids)))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -46,6 +53,7 @@ class GenerationDefaults:
             eos_ids = tuple(int(token_id) for token_id in data["eos_ids"])
             special_tokens = {str(key): str(text) for key, text in data["special_tokens"].items()}
             sampling = sampling_numbers(data.get("sampling", {}))
+            turn_end_ids = tuple(int(token_id) for token_id in data.get("turn_end_ids", ()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{path} is broken ({error!r}); rebuild the engine") from error
-        return cls(eos_ids, special_tokens, sampling)
+        return cls(eos_ids, special_tokens, sampling, turn_end_ids)
