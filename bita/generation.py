@@ -50,12 +50,19 @@ def _number(fields: Fields, name: str) -> float | None:
 @dataclass(frozen=True)
 class GenerationDefaults:
     """eos_ids: token ids that end an answer. special_tokens: by name, for chat templates. sampling:
-    as the model's authors recommend it; empty where they do not.
+    as the model's authors recommend it; empty where they do not. turn_end_ids: more tokens that end
+    an answer to messages: those with which the chat template ends a turn.
     """
 
     eos_ids: tuple[int, ...]
     special_tokens: dict[str, str]
     sampling: dict[str, float] = field(default_factory=dict)
+    turn_end_ids: tuple[int, ...] = ()
+
+    @property
+    def chat_eos_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer to messages, ends of a turn first."""
+        return tuple(dict.fromkeys((*self.turn_end_ids, *self.eos_ids)))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -78,5 +85,6 @@ class GenerationDefaults:
                 fields.faults.append(f"sampling.{name} is not one of {', '.join(SAMPLING)}")
             else:
                 numbers[name] = _number(sampling, name)
+        turn_end_ids = fields.wholes("turn_end_ids", (), most=MAX_TOKEN_ID)
         fields.check(EngineError, f"{path} is broken; rebuild the engine")
-        return cls(eos_ids, special_tokens, sampling_numbers(numbers))
+        return cls(eos_ids, special_tokens, sampling_numbers(numbers), turn_end_ids)

@@ -176,17 +176,22 @@ class Session:
         choice: int = 0,
         is_kept: bool | None = None,
         on_end: Callable[[Generation], None] = lambda generation: None,
+        eos_ids: Sequence[int] | None = None,
     ) -> Generation:
         """Start an answer; what `stream` does, for those who have `Options`.
 
         seed: instead of the options'. choice: number of the answer among several to a prompt, which
         draws other numbers. is_kept: whether the cached rows are wanted when it has ended; None: as
-        the session was opened. on_end: called then.
+        the session was opened. on_end: called then. eos_ids: tokens that end the answer, unless the
+        options ignore them; None for `end_ids`.
         """
         prompt_ids = self.encode(prompt)
         self._decoder.check_prompt(prompt_ids)
         self._check_token_ids(options)
-        eos_ids = () if options.ignore_eos else self.eos_ids
+        if eos_ids is None:
+            eos_ids = self.end_ids(prompt)
+        if options.ignore_eos:
+            eos_ids = ()
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
         chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
@@ -287,8 +292,14 @@ class Session:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens with which the model ends an answer."""
+        """The tokens with which the model ends a text."""
         return self._loaded.encoder.defaults.eos_ids
+
+    def end_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens that end an answer to a prompt: `eos_ids`, and for messages those with which
+        the chat template ends a turn.
+        """
+        return self._loaded.encoder.eos_ids(prompt)
 
     @property
     def tree(self) -> Trees:
