@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import RLock
+from time import monotonic
 from typing import Any
 
 from bita.adapter import Adapter
@@ -21,6 +22,7 @@ from bita.runtime.generation import Generation
 from bita.runtime.loaded_engine import LoadedEngine
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.text.codec import IncrementalText, TextCodec
+from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
 from bita.runtime.text.stopping import StopRule
 from bita.tree_table import Trees, TreeTable, read_trees
@@ -185,6 +187,7 @@ class Session:
         the session was opened. on_end: called then. eos_ids: tokens that end the answer, unless the
         options ignore them; None for `end_ids`.
         """
+        began = monotonic()
         prompt_ids = self.encode(prompt)
         self._decoder.check_prompt(prompt_ids)
         self._check_token_ids(options)
@@ -195,7 +198,10 @@ class Session:
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
         chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
-        text = IncrementalText(self.codec, continues=isinstance(prompt, str))
+        continues = (
+            isinstance(prompt, str) or options.grammar is not None
+        )  # which matched each space
+        text = IncrementalText(self.codec, continues)
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
@@ -205,10 +211,21 @@ class Session:
             self._decoder.begin(prompt_ids, chooser),
             rule,
             seed,
-            options.timeout_s,
+            None if options.timeout_s is None else options.timeout_s - (monotonic() - began),
             self._loaded.keep_answers if is_kept is None else is_kept,
             on_end,
         )
+
+    def check_grammar(self, grammar: Grammar, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Raise PromptError for a grammar that answers cannot follow.
+
+        is_wanted: asked now and then, as it may take seconds; PromptError if it says no.
+        """
+        self._loaded.grammars.compile(grammar, is_wanted)
+
+    def load_grammars(self) -> None:
+        """Do what the first grammar would have to wait for (0.1 to 2 s)."""
+        self._loaded.grammars.load()
 
     def _chooser(
         self,
