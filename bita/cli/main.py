@@ -14,8 +14,8 @@ from bita import __version__
 from bita.cli.shared.flags import CommandParser
 from bita.cli.shared.streams import flush_or_discard, prepare_streams, reader_is_gone
 from bita.errors import BitaError, MissingExtraError
+from bita.json_values import printable
 from bita.tuning.launcher import report_once
-from bita.visible_text import visible
 
 MAX_MESSAGE = 4000  # characters
 # The extra that brings a module; what is not named here is a fault of the installation.
@@ -83,7 +83,8 @@ def report(line: str) -> None:
 def on_one_line(message: str) -> str:
     """A message with a list of faults, as one line of bounded length."""
     message = re.sub(r":\n\s*- ", ": ", message[: 2 * MAX_MESSAGE].strip())
-    return visible(" ".join(re.sub(r"\n\s*- ", "; ", message).split()), MAX_MESSAGE)
+    line = " ".join(re.sub(r"\n\s*- ", "; ", message).split())
+    return printable(line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}...")
 
 
 def _parser() -> argparse.ArgumentParser:

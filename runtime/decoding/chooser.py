@@ -48,6 +48,9 @@ class GreedyChooser:
         """None: anything may follow."""
         return []
 
+    def close(self) -> None:
+        """Nothing: it holds no memory."""
+
 
 class Chooser:
     """Makes the choices of one answer that asks for more than the best tokens.
@@ -128,6 +131,11 @@ class Chooser:
     def forced(self) -> list[int]:
         """The tokens that have to follow, because the grammar allows no others."""
         return [] if self._matcher is None or self._has_ended else self._matcher.forced()
+
+    def close(self) -> None:
+        """Give the grammar's memory back; nothing is chosen any more."""
+        if self._matcher is not None:
+            self._matcher.close()
 
     def _take(self, token: int) -> None:
         if self._penalties is not None:

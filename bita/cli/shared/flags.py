@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from bita.cli.shared.streams import as_unicode
-from bita.visible_text import visible
+from bita.json_values import printable
 
 TREE_HELP = (
     "ar, chain, triangle (5,4,3), widths such as 3,2,1, ngrams:N (N guesses from the text, no "
@@ -31,7 +31,7 @@ class CommandParser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        super().error(visible(message, MAX_MESSAGE))
+        super().error(printable(message[:MAX_MESSAGE]))
 
     def _about(self, unknown: list[str]) -> str:
         flags = [each.split("=")[0] for each in unknown if each.startswith("-")]
