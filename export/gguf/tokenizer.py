@@ -11,6 +11,7 @@ from bita.export.gguf.pretokenizers import pre_tokenizer_of
 from bita.export.turn_ends import TURN_ENDS, named_turn_ends, written_turn_ends
 from bita.generation import sampling_numbers
 from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.tokenizer_file import checked_call
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's mark of a space
@@ -74,7 +75,10 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
     """The TextAssets of a GGUF file. Raises ModelError if its tokenizer cannot be rebuilt."""
     vocabulary = Vocabulary(owner, metadata)
     template = metadata.get("tokenizer.chat_template")
-    tokenizer = build_tokenizer(vocabulary)
+    what = f"{owner}: its tokenizer cannot be built"
+    tokenizer: Tokenizer = checked_call(
+        lambda: build_tokenizer(vocabulary), ModelError, what, "convert the model again"
+    )
     codec = TextCodec(tokenizer)
     ends = [vocabulary.get(key) for key in END_IDS]
     eos_ids = dict.fromkeys(
