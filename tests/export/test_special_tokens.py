@@ -36,9 +36,12 @@ def write(
     data = json.loads(path.read_text())
     edit(data)
     path.write_text(json.dumps(data))
-    base = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    base: dict[str, Any] = {
+        "config": CONFIG,
+        "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    }
     for stem, content in {"tokenizer_config": config or {}, "config": {}, **files}.items():
-        given = {**({"config": CONFIG, "tokenizer_config": base}.get(stem, {})), **content}
+        given = {**base.get(stem, {}), **content}
         (directory / f"{stem}.json").write_text(json.dumps(given))
     return directory
 
@@ -217,7 +220,11 @@ def test_what_a_class_names_counts_if_there_is_such_a_token(tmp_path: Path) -> N
         ),
         ("tokenizer_config", {"additional_special_tokens": "a"}, "'a', not a list of tokens"),
         ("tokenizer_config", {"additional_special_tokens": [1]}, "extra_special_tokens is 1, not"),
-        ("tokenizer_config", {"split_special_tokens": True}, "split_special_tokens is True, which"),
+        (
+            "tokenizer_config",
+            {"split_special_tokens": True},
+            "split_special_tokens changes what tok",
+        ),
         ("special_tokens_map", {"bos_token": 1.5}, "special_tokens_map.json: bos_token is 1.5"),
         ("added_tokens", {"<|new|>": "300"}, "added_tokens.json: <|new|> is '300', not a whole"),
         ("added_tokens", {"<|new|>": True}, "added_tokens.json: <|new|> is True, not a whole"),

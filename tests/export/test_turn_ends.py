@@ -124,7 +124,7 @@ def test_an_answer_ends_with_the_turn_in_chats_and_with_the_text_elsewhere(tmp_p
     session = Session.open(tmp_path / "engine", num_threads=1)
     assert session.eos_ids == session.end_ids("Hi") == session.end_ids([5, 6]) == (PAD,)
     assert session.end_ids(CHAT) == (END, PAD)
-    towards = {"logit_bias": {END: 100.0}, "max_new_tokens": 4}
+    towards: dict[str, Any] = {"logit_bias": {END: 100.0}, "max_new_tokens": 4}
     for answer in (
         session.generate(CHAT, **towards),
         session.conversation(CHAT).answer(**towards).run(),

@@ -13,7 +13,7 @@ from bita.runtime.text.codec import IncrementalText, TextCodec
 WORDS = ["<s>", "▁", "▁▁", "a", "▁a", "a▁b", "b▁", "##c", "é", "<0xC3>", "<0xA9>", "<0x41>", "c"]
 R, F, B = decoders.Replace("▁", " "), decoders.Fuse(), decoders.ByteFallback()
 M, NEVER = decoders.Metaspace(), decoders.Metaspace(prepend_scheme="never")
-DECODERS = {
+DECODERS: dict[str, list[Any]] = {
     "llama 2": [R, B, F, decoders.Strip(" ", 1, 0)],
     "gemma": [R, B, F],
     "metaspace": [M],
