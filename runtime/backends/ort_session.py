@@ -15,7 +15,7 @@ from bita.json_values import shown
 from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 
-ERRORS_ONLY = 3
+NOTHING_LOGGED = 4  # errors are raised; it would print them too
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 TYPES = {
     "tensor(int64)": "int64",
@@ -47,7 +47,7 @@ def load_session(
 ) -> ort.InferenceSession:
     """The engine's graph, or that variant of it; raises EngineError."""
     _check_version(engine)
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = NOTHING_LOGGED
     if folder := _weights_folder(engine, graph is not None):
         options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
     try:

@@ -185,7 +185,7 @@ def test_caches_are_of_one_type(tiny_engine: Path) -> None:
 
 def test_a_prefix_has_room_in_the_cache(tiny_engine: Path) -> None:
     sizes = {"num_layers": 2, "hidden_size": 32, "num_kv_heads": 2, "head_dim": 16}
-    identity = ModelIdentity("llama", vocab_size=320, fingerprint={}, **sizes)  # type: ignore[arg-type]
+    identity = ModelIdentity("llama", vocab_size=320, fingerprint={}, **sizes)
     adapter = random_adapter(identity, num_masks=3, prefix_length=384)
     with pytest.raises(EngineError, match="prefix of 384 does not fit a cache of 384 slots"):
         Session.open(tiny_engine, adapter=adapter)

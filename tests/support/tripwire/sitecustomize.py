@@ -9,13 +9,14 @@ some of them readable, whose files are nothing but data: none is code.
 import atexit
 import os
 import sys
+from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 COMMANDS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")
 KNOWN_PROGRAMS = ("nvidia-smi", "tegrastats")
 
 
-def roots(name):
+def roots(name: str) -> tuple[str, ...]:
     entries = os.environ.get(f"TRIPWIRE_{name}", "").split(os.pathsep)
     return tuple(os.path.realpath(entry) for entry in entries if entry)
 
@@ -33,25 +34,25 @@ REAL, ABSOLUTE, READ, WRITE, OPEN = (
 state = {"inside": False}
 
 
-def is_in(path, directories):
+def is_in(path: str, directories: tuple[str, ...]) -> bool:
     return any(path == entry or path.startswith(entry + os.sep) for entry in directories)
 
 
-def trip(what, *values):
+def trip(what: str, *values: object) -> None:
     text = f"{what}: {' '.join(map(repr, values))}\n".encode("utf-8", "backslashreplace")
     file = OPEN(os.environ["TRIPWIRE_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     WRITE(file, text)
     os.close(file)
 
 
-def is_data(name):
+def is_data(name: object) -> bool:
     if not isinstance(name, (str, bytes)):
         return False
     path = os.fsdecode(name)
     return bool(path) and not path.startswith("<") and is_in(REAL(path), DATA)
 
 
-def on_open(path, mode, flags):
+def on_open(path: object, mode: object, flags: object) -> None:
     if not isinstance(path, (str, bytes)):
         return  # the number of a file that is open already
     real = REAL(os.fsdecode(path))
@@ -62,14 +63,14 @@ def on_open(path, mode, flags):
         trip("reads", real)
 
 
-def on_popen(executable, arguments, *_):
-    arguments = [os.fsdecode(item) for item in arguments]
+def on_popen(executable: object, given: Any, *_: object) -> None:
+    arguments = [os.fsdecode(item) for item in given]
     is_ours = arguments[0] == sys.executable and "'bita." in arguments[2]
     if not is_ours and os.path.basename(arguments[0]) not in KNOWN_PROGRAMS:
         trip("starts", executable, arguments)
 
 
-def on_event(event, values):
+def on_event(event: str, values: Any) -> None:
     if state["inside"]:
         return
     state["inside"] = True
@@ -94,7 +95,7 @@ def on_event(event, values):
         state["inside"] = False
 
 
-def at_exit():
+def at_exit() -> None:
     """Files that a library mapped, which Python does not see it open."""
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
         lines = [line.split(maxsplit=5) for line in file]
