@@ -14,13 +14,18 @@ tokenizer.json, generation.json, chat_template.jinja
 import json
 import os
 import shutil
+import stat
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bita.directory_swap import put
+from bita.engine_access import undisturbed, unwritable, writing
 from bita.engine_files import file_fault, table_faults
+from bita.engine_files import sha256 as sha256
+from bita.engine_place import INCOMING, WITHIN, Place
 from bita.errors import EngineError, raise_faults
 from bita.graph_weights import weight_locations
 from bita.json_values import read_json_object, shown
@@ -57,6 +62,7 @@ class Engine:
         return sum(entry["bytes"] for entry in self.files.values())
 
 
+@undisturbed
 def open_engine(
     path: str | Path, check_hashes: bool = False, unchecked: Container[str] = ()
 ) -> Engine:
@@ -141,37 +147,63 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
     """A draft that becomes the directory `out` when the block ends without an error.
 
     An older engine at `out` is replaced only then; anything else at `out` is left alone and
-    raises EngineError. Nothing half-written is ever seen at `out`.
+    raises EngineError. Nothing half-written is ever seen at `out`. Other writers of it wait.
     """
     check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    partial.mkdir()
-    try:
-        draft = EngineDraft(partial)
-        yield draft
-        if draft.manifest is None:
-            raise EngineError(f"{out}: the build ended without a manifest")
-        text = json.dumps(draft.manifest.describe_files(partial, draft.known), indent=2) + "\n"
-        (partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
-        _replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing(out) as place:
+        check_replaceable(out)
+        partial = place.own()
+        try:
+            partial.mkdir()
+            draft = EngineDraft(partial)
+            yield draft
+            if draft.manifest is None:
+                raise EngineError(f"{out}: the build ended without a manifest")
+            text = json.dumps(draft.manifest.describe_files(partial, draft.known), indent=2) + "\n"
+            (partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
+            _give_usual_modes(draft)
+            _put(partial, place, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def revising(path: Path, unchecked: Container[str] = ()) -> Iterator[Engine]:
+    """Open an engine as its only writer, for work that ends in a revision of what was read.
+
+    Its faults are told before another writer is waited for. Raises EngineError as `open_engine`.
+    """
+    open_engine(path, unchecked=unchecked)
+    with writing(path):
+        yield open_engine(path, unchecked=unchecked)
+
+
+@contextmanager
+def revision(engine: Engine, exclude: Container[str]) -> Iterator[EngineDraft]:
+    """A draft of the same engine, with all of its files but those of `exclude`.
+
+    Files are linked where the file system can, else copied. Raises EngineError if the engine is
+    not the one any more that was read: another writer replaced it.
+    """
+    with writing(engine.path):
+        _check_unchanged(engine)
+        with new_engine(engine.path) as draft:
+            take_over(engine, draft, exclude)
+            draft.manifest = engine.manifest
+            yield draft
 
 
 def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
-    """Add these small files to an engine, or replace them; all or none. Raises EngineError.
+    """Add these small files to an engine, or replace them; all or none.
 
-    Other files are linked where the file system can, else copied.
+    Raises EngineError, also if another writer replaced the engine since it was read.
     """
-    with new_engine(engine.path) as draft:
-        take_over(engine, draft, exclude=files)
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            (draft.path / name).write_bytes(data)
-        draft.manifest = engine.manifest
-    return open_engine(engine.path)
+    with writing(engine.path):
+        with revision(engine, exclude=files) as draft:
+            for name, content in files.items():
+                data = content.encode() if isinstance(content, str) else content
+                (draft.path / name).write_bytes(data)
+        return open_engine(engine.path)
 
 
 def take_over(engine: Engine, draft: EngineDraft, exclude: Container[str]) -> None:
@@ -183,14 +215,45 @@ def take_over(engine: Engine, draft: EngineDraft, exclude: Container[str]) -> No
 
 
 def move_engine(engine: Engine, out: Path) -> Engine:
-    """Move the engine to `out`, replacing any engine there.
+    """Move an engine that nobody else uses to `out`, replacing any engine there.
 
-    Both are on one file system. Raises EngineError as `new_engine`.
+    Raises EngineError as `new_engine`.
     """
     check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _replace(engine.path, out)
-    return open_engine(out)
+    with writing(out) as place:
+        check_replaceable(out)
+        partial = place.own()
+        try:
+            # by another name, else a kill could leave the older engine at `engine.path`
+            shutil.move(engine.path, partial)
+            _put(partial, place, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return open_engine(out)
+
+
+def _check_unchanged(engine: Engine) -> None:
+    now = open_engine(engine.path, unchecked=engine.files)
+    if (now.manifest, now.files) != (engine.manifest, engine.files):
+        raise EngineError(
+            f"engine {engine.path} was written by another process after this one read it, so "
+            "nothing was changed; run the command again"
+        )
+
+
+def _give_usual_modes(draft: EngineDraft) -> None:
+    """Some libraries write files that only their owner may read; the umask says who may."""
+    usual = (draft.path / MANIFEST_FILE).stat().st_mode
+    for path in draft.path.iterdir():
+        if path.name not in draft.known and path.stat().st_mode != usual:
+            path.chmod(stat.S_IMODE(usual))
+
+
+def _put(finished: Path, place: Place, out: Path) -> None:
+    try:
+        put(finished, place)
+    except OSError as error:
+        raise unwritable(out, error) from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -209,15 +272,12 @@ def read_calibration(engine: Engine) -> dict[str, Any]:
 
 def check_replaceable(out: Path) -> None:
     """Raise EngineError if there is something at `out` that is not an engine."""
-    empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not empty and not (out / MANIFEST_FILE).is_file():
+    if not out.exists() or (out / MANIFEST_FILE).is_file() or (out / INCOMING).is_dir():
+        return
+    if not out.is_dir() or any(not _is_hidden(path.name) for path in out.iterdir()):
         raise EngineError(f"{out} exists and is no engine; choose another OUT or remove it")
 
 
-def _replace(partial: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
+def _is_hidden(name: str) -> bool:
+    """Whether it is what writers, or file systems at their root, keep in a directory."""
+    return name.startswith(f"{WITHIN}.") or name == "lost+found"

@@ -96,32 +96,49 @@ def identify(checkpoint: TensorSource) -> ModelIdentity:
     Raises ModelError that lists every missing config field and tensor.
     """
     config, names = checkpoint.config, checkpoint.names()
-    wanted = ("model_type", "num_hidden_layers", "num_attention_heads")
-    faults = [f"config has no {name!r}" for name in wanted if not config.get(name)]
-    last = f"model.layers.{int(config.get('num_hidden_layers') or 1) - 1}.mlp.down_proj.weight"
+    fields = Fields(config, "config: ")
+    architecture = fields.text("model_type")
+    num_layers, num_heads = (
+        fields.whole(name, least=1) for name in ("num_hidden_layers", "num_attention_heads")
+    )
+    num_kv_heads = fields.whole_or_null("num_key_value_heads", None, least=1)
+    last = f"model.layers.{num_layers - 1}.mlp.down_proj.weight"
     query, stored_query = _query_tensor(names)
-    faults += [
-        f"no tensor {name}" for name in (EMBEDDINGS, stored_query, last) if name not in names
+    faults = fields.faults + [
+        _tensor_fault(checkpoint, names, name) for name in (EMBEDDINGS, stored_query, last)
     ]
-    raise_faults(ModelError, "checkpoint cannot be identified", faults)
+    raise_faults(ModelError, "checkpoint cannot be identified", [*filter(None, faults)])
 
     vocab_size, hidden_size = checkpoint.shape(EMBEDDINGS)
-    num_heads = int(config["num_attention_heads"])
     head_dim = head_dim_of({**config, "hidden_size": hidden_size})
+    query_rows = num_heads * head_dim
+    if query_rows > checkpoint.shape(stored_query)[0]:
+        raise ModelError(
+            f"{stored_query} has {checkpoint.shape(stored_query)[0]} rows; the config asks for "
+            f"{num_heads} heads of {head_dim}"
+        )
     rows = {
         EMBEDDINGS: (EMBEDDINGS, min(EMBEDDING_ROWS, vocab_size)),
-        query: (stored_query, num_heads * head_dim),
+        query: (stored_query, query_rows),
         last: (last, checkpoint.shape(last)[0]),
     }
     return ModelIdentity(
-        architecture=str(config["model_type"]),
-        num_layers=int(config["num_hidden_layers"]),
+        architecture=architecture,
+        num_layers=num_layers,
         hidden_size=hidden_size,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        num_kv_heads=num_kv_heads or num_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
         fingerprint={name: _sketch(checkpoint, *tensor) for name, tensor in rows.items()},
     )
+
+
+def _tensor_fault(checkpoint: TensorSource, names: frozenset[str], name: str) -> str:
+    """Why a tensor is not a matrix; empty if it is one."""
+    if name not in names:
+        return f"no tensor {name}"
+    shape = checkpoint.shape(name)
+    return "" if len(shape) == 2 and min(shape) > 0 else f"tensor {name} has shape {shape}"
 
 
 def _query_tensor(names: frozenset[str]) -> tuple[str, str]:

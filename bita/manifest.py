@@ -64,11 +64,17 @@ class Manifest:
     created_by: str
     dialect: str = "ort"  # of the graph's operators
     plan: dict[str, str] = field(default_factory=dict)  # `bita.plan.PlanInfo`; empty for no plan
+    inputs: str = ""  # digest of what it was built from, for `bita engine --if-needed`
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int]:
         """[2L, H, C, D] of keys and values."""
         return 2 * self.num_layers, self.num_kv_heads, self.capacity, self.head_dim
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its masks have learned anything of the model."""
+        return self.tuned_on != "untuned"
 
     @property
     def format_version(self) -> int:
@@ -129,6 +135,7 @@ def parse_manifest(data: Mapping[str, Any]) -> tuple[Manifest | None, list[str]]
         "dialect": _choice(values, "dialect", tuple(DIALECTS), ORT.name),
         "requires": _text_table(values, "requires"),
         "plan": _text_table(values, "plan", {}),
+        "inputs": _text(values, "inputs", ""),
     }
     manifest = Manifest(**found)
     faults = values.faults or [f"{MANIFEST_FILE}: {fault}" for fault in _misfits(manifest)]

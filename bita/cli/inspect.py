@@ -14,6 +14,7 @@ from bita.cli.shared.flags import add_command
 from bita.json_values import printable
 
 Rows = Iterable[tuple[str, object]]
+UNTUNED = "untuned: few drafts are right (`bita tune` makes an adapter)"
 SHOWN_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -65,7 +66,8 @@ def _engine_rows(path: Path) -> Rows:
     manifest = engine.manifest
     spec = DIALECTS.get(manifest.dialect, STANDARD)  # its cache is float16, as in most dialects
     cache_bytes = spec.cache_item_bytes(manifest.precision) * prod(manifest.cache_shape)
-    prefix, tuned = manifest.prefix_length, manifest.tuned_on
+    prefix = manifest.prefix_length
+    tuned = f"tuned on: {manifest.tuned_on}" if manifest.is_tuned else UNTUNED
     more = f", LoRA of rank {manifest.lora_rank}" if manifest.lora_rank else ""
     more += f", pair scores of rank {manifest.pair_rank}" if manifest.pair_rank else ""
     return [
@@ -79,7 +81,7 @@ def _engine_rows(path: Path) -> Rows:
         ("tree", tree),
         *((f"- {where}", each) for where, each in states_of(tree)),
         *_measured_rows(measured, str(path)),
-        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
+        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
         ("cache", f"{manifest.capacity} slots, {cache_bytes / 1e6:.0f} MB when full"),

@@ -10,10 +10,10 @@ from bita.engine import (
     TREE_FILE,
     WEIGHTS_FILE,
     Engine,
-    new_engine,
     open_engine,
-    take_over,
+    revision,
 )
+from bita.engine_access import writing
 from bita.errors import EngineError
 from bita.export.tensorrt.build_costs import Costs, check_disk, check_memory, plan_costs
 from bita.export.tensorrt.compile_plan import (
@@ -108,12 +108,14 @@ def compile_engine(
     def tell(phase: str, done: int, total: int) -> None:
         on_progress(f"{phase}, {costs}", done, total)
 
-    with new_engine(engine.path) as draft:
-        take_over(engine, draft, exclude=(PLAN_FILE,))
-        graph, plan = engine.file(GRAPH_FILE), draft.path / PLAN_FILE
-        info = compile_plan(graph, plan, plan_options, tell)
-        draft.manifest = replace(engine.manifest, backend=options.backend, plan=info.to_manifest())
-    return open_engine(engine.path)
+    with writing(engine.path):
+        with revision(engine, exclude=(PLAN_FILE,)) as draft:
+            plan = draft.path / PLAN_FILE
+            info = compile_plan(engine.file(GRAPH_FILE), plan, plan_options, tell)
+            draft.manifest = replace(
+                engine.manifest, backend=options.backend, plan=info.to_manifest()
+            )
+        return open_engine(engine.path)
 
 
 def check_costs(costs: Costs, options: CompileOptions, out: Path, other_bytes: int = 0) -> None:

@@ -17,8 +17,9 @@ def copied(tiny_engine: Path, tmp_path: Path) -> Engine:
 
 
 def test_a_revised_engine_is_whole(copied: Engine) -> None:
+    revised = copied
     for text in ("{}", '{"a": 1}'):
-        revised = revise_engine(copied, {"calibration.json": text})
+        revised = revise_engine(revised, {"calibration.json": text})
         assert revised.file("calibration.json").read_text() == text
         files = open_engine(revised.path, check_hashes=True).files
         assert files.keys() == {*copied.files, "calibration.json"}

@@ -136,7 +136,7 @@ def test_checkpoint_that_cannot_be_identified_lists_what_is_missing() -> None:
     del checkpoint.tensors[QUERY], checkpoint.tensors[DOWN]
     with pytest.raises(ModelError) as caught:
         identify(checkpoint)
-    for part in ("config has no 'model_type'", QUERY, DOWN):
+    for part in ("config: model_type is None, not a text", QUERY, DOWN):
         assert part in str(caught.value)
 
 
