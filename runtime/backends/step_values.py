@@ -64,6 +64,16 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
 
 
+def check_ids(top_ids: npt.NDArray[np.int64], vocab_size: int) -> None:
+    """Raise EngineError if a step gave ids outside of the vocabulary. Cost: about 5 µs."""
+    largest = top_ids.view(np.uint64).max()  # a negative id is the largest then
+    if largest >= vocab_size:
+        raise EngineError(
+            f"the graph gave token id {int(largest.astype(np.int64))}, not one in [0, "
+            f"{vocab_size}); rebuild the engine"
+        )
+
+
 def fill_masks(token_ids: npt.NDArray[np.int64], layout: Layout, vocab_size: int) -> None:
     """Write the ids of the mask tokens, which never change, into [1, Q]."""
     masks = layout.mask_index >= 0
