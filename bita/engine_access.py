@@ -46,8 +46,8 @@ def unwritable(out: str | Path, error: OSError) -> EngineError:
     """The error that says why the engine at `out` cannot be written."""
     where = error.filename2 or error.filename or out
     return EngineError(
-        f"cannot write the engine {out}: {error.strerror or error} ({where}); choose another OUT, "
-        "or mend that"
+        f"cannot write the engine {out}: {error.strerror or error}: {where}; make its directory "
+        "writable, or choose another OUT"
     )
 
 
