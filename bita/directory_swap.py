@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from bita.engine_place import INCOMING, Place
+from bita.manifest import MANIFEST_FILE
 
-MANIFEST_FILE = "manifest.json"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # Without it: kernels and sandboxes, file systems, layers of a container, mount points.
 CANNOT = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EBUSY)

@@ -11,9 +11,10 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from bita.directory_swap import MANIFEST_FILE, complete
+from bita.directory_swap import complete
 from bita.engine_place import INCOMING, Place
 from bita.errors import EngineError
+from bita.manifest import MANIFEST_FILE
 from bita.writer_lock import release, sole_writer, try_sole_writer
 
 P = ParamSpec("P")

@@ -13,7 +13,6 @@ from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, d
 from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
-    MODES,
     PAIRS_FILE,
     TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -24,6 +23,7 @@ from bita.engine import (
 )
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
+from bita.export.check_texts import check_texts
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.dialects.decoder import (
     check_tensors,
@@ -38,8 +38,8 @@ from bita.export.tensorrt.compile_engine import (
     check_costs,
     decode_rows,
 )
-from bita.generation import GenerationDefaults
 from bita.identity import identify
+from bita.manifest import MODES
 from bita.pairs import pair_tables
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tensors import EMBEDDINGS
@@ -100,6 +100,7 @@ def check_build(
     check_tensors(checkpoint, architecture)
     check_rotary_widths(architecture, DIALECTS[options.dialect].rotary_unit)
     texts = checkpoint.text_assets()
+    check_texts(texts, checkpoint.name, architecture.vocab_size)
     adapter = _fitting(adapter, checkpoint)
     tree = options.tree or Tree.chain(adapter.num_masks)
     _check_tree(tree, adapter, options.num_ranks, capacity)
@@ -268,8 +269,7 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
         (directory / TEMPLATE_FILE).write_text(texts.chat_template, encoding="utf-8")
-    defaults = GenerationDefaults(texts.eos_ids, texts.special_tokens, texts.sampling)
-    defaults.save(directory / GENERATION_FILE)
+    texts.defaults.save(directory / GENERATION_FILE)
 
 
 def _manifest(build: CheckedBuild) -> Manifest:

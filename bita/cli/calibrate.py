@@ -9,7 +9,7 @@ from typing import Any
 
 from bita.calibration.effort import Effort
 from bita.cli.shared.flags import add_command, not_negative, positive
-from bita.engine import MODES
+from bita.manifest import MODES
 
 STAGES = ("acceptance", "latency", "tree")
 MAX_SHOWN = 4  # trees that were not chosen

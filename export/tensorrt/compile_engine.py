@@ -27,7 +27,7 @@ from bita.plan import LIBRARIES, NAMES, RTX
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES
 from bita.runtime.backends.tensorrt_library import load_library
-from bita.tree_table import Trees, TreeTable, trees_from_json
+from bita.tree_table import Trees, TreeTable, read_trees
 
 # Of plain decoding. One row would take kernels that want the weights in another order, so that a
 # plan had them twice: 534 MB in place of 323 for the default model in float16 (TensorRT-RTX 1.7.1).
@@ -137,7 +137,7 @@ def decode_rows(trees: Trees) -> tuple[int, ...]:
 def _plan_options(engine: Engine, options: CompileOptions) -> PlanOptions:
     manifest = engine.manifest
     options.check_dialect(manifest.dialect)
-    trees = trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+    trees = read_trees(engine.file(TREE_FILE), "rebuild the engine")
     rows = tuple(sorted(set(options.rows or decode_rows(trees))))
     room = manifest.capacity - manifest.prefix_length
     if rows[-1] > room:

@@ -42,7 +42,7 @@ def test_a_moved_engine_replaces_an_engine_only(copied: Engine, tmp_path: Path) 
     ("text", "message"),
     [
         ("{", "is not readable"),
-        ("[]", "holds no JSON object"),
+        ("[]", r"holds \[\], not a JSON object"),
         ('{"quality": 3}', "quality is 3, not a table"),
         ('{"quality": {"kl": "big"}}', "kl is 'big'"),
     ],
