@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from bita.adapter import Adapter
 from bita.calibration.step_times import (
     ROWS,
     counted_rounds,
@@ -21,7 +20,8 @@ from bita.calibration.step_times import (
     text_slots,
     time_steps,
 )
-from bita.engine import ADAPTER_FILE, Engine
+from bita.engine import Engine
+from bita.engine_adapter import read_adapter
 from bita.errors import EngineError, raise_faults
 from bita.json_values import Fields, shown
 from bita.progress import OnCount, ignore_count
@@ -121,7 +121,7 @@ def measure_latency(
     follows steps of its own size. Raises EngineError if the cache has no room for a step.
     """
     backend = open_backend(engine, num_threads=num_threads)
-    adapter = Adapter.load(engine.file(ADAPTER_FILE))
+    adapter = read_adapter(engine)
     rows, slots = sizes_of(engine, most_rows), text_slots(engine)
     lengths = lengths_of(filled, slots, slots - max(rows[-1], backend.least_slots))
     rounds = counted_rounds(WARM_UP_ROUNDS + repeats, on_progress)

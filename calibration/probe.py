@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, GRAPH_FILE, Engine
+from bita.engine import GRAPH_FILE, Engine
+from bita.engine_adapter import read_adapter
 from bita.errors import EngineError
 from bita.export.finite import is_finite
 from bita.runtime.backends.layout import prefill_layout
@@ -30,7 +31,7 @@ class Probe:
     def __init__(self, engine: Engine, names: Sequence[str], num_threads: int = 0) -> None:
         self._engine = engine
         self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
-        self._adapter = Adapter.load(engine.file(ADAPTER_FILE))
+        self._adapter = read_adapter(engine)
         bind = partial(_bind_all_rows, self._backend, self._adapter, names)
         self._prefill = Prefill(self._backend.cache, PIECE, bind)
         room = engine.manifest.capacity - self._adapter.prefix_length

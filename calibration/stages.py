@@ -32,6 +32,8 @@ from bita.engine import (
     read_calibration,
     revise_engine,
 )
+from bita.engine_access import writing
+from bita.engine_place import Place
 from bita.errors import EngineError
 from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
@@ -82,7 +84,7 @@ class Calibrator:
         chosen, max_new_tokens = self._drafted, self._effort.max_new_tokens
         key = {"prompts": chosen, "max_new_tokens": max_new_tokens, "files": self._files()}
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        with _Progress(self.engine.path, digest) as kept:
+        with writing(self.engine.path) as place, _Progress(place, digest) as kept:
 
             def on_text(number: int, positions: tuple[Position, ...]) -> None:
                 kept.add(number, positions)
@@ -91,8 +93,8 @@ class Calibrator:
             acceptance = measure_acceptance(
                 self.engine, chosen, max_new_tokens, self._num_threads, kept.known, on_text
             )
-        self._keep({"acceptance": acceptance.to_json()})
-        kept.remove()
+            self._keep({"acceptance": acceptance.to_json()})
+            kept.remove()
         return acceptance
 
     def latency(self, anew: bool = False) -> Latency:
@@ -205,8 +207,8 @@ def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
 class _Progress:
     """The positions of the prompts done, a JSON line each, in a file beside the engine."""
 
-    def __init__(self, engine: Path, digest: str) -> None:
-        self._path = engine.with_name(f".{engine.name}.acceptance.jsonl")
+    def __init__(self, engine: Place, digest: str) -> None:
+        self._path = engine.hidden("acceptance.jsonl")
         key = {"of": digest}
         self._file = JsonLinesFile(self._path)
         entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]

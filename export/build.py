@@ -1,5 +1,6 @@
 """`make engine`: from a checkpoint and an adapter to an engine directory."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, d
 from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
-    MODES,
     PAIRS_FILE,
     TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -23,9 +23,12 @@ from bita.engine import (
     check_replaceable,
     move_engine,
     new_engine,
+    open_engine,
 )
+from bita.engine_access import writing
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
+from bita.export.check_texts import check_texts
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.dialects.decoder import (
     check_tensors,
@@ -41,8 +44,8 @@ from bita.export.tensorrt.compile_engine import (
     compile_engine,
     decode_rows,
 )
-from bita.generation import GenerationDefaults
 from bita.identity import identify
+from bita.manifest import MODES
 from bita.pairs import pair_tables
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
@@ -83,6 +86,7 @@ class CheckedBuild:
     capacity: int  # C, cache slots
     num_bytes: int  # about what the weights take on disk
     compile_options: CompileOptions | None = None  # of the plan that it gets; None for no plan
+    inputs: str = ""  # digest of what it is built from; "" if nobody will ask
 
 
 def check_build(
@@ -103,6 +107,7 @@ def check_build(
     check_tensors(checkpoint, architecture)
     check_rotary_widths(architecture, DIALECTS[options.dialect].rotary_unit)
     texts = checkpoint.text_assets()
+    check_texts(texts, checkpoint.name, architecture.vocab_size)
     adapter = _fitting(adapter, checkpoint)
     tree = options.tree or Tree.chain(adapter.num_masks)
     _check_tree(tree, adapter, options.num_ranks, capacity)
@@ -188,6 +193,35 @@ def build_engine(
         _write_texts(build.texts, draft.path)
         draft.manifest = _manifest(build)
     return draft.manifest
+
+
+def build_in_steps(
+    build: CheckedBuild, on_progress: OnProgress, seen: Seen = NOTHING_SEEN
+) -> Manifest:
+    """`build_engine`, with its progress in MiB of weights."""
+    stage, written = f"exporting {build.options.precision}", 0
+
+    def add(num_bytes: int) -> None:
+        nonlocal written
+        written += num_bytes
+        on_progress(stage, written >> 20, max(build.num_bytes >> 20, 1))
+
+    return build_engine(build, on_write=add, seen=seen)
+
+
+def build_uncalibrated(build: CheckedBuild, on_progress: OnProgress = ignore_progress) -> Engine:
+    """Write the engine `build.out` and measure nothing; it has its plan when it gets there.
+
+    Raises what `build_engine` does.
+    """
+    with writing(build.out) as place:
+        folder = place.own()
+        try:
+            graph = replace(build, out=folder / "engine")
+            build_in_steps(graph, on_progress)
+            return finish_engine(open_engine(graph.out), build, on_progress)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def finish_engine(
@@ -286,8 +320,7 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
         (directory / TEMPLATE_FILE).write_text(texts.chat_template, encoding="utf-8")
-    defaults = GenerationDefaults(texts.eos_ids, texts.special_tokens, texts.sampling)
-    defaults.save(directory / GENERATION_FILE)
+    texts.defaults.save(directory / GENERATION_FILE)
 
 
 def _manifest(build: CheckedBuild) -> Manifest:
@@ -314,6 +347,7 @@ def _manifest(build: CheckedBuild) -> Manifest:
         tuned_on=adapter.tuned_on,
         requires=_requirements(options),
         created_by=f"bita-edge {__version__}",
+        inputs=build.inputs,
     )
 
 

@@ -11,6 +11,7 @@ from importlib import import_module
 
 from bita import __version__
 from bita.errors import BitaError, MissingExtraError
+from bita.json_values import printable
 from bita.tuning.launcher import report_once
 
 # The extra that brings a module; what is not named here is a fault of the installation.
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception) -> int:
     with report_once():
-        print(f"bita: error: {on_one_line(str(error) or repr(error))}", file=sys.stderr)
+        message = printable(on_one_line(str(error) or repr(error)))
+        print(f"bita: error: {message}", file=sys.stderr)
     return 2
 
 

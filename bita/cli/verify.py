@@ -104,7 +104,7 @@ def _against_transformers(
         bar.start(len(prompts))
         for prompt in prompts:
             ids = session.encode(prompt)
-            expected = reference.greedy(ids, max_new_tokens, session.eos_ids)
+            expected = reference.greedy(ids, max_new_tokens, session.end_ids(prompt))
             found = plain.generate(prompt, max_new_tokens).token_ids
             compare(comparison, expected, found, margin_behind(reference.margin, ids))
             bar.add(1)

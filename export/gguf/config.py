@@ -114,6 +114,7 @@ def _stored(
         "vocab_size": num_tokens,
         "tie_word_embeddings": HEAD not in shapes,
         "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
+        "mlp_bias": "model.layers.0.mlp.down_proj.bias" in shapes,
         **_token_ids(fields, metadata),
     }
 

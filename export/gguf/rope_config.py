@@ -34,7 +34,9 @@ def rope_config(
     if rotary != head_dim:
         parameters["partial_rotary_factor"] = _share(rotary, head_dim)
     if not architecture.is_gemma:
-        return {"rope_theta": theta, "rope_parameters": parameters}
+        trained = "original_max_position_embeddings"  # Phi-3 reads it outside of rope_parameters
+        outer = {trained: parameters[trained]} if trained in parameters else {}
+        return {"rope_theta": theta, "rope_parameters": parameters, **outer}
     return {"rope_theta": theta} | _gemma(fields, architecture, theta, parameters)
 
 

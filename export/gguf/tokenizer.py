@@ -9,8 +9,9 @@ from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
 from bita.export.gguf.pretokenizers import pre_tokenizer_of
 from bita.export.gguf.text_metadata import read_text_metadata, token_id_faults
-from bita.export.huggingface.tokenizer import TURN_ENDS, turn_ends
+from bita.export.turn_ends import TURN_ENDS, named_turn_ends, written_turn_ends
 from bita.generation import sampling_numbers
+from bita.runtime.text.codec import TextCodec
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's mark of a space
@@ -77,9 +78,11 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
     vocabulary = Vocabulary(owner, metadata)
     metadata = vocabulary.metadata
     template = metadata.get("tokenizer.chat_template")
+    tokenizer = build_tokenizer(vocabulary)
+    codec = TextCodec(tokenizer)
     ends = [vocabulary.get(key) for key in END_IDS]
     eos_ids = dict.fromkeys(
-        (*turn_ends(template, vocabulary.ids.get), *(int(end) for end in ends if end is not None))
+        (*named_turn_ends(template, codec), *(int(end) for end in ends if end is not None))
     )
     if not eos_ids:
         raise ModelError(
@@ -87,14 +90,17 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
             "set it with gguf-set-metadata"
         )
     named = {name: vocabulary.token(key) for name, key in SPECIAL_IDS.items()}
+    special_tokens = {name: token for name, token in named.items() if token is not None}
+    written = written_turn_ends(template, special_tokens, codec)
     return TextAssets(
-        tokenizer_json=build_tokenizer(vocabulary).to_str(),
+        tokenizer_json=tokenizer.to_str(),
         chat_template=template,
         eos_ids=tuple(eos_ids),
-        special_tokens={name: token for name, token in named.items() if token is not None},
+        special_tokens=special_tokens,
         sampling=sampling_numbers(
             {name: metadata.get(f"general.sampling.{key}") for name, key in SAMPLING_KEYS.items()}
         ),
+        turn_end_ids=tuple(token_id for token_id in written if token_id not in eos_ids),
     )
 
 

@@ -13,10 +13,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, Engine
+from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
 from bita.errors import EngineError
+from bita.json_values import shown
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.cache import HostCache
+from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.layout import CPU_PREFILL_ROWS, Layout, tree_layout
 from bita.runtime.backends.pair_scores import EnginePairs
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
@@ -24,6 +26,12 @@ from bita.runtime.backends.step_values import Arrays, fill_masks, lora_values, s
 from bita.tree import Tree
 
 ERRORS_ONLY = 3
+TYPES = {
+    "tensor(int64)": "int64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+}
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph in memory
 
 
@@ -45,6 +53,7 @@ class OrtBackend:
         operators_to: Path | None = None,
     ) -> None:
         manifest = engine.manifest
+        self._engine = engine
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
         options = _options(engine, num_threads)
@@ -52,11 +61,11 @@ class OrtBackend:
             options.enable_profiling = True
             options.profile_file_prefix = str(operators_to)
         self._session = load_session(engine, options, graph)
+        check_session(engine, self._session)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self.cache = HostCache(manifest.cache_shape, cache_type(self._session))
         self.pairs = EnginePairs(engine)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.least_slots = int(metadata.get(LEAST_SLOTS, "1"))  # that a step writes
+        self.least_slots = _least_slots(engine, self._session)  # that a step writes
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
         self._least_rows: int | None = None
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
@@ -130,7 +139,11 @@ class OrtBackend:
         return {name: array for name, array in arrays.items() if name in self._inputs}
 
     def run(self, binding: ort.IOBinding) -> None:
-        self._session.run_with_iobinding(binding)
+        """Execute a step. Raises EngineError if an operator of the graph fails."""
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the binding raises many kinds
+            raise step_error(self._engine, error) from error
 
 
 class BoundStep:
@@ -257,7 +270,8 @@ def load_session(
     """The engine's graph, or that variant of it; raises EngineError."""
     _check_version(engine)
     options.log_severity_level = ERRORS_ONLY
-    options.add_session_config_entry(WEIGHTS_FOLDER, str(engine.path))
+    if folder := _weights_folder(engine, graph is not None):
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
     try:
         return ort.InferenceSession(
             graph or engine.file(GRAPH_FILE), options, providers=list(providers)
@@ -267,6 +281,56 @@ def load_session(
             f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
             f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
         ) from error
+
+
+def _weights_folder(engine: Engine, in_memory: bool) -> Path | None:
+    """Where ONNX Runtime is to look for the weights of a graph; None for beside its file.
+
+    From 1.25 on it takes no link that leads out of that directory, unless the graph's own does.
+    """
+    weights = engine.file(WEIGHTS_FILE).resolve()
+    if weights.name == WEIGHTS_FILE:  # the file itself, or a link to one on another disk
+        return weights.parent
+    return engine.path if in_memory else None  # a link into a cache of downloads
+
+
+def check_session(engine: Engine, session: ort.InferenceSession) -> None:
+    """Raise EngineError if the graph is not what the manifest says. Outputs may be more."""
+    check_graph(
+        engine.file(GRAPH_FILE),
+        engine.manifest,
+        _values(session.get_inputs()),
+        _values(session.get_outputs()),
+    )
+
+
+def _values(nodes: Sequence[Any]) -> dict[str, GraphValue]:
+    return {
+        node.name: GraphValue(
+            TYPES.get(node.type, node.type),
+            tuple(size if isinstance(size, int) else None for size in node.shape or ()),
+        )
+        for node in nodes
+    }
+
+
+def step_error(engine: Engine, error: Exception) -> EngineError:
+    """Of a step that ONNX Runtime could not execute."""
+    return EngineError(
+        f"ONNX Runtime {ort.__version__} cannot run a step of engine {engine.path}: "
+        f"{str(error).splitlines()[0]}; rebuild the engine"
+    )
+
+
+def _least_slots(engine: Engine, session: ort.InferenceSession) -> int:
+    text = session.get_modelmeta().custom_metadata_map.get(LEAST_SLOTS, "1")
+    capacity = engine.manifest.capacity
+    if re.fullmatch(r"[1-9][0-9]{0,8}", text) and int(text) <= capacity:
+        return int(text)
+    raise EngineError(
+        f"{engine.file(GRAPH_FILE)}: {LEAST_SLOTS} is {shown(text)}, not 1 to {capacity}; rebuild "
+        "the engine"
+    )
 
 
 def _check_version(engine: Engine) -> None:
@@ -289,4 +353,4 @@ def _check_processor(engine: Engine) -> None:
 
 def _numbers(version: str) -> list[int]:
     """1.23.2 -> [1, 23, 2]; what is behind the numbers is left out."""
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]

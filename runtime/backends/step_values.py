@@ -55,9 +55,10 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
         size - have if isinstance(size, int) else 0
         for size, have in zip(shape, values.shape, strict=True)
     ]
-    if min(missing) < 0:
+    rank_axis = 1 if side == "down" else 0
+    if min(missing) < 0 or missing[1 - rank_axis]:
         raise EngineError(
-            f"the adapter's LoRA has shape {values.shape} for {name}, the plan was built for "
+            f"the adapter's LoRA has shape {values.shape} for {name}, the engine was built for "
             f"{tuple(shape)}: build an engine with ADAPTER=…"
         )
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values

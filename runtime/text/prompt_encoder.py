@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from bita.engine import GENERATION_FILE, Engine
 from bita.errors import PromptError
 from bita.generation import GenerationDefaults
@@ -32,16 +30,23 @@ class PromptEncoder:
     @classmethod
     def of_engine(cls, engine: Engine) -> "PromptEncoder":
         """Raises EngineError if a file of the engine is broken."""
-        codec = TextCodec.open(engine.path)
+        codec = TextCodec.open(engine.path, engine.manifest.vocab_size)
         defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
         return cls(codec, ChatTemplate.open(engine.path, defaults.special_tokens), defaults)
 
     @classmethod
     def of_sources(
-        cls, tokenizer_json: str, chat_template: str | None, defaults: GenerationDefaults
+        cls,
+        tokenizer_json: str,
+        chat_template: str | None,
+        defaults: GenerationDefaults,
+        num_rows: int | None = None,
     ) -> "PromptEncoder":
-        """From the contents of the files of a model. Raises PromptError for a broken template."""
-        codec = TextCodec(Tokenizer.from_str(tokenizer_json))
+        """From the contents of the files of a model; num_rows: of its embedding table.
+
+        Raises EngineError for a tokenizer that cannot be used, and PromptError for a template.
+        """
+        codec = TextCodec.of_json(tokenizer_json, num_rows=num_rows)
         template = None
         if chat_template is not None:
             template = ChatTemplate(chat_template, defaults.special_tokens)
@@ -59,6 +64,11 @@ class PromptEncoder:
             return list(prompt)  # type: ignore[arg-type]
         text = self.render(prompt)  # type: ignore[arg-type]
         return self.codec.encode(text, add_special_tokens=False)
+
+    def eos_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens that end an answer to a prompt; to messages, those that end a turn too."""
+        is_chat = not isinstance(prompt, str) and isinstance(prompt[0], Mapping)
+        return self.defaults.chat_eos_ids if is_chat else self.defaults.eos_ids
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of messages by the model's template. Raises PromptError."""

@@ -68,7 +68,7 @@ def test_values_of_the_asked_type_are_taken(method: str, value: Any, taken: Any)
     assert fields.faults == []
 
 
-WRONG = {
+WRONG: dict[str, list[Any]] = {
     "whole": [None, True, 1.5, "7", float("inf"), float("nan"), 2**63, -1, [1], {}, np.ones(2)],
     "number": [None, True, "7", float("inf"), float("nan"), 1e39, 10**400, [1.0], np.ones(1)],
     "flag": [None, 0, 1, "true", []],

@@ -105,12 +105,15 @@ def test_json_round_trip(seed: int) -> None:
     [
         ("", "not a tree"),
         ("[]", "not a tree"),
-        ('{"nodes": [{"path": [1.5], "masks": 0}]}', "1.5 is not a whole number"),
-        ('{"nodes": [{"path": [true], "masks": 0}]}', "True is not a whole number"),
+        ('{"nodes": [{"path": [1.5], "masks": 0}]}', r"nodes\[0\].path is \[1.5\], not a list"),
+        ('{"nodes": [{"path": [true], "masks": 0}]}', r"path is \[True\], not a list"),
         ('{"nodes": [{"path": [1]}]}', "masks"),
         ('{"nodes": [{"path": [1, 2], "masks": 0}]}', r"path \[1, 2\] has no parent \[1\]"),
-        ('{"nodes": [{"path": [0], "masks": 0}]}', r"path \[0\] has a rank below 1"),
-        ('{"nodes": [{"path": [1], "masks": -1}]}', "must not be negative"),
+        (
+            '{"nodes": [{"path": [0], "masks": 0}]}',
+            r"path is \[0\], not a list, each a whole number of 1",
+        ),
+        ('{"nodes": [{"path": [1], "masks": -1}]}', "masks is -1, not a whole number"),
         ('{"nodes": [{"path": [1], "masks": 1}, {"path": [1], "masks": 2}]}', "stand twice"),
     ],
 )
