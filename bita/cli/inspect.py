@@ -121,16 +121,21 @@ def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, ob
         threads, length = latency.device.get("threads"), latency.cache_lengths[0]
         rows.append(("steps", f"{some} rows, after {length} tokens; {device}, threads: {threads}"))
     if isinstance(report.get("memory"), Mapping):
-        rows.append(("memory", _memory(report["memory"])))
+        rows.append(("memory", _memory(report["memory"], source)))
     return rows
 
 
-def _memory(measured: Mapping[str, Any]) -> str:
-    parts = []
+def _memory(measured: Mapping[str, Any], source: str) -> str:
+    from bita.errors import EngineError
+    from bita.json_values import Fields
+
+    parts, fields = [], Fields(measured, "memory.")
     for name, when in (("at_load", "when loaded"), ("decoding", "decoding")):
-        memory = measured.get(name, {})
-        gpu = f" and {memory['gpu'] / 1e6:.0f} MB of the GPU" if memory.get("gpu") else ""
-        parts.append(f"{memory.get('host', 0) / 1e6:.0f} MB{gpu} {when}")
+        memory = fields.inner(name, {})
+        host, used = memory.whole("host", 0), memory.whole("gpu", 0)
+        gpu = f" and {used / 1e6:.0f} MB of the GPU" if used else ""
+        parts.append(f"{host / 1e6:.0f} MB{gpu} {when}")
+    fields.check(EngineError, f"{source}: calibration.json (calibrate again)")
     return ", ".join(parts)
 
 
