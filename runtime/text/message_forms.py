@@ -99,6 +99,7 @@ def _conversations(role: str, content: Any) -> list[list[Message]]:
         call: Message = {"role": "assistant", "content": nothing, "tool_calls": [_CALL]}
         found += {
             "system": [[message, user]],
+            "developer": [[message, user]],
             "user": [[message], [system, message]],
             "assistant": [[user, message], [user, message, user]],
             "tool": [[user, call, {**message, "name": "look", "tool_call_id": "call00000"}]],
