@@ -20,6 +20,7 @@ LIMITS: Mapping[str, Any] = {
 _SIMPLE_REGEX_CHARACTERS = 512
 _SIMPLE_SCHEMA_CHARACTERS = 1 << 14
 _SIMPLE_SCHEMA_DEPTH = 32
+_SIMPLE_DEFINITIONS = 64
 
 _NOTES = frozenset(
     ("title", "description", "default", "examples", "deprecated", "$schema", "$comment")
@@ -68,6 +69,8 @@ def _has_simple_keys(schema: dict[str, Any]) -> bool:
     kinds: dict[str, type] = {"anyOf": list, "prefixItems": list}
     kinds |= dict.fromkeys(("properties", "$defs", "definitions"), dict)
     if not all(isinstance(schema[key], kind) for key, kind in kinds.items() if key in schema):
+        return False
+    if len(schema.get("$defs", {})) + len(schema.get("definitions", {})) > _SIMPLE_DEFINITIONS:
         return False
     if schema.get("x-guidance", {}) not in ({}, {"whitespace_flexible": False}):
         return False
