@@ -143,7 +143,7 @@ def test_no_step_is_expected_to_take_no_time() -> None:
 POSITION = [[1, 0], 2, 1]
 UNCOUNTED: tuple[Any, ...] = (0, -1, NAN, 1e30, "4", None, True)
 ACCEPTANCE_FAULTS: list[tuple[str, Any]] = [
-    *(("num_ranks", value) for value in UNCOUNTED),
+    *(("num_ranks", count) for count in UNCOUNTED),
     *(("prompt_lengths", value) for value in ([], [3, 4], [0], [NAN], [-5], "x", 3)),
     *(("texts", value) for value in ([], [[]], [3], 3, None, [[POSITION], [POSITION]])),
     *(("texts", [[position]]) for position in ([], [1, 2], [[1], 2, 3, 4], 3, "abc", None)),

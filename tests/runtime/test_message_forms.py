@@ -129,11 +129,11 @@ def test_a_template_that_never_writes_the_users_words_is_refused(source: str) ->
 
 
 def test_a_message_that_is_left_out_is_named() -> None:
-    source = "{{ messages[-1].content }}{{ messages[0].role }}"
     answer = {"role": "assistant", "content": "yes"}
-    assert render(source, [user("first")]) == "firstuser"
-    with pytest.raises(LostMessageError, match="number 0 is lost"):
-        render(source, [user("elephant"), answer, user("second")])
+    conversation = [user("elephant"), answer, user("second")]
+    with pytest.raises(LostMessageError, match="number 2 is lost"):
+        render("{{ messages[0].content }}", conversation)
+    assert render("{{ messages[-1].content }}", conversation) == "second"  # leaves earlier turns
     shouted = "{% for m in messages %}{{ m.content | upper }} {% endfor %}"
     assert render(shouted, [user("elephant"), answer, user("日本")]) == "ELEPHANT YES 日本 "
 
