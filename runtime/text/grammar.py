@@ -200,14 +200,22 @@ class GrammarCompiler:
     """Grammars over the tokens of one engine. Used by several threads.
 
     tokenizer_file: its tokenizer.json. vocab_size: rows of the model's logits; the tokenizer may
-    have more tokens or less. eos_ids: tokens that end an answer.
+    have more tokens or less. eos_ids: tokens that end an answer. check_read: called when the file
+    was read; raises if it is not the engine's any more.
 
     What is compiled is bounded: a grammar that is not simple is tried in another process first
     (`grammar_trial`), and only some that are small are kept for later answers.
     """
 
-    def __init__(self, tokenizer_file: Path, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+        check_read: Callable[[], None] = lambda: None,
+    ) -> None:
         self._source = tokenizer_file, vocab_size, list(eos_ids)
+        self._check_read = check_read
         self._lock = Lock()
         self._loaded: tuple[GrammarTokens, LLTokenizer] | None = None
         self._verdicts: OrderedDict[Grammar, _Verdict] = OrderedDict()
@@ -281,7 +289,10 @@ class GrammarCompiler:
             if self._loaded is None:
                 from llguidance import LLTokenizer
 
-                tokens = GrammarTokens.open(*self._source)
+                try:
+                    tokens = GrammarTokens.open(*self._source)
+                finally:
+                    self._check_read()
                 wrapper: Any = tokens
                 with panics_refused():
                     self._loaded = tokens, LLTokenizer(wrapper, eos_token=tokens.eos_ids or None)
