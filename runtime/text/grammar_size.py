@@ -10,8 +10,8 @@ MAX_CHARACTERS = 1 << 16  # of a grammar
 LIMITS: Mapping[str, Any] = {
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 100_000,
-    "step_max_items": 20_000,
-    "max_lexer_states": 20_000,  # of 1 to 5 kB each
+    "step_max_items": 100_000,
+    "max_lexer_states": 250_000,  # of about 0.5 kB each; a long bounded text has many
     "max_grammar_size": 100_000,
     "max_items_in_row": 2_000,
     "verbose_errors": False,
