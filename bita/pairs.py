@@ -56,9 +56,15 @@ def tables_of(embeddings: Iterable[Float32Array], pairs: Pairs) -> PairTables:
     """The tables, float16, for pieces [v, hidden] of an embedding table."""
     left, right = [], []
     for rows in embeddings:
-        left.append((rows @ pairs["pair_left"] + pairs["pair_bias"]).astype(np.float16))
-        right.append((rows @ pairs["pair_right"]).astype(np.float16))
+        left.append(_as_float16(rows @ pairs["pair_left"] + pairs["pair_bias"]))
+        right.append(_as_float16(rows @ pairs["pair_right"]))
     return PairTables(np.concatenate(left), np.concatenate(right))
+
+
+def _as_float16(values: Float32Array) -> npt.NDArray[np.float16]:
+    """Cut off at the largest of float16, whose products are finite in float32."""
+    most = float(np.finfo(np.float16).max)
+    return values.clip(-most, most).astype(np.float16)
 
 
 def pair_faults(shapes: Mapping[str, Sequence[int]], hidden_size: int | None) -> list[str]:
