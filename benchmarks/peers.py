@@ -123,7 +123,7 @@ def encode_prompts(
 ) -> tuple[list[list[int]], list[int]]:
     """Token ids of the templated conversations, the same for all, and the ids that end a text."""
     encoder = PromptEncoder.of_engine(open_engine(engine))
-    return [encoder.encode(messages) for messages in prompts], [*encoder.defaults.eos_ids]
+    return [encoder.encode(messages) for messages in prompts], [*encoder.defaults.chat_eos_ids]
 
 
 def say(text: str) -> None:

@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save as to_safetensors
 
 from bita.errors import AdapterError, ModelError, raise_faults
 from bita.files import write_whole
 from bita.identity import ModelIdentity, identify
+from bita.json_values import Fields, parse_json, shown
 from bita.lora import (
     LORA_TENSORS,
     Lora,
@@ -30,14 +29,17 @@ from bita.lora import (
     starting_lora,
 )
 from bita.pairs import PAIR_TENSORS, Pairs, pair_faults, pair_rank
+from bita.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
 PLAIN_VERSION, FULL_VERSION = "1", "2"  # what knows no LoRA or pair scores must refuse them
 TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 _PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bf16: the upper half of f32
+KNOWN_TENSORS = (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS)
+METADATA = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
 _MAKE_ANOTHER = "use the adapter tuned for this model, or tune one"
+Shapes = Mapping[str, Sequence[int]]  # by the tensors' names
 MAX_VALUE = float(np.finfo(np.float16).max)  # of any tensor; engines compute in float16 too
 # Of what a step reads; tuned adapters stay below 25. Rows that do not see the masks and the prefix
 # weigh them with zero, and zero times infinity is NaN, so that nothing may overflow on the way:
@@ -74,7 +76,8 @@ class Adapter:
             given = getattr(self, name).items()
             arrays = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in given}
             object.__setattr__(self, name, arrays)
-        raise_faults(AdapterError, "adapter", _shape_faults(self.tensors(), self.identity))
+        shapes = {name: array.shape for name, array in self.tensors().items()}
+        raise_faults(AdapterError, "adapter", _shape_faults(shapes, self.identity))
 
     @property
     def num_masks(self) -> int:
@@ -151,11 +154,17 @@ class Adapter:
         Raises AdapterError that names the path, every fault of the file, and the fix.
         """
         path = Path(path)
-        metadata = _read_metadata(path)
+        file = read_tensor_file(path, AdapterError, "copy or download it again")
+        metadata = _read_metadata(path, file.metadata)
         identity, faults = _check_metadata(metadata)
-        tensors, unreadable = _read_tensors(path)
-        faults += unreadable + _shape_faults(tensors, identity)
-        faults += _value_faults(tensors) + _count_faults(tensors, metadata)
+        stored = {name: file.tensors[name] for name in KNOWN_TENSORS if name in file.tensors}
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        faults += _type_faults(stored) + _shape_faults(shapes, identity)
+        faults += _count_faults(shapes, metadata)
+        tensors = {
+            name: tensor.float32() for name, tensor in stored.items() if tensor.dtype in FLOAT_TYPES
+        }
+        faults += _value_faults(tensors)
         raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
         assert identity is not None  # else it is among the faults
         lora, pairs = (
@@ -224,36 +233,29 @@ def _random_prefix(
     return keys, values
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
-    """The header's metadata. Raises AdapterError if this is not a safetensors file of ours."""
+def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The adapter's part of a file's metadata. Raises AdapterError if there is none."""
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            stored = (file.metadata() or {}).get(FORMAT, "{}")
-    except FileNotFoundError as error:
-        raise AdapterError(f"{path} does not exist; give the path of an adapter file") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise AdapterError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
-        ) from error
-    try:
-        metadata: dict[str, str] = {str(k): str(v) for k, v in json.loads(stored).items()}
-    except (ValueError, AttributeError):
-        metadata = {}
-    if not metadata:
+        stated = parse_json(metadata.get(FORMAT, "{}"))
+    except ValueError:
+        stated = None
+    if not stated or not isinstance(stated, dict):
         raise AdapterError(
             f"{path} is a safetensors file but no adapter: its metadata has no {FORMAT!r}; "
             f"{_MAKE_ANOTHER}"
         )
-    return metadata
+    values = Fields(stated, "metadata ")
+    texts = {name: values.text(name) for name in METADATA if name in values}
+    values.check(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})")
+    return texts
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, list[str]]:
-    wanted = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
-    faults = [f"metadata has no {key!r}" for key in wanted if key not in metadata]
+    faults = [f"metadata has no {key!r}" for key in METADATA if key not in metadata]
     version = metadata.get("format_version", PLAIN_VERSION)
     if version not in (PLAIN_VERSION, FULL_VERSION):
         faults.append(
-            f"format_version is {version!r}, this bita-edge reads {PLAIN_VERSION!r} and "
+            f"format_version is {shown(version)}, this bita-edge reads {PLAIN_VERSION!r} and "
             f"{FULL_VERSION!r}: upgrade it"
         )
     identity = None
@@ -264,28 +266,18 @@ def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, 
     return identity, faults
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Float32Array], list[str]]:
-    """The tensors that are there and of a known type, and a fault for each that is not."""
-    stored = dict(safetensors.deserialize(path.read_bytes()))
+def _type_faults(stored: Mapping[str, StoredTensor]) -> list[str]:
+    """What is missing, and what is not of a type that a float32 array can be made of."""
+    known = ", ".join(FLOAT_TYPES)
     faults = [f"tensor {name!r} is missing" for name in TENSORS if name not in stored]
-    tensors = {}
-    for name in (name for name in (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS) if name in stored):
-        if stored[name]["dtype"] in _DTYPES:
-            tensors[name] = _to_float32(stored[name])
-        else:
-            known = ", ".join(_DTYPES)
-            faults.append(f"tensor {name!r} has type {stored[name]['dtype']}, not one of {known}")
-    return tensors, faults
+    return faults + [
+        f"tensor {name!r} has type {tensor.dtype}, not one of {known}"
+        for name, tensor in stored.items()
+        if tensor.dtype not in FLOAT_TYPES
+    ]
 
 
-def _to_float32(stored: Mapping[str, Any]) -> Float32Array:
-    array = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
-    if stored["dtype"] == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
-
-
-def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity | None) -> list[str]:
+def _shape_faults(given: Shapes, identity: ModelIdentity | None) -> list[str]:
     """Where shapes differ from the identity's (its letters stay free where it is unknown)."""
     layers, heads, size, hidden = "L", "H", "D", "hidden"
     if identity:
@@ -293,7 +285,7 @@ def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity |
         size, hidden = str(identity.head_dim), str(identity.hidden_size)
     prefix = (layers, heads, "P", size)
     wanted = {"mask_embeddings": ("M", hidden), "prefix_keys": prefix, "prefix_values": prefix}
-    shapes = {name: tensors[name].shape for name in TENSORS if name in tensors}
+    shapes = {name: tuple(given[name]) for name in TENSORS if name in given}
     faults = [
         f"{name} is {list(shape)}, not [{', '.join(wanted[name])}]"
         for name, shape in shapes.items()
@@ -304,7 +296,6 @@ def _shape_faults(tensors: Mapping[str, Float32Array], identity: ModelIdentity |
     keys, values = (shapes.get(name, ()) for name in TENSORS[1:])
     if not faults and keys and values and keys != values:
         faults.append(f"prefix_keys is {list(keys)}, but prefix_values is {list(values)}")
-    given = {name: array.shape for name, array in tensors.items()}
     known = (identity.num_layers, identity.hidden_size) if identity else (None, None)
     return faults + lora_faults(given, *known) + pair_faults(given, known[1])
 
@@ -342,12 +333,12 @@ def _cut_off(array: Float32Array, most: float) -> Float32Array:
     return np.nan_to_num(array, nan=0.0, posinf=most, neginf=-most).clip(-most, most)
 
 
-def _count_faults(tensors: Mapping[str, Float32Array], metadata: Mapping[str, str]) -> list[str]:
+def _count_faults(shapes: Shapes, metadata: Mapping[str, str]) -> list[str]:
     """Where the counts in the metadata are not those of the tensors."""
     stated = {"num_masks": ("mask_embeddings", 0), "prefix_length": ("prefix_keys", 2)}
     faults = []
     for key, (name, axis) in stated.items():
-        shape = tensors[name].shape if name in tensors else ()
+        shape = shapes.get(name, ())
         if key in metadata and axis < len(shape) and metadata[key] != str(shape[axis]):
-            faults.append(f"metadata {key} is {metadata[key]!r}, {name} has {shape[axis]}")
+            faults.append(f"metadata {key} is {shown(metadata[key])}, {name} has {shape[axis]}")
     return faults

@@ -7,45 +7,84 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import EngineError
+from bita.json_values import Fields, read_json_object, shown
 
 # What models' authors say of sampling, by the names of `bita.runtime.options.Options`.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+LEAST_POSITIVE = 1e-6  # of numbers that have to be above 0
+MAX_TOKEN_ID = 2**31 - 1
 
 
 def sampling_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those of SAMPLING that are there and are numbers; nothing without a temperature."""
-    found = {name: values.get(name) for name in SAMPLING}
-    numbers = {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-    if "top_k" in numbers:
-        numbers["top_k"] = int(numbers["top_k"])
-    return numbers if numbers.get("temperature") else {}
+    """Those of SAMPLING that are there and are valid; nothing without a temperature.
+
+    What is not a number, not finite, or out of the range in which transformers takes it, is no
+    recommendation and is left out. A temperature of 0, and a top_p of 0, which keeps the best token
+    alone, mean greedy decoding: nothing.
+    """
+    fields = Fields(values)
+    numbers: dict[str, float] = {}
+    for name in SAMPLING:
+        value = _number(fields, name) if values.get(name) is not None else None
+        if value is not None:
+            numbers[name] = value
+    is_greedy = not numbers.get("temperature") or numbers.get("top_p") == 0
+    return {} if is_greedy else numbers
+
+
+def _number(fields: Fields, name: str) -> float | None:
+    """The value of one of SAMPLING, or None and a fault."""
+    before = len(fields.faults)
+    value: float
+    if name == "top_k":
+        value = fields.whole(name, most=MAX_TOKEN_ID)
+    elif name in ("top_p", "min_p"):
+        value = fields.number(name, least=0.0, most=1.0)
+    elif name == "temperature" and fields.values[name] == 0:
+        value = 0.0
+    else:
+        value = fields.number(name, least=LEAST_POSITIVE)
+    return value if len(fields.faults) == before else None
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
     """eos_ids: token ids that end an answer. special_tokens: by name, for chat templates. sampling:
-    as the model's authors recommend it; empty where they do not.
+    as the model's authors recommend it; empty where they do not. turn_end_ids: more tokens that end
+    an answer to messages: those with which the chat template ends a turn.
     """
 
     eos_ids: tuple[int, ...]
     special_tokens: dict[str, str]
     sampling: dict[str, float] = field(default_factory=dict)
+    turn_end_ids: tuple[int, ...] = ()
+
+    @property
+    def chat_eos_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer to messages, ends of a turn first."""
+        return tuple(dict.fromkeys((*self.turn_end_ids, *self.eos_ids)))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "GenerationDefaults":
-        """Raises EngineError if the file is not what `save` writes."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            eos_ids = tuple(int(token_id) for token_id in data["eos_ids"])
-            special_tokens = {str(key): str(text) for key, text in data["special_tokens"].items()}
-            sampling = sampling_numbers(data.get("sampling", {}))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EngineError(f"{path} is broken ({error!r}); rebuild the engine") from error
-        return cls(eos_ids, special_tokens, sampling)
+        """Raises EngineError that lists every value which `save` does not write."""
+        fields = Fields(read_json_object(path, EngineError, "rebuild the engine"))
+        eos_ids = fields.wholes("eos_ids", most=MAX_TOKEN_ID)
+        special_tokens = fields.table("special_tokens")
+        fields.faults += [
+            f"special_tokens.{name} is {shown(text)}, not a text"
+            for name, text in special_tokens.items()
+            if not isinstance(text, str)
+        ]
+        sampling = fields.inner("sampling", {})
+        numbers = {}
+        for name in sampling.values:
+            if name not in SAMPLING:
+                fields.faults.append(f"sampling.{name} is not one of {', '.join(SAMPLING)}")
+            else:
+                numbers[name] = _number(sampling, name)
+        turn_end_ids = fields.wholes("turn_end_ids", (), most=MAX_TOKEN_ID)
+        fields.check(EngineError, f"{path} is broken; rebuild the engine")
+        return cls(eos_ids, special_tokens, sampling_numbers(numbers), turn_end_ids)

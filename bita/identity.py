@@ -7,11 +7,11 @@ model, and so does a light fine-tune of it; a model of the same shape with other
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from bita.errors import ModelError, raise_faults
+from bita.json_values import Fields, parse_json, shown
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, head_dim_of, row_chunks
 
 Fingerprint = Mapping[str, tuple[float, ...]]
@@ -20,6 +20,7 @@ Fingerprint = Mapping[str, tuple[float, ...]]
 # weights of one shape have cosines spread around 0 by 1/sqrt(32) = 0.18.
 SAME_WEIGHTS_COSINE = 0.9
 EMBEDDING_ROWS = 1024
+MAX_DIMENSION, MAX_TENSORS = 10**9, 100  # far beyond any model; an identity has three tensors
 _ROW_SIGNS, _COLUMN_SIGNS = 4, 8  # their product is the number of floats per tensor
 _SEED = 20240122  # part of the format: another seed gives other fingerprints
 _DIMENSIONS = ("num_layers", "hidden_size", "num_kv_heads", "head_dim", "vocab_size")
@@ -76,15 +77,17 @@ class ModelIdentity:
     def from_json(cls, text: str) -> "ModelIdentity":
         """Read what `to_json` writes. Raises ModelError that lists every bad field."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except ValueError as error:
             raise ModelError(f"model identity is not JSON ({error}); write it again") from error
         if not isinstance(data, dict):
             raise ModelError(f"model identity is a JSON {type(data).__name__}, not an object")
-        raise_faults(ModelError, "model identity", _field_faults(data))
-        fingerprint = {name: tuple(values) for name, values in data["fingerprint"].items()}
-        dimensions = {name: data[name] for name in _DIMENSIONS}
-        return cls(architecture=data["architecture"], fingerprint=fingerprint, **dimensions)
+        values = Fields(data)
+        architecture = values.text("architecture")
+        dimensions = {name: values.whole(name, least=1, most=MAX_DIMENSION) for name in _DIMENSIONS}
+        fingerprint = _read_fingerprint(values)
+        values.check(ModelError, "model identity")
+        return cls(architecture=architecture, fingerprint=fingerprint, **dimensions)
 
 
 def identify(checkpoint: TensorSource) -> ModelIdentity:
@@ -93,32 +96,49 @@ def identify(checkpoint: TensorSource) -> ModelIdentity:
     Raises ModelError that lists every missing config field and tensor.
     """
     config, names = checkpoint.config, checkpoint.names()
-    wanted = ("model_type", "num_hidden_layers", "num_attention_heads")
-    faults = [f"config has no {name!r}" for name in wanted if not config.get(name)]
-    last = f"model.layers.{int(config.get('num_hidden_layers') or 1) - 1}.mlp.down_proj.weight"
+    fields = Fields(config, "config: ")
+    architecture = fields.text("model_type")
+    num_layers, num_heads = (
+        fields.whole(name, least=1) for name in ("num_hidden_layers", "num_attention_heads")
+    )
+    num_kv_heads = fields.whole_or_null("num_key_value_heads", None, least=1)
+    last = f"model.layers.{num_layers - 1}.mlp.down_proj.weight"
     query, stored_query = _query_tensor(names)
-    faults += [
-        f"no tensor {name}" for name in (EMBEDDINGS, stored_query, last) if name not in names
+    faults = fields.faults + [
+        _tensor_fault(checkpoint, names, name) for name in (EMBEDDINGS, stored_query, last)
     ]
-    raise_faults(ModelError, "checkpoint cannot be identified", faults)
+    raise_faults(ModelError, "checkpoint cannot be identified", [*filter(None, faults)])
 
     vocab_size, hidden_size = checkpoint.shape(EMBEDDINGS)
-    num_heads = int(config["num_attention_heads"])
     head_dim = head_dim_of({**config, "hidden_size": hidden_size})
+    query_rows = num_heads * head_dim
+    if query_rows > checkpoint.shape(stored_query)[0]:
+        raise ModelError(
+            f"{stored_query} has {checkpoint.shape(stored_query)[0]} rows; the config asks for "
+            f"{num_heads} heads of {head_dim}"
+        )
     rows = {
         EMBEDDINGS: (EMBEDDINGS, min(EMBEDDING_ROWS, vocab_size)),
-        query: (stored_query, num_heads * head_dim),
+        query: (stored_query, query_rows),
         last: (last, checkpoint.shape(last)[0]),
     }
     return ModelIdentity(
-        architecture=str(config["model_type"]),
-        num_layers=int(config["num_hidden_layers"]),
+        architecture=architecture,
+        num_layers=num_layers,
         hidden_size=hidden_size,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        num_kv_heads=num_kv_heads or num_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
         fingerprint={name: _sketch(checkpoint, *tensor) for name, tensor in rows.items()},
     )
+
+
+def _tensor_fault(checkpoint: TensorSource, names: frozenset[str], name: str) -> str:
+    """Why a tensor is not a matrix; empty if it is one."""
+    if name not in names:
+        return f"no tensor {name}"
+    shape = checkpoint.shape(name)
+    return "" if len(shape) == 2 and min(shape) > 0 else f"tensor {name} has shape {shape}"
 
 
 def _query_tensor(names: frozenset[str]) -> tuple[str, str]:
@@ -169,23 +189,16 @@ def _canonical(architecture: str) -> str:
     return _ALIASES.get(architecture, architecture)
 
 
-def _field_faults(data: Mapping[str, Any]) -> list[str]:
-    faults = []
-    if not isinstance(data.get("architecture"), str):
-        faults.append(f"architecture is {data.get('architecture')!r}, not a name")
-    faults += [
-        f"{name} is {data.get(name)!r}, not a positive whole number"
-        for name in _DIMENSIONS
-        if type(data.get(name)) is not int or data[name] < 1
-    ]
-    fingerprint = data.get("fingerprint")
-    if not isinstance(fingerprint, dict):
-        return [*faults, f"fingerprint is {fingerprint!r}, not tensor names with their floats"]
+def _read_fingerprint(values: Fields) -> dict[str, tuple[float, ...]]:
+    tensors = values.inner("fingerprint")
+    if len(tensors.values) > MAX_TENSORS:
+        values.faults.append(f"fingerprint has {len(tensors.values)} tensors, not {MAX_TENSORS}")
+        return {}
+    sketches = {name: tensors.numbers(name, least=-1, most=1) for name in tensors.values}
     size = _ROW_SIGNS * _COLUMN_SIGNS
-    return faults + [
-        f"fingerprint of {name} is not {size} numbers"
-        for name, values in fingerprint.items()
-        if not isinstance(values, list)
-        or len(values) != size
-        or not all(isinstance(value, int | float) and abs(value) <= 1 for value in values)
+    values.faults += [
+        f"fingerprint of {shown(name)} is not {size} numbers"
+        for name, given in tensors.values.items()
+        if isinstance(given, list) and len(given) != size
     ]
+    return sketches

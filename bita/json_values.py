@@ -9,16 +9,15 @@ every fault.
 import json
 import math
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from bita.errors import BitaError, raise_faults
 
 MAX_JSON_BYTES = 256 << 20  # the largest file of JSON in use is a tokenizer of 35 MB
-MAX_FLOAT = float(np.finfo(np.float32).max)
+MAX_FLOAT = float.fromhex("0x1.fffffep+127")  # of float32
 MAX_INDEX = 2**63 - 1
 MAX_SHOWN = 60  # characters of a wrong value in a message
 
@@ -39,19 +38,21 @@ def parse_json(data: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json(path: Path, error: type[BitaError], fix: str) -> Any:
+def read_json(path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """The value in a JSON file. Raises `error`, which names the file and ends with `fix`."""
     try:
-        return parse_json(read_regular_file(path, MAX_JSON_BYTES))
+        return parse_json(read_regular_file(path, max_bytes))
     except OSError as cause:
         raise error(f"{path} cannot be read ({cause.strerror or cause}); {fix}") from cause
     except ValueError as cause:
         raise error(f"{path} is not readable JSON ({cause}); {fix}") from cause
 
 
-def read_json_object(path: Path, error: type[BitaError], fix: str) -> dict[str, Any]:
+def read_json_object(
+    path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
     """The object in a JSON file. Raises `error`, which names the file and ends with `fix`."""
-    content = read_json(path, error, fix)
+    content = read_json(path, error, fix, max_bytes)
     if not isinstance(content, dict):
         raise error(f"{path} holds {shown(content)}, not a JSON object; {fix}")
     return content
@@ -78,6 +79,13 @@ def shown(value: Any) -> str:
         text = f"a {type(value).__name__} that cannot be printed"
     text = " ".join(text.split())
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what would steer a terminal, or could not be encoded."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 class Fields:
@@ -201,8 +209,7 @@ class Fields:
 
 def _whole(least: int, most: int) -> Callable[[Any], int | None]:
     def convert(value: Any) -> int | None:
-        if isinstance(value, np.generic):
-            value = value.item()
+        value = _plain(value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return value if type(value) is int and least <= value <= most else None
@@ -212,13 +219,23 @@ def _whole(least: int, most: int) -> Callable[[Any], int | None]:
 
 def _number(least: float, most: float) -> Callable[[Any], float | None]:
     def convert(value: Any) -> float | None:
-        if isinstance(value, np.generic):
-            value = value.item()
+        value = _plain(value)
         if type(value) not in (int, float) or not least <= value <= most:  # false for NaN
             return None
         return float(value) if math.isfinite(value) else None
 
     return convert
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy as a number, and an array of one dimension as a list."""
+    numpy = sys.modules.get("numpy")  # the parser of the command line does not wait for its import
+    if numpy is None:
+        return value
+    if isinstance(value, numpy.generic):
+        return value.item()
+    is_list = isinstance(value, numpy.ndarray) and value.ndim == 1
+    return value.tolist() if is_list else value
 
 
 def _instance(kind: type[T]) -> Callable[[Any], T | None]:
@@ -227,8 +244,7 @@ def _instance(kind: type[T]) -> Callable[[Any], T | None]:
 
 def _items(convert: Callable[[Any], T | None]) -> Callable[[Any], tuple[T, ...] | None]:
     def convert_all(value: Any) -> tuple[T, ...] | None:
-        if isinstance(value, np.ndarray) and value.ndim == 1:
-            value = value.tolist()
+        value = _plain(value)
         if not isinstance(value, (list, tuple)):
             return None
         items = [convert(item) for item in value]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bita.errors import AdapterError
 from bita.tensors import Float32Array, Int64Array, TensorSource, row_chunks
 
 PAIR_TENSORS = ("pair_left", "pair_bias", "pair_right")
@@ -53,18 +54,24 @@ def pair_tables(checkpoint: TensorSource, embedding: str, pairs: Pairs) -> PairT
 
 
 def tables_of(embeddings: Iterable[Float32Array], pairs: Pairs) -> PairTables:
-    """The tables, float16, for pieces [v, hidden] of an embedding table."""
+    """The tables, float16, for pieces [v, hidden] of an embedding table.
+
+    Raises AdapterError that names the first token whose numbers float16 cannot hold.
+    """
     left, right = [], []
     for rows in embeddings:
-        left.append(_as_float16(rows @ pairs["pair_left"] + pairs["pair_bias"]))
-        right.append(_as_float16(rows @ pairs["pair_right"]))
-    return PairTables(np.concatenate(left), np.concatenate(right))
-
-
-def _as_float16(values: Float32Array) -> npt.NDArray[np.float16]:
-    """Cut off at the largest of float16, whose products are finite in float32."""
-    most = float(np.finfo(np.float16).max)
-    return values.clip(-most, most).astype(np.float16)
+        with np.errstate(over="ignore", invalid="ignore"):
+            left.append((rows @ pairs["pair_left"] + pairs["pair_bias"]).astype(np.float16))
+            right.append((rows @ pairs["pair_right"]).astype(np.float16))
+    tables = PairTables(np.concatenate(left), np.concatenate(right))
+    for name, table in (("pair_left", tables.left), ("pair_right", tables.right)):
+        finite = np.isfinite(table).all(-1)
+        if not finite.all():
+            raise AdapterError(
+                f"the scores by {name} for token {int(np.argmin(finite))} are larger than float16 "
+                "holds; use another adapter, or tune one again"
+            )
+    return tables
 
 
 def pair_faults(shapes: Mapping[str, Sequence[int]], hidden_size: int | None) -> list[str]:

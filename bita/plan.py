@@ -1,10 +1,13 @@
 """What the manifest says of a compiled plan: for whom it was built, and for which steps."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bita.dialect_spec import GRAPH_BACKENDS
 from bita.errors import EngineError
+from bita.json_values import Fields, shown
 
 RTX = "tensorrt_rtx"
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": RTX}  # backend: Python module
@@ -15,15 +18,16 @@ INSTALL = {
     "--system-site-packages; elsewhere: pip install tensorrt",
     RTX: "pip install tensorrt-rtx-cu13",
 }
-FORM = "library, version, targets, decode_rows, prefill_rows, prefill_outputs"
+MAX_ROWS = 1 << 16  # of a step; far beyond what pays, and buffers of so many can be allocated
+FIX = "compile it again: bita compile ENGINE"
 
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """library: Python module, of this version exactly. targets: GPU generations, "sm87" and so on.
+    """library: Python module, one of NAMES, of this version exactly.
 
-    decode_rows: Q of each decode profile, ascending. prefill_rows, prefill_outputs: most rows of
-    another step, and most of them that give tokens.
+    targets: GPU generations, "sm87" and so on. decode_rows: Q of each decode profile, ascending.
+    prefill_rows, prefill_outputs: most rows of another step, and most of them that give tokens.
     """
 
     library: str
@@ -36,7 +40,7 @@ class PlanInfo:
     @property
     def name(self) -> str:
         """Of library and version, for people."""
-        return f"{NAMES.get(self.library, self.library)} {self.version}"
+        return f"{NAMES[self.library]} {self.version}"
 
     def to_manifest(self) -> dict[str, str]:
         return {
@@ -50,22 +54,51 @@ class PlanInfo:
 
     @classmethod
     def from_manifest(cls, data: Mapping[str, str]) -> "PlanInfo":
-        """Raises EngineError if something is missing or no number."""
-        try:
-            rows = tuple(int(count) for count in data["decode_rows"].split(","))
-            info = cls(
-                data["library"],
-                data["version"],
-                tuple(data["targets"].split(",")),
-                rows,
-                int(data["prefill_rows"]),
-                int(data["prefill_outputs"]),
-            )
-        except (KeyError, ValueError) as error:
-            raise EngineError(
-                f"the manifest's plan is {dict(data)}, not {FORM} ({error}); compile it again: "
-                "bita compile ENGINE"
-            ) from error
-        if list(rows) != sorted(set(rows)) or rows[0] < 1:
-            raise EngineError(f"the manifest's plan has decode_rows {list(rows)}, not ascending")
+        """Raises EngineError that lists every value that no plan has."""
+        values = Fields(_with_numbers(data), "plan.")
+        info = cls(
+            values.text("library"),
+            values.text("version"),
+            values.texts("targets"),
+            values.wholes("decode_rows", least=1, most=MAX_ROWS),
+            values.whole("prefill_rows", least=1, most=MAX_ROWS),
+            values.whole("prefill_outputs", least=1, most=MAX_ROWS),
+        )
+        rows = list(info.decode_rows)
+        if rows != sorted(set(rows)):
+            values.faults.append(f"plan.decode_rows is {shown(rows)}, not ascending")
+        if "library" in data and info.library not in NAMES:
+            known = " and ".join(NAMES)
+            values.faults.append(f"plan.library is {shown(info.library)}; {known} are known")
+        values.check(EngineError, f"the manifest's plan ({FIX})")
         return info
+
+
+def plan_faults(backend: str, plan: Mapping[str, str]) -> list[str]:
+    """Why an engine of this backend cannot have this plan ({} for none); empty if it can."""
+    library = LIBRARIES.get(backend)
+    if not library:
+        return [f"plan is for {', '.join(LIBRARIES)}, not for {backend}"] if plan else []
+    try:
+        info = PlanInfo.from_manifest(plan)
+    except EngineError as error:
+        return [str(error)]
+    if info.library != library:
+        return [f"plan.library is {info.library}; that of backend {backend} is {library}; {FIX}"]
+    return []
+
+
+def _with_numbers(data: Mapping[str, str]) -> dict[str, Any]:
+    """Values as they were before `to_manifest` made texts of them; others stay as they are."""
+    found: dict[str, Any] = dict(data)
+    for name in ("prefill_rows", "prefill_outputs"):
+        if name in found:
+            found[name] = _number(found[name])
+    for name, read in (("decode_rows", _number), ("targets", str)):
+        if name in found:
+            found[name] = [read(item) for item in found[name].split(",")]
+    return found
+
+
+def _number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text

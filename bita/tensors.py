@@ -6,6 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bita.errors import ModelError
+from bita.json_values import Fields
+
 FloatArray = npt.NDArray[np.floating[Any]]  # of any width
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -15,13 +18,15 @@ UInt8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MAX_HEAD_DIM = 2**16  # far more than any model has
 CHUNK_BYTES = 16 << 20  # of float32: large enough for full speed, small beside any model
 
 
 class TensorSource(Protocol):
     """A model's config and weights; nothing is read before it is asked for.
 
-    config: `config.json` of transformers. Tensor names and layouts are those of transformers
+    config: `config.json` of transformers, with the defaults of its class for keys that it leaves
+    out. Tensor names and layouts are those of transformers
     (`model.layers.0.self_attn.q_proj.weight`, `[out_features, in_features]`), whatever the file
     calls them.
     """
@@ -39,8 +44,19 @@ class TensorSource(Protocol):
 
 
 def head_dim_of(config: Mapping[str, Any]) -> int:
-    """Width of an attention head, which configs may leave to the hidden size."""
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    """Width of an attention head, which configs may leave to the hidden size.
+
+    Raises ModelError if the numbers that it follows from are none, or not there.
+    """
+    fields = Fields(config)
+    head_dim = fields.whole_or_null("head_dim", None, 1, MAX_HEAD_DIM)
+    if head_dim is None:
+        hidden_size = fields.whole("hidden_size", least=1)
+        head_dim = hidden_size // fields.whole("num_attention_heads", least=1)
+        if not fields.faults and not head_dim:
+            fields.faults.append("hidden_size is less than num_attention_heads")
+    fields.check(ModelError, "the model's config")
+    return head_dim
 
 
 def row_chunks(

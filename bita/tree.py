@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.errors import TreeError, raise_faults
+from bita.json_values import Fields, parse_json, shown
 
 Path = tuple[int, ...]
 BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
 MAX_MATCH = 12  # tokens of a match that the runtime looks at, at most
 FORM = '{"nodes": [{"path": [1], "masks": 3}, ...]}'  # of tree.json
 MAX_NODES = 512  # far beyond what pays on any device; guards against a broken file
+MAX_ROWS = 8192  # of nodes and masks; likewise, for `sees` holds their square
+MAX_RANK = 1 << 20  # likewise; an engine gives 16 drafts a mask
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Tree:
     @classmethod
     def chain(cls, depth: int, num_masks: int | Sequence[int] | None = None) -> "Tree":
         """The best draft of each of `depth` masks, one behind the other."""
+        _check_count(1 + depth)
         return cls.triangle((1,) * depth, num_masks)
 
     @classmethod
@@ -61,7 +65,8 @@ class Tree:
         num_masks: per node (an int for all, or one per node in row order); default len(widths).
         """
         if not widths or any(width < 1 for width in widths):
-            raise TreeError(f"widths {tuple(widths)} must be one or more positive numbers")
+            raise TreeError(f"widths {shown(tuple(widths))} must be one or more positive numbers")
+        _check_count(1 + sum(widths))
         paths = [
             (1,) * depth + (rank,)
             for depth, width in enumerate(widths)
@@ -79,6 +84,7 @@ class Tree:
         Raises TreeError that lists every path without a parent, and every rank below 1.
         """
         nodes = {tuple(int(rank) for rank in path) for path in paths} | {()}
+        _check_count(len(nodes))
         _check_paths(nodes)
         ordered = sorted(nodes, key=_row_order)
         index = {path: node for node, path in enumerate(ordered)}
@@ -95,19 +101,24 @@ class Tree:
         "min_match" stands beside "nodes" where it is not 0.
         """
         try:
-            return cls.from_data(json.loads(text))
+            return cls.from_data(parse_json(text))
         except ValueError as error:
-            raise TreeError(f"not a tree: {error!r}; expected {FORM}") from error
+            raise TreeError(f"not a tree: {error}; expected {FORM}") from error
 
     @classmethod
     def from_data(cls, data: Any) -> "Tree":
-        """The same from parsed JSON."""
-        try:
-            nodes = data["nodes"]
-            masks = {_path_of(node): _count(node["masks"]) for node in nodes}
-            min_match = _count(data.get("min_match", 0))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise TreeError(f"not a tree: {error!r}; expected {FORM}") from error
+        """The same from parsed JSON. Raises TreeError that lists every fault."""
+        if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
+            raise TreeError(f"not a tree: {shown(data)}; expected {FORM}")
+        values = Fields(data)
+        min_match = values.whole("min_match", 0, most=MAX_MATCH)
+        nodes = data["nodes"]
+        _check_count(len(nodes))
+        masks = {}
+        for number, node in enumerate(nodes):
+            path, count = _read_node(values, number, node)
+            masks[path] = count
+        values.check(TreeError, f"not a tree, which is {FORM}")
         if len(masks) != len(nodes):
             raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths stand twice")
         return cls.from_paths(masks, masks).with_ngrams(min_match)
@@ -258,9 +269,12 @@ def _row_order(path: Path) -> tuple[bool, int, Path]:
     return off_spine, len(path), path
 
 
+def _check_count(num_nodes: int) -> None:
+    if num_nodes > MAX_NODES:
+        raise TreeError(f"tree has {num_nodes} nodes; at most {MAX_NODES} are supported")
+
+
 def _check_paths(nodes: set[Path]) -> None:
-    if len(nodes) > MAX_NODES:
-        raise TreeError(f"tree has {len(nodes)} nodes; at most {MAX_NODES} are supported")
     ordered = sorted(nodes)
     faults = [f"path {list(path)} has a rank below 1" for path in ordered if min((1, *path)) < 1]
     faults += [
@@ -283,15 +297,22 @@ def _masks_per_node(
     if len(counts) != len(paths):
         raise TreeError(f"{len(counts)} mask counts for {len(paths)} nodes; give one per node")
     if any(count < 0 for count in counts):
-        raise TreeError(f"mask counts {counts} must not be negative")
+        raise TreeError(f"mask counts {shown(counts)} must not be negative")
+    if len(counts) + sum(counts) > MAX_ROWS:
+        raise TreeError(
+            f"tree has {len(counts) + sum(counts)} rows; at most {MAX_ROWS} are supported"
+        )
     return tuple(counts)
 
 
-def _path_of(node: Mapping[str, Any]) -> Path:
-    return tuple(_count(rank) for rank in node["path"])
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
+def _read_node(values: Fields, number: int, node: Any) -> tuple[Path, int]:
+    """Path and mask count of an object of "nodes"; what is wrong goes to the tree's faults."""
+    if not isinstance(node, dict):
+        values.faults.append(f"nodes[{number}] is {shown(node)}, not an object")
+        return (), 0
+    fields = Fields(node, f"nodes[{number}].")
+    fields.faults = values.faults
+    path = fields.wholes("path", least=1, most=MAX_RANK)
+    if len(path) > MAX_NODES:
+        fields.faults.append(f"nodes[{number}].path has {len(path)} ranks, not {MAX_NODES} at most")
+    return path, fields.whole("masks", most=MAX_ROWS)

@@ -12,11 +12,15 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from bita.errors import TreeError, raise_faults
+from bita.json_values import Fields, parse_json, read_json_object, shown
 from bita.tree import MAX_MATCH, Tree
 
+MAX_TREES, MAX_STATES = 256, 1024  # far beyond what pays; they guard against a broken file
+MAX_FILE_BYTES = 4 << 20  # of tree.json, which has 1 to 50 kB
 FORM = '{"trees": [...], "matches": [0, ...], "by_state": [[number of a tree, ...], ...]}'
 
 
@@ -114,18 +118,42 @@ class TreeTable:
 Trees: TypeAlias = Tree | TreeTable
 
 
+def read_trees(path: Path, fix: str) -> Trees:
+    """The tree or the table in a file. Raises TreeError that names it and ends with `fix`."""
+    data = read_json_object(path, TreeError, fix, MAX_FILE_BYTES)
+    try:
+        return trees_from_data(data)
+    except TreeError as error:
+        raise TreeError(f"{path}: {error}; {fix}") from error
+
+
 def trees_from_json(text: str) -> Trees:
     """What `to_json` of a tree or of a table wrote. Raises TreeError."""
     try:
-        data: Any = json.loads(text)
+        return trees_from_data(parse_json(text))
     except ValueError as error:
         raise TreeError(f"not JSON: {error}") from error
+
+
+def trees_from_data(data: Any) -> Trees:
+    """The same from parsed JSON."""
     if not isinstance(data, dict) or "trees" not in data:
         return Tree.from_data(data)
-    try:
-        trees = tuple(map(Tree.from_data, data["trees"]))
-        by_state = tuple(tuple(row) for row in data["by_state"])
-        matches = tuple(int(match) for match in data["matches"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TreeError(f"not a table of trees: {error!r}; expected {FORM}") from error
-    return TreeTable(trees, matches, by_state)
+    values = Fields(data)
+    matches = values.wholes("matches", most=MAX_MATCH)
+    trees = _listed(values, "trees", MAX_TREES)
+    rows = _listed(values, "by_state", MAX_STATES)
+    states = Fields({f"by_state[{d}]": row for d, row in enumerate(rows)})
+    states.faults = values.faults
+    by_state = tuple(states.wholes(name) for name in states.values)
+    values.check(TreeError, f"not a table of trees, which is {FORM}")
+    return TreeTable(tuple(map(Tree.from_data, trees)), matches, by_state)
+
+
+def _listed(values: Fields, name: str, most: int) -> list[Any]:
+    items = values.values.get(name)
+    if isinstance(items, list) and len(items) <= most:
+        return items
+    found = f"a list of {len(items)}" if isinstance(items, list) else shown(items)
+    values.faults.append(f"{name} is {found}, not a list of {most} at most")
+    return []

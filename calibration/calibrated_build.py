@@ -5,14 +5,12 @@ finished engine is compared with. At the end the engine is timed on this device,
 that is fastest here.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bita import __version__
-from bita.adapter import Adapter
 from bita.calibration.choose_tree import Choice
 from bita.calibration.effort import Effort
 from bita.calibration.quality import Scored, measure_quality
@@ -25,15 +23,16 @@ from bita.data.generate_data import FilePrompts
 from bita.data.model_texts import ModelTexts
 from bita.dialect_spec import DIALECTS
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, open_engine, revise_engine
+from bita.engine_access import writing
+from bita.engine_place import Place
 from bita.errors import EngineError
 from bita.export.build import (
     CheckedBuild,
-    build_engine,
     check_reference,
-    finish_engine,
     weight_bytes,
 )
-from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
+from bita.export.build_inputs import adapter_digest
+from bita.export.finished_build import build_in_steps, finish_engine
 from bita.export.tensorrt.build_costs import check_memory
 from bita.progress import OnCount, OnProgress, ignore_progress
 from bita.tree import Tree
@@ -82,7 +81,11 @@ def build_calibrated(
         "calibration runs the model in float32, which",
         "give --uncalibrated, or build elsewhere and copy the engine",
     )
-    stages = _Stages(build, calibration, on_progress)
+    with writing(build.out) as place:
+        return _build_in_stages(_Stages(build, place, calibration, on_progress))
+
+
+def _build_in_stages(stages: "_Stages") -> Built:
     reference = stages.export_reference()
     texts = stages.answer(reference)
     engine = stages.export(reference, texts)
@@ -90,10 +93,9 @@ def build_calibrated(
     if quality is None:
         engine, quality = stages.judge(engine, reference, texts)
     choice = None
-    if build.options.tree is None and DIALECTS[build.options.dialect].runs_where_built:
-        engine, choice = stages.choose_tree(engine)  # other dialects decode on other devices
-    engine = finish_engine(engine, build, on_progress)
-    stages.remove_folder()
+    if stages.wants_tree:
+        engine, choice = stages.choose_tree(engine)
+    engine = stages.finish(engine)
     return Built(engine, quality, choice)
 
 
@@ -101,21 +103,31 @@ class _Stages:
     """The stages of a build; each keeps what an earlier run left in the build's folder."""
 
     def __init__(
-        self, build: CheckedBuild, calibration: CalibrationOptions, on_progress: OnProgress
+        self,
+        build: CheckedBuild,
+        place: Place,
+        calibration: CalibrationOptions,
+        on_progress: OnProgress,
     ) -> None:
         self._build = build
         self._calibration = calibration
         self._on_progress = on_progress
         self._rounding = rounding_of(build.options, calibration.quantizer)
         self._texts = ModelTexts.of(build.checkpoint)
-        self._folder = build.out.with_name(f".{build.out.name}.calibration")
+        self._folder = place.hidden("calibration")
         _claim_folder(self._folder, self._folder_key())
+
+    @property
+    def wants_tree(self) -> bool:
+        """Not where the options have one; other dialects decode on other devices."""
+        options = self._build.options
+        return options.tree is None and DIALECTS[options.dialect].runs_where_built
 
     def export_reference(self) -> Engine:
         """The float32 engine."""
         path = self._folder / "float32"
         if not path.exists():
-            self._write(check_reference(self._build, path, MAX_CAPACITY))
+            build_in_steps(check_reference(self._build, path, MAX_CAPACITY), self._on_progress)
         return open_engine(path)
 
     def answer(self, reference: Engine) -> SampleTexts:
@@ -142,7 +154,8 @@ class _Stages:
                 self._folder,
                 self._progress_of("reading texts"),
             )
-            self._write(replace(self._build, out=path), self._rounding.collect(reading))
+            seen = self._rounding.collect(reading)
+            build_in_steps(replace(self._build, out=path), self._on_progress, seen)
             key_path.write_text(key, encoding="utf-8")
         return open_engine(path)
 
@@ -167,19 +180,11 @@ class _Stages:
         choice = calibrator.tree(calibrator.acceptance(), calibrator.latency())
         return calibrator.engine, choice
 
-    def remove_folder(self) -> None:
-        """Remove what only the build itself needed."""
+    def finish(self, engine: Engine) -> Engine:
+        """Compile the engine and put it in its place; remove what only the build itself needed."""
+        engine = finish_engine(engine, self._build, self._on_progress)
         shutil.rmtree(self._folder)
-
-    def _write(self, build: CheckedBuild, seen: Seen = NOTHING_SEEN) -> None:
-        progress, written = self._progress_of(f"exporting {build.options.precision}"), 0
-
-        def add(count: int) -> None:
-            nonlocal written
-            written += count
-            progress(written >> 20, max(build.num_bytes >> 20, 1))
-
-        build_engine(build, on_write=add, seen=seen)
+        return engine
 
     def _progress_of(self, stage: str) -> OnCount:
         """A function (done, total) that reports the progress of a stage."""
@@ -199,7 +204,8 @@ class _Stages:
 
     def _engine_key(self) -> str:
         options = {**asdict(self._build.options), "quantizer": self._calibration.quantizer}
-        key = {"options": options, "adapter": _digest(self._build.adapter)}
+        adapter = adapter_digest(self._build.adapter)
+        key = {"options": options, "adapter": adapter, "inputs": self._build.inputs}
         return json.dumps(key, sort_keys=True)
 
 
@@ -211,13 +217,6 @@ def _claim_folder(folder: Path, key: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path.write_text(key, encoding="utf-8")
-
-
-def _digest(adapter: Adapter) -> str:
-    digest = hashlib.sha256()
-    for piece in adapter.hash_pieces():
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _ids_of(text: Conversation) -> tuple[int, ...]:

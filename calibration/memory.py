@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bita.child_process import python_command
 from bita.errors import EngineError
 from bita.runtime.decoding.memory import Memory
 from bita.runtime.session import Session
@@ -31,7 +32,7 @@ def measure_memory(path: Path, num_threads: int = 0, tree: Trees | None = None) 
 
     tree: None for the engine's own. Raises EngineError if the process fails.
     """
-    command = [sys.executable, "-m", __name__, str(path), str(num_threads)]
+    command = python_command(__name__, str(path), str(num_threads))
     command += [tree.to_json()] if tree else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

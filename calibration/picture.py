@@ -14,11 +14,22 @@ SHADES = (INK, "#3f6d99", "#6a92ba", "#a9bfd3")  # of the cache lengths, in turn
 def draw(latency: Latency, choice: Choice) -> bytes | None:
     """A PNG of T(q), tokens per step and speed against rows; None without matplotlib."""
     try:
+        import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        # not by a `matplotlibrc` of the working directory, which may have programs run
+        matplotlib.rcdefaults()
+        figure = Figure(figsize=(13, 4), layout="constrained")
+        _draw_axes(figure, latency, choice)
+        FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _draw_axes(figure: Any, latency: Latency, choice: Choice) -> None:
     times, tokens, speeds = figure.subplots(1, 3)
     _draw_times(times, latency)
     _draw_tokens(tokens, choice)
@@ -29,9 +40,6 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
     for axes in (times, tokens, speeds):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
 
 
 def _draw_times(axes: Any, latency: Latency) -> None:

@@ -32,6 +32,8 @@ from bita.engine import (
     read_calibration,
     revise_engine,
 )
+from bita.engine_access import writing
+from bita.engine_place import Place
 from bita.errors import EngineError
 from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
@@ -82,7 +84,7 @@ class Calibrator:
         chosen, max_new_tokens = self._drafted, self._effort.max_new_tokens
         key = {"prompts": chosen, "max_new_tokens": max_new_tokens, "files": self._files()}
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        with _Progress(self.engine.path, digest) as kept:
+        with writing(self.engine.path) as place, _Progress(place, digest) as kept:
 
             def on_text(number: int, positions: tuple[Position, ...]) -> None:
                 kept.add(number, positions)
@@ -91,8 +93,8 @@ class Calibrator:
             acceptance = measure_acceptance(
                 self.engine, chosen, max_new_tokens, self._num_threads, kept.known, on_text
             )
-        self._keep({"acceptance": acceptance.to_json()})
-        kept.remove()
+            self._keep({"acceptance": acceptance.to_json()})
+            kept.remove()
         return acceptance
 
     def latency(self, anew: bool = False) -> Latency:
@@ -174,7 +176,13 @@ class Calibrator:
     ) -> None:
         """Add topics to the calibration, and files to the engine, in one go."""
         report = {**read_calibration(self.engine), **topics}
-        text = json.dumps(report, separators=(",", ":")) + "\n"
+        try:
+            text = json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n"
+        except ValueError as error:
+            raise EngineError(
+                f"a measurement of {self.engine.path} is not a finite number; measure it again, "
+                "with --anew"
+            ) from error
         self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **files})
 
 
@@ -199,19 +207,17 @@ def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
 class _Progress:
     """The positions of the prompts done, a JSON line each, in a file beside the engine."""
 
-    def __init__(self, engine: Path, digest: str) -> None:
-        self._path = engine.with_name(f".{engine.name}.acceptance.jsonl")
+    def __init__(self, engine: Place, digest: str) -> None:
+        self._path = engine.hidden("acceptance.jsonl")
         key = {"of": digest}
         self._file = JsonLinesFile(self._path)
         entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]
-        if entries[:1] != [key]:
+        known = _positions_of(entries[1:]) if entries[:1] == [key] else None
+        if known is None:
             self.remove()
-            self._file, entries = JsonLinesFile(self._path), []
+            self._file = JsonLinesFile(self._path)
             self._file.append(key)
-        self.known = {
-            number: tuple(map(Position.of, entry["positions"]))
-            for number, entry in enumerate(entries[1:])
-        }
+        self.known = known or {}
 
     def __enter__(self) -> "_Progress":
         return self
@@ -226,3 +232,14 @@ class _Progress:
     def remove(self) -> None:
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def _positions_of(entries: Sequence[Any]) -> dict[int, tuple[Position, ...]] | None:
+    """The positions of each prompt by its number; None if the file was changed by someone else."""
+    try:
+        return {
+            number: tuple(Position.of(each) for each in entry["positions"])
+            for number, entry in enumerate(entries)
+        }
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -13,19 +13,17 @@ from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, d
 from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
-    MODES,
     PAIRS_FILE,
     TEMPLATE_FILE,
     TOKENIZER_FILE,
     TREE_FILE,
-    Engine,
     Manifest,
     check_replaceable,
-    move_engine,
     new_engine,
 )
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
+from bita.export.check_texts import check_texts
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.dialects.decoder import (
     check_tensors,
@@ -38,13 +36,11 @@ from bita.export.tensorrt.build_costs import check_disk, plan_costs
 from bita.export.tensorrt.compile_engine import (
     CompileOptions,
     check_costs,
-    compile_engine,
     decode_rows,
 )
-from bita.generation import GenerationDefaults
 from bita.identity import identify
+from bita.manifest import MODES
 from bita.pairs import pair_tables
-from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tensors import EMBEDDINGS
 from bita.tree import Tree
@@ -83,6 +79,7 @@ class CheckedBuild:
     capacity: int  # C, cache slots
     num_bytes: int  # about what the weights take on disk
     compile_options: CompileOptions | None = None  # of the plan that it gets; None for no plan
+    inputs: str = ""  # digest of what it is built from; "" if nobody will ask
 
 
 def check_build(
@@ -103,6 +100,7 @@ def check_build(
     check_tensors(checkpoint, architecture)
     check_rotary_widths(architecture, DIALECTS[options.dialect].rotary_unit)
     texts = checkpoint.text_assets()
+    check_texts(texts, checkpoint.name, architecture.vocab_size)
     adapter = _fitting(adapter, checkpoint)
     tree = options.tree or Tree.chain(adapter.num_masks)
     _check_tree(tree, adapter, options.num_ranks, capacity)
@@ -190,21 +188,6 @@ def build_engine(
     return draft.manifest
 
 
-def finish_engine(
-    engine: Engine,
-    build: CheckedBuild,
-    on_progress: OnProgress = ignore_progress,
-) -> Engine:
-    """Compile a built engine, if the build has a plan, and move it to `build.out`.
-
-    Whatever fails before the end leaves an older engine at `build.out` as it is.
-    Raises EngineError.
-    """
-    if build.compile_options:
-        engine = compile_engine(engine, build.compile_options, on_progress)
-    return move_engine(engine, build.out)
-
-
 def check_rotary_widths(architecture: Architecture, unit: int) -> None:
     """Raise ModelError if GroupQueryAttention cannot turn the heads; it says so when it runs.
 
@@ -286,8 +269,7 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
         (directory / TEMPLATE_FILE).write_text(texts.chat_template, encoding="utf-8")
-    defaults = GenerationDefaults(texts.eos_ids, texts.special_tokens, texts.sampling)
-    defaults.save(directory / GENERATION_FILE)
+    texts.defaults.save(directory / GENERATION_FILE)
 
 
 def _manifest(build: CheckedBuild) -> Manifest:
@@ -314,6 +296,7 @@ def _manifest(build: CheckedBuild) -> Manifest:
         tuned_on=adapter.tuned_on,
         requires=_requirements(options),
         created_by=f"bita-edge {__version__}",
+        inputs=build.inputs,
     )
 
 

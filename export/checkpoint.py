@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bita.generation import GenerationDefaults
 from bita.tensors import TensorSource
 
 
@@ -16,6 +17,7 @@ class TextAssets:
     eos_ids: token ids that end an answer, most usual first; never empty.
     special_tokens: `bos_token`, `eos_token`, ... as text, for chat templates.
     sampling: how the model's authors sample from it, by the names of SAMPLING; empty for greedy.
+    turn_end_ids: more token ids that end an answer to messages.
     """
 
     tokenizer_json: str
@@ -23,6 +25,14 @@ class TextAssets:
     eos_ids: tuple[int, ...]
     special_tokens: dict[str, str] = field(default_factory=dict)
     sampling: dict[str, float] = field(default_factory=dict)
+    turn_end_ids: tuple[int, ...] = ()
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What an engine keeps of them."""
+        return GenerationDefaults(
+            self.eos_ids, self.special_tokens, self.sampling, self.turn_end_ids
+        )
 
 
 class Checkpoint(TensorSource, Protocol):

@@ -11,9 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from bita.json_values import MAX_FLOAT, Fields, shown
 from bita.tensors import Float32Array, Float64Array
 
-RULES = ("default", "linear", "llama3", "yarn", "longrope", "gguf_factors")
+# What each rule needs beside `rope_theta`; "gguf_factors" is that of GGUF files with own factors.
+RULES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        *("factor", "low_freq_factor", "high_freq_factor"),
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("original_max_position_embeddings",),
+    "longrope": ("short_factor", "original_max_position_embeddings"),
+    "gguf_factors": ("factors",),
+}
 
 
 @dataclass(frozen=True)
@@ -46,82 +58,149 @@ def make_rope(
     """The rotary embedding for `rope_parameters` of a config.
 
     capacity: most positions that will be used; LongRoPE chooses its factors by it.
-    Raises ValueError with the reason if the rule is unknown or a number is missing.
+    Raises ValueError with the reason if the rule is unknown, a number is missing or is none, or
+    the frequencies are not finite.
     """
-    rule = str(parameters.get("rope_type", parameters.get("type", "default")))
-    if rule not in RULES:
-        raise ValueError(f"rope_type {rule!r} is not supported (supported: {', '.join(RULES)})")
-    rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
-    try:
-        base = 1.0 / float(parameters["rope_theta"]) ** (np.arange(0, rotary_dim, 2) / rotary_dim)
-        if rule == "longrope":
-            return _longrope(parameters, base, max_position_embeddings, capacity)
-        if rule == "yarn":
-            return _yarn(parameters, base, max_position_embeddings)
-        if rule == "linear":
-            base = base / float(parameters["factor"])
-        elif rule == "gguf_factors":
-            base = base / np.asarray(parameters["factors"], np.float64)
-        elif rule == "llama3":
-            base = _llama3(parameters, base)
-    except KeyError as error:
+    rule = parameters.get("rope_type", parameters.get("type", "default"))
+    if not isinstance(rule, str) or rule not in RULES:
         raise ValueError(
-            f"rope_type {rule!r} needs {error.args[0]!r} in rope_parameters"
-        ) from error
+            f"rope_type {shown(rule)} is not supported (supported: {', '.join(RULES)})"
+        )
+    for key in ("rope_theta", *RULES[rule]):
+        if key not in parameters:
+            raise ValueError(f"rope_type {rule!r} needs {key!r} in rope_parameters")
+    fields = Fields(parameters, "rope_parameters.")
+    part = fields.number("partial_rotary_factor", 1.0, 0.0, 1.0)
+    theta = fields.number("rope_theta", least=1e-30)
+    rotary_dim = int(head_dim * part)
+    if fields.faults:
+        raise ValueError("; ".join(fields.faults))
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise ValueError(
+            f"partial_rotary_factor {part:g} turns {rotary_dim} of {head_dim} numbers of a head; "
+            "it has to be an even number of 2 or more"
+        )
+    numbers = _Numbers(fields, theta, max_position_embeddings, capacity)
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            base = 1.0 / theta ** (np.arange(0, rotary_dim, 2) / rotary_dim)
+            rope = _by_rule(rule, numbers, base)
+    except (ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"rope_type {rule!r} gives no frequencies ({error})") from error
+    values = (*rope.inv_freq, rope.amplitude)
+    if not all(abs(value) <= MAX_FLOAT for value in values):  # false for NaN
+        raise ValueError(f"rope_type {rule!r} gives frequencies that are not finite")
+    return rope
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What the rules start from. fields: `rope_parameters`."""
+
+    fields: Fields
+    theta: float
+    max_positions: int
+    capacity: int
+
+    def check(self) -> None:
+        if self.fields.faults:
+            raise ValueError("; ".join(self.fields.faults))
+
+    def original(self) -> int:
+        return self.fields.whole("original_max_position_embeddings", least=1)
+
+    def factors(self, key: str, count: int) -> Float64Array:
+        """A factor for each frequency."""
+        factors = self.fields.numbers(key)
+        if not self.fields.faults and len(factors) != count:
+            self.fields.faults.append(
+                f"rope_parameters.{key} has {len(factors)} factors for {count} frequencies"
+            )
+        self.check()
+        return np.asarray(factors, np.float64)
+
+
+def _by_rule(rule: str, numbers: _Numbers, base: Float64Array) -> Rope:
+    fields = numbers.fields
+    if rule == "longrope":
+        return _longrope(numbers, base)
+    if rule == "yarn":
+        return _yarn(numbers, base)
+    if rule == "linear":
+        factor = fields.number("factor")
+        numbers.check()
+        base = base / np.float64(factor)
+    elif rule == "gguf_factors":
+        base = base / numbers.factors("factors", len(base))
+    elif rule == "llama3":
+        base = _llama3(numbers, base)
     return Rope(tuple(base.tolist()))
 
 
-def _llama3(parameters: Mapping[str, Any], inv_freq: Float64Array) -> Float64Array:
-    factor = float(parameters["factor"])
-    low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
-    original = float(parameters["original_max_position_embeddings"])
+def _llama3(numbers: _Numbers, inv_freq: Float64Array) -> Float64Array:
+    fields = numbers.fields
+    factor = fields.number("factor")
+    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    original = numbers.original()
+    if not fields.faults and low >= high:
+        fields.faults.append(
+            f"rope_parameters.low_freq_factor {low:g} is not less than high_freq_factor {high:g}"
+        )
+    numbers.check()
     turns = original * inv_freq / (2 * math.pi)  # full rotations over the original context
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (1 - smooth) * inv_freq / factor + smooth * inv_freq
 
 
-def _yarn(parameters: Mapping[str, Any], inv_freq: Float64Array, max_positions: int) -> Rope:
-    original = float(parameters["original_max_position_embeddings"])
-    factor = float(parameters.get("factor") or max_positions / original)
-    theta, rotary_dim = float(parameters["rope_theta"]), 2 * len(inv_freq)
+def _yarn(numbers: _Numbers, inv_freq: Float64Array) -> Rope:
+    fields, original = numbers.fields, numbers.original()
+    given = fields.number_or_null("factor")
+    fast, slow = fields.number_or_null("beta_fast"), fields.number_or_null("beta_slow")
+    truncates = fields.flag_or_null("truncate", True)
+    numbers.check()
+    factor = numbers.max_positions / original if given is None else given
+    rotary_dim = 2 * len(inv_freq)
 
     def dimension_of(rotations: float) -> float:
-        log = math.log(original / (rotations * 2 * math.pi))
-        return rotary_dim * log / (2 * math.log(theta))
+        turns = original / (rotations * 2 * math.pi)
+        if turns <= 0 or numbers.theta == 1:
+            raise ZeroDivisionError("it has no logarithm of its turns")
+        return rotary_dim * math.log(turns) / (2 * math.log(numbers.theta))
 
-    low = dimension_of(float(parameters.get("beta_fast") or 32))
-    high = dimension_of(float(parameters.get("beta_slow") or 1))
-    if parameters.get("truncate", True):
+    low, high = dimension_of(fast or 32), dimension_of(slow or 1)
+    if truncates:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
-    ramp = np.clip((np.arange(len(inv_freq)) - low) / max(high - low, 0.001), 0.0, 1.0)
+    ramp = np.clip((np.arange(len(inv_freq)) - low) / (high - low or 0.001), 0.0, 1.0)
     stretched = inv_freq / factor * ramp + inv_freq * (1 - ramp)
-    return Rope(tuple(stretched.tolist()), _yarn_amplitude(parameters, factor))
+    return Rope(tuple(stretched.tolist()), _yarn_amplitude(numbers, factor))
 
 
-def _yarn_amplitude(parameters: Mapping[str, Any], factor: float) -> float:
-    if parameters.get("attention_factor") is not None:
-        return float(parameters["attention_factor"])
+def _yarn_amplitude(numbers: _Numbers, factor: float) -> float:
+    fields = numbers.fields
+    given = fields.number_or_null("attention_factor")
+    mscale, mscale_all = fields.number_or_null("mscale"), fields.number_or_null("mscale_all_dim")
+    numbers.check()
+    if given is not None:
+        return given
 
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
     return scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1.0)
 
 
-def _longrope(
-    parameters: Mapping[str, Any], inv_freq: Float64Array, max_positions: int, capacity: int
-) -> Rope:
-    original = int(parameters["original_max_position_embeddings"])
-    if capacity > original:
+def _longrope(numbers: _Numbers, inv_freq: Float64Array) -> Rope:
+    fields, original = numbers.fields, numbers.original()
+    given, amplitude = fields.number_or_null("factor"), fields.number_or_null("attention_factor")
+    short = inv_freq / numbers.factors("short_factor", len(inv_freq))
+    if numbers.capacity > original:
         raise ValueError(
             f"LongRoPE changes its frequencies beyond {original} positions, so no cache of "
-            f"{capacity} is exact; build with a capacity of at most {original}"
+            f"{numbers.capacity} is exact; build with a capacity of at most {original}"
         )
-    factor = float(parameters.get("factor") or max_positions / original)
-    amplitude = parameters.get("attention_factor")
+    factor = numbers.max_positions / original if given is None else given
     if amplitude is None:
-        amplitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    short = inv_freq / np.asarray(parameters["short_factor"], np.float64)
-    return Rope(tuple(short.tolist()), float(amplitude), original)
+        stretch = 1.0 if factor <= 1 else 1 + math.log(factor) / math.log(original)
+        amplitude = math.sqrt(max(stretch, 0.0))
+    return Rope(tuple(short.tolist()), amplitude, original)

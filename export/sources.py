@@ -43,10 +43,10 @@ def open_checkpoint(model: str, cache_dir: Path | None = None) -> Checkpoint:
     if model in KNOWN_MODELS:
         packaged = KNOWN_MODELS[model]
         return _open_gguf(_packaged_file(packaged), model, packaged.license)
-    path = Path(model).expanduser()
-    if model and path.is_dir():
+    path = _local_path(model)
+    if path and path.is_dir():
         return _open_directory(path, model)
-    if path.is_file():
+    if path and path.is_file():
         return _open_file(path, model)
     hub_id = HUB_ID.fullmatch(model)
     if hub_id and not model.endswith(".gguf"):
@@ -54,6 +54,15 @@ def open_checkpoint(model: str, cache_dir: Path | None = None) -> Checkpoint:
         raise_faults(ModelError, model, _hub_faults(hub_id["repo"], directory))
         return _open_directory(directory, model)
     raise ModelError(_not_found(model))
+
+
+def _local_path(model: str) -> Path | None:
+    """The file or directory of that name, or None; a name that no path can have is none."""
+    try:
+        path = Path(model).expanduser()
+        return path if model and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: ~user without a home
+        return None
 
 
 def _not_found(model: str) -> str:

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from bita.errors import ModelError, raise_faults
+from bita.json_values import Fields
 from bita.tensors import head_dim_of
 
 
@@ -30,7 +31,8 @@ class TensorTable:
     ) -> None:
         """owner: how errors call the model; stored: shapes of the tensors as the file has them.
 
-        Raises ModelError if the rows of a fused tensor are not those that the config asks for.
+        Raises ModelError if the rows of a fused tensor are not those that the config asks for, or
+        the config does not say.
         """
         self.owner = owner
         self._stored = dict(stored)
@@ -40,7 +42,10 @@ class TensorTable:
             parts = _fused_parts(name, config)
             rows = shape[0] if shape else 1
             if not parts:
-                self._parts[name] = RowRange(name, 0, rows)
+                parts = [(name, rows)]
+            twice = [part for part, _ in parts if part in self._parts]
+            if twice:
+                faults.append(f"{name} holds {', '.join(twice)}, which another tensor holds too")
             elif sum(size for _, size in parts) != rows:
                 expected = " + ".join(str(size) for _, size in parts)
                 faults.append(f"{name} has {rows} rows; the config asks for {expected}")
@@ -83,12 +88,21 @@ def _fused_parts(name: str, config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(canonical name, rows) of each tensor inside a fused one; empty if `name` is not fused."""
     module, _, kind = name.rpartition(".")
     if module.endswith("self_attn.qkv_proj"):
-        heads = int(config["num_attention_heads"])
-        kv_heads = int(config.get("num_key_value_heads") or heads)
+        heads = _number(config, "num_attention_heads")
+        kv_heads = heads
+        if config.get("num_key_value_heads") is not None:
+            kv_heads = _number(config, "num_key_value_heads")
         head_dim, prefix = head_dim_of(config), module.removesuffix("qkv_proj")
         sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
         return [(f"{prefix}{part}.{kind}", size * head_dim) for part, size in sizes.items()]
     if module.endswith("mlp.gate_up_proj"):
-        prefix, rows = module.removesuffix("gate_up_proj"), int(config["intermediate_size"])
+        prefix, rows = module.removesuffix("gate_up_proj"), _number(config, "intermediate_size")
         return [(f"{prefix}{part}.{kind}", rows) for part in ("gate_proj", "up_proj")]
     return []
+
+
+def _number(config: Mapping[str, Any], key: str) -> int:
+    fields = Fields(config)
+    number = fields.whole(key, least=1)
+    fields.check(ModelError, "the model's config")
+    return number

@@ -28,8 +28,11 @@ class Answering(Protocol):
         *,
         is_kept: bool | None = None,
         on_end: Callable[[Generation], None] = ...,
+        eos_ids: Sequence[int] | None = None,
     ) -> Generation:
-        """Start an answer to token ids; `on_end` is called with it when it has ended."""
+        """Start an answer to token ids; `on_end` is called with it when one of `eos_ids` or
+        something else has ended it.
+        """
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": generation.text})
             self._known = _known_after(prompt, generation)
 
-        running = self._session.start(prompt.ids, options, is_kept=True, on_end=note)
+        ends = self._encoder.defaults.chat_eos_ids
+        running = self._session.start(prompt.ids, options, is_kept=True, on_end=note, eos_ids=ends)
         self.messages += added
         self.num_dropped, self._running = num_dropped, running
         return running

@@ -153,6 +153,7 @@ class Generation(Iterator[str]):
     def _finish(self, reason: FinishReason) -> str:
         self.finish_reason = reason
         self._sequence.is_wanted = self._is_kept
+        self._sequence.chooser.close()
         piece = self._add(self._rule.close())
         self._on_end(self)
         return piece

@@ -34,7 +34,7 @@ class LoadedEngine:
         keep_answers: bool,
     ) -> "LoadedEngine":
         """kept_text_bytes: of host memory, for rows that had to leave the cache."""
-        vocab_size, eos_ids = engine.manifest.vocab_size, encoder.defaults.eos_ids
+        vocab_size, eos_ids = engine.manifest.vocab_size, encoder.defaults.chat_eos_ids
         grammars = GrammarCompiler(engine.file(TOKENIZER_FILE), vocab_size, eos_ids)
         shared_cache = SharedCache(backend.cache, kept_text_bytes)
         return cls(engine, encoder, grammars, backend, shared_cache, keep_answers)

@@ -1,16 +1,30 @@
-"""What may be asked of an answer, and what is refused."""
+"""What may be asked of an answer, and what is refused.
 
-import math
+Every number has a finite range: at its ends, all of them together, no sum or product of a row of
+logits leaves float32, and no waiting time leaves the clock.
+"""
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any
 
 from bita.errors import PromptError, raise_faults
+from bita.json_values import shown
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.stopping import stop_faults
 
 MOST_LOGPROBS = 20  # per token
 SEEDS = 2**64
+LEAST_TEMPERATURE = 1e-5  # below it the best token is taken: float32 has no room for a draw
+MAX_TEMPERATURE = 1e30  # all tokens are equally probable long before; float32 holds it
+MAX_PENALTY = 1e6  # taken off for each time a token occurs
+MAX_REPETITION_PENALTY = 1e3  # its inverse is the least
+MAX_BIAS = 1e9  # more than any penalty: what it forbids stays forbidden
+MAX_TOP_K = MAX_NEW_TOKENS = 2**63 - 1
+MAX_TIMEOUT_S = 4e6  # 46 days; clocks of some systems hold little more
+MAX_BIAS_FAULTS = 3  # that are listed
+LARGE_BIAS, LARGE_PENALTY = 1e3, 16.0  # beyond them float32 would round logits away
 
 
 @dataclass(frozen=True)
@@ -24,19 +38,19 @@ class Options:
     max_new_tokens: int = 256  # exact; an answer ends earlier at EOS, a stop, or a full cache
     stop: str | Sequence[str] = ()  # strings that end the answer and are not part of it
     stop_token_ids: Sequence[int] = ()  # tokens that end it, besides the model's own EOS tokens
-    ignore_eos: bool = False  # go on behind the model's EOS tokens
-    temperature: float = 0.0  # 0: the best token; 1: the model's own distribution
+    ignore_eos: bool = False  # continue after the model's EOS tokens
+    temperature: float = 0.0  # below 1e-5: the best token; 1: the model's own; to 1e30
     top_k: int = 0  # the k best tokens, and those equal to the k-th; 0: all
     top_p: float = 1.0  # the best tokens that together have this probability; 1: all
     min_p: float = 0.0  # tokens with this share of the best one's probability; 0: all
-    repetition_penalty: float = 1.0  # divides the logits of tokens in prompt and answer; 1: none
-    presence_penalty: float = 0.0  # taken off the logits of tokens in the answer; 0: none
-    frequency_penalty: float = 0.0  # the same for each time they occur; 0: none
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to logits, by token id
+    repetition_penalty: float = 1.0  # divides logits of tokens in prompt and answer; 1e-3 to 1e3
+    presence_penalty: float = 0.0  # taken off the logits of tokens in the answer; -1e6 to 1e6
+    frequency_penalty: float = 0.0  # the same for each time they occur; -1e6 to 1e6
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added, by token id; to ±1e9
     seed: int | None = None  # 0 to 2^64 - 1; None: a new one, see `Generation.seed`
     logprobs: int | None = None  # tokens to tell beside each new one, 0 to 20; None: no logprobs
     grammar: Grammar | None = None  # what the whole answer has to match
-    timeout_s: float | None = None  # seconds from the start on, waiting included; None: no limit
+    timeout_s: float | None = None  # seconds from the start, waiting included, to 4e6; None: any
 
     def __post_init__(self) -> None:
         raise_faults(PromptError, "options of the answer", [*self._faults()])
@@ -47,7 +61,8 @@ class Options:
         known = [each.name for each in fields(cls)]
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise PromptError(f"no option {', '.join(unknown)}; there are {', '.join(known)}")
+            names = ", ".join(unknown)
+            raise PromptError(f"no option {names:.200}; there are {', '.join(known)}")
         return cls(**given)
 
     @property
@@ -56,7 +71,8 @@ class Options:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0
+        """Whether the best token is taken, and nothing drawn."""
+        return self.temperature < LEAST_TEMPERATURE
 
     @property
     def penalizes(self) -> bool:
@@ -74,63 +90,81 @@ class Options:
             or self.grammar is not None
         )
 
-    def _faults(self) -> Iterator[str]:
-        if not _is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            yield f"max_new_tokens is {self.max_new_tokens!r}; pass an integer from 1 on"
-        yield from (f"stop: {fault}" for fault in stop_faults(self.stops))
-        yield from _range_fault("temperature", self.temperature, 0, math.inf)
-        yield from _range_fault("top_p", self.top_p, 0, 1, "above 0, up to 1")
-        yield from _range_fault("min_p", self.min_p, 0, 1)
-        yield from _range_fault(
-            "repetition_penalty", self.repetition_penalty, 0, math.inf, "above 0"
+    @property
+    def has_large_numbers(self) -> bool:
+        """Whether biases and penalties are added in float64, to keep what logits differ by."""
+        return (
+            max(abs(self.presence_penalty), abs(self.frequency_penalty)) > LARGE_PENALTY
+            or max(map(abs, self.logit_bias.values()), default=0) > LARGE_BIAS
         )
-        yield from _range_fault("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        yield from _range_fault("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        if not _is_whole(self.top_k) or self.top_k < 0:
-            yield f"top_k is {self.top_k!r}; pass an integer from 0 on (0: all tokens)"
+
+    def _faults(self) -> Iterator[str]:
+        yield from _whole_fault("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
+        yield from (f"stop: {fault}" for fault in stop_faults(self.stops))
+        yield from _range_fault("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        yield from _range_fault("top_p", self.top_p, 0, 1, excludes_low=True)
+        yield from _range_fault("min_p", self.min_p, 0, 1)
+        least = 1 / MAX_REPETITION_PENALTY
+        penalty = self.repetition_penalty
+        yield from _range_fault("repetition_penalty", penalty, least, MAX_REPETITION_PENALTY)
+        for name in ("presence_penalty", "frequency_penalty"):
+            yield from _range_fault(name, getattr(self, name), -MAX_PENALTY, MAX_PENALTY)
+        yield from _whole_fault("top_k", self.top_k, 0, MAX_TOP_K, " (0: all tokens)")
         if self.seed is not None and not (_is_whole(self.seed) and 0 <= self.seed < SEEDS):
-            yield f"seed is {self.seed!r}; pass an integer from 0 to 2^64 - 1"
+            yield f"seed is {shown(self.seed)}; pass an integer from 0 to 2^64 - 1"
         if self.logprobs is not None and not (
             _is_whole(self.logprobs) and 0 <= self.logprobs <= MOST_LOGPROBS
         ):
-            yield f"logprobs is {self.logprobs!r}; pass an integer from 0 to {MOST_LOGPROBS}"
+            yield f"logprobs is {shown(self.logprobs)}; pass an integer from 0 to {MOST_LOGPROBS}"
         if self.timeout_s is not None:
-            yield from _range_fault("timeout_s", self.timeout_s, 0, math.inf, "above 0")
+            yield from _range_fault(
+                "timeout_s", self.timeout_s, 0, MAX_TIMEOUT_S, excludes_low=True
+            )
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
-            yield f"grammar is {self.grammar!r:.60}; make one: Grammar.json_schema({{...}})"
+            yield f"grammar is {shown(self.grammar)}; make one: Grammar.json_schema({{...}})"
         if self.grammar is not None and self.ignore_eos:
             yield "ignore_eos cannot go with a grammar, which ends where it is complete"
-        yield from self._bias_faults()
+        yield from islice(self._bias_faults(), MAX_BIAS_FAULTS)
         yield from self._token_faults()
 
     def _bias_faults(self) -> Iterator[str]:
         if not isinstance(self.logit_bias, Mapping):
-            yield f"logit_bias is {self.logit_bias!r:.60}; pass {{token id: number}}"
+            yield f"logit_bias is {shown(self.logit_bias)}; pass {{token id: number}}"
             return
         for token, bias in self.logit_bias.items():
             if not _is_whole(token) or token < 0:
-                yield f"logit_bias: {token!r} is not a token id"
-            yield from _range_fault(f"logit_bias of token {token!r}", bias, -math.inf, math.inf)
+                yield f"logit_bias: {shown(token)} is not a token id"
+            elif not _is_number(bias) or not -MAX_BIAS <= bias <= MAX_BIAS:
+                name = f"logit_bias of token {shown(token)}"
+                yield from _range_fault(name, bias, -MAX_BIAS, MAX_BIAS)
 
     def _token_faults(self) -> Iterator[str]:
         ids = self.stop_token_ids
         if not isinstance(ids, Sequence) or not all(_is_whole(each) for each in ids):
-            yield f"stop_token_ids is {ids!r:.60}; pass a list of token ids"
+            yield f"stop_token_ids is {shown(ids)}; pass a list of token ids"
 
 
 def _is_whole(value: Any) -> bool:
     return type(value) is int
 
 
-def _range_fault(
-    name: str, value: Any, low: float, high: float, wanted: str | None = None
-) -> Iterator[str]:
-    """A fault unless the value is a finite number in [low, high], or above low if `wanted` is given
-    (which says so).
-    """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    above = is_number and math.isfinite(value) and (low < value if wanted else low <= value)
-    if above and value <= high:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole_fault(name: str, value: Any, least: int, most: int, more: str = "") -> Iterator[str]:
+    """A fault unless the value is a whole number of `least` to `most`."""
+    if _is_whole(value) and least <= value <= most:
         return
-    told = wanted or (f"{low:g} to {high:g}" if math.isfinite(high) else f"from {low:g} on")
-    yield f"{name} is {value!r}; pass a finite number{'' if low == -math.inf else ' ' + told}"
+    yield f"{name} is {shown(value)}; pass an integer from {least} on{more}, at most 2^63 - 1"
+
+
+def _range_fault(
+    name: str, value: Any, low: float, high: float, excludes_low: bool = False
+) -> Iterator[str]:
+    """A fault unless the value is a number of `low` to `high`; NaN is not, nor is a truth value."""
+    # an integer of any size is compared exactly
+    if _is_number(value) and low <= value <= high and not (excludes_low and value == low):
+        return
+    span = f"above {low:g}, up to {high:g}" if excludes_low else f"from {low:g} to {high:g}"
+    yield f"{name} is {shown(value)}; pass a finite number {span}"

@@ -4,11 +4,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import RLock
+from time import monotonic
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, TREE_FILE, Engine, open_engine
+from bita.engine import GENERATION_FILE, TREE_FILE, Engine, open_engine
+from bita.engine_access import undisturbed
+from bita.engine_adapter import check_adapter, read_adapter
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
@@ -18,9 +22,10 @@ from bita.runtime.generation import Generation
 from bita.runtime.loaded_engine import LoadedEngine
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.text.codec import IncrementalText, TextCodec
+from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
 from bita.runtime.text.stopping import StopRule
-from bita.tree_table import Trees, TreeTable, trees_from_json
+from bita.tree_table import Trees, TreeTable, read_trees
 
 
 class Session:
@@ -42,6 +47,7 @@ class Session:
         self.reset_stats()
 
     @classmethod
+    @undisturbed
     def open(
         cls,
         path: str | Path,
@@ -77,9 +83,11 @@ class Session:
         """
         engine = open_engine(path, check_hashes)
         own_tree = read_tree(engine)
-        adapter = adapter or Adapter.load(engine.file(ADAPTER_FILE))
-        _check_adapter(engine, adapter)
+        if adapter is None:
+            adapter = read_adapter(engine)
+        check_adapter(engine, adapter)
         encoder = PromptEncoder.of_engine(engine)
+        _check_eos_ids(engine, encoder.defaults.eos_ids)
         opened = open_backend(engine, backend, num_threads, cuda_graph)
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
         least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
@@ -104,7 +112,7 @@ class Session:
         """
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
-        _check_adapter(self.engine, adapter)
+        check_adapter(self.engine, adapter)
         tree, least_rows, loaded = tree or self.tree, self.least_rows, self._loaded
         with loaded.lock:
             if tree is not self.tree:
@@ -133,7 +141,7 @@ class Session:
         The first is what `generate` gives with the same seed; the others draw other numbers.
         """
         if type(count) is not int or count < 1:
-            raise PromptError(f"the number of answers is {count!r}; pass an integer from 1 on")
+            raise PromptError(f"the number of answers is {shown(count)}; pass an integer from 1 on")
         wanted = Options.of(max_new_tokens=max_new_tokens, **options)
         seed = wanted.seed if wanted.seed is not None else new_seed()
         started = [self.start(prompt, wanted, seed=seed, choice=choice) for choice in range(count)]
@@ -170,21 +178,30 @@ class Session:
         choice: int = 0,
         is_kept: bool | None = None,
         on_end: Callable[[Generation], None] = lambda generation: None,
+        eos_ids: Sequence[int] | None = None,
     ) -> Generation:
         """Start an answer; what `stream` does, for those who have `Options`.
 
         seed: instead of the options'. choice: number of the answer among several to a prompt, which
         draws other numbers. is_kept: whether the cached rows are wanted when it has ended; None: as
-        the session was opened. on_end: called then.
+        the session was opened. on_end: called then. eos_ids: tokens that end the answer, unless the
+        options ignore them; None for `end_ids`.
         """
+        began = monotonic()
         prompt_ids = self.encode(prompt)
         self._decoder.check_prompt(prompt_ids)
         self._check_token_ids(options)
-        eos_ids = () if options.ignore_eos else self.eos_ids
+        if eos_ids is None:
+            eos_ids = self.end_ids(prompt)
+        if options.ignore_eos:
+            eos_ids = ()
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
         chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
-        text = IncrementalText(self.codec, continues=isinstance(prompt, str))
+        continues = (
+            isinstance(prompt, str) or options.grammar is not None
+        )  # which matched each space
+        text = IncrementalText(self.codec, continues)
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
@@ -194,10 +211,21 @@ class Session:
             self._decoder.begin(prompt_ids, chooser),
             rule,
             seed,
-            options.timeout_s,
+            None if options.timeout_s is None else options.timeout_s - (monotonic() - began),
             self._loaded.keep_answers if is_kept is None else is_kept,
             on_end,
         )
+
+    def check_grammar(self, grammar: Grammar, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Raise PromptError for a grammar that answers cannot follow.
+
+        is_wanted: asked now and then, as it may take seconds; PromptError if it says no.
+        """
+        self._loaded.grammars.compile(grammar, is_wanted)
+
+    def load_grammars(self) -> None:
+        """Do what the first grammar would have to wait for (0.1 to 2 s)."""
+        self._loaded.grammars.load()
 
     def _chooser(
         self,
@@ -222,7 +250,7 @@ class Session:
         ):
             for token in ids:
                 if not 0 <= token < size:
-                    raise PromptError(f"{name}: token id {token} is not in [0, {size})")
+                    raise PromptError(f"{name}: token id {shown(token)} is not in [0, {size})")
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""
@@ -281,8 +309,14 @@ class Session:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens with which the model ends an answer."""
+        """The tokens with which the model ends a text."""
         return self._loaded.encoder.defaults.eos_ids
+
+    def end_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens that end an answer to a prompt: `eos_ids`, and for messages those with which
+        the chat template ends a turn.
+        """
+        return self._loaded.encoder.eos_ids(prompt)
 
     @property
     def tree(self) -> Trees:
@@ -334,26 +368,19 @@ def new_seed() -> int:
 
 def read_tree(engine: Engine) -> Trees:
     """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
-    return trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+    return read_trees(engine.file(TREE_FILE), "rebuild the engine")
+
+
+def _check_eos_ids(engine: Engine, eos_ids: Sequence[int]) -> None:
+    size = engine.manifest.vocab_size
+    faults = [
+        f"eos id {token} is not in [0, {size}), the model's vocabulary"
+        for token in eos_ids
+        if not 0 <= token < size
+    ]
+    raise_faults(EngineError, f"{engine.file(GENERATION_FILE)}; rebuild the engine", faults)
 
 
 def _sizes(trees: Trees) -> tuple[int, ...]:
     """Rows of AR and of each tree."""
     return (1, *{tree.num_rows for tree in TreeTable.of(trees).trees})
-
-
-def _check_adapter(engine: Engine, adapter: Adapter) -> None:
-    manifest = engine.manifest
-    shape = (manifest.num_layers, manifest.num_kv_heads, adapter.prefix_length, manifest.head_dim)
-    faults = []
-    if adapter.prefix_keys.shape != shape:
-        faults.append(f"prefix has shape {adapter.prefix_keys.shape}, expected {shape}")
-    if adapter.mask_embeddings.shape[1] != manifest.hidden_size:
-        width = adapter.mask_embeddings.shape[1]
-        faults.append(f"mask embeddings are {width} wide, the model is {manifest.hidden_size}")
-    if adapter.lora_rank and not manifest.lora_rank:
-        faults.append(
-            f"it has LoRA of rank {adapter.lora_rank}, the engine was built for an adapter "
-            "without: build one with ADAPTER=…"
-        )
-    raise_faults(EngineError, f"adapter of engine {engine.path}", faults)

@@ -1,14 +1,14 @@
 """`bita calibrate`: measure an engine on this device, and choose its tree by that."""
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bita.calibration.effort import Effort
 from bita.cli.shared.flags import add_command, not_negative, positive
-from bita.engine import MODES
+from bita.manifest import MODES
 
 STAGES = ("acceptance", "latency", "tree")
 MAX_SHOWN = 4  # trees that were not chosen
@@ -56,24 +56,40 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bita.calibration.stages import Calibrator
-    from bita.cli.shared.progress import progress_bars
-    from bita.engine import open_engine
+    from bita.engine import open_engine, revising
     from bita.errors import EngineError
 
     if args.mode and not args.what_if:
         raise EngineError("--mode goes with --what-if; an engine keeps the mode it was built with")
-    engine = open_engine(args.engine)
-    elsewhere = _latency_of(engine, args.what_if) if args.what_if else None
+    if args.what_if:
+        return _what_if(args, open_engine(args.engine))
+    with revising(args.engine) as engine:
+        return _measure(args, engine)
+
+
+@contextmanager
+def _calibrator(args: argparse.Namespace, engine: Any) -> Iterator[Any]:
+    from bita.calibration.stages import Calibrator
+    from bita.cli.shared.progress import progress_bars
+
     effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.most_rows)
     with progress_bars() as show:
-        calibrator = Calibrator(engine, args.threads, show, args.prompts, effort)
-        if elsewhere is not None:
-            choice = calibrator.forecast(calibrator.acceptance(args.anew), elsewhere, args.mode)
-            _print_kept(calibrator)
-            print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
-            _print_choice(choice)
-            return 0
+        yield Calibrator(engine, args.threads, show, args.prompts, effort)
+
+
+def _what_if(args: argparse.Namespace, engine: Any) -> int:
+    """Nothing is written, unless acceptance has to be measured first."""
+    elsewhere = _latency_of(engine, args.what_if)
+    with _calibrator(args, engine) as calibrator:
+        choice = calibrator.forecast(calibrator.acceptance(args.anew), elsewhere, args.mode)
+    _print_kept(calibrator)
+    print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
+    _print_choice(choice)
+    return 0
+
+
+def _measure(args: argparse.Namespace, engine: Any) -> int:
+    with _calibrator(args, engine) as calibrator:
         if args.stage != "latency":
             acceptance = calibrator.acceptance(args.anew)
         if args.stage != "acceptance":
@@ -102,19 +118,16 @@ def _latency_of(engine: Any, device: str) -> Any:
     from bita.calibration.devices import DEVICES, modelled_latency
     from bita.calibration.latency import Latency
     from bita.errors import EngineError
+    from bita.json_values import read_json_object
 
     if device in DEVICES:
         return modelled_latency(device, engine)
+    fix = f"give a JSON file with a latency, or one of {', '.join(DEVICES)}"
     try:
-        data = json.loads(Path(device).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"cannot read a latency from {device}: {error}; give a JSON file, or one of "
-            f"{', '.join(DEVICES)}"
-        ) from error
-    if isinstance(data, dict) and "latency" in data:
-        data = data["latency"]  # a whole calibration.json
-    return Latency.from_json(data, device)
+        data: Any = read_json_object(Path(device), EngineError, fix)
+    except EngineError as error:
+        raise EngineError(f"cannot read a latency from {device}: {error}") from error
+    return Latency.from_json(data.get("latency", data), device)  # or a whole calibration.json
 
 
 def _print_acceptance(acceptance: Any) -> None:

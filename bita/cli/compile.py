@@ -26,22 +26,22 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.cli.shared.progress import progress_bars
-    from bita.engine import PLAN_FILE, open_engine
+    from bita.engine import PLAN_FILE, revising
     from bita.errors import EngineError
     from bita.export.tensorrt.compile_engine import compile_engine
     from bita.plan import LIBRARIES, PlanInfo
 
     began = time.perf_counter()
-    engine = open_engine(args.engine, unchecked=(PLAN_FILE,))  # it is replaced
-    args.backend = args.backend or engine.manifest.backend
-    compile_options = read_compile_options(args)
-    if compile_options is None:
-        raise EngineError(
-            f"engines of backend {args.backend} have no plan; give --backend "
-            f"{' or '.join(LIBRARIES)}"
-        )
-    with progress_bars() as show:
-        engine = compile_engine(engine, compile_options, show)
+    with revising(args.engine, unchecked=(PLAN_FILE,)) as engine:  # the plan is replaced
+        args.backend = args.backend or engine.manifest.backend
+        compile_options = read_compile_options(args)
+        if compile_options is None:
+            raise EngineError(
+                f"engines of backend {args.backend} have no plan; give --backend "
+                f"{' or '.join(LIBRARIES)}"
+            )
+        with progress_bars() as show:
+            engine = compile_engine(engine, compile_options, show)
     info = PlanInfo.from_manifest(engine.manifest.plan)
     rows = ", ".join(map(str, info.decode_rows))
     print(

@@ -1,15 +1,22 @@
 """`bita engine`: build an engine directory."""
 
 import argparse
-import re
-import shutil
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bita.cli.shared.flags import TREE_HELP, add_command, positive
 from bita.cli.shared.plans import add_plan_arguments, default_dialect, read_compile_options
+from bita.errors import AdapterError, EngineError
+
+if TYPE_CHECKING:
+    from bita.calibration.calibrated_build import CalibrationOptions
+    from bita.engine import Engine
+    from bita.export.adapter_choice import AdapterChoice
+    from bita.export.build import BuildOptions, CheckedBuild
+    from bita.export.tensorrt.compile_engine import CompileOptions
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,7 +30,12 @@ def add_parser(subparsers: Any) -> None:
         "model",
         help="known name, Hugging Face directory, .gguf file, or hub id org/name[@revision]",
     )
-    parser.add_argument("--adapter", type=Path, help="adapter file; default: an untuned one")
+    parser.add_argument(
+        "--adapter",
+        metavar="FILE",
+        help="adapter file, or none for an untuned engine; default: adapters/NAME.safetensors, "
+        "else the one that ships with bita-edge, else none",
+    )
     parser.add_argument("--precision", default="int4", help="fp32, fp16, int8, int4 (default), fp8")
     parser.add_argument(
         "--backend",
@@ -52,7 +64,13 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="round to the nearest and measure nothing: seconds, no float32 copy; tree: a chain",
     )
-    parser.add_argument("--out", type=Path, help="default: engines/MODEL-PRECISION")
+    parser.add_argument("--out", type=Path, help="default: engines/NAME-PRECISION")
+    parser.add_argument(
+        "--if-needed",
+        action="store_true",
+        help="keep the engine at OUT if it is whole and was built from the same model, adapter and "
+        "options by the same bita-edge",
+    )
     parser.add_argument(
         "--capacity", type=positive, help="cache slots; default: 2048 or the model's limit"
     )
@@ -63,51 +81,149 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for, before the model is opened."""
+
+    model: str
+    choice: "AdapterChoice"
+    options: "BuildOptions"
+    compile_options: "CompileOptions | None"
+    calibration: "CalibrationOptions | None"  # None: nothing is measured
+    out: Path
+    inputs: str  # digest of all that the engine depends on
+
+
 def run(args: argparse.Namespace) -> int:
-    from bita.calibration.calibrated_build import CalibrationOptions
+    from bita.engine import open_engine
+    from bita.engine_access import writing
 
     began = time.perf_counter()
-    compile_options = read_compile_options(args)
-    calibration = CalibrationOptions(args.quantizer, args.calibration_prompts)
-    build = _check(args, compile_options)
-    report = _uncalibrated(build) if args.uncalibrated else _calibrated(build, calibration)
-    num_bytes = sum(path.stat().st_size for path in build.out.iterdir())
-    seconds = time.perf_counter() - began
-    size = f"{args.precision}, {num_bytes / 1e6:.0f} MB"
-    print(f"{build.out}: {size}, built in {seconds:.1f} s{report}")
+    request = _read(args)
+    if args.if_needed and _is_built(request):
+        return _keep(request)
+    build = _check(request)
+    with writing(request.out):
+        if args.if_needed and _is_built(request):  # by the writer that we waited for
+            return _keep(request)
+        report = _build(build, request)
+        engine = open_engine(request.out)
+    size = f"{args.precision}, {engine.num_bytes / 1e6:.0f} MB"
+    print(f"{request.out}: {size}, built in {time.perf_counter() - began:.1f} s{report}")
+    print(_adapter_of(request, engine))
     return 0
 
 
-def _check(args: argparse.Namespace, compile_options: Any) -> Any:
-    from bita.adapter import Adapter
+def _read(args: argparse.Namespace) -> _Request:
+    """Read what the flags name; the model is not opened. Raises BitaError."""
+    from bita.calibration.calibrated_build import CalibrationOptions
     from bita.cli.shared.trees import read_tree
-    from bita.export.build import BuildOptions, check_build
-    from bita.export.sources import open_checkpoint
+    from bita.export.adapter_choice import choose_adapter
+    from bita.export.build import BuildOptions
+    from bita.export.model_name import engine_path
 
-    checkpoint = open_checkpoint(args.model)
-    adapter = Adapter.load(args.adapter) if args.adapter else None
-    tree = read_tree(args.tree, adapter.num_masks if adapter else 3) if args.tree else None
+    compile_options = read_compile_options(args)
+    calibration = CalibrationOptions(args.quantizer, args.calibration_prompts)
+    choice = choose_adapter(args.adapter, args.model)
+    num_masks = choice.adapter.num_masks if choice.adapter else 3
     options = BuildOptions(
         precision=args.precision,
         mode=args.mode,
         capacity=args.capacity,
-        tree=tree,
+        tree=read_tree(args.tree, num_masks) if args.tree else None,
         backend="ort-cpu" if compile_options else args.backend,
         dialect=args.dialect or default_dialect(args.backend, compile_options),
     )
-    out = args.out or Path("engines") / default_name(args.model, args.precision, args.backend)
-    return check_build(checkpoint, adapter, out, options, compile_options)
+    request = _Request(
+        model=args.model,
+        choice=choice,
+        options=options,
+        compile_options=compile_options,
+        calibration=None if args.uncalibrated else calibration,
+        out=args.out or engine_path(args.model, args.precision, args.backend),
+        inputs="",
+    )
+    return replace(request, inputs=_digest(request))
 
 
-def default_name(model: str, precision: str, backend: str) -> str:
-    """The name of an engine directory, where none was given."""
-    stem = Path(model).stem if model.endswith(".gguf") else Path(model).name
-    slug = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-") or "model"
-    return "-".join([slug, precision] + ([backend] if backend != "ort-cpu" else []))
+def _digest(request: _Request) -> str:
+    from bita.calibration.sample_texts import prompt_files
+    from bita.data.generate_data import FilePrompts
+    from bita.export.build_inputs import digest_inputs
+
+    plan, calibration = request.compile_options, request.calibration
+    prompts = prompt_files(calibration.prompts) if calibration else ()
+    settings = {
+        "options": asdict(request.options),
+        "plan": [plan.backend, plan.targets, plan.rows] if plan else None,
+        "quantizer": calibration.quantizer if calibration else None,
+        "prompts": [dict(FilePrompts(path).options) for path in prompts],
+    }
+    return digest_inputs(request.model, request.choice.adapter, settings)
 
 
-def _calibrated(build: Any, calibration: Any) -> str:
-    """Build and measure the engine, and report what was measured."""
+def _is_built(request: _Request) -> bool:
+    """Whether the engine is there, whole, and built from the same."""
+    from bita.engine import MANIFEST_FILE, open_engine
+
+    if not (request.out / MANIFEST_FILE).is_file():
+        return False
+    try:
+        if open_engine(request.out).manifest.inputs != request.inputs:
+            return False
+        open_engine(request.out, check_hashes=True)
+    except EngineError as error:
+        print(f"bita: building again: {' '.join(str(error).split())}", file=sys.stderr)
+        return False
+    return True
+
+
+def _keep(request: _Request) -> int:
+    from bita.engine import open_engine
+
+    print(f"{request.out}: up to date")
+    print(_adapter_of(request, open_engine(request.out)))
+    return 0
+
+
+def _adapter_of(request: _Request, engine: "Engine") -> str:
+    """What the user should know of the engine's adapter."""
+    if not engine.manifest.is_tuned:
+        return (
+            "untuned: the text is right, but few drafts are; `bita tune` makes an adapter for the "
+            "model, --adapter FILE takes one"
+        )
+    return f"adapter: {request.choice.source}"
+
+
+def _check(request: _Request) -> "CheckedBuild":
+    from bita.export.build import check_build
+    from bita.export.sources import open_checkpoint
+
+    checkpoint = open_checkpoint(request.model)
+    choice, options = request.choice, request.options
+    try:
+        build = check_build(
+            checkpoint, choice.adapter, request.out, options, request.compile_options
+        )
+    except AdapterError as error:
+        raise choice.explained(error) from error
+    return replace(build, inputs=request.inputs)
+
+
+def _build(build: "CheckedBuild", request: _Request) -> str:
+    """Build the engine, and report what was measured."""
+    from bita.cli.shared.progress import progress_bars
+    from bita.export.finished_build import build_uncalibrated
+
+    if request.calibration is not None:
+        return _calibrated(build, request.calibration)
+    with progress_bars() as show:
+        build_uncalibrated(build, show)
+    return ""
+
+
+def _calibrated(build: "CheckedBuild", calibration: "CalibrationOptions") -> str:
     from bita.calibration.calibrated_build import build_calibrated
     from bita.cli.shared.progress import progress_bars
     from bita.dialect_spec import DIALECTS
@@ -120,20 +236,3 @@ def _calibrated(build: Any, calibration: Any) -> str:
     elif not build.options.tree and DIALECTS[build.options.dialect].runs_where_built:
         report += "\ndecodes with: AR; the cache is too small to measure trees in"
     return report
-
-
-def _uncalibrated(build: Any) -> str:
-    """Build the engine without a measurement: beside its place, where it is moved at the end."""
-    from bita.cli.shared.progress import progress_bar, progress_bars
-    from bita.engine import open_engine
-    from bita.export.build import build_engine, finish_engine
-
-    graph = build.out.with_name(f".{build.out.name}.graph")
-    with progress_bar("exporting", in_bytes=True) as bar:
-        build_engine(replace(build, out=graph), bar.start, bar.add)
-    try:
-        with progress_bars() as show:
-            finish_engine(open_engine(graph), build, show)
-    finally:
-        shutil.rmtree(graph, ignore_errors=True)
-    return ""

@@ -8,10 +8,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bita.cli.shared.flags import add_command
+from bita.json_values import printable
 
 Rows = Iterable[tuple[str, object]]
+UNTUNED = "untuned: few drafts are right (`bita tune` makes an adapter)"
 SHOWN_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -36,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
         title, rows = "adapter", _adapter_rows(path)
     else:
         title, rows = "model", _model_rows(args.subject)
-    table = Table(title=f"{title} {args.subject}", show_header=False, title_justify="left")
+    # values come from files: they are no markup of rich's, and may not steer the terminal
+    head = Text(printable(f"{title} {args.subject}"))
+    table = Table(title=head, show_header=False, title_justify="left")
     for name, value in rows:
-        table.add_row(name, str(value))
+        table.add_row(name, Text(printable(str(value))))
     Console().print(table)
     return 0
 
@@ -48,15 +53,21 @@ def _engine_rows(path: Path) -> Rows:
     from bita.cli.shared.trees import states_of
     from bita.dialect_spec import DIALECTS, STANDARD
     from bita.engine import open_engine, read_calibration
+    from bita.engine_adapter import read_adapter
+    from bita.runtime.backends.pair_scores import read_tables
     from bita.runtime.session import read_tree
 
     engine = open_engine(path, check_hashes=True)
     tree = read_tree(engine)
+    read_adapter(engine)  # shown by the manifest's numbers, which are checked so
+    if engine.manifest.pair_rank:
+        read_tables(engine)
     quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
     spec = DIALECTS.get(manifest.dialect, STANDARD)  # its cache is float16, as in most dialects
     cache_bytes = spec.cache_item_bytes(manifest.precision) * prod(manifest.cache_shape)
-    prefix, tuned = manifest.prefix_length, manifest.tuned_on
+    prefix = manifest.prefix_length
+    tuned = f"tuned on: {manifest.tuned_on}" if manifest.is_tuned else UNTUNED
     more = f", LoRA of rank {manifest.lora_rank}" if manifest.lora_rank else ""
     more += f", pair scores of rank {manifest.pair_rank}" if manifest.pair_rank else ""
     return [
@@ -70,7 +81,7 @@ def _engine_rows(path: Path) -> Rows:
         ("tree", tree),
         *((f"- {where}", each) for where, each in states_of(tree)),
         *_measured_rows(measured, str(path)),
-        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, tuned on: {tuned}"),
+        ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
         ("cache", f"{manifest.capacity} slots, {cache_bytes / 1e6:.0f} MB when full"),
@@ -110,16 +121,21 @@ def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, ob
         threads, length = latency.device.get("threads"), latency.cache_lengths[0]
         rows.append(("steps", f"{some} rows, after {length} tokens; {device}, threads: {threads}"))
     if isinstance(report.get("memory"), Mapping):
-        rows.append(("memory", _memory(report["memory"])))
+        rows.append(("memory", _memory(report["memory"], source)))
     return rows
 
 
-def _memory(measured: Mapping[str, Any]) -> str:
-    parts = []
+def _memory(measured: Mapping[str, Any], source: str) -> str:
+    from bita.errors import EngineError
+    from bita.json_values import Fields
+
+    parts, fields = [], Fields(measured, "memory.")
     for name, when in (("at_load", "when loaded"), ("decoding", "decoding")):
-        memory = measured.get(name, {})
-        gpu = f" and {memory['gpu'] / 1e6:.0f} MB of the GPU" if memory.get("gpu") else ""
-        parts.append(f"{memory.get('host', 0) / 1e6:.0f} MB{gpu} {when}")
+        memory = fields.inner(name, {})
+        host, used = memory.whole("host", 0), memory.whole("gpu", 0)
+        gpu = f" and {used / 1e6:.0f} MB of the GPU" if used else ""
+        parts.append(f"{host / 1e6:.0f} MB{gpu} {when}")
+    fields.check(EngineError, f"{source}: calibration.json (calibrate again)")
     return ", ".join(parts)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bita.cli.shared.answers import add_sampling, add_session, open_session, sampling_of
-from bita.cli.shared.flags import add_command, not_negative, positive
+from bita.cli.shared.flags import add_command, not_negative, positive, text
 from bita.errors import EngineError, PromptError
 
 KEY_VARIABLE = "BITA_API_KEY"
+MAX_KEY_BYTES = 1000
+SHUTDOWN_SECONDS = 5  # for the answer that is being given
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -25,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
     add_session(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
     parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
-    parser.add_argument("--model-name", help="that clients ask for; default: the engine's folder")
+    parser.add_argument(
+        "--model-name", type=text, help="that clients ask for; default: the engine's folder"
+    )
     parser.add_argument(
         "--api-key-file", type=Path, help=f"file of the key; default: the variable {KEY_VARIABLE}"
     )
@@ -38,6 +42,9 @@ def add_parser(subparsers: Any) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--queue", type=not_negative, default=32, help="requests in line; more are told 429"
+    )
+    limits.add_argument(
+        "--max-connections", type=positive, default=256, help="at once; idle ones make room"
     )
     limits.add_argument("--request-seconds", type=float, default=600.0, help="waiting included")
     limits.add_argument("--max-body-bytes", type=positive, default=1 << 20)
@@ -55,7 +62,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import uvicorn
 
+    from bita.runtime.options import MAX_TIMEOUT_S
     from bita.runtime.serving.app import Server, ServerSettings
+    from bita.runtime.serving.connections import ConnectionLimits, server_config
 
     key = _api_key(args.api_key_file)
     is_local = _is_loopback(args.host)
@@ -64,8 +73,11 @@ def run(args: argparse.Namespace) -> int:
             f"--host {args.host} lets other machines in: set {KEY_VARIABLE}, give --api-key-file, "
             "or say --no-api-key"
         )
-    if not args.request_seconds > 0:
-        raise PromptError(f"--request-seconds is {args.request_seconds:g}; give a number above 0")
+    if not 0 < args.request_seconds <= MAX_TIMEOUT_S:
+        raise PromptError(
+            f"--request-seconds is {args.request_seconds:g}; give a number above 0, up to "
+            f"{MAX_TIMEOUT_S:g}"
+        )
     listener = open_listener(args.host, args.port)
     session = open_session(args, keep_answers=True, kept_text_bytes=args.kept_text_mb << 20)
     settings = ServerSettings(
@@ -84,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     print(f"{settings.model_name} at http://{place}/v1 (Ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(
-        server.app, log_config=_logging(), access_log=False, timeout_graceful_shutdown=5
+    limits = ConnectionLimits(num_connections=args.max_connections)
+    config = server_config(
+        server.app, limits, log_config=_logging(), timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
     uvicorn.Server(config).run(sockets=[listener])
     return 0
@@ -103,11 +116,16 @@ def _api_key(path: Path | None) -> str | None:
     if path is None:
         return os.environ.get(KEY_VARIABLE) or None
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:  # a pipe too, from a program that keeps keys
+            key = file.read(MAX_KEY_BYTES + 1).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read the API key from {path}: {error}") from error
     if not key:
         raise PromptError(f"{path} is empty; write the API key into it")
+    if len(key) > MAX_KEY_BYTES or not key.isprintable():
+        raise PromptError(
+            f"{path} does not hold a key: write one line of at most {MAX_KEY_BYTES} characters"
+        )
     return key
 
 
@@ -137,14 +155,17 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 def _logging() -> dict[str, Any]:
     """One line for each answer, and what the HTTP server has to say."""
+    from bita.runtime.serving.log_lines import LogLines
+
     handler = {"class": "logging.StreamHandler", "formatter": "line"}
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(name)s %(levelname)s %(message)s"}},
+        "formatters": {"line": {"()": LogLines}},
         "handlers": {"stderr": handler},
         "loggers": {
             "bita": {"handlers": ["stderr"], "level": "INFO"},
             "uvicorn": {"handlers": ["stderr"], "level": "WARNING"},
+            "asyncio": {"handlers": ["stderr"], "level": "WARNING"},
         },
     }

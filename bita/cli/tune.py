@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import Field, fields
@@ -67,6 +66,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.adapter import Adapter
+    from bita.export.model_name import adapter_path, model_name
     from bita.export.sources import open_checkpoint
     from bita.tuning.processes import join_processes
     from bita.tuning.tune import DataOptions, RunOptions, tune
@@ -84,12 +84,11 @@ def run(args: argparse.Namespace) -> int:
         api_key=os.environ.get("OPENAI_API_KEY"),
         num_held_out=args.held_out,
     )
-    name = re.sub(r"[^\w.-]+", "-", Path(args.model).name.removesuffix(".gguf")).strip("-")
     checkpoint = open_checkpoint(args.model)
     with join_processes(args.device) as processes, _bars(processes.is_main) as watcher:
         options = RunOptions(
-            directory=args.work or Path("tuning") / name,
-            out=args.out or Path("adapters") / f"{name}.safetensors",
+            directory=args.work or Path("tuning") / model_name(args.model),
+            out=args.out or adapter_path(args.model),
             start=Adapter.load(args.start_from) if args.start_from else None,
             dtype=args.dtype,
             load_in_4bit=args.load_in_4bit,

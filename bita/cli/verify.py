@@ -104,7 +104,7 @@ def _against_transformers(
         bar.start(len(prompts))
         for prompt in prompts:
             ids = session.encode(prompt)
-            expected = reference.greedy(ids, max_new_tokens, session.eos_ids)
+            expected = reference.greedy(ids, max_new_tokens, session.end_ids(prompt))
             found = plain.generate(prompt, max_new_tokens).token_ids
             compare(comparison, expected, found, margin_behind(reference.margin, ids))
             bar.add(1)
@@ -125,8 +125,9 @@ def _report(comparison: "Comparison") -> None:
     )
     for item in comparison.divergences[:10]:
         out = sys.stderr if item in comparison.forbidden else sys.stdout
+        margin = "" if item.margin is None else f", top-2 margin {item.margin:.2g}"
         print(
             f"  prompt {item.prompt_index}, new token {item.position}: {item.found} instead of "
-            f"{item.expected}, top-2 margin {item.margin:.2g}",
+            f"{item.expected}{margin}",
             file=out,
         )

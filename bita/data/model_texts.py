@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from bita.data.prompts import Messages
 from bita.errors import PromptError
 from bita.export.checkpoint import Checkpoint, TextAssets
-from bita.generation import GenerationDefaults
 from bita.identity import ModelIdentity, identify
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.codec import TextCodec
@@ -38,14 +37,14 @@ class ModelTexts:
 
     @classmethod
     def from_assets(cls, assets: TextAssets, identity: ModelIdentity) -> "ModelTexts":
-        defaults = GenerationDefaults(assets.eos_ids, assets.special_tokens, assets.sampling)
-        encoder = PromptEncoder.of_sources(assets.tokenizer_json, assets.chat_template, defaults)
+        source, template = assets.tokenizer_json, assets.chat_template
+        encoder = PromptEncoder.of_sources(source, template, assets.defaults)
         added = encoder.codec.tokenizer.get_added_tokens_decoder()
         special_ids = {token_id for token_id, token in added.items() if token.special}
         return cls(
             identity=identity,
             encoder=encoder,
-            special_ids=frozenset(special_ids) | frozenset(assets.eos_ids),
+            special_ids=frozenset(special_ids) | frozenset(assets.defaults.chat_eos_ids),
             bos_ids=_bos_ids(encoder.codec, assets),
             tokenizer_sha256=_vocabulary_sha256(encoder.codec.tokenizer),
         )
@@ -63,7 +62,8 @@ class ModelTexts:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Token ids that end an answer, most usual first."""
-        return self.encoder.defaults.eos_ids
+        defaults = self.encoder.defaults
+        return defaults.eos_ids if self.template is None else defaults.chat_eos_ids
 
     def encode(self, messages: Messages) -> list[int]:
         """The prompt ids of a chat that ends with a user's turn.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import Messages
 from bita.errors import ModelError
+from bita.runtime.text.chat_template import LostMessageError
 
 SENTINEL = "BitaSentinel7391"
 
@@ -37,7 +38,10 @@ class UserTurn:
                 raise ModelError("the model has no chat template; its prompts have one turn")
             return cls(texts.bos_ids, frozenset(texts.eos_ids), texts.special_ids, "")
         turn = {"role": "user", "content": SENTINEL}
-        text = texts.template.render([*messages, turn], add_generation_prompt=False)
+        try:
+            text = texts.template.render([*messages, turn], add_generation_prompt=False)
+        except LostMessageError:
+            text = ""
         if text.count(SENTINEL) != 1:
             raise ModelError(
                 f"the chat template writes a user's message {text.count(SENTINEL)} times, so its "

@@ -15,9 +15,10 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: str = "cpu") -> Any:
     """A causal language model of transformers with the weights of a checkpoint, frozen.
 
-    dtype: name of a torch type. Attention is eager where logits are capped, since the fused kernels
-    leave the cap out. Raises MissingExtraError without torch and transformers, ModelError for
-    rotary factors of a GGUF file, which transformers has no word for.
+    dtype: name of a torch type. A bias that is not stored is zero, as in transformers. Attention
+    is eager where logits are capped, since the fused kernels leave the cap out. Raises
+    MissingExtraError without torch and transformers, ModelError for a config that transformers
+    refuses, and for rotary factors of a GGUF file, which it has no word for.
     """
     model = new_base_model(checkpoint, dtype)
     import torch
@@ -40,11 +41,15 @@ def new_base_model(checkpoint: TensorSource, dtype: str) -> Any:
         import transformers
     except ImportError as error:
         raise MissingExtraError("the base model in torch", "tune") from error
-    config = transformers.AutoConfig.for_model(**checkpoint.config)
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
-    return transformers.AutoModelForCausalLM.from_config(
-        config, dtype=getattr(torch, dtype), attn_implementation=attention
-    )
+    try:
+        config = transformers.AutoConfig.for_model(**checkpoint.config)
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+        return transformers.AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        message = str(error).strip() or type(error).__name__
+        raise ModelError(f"transformers refuses the model's config: {message}") from error
 
 
 def _rope_type(source: TensorSource) -> str | None:
@@ -66,7 +71,9 @@ def masks_by_layer(config: Any, make: Callable[[int | None], Any]) -> Any:
 
 
 def read_weight(checkpoint: TensorSource, name: str) -> np.ndarray:
-    """A weight by its name in transformers: fused ones joined, a tied output layer found."""
+    """A weight by its name in transformers: fused ones joined, a tied output layer found, biases
+    that are not stored as zeros.
+    """
     present = checkpoint.names()
     parts = [name]
     for fused, halves in FUSED.items():
@@ -74,4 +81,7 @@ def read_weight(checkpoint: TensorSource, name: str) -> np.ndarray:
             parts = [name.replace(fused, half) for half in halves]
     if name == HEAD and name not in present:
         parts = [EMBEDDINGS]
+    if name.endswith(".bias") and not any(part in present for part in parts):
+        num_rows = checkpoint.shape(f"{name.removesuffix('bias')}weight")[0]
+        return np.zeros(num_rows, np.float32)
     return np.concatenate([checkpoint.read(part) for part in parts])

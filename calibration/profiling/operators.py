@@ -8,10 +8,10 @@ from typing import Any
 
 import onnxruntime as ort
 
-from bita.adapter import Adapter
 from bita.calibration.profiling.figures import OperatorTime, StepOperators
 from bita.calibration.profiling.recorder import Span
-from bita.engine import ADAPTER_FILE, Engine
+from bita.engine import Engine
+from bita.engine_adapter import read_adapter
 from bita.runtime.backends.layout import Layout
 from bita.runtime.backends.ort_backend import OrtBackend
 
@@ -51,7 +51,7 @@ def _events(engine: Engine, layout: Layout, num_threads: int) -> list[dict[str, 
     """What ONNX Runtime recorded of each operator, in the steps after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         backend = OrtBackend(engine, num_threads, operators_to=Path(folder) / "ort")
-        adapter = Adapter.load(engine.file(ADAPTER_FILE))
+        adapter = read_adapter(engine)
         backend.cache.start(adapter)
         backend.cache.length = min(256, backend.cache.capacity - layout.num_rows - 64)
         step = backend.bind(layout, adapter)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.writer import FLOAT, MICROSOFT, UINT8, GraphWriter
 from bita.export.quantization.gptq import Moments, int4_pieces
-from bita.export.quantization.int4 import BLOCK_SIZE
+from bita.export.quantization.int4 import BLOCK_SIZE, Int4Grid
 
 INT8_ACTIVATIONS = 4  # accuracy_level: 3x the speed of float activations on AVX2
 
@@ -31,6 +31,7 @@ class BlockLinear:
         self._weights = weights
         self._moments: Moments = moments or {}
         self._scale_type = scale_type
+        self._grid = Int4Grid(scale_type=scale_type.numpy())
         self._accuracy_level = accuracy_level
 
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
@@ -41,14 +42,13 @@ class BlockLinear:
             f"{label}.weight_int4",
             UINT8,
             (num_out, num_blocks, BLOCK_SIZE // 2),
-            int4_pieces(self._weights.chunks(names), self._moments, label),
+            int4_pieces(self._weights.chunks(names), self._moments, label, self._grid),
         )
-        stored = scales.reshape(-1).astype(self._scale_type.numpy(), copy=False)
         return self._graph.op(
             "MatMulNBits",
             hidden,
             packed,
-            self._graph.weight(f"{label}.scales", self._scale_type, stored.shape, [stored]),
+            self._weights.scales(label, names, scales.reshape(-1), self._scale_type),
             domain=MICROSOFT,
             K=num_in,
             N=num_out,

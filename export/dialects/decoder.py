@@ -9,6 +9,8 @@ With LoRA the rows from `first_mask_row` [1] on get what lora.{l}.{site}.down [i
 [r, out] add to the linear layers; the rows before keep their bits.
 """
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from bita.errors import ModelError, raise_faults
@@ -183,26 +185,56 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """
     expected = expected_shapes(architecture)
     present = checkpoint.names()
-    faults = [f"tensor {name} is missing" for name in sorted(expected.keys() - present)]
+    faults = [_missing(name) for name in sorted(expected.keys() - present)]
     faults += [
         f"tensor {name} has shape {checkpoint.shape(name)}, expected {shape}"
         for name, shape in expected.items()
         if name in present and checkpoint.shape(name) != shape
     ]
-    known = expected.keys() | {name.removesuffix("weight") + "bias" for name in linears(expected)}
-    if architecture.tied_embeddings:
-        known |= {HEAD}
+    biases = bias_shapes(architecture)
+    faults += _bias_faults(checkpoint, architecture, biases)
+    known = expected.keys() | biases.keys()
     faults += [
         f"tensor {name} belongs to a feature that is not supported"
         for name in sorted(present - known)
         if not name.endswith(IGNORED_SUFFIXES)
     ]
-    if len(faults) > MOST_FAULTS:
-        faults = [*faults[:MOST_FAULTS], f"and {len(faults) - MOST_FAULTS} more of this kind"]
     raise_faults(ModelError, checkpoint.name, faults)
 
 
-MOST_FAULTS = 20
+def _missing(name: str) -> str:
+    if name == HEAD:
+        return (
+            f"tensor {name} is missing, and tie_word_embeddings is false, so that the embeddings "
+            "do not stand for it"
+        )
+    return f"tensor {name} is missing"
+
+
+def _bias_faults(
+    checkpoint: Checkpoint, architecture: Architecture, biases: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """A linear layer has a bias in all decoder layers or in none, where it counts as zero."""
+    present = checkpoint.names()
+    faults = []
+    for layer in architecture.biases:
+        names = [name for name in biases if name.endswith(f"{layer}.bias")]
+        if any(name in present for name in names):
+            faults += [f"tensor {name} is missing" for name in names if name not in present]
+    return faults + [
+        f"tensor {name} has shape {checkpoint.shape(name)}, expected {shape}"
+        for name, shape in biases.items()
+        if name in present and checkpoint.shape(name) != shape
+    ]
+
+
+def bias_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every bias that the graph would use."""
+    shapes = expected_shapes(arch)
+    names = [
+        f"model.layers.{index}.{layer}" for index in range(arch.num_layers) for layer in arch.biases
+    ]
+    return {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in names}
 
 
 def linears(names: "dict[str, tuple[int, ...]]") -> list[str]:

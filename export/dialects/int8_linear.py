@@ -48,7 +48,7 @@ class Int8Linear:
         zero_point = graph.constant(ZERO_POINT, np.uint8)
         weight = self._weight(label, values)
         one = graph.constant(1.0, np.float32)
-        columns = graph.weight(f"{label}.scales", FLOAT, scales.shape, [scales])
+        columns = self._weights.scales(label, names, scales, FLOAT)
         weight_point = None if self._signed else zero_point
         product = graph.op(
             "MatMulIntegerToFloat",
@@ -65,8 +65,7 @@ class Int8Linear:
         if label not in self._squares:
             return hidden, rows
         factors = smoothing_factors(self._squares[label], self._weights.chunks(names))
-        stored = [1 / factors]
-        inverse = self._graph.weight(f"{label}.smoothing", FLOAT, factors.shape, stored)
+        inverse = self._weights.derived(f"{label}.smoothing", 1 / factors, FLOAT)
         return self._graph.op("Mul", hidden, inverse), (piece * factors for piece in rows)
 
     def _weight(self, label: str, values: Int8Array) -> ir.Value:

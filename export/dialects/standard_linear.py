@@ -13,14 +13,16 @@ import onnx_ir as ir
 
 from bita.errors import ModelError
 from bita.export.onnx.decoder_weights import DecoderWeights
+from bita.export.onnx.storage import narrowed
 from bita.export.onnx.writer import GraphWriter
 from bita.export.quantization.gptq import Moments, int4_pieces
 from bita.export.quantization.int4 import Int4Grid
-from bita.export.quantization.smoothing import Ranges, Smoothing, scale_of, smoothing
-from bita.tensors import Float32Array, FloatArray, UInt8Array
+from bita.export.quantization.scales import LEAST_SCALE, stored_scales
+from bita.export.quantization.smoothing import Ranges, Smoothing, smoothing
+from bita.tensors import Float32Array, UInt8Array
 
 # TensorRT's documents name blocks of 64 and 128; hidden sizes such as 576 are no multiple of 128.
-GRID = Int4Grid(block_size=64, negative_scales=False)
+GRID = Int4Grid(block_size=64, negative_scales=False, scale_type=np.float16)
 SIGNED = 0x88  # flips the top bit of two nibbles: 0..15 becomes -8..7
 
 
@@ -72,9 +74,10 @@ class Int4QdqLinear:
             (num_out, num_in),
             ((values ^ np.uint8(SIGNED), scales) for values, scales in pieces),
         )
-        scale = _stored(self._graph, f"{label}.scales", self._weights.compute, scales)
-        size = GRID.block_size
-        blocks = self._graph.op("DequantizeLinear", packed, scale, axis=1, block_size=size)
+        scale = self._weights.scales(label, names, scales, self._weights.compute)
+        blocks = self._graph.op(
+            "DequantizeLinear", packed, scale, axis=1, block_size=GRID.block_size
+        )
         return _transposed_product(self._graph, hidden, blocks)
 
 
@@ -114,14 +117,16 @@ class EightBitQdqLinear:
                 f"{self._precision} needs the range of what {label} reads; calibrate, or choose "
                 "PRECISION=int4 or fp16"
             )
+        largest, compute = self._ranges[label], self._weights.compute.numpy()
+        narrowed(f"the input of {label}, as calibration saw it,", largest, compute)
         chunks = self._weights.chunks(names)
-        return smoothing(self._ranges[label], chunks, self._kind.max_value, self._kind.alpha)
+        return smoothing(largest, chunks, self._kind.max_value, self._kind.alpha)
 
     def _rounded_input(self, hidden: ir.Value, label: str, smooth: Smoothing) -> ir.Value:
         """The input in steps of 8 bits, and divided by the factors if there are any."""
         graph, kind, compute = self._graph, self._kind, self._weights.compute
         if kind.alpha:
-            inverse = _stored(graph, f"{label}.smoothing", compute, 1 / smooth.factors)
+            inverse = self._weights.derived(f"{label}.smoothing", 1 / smooth.factors, compute)
             hidden = graph.op("Mul", hidden, inverse)
         scale = graph.constant(smooth.input_scale, compute.numpy())
         zero = graph.constant(0, kind.dtype.numpy())
@@ -136,13 +141,15 @@ class EightBitQdqLinear:
             self._weights.shape(names),
             (self._rounded(chunk * factors) for chunk in self._weights.chunks(names)),
         )
-        scale = _stored(self._graph, f"{label}.scales", self._weights.compute, scales)
+        scale = self._weights.scales(label, names, scales, self._weights.compute)
         return self._graph.op("DequantizeLinear", values, scale, axis=0)
 
     def _rounded(self, rows: Float32Array) -> tuple[UInt8Array, Float32Array]:
         """The values of rows [n, in] as bytes, and the scale of each row [n]."""
         kind = self._kind
-        scale = scale_of(np.abs(rows).max(-1), kind.max_value)
+        largest = np.abs(rows).max(-1)
+        scale = stored_scales(largest / np.float32(kind.max_value), self._weights.compute.numpy())
+        scale = np.where(largest == 0, LEAST_SCALE, scale)  # any positive number, for zeros
         values = np.clip(rows / scale[:, None], -kind.max_value, kind.max_value)
         if kind.dtype == ir.DataType.INT8:
             values = np.rint(values)
@@ -152,8 +159,3 @@ class EightBitQdqLinear:
 def _transposed_product(graph: GraphWriter, hidden: ir.Value, matrix: ir.Value) -> ir.Value:
     """Write hidden [.., in] times a matrix [out, in]."""
     return graph.op("MatMul", hidden, graph.op("Transpose", matrix, perm=[1, 0]))
-
-
-def _stored(graph: GraphWriter, name: str, dtype: ir.DataType, values: FloatArray) -> ir.Value:
-    stored = values.astype(dtype.numpy())
-    return graph.weight(name, dtype, stored.shape, [stored])

@@ -1,6 +1,7 @@
 """A GGUF file as a checkpoint with the names, layouts and values of transformers."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,19 @@ import numpy as np
 
 from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
-from bita.export.gguf.config import architecture_of, make_config
+from bita.export.finite import check_finite
+from bita.export.gguf.architectures import GgufArchitecture, architecture_of
+from bita.export.gguf.config import make_config
 from bita.export.gguf.file import READABLE_TYPES, GgufFile, GgufTensor, read_gguf
-from bita.export.gguf.names import map_names
+from bita.export.gguf.names import map_names, rope_table_of
 from bita.export.gguf.tokenizer import read_gguf_text_assets
 from bita.export.license import spdx_id
 from bita.export.tensor_table import RowRange, TensorTable
+from bita.json_values import shown
 from bita.tensors import Float32Array
 
-ROPE_FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+MAX_FACTORS = 1 << 16  # of a rotary table; a head has at most a few hundred
+MAX_NAMED = 5  # of a list of names in a message
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -33,14 +38,17 @@ class GgufCheckpoint:
         content = _read_parts(path)
         self.metadata = content.metadata
         self.architecture = architecture_of(str(path), self.metadata)
-        mapped, unknown = map_names(str(self.metadata["general.architecture"]), content.tensors)
+        family, tables = self.metadata["general.architecture"], self.architecture.rope_tables
+        mapped, unknown = map_names(family, content.tensors, tables)
         raise_faults(ModelError, str(path), _tensor_faults(content, mapped, unknown))
+        self._file_names = mapped
         self._stored = {ours: content.tensors[theirs] for ours, theirs in mapped.items()}
         shapes = {ours: tensor.shape for ours, tensor in self._stored.items()}
-        factors = _rope_factors(content)
+        factors = _rope_factors(str(path), content, self.architecture)
         self.config: dict[str, Any] = make_config(str(path), self.metadata, shapes, factors)
         given = self.metadata.get("general.license")
-        self.license = license or (spdx_id(given) if given else None)
+        stated = spdx_id(given) if given and isinstance(given, str) else None
+        self.license = license or stated
         self._table = TensorTable(self.name, shapes, self.config)
 
     def names(self) -> frozenset[str]:
@@ -50,50 +58,80 @@ class GgufCheckpoint:
         return self._table.shape(name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
-        rows = self._table.locate(name, start, stop)
+        values = self._read(name, self._table.locate(name, start, stop))
+        check_finite(self.name, self._name_of(name), values, start)
+        return values
+
+    def _read(self, name: str, rows: RowRange) -> Float32Array:
         tensor = self._stored[rows.source]
-        if self.architecture.permuted and ".q_proj." in name:
-            return _read_permuted(tensor, rows, int(self.config["num_attention_heads"]))
-        if self.architecture.permuted and ".k_proj." in name:
-            return _read_permuted(tensor, rows, int(self.config["num_key_value_heads"]))
+        if self.architecture.permuted and (".q_proj." in name or ".k_proj." in name):
+            return _read_permuted(tensor, rows, int(self.config["head_dim"]))
         values = tensor.read(rows.start, rows.stop)
         if self.architecture.norm_offset and name.endswith("norm.weight"):
             values = values - np.float32(self.architecture.norm_offset)
         return values
 
+    def _name_of(self, name: str) -> str:
+        """A tensor's name for a message, with the one that it has in the file."""
+        return f"{name} ({self._file_names[self._table.locate(name, 0, 0).source]})"
+
     def text_assets(self) -> TextAssets:
-        return read_gguf_text_assets(str(self.path), self.metadata)
+        assets = read_gguf_text_assets(str(self.path), self.metadata)
+        num_tokens, num_rows = (
+            len(self.metadata["tokenizer.ggml.tokens"]),
+            self.config["vocab_size"],
+        )
+        if num_tokens > num_rows:
+            raise ModelError(
+                f"{self.path} has {num_tokens} tokens (tokenizer.ggml.tokens), but embeddings of "
+                f"{num_rows}; use another file of the same model"
+            )
+        return assets
 
 
 def _read_parts(path: Path) -> GgufFile:
     """One file, or the parts of a split one put together; the metadata is that of the first."""
     named = PART_NAME.fullmatch(path.name)
     if named is None:
-        return read_gguf(path)
+        return _whole_file(path)
     count = int(named["count"])
     parts = [
         path.with_name(f"{named['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)
     ]
     missing = [part.name for part in parts if not part.exists()]
-    if missing:
+    if missing or not parts:
         raise ModelError(
-            f"{path} is one of {count} parts and {', '.join(missing)} not there; "
+            f"{path} is one of {count} parts and {_listed(missing)} not there; "
             f"download the missing parts into {path.parent}"
         )
     contents = [read_gguf(part) for part in parts]
-    tensors = {name: tensor for content in contents for name, tensor in content.tensors.items()}
+    tensors: dict[str, GgufTensor] = {}
+    for part, content in zip(parts, contents, strict=True):
+        twice = tensors.keys() & content.tensors.keys()
+        if twice:
+            raise ModelError(f"{part} has {_listed(sorted(twice))}, which another part has too")
+        tensors |= content.tensors
     return GgufFile(contents[0].metadata, tensors)
+
+
+def _whole_file(path: Path) -> GgufFile:
+    content = read_gguf(path)
+    count = content.metadata.get("split.count", 0)
+    if count not in (0, 1):
+        raise ModelError(
+            f"{path} is one of several parts (split.count is {shown(count)}), but is not named "
+            "NAME-00001-of-00002.gguf or alike, as its other parts are; give all parts such names"
+        )
+    return content
 
 
 def _tensor_faults(content: GgufFile, mapped: dict[str, str], unknown: list[str]) -> list[str]:
     architecture = content.metadata["general.architecture"]
     faults = []
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        faults.append(
-            f"tensors that {architecture} should not have: {', '.join(unknown[:5])}{more}"
-        )
-    types = {content.tensors[name].type_name for name in mapped.values()}
+        faults.append(f"tensors that {architecture} should not have: {_listed(unknown)}")
+    used = [*mapped.values(), *(name for name in content.tensors if rope_table_of(name))]
+    types = {content.tensors[name].type_name for name in used}
     if types - set(READABLE_TYPES):
         faults.append(
             f"quantization {', '.join(sorted(types - set(READABLE_TYPES)))} is not readable "
@@ -102,23 +140,43 @@ def _tensor_faults(content: GgufFile, mapped: dict[str, str], unknown: list[str]
     return faults
 
 
-def _rope_factors(content: GgufFile) -> dict[str, list[float]]:
-    """The tables of rotary factors by name, without their `.weight`."""
-    factors = {}
-    for name in ROPE_FACTORS:
-        stored = [content.tensors.get(f"{prefix}{name}.weight") for prefix in ("", "blk.0.")]
-        for tensor in filter(None, stored):
-            factors[name] = tensor.read(0, tensor.shape[0]).tolist()
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"
+
+
+def _rope_factors(
+    owner: str, content: GgufFile, architecture: GgufArchitecture
+) -> dict[str, list[float]]:
+    """The tables of rotary factors by name, without their `.weight`.
+
+    Files have one for all layers, or copies of it. Raises ModelError if layers differ.
+    """
+    factors: dict[str, list[float]] = {}
+    for name, tensor in content.tensors.items():
+        table = rope_table_of(name)
+        if table not in architecture.rope_tables or table is None:
+            continue
+        if len(tensor.shape) != 1 or tensor.shape[0] > MAX_FACTORS:
+            raise ModelError(f"{owner}: {name} has the shape {list(tensor.shape)}, not [D / 2]")
+        values = tensor.read(0, tensor.shape[0])
+        check_finite(owner, name, values)
+        if factors.setdefault(table, values.tolist()) != values.tolist():
+            raise ModelError(f"{owner}: {name} differs from layer to layer; not supported")
     return factors
 
 
-def _read_permuted(tensor: GgufTensor, rows: RowRange, num_heads: int) -> Float32Array:
+def _read_permuted(tensor: GgufTensor, rows: RowRange, head_dim: int) -> Float32Array:
     """Rows of Q or K in the order of transformers.
 
     A rotary embedding turns pairs of dimensions. transformers pairs i with i + D/2, llama.cpp 2i
     with 2i + 1, and its converter reorders the rows of each head for that. Whole heads are read.
+    Raises ModelError if the tensor is not made of heads.
     """
-    head_dim = tensor.shape[0] // num_heads
+    if tensor.shape[0] % head_dim or head_dim % 2:
+        raise ModelError(
+            f"{tensor.path}: {rows.source} has {tensor.shape[0]} rows, not heads of {head_dim}"
+        )
     first, last = rows.start // head_dim, -(-rows.stop // head_dim)
     values = tensor.read(first * head_dim, last * head_dim)
     pairs = values.reshape(last - first, head_dim // 2, 2, *values.shape[1:])

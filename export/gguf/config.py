@@ -1,94 +1,36 @@
 """The metadata of a GGUF file as a `config.json` of transformers.
 
-Numbers that llama.cpp keeps in its program and not in the file (Gemma's layer pattern and query
-scale, SmolLM3's layers without rotary embedding) are given here with the same values.
+Every value that transformers would default is written, so that what the file leaves out means what
+llama.cpp takes there (`architectures`), not what transformers takes.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from bita.errors import ModelError, raise_faults
+import numpy as np
+
+from bita.errors import ModelError
+from bita.export.gguf.architectures import (
+    SMOLLM3_ROPE_PERIOD,
+    GgufArchitecture,
+    architecture_of,
+    default_window,
+)
+from bita.export.gguf.keys import PER_LAYER, Keys, add_unread_faults
+from bita.export.gguf.rope_config import rope_config
+from bita.json_values import Fields, shown
 from bita.tensors import EMBEDDINGS, HEAD
 
-# Layers and hidden size by which llama.cpp knows a Gemma 27B, whose queries are scaled by
-# hidden_size / heads and not by the head size.
-GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
-REQUIRED = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "max_position_embeddings": "context_length",
-}
+# Far above any model in use; what is larger is damaged, and would take all memory.
+MAX_LAYERS, MAX_WIDTH, MAX_POSITIONS = 1024, 1 << 20, 1 << 31
+NO_TOKEN = 2**32 - 1  # how some converters write that there is no such token
 TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
-GRANITE_SCALES = {
-    "attention_multiplier": "attention.scale",
-    "embedding_multiplier": "embedding_scale",
-    "residual_multiplier": "residual_scale",
-    "logits_scaling": "logit_scale",
-}
-SOFTCAPS = {
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-# Keys whose values change the computation in ways the config below cannot say.
-FOREIGN_KEYS = ("expert_count", "attention.clamp_kqv", "attention.max_alibi_bias")
-
-
-@dataclass(frozen=True)
-class GgufArchitecture:
-    """How files of one `general.architecture` differ.
-
-    permuted: llama.cpp stores the rows of Q and K so that rotary pairs are neighbours.
-    norm_offset: what llama.cpp added to each norm weight.
-    """
-
-    model_type: str
-    class_name: str
-    activation: str = "silu"
-    permuted: bool = False
-    norm_offset: float = 0.0
-
-
-ARCHITECTURES = {
-    "llama": GgufArchitecture("llama", "LlamaForCausalLM", permuted=True),
-    "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM"),
-    "gemma2": GgufArchitecture("gemma2", "Gemma2ForCausalLM", "gelu_pytorch_tanh", norm_offset=1.0),
-    "gemma3": GgufArchitecture(
-        "gemma3_text", "Gemma3ForCausalLM", "gelu_pytorch_tanh", norm_offset=1.0
-    ),
-    "phi3": GgufArchitecture("phi3", "Phi3ForCausalLM"),
-    "granite": GgufArchitecture("granite", "GraniteForCausalLM", permuted=True),
-    "smollm3": GgufArchitecture("smollm3", "SmolLM3ForCausalLM", permuted=True),
-}
-
-
-class Fields:
-    """The metadata of one architecture, by the names that follow its prefix."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-        self.architecture = str(metadata.get("general.architecture"))
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.metadata.get(f"{self.architecture}.{key}", default)
-
-
-def architecture_of(owner: str, metadata: Mapping[str, Any]) -> GgufArchitecture:
-    """Raises ModelError with what is there and what is supported."""
-    name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        raise ModelError(
-            f"{owner}: general.architecture is {name!r}; supported: {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
+LAYER_NAME = re.compile(r"model\.layers\.([0-9]+)\.")
 
 
 def make_config(
@@ -100,130 +42,185 @@ def make_config(
     """The config of a model whose tensors have these `shapes` (names of transformers).
 
     rope_factors: contents of `rope_freqs`, `rope_factors_long`, `rope_factors_short`, if there.
+    Raises ModelError that lists every fault.
     """
-    fields, architecture = Fields(metadata), architecture_of(owner, metadata)
-    raise_faults(ModelError, owner, _faults(fields, shapes))
-    heads = int(fields.get("attention.head_count"))
-    config: dict[str, Any] = {
-        "model_type": architecture.model_type,
-        "architectures": [architecture.class_name],
-        "vocab_size": shapes[EMBEDDINGS][0],
-        "hidden_act": architecture.activation,
-        "num_key_value_heads": int(fields.get("attention.head_count_kv", heads)),
-        "head_dim": _head_dim(fields),
-        "tie_word_embeddings": HEAD not in shapes,
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
-        **{ours: fields.get(theirs) for ours, theirs in REQUIRED.items()},
-        **{ours: metadata[key] for ours, key in TOKEN_IDS.items() if key in metadata},
-    }
-    config |= _rope(fields, config, rope_factors)
-    config |= _extras(fields, config)
+    architecture = architecture_of(owner, metadata)
+    prefix = metadata["general.architecture"]
+    keys = Keys(metadata, prefix)
+    fields = Fields(keys, f"{prefix}.")
+    config = _sizes(fields, architecture)
+    config |= _stored(fields, metadata, shapes, config["num_hidden_layers"])
+    config |= rope_config(fields, architecture, config, rope_factors)
+    config |= _windows(fields, architecture, config)
+    config |= _extras(fields, prefix, architecture, config)
+    _add_layer_faults(fields, metadata, prefix, config["num_hidden_layers"])
+    scale = config.get("attention_multiplier", config["head_dim"] ** -0.5)
+    add_unread_faults(fields, keys, config["max_position_embeddings"], scale)
+    fields.check(ModelError, owner)
     return config
 
 
-def _faults(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    prefix = fields.architecture
-    faults = [f"metadata {prefix}.{k} is missing" for k in REQUIRED.values() if not fields.get(k)]
-    faults += [
-        f"{prefix}.{k} = {fields.get(k)} is not supported" for k in FOREIGN_KEYS if fields.get(k)
-    ]
+def _sizes(fields: Fields, architecture: GgufArchitecture) -> dict[str, Any]:
+    num_layers = fields.whole("block_count", least=1, most=MAX_LAYERS)
+    positions = fields.whole("context_length", least=1, most=MAX_POSITIONS)
+    hidden = fields.whole("embedding_length", least=1, most=MAX_WIDTH)
+    inner = fields.whole("feed_forward_length", least=1, most=MAX_WIDTH)
+    heads = fields.whole("attention.head_count", least=1, most=MAX_WIDTH)
+    kv_heads = fields.whole("attention.head_count_kv", heads, least=1, most=MAX_WIDTH)
+    head_dim = fields.whole("attention.key_length", hidden // heads or 1, 1, MAX_WIDTH)
+    value_dim = fields.whole("attention.value_length", head_dim, 1, MAX_WIDTH)
+    if value_dim != head_dim:
+        fields.faults.append(
+            f"{fields.prefix}attention.value_length is {value_dim} and key_length {head_dim}; "
+            "only equal ones are supported"
+        )
+    return {
+        "model_type": architecture.model_type,
+        "architectures": [architecture.class_name],
+        "num_hidden_layers": num_layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon", least=1e-12, most=1),
+        "max_position_embeddings": positions,
+        "hidden_act": architecture.activation,
+    }
+
+
+def _stored(
+    fields: Fields,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    num_layers: int,
+) -> dict[str, Any]:
+    """What the tensors themselves say, and the ids of special tokens."""
     if EMBEDDINGS not in shapes:
-        faults.append("tensor token_embd.weight is missing")
-    varying = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    faults += [f"{prefix}.{k} varies by layer" for k in varying if hasattr(fields.get(k), "shape")]
-    rotary, key_length = fields.get("rope.dimension_count"), _head_dim(fields)
-    if rotary and key_length and rotary != key_length and ARCHITECTURES[prefix].permuted:
-        faults.append(f"{prefix} with rotary embedding on {rotary} of {key_length} dimensions")
-    return faults
+        fields.faults.append("tensor token_embd.weight is missing")
+    num_tokens = shapes.get(EMBEDDINGS, (1,))[0]
+    said = fields.whole("vocab_size", num_tokens, least=1, most=MAX_POSITIONS)
+    if said != num_tokens:
+        fields.faults.append(
+            f"{fields.prefix}vocab_size is {said}, but token_embd.weight has {num_tokens} rows"
+        )
+    numbers = (int(found[1]) for name in shapes if (found := LAYER_NAME.match(name)))
+    beyond = sorted({number for number in numbers if number >= num_layers})
+    if beyond:
+        fields.faults.append(
+            f"there are tensors of blk.{beyond[0]}, but {fields.prefix}block_count is {num_layers}"
+        )
+    return {
+        "vocab_size": num_tokens,
+        "tie_word_embeddings": HEAD not in shapes,
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
+        "mlp_bias": "model.layers.0.mlp.down_proj.bias" in shapes,
+        **_token_ids(fields, metadata),
+    }
 
 
-def _head_dim(fields: Fields) -> int | None:
-    heads, hidden = fields.get("attention.head_count"), fields.get("embedding_length")
-    if not isinstance(heads, int) or not hidden or not heads:
-        return None
-    return int(fields.get("attention.key_length", hidden // heads))
+def _token_ids(fields: Fields, metadata: Mapping[str, Any]) -> dict[str, int]:
+    tokens = Fields(metadata)
+    tokens.faults = fields.faults
+    found = {ours: tokens.whole_or_null(key, most=NO_TOKEN) for ours, key in TOKEN_IDS.items()}
+    return {ours: index for ours, index in found.items() if index not in (None, NO_TOKEN)}
 
 
-def _extras(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
+def _windows(
+    fields: Fields, architecture: GgufArchitecture, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Which layers see a window of the text only, and how wide it is."""
+    num_layers, positions = config["num_hidden_layers"], config["max_position_embeddings"]
+    if architecture.window_period is None:
+        return {"sliding_window": None, "layer_types": ["full_attention"] * num_layers}
+    default = default_window(architecture, num_layers, positions)
+    least = 1 if architecture.sliding_window else 0
+    window = fields.whole("attention.sliding_window", default, least, MAX_POSITIONS) or None
+    has_window = _windowed_layers(fields, architecture, num_layers)
+    return {
+        "sliding_window": window,
+        "layer_types": [
+            "sliding_attention" if window and narrow else "full_attention" for narrow in has_window
+        ],
+    }
+
+
+def _windowed_layers(fields: Fields, architecture: GgufArchitecture, num_layers: int) -> list[bool]:
+    """By the period after which a layer sees everything, or by a list with a flag for each."""
+    key, period = "attention.sliding_window_pattern", architecture.window_period
+    assert period is not None
+    if architecture.is_gemma and key in fields:
+        if not isinstance(fields.values[key], np.ndarray):
+            period = fields.whole(key, least=0, most=MAX_LAYERS)
+        elif len(flags := fields.values[key]) == num_layers and np.isin(flags, (0, 1)).all():
+            return [bool(flag) for flag in flags]
+        else:
+            fields.faults.append(
+                f"{fields.prefix}{key} is {shown(flags)}, not {num_layers} flags, one a layer"
+            )
+    return [not period or (i + 1) % period != 0 for i in range(num_layers)]
+
+
+def _extras(
+    fields: Fields, prefix: str, architecture: GgufArchitecture, config: Mapping[str, Any]
+) -> dict[str, Any]:
     """What only some architectures have."""
-    window = fields.get("attention.sliding_window") or None
-    match fields.architecture:
-        case "gemma2" | "gemma3":
-            return _gemma(fields, config, window)
-        case "granite":
-            given = {ours: fields.get(theirs) for ours, theirs in GRANITE_SCALES.items()}
-            return {ours: value for ours, value in given.items() if value is not None}
-        case "smollm3":
-            return {
-                "no_rope_layers": [
-                    int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])
-                ]
-            }
-        case "phi3":
-            return {"sliding_window": window}
-        case _:
-            return {}
+    if architecture.is_gemma:
+        return _gemma(fields, architecture, config)
+    if prefix == "granite":
+        return _granite(fields, config["head_dim"])
+    if prefix == "smollm3":
+        layers = range(config["num_hidden_layers"])
+        return {"no_rope_layers": [int((i + 1) % SMOLLM3_ROPE_PERIOD != 0) for i in layers]}
+    return {}
 
 
-def _gemma(fields: Fields, config: Mapping[str, Any], window: int | None) -> dict[str, Any]:
-    period = 2 if fields.architecture == "gemma2" else 6  # the last layer of a period is global
-    layers = range(config["num_hidden_layers"])
-    kinds = ["sliding_attention" if (i + 1) % period else "full_attention" for i in layers]
-    scale = fields.get("attention.scale")
+def _gemma(
+    fields: Fields, architecture: GgufArchitecture, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    scale = fields.number("attention.scale", 0.0, least=0, most=1e6)
     if scale:
         query_scalar = scale**-2
-    elif len(layers) == GEMMA_27B_LAYERS[fields.architecture]:
+    elif config["num_hidden_layers"] == architecture.layers_of_27b:
         query_scalar = config["hidden_size"] // config["num_attention_heads"]
     else:
         query_scalar = config["head_dim"]
+    caps = {
+        "attn_logit_softcapping": architecture.attention_softcap,
+        "final_logit_softcapping": architecture.logit_softcap,
+    }
     return {
         "hidden_activation": config["hidden_act"],
         "query_pre_attn_scalar": query_scalar,
-        "sliding_window": window,
-        "layer_types": kinds if window else ["full_attention"] * len(layers),
-        **{ours: fields.get(theirs) for ours, theirs in SOFTCAPS.items()},
+        **{key: fields.number(key, default, least=0) or None for key, default in caps.items()},
     }
 
 
-def _rope(
-    fields: Fields, config: Mapping[str, Any], factors: Mapping[str, list[float]]
-) -> dict[str, Any]:
-    theta = float(fields.get("rope.freq_base", 10000.0))
-    parameters = {"rope_theta": theta} | _rope_rule(fields, factors)
-    rotary = int(fields.get("rope.dimension_count", config["head_dim"]))
-    if rotary != config["head_dim"]:
-        parameters["partial_rotary_factor"] = rotary / config["head_dim"]
-    if fields.architecture != "gemma3":
-        return {"rope_theta": theta, "rope_parameters": parameters}
-    local = float(fields.get("rope.freq_base_swa", 10000.0))
+def _granite(fields: Fields, head_dim: int) -> dict[str, Any]:
+    """0 turns a factor off, as in llama.cpp."""
+    scales = {
+        "attention_multiplier": ("attention.scale", head_dim**-0.5),
+        "embedding_multiplier": ("embedding_scale", 1.0),
+        "residual_multiplier": ("residual_scale", 1.0),
+        "logits_scaling": ("logit_scale", 1.0),
+    }
+    # Granite's files use the key as a switch of the rotary embedding.
+    if not fields.flag("rope.scaling.finetuned", True):
+        fields.faults.append(
+            f"{fields.prefix}rope.scaling.finetuned is False: no rotary embedding, which is not "
+            "supported"
+        )
     return {
-        "rope_theta": theta,
-        "rope_local_base_freq": local,
-        "rope_parameters": {
-            "full_attention": parameters,
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
+        ours: fields.number(key, default, least=0) or default
+        for ours, (key, default) in scales.items()
     }
 
 
-def _rope_rule(fields: Fields, factors: Mapping[str, list[float]]) -> dict[str, Any]:
-    original = fields.get("rope.scaling.original_context_length")
-    if "rope_factors_short" in factors and "rope_factors_long" in factors:
-        return {
-            "rope_type": "longrope",
-            "short_factor": factors["rope_factors_short"],
-            "long_factor": factors["rope_factors_long"],
-            "original_max_position_embeddings": original or fields.get("context_length"),
-            "attention_factor": fields.get("rope.scaling.attn_factor"),
-        }
-    if "rope_freqs" in factors:
-        return {"rope_type": "gguf_factors", "factors": factors["rope_freqs"]}
-    kind = fields.get("rope.scaling.type", "none")
-    factor = float(fields.get("rope.scaling.factor", 1.0))
-    if kind == "none" or factor == 1.0:
-        return {"rope_type": "default"}
-    rule = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
-    if kind == "yarn":
-        rule["beta_fast"] = fields.get("rope.scaling.yarn_beta_fast")
-        rule["beta_slow"] = fields.get("rope.scaling.yarn_beta_slow")
-    return {key: value for key, value in rule.items() if value is not None}
+def _add_layer_faults(
+    fields: Fields, metadata: Mapping[str, Any], prefix: str, num_layers: int
+) -> None:
+    """Add a fault for each list of numbers by layer that does not have one for each layer."""
+    for key in PER_LAYER:
+        value = metadata.get(f"{prefix}.{key}")
+        if isinstance(value, np.ndarray) and len(value) != num_layers:
+            fields.faults.append(f"{prefix}.{key} has {len(value)} of {num_layers} layers")

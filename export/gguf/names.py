@@ -1,7 +1,7 @@
 """Tensor names of llama.cpp as names of transformers."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 OUTER = {
     "token_embd": "model.embed_tokens",
@@ -32,8 +32,16 @@ LAYER_OF_ARCHITECTURE = {
     "gemma3": LAYER | GEMMA,
     "phi3": LAYER | {"ffn_up": "mlp.gate_up_proj"},
 }
-# Tables of rotary frequencies: they go into the config, or follow from it.
-ROPE_TENSORS = re.compile(r"(blk\.\d+\.)?(rope_freqs|rope_factors_(long|short)|attn_rot_embd)\.")
+# Tables of rotary factors: they go into the config.
+ROPE_TABLE = re.compile(r"(blk\.[0-9]+\.)?(?P<table>rope_freqs|rope_factors_(long|short))\.weight")
+# Buffers that old converters saved; they follow from the base of the frequencies.
+BUFFER = re.compile(r"blk\.[0-9]+\.attn_rot_embd\.weight")
+
+
+def rope_table_of(name: str) -> str | None:
+    """Which table of rotary factors a tensor is, or None if it is something else."""
+    found = ROPE_TABLE.fullmatch(name)
+    return found["table"] if found else None
 
 
 def transformers_name(architecture: str, name: str) -> str | None:
@@ -43,18 +51,23 @@ def transformers_name(architecture: str, name: str) -> str | None:
         return None
     if module in OUTER:
         return f"{OUTER[module]}.{kind}"
-    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
+    layer = re.fullmatch(r"blk\.([0-9]{1,9})\.(\w+)", module)
     table = LAYER_OF_ARCHITECTURE.get(architecture, LAYER)
     if layer is None or layer[2] not in table:
         return None
     return f"model.layers.{layer[1]}.{table[layer[2]]}.{kind}"
 
 
-def map_names(architecture: str, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """({transformers name: name in the file}, names that have no place in the architecture)."""
+def map_names(
+    architecture: str, names: Iterable[str], rope_tables: Container[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """({transformers name: name in the file}, names that have no place in the architecture).
+
+    rope_tables: which tables of rotary factors it may have; they are in neither.
+    """
     mapped, unknown = {}, []
     for name in names:
-        if ROPE_TENSORS.match(name):
+        if rope_table_of(name) in rope_tables or BUFFER.fullmatch(name):
             continue
         canonical = transformers_name(architecture, name)
         if canonical is None:

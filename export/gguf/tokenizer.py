@@ -8,8 +8,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from bita.errors import ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
 from bita.export.gguf.pretokenizers import pre_tokenizer_of
-from bita.export.huggingface.tokenizer import TURN_ENDS, turn_ends
+from bita.export.gguf.text_metadata import read_text_metadata, token_id_faults
+from bita.export.turn_ends import TURN_ENDS, named_turn_ends, written_turn_ends
 from bita.generation import sampling_numbers
+from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.tokenizer_file import checked_call
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's mark of a space
@@ -36,7 +39,7 @@ class Vocabulary:
 
     def __init__(self, owner: str, metadata: Mapping[str, Any]) -> None:
         self.owner = owner
-        self.metadata = metadata
+        self.metadata = read_text_metadata(owner, metadata)
         self.model = str(self.get("model"))
         self.tokens: list[str] = list(self.get("tokens", ()))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
@@ -61,6 +64,8 @@ class Vocabulary:
             faults.append(f"{len(self.tokens)} tokens, but {len(self.types)} token types")
         if len(self.ids) != len(self.tokens):
             faults.append(f"{len(self.tokens) - len(self.ids)} tokens are in the vocabulary twice")
+        if self.tokens:
+            faults += token_id_faults(self.metadata, len(self.tokens))
         needed = {"gpt2": "merges", "llama": "scores"}.get(self.model)
         if needed and self.get(needed) is None:
             faults.append(f"tokenizer.ggml.{needed} is missing; convert the model again")
@@ -72,10 +77,16 @@ class Vocabulary:
 def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets:
     """The TextAssets of a GGUF file. Raises ModelError if its tokenizer cannot be rebuilt."""
     vocabulary = Vocabulary(owner, metadata)
+    metadata = vocabulary.metadata
     template = metadata.get("tokenizer.chat_template")
+    what = f"{owner}: its tokenizer cannot be built"
+    tokenizer: Tokenizer = checked_call(
+        lambda: build_tokenizer(vocabulary), ModelError, what, "convert the model again"
+    )
+    codec = TextCodec(tokenizer)
     ends = [vocabulary.get(key) for key in END_IDS]
     eos_ids = dict.fromkeys(
-        (*turn_ends(template, vocabulary.ids.get), *(int(end) for end in ends if end is not None))
+        (*named_turn_ends(template, codec), *(int(end) for end in ends if end is not None))
     )
     if not eos_ids:
         raise ModelError(
@@ -83,14 +94,17 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
             "set it with gguf-set-metadata"
         )
     named = {name: vocabulary.token(key) for name, key in SPECIAL_IDS.items()}
+    special_tokens = {name: token for name, token in named.items() if token is not None}
+    written = written_turn_ends(template, special_tokens, codec)
     return TextAssets(
-        tokenizer_json=build_tokenizer(vocabulary).to_str(),
+        tokenizer_json=tokenizer.to_str(),
         chat_template=template,
         eos_ids=tuple(eos_ids),
-        special_tokens={name: token for name, token in named.items() if token is not None},
+        special_tokens=special_tokens,
         sampling=sampling_numbers(
             {name: metadata.get(f"general.sampling.{key}") for name, key in SAMPLING_KEYS.items()}
         ),
+        turn_end_ids=tuple(token_id for token_id in written if token_id not in eos_ids),
     )
 
 

@@ -1,118 +1,121 @@
 """Tokenizer and chat template of a Hugging Face model directory."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from bita.errors import ModelError
+from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
+from bita.export.huggingface.answer_ends import AnswerEnds
+from bita.export.huggingface.chat_templates import read_chat_template
+from bita.export.huggingface.special_tokens import (
+    FIX,
+    SpecialTokens,
+    optional_json,
+    read_special_tokens,
+)
 from bita.generation import sampling_numbers
+from bita.json_values import MAX_JSON_BYTES, Fields, parse_json, read_regular_file
+from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.tokenizer_file import checked_call, read_tokenizer
 
-SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
-# Tokens with which chat models end their turn; a config often names only the end of the document.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>")
+SMALLEST = 1e-9  # for numbers that are above 0
+MISTRAL_TOKENS = 100_000  # with more, `fix_mistral_regex` counts
 
 
 def read_text_assets(directory: Path, config: Mapping[str, Any]) -> TextAssets:
     """The TextAssets of a model directory. Raises ModelError if it has no fast tokenizer."""
-    tokenizer_json = _read_tokenizer(directory)
-    tokenizer_config = _optional_json(directory / "tokenizer_config.json")
-    special_tokens = _special_tokens(tokenizer_config) or _special_tokens(
-        _optional_json(directory / "special_tokens_map.json")
-    )
-    template = _chat_template(directory, tokenizer_config)
-    token_id = Tokenizer.from_str(tokenizer_json).token_to_id
-    eos_ids = _eos_ids(directory, config, special_tokens, template, token_id)
-    if not eos_ids:
-        raise ModelError(
-            f"{directory} does not say which token ends an answer; add "
-            '{"eos_token_id": ID} as generation_config.json'
-        )
-    generation = _optional_json(directory / "generation_config.json")
-    samples = generation.get("do_sample")
-    sampling = sampling_numbers({"temperature": 1.0, **generation}) if samples else {}
-    return TextAssets(tokenizer_json, template, eos_ids, special_tokens, sampling)
-
-
-def turn_ends(template: str | None, token_id: Callable[[str], int | None]) -> tuple[int, ...]:
-    """Ids of the tokens with which this chat template ends a turn."""
-    ids = [token_id(token) for token in TURN_ENDS if template and token in template]
-    return tuple(token for token in ids if token is not None)
-
-
-def _read_tokenizer(directory: Path) -> str:
     path = directory / "tokenizer.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-        Tokenizer.from_str(text)
-    except FileNotFoundError:
+    source = _read_source(path)
+    tokenizer = read_tokenizer(source, ModelError, f"{path} cannot be read: it", FIX)
+    tokenizer_config = optional_json(directory / "tokenizer_config.json")
+    _check_settings(directory / "tokenizer_config.json", tokenizer_config, config, tokenizer)
+    own = parse_json(source).get("added_tokens")
+    tokens = read_special_tokens(directory, tokenizer_config, config, own)
+    special_tokens = tokens.texts(tokenizer)
+    source = _with_tokens(source, tokenizer, tokens, path)
+    template = read_chat_template(directory, tokenizer_config)
+    generation = optional_json(directory / "generation_config.json")
+    codec = _codec(tokenizer, path, config)
+    ends = AnswerEnds.read(directory, config, generation, template, special_tokens, codec)
+    return TextAssets(
+        tokenizer_json=source,
+        chat_template=template,
+        eos_ids=ends.eos_ids,
+        special_tokens=special_tokens,
+        sampling=_sampling(directory, generation),
+        turn_end_ids=ends.turn_end_ids,
+    )
+
+
+def _read_source(path: Path) -> str:
+    if not path.exists():
         raise ModelError(
             f"{path} is missing. Download it, or write it from the slow tokenizer: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-        ) from None
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise ModelError(f"{path} cannot be read ({error}); download it again") from error
-    return text
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON ({error}); download it again") from error
-    return content if isinstance(content, dict) else {}
+        return read_regular_file(path, MAX_JSON_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); {FIX}") from error
 
 
-def _special_tokens(content: Mapping[str, Any]) -> dict[str, str]:
-    """`{"eos_token": "</s>", ...}`; tokens are given as text or as an object with `content`."""
-    found = {}
-    for key in SPECIAL_KEYS:
-        token = content.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str):
-            found[key] = text
-    return found
+def _with_tokens(source: str, tokenizer: Tokenizer, tokens: SpecialTokens, path: Path) -> str:
+    """tokenizer.json with the tokens that other files name; as it is if they add nothing."""
+    what = f"{path} does not take the tokens of tokenizer_config.json and its like"
+    changed = checked_call(lambda: tokens.add_to(tokenizer), ModelError, what, FIX)
+    return tokenizer.to_str() if changed else source
 
 
-def _chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        if template and "default" not in named:
-            raise ModelError(
-                f"{directory}/tokenizer_config.json has the chat templates {', '.join(named)} but "
-                "no 'default'; save the one to use as chat_template.jinja"
-            )
-        return named.get("default")
-    return template
+def _codec(tokenizer: Tokenizer, path: Path, config: Mapping[str, Any]) -> TextCodec:
+    """The runtime's own codec, which refuses what an engine could not be opened with."""
+    size = config.get("vocab_size")
+    try:
+        return TextCodec(tokenizer, size if type(size) is int else None)
+    except EngineError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
-def _eos_ids(
-    directory: Path,
-    config: Mapping[str, Any],
-    special_tokens: Mapping[str, str],
-    template: str | None,
-    token_id: Callable[[str], int | None],
-) -> tuple[int, ...]:
-    """generation_config.json decides; without it the template's turn ends come first."""
-    given = _as_ids(_optional_json(directory / "generation_config.json").get("eos_token_id"))
-    if given:
-        return given
-    from_config = _as_ids(config.get("eos_token_id"))
-    if not from_config and "eos_token" in special_tokens:
-        from_config = _as_ids(token_id(special_tokens["eos_token"]))
-    return tuple(dict.fromkeys((*turn_ends(template, token_id), *from_config)))
+def _check_settings(
+    path: Path, values: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Refuse what would change ids or text, and what tokenizer.json does not hold.
+
+    transformers ignores some of it for other models: it cleans up spaces after BPE only if a second
+    setting insists, and knows what to mend in large vocabularies of Mistral.
+    """
+    cleans_up = values.get("clean_up_tokenization_spaces") and (
+        type(tokenizer.model).__name__ != "BPE"
+        or values.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+    )
+    mends = config.get("model_type") == "mistral" and tokenizer.get_vocab_size() > MISTRAL_TOKENS
+    faults = [
+        f"{name} changes what tokenizer.json beside it gives, and is not supported; save a "
+        "tokenizer without it"
+        for name, counts in (
+            ("clean_up_tokenization_spaces", cleans_up),
+            ("split_special_tokens", values.get("split_special_tokens")),
+            ("fix_mistral_regex", mends and values.get("fix_mistral_regex")),
+        )
+        if counts
+    ]
+    raise_faults(ModelError, str(path), faults)
 
 
-def _as_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(int(item) for item in value) if isinstance(value, list) else (int(value),)
+def _sampling(directory: Path, generation: Mapping[str, Any]) -> dict[str, float]:
+    """How to sample, if generation_config.json says so. Raises ModelError for values of no use."""
+    fields = Fields(generation)
+    samples = fields.flag_or_null("do_sample")
+    values: dict[str, Any] = {}
+    if samples:
+        values = {
+            "temperature": fields.number_or_null("temperature", 1.0, least=0),
+            "top_k": fields.whole_or_null("top_k", most=2**31),
+            "top_p": fields.number_or_null("top_p", least=SMALLEST, most=1),
+            "min_p": fields.number_or_null("min_p", least=0, most=1),
+            "repetition_penalty": fields.number_or_null("repetition_penalty", least=SMALLEST),
+        }
+    fields.check(ModelError, f"{directory}/generation_config.json")
+    return sampling_numbers(values)

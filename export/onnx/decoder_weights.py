@@ -5,16 +5,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bita.errors import ModelError
 from bita.export.architecture import Architecture
+from bita.export.onnx.storage import narrowed, narrowed_rows
 from bita.export.onnx.writer import FLOAT, INT8, GraphWriter
 from bita.export.quantization.int8 import rounded_rows
 from bita.export.rope import Rope
-from bita.tensors import Float32Array, TensorSource, row_chunks
+from bita.tensors import Float32Array, FloatArray, TensorSource, row_chunks
 
 
 class DecoderWeights:
     """Reads a weight when it is asked for, and writes it at once.
 
+    Raises ModelError that names the tensor and the place of a value which its type cannot hold.
     storage: type of tables and matrices. compute: type of biases and of cos and sin.
     """
 
@@ -37,8 +40,7 @@ class DecoderWeights:
     def table(self, name: str) -> ir.Value:
         """A weight in its own layout; written once however often it is used."""
         if name not in self._tables:
-            shape, dtype = self._checkpoint.shape(name), self._storage.numpy()
-            pieces = (rows.astype(dtype, copy=False) for rows in self.chunks([name]))
+            shape, pieces = self._checkpoint.shape(name), self._stored_rows(name)
             self._tables[name] = self._graph.weight(name, self._storage, shape, pieces)
         return self._tables[name]
 
@@ -47,19 +49,38 @@ class DecoderWeights:
         shape = self._checkpoint.shape(name)
         pieces = (rounded_rows(rows) for rows in self.chunks([name]))
         values, scales = self._graph.scaled_weight(f"{name}_int8", INT8, shape, pieces)
-        column = scales[:, None]
-        return values, self._graph.weight(f"{name}.scales", FLOAT, column.shape, [column])
+        return values, self.scales(name, [name], scales[:, None], FLOAT)
 
     def matrix(self, label: str, names: Sequence[str]) -> ir.Value:
         """MatMul's second operand [in, out] for the linear layers `names` side by side."""
         num_out, num_in = self.shape(names)
-        matrix = np.empty((num_in, num_out), np.float32)
+        matrix = np.empty((num_in, num_out), self._storage.numpy())
         start = 0
-        for chunk in self.chunks(names):
-            matrix[:, start : start + len(chunk)] = chunk.T
-            start += len(chunk)
-        stored = matrix.astype(self._storage.numpy(), copy=False)
-        return self._graph.weight(f"{label}.weight", self._storage, stored.shape, [stored])
+        for name in names:
+            for rows in self._stored_rows(name):
+                matrix[:, start : start + len(rows)] = rows.T
+                start += len(rows)
+        return self._graph.weight(f"{label}.weight", self._storage, matrix.shape, [matrix])
+
+    def scales(
+        self, label: str, names: Sequence[str], scales: FloatArray, dtype: ir.DataType
+    ) -> ir.Value:
+        """The scales of quantized linear layers side by side, [out, ...] or flat, as they are."""
+        with np.errstate(over="ignore"):
+            stored = scales.astype(dtype.numpy(), copy=False)
+        finite = np.isfinite(stored).reshape(self.shape(names)[0], -1).all(-1)
+        if not finite.all():
+            name, row = self._row_of(names, int(np.argmin(finite)))
+            raise ModelError(
+                f"row {row} of {name} cannot be quantized: its scale is not finite in "
+                f"{dtype.numpy()}; build with PRECISION=fp32, or use another release of the model"
+            )
+        return self._graph.weight(f"{label}.scales", dtype, stored.shape, [stored])
+
+    def derived(self, name: str, values: FloatArray, dtype: ir.DataType) -> ir.Value:
+        """A small tensor that is made from others."""
+        stored = narrowed(name, values, dtype.numpy())
+        return self._graph.weight(name, dtype, stored.shape, [stored])
 
     def as_compute(self, value: ir.Value) -> ir.Value:
         """Rows of a table, or a matrix, in the compute type."""
@@ -70,7 +91,7 @@ class DecoderWeights:
     def norm(self, name: str, scale: float = 1.0) -> ir.Value:
         """A norm's weight in float32, its offset and a following constant factor folded in."""
         weight = (self._checkpoint.read(name) + self._architecture.norm_offset) * scale
-        return self._graph.weight(name, FLOAT, weight.shape, [weight.astype(np.float32)])
+        return self.derived(name, weight, FLOAT)
 
     def bias(self, label: str, names: Sequence[str]) -> ir.Value | None:
         """The biases [out] of linear layers side by side; None if they have none."""
@@ -78,24 +99,25 @@ class DecoderWeights:
         present = self._checkpoint.names()
         if not any(bias in present for bias in biases):
             return None
+        dtype = self.compute.numpy()
         parts = [
-            self._checkpoint.read(bias)
+            narrowed(bias, self._checkpoint.read(bias), dtype)
             if bias in present
-            else np.zeros(self._checkpoint.shape(name)[0], np.float32)
+            else np.zeros(self._checkpoint.shape(name)[0], dtype)
             for name, bias in zip(names, biases, strict=True)
         ]
-        bias = np.concatenate(parts).astype(self.compute.numpy(), copy=False)
+        bias = np.concatenate(parts)
         return self._graph.weight(f"{label}.bias", self.compute, bias.shape, [bias])
 
     def rope(self, rope: Rope, capacity: int) -> tuple[ir.Value, ir.Value]:
         """cos and sin of all positions, each [capacity, rotary_dim / 2]."""
         key = rope, capacity
         if key not in self._rope_tables:
-            number, dtype = len(self._rope_tables), self.compute.numpy()
-            cos, sin = (table.astype(dtype, copy=False) for table in rope.tables(capacity))
+            number = len(self._rope_tables)
+            cos, sin = rope.tables(capacity)
             self._rope_tables[key] = (
-                self._graph.weight(f"rope.{number}.cos", self.compute, cos.shape, [cos]),
-                self._graph.weight(f"rope.{number}.sin", self.compute, sin.shape, [sin]),
+                self.derived(f"rope.{number}.cos", cos, self.compute),
+                self.derived(f"rope.{number}.sin", sin, self.compute),
             )
         return self._rope_tables[key]
 
@@ -108,3 +130,16 @@ class DecoderWeights:
         """The rows of linear layers, one layer behind the other."""
         for name in names:
             yield from row_chunks(self._checkpoint, name)
+
+    def _row_of(self, names: Sequence[str], output: int) -> tuple[str, int]:
+        """Which layer, and which row of its weight, an output of layers side by side is."""
+        for name in names:
+            size = self._checkpoint.shape(name)[0]
+            if output < size:
+                return name, output
+            output -= size
+        raise IndexError(output)
+
+    def _stored_rows(self, name: str) -> Iterator[FloatArray]:
+        pieces = row_chunks(self._checkpoint, name)
+        return narrowed_rows(name, pieces, self._storage.numpy())

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from bita.errors import ModelError
 from bita.export.onnx.weight_file import WeightFile
 from bita.tensors import Float32Array
 
@@ -84,8 +85,16 @@ class GraphWriter:
         return value
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> ir.Value:
-        """A small tensor kept inside the graph; equal ones are shared."""
-        array = np.asarray(value, dtype)
+        """A small tensor kept inside the graph; equal ones are shared.
+
+        Raises ModelError if a type of floats cannot hold it.
+        """
+        with np.errstate(over="ignore"):
+            array = np.asarray(value, dtype)
+        if array.dtype.kind == "f" and not _holds(array, np.asarray(value)):
+            raise ModelError(
+                f"the constant {value!r} cannot be held by {array.dtype}; build with PRECISION=fp32"
+            )
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
             tensor = ir.tensor(array, name=f"constant_{len(self._constants)}")
@@ -138,3 +147,8 @@ class GraphWriter:
         model = ir.Model(graph, ir_version=10, producer_name="bita-edge")
         model.metadata_props.update(self.metadata)
         ir.save(model, path)
+
+
+def _holds(stored: npt.NDArray[Any], given: npt.NDArray[Any]) -> bool:
+    """Whether numbers stayed finite, and none became 0."""
+    return bool(np.isfinite(stored).all() and ((stored == 0) == (given == 0)).all())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bita.errors import ModelError
 from bita.export.quantization.int4 import (
     MATMULNBITS,
     ZERO_POINT,
@@ -77,11 +78,27 @@ def int4_pieces(
 ) -> Iterator[tuple[UInt8Array, Float32Array]]:
     """Quantize a layer's weights [N, K] in chunks of rows; yields packed values and scales.
 
-    Rounds for the moments of the layer `label`, or to the nearest where there are none.
+    Rounds for the moments of the layer `label`, or to the nearest where there are none. Weights
+    too large for their scales give scales that are not finite. Raises ModelError for moments that
+    are not those of any inputs.
     """
-    spread = ErrorSpread.of(moments[label], grid) if label in moments else None
+    spread = _spread(moments[label], label, grid) if label in moments else None
     for chunk in chunks:
-        yield quantize_int4(chunk, grid) if spread is None else quantize_int4_for(chunk, spread)
+        with np.errstate(over="ignore", invalid="ignore"):
+            pieces = quantize_int4_for(chunk, spread) if spread else quantize_int4(chunk, grid)
+        yield pieces
+
+
+def _spread(moments: Float32Array, label: str, grid: Int4Grid) -> ErrorSpread:
+    try:
+        if not np.isfinite(moments).all():
+            raise np.linalg.LinAlgError("they are not finite")
+        return ErrorSpread.of(moments, grid)
+    except np.linalg.LinAlgError as error:
+        raise ModelError(
+            f"the sums of squares of what {label} reads cannot be used ({error}): its inputs are "
+            "too large. Build with --quantizer rtn"
+        ) from error
 
 
 def _upper_inverse(upper: FloatArray) -> FloatArray:
@@ -108,7 +125,7 @@ def _best_scales(block: Float32Array, importance: Float32Array, grid: Int4Grid) 
     for factor in SCALE_FACTORS:
         if factor < 0 and not grid.negative_scales:
             continue
-        scales = extreme * np.float32(factor)
+        scales = grid.stored(extreme * np.float32(factor))
         error = block - _rounded(block, scales[:, None]) * scales[:, None]
         weighted = np.square(error) @ importance
         better = weighted < least

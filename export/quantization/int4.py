@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from bita.export.quantization.scales import LEAST_SCALE, stored_scales
 from bita.tensors import Float32Array, UInt8Array
 
 BLOCK_SIZE = 32  # of 16, 32, 64, 128: the best quality at full kernel speed on the CPUs measured
 ZERO_POINT = 8  # MatMulNBits' default: values 0..15 stand for -8..7
-LEAST_SCALE = np.float32(2.0**-14)  # float16 has fewer digits below
 
 
 @dataclass(frozen=True)
@@ -17,21 +18,26 @@ class Int4Grid:
 
     block_size: B, the weights of a row that share a scale. negative_scales: whether a scale may
     be negative or zero, so that the largest weight becomes -8 whatever its sign; TensorRT takes
-    positive ones only.
+    positive ones only. scale_type: what scales are stored in; weights are rounded for those.
     """
 
     block_size: int = BLOCK_SIZE
     negative_scales: bool = True
+    scale_type: npt.DTypeLike = np.float32
 
     def extreme_scales(self, blocks: Float32Array) -> Float32Array:
         """The scales [...] at which the weight of largest magnitude of each [..., B] is -8 or 7."""
         place = np.abs(blocks).argmax(-1, keepdims=True)
         extreme: Float32Array = np.take_along_axis(blocks, place, -1)[..., 0]
         if self.negative_scales:
-            return extreme / np.float32(-ZERO_POINT)
+            return self.stored(extreme / np.float32(-ZERO_POINT))
         most = np.where(extreme < 0, np.float32(ZERO_POINT), np.float32(ZERO_POINT - 1))
-        scales: Float32Array = np.maximum(np.abs(extreme) / most, LEAST_SCALE)
-        return scales
+        scales: Float32Array = np.where(extreme == 0, LEAST_SCALE, np.abs(extreme) / most)
+        return self.stored(scales)
+
+    def stored(self, scales: Float32Array) -> Float32Array:
+        """Scales near to these that can be stored."""
+        return stored_scales(scales, self.scale_type)
 
 
 MATMULNBITS = Int4Grid()

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from bita.export.quantization.scales import stored_scales
 from bita.tensors import Float32Array, Int8Array
 
 Pieces = Iterable[Float32Array]  # [n, in] each
@@ -24,7 +25,7 @@ def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[Int8Array, Float32Ar
 
 def rounded_rows(rows: Float32Array) -> tuple[Int8Array, Float32Array]:
     """Each row in 8 bits, [n, in], and its scale, [n]; a row of zeros has the scale 0."""
-    scales = np.abs(rows).max(-1) / np.float32(MAX_INT8)
+    scales = stored_scales(np.abs(rows).max(-1) / np.float32(MAX_INT8))
     inverse = np.zeros(len(rows), np.float32)
     np.divide(1.0, scales, out=inverse, where=scales != 0)
     return np.rint(rows * inverse[:, None]).astype(np.int8), scales

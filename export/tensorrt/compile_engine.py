@@ -10,10 +10,10 @@ from bita.engine import (
     TREE_FILE,
     WEIGHTS_FILE,
     Engine,
-    new_engine,
     open_engine,
-    take_over,
+    revision,
 )
+from bita.engine_access import writing
 from bita.errors import EngineError
 from bita.export.tensorrt.build_costs import Costs, check_disk, check_memory, plan_costs
 from bita.export.tensorrt.compile_plan import (
@@ -27,7 +27,7 @@ from bita.plan import LIBRARIES, NAMES, RTX
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES
 from bita.runtime.backends.tensorrt_library import load_library
-from bita.tree_table import Trees, TreeTable, trees_from_json
+from bita.tree_table import Trees, TreeTable, read_trees
 
 # Of plain decoding. One row would take kernels that want the weights in another order, so that a
 # plan had them twice: 534 MB in place of 323 for the default model in float16 (TensorRT-RTX 1.7.1).
@@ -108,12 +108,14 @@ def compile_engine(
     def tell(phase: str, done: int, total: int) -> None:
         on_progress(f"{phase}, {costs}", done, total)
 
-    with new_engine(engine.path) as draft:
-        take_over(engine, draft, exclude=(PLAN_FILE,))
-        graph, plan = engine.file(GRAPH_FILE), draft.path / PLAN_FILE
-        info = compile_plan(graph, plan, plan_options, tell)
-        draft.manifest = replace(engine.manifest, backend=options.backend, plan=info.to_manifest())
-    return open_engine(engine.path)
+    with writing(engine.path):
+        with revision(engine, exclude=(PLAN_FILE,)) as draft:
+            plan = draft.path / PLAN_FILE
+            info = compile_plan(engine.file(GRAPH_FILE), plan, plan_options, tell)
+            draft.manifest = replace(
+                engine.manifest, backend=options.backend, plan=info.to_manifest()
+            )
+        return open_engine(engine.path)
 
 
 def check_costs(costs: Costs, options: CompileOptions, out: Path, other_bytes: int = 0) -> None:
@@ -135,7 +137,7 @@ def decode_rows(trees: Trees) -> tuple[int, ...]:
 def _plan_options(engine: Engine, options: CompileOptions) -> PlanOptions:
     manifest = engine.manifest
     options.check_dialect(manifest.dialect)
-    trees = trees_from_json(engine.file(TREE_FILE).read_text(encoding="utf-8"))
+    trees = read_trees(engine.file(TREE_FILE), "rebuild the engine")
     rows = tuple(sorted(set(options.rows or decode_rows(trees))))
     room = manifest.capacity - manifest.prefix_length
     if rows[-1] > room:

@@ -14,6 +14,7 @@ from bita.runtime.backends.device_memory import Block, DeviceArray, DeviceCache,
 from bita.runtime.backends.layout import Layout, tree_layout
 from bita.runtime.backends.step_values import (
     adapter_values,
+    check_ids,
     fill_masks,
     layout_values,
     lora_values,
@@ -126,6 +127,7 @@ class DeviceStep:
         if self._new_rows is not None:
             cache.write(self._new_rows)
         self._device.stream.synchronize()
+        check_ids(self.top_ids, self._device.vocab_size)
 
     def upload(self) -> None:
         """Put the copy of what the host wrote into the stream."""

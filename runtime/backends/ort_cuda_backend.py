@@ -16,7 +16,7 @@ from bita.runtime.backends.cuda import Cuda
 from bita.runtime.backends.device_memory import DeviceCache
 from bita.runtime.backends.device_step import Device, DeviceStep, rows_with_equal_bits
 from bita.runtime.backends.layout import PREFILL_ROWS, Layout
-from bita.runtime.backends.ort_backend import cache_type, load_session
+from bita.runtime.backends.ort_session import cache_type, check_session, load_session, step_error
 from bita.runtime.backends.pair_scores import EnginePairs
 
 NOT_CAPTURED = "-1"  # of `gpu_graph_id`
@@ -34,6 +34,7 @@ class OrtCudaBackend:
 
     def __init__(self, engine: Engine, cuda_graph: bool = True, cuda: Cuda | None = None) -> None:
         manifest = engine.manifest
+        self._engine = engine
         self.vocab_size, self.num_ranks = manifest.vocab_size, manifest.num_ranks
         self.pairs = EnginePairs(engine)
         self._check_provider(engine)
@@ -42,6 +43,7 @@ class OrtCudaBackend:
         stream = cuda.stream()
         provider = self.provider, provider_options(cuda.device, stream.handle, cuda_graph)
         self._session = load_session(engine, ort.SessionOptions(), providers=[provider])
+        check_session(engine, self._session)
         self._loaded_bytes = max(free - cuda.memory()[0], 0)
         inputs = {value.name: value for value in self._session.get_inputs()}
         lora = {name: value.shape for name, value in inputs.items() if name.startswith("lora.")}
@@ -83,7 +85,11 @@ class OrtCudaBackend:
         return binding
 
     def run(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        self._session.run_with_iobinding(binding, options)
+        """Put a step into the stream. Raises EngineError if an operator of the graph fails."""
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # the binding raises many kinds
+            raise step_error(self._engine, error) from error
 
     def run_options(self, captures: bool) -> ort.RunOptions:
         """Of one step and bucket; a captured graph has a number of its own."""

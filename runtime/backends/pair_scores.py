@@ -1,23 +1,29 @@
 """The pair scores of an engine's own adapter, read once."""
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from bita.adapter import Adapter
-from bita.engine import ADAPTER_FILE, PAIRS_FILE, Engine
-from bita.errors import EngineError
+from bita.engine import PAIRS_FILE, Engine
+from bita.engine_adapter import read_adapter
+from bita.errors import EngineError, raise_faults
 from bita.pairs import PairTables
+from bita.tensor_file import FLOAT_TYPES, read_tensor_file
+
+SIDES = ("left", "right")
 
 
 class EnginePairs:
-    """Tables for adapters with the pair scores that the engine was built with."""
+    """Tables for adapters with the pair scores that the engine was built with.
+
+    Raises EngineError or AdapterError if a file of the engine is broken.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tables: PairTables | None = None
         if engine.manifest.pair_rank:
-            self._own = Adapter.load(engine.file(ADAPTER_FILE)).pairs
-            self._tables = PairTables(**load_file(engine.file(PAIRS_FILE)))
+            self._own = read_adapter(engine).pairs
+            self._tables = read_tables(engine)
 
     def tables(self, adapter: Adapter) -> PairTables | None:
         """None for an adapter without pair scores. Raises EngineError for others than ours."""
@@ -31,3 +37,21 @@ class EnginePairs:
                 "engine with it (ADAPTER=…)"
             )
         return self._tables
+
+
+def read_tables(engine: Engine) -> PairTables:
+    """The tables of an engine with pair scores. Raises EngineError if they are not its."""
+    path, manifest = engine.file(PAIRS_FILE), engine.manifest
+    tensors = read_tensor_file(path, EngineError, "rebuild the engine").tensors
+    shape = (manifest.vocab_size, manifest.pair_rank)
+    faults = [f"there is no table {side}" for side in SIDES if side not in tensors]
+    for side, tensor in tensors.items():
+        if side not in SIDES:
+            faults.append(f"{side!r} is not a table of pair scores")
+        elif tensor.shape != shape or tensor.dtype not in FLOAT_TYPES:
+            faults.append(
+                f"{side} is {tensor.dtype} {list(tensor.shape)}, not {list(shape)} of "
+                f"{', '.join(FLOAT_TYPES)}"
+            )
+    raise_faults(EngineError, f"{path} is broken; rebuild the engine", faults)
+    return PairTables(*(tensors[side].array() for side in SIDES))

@@ -55,12 +55,23 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
         size - have if isinstance(size, int) else 0
         for size, have in zip(shape, values.shape, strict=True)
     ]
-    if min(missing) < 0:
+    rank_axis = 1 if side == "down" else 0
+    if min(missing) < 0 or missing[1 - rank_axis]:
         raise EngineError(
-            f"the adapter's LoRA has shape {values.shape} for {name}, the plan was built for "
+            f"the adapter's LoRA has shape {values.shape} for {name}, the engine was built for "
             f"{tuple(shape)}: build an engine with ADAPTER=…"
         )
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
+
+
+def check_ids(top_ids: npt.NDArray[np.int64], vocab_size: int) -> None:
+    """Raise EngineError if a step gave ids outside of the vocabulary. Cost: about 5 µs."""
+    largest = top_ids.view(np.uint64).max()  # a negative id is the largest then
+    if largest >= vocab_size:
+        raise EngineError(
+            f"the graph gave token id {int(largest.astype(np.int64))}, not one in [0, "
+            f"{vocab_size}); rebuild the engine"
+        )
 
 
 def fill_masks(token_ids: npt.NDArray[np.int64], layout: Layout, vocab_size: int) -> None:

@@ -20,11 +20,13 @@ from bita.plan import RTX, PlanInfo
 from bita.runtime.backends.cuda import Cuda, Graph, Stream
 from bita.runtime.backends.device_memory import DeviceArray, DeviceCache
 from bita.runtime.backends.device_step import Device, DeviceStep, rows_with_equal_bits
+from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.kernel_cache import KernelCache
 from bita.runtime.backends.layout import PREFILL_ROWS, Layout, widened
 from bita.runtime.backends.pair_scores import EnginePairs
 from bita.runtime.backends.tensorrt_library import error_log, load_library
 
+OUTPUTS = ("top_ids", "top_logits", "logits", NEW_ROWS)  # and present caches
 PREFILL_PROFILE = 0  # then one for each of PlanInfo.decode_rows
 
 
@@ -50,6 +52,7 @@ class TensorRtBackend:
         check_device(engine, self.info, cuda)
         self._plan = _Plan(trt, engine, cuda)
         names = self._plan.shapes
+        self._plan.check(engine)
         self.device = Device(
             cuda,
             manifest,
@@ -157,6 +160,23 @@ class _Plan:
         digest = engine.files[PLAN_FILE]["sha256"]
         self._kernels = KernelCache(trt, self._engine, digest, cuda.capability)
         self._scratch = cuda.allocate(max(self._engine.device_memory_size_v2, 1))
+
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError if inputs or outputs are not what the manifest says."""
+        values = {
+            name: GraphValue(
+                np.dtype(self.dtype(name)).name,
+                tuple(None if size < 0 else size for size in shape),
+            )
+            for name, shape in self.shapes.items()
+        }
+        outputs = {name for name in values if name in OUTPUTS or name.startswith("present.")}
+        check_graph(
+            engine.file(PLAN_FILE),
+            engine.manifest,
+            {name: value for name, value in values.items() if name not in outputs},
+            {name: values[name] for name in outputs},
+        )
 
     def dtype(self, name: str) -> Any:
         return self._trt.nptype(self._engine.get_tensor_dtype(name))

@@ -4,16 +4,18 @@ import importlib
 from typing import Any
 
 from bita.errors import EngineError
+from bita.json_values import shown
 from bita.plan import INSTALL, NAMES
 
 
 def load_library(name: str) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`; raises EngineError with its install line."""
+    if name not in NAMES:  # a manifest may name any module
+        raise EngineError(f"{shown(name)} is not one of the libraries {', '.join(NAMES)}")
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        title, fix = NAMES.get(name, name), INSTALL.get(name, f"pip install {name}")
-        raise EngineError(f"{title} is not installed ({error}); {fix}") from error
+        raise EngineError(f"{NAMES[name]} is not installed ({error}); {INSTALL[name]}") from error
 
 
 def error_log(trt: Any) -> Any:

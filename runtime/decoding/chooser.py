@@ -14,7 +14,7 @@ from bita.runtime.decoding.sampling import Draws, best_tokens, candidates, log_p
 from bita.runtime.decoding.soundness import check_logits
 from bita.runtime.options import Options
 from bita.runtime.text.grammar import GrammarMatcher
-from bita.tensors import Float32Array
+from bita.tensors import Float32Array, Float64Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class GreedyChooser:
         """None: anything may follow."""
         return []
 
+    def close(self) -> None:
+        """Nothing: it holds no memory."""
+
 
 class Chooser:
     """Makes the choices of one answer that asks for more than the best tokens.
@@ -78,6 +81,7 @@ class Chooser:
         self._penalties = Penalties(options, prompt_ids) if options.penalizes else None
         self._bias_ids = np.fromiter(options.logit_bias, np.int64)
         self._bias = np.fromiter(options.logit_bias.values(), np.float32)
+        self._is_wide = options.has_large_numbers
 
     @property
     def matches_grammar(self) -> bool:
@@ -102,12 +106,8 @@ class Chooser:
         check_logits(logits)
         options = self._options
         own = None if options.logprobs is None else logits.copy()
-        if self._penalties is not None:
-            self._penalties.apply(logits)
-        if len(self._bias_ids):
-            logits[self._bias_ids] += self._bias
         ids = None if self._matcher is None else self._matcher.allowed()
-        kept = logits if ids is None else logits[ids]
+        kept = self._changed(logits, ids)
         if options.is_greedy:
             place = int(kept.argmax())
             token = place if ids is None else int(ids[place])
@@ -118,9 +118,29 @@ class Chooser:
         self._take(token)
         return token
 
+    def _changed(self, logits: Float32Array, ids: Int64Array | None) -> Float32Array:
+        """Penalties and biases, then the logits of `ids` alone (None: of all tokens).
+
+        Large numbers are added in float64, and the result is relative to the best token.
+        """
+        row = logits.astype(np.float64) if self._is_wide else logits
+        if self._penalties is not None:
+            self._penalties.apply(row)
+        if len(self._bias_ids):
+            row[self._bias_ids] += self._bias
+        kept = row if ids is None else row[ids]
+        if self._is_wide:
+            kept = kept - kept.max()
+        return kept.astype(np.float32, copy=False)
+
     def forced(self) -> list[int]:
         """The tokens that have to follow, because the grammar allows no others."""
         return [] if self._matcher is None or self._has_ended else self._matcher.forced()
+
+    def close(self) -> None:
+        """Give the grammar's memory back; nothing is chosen any more."""
+        if self._matcher is not None:
+            self._matcher.close()
 
     def _take(self, token: int) -> None:
         if self._penalties is not None:
@@ -158,7 +178,7 @@ class Penalties:
         self._ids[:size] = list(self._place)
         self._counts = np.zeros(len(self._ids), np.float32)  # in the answer
 
-    def apply(self, logits: Float32Array) -> None:
+    def apply(self, logits: Float32Array | Float64Array) -> None:
         """Change a row, [V], in place. Cost: that of the tokens seen."""
         options, size = self._options, len(self._place)
         ids, counts = self._ids[:size], self._counts[:size]

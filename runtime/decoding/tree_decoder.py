@@ -7,6 +7,7 @@ from warnings import warn
 
 from bita.adapter import Adapter
 from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
+from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
@@ -116,7 +117,7 @@ class TreeDecoder:
         if low < 0 or high >= self._backend.vocab_size:
             raise PromptError(
                 f"token ids must lie in [0, {self._backend.vocab_size}); "
-                f"the prompt has {low if low < 0 else high}"
+                f"the prompt has {shown(low if low < 0 else high)}"
             )
 
     def begin(self, prompt_ids: Sequence[int], chooser: AnyChooser = GREEDY) -> TokenSequence:

@@ -35,6 +35,8 @@ log = logging.getLogger("bita.serve")
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 BODY_SECONDS = 30.0  # within which a request's body has to come
+TAKING_SECONDS = 30.0  # after the last token, in which a client takes the rest of a stream
+SMALL_BODY = 1 << 14  # bytes that are parsed at once, whatever they hold
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Server:
     """One engine's answers over HTTP. `app` is the ASGI application."""
 
     def __init__(self, session: Session, settings: ServerSettings) -> None:
-        """Raises PromptError for defaults that are not usable."""
-        Options.of(**settings.defaults)
+        """Raises PromptError for defaults or a time limit that are not usable."""
+        Options.of(**{**settings.defaults, "timeout_s": settings.request_seconds})
         self._session = session
         self._settings = settings
         self._created = int(time())
@@ -131,8 +133,8 @@ class Server:
 
     def _check_key(self, request: Request) -> None:
         key = self._settings.api_key
-        given = request.headers.get("authorization", "")
-        if key and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as they came
+        if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
             raise RequestError(
                 401,
                 "the API key is missing or wrong; send it as: Authorization: Bearer KEY",
@@ -174,21 +176,16 @@ class Server:
         return await self._answer(request, CompletionRequest)
 
     async def _answer(self, request: Request, kind: type[AnswerRequest]) -> Response:
-        asked = parsed(kind, await self._body(request))
-        self._check_model(asked.model)
-        is_chat = isinstance(asked, ChatRequest)
-        if isinstance(asked, ChatRequest) and len(asked.messages) > self._settings.max_messages:
-            raise PromptError(
-                f"there are {len(asked.messages)} messages; send at most "
-                f"{self._settings.max_messages}"
-            )
-        self.line.take_place()
+        body = await self._body(request)
+        self.line.take_place()  # before the body is read, which may take many times its memory
         job: Job | None = None
         try:
+            asked = await _parsed(kind, body)
+            self._check_asked(asked)
             generations = await asyncio.to_thread(self._start, asked)
             job = Job(generations, asyncio.get_running_loop())
             form = Form(
-                is_chat,
+                isinstance(asked, ChatRequest),
                 self._settings.model_name,
                 self._fingerprint,
                 self._session.codec,
@@ -199,7 +196,8 @@ class Server:
             if asked.stream:
                 first = await _unless_gone(request, self._first_event(job))
                 pieces = self._pieces(asked, form, job, first)
-                return Stream(pieces, lambda: self.line.leave(job))
+                rest = self._settings.request_seconds + job.came_at - monotonic()
+                return Stream(pieces, rest + TAKING_SECONDS, lambda: self.line.leave(job))
             await _unless_gone(request, self._until_end(job))
             response = JSONResponse(form.whole(job.generations))
         except BaseException:
@@ -208,12 +206,19 @@ class Server:
         self.line.leave(job)
         return response
 
+    def _check_asked(self, asked: AnswerRequest) -> None:
+        """Raises RequestError, PromptError."""
+        self._check_model(asked.model)
+        most = self._settings.max_messages
+        if isinstance(asked, ChatRequest) and len(asked.messages) > most:
+            raise PromptError(f"there are {len(asked.messages)} messages; send at most {most}")
+
     async def _body(self, request: Request) -> bytes:
         """The body of a request, if it is JSON and small enough."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(
-                415, f"the content type is {kind or 'not given'}; send application/json"
+                415, f"the content type is {kind[:100] or 'not given'}; send application/json"
             )
         most = self._settings.max_body_bytes
         body = bytearray()
@@ -227,7 +232,9 @@ class Server:
                         )
         except TimeoutError:
             raise RequestError(
-                408, f"the body did not come within {BODY_SECONDS:g} seconds"
+                408,
+                f"the body did not come within {BODY_SECONDS:g} seconds",
+                headers={"Connection": "close"},
             ) from None
         return bytes(body)
 
@@ -307,19 +314,34 @@ class Server:
 
 
 class Stream(StreamingResponse):
-    """Server-sent events. on_end: called when all are sent or the client has gone."""
+    """Server-sent events.
 
-    def __init__(self, pieces: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    seconds: within which the client has to take them; then the connection ends. on_end: called when
+    all are sent, or the client has gone, or the time is over.
+    """
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], seconds: float, on_end: Callable[[], None]
+    ) -> None:
         super().__init__(
             pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
+        self._seconds = seconds
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.move_on_after(self._seconds):
+                await super().__call__(scope, receive, send)
         finally:
             self._on_end()
+
+
+async def _parsed(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
+    """The request in a body; a large one is read beside the event loop."""
+    if len(body) <= SMALL_BODY:
+        return parsed(kind, body)
+    return await asyncio.to_thread(parsed, kind, body)
 
 
 def _checked(event: Piece | BaseException | None) -> Piece | None:

@@ -1,19 +1,38 @@
 """Bodies of requests: what is honoured, what means nothing here, and what is refused."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from bita.errors import PromptError
-from bita.runtime.options import Options
+from bita.json_values import shown
+from bita.runtime.options import SEEDS, Options
 from bita.runtime.serving.errors import RequestError
+from bita.runtime.serving.request_values import (
+    json_object,
+    read_biases,
+    read_messages,
+    read_prompt,
+    read_stops,
+    read_token_ids,
+    told,
+    without_nulls,
+)
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import Prompt
 
 MOST_CHOICES = 16
-MOST_PROMPTS = 16
+MAX_FAULTS = 5  # that an answer lists
+LEAST_SEED = -(2**63)  # OpenAI's are signed
 # Fields of OpenAI's interface that change nothing here, as long as they have these values.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -80,12 +99,12 @@ class AnswerRequest(BaseModel):
     n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[Sequence[str] | None, PlainValidator(read_stops)] = None
     temperature: Number | None = None
     top_p: Number | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[int, float] | None, PlainValidator(read_biases)] = None
     seed: StrictInt | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
@@ -93,7 +112,7 @@ class AnswerRequest(BaseModel):
     min_p: Number | None = None
     repetition_penalty: Number | None = None
     ignore_eos: StrictBool | None = None
-    stop_token_ids: list[StrictInt] | None = None
+    stop_token_ids: Annotated[list[int] | None, PlainValidator(read_token_ids)] = None
 
     @property
     def includes_usage(self) -> bool:
@@ -110,9 +129,8 @@ class AnswerRequest(BaseModel):
             *("frequency_penalty", "repetition_penalty", "ignore_eos", "stop_token_ids"),
         )
         given = {name: getattr(self, name) for name in names}
-        given["seed"] = None if self.seed is None else self.seed % 2**64  # theirs may be negative
-        if self.logit_bias:
-            given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
+        given["seed"] = None if self.seed is None else _seed(self.seed)
+        given["logit_bias"] = self.logit_bias
         if self.response_format is not None:
             given["grammar"] = self.response_format.to_grammar()
         given["logprobs"] = self.num_logprobs()
@@ -131,7 +149,7 @@ class AnswerRequest(BaseModel):
 class ChatRequest(AnswerRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], PlainValidator(read_messages)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
@@ -152,17 +170,15 @@ class ChatRequest(AnswerRequest):
 class CompletionRequest(AnswerRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[StrictInt] | list[list[StrictInt]]
+    prompt: Annotated[Prompt | list[Prompt], PlainValidator(read_prompt)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = 16
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
     def prompts(self) -> list[Prompt]:
-        prompt = self.prompt
+        prompt: Any = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
-        if not 1 <= len(prompt) <= MOST_PROMPTS:
-            raise PromptError(f"there are {len(prompt)} prompts; pass 1 to {MOST_PROMPTS}")
-        return list(prompt)  # type: ignore[arg-type]
+        return list(prompt)
 
     def num_logprobs(self) -> int | None:
         return self.logprobs
@@ -175,43 +191,49 @@ Kind = TypeVar("Kind", bound=AnswerRequest)
 
 
 def parsed(kind: type[Kind], body: bytes) -> Kind:
-    """The request in a body. Raises RequestError that lists every fault."""
+    """The request in a body. Raises RequestError that lists a few of the faults.
+
+    A field that is null has its default. Time and memory grow with the body, whatever it holds:
+    lists are looked at up to their first wrong item.
+    """
+    data = without_nulls(json_object(body))
     try:
-        request = kind.model_validate(json.loads(body))
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise RequestError(400, f"the body is no JSON: {error}") from error
+        request = kind.model_validate(data)
+    except ValidationError as error:
         faults, param = _faults(error)
         raise RequestError(400, faults, param=param) from error
     refused = [
         name
         for name, value in (request.model_extra or {}).items()
-        if value is not None and value not in NEUTRAL.get(name, ())
+        if value not in NEUTRAL.get(name, ())
     ]
     if refused:
-        names = ", ".join(refused)
-        message = f"not supported here: {names}; leave that out"
+        names = ", ".join(f"{name:.60}" for name in refused[:MAX_FAULTS])
+        more = f" and {len(refused) - MAX_FAULTS} more" if len(refused) > MAX_FAULTS else ""
+        message = f"not supported here: {names}{more}; leave that out"
         raise RequestError(400, message, code="unsupported_parameter", param=refused[0])
     return request
 
 
 def _faults(error: ValidationError) -> tuple[str, str | None]:
     """What is wrong, in one line, and the first field at fault."""
-    faults = []
-    for each in error.errors(include_url=False):
-        place = ".".join(str(part) for part in each["loc"] if not _is_branch(part))
-        given = "" if each["type"] == "missing" else f" (given: {each['input']!r:.60})"
-        faults.append(f"{place or 'the body'}: {each['msg']}{given}")
-    first = error.errors()[0]["loc"]
+    errors = error.errors(include_url=False)
+    faults = [_fault(each) for each in errors[:MAX_FAULTS]]
+    if len(errors) > MAX_FAULTS:
+        faults.append(f"and {len(errors) - MAX_FAULTS} more")
+    first = errors[0]["loc"]
     return "; ".join(dict.fromkeys(faults)), str(first[0]) if first else None
 
 
-def _is_branch(part: Any) -> bool:
-    """Whether a part of a place names a type of a union, and no field."""
-    return isinstance(part, str) and (part in ("str", "int") or "[" in part)
+def _fault(each: Mapping[str, Any]) -> str:
+    place = ".".join(f"{part!s:.60}" for part in each["loc"])
+    text = each["msg"].removeprefix("Value error, ")
+    given = "" if each["type"] in ("missing", "value_error") else f" (given: {told(each['input'])})"
+    return f"{place}: {text:.200}{given}"
 
 
-def _token_id(key: str) -> int:
-    if not key.isascii() or not key.isdecimal():
-        raise PromptError(f"logit_bias: {key!r:.60} is not a token id")
-    return int(key)
+def _seed(seed: int) -> int:
+    """The seed as ours, which are not negative. Raises PromptError."""
+    if not LEAST_SEED <= seed < SEEDS:
+        raise PromptError(f"seed is {shown(seed)}; pass an integer from -2^63 to 2^64 - 1")
+    return seed % SEEDS

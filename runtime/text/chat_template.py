@@ -1,7 +1,7 @@
 """Messages to prompt text, by the chat template that came with the model."""
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,16 @@ from jinja2.exceptions import TemplateSyntaxError
 
 from bita.engine import TEMPLATE_FILE
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.json_values import read_regular_file
+from bita.runtime.text.message_forms import ContentForms, RejectedError
+from bita.runtime.text.messages import (
+    ROLES,
+    Message,
+    checked_messages,
+    lost_message,
+    plain_json,
+)
+from bita.runtime.text.roles import known_roles
 from bita.runtime.text.template_filters import TemplateRefusalError
 from bita.runtime.text.template_meter import (
     Meter,
@@ -19,8 +29,16 @@ from bita.runtime.text.template_meter import (
 )
 from bita.runtime.text.template_sandbox import MeteredEnvironment
 
-ROLES = ("system", "user", "assistant", "tool")
 _OWN_VARIABLES = ("messages", "add_generation_prompt")
+_MAX_FILE_BYTES = 4 << 20  # a template of as many characters as are allowed, of 4 bytes each
+
+
+class LostMessageError(PromptError):
+    """A template does not write what a user says."""
+
+
+class _FailureError(RejectedError):
+    """A template failed, where it did not refuse the messages itself."""
 
 
 class ChatTemplate:
@@ -28,6 +46,9 @@ class ChatTemplate:
 
     The template runs in a sandbox that bounds its time and memory (`TemplateLimits`), since it
     comes with a model, and thereby from a stranger. One object may be used by several threads.
+
+    A content reaches the template in a form that it reads: see `ContentForms`. The content null
+    of a tool call stays null, unless the template fails with it or prints "None".
     """
 
     def __init__(
@@ -42,17 +63,19 @@ class ChatTemplate:
         """
         self.limits = limits or TemplateLimits()
         self._special_tokens = dict(special_tokens or {})
+        self._source = source
         self._template = _compiled(source, self.limits)
 
     @classmethod
     def open(cls, engine_dir: Path, special_tokens: Mapping[str, str]) -> "ChatTemplate | None":
         """Read an engine's chat template; None if it has none, EngineError if it is broken."""
         path = engine_dir / TEMPLATE_FILE
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            return cls(path.read_text(encoding="utf-8"), special_tokens)
-        except (PromptError, UnicodeDecodeError) as error:
+            source = read_regular_file(path, _MAX_FILE_BYTES).decode("utf-8")
+            return cls(source, special_tokens)
+        except (PromptError, OSError, ValueError) as error:
             raise EngineError(f"{path}: {error}") from error
 
     def render(
@@ -64,17 +87,96 @@ class ChatTemplate:
         """The prompt text of `messages`, ready to be encoded without special tokens added.
 
         messages: {"role": …, "content": …} each; the content is a string, or a list of
-        {"type": "text", "text": …} parts, which are joined by line ends. More keys, such as
-        tool_calls, reach the template if they are plain JSON.
+        {"type": "text", "text": …} parts, which are joined by line ends for templates that read
+        strings only. An assistant's message with tool_calls may have the content null, or none.
+        More keys, such as tool_calls, reach the template if they are plain JSON.
         add_generation_prompt: end where the assistant's answer begins.
         variables: what else this template reads, such as {"enable_thinking": False, "tools": …}.
-        Raises PromptError if the messages, or what the template makes of them, are not usable.
+        Raises PromptError if the messages, or what the template makes of them, are not usable, and
+        LostMessageError where the template does not write what a user says.
         """
+        values = self._checked_variables(variables or {})
+        known = known_roles(messages, self._source)
+        checked = checked_messages(known, self.limits.messages)
+        formed = [self._formed(index, message) for index, message in enumerate(checked)]
+        text = self._rendered_with_nulls(formed, add_generation_prompt, values)
+        lost = lost_message(checked, text)
+        if lost is not None:
+            raise _loss(lost)
+        return text
+
+    def check(self) -> None:
+        """Raise PromptError if the template fails, or does not write what a user says.
+
+        A template that refuses plain conversations, since it wants others, is sound.
+        """
+        question = {"role": "user", "content": "Hello"}
+        failures: list[_FailureError] = []
+        for messages in ([question], [{"role": "system", "content": "Answer."}, question]):
+            try:
+                self.render(messages)
+                return
+            except _FailureError as failure:
+                failures.append(failure)
+            except RejectedError:
+                return
+        raise failures[0]
+
+    def _formed(self, index: int, message: Message) -> Message:
+        """The message with its content as the template reads it."""
+        content = message.get("content")
+        if content is None:
+            return message
+        forms = self._forms[message["role"]]
+        if message["role"] == "user" and content and forms.loses_all:
+            raise _loss(index)
+        formed = forms.of_string(content) if isinstance(content, str) else forms.of_parts(content)
+        return {**message, "content": formed}
+
+    @cached_property
+    def _forms(self) -> dict[str, ContentForms]:
+        """What the template reads, by role."""
+
+        def render(messages: list[Message], add_generation_prompt: bool) -> str:
+            return self._rendered(messages, add_generation_prompt, {})
+
+        return {role: ContentForms(role, render) for role in ROLES}
+
+    def _rendered_with_nulls(
+        self, messages: list[Message], add_generation_prompt: bool, values: Mapping[str, Any]
+    ) -> str:
+        """The text, with an empty text for contents that are null or absent if it needs that."""
+        empty = [
+            {**each, "content": self._forms[each["role"]].of_string("")}
+            if each.get("content") is None
+            else each
+            for each in messages
+        ]
+        if empty == messages:
+            return self._rendered(messages, add_generation_prompt, values)
+        try:
+            text = self._rendered(messages, add_generation_prompt, values)
+        except RejectedError as failure:
+            try:
+                return self._rendered(empty, add_generation_prompt, values)
+            except PromptError:
+                raise failure from None
+        if "None" not in text:
+            return text
+        try:
+            other = self._rendered(empty, add_generation_prompt, values)
+        except PromptError:
+            return text
+        return other if other.count("None") < text.count("None") else text
+
+    def _rendered(
+        self, messages: list[Message], add_generation_prompt: bool, values: Mapping[str, Any]
+    ) -> str:
         context = {
             **{"tools": None, "documents": None},
             **self._special_tokens,
-            **self._checked_variables(variables or {}),
-            "messages": self._checked_messages(messages),
+            **values,
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
         token = current_meter.set(Meter(self.limits))
@@ -85,12 +187,12 @@ class ChatTemplate:
                 f"the chat template {error}; shorten the conversation, or use another template"
             ) from error
         except TemplateRefusalError as error:
-            raise PromptError(
+            raise RejectedError(
                 f"the chat template refuses these messages: {error.message}; change their roles, "
                 f"order or keys, or use another template"
             ) from error
         except Exception as error:  # a template can fail in any way that Python can
-            raise PromptError(
+            raise _FailureError(
                 f"the chat template fails with {type(error).__name__}: {error}; it expects other "
                 f"messages, or needs repair"
             ) from error
@@ -109,30 +211,22 @@ class ChatTemplate:
                 )
         return "".join(pieces)
 
-    def _checked_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-            raise PromptError(
-                f"messages is of type {type(messages).__name__}; "
-                'pass a list of {"role": "user", "content": "…"}'
-            )
-        if not 0 < len(messages) <= self.limits.messages:
-            raise PromptError(
-                f"there are {len(messages)} messages; pass 1 to {self.limits.messages}"
-            )
-        faults: list[str] = []
-        checked = [_checked_message(i, message, faults) for i, message in enumerate(messages)]
-        raise_faults(PromptError, "messages", faults)
-        return checked
-
     def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         faults = [
             f"{name!r} is set by the renderer; leave it out"
             for name in _OWN_VARIABLES
             if name in variables
         ]
-        copied = _plain(dict(variables), "they", faults)
+        copied = plain_json(variables, "they", faults)
         raise_faults(PromptError, "template variables", faults)
-        return dict(copied)
+        return copied
+
+
+def _loss(index: int) -> LostMessageError:
+    return LostMessageError(
+        f"messages: number {index} is lost: the chat template does not write what the user says in "
+        f"it; give the prompt as text, or use another template"
+    )
 
 
 def _compiled(source: str, limits: TemplateLimits) -> Template:
@@ -153,58 +247,3 @@ def _compiled(source: str, limits: TemplateLimits) -> Template:
             f"the chat template does not compile: {type(error).__name__}: {error}; "
             f"use a simpler template"
         ) from error
-
-
-def _checked_message(index: int, message: Any, faults: list[str]) -> dict[str, Any]:
-    """A plain copy of one message with its content as a string; adds what is wrong to `faults`."""
-    if not isinstance(message, Mapping):
-        faults.append(f'number {index} is {_short(message)}; pass {{"role": …, "content": …}}')
-        return {}
-    role = message.get("role")
-    if role not in ROLES:
-        faults.append(f"number {index} has the role {_short(role)}; use one of {', '.join(ROLES)}")
-    copied = _plain({key: message[key] for key in message if key != "content"}, index, faults)
-    return {**copied, "content": _content(index, message, faults)}
-
-
-def _content(index: int, message: Mapping[str, Any], faults: list[str]) -> str:
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
-        return ""
-    parts = [content] if isinstance(content, str) else content
-    if not isinstance(parts, Sequence):
-        faults.append(f"number {index} has the content {_short(content)}; pass a string")
-        return ""
-    texts = [_part_text(part) for part in parts]
-    for part, text in zip(parts, texts, strict=True):
-        if text is None:
-            faults.append(
-                f"number {index} has the content part {_short(part)}; "
-                'only {"type": "text", "text": "…"} parts are supported'
-            )
-    return "\n".join(text for text in texts if text is not None)
-
-
-def _part_text(part: Any) -> str | None:
-    if isinstance(part, Mapping) and part.get("type") == "text":
-        part = part.get("text")
-    else:
-        part = part if isinstance(part, str) else None
-    return part if isinstance(part, str) else None
-
-
-def _plain(value: dict[str, Any], index: int | str, faults: list[str]) -> dict[str, Any]:
-    """A copy made of JSON types only: other objects have methods that a sandbox cannot know."""
-    try:
-        copied: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        faults.append(
-            f"number {index} is not plain JSON ({error}); pass strings, numbers and lists"
-        )
-        return {}
-    return copied
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -7,30 +7,21 @@ raises ("Invalid prefix encountered") as soon as a run of byte tokens turns out 
 """
 
 import codecs
-import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from bita.engine import TOKENIZER_FILE
 from bita.errors import EngineError, PromptError
+from bita.json_values import MAX_JSON_BYTES, read_regular_file
+from bita.runtime.text.token_decoder import DecodingRule
+from bita.runtime.text.tokenizer_file import checked_call, read_tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SENTENCEPIECE = re.compile(r"(Replace )*(ByteFallback )?(Fuse (Strip )?)?")
-_SUPPORTED = "ByteLevel, Replace + ByteFallback + Fuse + Strip (SentencePiece), or none"
-
-
-@dataclass(frozen=True)
-class _DecodingRule:
-    """How token strings become text, read from the tokenizer's decoder."""
-
-    to_bytes: Callable[[str], bytes]  # of one token, wherever it stands
-    strip_text: str = ""  # taken off the start of a text, at most `strip_count` times
-    strip_count: int = 0
+_REBUILD = "build the engine again: make engine"
+_MAX_ID = 2**32 - 1  # of the tokenizers library
 
 
 class TextCodec:
@@ -42,30 +33,52 @@ class TextCodec:
     characters beside them too, which no text that is shown while it grows could follow.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Take over `tokenizer`; raise EngineError if its decoder is of an unsupported kind."""
+    def __init__(self, tokenizer: Tokenizer, num_rows: int | None = None) -> None:
+        """Take over `tokenizer`; raise EngineError if its decoder is of an unsupported kind.
+
+        num_rows: of the model's embedding table, if it is known; a tokenizer may have more ids.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
-        self.rule = _decoding_rule(tokenizer)
-        self.token_bytes = _TokenBytes(tokenizer, self.rule.to_bytes)
-        added = tokenizer.get_added_tokens_decoder().values()
-        self._special_texts = tuple(token.content for token in added if token.special)
+        self.num_rows = num_rows
+        self.rule = DecodingRule.of(tokenizer)
+        added = tokenizer.get_added_tokens_decoder()
+        # The strings of the special tokens by id.
+        self.special_tokens = {i: token.content for i, token in added.items() if token.special}
+        # Of those, what decodes to nothing: others are known by a string that was normalized.
+        self.hidden_tokens = {
+            i: text for i, text in self.special_tokens.items() if tokenizer.id_to_token(i) == text
+        }
+        self.token_bytes = _TokenBytes(self)
+        self._special_texts = tuple(self.special_tokens.values())
 
     @classmethod
-    def open(cls, engine_dir: Path) -> "TextCodec":
+    def open(cls, engine_dir: Path, num_rows: int | None = None) -> "TextCodec":
         """Read tokenizer.json of an engine directory; raise EngineError if that is not possible."""
         path = Path(engine_dir) / TOKENIZER_FILE
-        if not path.is_file():
-            raise EngineError(f"{path} is missing. Build the engine again: make engine")
+        if not path.exists():
+            raise EngineError(f"{path} is missing. {_REBUILD.capitalize()}")
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            text = read_regular_file(path, MAX_JSON_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{path} cannot be read ({error}); {_REBUILD}") from error
+        return cls.of_json(text, str(path), num_rows, _REBUILD)
+
+    @classmethod
+    def of_json(
+        cls,
+        text: str,
+        subject: str = "tokenizer.json",
+        num_rows: int | None = None,
+        fix: str = "use another one",
+    ) -> "TextCodec":
+        """From the content of a tokenizer.json; EngineError names `subject` and ends with `fix`."""
+        tokenizer = read_tokenizer(text, EngineError, subject, fix)
+        try:
+            return cls(tokenizer, num_rows)
         except EngineError as error:
-            raise EngineError(f"{path}: {error}") from error
-        except Exception as error:  # tokenizers raises bare Exception
-            raise EngineError(
-                f"{path} is not a tokenizer: {error}. Build the engine again: make engine"
-            ) from error
+            raise EngineError(f"{subject}: {error}") from error
 
     @property
     def num_tokens(self) -> int:
@@ -81,12 +94,26 @@ class TextCodec:
         """Whether `text` starts with a special token."""
         return text.startswith(self._special_texts)
 
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Matches the string of a special token, the longest one that begins at a place."""
+        longest_first = sorted(filter(None, self._special_texts), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def shown_token(self, token_id: int) -> str | None:
+        """The string of a token that is text; None for hidden tokens and unknown ids."""
+        if token_id in self.hidden_tokens or not 0 <= token_id <= _MAX_ID:
+            return None
+        found: str | None = self.tokenizer.id_to_token(int(token_id))
+        return found
+
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. Special tokens written out in it count as such.
 
-        add_special_tokens: put in front (or behind) what the tokenizer adds by itself, such as
-        BOS: True for raw text, False for a rendered chat template, which writes them itself.
-        Raises PromptError if `text` is not a string that UTF-8 can hold.
+        add_special_tokens: put around the text what the tokenizer adds by itself, such as BOS: True
+        for raw text, False for a rendered chat template, which writes them itself.
+        Raises PromptError if `text` is not a string that UTF-8 can hold, or has a token that the
+        model does not have.
         """
         if not isinstance(text, str):
             raise PromptError(f"the prompt is of type {type(text).__name__}; pass a string")
@@ -97,7 +124,23 @@ class TextCodec:
                 f"the prompt holds half a surrogate pair ({text[error.start]!r} at character "
                 f"{error.start}); pass valid Unicode, read with errors='replace' for instance"
             ) from error
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = checked_call(
+            lambda: self._encode(text, add_special_tokens),
+            PromptError,
+            "the prompt cannot be turned into tokens",
+            "change the prompt, or use another model",
+        )
+        if self.num_rows is not None and ids and (largest := max(ids)) >= self.num_rows:
+            raise PromptError(
+                f"the prompt holds the token {self.tokenizer.id_to_token(largest)!r} with id "
+                f"{largest}, but the model has ids below {self.num_rows} only; leave it out"
+            )
+        return ids
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # the call for batches lets other threads run meanwhile, and computes no offsets
+        (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = found.ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -115,18 +158,22 @@ class IncrementalText:
     """
 
     def __init__(self, codec: TextCodec, continues: bool = False) -> None:
-        """continues: the ids go on after other text, so a space at their start stays.
+        """continues: the ids follow other text, so a space at their start stays.
 
         SentencePiece writes one space before a text and takes it off when decoding; after a raw
         prompt that space separates the last word of the prompt from the first new one.
         """
+        self.codec = codec
         self._token_bytes = codec.token_bytes
+        self._first_to_bytes = None if continues else codec.rule.first_to_bytes
         self._strip_text = codec.rule.strip_text
         self._strip_count = 0 if continues else codec.rule.strip_count
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
         """Add token ids; return the text that they complete, "" if there is none yet."""
+        if self._first_to_bytes is not None:
+            return self._push_first(ids)
         table = self._token_bytes
         text = self._utf8.decode(b"".join([table[token_id] for token_id in ids]))
         return self._strip(text) if self._strip_count and text else text
@@ -135,6 +182,17 @@ class IncrementalText:
         """End the text: what is left of an unfinished character comes out as U+FFFD."""
         text = self._utf8.decode(b"", final=True)
         return self._strip(text) if self._strip_count else text
+
+    def _push_first(self, ids: Iterable[int]) -> str:
+        """`push` while no token has been shown: the first one is written in its own way."""
+        waiting = iter(ids)
+        for token_id in waiting:
+            token = self.codec.shown_token(token_id)
+            if token is not None and self._first_to_bytes is not None:
+                text = self._utf8.decode(self._first_to_bytes(token))
+                self._first_to_bytes = None
+                return (self._strip(text) if self._strip_count else text) + self.push(waiting)
+        return ""
 
     def _strip(self, text: str) -> str:
         while self._strip_count and text.startswith(self._strip_text):
@@ -148,74 +206,11 @@ class IncrementalText:
 class _TokenBytes(dict[int, bytes]):
     """Bytes of each token id, worked out when first asked for; b"" for special and unknown ids."""
 
-    def __init__(self, tokenizer: Tokenizer, to_bytes: Callable[[str], bytes]) -> None:
+    def __init__(self, codec: TextCodec) -> None:
         super().__init__()
-        self._tokenizer = tokenizer
-        self._to_bytes = to_bytes
-        added = tokenizer.get_added_tokens_decoder()
-        self._special = {token_id for token_id, token in added.items() if token.special}
+        self._shown_token, self._to_bytes = codec.shown_token, codec.rule.to_bytes
 
     def __missing__(self, token_id: int) -> bytes:
-        token = None if token_id in self._special else self._tokenizer.id_to_token(int(token_id))
+        token = self._shown_token(token_id)
         self[token_id] = b"" if token is None else self._to_bytes(token)
         return self[token_id]
-
-
-def _decoding_rule(tokenizer: Tokenizer) -> _DecodingRule:
-    """Read the tokenizer's decoder; raise EngineError if it is not one of the supported kinds."""
-    if tokenizer.decoder is None:  # tokenizers then joins the tokens with spaces
-        return _DecodingRule(lambda token: b" " + token.encode(), " ", 1)
-    decoder = json.loads(tokenizer.decoder.__getstate__())
-    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
-        return _DecodingRule(_byte_level_bytes)
-    if _SENTENCEPIECE.fullmatch("".join(f"{kind} " for kind in kinds)):
-        return _sentencepiece_rule({step["type"]: step for step in steps}, steps)
-    raise EngineError(
-        f"the tokenizer decodes by {' + '.join(kinds)}, which is not supported; "
-        f"supported: {_SUPPORTED}. Choose a model with such a tokenizer"
-    )
-
-
-def _sentencepiece_rule(by_kind: dict[str, Any], steps: list[dict[str, Any]]) -> _DecodingRule:
-    replacements = [
-        (step["pattern"].get("String"), step["content"])
-        for step in steps
-        if step["type"] == "Replace"
-    ]
-    strip = by_kind.get("Strip", {"content": "", "start": 0, "stop": 0})
-    if strip["stop"] or any(old is None for old, _ in replacements):
-        raise EngineError(
-            "the tokenizer's decoder strips the end of the text or replaces by a regular "
-            "expression, which cannot be shown while the text grows; choose another model"
-        )
-    has_byte_fallback = "ByteFallback" in by_kind
-
-    def to_bytes(token: str) -> bytes:
-        for old, new in replacements:
-            token = token.replace(old, new)
-        byte = _BYTE_TOKEN.fullmatch(token) if has_byte_fallback else None
-        return bytes.fromhex(byte[1]) if byte else token.encode()
-
-    return _DecodingRule(to_bytes, strip["content"], strip["start"])
-
-
-def _byte_level_bytes(token: str) -> bytes:
-    """Bytes behind the printable characters that byte-level BPE writes them with."""
-    try:
-        return bytes([_BYTE_OF_CHARACTER[character] for character in token])
-    except KeyError:  # an added token, written as it is
-        return token.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's table: printable Latin-1 bytes stand for themselves, the others from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
-
-
-_BYTE_OF_CHARACTER = _byte_alphabet()

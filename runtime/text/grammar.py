@@ -4,29 +4,39 @@ The work is done by llguidance (MIT), which is loaded when the first grammar is 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bita.errors import MissingExtraError, PromptError
+from bita.errors import PromptError
+from bita.json_values import parse_json, shown
+from bita.runtime.text.grammar_size import LIMITS, MAX_CHARACTERS, is_simple
+from bita.runtime.text.grammar_source import check_installed, panics_refused, source_text, told
+from bita.runtime.text.grammar_tokens import GrammarTokens
+from bita.runtime.text.grammar_trial import try_grammar
+from bita.runtime.text.strict_schema import closed
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MOST_CHARACTERS = 1 << 16  # of a grammar; larger ones are hardly meant
-# Room for line ends and indents; without a bound small models go on with spaces until the limit.
-JSON_OPTIONS: Any = {"whitespace_pattern": r"[ \t\n]{0,20}"}
+MAX_KEPT = 8  # compiled grammars
+MAX_KEPT_BYTES = 16 << 20  # of one that is kept, when it is new
+MAX_MASKS = 1_000  # of one that is kept: each may leave some memory in it
+MAX_VERDICTS = 256
 
 
 @dataclass(frozen=True)
 class Grammar:
     """What a whole answer matches.
 
-    kind: "json_schema", "regex" or "lark". text: JSON, the expression, or the grammar.
+    kind: "json_schema", "regex", "lark" or "choice". text: JSON, the expression, the grammar, or a
+    list of texts as JSON.
 
     Made by `json_schema`, `json_object`, `regex`, `lark` and `choice`. Raises PromptError.
     """
@@ -35,27 +45,40 @@ class Grammar:
     text: str
 
     def __post_init__(self) -> None:
-        if len(self.text) > MOST_CHARACTERS:
+        if not isinstance(self.text, str):
+            raise PromptError(f"the {self.kind} grammar is {shown(self.text)}; pass a text")
+        if len(self.text) > MAX_CHARACTERS:
             raise PromptError(
-                f"the grammar has {len(self.text)} characters; use at most {MOST_CHARACTERS}"
+                f"the grammar has {len(self.text)} characters; use at most {MAX_CHARACTERS}"
             )
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the grammar holds half a surrogate pair at character {error.start}; pass valid "
+                "Unicode"
+            ) from error
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any] | str) -> "Grammar":
+    def json_schema(cls, schema: Mapping[str, Any] | str, strict: bool = False) -> "Grammar":
         """JSON that is valid under a schema; the parts of JSON Schema that llguidance knows.
 
-        Up to 20 spaces and line ends may stand between tokens; "x-guidance" in the schema changes
-        that: {"whitespace_flexible": false}.
+        strict: objects take no properties but those that the schema names, unless it says
+        otherwise by "additionalProperties"; inside arrays, alternatives and definitions too.
+
+        Up to 20 spaces and line ends may stand between tokens; "x-guidance" at the top of the
+        schema changes that: {"whitespace_flexible": false} for none, {"whitespace_pattern": "…"}
+        for an expression of your own.
         """
         if isinstance(schema, str):
             try:
-                schema = json.loads(schema)
+                schema = parse_json(schema)
             except ValueError as error:
                 raise PromptError(f"the JSON schema is no JSON: {error}") from error
         if not isinstance(schema, Mapping):
-            raise PromptError(f"the JSON schema is {schema!r:.60}; pass an object")
+            raise PromptError(f"the JSON schema is {shown(schema)}; pass an object")
         try:
-            return cls("json_schema", json.dumps(schema))
+            return cls("json_schema", json.dumps(closed(schema) if strict else schema))
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(f"the JSON schema is no JSON: {error}") from error
 
@@ -77,87 +100,197 @@ class Grammar:
     @classmethod
     def choice(cls, texts: Sequence[str]) -> "Grammar":
         """One of some texts."""
-        if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise PromptError(f"choices are {texts!r:.60}; pass a list of texts, none empty")
-        return cls("lark", "start: " + " | ".join(json.dumps(text) for text in texts))
+        is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
+        if not is_list or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise PromptError(f"choices are {shown(texts)}; pass a list of texts, none empty")
+        return cls("choice", json.dumps(list(texts), ensure_ascii=False))
+
+
+@dataclass
+class Compiled:
+    """A grammar that answers start from. Copies share what they find out about it."""
+
+    matcher: "LLMatcher"
+    num_masks: int = 0
+    has_failed: bool = False
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether answers to come should start from another."""
+        return self.has_failed or self.num_masks > MAX_MASKS
 
 
 class GrammarMatcher:
-    """How far an answer has come through its grammar."""
+    """How far an answer has come through its grammar. Its memory is taken at the first use."""
 
-    def __init__(self, matcher: "LLMatcher") -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: Callable[[], Compiled], tokens: GrammarTokens) -> None:
+        self._find = compiled
+        self._tokens = tokens
+        self._compiled: Compiled | None = None
+        self._matcher: LLMatcher | None = None
+        self._is_complete = False
 
     def allowed(self) -> npt.NDArray[np.int64]:
         """The ids of the tokens that may follow, ascending; EOS among them where it may end.
 
-        Cost: about 50 µs for most grammars.
+        Cost: about 50 µs for most grammars, and a second at most. Raises PromptError if no token
+        may follow, or the grammar gets too complex.
         """
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
-        return np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+        ids = self._allowed()
+        if not len(ids):
+            raise self._failure("no token of the model continues it")
+        return ids
 
     def take(self, token: int) -> None:
         """Go on with one of the allowed tokens."""
-        self._matcher.consume_token(token)
-        self._check()
+        matcher = self._started()
+        matcher.consume_token(token)
+        self._check(matcher)
+        self._is_complete = bool(matcher.is_stopped()) or (
+            not self._tokens.eos_ids and matcher.is_accepting() and not len(self._allowed())
+        )
 
     @property
     def is_complete(self) -> bool:
         """Whether the answer matches and nothing can follow."""
-        return bool(self._matcher.is_stopped())
+        return self._is_complete
 
     def forced(self) -> list[int]:
         """The tokens that can only follow, [] mostly: good drafts."""
-        return list(self._matcher.compute_ff_tokens())
+        return list(self._started().compute_ff_tokens())
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise PromptError(
-                f"the grammar cannot be followed further: {self._matcher.get_error()}; simplify it"
-            )
+    def close(self) -> None:
+        """Give the memory back; only `is_complete` may be asked then."""
+        self._compiled = self._matcher = None
+
+    def _allowed(self) -> npt.NDArray[np.int64]:
+        matcher = self._started()
+        mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        self._check(matcher)
+        usable = self._tokens.usable
+        mask = mask[: len(usable)] & usable  # no row that stands for nothing, and none beyond
+        return np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+
+    def _started(self) -> "LLMatcher":
+        if self._compiled is None or self._matcher is None:
+            self._compiled = self._find()
+            self._matcher = self._compiled.matcher.deep_copy()
+        self._compiled.num_masks += 1
+        return self._matcher
+
+    def _check(self, matcher: "LLMatcher") -> None:
+        if matcher.is_error():
+            raise self._failure(told(matcher.get_error()))
+
+    def _failure(self, fault: str) -> PromptError:
+        if self._compiled is not None:
+            self._compiled.has_failed = True
+        return PromptError(f"the grammar cannot be followed further: {fault}; simplify it")
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Whether a grammar is usable. fault: why not. is_kept: whether it is small when compiled."""
+
+    fault: str | None
+    is_kept: bool = True
 
 
 class GrammarCompiler:
     """Grammars over the tokens of one engine. Used by several threads.
 
-    tokenizer_file: its tokenizer.json. eos_ids: tokens that end an answer.
+    tokenizer_file: its tokenizer.json. vocab_size: rows of the model's logits; the tokenizer may
+    have more tokens or less. eos_ids: tokens that end an answer.
+
+    What is compiled is bounded: a grammar that is not simple is tried in another process first
+    (`grammar_trial`), and only some that are small are kept for later answers.
     """
 
     def __init__(self, tokenizer_file: Path, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._source = tokenizer_file, vocab_size, list(eos_ids)
-        self._tokens: LLTokenizer | None = None
+        self._lock = Lock()
+        self._loaded: tuple[GrammarTokens, LLTokenizer] | None = None
+        self._verdicts: OrderedDict[Grammar, _Verdict] = OrderedDict()
+        self._kept: OrderedDict[Grammar, Compiled] = OrderedDict()
 
-    def compile(self, grammar: Grammar) -> GrammarMatcher:
-        """A matcher at the start of an answer. Raises PromptError for a grammar that is none."""
+    def load(self) -> None:
+        """Read the tokenizer, which the first grammar would have to wait for (0.1 to 2 s)."""
+        check_installed()
+        self._tokenizer()
+
+    def compile(
+        self, grammar: Grammar, is_wanted: Callable[[], bool] = lambda: True
+    ) -> GrammarMatcher:
+        """A matcher at the start of an answer.
+
+        is_wanted: asked now and then while it takes time. Raises PromptError for a grammar that is
+        none, that takes too much, or that is not wanted any more.
+        """
+        check_installed()
+        with self._lock:
+            verdict = self._verdicts.get(grammar)
+        if verdict is None:
+            verdict = self._judge(grammar, is_wanted)
+            with self._lock:
+                _add(self._verdicts, grammar, verdict, MAX_VERDICTS)
+        if verdict.fault is not None:
+            raise PromptError(f"the {grammar.kind} grammar {verdict.fault}")
+        return GrammarMatcher(
+            lambda: self._compiled(grammar, verdict.is_kept), self._tokenizer()[0]
+        )
+
+    def _judge(self, grammar: Grammar, is_wanted: Callable[[], bool]) -> _Verdict:
+        tokens, _ = self._tokenizer()
         try:
-            from llguidance import LLMatcher
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("structured output", "structured") from error
-        try:
-            if grammar.kind == "json_schema":
-                text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=JSON_OPTIONS)
-            elif grammar.kind == "regex":
-                text = LLMatcher.grammar_from_regex(grammar.text)
-            else:
-                text = LLMatcher.grammar_from_lark(grammar.text)
-        except ValueError as error:  # too deep
-            raise _unusable(grammar, str(error)) from error
-        matcher = LLMatcher(self._tokenizer(), text, log_level=0)
-        if matcher.is_error():
-            raise _unusable(grammar, matcher.get_error())
-        return GrammarMatcher(matcher)
+            text = source_text(grammar.kind, grammar.text)
+        except ValueError as error:  # too deep for llguidance
+            return _Verdict(f"is not usable: {told(str(error))}")
+        is_kept = True
+        if not is_simple(grammar.kind, grammar.text):
+            trial = try_grammar(text, tokens, is_wanted)
+            if trial.fault is not None:
+                return _Verdict(f"{trial.fault}; use shorter patterns, fewer at a time")
+            is_kept = trial.num_bytes <= MAX_KEPT_BYTES
+        compiled = self._compiled(grammar, is_kept)
+        if compiled.matcher.is_error():
+            return _Verdict(f"is not usable: {told(compiled.matcher.get_error())}")
+        return _Verdict(None, is_kept)
 
-    def _tokenizer(self) -> "LLTokenizer":
-        if self._tokens is None:
-            from llguidance import LLTokenizer
+    def _compiled(self, grammar: Grammar, is_kept: bool) -> Compiled:
+        """What is kept of a grammar, or compile it again."""
+        with self._lock:
+            found = self._kept.get(grammar)
+            if found is not None and not found.is_worn:
+                self._kept.move_to_end(grammar)
+                return found
+        compiled = Compiled(self._matcher(source_text(grammar.kind, grammar.text)))
+        if is_kept and not compiled.matcher.is_error():
+            with self._lock:
+                _add(self._kept, grammar, compiled, MAX_KEPT)
+        return compiled
 
-            file, vocab_size, eos_ids = self._source
-            text = file.read_text(encoding="utf-8")
-            self._tokens = LLTokenizer(text, n_vocab=vocab_size, eos_token=eos_ids)
-        return self._tokens
+    def _matcher(self, text: str) -> "LLMatcher":
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(**LIMITS)
+        with panics_refused():
+            return LLMatcher(self._tokenizer()[1], text, log_level=0, limits=limits)
+
+    def _tokenizer(self) -> "tuple[GrammarTokens, LLTokenizer]":
+        with self._lock:
+            if self._loaded is None:
+                from llguidance import LLTokenizer
+
+                tokens = GrammarTokens.open(*self._source)
+                wrapper: Any = tokens
+                with panics_refused():
+                    self._loaded = tokens, LLTokenizer(wrapper, eos_token=tokens.eos_ids or None)
+            return self._loaded
 
 
-def _unusable(grammar: Grammar, fault: str) -> PromptError:
-    told = " ".join(fault.split())
-    return PromptError(f"the {grammar.kind} grammar is not usable: {told:.400}")
+def _add(kept: OrderedDict[Grammar, Any], grammar: Grammar, value: Any, most: int) -> None:
+    """Keep the last `most`."""
+    kept[grammar] = value
+    kept.move_to_end(grammar)
+    while len(kept) > most:
+        kept.popitem(last=False)

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from bita.engine import GENERATION_FILE, Engine
 from bita.errors import PromptError
 from bita.generation import GenerationDefaults
+from bita.json_values import shown
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.messages import checked_messages, text_of
+from bita.runtime.text.template_meter import TemplateLimits
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -32,16 +33,23 @@ class PromptEncoder:
     @classmethod
     def of_engine(cls, engine: Engine) -> "PromptEncoder":
         """Raises EngineError if a file of the engine is broken."""
-        codec = TextCodec.open(engine.path)
+        codec = TextCodec.open(engine.path, engine.manifest.vocab_size)
         defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
         return cls(codec, ChatTemplate.open(engine.path, defaults.special_tokens), defaults)
 
     @classmethod
     def of_sources(
-        cls, tokenizer_json: str, chat_template: str | None, defaults: GenerationDefaults
+        cls,
+        tokenizer_json: str,
+        chat_template: str | None,
+        defaults: GenerationDefaults,
+        num_rows: int | None = None,
     ) -> "PromptEncoder":
-        """From the contents of the files of a model. Raises PromptError for a broken template."""
-        codec = TextCodec(Tokenizer.from_str(tokenizer_json))
+        """From the contents of the files of a model; num_rows: of its embedding table.
+
+        Raises EngineError for a tokenizer that cannot be used, and PromptError for a template.
+        """
+        codec = TextCodec.of_json(tokenizer_json, num_rows=num_rows)
         template = None
         if chat_template is not None:
             template = ChatTemplate(chat_template, defaults.special_tokens)
@@ -52,13 +60,18 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return self.codec.encode(prompt, add_special_tokens=True)
         if not isinstance(prompt, Sequence):
-            raise PromptError(f"a prompt is text, messages or token ids, not {prompt!r:.60}")
+            raise PromptError(f"a prompt is text, messages or token ids, not {shown(prompt)}")
         if len(prompt) == 0:
             raise PromptError("the prompt is empty; give text, messages or token ids")
         if all(type(item) is int for item in prompt):
             return list(prompt)  # type: ignore[arg-type]
         text = self.render(prompt)  # type: ignore[arg-type]
         return self.codec.encode(text, add_special_tokens=False)
+
+    def eos_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens that end an answer to a prompt; to messages, those that end a turn too."""
+        is_chat = not isinstance(prompt, str) and isinstance(prompt[0], Mapping)
+        return self.defaults.chat_eos_ids if is_chat else self.defaults.eos_ids
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of messages by the model's template. Raises PromptError."""
@@ -70,5 +83,4 @@ class PromptEncoder:
         """The messages themselves, or the text of the last one for a model without chat."""
         if self.template is not None:
             return messages
-        content: str = messages[-1]["content"]
-        return content
+        return text_of(checked_messages(messages, TemplateLimits().messages)[-1].get("content"))

@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from bita.errors import PromptError, raise_faults
-from bita.runtime.text.codec import IncrementalText
+from bita.json_values import shown
+from bita.runtime.text.codec import IncrementalText, TextCodec
 
 FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
 
@@ -24,11 +25,14 @@ class StopStrings:
     is the same however the text is cut into pieces. Cost per piece: one search per stop string.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        """Raise PromptError, listing all faults, if a stop string is empty, too long or no text."""
+    def __init__(self, stops: Sequence[str] = (), marked: Sequence[str] = ()) -> None:
+        """marked: more strings to stop at, which are found as they are.
+
+        Raise PromptError, listing all faults, if a stop string is empty, too long or no text.
+        """
         raise_faults(PromptError, "stop strings", stop_faults(stops))
         self.found: str | None = None  # the stop string that ended the text
-        self._stops = tuple(dict.fromkeys(stops))
+        self._stops = tuple(dict.fromkeys((*stops, *marked)))
         self._beginnings = {stop[:end] for stop in self._stops for end in range(1, len(stop))}
         self._longest = max(map(len, self._beginnings), default=0)
         self._held = ""  # the longest end of the text that may begin a stop string
@@ -73,14 +77,40 @@ class StopStrings:
         return 0
 
 
+class SpecialMarks:
+    """The special tokens in some stop strings, as characters that no text holds.
+
+    Special tokens are shown as nothing, so a stop string such as "\\n<|end|>" would never be found.
+    For each special token in a stop string there is a mark, which stands for the token in the text
+    that is searched, and for its string in `stops`. What is shown goes through `shown`.
+    """
+
+    def __init__(self, stops: Sequence[str], codec: TextCodec) -> None:
+        strings = {found for stop in stops for found in codec.special_pattern.findall(stop)}
+        # Half a surrogate pair: decoded UTF-8 has none.
+        mark_of = {string: chr(0xD800 + i) for i, string in enumerate(sorted(strings))}
+        self.by_id = {i: mark_of[s] for i, s in codec.hidden_tokens.items() if s in mark_of}
+        self.stops = [
+            codec.special_pattern.sub(lambda found: mark_of[found[0]], stop)
+            for stop in stops
+            if codec.special_pattern.search(stop)
+        ]
+        self._to_nothing = dict.fromkeys(map(ord, mark_of.values()))
+
+    def shown(self, text: str) -> str:
+        """The text without its marks."""
+        return text.translate(self._to_nothing)
+
+
 class StopRule:
     """Decides token by token what of a generation counts.
 
     It ends at an EOS or stop token (kept in `token_ids`, not shown), at the token that completes a
     stop string (kept; the text is cut before the string), or at the token limit, looked at in
-    this order. Tokens fed after the end are ignored, so a whole accepted path can be fed at once;
-    the number kept of it is the growth of `token_ids`. Cost per token without stop strings: about
-    1 µs.
+    this order. A special token completes a stop string that its own string ends; where that is an
+    EOS or stop token, the text is cut before the string all the same. Tokens fed after the end are
+    ignored, so a whole accepted path can be fed at once; the number kept of it is the growth of
+    `token_ids`. Cost per token without stop strings: about 1 µs.
     """
 
     def __init__(
@@ -100,12 +130,15 @@ class StopRule:
             raise PromptError(f"max_new_tokens is {max_new_tokens!r}; pass an integer from 1 on")
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self.ended_at_token = False  # an EOS or stop token, which is no text
+        self.ended_at_token = False  # one that is no text: EOS, a stop token, a special token
         self._text = text
         self._eos_ids = frozenset(eos_ids)
         self._stop_token_ids = frozenset(stop_token_ids)
         self._max_new_tokens = max_new_tokens
-        self._stops = StopStrings(stops)
+        raise_faults(PromptError, "stop strings", stop_faults(stops))
+        marks = SpecialMarks(stops, text.codec) if stops else None
+        self._marks = marks if marks and marks.stops else None
+        self._stops = StopStrings(stops, self._marks.stops if self._marks else ())
         self._ready: list[str] = []
 
     def feed(self, token_id: int) -> None:
@@ -113,6 +146,10 @@ class StopRule:
         if self.finish_reason is not None:
             return
         self.token_ids.append(token_id)
+        if self._marks is not None and (mark := self._marks.by_id.get(token_id)):
+            self._feed_mark(token_id, mark)
+            if self.finish_reason is not None:
+                return
         if token_id in self._eos_ids or token_id in self._stop_token_ids:
             self.finish_reason = "eos" if token_id in self._eos_ids else "stop"
             self.ended_at_token = True
@@ -124,11 +161,22 @@ class StopRule:
         elif len(self.token_ids) >= self._max_new_tokens:
             self.finish_reason = "length"
 
+    def _feed_mark(self, token_id: int, mark: str) -> None:
+        """Look for stop strings that this special token completes.
+
+        An EOS token that is a stop string as it stands ends the answer as EOS.
+        """
+        self._ready.append(self._stops.push(mark))
+        found = self._stops.found
+        if found is not None and not (found == mark and token_id in self._eos_ids):
+            self.finish_reason = "stop"
+            self.ended_at_token = True
+
     def take_text(self) -> str:
         """New text that is safe to show: no part of a character, nothing a stop may take back."""
         ready = "".join(self._ready)
         self._ready.clear()
-        return ready
+        return ready if self._marks is None else self._marks.shown(ready)
 
     def close(self) -> str:
         """End the text; return all that was not taken yet. Only "" follows.
@@ -136,24 +184,26 @@ class StopRule:
         All texts taken, joined, are the decoded `token_ids` without a last EOS, cut before the
         stop string if there is one.
         """
-        rest = self._stops.push(self._text.flush()) + self._stops.flush()
-        return self.take_text() + rest
+        self._ready.append(self._stops.push(self._text.flush()) + self._stops.flush())
+        return self.take_text()
 
 
 def stop_faults(stops: Sequence[str]) -> list[str]:
     """Why these cannot be stop strings."""
     if isinstance(stops, str) or not isinstance(stops, Sequence):
-        return [f"{stops!r} is not a list of strings; pass [{stops!r}]"]
-    faults = []
+        return [f"{shown(stops)} is not a list of strings; pass [{shown(stops)}]"]
     if len(stops) > MAX_STOP_STRINGS:
-        faults.append(f"there are {len(stops)}; give at most {MAX_STOP_STRINGS}")
+        return [f"there are {len(stops)}; give at most {MAX_STOP_STRINGS}"]
+    faults = []
     for index, stop in enumerate(stops):
         if not isinstance(stop, str):
-            faults.append(f"number {index} is {stop!r}, not a string")
+            faults.append(f"number {index} is {shown(stop)}, not a string")
         elif not stop:
             faults.append(f"number {index} is empty, which every text contains; leave it out")
         elif len(stop) > MAX_STOP_CHARACTERS:
             faults.append(
                 f"number {index} has {len(stop)} characters; use at most {MAX_STOP_CHARACTERS}"
             )
+        elif any("\ud800" <= character <= "\udfff" for character in stop):
+            faults.append(f"number {index} holds half a surrogate pair, which no text contains")
     return faults

@@ -198,7 +198,7 @@ def test_shapes_that_do_not_fit(
 def test_shapes_are_checked_without_an_identity_too(adapter: Adapter, tmp_path: Path) -> None:
     values = np.zeros((4, 2, 5), np.float32)
     message = message_of(write(tmp_path / "a", adapter, {"identity": "{}"}, prefix_values=values))
-    assert "architecture is None" in message
+    assert "architecture is missing" in message
     assert "prefix_values is [4, 2, 5], not [L, H, P, D]" in message
 
 

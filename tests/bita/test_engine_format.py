@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bita.engine import SMALL_FILE, new_engine, open_engine
+from bita.engine import new_engine, open_engine
 from bita.errors import EngineError
-from bita.runtime.backends import ort_backend
+from bita.runtime.backends import ort_session
 from bita.runtime.session import Session
 
 
@@ -38,8 +38,11 @@ def flip_a_bit(path: Path) -> None:
     [
         (lambda e: shutil.rmtree(e), "is not a directory; build one: make engine"),
         (lambda e: (e / "manifest.json").unlink(), "has no manifest.json"),
-        (lambda e: (e / "manifest.json").write_text("{"), "manifest.json is not readable"),
-        (lambda e: (e / "manifest.json").write_text("[]"), "holds no JSON object"),
+        (lambda e: (e / "manifest.json").write_text("{"), "manifest.json is not readable JSON"),
+        (
+            lambda e: (e / "manifest.json").write_text("[]"),
+            r"manifest.json holds \[\], not a JSON object",
+        ),
         (lambda e: edit_manifest(e, format="gguf"), "format is 'gguf', not 'bita-engine'"),
         (
             lambda e: edit_manifest(e, format_version=99),
@@ -70,9 +73,9 @@ def test_int8_weights_that_this_processor_would_get_wrong(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_manifest(engine, requires={"processor": "exact int8"})
-    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: True)
+    monkeypatch.setattr(ort_session, "multiplies_int8_exactly", lambda: True)
     Session.open(engine)
-    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: False)
+    monkeypatch.setattr(ort_session, "multiplies_int8_exactly", lambda: False)
     with pytest.raises(EngineError, match=r"for processors with VNNI.*rebuild it here: make"):
         Session.open(engine)
 
@@ -97,12 +100,8 @@ def test_files_outside_are_not_touched(engine: Path) -> None:
         open_engine(engine)
 
 
-def test_large_files_are_hashed_on_request_only(engine: Path) -> None:
-    weights = engine / "model.onnx.data"
-    weights.write_bytes(bytes(SMALL_FILE + 1))
-    files = json.loads((engine / "manifest.json").read_text())["files"]
-    files["model.onnx.data"]["bytes"] = SMALL_FILE + 1
-    edit_manifest(engine, files=files)
+def test_weights_are_hashed_on_request_only(engine: Path) -> None:
+    flip_a_bit(engine / "model.onnx.data")
     open_engine(engine)
     with pytest.raises(EngineError, match=r"model\.onnx\.data is damaged"):
         open_engine(engine, check_hashes=True)

@@ -127,7 +127,7 @@ def test_broken_json_lists_every_fault() -> None:
         ModelIdentity.from_json(json.dumps(data))
     message = str(caught.value)
     assert "4 faults" in message
-    for part in ("architecture is None", "num_layers is 0", "head_dim is '16'", QUERY):
+    for part in ("architecture is missing", "num_layers is 0", "head_dim is '16'", QUERY):
         assert part in message
 
 
@@ -136,7 +136,7 @@ def test_checkpoint_that_cannot_be_identified_lists_what_is_missing() -> None:
     del checkpoint.tensors[QUERY], checkpoint.tensors[DOWN]
     with pytest.raises(ModelError) as caught:
         identify(checkpoint)
-    for part in ("config has no 'model_type'", QUERY, DOWN):
+    for part in ("config: model_type is None, not a text", QUERY, DOWN):
         assert part in str(caught.value)
 
 

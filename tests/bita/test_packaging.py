@@ -1,5 +1,6 @@
 """One package from four folders; a runtime that stays lean."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from paths import ROOT
 import bita
 
 ROOMS = ("bita", "export", "runtime", "calibration")
+LINKS = (*ROOMS[1:], "adapters")
 
 
 def test_importing_the_runtime_brings_nothing_heavy() -> None:
@@ -78,22 +80,30 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(module: str) -> None:
 
 
 def test_links_point_to_the_rooms() -> None:
-    for room in ROOMS[1:]:
+    for room in LINKS:
         link = ROOT / "bita" / room
         assert link.is_symlink()
         assert link.readlink() == Path("..") / room
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as pip builds it."""
     pytest.importorskip("build")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_tree(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {"bita/py.typed", "bita/data/prompts.jsonl"}
     expected |= {f"bita/data/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
+    expected |= {f"bita/adapters/smollm2-135m-instruct.{kind}" for kind in ("safetensors", "md")}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             inside = path.relative_to(ROOT)
@@ -101,3 +111,25 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
                 prefix = Path() if room == "bita" else Path("bita")
                 expected.add((prefix / inside).as_posix())
     assert packed == expected
+
+
+@pytest.mark.slow
+def test_an_installed_package_has_the_small_adapter(wheel: Path, tmp_path: Path) -> None:
+    """With the license on its card; the wheel stays small."""
+    assert wheel.stat().st_size < 2e6
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "from bita.export.adapter_choice import choose_adapter\n"
+        "choice = choose_adapter(None, 'smollm2-135m-instruct')\n"
+        "print(choice.adapter.num_masks, choice.source)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.stdout == ("3 smollm2-135m-instruct.safetensors, which ships with bita-edge\n"), (
+        result.stderr
+    )
+    card = tmp_path / "bita" / "adapters" / "smollm2-135m-instruct.md"
+    assert "Apache-2.0" in card.read_text(encoding="utf-8")

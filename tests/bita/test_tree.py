@@ -105,18 +105,57 @@ def test_json_round_trip(seed: int) -> None:
     [
         ("", "not a tree"),
         ("[]", "not a tree"),
-        ('{"nodes": [{"path": [1.5], "masks": 0}]}', "1.5 is not a whole number"),
-        ('{"nodes": [{"path": [true], "masks": 0}]}', "True is not a whole number"),
+        ('{"nodes": [{"path": [1.5], "masks": 0}]}', r"nodes\[0\].path is \[1.5\], not a list"),
+        ('{"nodes": [{"path": [true], "masks": 0}]}', r"path is \[True\], not a list"),
         ('{"nodes": [{"path": [1]}]}', "masks"),
         ('{"nodes": [{"path": [1, 2], "masks": 0}]}', r"path \[1, 2\] has no parent \[1\]"),
-        ('{"nodes": [{"path": [0], "masks": 0}]}', r"path \[0\] has a rank below 1"),
-        ('{"nodes": [{"path": [1], "masks": -1}]}', "must not be negative"),
+        (
+            '{"nodes": [{"path": [0], "masks": 0}]}',
+            r"path is \[0\], not a list, each a whole number of 1",
+        ),
+        ('{"nodes": [{"path": [1], "masks": -1}]}', "masks is -1, not a whole number"),
         ('{"nodes": [{"path": [1], "masks": 1}, {"path": [1], "masks": 2}]}', "stand twice"),
     ],
 )
 def test_broken_json_is_refused(text: str, message: str) -> None:
     with pytest.raises(TreeError, match=message):
         Tree.from_json(text)
+
+
+BEYOND = [
+    *("[" * 100_000, '{"nodes": ' * 10_000, '{"nodes": {}}', '{"nodes": null}', "null", "9" * 5000),
+    '{"nodes": [' + '{"path": [1], "masks": 0},' * 600 + "{}]}",
+    '{"nodes": [{"path": [1], "masks": 1000000000}]}',
+    '{"nodes": [{"path": [1000000000000], "masks": 0}]}',
+    '{"nodes": [{"path": [1e999], "masks": 0}]}',
+    '{"nodes": [{"path": [[1]], "masks": 0}]}',
+    '{"nodes": [{"path": {"a": 1}, "masks": 0}]}',
+    '{"nodes": [{"path": "1", "masks": 0}]}',
+    '{"nodes": [{"path": [1], "masks": [1]}]}',
+    '{"nodes": [[1], 3, null]}',
+    '{"nodes": [], "min_match": 13}',
+    '{"nodes": [], "min_match": NaN}',
+    '{"nodes": [{"path": [' + "1," * 5000 + '1], "masks": 0}]}',
+    '{"nodes": [' + ",".join(f'{{"path": [{n}], "masks": 100}}' for n in range(1, 200)) + "]}",
+]
+
+
+@pytest.mark.parametrize("text", BEYOND, ids=range(len(BEYOND)))
+def test_what_no_tree_is_gives_one_short_error(text: str) -> None:
+    with pytest.raises(TreeError) as caught:
+        Tree.from_json(text)
+    assert len(str(caught.value)) < 3000
+
+
+def test_sizes_are_looked_at_before_a_tree_is_made() -> None:
+    for make in (
+        lambda: Tree.chain(10**9),
+        lambda: Tree.triangle((10**9, 10**9)),
+        lambda: Tree.root_only(10**9),
+        lambda: Tree.from_paths([(1,)], 10**6),
+    ):
+        with pytest.raises(TreeError, match=r"at most (512|8192) are supported"):
+            make()
 
 
 def test_all_faults_are_listed_together() -> None:

@@ -79,8 +79,11 @@ def test_block_width_divides_or_is_none() -> None:
     ("changes", "messages"),
     [
         ({"model_type": "mamba"}, ["model_type 'mamba'", "supported: llama, mistral"]),
-        ({"model_type": "mamba", "num_experts": 8}, ["2 faults", "num_experts = '8'"]),
-        ({"hidden_size": None, "rms_norm_eps": True}, ["hidden_size = None", "rms_norm_eps"]),
+        ({"model_type": "mamba", "num_experts": 8}, ["2 faults", "num_experts = 8 is"]),
+        (
+            {"hidden_size": None, "rms_norm_eps": True},
+            ["hidden_size is None", "rms_norm_eps is True"],
+        ),
         ({"hidden_act": "relu", "head_dim": 20}, ["'relu'", "head_dim 20", "2 faults"]),
         ({"rope_scaling": {"rope_type": "ntk"}}, ["rope_type 'ntk'"]),
         ({"rope_scaling": {"rope_type": "llama3"}}, ["needs 'factor'"]),

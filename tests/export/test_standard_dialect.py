@@ -69,7 +69,7 @@ def test_logits_equal_those_of_the_ort_dialect(family: str, tmp_path: Path) -> N
 
 
 def test_logits_are_equal_where_half_of_a_head_rotates(tmp_path: Path) -> None:
-    config = {**CONFIG, "head_dim": 32, "partial_rotary_factor": 0.5}
+    config = {**CONFIG, "model_type": "phi3", "head_dim": 32, "partial_rotary_factor": 0.5}
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model", config=config)))
     adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.5)
     assert_equal_logits(checkpoint, adapter, tmp_path)

@@ -190,7 +190,7 @@ def test_unusable_messages_are_refused(messages: Any, message: str) -> None:
         ("{% for %}", "does not compile: line 1: Expected an expression"),
         ("{{ 1|wordwrap }}", "does not compile: line 1: No filter named 'wordwrap'"),
         ("x" * 300_000, "has 300000 characters, the limit is 200000"),
-        ("(" * 9000, None),
+        ("(" * 9000 + "{{ messages[0].content }}", None),
         ("{{ " + "(" * 9000 + ")" * 9000 + " }}", "does not compile"),
         ("{% include 'other' %}", "fails with TypeError: no loader"),
         ("{{ ''.__class__.__mro__ }}", "fails with SecurityError"),
@@ -200,7 +200,7 @@ def test_unusable_messages_are_refused(messages: Any, message: str) -> None:
 )
 def test_template_faults_are_named(source: str, message: str | None) -> None:
     if message is None:
-        assert ChatTemplate(source).render([USER]) == source
+        assert ChatTemplate(source).render([USER]) == "(" * 9000 + USER["content"]
         return
     with pytest.raises(PromptError) as caught:
         ChatTemplate(source).render([SYSTEM])

@@ -146,7 +146,10 @@ def test_a_key_is_asked_for(tiny_engine: Path) -> None:
 
 def test_pages_of_the_web_stay_out(tiny_engine: Path) -> None:
     """Names that are not this machine's (DNS rebinding), and origins that were not named."""
-    settings = {"allowed_hosts": ("127.0.0.1",), "allowed_origins": ("http://mine",)}
+    settings: dict[str, Any] = {
+        "allowed_hosts": ("127.0.0.1",),
+        "allowed_origins": ("http://mine",),
+    }
     with running(tiny_engine, **settings) as server:
         assert httpx.get(f"{server.url}/health", headers={"Host": "evil.com"}).status_code == 400
         for origin, allowed in (("http://mine", "http://mine"), ("http://evil", None)):

@@ -3,10 +3,12 @@
 import gc
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import host_tensorrt
 import numpy as np
 import pytest
 from host_cuda import host_cuda, host_cuda_library, load_host_cuda
@@ -54,6 +56,7 @@ def host_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The library that is found is the stand-in; kernels are kept nowhere else than here."""
     library = host_cuda_library()
     host_cuda().host_cuda_reset()
+    monkeypatch.setitem(sys.modules, "tensorrt", host_tensorrt)
     monkeypatch.setattr("bita.runtime.backends.cuda.library_candidates", lambda: [library])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -77,7 +80,7 @@ def compiled(engine: Engine, rows: tuple[int, ...]) -> Engine:
     sizes = PlanOptions(
         "tensorrt", CAPACITY, rows, most, outputs, manifest.num_masks, manifest.lora_rank
     )
-    info = PlanInfo("host_tensorrt", "10.3.0", ("sm89",), rows, most, outputs)
+    info = PlanInfo("tensorrt", "10.3.0", ("sm89",), rows, most, outputs)
     with new_engine(engine.path) as draft:
         take_over(engine, draft, exclude=(PLAN_FILE,))
         write_plan(draft.path / PLAN_FILE, engine.file(GRAPH_FILE), sizes.profiles())
@@ -247,7 +250,7 @@ def test_wrong_devices_and_libraries_are_refused(engine: Engine, tmp_path: Path)
         TensorRtBackend(engine, cuda=other)
     for field, value, message in (
         ("version", "10.9.0", "was built with .*10.9.0; 10.3.0 is installed. Compile it again"),
-        ("library", "no_such_trt", "no_such_trt is not installed .*pip install no_such_trt"),
+        ("library", "no_such_trt", "plan.library is 'no_such_trt'; tensorrt and .* are known"),
     ):
         manifest = replace(engine.manifest, plan={**engine.manifest.plan, field: value})
         with pytest.raises(EngineError, match=message):
@@ -264,7 +267,7 @@ def test_a_plan_that_the_manifest_does_not_know_is_not_loaded(folder: Path) -> N
         TensorRtBackend(engine, cuda=load_host_cuda())
     plan.write_bytes(b"x" * len(content))
     manifest = json.loads((path / MANIFEST_FILE).read_text())
-    from bita.engine import sha256
+    from bita.engine_files import sha256
 
     manifest["files"][PLAN_FILE]["sha256"] = sha256(plan)
     (path / MANIFEST_FILE).write_text(json.dumps(manifest))
@@ -307,7 +310,7 @@ def test_an_adapter_of_more_rank_is_refused_and_of_less_is_padded(folder: Path) 
                 answers.append(session.generate(PROMPT, 30, ignore_eos=True).token_ids)
                 answers.append(session.stats.num_accepted)
             continue
-        with pytest.raises(EngineError, match=r"LoRA has shape .* plan was built for .*ADAPTER"):
+        with pytest.raises(EngineError, match=r"LoRA has shape .* engine was built for .*ADAPTER"):
             Session.open(path, adapter=other)
     assert answers[:2] == answers[2:]
 
@@ -325,7 +328,7 @@ def test_the_plan_of_a_manifest_is_checked() -> None:
     info = PlanInfo("tensorrt", "10.3", ("sm87",), (2, 8), 259, 32)
     assert PlanInfo.from_manifest(info.to_manifest()) == info
     for field, value in (("decode_rows", "8,2"), ("decode_rows", "two"), ("prefill_rows", "")):
-        with pytest.raises(EngineError, match=r"plan (is|has)"):
+        with pytest.raises(EngineError, match=rf"compile ENGINE.*: plan\.{field} is "):
             PlanInfo.from_manifest({**info.to_manifest(), field: value})
     with pytest.raises(EngineError, match=re.escape("bita compile ENGINE")):
         PlanInfo.from_manifest({"library": "tensorrt"})

@@ -15,6 +15,7 @@ from deadlines import wait_until
 
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.serving.app import Server, ServerSettings
+from bita.runtime.serving.connections import ConnectionLimits, server_config
 from bita.runtime.session import Session
 
 MESSAGES: Any = [{"role": "user", "content": "Hello tree"}]
@@ -53,19 +54,26 @@ class Gate:
 class Running:
     """A server in a thread. alone: an answer of the engine without it."""
 
-    def __init__(self, engine: Path, **settings: Any) -> None:
+    def __init__(
+        self, engine: Path, limits: ConnectionLimits | None = None, **settings: Any
+    ) -> None:
         self.session = Session.open(engine, num_threads=1, keep_answers=True)
         self.other = Session.open(engine, num_threads=1)
         self.gate = Gate(self.session)
         given = {"model_name": "tiny", "defaults": {"temperature": 0.0}, **settings}
         self.server = Server(self.session, ServerSettings(**given))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="warning"))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        config = server_config(self.server.app, limits or ConnectionLimits(), log_level="warning")
+        self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(
-            target=self._uvicorn.run, kwargs={"sockets": [self._listener]}
+            target=self._uvicorn.run, kwargs={"sockets": [self.listener]}
         )
         self._thread.start()
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._uvicorn.server_state.connections)
 
     def alone(self, prompt: Any, max_new_tokens: int = 20, **options: Any) -> Any:
         self.other.forget()
@@ -93,8 +101,10 @@ class Running:
 
 
 @contextmanager
-def running(engine: Path, **settings: Any) -> Iterator[Running]:
-    server = Running(engine, **settings)
+def running(
+    engine: Path, limits: ConnectionLimits | None = None, **settings: Any
+) -> Iterator[Running]:
+    server = Running(engine, limits, **settings)
     try:
         yield server
     finally:

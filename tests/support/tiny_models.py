@@ -73,6 +73,14 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
 
 
+def tiny_config(family: str) -> dict[str, Any]:
+    """The config of one of FAMILIES as it would be in a file."""
+    model_type, options = _CONFIGS[family]
+    config = {"model_type": model_type, **_common(), **options}
+    copied: dict[str, Any] = json.loads(json.dumps(config))
+    return copied
+
+
 def write_tiny_model(family: str, directory: Path, seed: int = 0) -> Path:
     """Write config, fp32 safetensors and tokenizer of one of FAMILIES; return `directory`.
 

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -33,9 +31,9 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(label: str, in_bytes: bool = False) -> Iterator[Bar]:
+def progress_bar(label: str) -> Iterator[Bar]:
     """A bar that is shown while the block runs; nothing is printed where nobody looks."""
-    with _progress(DownloadColumn() if in_bytes else MofNCompleteColumn()) as progress:
+    with _progress() as progress:
         yield Bar(progress, label)
 
 
@@ -45,7 +43,7 @@ def progress_bars() -> Iterator[OnProgress]:
 
     The stage is the label up to a comma; what follows the comma may change.
     """
-    with _progress(MofNCompleteColumn()) as progress:
+    with _progress() as progress:
         stages: dict[str, TaskID] = {}
 
         def show(label: str, done: int, total: int) -> None:
@@ -57,7 +55,12 @@ def progress_bars() -> Iterator[OnProgress]:
         yield show
 
 
-def _progress(count: ProgressColumn) -> Progress:
+def _progress() -> Progress:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bita.cli.shared.flags import TREE_HELP
 from bita.errors import TreeError
 from bita.tree import Tree
-from bita.tree_table import Trees, TreeTable, trees_from_json
+from bita.tree_table import Trees, TreeTable, read_trees
 
 _NAMED: dict[str, Callable[[int], Tree]] = {
     "ar": lambda num_masks: Tree.root_only(),
@@ -25,18 +25,12 @@ def read_tree(text: str, num_masks: int) -> Trees:
         return _NAMED[text](num_masks)
     if match := re.fullmatch(r"ngrams:([1-9]\d?)", text):
         return Tree.chain(int(match[1]), 0).with_ngrams(1)
-    widths = text.split(",")
-    if all(width.isdecimal() for width in widths):
-        return Tree.triangle([int(width) for width in widths], num_masks)
+    if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
+        return Tree.triangle([int(width) for width in text.split(",")], num_masks)
     path = Path(text)
     if not path.is_file():
         raise TreeError(f"no tree {text!r}; give {TREE_HELP}")
-    try:
-        return trees_from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise TreeError(f"{path} is not text ({error}); give {TREE_HELP}") from error
-    except TreeError as error:
-        raise TreeError(f"{path}: {error}") from error
+    return read_trees(path, f"give {TREE_HELP}")
 
 
 def states_of(trees: Trees) -> list[tuple[str, Tree]]:

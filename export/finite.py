@@ -1,0 +1,49 @@
+"""The one check that every weight passes on its way out of a model's files.
+
+A NaN or an infinity in a weight makes every logit NaN, and the answer token 0.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.errors import ModelError
+from bita.tensors import Float32Array
+
+
+def check_finite(owner: str, name: str, values: Float32Array, first_row: int = 0) -> None:
+    """Raise ModelError that names the first value which is not finite.
+
+    name: of the tensor whose rows these are, from `first_row` on. Costs one pass in the usual case.
+    """
+    if not is_finite(values):
+        place = np.unravel_index(int(np.argmin(np.isfinite(values))), values.shape)
+        raise ModelError(
+            f"{owner}: {name} is {values[place]} {place_text(place, first_row)}; every weight must "
+            "be a finite number. Download the file again, or use another release of the model"
+        )
+
+
+def is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite."""
+    flat = values.reshape(-1)
+    if flat.dtype == np.float32 and np.isfinite(sum_of_squares(flat)):
+        return True
+    return bool(np.isfinite(flat).all())
+
+
+def sum_of_squares(flat: Float32Array) -> float:
+    """In float32: finite only if all values are, and no value is larger than its root."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(flat, flat))
+
+
+def place_text(place: tuple[Any, ...], first_row: int = 0) -> str:
+    """The place of a value in words: its row and column, or its index in a vector."""
+    if not place:
+        return "(a single number)"
+    row = first_row + int(place[0])
+    if len(place) == 1:
+        return f"at index {row}"
+    return f"at row {row}, column {', '.join(str(int(index)) for index in place[1:])}"

@@ -1,0 +1,62 @@
+"""Numbers in the type that a graph stores them in; what the type cannot hold is refused by name."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.errors import ModelError
+from bita.export.finite import is_finite, place_text, sum_of_squares
+from bita.tensors import Float32Array, FloatArray
+
+# Numbers from here on are infinite in float16, whose largest number is 65504.
+BEYOND_FLOAT16 = 65520.0
+
+
+def narrowed(name: str, values: FloatArray, dtype: npt.DTypeLike, first_row: int = 0) -> FloatArray:
+    """`values` in a type of floats. Raises ModelError that names the first value beyond it.
+
+    name: of the tensor whose rows these are, from `first_row` on.
+    """
+    dtype, wide = np.dtype(dtype), np.asarray(values, np.float32)
+    limit = BEYOND_FLOAT16 if dtype == np.float16 else np.inf
+    if not _is_below(wide, limit):
+        flat = int(np.argmin(np.abs(wide) < limit))  # NaN is below nothing
+        place = np.unravel_index(flat, wide.shape)
+        raise ModelError(
+            f"{name} is {values[place]:g} {place_text(place, first_row)}, which {dtype} cannot "
+            "hold; build with PRECISION=fp32, or use another release of the model"
+        )
+    return wide.astype(dtype, copy=False)
+
+
+def narrowed_rows(
+    name: str, pieces: Iterable[Float32Array], dtype: npt.DTypeLike
+) -> Iterator[FloatArray]:
+    """The pieces of one tensor, row after row, as `narrowed`.
+
+    Raises ModelError too if nothing is left of the tensor: its numbers are all too small.
+    """
+    row, had_any, has_any = 0, False, False
+    for piece in pieces:
+        stored = narrowed(name, piece, dtype, row)
+        yield stored
+        row += len(piece)
+        had_any = had_any or bool(piece.any())
+        has_any = has_any or bool(stored.any())
+    if had_any and not has_any:
+        raise ModelError(
+            f"the numbers of {name} are so small that all are 0 in {np.dtype(dtype)}; "
+            "build with PRECISION=fp32"
+        )
+
+
+def _is_below(wide: FloatArray, limit: float) -> bool:
+    """Whether every magnitude is; the root of the sum of squares is above all of them."""
+    if sum_of_squares(wide.reshape(-1)) < limit * limit:
+        return True
+    if limit == np.inf:
+        return is_finite(wide)
+    largest: Any = np.abs(wide).max(initial=0)
+    return bool(largest < limit)  # not so if it is NaN

@@ -1,0 +1,139 @@
+"""Whether a graph or a plan has the inputs and outputs that its engine's manifest says.
+
+Buffers are allocated by the manifest and bound to the graph, so this is seen before the first is.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from bita.engine import NEW_ROWS, SLOTS
+from bita.errors import EngineError, raise_faults
+from bita.lora import SITES
+from bita.manifest import Manifest
+
+Shape: TypeAlias = Sequence[int | str]  # a letter stands for any size
+CACHE_TYPES = ("float32", "float16")
+SMALL_INPUTS: Mapping[str, tuple[str, Shape]] = {
+    "token_ids": ("int64", (1, "Q")),
+    "positions": ("int64", (1, "Q")),
+    "cache_length": ("int64", (1,)),
+    "prefix_length": ("int64", (1,)),
+    "sees": ("bool", ("Q", "Q")),
+    "sees_prefix": ("bool", ("Q",)),
+    "output_rows": ("int64", ("R",)),
+    "first_mask_row": ("int64", (1,)),
+    SLOTS: ("int64", ("S",)),
+}
+NEEDED = ("token_ids", "mask_embeddings", "output_rows")
+CACHE_NAME = re.compile(r"(past|present)\.(0|[1-9]\d{0,8})\.(key|value)")
+LORA_NAME = re.compile(rf"lora\.(0|[1-9]\d{{0,8}})\.({'|'.join(SITES)})\.(down|up)")
+
+
+@dataclass(frozen=True)
+class GraphValue:
+    """An input or output: dtype, a name of numpy's, and the sizes that are fixed; None for free."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+GraphValues = Mapping[str, GraphValue]
+
+
+def check_graph(path: Path, manifest: Manifest, inputs: GraphValues, outputs: GraphValues) -> None:
+    """Raise EngineError that lists every difference between a graph and its manifest."""
+    faults = [*_input_faults(manifest, inputs), *_output_faults(manifest, outputs)]
+    kinds = {
+        value.dtype
+        for values in (inputs, outputs)
+        for name, value in values.items()
+        if CACHE_NAME.fullmatch(name) or (name == NEW_ROWS and values is outputs)
+    }
+    if len(kinds) > 1:
+        faults.append(f"caches are of several types: {', '.join(sorted(kinds))}")
+    raise_faults(EngineError, f"{path} is not what the manifest says; rebuild the engine", faults)
+
+
+def _input_faults(manifest: Manifest, inputs: GraphValues) -> Iterator[str]:
+    yield from (f"there is no input {name}" for name in NEEDED if name not in inputs)
+    yield from _layer_faults("past", manifest, inputs)
+    cache = (1, *manifest.cache_shape[1:])
+    has_lora = any(name.startswith("lora.") for name in inputs)
+    if has_lora != (manifest.lora_rank > 0):
+        there = "has" if has_lora else "has no"
+        yield f"the graph {there} inputs of LoRA; lora_rank is {manifest.lora_rank}"
+    for name, value in inputs.items():
+        if name in SMALL_INPUTS:
+            dtype, shape = SMALL_INPUTS[name]
+            yield from _value_faults(name, value, (dtype,), shape)
+        elif name == "mask_embeddings":
+            yield from _value_faults(name, value, ("float32",), ("M", manifest.hidden_size))
+        elif CACHE_NAME.fullmatch(name):
+            yield from _value_faults(name, value, CACHE_TYPES, cache)
+        elif match := LORA_NAME.fullmatch(name):
+            yield from _lora_faults(name, value, int(match[1]), match[2], match[3], manifest)
+        else:
+            yield f"input {name!r:.60} is not known"
+
+
+def _output_faults(manifest: Manifest, outputs: GraphValues) -> Iterator[str]:
+    layers, heads, capacity, width = manifest.cache_shape
+    wanted: dict[str, tuple[Sequence[str], Shape]] = {
+        "top_ids": (("int64",), ("R", manifest.num_ranks)),
+        "top_logits": (("float32",), ("R", manifest.num_ranks)),
+        "logits": (("float32",), ("R", manifest.vocab_size)),
+    }
+    if NEW_ROWS in outputs:
+        wanted[NEW_ROWS] = CACHE_TYPES, (layers, heads, "Q", width)
+    else:
+        yield from _layer_faults("present", manifest, outputs)
+    for name, (dtypes, shape) in wanted.items():
+        if name in outputs:
+            yield from _value_faults(name, outputs[name], dtypes, shape)
+        else:
+            yield f"there is no output {name}"
+    for name, value in outputs.items():
+        if CACHE_NAME.fullmatch(name):
+            yield from _value_faults(name, value, CACHE_TYPES, (1, heads, capacity, width))
+
+
+def _layer_faults(side: str, manifest: Manifest, values: GraphValues) -> Iterator[str]:
+    """Whether there are keys and values of just the layers 0 to L - 1."""
+    found = [match for name in values if (match := CACHE_NAME.fullmatch(name)) and match[1] == side]
+    indices = {int(match[2]) for match in found}
+    complete = len(found) == 2 * len(indices) and indices == {*range(len(indices))}
+    if not complete or len(indices) != manifest.num_layers:
+        yield (
+            f"the graph has {len(found)} {side} caches, of {len(indices)} layers; num_layers is "
+            f"{manifest.num_layers}"
+        )
+
+
+def _lora_faults(
+    name: str, value: GraphValue, layer: int, site: str, side: str, manifest: Manifest
+) -> Iterator[str]:
+    if layer >= manifest.num_layers:
+        yield f"input {name} is of a layer that is not there; num_layers is {manifest.num_layers}"
+    hidden = manifest.hidden_size
+    shape: Shape
+    if side == "down":
+        shape = (hidden if site in ("qkv", "gate_up") else "in", "r")
+    else:
+        shape = ("r", hidden if site in ("o", "down") else "out")
+    yield from _value_faults(name, value, ("float32",), shape)
+
+
+def _value_faults(
+    name: str, value: GraphValue, dtypes: Sequence[str], shape: Shape
+) -> Iterator[str]:
+    same = len(value.shape) == len(shape) and all(
+        have is None or not isinstance(want, int) or have == want
+        for have, want in zip(value.shape, shape, strict=True)
+    )
+    if not same or value.dtype not in dtypes:
+        have = ", ".join("?" if size is None else str(size) for size in value.shape)
+        want = ", ".join(map(str, shape))
+        yield f"{name} is {value.dtype} [{have}], not {' or '.join(dtypes)} [{want}]"

@@ -1,0 +1,81 @@
+"""What a grammar may cost, and which grammars are known to cost little."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+MAX_CHARACTERS = 1 << 16  # of a grammar
+# Of llguidance. What grammars in use need, found by lowering each limit until one of them failed,
+# is a tenth of it or less.
+LIMITS: Mapping[str, Any] = {
+    "initial_lexer_fuel": 300_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 20_000,  # of 1 to 5 kB each
+    "max_grammar_size": 100_000,
+    "max_items_in_row": 2_000,
+    "verbose_errors": False,
+}
+# Below these no grammar was found that takes more than 0.1 s and 20 MB to compile.
+_SIMPLE_REGEX_CHARACTERS = 512
+_SIMPLE_SCHEMA_CHARACTERS = 1 << 14
+_SIMPLE_SCHEMA_DEPTH = 32
+_SIMPLE_DEFINITIONS = 64
+
+_NOTES = frozenset(
+    ("title", "description", "default", "examples", "deprecated", "$schema", "$comment")
+)
+_PLACES = frozenset(("$defs", "definitions", "x-guidance"))
+_PLAIN = frozenset(
+    (
+        *("type", "properties", "required", "additionalProperties", "items", "prefixItems"),
+        *("enum", "const", "minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"),
+        *("exclusiveMinimum", "exclusiveMaximum", "format"),
+    )
+)
+
+
+def is_simple(kind: str, text: str) -> bool:
+    """Whether a grammar certainly compiles in little time and memory.
+
+    kind, text: of a Grammar. What intersects expressions or may nest without bound is not simple:
+    pattern, allOf, Lark's notation.
+    """
+    if kind == "regex":
+        return len(text) <= _SIMPLE_REGEX_CHARACTERS
+    if kind == "choice":
+        return True
+    if kind != "json_schema" or len(text) > _SIMPLE_SCHEMA_CHARACTERS:
+        return False
+    return _is_simple_schema(json.loads(text), _SIMPLE_SCHEMA_DEPTH)
+
+
+def _is_simple_schema(schema: Any, depth: int) -> bool:
+    if not isinstance(schema, dict):
+        return isinstance(schema, bool)
+    if depth == 0 or not _has_simple_keys(schema):
+        return False
+    inner = [schema[key] for key in ("items", "additionalProperties") if key in schema]
+    for key in ("anyOf", "prefixItems"):
+        inner += schema.get(key, ())
+    for key in ("properties", "$defs", "definitions"):
+        inner += schema.get(key, {}).values()
+    return all(_is_simple_schema(each, depth - 1) for each in inner)
+
+
+def _has_simple_keys(schema: dict[str, Any]) -> bool:
+    """Whether a schema is one plain thing, and its keywords hold what they should."""
+    keys = schema.keys() - _NOTES - _PLACES
+    kinds: dict[str, type] = {"anyOf": list, "prefixItems": list}
+    kinds |= dict.fromkeys(("properties", "$defs", "definitions"), dict)
+    if not all(isinstance(schema[key], kind) for key, kind in kinds.items() if key in schema):
+        return False
+    if len(schema.get("$defs", {})) + len(schema.get("definitions", {})) > _SIMPLE_DEFINITIONS:
+        return False
+    if schema.get("x-guidance", {}) not in ({}, {"whitespace_flexible": False}):
+        return False
+    if keys & {"$ref", "anyOf"}:
+        return len(keys) == 1
+    if "format" in keys and keys & {"minLength", "maxLength", "enum", "const"}:
+        return False
+    return keys <= _PLAIN

@@ -1,0 +1,62 @@
+"""Grammars in the words of llguidance, and its faults in ours."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bita.errors import MissingExtraError, PromptError
+from bita.runtime.text.grammar_tokens import NO_TOKEN
+
+# Room for line ends and indents; without a bound small models go on with spaces until the limit.
+JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[ \t\n]{0,20}"}
+_FAULT_CHARACTERS = 400
+
+
+def check_installed() -> None:
+    """Raise MissingExtraError without llguidance."""
+    try:
+        import llguidance  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("structured output", "structured") from error
+
+
+def source_text(kind: str, text: str) -> str:
+    """A grammar as llguidance's JSON; kind, text: of a Grammar. Raises ValueError."""
+    from llguidance import LLMatcher
+
+    if kind == "json_schema":
+        given = json.loads(text).get("x-guidance")
+        options: dict[str, Any] = given if isinstance(given, dict) else {}
+        says_space = "whitespace_pattern" in options or options.get("whitespace_flexible") is False
+        defaults: Any = {} if says_space else JSON_OPTIONS
+        return str(LLMatcher.grammar_from_json_schema(text, defaults=defaults))
+    if kind == "regex":
+        return str(LLMatcher.grammar_from_regex(text))
+    if kind == "choice":
+        choices = (json.dumps(each, ensure_ascii=False) for each in json.loads(text))
+        text = "start: CHOICE\nCHOICE: " + " | ".join(choices)
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
+@contextmanager
+def panics_refused() -> Iterator[None]:
+    """Raise PromptError where llguidance panics, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PromptError(f"the grammar is not usable: {told(str(error))}") from error
+
+
+def told(fault: str) -> str:
+    """What llguidance says, without the state that it adds, on one line."""
+    place = fault.find(NO_TOKEN)
+    if place >= 0:
+        return fault[place : place + len(NO_TOKEN) + len(" 0xFF")]
+    if fault.startswith("NoExtension"):
+        return "no token of the model continues it"
+    for mark in ("<backtrace>", "<state>", "<non-verbose/>", "<grammar>"):
+        fault = fault.split(mark)[0]
+    return " ".join(fault.split())[:_FAULT_CHARACTERS]

@@ -1,0 +1,116 @@
+"""Messages as callers give them: checked, and copied for a chat template."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from bita.errors import PromptError, raise_faults
+from bita.json_values import shown
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# With one of these an assistant's message may do without content.
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_NUM_WORDS = 50  # of a message, looked for in the prompt
+
+Message = dict[str, Any]
+
+
+def checked_messages(messages: Any, max_messages: int) -> list[Message]:
+    """Plain copies of messages; their content is a string, a list of text parts, null or absent.
+
+    All other keys stay as they are, in their order. The reasoning of an answer is there by all
+    names that templates read, as in transformers. Raises PromptError that lists every fault.
+    """
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        raise PromptError(
+            f"messages is of type {type(messages).__name__}; "
+            'pass a list of {"role": "user", "content": "…"}'
+        )
+    if not 0 < len(messages) <= max_messages:
+        raise PromptError(f"there are {len(messages)} messages; pass 1 to {max_messages}")
+    faults: list[str] = []
+    checked = [_checked(index, message, faults) for index, message in enumerate(messages)]
+    raise_faults(PromptError, "messages", faults)
+    return checked
+
+
+def plain_json(value: Mapping[str, Any], index: int | str, faults: list[str]) -> Message:
+    """A copy made of JSON types only: other objects have methods that a sandbox cannot know."""
+    try:
+        copied: Message = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        faults.append(
+            f"number {index} is not plain JSON ({error}); pass strings, numbers and lists"
+        )
+        return {}
+    return copied
+
+
+def lost_message(messages: Sequence[Message], prompt: str) -> int | None:
+    """The first message of a user of whose words the prompt has none; None if there is none.
+
+    Looks for one long word in Latin letters, whatever their case; text without any is not missed.
+    """
+    lower = ""
+    for index, message in enumerate(messages):
+        if message["role"] != "user":
+            continue
+        words = islice(_WORD.finditer(text_of(message.get("content"))), _NUM_WORDS)
+        longest = max((found[0] for found in words), key=len, default="")
+        if longest not in prompt:
+            lower = lower or prompt.lower()
+            if longest.lower() not in lower:
+                return index
+    return None
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, in any of its forms."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(part if isinstance(part, str) else part["text"] for part in parts)
+
+
+def _checked(index: int, message: Any, faults: list[str]) -> Message:
+    """A plain copy of one message; what is wrong with it is added to `faults`."""
+    if not isinstance(message, Mapping):
+        faults.append(f'number {index} is {shown(message)}; pass {{"role": …, "content": …}}')
+        return {}
+    role = message.get("role")
+    if role not in ROLES:
+        faults.append(f"number {index} has the role {shown(role)}; use one of {', '.join(ROLES)}")
+    faults += _content_faults(index, message)
+    copied = plain_json({**message}, index, faults)
+    reasoning = next((copied[key] for key in _REASONING if copied.get(key) is not None), None)
+    if reasoning is None:
+        return copied
+    return {"thinking": reasoning, **copied, "reasoning_content": reasoning}
+
+
+def _content_faults(index: int, message: Mapping[str, Any]) -> list[str]:
+    content = message.get("content")
+    if content is None:
+        if message.get("role") == "assistant" and any(map(message.get, _INSTEAD_OF_CONTENT)):
+            return []
+        return [f"number {index} has the content None; pass a string"]
+    if isinstance(content, str):
+        return []
+    if isinstance(content, (bytes, bytearray)) or not isinstance(content, Sequence):
+        return [f"number {index} has the content {shown(content)}; pass a string"]
+    return [
+        f"number {index} has the content part {shown(part)}; "
+        'only {"type": "text", "text": "…"} parts are supported'
+        for part in content
+        if not _is_text_part(part)
+    ]
+
+
+def _is_text_part(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return part.get("type") == "text" and isinstance(part.get("text"), str)
+    return isinstance(part, str)

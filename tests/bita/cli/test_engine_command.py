@@ -1,0 +1,150 @@
+"""`bita engine --if-needed`: an engine is kept where it was built from the same, and only there."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from make_tiny_engine import write_plain_model
+
+from bita.adapter import random_adapter
+from bita.cli.main import main
+from bita.engine import open_engine, revise_engine
+from bita.export.sources import open_checkpoint
+from bita.identity import identify
+
+FEW = ["--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--most-rows", "3"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_plain_model(tmp_path / "model")
+    return tmp_path
+
+
+def command(*more: str) -> int:
+    options = ["--uncalibrated", "--precision", "fp32", "--capacity", "384", "--out", "out"]
+    return main(["engine", "model", *options, *more])
+
+
+def is_kept(capsys: pytest.CaptureFixture[str], *more: str) -> bool:
+    capsys.readouterr()
+    assert command("--if-needed", *more) == 0
+    out = capsys.readouterr().out
+    assert ("out: up to date" in out) != ("built in" in out)
+    assert out.splitlines()[-1].startswith(("untuned: ", "adapter: "))
+    return "up to date" in out
+
+
+def touch_the_model() -> None:
+    os.utime("model/model.safetensors", ns=(0, 0))
+
+
+def replace_the_model() -> None:
+    write_plain_model(Path("model"), seed=1)
+
+
+def tune_an_adapter() -> None:
+    random_adapter(identify(open_checkpoint("model")), 3).save("adapters/model.safetensors")
+
+
+def damage() -> None:
+    path = Path("out/model.onnx.data")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+
+def build_by_hand() -> None:
+    """What it was built from before is no longer what is there."""
+    assert command("--tree", "ar") == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        touch_the_model,
+        replace_the_model,
+        tune_an_adapter,
+        damage,
+        build_by_hand,
+        lambda: shutil.rmtree("out"),
+    ],
+)
+def test_what_changed_is_built_again(
+    change: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not is_kept(capsys)
+    assert is_kept(capsys)
+    change()
+    assert not is_kept(capsys)
+    assert is_kept(capsys)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--mode", "tree"), ("--tree", "ar"), ("--capacity", "300"), ("--dialect", "standard")],
+)
+def test_other_options_build_again(
+    more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not is_kept(capsys)
+    assert not is_kept(capsys, *more)
+    assert is_kept(capsys, *more)
+    assert not is_kept(capsys)
+
+
+def test_what_a_device_measured_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_kept(capsys)
+    assert main(["calibrate", "tree", "out", *FEW, "--threads", "1"]) == 0
+    assert is_kept(capsys)
+    revise_engine(open_engine("out"), {"tree.json": '{"nodes": []}'})
+    assert is_kept(capsys)
+
+
+def test_other_files_beside_a_model_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_kept(capsys)
+    Path("model/notes.txt").write_text("mine")
+    assert is_kept(capsys)
+
+
+def test_prompts_of_a_calibration_count(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = Path("prompts.jsonl")
+    prompts.write_text("".join(f'{{"prompt": "Fox {number}"}}\n' for number in range(4)))
+    options = ["engine", "model", "--if-needed", "--tree", "ar", "--out", "out"]
+    for built in (True, False, True):
+        assert main([*options, "--calibration-prompts", str(prompts)]) == 0
+        assert ("built in" in capsys.readouterr().out) == built
+        if not built:
+            prompts.write_text(prompts.read_text() + '{"prompt": "Another fox"}\n')
+
+
+def test_without_the_flag_it_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_kept(capsys)
+    assert command() == 0
+    assert "built in" in capsys.readouterr().out
+
+
+def test_a_damaged_engine_says_why_it_is_built_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command() == 0
+    damage()
+    assert command("--if-needed") == 0
+    err = capsys.readouterr().err
+    assert "bita: building again: engine out: model.onnx.data is damaged" in err
+
+
+def test_a_model_here_and_an_engine_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both as `.`; the name of an engine is that of the model's directory."""
+    monkeypatch.chdir(folder / "model")
+    assert main(["engine", ".", "--uncalibrated", "--precision", "fp32"]) == 0
+    assert capsys.readouterr().out.startswith("engines/model-fp32: ")
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    for _ in range(2):
+        assert main(["engine", "../model", "--uncalibrated", "--out", "."]) == 0
+    open_engine(".", check_hashes=True)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []

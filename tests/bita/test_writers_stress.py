@@ -1,0 +1,26 @@
+"""Writers and readers of one engine at once, some killed; support/stress_writers.py has more."""
+
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+SCRIPT = ROOT / "tests" / "support" / "stress_writers.py"
+
+
+def stress(*args: object) -> None:
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, (result.stdout, result.stderr)
+    assert "'whole'" in result.stdout
+
+
+@pytest.mark.parametrize("scenario", ["many revisions and a build", "file by file"])
+def test_no_engine_is_mixed_or_lost(scenario: str) -> None:
+    stress("--rounds", 1, scenario)
+
+
+@pytest.mark.slow
+def test_no_command_spoils_what_another_writes() -> None:
+    stress("--rounds", 3, "--seed", 7)

@@ -1,0 +1,80 @@
+"""Feed every parser with mutated inputs, and report what is not one of the project's own errors.
+
+    python tests/fuzz/run.py [TARGET ...] [--executions 100000] [--seconds S] [--seed 0]
+    python tests/fuzz/run.py TARGET --repeat NUMBER    one execution alone, with its traceback
+
+One line a target; exit status 1 if there was a fault. Inputs follow from target, seed and number.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+from engine_targets import engine_targets
+from model_targets import model_targets
+from request_targets import request_targets
+from running import Outcome, Target, by_name, fuzz, generator_of
+
+MAX_SHOWN = 3  # numbers of executions that are named for one fault
+
+
+def main() -> int:
+    targets = [*engine_targets(), *model_targets(), *request_targets()]
+    args = _arguments([target.name for target in targets])
+    chosen = [*by_name(targets, args.targets)]
+    if args.repeat is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            return _repeat(chosen[0], Path(directory), args.seed, args.repeat)
+    failed = False
+    for target in chosen:
+        with tempfile.TemporaryDirectory() as directory:
+            seconds = args.seconds / len(chosen)
+            outcome = fuzz(target, Path(directory), args.seed, args.executions, seconds)
+        _report(target, outcome)
+        failed |= bool(outcome.faults)
+    return int(failed)
+
+
+def _arguments(names: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"default: all of {names}")
+    parser.add_argument("--executions", type=int, default=100_000, help="of each target")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all targets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeat", type=int, metavar="NUMBER")
+    args = parser.parse_args()
+    unknown = [name for name in args.targets if name not in names]
+    if unknown:
+        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(names)}")
+    if args.repeat is not None and len(args.targets) != 1:
+        parser.error("--repeat goes with one target")
+    return args
+
+
+def _repeat(target: Target, directory: Path, seed: int, number: int) -> int:
+    try:
+        target.prepare(directory)(generator_of(target.name, seed, number))
+    except target.allowed as error:
+        print(f"refused: {error}")
+    return 0
+
+
+def _report(target: Target, outcome: Outcome) -> None:
+    print(
+        f"{target.name}: {outcome.executions} executions, {outcome.taken} taken, "
+        f"{outcome.refused} refused, slowest {outcome.slowest:.2f} s, "
+        f"{outcome.grown_bytes / 1e6:.0f} MB more, {len(outcome.faults)} faults",
+        flush=True,
+    )
+    for what, numbers in outcome.faults.items():
+        shown = ", ".join(map(str, numbers[:MAX_SHOWN]))
+        print(f"  {len(numbers)} times (--repeat {shown}): {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
