@@ -119,7 +119,7 @@ class DeviceStep:
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
         cache = self._device.cache
-        cache.check_room(self.num_rows, self.num_slots)
+        cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, cache.length, out=self._block.host["positions"][0])
         self._block.host["cache_length"][0] = cache.num_slots_used
         bucket = self._device.buckets.size(cache.num_slots_used, self._layout, self.num_slots)

@@ -203,7 +203,7 @@ class BoundStep:
 
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
-        self._cache.check_room(self.num_rows, self.num_slots)
+        self._cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
         self._cache_length[0] = self._cache.num_slots_used
         self._binding = self._bound_for(self._bucket())

@@ -31,7 +31,7 @@ def layout_values(layout: Layout) -> Arrays:
 def adapter_values(adapter: Adapter) -> Arrays:
     """Those of them that an adapter decides, without its LoRA."""
     return {
-        "mask_embeddings": adapter.mask_embeddings,
+        "mask_embeddings": adapter.bounded["mask_embeddings"],
         "prefix_length": np.array([adapter.prefix_length]),
     }
 
@@ -47,7 +47,7 @@ def lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> 
 
 def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.NDArray[Any]:
     _, index, site, side = name.split(".")
-    stacked = adapter.lora.get(f"lora_{site}_{side}")
+    stacked = adapter.bounded.get(f"lora_{site}_{side}")
     if stacked is None:
         return np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)
     values: npt.NDArray[Any] = stacked[int(index)]
