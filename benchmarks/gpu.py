@@ -89,7 +89,7 @@ def _compared(comparison: Comparison) -> Report:
         "prompts": comparison.num_prompts,
         "identical": comparison.num_identical,
         "forbidden": len(comparison.forbidden),
-        "margins": [round(item.margin, 4) for item in comparison.divergences],
+        "margins": [round(item.margin or 0.0, 4) for item in comparison.divergences],
         "tokens": comparison.num_tokens,
         "tokens_per_step": round(comparison.tokens_per_step, 4),
     }

@@ -92,7 +92,7 @@ def _counts(comparison: Comparison) -> dict[str, Any]:
         "prompts": comparison.num_prompts,
         "tokens": comparison.num_tokens,
         "forbidden": len(comparison.forbidden),
-        "margins": [round(item.margin, 4) for item in comparison.divergences],
+        "margins": [round(item.margin or 0.0, 4) for item in comparison.divergences],
     }
 
 

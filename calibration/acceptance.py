@@ -12,13 +12,15 @@ import numpy as np
 from bita.adapter import Adapter
 from bita.engine import Engine
 from bita.errors import EngineError
+from bita.json_values import Fields, shown
 from bita.runtime.backends.backend import Backend
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
 from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
-from bita.tree import Path, Tree
+from bita.tree import MAX_MATCH, Path, Tree
 
+MAX_RANK = 1 << 20  # of a draft; far more than any engine gives
 GUESSES = 8  # tokens of a guess from the text that are looked at
 NOT_DRAFTED = 0  # the rank of a true token that is not among a mask's drafts
 
@@ -42,10 +44,19 @@ class Position:
         return [list(self.ranks), self.match, self.right]
 
     @classmethod
-    def of(cls, data: Sequence[Any]) -> "Position":
-        """Raises TypeError or ValueError if it is not what `to_list` gives."""
-        ranks, match, right = data
-        return cls(tuple(map(int, ranks)), int(match), int(right))
+    def of(cls, data: Any, max_rank: int = MAX_RANK) -> "Position":
+        """Raises ValueError if it is not what `to_list` gives. max_rank: of a draft."""
+        if not isinstance(data, list) or len(data) != 3:
+            raise ValueError(f"{shown(data)} is not [ranks, match, right]")
+        fields = Fields(dict(zip(("ranks", "match", "right"), data, strict=True)))
+        position = cls(
+            fields.wholes("ranks", most=max_rank),
+            fields.whole("match", most=MAX_MATCH),
+            fields.whole("right", most=GUESSES),
+        )
+        if fields.faults:
+            raise ValueError("; ".join(fields.faults))
+        return position
 
 
 @dataclass(frozen=True)
@@ -116,18 +127,34 @@ class Acceptance:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Acceptance":
+    def from_json(cls, data: Any) -> "Acceptance":
         """Raises EngineError if it is not what `to_json` gives."""
-        try:
-            texts = tuple(tuple(map(Position.of, text)) for text in data["texts"])
-            lengths = tuple(map(int, data["prompt_lengths"]))
-            if len(lengths) != len(texts):
-                raise ValueError(f"{len(lengths)} prompts, {len(texts)} texts")
-            return cls(texts, lengths, str(data["prompts_sha256"]), int(data["num_ranks"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise EngineError(
-                f"acceptance is not readable ({error!r}); measure it again"
-            ) from error
+        where = "the acceptance is not readable (measure it again, with --anew)"
+        if not isinstance(data, Mapping):
+            raise EngineError(f"{where}: it is {shown(data)}, not an object")
+        fields = Fields(data)
+        num_ranks = fields.whole("num_ranks", least=1, most=MAX_RANK)
+        lengths = fields.wholes("prompt_lengths", least=1)
+        digest = fields.text("prompts_sha256")
+        texts = _texts_of(data.get("texts"), num_ranks, fields.faults)
+        if not fields.faults and len(lengths) != len(texts):
+            fields.faults.append(f"it has {len(lengths)} prompts, but {len(texts)} texts")
+        if not fields.faults and not any(texts):
+            fields.faults.append("it has no positions")
+        fields.check(EngineError, where)
+        return cls(texts, lengths, digest, num_ranks)
+
+
+def _texts_of(data: Any, num_ranks: int, faults: list[str]) -> tuple[tuple[Position, ...], ...]:
+    """The positions of each text; what is wrong is added to `faults`."""
+    if not isinstance(data, list) or not all(isinstance(text, list) for text in data):
+        faults.append(f"texts is {shown(data)}, not a list of lists")
+        return ()
+    try:
+        return tuple(tuple(Position.of(each, num_ranks) for each in text) for text in data)
+    except ValueError as error:
+        faults.append(f"texts: {error}")
+        return ()
 
 
 def measure_acceptance(
@@ -203,6 +230,7 @@ class _DraftReader:
             if cache.num_slots_used + self._step.num_rows > cache.capacity:
                 return
             run_piece(self._step, cache, tokens[start : start + READ_NODES])
+            self._check(min(READ_NODES, stop - start))
             shape = (READ_NODES, self._num_masks, self._backend.num_ranks)
             # there may be padding behind them
             masks = slice(READ_NODES, READ_NODES * (1 + self._num_masks))
@@ -210,6 +238,14 @@ class _DraftReader:
             logits = self._step.top_logits[masks].reshape(shape)
             for node in range(min(READ_NODES, stop - start)):
                 yield start + node, (ids[node], logits[node])
+
+    def _check(self, num_nodes: int) -> None:
+        """Raise EngineError if the model itself did not give numbers."""
+        if not np.isfinite(self._step.top_logits[:num_nodes, 0]).all():
+            raise EngineError(
+                "the engine's logits are not finite numbers: its weights are damaged, or its "
+                "precision cannot hold them. Rebuild it, with another PRECISION"
+            )
 
     def _rank(self, before: int, true: int, ids: np.ndarray, logits: np.ndarray) -> int:
         if self._pairs is not None:

@@ -176,7 +176,8 @@ def measure_choice(
 ) -> Choice:
     """Decode with AR and the most promising trees in turns, prompt by prompt, and choose.
 
-    AR runs with one row and wins unless a tree is faster by MIN_GAIN.
+    AR runs with one row and wins unless a tree is faster by MIN_GAIN. Where no answer has a decode
+    step there is nothing to time, and expectations decide.
     """
     ar, expected = forecast.ar, forecast.trees
     best = expected[0].expected_speed if expected else 0.0
@@ -192,6 +193,8 @@ def measure_choice(
         )
         for candidate, sums in zip([ar, *close], timed, strict=True)
     ]
+    if not all(candidate.measured_speed > 0 for candidate in measured):
+        return expected_choice(forecast)
     ar, trees = measured[0], sorted(measured[1:], key=lambda c: -c.measured_speed)
     wins = bool(trees) and trees[0].measured_speed >= MIN_GAIN * ar.measured_speed
     chosen = trees[0] if wins else ar

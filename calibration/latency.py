@@ -3,8 +3,9 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,12 +22,15 @@ from bita.calibration.step_times import (
 )
 from bita.engine import Engine
 from bita.engine_adapter import read_adapter
-from bita.errors import EngineError
+from bita.errors import EngineError, raise_faults
+from bita.json_values import Fields, shown
 from bita.progress import OnCount, ignore_count
 from bita.runtime.backends.backend import Step, open_backend
 from bita.tensors import Float64Array
 
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
+LEAST_MS, MAX_MS = 1e-4, 1e9  # of a step, to four digits as they are kept
+MAX_SIZE, MAX_LENGTHS = 1 << 24, 1 << 10  # rows, and tokens of text; lengths that are timed
 WARM_UP_ROUNDS = 1  # rounds before the first that counts
 # not the clocks of the moment: what a device is must not change with its load
 NVIDIA_FIELDS = (
@@ -66,23 +70,41 @@ class Latency:
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> "Latency":
-        """Raises EngineError that names `source` if it is not what `to_json` gives."""
-        try:
-            rows = tuple(int(count) for count in data["rows"])
-            lengths = tuple(int(length) for length in data["cache_lengths"])
-            median, spread, fitted = (
-                tuple(tuple(float(ms) for ms in curve) for curve in data[name])
-                for name in ("median", "spread", "fitted")
-            )
-            shapes = {(len(c), *map(len, c)) for c in (median, spread, fitted)}
-            if shapes != {(len(lengths), *[len(rows)] * len(lengths))} or not rows or not lengths:
-                raise ValueError("its arrays do not fit each other")
-            residual, repeats = float(data["residual"]), int(data["repeats"])
-            return cls(
-                rows, lengths, median, spread, fitted, residual, repeats, dict(data["device"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise EngineError(f"{source}: no latency of a device ({error!r})") from error
+        """Raises EngineError that names `source` and what is not as `to_json` gives it."""
+        where = f"{source}: no latency of a device (measure it again, with --anew)"
+        if not isinstance(data, Mapping):
+            raise EngineError(f"{where}: it is {shown(data)}, not an object")
+        fields = Fields(data)
+        rows = fields.wholes("rows", least=1, most=MAX_SIZE)
+        lengths = fields.wholes("cache_lengths", most=MAX_SIZE)
+        latency = cls(
+            rows=rows,
+            cache_lengths=lengths,
+            median=_curves(fields, "median", LEAST_MS),
+            spread=_curves(fields, "spread", 0.0),
+            fitted=_curves(fields, "fitted", LEAST_MS),
+            residual=fields.number("residual", least=0),
+            repeats=fields.whole("repeats"),
+            device=fields.table("device"),
+        )
+        raise_faults(EngineError, where, fields.faults or latency.faults())
+        return latency
+
+    def faults(self) -> list[str]:
+        """Where the numbers do not fit each other."""
+        size = len(self.cache_lengths), len(self.rows)
+        faults = [
+            f"{name} is not increasing"
+            for name, values in (("rows", self.rows), ("cache_lengths", self.cache_lengths))
+            if not values or any(b <= a for a, b in pairwise(values))
+        ]
+        for name in ("median", "spread", "fitted"):
+            curves = getattr(self, name)
+            if len(curves) != size[0] or any(len(curve) != size[1] for curve in curves):
+                faults.append(f"{name} does not have {size[0]} times {size[1]} numbers")
+        if any(b < a for curve in self.fitted for a, b in pairwise(curve)):
+            faults.append("fitted falls where rows are added")
+        return faults
 
 
 def measure_latency(
@@ -106,16 +128,19 @@ def measure_latency(
     times = time_steps(backend, adapter, rows, lengths, rounds, _burst)[..., WARM_UP_ROUNDS:]
     low, median, high = np.percentile(times, (25, 50, 75), axis=-1)
     fitted = np.array([monotone(curve) for curve in median])
-    return Latency(
+    with np.errstate(divide="ignore", invalid="ignore"):  # by no time at all, which is refused
+        residual = float(np.sqrt(np.mean(np.square(median / fitted - 1))))
+    latency = Latency(
         rows=tuple(rows),
         cache_lengths=tuple(lengths),
         median=_nested(median),
         spread=_nested(high - low),
         fitted=_nested(fitted),
-        residual=float(np.sqrt(np.mean(np.square(median / fitted - 1)))),
+        residual=residual,
         repeats=repeats,
         device=describe_device(num_threads),
     )
+    return Latency.from_json(latency.to_json(), str(engine.path))
 
 
 def monotone(values: Float64Array) -> Float64Array:
@@ -186,12 +211,25 @@ def _run(step: Step, min_ms: float, max_runs: int) -> tuple[float, int]:
 
 
 def _line(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Piecewise linear; beyond the ends on the outermost slopes."""
+    """Piecewise linear; beyond the ends on the outermost slopes, but not below half of the least:
+    noise may slope down, and no step takes no time.
+    """
     if len(xs) == 1:
         return float(ys[0])
     right = min(max(int(np.searchsorted(xs, x)), 1), len(xs) - 1)
     share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
-    return float(ys[right - 1] + share * (ys[right] - ys[right - 1]))
+    return max(float(ys[right - 1] + share * (ys[right] - ys[right - 1])), min(ys) / 2)
+
+
+def _curves(fields: Fields, key: str, least: float) -> tuple[tuple[float, ...], ...]:
+    """A list of lists of numbers, in ms; the faults of each go to those of `fields`."""
+    curves = fields.values.get(key)
+    if not isinstance(curves, (list, tuple)) or len(curves) > MAX_LENGTHS:
+        fields.faults.append(f"{key} is {shown(curves)}, not a list of a list for each length")
+        return ()
+    named = Fields({f"{key}[{i}]": curve for i, curve in enumerate(curves)})
+    named.faults = fields.faults
+    return tuple(named.numbers(name, least=least, most=MAX_MS) for name in named.values)
 
 
 def _nested(array: Float64Array) -> tuple[tuple[float, ...], ...]:

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from bita.calibration.array_files import ArrayFiles
 from bita.calibration.probe import Probe, value_names
 from bita.engine import Engine
+from bita.errors import EngineError
 from bita.export.architecture import Architecture
+from bita.export.finite import is_finite
 from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
 
@@ -37,12 +41,23 @@ def collect_moments(
             for values in probe.read(token_ids):
                 for label in group:
                     rows = values[label + INPUT]
-                    product = rows.T @ rows
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        product = rows.T @ rows
                     sums[label] = sums[label] + product if label in sums else product
             on_progress(number * len(texts) + count, total)
         for label, moments in sums.items():
+            check_sums(label, moments)
             files.save(label, moments)
     return files
+
+
+def check_sums(label: str, sums: Float32Array) -> None:
+    """Raise EngineError if what was summed up of a layer's inputs is not finite."""
+    if not is_finite(sums):
+        raise EngineError(
+            f"the inputs of {label} are so large that the sums of their squares are not finite; "
+            "build with --quantizer rtn, or with PRECISION=fp32"
+        )
 
 
 def _groups(labels: Sequence[str], architecture: Architecture) -> list[list[str]]:

@@ -11,6 +11,7 @@ from bita.adapter import Adapter
 from bita.engine import GRAPH_FILE, Engine
 from bita.engine_adapter import read_adapter
 from bita.errors import EngineError
+from bita.export.finite import is_finite
 from bita.runtime.backends.layout import prefill_layout
 from bita.runtime.backends.ort_backend import BoundStep, OrtBackend
 from bita.runtime.decoding.prefill import Prefill
@@ -28,6 +29,7 @@ class Probe:
     """
 
     def __init__(self, engine: Engine, names: Sequence[str], num_threads: int = 0) -> None:
+        self._engine = engine
         self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
         self._adapter = read_adapter(engine)
         bind = partial(_bind_all_rows, self._backend, self._adapter, names)
@@ -38,13 +40,26 @@ class Probe:
     def read(self, token_ids: Sequence[int]) -> Iterator[Values]:
         """Piece by piece: the values named, and "logits" [rows, V]; all [rows, width].
 
-        Arrays are overwritten by the next piece. A text longer than the cache is cut.
+        Arrays are overwritten by the next piece. A text longer than the cache is cut. Raises
+        EngineError that names the first value which is not finite.
         """
         self._backend.cache.start(self._adapter)
         for step in self._prefill.pieces(token_ids[: self.max_tokens]):
             assert step.logits is not None
             values = {name: _rows(value) for name, value in step.probed().items()}
-            yield {**values, "logits": step.logits}
+            values["logits"] = step.logits
+            for name, value in values.items():
+                self._check(name, value)
+            yield values
+
+    def _check(self, name: str, value: Float32Array) -> None:
+        if not is_finite(value):
+            precision = self._engine.manifest.precision
+            raise EngineError(
+                f"{name} of {self._engine.path} is not finite when it reads a text: {precision} "
+                "cannot hold the numbers of this model, or its weights are damaged. Download the "
+                "model again, or choose another PRECISION"
+            )
 
 
 def _bind_all_rows(

@@ -1,12 +1,12 @@
 """What a precision costs: an engine against the float32 engine of its model, on given texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from bita.calibration.probe import Probe, value_names
-from bita.calibration.report import Quality
+from bita.calibration.report import Quality, checked_quality
 from bita.engine import Engine
 from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
@@ -28,7 +28,10 @@ def measure_quality(
     texts: Sequence[Scored],
     on_progress: OnCount = ignore_count,
 ) -> Quality:
-    """Read the texts with both. reference: the float32 engine. Raises EngineError."""
+    """Read the texts with both. reference: the float32 engine.
+
+    Raises EngineError if a value inside an engine, or what is measured, is not a finite number.
+    """
     names = value_names(reference, OUTPUT)
     probes = Probe(reference, names), Probe(engine, names)
     longest = min(probe.max_tokens for probe in probes)
@@ -45,7 +48,8 @@ def measure_quality(
             sums.add_tokens(expected["logits"][rows], found["logits"][rows], targets[first:])
             place += num_rows
         on_progress(count, len(texts))
-    return sums.quality(names, len(texts))
+    found = sums.quality(names, len(texts))
+    return checked_quality(asdict(found), f"the error of {engine.path} cannot be measured")
 
 
 class _Sums:
@@ -75,8 +79,8 @@ class _Sums:
         relative = np.sqrt(self.errors / np.maximum(self.norms, np.finfo(float).tiny))
         worst = int(relative.argmax())
         return Quality(
-            perplexity=float(np.exp(self.loss / num)),
-            reference_perplexity=float(np.exp(self.reference_loss / num)),
+            perplexity=_exp(self.loss / num),
+            reference_perplexity=_exp(self.reference_loss / num),
             kl=max(self.kl / num, 0.0),
             same_greedy=self.same / num,
             worst_layer=names[worst].removesuffix(OUTPUT),
@@ -84,6 +88,11 @@ class _Sums:
             num_texts=num_texts,
             num_tokens=self.num_tokens,
         )
+
+
+def _exp(value: float) -> float:
+    with np.errstate(over="ignore"):  # an infinite perplexity is refused by name
+        return float(np.exp(value))
 
 
 def _log_softmax(logits: Float32Array) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bita.calibration.array_files import ArrayFiles
-from bita.calibration.moments import INPUT
+from bita.calibration.moments import INPUT, check_sums
 from bita.calibration.probe import Probe, value_names
 from bita.engine import Engine
 from bita.progress import OnCount, ignore_count
@@ -61,9 +61,11 @@ def _collect(
     for count, token_ids in enumerate(texts, 1):
         for values in probe.read(token_ids):
             for label in labels:
-                piece = reduced(values[label + INPUT])
+                with np.errstate(over="ignore"):
+                    piece = reduced(values[label + INPUT])
                 found[label] = joined(found[label], piece) if label in found else piece
         on_progress(count, total)
     for label, array in found.items():
+        check_sums(label, array)
         files.save(label, array)
     return files

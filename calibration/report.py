@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bita.engine import CALIBRATION_FILE, Engine, read_calibration
-from bita.errors import EngineError, raise_faults
+from bita.errors import EngineError
+from bita.json_values import Fields, shown
 
 QUALITY = "quality"
-KINDS: dict[Any, Any] = {float: (float, int), int: int, str: str}
+LEAST_PERPLEXITY = 0.999  # that of a model which is always right is 1, but for rounding
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ class Quality:
         )
 
 
+def checked_quality(data: Mapping[str, Any], subject: str) -> Quality:
+    """The quality that `asdict` gave. Raises EngineError that names `subject` and every number
+    that is none, or is out of its range.
+    """
+    fields = Fields({QUALITY: data}).inner(QUALITY)
+    quality = Quality(
+        perplexity=fields.number("perplexity", least=LEAST_PERPLEXITY),
+        reference_perplexity=fields.number("reference_perplexity", least=LEAST_PERPLEXITY),
+        kl=fields.number("kl", least=0),
+        same_greedy=fields.number("same_greedy", least=0, most=1),
+        worst_layer=fields.text("worst_layer"),
+        worst_layer_error=fields.number("worst_layer_error", least=0),
+        num_texts=fields.whole("num_texts"),
+        num_tokens=fields.whole("num_tokens"),
+        quantizer=fields.text("quantizer"),
+        prompts=fields.text("prompts"),
+    )
+    fields.check(EngineError, subject)
+    return quality
+
+
 def read_quality(engine: Engine) -> Quality | None:
     """The quality in an engine's calibration.json, if it was measured.
 
@@ -50,16 +72,10 @@ def read_quality(engine: Engine) -> Quality | None:
     data = read_calibration(engine).get(QUALITY)
     if data is None:
         return None
-    where = f"{engine.file(CALIBRATION_FILE)}: {QUALITY}"
+    where = f"{engine.file(CALIBRATION_FILE)} (rebuild the engine to measure it again)"
     if not isinstance(data, Mapping):
-        raise EngineError(f"{where} is {data!r:.60}, not a table; rebuild the engine")
-    faults = [
-        f"{field.name} is {data.get(field.name)!r}, not {field.type}"
-        for field in fields(Quality)
-        if not isinstance(data.get(field.name), KINDS[field.type])
-    ]
-    raise_faults(EngineError, where, faults)
-    return Quality(**{field.name: data[field.name] for field in fields(Quality)})
+        raise EngineError(f"{where}: {QUALITY} is {shown(data)}, not a table")
+    return checked_quality(data, where)
 
 
 def with_quality(calibration: Mapping[str, Any], quality: Quality) -> str:

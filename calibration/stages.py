@@ -176,7 +176,13 @@ class Calibrator:
     ) -> None:
         """Add topics to the calibration, and files to the engine, in one go."""
         report = {**read_calibration(self.engine), **topics}
-        text = json.dumps(report, separators=(",", ":")) + "\n"
+        try:
+            text = json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n"
+        except ValueError as error:
+            raise EngineError(
+                f"a measurement of {self.engine.path} is not a finite number; measure it again, "
+                "with --anew"
+            ) from error
         self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **files})
 
 
@@ -206,14 +212,12 @@ class _Progress:
         key = {"of": digest}
         self._file = JsonLinesFile(self._path)
         entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]
-        if entries[:1] != [key]:
+        known = _positions_of(entries[1:]) if entries[:1] == [key] else None
+        if known is None:
             self.remove()
-            self._file, entries = JsonLinesFile(self._path), []
+            self._file = JsonLinesFile(self._path)
             self._file.append(key)
-        self.known = {
-            number: tuple(map(Position.of, entry["positions"]))
-            for number, entry in enumerate(entries[1:])
-        }
+        self.known = known or {}
 
     def __enter__(self) -> "_Progress":
         return self
@@ -228,3 +232,14 @@ class _Progress:
     def remove(self) -> None:
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def _positions_of(entries: Sequence[Any]) -> dict[int, tuple[Position, ...]] | None:
+    """The positions of each prompt by its number; None if the file was changed by someone else."""
+    try:
+        return {
+            number: tuple(Position.of(each) for each in entry["positions"])
+            for number, entry in enumerate(entries)
+        }
+    except (KeyError, TypeError, ValueError):
+        return None

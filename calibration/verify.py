@@ -7,7 +7,6 @@ must not change, so an adapter of random numbers is tried too.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from math import nan
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from bita.tree import Tree
 # Below such a gap between the two best logits, another order of summation may turn their order.
 # float32 noise was measured at 1e-5; 8-bit activations amplify it to about 0.2.
 NEAR_TIE = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.5, "int4": 0.5, "fp8": 0.5}
-Margin = Callable[[Sequence[int]], float]  # token ids -> gap of the two best logits behind them
+# Token ids -> gap of the two best logits behind them; None where it says nothing.
+Margin = Callable[[Sequence[int]], float | None]
 GREEDY: Mapping[str, Any] = {}  # as options
 RANDOM_SCALE = 3.0  # far beyond any embedding, so that garbage is really garbage
 
@@ -29,14 +29,18 @@ class Divergence:
     """Where two texts part. prompt_index, position: from 0, position in the new tokens.
 
     expected, found: token ids, None where one text has ended. margin: between the two best logits
-    of the reference there; NaN for sampled text.
+    of the reference there; None for sampled text, where it says nothing.
     """
 
     prompt_index: int
     position: int
     expected: int | None
     found: int | None
-    margin: float
+    margin: float | None
+
+    def is_near_tie(self, tolerance: float) -> bool:
+        """Whether rounding may explain it. A margin that is not a number explains nothing."""
+        return self.margin is None or self.margin < tolerance
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Comparison:
         """The divergences that the engine's mode does not allow."""
         if self.tolerance == 0:
             return self.divergences
-        return [item for item in self.divergences if item.margin >= self.tolerance]
+        return [item for item in self.divergences if not item.is_near_tie(self.tolerance)]
 
 
 def verify(
@@ -118,8 +122,8 @@ def _alone(
     return session.generate(prompt, max_new_tokens, **options).token_ids
 
 
-def _unknown(token_ids: Sequence[int]) -> float:
-    return nan
+def _unknown(token_ids: Sequence[int]) -> None:
+    return None
 
 
 def compare(

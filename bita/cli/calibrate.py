@@ -1,7 +1,6 @@
 """`bita calibrate`: measure an engine on this device, and choose its tree by that."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,19 +118,16 @@ def _latency_of(engine: Any, device: str) -> Any:
     from bita.calibration.devices import DEVICES, modelled_latency
     from bita.calibration.latency import Latency
     from bita.errors import EngineError
+    from bita.json_values import read_json_object
 
     if device in DEVICES:
         return modelled_latency(device, engine)
+    fix = f"give a JSON file with a latency, or one of {', '.join(DEVICES)}"
     try:
-        data = json.loads(Path(device).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"cannot read a latency from {device}: {error}; give a JSON file, or one of "
-            f"{', '.join(DEVICES)}"
-        ) from error
-    if isinstance(data, dict) and "latency" in data:
-        data = data["latency"]  # a whole calibration.json
-    return Latency.from_json(data, device)
+        data: Any = read_json_object(Path(device), EngineError, fix)
+    except EngineError as error:
+        raise EngineError(f"cannot read a latency from {device}: {error}") from error
+    return Latency.from_json(data.get("latency", data), device)  # or a whole calibration.json
 
 
 def _print_acceptance(acceptance: Any) -> None:

@@ -54,11 +54,14 @@ def _engine_rows(path: Path) -> Rows:
     from bita.dialect_spec import DIALECTS, STANDARD
     from bita.engine import open_engine, read_calibration
     from bita.engine_adapter import read_adapter
+    from bita.runtime.backends.pair_scores import read_tables
     from bita.runtime.session import read_tree
 
     engine = open_engine(path, check_hashes=True)
     tree = read_tree(engine)
     read_adapter(engine)  # shown by the manifest's numbers, which are checked so
+    if engine.manifest.pair_rank:
+        read_tables(engine)
     quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
     spec = DIALECTS.get(manifest.dialect, STANDARD)  # its cache is float16, as in most dialects
@@ -118,16 +121,21 @@ def _measured_rows(report: Mapping[str, Any], source: str) -> list[tuple[str, ob
         threads, length = latency.device.get("threads"), latency.cache_lengths[0]
         rows.append(("steps", f"{some} rows, after {length} tokens; {device}, threads: {threads}"))
     if isinstance(report.get("memory"), Mapping):
-        rows.append(("memory", _memory(report["memory"])))
+        rows.append(("memory", _memory(report["memory"], source)))
     return rows
 
 
-def _memory(measured: Mapping[str, Any]) -> str:
-    parts = []
+def _memory(measured: Mapping[str, Any], source: str) -> str:
+    from bita.errors import EngineError
+    from bita.json_values import Fields
+
+    parts, fields = [], Fields(measured, "memory.")
     for name, when in (("at_load", "when loaded"), ("decoding", "decoding")):
-        memory = measured.get(name, {})
-        gpu = f" and {memory['gpu'] / 1e6:.0f} MB of the GPU" if memory.get("gpu") else ""
-        parts.append(f"{memory.get('host', 0) / 1e6:.0f} MB{gpu} {when}")
+        memory = fields.inner(name, {})
+        host, used = memory.whole("host", 0), memory.whole("gpu", 0)
+        gpu = f" and {used / 1e6:.0f} MB of the GPU" if used else ""
+        parts.append(f"{host / 1e6:.0f} MB{gpu} {when}")
+    fields.check(EngineError, f"{source}: calibration.json (calibrate again)")
     return ", ".join(parts)
 
 

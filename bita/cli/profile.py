@@ -122,7 +122,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _write_json(reports: "Sequence[EngineReport]", path: Path) -> None:
     engines = [report.to_json() for report in reports]
-    write_whole(path, json.dumps({"engines": engines}, indent=1) + "\n")
+    try:
+        text = json.dumps({"engines": engines}, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise BitaError("a figure is not a finite number; profile again") from error
+    write_whole(path, text)
 
 
 def _print(reports: "Sequence[EngineReport]", names: Sequence[str]) -> None:

@@ -125,8 +125,9 @@ def _report(comparison: "Comparison") -> None:
     )
     for item in comparison.divergences[:10]:
         out = sys.stderr if item in comparison.forbidden else sys.stdout
+        margin = "" if item.margin is None else f", top-2 margin {item.margin:.2g}"
         print(
             f"  prompt {item.prompt_index}, new token {item.position}: {item.found} instead of "
-            f"{item.expected}, top-2 margin {item.margin:.2g}",
+            f"{item.expected}{margin}",
             file=out,
         )

@@ -51,7 +51,7 @@ def transformers_name(architecture: str, name: str) -> str | None:
         return None
     if module in OUTER:
         return f"{OUTER[module]}.{kind}"
-    layer = re.fullmatch(r"blk\.([0-9]+)\.(\w+)", module)
+    layer = re.fullmatch(r"blk\.([0-9]{1,9})\.(\w+)", module)
     table = LAYER_OF_ARCHITECTURE.get(architecture, LAYER)
     if layer is None or layer[2] not in table:
         return None
