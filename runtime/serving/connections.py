@@ -76,10 +76,24 @@ class LimitedProtocol(H11Protocol):
         super().resume_writing()
         _cancel(self._write_timer)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, and take the answer to a request that it is part of from it."""
+        has_begun = self._is_answering and self.cycle.response_started
+        if self._is_answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if has_begun:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _follow(self) -> None:
         """Start or stop the wait for a request, whichever it is time for."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering:
+        if self._is_answering:
             self.waiting_since = None
             _cancel(self._header_timer)
         elif self.waiting_since is None:

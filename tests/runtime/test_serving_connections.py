@@ -203,6 +203,23 @@ def test_an_answer_is_not_closed_to_make_room(tiny_engine: Path) -> None:
             client.close()
 
 
+@pytest.mark.parametrize(
+    "beginning", [POST, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"], ids=["POST", "GET"]
+)
+def test_a_body_that_is_not_http_ends_its_request(
+    tiny_engine: Path, beginning: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(tiny_engine) as server, connected(server) as client:
+        client.sendall(beginning + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{....no chunk\r\n")
+        while client.recv(65536):
+            pass
+        assert not server.server.line.num_taken
+        assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "WARNING" not in line] == []
+    assert len(lines) == 1  # that it is not HTTP
+
+
 def test_lines_of_the_log_are_short_and_visible() -> None:
     formatter = LogLines()
 
