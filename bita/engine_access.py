@@ -1,5 +1,6 @@
 """Who may write an engine, and what its readers see meanwhile: the engine of before or of after."""
 
+import errno
 import inspect
 import os
 import shutil
@@ -45,11 +46,10 @@ def writing(out: str | Path) -> Iterator[Place]:
 
 def unwritable(out: str | Path, error: OSError) -> EngineError:
     """The error that says why the engine at `out` cannot be written."""
-    where = error.filename2 or error.filename or out
-    return EngineError(
-        f"cannot write the engine {out}: {error.strerror or error} ({where}); choose another OUT, "
-        "or mend that"
-    )
+    where, fix = error.filename2 or error.filename or out, "choose another OUT, or mend that"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = "make its directory writable, or choose another OUT"
+    return EngineError(f"cannot write the engine {out}: {error.strerror or error}: {where}; {fix}")
 
 
 def undisturbed(read: Callable[P, T]) -> Callable[P, T]:

@@ -7,7 +7,6 @@ the engine.
 
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +56,7 @@ class Place:
 
     def own(self) -> Path:
         """A new hidden name that belongs to this process."""
-        return self.hidden(f"{os.getpid()}-{secrets.token_hex(4)}.partial")
+        return self.hidden(f"{os.getpid()}-{os.urandom(4).hex()}.partial")
 
     def leftovers(self) -> list[Path]:
         """What `own` named and is still there: of killed writers, if no other is at work."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from bita.extras import install_command
+
 MAX_FAULTS = 20  # lines of one message; a broken file may have millions
 
 
@@ -41,9 +43,8 @@ class MissingExtraError(BitaError):
     """A feature needs packages that are not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs packages that are not installed: pip install 'bita-edge[{extra}]'"
-        )
+        command = install_command(extra)
+        super().__init__(f"{feature} needs packages that are not installed: {command}")
 
 
 def raise_faults(error: type[BitaError], subject: str, faults: Sequence[str]) -> None:

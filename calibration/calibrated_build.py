@@ -28,12 +28,11 @@ from bita.engine_place import Place
 from bita.errors import EngineError
 from bita.export.build import (
     CheckedBuild,
-    build_in_steps,
     check_reference,
-    finish_engine,
     weight_bytes,
 )
 from bita.export.build_inputs import adapter_digest
+from bita.export.finished_build import build_in_steps, finish_engine
 from bita.export.tensorrt.build_costs import check_memory
 from bita.progress import OnCount, OnProgress, ignore_progress
 from bita.tree import Tree

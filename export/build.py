@@ -1,6 +1,5 @@
 """`make engine`: from a checkpoint and an adapter to an engine directory."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +17,10 @@ from bita.engine import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
     TREE_FILE,
-    Engine,
     Manifest,
     check_replaceable,
-    move_engine,
     new_engine,
-    open_engine,
 )
-from bita.engine_access import writing
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
 from bita.export.check_texts import check_texts
@@ -41,13 +36,11 @@ from bita.export.tensorrt.build_costs import check_disk, plan_costs
 from bita.export.tensorrt.compile_engine import (
     CompileOptions,
     check_costs,
-    compile_engine,
     decode_rows,
 )
 from bita.identity import identify
 from bita.manifest import MODES
 from bita.pairs import pair_tables
-from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
 from bita.tensors import EMBEDDINGS
 from bita.tree import Tree
@@ -193,50 +186,6 @@ def build_engine(
         _write_texts(build.texts, draft.path)
         draft.manifest = _manifest(build)
     return draft.manifest
-
-
-def build_in_steps(
-    build: CheckedBuild, on_progress: OnProgress, seen: Seen = NOTHING_SEEN
-) -> Manifest:
-    """`build_engine`, with its progress in MiB of weights."""
-    stage, written = f"exporting {build.options.precision}", 0
-
-    def add(num_bytes: int) -> None:
-        nonlocal written
-        written += num_bytes
-        on_progress(stage, written >> 20, max(build.num_bytes >> 20, 1))
-
-    return build_engine(build, on_write=add, seen=seen)
-
-
-def build_uncalibrated(build: CheckedBuild, on_progress: OnProgress = ignore_progress) -> Engine:
-    """Write the engine `build.out` and measure nothing; it has its plan when it gets there.
-
-    Raises what `build_engine` does.
-    """
-    with writing(build.out) as place:
-        folder = place.own()
-        try:
-            graph = replace(build, out=folder / "engine")
-            build_in_steps(graph, on_progress)
-            return finish_engine(open_engine(graph.out), build, on_progress)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def finish_engine(
-    engine: Engine,
-    build: CheckedBuild,
-    on_progress: OnProgress = ignore_progress,
-) -> Engine:
-    """Compile a built engine, if the build has a plan, and move it to `build.out`.
-
-    Whatever fails before the end leaves an older engine at `build.out` as it is.
-    Raises EngineError.
-    """
-    if build.compile_options:
-        engine = compile_engine(engine, build.compile_options, on_progress)
-    return move_engine(engine, build.out)
 
 
 def check_rotary_widths(architecture: Architecture, unit: int) -> None:

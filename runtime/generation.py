@@ -18,9 +18,9 @@ class Generation(Iterator[str]):
     "grammar" (complete, nothing can follow), "length" (max_new_tokens), "capacity" (the cache is
     full), "timeout" or "cancelled". seed: that gives the same answer again.
 
-    Several on one engine may be iterated over by turns, in one thread or in several: a step has the
-    engine for itself, and goes on where the answer was. What another text took from the cache
-    is put back, or computed again; so one answer after the other is fastest.
+    Several on one engine may be iterated over by turns, in one thread or in several: a turn has the
+    engine for itself, and continues where the answer was. What another text took from the cache is
+    put back, or computed again within the turn; so one answer after the other is fastest.
     """
 
     def __init__(
@@ -80,8 +80,9 @@ class Generation(Iterator[str]):
         """Run one step and return the text it added.
 
         That is "" in a long prompt, and while a character or what may be a stop string is not
-        complete. Raises PromptError if the grammar gets too complex, and EngineError; the answer
-        has ended then.
+        complete. What the cache lost of the answer to other texts is computed again before, in
+        further steps, so that every call gets further than all before it. Raises PromptError if the
+        grammar gets too complex, and EngineError; the answer has ended then.
         """
         if self.finish_reason is not None:
             raise StopIteration
@@ -120,23 +121,34 @@ class Generation(Iterator[str]):
         return max(self._ends_at - monotonic(), 0)
 
     def _step(self) -> str:
-        if self._is_cancelled:
-            return self._finish("cancelled")
-        if self._ends_at is not None and monotonic() >= self._ends_at:
-            return self._finish("timeout")
-        if self._decoder.is_full(self._sequence):
-            return self._finish("capacity")
-        is_decode_step = self._sequence.has_answer  # else it reads the prompt
-        num_before, rule = len(self.token_ids), self._rule
-        for token in self._decoder.step(self._sequence):
-            rule.feed(token)
-        if is_decode_step:
-            self._decoder.stats.num_tokens += len(self.token_ids) - num_before
-        if rule.finish_reason is not None:
-            return self._finish(rule.finish_reason)
+        """Run steps until one gets further than the answer has been before."""
+        num_read = self._sequence.num_read
+        while self._sequence.num_read == num_read:
+            reason = self._reason_to_end()
+            if reason is not None:
+                return self._finish(reason)
+            self._run_step()
+        if self._rule.finish_reason is not None:
+            return self._finish(self._rule.finish_reason)
         if self._sequence.chooser.matches_grammar:
             return self._finish("grammar")
-        return self._add(rule.take_text())
+        return self._add(self._rule.take_text())
+
+    def _reason_to_end(self) -> FinishReason | None:
+        """Why no step is to follow."""
+        if self._is_cancelled:
+            return "cancelled"
+        if self._ends_at is not None and monotonic() >= self._ends_at:
+            return "timeout"
+        return "capacity" if self._decoder.is_full(self._sequence) else None
+
+    def _run_step(self) -> None:
+        is_decode_step = self._sequence.has_answer  # else it reads the prompt
+        num_before = len(self.token_ids)
+        for token in self._decoder.step(self._sequence):
+            self._rule.feed(token)
+        if is_decode_step:
+            self._decoder.stats.num_tokens += len(self.token_ids) - num_before
 
     def _finish(self, reason: FinishReason) -> str:
         self.finish_reason = reason

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bita.cli.generate import summary
 from bita.cli.shared.answers import add_sampling, add_session, open_session, sampling_of
-from bita.cli.shared.flags import add_command
+from bita.cli.shared.flags import add_command, text
+from bita.cli.shared.streams import MAX_TEXT, as_unicode
 from bita.errors import PromptError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "bita chat engines/smollm2-135m-instruct-int4 --temperature 0.7",
     )
     add_session(parser)
-    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--system", type=text, help="a system message")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer")
     parser.add_argument(
         "--overflow",
@@ -46,7 +47,9 @@ def add_parser(subparsers: Any) -> None:
         default="drop_oldest",
         help="when the conversation outgrows the cache (default: leave out its oldest turns)",
     )
-    parser.add_argument("--stats", action="store_true", help="figures behind each answer")
+    parser.add_argument(
+        "--stats", action="store_true", help="figures of each answer, to standard error"
+    )
     add_sampling(parser, default="what the model's authors recommend, else greedy")
     parser.set_defaults(run=run)
 
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     start = [{"role": "system", "content": args.system}] if args.system else []
     chat = Chat(session, session.conversation(start, args.overflow), given, args.stats)
     if not sys.stdin.isatty():
-        chat.talk(_lines(sys.stdin.readline))
+        chat.talk(_lines(lambda: sys.stdin.readline(MAX_TEXT)))
         return 0
     print(f"{args.engine}, tree: {session.tree}. /help lists what else can be typed.")
     with _history():
@@ -89,13 +92,13 @@ class Chat:
         """Answer messages and follow commands until /quit, or there are no more."""
         commands: dict[str, Callable[[], None]] = {
             "/help": lambda: print(HELP),
-            "/stats": self._stats,
+            "/stats": lambda: print(self._figures()),
             "/clear": self._clear,
             "/undo": self._undo,
             "/retry": self._retry,
         }
-        for text in inputs:
-            word = text.strip()
+        for typed in inputs:
+            word = typed.strip()
             if word in ("/quit", "/exit"):
                 return
             if not word:
@@ -106,7 +109,7 @@ class Chat:
                 elif re.fullmatch(r"/\w+", word):
                     print(f"there is no {word}; /help lists what there is")
                 else:
-                    self._answer(text)
+                    self._answer(_unicode(typed))
             except PromptError as error:
                 print(f"bita: {error}", file=sys.stderr)
 
@@ -122,12 +125,13 @@ class Chat:
         if self._conversation.num_dropped:
             print(f"[{self._conversation.num_dropped} messages left out, the cache is full]")
         if self._shows_stats:
-            self._stats()
+            print(self._figures(), file=sys.stderr)
 
-    def _stats(self) -> None:
+    def _figures(self) -> str:
+        """Those of the last answer."""
         if self._last is None:
             raise PromptError("nothing has been answered yet")
-        print(summary(self._session, self._last))
+        return summary(self._session, self._last)
 
     def _clear(self) -> None:
         self._conversation = self._session.conversation(self._start, self._conversation.overflow)
@@ -142,6 +146,14 @@ class Chat:
     def _stop(self) -> None:
         if self._last is not None:
             self._last.cancel()
+
+
+def _unicode(typed: str) -> str:
+    """Raises PromptError for what is not text."""
+    try:
+        return as_unicode(typed, sys.stdin.encoding or "utf-8")
+    except UnicodeError as error:
+        raise PromptError(f"that is not UTF-8 ({error}); type it again") from error
 
 
 def _typed() -> Iterator[str]:

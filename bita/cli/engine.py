@@ -214,7 +214,7 @@ def _check(request: _Request) -> "CheckedBuild":
 def _build(build: "CheckedBuild", request: _Request) -> str:
     """Build the engine, and report what was measured."""
     from bita.cli.shared.progress import progress_bars
-    from bita.export.build import build_uncalibrated
+    from bita.export.finished_build import build_uncalibrated
 
     if request.calibration is not None:
         return _calibrated(build, request.calibration)

@@ -54,11 +54,14 @@ def _engine_rows(path: Path) -> Rows:
     from bita.dialect_spec import DIALECTS, STANDARD
     from bita.engine import open_engine, read_calibration
     from bita.engine_adapter import read_adapter
+    from bita.runtime.backends.pair_scores import read_tables
     from bita.runtime.session import read_tree
 
     engine = open_engine(path, check_hashes=True)
     tree = read_tree(engine)
     read_adapter(engine)  # shown by the manifest's numbers, which are checked so
+    if engine.manifest.pair_rank:
+        read_tables(engine)
     quality, measured = read_quality(engine), read_calibration(engine)
     manifest = engine.manifest
     spec = DIALECTS.get(manifest.dialect, STANDARD)  # its cache is float16, as in most dialects

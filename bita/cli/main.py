@@ -7,13 +7,17 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from bita import __version__
+from bita.cli.shared.flags import CommandParser
+from bita.cli.shared.streams import flush_or_discard, prepare_streams, reader_is_gone
 from bita.errors import BitaError, MissingExtraError
 from bita.json_values import printable
 from bita.tuning.launcher import report_once
 
+MAX_MESSAGE = 4000  # characters
 # The extra that brings a module; what is not named here is a fault of the installation.
 EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
@@ -30,42 +34,61 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    with report_once():
-        args = _parser().parse_args(argv)
-    if args.debug:
-        return int(args.run(args))
+    prepare_streams()
+    args = None
     try:
-        return int(args.run(args))
-    except BrokenPipeError:
-        return 0  # the reader has seen enough, as `head` does
-    except KeyboardInterrupt:
         with report_once():
-            print("bita: interrupted", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+            args = _parser().parse_args(argv)
+        status = int(args.run(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except BaseException as error:
+        if args is not None and args.debug:
             raise
-        return _fail(MissingExtraError(f"`bita {args.command}`", EXTRAS[package]))
-    except (BitaError, OSError, MemoryError) as error:
-        return _fail(error)
+        return _status_of(error, args)
+    finally:
+        flush_or_discard()
 
 
-def _fail(error: Exception) -> int:
-    with report_once():
-        message = printable(on_one_line(str(error) or repr(error)))
-        print(f"bita: error: {message}", file=sys.stderr)
+def _status_of(error: BaseException, args: argparse.Namespace | None) -> int:
+    """The exit status after an error, which is reported on one line.
+
+    Raises what ends a program by itself: SystemExit.
+    """
+    if isinstance(error, BrokenPipeError) and reader_is_gone():
+        return 0  # the reader has seen enough, as `head` does
+    if isinstance(error, KeyboardInterrupt):
+        report("bita: interrupted")
+        return 130
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, ModuleNotFoundError) and args is not None:
+        package = (error.name or "").split(".")[0]
+        if package in EXTRAS:
+            error = MissingExtraError(f"`bita {args.command}`", EXTRAS[package])
+    text = str(error) or repr(error)
+    if not isinstance(error, (BitaError, OSError)):
+        text = f"{type(error).__name__}: {text}; --debug shows where it arose"
+    report(f"bita: error: {on_one_line(text)}")
     return 2
 
 
+def report(line: str) -> None:
+    """Print to standard error, where somebody reads it."""
+    with report_once(), suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def on_one_line(message: str) -> str:
-    """A message with a list of faults, as one line."""
-    message = re.sub(r":\n\s*- ", ": ", message.strip())
-    return " ".join(re.sub(r"\n\s*- ", "; ", message).split())
+    """A message with a list of faults, as one line of bounded length."""
+    message = re.sub(r":\n\s*- ", ": ", message[: 2 * MAX_MESSAGE].strip())
+    line = " ".join(re.sub(r"\n\s*- ", "; ", message).split())
+    return printable(line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}...")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bita",
         description="Put BiTA-accelerated language models on edge devices.",
         epilog="`bita COMMAND --help` shows an example of each.",

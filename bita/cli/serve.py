@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.cli.shared.answers import add_sampling, add_session, open_session, sampling_of
-from bita.cli.shared.flags import add_command, not_negative, positive
+from bita.cli.shared.flags import add_command, not_negative, positive, text
 from bita.errors import EngineError, PromptError
 
 KEY_VARIABLE = "BITA_API_KEY"
@@ -27,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
     add_session(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
     parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
-    parser.add_argument("--model-name", help="that clients ask for; default: the engine's folder")
+    parser.add_argument(
+        "--model-name", type=text, help="that clients ask for; default: the engine's folder"
+    )
     parser.add_argument(
         "--api-key-file", type=Path, help=f"file of the key; default: the variable {KEY_VARIABLE}"
     )

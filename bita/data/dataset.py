@@ -18,9 +18,11 @@ from bita.data.json_lines import JsonLinesFile, parse_line, whole_lines
 from bita.errors import ModelError, raise_faults
 from bita.files import write_whole
 from bita.identity import ModelIdentity
+from bita.json_values import read_json_object, shown
 
 FORMAT, FORMAT_VERSION = "bita-data", 1
 INFO_FILE, SHARD_LINES = "info.json", 256
+MAX_IDS = 2**31  # tokens that any model has
 Finish = Literal["eos", "length"]
 Source = Literal["file", "self"]
 _ANOTHER_DIRECTORY = "give the same model and options, or another directory"
@@ -90,12 +92,9 @@ class DatasetInfo:
     def load(cls, directory: Path) -> "DatasetInfo":
         """Raises ModelError that lists every fault of info.json."""
         path = directory / INFO_FILE
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ModelError(f"{path} is missing; generate the data first") from error
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read ({error}); generate the data again") from error
+        if not path.exists():
+            raise ModelError(f"{path} is missing; generate the data first")
+        data = read_json_object(path, ModelError, "generate the data again")
         raise_faults(ModelError, f"{path} (generate the data again)", _info_faults(data))
         identity = ModelIdentity.from_json(json.dumps(data["model"]))
         tokenizer, generator = data["tokenizer_sha256"], data["generator"]
@@ -160,7 +159,7 @@ class DatasetWriter:
 
     def _continue(self, path: Path, shard: JsonLinesFile) -> None:
         last = parse_line(shard.lines[-1], path, len(shard.lines))
-        if type(last.get("index")) is not int:
+        if type(last.get("index")) is not int or not 0 <= last["index"] < 2**63:
             raise ModelError(f"{path}:{len(shard.lines)} has no index; delete the line")
         self.next_index = last["index"] + 1
         self.num_lines = int(path.stem[-5:]) * SHARD_LINES + len(shard.lines)
@@ -224,24 +223,27 @@ def _conversation(data: Mapping[str, Any], place: str) -> Conversation:
         for name in ("prompt", "response")
         if not isinstance(data.get(name), list)
         or not data[name]
-        or not all(type(token_id) is int and token_id >= 0 for token_id in data[name])
+        or not all(type(token_id) is int and 0 <= token_id < MAX_IDS for token_id in data[name])
     ]
     for name, values in (("finish", get_args(Finish)), ("source", get_args(Source))):
         if data.get(name) not in values:
-            faults.append(f"{name} is {data.get(name)!r}, not one of {', '.join(values)}")
+            faults.append(f"{name} is {shown(data.get(name))}, not one of {', '.join(values)}")
     raise_faults(ModelError, f"{place} (delete the line, or generate the data again)", faults)
     finish, source = data["finish"], data["source"]
     return Conversation(tuple(data["prompt"]), tuple(data["response"]), finish, source)
 
 
-def _info_faults(data: Any) -> list[str]:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+def _info_faults(data: Mapping[str, Any]) -> list[str]:
+    if data.get("format") != FORMAT:
         return [f"is not of the format {FORMAT!r}"]
     if data.get("format_version") != FORMAT_VERSION:
-        return [f"has format_version {data.get('format_version')!r}; this is {FORMAT_VERSION}"]
+        return [f"has format_version {shown(data.get('format_version'))}; this is {FORMAT_VERSION}"]
     types = {"model": dict, "tokenizer_sha256": str, "generator": str, "options": dict}
-    return [
-        f"{name} is {data.get(name)!r:.40}, not a {kind.__name__}"
+    faults = [
+        f"{name} is {shown(data.get(name))}, not a {kind.__name__}"
         for name, kind in {**types, "warnings": list}.items()
         if not isinstance(data.get(name), kind)
     ]
+    if not faults and not all(isinstance(warning, str) for warning in data["warnings"]):
+        faults.append(f"warnings is {shown(data['warnings'])}, not a list of texts")
+    return faults

@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from bita.data.dataset import MAX_IDS
 from bita.data.generators import Completion, cut_at_eos
 from bita.data.model_texts import ModelTexts
 from bita.errors import TuningError
+from bita.json_values import parse_json, shown
 
 ENCODED_AGAIN = "the endpoint gave text without token ids; the text was encoded again"
+MAX_ANSWER_BYTES = 1 << 26
 TOKEN_ID = "token_id:"  # how vLLM writes ids where the API has room for strings only
 # Not in OpenAI's API. Servers take penalties from the model's generation config if not told.
 _EXTRAS: dict[str, Any] = {
@@ -99,8 +102,8 @@ class EndpointGenerator:
             token_ids, finish = self._token_ids(choice), choice.get("finish_reason")
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise TuningError(
-                f"{self._settings.completions_url} answered {json.dumps(answer)[:200]}, which is "
-                f"no completion ({error!r}); give a server with OpenAI's /v1/completions"
+                f"{self._settings.completions_url} answered {shown(answer)}, which is "
+                f"not a completion ({error!r:.200}); give a server with OpenAI's /v1/completions"
             ) from error
         eos_ids = self._texts.eos_ids
         completion = cut_at_eos(token_ids[:max_new_tokens], eos_ids)
@@ -116,12 +119,20 @@ class EndpointGenerator:
 
     def _token_ids(self, choice: Mapping[str, Any]) -> list[int]:
         if isinstance(choice.get("token_ids"), list):
-            return [int(token_id) for token_id in choice["token_ids"]]
+            return _checked(choice["token_ids"])
         tokens = (choice.get("logprobs") or {}).get("tokens")
         if tokens and all(str(token).startswith(TOKEN_ID) for token in tokens):
-            return [int(token.removeprefix(TOKEN_ID)) for token in tokens]
+            return _checked([int(token.removeprefix(TOKEN_ID)) for token in tokens])
         self.warnings = (ENCODED_AGAIN,)
         return self._texts.codec.encode(choice["text"], add_special_tokens=False)
+
+
+def _checked(token_ids: list[Any]) -> list[int]:
+    """Raises ValueError for what cannot be token ids."""
+    for token_id in token_ids:
+        if type(token_id) is not int or not 0 <= token_id < MAX_IDS:
+            raise ValueError(f"{shown(token_id)} is not a token id")
+    return token_ids
 
 
 class _RefusedError(TuningError):
@@ -164,15 +175,17 @@ def _post_once(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
     try:
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=options.timeout_s) as response:
-            answer = response.read()
+            answer = response.read(MAX_ANSWER_BYTES + 1)
     except urllib.error.HTTPError as error:
         raise _status_error(url, error) from error
     except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
         raise _BusyError(str(getattr(error, "reason", "") or repr(error))) from error
     except ValueError as error:
         raise TuningError(f"{url!r} is no URL ({error}); give http://HOST:PORT") from error
+    if len(answer) > MAX_ANSWER_BYTES:
+        raise TuningError(f"{url} answered with over {MAX_ANSWER_BYTES} bytes; give another server")
     try:
-        return json.loads(answer)
+        return parse_json(answer)
     except ValueError as error:
         raise TuningError(
             f"{url} answered {answer[:80]!r}, which is not JSON; give the base URL of an "
@@ -185,7 +198,8 @@ def _status_error(url: str, error: urllib.error.HTTPError) -> Exception:
         words = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
     if error.code == 429 or error.code >= 500:
         wait = error.headers.get("Retry-After", "")
-        return _BusyError(f"status {error.code}: {words}", float(wait) if wait.isdigit() else 0.0)
+        waits = wait.isascii() and wait.isdecimal() and len(wait) < 10
+        return _BusyError(f"status {error.code}: {words}", float(wait) if waits else 0.0)
     text = f"{url} answered with status {error.code}: {words}"
     if error.code in (401, 403):
         return TuningError(f"{text}; give the server's API key")

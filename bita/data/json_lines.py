@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import ModelError
+from bita.json_values import parse_json, shown
 
 
 class JsonLinesFile:
@@ -42,11 +43,11 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """The JSON object of a line. Raises ModelError that names file and line."""
     try:
-        data = json.loads(line)
+        data = parse_json(line)
     except ValueError as error:
         raise ModelError(
             f"{path}:{number} is not JSON ({error}); delete the line, or generate the data again"
         ) from error
     if not isinstance(data, dict):
-        raise ModelError(f"{path}:{number} is a JSON {type(data).__name__}, not an object")
+        raise ModelError(f"{path}:{number} holds {shown(data)}, not an object")
     return data

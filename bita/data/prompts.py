@@ -1,12 +1,12 @@
 """Prompt files: JSONL in plain, chat and MT-Bench form, and the set that comes with bita-edge."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bita.errors import PromptError, raise_faults
+from bita.errors import MAX_FAULTS, PromptError, raise_faults
+from bita.json_values import MAX_JSON_BYTES, parse_json, read_regular_file, shown
 
 Messages = list[dict[str, str]]
 Item = TypeVar("Item")
@@ -32,35 +32,53 @@ def read_prompts(path: Path | None = None, limit: int | None = None) -> list[Mes
 def read_questions(path: Path | None = None, limit: int | None = None) -> list[Question]:
     """The first `limit` questions of a prompt file (None: our own set).
 
-    Raises PromptError that lists every bad line.
+    Lines end at a line feed alone: JSON may hold the other ends of lines that Unicode knows.
+    Raises PromptError that lists the first bad lines.
     """
     path = path or BUNDLED_PROMPTS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read prompts from {path}: {error}") from error
     questions: list[Question] = []
     faults: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip() and (limit is None or len(questions) < limit):
+    for number, line in enumerate(_lines(path), 1):
+        if len(questions) == limit or len(faults) == MAX_FAULTS:
+            break
+        if line.strip():
             try:
-                questions.append(_question(json.loads(line)))
-            except (ValueError, TypeError) as error:
+                questions.append(_question(line))
+            except ValueError as error:
                 faults.append(f"line {number}: {error}")
     if not questions and not faults:
         faults.append(f"holds no prompts; give lines of the form {FORMS}")
-    raise_faults(PromptError, str(path), faults[:20])
+    raise_faults(PromptError, str(path), faults)
     return questions
 
 
-def _question(entry: Any) -> Question:
+def _lines(path: Path) -> list[str]:
+    try:
+        text = read_regular_file(path, MAX_JSON_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"cannot read prompts from {path}: byte {error.start} is not UTF-8"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise PromptError(f"cannot read prompts from {path}: {error}") from error
+    return text.removeprefix("\N{BYTE ORDER MARK}").split("\n")
+
+
+def _question(line: str) -> Question:
+    """Raises ValueError for what is not a question, or not text that UTF-8 can hold."""
+    entry = parse_json(line)
     messages = _messages(entry)
-    return Question(messages, str(entry.get("category") or "all"))
+    category = entry.get("category") or "all"
+    question = Question(messages, category if isinstance(category, str) else shown(category))
+    for text in (question.category, *(message["content"] for message in messages)):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("holds half a surrogate pair; give whole characters")
+    return question
 
 
 def _messages(entry: Any) -> Messages:
     if isinstance(entry, Mapping):
-        if isinstance(entry.get("messages"), list):
+        if isinstance(entry.get("messages"), list) and entry["messages"]:
             return [_message(message) for message in entry["messages"]]
         turns = entry.get("turns")
         text = turns[0] if isinstance(turns, list) and turns else entry.get("prompt")
@@ -71,8 +89,11 @@ def _messages(entry: Any) -> Messages:
 
 def _message(message: Any) -> dict[str, str]:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise ValueError(f"message {message!r:.60} has no role and content")
-    return {"role": str(message["role"]), "content": str(message["content"])}
+        raise ValueError(f"message {shown(message)} has no role and content")
+    for name in ("role", "content"):
+        if not isinstance(message[name], str):
+            raise ValueError(f"a message has the {name} {shown(message[name])}, not a text")
+    return {"role": message["role"], "content": message["content"]}
 
 
 def evenly(items: Sequence[Item], count: int | None) -> list[Item]:

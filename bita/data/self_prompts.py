@@ -75,10 +75,8 @@ class SelfPrompts:
         path = directory / PROMPTS_FILE
         file = JsonLinesFile(path)
         try:
-            entries = [parse_line(line, path, n) for n, line in enumerate(file.lines, 1)]
+            entries = [_entry(line, path, n) for n, line in enumerate(file.lines, 1)]
             return self._continue(file, entries, num, on_progress)[:num]
-        except KeyError as error:
-            raise TuningError(f"{path} has a line without {error}; delete the file") from error
         finally:
             file.close()
 
@@ -172,6 +170,22 @@ class SelfPrompts:
                 f"only {num_kept} of {num_tried} self-written prompts are usable (left out: "
                 f"{reasons}); give prompts in a file, or another temperature"
             )
+
+
+def _entry(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """A kept prompt. Raises ModelError or TuningError that names the line."""
+    entry = parse_line(line, path, number)
+    messages, candidate = entry.get("messages"), entry.get("candidate")
+    are_messages = isinstance(messages, list) and all(_is_message(each) for each in messages)
+    if not are_messages or type(candidate) is not int or not 0 <= candidate < 2**63:
+        raise TuningError(f"{path}:{number} is not a kept prompt; delete the file")
+    return entry
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), str) for name in ("role", "content")
+    )
 
 
 def _user(text: str) -> dict[str, str]:

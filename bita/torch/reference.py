@@ -129,8 +129,9 @@ class ReferenceDecoder:
         drafts = [max(token, 0) for token in draft_tokens]
         rows = torch.from_numpy(tree.offsets)
         positions = torch.cat([torch.arange(num_before), num_before + rows])
-        masks = torch.from_numpy(self.adapter.mask_embeddings)
-        lora = {name: torch.from_numpy(a).to(weight) for name, a in self.adapter.lora.items()}
+        bounded = self.adapter.bounded
+        masks = torch.from_numpy(bounded["mask_embeddings"])
+        lora = {name: torch.from_numpy(bounded[name]).to(weight) for name in self.adapter.lora}
         first_mask = len(text_ids) + len(drafts)
         with (
             extended_embedding(self.model, masks),
@@ -173,7 +174,7 @@ class ReferenceDecoder:
         cache = DynamicCache()
         keys, values = (
             torch.from_numpy(side).to(weight)
-            for side in (self.adapter.prefix_keys, self.adapter.prefix_values)
+            for side in (self.adapter.bounded[name] for name in ("prefix_keys", "prefix_values"))
         )
         for layer in range(len(keys)):
             cache.update(keys[layer : layer + 1], values[layer : layer + 1], layer)

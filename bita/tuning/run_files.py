@@ -1,7 +1,6 @@
 """The files of one training run: its log, its checkpoint, and the adapter as it is by then."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from bita.adapter import Adapter
 from bita.errors import TuningError
 from bita.files import replace_file, write_whole
+from bita.json_values import parse_json
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
 
@@ -87,8 +87,8 @@ def _lines_before(step: int, lines: Sequence[str]) -> list[str]:
     kept = []
     for line in lines:
         try:
-            if json.loads(line)["step"] < step:
+            if parse_json(line)["step"] < step:
                 kept.append(line)
-        except ValueError:  # the half-written line of a killed run
+        except (ValueError, LookupError, TypeError):  # the half-written line of a killed run
             break
     return kept

@@ -111,7 +111,8 @@ class Decoder:
         if self._rows is None:
             return product
         shape = self._dialect.weights.shape(names)
-        return self._rows.added(product, hidden, f"lora.{index}.{site}", shape)
+        label = f"lora.{index}.{site}"
+        return self._rows.added(product, hidden, label, shape, is_attended=site == "qkv")
 
     def _behind(self, delta: ir.Value, norm_name: str) -> ir.Value:
         """What some families do between a sublayer and the residual sum."""
@@ -151,13 +152,21 @@ class LoraRows:
         self._first = dialect.graph.input("first_mask_row", INT64, (1,))
 
     def added(
-        self, product: ir.Value, hidden: ir.Value, label: str, shape: tuple[int, int]
+        self,
+        product: ir.Value,
+        hidden: ir.Value,
+        label: str,
+        shape: tuple[int, int],
+        is_attended: bool,
     ) -> ir.Value:
-        """product [1, Q, out] with hidden @ down @ up added in the mask rows; shape: [out, in]."""
+        """product [1, Q, out] with hidden @ down @ up added in the mask rows; shape: [out, in].
+
+        is_attended: whether the product holds keys and values.
+        """
         graph, (num_out, num_in) = self._dialect.graph, shape
         down = graph.input(f"{label}.down", FLOAT, (num_in, "r"))
         up = graph.input(f"{label}.up", FLOAT, ("r", num_out))
-        return self._dialect.add_lora(product, hidden, down, up, self._first)
+        return self._dialect.add_lora(product, hidden, down, up, self._first, is_attended)
 
 
 LABELS = {

@@ -42,11 +42,19 @@ class Dialect(Protocol):
         """What a linear layer gave, as float32."""
 
     def add_lora(
-        self, product: ir.Value, hidden: ir.Value, down: ir.Value, up: ir.Value, first: ir.Value
+        self,
+        product: ir.Value,
+        hidden: ir.Value,
+        down: ir.Value,
+        up: ir.Value,
+        first: ir.Value,
+        is_attended: bool,
     ) -> ir.Value:
         """product [1, Q, out] with hidden @ down @ up added in the rows from `first` [1] on.
 
-        down: [in, r], up: [r, out], float32. The rows before keep their bits.
+        down: [in, r], up: [r, out], float32. The rows before keep their bits. is_attended: whether
+        the result holds keys and values. These have to be finite numbers, whatever LoRA holds:
+        rows that do not see them weigh them with zero.
         """
 
     def activation(self, gate: ir.Value) -> ir.Value:

@@ -91,9 +91,18 @@ class OrtDialect:
         return delta
 
     def add_lora(
-        self, product: ir.Value, hidden: ir.Value, down: ir.Value, up: ir.Value, first: ir.Value
+        self,
+        product: ir.Value,
+        hidden: ir.Value,
+        down: ir.Value,
+        up: ir.Value,
+        first: ir.Value,
+        is_attended: bool,
     ) -> ir.Value:
-        """On a slice of the rows: the others are not computed for nothing."""
+        """On a slice of the rows: the others are not computed for nothing.
+
+        Attended or not: no sum of what `Adapter.bounded` holds is too large for float32.
+        """
         graph = self.graph
         thin = graph.op("MatMul", graph.op("MatMul", self._rows_from(hidden, first), down), up)
         start, axis = graph.constant([0]), graph.constant([1])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bita.adapter import MAX_READ_ELSE
 from bita.engine import SLOTS
 from bita.export.architecture import Architecture, Layer
 from bita.export.dialects.graph_options import GraphOptions
@@ -74,15 +75,29 @@ class StandardDialect:
         return self._as_float(delta)
 
     def add_lora(
-        self, product: ir.Value, hidden: ir.Value, down: ir.Value, up: ir.Value, first: ir.Value
+        self,
+        product: ir.Value,
+        hidden: ir.Value,
+        down: ir.Value,
+        up: ir.Value,
+        first: ir.Value,
+        is_attended: bool,
     ) -> ir.Value:
-        """On all rows, of which some are taken: no shape depends on a value."""
+        """On all rows, of which some are taken: no shape depends on a value.
+
+        Attended sums that are NaN, or so large that scores of them exceed float16, are left out.
+        """
         graph = self.graph
         thin = graph.op("MatMul", self._as_float(hidden), down)
         thin = self._as_compute(graph.op("MatMul", thin, up))
         if self._mask_rows is None:
             self._mask_rows = self._rows_from(first)
-        return graph.op("Where", self._mask_rows, graph.op("Add", product, thin), product)
+        total, taken = graph.op("Add", product, thin), self._mask_rows
+        if is_attended and self._compute != FLOAT:
+            most = graph.constant(MAX_READ_ELSE, self._compute.numpy())
+            is_small = graph.op("LessOrEqual", graph.op("Abs", total), most)  # not so of NaN
+            taken = graph.op("And", taken, is_small)
+        return graph.op("Where", taken, total, product)
 
     def _rows_from(self, first: ir.Value) -> ir.Value:
         """[Q, 1]: true in the rows from `first` on."""

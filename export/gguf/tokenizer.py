@@ -12,6 +12,7 @@ from bita.export.gguf.text_metadata import read_text_metadata, token_id_faults
 from bita.export.turn_ends import TURN_ENDS, named_turn_ends, written_turn_ends
 from bita.generation import sampling_numbers
 from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.tokenizer_file import checked_call
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's mark of a space
@@ -78,7 +79,10 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
     vocabulary = Vocabulary(owner, metadata)
     metadata = vocabulary.metadata
     template = metadata.get("tokenizer.chat_template")
-    tokenizer = build_tokenizer(vocabulary)
+    what = f"{owner}: its tokenizer cannot be built"
+    tokenizer: Tokenizer = checked_call(
+        lambda: build_tokenizer(vocabulary), ModelError, what, "convert the model again"
+    )
     codec = TextCodec(tokenizer)
     ends = [vocabulary.get(key) for key in END_IDS]
     eos_ids = dict.fromkeys(

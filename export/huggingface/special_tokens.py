@@ -106,7 +106,6 @@ def read_special_tokens(
     """
     subject = f"{directory}/tokenizer_config.json"
     values = dict(tokenizer_config)
-    _check_settings(subject, values)
     if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
         values["extra_special_tokens"] = values.pop("additional_special_tokens")
     _move_named_extra(values)
@@ -135,16 +134,6 @@ def read_special_tokens(
 def optional_json(path: Path) -> dict[str, Any]:
     """The object in a file of a model directory, {} if there is none. Raises ModelError."""
     return read_json_object(path, ModelError, FIX) if path.exists() else {}
-
-
-def _check_settings(subject: str, values: Mapping[str, Any]) -> None:
-    """Refuse what tokenizer.json cannot hold, and what would change ids or text."""
-    for setting in ("split_special_tokens", "fix_mistral_regex"):
-        if values.get(setting):
-            raise ModelError(
-                f"{subject}: {setting} is {shown(values[setting])}, which tokenizer.json beside it "
-                f"does not do and which is not supported; save a tokenizer without it"
-            )
 
 
 def _decoder_tokens(subject: str, decoder: Any) -> list[Listed]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bita.errors import EngineError, ModelError
+from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.checkpoint import TextAssets
 from bita.export.huggingface.answer_ends import AnswerEnds
 from bita.export.huggingface.chat_templates import read_chat_template
@@ -22,6 +22,7 @@ from bita.runtime.text.codec import TextCodec
 from bita.runtime.text.tokenizer_file import checked_call, read_tokenizer
 
 SMALLEST = 1e-9  # for numbers that are above 0
+MISTRAL_TOKENS = 100_000  # with more, `fix_mistral_regex` counts
 
 
 def read_text_assets(directory: Path, config: Mapping[str, Any]) -> TextAssets:
@@ -30,7 +31,7 @@ def read_text_assets(directory: Path, config: Mapping[str, Any]) -> TextAssets:
     source = _read_source(path)
     tokenizer = read_tokenizer(source, ModelError, f"{path} cannot be read: it", FIX)
     tokenizer_config = optional_json(directory / "tokenizer_config.json")
-    _check_clean_up(directory, tokenizer_config, tokenizer)
+    _check_settings(directory / "tokenizer_config.json", tokenizer_config, config, tokenizer)
     own = parse_json(source).get("added_tokens")
     tokens = read_special_tokens(directory, tokenizer_config, config, own)
     special_tokens = tokens.texts(tokenizer)
@@ -77,21 +78,30 @@ def _codec(tokenizer: Tokenizer, path: Path, config: Mapping[str, Any]) -> TextC
         raise ModelError(f"{path}: {error}") from error
 
 
-def _check_clean_up(
-    directory: Path, tokenizer_config: Mapping[str, Any], tokenizer: Tokenizer
+def _check_settings(
+    path: Path, values: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Refuse to clean up spaces, which takes some away before punctuation, in decoded text.
+    """Refuse what would change ids or text, and what tokenizer.json does not hold.
 
-    transformers ignores the setting for BPE, unless a second one insists.
+    transformers ignores some of it for other models: it cleans up spaces after BPE only if a second
+    setting insists, and knows what to mend in large vocabularies of Mistral.
     """
-    insists = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-    is_bpe = type(tokenizer.model).__name__ == "BPE"
-    wanted = tokenizer_config.get("clean_up_tokenization_spaces")
-    if wanted and (not is_bpe or tokenizer_config.get(insists)):
-        raise ModelError(
-            f"{directory}/tokenizer_config.json: clean_up_tokenization_spaces changes what the "
-            "decoder of tokenizer.json gives, which is not supported; set it to false"
+    cleans_up = values.get("clean_up_tokenization_spaces") and (
+        type(tokenizer.model).__name__ != "BPE"
+        or values.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+    )
+    mends = config.get("model_type") == "mistral" and tokenizer.get_vocab_size() > MISTRAL_TOKENS
+    faults = [
+        f"{name} changes what tokenizer.json beside it gives, and is not supported; save a "
+        "tokenizer without it"
+        for name, counts in (
+            ("clean_up_tokenization_spaces", cleans_up),
+            ("split_special_tokens", values.get("split_special_tokens")),
+            ("fix_mistral_regex", mends and values.get("fix_mistral_regex")),
         )
+        if counts
+    ]
+    raise_faults(ModelError, str(path), faults)
 
 
 def _sampling(directory: Path, generation: Mapping[str, Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from bita.engine_place import Place
 from bita.errors import EngineError
 from bita.plan import RTX
 
@@ -53,7 +54,7 @@ def check_memory(num_bytes: float, purpose: str, fix: str) -> None:
 
 def check_disk(out: Path, num_bytes: float) -> None:
     """Raise EngineError if there is less room than that where `out` will be."""
-    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    existing = next(parent for parent in Place.of(out).prefix.parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise EngineError(

@@ -1,6 +1,7 @@
 """What the decode round asks of whatever executes the steps, and how one is opened."""
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Protocol
 
 import numpy as np
@@ -95,7 +96,7 @@ def open_backend(
 
 def _other_backend(engine: Engine, name: str) -> str:
     manifest = engine.manifest
-    fix = f"make engine MODEL={manifest.model} BACKEND={name}"
+    fix = f"make engine MODEL={quote(manifest.model)} BACKEND={name}"
     if name in LIBRARIES and manifest.dialect in PLAN_DIALECTS:
         fix = f"bita compile {engine.path} --backend {name}"
     return f"engine {engine.path} was built for {manifest.backend}, not for {name}: {fix}"

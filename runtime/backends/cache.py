@@ -31,6 +31,8 @@ class Cache(ABC):
         self.length = 0  # tokens of text
         self.text_number = 0  # grows with every text that is started
         self._adapter: Adapter | None = None
+        self._has_prefix = False  # the adapter's, whose slots are zeros otherwise
+        self._num_written = 0  # slots that hold anything: all behind them are zeros
 
     @property
     def adapter(self) -> Adapter | None:
@@ -53,17 +55,34 @@ class Cache(ABC):
         """Forget the text, and have this adapter's prefix in the first slots."""
         self.length = 0
         self.text_number += 1
-        if adapter is not self._adapter:
+        if adapter is not self._adapter or not self._has_prefix:
             self._write_prefix(adapter)
-            self._adapter = adapter
+            self._adapter, self._has_prefix = adapter, True
+            self._note_written(adapter.prefix_length)
 
-    def check_room(self, num_rows: int, num_slots: int) -> None:
-        """Raise EngineError if a step that writes so many slots has no room behind the text."""
+    def reserve(self, num_rows: int, num_slots: int) -> None:
+        """Take the slots after the text that a step of `num_rows` is to write.
+
+        Raises EngineError if there are fewer than `num_slots`.
+        """
         if self.num_slots_used + num_slots > self.capacity:
             raise EngineError(
                 f"a step of {num_rows} rows does not fit behind {self.num_slots_used} of "
                 f"{self.capacity} cache slots"
             )
+        self._note_written(self.num_slots_used + num_slots)
+
+    def clear_around_text(self) -> None:
+        """Make zeros of the prefix, and of what steps left after the text.
+
+        Rows that may not see a slot weigh it with zero, which no value stands but a finite one.
+        The prefix is back when the next text is started.
+        """
+        self._zero(0, self.prefix_length)
+        self._has_prefix = False
+        if self._num_written > self.num_slots_used:
+            self._zero(self.num_slots_used, self._num_written)
+            self._num_written = self.num_slots_used
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the cache rows of the accepted path and forget the step's other rows.
@@ -82,6 +101,10 @@ class Cache(ABC):
         """Go on with rows that `read` gave, [2L, H, n, D]."""
         self._put(rows)
         self.length += rows.shape[2]
+        self._note_written(self.num_slots_used)
+
+    def _note_written(self, num_slots: int) -> None:
+        self._num_written = max(self._num_written, num_slots)
 
     @abstractmethod
     def read(self, start: int, stop: int) -> FloatArray:
@@ -93,6 +116,10 @@ class Cache(ABC):
 
     @abstractmethod
     def _write_prefix(self, adapter: Adapter) -> None: ...
+
+    @abstractmethod
+    def _zero(self, start: int, stop: int) -> None:
+        """Make zeros of the slots [start, stop)."""
 
     @abstractmethod
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
@@ -122,8 +149,12 @@ class HostCache(Cache):
     _put = write
 
     def _write_prefix(self, adapter: Adapter) -> None:
-        self.slab[0::2, :, : adapter.prefix_length] = adapter.prefix_keys
-        self.slab[1::2, :, : adapter.prefix_length] = adapter.prefix_values
+        values = adapter.bounded
+        self.slab[0::2, :, : adapter.prefix_length] = values["prefix_keys"]
+        self.slab[1::2, :, : adapter.prefix_length] = values["prefix_values"]
+
+    def _zero(self, start: int, stop: int) -> None:
+        self.slab[:, :, start:stop] = 0
 
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         self.slab[:, :, targets] = self.slab[:, :, sources]

@@ -14,6 +14,7 @@ from bita.runtime.backends.step_values import Arrays
 from bita.tensors import FloatArray
 
 ALIGNMENT = 256  # of what TensorRT reads and writes
+ZEROED_SLOTS = 256  # at a time: bounds the memory that the host needs for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +114,16 @@ class DeviceCache(Cache):
 
     def _write_prefix(self, adapter: Adapter) -> None:
         num_layers, heads, length, width = adapter.prefix_keys.shape
-        sides = np.stack([adapter.prefix_keys, adapter.prefix_values], axis=1)
+        values = adapter.bounded
+        sides = np.stack([values["prefix_keys"], values["prefix_values"]], axis=1)
         prefix = sides.reshape(2 * num_layers, heads, length, width)
         self._write_slots(0, np.ascontiguousarray(prefix, self.dtype))
+
+    def _zero(self, start: int, stop: int) -> None:
+        num_layers, heads, _, width = self.shape
+        for first in range(start, stop, ZEROED_SLOTS):
+            size = min(ZEROED_SLOTS, stop - first)
+            self._write_slots(first, np.zeros((num_layers, heads, size, width), self.dtype))
 
     def _write_slots(self, first: int, rows: FloatArray) -> None:
         """Copy rows [2L, H, n, D] of the host."""

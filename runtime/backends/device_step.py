@@ -14,6 +14,7 @@ from bita.runtime.backends.device_memory import Block, DeviceArray, DeviceCache,
 from bita.runtime.backends.layout import Layout, tree_layout
 from bita.runtime.backends.step_values import (
     adapter_values,
+    check_ids,
     fill_masks,
     layout_values,
     lora_values,
@@ -118,7 +119,7 @@ class DeviceStep:
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
         cache = self._device.cache
-        cache.check_room(self.num_rows, self.num_slots)
+        cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, cache.length, out=self._block.host["positions"][0])
         self._block.host["cache_length"][0] = cache.num_slots_used
         bucket = self._device.buckets.size(cache.num_slots_used, self._layout, self.num_slots)
@@ -126,6 +127,7 @@ class DeviceStep:
         if self._new_rows is not None:
             cache.write(self._new_rows)
         self._device.stream.synchronize()
+        check_ids(self.top_ids, self._device.vocab_size)
 
     def upload(self) -> None:
         """Put the copy of what the host wrote into the stream."""

@@ -3,36 +3,37 @@
 Graphs of all dialects run here, those that are compiled for a GPU elsewhere too.
 """
 
-import re
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import GRAPH_FILE, LEAST_SLOTS, NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
+from bita.engine import NEW_ROWS, SLOTS, Engine
 from bita.errors import EngineError
-from bita.json_values import shown
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.cache import HostCache
-from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.layout import CPU_PREFILL_ROWS, Layout, tree_layout
+from bita.runtime.backends.ort_session import (
+    cache_type,
+    check_session,
+    least_slots,
+    load_session,
+    session_options,
+    step_error,
+)
 from bita.runtime.backends.pair_scores import EnginePairs
-from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
-from bita.runtime.backends.step_values import Arrays, fill_masks, lora_values, step_values
+from bita.runtime.backends.step_values import (
+    Arrays,
+    check_ids,
+    fill_masks,
+    lora_values,
+    step_values,
+)
 from bita.tree import Tree
-
-ERRORS_ONLY = 3
-TYPES = {
-    "tensor(int64)": "int64",
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(bool)": "bool",
-}
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph in memory
 
 
 class OrtBackend:
@@ -56,16 +57,16 @@ class OrtBackend:
         self._engine = engine
         self.vocab_size = manifest.vocab_size
         self.num_ranks = manifest.num_ranks
-        options = _options(engine, num_threads)
+        options = session_options(engine, num_threads)
         if operators_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(operators_to)
         self._session = load_session(engine, options, graph)
         check_session(engine, self._session)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
-        self.cache = HostCache(manifest.cache_shape, cache_type(self._session))
+        self.cache = _allocate(engine, cache_type(self._session))
         self.pairs = EnginePairs(engine)
-        self.least_slots = _least_slots(engine, self._session)  # that a step writes
+        self.least_slots = least_slots(engine, self._session)  # that a step writes
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
         self._least_rows: int | None = None
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
@@ -202,11 +203,12 @@ class BoundStep:
 
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
-        self._cache.check_room(self.num_rows, self.num_slots)
+        self._cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
         self._cache_length[0] = self._cache.num_slots_used
         self._binding = self._bound_for(self._bucket())
         self._backend.run(self._binding)
+        check_ids(self.top_ids, self._backend.vocab_size)
         if self._new_rows is not None:
             self._cache.write(self._new_rows)
 
@@ -240,117 +242,21 @@ class BoundStep:
         return binding
 
 
+def _allocate(engine: Engine, dtype: npt.DTypeLike) -> HostCache:
+    shape = engine.manifest.cache_shape
+    try:
+        return HostCache(shape, dtype)
+    except (OSError, MemoryError, OverflowError, ValueError) as error:
+        gigabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e9
+        raise EngineError(
+            f"a cache of {gigabytes:.0f} GB, for {shape[2]} slots, cannot be allocated; rebuild "
+            f"engine {engine.path} with a smaller --capacity"
+        ) from error
+
+
 def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
     """OrtValues over the memory of numpy arrays."""
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         for name, array in arrays.items()
     }
-
-
-def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
-    """Of past and present; some graphs keep them in float16."""
-    types = {value.name: value.type for value in session.get_inputs()}
-    return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32
-
-
-def _options(engine: Engine, num_threads: int) -> ort.SessionOptions:
-    _check_processor(engine)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    return options
-
-
-def load_session(
-    engine: Engine,
-    options: ort.SessionOptions,
-    graph: bytes | None = None,
-    providers: Sequence[Any] = ("CPUExecutionProvider",),
-) -> ort.InferenceSession:
-    """The engine's graph, or that variant of it; raises EngineError."""
-    _check_version(engine)
-    options.log_severity_level = ERRORS_ONLY
-    if folder := _weights_folder(engine, graph is not None):
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
-    try:
-        return ort.InferenceSession(
-            graph or engine.file(GRAPH_FILE), options, providers=list(providers)
-        )
-    except Exception as error:  # the binding raises many kinds, all of them about the file
-        raise EngineError(
-            f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
-            f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
-        ) from error
-
-
-def _weights_folder(engine: Engine, in_memory: bool) -> Path | None:
-    """Where ONNX Runtime is to look for the weights of a graph; None for beside its file.
-
-    From 1.25 on it takes no link that leads out of that directory, unless the graph's own does.
-    """
-    weights = engine.file(WEIGHTS_FILE).resolve()
-    if weights.name == WEIGHTS_FILE:  # the file itself, or a link to one on another disk
-        return weights.parent
-    return engine.path if in_memory else None  # a link into a cache of downloads
-
-
-def check_session(engine: Engine, session: ort.InferenceSession) -> None:
-    """Raise EngineError if the graph is not what the manifest says. Outputs may be more."""
-    check_graph(
-        engine.file(GRAPH_FILE),
-        engine.manifest,
-        _values(session.get_inputs()),
-        _values(session.get_outputs()),
-    )
-
-
-def _values(nodes: Sequence[Any]) -> dict[str, GraphValue]:
-    return {
-        node.name: GraphValue(
-            TYPES.get(node.type, node.type),
-            tuple(size if isinstance(size, int) else None for size in node.shape or ()),
-        )
-        for node in nodes
-    }
-
-
-def step_error(engine: Engine, error: Exception) -> EngineError:
-    """Of a step that ONNX Runtime could not execute."""
-    return EngineError(
-        f"ONNX Runtime {ort.__version__} cannot run a step of engine {engine.path}: "
-        f"{str(error).splitlines()[0]}; rebuild the engine"
-    )
-
-
-def _least_slots(engine: Engine, session: ort.InferenceSession) -> int:
-    text = session.get_modelmeta().custom_metadata_map.get(LEAST_SLOTS, "1")
-    capacity = engine.manifest.capacity
-    if re.fullmatch(r"[1-9][0-9]{0,8}", text) and int(text) <= capacity:
-        return int(text)
-    raise EngineError(
-        f"{engine.file(GRAPH_FILE)}: {LEAST_SLOTS} is {shown(text)}, not 1 to {capacity}; rebuild "
-        "the engine"
-    )
-
-
-def _check_version(engine: Engine) -> None:
-    least = engine.manifest.requires.get("onnxruntime", "0")
-    if _numbers(ort.__version__) < _numbers(least):
-        raise EngineError(
-            f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
-            f"installed: pip install 'onnxruntime>={least}'"
-        )
-
-
-def _check_processor(engine: Engine) -> None:
-    if engine.manifest.requires.get(PROCESSOR) == EXACT_INT8 and not multiplies_int8_exactly():
-        raise EngineError(
-            f"engine {engine.path} has int8 weights for processors with VNNI; this one has none, "
-            f"and would give another text: rebuild it here: make engine "
-            f"MODEL={engine.manifest.model} PRECISION=int8"
-        )
-
-
-def _numbers(version: str) -> list[int]:
-    """1.23.2 -> [1, 23, 2]; what is behind the numbers is left out."""
-    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]

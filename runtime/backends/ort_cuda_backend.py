@@ -16,7 +16,7 @@ from bita.runtime.backends.cuda import Cuda
 from bita.runtime.backends.device_memory import DeviceCache
 from bita.runtime.backends.device_step import Device, DeviceStep, rows_with_equal_bits
 from bita.runtime.backends.layout import PREFILL_ROWS, Layout
-from bita.runtime.backends.ort_backend import cache_type, check_session, load_session, step_error
+from bita.runtime.backends.ort_session import cache_type, check_session, load_session, step_error
 from bita.runtime.backends.pair_scores import EnginePairs
 
 NOT_CAPTURED = "-1"  # of `gpu_graph_id`

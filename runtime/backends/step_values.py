@@ -31,7 +31,7 @@ def layout_values(layout: Layout) -> Arrays:
 def adapter_values(adapter: Adapter) -> Arrays:
     """Those of them that an adapter decides, without its LoRA."""
     return {
-        "mask_embeddings": adapter.mask_embeddings,
+        "mask_embeddings": adapter.bounded["mask_embeddings"],
         "prefix_length": np.array([adapter.prefix_length]),
     }
 
@@ -47,7 +47,7 @@ def lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> 
 
 def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.NDArray[Any]:
     _, index, site, side = name.split(".")
-    stacked = adapter.lora.get(f"lora_{site}_{side}")
+    stacked = adapter.bounded.get(f"lora_{site}_{side}")
     if stacked is None:
         return np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)
     values: npt.NDArray[Any] = stacked[int(index)]
@@ -62,6 +62,16 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
             f"{tuple(shape)}: build an engine with ADAPTER=…"
         )
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
+
+
+def check_ids(top_ids: npt.NDArray[np.int64], vocab_size: int) -> None:
+    """Raise EngineError if a step gave ids outside of the vocabulary. Cost: about 5 µs."""
+    largest = top_ids.view(np.uint64).max()  # a negative id is the largest then
+    if largest >= vocab_size:
+        raise EngineError(
+            f"the graph gave token id {int(largest.astype(np.int64))}, not one in [0, "
+            f"{vocab_size}); rebuild the engine"
+        )
 
 
 def fill_masks(token_ids: npt.NDArray[np.int64], layout: Layout, vocab_size: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bita.runtime.backends.backend import Step
 from bita.runtime.decoding.sampling import Draws, best_tokens, candidates, log_partition
+from bita.runtime.decoding.soundness import check_logits
 from bita.runtime.options import Options
 from bita.runtime.text.grammar import GrammarMatcher
 from bita.tensors import Float32Array, Float64Array, Int64Array
@@ -98,7 +99,11 @@ class Chooser:
         return self._has_ended
 
     def choose(self, logits: Float32Array) -> int:
-        """The token that follows a row of logits, [V], which is overwritten."""
+        """The token that follows a row of logits, [V], which is overwritten.
+
+        Raises EngineError if they are not numbers.
+        """
+        check_logits(logits)
         options = self._options
         own = None if options.logprobs is None else logits.copy()
         ids = None if self._matcher is None else self._matcher.allowed()

@@ -7,6 +7,7 @@ from bita.adapter import Adapter
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.cache import Cache
 from bita.runtime.backends.layout import prefill_layout
+from bita.runtime.decoding.soundness import run_soundly
 from bita.tensors import Int64Array
 
 Tokens = Sequence[int] | Int64Array
@@ -56,7 +57,10 @@ def text_steps(backend: Backend, adapter: Adapter, min_rows: int) -> Callable[[i
 
 
 def run_piece(step: Step, cache: Cache, tokens: Tokens) -> None:
-    """Run a step whose first rows hold these tokens, and keep the cache rows of all of them."""
+    """Run a step whose first rows hold these tokens, and keep the cache rows of all of them.
+
+    Raises UnsoundError, and keeps none, if it does not give numbers.
+    """
     step.token_ids[0, : len(tokens)] = tokens
-    step.run()
+    run_soundly(step, cache.length)
     cache.length += len(tokens)

@@ -14,6 +14,8 @@ class TokenSequence:
     chooser: what takes the tokens that follow.
     is_wanted: whether its cached rows are worth keeping when another sequence takes the cache.
     num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
+    is_plain: whether it is decoded without drafts, because its step overflowed with them.
+    num_read: tokens that the cache has held, at the most; those that it lost to others count too.
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class TokenSequence:
         self.chooser = chooser
         self.is_wanted = True
         self.num_reused: int | None = None
+        self.is_plain = False
+        self.num_read = 0
         if ngrams is not None:
             ngrams.extend(self.token_ids)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from warnings import warn
 
 from bita.adapter import Adapter
 from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
@@ -15,6 +16,7 @@ from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
+from bita.runtime.decoding.soundness import UnsoundError, run_soundly
 from bita.runtime.decoding.stats import Stats
 from bita.tree import MAX_MATCH, Tree
 from bita.tree_table import Trees, TreeTable
@@ -131,23 +133,45 @@ class TreeDecoder:
 
         A piece of the prompt that is not its last emits nothing, the last one a token, a
         draft-verify round 1 to depth + 1. What the cache lost of the sequence to another one is
-        computed again, in pieces that emit nothing.
+        computed again, in pieces that emit nothing: `sequence.num_read` stays as it was then.
+        Raises EngineError if the model does not give numbers.
         """
+        num_tokens = len(sequence.token_ids)
+        self._take_step(sequence)
+        sequence.num_read = max(sequence.num_read, self._cache.length)
+        return sequence.token_ids[num_tokens:]
+
+    def _take_step(self, sequence: TokenSequence) -> Step:
+        """Run the step that a sequence needs next, if need be again without drafts."""
+        try:
+            return self._next_step(sequence)
+        except UnsoundError:
+            is_first = not sequence.is_plain
+            sequence.is_plain = True
+            self._cache.clear_around_text()
+        step = self._next_step(sequence)
+        if is_first:
+            warn(
+                "the adapter makes the model's values overflow: this text is decoded without "
+                "drafts; tune another adapter",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return step
+
+    def _next_step(self, sequence: TokenSequence) -> Step:
         began = perf_counter()
         missing = self._missing(sequence)
         if sequence.has_answer and len(missing) == 1:
             return self._advance(sequence, began)
-        end = self._read(sequence, missing, began)
-        return [] if end is None else [sequence.root]
+        return self._read(sequence, missing, began)
 
     def margin(self, token_ids: Sequence[int]) -> float:
         """How far the best logit after these tokens is above the second."""
         sequence = self.begin(token_ids)
         sequence.is_wanted = False
-        end = None
-        while end is None:
-            began = perf_counter()
-            end = self._read(sequence, self._missing(sequence), began)
+        while not sequence.has_answer:
+            end = self._take_step(sequence)
         return float(end.top_logits[0, 0] - end.top_logits[0, 1])
 
     def _missing(self, sequence: TokenSequence) -> list[int]:
@@ -158,24 +182,23 @@ class TreeDecoder:
             self.stats.count_prompt(sequence.num_prompt_tokens, sequence.num_reused)
         return sequence.token_ids[self._cache.length :]
 
-    def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step | None:
-        """Read a piece of what is missing. At the prompt's end, add the token that follows and
-        return the step, whose first output row gave it.
+    def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step:
+        """Read a piece of what is missing. At the prompt's end, add the token that follows, which
+        the first output row of the step gave.
         """
-        end = None
         if sequence.has_answer or len(missing) > self._backend.prefill_rows:
             missing = missing[:-1][: self._backend.prefill_rows]
-            self._prefill.read(missing)
+            step = self._prefill.read(missing)
         else:
-            end = self._read_end(sequence, missing)
-            sequence.extend([sequence.chooser.choices(end)(0)])
+            step = self._read_end(sequence, missing)
+            sequence.extend([sequence.chooser.choices(step)(0)])
         ended = perf_counter()
         self.stats.prefill_ms += 1000 * (ended - began)
         if self.record is not None:
             self.record("prefill", began, ended, len(missing))
-        return end
+        return step
 
-    def _advance(self, sequence: TokenSequence, began: float) -> list[int]:
+    def _advance(self, sequence: TokenSequence, began: float) -> Step:
         """One draft-verify round."""
         bound, guess = self.pick_tree(sequence)
         tree, step = bound.tree, bound.step
@@ -183,7 +206,7 @@ class TreeDecoder:
         nodes[0] = sequence.root
         bound.drafter.fill(nodes, sequence.drafts, guess)
         ran = perf_counter()
-        step.run()
+        run_soundly(step, self._cache.length)
         returned = perf_counter()
         tokens = nodes.tolist()
         chooser = sequence.chooser
@@ -191,15 +214,14 @@ class TreeDecoder:
         self._cache.commit(path)
         group = bound.groups[path[-1]]
         sequence.drafts.read(step.top_ids[group], step.top_logits[group])
-        emitted = [*(tokens[node] for node in path[1:]), bonus]
-        sequence.extend(emitted)
+        sequence.extend([*(tokens[node] for node in path[1:]), bonus])
         ended = perf_counter()
         self.stats.count_step(tree.paths[path[-1]], 1000 * (ended - began), 1000 * (returned - ran))
         if self.record is not None:
             self.record("draft", began, ran, step.num_rows)
             self.record("backend", ran, returned, step.num_rows)
             self.record("accept and commit", returned, ended, step.num_rows)
-        return emitted
+        return step
 
     def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[int]]:
         """The tree of a sequence's next round, and what its spine holds instead of mask drafts.
@@ -207,6 +229,8 @@ class TreeDecoder:
         The tree is that of the sequence's state, or the root where the cache has no room for it.
         """
         trees = self._bound_trees(sequence.chooser.needs_logits)
+        if sequence.is_plain:
+            return trees.narrow, []
         forced = sequence.chooser.forced() if self._depth else []
         match = 0 if sequence.ngrams is None else sequence.ngrams.match_length()
         state = MAX_MATCH if forced else match
@@ -241,7 +265,7 @@ class TreeDecoder:
     def _read_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> Step:
         """Read the last piece of the prompt, with the first mask group after it."""
         room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
-        num_masks = min(self._table.max_masks, room)
+        num_masks = 0 if sequence.is_plain else min(self._table.max_masks, room)
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
         step = self._backend.bind(layout, self.adapter, sequence.chooser.needs_logits)
         run_piece(step, self._cache, tokens)

@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
@@ -103,6 +104,8 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        with contextlib.suppress(BitaError):  # who asks for a grammar reads it
+            await asyncio.to_thread(self._session.load_grammars)
         yield
         await asyncio.to_thread(self.line.close)
 
@@ -182,7 +185,7 @@ class Server:
         try:
             asked = await _parsed(kind, body)
             self._check_asked(asked)
-            generations = await asyncio.to_thread(self._start, asked)
+            generations = await self._started(request, asked)
             job = Job(generations, asyncio.get_running_loop())
             form = Form(
                 isinstance(asked, ChatRequest),
@@ -238,10 +241,22 @@ class Server:
             ) from None
         return bytes(body)
 
-    def _start(self, asked: AnswerRequest) -> list[Generation]:
+    async def _started(self, request: Request, asked: AnswerRequest) -> list[Generation]:
+        """`_start` in a thread, given up if the client goes away."""
+        is_gone = threading.Event()
+        try:
+            starting = asyncio.to_thread(self._start, asked, lambda: not is_gone.is_set())
+            return await _unless_gone(request, starting)
+        finally:
+            is_gone.set()
+
+    def _start(self, asked: AnswerRequest, is_wanted: Callable[[], bool]) -> list[Generation]:
         """The answers to a request, none of them begun. Raises PromptError."""
+        ends_at = monotonic() + self._settings.request_seconds
         options = asked.options(self._settings.defaults, self._session.engine.manifest.capacity)
-        seconds = self._settings.request_seconds
+        if options.grammar is not None:
+            self._session.check_grammar(options.grammar, is_wanted)
+        seconds = max(ends_at - monotonic(), 0.001)
         options = Options.of(**{**vars(options), "timeout_s": seconds})
         seed = options.seed if options.seed is not None else new_seed()
         return [

@@ -2,6 +2,8 @@
 
 import logging
 
+from bita.json_values import printable
+
 MAX_MESSAGE = 1000  # characters
 MAX_TRACEBACK = 8000  # of a fault, its end is kept
 
@@ -13,23 +15,14 @@ class LogLines(logging.Formatter):
         super().__init__("%(asctime)s %(name)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        message = record.message
+        message = record.message.strip()
         if len(message) > MAX_MESSAGE:
             message = f"{message[:MAX_MESSAGE]}... ({len(message)} characters)"
-        record.message = visible(message.strip())
+        record.message = printable(message)
         return super().formatMessage(record)
 
     def formatException(self, exc_info: object) -> str:  # noqa: N802
         text = super().formatException(exc_info)  # type: ignore[arg-type]
         if len(text) > MAX_TRACEBACK:
             text = f"... {text[-MAX_TRACEBACK:]}"
-        return "\n".join(f"  {visible(line)}" for line in text.splitlines())
-
-
-def visible(text: str) -> str:
-    """Text with what is not printable written as an escape, line ends too."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
+        return "\n".join(f"  {printable(line)}" for line in text.splitlines())

@@ -51,7 +51,9 @@ Number = Annotated[float, Field(strict=True)]
 
 
 class JsonSchema(BaseModel):
-    """`response_format.json_schema`; every answer is strict."""
+    """`response_format.json_schema`. Every answer is valid; strict: objects take no properties but
+    those that the schema names.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str = ""
@@ -78,7 +80,8 @@ class ResponseFormat(BaseModel):
         if self.type == "json_schema":
             if self.json_schema is None:
                 raise PromptError("response_format.json_schema is missing")
-            return Grammar.json_schema(self.json_schema.json_schema or {})
+            schema, is_strict = self.json_schema.json_schema or {}, bool(self.json_schema.strict)
+            return Grammar.json_schema(schema, is_strict)
         text = self.regex if self.type == "regex" else self.grammar
         if text is None:
             raise PromptError(f"response_format.{self.type} is missing")

@@ -145,15 +145,18 @@ class ChatTemplate:
     def _rendered_with_nulls(
         self, messages: list[Message], add_generation_prompt: bool, values: Mapping[str, Any]
     ) -> str:
-        """The text, with "" for the contents that are null or absent if it needs that."""
+        """The text, with an empty text for contents that are null or absent if it needs that."""
         empty = [
-            {**each, "content": ""} if each.get("content") is None else each for each in messages
+            {**each, "content": self._forms[each["role"]].of_string("")}
+            if each.get("content") is None
+            else each
+            for each in messages
         ]
         if empty == messages:
             return self._rendered(messages, add_generation_prompt, values)
         try:
             text = self._rendered(messages, add_generation_prompt, values)
-        except _FailureError as failure:
+        except RejectedError as failure:
             try:
                 return self._rendered(empty, add_generation_prompt, values)
             except PromptError:

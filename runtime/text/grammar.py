@@ -25,9 +25,9 @@ from bita.runtime.text.strict_schema import closed
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MAX_KEPT = 8  # compiled grammars
+MAX_KEPT = 4  # compiled grammars
 MAX_KEPT_BYTES = 16 << 20  # of one that is kept, when it is new
-MAX_MASKS = 1_000  # of one that is kept: each may leave some memory in it
+MAX_MASKS = 500  # of one that is kept: each may leave some memory in it
 MAX_VERDICTS = 256
 
 
@@ -165,6 +165,8 @@ class GrammarMatcher:
 
     def _allowed(self) -> npt.NDArray[np.int64]:
         matcher = self._started()
+        assert self._compiled is not None
+        self._compiled.num_masks += 1
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         self._check(matcher)
         usable = self._tokens.usable
@@ -175,7 +177,6 @@ class GrammarMatcher:
         if self._compiled is None or self._matcher is None:
             self._compiled = self._find()
             self._matcher = self._compiled.matcher.deep_copy()
-        self._compiled.num_masks += 1
         return self._matcher
 
     def _check(self, matcher: "LLMatcher") -> None:
@@ -200,14 +201,22 @@ class GrammarCompiler:
     """Grammars over the tokens of one engine. Used by several threads.
 
     tokenizer_file: its tokenizer.json. vocab_size: rows of the model's logits; the tokenizer may
-    have more tokens or less. eos_ids: tokens that end an answer.
+    have more tokens or less. eos_ids: tokens that end an answer. check_read: called when the file
+    was read; raises if it is not the engine's any more.
 
     What is compiled is bounded: a grammar that is not simple is tried in another process first
     (`grammar_trial`), and only some that are small are kept for later answers.
     """
 
-    def __init__(self, tokenizer_file: Path, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+        check_read: Callable[[], None] = lambda: None,
+    ) -> None:
         self._source = tokenizer_file, vocab_size, list(eos_ids)
+        self._check_read = check_read
         self._lock = Lock()
         self._loaded: tuple[GrammarTokens, LLTokenizer] | None = None
         self._verdicts: OrderedDict[Grammar, _Verdict] = OrderedDict()
@@ -242,7 +251,7 @@ class GrammarCompiler:
     def _judge(self, grammar: Grammar, is_wanted: Callable[[], bool]) -> _Verdict:
         tokens, _ = self._tokenizer()
         try:
-            text = source_text(grammar.kind, grammar.text)
+            text = source_text(grammar.kind, grammar.text, tokens.spells_all)
         except ValueError as error:  # too deep for llguidance
             return _Verdict(f"is not usable: {told(str(error))}")
         is_kept = True
@@ -263,7 +272,9 @@ class GrammarCompiler:
             if found is not None and not found.is_worn:
                 self._kept.move_to_end(grammar)
                 return found
-        compiled = Compiled(self._matcher(source_text(grammar.kind, grammar.text)))
+        tokens, _ = self._tokenizer()
+        text = source_text(grammar.kind, grammar.text, tokens.spells_all)
+        compiled = Compiled(self._matcher(text))
         if is_kept and not compiled.matcher.is_error():
             with self._lock:
                 _add(self._kept, grammar, compiled, MAX_KEPT)
@@ -281,7 +292,10 @@ class GrammarCompiler:
             if self._loaded is None:
                 from llguidance import LLTokenizer
 
-                tokens = GrammarTokens.open(*self._source)
+                try:
+                    tokens = GrammarTokens.open(*self._source)
+                finally:
+                    self._check_read()
                 wrapper: Any = tokens
                 with panics_refused():
                     self._loaded = tokens, LLTokenizer(wrapper, eos_token=tokens.eos_ids or None)

@@ -10,8 +10,8 @@ MAX_CHARACTERS = 1 << 16  # of a grammar
 LIMITS: Mapping[str, Any] = {
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 100_000,
-    "step_max_items": 20_000,
-    "max_lexer_states": 20_000,  # of 1 to 5 kB each
+    "step_max_items": 100_000,
+    "max_lexer_states": 250_000,  # of about 0.5 kB each; a long bounded text has many
     "max_grammar_size": 100_000,
     "max_items_in_row": 2_000,
     "verbose_errors": False,
@@ -20,6 +20,7 @@ LIMITS: Mapping[str, Any] = {
 _SIMPLE_REGEX_CHARACTERS = 512
 _SIMPLE_SCHEMA_CHARACTERS = 1 << 14
 _SIMPLE_SCHEMA_DEPTH = 32
+_SIMPLE_DEFINITIONS = 64
 
 _NOTES = frozenset(
     ("title", "description", "default", "examples", "deprecated", "$schema", "$comment")
@@ -68,6 +69,8 @@ def _has_simple_keys(schema: dict[str, Any]) -> bool:
     kinds: dict[str, type] = {"anyOf": list, "prefixItems": list}
     kinds |= dict.fromkeys(("properties", "$defs", "definitions"), dict)
     if not all(isinstance(schema[key], kind) for key, kind in kinds.items() if key in schema):
+        return False
+    if len(schema.get("$defs", {})) + len(schema.get("definitions", {})) > _SIMPLE_DEFINITIONS:
         return False
     if schema.get("x-guidance", {}) not in ({}, {"whitespace_flexible": False}):
         return False

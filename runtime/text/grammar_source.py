@@ -10,6 +10,7 @@ from bita.runtime.text.grammar_tokens import NO_TOKEN
 
 # Room for line ends and indents; without a bound small models go on with spaces until the limit.
 JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[ \t\n]{0,20}"}
+_NO_FORCING = '%llguidance {"no_forcing": true}'
 _FAULT_CHARACTERS = 400
 
 
@@ -21,22 +22,45 @@ def check_installed() -> None:
         raise MissingExtraError("structured output", "structured") from error
 
 
-def source_text(kind: str, text: str) -> str:
-    """A grammar as llguidance's JSON; kind, text: of a Grammar. Raises ValueError."""
+def source_text(kind: str, text: str, forces: bool = True) -> str:
+    """A grammar as llguidance's JSON; kind, text: of a Grammar. Raises ValueError.
+
+    forces: where only one text can follow, allow only the tokens that the model is used to see for
+    it. Not possible where some byte has no token of its own: a longer one may be all there is.
+    """
+    if kind == "json_schema":
+        grammar: dict[str, Any] = {"json_schema": _schema(text)}
+        if not forces:
+            grammar = {"lark_grammar": f"start: %json {json.dumps(grammar['json_schema'])}"}
+    else:
+        grammar = {"lark_grammar": _lark(kind, text)}
+    if not forces:
+        grammar = {"lark_grammar": f"{_NO_FORCING}\n{grammar['lark_grammar']}"}
+    return json.dumps({"grammars": [grammar]})
+
+
+def _schema(text: str) -> Any:
+    """A JSON schema with the white space that it allows."""
     from llguidance import LLMatcher
 
-    if kind == "json_schema":
-        given = json.loads(text).get("x-guidance")
-        options: dict[str, Any] = given if isinstance(given, dict) else {}
-        says_space = "whitespace_pattern" in options or options.get("whitespace_flexible") is False
-        defaults: Any = {} if says_space else JSON_OPTIONS
-        return str(LLMatcher.grammar_from_json_schema(text, defaults=defaults))
+    given = json.loads(text).get("x-guidance")
+    options: dict[str, Any] = given if isinstance(given, dict) else {}
+    says_space = "whitespace_pattern" in options or options.get("whitespace_flexible") is False
+    defaults: Any = {} if says_space else JSON_OPTIONS
+    whole = LLMatcher.grammar_from_json_schema(text, defaults=defaults)
+    return json.loads(whole)["grammars"][0]["json_schema"]
+
+
+def _lark(kind: str, text: str) -> str:
+    from llguidance import LLMatcher
+
     if kind == "regex":
-        return str(LLMatcher.grammar_from_regex(text))
+        whole = LLMatcher.grammar_from_regex(text)
+        return str(json.loads(whole)["grammars"][0]["lark_grammar"])
     if kind == "choice":
         choices = (json.dumps(each, ensure_ascii=False) for each in json.loads(text))
-        text = "start: CHOICE\nCHOICE: " + " | ".join(choices)
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
+        return "start: CHOICE\nCHOICE: " + " | ".join(choices)
+    return text
 
 
 @contextmanager

@@ -63,6 +63,12 @@ class GrammarTokens:
         is_usable[self.eos_ids] = True
         return np.packbits(is_usable, bitorder="little")
 
+    @cached_property
+    def spells_all(self) -> bool:
+        """Whether each byte of UTF-8 has a token of its own, so that any text can be written."""
+        single = {data[0] for data in self.tokens if len(data) == 1}
+        return single >= {*range(0xC0), *range(0xC2, 0xF5)}
+
     def __call__(self, text: str) -> list[int]:
         """Tokens that stand for `text` exactly, as the model is used to see it if possible.
 

@@ -6,6 +6,7 @@ that is not known to be simple is compiled in a child first, which the kernel en
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from time import monotonic
 from typing import Any
@@ -26,6 +28,8 @@ MAX_SECONDS = 0.75  # of the processor; ordinary schemas take 0.01
 MAX_BYTES = 128 << 20
 MAX_WALL_SECONDS = 20.0  # on a machine that has much else to do
 _LOOK_SECONDS = 0.05  # between looks at whether the grammar is still wanted
+# glibc takes memory from the kernel in large pieces: that would take longer than the rest.
+_MALLOC = {"MALLOC_TOP_PAD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 _one_at_a_time = Lock()
 
@@ -77,22 +81,18 @@ def _order(text: str, tokens: GrammarTokens) -> Mapping[str, Any]:
 
 
 def _run(order: str, is_wanted: Callable[[], bool]) -> Trial:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-I", str(CHILD)]
     try:
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        child = _started(order)
     except OSError as error:
         raise EngineError(f"cannot try the grammar in another process: {error}") from error
     ends_at = monotonic() + MAX_WALL_SECONDS
-    given: str | None = order
     with child:
         try:
             while True:
                 try:
-                    out, err = child.communicate(given, timeout=_LOOK_SECONDS)
+                    out, err = child.communicate(timeout=_LOOK_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    given = None  # the rest of it is still being written
                     _check_wanted(is_wanted)
                     if monotonic() > ends_at:
                         return Trial(f"does not compile within {MAX_WALL_SECONDS:g} s")
@@ -101,10 +101,19 @@ def _run(order: str, is_wanted: Callable[[], bool]) -> Trial:
     return _verdict(child.returncode, out, err)
 
 
+def _started(order: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-I", str(CHILD)]
+    with TemporaryFile("w+", encoding="utf-8") as file:  # a pipe would have to be fed meanwhile
+        file.write(order)
+        file.seek(0)
+        pipe, env = subprocess.PIPE, {**os.environ, **_MALLOC}
+        return subprocess.Popen(command, stdin=file, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
 def _verdict(code: int, out: str, err: str) -> Trial:
     if code == 0:
         return Trial(None, int(out))
-    if code == -signal.SIGPROF:
+    if code == -signal.SIGVTALRM:
         return Trial(f"takes more than {MAX_SECONDS:g} s to compile")
     if code == -signal.SIGSEGV:
         return Trial("is nested too deeply")

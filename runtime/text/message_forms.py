@@ -95,9 +95,11 @@ def _conversations(role: str, content: Any) -> list[list[Message]]:
     for other in ("Hi", [_text_part("Hi")]):
         user: Message = {"role": "user", "content": other}
         system: Message = {"role": "system", "content": other}
-        call: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+        nothing = "" if isinstance(other, str) else [_text_part("")]
+        call: Message = {"role": "assistant", "content": nothing, "tool_calls": [_CALL]}
         found += {
             "system": [[message, user]],
+            "developer": [[message, user]],
             "user": [[message], [system, message]],
             "assistant": [[user, message], [user, message, user]],
             "tool": [[user, call, {**message, "name": "look", "tool_call_id": "call00000"}]],
@@ -106,8 +108,10 @@ def _conversations(role: str, content: Any) -> list[list[Message]]:
 
 
 def _is_written(sentinel: str, text: str) -> bool:
-    """Whether a text holds the sentinel, and not in quotes as a printed list has it."""
-    return re.search(rf"(?<!['\"]){sentinel}(?!['\"])", text, re.IGNORECASE) is not None
+    """Whether a text holds the sentinel elsewhere than in a list of parts that is printed."""
+    everywhere = re.findall(sentinel, text, re.IGNORECASE)
+    printed = re.findall(rf"text['\"]\s*:\s*['\"]{sentinel}", text, re.IGNORECASE)
+    return len(everywhere) > len(printed)
 
 
 def _text_part(text: str) -> Mapping[str, str]:

@@ -51,21 +51,18 @@ def plain_json(value: Mapping[str, Any], index: int | str, faults: list[str]) ->
 
 
 def lost_message(messages: Sequence[Message], prompt: str) -> int | None:
-    """The first message of a user of whose words the prompt has none; None if there is none.
+    """The last message of a user, if the prompt has none of its words; else None.
 
-    Looks for one long word in Latin letters, whatever their case; text without any is not missed.
+    Templates may leave out earlier turns. Looks for one long word in Latin letters, whatever their
+    case; text without any is not missed.
     """
-    lower = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "user":
-            continue
-        words = islice(_WORD.finditer(text_of(message.get("content"))), _NUM_WORDS)
-        longest = max((found[0] for found in words), key=len, default="")
-        if longest not in prompt:
-            lower = lower or prompt.lower()
-            if longest.lower() not in lower:
-                return index
-    return None
+    index = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=None)
+    if index is None:
+        return None
+    words = islice(_WORD.finditer(text_of(messages[index].get("content"))), _NUM_WORDS)
+    longest = max((found[0] for found in words), key=len, default="")
+    is_there = longest in prompt or longest.lower() in prompt.lower()
+    return None if is_there else index
 
 
 def text_of(content: Any) -> str:

@@ -7,8 +7,11 @@ from typing import Any
 from bita.engine import GENERATION_FILE, Engine
 from bita.errors import PromptError
 from bita.generation import GenerationDefaults
+from bita.json_values import shown
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.messages import checked_messages, text_of
+from bita.runtime.text.template_meter import TemplateLimits
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -57,7 +60,7 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return self.codec.encode(prompt, add_special_tokens=True)
         if not isinstance(prompt, Sequence):
-            raise PromptError(f"a prompt is text, messages or token ids, not {prompt!r:.60}")
+            raise PromptError(f"a prompt is text, messages or token ids, not {shown(prompt)}")
         if len(prompt) == 0:
             raise PromptError("the prompt is empty; give text, messages or token ids")
         if all(type(item) is int for item in prompt):
@@ -80,5 +83,4 @@ class PromptEncoder:
         """The messages themselves, or the text of the last one for a model without chat."""
         if self.template is not None:
             return messages
-        content: str = messages[-1]["content"]
-        return content
+        return text_of(checked_messages(messages, TemplateLimits().messages)[-1].get("content"))

@@ -1,6 +1,7 @@
 """The adapter file: what goes in comes out, and whatever is wrong with a file is said at once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,34 @@ def test_a_failed_save_leaves_the_old_file(adapter: Adapter, tmp_path: Path) -> 
     assert "mask_embeddings has 1 of 192 values that are not finite" in str(caught.value)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [65520.0, -1e5, 3e38])
+def test_values_that_float16_cannot_hold_are_refused_by_name(
+    adapter: Adapter, value: float, tmp_path: Path
+) -> None:
+    large = adapter.prefix_keys.copy()
+    large[1, 0, 2] = value
+    fault = f"prefix_keys has 16 of {large.size} values beyond 65504"
+    assert fault in message_of(write(tmp_path / "a", adapter, {}, prefix_keys=large))
+    with pytest.raises(AdapterError, match=fault):
+        replace(adapter, prefix_keys=large).save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    largest = replace(adapter, prefix_keys=large.clip(-65504, 65504))
+    largest.save(tmp_path / "c")
+    np.testing.assert_array_equal(Adapter.load(tmp_path / "c").prefix_keys, largest.prefix_keys)
+
+
+def test_what_steps_read_is_bounded(adapter: Adapter) -> None:
+    assert all(adapter.bounded[name] is array for name, array in adapter.tensors().items())
+    keys, masks = adapter.prefix_keys.copy(), adapter.mask_embeddings.copy()
+    keys[0, 0, 0, :5] = 1e38, -1e38, np.inf, -np.inf, np.nan
+    masks[0, :3] = 60000.0, -1e38, np.nan
+    bounded = replace(adapter, prefix_keys=keys, mask_embeddings=masks).bounded
+    assert bounded["prefix_keys"][0, 0, 0, :5].tolist() == [1000, -1000, 1000, -1000, 0]
+    assert bounded["mask_embeddings"][0, :3].tolist() == [60000, -65504, 0]
+    np.testing.assert_array_equal(bounded["prefix_keys"][1:], adapter.prefix_keys[1:])
+    assert all(array.dtype == np.float32 for array in bounded.values())
 
 
 def test_missing_cut_and_foreign_files_are_told_apart(adapter: Adapter, tmp_path: Path) -> None:

@@ -49,12 +49,16 @@ def test_other_names_are_free(engine: Path) -> None:
     assert "..a" in open_engine(engine).files
 
 
+SIZES: list[Any] = ["1", 1.5, -1, True, None, [1]]
+HASHES: list[Any] = ["", "0" * 63, "Z" * 64, None, [], "0" * 65]
+
+
 @pytest.mark.parametrize(
     "entry",
     [
         *(None, 3, [], {}, {"bytes": 420}, {"sha256": "0" * 64}),
-        *({**ONE, "bytes": value} for value in ("1", 1.5, -1, True, None, [1])),
-        *({**ONE, "sha256": value} for value in ("", "0" * 63, "Z" * 64, None, [], "0" * 65)),
+        *({**ONE, "bytes": size} for size in SIZES),
+        *({**ONE, "sha256": digest} for digest in HASHES),
     ],
 )
 def test_an_entry_is_a_size_and_a_hash(engine: Path, entry: Any) -> None:

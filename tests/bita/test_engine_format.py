@@ -9,7 +9,7 @@ import pytest
 
 from bita.engine import new_engine, open_engine
 from bita.errors import EngineError
-from bita.runtime.backends import ort_backend
+from bita.runtime.backends import ort_session
 from bita.runtime.session import Session
 
 
@@ -73,9 +73,9 @@ def test_int8_weights_that_this_processor_would_get_wrong(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_manifest(engine, requires={"processor": "exact int8"})
-    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: True)
+    monkeypatch.setattr(ort_session, "multiplies_int8_exactly", lambda: True)
     Session.open(engine)
-    monkeypatch.setattr(ort_backend, "multiplies_int8_exactly", lambda: False)
+    monkeypatch.setattr(ort_session, "multiplies_int8_exactly", lambda: False)
     with pytest.raises(EngineError, match=r"for processors with VNNI.*rebuild it here: make"):
         Session.open(engine)
 

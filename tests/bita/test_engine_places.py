@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from bita.engine import Engine, move_engine, new_engine, open_engine, revise_eng
 from bita.engine_access import writing
 from bita.engine_place import Place
 from bita.errors import EngineError
+from bita.export.tensorrt.build_costs import check_disk
 
 
 @pytest.fixture
@@ -160,6 +162,22 @@ def test_a_fresh_file_system_may_become_an_engine(mounted: Path, another: Engine
     move_engine(another, mounted)
     open_engine(mounted, check_hashes=True)
     assert (mounted / "lost+found").is_dir()
+
+
+def test_the_room_that_counts_is_where_the_engine_will_be(
+    mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(Path(path))
+        return SimpleNamespace(free=1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    (tmp_path / "link").symlink_to(mounted / "engine")
+    for out in (tmp_path / "link", mounted, tmp_path / "new" / "engine"):
+        check_disk(out, 1)
+    assert asked == [mounted, mounted, tmp_path]
 
 
 def test_mount_points_with_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

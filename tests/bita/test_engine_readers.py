@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bita.engine import Engine, move_engine, open_engine, revise_engine, revisin
 from bita.engine_access import MAX_READS, undisturbed
 from bita.errors import EngineError
 from bita.runtime.session import Session
+from bita.runtime.text.grammar import Grammar
 
 
 @pytest.fixture
@@ -191,3 +193,15 @@ def test_a_reader_waits_for_files_on_their_way(
     thread.join()
     open_engine(engine.path, check_hashes=True)
     assert not (engine.path / ".engine.incoming").exists()
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_text("{}"), Path.unlink])
+def test_a_grammar_takes_no_tokenizer_of_another_engine(
+    harm: Callable[[Path], object], engine: Engine
+) -> None:
+    """The first grammar reads the tokenizer, long after the session was opened."""
+    pytest.importorskip("llguidance")
+    session = Session.open(engine.path, num_threads=1)
+    harm(engine.file("tokenizer.json"))
+    with pytest.raises(EngineError, match=r"was replaced after it was opened.*open the engine aga"):
+        session.generate("Hello", 4, grammar=Grammar.regex("[a-z]+"))

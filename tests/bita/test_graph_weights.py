@@ -168,7 +168,7 @@ def _long(number: int, content: bytes) -> bytes:
 
 
 def test_a_graph_with_its_weights_inside_names_no_file(tmp_path: Path) -> None:
-    tensor = helper.make_tensor("w", TensorProto.STRING, [1], [b"location"])
+    tensor = helper.make_tensor("w", TensorProto.STRING, [1], [b"location"])  # type: ignore[list-item]
     graph = helper.make_graph([], "g", [], [], [tensor])
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     assert weight_locations(tmp_path / "m.onnx") == set()

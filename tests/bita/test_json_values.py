@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bita.errors import MAX_FAULTS, ModelError
-from bita.json_values import Fields, parse_json, read_json_object, shown
+from bita.json_values import MAX_FLOAT, Fields, parse_json, printable, read_json_object, shown
 
 HUGE_DIGITS = "1" + "0" * 5000
 
@@ -32,6 +32,21 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ModelError, match="not a regular file"):
         read_json_object(tmp_path / "config.json", ModelError, "download it again")
+
+
+def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{    }")
+    assert read_json_object(tmp_path / "config.json", ModelError, "", 6) == {}
+    with pytest.raises(ModelError, match="it has 6 bytes; at most 5 are read"):
+        read_json_object(tmp_path / "config.json", ModelError, "", 5)
+
+
+def test_what_steers_a_terminal_is_escaped() -> None:
+    assert printable("é [x] \x1b]0;\x07\n\ud800") == r"é [x] \x1b]0;\x07\n\ud800"
+
+
+def test_the_largest_float_is_that_of_float32() -> None:
+    assert float(np.finfo(np.float32).max) == MAX_FLOAT
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", '"text"', "NaN"])

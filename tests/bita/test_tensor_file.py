@@ -18,7 +18,7 @@ from bita.errors import AdapterError, BitaError, EngineError
 from bita.runtime.session import Session
 from bita.tensor_file import read_tensor_file
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
     "b": np.arange(4, dtype=np.float16),
     "none": np.zeros((2, 0, 3), np.float32),

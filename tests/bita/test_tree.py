@@ -122,6 +122,42 @@ def test_broken_json_is_refused(text: str, message: str) -> None:
         Tree.from_json(text)
 
 
+BEYOND = [
+    *("[" * 100_000, '{"nodes": ' * 10_000, '{"nodes": {}}', '{"nodes": null}', "null", "9" * 5000),
+    '{"nodes": [' + '{"path": [1], "masks": 0},' * 600 + "{}]}",
+    '{"nodes": [{"path": [1], "masks": 1000000000}]}',
+    '{"nodes": [{"path": [1000000000000], "masks": 0}]}',
+    '{"nodes": [{"path": [1e999], "masks": 0}]}',
+    '{"nodes": [{"path": [[1]], "masks": 0}]}',
+    '{"nodes": [{"path": {"a": 1}, "masks": 0}]}',
+    '{"nodes": [{"path": "1", "masks": 0}]}',
+    '{"nodes": [{"path": [1], "masks": [1]}]}',
+    '{"nodes": [[1], 3, null]}',
+    '{"nodes": [], "min_match": 13}',
+    '{"nodes": [], "min_match": NaN}',
+    '{"nodes": [{"path": [' + "1," * 5000 + '1], "masks": 0}]}',
+    '{"nodes": [' + ",".join(f'{{"path": [{n}], "masks": 100}}' for n in range(1, 200)) + "]}",
+]
+
+
+@pytest.mark.parametrize("text", BEYOND, ids=range(len(BEYOND)))
+def test_what_no_tree_is_gives_one_short_error(text: str) -> None:
+    with pytest.raises(TreeError) as caught:
+        Tree.from_json(text)
+    assert len(str(caught.value)) < 3000
+
+
+def test_sizes_are_looked_at_before_a_tree_is_made() -> None:
+    for make in (
+        lambda: Tree.chain(10**9),
+        lambda: Tree.triangle((10**9, 10**9)),
+        lambda: Tree.root_only(10**9),
+        lambda: Tree.from_paths([(1,)], 10**6),
+    ):
+        with pytest.raises(TreeError, match=r"at most (512|8192) are supported"):
+            make()
+
+
 def test_all_faults_are_listed_together() -> None:
     with pytest.raises(TreeError, match=r"(?s)2 faults.*\[0\].*\[2, 1\]"):
         Tree.from_paths([(0,), (2, 1)])

@@ -1,11 +1,13 @@
 """A tree for each state: its file, and decoding by it."""
 
+import os
 import random
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deadlines import stopped_if_it_hangs
 from random_drafts import AR, drafting_adapter, logits_of_text, prompt_ids, random_tree
 
 from bita.calibration.acceptance import measure_acceptance
@@ -17,7 +19,7 @@ from bita.errors import TreeError
 from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.session import Session
 from bita.tree import Tree
-from bita.tree_table import TreeTable, trees_from_json
+from bita.tree_table import TreeTable, read_trees, trees_from_json
 
 TABLE = TreeTable(
     (
@@ -189,3 +191,50 @@ def test_a_table_is_verified(tiny_engine: Path) -> None:
     for comparison in verify(session, [prompt_ids(1), prompt_ids(2)], 40):
         assert comparison.num_identical == 2
         assert comparison.num_tokens == 80
+
+
+BEYOND = [
+    '{"trees": ' + "[" * 100_000,
+    '{"trees": [{"nodes": []}], "matches": [Infinity], "by_state": [[0]]}',
+    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [[[0]]]}',
+    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [{"a": 0}]}',
+    '{"trees": [{"nodes": []}], "matches": ["0"], "by_state": [[0]]}',
+    '{"trees": [{"nodes": []}], "matches": 0, "by_state": 0}',
+    '{"trees": {"nodes": []}, "matches": [0], "by_state": [[0]]}',
+    '{"trees": [3], "matches": [0], "by_state": [[0]]}',
+    '{"trees": [' + '{"nodes": []},' * 300 + '{"nodes": []}], "matches": [0], "by_state": [[0]]}',
+    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [' + "[0]," * 2000 + "[0]]}",
+    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [[1e30]]}',
+]
+
+
+@pytest.mark.parametrize("text", BEYOND, ids=range(len(BEYOND)))
+def test_what_no_table_is_gives_one_short_error(text: str) -> None:
+    with pytest.raises(TreeError) as caught:
+        trees_from_json(text)
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_file_is_read_if_it_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "tree.json"
+    for content, message in (
+        (
+            b'{"nodes": ["\xff"]}',
+            r"tree.json is not readable JSON \(byte 12 is not UTF-8\); fix it",
+        ),
+        (b'{"nodes": 3}', r"tree.json: not a tree: .*; fix it"),
+        (b"[" + b" " * (5 << 20) + b"]", "at most 4194304 are read"),
+        (b"[]", r"holds \[\], not a JSON object"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(TreeError, match=message):
+            read_trees(path, "fix it")
+    path.unlink()
+    with pytest.raises(TreeError, match=r"tree.json cannot be read \(No such file .*\); fix it"):
+        read_trees(path, "fix it")
+    os.mkfifo(path)
+    with stopped_if_it_hangs(10), pytest.raises(TreeError, match="is not a regular file"):
+        read_trees(path, "fix it")
+    path.unlink()
+    path.write_text(Tree.triangle((2, 1)).to_json())
+    assert read_trees(path, "fix it") == Tree.triangle((2, 1))

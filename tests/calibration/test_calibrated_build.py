@@ -1,6 +1,7 @@
 """Engines rounded for what the model reads, and their error against float32."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from checkpoint_way import BUILDS, way_of_build
 from make_tiny_engine import write_plain_model
 
+from bita import directory_swap
 from bita.adapter import random_adapter
 from bita.calibration.calibrated_build import CalibrationOptions, build_calibrated
 from bita.calibration.effort import Effort
@@ -21,6 +23,7 @@ from bita.calibration.ranges import collect_squares
 from bita.calibration.report import read_quality
 from bita.cli.main import main
 from bita.engine import Engine, open_engine, read_calibration
+from bita.engine_place import Place
 from bita.errors import BitaError, EngineError, PromptError
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, check_build, check_reference
@@ -213,6 +216,31 @@ def test_a_killed_build_goes_on(
     assert first_answered >= 1
     for name in whole.files:
         assert whole.file(name).read_bytes() == again.file(name).read_bytes(), name
+
+
+def test_a_build_that_was_killed_as_it_took_its_place(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of before must not be found where the new one was built."""
+    calibration = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
+    out, wider = tmp_path / "engine", BuildOptions(tree=Tree.chain(3), capacity=100)
+    build_calibrated(check_build(checkpoint, None, out, WITH_TREE), calibration)
+    swap = directory_swap.put
+
+    def put(finished: Path, place: Place) -> None:
+        if place.target == out:
+            assert directory_swap._exchange(finished, out)
+            patch.setattr(shutil, "rmtree", lambda *args, **options: None)
+            raise StoppedError
+        swap(finished, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bita.engine.put", put)
+        with pytest.raises(StoppedError):
+            build_calibrated(check_build(checkpoint, None, out, wider), calibration)
+    built = build_calibrated(check_build(checkpoint, None, out, wider), calibration)
+    assert built.engine.manifest.capacity == 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "mine.jsonl"]
 
 
 @pytest.mark.parametrize("killed_in", [None, "acceptance", "latency", "timing trees"])

@@ -11,6 +11,7 @@ import pytest
 from bita.calibration.profiling.recorder import Recorder, Span, shifted, trace_events
 from bita.calibration.profiling.sensors import Range, Sensors, parse_tegrastats, summary
 from bita.cli.main import main
+from bita.extras import install_command
 from bita.runtime.session import Session
 
 SHORT = ("--limit", "3", "--max-new-tokens", "12", "--latency-seconds", "0", "--threads", "1")
@@ -187,7 +188,7 @@ def test_faults_are_one_line(
         ([tiny_engine, "nowhere"], "nowhere is not a directory"),
         ([tiny_engine, "--prompts", "none.jsonl"], "cannot read prompts from none.jsonl"),
         ([tiny_engine, "--backend", "abacus"], "backend 'abacus' is not one of"),
-        ([tiny_engine, "--page", tmp_path / "p.html"], "pip install 'bita-edge[profile]'"),
+        ([tiny_engine, "--page", tmp_path / "p.html"], install_command("profile")),
         ([tiny_engine, "--json", tiny_engine / "manifest.json" / "x"], "manifest.json"),
         ([tiny_engine, "--trace", tmp_path], "is a directory; give a file's name"),
     ):

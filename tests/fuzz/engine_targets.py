@@ -173,7 +173,7 @@ def _calibration(directory: Path) -> Execute:
         read_quality(open_engine(engine))
         if isinstance(mutated, dict):
             Latency.from_json(mutated.get("latency"), "device.json")
-            Acceptance.from_json(mutated.get("acceptance"))  # type: ignore[arg-type]
+            Acceptance.from_json(mutated.get("acceptance"))
 
     return execute
 

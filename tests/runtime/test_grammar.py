@@ -13,6 +13,7 @@ from tiny_codecs import CODECS
 
 from bita.adapter import random_adapter
 from bita.errors import MissingExtraError, PromptError
+from bita.extras import install_command
 from bita.runtime.session import Session
 from bita.runtime.text.grammar import Grammar, GrammarCompiler
 from bita.tree import Tree
@@ -159,7 +160,7 @@ def test_ignoring_eos_cannot_go_with_a_grammar(session: Session) -> None:
 
 def test_the_extra_is_named(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'bita-edge\[structured\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("structured"))):
         session.stream(prompt_ids(1), 5, grammar=Grammar.regex("a"))
 
 

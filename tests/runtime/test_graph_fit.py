@@ -2,19 +2,21 @@
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest
 
 from bita.adapter import random_adapter
-from bita.engine import open_engine
+from bita.engine import Engine, open_engine
 from bita.errors import AdapterError, EngineError
 from bita.identity import ModelIdentity
 from bita.runtime.backends.graph_fit import GraphValue, check_graph
-from bita.runtime.backends.ort_backend import OrtBackend
+from bita.runtime.backends.ort_backend import OrtBackend, _allocate
 from bita.runtime.session import Session
 
 
@@ -127,6 +129,15 @@ def test_graphs_that_no_export_writes(
         Session.open(engine)
 
 
+@pytest.mark.parametrize("heads", [10**4, 10**9])
+def test_a_cache_that_no_machine_has_is_an_error_of_ours(tiny_engine: Path, heads: int) -> None:
+    """2.6 exabytes, and more than an address has bits for; graphs may leave the sizes free."""
+    opened = open_engine(tiny_engine)
+    manifest = replace(opened.manifest, capacity=10**9, num_kv_heads=heads, num_layers=1000)
+    with pytest.raises(EngineError, match=r"a cache of \d+ GB, for 1000000000 slots, cannot be"):
+        _allocate(Engine(opened.path, manifest, opened.files), np.float32)
+
+
 def test_a_step_that_fails_is_an_error_of_ours(engine: Path) -> None:
     """As of a graph whose inside is broken: here a table of embeddings that is too small."""
     model = onnx.load(engine / "model.onnx", load_external_data=False)
@@ -174,7 +185,7 @@ def test_caches_are_of_one_type(tiny_engine: Path) -> None:
 
 def test_a_prefix_has_room_in_the_cache(tiny_engine: Path) -> None:
     sizes = {"num_layers": 2, "hidden_size": 32, "num_kv_heads": 2, "head_dim": 16}
-    identity = ModelIdentity("llama", vocab_size=320, fingerprint={}, **sizes)  # type: ignore[arg-type]
+    identity = ModelIdentity("llama", vocab_size=320, fingerprint={}, **sizes)
     adapter = random_adapter(identity, num_masks=3, prefix_length=384)
     with pytest.raises(EngineError, match="prefix of 384 does not fit a cache of 384 slots"):
         Session.open(tiny_engine, adapter=adapter)

@@ -58,17 +58,15 @@ def test_null_inside_a_schema_stays() -> None:
     assert found.response_format.json_schema.json_schema == schema
 
 
+WRITES_ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 NAMES_DEVELOPER = "{% for m in messages %}{% if m.role == 'developer' %}!{% endif %}{% endfor %}"
 
 
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        (
-            "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
-            "<system>Be brief.<user>Hi",
-        ),
-        (f"{NAMES_DEVELOPER}{{{{ messages[0].role }}}}", "!developer"),
+        (WRITES_ROLES, "<system>Be brief.<user>Hi"),
+        (NAMES_DEVELOPER + WRITES_ROLES, "!<developer>Be brief.<user>Hi"),
     ],
     ids=["a template without the role", "a template that names it"],
 )

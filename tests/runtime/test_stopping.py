@@ -153,3 +153,111 @@ def test_text_taken_is_never_taken_back() -> None:
         shown.append(rule.take_text())
     assert shown == ["a", "", "\nb", "", ""]
     assert rule.finish_reason == "stop"
+
+
+# --- stop strings of special tokens -------------------------------------------------------------
+
+SPECIAL = {"<|end|>": 0, "<|tool|>": 1, "<|pad|>": 2}
+TEXT = {"a": 3, "b": 4, "ab": 5, "\n": 6, "<": 7, "|end|>": 8}
+NAMES = {token_id: token for token, token_id in (SPECIAL | TEXT).items()}
+
+
+def make_special_codec() -> TextCodec:
+    tokenizer = Tokenizer(models.BPE(SPECIAL | TEXT, [], byte_fallback=True))
+    tokenizer.add_special_tokens([*SPECIAL])
+    tokenizer.decoder = decoders.Fuse()
+    return TextCodec(tokenizer)
+
+
+SPECIAL_CODEC = make_special_codec()
+
+
+def special_rule(stops: list[str], eos_ids: tuple[int, ...] = ()) -> StopRule:
+    return StopRule(IncrementalText(SPECIAL_CODEC), eos_ids, 100, stops)
+
+
+def tokens(*names: str) -> list[int]:
+    return [(SPECIAL | TEXT)[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("stops", "fed", "kept", "text"),
+    [
+        (["<|end|>"], ["a", "<|end|>", "b"], 2, "a"),
+        (["\n<|end|>"], ["a", "\n", "<|end|>", "b"], 3, "a"),
+        (["\n<|end|>"], ["a", "b", "<|end|>", "b"], None, "abb"),
+        (["b<|end|>"], ["ab", "<|end|>"], 2, "a"),  # inside a token and over it
+        (["<|end|>a"], ["b", "<|end|>", "ab"], 3, "b"),
+        (["<|end|>a"], ["b", "<|end|>", "b", "a"], None, "bba"),
+        (["<|end|>\n<|tool|>"], ["a", "<|end|>", "\n", "<|tool|>", "b"], 4, "a"),
+        (["<|end|><|end|>"], ["a", "<|end|>", "<|end|>"], 3, "a"),
+        (["<|end|>"], ["a", "<", "|end|>", "b"], 3, "a"),  # written in ordinary tokens
+        (["<|end|>"], ["a", "<|tool|>", "b"], None, "ab"),
+        (["end", "|>", "<"], ["a", "<|end|>", "b"], None, "ab"),  # what is not shown has no text
+        (["a<|end|>"], ["a", "<|pad|>", "<|end|>"], 3, ""),  # others are no text either
+        (["b", "<|end|>"], ["a", "b", "<|end|>"], 2, "a"),
+        (["<|end|>", "a<|end|>"], ["b", "a", "<|end|>"], 3, "b"),  # the longest one
+    ],
+)
+def test_special_tokens_complete_stop_strings(
+    stops: list[str], fed: list[str], kept: int | None, text: str
+) -> None:
+    ids = tokens(*fed)
+    rule = special_rule(stops)
+    expected = (ids[:kept], None if kept is None else "stop", text)
+    assert run(rule, ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("stops", "reason", "text"),
+    [
+        ([], "eos", "a\n"),
+        (["<|end|>"], "eos", "a\n"),
+        (["\n<|end|>"], "stop", "a"),  # more was asked for than the end
+        (["b<|end|>"], "eos", "a\n"),
+    ],
+)
+def test_a_stop_string_that_an_eos_token_completes_cuts_the_text(
+    stops: list[str], reason: str, text: str
+) -> None:
+    ids = tokens("a", "\n", "<|end|>")
+    assert run(special_rule(stops, eos_ids=(SPECIAL["<|end|>"],)), ids) == (ids, reason, text)
+
+
+def test_a_stop_at_a_special_token_is_not_counted_as_text() -> None:
+    for stops, is_text in ((["<|end|>"], False), (["b"], True)):
+        rule = special_rule(stops)
+        run(rule, tokens("a", "b", "<|end|>"))
+        assert rule.ended_at_token is not is_text
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_special_tokens_equal_brute_force_over_spelled_texts(seed: int) -> None:
+    """Spell special tokens that stop strings name; the others are nothing."""
+    rng = random.Random(seed)
+    ids = rng.choices(range(7), [2, 2, 1, 4, 4, 3, 3], k=25)
+    pieces = ["<|end|>", "<|tool|>", "a", "b", "\n"]
+    stops = ["".join(rng.choices(pieces, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 3))]
+    named = [token for token in SPECIAL if any(token in stop for stop in stops)]
+    # One character each, so that no stop string begins or ends within a special token.
+    mark = {token: chr(0xE000 + SPECIAL[token]) for token in named}
+
+    def spell(count: int) -> str:
+        names = [NAMES[token_id] for token_id in ids[:count]]
+        return "".join(mark.get(name, "" if name in SPECIAL else name) for name in names)
+
+    marked = []
+    for stop in stops:
+        for token, character in mark.items():
+            stop = stop.replace(token, character)
+        marked.append(stop)
+    kept = next((n for n in range(26) if brute_force_stop(spell(n), marked)[1]), None)
+    text = brute_force_stop(spell(25), marked)[0]
+    shown = "".join(character for character in text if character < "\ue000")
+    reason = None if kept is None else "stop"
+    assert run(special_rule(stops), ids) == (ids[:kept], reason, shown)
+
+
+def test_half_a_surrogate_pair_is_no_stop_string() -> None:
+    with pytest.raises(PromptError, match="number 1 holds half a surrogate pair"):
+        special_rule(["a", "\ud800"])

@@ -37,7 +37,7 @@ CORE = (GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE)
 FEW = ("--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--most-rows", "3")
 BUILD = ("--uncalibrated", "--precision", "fp32", "--capacity", "384")
 WRONG = ("mixed", "broken", "lost", "left over", "reader: mixed", "reader: broken")
-SPAN_S = 3.0  # in which writers begin, and are killed
+SPAN_S = 1.5  # in which writers begin, and are killed
 Writer = Callable[[Path, dict[str, Path]], int]
 
 
@@ -132,6 +132,7 @@ class Stress:
                 kind = self._kind_of(session.engine.files)
                 right = kind is not None and text == self._known[kind].text
                 seen["reader: whole" if right else "reader: mixed"] += 1
+                time.sleep(0.02)
             except EngineError as error:
                 if not must_be and "is not a directory" in str(error):
                     seen["reader: none yet"] += 1
@@ -176,7 +177,7 @@ class Stress:
         return receiver.recv()
 
     def _start(self, function: Callable[..., None], *args: Any) -> Any:
-        child = self._fork.Process(target=function, args=args)
+        child = self._fork.Process(target=function, args=args, daemon=True)
         child.start()
         return child
 

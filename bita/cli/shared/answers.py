@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.cli.shared.flags import TREE_HELP, add_backend, not_negative, positive
+from bita.cli.shared.flags import TREE_HELP, add_backend, not_negative, positive, text
 
 if TYPE_CHECKING:
     from bita.runtime.session import Session
@@ -43,8 +43,8 @@ def open_session(args: argparse.Namespace, **options: Any) -> "Session":
 def add_sampling(parser: argparse.ArgumentParser, default: str) -> None:
     """How tokens are chosen. default: what holds without these flags."""
     group = parser.add_argument_group(f"choice of tokens (default: {default})")
-    for name, (kind, text) in SAMPLING.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    for name, (kind, words) in SAMPLING.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=words)
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -56,11 +56,15 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 def add_answer_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """When an answer ends, and what it matches."""
     parser.add_argument("--max-new-tokens", type=positive, default=max_new_tokens)
-    parser.add_argument("--stop", action="append", default=[], help="end at this text (repeatable)")
+    parser.add_argument(
+        "--stop", type=text, action="append", default=[], help="end at this text (repeatable)"
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json-schema", type=Path, help="file of a schema for the answer")
     shape.add_argument("--grammar", type=Path, help="file of a grammar, in Lark's notation")
-    shape.add_argument("--regex", help="regular expression that the whole answer matches")
+    shape.add_argument(
+        "--regex", type=text, help="regular expression that the whole answer matches"
+    )
 
 
 def answer_options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -82,8 +86,9 @@ def _grammar_of(args: argparse.Namespace) -> Any:
 
 def _read(path: Path) -> str:
     from bita.errors import PromptError
+    from bita.json_values import MAX_JSON_BYTES, read_regular_file
 
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_regular_file(path, MAX_JSON_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise PromptError(f"cannot read {path}: {error}") from error

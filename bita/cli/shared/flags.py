@@ -1,12 +1,47 @@
 """Flags of several commands, and types of their values."""
 
 import argparse
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from bita.cli.shared.streams import as_unicode
+from bita.json_values import printable
 
 TREE_HELP = (
     "ar, chain, triangle (5,4,3), widths such as 3,2,1, ngrams:N (N guesses from the text, no "
     "masks), or a JSON file"
 )
+
+MAX_MESSAGE = 500  # characters of what argparse says
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that takes whole flags only, and answers for its own command.
+
+    What it does not know is an error with its usage and the nearest flag.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._about(unknown))
+        return known, unknown
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message[:MAX_MESSAGE]))
+
+    def _about(self, unknown: list[str]) -> str:
+        flags = [each.split("=")[0] for each in unknown if each.startswith("-")]
+        if not flags:
+            return f"too many arguments: {' '.join(unknown)}; quote a text of several words"
+        known = self._option_string_actions
+        near = [name for name in known if name.startswith(flags[0])]
+        near = near or get_close_matches(flags[0], known, 1)
+        hint = near[0] if near else "--help, which lists what there is"
+        return f"no flag {flags[0]}; did you mean {hint}?"
 
 
 def add_command(
@@ -30,6 +65,14 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend",
         help="what executes the steps; default: what the engine was built for; ort-cpu runs any",
     )
+
+
+def text(argument: str) -> str:
+    """A text of Unicode, for argparse. The system hands over bytes, which may be none."""
+    try:
+        return as_unicode(argument)
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"{argument!a:.100} is not UTF-8") from error
 
 
 def positive(text: str) -> int:

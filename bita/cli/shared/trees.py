@@ -25,7 +25,7 @@ def read_tree(text: str, num_masks: int) -> Trees:
         return _NAMED[text](num_masks)
     if match := re.fullmatch(r"ngrams:([1-9]\d?)", text):
         return Tree.chain(int(match[1]), 0).with_ngrams(1)
-    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+    if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
         return Tree.triangle([int(width) for width in text.split(",")], num_masks)
     path = Path(text)
     if not path.is_file():

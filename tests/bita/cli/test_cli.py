@@ -9,6 +9,7 @@ import pytest
 from make_tiny_engine import write_plain_model
 
 from bita.cli.main import main, on_one_line
+from bita.extras import install_command
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -42,9 +43,10 @@ def test_from_model_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "200 slots",
     ):
         assert part in out
-    status, out, _ = run(capsys, "generate", engine, "Hello", "--max-new-tokens", 9, "--stats")
-    assert status == 0
-    assert "tokens per step" in out
+    plain = run(capsys, "generate", engine, "Hello", "--max-new-tokens", 9)
+    status, out, err = run(capsys, "generate", engine, "Hello", "--max-new-tokens", 9, "--stats")
+    assert (status, out) == plain[:2]
+    assert "tokens per step" in err
     status, out, _ = run(
         capsys, "verify", engine, "--limit", 2, "--max-new-tokens", 9, "--model", "-"
     )
@@ -147,6 +149,63 @@ def test_wrong_usage_exits_with_2(args: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("ENGINE", "hi", "--tempratur", "1"), "no flag --tempratur; did you mean --temperature?"),
+        (("ENGINE", "hi", "--temp=1"), "no flag --temp; did you mean --temperature?"),
+        (("ENGINE", "hi", "--max-new", "5"), "no flag --max-new; did you mean --max-new-tokens?"),
+        (("ENGINE", "hi", "-x"), "no flag -x; did you mean --help, which lists what there is?"),
+        (("ENGINE", "why", "is", "it"), "too many arguments: is it; quote a text of several words"),
+    ],
+)
+def test_what_a_command_does_not_know_is_told_with_its_usage(
+    args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", *args])
+    errors = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert errors.startswith("usage: bita generate ")
+    assert errors.endswith(f"bita generate: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "args", [["adapter", "init", "MODEL", "--mask", "3"], ["inspect", "x", "--debu"]]
+)
+def test_no_command_takes_a_part_of_a_flag(args: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(args)
+
+
+def test_what_argparse_says_is_short_and_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", "\x1b[31m\n" + "x" * 10**5, "engine"])
+    errors = capsys.readouterr().err
+    assert "\x1b" not in errors
+    assert len(errors.split("error:")[1]) < 700
+
+
+def test_an_unexpected_error_is_one_line_too(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bita.cli import inspect
+
+    for error in (RecursionError("too deep"), ValueError("a\n\x1b[0m" + "x" * 10**5)):
+
+        def broken(path: Path, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(inspect, "_engine_rows", broken)
+        status, _, err = run(capsys, "inspect", tiny_engine)
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"bita: error: {type(error).__name__}: ")
+        assert "\x1b" not in err
+        assert len(err) < 5000
+        with pytest.raises(type(error)):
+            main(["inspect", str(tiny_engine), "--debug"])
+
+
+@pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
         ("--max-new-tokens", "0.5", "'0.5' is not a whole number"),
@@ -188,7 +247,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr == (
         "bita: error: `bita engine` needs packages that are not installed: "
-        "pip install 'bita-edge[export]'\n"
+        f"{install_command('export')}\n"
     )
 
 

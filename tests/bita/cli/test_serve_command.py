@@ -14,6 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from bita.cli.serve import open_listener
+from bita.extras import install_command
 
 SERVE = [sys.executable, "-m", "bita", "serve"]
 
@@ -122,4 +123,4 @@ def test_the_extra_is_named(tiny_engine: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "pip install 'bita-edge[serve]'" in result.stderr
+    assert install_command("serve") in result.stderr

@@ -1,0 +1,138 @@
+"""An engine's graph as a session of ONNX Runtime, checked against the manifest."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bita.engine import GRAPH_FILE, LEAST_SLOTS, WEIGHTS_FILE, Engine
+from bita.errors import EngineError
+from bita.json_values import shown
+from bita.runtime.backends.graph_fit import GraphValue, check_graph
+from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+
+NOTHING_LOGGED = 4  # errors are raised; it would print them too
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+TYPES = {
+    "tensor(int64)": "int64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+}
+
+
+def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
+    """Of past and present; some graphs keep them in float16."""
+    types = {value.name: value.type for value in session.get_inputs()}
+    return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32
+
+
+def session_options(engine: Engine, num_threads: int) -> ort.SessionOptions:
+    """Of the CPU. Raises EngineError if the processor cannot do what the engine relies on."""
+    _check_processor(engine)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return options
+
+
+def load_session(
+    engine: Engine,
+    options: ort.SessionOptions,
+    graph: bytes | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> ort.InferenceSession:
+    """The engine's graph, or that variant of it; raises EngineError."""
+    _check_version(engine)
+    options.log_severity_level = NOTHING_LOGGED
+    if folder := _weights_folder(engine, graph is not None):
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
+    try:
+        return ort.InferenceSession(
+            graph or engine.file(GRAPH_FILE),
+            options,
+            providers=list(providers),
+            enable_fallback=0,  # to other providers, which it prints
+        )
+    except Exception as error:  # the binding raises many kinds, all of them about the file
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
+            f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
+        ) from error
+
+
+def _weights_folder(engine: Engine, in_memory: bool) -> Path | None:
+    """Where ONNX Runtime is to look for the weights of a graph; None for beside its file.
+
+    From 1.25 on it takes no link that leads out of that directory, unless the graph's own does.
+    """
+    weights = engine.file(WEIGHTS_FILE).resolve()
+    if weights.name == WEIGHTS_FILE:  # the file itself, or a link to one on another disk
+        return weights.parent
+    return engine.path if in_memory else None  # a link into a cache of downloads
+
+
+def check_session(engine: Engine, session: ort.InferenceSession) -> None:
+    """Raise EngineError if the graph is not what the manifest says. Outputs may be more."""
+    check_graph(
+        engine.file(GRAPH_FILE),
+        engine.manifest,
+        _values(session.get_inputs()),
+        _values(session.get_outputs()),
+    )
+
+
+def _values(nodes: Sequence[Any]) -> dict[str, GraphValue]:
+    return {
+        node.name: GraphValue(
+            TYPES.get(node.type, node.type),
+            tuple(size if isinstance(size, int) else None for size in node.shape or ()),
+        )
+        for node in nodes
+    }
+
+
+def step_error(engine: Engine, error: Exception) -> EngineError:
+    """Of a step that ONNX Runtime could not execute."""
+    return EngineError(
+        f"ONNX Runtime {ort.__version__} cannot run a step of engine {engine.path}: "
+        f"{str(error).splitlines()[0]}; rebuild the engine"
+    )
+
+
+def least_slots(engine: Engine, session: ort.InferenceSession) -> int:
+    """Cache slots that a step writes at least. Raises EngineError."""
+    text = session.get_modelmeta().custom_metadata_map.get(LEAST_SLOTS, "1")
+    capacity = engine.manifest.capacity
+    if re.fullmatch(r"[1-9][0-9]{0,8}", text) and int(text) <= capacity:
+        return int(text)
+    raise EngineError(
+        f"{engine.file(GRAPH_FILE)}: {LEAST_SLOTS} is {shown(text)}, not 1 to {capacity}; rebuild "
+        "the engine"
+    )
+
+
+def _check_version(engine: Engine) -> None:
+    least = engine.manifest.requires.get("onnxruntime", "0")
+    if _numbers(ort.__version__) < _numbers(least):
+        raise EngineError(
+            f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
+            f"installed: pip install 'onnxruntime>={least}'"
+        )
+
+
+def _check_processor(engine: Engine) -> None:
+    if engine.manifest.requires.get(PROCESSOR) == EXACT_INT8 and not multiplies_int8_exactly():
+        raise EngineError(
+            f"engine {engine.path} has int8 weights for processors with VNNI; this one has none, "
+            f"and would give another text: rebuild it here: make engine "
+            f"MODEL={engine.manifest.model} PRECISION=int8"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    """1.23.2 -> [1, 23, 2]; what is behind the numbers is left out."""
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]

@@ -1,0 +1,187 @@
+"""Engines with files that were changed at random: errors of ours only, soon, and in little memory.
+
+python tests/bita/test_mutated_engines.py COUNT [SEED] tries more of them, and prints what they did.
+"""
+
+import copy
+import json
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_edits import copy_engine, edit_files, give_pairs, read_manifest
+from make_tiny_engine import TINY_ENGINE
+
+from bita.errors import BitaError
+from bita.runtime.session import Session
+
+NAMES = ("manifest.json", "tree.json", "adapter.safetensors", "pairs.safetensors", "model.onnx")
+TREE_TABLE = (
+    '{"trees": [{"nodes": [{"path": [], "masks": 3}, {"path": [1], "masks": 1}]}, '
+    '{"nodes": [], "min_match": 2}], "matches": [0, 3], "by_state": [[0, 1], [1, 0]]}'
+)
+LEAVES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 3, 2**31, 2**40, 2**63, 2**64, 10**30, -(2**63), 0.5, 1e400),
+    *(
+        float("nan"),
+        "",
+        "x",
+        "3",
+        "a" * 5000,
+        "../x",
+        "\0",
+        "\ud800",
+        "9" * 5000,
+        [],
+        {},
+        [[]],
+        [1],
+    ),
+    *([0] * 5000, {"a": {}}, [{"path": [1], "masks": 10**9}], {"bytes": 0, "sha256": "0" * 64}),
+]
+MAX_SECONDS, MAX_BYTES = 2.0, 1 << 30
+
+
+def mutated_json(value: Any, rng: random.Random) -> Any:
+    """A copy with one to three other leaves, other keys, or parts doubled or left out."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, 3)):
+        value = _mutate(value, rng)
+    return value
+
+
+def _mutate(value: Any, rng: random.Random) -> Any:
+    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.1:
+        return copy.deepcopy(rng.choice(LEAVES))
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key, choice = rng.choice(keys), rng.random()
+    if choice < 0.15:
+        del value[key]
+    elif choice < 0.25 and isinstance(value, dict):
+        value[rng.choice(["x", "", "nodes", "__metadata__", "plan"])] = value.pop(key)
+    elif choice < 0.3 and isinstance(value, list):
+        value.extend(copy.deepcopy(value) * rng.randint(1, 3))
+    else:
+        value[key] = _mutate(value[key], rng)
+    return value
+
+
+def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Bytes changed, cut off, doubled or put in; most changes are in the first part."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        place = rng.randrange(min(len(changed), rng.choice([16, 400, 10**9])) or 1)
+        choice = rng.random()
+        if choice < 0.7:
+            changed[place : place + 1] = bytes(
+                [rng.choice([*b'0129{}[]",:-e', rng.randrange(256)])]
+            )
+        elif choice < 0.8:
+            del changed[place : place + rng.randint(1, 50)]
+        elif choice < 0.9:
+            changed[place:place] = changed[place : place + rng.randint(1, 50)]
+        else:
+            changed[place:place] = rng.choice([b"[" * 3000, b"9" * 5000, b"\xff\xff", b"\0" * 8])
+    return bytes(changed)
+
+
+def mutated(name: str, data: bytes, rng: random.Random) -> bytes:
+    """Another content of a file; values of its JSON change, of its header or of its metadata."""
+    if rng.random() < 0.4 or name == "model.onnx":
+        return mutated_bytes(data, rng)
+    if name.endswith(".json"):
+        return _dumped(mutated_json(json.loads(data), rng))
+    length = int.from_bytes(data[:8], "little")
+    header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
+    stated = header.get("__metadata__", {}).get("bita-adapter")
+    if stated and rng.random() < 0.6:
+        inner = json.loads(stated)
+        if rng.random() < 0.5:
+            identity = mutated_json(json.loads(inner["identity"]), rng)
+            inner["identity"] = _dumped(identity).decode()
+        else:
+            inner = mutated_json(inner, rng)
+        header["__metadata__"]["bita-adapter"] = _dumped(inner).decode()
+    else:
+        header = mutated_json(header, rng)
+    text = _dumped(header)
+    return len(text).to_bytes(8, "little") + text + rest
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+class Mutator:
+    """An engine with pair scores, whose files are changed one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.engine = copy_engine(TINY_ENGINE, directory / "engine")
+        give_pairs(self.engine)
+        self.contents = {name: (self.engine / name).read_bytes() for name in NAMES}
+        self.manifest = read_manifest(self.engine)
+
+    def attempt(self, name: str, rng: random.Random) -> str:
+        """Open the engine with another file and write a few tokens; what came of it."""
+        data = self.contents[name]
+        if name == "tree.json" and rng.random() < 0.5:
+            data = TREE_TABLE.encode()
+        content = mutated(name, data, rng)
+        if name == "manifest.json":
+            (self.engine / name).write_bytes(content)
+        else:
+            edit_files(self.engine, {name: content})
+        began = time.perf_counter()
+        try:
+            Session.open(self.engine, num_threads=1).generate("ab", 4, ignore_eos=True)
+            outcome = "opened"
+        except BitaError as error:
+            outcome = type(error).__name__ if len(str(error)) < 20_000 else "a long message"
+        finally:
+            seconds = time.perf_counter() - began
+            (self.engine / name).write_bytes(self.contents[name])
+            (self.engine / "manifest.json").write_text(json.dumps(self.manifest))
+        assert seconds < MAX_SECONDS, (outcome, seconds)
+        return outcome
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changed_files_give_errors_of_ours(name: str, tmp_path: Path) -> None:
+    mutator, outcomes = Mutator(tmp_path), Counter[str]()
+    for seed in range(150):
+        outcomes[mutator.attempt(name, random.Random(seed))] += 1
+    assert sum(outcomes.values()) - outcomes["opened"] > 50, outcomes
+    assert not outcomes["a long message"]
+
+
+def main(count: int, first: int) -> None:
+    for name in NAMES:
+        outcomes, others, slowest = Counter[str](), Counter[str](), 0.0
+        directory = Path(tempfile.mkdtemp())
+        mutator = Mutator(directory)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for seed in range(first, first + count):
+            began = time.perf_counter()
+            try:
+                outcomes[mutator.attempt(name, random.Random(seed))] += 1
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                others[f"{type(error).__name__} {error!s:.80}"] += 1
+                print(name, seed, type(error).__name__, str(error)[:200], flush=True)
+            slowest = max(slowest, time.perf_counter() - began)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        print(name, count, dict(outcomes), "others:", sum(others.values()), end=" ")
+        print(f"slowest {slowest:.2f} s, grew by {grown:.0f} MB", flush=True)
+        shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -1,0 +1,82 @@
+"""Every supported decoder gives what tokenizers gives, streamed too; others are refused."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from bita.errors import EngineError
+from bita.runtime.text.codec import IncrementalText, TextCodec
+
+WORDS = ["<s>", "▁", "▁▁", "a", "▁a", "a▁b", "b▁", "##c", "é", "<0xC3>", "<0xA9>", "<0x41>", "c"]
+R, F, B = decoders.Replace("▁", " "), decoders.Fuse(), decoders.ByteFallback()
+M, NEVER = decoders.Metaspace(), decoders.Metaspace(prepend_scheme="never")
+DECODERS: dict[str, list[Any]] = {
+    "llama 2": [R, B, F, decoders.Strip(" ", 1, 0)],
+    "gemma": [R, B, F],
+    "metaspace": [M],
+    "metaspace fused": [M, F],
+    "metaspace never": [NEVER],
+    "bytes, metaspace": [B, M, F],
+    "metaspace, bytes": [M, B, F],
+    "strip each": [R, decoders.Strip(" ", 1, 0)],
+    "strip each, fused": [R, decoders.Strip(" ", 2, 0), F, decoders.Strip("a", 3, 0)],
+    "replace longer": [decoders.Replace("a▁b", "ab"), R, F],
+    "nested": [decoders.Sequence([R, decoders.Sequence([B])]), F],
+}
+
+
+def codec_of(steps: list[Any]) -> TextCodec:
+    vocab = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.decoder = decoders.Sequence(steps) if len(steps) > 1 else steps[0]
+    return TextCodec(tokenizer)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_text_equals_that_of_tokenizers_however_it_comes(name: str) -> None:
+    codec, rng = codec_of(DECODERS[name]), random.Random(1)
+    no_bytes = [index for index, word in enumerate(WORDS) if not word.startswith("<0x")]
+    e_acute = [WORDS.index("<0xC3>"), WORDS.index("<0xA9>")]
+    for _ in range(500):
+        choices = [[rng.choice(no_bytes)], e_acute, [WORDS.index("<0x41>")], [99]]
+        weights = [6, 1, 1, 1] if "B" in str(codec.tokenizer.decoder) else [8, 0, 0, 1]
+        ids = [i for part in rng.choices(choices, weights, k=rng.randint(0, 8)) for i in part]
+        text = IncrementalText(codec)
+        pieces = [text.push([token_id]) for token_id in ids]
+        expected = codec.tokenizer.decode(ids)
+        assert "".join([*pieces, text.flush()]) == codec.decode(ids) == expected, ids
+
+
+def test_after_other_text_the_first_token_keeps_its_space() -> None:
+    codec = codec_of([M])
+    ids = [WORDS.index("▁a"), WORDS.index("▁a")]
+    assert IncrementalText(codec).push(ids) == codec.decode(ids) == "a a"
+    assert IncrementalText(codec, continues=True).push(ids) == " a a"
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([decoders.WordPiece()], r"decodes by WordPiece, which is not supported; supported: Byte"),
+        ([decoders.CTC()], r"decodes by CTC"),
+        ([decoders.BPEDecoder()], r"decodes by BPEDecoder"),
+        ([F, R], r"decodes by Fuse \+ Replace"),
+        ([F, decoders.Strip(" ", 0, 1)], r"strips the end of the text"),
+        ([decoders.Replace("", "x")], r"replaces \{'String': ''\}, which is not a text"),
+        ([decoders.Replace("a", "b" * 50), decoders.Replace("b", "cc")], r"100 times longer"),
+    ],
+)
+def test_decoders_that_cannot_be_shown_are_refused(steps: list[Any], reason: str) -> None:
+    with pytest.raises(EngineError, match=reason):
+        codec_of(steps)
+
+
+def test_a_regular_expression_in_a_decoder_is_refused() -> None:
+    data = json.loads(codec_of([R]).tokenizer.to_str())
+    data["decoder"]["pattern"] = {"Regex": "a+"}
+    with pytest.raises(EngineError, match=r"replaces \{'Regex': 'a\+'\}, which is not a text"):
+        TextCodec.of_json(json.dumps(data))
