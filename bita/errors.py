@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from bita.extras import install_command
 
 MAX_FAULTS = 20  # lines of one message; a broken file may have millions
+MAX_MESSAGE = 8000  # characters
 
 
 class BitaError(Exception):
-    """Base of every error that bita-edge raises on purpose. The CLI prints it on one line."""
+    """Base of every error that bita-edge raises on purpose. The CLI prints it on one line.
+
+    A message is cut after MAX_MESSAGE characters: names and values in it come from outside.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}...")
 
 
 class ModelError(BitaError):

@@ -1,8 +1,6 @@
 """One stopwatch for steps of many sizes at several lengths of the cached text, taken in turns."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
-from time import perf_counter
 
 import numpy as np
 
@@ -53,19 +51,6 @@ def counted_rounds(total: int, on_progress: OnCount = ignore_count) -> Iterator[
     for number in range(total):
         yield number
         on_progress(number + 1, total)
-
-
-def timed_rounds(seconds: float, on_progress: OnCount = ignore_count) -> Iterator[int]:
-    """Rounds until `seconds` have passed, at least one; reports whole seconds, (passed, total),
-    after each.
-    """
-    began = perf_counter()
-    for number in count():
-        yield number
-        spent = perf_counter() - began
-        on_progress(min(int(spent), int(seconds)), int(seconds))
-        if spent >= seconds:
-            return
 
 
 def sizes_of(engine: Engine, most_rows: int) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.calibration.effort import Effort
-from bita.cli.shared.flags import add_command, not_negative, positive
+from bita.cli.shared.flags import add_command, add_threads, positive
 from bita.manifest import MODES
 
 STAGES = ("acceptance", "latency", "tree")
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("engine", type=Path)
     _add_effort(parser)
-    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    add_threads(parser)
     parser.add_argument("--anew", action="store_true", help="measure again what is there already")
     parser.add_argument(
         "--what-if",

@@ -13,11 +13,10 @@ from importlib import import_module
 from bita import __version__
 from bita.cli.shared.flags import CommandParser
 from bita.cli.shared.streams import flush_or_discard, prepare_streams, reader_is_gone
-from bita.errors import BitaError, MissingExtraError
+from bita.errors import MAX_MESSAGE, BitaError, MissingExtraError
 from bita.json_values import printable
 from bita.tuning.launcher import report_once
 
-MAX_MESSAGE = 4000  # characters
 # The extra that brings a module; what is not named here is a fault of the installation.
 EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),

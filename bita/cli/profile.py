@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.cli.shared.flags import add_backend, add_command, not_negative, positive
+from bita.cli.shared.flags import add_backend, add_command, add_threads, not_negative, positive
 from bita.errors import BitaError
 from bita.files import write_whole
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bita.calibration.profiling.figures import EngineReport, PrefillLatency, StepLatency
+    from bita.calibration.profiling.measure import ProfileOptions
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,11 +39,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--limit", type=positive, help="prompts, taken from all over the file")
     parser.add_argument("--max-new-tokens", type=positive, default=96)
     parser.add_argument(
-        "--latency-seconds", type=not_negative, default=20, help="for the steps of each engine"
+        "--latency-seconds",
+        type=not_negative,
+        default=20,
+        help="for the steps of each engine, warm-up included (default 20); 0: one turn each",
     )
     parser.add_argument("--most-rows", type=positive, default=64, help="of the largest step")
     add_backend(parser)
-    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         with_trace=args.trace is not None,
     )
-    # Opened once before it is timed, so that its files are in the page cache.
-    Session.open(args.engine, num_threads=args.threads, backend=args.backend)
+    for path in paths:  # once before it is timed, so that its files are in the page cache
+        Session.open(path, num_threads=args.threads, backend=args.backend)
     questions = evenly(read_questions(args.prompts), args.limit)
+    print(_plan(options, len(paths), len(questions)), file=sys.stderr)
     with progress_bars() as show:
         profiles = profile_engines(paths, questions, options, show)
     reports = [profile.report for profile in profiles]
@@ -84,6 +90,17 @@ def run(args: argparse.Namespace) -> int:
         write_trace([span for profile in profiles for span in profile.spans], args.trace)
         print(f"trace: {args.trace} (ui.perfetto.dev or chrome://tracing)")
     return 0
+
+
+def _plan(options: "ProfileOptions", num_engines: int, num_questions: int) -> str:
+    """What is measured, and what bounds it."""
+    seconds = options.latency_seconds
+    steps = f"at most {seconds:g} s" if seconds else "one turn of each size"
+    engines = "2 engines by turns" if num_engines == 2 else "the engine"
+    return (
+        f"measuring {engines}: steps ({steps} each), prompts, {num_questions} answers of up to "
+        f"{options.max_new_tokens} tokens by AR and by trees, operators, memory"
+    )
 
 
 def _check_writable(out: Path) -> None:
@@ -144,7 +161,7 @@ def _step_table(name: str, latency: "StepLatency") -> "Table":
             for length in range(len(heads))
         ]
         table.add_row(str(rows), *cells)
-    table.caption = "p50 / p90 / p99"
+    table.caption = f"p50 / p90 / p99 of {latency.runs} runs or more"
     return table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.cli.shared.answers import add_sampling, sampling_of
-from bita.cli.shared.flags import TREE_HELP, add_backend, add_command, not_negative, positive
+from bita.cli.shared.flags import TREE_HELP, add_backend, add_command, add_threads, positive
 
 if TYPE_CHECKING:
     from bita.calibration.transformers_reference import TransformersReference
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
     parser.add_argument("--mode", choices=("exact", "tree"), help="default: the engine's own")
     add_backend(parser)
-    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    add_threads(parser)
     parser.add_argument(
         "--model",
         help="the base model, to compare fp32 AR with transformers (default: the engine's, where "

@@ -40,7 +40,7 @@ class StepLatency:
 
     rows: list[int]  # of the steps [n]
     cache_lengths: list[int]  # tokens of text in the cache [m]
-    runs: int  # of each size at each length
+    runs: int  # of each size at each length, at least
     p50_ms: list[list[float]]  # [m][n]
     p90_ms: list[list[float]]  # [m][n]
     p99_ms: list[list[float]]  # [m][n]

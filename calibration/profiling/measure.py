@@ -11,6 +11,7 @@ import numpy as np
 from bita.calibration.latency import describe_device
 from bita.calibration.memory import measure_memory
 from bita.calibration.profiling.answer_times import time_answers
+from bita.calibration.profiling.bounded_steps import BoundedTimer
 from bita.calibration.profiling.figures import (
     AR,
     PERCENTILES,
@@ -28,7 +29,7 @@ from bita.calibration.profiling.figures import (
 from bita.calibration.profiling.operators import time_operators
 from bita.calibration.profiling.recorder import Recorder, Span, shifted
 from bita.calibration.profiling.sensors import Sensors, summary
-from bita.calibration.step_times import lengths_of, sizes_of, time_steps, timed_rounds
+from bita.calibration.step_times import lengths_of, sizes_of, tree_of
 from bita.data.prompts import Question
 from bita.engine import Engine
 from bita.progress import OnProgress
@@ -39,7 +40,6 @@ from bita.tree import Tree
 from bita.tree_table import TreeTable
 
 FILLED = (0.0625, 0.5, 0.9)  # shares of the cache that the text takes
-WARM_UP, MIN_RUNS = 4, 20  # runs of a step each time it is its turn
 PREFILL_TOKENS = (16, 64, 128, 256, 512, 1024, 1536)
 PREFILL_RUNS = 5
 WARM_UP_TOKENS = 16  # of an answer
@@ -50,7 +50,7 @@ class ProfileOptions:
     """What is measured, and for how long."""
 
     max_new_tokens: int = 96  # of each answer
-    latency_seconds: float = 20.0  # for all steps of one engine
+    latency_seconds: float = 20.0  # for all steps of an engine, warm-up included; 0: a turn each
     most_rows: int = 64  # of the largest step
     num_threads: int = 0  # 0: one per physical core
     backend: str | None = None  # None: what the engine was built for
@@ -80,7 +80,10 @@ def profile_engines(
 ) -> list[Profile]:
     """Measure one engine, or two in turns. Raises EngineError, PromptError."""
     with Sensors() as sensors:
-        engines = [_open(path, options) for path in paths]
+        engines = []
+        for number, path in enumerate(paths):
+            show("opening", number, len(paths))
+            engines.append(_open(path, options))
         latencies = [step_latency(engine.session, options, show) for engine in engines]
         prefills = [prefill_latency(engine.session, show) for engine in engines]
         decodings = _decode(engines, questions, options.max_new_tokens, sensors, show)
@@ -129,25 +132,22 @@ def step_latency(session: Session, options: ProfileOptions, show: OnProgress) ->
     rows, slots = sizes_of(session.engine, options.most_rows), backend.cache.capacity
     room = slots - adapter.prefix_length - max(rows[-1], backend.least_slots)
     lengths = lengths_of(FILLED, slots, room)
-    rounds = timed_rounds(options.latency_seconds, partial(show, "steps"))
+    steps: dict[int, Step] = {}
+
+    def bind(length: int, size: int) -> Step:
+        backend.cache.length = lengths[length]
+        if size not in steps:
+            layout = tree_layout(tree_of(rows[size], adapter.num_masks), 1)
+            steps[size] = backend.bind(layout, adapter)
+        return steps[size]
+
+    show_steps, seconds = partial(show, "steps"), options.latency_seconds
     with session.lock:
-        times = time_steps(backend, adapter, rows, lengths, rounds, _single_runs)
-    p50, p90, p99 = np.percentile(times, PERCENTILES, axis=-1).round(4).tolist()
-    return StepLatency(rows, lengths, times.shape[-1], p50, p90, p99)
-
-
-def _single_runs(step: Step) -> list[float]:
-    """ms of single runs that follow a few that do not count."""
-    for _ in range(WARM_UP):
-        step.run()
-    return [_timed(step) for _ in range(MIN_RUNS)]
-
-
-def _timed(step: Step) -> float:
-    """ms of one run."""
-    began = perf_counter()
-    step.run()
-    return 1000 * (perf_counter() - began)
+        backend.cache.start(adapter)
+        times = BoundedTimer(len(lengths), len(rows), bind, seconds, show_steps).measure()
+        backend.cache.start(adapter)
+    p50, p90, p99 = times.percentiles(PERCENTILES)
+    return StepLatency([rows[size] for size in times.sizes], lengths, times.runs, p50, p90, p99)
 
 
 def prefill_latency(session: Session, show: OnProgress) -> PrefillLatency:
@@ -180,7 +180,8 @@ def _decode(
 ) -> list[dict[str, Decoding]]:
     """Answers of each engine by AR and by its trees, all in turns."""
     sessions = [session for engine in engines for session in (engine.plain, engine.session)]
-    for session in sessions:
+    for number, session in enumerate(sessions):
+        show("warm-up", number, len(sessions))
         session.generate(session.as_prompt(questions[0].messages), WARM_UP_TOKENS)
     for engine in engines:
         if engine.recorder is not None:

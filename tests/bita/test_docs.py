@@ -87,7 +87,7 @@ class Desk:
                 assert '"error"' not in out, out
 
     def _check_extra(self, line: str) -> None:
-        (extra,) = re.findall(r"bita-edge\[(\w+)\]", line)
+        (extra,) = re.findall(r"-e '\.\[([\w-]+)\]'$", line)
         text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
 

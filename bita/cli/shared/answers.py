@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bita.cli.shared.flags import TREE_HELP, add_backend, not_negative, positive, text
+from bita.cli.shared.flags import TREE_HELP, add_backend, add_threads, positive, text
 
 if TYPE_CHECKING:
     from bita.runtime.session import Session
@@ -26,7 +26,7 @@ def add_session(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine directory")
     parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
     add_backend(parser)
-    parser.add_argument("--threads", type=not_negative, default=0, help="0: one per physical core")
+    add_threads(parser)
 
 
 def open_session(args: argparse.Namespace, **options: Any) -> "Session":

@@ -12,6 +12,7 @@ TREE_HELP = (
     "masks), or a JSON file"
 )
 
+MAX_THREADS = 1024
 MAX_MESSAGE = 500  # characters of what argparse says
 
 
@@ -67,6 +68,11 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads of commands that run an engine on processors."""
+    parser.add_argument("--threads", type=_threads, default=0, help="0: one per physical core")
+
+
 def text(argument: str) -> str:
     """A text of Unicode, for argparse. The system hands over bytes, which may be none."""
     try:
@@ -91,8 +97,18 @@ def not_negative(text: str) -> int:
     return number
 
 
+def _threads(text: str) -> int:
+    number = not_negative(text)
+    if number > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{number} is above {MAX_THREADS}")
+    return number
+
+
 def _whole(text: str) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+    if abs(number) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is beyond 2^63")
+    return number
