@@ -16,6 +16,7 @@ import pytest
 from deadlines import stopped_if_it_hangs
 from hostile_grammars import HOSTILE, write_large_tokenizer
 from make_tiny_engine import TINY_ENGINE
+from tokenizers import Tokenizer
 from usual_grammars import GRAMMARS, OTHERS, SCHEMAS
 
 from bita.errors import PromptError
@@ -57,7 +58,7 @@ def test_hostile_grammars_are_answered_soon(name: str, costs: dict[str, dict[str
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     file = tmp_path_factory.mktemp("large") / "tokenizer.json"
     write_large_tokenizer(file)
-    return GrammarCompiler(file, 30_000, [0])
+    return GrammarCompiler(Tokenizer.from_file(str(file)), 30_000, [0])
 
 
 @pytest.fixture(scope="module")

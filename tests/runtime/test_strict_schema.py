@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from make_tiny_engine import TINY_ENGINE
 from tiny_codecs import CODECS
+from tokenizers import Tokenizer
 
 from bita.errors import PromptError
 from bita.runtime.session import Session
@@ -24,7 +25,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     file = tmp_path_factory.mktemp("strict") / "tokenizer.json"
     codec = CODECS["byte_level"]
     file.write_text(codec.tokenizer.to_str(), encoding="utf-8")
-    return GrammarCompiler(file, codec.num_tokens, [1])
+    return GrammarCompiler(Tokenizer.from_file(str(file)), codec.num_tokens, [1])
 
 
 def takes(compiler: GrammarCompiler, schema: Any, value: Any, strict: bool = True) -> bool:

@@ -113,13 +113,15 @@ def write_large_tokenizer(path: Path, num_tokens: int = 30_000) -> None:
 
 
 def _costs() -> Iterator[dict[str, Any]]:
+    from tokenizers import Tokenizer
+
     from bita.errors import PromptError
     from bita.runtime.text.grammar import Grammar, GrammarCompiler
 
     with TemporaryDirectory() as directory:
         file = Path(directory) / "tokenizer.json"
         write_large_tokenizer(file)
-        compiler = GrammarCompiler(file, 30_000, [0])
+        compiler = GrammarCompiler(Tokenizer.from_file(str(file)), 30_000, [0])
         compiler.load()
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MAX_BYTES, resource.RLIM_INFINITY))
