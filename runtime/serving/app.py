@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import hmac
-import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from starlette.applications import Starlette
@@ -17,9 +16,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from bita.errors import BitaError, PromptError, PromptTooLongError
 from bita.runtime.decoding.stats import Stats
@@ -30,10 +28,10 @@ from bita.runtime.serving.metrics import Metrics
 from bita.runtime.serving.queue import Job, Line, Piece
 from bita.runtime.serving.requests import AnswerRequest, ChatRequest, CompletionRequest, parsed
 from bita.runtime.serving.responses import Form
+from bita.runtime.serving.streams import Stream, event_bytes, unless_gone
 from bita.runtime.session import Session, new_seed
 
 log = logging.getLogger("bita.serve")
-Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 BODY_SECONDS = 30.0  # within which a request's body has to come
 TAKING_SECONDS = 30.0  # after the last token, in which a client takes the rest of a stream
@@ -197,11 +195,11 @@ class Server:
             )
             self.line.join(job)
             if asked.stream:
-                first = await _unless_gone(request, self._first_event(job))
+                first = await unless_gone(request, self._first_event(job))
                 pieces = self._pieces(asked, form, job, first)
                 rest = self._settings.request_seconds + job.came_at - monotonic()
                 return Stream(pieces, rest + TAKING_SECONDS, lambda: self.line.leave(job))
-            await _unless_gone(request, self._until_end(job))
+            await unless_gone(request, self._until_end(job))
             response = JSONResponse(form.whole(job.generations))
         except BaseException:
             self.line.leave(job)
@@ -246,7 +244,7 @@ class Server:
         is_gone = threading.Event()
         try:
             starting = asyncio.to_thread(self._start, asked, lambda: not is_gone.is_set())
-            return await _unless_gone(request, starting)
+            return await unless_gone(request, starting)
         finally:
             is_gone.set()
 
@@ -297,22 +295,22 @@ class Server:
             while event is not None:
                 while index < event.index:
                     if index >= 0:
-                        yield _event(form.closing(index, job.generations[index]))
+                        yield event_bytes(form.closing(index, job.generations[index]))
                     index += 1
                     if form.is_chat:
-                        yield _event(form.opening(index))
+                        yield event_bytes(form.opening(index))
                 if piece := form.piece(index, event.text, job.generations[index]):
-                    yield _event(piece)
+                    yield event_bytes(piece)
                 event = _checked(await job.events.get())
-            yield _event(form.closing(index, job.generations[index]))
+            yield event_bytes(form.closing(index, job.generations[index]))
             if asked.includes_usage:
-                yield _event(form.usage_chunk(job.generations))
+                yield event_bytes(form.usage_chunk(job.generations))
             yield b"data: [DONE]\n\n"
         except (RequestError, BitaError) as refusal:
-            yield _event(error_body(str(refusal), "server_error"))
+            yield event_bytes(error_body(str(refusal), "server_error"))
         except Exception:
             log.exception("a stream failed")
-            yield _event(error_body("the server failed; see its log", "server_error"))
+            yield event_bytes(error_body("the server failed; see its log", "server_error"))
 
     def _count(self, job: Job, stats: Stats) -> None:
         now = monotonic()
@@ -328,30 +326,6 @@ class Server:
         )
 
 
-class Stream(StreamingResponse):
-    """Server-sent events.
-
-    seconds: within which the client has to take them; then the connection ends. on_end: called when
-    all are sent, or the client has gone, or the time is over.
-    """
-
-    def __init__(
-        self, pieces: AsyncIterator[bytes], seconds: float, on_end: Callable[[], None]
-    ) -> None:
-        super().__init__(
-            pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
-        self._seconds = seconds
-        self._on_end = on_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with anyio.move_on_after(self._seconds):
-                await super().__call__(scope, receive, send)
-        finally:
-            self._on_end()
-
-
 async def _parsed(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
     """The request in a body; a large one is read beside the event loop."""
     if len(body) <= SMALL_BODY:
@@ -363,30 +337,6 @@ def _checked(event: Piece | BaseException | None) -> Piece | None:
     if isinstance(event, BaseException):
         raise event
     return event
-
-
-async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, Result]) -> Result:
-    """Wait for something. Raises ClientDisconnect if the client goes away meanwhile."""
-    ended = asyncio.ensure_future(wanted)
-    gone = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            raise ClientDisconnect
-        return ended.result()
-    finally:
-        ended.cancel()
-        gone.cancel()
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
 
 
 def _code(refusal: PromptError) -> str | None:
