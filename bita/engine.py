@@ -263,16 +263,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def check_late_reading(engine: Engine, name: str) -> None:
-    """Raise EngineError if a file that was read just now is not the opened engine's any more."""
-    path = engine.file(name)
-    if not path.is_file() or sha256(path) != engine.files[name]["sha256"]:
-        raise EngineError(
-            f"engine {engine.path} was replaced after it was opened, and its {name} was needed "
-            "only now; open the engine again"
-        )
-
-
 def read_calibration(engine: Engine) -> dict[str, Any]:
     """What was measured of the engine, by topic; empty if nothing was. Raises EngineError."""
     if CALIBRATION_FILE not in engine.files:

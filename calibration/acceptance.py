@@ -230,7 +230,6 @@ class _DraftReader:
             if cache.num_slots_used + self._step.num_rows > cache.capacity:
                 return
             run_piece(self._step, cache, tokens[start : start + READ_NODES])
-            self._check(min(READ_NODES, stop - start))
             shape = (READ_NODES, self._num_masks, self._backend.num_ranks)
             # there may be padding behind them
             masks = slice(READ_NODES, READ_NODES * (1 + self._num_masks))
@@ -238,14 +237,6 @@ class _DraftReader:
             logits = self._step.top_logits[masks].reshape(shape)
             for node in range(min(READ_NODES, stop - start)):
                 yield start + node, (ids[node], logits[node])
-
-    def _check(self, num_nodes: int) -> None:
-        """Raise EngineError if the model itself did not give numbers."""
-        if not np.isfinite(self._step.top_logits[:num_nodes, 0]).all():
-            raise EngineError(
-                "the engine's logits are not finite numbers: its weights are damaged, or its "
-                "precision cannot hold them. Rebuild it, with another PRECISION"
-            )
 
     def _rank(self, before: int, true: int, ids: np.ndarray, logits: np.ndarray) -> int:
         if self._pairs is not None:

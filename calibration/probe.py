@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from bita.adapter import Adapter
 from bita.engine import GRAPH_FILE, Engine
 from bita.engine_adapter import read_adapter
 from bita.errors import EngineError
@@ -15,6 +13,7 @@ from bita.export.finite import is_finite
 from bita.runtime.backends.layout import prefill_layout
 from bita.runtime.backends.ort_backend import BoundStep, OrtBackend
 from bita.runtime.decoding.prefill import Prefill
+from bita.runtime.decoding.soundness import UnsoundError
 from bita.tensors import Float32Array
 
 PIECE = 128  # rows read at a time: bounds the memory of what is probed
@@ -32,8 +31,9 @@ class Probe:
         self._engine = engine
         self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
         self._adapter = read_adapter(engine)
-        bind = partial(_bind_all_rows, self._backend, self._adapter, names)
-        self._prefill = Prefill(self._backend.cache, PIECE, bind)
+        self._names = names
+        self._steps: dict[bool, BoundStep] = {}  # the last of whole pieces, and of others
+        self._prefill = Prefill(self._backend.cache, PIECE, self._bind)
         room = engine.manifest.capacity - self._adapter.prefix_length
         self.max_tokens = room + 1 - self._backend.least_slots  # the last piece may have one row
 
@@ -44,13 +44,33 @@ class Probe:
         EngineError that names the first value which is not finite.
         """
         self._backend.cache.start(self._adapter)
-        for step in self._prefill.pieces(token_ids[: self.max_tokens]):
-            assert step.logits is not None
-            values = {name: _rows(value) for name, value in step.probed().items()}
-            values["logits"] = step.logits
+        pieces = self._prefill.pieces(token_ids[: self.max_tokens])
+        while (step := self._next_step(pieces)) is not None:
+            values = self._values(step)
             for name, value in values.items():
                 self._check(name, value)
             yield values
+
+    def _next_step(self, pieces: Iterator[BoundStep]) -> BoundStep | None:
+        try:
+            return next(pieces, None)
+        except UnsoundError:
+            for step in self._steps.values():  # of those before, all values were finite
+                for name, value in self._values(step).items():
+                    self._check(name, value)
+            raise
+
+    def _values(self, step: BoundStep) -> Values:
+        assert step.logits is not None
+        values = {name: _rows(value) for name, value in step.probed().items()}
+        return {**values, "logits": step.logits}
+
+    def _bind(self, num_tokens: int) -> BoundStep:
+        """Bind a step in which every token gives logits."""
+        layout = replace(prefill_layout(num_tokens, 0, 1), output_rows=np.arange(num_tokens))
+        step = self._backend.bind(layout, self._adapter, True, self._names)
+        self._steps[num_tokens == PIECE] = step
+        return step
 
     def _check(self, name: str, value: Float32Array) -> None:
         if not is_finite(value):
@@ -60,14 +80,6 @@ class Probe:
                 "cannot hold the numbers of this model, or its weights are damaged. Download the "
                 "model again, or choose another PRECISION"
             )
-
-
-def _bind_all_rows(
-    backend: OrtBackend, adapter: Adapter, names: Sequence[str], num_tokens: int
-) -> BoundStep:
-    """Bind a step in which every token gives logits."""
-    layout = replace(prefill_layout(num_tokens, 0, 1), output_rows=np.arange(num_tokens))
-    return backend.bind(layout, adapter, True, names)
 
 
 def value_names(engine: Engine, suffix: str) -> list[str]:

@@ -36,6 +36,8 @@ class Quality:
     prompts: str = ""
 
     def __str__(self) -> str:
+        if not self.num_tokens:
+            return "not measured: no text to judge by fits the cache"
         return (
             f"KL to float32 {self.kl:.3g} nats a token, {100 * self.same_greedy:.1f} % the same "
             f"greedy token, perplexity {self.perplexity:.3f} (float32: "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from threading import RLock
 
-from bita.engine import TOKENIZER_FILE, Engine, check_late_reading
+from bita.engine import Engine
 from bita.runtime.backends.backend import Backend
 from bita.runtime.decoding.memory import MemoryWatch
 from bita.runtime.decoding.shared_cache import SharedCache
@@ -35,9 +35,6 @@ class LoadedEngine:
     ) -> "LoadedEngine":
         """kept_text_bytes: of host memory, for rows that had to leave the cache."""
         vocab_size, eos_ids = engine.manifest.vocab_size, encoder.defaults.chat_eos_ids
-        grammars = GrammarCompiler(
-            *(engine.file(TOKENIZER_FILE), vocab_size, eos_ids),
-            check_read=lambda: check_late_reading(engine, TOKENIZER_FILE),
-        )
+        grammars = GrammarCompiler(encoder.codec.tokenizer, vocab_size, eos_ids)
         shared_cache = SharedCache(backend.cache, kept_text_bytes)
         return cls(engine, encoder, grammars, backend, shared_cache, keep_answers)

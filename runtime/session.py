@@ -12,7 +12,9 @@ from bita.engine import GENERATION_FILE, TREE_FILE, Engine, open_engine
 from bita.engine_access import undisturbed
 from bita.engine_adapter import check_adapter, read_adapter
 from bita.errors import EngineError, PromptError, raise_faults
+from bita.file_marks import check_unchanged, marks_of
 from bita.json_values import shown
+from bita.manifest import MANIFEST_FILE
 from bita.runtime.backends.backend import Backend, open_backend
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
@@ -81,6 +83,7 @@ class Session:
         needed.
         keep_answers: keep those of finished answers too.
         """
+        marks = marks_of(Path(path))
         engine = open_engine(path, check_hashes)
         own_tree = read_tree(engine)
         if adapter is None:
@@ -95,6 +98,7 @@ class Session:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
         decoder = TreeDecoder(opened, adapter, tree, mode, min_rows, loaded.shared_cache)
+        check_unchanged(engine.path, (MANIFEST_FILE, *engine.files), marks)
         loaded.memory.loaded(opened.device_bytes)
         return cls(loaded, decoder, least_rows)
 

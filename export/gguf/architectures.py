@@ -19,6 +19,7 @@ class GgufArchitecture:
     permuted: llama.cpp stores the rows of Q and K so that rotary pairs are neighbours.
     norm_offset: what llama.cpp added to each norm weight.
     rope_tables: tensors of rotary factors that it may have.
+    partial_rotary: whether the rotary embedding may turn a part of each head only.
     window_period: of how many layers the last one sees all of the text, the others a window; None
     where no layer has one, 0 where all have.
     sliding_window, attention_softcap, logit_softcap: where the file does not say; 0 for none.
@@ -32,6 +33,7 @@ class GgufArchitecture:
     permuted: bool = False
     norm_offset: float = 0.0
     rope_tables: tuple[str, ...] = ()
+    partial_rotary: bool = False
     window_period: int | None = None
     sliding_window: int = 0
     attention_softcap: float = 0.0
@@ -69,7 +71,13 @@ ARCHITECTURES = {
         window_period=6,
         layers_of_27b=62,
     ),
-    "phi3": GgufArchitecture("phi3", "Phi3ForCausalLM", rope_tables=(LONG, SHORT), window_period=0),
+    "phi3": GgufArchitecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        rope_tables=(LONG, SHORT),
+        partial_rotary=True,
+        window_period=0,
+    ),
     "granite": GgufArchitecture(
         "granite", "GraniteForCausalLM", permuted=True, rope_tables=(FREQUENCIES, LONG, SHORT)
     ),

@@ -17,7 +17,7 @@ from bita.export.gguf.names import map_names, rope_table_of
 from bita.export.gguf.tokenizer import read_gguf_text_assets
 from bita.export.license import spdx_id
 from bita.export.tensor_table import RowRange, TensorTable
-from bita.json_values import shown
+from bita.json_values import Fields
 from bita.tensors import Float32Array
 
 MAX_FACTORS = 1 << 16  # of a rotary table; a head has at most a few hundred
@@ -47,7 +47,7 @@ class GgufCheckpoint:
         factors = _rope_factors(str(path), content, self.architecture)
         self.config: dict[str, Any] = make_config(str(path), self.metadata, shapes, factors)
         given = self.metadata.get("general.license")
-        stated = spdx_id(given) if given and isinstance(given, str) else None
+        stated = spdx_id(given) if isinstance(given, str) and given else None
         self.license = license or stated
         self._table = TensorTable(self.name, shapes, self.config)
 
@@ -68,7 +68,8 @@ class GgufCheckpoint:
             return _read_permuted(tensor, rows, int(self.config["head_dim"]))
         values = tensor.read(rows.start, rows.stop)
         if self.architecture.norm_offset and name.endswith("norm.weight"):
-            values = values - np.float32(self.architecture.norm_offset)
+            with np.errstate(invalid="ignore"):  # `read` refuses what is not a number
+                values = values - np.float32(self.architecture.norm_offset)
         return values
 
     def _name_of(self, name: str) -> str:
@@ -116,10 +117,12 @@ def _read_parts(path: Path) -> GgufFile:
 
 def _whole_file(path: Path) -> GgufFile:
     content = read_gguf(path)
-    count = content.metadata.get("split.count", 0)
-    if count not in (0, 1):
+    fields = Fields(content.metadata)
+    count = fields.whole("split.count", 0)
+    fields.check(ModelError, str(path))
+    if count > 1:
         raise ModelError(
-            f"{path} is one of several parts (split.count is {shown(count)}), but is not named "
+            f"{path} is one of {count} parts (split.count), but is not named "
             "NAME-00001-of-00002.gguf or alike, as its other parts are; give all parts such names"
         )
     return content

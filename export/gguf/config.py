@@ -54,7 +54,8 @@ def make_config(
     config |= _windows(fields, architecture, config)
     config |= _extras(fields, prefix, architecture, config)
     _add_layer_faults(fields, metadata, prefix, config["num_hidden_layers"])
-    scale = config.get("attention_multiplier", config["head_dim"] ** -0.5)
+    query_scalar = config.get("query_pre_attn_scalar", config["head_dim"]) or 1
+    scale = config.get("attention_multiplier", query_scalar**-0.5)
     add_unread_faults(fields, keys, config["max_position_embeddings"], scale)
     fields.check(ModelError, owner)
     return config
@@ -138,7 +139,8 @@ def _windows(
     window = fields.whole("attention.sliding_window", default, least, MAX_POSITIONS) or None
     has_window = _windowed_layers(fields, architecture, num_layers)
     return {
-        "sliding_window": window,
+        # transformers wants some width of a Gemma, where no layer has a window too
+        "sliding_window": window or (positions if architecture.is_gemma else None),
         "layer_types": [
             "sliding_attention" if window and narrow else "full_attention" for narrow in has_window
         ],
@@ -178,13 +180,9 @@ def _extras(
 def _gemma(
     fields: Fields, architecture: GgufArchitecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    scale = fields.number("attention.scale", 0.0, least=0, most=1e6)
-    if scale:
-        query_scalar = scale**-2
-    elif config["num_hidden_layers"] == architecture.layers_of_27b:
+    query_scalar = config["head_dim"]
+    if config["num_hidden_layers"] == architecture.layers_of_27b:
         query_scalar = config["hidden_size"] // config["num_attention_heads"]
-    else:
-        query_scalar = config["head_dim"]
     caps = {
         "attn_logit_softcapping": architecture.attention_softcap,
         "final_logit_softcapping": architecture.logit_softcap,

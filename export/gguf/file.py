@@ -32,7 +32,7 @@ DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
 # What a header may ask for, far above any model in use: 0.9 million texts and 25 MB are the most
 # (Gemma 3), and a few thousand tensors.
 MAX_HEADER_BYTES = 256 << 20
-MAX_TEXTS = 4 << 20  # in all lists together
+MAX_TEXTS = 2 << 20  # in all lists together
 MAX_ENTRIES = 1 << 16  # of metadata, and of tensors
 TYPE_NAMES = {int(kind): kind.name for kind in GGMLQuantizationType}
 READABLE_TYPES = (

@@ -33,26 +33,24 @@ def rope_config(
     parameters = {"rope_theta": theta} | rule
     if rotary != head_dim:
         parameters["partial_rotary_factor"] = _share(rotary, head_dim)
-    if not architecture.is_gemma:
+    if architecture.model_type == "gemma2":
+        local = fields.number("rope.freq_base_swa", theta, least=MIN_BASE)
+        if local != theta:
+            fields.faults.append(
+                f"{fields.prefix}rope.freq_base_swa is {local:g}, which is not supported beside a "
+                f"freq_base of {theta:g}"
+            )
+    if architecture.model_type != "gemma3_text":
         trained = "original_max_position_embeddings"  # Phi-3 reads it outside of rope_parameters
         outer = {trained: parameters[trained]} if trained in parameters else {}
         return {"rope_theta": theta, "rope_parameters": parameters, **outer}
-    return {"rope_theta": theta} | _gemma(fields, architecture, theta, parameters)
+    return {"rope_theta": theta} | _gemma3(fields, parameters)
 
 
-def _gemma(
-    fields: Fields, architecture: GgufArchitecture, theta: float, parameters: dict[str, Any]
-) -> dict[str, Any]:
-    """Layers with a window have a base of their own; Gemma 3 does not stretch their positions."""
-    if architecture.model_type == "gemma2":
-        local = fields.number("rope.freq_base_swa", theta, least=MIN_BASE)
-        if local == theta:
-            return {"rope_parameters": parameters}
-        sliding = {**parameters, "rope_theta": local}
-        return {"rope_parameters": {"full_attention": parameters, "sliding_attention": sliding}}
+def _gemma3(fields: Fields, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Layers with a window have a base of their own, and their positions are not stretched."""
     local = fields.number("rope.freq_base_swa", DEFAULT_BASE, least=MIN_BASE)
-    kept = {key: value for key, value in parameters.items() if key == "partial_rotary_factor"}
-    sliding = {"rope_type": "default", "rope_theta": local, **kept}
+    sliding = {"rope_type": "default", "rope_theta": local}
     return {
         "rope_local_base_freq": local,
         "rope_parameters": {"full_attention": parameters, "sliding_attention": sliding},
@@ -63,7 +61,7 @@ def _rotary_width(fields: Fields, architecture: GgufArchitecture, head_dim: int)
     rotary = fields.whole("rope.dimension_count", head_dim, least=1)
     if rotary == head_dim:
         return rotary
-    if architecture.permuted or rotary % 2 or rotary > head_dim:
+    if not architecture.partial_rotary or rotary % 2 or rotary > head_dim:
         fields.faults.append(
             f"{fields.prefix}rope.dimension_count: rotary embedding on {rotary} of {head_dim} "
             "dimensions is not supported"

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.engine import NEW_ROWS, SLOTS, Engine
+from bita.engine import NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
 from bita.errors import EngineError
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.cache import HostCache
+from bita.runtime.backends.held_file import HeldFile
 from bita.runtime.backends.layout import CPU_PREFILL_ROWS, Layout, tree_layout
 from bita.runtime.backends.ort_session import (
     cache_type,
@@ -61,7 +62,9 @@ class OrtBackend:
         if operators_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(operators_to)
+        self._weights = HeldFile(engine.file(WEIGHTS_FILE), engine.files[WEIGHTS_FILE]["sha256"])
         self._session = load_session(engine, options, graph)
+        self._weights.check_loaded()
         check_session(engine, self._session)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self.cache = _allocate(engine, cache_type(self._session))
@@ -140,11 +143,17 @@ class OrtBackend:
         return {name: array for name, array in arrays.items() if name in self._inputs}
 
     def run(self, binding: ort.IOBinding) -> None:
-        """Execute a step. Raises EngineError if an operator of the graph fails."""
+        """Execute a step.
+
+        Raises EngineError if an operator of the graph fails, or the file of the weights, which ONNX
+        Runtime has mapped, was changed.
+        """
+        self._weights.check()
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the binding raises many kinds
             raise step_error(self._engine, error) from error
+        self._weights.check()
 
 
 class BoundStep:

@@ -7,12 +7,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from bita.errors import PromptError
 from bita.json_values import parse_json, shown
@@ -200,30 +200,22 @@ class _Verdict:
 class GrammarCompiler:
     """Grammars over the tokens of one engine. Used by several threads.
 
-    tokenizer_file: its tokenizer.json. vocab_size: rows of the model's logits; the tokenizer may
-    have more tokens or less. eos_ids: tokens that end an answer. check_read: called when the file
-    was read; raises if it is not the engine's any more.
+    tokenizer: as it was read when the engine was opened. vocab_size: rows of the model's logits;
+    the tokenizer may have more tokens or less. eos_ids: tokens that end an answer.
 
     What is compiled is bounded: a grammar that is not simple is tried in another process first
     (`grammar_trial`), and only some that are small are kept for later answers.
     """
 
-    def __init__(
-        self,
-        tokenizer_file: Path,
-        vocab_size: int,
-        eos_ids: Sequence[int],
-        check_read: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._source = tokenizer_file, vocab_size, list(eos_ids)
-        self._check_read = check_read
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._source = tokenizer, vocab_size, list(eos_ids)
         self._lock = Lock()
         self._loaded: tuple[GrammarTokens, LLTokenizer] | None = None
         self._verdicts: OrderedDict[Grammar, _Verdict] = OrderedDict()
         self._kept: OrderedDict[Grammar, Compiled] = OrderedDict()
 
     def load(self) -> None:
-        """Read the tokenizer, which the first grammar would have to wait for (0.1 to 2 s)."""
+        """Look at every token, which the first grammar would have to wait for (0.1 to 2 s)."""
         check_installed()
         self._tokenizer()
 
@@ -292,10 +284,7 @@ class GrammarCompiler:
             if self._loaded is None:
                 from llguidance import LLTokenizer
 
-                try:
-                    tokens = GrammarTokens.open(*self._source)
-                finally:
-                    self._check_read()
+                tokens = GrammarTokens(*self._source)
                 wrapper: Any = tokens
                 with panics_refused():
                     self._loaded = tokens, LLTokenizer(wrapper, eos_token=tokens.eos_ids or None)

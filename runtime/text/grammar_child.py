@@ -41,10 +41,9 @@ def main() -> None:
     wrapper: Any = _Tokens(order)
     tokens = LLTokenizer(wrapper, eos_token=eos_ids, slices=[])
     mapped, resident = _memory()
-    most = mapped + _STACK_BYTES + order["num_bytes"]
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, _STACK_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, mapped + order["num_bytes"])
+    _limit(resource.RLIMIT_STACK, _STACK_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
     signal.setitimer(signal.ITIMER_VIRTUAL, order["seconds"])  # in its own code, not the kernel's
     limits = LLParserLimits(**order["limits"])
     matcher = LLMatcher(tokens, order["grammar"], log_level=0, limits=limits)
@@ -61,6 +60,12 @@ def _follow(matcher: Any) -> None:
         lowest, highest = (mask & -mask).bit_length() - 1, mask.bit_length() - 1
         matcher.consume_token(highest if step % 2 else lowest)
         matcher.compute_ff_tokens()
+
+
+def _limit(what: int, most: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (soft, hard))
 
 
 def _memory() -> tuple[int, int]:

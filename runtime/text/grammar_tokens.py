@@ -9,14 +9,13 @@ is given out.
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from bita.errors import EngineError, PromptError
+from bita.errors import PromptError
 from bita.runtime.text.codec import TextCodec
 
 CONTROL = b"\xff"  # begins a token that is not text: llguidance's mark, and no byte of UTF-8
@@ -39,22 +38,11 @@ class GrammarTokens:
     special_token_ids: tuple[int, ...] = ()  # they have their mark already
 
     def __init__(self, tokenizer: Tokenizer, num_rows: int, eos_ids: Sequence[int]) -> None:
-        """Take over `tokenizer`. num_rows: of the model's logits."""
+        """num_rows: of the model's logits."""
         self.eos_ids = [token for token in dict.fromkeys(eos_ids) if 0 <= token < num_rows]
         self.eos_token_id = self.eos_ids[0] if self.eos_ids else None
         self.tokens = list(_row_bytes(tokenizer, num_rows, frozenset(self.eos_ids)))
-        self._encoder = _without_prefix(tokenizer)
-
-    @classmethod
-    def open(cls, file: Path, num_rows: int, eos_ids: Sequence[int]) -> "GrammarTokens":
-        """Read a tokenizer.json. Raises EngineError."""
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise EngineError(
-                f"{file} is not a tokenizer: {error}. Build the engine again: make engine"
-            ) from error
-        return cls(tokenizer, num_rows, eos_ids)
+        self._encoder = _without_prefix(Tokenizer.from_str(tokenizer.to_str()))
 
     @cached_property
     def usable(self) -> npt.NDArray[np.uint8]:

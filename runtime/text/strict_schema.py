@@ -54,8 +54,8 @@ class _Closing:
             return result
         result = self._part(schema)
         names = {name: True for part in parts for name in _properties(part)}
-        if names or "properties" in result:
-            result["properties"] = {**names, **result.get("properties", {})}
+        if names:
+            result["properties"] = {**names, **_properties(result)}
         return {**result, "additionalProperties": False}
 
     def _part(self, schema: Any) -> Any:

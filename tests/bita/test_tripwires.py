@@ -79,8 +79,6 @@ class Place:
         """Exit status and what was printed of `bita`, in a directory."""
         directory = directory or self.engine.parent
         engine = os.path.relpath(self.engine, directory)
-        if engine == "." and name in ("latency", "compile"):
-            engine = str(self.engine)
         arguments = [part.format(engine) for part in COMMANDS[name]]
         process = self.start("-m", "bita", *arguments, directory=directory)
         out, err = process.communicate(timeout=100)

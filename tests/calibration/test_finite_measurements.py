@@ -85,6 +85,11 @@ def test_a_quality_out_of_its_range_is_refused(engine: Engine, name: str, value:
     assert main(["inspect", str(broken.path)]) == 2
 
 
+def test_the_mean_over_no_tokens_is_not_called_a_quality() -> None:
+    assert "KL" in str(QUALITY)
+    assert str(replace(QUALITY, num_tokens=0, kl=0.0)).startswith("not measured")
+
+
 def test_a_quality_in_its_range_is_read(engine: Engine) -> None:
     assert read_quality(engine) is None
     assert read_quality(with_calibration(engine, {"quality": asdict(QUALITY)})) == QUALITY
@@ -205,7 +210,7 @@ def test_an_engine_whose_values_are_no_numbers_is_not_measured(
     broken = with_weight(engine, "model.layers.1.mlp.down_proj.weight", fill(value))
     with pytest.raises(EngineError, match=r"model\.layers\.1\.mlp\.down_proj\.output of .* is not"):
         measure_quality(open_engine(broken.path), broken, texts)
-    with pytest.raises(EngineError, match=r"not .*numbers|not finite"):
+    with pytest.raises(EngineError, match="not numbers"):
         measure_acceptance(broken, [[5, 9, 77]], 8, 1)
 
 
@@ -214,7 +219,7 @@ def test_sums_that_overflow_name_their_layer(engine: Engine, tmp_path: Path) -> 
         values *= 1e22
 
     large = with_weight(engine, "model.layers.0.mlp.gate_up_proj.weight", enlarge)
-    with pytest.raises(EngineError, match=r"down_proj.*(squares are not finite|is not finite)"):
+    with pytest.raises(EngineError, match=r"down_proj.*not finite"):
         collect_moments(large, read_architecture(CONFIG, 64), [[5, 9, 77, 31]], tmp_path / "m")
 
 

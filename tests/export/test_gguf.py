@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -15,11 +14,12 @@ from tiny_gguf import (
     INTERMEDIATE,
     KV_HEADS,
     LAYERS,
-    Array,
     base_metadata,
     converted,
+    gemma_tensors,
     llama_tensors,
     write_gguf,
+    write_model,
 )
 
 from bita.errors import ModelError
@@ -29,28 +29,6 @@ from bita.tensors import row_chunks
 
 Q_NAME = "model.layers.1.self_attn.q_proj.weight"
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
-
-
-def write_model(
-    path: Path, architecture: str = "llama", tensors: dict[str, Array] | None = None, **fields: Any
-) -> Path:
-    """A tiny model; `fields` are metadata below the architecture, with `__` for a dot."""
-    metadata = base_metadata(architecture)
-    metadata |= {f"{architecture}.{key.replace('__', '.')}": v for key, v in fields.items()}
-    stored = converted(architecture, llama_tensors() if tensors is None else tensors)
-    return write_gguf(path, architecture, metadata, stored)
-
-
-def gemma_tensors(architecture: str) -> dict[str, Array]:
-    tensors = llama_tensors()
-    for i in range(LAYERS):
-        for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
-            tensors[f"model.layers.{i}.{name}.weight"] = np.full(HIDDEN, 0.25, np.float32)
-        for name in ("q_norm", "k_norm") if architecture == "gemma3" else ():
-            tensors[f"model.layers.{i}.self_attn.{name}.weight"] = np.full(
-                HEAD_DIM, -0.5, np.float32
-            )
-    return tensors
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite", "smollm3"])

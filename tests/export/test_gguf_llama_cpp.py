@@ -55,6 +55,42 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "smollm3": ("smollm3", {}),
+    # keys that are left out, and how older converters wrote them
+    "gemma2 of defaults": ("gemma2", {}),
+    "gemma3 without windows": ("gemma3", {}),
+    "gemma2 by threes": ("gemma2", GEMMA | {"attention.sliding_window_pattern": 3}),
+    "gemma3 by threes": ("gemma3", GEMMA | {"attention.sliding_window_pattern": 3}),
+    "gemma3 with a cap": ("gemma3", GEMMA | {"final_logit_softcapping": 2.0}),
+    "gemma3 with another base": ("gemma3", GEMMA | {"rope.freq_base_swa": 300.0}),
+    "gemma3 yarn": ("gemma3", GEMMA | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}),
+    "granite of zeros": (
+        "granite",
+        {
+            "attention.scale": 0.0,
+            "embedding_scale": 0.0,
+            "residual_scale": 0.0,
+            "logit_scale": 2.0,
+        },
+    ),
+    "factor without a type": ("llama", {"rope.scaling.factor": 4.0}),
+    "scale_linear": ("llama", {"rope.scale_linear": 4.0}),
+    "both factors": ("llama", {"rope.scale_linear": 4.0, "rope.scaling.factor": 2.0}),
+    "type none": ("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}),
+    "factor 0": ("llama", {"rope.scaling.factor": 0.0}),
+    "no base": ("llama", {"rope.freq_base": None}),
+    "attn_factor": ("llama", {"rope.scaling.attn_factor": 1.3}),
+    "llama3 by a factor": ("llama", {"rope.scaling.factor": 4.0}),
+    "yarn from all": ("qwen3", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}),
+    "yarn attn_factor": (
+        "qwen3",
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.attn_factor": 1.3,
+        },
+    ),
+    "yarn by less than 1": ("qwen3", {"rope.scaling.type": "yarn", "rope.scaling.factor": 0.5}),
+    "heads by layer": ("llama", {"attention.head_count": [HEADS] * 6}),
 }
 
 
@@ -98,7 +134,7 @@ def write_case(path: Path, case: str) -> Path:
     metadata["tokenizer.ggml.tokens"][-1] = "AB"
     metadata["tokenizer.ggml.merges"] = ["A B"]  # llama.cpp wants one
     stored = tiny_gguf.converted(architecture, model_tensors(architecture))
-    if case == "llama3":
+    if case.startswith("llama3"):
         stored["rope_freqs.weight"] = np.linspace(1, 8, HEAD_DIM // 2, dtype=np.float32)
     if case == "longrope":
         for name, most in (("short", 2), ("long", 9)):

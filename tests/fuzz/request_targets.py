@@ -12,6 +12,7 @@ from typing import Any
 from make_tiny_engine import TINY_ENGINE
 from mutation import Mutator
 from running import Execute, Target
+from tokenizers import Tokenizer
 
 from bita.adapter import Adapter
 from bita.cli.shared.trees import read_tree
@@ -166,7 +167,7 @@ def _run_forked(order: str, is_wanted: Callable[[], bool]) -> grammar_trial.Tria
 
 def _compiler() -> GrammarCompiler:
     grammar_trial._run = _run_forked
-    return GrammarCompiler(TINY_ENGINE / "tokenizer.json", 320, [1])
+    return GrammarCompiler(Tokenizer.from_file(str(TINY_ENGINE / "tokenizer.json")), 320, [1])
 
 
 def _follow(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random) -> None:

@@ -40,7 +40,7 @@ def compiler(
 ) -> GrammarCompiler:
     file = tmp_path / "tokenizer.json"
     tokenizer.save(str(file))
-    return GrammarCompiler(file, num_rows, eos_ids)
+    return GrammarCompiler(Tokenizer.from_file(str(file)), num_rows, eos_ids)
 
 
 def unforced(words: Sequence[str]) -> Grammar:

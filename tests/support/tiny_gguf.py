@@ -125,3 +125,25 @@ def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
             writer.add_string(key, value)
         case _:
             writer.add_array(key, value)
+
+
+def write_model(
+    path: Path, architecture: str = "llama", tensors: dict[str, Array] | None = None, **fields: Any
+) -> Path:
+    """A tiny model; `fields` are metadata below the architecture, with `__` for a dot."""
+    metadata = base_metadata(architecture)
+    metadata |= {f"{architecture}.{key.replace('__', '.')}": v for key, v in fields.items()}
+    stored = converted(architecture, llama_tensors() if tensors is None else tensors)
+    return write_gguf(path, architecture, metadata, stored)
+
+
+def gemma_tensors(architecture: str) -> dict[str, Array]:
+    tensors = llama_tensors()
+    for i in range(LAYERS):
+        for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+            tensors[f"model.layers.{i}.{name}.weight"] = np.full(HIDDEN, 0.25, np.float32)
+        for name in ("q_norm", "k_norm") if architecture == "gemma3" else ():
+            tensors[f"model.layers.{i}.self_attn.{name}.weight"] = np.full(
+                HEAD_DIM, -0.5, np.float32
+            )
+    return tensors
