@@ -20,6 +20,7 @@ from bita.runtime.text.template_meter import (
 from bita.runtime.text.template_sandbox import MeteredEnvironment
 
 ROLES = ("system", "user", "assistant", "tool")
+_MAX_ERROR_CHARACTERS = 1_000  # of what a template says in an error
 _OWN_VARIABLES = ("messages", "add_generation_prompt")
 
 
@@ -86,13 +87,13 @@ class ChatTemplate:
             ) from error
         except TemplateRefusalError as error:
             raise PromptError(
-                f"the chat template refuses these messages: {error.message}; change their roles, "
+                f"the chat template refuses these messages: {_cut(error)}; change their roles, "
                 f"order or keys, or use another template"
             ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise PromptError(
-                f"the chat template fails with {type(error).__name__}: {error}; it expects other "
-                f"messages, or needs repair"
+                f"the chat template fails with {type(error).__name__}: {_cut(error)}; it expects "
+                f"other messages, or needs repair"
             ) from error
         finally:
             current_meter.reset(token)
@@ -203,6 +204,11 @@ def _plain(value: dict[str, Any], index: int | str, faults: list[str]) -> dict[s
         )
         return {}
     return copied
+
+
+def _cut(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"
 
 
 def _short(value: Any) -> str:
