@@ -194,8 +194,8 @@ class ChatTemplate:
             ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise _FailureError(
-                f"the chat template fails with {type(error).__name__}: {_cut(error)}; it expects other "
-                f"messages, or needs repair"
+                f"the chat template fails with {type(error).__name__}: {_cut(error)}; it expects "
+                f"other messages, or needs repair"
             ) from error
         finally:
             current_meter.reset(token)
