@@ -29,6 +29,7 @@ from bita.runtime.text.template_meter import (
 )
 from bita.runtime.text.template_sandbox import MeteredEnvironment
 
+_MAX_ERROR_CHARACTERS = 1_000  # of what a template says in an error
 _OWN_VARIABLES = ("messages", "add_generation_prompt")
 _MAX_FILE_BYTES = 4 << 20  # a template of as many characters as are allowed, of 4 bytes each
 
@@ -188,12 +189,12 @@ class ChatTemplate:
             ) from error
         except TemplateRefusalError as error:
             raise RejectedError(
-                f"the chat template refuses these messages: {error.message}; change their roles, "
+                f"the chat template refuses these messages: {_cut(error)}; change their roles, "
                 f"order or keys, or use another template"
             ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise _FailureError(
-                f"the chat template fails with {type(error).__name__}: {error}; it expects other "
+                f"the chat template fails with {type(error).__name__}: {_cut(error)}; it expects other "
                 f"messages, or needs repair"
             ) from error
         finally:
@@ -247,3 +248,8 @@ def _compiled(source: str, limits: TemplateLimits) -> Template:
             f"the chat template does not compile: {type(error).__name__}: {error}; "
             f"use a simpler template"
         ) from error
+
+
+def _cut(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -11,44 +11,129 @@ from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import safe_range
 
+from bita.json_values import shown
 from bita.runtime.text import template_meter as meter
+from bita.runtime.text.template_charges import (
+    charge_join,
+    charge_lines,
+    charge_replace,
+    charge_strip,
+)
 
-# Left out: what pads to a width or repeats (center, round, batch, slice, wordwrap, urlize, …).
-_BOUNDED_FILTERS = (
-    *("abs", "capitalize", "count", "d", "default", "e", "escape", "first", "float", "int"),
-    *("items", "last", "length", "list", "lower", "map", "reject", "rejectattr", "reverse"),
-    *("safe", "select", "selectattr", "title", "trim", "upper"),
-)
-_DEEP_FILTERS = ("dictsort", "max", "min", "sort", "string", "unique")  # compare or print items
-_DEEP_TESTS = (
-    *("==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge"),
-    *("<", "lt", "lessthan", "<=", "le", "in"),
-)
 _MAX_INDENT = 16
 _MAX_DATE_FORMAT = 256
+_MAX_NUMBER_CHARACTERS = 400
+_MAX_INTEGER_BITS = 1_024
+_WORD_CHARACTERS = 32  # charged for a character that may begin a word
 
 
 class TemplateRefusalError(TemplateError):
     """What raise_exception raises: the template does not take these messages."""
 
 
+def _glance(*args: Any) -> None:
+    """Looks at a value itself, or hands on an iterator, each item of which is charged."""
+    meter.look()
+
+
+def _walk(value: Any, *args: Any) -> None:
+    """Goes through all items of a list before it returns."""
+    meter.spend(meter.own_size(value) * (8 if isinstance(value, str) else 1), steps=0)
+
+
+def _print(*args: Any) -> None:
+    """Prints its arguments, or compares or hashes them."""
+    for value in args:
+        meter.weigh(value)
+
+
+def _compare(*args: Any) -> None:
+    """Compares its arguments."""
+    for value in args:
+        meter.compared(value)
+
+
+def _sort(value: Any, *args: Any) -> None:
+    """Compares the items of a list with each other."""
+    length = len(value) if isinstance(value, Sized) else 1
+    meter.weigh(value, times=max(length.bit_length(), 1))
+    if isinstance(value, str):
+        meter.spend(8 * length, steps=length)
+    _print(*args)
+
+
+def _calculate(*args: Any) -> None:
+    """Calculates with its arguments: short numbers, or texts that say one."""
+    for value in args:
+        if isinstance(value, str) and len(value) > _MAX_NUMBER_CHARACTERS:
+            raise meter.TemplateLimitError(f"reads a number of {len(value)} characters")
+        if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
+            raise meter.TemplateLimitError(f"computes with over {_MAX_INTEGER_BITS} bits")
+    _print(*args)
+
+
+def _divide(*args: Any) -> None:
+    """Calculates with numbers only: `%` formats a text."""
+    if any(isinstance(value, str) for value in args):
+        raise TypeError("a text cannot be divided")
+    _calculate(*args)
+
+
+def _title(value: Any, *args: Any) -> None:
+    """Takes a text apart into words."""
+    meter.spend(_WORD_CHARACTERS * meter.weigh(value).characters)
+
+
+def _trim(value: Any, chars: Any = None) -> None:
+    charge_strip(meter.text(value), chars)
+
+
+# Those of Jinja's filters that there are, and what is charged before they are called; the result is
+# charged too. Left out: what pads to a width or repeats (center, round, batch, slice, wordwrap, …).
+FILTER_CHARGES: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(("count", "d", "default", "first", "last", "length"), _glance),
+    **dict.fromkeys(("items", "map", "reject", "rejectattr", "select", "selectattr"), _glance),
+    **dict.fromkeys(("list", "reverse"), _walk),
+    **dict.fromkeys(("capitalize", "e", "escape", "lower", "safe", "string", "upper"), _print),
+    **dict.fromkeys(("dictsort", "max", "min", "sort", "unique"), _sort),
+    **dict.fromkeys(("abs", "float", "int"), _calculate),
+    "title": _title,
+    "trim": _trim,
+}
+TEST_CHARGES: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(
+        (
+            *("boolean", "callable", "defined", "escaped", "false", "filter", "float", "integer"),
+            *("iterable", "mapping", "none", "number", "sameas", "sequence", "string", "test"),
+            *("true", "undefined"),
+        ),
+        _glance,
+    ),
+    **dict.fromkeys(
+        (
+            *("==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge"),
+            *("<", "lt", "lessthan", "<=", "le", "in"),
+        ),
+        _compare,
+    ),
+    **dict.fromkeys(("lower", "upper"), _print),
+    **dict.fromkeys(("divisibleby", "even", "odd"), _divide),
+}
+
+
 def metered_filters() -> dict[str, Callable[..., Any]]:
     """The bounded ones of Jinja's filters, and ours in place of those that are not bounded."""
     defaults: dict[str, Any] = DEFAULT_FILTERS
     return {
-        **{name: _metered(defaults[name]) for name in _BOUNDED_FILTERS},
-        **{name: _metered(defaults[name], is_deep=True) for name in _DEEP_FILTERS},
-        "indent": _indent,
-        "join": _join,
-        "replace": _replace,
-        "tojson": _tojson,
+        **{name: _metered(defaults[name], charge) for name, charge in FILTER_CHARGES.items()},
+        **{"indent": _indent, "join": _join, "replace": _replace, "tojson": _tojson},
     }
 
 
 def metered_tests() -> dict[str, Callable[..., Any]]:
-    """Those of Jinja's tests that compare, charged; the others cost next to nothing."""
+    """All of Jinja's tests."""
     defaults: dict[str, Any] = DEFAULT_TESTS
-    return {name: _metered(defaults[name], is_deep=True) for name in _DEEP_TESTS}
+    return {name: _metered(defaults[name], charge) for name, charge in TEST_CHARGES.items()}
 
 
 def template_globals() -> dict[str, Any]:
@@ -64,14 +149,13 @@ def template_globals() -> dict[str, Any]:
     }
 
 
-def _metered(function: Callable[..., Any], is_deep: bool = False) -> Callable[..., Any]:
-    """Charge a filter or test; `is_deep` if it compares or prints what is in its arguments."""
+def _metered(function: Callable[..., Any], charge: Callable[..., None]) -> Callable[..., Any]:
+    """A filter or test that is charged by its arguments, without those that Jinja passes."""
+    num_passed = int(hasattr(function, "jinja_pass_arg"))
 
     @functools.wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:
-        if is_deep:
-            for value in (*args, *kwargs.values()):
-                meter.compared(value)
+        charge(*args[num_passed:], *kwargs.values())
         return meter.charged(function(*args, **kwargs))
 
     return metered
@@ -79,9 +163,10 @@ def _metered(function: Callable[..., Any], is_deep: bool = False) -> Callable[..
 
 def _indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     whole = meter.text(s)
-    num_characters = len(width) if isinstance(width, str) else max(width, 0)
-    meter.spend(num_characters * (whole.count("\n") + 1))
-    return filters.do_indent(whole, width, first, blank)
+    charge_lines(whole, len(width) if isinstance(width, str) else max(width, 0))
+    result = filters.do_indent(whole, width, first, blank)
+    meter.spend(len(result), steps=0)
+    return result
 
 
 @pass_eval_context
@@ -89,15 +174,17 @@ def _join(
     eval_ctx: nodes.EvalContext, value: Any, d: Any = "", attribute: str | int | None = None
 ) -> str:
     items = meter.listed(value)
-    meter.charge_join(meter.text(d), items)
-    return filters.sync_do_join(eval_ctx, items, d, attribute)
+    charge_join(meter.text(d), items)
+    result = filters.sync_do_join(eval_ctx, items, d, attribute)
+    meter.spend(len(result), steps=0)
+    return result
 
 
 @pass_eval_context
 def _replace(
     eval_ctx: nodes.EvalContext, s: Any, old: Any, new: Any, count: int | None = None
 ) -> str:
-    meter.charge_replace(meter.text(s), meter.text(old), meter.text(new))
+    charge_replace(meter.text(s), meter.text(old), meter.text(new))
     return filters.do_replace(eval_ctx, s, old, new, count)
 
 
@@ -109,9 +196,9 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """json.dumps, as in transformers; Jinja's own escapes HTML."""
-    if indent is not None and not 0 <= indent <= _MAX_INDENT:
-        raise meter.TemplateLimitError(f"indents JSON by {indent}, the limit is {_MAX_INDENT}")
-    meter.weigh(x, (indent or 0) + sum(map(len, separators or ())))
+    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MAX_INDENT):
+        raise meter.TemplateLimitError(f"indents JSON by {shown(indent)}, not 0 to {_MAX_INDENT}")
+    meter.weigh(x, indent=(indent or 0) + sum(map(len, separators or ())))
     result = json.dumps(
         x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -123,6 +210,7 @@ class _Namespace(utils.Namespace):
     """Refuses names that begin with an underscore, as transformers does."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
+        meter.weigh(args[1:])
         utils.Namespace.__init__(*args, **kwargs)
         for name in dict(*args[1:], **kwargs):
             _check_name(name)
@@ -134,12 +222,19 @@ class _Namespace(utils.Namespace):
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold an attribute named {name!r}")
+        raise SecurityError(f"a namespace cannot hold an attribute named {shown(name)}")
 
 
 def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    meter.compared(args)
+    args = tuple(_listed_once(each) for each in args)
+    meter.weigh(args)
     return dict(*args, **kwargs)
+
+
+def _listed_once(items: Any) -> Any:
+    """What can be weighed and then gone through."""
+    is_made_on_the_fly = isinstance(items, Iterable) and not isinstance(items, Sized)
+    return meter.listed(items) if is_made_on_the_fly else items
 
 
 def _raise_exception(message: Any) -> NoReturn:

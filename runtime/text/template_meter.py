@@ -1,27 +1,25 @@
-"""What rendering a chat template may cost, and the operations that charge for it.
+"""What rendering a chat template may cost, and the sizes that are charged.
 
-Every function here works on the meter of the rendering under way. Whatever can make much out of
-little (repeating, replacing, formatting, printing nested lists) is charged before it is done.
+Every function here works on the meter of the rendering under way. A single operation of Python
+cannot be interrupted, so whatever can take long, or make much out of little, is charged before it
+is done. Lists that share parts are charged as the tree that printing, comparing or hashing them
+walks through.
 """
 
-import re
 import time
 from collections.abc import Collection, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from dataclasses import dataclass
-from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2.runtime import Undefined
 
 _LISTS = (list, tuple, range, KeysView, ValuesView, ItemsView)
-_SCALARS = (str, int, float, type(None), Undefined)
+_SCALARS = (int, float, type(None), Undefined)
+OBJECT_CHARACTERS = 16  # charged for a new object
 _ITEM_CHARACTERS = 8  # charged for an item of a list: the size of a reference
+_ENTRY_CHARACTERS = 32  # charged for an entry of a dict
 _MAX_DEPTH = 64  # of nested lists that are printed or compared
-_MAX_WIDTH = 999  # of a formatted value
-_MAX_INTEGER_BITS = 256
-_WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[-+ #]*\d*\.?(\*|\d{4})")
-_WIDE_SPEC = re.compile(r"\{|\d{4}")
 
 
 class TemplateLimitError(Exception):
@@ -36,8 +34,16 @@ class TemplateLimits:
     messages: int = 2_048  # of one conversation
     output_characters: int = 2_000_000  # of the rendered prompt
     work_characters: int = 16_000_000  # made on the way, 1 to 4 bytes each
-    steps: int = 1_000_000  # loop iterations, calls, filters and prints; about 1 µs each
+    steps: int = 1_000_000  # iterations, calls, look-ups, filters and prints; about 1 µs each
     seconds: float = 5.0  # wall clock, looked at in every step
+
+
+class Size(NamedTuple):
+    """Of a value as a tree: its parts, the characters of its texts, and how deep it is nested."""
+
+    parts: int
+    characters: int
+    depth: int
 
 
 class Meter:
@@ -48,10 +54,13 @@ class Meter:
         self.steps = limits.steps
         self.characters = limits.work_characters
         self.deadline = time.monotonic() + limits.seconds
+        # Of lists, by identity, with the list, so that the identity stays its own. None changes:
+        # in the sandbox lists have no methods.
+        self._sizes: dict[int, tuple[Any, Size]] = {}
 
-    def spend(self, characters: int = 0) -> None:
-        """Charge one step that makes so many characters; raise TemplateLimitError if too much."""
-        self.steps -= 1
+    def spend(self, characters: int = 0, steps: int = 1) -> None:
+        """Charge steps that make so many characters; raise TemplateLimitError if too much."""
+        self.steps -= steps
         self.characters -= characters
         if self.steps < 0:
             raise TemplateLimitError(f"takes more than {self.limits.steps} steps")
@@ -60,41 +69,78 @@ class Meter:
         if time.monotonic() > self.deadline:
             raise TemplateLimitError(f"takes more than {self.limits.seconds} s")
 
+    def size(self, value: Any, depth: int = 0) -> Size:
+        """Measure a value, each list in it once. depth: of the lists that it lies in."""
+        if isinstance(value, str):
+            return Size(1, len(value), 0)
+        if isinstance(value, _SCALARS):
+            return Size(1, value.bit_length() // 3 if isinstance(value, int) else 0, 0)
+        known = self._sizes.get(id(value))
+        size = known[1] if known else self._measured(value, depth)
+        if depth + size.depth > _MAX_DEPTH:
+            raise TemplateLimitError(f"prints or compares lists nested over {_MAX_DEPTH} deep")
+        return size
+
+    def _measured(self, value: Any, depth: int) -> Size:
+        if depth >= _MAX_DEPTH:
+            raise TemplateLimitError(f"prints or compares lists nested over {_MAX_DEPTH} deep")
+        if isinstance(value, range):
+            return Size(1 + len(value), 0, 1)
+        if isinstance(value, Mapping):
+            inner: Iterable[Any] = (part for pair in value.items() for part in pair)
+        elif isinstance(value, _LISTS):
+            inner = value
+        else:
+            raise TemplateLimitError(f"prints or compares an object of type {type(value).__name__}")
+        parts, characters, deepest = 1, 0, 0
+        for part in inner:
+            self.spend(steps=0)
+            size = self.size(part, depth + 1)
+            parts += size.parts
+            characters += size.characters
+            deepest = max(deepest, size.depth)
+        self._sizes[id(value)] = value, Size(parts, characters, deepest + 1)
+        return Size(parts, characters, deepest + 1)
+
 
 # Set while a template is rendered. It is not while one is compiled, so that Jinja's constant
 # folding fails on everything metered and leaves it to the rendering.
 current_meter: ContextVar[Meter] = ContextVar("current_meter")
 
 
-def spend(characters: int = 0) -> None:
-    """Charge one step of the rendering under way."""
-    current_meter.get().spend(characters)
+def spend(characters: int = 0, steps: int = 1) -> None:
+    """Charge the rendering under way."""
+    current_meter.get().spend(characters, steps)
 
 
-def weigh(value: Any, indent: int = 0) -> None:
+def weigh(value: Any, times: int = 1, indent: int = 0) -> Size:
     """Charge what printing, comparing or hashing `value` costs, lists in lists included.
 
-    indent: characters that printing puts before every item, per level of depth.
+    times: it is done. indent: characters that printing puts before every item, per level of depth.
     """
-    charge = current_meter.get().spend
-    waiting = [(value, 1)]
-    while waiting:
-        item, depth = waiting.pop()
-        if depth > _MAX_DEPTH:
-            raise TemplateLimitError(f"prints or compares lists nested over {_MAX_DEPTH} deep")
-        charge(indent * depth + (len(item) if isinstance(item, str) else 0))
-        if isinstance(item, Mapping):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, _LISTS):
-            waiting += [(part, depth + 1) for part in item]
-        elif not isinstance(item, _SCALARS):
-            raise TemplateLimitError(f"prints or compares an object of type {type(item).__name__}")
+    meter = current_meter.get()
+    size = meter.size(value)
+    meter.spend(times * (size.characters + indent * size.depth * size.parts), times * size.parts)
+    return size
 
 
 def compared(value: Any) -> Any:
-    """Charge what comparing a list or hashing a tuple may cost; return it."""
+    """Charge what comparing, searching or hashing a value may cost; return it."""
     if isinstance(value, (Mapping, *_LISTS)):
         weigh(value)
+    else:
+        look()
+    return value
+
+
+def look() -> None:
+    """Look at the time, before what takes little: to look through a text, for instance."""
+    spend(steps=0)
+
+
+def made(value: Any) -> Any:
+    """Charge a list or dict that the template writes out; return it."""
+    spend(own_size(value), steps=0)
     return value
 
 
@@ -108,7 +154,7 @@ def charged(result: Any) -> Any:
     """Charge a new value by its length; make a list of an iterator, item by item."""
     if isinstance(result, Iterator):
         return listed(result)
-    spend(_size(result))
+    spend(own_size(result))
     return result
 
 
@@ -120,6 +166,17 @@ def listed(items: Iterable[Any]) -> list[Any]:
         charge(_ITEM_CHARACTERS)
         result.append(item)
     return result
+
+
+def own_size(value: Any) -> int:
+    """Characters to charge for a value itself, without what lies in its items."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return OBJECT_CHARACTERS + _ENTRY_CHARACTERS * len(value)
+    if isinstance(value, (list, tuple)):
+        return OBJECT_CHARACTERS + _ITEM_CHARACTERS * len(value)
+    return 0
 
 
 class Counted:
@@ -136,57 +193,3 @@ class Counted:
         for item in self._items:
             charge()
             yield item
-
-
-def charge_replace(whole: str, old: str, new: str) -> None:
-    """Charge str.replace before it is done."""
-    spend(len(whole) + whole.count(old) * len(new))
-
-
-def charge_join(separator: str, items: list[Any]) -> None:
-    """Charge str.join before it is done."""
-    weigh(items)
-    spend(len(separator) * len(items))
-
-
-def charge_percent(pattern: str, values: Any) -> None:
-    """Charge `pattern % values` before it is done; refuse wide fields."""
-    if _WIDE_PERCENT.search(pattern):
-        raise TemplateLimitError(f"formats to over {_MAX_WIDTH} characters: {pattern[:80]!r}")
-    _charge_fields(pattern.count("%"), values)
-
-
-def charge_format(pattern: str, values: Any) -> None:
-    """Charge `pattern.format(...)` before it is done; refuse wide and computed fields."""
-    fields = [spec for _, _, spec, _ in Formatter().parse(pattern) if spec is not None]
-    if any(_WIDE_SPEC.search(spec) for spec in fields):
-        raise TemplateLimitError(f"formats to over {_MAX_WIDTH} characters: {pattern[:80]!r}")
-    _charge_fields(len(fields), values)
-
-
-def _charge_fields(num_fields: int, values: Any) -> None:
-    meter = current_meter.get()
-    before = meter.characters
-    weigh(values)
-    meter.spend(num_fields * (_MAX_WIDTH + before - meter.characters))
-
-
-def charge_operator(operator: str, left: Any, right: Any) -> None:
-    """Charge a binary operator that can make its operands grow before it is done."""
-    if operator == "%" and isinstance(left, str):
-        charge_percent(left, right)
-    elif operator == "+":
-        spend(_size(left) + _size(right))
-    elif operator == "*" and not (isinstance(left, int) and isinstance(right, int)):
-        count = next((x for x in (left, right) if isinstance(x, int)), 0)
-        spend(max(count, 0) * (_size(left) + _size(right)))
-    elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-        bits = (left.bit_length(), right.bit_length())
-        if (sum(bits) if operator == "*" else bits[0] * abs(right)) > _MAX_INTEGER_BITS:
-            raise TemplateLimitError(f"computes an integer of over {_MAX_INTEGER_BITS} bits")
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    return _ITEM_CHARACTERS * len(value) if isinstance(value, (list, tuple, dict)) else 0

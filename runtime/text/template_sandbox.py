@@ -2,9 +2,9 @@
 
 Chat templates come with models, that is from strangers. Jinja's sandbox keeps them from Python's
 internals, not from nested loops or from strings that double. Here the parsed template is rewritten
-so that every loop iteration, printed piece, `~` and comparison is charged to a meter; calls and
-operators are charged on their way through the sandbox; and only filters and methods of built-in
-types known to be bounded are there at all. What is allowed renders as in transformers.
+so that every loop iteration, printed piece, `~`, comparison and list is charged to a meter; calls,
+look-ups and operators are charged on their way through the sandbox; and only filters and methods of
+built-in types known to be bounded are there at all. What is allowed renders as in transformers.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,19 @@ from jinja2 import ext, nodes, runtime, utils
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from bita.runtime.text import template_meter as meter
-from bita.runtime.text.template_filters import metered_filters, metered_tests, template_globals
-
-# Left out: what pads to a width, or goes by a table (center, zfill, expandtabs, translate, …).
-_STRING_METHODS = frozenset(
-    (
-        *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha"),
-        *("isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle"),
-        *("isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix"),
-        *("replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines"),
-        *("startswith", "strip", "swapcase", "title", "upper"),
-    )
+from bita.runtime.text.template_charges import (
+    STRING_METHODS,
+    charge_format,
+    charge_method,
+    charge_operator,
 )
+from bita.runtime.text.template_filters import metered_filters, metered_tests, template_globals
+from bita.runtime.text.template_meter import OBJECT_CHARACTERS
+
+_JINJA_ARGUMENTS = frozenset(("_loop_vars", "_block_vars"))  # which `call` takes off
 _DICT_METHODS = frozenset(("get", "items", "keys", "values"))
 _JINJA_OBJECTS = (
     *(runtime.LoopContext, runtime.Macro, runtime.Undefined, runtime.TemplateReference),
@@ -38,6 +37,7 @@ _INTERNAL_FILTERS: dict[str, Callable[..., Any]] = {
     " charged": meter.charged,
     " compared": meter.compared,
     " counted": meter.Counted,
+    " made": meter.made,
     " text": meter.text,
 }
 
@@ -45,13 +45,14 @@ _INTERNAL_FILTERS: dict[str, Callable[..., Any]] = {
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
     """Compiles templates that charge `template_meter.current_meter` while they are rendered."""
 
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
         )
         self.filters = metered_filters() | _INTERNAL_FILTERS
+        self.tests.clear()
         self.tests.update(metered_tests())
         self.globals = template_globals()
 
@@ -64,7 +65,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Of built-in types only methods that are known to be bounded, of Jinja's all but _x."""
         if isinstance(obj, str):
-            return attr in _STRING_METHODS
+            return attr in STRING_METHODS
         if isinstance(obj, dict):
             return attr in _DICT_METHODS
         return isinstance(obj, _JINJA_OBJECTS) and super().is_safe_attribute(obj, attr, value)
@@ -76,7 +77,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             return None
 
         def metered_format(*args: Any, **kwargs: Any) -> str:
-            meter.charge_format(value.__self__, [args, kwargs])
+            charge_format(value.__self__, [args, kwargs])
             return wrapped(*args, **kwargs)
 
         return metered_format
@@ -85,22 +86,26 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         """Look up, after charging the hash of a tuple."""
         return super().getitem(obj, meter.compared(argument))
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Look up by name, and look at the time."""
+        meter.look()
+        return super().getattr(obj, attribute)
+
     def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """Compute, after charging the result."""
-        meter.charge_operator(operator, left, right)
+        charge_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Call, charging before what could make much of little, and otherwise the result."""
+        """Call, charging before what could take long or make much, and then the result."""
+        meter.spend(OBJECT_CHARACTERS * (1 + len(args) + len(kwargs)), steps=0)
         owner = getattr(__obj, "__self__", None)
         method = getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and method == "replace" and len(args) >= 2:
-            meter.charge_replace(owner, *args[:2])
-        elif isinstance(owner, str) and method == "join" and args:
-            args = (meter.listed(args[0]),)
-            meter.charge_join(owner, args[0])
-        elif isinstance(owner, dict):
-            meter.compared(args)
+        if isinstance(owner, str):
+            given = {name: kwargs[name] for name in kwargs.keys() - _JINJA_ARGUMENTS}
+            args = charge_method(owner, method, args, given)
+        elif isinstance(owner, (dict, runtime.LoopContext)):  # hash, and compare
+            meter.compared((*args, *kwargs.values()))
         return meter.charged(super().call(__context, __obj, *args, **kwargs))
 
 
@@ -134,6 +139,21 @@ def _charge_everything(template: nodes.Template) -> None:
     for item in list(template.find_all(nodes.Getitem)):
         if isinstance(item.arg, nodes.Slice):
             item.node = _filtered(item.node, " charged")
+    _ChargeLists().visit(template)
+
+
+class _ChargeLists(NodeTransformer):
+    """Puts a charging filter around lists, tuples and dicts that are written out."""
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802  (Jinja's interface)
+        return _filtered(self.generic_visit(node), " made")
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        return _filtered(self.generic_visit(node), " made")
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _filtered(node, " made") if node.ctx == "load" else node
 
 
 def _constant(node: nodes.Expr) -> nodes.Expr:

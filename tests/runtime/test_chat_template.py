@@ -92,7 +92,167 @@ QWEN3 = """\
     {%- if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}
 {%- endif %}
 """
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "qwen3": QWEN3}
+MISTRAL = """\
+{{- bos_token }}
+{%- set ns = namespace(index=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'system' and loop.first %}
+        {%- set ns.system = message.content %}
+    {%- elif message.role == 'user' %}
+        {%- if tools is not none and loop.last %}
+            {{- '[AVAILABLE_TOOLS] [' }}
+            {%- for tool in tools %}
+                {{- '{"type": "function", "function": {' }}
+                {%- for key, value in tool.items() if key != 'return' %}
+                    {%- if value is string %}
+                        {{- '"' + key + '": "' + value + '"' }}
+                    {%- else %}
+                        {{- '"' + key + '": ' + value | tojson }}
+                    {%- endif %}
+                    {%- if not loop.last %}{{ ', ' }}{% endif %}
+                {%- endfor %}
+                {{- '}}' if loop.last else '}}, ' }}
+            {%- endfor %}
+            {{- ']' }}
+        {%- endif %}
+        {{- '[INST] ' ~ (ns.system ~ '\\n\\n' if ns.system is defined else '') }}
+        {{- message.content ~ '[/INST]' }}
+        {%- set ns.index = ns.index + 1 %}
+    {%- elif message.role == 'assistant' and message.tool_calls is defined %}
+        {%- for call in message.tool_calls %}
+            {%- set out = call.function | tojson %}
+            {{- '[TOOL_CALLS] [' ~ out[:-1] ~ ', "id": "' ~ '%09d' % ns.index ~ '"}]' }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- elif message.role == 'assistant' %}
+        {{- ' ' + message.content | trim + eos_token }}
+    {%- elif message.role == 'tool' %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content | string + '}[/TOOL_RESULTS]' }}
+    {%- else %}
+        {{- raise_exception('Only user, system, assistant and tool roles are supported') }}
+    {%- endif %}
+{%- endfor %}
+"""
+GEMMA3 = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/...") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}
+        {%- set role = "model" -%}
+    {%- else -%}
+        {%- set role = message['role'] -%}
+    {%- endif -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}{{ item['text'] | trim }}{%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}
+"""
+SMOLLM3 = """\
+{%- set defaults = namespace(mode='/think', custom='') %}
+{%- if messages[0].role == 'system' %}
+    {%- set text = messages[0].content %}
+    {%- if '/no_think' in text %}{% set defaults.mode = '/no_think' %}{% endif %}
+    {%- set defaults.custom = text.replace('/no_think', '').replace('/think', '').rstrip() %}
+{%- endif %}
+{%- if enable_thinking is defined and not enable_thinking %}
+    {%- set defaults.mode = '/no_think' %}
+{%- endif %}
+{{- '<|im_start|>system\\n' }}## Metadata
+
+Today: {{ strftime_now('%d %B %Y') }}
+Reasoning Mode: {{ defaults.mode }}
+
+{%- if tools %}
+    {%- set ns = namespace(xml='<tools>\\n') %}
+    {%- for tool in tools %}
+        {%- set ns.xml = ns.xml ~ (tool | string) ~ '\\n' %}
+    {%- endfor %}
+    {{- '\\n\\n### Tools\\n' ~ ns.xml + '</tools>' }}
+{%- endif %}
+{{- '\\n' ~ defaults.custom ~ '<|im_end|>\\n' }}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if message.role == 'user' %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- generation %}
+        {%- if defaults.mode == '/think' %}
+            {{- '<|im_start|>assistant\\n' + content.lstrip('\\n') + '<|im_end|>\\n' }}
+        {%- else %}
+            {{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n' + content + '<|im_end|>\\n' }}
+        {%- endif %}
+        {%- endgeneration %}
+    {%- elif message.role == 'tool' %}
+        {{- '<|im_start|>user\\n' + message.content | string + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+LLAMA3_TOOLS = """\
+{{- bos_token }}
+{%- if custom_tools is defined %}{% set tools = custom_tools %}{% endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = '' %}
+{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{%- if builtin_tools is defined or tools is not none %}{{ 'Environment: ipython\\n' }}{% endif %}
+{%- if builtin_tools is defined %}
+    {{- 'Tools: ' + builtin_tools | reject('equalto', 'code_interpreter') | join(', ') }}
+{%- endif %}
+{{- system_message + '<|eot_id|>' }}
+{%- if tools is not none and messages | length != 0 %}
+    {%- set first = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+    {{- '<|start_header_id|>user<|end_header_id|>\\n\\n' }}
+    {%- for t in tools %}{{ t | tojson(indent=4) + '\\n\\n' }}{% endfor %}
+    {{- first + '<|eot_id|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if not (message.role in ['ipython', 'tool'] or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls | length == 1 %}{{ raise_exception('one call') }}{% endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", ' }}
+        {%- for key, value in call.arguments | items %}
+            {{- key + '="' ~ value ~ '"' + ('' if loop.last else ', ') }}
+        {%- endfor %}
+        {{- '"parameters": ' + call.arguments | tojson + '}<|eot_id|>' }}
+    {%- else %}
+        {{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- endif %}
+        {{- '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+"""
+TEMPLATES = {
+    **{"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "qwen3": QWEN3, "mistral": MISTRAL},
+    **{"gemma3": GEMMA3, "smollm3": SMOLLM3, "llama3 with tools": LLAMA3_TOOLS},
+}
 SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>"}
 
 USER: dict[str, Any] = {"role": "user", "content": " <Hi> & 'you'\n日本 "}

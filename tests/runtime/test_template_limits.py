@@ -1,11 +1,22 @@
 """Hostile chat templates: each kind of growth, and each limit, ends in an error soon."""
 
+import json
+import subprocess
+import sys
+from typing import Any
+
+import hostile_templates
 import pytest
 from deadlines import stopped_if_it_hangs
+from hostile_templates import MAX_SECONDS, REFUSED
+from jinja2.defaults import DEFAULT_TESTS
 
 from bita.errors import PromptError
 from bita.runtime.text.chat_template import ChatTemplate
-from bita.runtime.text.template_meter import TemplateLimits
+from bita.runtime.text.template_charges import STRING_METHODS
+from bita.runtime.text.template_filters import FILTER_CHARGES, TEST_CHARGES
+from bita.runtime.text.template_meter import Meter, Size, TemplateLimits
+from bita.runtime.text.template_sandbox import MeteredEnvironment
 
 LONG = {"role": "user", "content": "x" * 60}
 
@@ -81,3 +92,89 @@ def test_prompt_length_is_limited() -> None:
     limits = TemplateLimits(output_characters=100)
     with pytest.raises(PromptError, match="makes a prompt of over 100 characters; shorten"):
         ChatTemplate("{{ messages[0].content * 2 }}", limits=limits).render([LONG])
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[str, dict[str, Any]]:
+    """What each template cost, in a process that has 1 GB for all of them."""
+    command = [sys.executable, hostile_templates.__file__]
+    with stopped_if_it_hangs(300):
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return {cost["name"]: cost for cost in map(json.loads, run.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_interrupted_is_charged_before(
+    name: str, costs: dict[str, dict[str, Any]]
+) -> None:
+    """A filter, test, operator or method of Python runs to its end, however long that takes."""
+    assert costs[name]["seconds"] < MAX_SECONDS + 1
+    end = costs[name]["end"]
+    assert end.startswith("the chat template ")
+    assert "Memory" not in end
+    assert len(end) < 1500
+
+
+def test_every_filter_test_and_method_is_charged() -> None:
+    """None of Jinja's is there without a charge, and none is forgotten that a new one brings."""
+    environment = MeteredEnvironment()
+    own = {"indent", "join", "replace", "tojson"}
+    internal = {name for name in environment.filters if name.startswith(" ")}
+    assert environment.filters.keys() - internal == FILTER_CHARGES.keys() | own
+    assert environment.tests.keys() == TEST_CHARGES.keys() == DEFAULT_TESTS.keys()
+    for name, function in (*environment.filters.items(), *environment.tests.items()):
+        code = getattr(function, "__code__", None)  # `functools.wraps` takes over the module
+        where = code.co_filename if code else function.__module__
+        assert "template_" in where, name
+    allowed = {name for name in dir(str) if environment.is_safe_attribute("", name, None)}
+    assert allowed == STRING_METHODS.keys()
+    values: tuple[Any, ...] = ([], (), 1, 1.5, b"", range(1), {}.items(), len)
+    for value in values:
+        for name in dir(value):
+            assert not environment.is_safe_attribute(value, name, getattr(value, name)), name
+
+
+def test_lists_that_share_parts_are_measured_as_the_tree_they_print_as() -> None:
+    meter = Meter(TemplateLimits())
+    value: Any = ("ab", 1)
+    for _ in range(5):
+        value = [value, {"k": value}]
+    text = repr(value)
+    size = meter.size(value)
+    assert size.parts == text.count("(") * 3 + text.count("[") + text.count("{") * 2
+    assert size.characters == 2 * text.count("'ab'") + text.count("'k'")
+    assert size.depth == 11
+    assert meter.size(value) == size
+    assert meter.size(("x", [])) == Size(3, 1, 2)
+
+
+def test_a_size_of_2_to_the_60_is_known_at_once() -> None:
+    meter = Meter(TemplateLimits(steps=1000))
+    value: Any = ("x",)
+    for _ in range(60):
+        value = (value, value)
+    assert meter.size(value).characters == 2**60
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ 'a b' | title }} {{ ' x ' | trim }} {{ 'xyx' | trim('x') }}", "A B x y"),
+        ("{{ [3, 1] | sort | join(',') }} {{ [1, 2] | max }} {{ 'x' is upper }}", "1,3 2 False"),
+        ("{{ 4 is even }} {{ 9 is divisibleby(3) }} {{ 3 is odd }}", "True True True"),
+        ("{{ 'a,b'.split(',', 1) }} {{ 'a b c'.rsplit(maxsplit=1) }}", "['a', 'b'] ['a b', 'c']"),
+        ("{{ 'x\ny'.splitlines(keepends=true) | length }} {{ 'abc'.rfind('c') }}", "2 2"),
+        ("{{ '%s-%05.2f' % ('a', 1.5) }} {{ '{:>4}|{a}'.format(1, a=2) }}", "a-01.50    1|2"),
+        ("{{ '7' | int + '1.5' | float }} {{ 7 // 2 }} {{ 2 ** 10 }} {{ 7 % 4 }}", "8.5 3 1024 3"),
+        (
+            "{{ dict(a=1) | dictsort }} {{ (1, 2)[::-1] }} {{ [1] * 3 }}",
+            "[('a', 1)] (2, 1) [1, 1, 1]",
+        ),
+        ("{% for i in [1, 1, 2] %}{{ loop.changed(i) }} {% endfor %}", "True False True "),
+        ("{{ {'a': [1, {'b': 2}]} | tojson(indent=1) | length }}", "37"),
+        ("{% set a, b = (1, 2) %}{{ a ~ b }}{{ {'x': 1}.get('y', 'z') }}", "12z"),
+    ],
+)
+def test_what_templates_use_works(source: str, text: str) -> None:
+    assert ChatTemplate(source).render([LONG]) == text

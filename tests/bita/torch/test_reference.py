@@ -107,6 +107,17 @@ def test_node_rows_do_not_feel_the_adapter(load: Load, family: str) -> None:
     assert not torch.isclose(outputs[0][1], outputs[1][1]).all(dim=-1).any()
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e37])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_node_rows_do_not_feel_large_values(load: Load, family: str, scale: float) -> None:
+    model, tree = load(family), Tree.triangle()
+    large = random_adapter(identity_of(model), 3, 5, scale=scale)
+    nodes, masks = ReferenceDecoder(model, large).step_outputs(TEXT, tree, range(12))
+    ordinary = ReferenceDecoder(model, adapter_for(model, 5))
+    assert torch.equal(nodes, ordinary.step_outputs(TEXT, tree, range(12))[0])
+    assert masks.isfinite().all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_those_of_sequences_without_a_tree(load: Load, family: str) -> None:
