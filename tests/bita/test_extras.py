@@ -16,7 +16,7 @@ Version: 1.0
 Requires-Dist: numpy>=1.26
 Requires-Dist: starlette>=0.46; extra == "serve"
 Requires-Dist: uvicorn>=0.30 ; extra == 'serve'
-Requires-Dist: rtx>=1.7; (sys_platform == "linux" and platform_machine == "x86_64") and extra == "rtx"
+Requires-Dist: rtx>=1.7; (sys_platform == "linux" and os_name == "posix") and extra == "rtx"
 Requires-Dist: other; extra == "serve-more"
 """
 
