@@ -244,7 +244,7 @@ class GrammarCompiler:
         tokens, _ = self._tokenizer()
         try:
             text = source_text(grammar.kind, grammar.text, tokens.spells_all)
-        except ValueError as error:  # too deep for llguidance
+        except (ValueError, RecursionError) as error:  # too deep
             return _Verdict(f"is not usable: {told(str(error))}")
         is_kept = True
         if not is_simple(grammar.kind, grammar.text):

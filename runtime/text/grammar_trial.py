@@ -102,7 +102,7 @@ def _run(order: str, is_wanted: Callable[[], bool]) -> Trial:
 
 
 def _started(order: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-I", str(CHILD)]
+    command = [sys.executable or "python3", "-I", str(CHILD)]
     with TemporaryFile("w+", encoding="utf-8") as file:  # a pipe would have to be fed meanwhile
         file.write(order)
         file.seek(0)

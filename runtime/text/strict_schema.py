@@ -5,13 +5,8 @@ from typing import Any
 
 _STATED = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 _ALTERNATIVES = ("anyOf", "oneOf")
-_SOURCES = (
-    "properties",
-    "allOf",
-    *_ALTERNATIVES,
-    "$ref",
-    *_STATED,
-)  # say what properties there are
+# Keywords that say what properties there are.
+_SOURCES = ("properties", "allOf", *_ALTERNATIVES, "$ref", *_STATED)
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -43,16 +38,16 @@ class _Closing:
         """What is all that a value has to match."""
         if not isinstance(schema, Mapping):
             return schema
-        result = self._with_inner_closed(schema)
         sources = [key for key in _SOURCES if key in schema]
+        if sources == ["$ref"]:  # the target is closed where it stands
+            return self._with_inner_closed(schema)
         if sources in (["anyOf"], ["oneOf"]):
-            return {**result, sources[0]: _each(schema[sources[0]], self._whole)}
-        if sources == ["$ref"]:
-            return result
+            alternatives = _each(schema[sources[0]], self._whole)
+            return {**self._with_inner_closed(schema), sources[0]: alternatives}
+        result = self._part(schema)
         parts = [*self._parts(schema, set())]
         if not any(map(_is_object, parts)) or any(key in part for part in parts for key in _STATED):
             return result
-        result = self._part(schema)
         names = {name: True for part in parts for name in _properties(part)}
         if names:
             result["properties"] = {**names, **_properties(result)}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from deadlines import stopped_if_it_hangs
 from make_tiny_engine import TINY_ENGINE
 from tiny_codecs import CODECS
 from tokenizers import Tokenizer
@@ -138,6 +139,20 @@ def test_strict_closes_objects(index: int, compiler: GrammarCompiler) -> None:
 def test_what_is_no_schema_is_refused(schema: Any, compiler: GrammarCompiler) -> None:
     with pytest.raises(PromptError, match="the json_schema grammar is not usable"):
         compiler.compile(Grammar.json_schema(schema, strict=True))
+
+
+def test_what_all_of_states_is_closed_inside(compiler: GrammarCompiler) -> None:
+    schema = {"allOf": [{**OPEN, "properties": {"o": A}}, B]}
+    assert takes(compiler, schema, {"o": {"a": 1}, "z": 1})
+    assert not takes(compiler, schema, {"o": {"z": 1}})
+
+
+def test_deep_schemas_take_no_longer_than_they_are() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(60):
+        schema = {"type": "object", "properties": {"a": schema}, "allOf": [{"minProperties": 0}]}
+    with stopped_if_it_hangs(20):
+        assert closed(schema)["additionalProperties"] is False
 
 
 def test_cycles_of_references_end() -> None:
