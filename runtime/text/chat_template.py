@@ -1,6 +1,7 @@
 """Messages to prompt text, by the chat template that came with the model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from bita.engine import TEMPLATE_FILE
 from bita.errors import EngineError, PromptError, raise_faults
 from bita.json_values import read_regular_file
-from bita.runtime.text.message_forms import ContentForms, RejectedError
+from bita.runtime.text.message_forms import ContentForms, CostlyError, RejectedError
 from bita.runtime.text.messages import (
     ROLES,
     Message,
@@ -29,6 +30,7 @@ from bita.runtime.text.template_meter import (
 )
 from bita.runtime.text.template_sandbox import MeteredEnvironment
 
+_PROBE_SHARE = 20  # of the limits
 _MAX_ERROR_CHARACTERS = 1_000  # of what a template says in an error
 _OWN_VARIABLES = ("messages", "add_generation_prompt")
 _MAX_FILE_BYTES = 4 << 20  # a template of as many characters as are allowed, of 4 bytes each
@@ -139,7 +141,7 @@ class ChatTemplate:
         """What the template reads, by role."""
 
         def render(messages: list[Message], add_generation_prompt: bool) -> str:
-            return self._rendered(messages, add_generation_prompt, {})
+            return self._rendered(messages, add_generation_prompt, {}, Meter(self._probe_limits))
 
         return {role: ContentForms(role, render) for role in ROLES}
 
@@ -147,6 +149,7 @@ class ChatTemplate:
         self, messages: list[Message], add_generation_prompt: bool, values: Mapping[str, Any]
     ) -> str:
         """The text, with an empty text for contents that are null or absent if it needs that."""
+        meter = Meter(self.limits)  # of all of them together
         empty = [
             {**each, "content": self._forms[each["role"]].of_string("")}
             if each.get("content") is None
@@ -154,24 +157,40 @@ class ChatTemplate:
             for each in messages
         ]
         if empty == messages:
-            return self._rendered(messages, add_generation_prompt, values)
+            return self._rendered(messages, add_generation_prompt, values, meter)
         try:
-            text = self._rendered(messages, add_generation_prompt, values)
+            text = self._rendered(messages, add_generation_prompt, values, meter)
         except RejectedError as failure:
             try:
-                return self._rendered(empty, add_generation_prompt, values)
+                return self._rendered(empty, add_generation_prompt, values, meter)
             except PromptError:
                 raise failure from None
         if "None" not in text:
             return text
         try:
-            other = self._rendered(empty, add_generation_prompt, values)
+            other = self._rendered(empty, add_generation_prompt, values, meter)
         except PromptError:
             return text
         return other if other.count("None") < text.count("None") else text
 
+    @property
+    def _probe_limits(self) -> TemplateLimits:
+        """What one of the two dozen renderings of a few words may use."""
+        limits = self.limits
+        return replace(
+            limits,
+            output_characters=limits.output_characters // _PROBE_SHARE,
+            work_characters=limits.work_characters // _PROBE_SHARE,
+            steps=limits.steps // _PROBE_SHARE,
+            seconds=limits.seconds / _PROBE_SHARE,
+        )
+
     def _rendered(
-        self, messages: list[Message], add_generation_prompt: bool, values: Mapping[str, Any]
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool,
+        values: Mapping[str, Any],
+        meter: Meter,
     ) -> str:
         context = {
             **{"tools": None, "documents": None},
@@ -180,11 +199,11 @@ class ChatTemplate:
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
-        token = current_meter.set(Meter(self.limits))
+        token = current_meter.set(meter)
         try:
-            return self._generate(context)
+            return self._generate(context, meter.limits.output_characters)
         except TemplateLimitError as error:
-            raise PromptError(
+            raise CostlyError(
                 f"the chat template {error}; shorten the conversation, or use another template"
             ) from error
         except TemplateRefusalError as error:
@@ -200,16 +219,14 @@ class ChatTemplate:
         finally:
             current_meter.reset(token)
 
-    def _generate(self, context: Mapping[str, Any]) -> str:
+    def _generate(self, context: Mapping[str, Any], max_characters: int) -> str:
         pieces = []
         num_characters = 0
         for piece in self._template.generate(context):
             pieces.append(piece)
             num_characters += len(piece)
-            if num_characters > self.limits.output_characters:
-                raise TemplateLimitError(
-                    f"makes a prompt of over {self.limits.output_characters} characters"
-                )
+            if num_characters > max_characters:
+                raise TemplateLimitError(f"makes a prompt of over {max_characters} characters")
         return "".join(pieces)
 
     def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,15 @@ class RejectedError(PromptError):
     """A template does not take these messages; it may take others."""
 
 
+class CostlyError(PromptError):
+    """A template takes more than a few words are worth."""
+
+
 class ContentForms:
     """What a template does with the content of one role; found when first asked for.
 
-    render: raises RejectedError for messages that the template does not take.
+    render: raises RejectedError for messages that the template does not take, and CostlyError where
+    asking it further would take too long: it then gets strings.
 
     `string`: a string is written. `parts`: all text parts of a list are. `first_part`: the text of
     a list of one part is.
@@ -39,10 +44,11 @@ class ContentForms:
         self._role = role
         self._render = render
         self._renders = False  # whether the template took some conversation
+        self._is_costly = False
 
     @cached_property
     def string(self) -> bool:
-        return self._writes(_FIRST, [_FIRST])
+        return self._writes(_FIRST, [_FIRST]) or self._is_costly
 
     @cached_property
     def parts(self) -> bool:
@@ -75,10 +81,15 @@ class ContentForms:
     def _writes(self, content: Any, sentinels: Sequence[str]) -> bool:
         """Whether some conversation with this content is rendered with all sentinels in it."""
         for messages in _conversations(self._role, content):
+            if self._is_costly:
+                return False
             try:
                 text = self._render(messages, self._role in ("user", "tool"))
             except RejectedError:
                 continue
+            except CostlyError:
+                self._is_costly = True
+                return False
             self._renders = True
             if all(_is_written(sentinel, text) for sentinel in sentinels):
                 return True

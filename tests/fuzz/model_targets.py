@@ -74,6 +74,7 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
     {"role": "user", "content": [{"type": "text", "text": "bye"}]},
 ]
+SYSTEM = [{"role": "system", "content": "Answer."}]  # may be left out by a template
 
 
 def model_targets() -> list[Target]:
@@ -195,6 +196,6 @@ def _template(_: Path) -> Execute:
         source = mutator.text(TEMPLATE_PARTS)
         if rng.random() < 0.2:
             source = mutator.mutated_bytes(source.encode()).decode("utf-8", "replace")
-        ChatTemplate(source).render(MESSAGES)
+        ChatTemplate(source).render(rng.choice((MESSAGES, SYSTEM)))
 
     return execute

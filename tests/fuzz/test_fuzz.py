@@ -1,6 +1,8 @@
 """Every parser takes a mutated input or refuses it with one of the project's own errors."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +11,23 @@ import running
 from running import Target, fuzz
 
 from bita.errors import ModelError
+
+RUN = Path(__file__).with_name("run.py")
+SECONDS = 20
+
+
+@pytest.mark.slow
+def test_parsers_survive_mutated_inputs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(RUN), "--seconds", str(SECONDS), "--seed", "0"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "0 faults" in done.stdout
+    assert ": 0 executions" not in done.stdout
 
 
 def _target(what: str) -> Target:
