@@ -25,7 +25,7 @@ COMMANDS = {
     "generate": ("generate", "{}", "hi", "--max-new-tokens", "4", "--threads", "1"),
     "verify": ("verify", "{}", "--limit", "1", "--max-new-tokens", "4", "--threads", "1"),
     "latency": ("calibrate", "latency", "{}", "--repeats", "1", "--most-rows", "2"),
-    "profile": ("profile", "{}", "--max-new-tokens", "4"),
+    "profile": ("profile", "{}", "--max-new-tokens", "4", "--latency-seconds", "1"),
     "compile": ("compile", "{}", "--backend", "tensorrt"),
 }
 

@@ -107,7 +107,7 @@ def test_a_calibrated_build_ends_with_a_plan_and_goes_on_where_it_was(
     prompts.write_text("".join(f'{{"prompt": "word {n} and"}}\n' for n in range(8)))
     more = (*RTX, "--calibration-prompts", str(prompts), "--precision", "int8")
     with monkeypatch.context() as patch:
-        patch.setattr("bita.export.build.compile_engine", killed)
+        patch.setattr("bita.export.finished_build.compile_engine", killed)
         assert build(model, out, *more) == 130
     assert not out.exists()
     kept = tmp_path / ".engine.calibration" / "engine" / MANIFEST_FILE

@@ -9,6 +9,7 @@ writes one.
 import json
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def write_tiny_model(family: str, directory: Path, seed: int = 0) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, options = _CONFIGS[family]
-    config = AutoConfig.for_model(model_type, **{**_common(), **options})
+    # transformers writes into what it is given
+    config = AutoConfig.for_model(model_type, **deepcopy({**_common(), **options}))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
