@@ -6,9 +6,11 @@ module, program, library, file and connection that is not on its lists.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +134,11 @@ def test_a_server_runs_nothing_either(place: Place, inside: bool) -> None:
     process = place.start(*arguments, directory=directory)
     assert process.stdout is not None
     try:
-        assert "http://127.0.0.1:" in process.stdout.readline()
+        told = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert told
+        # answered once its own handler of signals is there
+        with urllib.request.urlopen(f"{told[0]}/health", timeout=60) as answer:
+            assert answer.status == 200
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
