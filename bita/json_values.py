@@ -8,6 +8,7 @@ every fault.
 
 import json
 import math
+import re
 import stat
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ MAX_FLOAT = float.fromhex("0x1.fffffep+127")  # of float32
 MAX_INDEX = 2**63 - 1
 MAX_SHOWN = 60  # characters of a wrong value in a message
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # halves that may have no partner
 T = TypeVar("T")
 _REQUIRED: Any = object()
 
@@ -28,10 +30,17 @@ _REQUIRED: Any = object()
 def parse_json(data: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError, with a message of one line, for anything else.
 
-    The JSON of Python: NaN and Infinity are numbers, and the last of equal keys counts.
+    The JSON of Python: NaN and Infinity are numbers, and the last of equal keys counts. Texts are
+    valid Unicode, without halves of surrogate pairs.
     """
     try:
-        return json.loads(data.decode("utf-8") if isinstance(data, bytes) else data)
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it holds half a surrogate pair") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except RecursionError as error:

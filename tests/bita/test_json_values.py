@@ -21,11 +21,18 @@ HUGE_DIGITS = "1" + "0" * 5000
         ('{"a":' * 100_000, "nested too deeply"),
         (HUGE_DIGITS, "4300 digits"),
         ("{", "line 1 column 2"),
+        (r'{"a": ["\ud800"]}', "half a surrogate pair"),
+        (r'{"\uDC00x": 1}', "half a surrogate pair"),
+        ('["\ud800"]', "half a surrogate pair"),
     ],
 )
 def test_a_text_that_is_not_json_is_one_kind_of_error(text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
+
+
+def test_whole_surrogate_pairs_are_one_character() -> None:
+    assert parse_json(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
 
 
 def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:

@@ -69,8 +69,11 @@ FORM = r"is not of the form \{"
         ('{"messages": [{"role": "user", "content": null}]}', "the content None, not a text"),
         ('{"messages": [{"role": "user", "content": ["x"]}]}', r"content \['x'\], not a text"),
         ('{"messages": [{"role": "user", "content": 5}]}', "the content 5, not a text"),
-        (r'{"prompt": "\ud800"}', "line 2: holds half a surrogate pair"),
-        (r'{"prompt": "a", "category": "\udfff"}', "line 2: holds half a surrogate pair"),
+        (r'{"prompt": "\ud800"}', "line 2: a text in it holds half a surrogate pair"),
+        (
+            r'{"prompt": "a", "category": "\udfff"}',
+            "line 2: a text in it holds half a surrogate pair",
+        ),
         ("\ud800", r"byte 16 is not UTF-8"),
     ],
 )
