@@ -16,7 +16,7 @@ MAX_TOKEN_ID = 2**31 - 1
 
 
 def sampling_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those of SAMPLING that are there and are valid; nothing without a temperature.
+    """The valid numbers among SAMPLING; none without a temperature.
 
     What is not a number, not finite, or out of the range in which transformers takes it, is no
     recommendation and is left out. A temperature of 0, and a top_p of 0, which keeps the best token

@@ -18,7 +18,7 @@ INSTALL = {
     "--system-site-packages; elsewhere: pip install tensorrt",
     RTX: "pip install tensorrt-rtx-cu13",
 }
-MAX_ROWS = 1 << 16  # of a step; far beyond what pays, and buffers of so many can be allocated
+MAX_ROWS = 1 << 16  # of a step; far more than pay off, and few enough to allocate buffers for
 FIX = "compile it again: bita compile ENGINE"
 
 

@@ -107,7 +107,7 @@ class Tree:
 
     @classmethod
     def from_data(cls, data: Any) -> "Tree":
-        """The same from parsed JSON. Raises TreeError that lists every fault."""
+        """Read a tree from parsed JSON. Raises TreeError that lists every fault."""
         if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
             raise TreeError(f"not a tree: {shown(data)}; expected {FORM}")
         values = Fields(data)

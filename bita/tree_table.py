@@ -136,7 +136,7 @@ def trees_from_json(text: str) -> Trees:
 
 
 def trees_from_data(data: Any) -> Trees:
-    """The same from parsed JSON."""
+    """Read a tree or a table from parsed JSON. Raises TreeError."""
     if not isinstance(data, dict) or "trees" not in data:
         return Tree.from_data(data)
     values = Fields(data)

@@ -128,7 +128,7 @@ class Chat:
             print(self._figures(), file=sys.stderr)
 
     def _figures(self) -> str:
-        """Those of the last answer."""
+        """The statistics of the last answer."""
         if self._last is None:
             raise PromptError("nothing has been answered yet")
         return summary(self._session, self._last)
