@@ -171,7 +171,8 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
 def revising(path: Path, unchecked: Container[str] = ()) -> Iterator[Engine]:
     """Open an engine as its only writer, for work that ends in a revision of what was read.
 
-    It raises for a broken engine before it waits for another writer. Raises EngineError as `open_engine`.
+    A broken engine is an error before another writer is waited for. Raises EngineError as
+    `open_engine`.
     """
     open_engine(path, unchecked=unchecked)
     with writing(path):

@@ -11,7 +11,7 @@ from bita.json_values import Fields, read_json_object, shown
 
 # What models' authors say of sampling, by the names of `bita.runtime.options.Options`.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-LEAST_POSITIVE = 1e-6  # of numbers that have to be above 0
+MIN_POSITIVE = 1e-6  # of numbers that have to be above 0
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -43,7 +43,7 @@ def _number(fields: Fields, name: str) -> float | None:
     elif name == "temperature" and fields.values[name] == 0:
         value = 0.0
     else:
-        value = fields.number(name, least=LEAST_POSITIVE)
+        value = fields.number(name, least=MIN_POSITIVE)
     return value if len(fields.faults) == before else None
 
 

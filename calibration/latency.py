@@ -29,7 +29,7 @@ from bita.runtime.backends.backend import Step, open_backend
 from bita.tensors import Float64Array
 
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
-LEAST_MS, MAX_MS = 1e-4, 1e9  # of a step, to four digits as they are kept
+MIN_MS, MAX_MS = 1e-4, 1e9  # of a step, to four digits as they are kept
 MAX_SIZE, MAX_LENGTHS = 1 << 24, 1 << 10  # rows, and tokens of text; lengths that are timed
 WARM_UP_ROUNDS = 1  # rounds before the first that counts
 # not the clocks of the moment: what a device is must not change with its load
@@ -80,9 +80,9 @@ class Latency:
         latency = cls(
             rows=rows,
             cache_lengths=lengths,
-            median=_curves(fields, "median", LEAST_MS),
+            median=_curves(fields, "median", MIN_MS),
             spread=_curves(fields, "spread", 0.0),
-            fitted=_curves(fields, "fitted", LEAST_MS),
+            fitted=_curves(fields, "fitted", MIN_MS),
             residual=fields.number("residual", least=0),
             repeats=fields.whole("repeats"),
             device=fields.table("device"),

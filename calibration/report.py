@@ -10,7 +10,7 @@ from bita.errors import EngineError
 from bita.json_values import Fields, shown
 
 QUALITY = "quality"
-LEAST_PERPLEXITY = 0.999  # that of a model which is always right is 1, but for rounding
+MIN_PERPLEXITY = 0.999  # that of a model which is always right is 1, but for rounding
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def checked_quality(data: Mapping[str, Any], subject: str) -> Quality:
     """
     fields = Fields({QUALITY: data}).inner(QUALITY)
     quality = Quality(
-        perplexity=fields.number("perplexity", least=LEAST_PERPLEXITY),
-        reference_perplexity=fields.number("reference_perplexity", least=LEAST_PERPLEXITY),
+        perplexity=fields.number("perplexity", least=MIN_PERPLEXITY),
+        reference_perplexity=fields.number("reference_perplexity", least=MIN_PERPLEXITY),
         kl=fields.number("kl", least=0),
         same_greedy=fields.number("same_greedy", least=0, most=1),
         worst_layer=fields.text("worst_layer"),

@@ -17,7 +17,7 @@ MAX_LAYERS = 10_000
 MAX_HEADS = 2**16
 
 MAX_SIZE = 2**31 - 1
-LEAST_SCALE = 1e-12  # of numbers that are divided by, or mean "off" where they are 0
+MIN_SCALE = 1e-12  # of numbers that are divided by, or mean "off" where they are 0
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ def _number(default: float, least: float = -1e30) -> Key:
 
 
 def _cap(default: float | None) -> Key:
-    return Key(
-        default, lambda fields, name: fields.number(name, least=LEAST_SCALE, most=1e30), True
-    )
+    return Key(default, lambda fields, name: fields.number(name, least=MIN_SCALE, most=1e30), True)
 
 
 def _flag(default: bool) -> Key:
@@ -109,7 +107,7 @@ def _window(default: int | None) -> Key:
 
 def _query_scalar(fields: Fields, name: str) -> float:
     """A whole number stays one: the config classes take no other."""
-    value = fields.number(name, least=LEAST_SCALE, most=1e30)
+    value = fields.number(name, least=MIN_SCALE, most=1e30)
     return int(value) if value.is_integer() else value
 
 
@@ -135,9 +133,9 @@ _LLAMA = {
 }
 _GRANITE = _LLAMA | {
     "embedding_multiplier": _number(1.0),
-    "logits_scaling": _number(1.0, LEAST_SCALE),
+    "logits_scaling": _number(1.0, MIN_SCALE),
     "residual_multiplier": _number(1.0),
-    "attention_multiplier": _number(1.0, LEAST_SCALE),
+    "attention_multiplier": _number(1.0, MIN_SCALE),
 }
 _NO_BIAS = {key: value for key, value in _LLAMA.items() if not key.endswith("_bias")}
 _MISTRAL = _NO_BIAS | {

@@ -17,7 +17,7 @@ from bita.export.onnx.storage import narrowed
 from bita.export.onnx.writer import GraphWriter
 from bita.export.quantization.gptq import Moments, int4_pieces
 from bita.export.quantization.int4 import Int4Grid
-from bita.export.quantization.scales import LEAST_SCALE, stored_scales
+from bita.export.quantization.scales import MIN_SCALE, stored_scales
 from bita.export.quantization.smoothing import Ranges, Smoothing, smoothing
 from bita.tensors import Float32Array, UInt8Array
 
@@ -149,7 +149,7 @@ class EightBitQdqLinear:
         kind = self._kind
         largest = np.abs(rows).max(-1)
         scale = stored_scales(largest / np.float32(kind.max_value), self._weights.compute.numpy())
-        scale = np.where(largest == 0, LEAST_SCALE, scale)  # any positive number, for zeros
+        scale = np.where(largest == 0, MIN_SCALE, scale)  # any positive number, for zeros
         values = np.clip(rows / scale[:, None], -kind.max_value, kind.max_value)
         if kind.dtype == ir.DataType.INT8:
             values = np.rint(values)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bita.export.quantization.scales import LEAST_SCALE, stored_scales
+from bita.export.quantization.scales import MIN_SCALE, stored_scales
 from bita.tensors import Float32Array, UInt8Array
 
 BLOCK_SIZE = 32  # of 16, 32, 64, 128: the best quality at full kernel speed on the CPUs measured
@@ -32,7 +32,7 @@ class Int4Grid:
         if self.negative_scales:
             return self.stored(extreme / np.float32(-ZERO_POINT))
         most = np.where(extreme < 0, np.float32(ZERO_POINT), np.float32(ZERO_POINT - 1))
-        scales: Float32Array = np.where(extreme == 0, LEAST_SCALE, np.abs(extreme) / most)
+        scales: Float32Array = np.where(extreme == 0, MIN_SCALE, np.abs(extreme) / most)
         return self.stored(scales)
 
     def stored(self, scales: Float32Array) -> Float32Array:

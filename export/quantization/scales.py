@@ -5,8 +5,8 @@ import numpy.typing as npt
 
 from bita.tensors import Float32Array
 
-LEAST_SCALE = np.float32(2.0**-14)  # float16 has fewer digits below
-_FLOAT16_STEP = np.float32(2.0**-24)  # between float16 numbers below LEAST_SCALE
+MIN_SCALE = np.float32(2.0**-14)  # float16 has fewer digits below
+_FLOAT16_STEP = np.float32(2.0**-24)  # between float16 numbers below MIN_SCALE
 _LEAST_FLOAT32 = np.float32(np.finfo(np.float32).tiny)  # 1 over a smaller number is infinite
 
 
@@ -19,7 +19,7 @@ def stored_scales(scales: Float32Array, dtype: npt.DTypeLike = np.float32) -> Fl
     half = np.dtype(dtype) == np.float16
     with np.errstate(over="ignore"):
         near = scales.astype(np.float16).astype(np.float32) if half else scales
-    least = LEAST_SCALE if half else _LEAST_FLOAT32
+    least = MIN_SCALE if half else _LEAST_FLOAT32
     small = np.abs(scales) < least
     if not small.any():
         return near

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bita.export.quantization.scales import LEAST_SCALE
+from bita.export.quantization.scales import MIN_SCALE
 from bita.tensors import Float32Array
 
 # Label of a linear layer -> [in], the largest magnitude seen in each channel of its input.
@@ -77,6 +77,6 @@ def _largest_weights(weights: Iterable[Float32Array]) -> Float32Array:
 
 def scale_of(largest: "Float32Array | np.float32", most: float) -> Float32Array:
     """The scale, a float16 number, by which `largest` becomes `most`."""
-    scale = np.maximum(largest / np.float32(most), LEAST_SCALE)
+    scale = np.maximum(largest / np.float32(most), MIN_SCALE)
     rounded: Float32Array = scale.astype(np.float16).astype(np.float32)
     return rounded
