@@ -121,7 +121,7 @@ def _settle(path: Path) -> None:
         except OSError as error:
             raise _half_replaced(path, str(error)) from error
         if time.monotonic() > end:
-            raise _half_replaced(path, "its writer does not go on")
+            raise _half_replaced(path, "its writer does not continue")
         time.sleep(0.01)
 
 

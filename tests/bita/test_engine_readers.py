@@ -187,7 +187,7 @@ def test_a_reader_waits_for_files_on_their_way(
     thread = threading.Thread(target=stopped)
     thread.start()
     assert ready.wait(20)
-    with pytest.raises(EngineError, match="its writer does not go on"):
+    with pytest.raises(EngineError, match="its writer does not continue"):
         open_engine(engine.path)
     until.set()
     thread.join()
