@@ -8,14 +8,16 @@ next one that opens or writes the engine completes that.
 """
 
 import errno
-import json
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from bita.engine_files import table_faults
 from bita.engine_place import INCOMING, Place
-from bita.manifest import MANIFEST_FILE
+from bita.json_values import parse_json, read_regular_file
+from bita.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # Without it: kernels and sandboxes, file systems, layers of a container, mount points.
@@ -45,7 +47,7 @@ def complete(target: Path) -> None:
     incoming = target / INCOMING
     manifest = incoming / MANIFEST_FILE
     with suppress(FileNotFoundError):
-        names = json.loads(manifest.read_bytes())["files"].keys()
+        names = _listed(manifest)
         for name in names:
             _move(incoming / name, target / name)
         for path in target.iterdir():
@@ -56,6 +58,20 @@ def complete(target: Path) -> None:
     if incoming.exists():
         _sync(target)
         shutil.rmtree(incoming, ignore_errors=True)
+
+
+def _listed(manifest: Path) -> Collection[str]:
+    """The names of the files in a manifest; an OSError if one of them leads out of the engine."""
+    if manifest.parent.is_symlink():
+        raise OSError(errno.EINVAL, "it is a link", str(manifest.parent))
+    try:
+        data = parse_json(read_regular_file(manifest, MAX_MANIFEST_BYTES))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"not a manifest: {error}", str(manifest)) from error
+    files = data.get("files") if isinstance(data, dict) else None
+    if faults := table_faults(files):
+        raise OSError(errno.EINVAL, faults[0], str(manifest))
+    return list(files or ())
 
 
 def _put_within(finished: Path, target: Path) -> None:

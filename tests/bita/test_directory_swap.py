@@ -1,6 +1,7 @@
 """A finished directory takes an engine's place at once, or file by file and can be completed."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -178,3 +179,20 @@ def test_who_may_not_complete_it_is_told(
     monkeypatch.setattr("bita.engine_access.try_sole_writer", refused)
     with pytest.raises(EngineError, match=r"cannot be completed from here.*bita inspect"):
         open_engine(engine)
+
+
+@pytest.mark.parametrize("name", ["../victim", "/tmp/victim", "..", "a/b"])
+def test_files_on_their_way_lead_nowhere_else(name: str, tiny_engine: Path, tmp_path: Path) -> None:
+    """What a strange engine holds as `.engine.incoming` is not moved out of it."""
+    engine = tmp_path / "engine"
+    shutil.copytree(tiny_engine, engine)
+    (tmp_path / "victim").write_text("mine")
+    (engine / "victim").write_text("theirs")
+    incoming = engine / ".engine.incoming"
+    incoming.mkdir()
+    entry = {"bytes": 6, "sha256": "0" * 64}
+    (incoming / "manifest.json").write_text(json.dumps({"files": {name: entry}}))
+    with pytest.raises(EngineError):
+        open_engine(engine)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (engine / "victim").read_text() == "theirs"
