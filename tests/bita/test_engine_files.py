@@ -33,7 +33,7 @@ def list_file(engine: Path, name: str, entry: Any) -> None:
     "name",
     [
         *("../engine/model.onnx", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "x\0y", "/"),
-        *("n" * 256, "é" * 128, "\ud800"),
+        *("n" * 256, "é" * 128),
     ],
 )
 def test_a_name_is_that_of_a_file_here(engine: Path, name: str) -> None:

@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 from tiny_models import write_tiny_model
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+
+import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 

@@ -4,6 +4,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+
+pytest.importorskip("transformers")
+
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

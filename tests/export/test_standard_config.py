@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from tiny_models import tiny_config
+
+pytest.importorskip("transformers")
+
 from transformers import AutoConfig
 
 from bita.errors import ModelError
