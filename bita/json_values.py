@@ -84,8 +84,10 @@ def shown(value: Any) -> str:
     """A value for a message, on one line and cut where it is long."""
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # ValueError: an integer of more than 4300 digits
-        text = f"a {type(value).__name__} that cannot be printed"
+    except RecursionError:
+        text = f"({type(value).__name__}, nested too deeply to be shown)"
+    except ValueError:  # Python does not print integers of more than 4300 digits
+        text = f"({type(value).__name__}, with too many digits to be shown)"
     text = " ".join(text.split())
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
