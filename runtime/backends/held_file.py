@@ -15,7 +15,7 @@ class HeldFile:
     """Holds the file that is at `path` now.
 
     Another file in its place does no harm: who has the old one open keeps it. But what is written
-    into the old one is seen by all who have it mapped, and reading a mapped page behind its end
+    into the old one is seen by all who have it mapped, and reading a mapped page beyond its end
     kills the process. `check` is for before and after each use, so that nothing is made of other
     content; only a file that is cut while it is read can still kill.
 

@@ -78,9 +78,10 @@ class Grammar:
         if not isinstance(schema, Mapping):
             raise PromptError(f"the JSON schema is {shown(schema)}; pass an object")
         try:
-            return cls("json_schema", json.dumps(closed(schema) if strict else schema))
+            grammar = cls("json_schema", json.dumps(schema))
+            return cls("json_schema", json.dumps(closed(schema))) if strict else grammar
         except (TypeError, ValueError, RecursionError) as error:
-            raise PromptError(f"the JSON schema is no JSON: {error}") from error
+            raise PromptError(f"the JSON schema is not usable: {error}") from error
 
     @classmethod
     def json_object(cls) -> "Grammar":

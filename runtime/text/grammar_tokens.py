@@ -83,7 +83,7 @@ class GrammarTokens:
         return max(map(len, self._by_bytes), default=1)
 
     def _longest(self, data: bytes) -> Iterator[int]:
-        """The longest token at each place; far behind single bytes, which do not matter yet."""
+        """The longest token at each place; single bytes far on, where it does not matter yet."""
         place = 0
         while place < len(data):
             is_far = place >= _NEAR_BYTES and data[place : place + 1] in self._by_bytes

@@ -8,6 +8,7 @@ _ALTERNATIVES = ("anyOf", "oneOf")
 # Keywords that say what properties there are.
 _SOURCES = ("properties", "allOf", *_ALTERNATIVES, "$ref", *_STATED)
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+MAX_VISITS = 20_000  # of schemas and names, about 1 µs each; references may ask for any number
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     An object says so itself by "additionalProperties", "patternProperties" or
     "unevaluatedProperties". A schema that names no properties and no type stays any JSON. Where
     several schemas hold for one object (allOf, or properties beside anyOf or $ref), it takes what
-    any of them names.
+    any of them names. Raises ValueError where that takes too long, RecursionError for what is nested
+    too deeply.
     """
     return _Closing(schema).run()
 
@@ -27,6 +29,7 @@ class _Closing:
         self._root = root
         self._open_names: dict[str, str] = {}  # of definitions, by the $ref to what they copy
         self._open_schemas: dict[str, Any] = {}
+        self._num_visits = 0
 
     def run(self) -> dict[str, Any]:
         result: dict[str, Any] = self._whole(self._root)
@@ -49,6 +52,7 @@ class _Closing:
         if not any(map(_is_object, parts)) or any(key in part for part in parts for key in _STATED):
             return result
         names = {name: True for part in parts for name in _properties(part)}
+        self._count(sum(len(_properties(part)) for part in parts))
         if names:
             result["properties"] = {**names, **_properties(result)}
         return {**result, "additionalProperties": False}
@@ -80,6 +84,7 @@ class _Closing:
         """A schema, and those that hold, or may hold, for the same value."""
         if not isinstance(schema, Mapping):
             return
+        self._count(1)
         yield schema
         for key in ("allOf", *_ALTERNATIVES):
             if isinstance(schema.get(key), list):
@@ -89,6 +94,14 @@ class _Closing:
         if isinstance(reference, str) and reference not in seen:
             seen.add(reference)
             yield from self._parts(self._target(reference), seen)
+
+    def _count(self, num_visits: int) -> None:
+        self._num_visits += num_visits
+        if self._num_visits > MAX_VISITS:
+            raise ValueError(
+                "its references, allOf, anyOf and oneOf lead to more than "
+                f"{MAX_VISITS} schemas and names; use fewer"
+            )
 
     def _open_reference(self, reference: Any) -> Any:
         """A $ref to a copy of the target that stays open; unchanged if there is no target."""

@@ -1,6 +1,7 @@
 """`strict` closes objects everywhere, and the switches of white space; as answers show them."""
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from bita.errors import PromptError
 from bita.runtime.session import Session
 from bita.runtime.text.grammar import Grammar, GrammarCompiler
+from bita.runtime.text.grammar_size import MAX_CHARACTERS
 from bita.runtime.text.strict_schema import closed
 
 A = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -227,3 +229,19 @@ def test_refusals_of_guidance_name_it(compiler: GrammarCompiler) -> None:
     grammar = Grammar.json_schema({**SPACED, "x-guidance": {"spaces": 1}})
     with pytest.raises(PromptError, match="unknown field `spaces`"):
         compiler.compile(grammar)
+
+
+@pytest.mark.parametrize(("num_references", "num_parts"), [(300, 4000), (1200, 100), (4, 9000)])
+def test_references_to_the_same_parts_are_bounded(num_references: int, num_parts: int) -> None:
+    """Each reference beside properties asks for all parts of its target again."""
+    reference = {"$ref": "#/x", "properties": {}}
+    schema = {
+        "type": "object",
+        "properties": {f"p{n}": reference for n in range(num_references)},
+        "x": {"allOf": [{}] * num_parts},
+    }
+    assert len(json.dumps(schema)) < MAX_CHARACTERS
+    start = time.process_time()
+    with pytest.raises(PromptError, match="lead to more than 20000 schemas and names; use fewer"):
+        Grammar.json_schema(schema, strict=True)
+    assert time.process_time() - start < 0.5
