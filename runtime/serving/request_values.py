@@ -3,7 +3,6 @@
 The readers raise ValueError with a message of one line that is short whatever the value is.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,6 @@ MAX_FIELDS = 128  # of a request, or of an inner object of a fixed form
 Inner = Mapping[str, "Inner"]
 # Objects of a fixed form inside a request, and inside each other.
 INNER_OBJECTS: Inner = {"stream_options": {}, "response_format": {"json_schema": {}}}
-# Escapes of JSON: a backslash or a whole surrogate pair; half of one.
-_WHOLE = re.compile(rb"\\\\|\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]\w\w")
 PROMPT_FORMS = "pass text, a list of texts, token ids, or a list of lists of token ids"
 
 
@@ -33,19 +29,11 @@ def json_object(body: bytes) -> dict[str, Any]:
         )
     try:
         data = parse_json(body)
-        _check_pairs(body)
     except ValueError as error:
         raise RequestError(400, f"the body is not usable JSON: {error}") from error
     if not isinstance(data, dict):
         raise RequestError(400, f"the body is {told(data)}; send a JSON object")
     return data
-
-
-def _check_pairs(body: bytes) -> None:
-    """Raise ValueError for half a surrogate pair in a text, which no text of UTF-8 can hold."""
-    half = _HALF.search(_WHOLE.sub(b" ", body))
-    if half:
-        raise ValueError(f"a text has {half[0].decode()}, which is half a surrogate pair")
 
 
 def without_nulls(data: dict[str, Any], inner: Inner = INNER_OBJECTS) -> dict[str, Any]:

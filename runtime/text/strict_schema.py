@@ -18,8 +18,8 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     An object says so itself by "additionalProperties", "patternProperties" or
     "unevaluatedProperties". A schema that names no properties and no type stays any JSON. Where
     several schemas hold for one object (allOf, or properties beside anyOf or $ref), it takes what
-    any of them names. Raises ValueError where that takes too long, RecursionError for what is nested
-    too deeply.
+    any of them names. Raises ValueError where that takes too long, RecursionError where nesting is
+    too deep.
     """
     return _Closing(schema).run()
 

@@ -139,7 +139,10 @@ def test_a_bias_cannot_overcome_the_grammar(session: Session) -> None:
         (lambda: Grammar.json_schema("[1]"), r"the JSON schema is \[1\]; pass an object"),
         (lambda: Grammar.json_schema({"type": "objekt"}), "json_schema grammar is not usable"),
         (lambda: Grammar.json_schema({"$ref": "http://x/y"}), "json_schema grammar is not usable"),
-        (lambda: Grammar.json_schema({"type": {1}}), "the JSON schema is not usable: Object of type set"),
+        (
+            lambda: Grammar.json_schema({"type": {1}}),
+            "the JSON schema is not usable: Object of type set",
+        ),
         (lambda: Grammar.json_schema('{"not":' * 500 + "{}" + "}" * 500), "json_schema grammar is"),
         (lambda: Grammar.regex("[a-"), "the regex grammar is not usable"),
         (lambda: Grammar.lark("start: nothing"), "the lark grammar is not usable"),
