@@ -18,7 +18,7 @@ from bita.tree import Tree
 # Below such a gap between the two best logits, another order of summation may turn their order.
 # float32 noise was measured at 1e-5; 8-bit activations amplify it to about 0.2.
 NEAR_TIE = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.5, "int4": 0.5, "fp8": 0.5}
-# Token ids -> gap of the two best logits behind them; None where it says nothing.
+# Token ids -> gap of the two best logits after them; None where it says nothing.
 Margin = Callable[[Sequence[int]], float | None]
 GREEDY: Mapping[str, Any] = {}  # as options
 RANDOM_SCALE = 3.0  # far beyond any embedding, so that garbage is really garbage

@@ -47,8 +47,8 @@ class Family:
     nested_rope: each type of layer has rotary parameters of its own.
     partial_rope: a part of a head may be turned; the other families turn all of it.
     caps_attention: `attn_logit_softcapping` is in force; Gemma 3 has the key and does not read it.
-    biases: linear layers that always have a bias; those behind `attention_bias` and `mlp_bias`
-    come with these keys.
+    biases: linear layers that always have a bias; `attention_bias` and `mlp_bias` say whether
+    others have one.
     """
 
     keys: Mapping[str, Key]

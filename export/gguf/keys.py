@@ -41,7 +41,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Keys(Mapping[str, Any]):
-    """The values by the names behind `prefix.`; remembers which were asked for.
+    """The values by their names after `prefix.`; remembers which were asked for.
 
     A list with a number for each layer, all of them equal, is that number.
     """

@@ -32,7 +32,7 @@ class Cache(ABC):
         self.text_number = 0  # grows with every text that is started
         self._adapter: Adapter | None = None
         self._has_prefix = False  # the adapter's, whose slots are zeros otherwise
-        self._num_written = 0  # slots that hold anything: all behind them are zeros
+        self._num_written = 0  # slots that hold anything: all after them are zeros
 
     @property
     def adapter(self) -> Adapter | None:

@@ -134,5 +134,5 @@ def _check_processor(engine: Engine) -> None:
 
 
 def _numbers(version: str) -> list[int]:
-    """1.23.2 -> [1, 23, 2]; what is behind the numbers is left out."""
+    """1.23.2 -> [1, 23, 2]; what follows the numbers is left out."""
     return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]

@@ -50,7 +50,7 @@ class LimitedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # pause as soon as the client is behind
+        transport.set_write_buffer_limits(high=0)  # pause as soon as the client does not keep up
         self._follow()
         if len(self.connections) > self.limits.num_connections:
             self._make_room()

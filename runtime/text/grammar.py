@@ -143,7 +143,7 @@ class GrammarMatcher:
         return ids
 
     def take(self, token: int) -> None:
-        """Go on with one of the allowed tokens."""
+        """Continue with one of the allowed tokens."""
         matcher = self._started()
         matcher.consume_token(token)
         self._check(matcher)

@@ -8,7 +8,7 @@ from typing import Any
 from bita.errors import MissingExtraError, PromptError
 from bita.runtime.text.grammar_tokens import NO_TOKEN
 
-# Room for line ends and indents; without a bound small models go on with spaces until the limit.
+# Room for line ends and indents; without a bound, small models write spaces until the limit.
 JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[ \t\n]{0,20}"}
 _NO_FORCING = '%llguidance {"no_forcing": true}'
 _FAULT_CHARACTERS = 400

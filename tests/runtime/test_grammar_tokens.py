@@ -72,7 +72,7 @@ SITUATIONS: dict[str, tuple[dict[str, int], list[AddedToken], int, list[int]]] =
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_masks_are_those_of_brute_force(name: str, tmp_path: Path) -> None:
-    """Every state of a language of eight words: a token may follow if some word goes on with it."""
+    """Every state of a language of eight words: a token may follow if a word continues with it."""
     vocab, added, num_rows, eos_ids = SITUATIONS[name]
     tokenizer = small_tokenizer(vocab, added)
     text_bytes = TextCodec(tokenizer).token_bytes

@@ -119,7 +119,7 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_weights_that_are_written_into_are_an_error(engine: Path, change: str) -> None:
-    """In another process: reading a page behind the end of a mapped file kills it."""
+    """In another process: reading a page beyond the end of a mapped file kills it."""
     script = f"""
 import sys
 from pathlib import Path
