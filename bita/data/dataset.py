@@ -10,6 +10,7 @@ killed run leaves at most one partial line, which the next writer cuts off.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,9 +20,10 @@ from bita.errors import ModelError, raise_faults
 from bita.files import write_whole
 from bita.identity import ModelIdentity
 from bita.json_values import read_json_object, shown
+from bita.writer_lock import sole_writer
 
 FORMAT, FORMAT_VERSION = "bita-data", 1
-INFO_FILE, SHARD_LINES = "info.json", 256
+INFO_FILE, LOCK_FILE, SHARD_LINES = "info.json", ".lock", 256
 MAX_IDS = 2**31  # tokens that any model has
 Finish = Literal["eos", "length"]
 Source = Literal["file", "self"]
@@ -105,16 +107,26 @@ class DatasetWriter:
     """Starts a directory of conversations or continues one; use it in a `with` block.
 
     next_index: the first prompt index without a line. num_lines: conversations in the directory.
-    Raises ModelError that lists every way in which the directory holds other data. Two writers
-    at once on one directory are not noticed.
+    Another writer of the directory is waited for. Raises ModelError that lists every way in which
+    the directory holds other data.
     """
 
     def __init__(self, directory: Path, info: DatasetInfo) -> None:
         self.directory = directory
-        self.info = _start(directory, info)
         self.next_index = 0
         self.num_lines = 0
         self._shard: JsonLinesFile | None = None
+        with ExitStack() as stack:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(sole_writer(directory / LOCK_FILE, str(directory)))
+            stack.callback(self._close_shard)
+            self.info = _start(directory, info)
+            self._find_end()
+            self._ending = stack.pop_all()
+
+    def _find_end(self) -> None:
+        """Open the last shard that has a line."""
+        directory = self.directory
         for path in reversed(_shards(directory)):
             self._shard = JsonLinesFile(path)
             if self._shard.lines:
@@ -127,7 +139,7 @@ class DatasetWriter:
         if index < self.next_index:
             raise ValueError(f"index {index} follows {self.next_index - 1}; indices must increase")
         if self._shard is None or self.num_lines % SHARD_LINES == 0:
-            self.close()
+            self._close_shard()
             number = self.num_lines // SHARD_LINES
             self._shard = JsonLinesFile(self.directory / f"shard-{number:05}.jsonl")
         self._shard.append(
@@ -148,6 +160,10 @@ class DatasetWriter:
             self.info.save(self.directory)
 
     def close(self) -> None:
+        """End writing; may be called more than once."""
+        self._ending.close()
+
+    def _close_shard(self) -> None:
         if self._shard is not None:
             self._shard.close()
 
@@ -196,7 +212,6 @@ class Dataset:
 
 def _start(directory: Path, info: DatasetInfo) -> DatasetInfo:
     """The info of a directory, written now if it is new; its warnings are kept."""
-    directory.mkdir(parents=True, exist_ok=True)
     if not (directory / INFO_FILE).exists():
         if any(not path.name.startswith(".") for path in directory.iterdir()):
             raise ModelError(f"{directory} holds other files; give an empty or new directory")

@@ -55,8 +55,8 @@ class Processes:
     def main_first(self, work: Callable[[], object], base: Any) -> None:
         """Let the main process work, however long it takes; the others continue when it is done.
 
-        base: what `work` may run; if it is sharded, the others run it as often. Raises TuningError
-        in the others if the work failed.
+        base: what `work` may run, None for nothing; if it is sharded, the others run it as often.
+        Raises TuningError in the others if the work failed.
         """
         work()
 
@@ -100,7 +100,8 @@ class LaunchedProcesses(Processes):
             self.from_main(_FORWARD)
 
         # before the hook of the shards, which waits for all processes
-        hook = base.register_forward_pre_hook(announce, prepend=True) if self.shards_base else None
+        is_shared = self.shards_base and base is not None
+        hook = base.register_forward_pre_hook(announce, prepend=True) if is_shared else None
         ended = _FAILED
         try:
             work()

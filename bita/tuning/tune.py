@@ -1,6 +1,7 @@
 """From a model to a tuned adapter: data, then training, each continued where it was killed."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import StepReport, Trainer
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
 from bita.tuning.tuning_base import load_tuning_base
+from bita.writer_lock import sole_writer
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
 
@@ -89,9 +91,27 @@ def tune(
     processes: None for this one alone, on the CPU; each of several calls this with the same
     arguments. Called again with the same ones, it continues where it was killed; only pair scores,
     a matter of minutes, are learned again. Raises TuningError, AdapterError, ModelError,
-    PromptError or MissingExtraError.
+    PromptError or MissingExtraError. Another run in the same directory is waited for.
     """
     watcher, processes = watcher or Watcher(), processes or Processes("cpu")
+    with ExitStack() as stack:
+        processes.main_first(lambda: stack.enter_context(_sole_run(options.directory)), None)
+        return _tune(checkpoint, data, settings, options, processes, watcher)
+
+
+def _sole_run(directory: Path) -> AbstractContextManager[object]:
+    directory.mkdir(parents=True, exist_ok=True)
+    return sole_writer(directory / ".lock", str(directory))
+
+
+def _tune(
+    checkpoint: Checkpoint,
+    data: DataOptions,
+    settings: TuneSettings,
+    options: RunOptions,
+    processes: Processes,
+    watcher: Watcher,
+) -> TuneResult:
     base = load_tuning_base(checkpoint, options.dtype, processes, options.load_in_4bit)
     dataset = _dataset(checkpoint, base, options.directory / "data", data, watcher, processes)
     texts = [cut_text(c.prompt_ids, c.response_ids, settings.max_tokens) for c in dataset]

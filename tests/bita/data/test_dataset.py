@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,14 @@ import pytest
 from data_fakes import HashGenerator, Killed, WordSampler
 from make_tiny_engine import write_plain_model
 
-from bita.data.dataset import SHARD_LINES, Conversation, Dataset, DatasetInfo, DatasetWriter
+from bita.data.dataset import (
+    LOCK_FILE,
+    SHARD_LINES,
+    Conversation,
+    Dataset,
+    DatasetInfo,
+    DatasetWriter,
+)
 from bita.data.generate_data import DataLimits, FilePrompts, generate_data
 from bita.data.model_texts import ModelTexts
 from bita.data.self_prompts import PROMPTS_FILE, SelfPromptOptions, SelfPrompts
@@ -148,6 +157,32 @@ def test_conversations_are_spread_over_shards(texts: ModelTexts, tmp_path: Path)
     with (tmp_path / "shard-00002.jsonl").open("ab") as file:
         file.write(b'{"index":9999,"pro')
     assert list(Dataset(tmp_path, info)) == said
+
+
+def test_a_second_writer_waits_and_continues(texts: ModelTexts, tmp_path: Path) -> None:
+    info = DatasetInfo(texts.identity, texts.tokenizer_sha256, "hand")
+    said = Conversation((1,), (2, 1), "eos", "file")
+    found: list[int] = []
+
+    def write() -> None:
+        with DatasetWriter(tmp_path, info) as writer:
+            found.append(writer.next_index)
+            writer.append(writer.next_index, said)
+
+    with DatasetWriter(tmp_path, info) as first:
+        second = threading.Thread(target=write)
+        second.start()
+        first.append(0, said)
+        time.sleep(0.3)
+        assert not found
+        first.append(1, said)
+    second.join(20)
+    assert found == [2]
+    assert list(Dataset(tmp_path, info)) == [said] * 3
+    assert not (tmp_path / LOCK_FILE).exists()
+    with pytest.raises(ModelError, match="holds other data"):
+        DatasetWriter(tmp_path, replace(info, generator="other"))
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_another_model_is_refused(
