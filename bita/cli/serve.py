@@ -60,11 +60,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import uvicorn
-
     from bita.runtime.options import MAX_TIMEOUT_S
     from bita.runtime.serving.app import Server, ServerSettings
-    from bita.runtime.serving.connections import ConnectionLimits, server_config
+    from bita.runtime.serving.connections import (
+        AnnouncedServer,
+        ConnectionLimits,
+        server_config,
+    )
 
     key = _api_key(args.api_key_file)
     is_local = _is_loopback(args.host)
@@ -92,15 +94,14 @@ def run(args: argparse.Namespace) -> int:
         defaults={"temperature": 1.0, **session.sampling, **sampling_of(args)},
     )
     server = Server(session, settings)
-    listener.listen()  # so that whoever reads the next line can connect
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    print(f"{settings.model_name} at http://{place}/v1 (Ctrl-C ends it)", flush=True)
     limits = ConnectionLimits(num_connections=args.max_connections)
     config = server_config(
         server.app, limits, log_config=_logging(), timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    line = f"{settings.model_name} at http://{place}/v1 (Ctrl-C ends it)"
+    AnnouncedServer(config, line).run(sockets=[listener])
     return 0
 
 

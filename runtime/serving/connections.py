@@ -6,6 +6,7 @@ not complete in time, and if its client does not take what is sent. The body has
 """
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,19 @@ def server_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         **options,
     )
+
+
+class AnnouncedServer(uvicorn.Server):
+    """Prints a line as soon as it answers, and an interrupt ends it in order."""
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._line, flush=True)
 
 
 class LimitedProtocol(H11Protocol):

@@ -76,6 +76,14 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
     assert "Hello" not in err  # what people write is not logged
 
 
+def test_an_interrupt_right_after_the_first_line(tiny_engine: Path) -> None:
+    process = start(tiny_engine, "--port", 0)
+    address_of(process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "bita: interrupted\n")
+
+
 def test_a_key_from_the_environment_or_a_file(tiny_engine: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-file\n")
     for args, key, good in (
