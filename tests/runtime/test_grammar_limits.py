@@ -3,8 +3,6 @@
 import json
 import re
 import resource
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import pytest
 from deadlines import stopped_if_it_hangs
 from hostile_grammars import HOSTILE, write_large_tokenizer
 from make_tiny_engine import TINY_ENGINE
+from measured_costs import costs_of
 from tokenizers import Tokenizer
 from usual_grammars import GRAMMARS, OTHERS, SCHEMAS
 
@@ -33,11 +32,7 @@ DOUBLING = Grammar(*HOSTILE["intersected patterns"])
 @pytest.fixture(scope="module")
 def costs() -> dict[str, dict[str, Any]]:
     """What each hostile grammar cost, in a process that has 500 MB for all of them."""
-    command = [sys.executable, hostile_grammars.__file__]
-    with stopped_if_it_hangs(300):
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return {cost["name"]: cost for cost in map(json.loads, run.stdout.splitlines())}
+    return costs_of(hostile_grammars)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

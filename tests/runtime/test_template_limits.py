@@ -1,8 +1,5 @@
 """Hostile chat templates: each kind of growth, and each limit, ends in an error soon."""
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import hostile_templates
@@ -10,6 +7,7 @@ import pytest
 from deadlines import stopped_if_it_hangs
 from hostile_templates import MAX_SECONDS, REFUSED
 from jinja2.defaults import DEFAULT_TESTS
+from measured_costs import costs_of
 
 from bita.errors import PromptError
 from bita.runtime.text.chat_template import ChatTemplate
@@ -97,11 +95,7 @@ def test_prompt_length_is_limited() -> None:
 @pytest.fixture(scope="module")
 def costs() -> dict[str, dict[str, Any]]:
     """What each template cost, in a process that has 1 GB for all of them."""
-    command = [sys.executable, hostile_templates.__file__]
-    with stopped_if_it_hangs(300):
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return {cost["name"]: cost for cost in map(json.loads, run.stdout.splitlines())}
+    return costs_of(hostile_templates)
 
 
 @pytest.mark.parametrize("name", REFUSED)
