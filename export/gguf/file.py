@@ -115,7 +115,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Parser:
-    """Reads the header from the start; `take` is the only way to its bytes."""
+    """Reads the header from the start, up to the limits of `take`."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -193,7 +193,22 @@ class _Parser:
         if count > self.texts_left:
             raise ValueError(f"{key} has {count} texts; at most {MAX_TEXTS} are read")
         self.texts_left -= count
-        return [self.text() for _ in range(count)]
+        limit, read, place = min(self.size, MAX_HEADER_BYTES), self.file.read, self.place
+        texts = []
+        for _ in range(count):  # a third of the time that as many calls of `text` take
+            size = int.from_bytes(read(8), "little")
+            end = place + 8 + size
+            if end > limit:
+                self.file.seek(place)
+                break
+            texts.append(read(size).decode("utf-8", errors="replace"))
+            place = end
+        self.place = place
+        if len(texts) < count:
+            texts.append(self.text())  # which says what is wrong
+        if self.file.tell() != place:
+            raise ValueError("the file has become shorter")
+        return texts
 
     def tensor_info(self) -> tuple[str, int, tuple[int, ...], int]:
         name, num_dimensions = self.name(), self.scalar("<I")

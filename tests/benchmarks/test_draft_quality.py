@@ -22,6 +22,8 @@ from bita.tree import Tree
 from bita.tuning.settings import TuneSettings
 from bita.tuning.tune import DataOptions, RunOptions, tune
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 NUM_PROMPTS, NEW_TOKENS = 24, 40
 EOS_ID = 223  # this model comes to it in about half of its answers

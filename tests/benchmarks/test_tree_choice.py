@@ -48,6 +48,7 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_report_has_all_contenders_and_categories(
     calibrated: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_turns_count_each_answer_alone(tiny_engine: Path) -> None:
     assert Timed(6, 3, 500.0).tokens_per_second == 12
 
 
+@pytest.mark.slow
 def test_the_table_of_precisions(calibrated: Path, questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "precisions.json"
     options = ["--timed", "2", "--verified", "3", "--branched", "3", "--threads", "1"]

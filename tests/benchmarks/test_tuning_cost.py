@@ -68,6 +68,7 @@ def test_the_joint_backward_keeps_the_text_too(tmp_path: Path) -> None:
     assert recomputed < theirs
 
 
+@pytest.mark.slow
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, out = write_tiny_model("qwen3", tmp_path / "model"), tmp_path / "cost.json"
     args = [model, "--batch-size", 2, "--repeats", 2, "--device", "cpu", "--out", out]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
 from paths import ROOT
+from speed import slow_but
 
 ENGINE = "engines/smollm2-135m-instruct-int4"
 PAGES = ("sampling.md", "serving.md", "python.md", "profiling.md", "how-it-works.md", "engine.md")
@@ -132,7 +133,7 @@ class Desk:
             self._server.communicate(timeout=20)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", slow_but(PAGES, "python.md", "engine.md"))
 def test_what_a_page_says_works(page: str, tiny_engine: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None and page == "serving.md":
         pytest.skip("needs curl")

@@ -91,6 +91,7 @@ def test_what_is_missing_or_unknown_is_told(venv: Path, tmp_path: Path) -> None:
     assert "make: LIMIT many $ is not a number of prompts" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_engine_of_a_model_with_a_space(venv: Path, tmp_path: Path) -> None:
     """By the real program, twice: built, and kept."""
     program = venv / "bin" / "bita"

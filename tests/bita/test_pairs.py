@@ -149,6 +149,7 @@ def test_a_missing_table_is_found(session: Session, tmp_path: Path) -> None:
         Session.open(tmp_path / "e")
 
 
+@pytest.mark.slow
 def test_a_rule_is_learned_and_noise_is_not() -> None:
     """Rule: token t is followed by the draft whose embedding is t's, turned."""
     torch = pytest.importorskip("torch")

@@ -19,6 +19,7 @@ import onnx
 import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest, entry_of, read_manifest
 from paths import ROOT
+from speed import slow_but
 
 TRIPWIRE = ROOT / "tests" / "support" / "tripwire"
 MODULES = ("numpy", "json", "re", "rich", "onnxruntime", "tokenizers", "safetensors", "jinja2")
@@ -114,7 +115,7 @@ def lay_modules(place: Place) -> None:
         (directory / ".env").write_text("PYTHONPATH=.\n")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", slow_but(COMMANDS, "inspect", "generate"))
 @pytest.mark.parametrize("inside", [True, False], ids=["in the engine", "beside it"])
 def test_nothing_beside_an_engine_is_run(place: Place, name: str, inside: bool) -> None:
     lay_modules(place)
@@ -219,7 +220,7 @@ HOSTILE: dict[str, Callable[[Place], object]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("name", ["inspect", "generate", "compile"])
+@pytest.mark.parametrize("name", slow_but(["inspect", "generate", "compile"], "generate"))
 def test_what_leads_out_is_refused_and_not_followed(place: Place, kind: str, name: str) -> None:
     HOSTILE[kind](place)
     status, text = place.run(name, place.engine)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from paths import ROOT
+from speed import slow_but
 
 SCRIPT = ROOT / "tests" / "support" / "stress_writers.py"
 
@@ -16,7 +17,9 @@ def stress(*args: object) -> None:
     assert "'whole'" in result.stdout
 
 
-@pytest.mark.parametrize("scenario", ["many revisions and a build", "file by file"])
+@pytest.mark.parametrize(
+    "scenario", slow_but(["many revisions and a build", "file by file"], "file by file")
+)
 def test_no_engine_is_mixed_or_lost(scenario: str) -> None:
     stress("--rounds", 1, scenario)
 

@@ -1,6 +1,7 @@
 """Steps are measured within their time, by a clock that only steps advance."""
 
 import pytest
+from speed import slow_but
 
 from bita.calibration.profiling.bounded_steps import RUNS, WARM_UP, BoundedTimer, StepTimes
 
@@ -47,7 +48,7 @@ class Bench:
 
 @pytest.mark.parametrize("step_s", [1e-5, 1e-3, 5e-3, 0.02, 0.1])
 @pytest.mark.parametrize("first_s", [0.0, 0.3])
-@pytest.mark.parametrize("seconds", [1, 5, 20])
+@pytest.mark.parametrize("seconds", slow_but([1, 5, 20], 1, 5))
 def test_the_bound_holds(seconds: float, step_s: float, first_s: float) -> None:
     """Beyond it there is at most what cannot be left out: a run of the step that was begun last,
     or of the smallest size at each length.

@@ -140,6 +140,7 @@ def test_ar_wins_unless_a_tree_pays(
         assert choice.chosen.measured_speed > 0
 
 
+@pytest.mark.slow
 def test_the_engine_has_the_tree_that_was_chosen(
     engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from checkpoint_way import BUILDS, way_of_build
 from make_tiny_engine import write_plain_model
+from speed import slow_but
 
 from bita import directory_swap
 from bita.adapter import random_adapter
@@ -134,7 +135,9 @@ def test_a_build_that_was_killed_as_it_took_its_place(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "mine.jsonl"]
 
 
-@pytest.mark.parametrize("killed_in", [None, "acceptance", "latency", "timing trees"])
+@pytest.mark.parametrize(
+    "killed_in", slow_but([None, "acceptance", "latency", "timing trees"], "latency")
+)
 def test_a_build_ends_with_the_tree_that_was_timed(
     killed_in: str | None, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from acceptances import all_trees, in_texts, random_acceptance, replay_speed
 from deadlines import stopped_if_it_hangs
+from speed import slow_but
 
 from bita.calibration.acceptance import Acceptance, Position
 from bita.calibration.knapsack import Knapsack
@@ -62,7 +63,7 @@ def test_the_knapsack_is_the_best_of_all_trees(seed: int) -> None:
         assert worth == pytest.approx(sack.values[rows - 1])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_but(range(3), 0))
 @pytest.mark.parametrize("mode", ["exact", "tree"])
 def test_small_tables_are_the_best_there_are(seed: int, mode: str) -> None:
     acceptance = in_texts(random_acceptance(1, 2, seed, length=3000), 100)
@@ -113,6 +114,7 @@ def test_a_start_that_cannot_be_bettered_stays() -> None:
     assert best_table(nothing, TIMES, 2, "exact", root) is root
 
 
+@pytest.mark.slow
 def test_128_rows_are_searched() -> None:
     acceptance = in_texts(random_acceptance(3, 16, 1, length=3600), 90)
     times = [10 + rows / 40 for rows in range(128)]

@@ -37,6 +37,7 @@ def test_small_trees_are_the_best_there_are(seed: int, min_match: int, mode: str
         assert ours == pytest.approx(theirs, rel=1e-9), rows
 
 
+@pytest.mark.slow
 def test_expected_tokens_are_those_of_a_long_replay() -> None:
     acceptance = random_acceptance(3, 8, 0, length=60_000)
     shares = path_shares(acceptance, 3, 0, "tree")

@@ -67,6 +67,7 @@ def shown(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_a_plan_that_is_damaged_or_missing_is_compiled_anew(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
+from speed import slow_but
 from tiny_models import FAMILIES, write_tiny_model
 
 from bita.errors import EngineError
@@ -55,7 +56,7 @@ def write_graph(
 
 @pytest.mark.compile
 @pytest.mark.parametrize("dialect", ["standard", "plain"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("precision", slow_but(["fp32", "fp16", "int8", "int4", "fp8"], "int8"))
 def test_every_precision_builds(tmp_path: Path, precision: str, dialect: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     model = write_plain_model(tmp_path / "model", config=WIDE)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_engine import CONFIG
+from speed import slow_but
 from tiny_models import write_tokenizer
 
 from bita.export.architecture import read_architecture
@@ -49,7 +50,7 @@ def write_sparse_model(directory: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", slow_but(["fp32", "fp16", "int8", "int4"], "int4"))
 def test_peak_memory_is_far_below_the_largest_tensor(tmp_path: Path, precision: str) -> None:
     model = write_sparse_model(tmp_path / "model")
     command = [sys.executable, "-c", PROGRAM, str(model), str(tmp_path / "engine"), precision]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_engine import write_plain_model
+from speed import slow_but
 
 from bita.adapter import Adapter, random_adapter
 from bita.calibration.array_files import ArrayFiles
@@ -20,7 +21,7 @@ from bita.pairs import PAIR_TENSORS
 FEW = ["--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--most-rows", "3"]
 
 
-@pytest.fixture(params=[0o022, 0o027, 0o002])
+@pytest.fixture(params=slow_but([0o022, 0o027, 0o002], 0o027))
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param

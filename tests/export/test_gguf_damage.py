@@ -75,7 +75,8 @@ def test_a_broken_header_is_refused_at_once(
     if size:
         os.truncate(path, size)
     began = perf_counter()
-    tracemalloc.start()
+    if not size:
+        tracemalloc.start()  # which makes it ten times slower
     try:
         with pytest.raises(ModelError) as caught:
             GgufCheckpoint(path)
@@ -86,7 +87,7 @@ def test_a_broken_header_is_refused_at_once(
     if not size:
         assert caught.match(message)
         assert peak < 10_000_000
-        assert perf_counter() - began < 2
+    assert perf_counter() - began < 5
 
 
 def test_tensors_on_the_same_bytes_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from deadlines import stopped_if_it_hangs
 from hostile_grammars import HOSTILE, write_large_tokenizer
 from make_tiny_engine import TINY_ENGINE
 from measured_costs import costs_of
+from speed import slow_but
 from tokenizers import Tokenizer
 from usual_grammars import GRAMMARS, OTHERS, SCHEMAS
 
@@ -35,6 +36,7 @@ def costs() -> dict[str, dict[str, Any]]:
     return costs_of(hostile_grammars)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_grammars_are_answered_soon(name: str, costs: dict[str, dict[str, Any]]) -> None:
     """Refused in words, or compiled, within two seconds of the processor; each step too."""
@@ -61,7 +63,7 @@ def session() -> Session:
     return Session.open(TINY_ENGINE, num_threads=1)
 
 
-@pytest.mark.parametrize("name", GRAMMARS)
+@pytest.mark.parametrize("name", slow_but(GRAMMARS, "event", "words", "merged"))
 def test_usual_grammars_work(name: str, session: Session, compiler: GrammarCompiler) -> None:
     compiler.compile(GRAMMARS[name]).allowed()
     num_complete = 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from make_tiny_engine import write_plain_model
 from random_drafts import prompt_ids
+from speed import slow_but
 
 from bita.adapter import random_adapter
 from bita.engine import GRAPH_FILE, TOKENIZER_FILE, WEIGHTS_FILE
@@ -117,7 +118,7 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", slow_but(CHANGES, "half"))
 def test_weights_that_are_written_into_are_an_error(engine: Path, change: str) -> None:
     """In another process: reading a page beyond the end of a mapped file kills it."""
     script = f"""

@@ -68,11 +68,17 @@ def chi_square(counts: Mapping[Any, int], expected: Mapping[Any, float]) -> floa
     return sum((counts.get(cell, 0) - mean) ** 2 / mean for cell, mean in expected.items())
 
 
+@pytest.fixture(scope="module")
+def drawn() -> list[float]:
+    """A number of each of 100,000 seeds."""
+    return [Draws(seed, 0, 17).next() for seed in range(100_000)]
+
+
 @pytest.mark.parametrize("options", SETTINGS[:5])
-def test_draws_follow_the_distribution(options: Mapping[str, Any]) -> None:
-    """100,000 seeds on a vocabulary of 12."""
+def test_draws_follow_the_distribution(options: Mapping[str, Any], drawn: list[float]) -> None:
+    """On a vocabulary of 12."""
     found = candidates(ROW.copy(), Options(**options))
-    draws = Counter(found.token(Draws(seed, 0, 17).next()) for seed in range(100_000))
+    draws = Counter(map(found.token, drawn))
     wanted = {
         token: 100_000 * share for token, share in enumerate(probabilities(ROW, **options)) if share
     }
@@ -80,14 +86,15 @@ def test_draws_follow_the_distribution(options: Mapping[str, Any]) -> None:
     assert chi_square(draws, wanted) < chi_square_limit(len(wanted))
 
 
-def test_a_wrong_distribution_is_found_out() -> None:
+def test_a_wrong_distribution_is_found_out(drawn: list[float]) -> None:
     """The chi-square test above can fail: a temperature that is 3 % off does."""
     found = candidates(ROW.copy(), Options(temperature=1.03))
-    draws = Counter(found.token(Draws(seed, 0, 17).next()) for seed in range(100_000))
+    draws = Counter(map(found.token, drawn))
     wanted = {token: 100_000 * share for token, share in enumerate(probabilities(ROW))}
     assert chi_square(draws, wanted) > chi_square_limit(len(wanted))
 
 
+@pytest.mark.slow
 def test_sampled_trees_follow_the_joint_distribution(session: Session) -> None:
     """Two tokens of 3,000 seeds, decoded with a tree; 64 cells of eight tokens each."""
     prompt = prompt_ids(3)

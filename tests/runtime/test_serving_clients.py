@@ -178,6 +178,7 @@ def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: P
         assert server.post(json=body).status_code == 200
 
 
+@pytest.mark.slow
 def test_many_clients(tiny_engine: Path) -> None:
     """200 requests of 8 clients, whole and streamed: none is lost, none is another's."""
     with running(tiny_engine) as server:

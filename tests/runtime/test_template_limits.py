@@ -98,6 +98,7 @@ def costs() -> dict[str, dict[str, Any]]:
     return costs_of(hostile_templates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_interrupted_is_charged_before(
     name: str, costs: dict[str, dict[str, Any]]

@@ -101,6 +101,7 @@ def test_a_key_from_the_environment_or_a_file(tiny_engine: Path, tmp_path: Path)
             process.communicate()
 
 
+@pytest.mark.slow
 def test_what_it_refuses(tiny_engine: Path, tmp_path: Path) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]

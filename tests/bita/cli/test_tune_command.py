@@ -65,6 +65,7 @@ def test_a_second_run_changes_nothing(model: Path, prompts: Path, tmp_path: Path
     assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == first
 
 
+@pytest.mark.slow
 def test_from_masks_to_pair_scores_to_lora(model: Path, prompts: Path, tmp_path: Path) -> None:
     """One after the other, each going on from the adapter before."""
     assert tune(model, tmp_path / "a", "--prompts", prompts, "--pair-rank", 0) == 0
@@ -94,6 +95,7 @@ def test_what_a_run_cannot_go_on_from_is_told(
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_engines_write_the_same_responses(model: Path, prompts: Path, tmp_path: Path) -> None:
     args = ["engine", model, "--precision", "fp32", "--uncalibrated", "--out", tmp_path / "engine"]
     assert main([str(arg) for arg in args]) == 0
@@ -118,6 +120,7 @@ def test_without_prompts_the_model_writes_them(
     assert "give prompts in a file" in err
 
 
+@pytest.mark.slow
 def test_data_of_an_earlier_run_gives_the_same_adapter(
     model: Path, prompts: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from speed import slow_but
 from tiny_models import write_tiny_model
 
 pytest.importorskip("torch")
@@ -60,7 +61,7 @@ class TunedModel:
         return [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(FAMILIES, "llama"))
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TunedModel:
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = open_checkpoint(str(write_tiny_model(request.param, folder / "model")))
