@@ -155,7 +155,7 @@ def _sketch(source: TensorSource, name: str, num_rows: int) -> tuple[float, ...]
     """32 sums over the first rows [num_rows, columns], each with other signs, to unit norm.
 
     The sign of an element is row sign times column sign, so it depends on its position only and
-    the sums are two thin matrix products. Four decimals. Raises ModelError if not finite.
+    the sums are two thin matrix products. Four decimals. Raises ModelError if they are not finite.
     """
     rows = _signs(num_rows, _ROW_SIGNS, _SEED)
     columns = _signs(source.shape(name)[1], _COLUMN_SIGNS, _SEED + 1)
@@ -166,7 +166,10 @@ def _sketch(source: TensorSource, name: str, num_rows: int) -> tuple[float, ...]
         start += len(chunk)
     norm = float(np.linalg.norm(sums))
     if not np.isfinite(norm):
-        raise ModelError(f"{name} has values that are not finite; the checkpoint is damaged")
+        raise ModelError(
+            f"{name} has values that are not finite, or too large to be added up; download the "
+            "model again, or use another release of it"
+        )
     return tuple(np.round(sums.ravel() / max(norm, 1e-30), 4).tolist())
 
 
