@@ -170,7 +170,7 @@ class Fields:
         self, key: str, default: Any = _REQUIRED, least: int = 0, most: int = MAX_INDEX
     ) -> tuple[int, ...]:
         """A list of whole numbers of `least` to `most` each; an array of numpy is one too."""
-        what = "a list, each " + _span("a whole number", least, most)
+        what = _span("a list of whole numbers", least, most)
         return self._take(key, default, _items(_whole(least, most)), what, ())
 
     def numbers(
@@ -180,7 +180,7 @@ class Fields:
         least: float = -MAX_FLOAT,
         most: float = MAX_FLOAT,
     ) -> tuple[float, ...]:
-        what = "a list, each " + _span("a number", least, most)
+        what = _span("a list of numbers", least, most)
         return self._take(key, default, _items(_number(least, most)), what, ())
 
     def texts(self, key: str, default: Any = _REQUIRED) -> tuple[str, ...]:
@@ -266,8 +266,9 @@ def _items(convert: Callable[[Any], T | None]) -> Callable[[Any], tuple[T, ...] 
 
 def _span(what: str, least: float, most: float) -> str:
     lower, upper = least > -MAX_FLOAT, most < MAX_FLOAT and most != MAX_INDEX
+    low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
     if lower and upper:
-        return f"{what} of {least:g} to {most:g}"
+        return f"{what} of {low} to {high}"
     if lower:
-        return f"{what} of {least:g} or more"
-    return f"{what} of at most {most:g}" if upper else what
+        return f"{what} of {low} or more"
+    return f"{what} of at most {high}" if upper else what

@@ -111,7 +111,7 @@ def test_json_round_trip(seed: int) -> None:
         ('{"nodes": [{"path": [1, 2], "masks": 0}]}', r"path \[1, 2\] has no parent \[1\]"),
         (
             '{"nodes": [{"path": [0], "masks": 0}]}',
-            r"path is \[0\], not a list, each a whole number of 1",
+            r"path is \[0\], not a list of whole numbers of 1",
         ),
         ('{"nodes": [{"path": [1], "masks": -1}]}', "masks is -1, not a whole number"),
         ('{"nodes": [{"path": [1], "masks": 1}, {"path": [1], "masks": 2}]}', "stand twice"),

@@ -91,7 +91,7 @@ ONE, MATCHES = '{"trees": [{"nodes": []}], "by_state": ', '"matches": '
         (f"{ONE}[[0]], {MATCHES}[1]}}", r"matches \[1\] do not ascend from 0 to 12"),
         (
             f"{ONE}[[0, 0]], {MATCHES}[0, 13]}}",
-            r"matches is \[0, 13\], not a list, each a whole number of 0 to 12",
+            r"matches is \[0, 13\], not a list of whole numbers of 0 to 12",
         ),
         (f"{ONE}[[0, 0, 0]], {MATCHES}[0, 3, 3]}}", "do not ascend"),
         (f"{ONE}[[0]], {MATCHES}[]}}", "do not ascend"),
