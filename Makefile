@@ -93,6 +93,7 @@ lint: $(VENV)/.dev ## format, lint, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## format the code

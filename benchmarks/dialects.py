@@ -29,6 +29,7 @@ from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
+from bita.tree import Tree
 
 READ = 200  # tokens of the text behind which logits are compared
 
@@ -48,9 +49,11 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
     return sessions
 
 
-def logits_behind(session: Session, token_ids: Sequence[int]) -> np.ndarray:
-    """[R, V] of the tree's rows behind a text, whose nodes hold its last tokens."""
+def logits_after(session: Session, token_ids: Sequence[int]) -> np.ndarray:
+    """[R, V] of the tree's rows after a text, whose nodes hold its last tokens."""
     backend, adapter, tree = session.backend, session.adapter, session.tree
+    if not isinstance(tree, Tree):
+        raise SystemExit("the engine has a table of trees; build it with one: --tree chain")
     backend.cache.start(adapter)
     for start in range(0, len(token_ids), 64):
         piece = token_ids[start : start + 64]
@@ -68,12 +71,12 @@ def logits_behind(session: Session, token_ids: Sequence[int]) -> np.ndarray:
 def compared(sessions: dict[str, Session], timed: list[list[Timed]]) -> dict[str, Any]:
     expected = [answer.token_ids for answer in timed[0]]
     text = [token for ids in expected for token in ids][:READ]
-    reference = logits_behind(sessions["ort"], text)
+    reference = logits_after(sessions["ort"], text)
     report = {}
     for (dialect, session), answers in zip(sessions.items(), timed, strict=True):
         total = together(answers)
         same = [a.token_ids == e for a, e in zip(answers, expected, strict=True)]
-        difference = np.abs(logits_behind(session, text) - reference).max()
+        difference = np.abs(logits_after(session, text) - reference).max()
         report[dialect] = {
             "identical": sum(same),
             "prompts": len(same),

@@ -63,8 +63,10 @@ class BitaEngine(PeerEngine):
         from bita.runtime.session import Session
         from bita.tree import Tree
 
-        plain = {"tree": Tree.root_only(), "min_rows": 1} if settings.get("tree") == "ar" else {}
-        self._session = Session.open(model, num_threads=num_threads, **plain)
+        given: dict[str, Any] = {"num_threads": num_threads}
+        if settings.get("tree") == "ar":
+            given |= {"tree": Tree.root_only(), "min_rows": 1}
+        self._session = Session.open(model, **given)
         manifest = self._session.engine.manifest
         self.precision = f"{manifest.precision}, fp32 cache"
 
@@ -238,7 +240,7 @@ class OpenVinoGenai(PeerEngine):
 def _ov_streamer(
     genai: Any, new_ids: list[int], times: list[float], elapsed_ms: Callable[[], float]
 ) -> Any:
-    class Collector(genai.StreamerBase):  # type: ignore[misc]
+    class Collector(genai.StreamerBase):
         def write(self, tokens: Any) -> Any:
             found = [tokens] if isinstance(tokens, int) else list(tokens)
             new_ids.extend(found)

@@ -57,7 +57,8 @@ def served(engine: Path, threads: int, queue: int) -> Iterator[Served]:
     options = f"--port 0 --threads {threads} --queue {queue} --temperature 0".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "bita", "serve", str(engine), *options],
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env={**os.environ, "BITA_API_KEY": ""},
         text=True,
     )
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     session = Session.open(args.engine, num_threads=args.threads)
     expected = []
     for seed, prompt in enumerate(prompts):
-        options = {"temperature": 0.7 * (seed % 2), "seed": seed}
+        options: dict[str, Any] = {"temperature": 0.7 * (seed % 2), "seed": seed}
         expected.append(session.generate(prompt, args.max_new_tokens, **options).text)
         session.forget()
     del session
