@@ -27,15 +27,15 @@ T = TypeVar("T")
 _REQUIRED: Any = object()
 
 
-def parse_json(data: str | bytes) -> Any:
+def parse_json(data: str | bytes, refuses_twice: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError, with a message of one line, for anything else.
 
-    The JSON of Python: NaN and Infinity are numbers, and the last of equal keys counts. Texts are
-    valid Unicode, without halves of surrogate pairs.
+    The JSON of Python: NaN and Infinity are numbers, and the last of equal keys counts, unless
+    `refuses_twice`. Texts are valid Unicode, without halves of surrogate pairs.
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique if refuses_twice else None)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -45,6 +45,15 @@ def parse_json(data: str | bytes) -> Any:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shown(name)} is there twice")
+        found[name] = value
+    return found
 
 
 def read_json(path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_JSON_BYTES) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bita.errors import ModelError
-from bita.export.huggingface.safetensors_file import StoredTensor, read_header
+from bita.export.huggingface.safetensors_file import StoredTensor, read_tensors
 from bita.json_values import Fields, read_json_object, shown
 
 CONFIG_NAME = "config.json"
@@ -27,7 +27,7 @@ def read_weight_files(directory: Path, faults: list[str]) -> dict[str, StoredTen
         )
         return {}
     if (directory / SINGLE_NAME).exists():
-        return read_header(directory / SINGLE_NAME, faults)
+        return read_tensors(directory / SINGLE_NAME, faults)
     if not (directory / INDEX_NAME).exists():
         faults.append(_no_weights(directory))
         return {}
@@ -43,7 +43,7 @@ def read_weight_files(directory: Path, faults: list[str]) -> dict[str, StoredTen
     stored: dict[str, StoredTensor] = {}
     for shard in shards:
         if shard not in missing:
-            stored |= read_header(directory / shard, faults)
+            stored |= read_tensors(directory / shard, faults)
     absent = [name for name in weight_map if name not in stored]
     if absent and not faults:
         faults.append(f"{INDEX_NAME} names tensors that no file has: {_named(absent)}")
