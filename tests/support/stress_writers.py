@@ -219,7 +219,7 @@ def cli() -> int:
     args = parser.parse_args()
     found = run(args.rounds, args.seed, args.scenarios or [*SCENARIOS])
     for name, seen in found.items():
-        print(f"{name}: {dict(sorted(seen.items()))}")
+        print(f"{name}: {dict(sorted(seen.items()))}", flush=True)
     return int(any(seen[wrong] for seen in found.values() for wrong in WRONG))
 
 
