@@ -1,8 +1,9 @@
 """The pair scores of an engine's own adapter, read once."""
 
 import numpy as np
+import numpy.typing as npt
 
-from bita.adapter import Adapter
+from bita.adapter import MAX_VALUE, Adapter
 from bita.engine import PAIRS_FILE, Engine
 from bita.engine_adapter import read_adapter
 from bita.errors import EngineError, raise_faults
@@ -53,5 +54,12 @@ def read_tables(engine: Engine) -> PairTables:
                 f"{side} is {tensor.dtype} {list(tensor.shape)}, not {list(shape)} of "
                 f"{', '.join(FLOAT_TYPES)}"
             )
+        elif not _is_within(tensor.array()):
+            faults.append(f"{side} has values that are not finite, or beyond {MAX_VALUE:g}")
     raise_faults(EngineError, f"{path} is broken; rebuild the engine", faults)
     return PairTables(*(tensors[side].array() for side in SIDES))
+
+
+def _is_within(table: npt.NDArray[np.floating]) -> bool:
+    """Whether sums of products of the values stay in float32; not so if one is not a number."""
+    return not table.size or bool(table.max() <= MAX_VALUE and table.min() >= -MAX_VALUE)

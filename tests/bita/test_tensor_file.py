@@ -166,6 +166,9 @@ WRONG_TABLES: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "rank": ({"left": np.zeros((320, 5), np.float16)}, r"left is F16 \[320, 5\]"),
     "turned": ({"left": np.zeros((4, 320), np.float16)}, r"left is F16 \[4, 320\]"),
     "flat": ({"left": np.zeros(1280, np.float16)}, r"left is F16 \[1280\]"),
+    "not a number": ({"left": np.full(SHAPE, np.nan, np.float16)}, "left has values that are not"),
+    "infinite": ({"right": np.full(SHAPE, -np.inf, np.float32)}, "right has values that are not"),
+    "huge": ({"left": np.full(SHAPE, 1e30, np.float32)}, "not finite, or beyond 65504"),
     "integers": ({"left": np.zeros(SHAPE, np.int32)}, r"left is I32 \[320, 4\], .* F32, F16, BF16"),
 }
 
