@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+os.environ["RUST_BACKTRACE"] = "0"  # of panics, which takes longer than the parsers
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from engine_targets import engine_targets
