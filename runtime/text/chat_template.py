@@ -254,7 +254,9 @@ def _compiled(source: str, limits: TemplateLimits) -> Template:
             f"{limits.template_characters}; use a shorter one"
         )
     try:
-        return MeteredEnvironment().from_string(source)
+        return MeteredEnvironment(limits.seconds).from_string(source)
+    except TemplateLimitError as error:
+        raise PromptError(f"the chat template {error}; use a simpler template") from error
     except TemplateSyntaxError as error:
         raise PromptError(
             f"the chat template does not compile: line {error.lineno}: {error.message}; "

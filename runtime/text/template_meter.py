@@ -30,12 +30,12 @@ class TemplateLimitError(Exception):
 class TemplateLimits:
     """What a template may use. Real ones stay a hundred times below on usual conversations."""
 
-    template_characters: int = 200_000  # of the template's source
+    template_characters: int = 100_000  # of the source; real ones have 30 000 at most
     messages: int = 2_048  # of one conversation
     output_characters: int = 2_000_000  # of the rendered prompt
     work_characters: int = 16_000_000  # made on the way, 1 to 4 bytes each
     steps: int = 1_000_000  # iterations, calls, look-ups, filters and prints; about 1 µs each
-    seconds: float = 5.0  # wall clock, looked at in every step
+    seconds: float = 5.0  # wall clock, looked at in every step; as long for compiling
 
 
 class Size(NamedTuple):

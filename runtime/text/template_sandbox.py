@@ -7,10 +7,12 @@ look-ups and operators are charged on their way through the sandbox; and only fi
 built-in types known to be bounded are there at all. What is allowed renders as in transformers.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from jinja2 import ext, nodes, runtime, utils
+from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,7 +26,11 @@ from bita.runtime.text.template_charges import (
     charge_operator,
 )
 from bita.runtime.text.template_filters import metered_filters, metered_tests, template_globals
-from bita.runtime.text.template_meter import OBJECT_CHARACTERS
+from bita.runtime.text.template_meter import (
+    OBJECT_CHARACTERS,
+    TemplateLimitError,
+    TemplateLimits,
+)
 
 _JINJA_ARGUMENTS = frozenset(("_loop_vars", "_block_vars"))  # which `call` takes off
 _DICT_METHODS = frozenset(("get", "items", "keys", "values"))
@@ -42,19 +48,38 @@ _INTERNAL_FILTERS: dict[str, Callable[..., Any]] = {
 }
 
 
+class _BoundedGenerator(CodeGenerator):
+    """Stops where generating the code takes too long."""
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        environment = self.environment
+        assert isinstance(environment, MeteredEnvironment)
+        if time.monotonic() > environment.deadline:
+            raise TemplateLimitError(f"takes more than {environment.seconds:g} s to compile")
+        return super().visit(node, *args, **kwargs)
+
+
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
     """Compiles templates that charge `template_meter.current_meter` while they are rendered."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
-    def __init__(self) -> None:
+    code_generator_class = _BoundedGenerator
+
+    def __init__(self, seconds: float = TemplateLimits.seconds) -> None:
+        """seconds: in which a template has to be compiled, from now on."""
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, ext.loopcontrols],
+            optimized=False,  # folding constants takes the cube of how deep an expression is nested
         )
         self.filters = metered_filters() | _INTERNAL_FILTERS
         self.tests.clear()
         self.tests.update(metered_tests())
         self.globals = template_globals()
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)

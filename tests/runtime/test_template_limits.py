@@ -1,5 +1,7 @@
 """Hostile chat templates: each kind of growth, and each limit, ends in an error soon."""
 
+import contextlib
+import time
 from typing import Any
 
 import hostile_templates
@@ -173,3 +175,29 @@ def test_a_size_of_2_to_the_60_is_known_at_once() -> None:
 )
 def test_what_templates_use_works(source: str, text: str) -> None:
     assert ChatTemplate(source).render([{"role": "system", "content": "Answer."}]) == text
+
+
+DEEP = {
+    "look-ups": "{{ messages[0]" + ".a[0]" * 90 + " }}",
+    "filters": "{{ messages" + "|trim" * 90 + " }}",
+    "many filters": "{{ messages" + "|trim" * 300 + " }}",
+    "lists": "{{ " + "[" * 80 + "]" * 80 + " }}",
+    "sums": "{{ 1" + " + 1" * 200 + " }}",
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_nesting_takes_little_to_compile(name: str) -> None:
+    """Jinja's folding of constants takes the cube of the depth: 0.4 to 17 s for these."""
+    began = time.process_time()
+    with contextlib.suppress(PromptError):  # Python's compiler takes no more than 200 levels
+        ChatTemplate(DEEP[name])
+    assert time.process_time() - began < 0.3
+
+
+def test_compiling_has_a_time_limit() -> None:
+    loops = "{% for a in messages %}" * 100 + "{% endfor %}" * 100
+    began = time.process_time()
+    with pytest.raises(PromptError, match=r"template takes more than 0\.1 s to compile; use a sim"):
+        ChatTemplate(loops * 28, limits=TemplateLimits(seconds=0.1))
+    assert time.process_time() - began < 2
