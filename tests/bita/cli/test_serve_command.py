@@ -27,6 +27,8 @@ def start(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
+        # jobs of a shell in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
