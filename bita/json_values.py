@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from bita.errors import BitaError, raise_faults
 
 MAX_JSON_BYTES = 256 << 20  # the largest file of JSON in use is a tokenizer of 35 MB
+MAX_OBJECT_BYTES = 16 << 20  # of a file that becomes Python objects: up to 25 times its size
 MAX_FLOAT = float.fromhex("0x1.fffffep+127")  # of float32
 MAX_INDEX = 2**63 - 1
 MAX_SHOWN = 60  # characters of a wrong value in a message
@@ -56,7 +57,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_json(path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(
+    path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_OBJECT_BYTES
+) -> Any:
     """The value in a JSON file. Raises `error`, which names the file and ends with `fix`."""
     try:
         return parse_json(read_regular_file(path, max_bytes))
@@ -67,7 +70,7 @@ def read_json(path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX
 
 
 def read_json_object(
-    path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_JSON_BYTES
+    path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_OBJECT_BYTES
 ) -> dict[str, Any]:
     """The object in a JSON file. Raises `error`, which names the file and ends with `fix`."""
     content = read_json(path, error, fix, max_bytes)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from bita.errors import MAX_FAULTS, ModelError
-from bita.json_values import MAX_FLOAT, Fields, parse_json, printable, read_json_object, shown
+from bita.json_values import (
+    MAX_FLOAT,
+    MAX_OBJECT_BYTES,
+    Fields,
+    parse_json,
+    printable,
+    read_json_object,
+    shown,
+)
 
 HUGE_DIGITS = "1" + "0" * 5000
 
@@ -158,3 +166,11 @@ def test_any_value_is_shown_on_one_short_line() -> None:
         text = shown(value)
         assert len(text) <= 60
         assert "\n" not in text
+
+
+def test_a_file_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, MAX_OBJECT_BYTES + 1)
+    with pytest.raises(ModelError, match=r"it has 16777217 bytes; at most 16777216 are read"):
+        read_json_object(path, ModelError, "download it again")
