@@ -36,6 +36,7 @@ GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE = "model.onnx", "model.onnx.data", "adapt
 PAIRS_FILE, PLAN_FILE = "pairs.safetensors", "model.plan"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 CALIBRATION_FILE = "calibration.json"
+MAX_CALIBRATION_BYTES = 40 << 20  # 2 million tokens of answers; usual ones have below 1 MB
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
 REQUIRED_FILES = (
     *(GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE),
@@ -268,7 +269,8 @@ def read_calibration(engine: Engine) -> dict[str, Any]:
     """What was measured of the engine, by topic; empty if nothing was. Raises EngineError."""
     if CALIBRATION_FILE not in engine.files:
         return {}
-    return read_json_object(engine.file(CALIBRATION_FILE), EngineError, "calibrate again")
+    path = engine.file(CALIBRATION_FILE)
+    return read_json_object(path, EngineError, "calibrate again", MAX_CALIBRATION_BYTES)
 
 
 def check_replaceable(out: Path) -> None:

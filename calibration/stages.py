@@ -26,6 +26,7 @@ from bita.engine import (
     ADAPTER_FILE,
     CALIBRATION_FILE,
     GRAPH_FILE,
+    MAX_CALIBRATION_BYTES,
     TREE_FILE,
     WEIGHTS_FILE,
     Engine,
@@ -183,6 +184,11 @@ class Calibrator:
                 f"a measurement of {self.engine.path} is not a finite number; measure it again, "
                 "with --anew"
             ) from error
+        if len(text) > MAX_CALIBRATION_BYTES:
+            raise EngineError(
+                f"what was measured of {self.engine.path} has {len(text) >> 20} MB, and "
+                f"{CALIBRATION_FILE} may have {MAX_CALIBRATION_BYTES >> 20}; give a smaller --limit"
+            )
         self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **files})
 
 

@@ -243,3 +243,13 @@ def test_a_margin_that_is_no_number_excuses_nothing() -> None:
         comparison = Comparison("x", tolerance=0.1)
         comparison.divergences.append(Divergence(0, 3, 1, 2, margin))
         assert (not comparison.forbidden) == allowed
+
+
+def test_what_could_not_be_read_again_is_not_written(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bita.calibration.stages.MAX_CALIBRATION_BYTES", 100)
+    before = open_engine(engine.path)
+    with pytest.raises(EngineError, match=r"calibration\.json may have 0; give a smaller --limit"):
+        Calibrator(engine, 1, lambda *_: None, effort=Effort(3, 8, 1, 4)).acceptance()
+    assert open_engine(engine.path) == before
