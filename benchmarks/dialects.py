@@ -53,7 +53,9 @@ def logits_after(session: Session, token_ids: Sequence[int]) -> np.ndarray:
     """[R, V] of the tree's rows after a text, whose nodes hold its last tokens."""
     backend, adapter, tree = session.backend, session.adapter, session.tree
     if not isinstance(tree, Tree):
-        raise SystemExit("the engine has a table of trees; build it with one: --tree chain")
+        raise SystemExit(
+            "the engine has a table of trees; build one that has a single tree: --tree chain"
+        )
     backend.cache.start(adapter)
     for start in range(0, len(token_ids), 64):
         piece = token_ids[start : start + 64]

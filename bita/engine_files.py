@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bita.json_values import shown
 
@@ -64,10 +64,15 @@ def file_fault(path: Path, entry: Mapping[str, Any], check_hash: bool, fix: str)
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hex digest of what follows in an open file."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
     return digest.hexdigest()
 
 

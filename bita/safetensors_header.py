@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from bita.errors import MAX_FAULTS
 from bita.json_values import Fields, parse_json, shown
 
 LENGTH_BYTES = 8
 MAX_DIMENSIONS, MAX_ITEMS, MAX_NAME = 32, 1 << 48, 500  # of a tensor, far above any in use
-MAX_FAULTS = 20  # of one header, which are mostly alike
 ITEM_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "C64": 8},
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),

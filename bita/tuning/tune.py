@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.data.dataset import Dataset
+from bita.data.dataset import LOCK_FILE, Dataset
 from bita.data.endpoint import EndpointGenerator, EndpointOptions
 from bita.data.generate_data import DataLimits, FilePrompts, PromptSource, generate_data
 from bita.data.generators import EngineGenerator, Generator, TransformersGenerator
@@ -101,7 +101,7 @@ def tune(
 
 def _sole_run(directory: Path) -> AbstractContextManager[object]:
     directory.mkdir(parents=True, exist_ok=True)
-    return sole_writer(directory / ".lock", str(directory))
+    return sole_writer(directory / LOCK_FILE, str(directory))
 
 
 def _tune(

@@ -1,14 +1,12 @@
 """A file that a library has mapped into memory, held open to see whether somebody writes to it."""
 
-import hashlib
 import os
 from pathlib import Path
 from weakref import finalize
 
+from bita.engine_files import sha256_of
 from bita.errors import EngineError
 from bita.file_marks import FileMark, mark_of
-
-PIECE_BYTES = 1 << 20
 
 
 class HeldFile:
@@ -63,9 +61,6 @@ class HeldFile:
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _hash(self) -> str:
-        digest = hashlib.sha256()
         with open(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
-        return digest.hexdigest()
+            return sha256_of(file)

@@ -88,7 +88,7 @@ def charge_join(separator: str, items: list[Any]) -> None:
 
 
 def charge_lines(whole: str, per_line: int) -> None:
-    """Charge what makes so many characters of each line of a text."""
+    """Charge an operation that makes `per_line` characters of each line of a text."""
     num_lines = 1 + sum(map(whole.count, _LINE_ENDS))
     spend(num_lines * per_line)
 

@@ -39,7 +39,7 @@ class TemplateLimits:
 
 
 class Size(NamedTuple):
-    """Of a value as a tree: its parts, the characters of its texts, and how deep it is nested."""
+    """The size of a value as a tree: parts, characters of its texts, and depth of nesting."""
 
     parts: int
     characters: int
@@ -59,7 +59,7 @@ class Meter:
         self._sizes: dict[int, tuple[Any, Size]] = {}
 
     def spend(self, characters: int = 0, steps: int = 1) -> None:
-        """Charge steps that make so many characters; raise TemplateLimitError if too much."""
+        """Charge for steps and the characters that they make; TemplateLimitError beyond a limit."""
         self.steps -= steps
         self.characters -= characters
         if self.steps < 0:

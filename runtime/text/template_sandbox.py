@@ -49,7 +49,7 @@ _INTERNAL_FILTERS: dict[str, Callable[..., Any]] = {
 
 
 class _BoundedGenerator(CodeGenerator):
-    """Stops where generating the code takes too long."""
+    """Raises TemplateLimitError where generating the code takes longer than it may."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         environment = self.environment
