@@ -10,8 +10,10 @@ from bita.errors import EngineError
 
 @dataclass(frozen=True)
 class FileMark:
-    """What differs after a file was replaced, or written to; but for two writes within one tick of
-    the system's clock, which are 10 ms apart at most, and for writes that put the time back.
+    """What changes when a file is replaced or written to.
+
+    Two writes within one tick of the system's clock (10 ms at most) are not told apart, and a write
+    that puts the time back is not seen.
     """
 
     device: int

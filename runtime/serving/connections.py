@@ -42,7 +42,7 @@ def server_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn
 
 
 class AnnouncedServer(uvicorn.Server):
-    """Prints a line as soon as it answers, and an interrupt ends it in order."""
+    """Prints a line once it answers; from then on an interrupt shuts it down cleanly."""
 
     def __init__(self, config: uvicorn.Config, line: str) -> None:
         super().__init__(config)
@@ -91,7 +91,7 @@ class LimitedProtocol(H11Protocol):
         _cancel(self._write_timer)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, and take the answer to a request that it is part of from it."""
+        """Refuse bytes that are not HTTP, and end the request that they are part of."""
         has_begun = self._is_answering and self.cycle.response_started
         if self._is_answering:
             self.cycle.disconnected = True

@@ -202,7 +202,7 @@ class GrammarCompiler:
     """Grammars over the tokens of one engine. Used by several threads.
 
     tokenizer: as it was read when the engine was opened. vocab_size: rows of the model's logits;
-    the tokenizer may have more tokens or less. eos_ids: tokens that end an answer.
+    the tokenizer may have more tokens or fewer. eos_ids: tokens that end an answer.
 
     What is compiled is bounded: a grammar that is not simple is tried in another process first
     (`grammar_trial`), and only some that are small are kept for later answers.
