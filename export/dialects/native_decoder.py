@@ -20,8 +20,7 @@ from bita.engine import OPERATORS, OPERATORS_VERSION, PAGE_SLOTS
 from bita.export.architecture import Architecture, Layer
 from bita.export.dialects.decoder import FINAL_NORM, LABELS, MLP_NORM
 from bita.export.dialects.graph_options import GraphOptions
-from bita.export.dialects.linear import HEAD_LABEL
-from bita.export.dialects.native_linear import NativeWeight, NativeWeights
+from bita.export.dialects.native_linear import BlockWeight, NativeWeights
 from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.writer import BOOL, FLOAT, FLOAT16, INT64, GraphWriter
 from bita.lora import SITES
@@ -109,8 +108,7 @@ class NativeDecoder:
         graph = self._graph
         graph.metadata[OPERATORS] = OPERATORS_VERSION
         token_ids = graph.input("token_ids", INT64, (1, "Q"))
-        table = self._blocks.table(EMBEDDINGS)
-        hidden = self._embed(token_ids, table)
+        hidden = self._embed(token_ids)
         self._inputs = NativeInputs.declare(graph)
         output_rows = graph.input("output_rows", INT64, ("R",))
         wants_logits = graph.input("wants_logits", BOOL, (1,))
@@ -122,13 +120,12 @@ class NativeDecoder:
         assert pending is not None
         weight = self._weights.norm(FINAL_NORM, self._architecture.logit_scale)
         rows, _ = self._add_norm(hidden, pending, weight, output_rows)
-        is_tied = self._architecture.tied_embeddings
-        self._head(
-            rows, table if is_tied else self._blocks.weight(HEAD_LABEL, [HEAD]), wants_logits
-        )
+        head = EMBEDDINGS if self._architecture.tied_embeddings else HEAD
+        self._head(rows, self._blocks.table(head), wants_logits)
 
-    def _embed(self, token_ids: ir.Value, table: NativeWeight) -> ir.Value:
-        arch = self._architecture
+    def _embed(self, token_ids: ir.Value) -> ir.Value:
+        """[Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
+        arch, table = self._architecture, self._blocks.table(EMBEDDINGS)
         masks = self._graph.input("mask_embeddings", FLOAT, ("M", arch.hidden_size))
         return self._op(
             "Embed",
@@ -207,7 +204,8 @@ class NativeDecoder:
 
     def _gated_linear(self, quantized: ir.Value, index: int) -> ir.Value:
         label, names = _site(index, "gate_up")
-        weight = self._blocks.gated_weight(label, *names)
+        gate, up = names
+        weight = self._blocks.gated_weight(label, gate, up)
         num_out, num_in = self._weights.shape(names)
         return self._op(
             "GatedLinear",
@@ -261,7 +259,7 @@ class NativeDecoder:
             self._weights.norm(f"{prefix}.k_norm.weight"),
         )
 
-    def _head(self, rows: ir.Value, weight: NativeWeight, wants_logits: ir.Value) -> None:
+    def _head(self, rows: ir.Value, weight: BlockWeight, wants_logits: ir.Value) -> None:
         graph, arch, num_ranks = self._graph, self._architecture, self._options.num_ranks
         top_ids, top_logits, logits = graph.ops(
             "Head",
@@ -288,7 +286,7 @@ def _site(index: int, site: str) -> tuple[str, list[str]]:
     return f"{prefix}{LABELS[site]}", [f"{prefix}{layer}.weight" for layer in SITES[site]]
 
 
-def _parts(weight: NativeWeight) -> tuple[ir.Value | None, ...]:
+def _parts(weight: BlockWeight) -> tuple[ir.Value | None, ...]:
     return weight.values, weight.scales, weight.minima
 
 

@@ -44,6 +44,16 @@ class Seen:
 NOTHING_SEEN = Seen()
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a graph is written from."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    options: GraphOptions
+    seen: Seen
+
+
 def export_step_graph(
     checkpoint: Checkpoint,
     architecture: Architecture,
@@ -64,7 +74,7 @@ def export_step_graph(
     with WeightFile(directory / WEIGHTS_FILE, on_write) as file:
         graph = GraphWriter(file, writer.opsets)
         weights = DecoderWeights(graph, checkpoint, architecture, storage, compute)
-        writer.write(graph, weights, architecture, options, seen)
+        writer.write(graph, weights, Source(checkpoint, architecture, options, seen))
         graph.save(directory / GRAPH_FILE, "bita_step")
 
 
@@ -99,14 +109,7 @@ class Writer(Protocol):
     @property
     def opsets(self) -> Mapping[str, int]: ...
 
-    def write(
-        self,
-        graph: GraphWriter,
-        weights: DecoderWeights,
-        architecture: Architecture,
-        options: GraphOptions,
-        seen: Seen,
-    ) -> None:
+    def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
         """Write inputs, layers and outputs."""
 
 
@@ -121,17 +124,11 @@ class PartsWriter:
     # that copy from memory that is no longer valid.
     gathers_elements: bool = False
 
-    def write(
-        self,
-        graph: GraphWriter,
-        weights: DecoderWeights,
-        architecture: Architecture,
-        options: GraphOptions,
-        seen: Seen,
-    ) -> None:
-        linear = self.linear(graph, weights, options.precision, seen)
-        dialect = self.kind(graph, weights, linear, architecture, options)
-        decoder = Decoder(dialect, architecture, options.with_lora)
+    def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
+        options = source.options
+        linear = self.linear(graph, weights, options.precision, source.seen)
+        dialect = self.kind(graph, weights, linear, source.architecture, options)
+        decoder = Decoder(dialect, source.architecture, options.with_lora)
         decoder.write(options.num_ranks, self.gathers_elements)
 
 
@@ -140,16 +137,10 @@ class NativeWriter:
 
     opsets = NATIVE_OPSETS
 
-    def write(
-        self,
-        graph: GraphWriter,
-        weights: DecoderWeights,
-        architecture: Architecture,
-        options: GraphOptions,
-        seen: Seen,
-    ) -> None:
-        blocks = NativeWeights(graph, weights, options.precision)
-        NativeDecoder(graph, weights, blocks, architecture, options).write()
+    def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
+        options, moments = source.options, source.seen.moments
+        blocks = NativeWeights(graph, source.checkpoint, options.precision, moments)
+        NativeDecoder(graph, weights, blocks, source.architecture, options).write()
 
 
 WRITERS: Mapping[str, Writer] = {

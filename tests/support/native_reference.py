@@ -46,16 +46,20 @@ class NativeGraph:
         values: dict[str, Array] = {**self.constants, **inputs}
         for node in self.model.graph.node:
             given = [values[name] if name else None for name in node.input]
-            attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+            attributes = {
+                each.name: onnx.helper.get_attribute_value(each) for each in node.attribute
+            }
             results = OPERATORS[node.op_type](given, attributes)
-            for name, result in zip(node.output, results, strict=False):
-                values[name] = result
+            values |= dict(zip(node.output, results, strict=False))
         return values
+
+    def parts(self, label: str) -> list[Array | None]:
+        """Values, scales, and minima or None."""
+        return [self.constants.get(f"{label}.{part}") for part in ("values", "scales", "minima")]
 
     def weight(self, label: str, bits: int, num_out: int, num_in: int) -> Array:
         """The weights [num_out, num_in] of a label, in float64."""
-        parts = [self.constants.get(f"{label}.{part}") for part in ("values", "scales", "minima")]
-        return dequantized(parts, bits, num_out, num_in)
+        return dequantized(self.parts(label), bits, num_out, num_in)
 
 
 def dequantized(parts: Inputs, bits: int, num_out: int, num_in: int) -> Array:
@@ -89,7 +93,7 @@ def unpacked(values: Array, bits: int) -> Array:
 
 
 def gate_and_up(parts: Inputs, bits: int, num_out: int, num_in: int) -> tuple[Array, Array]:
-    """[num_out, num_in] each, of a layer that has 32 rows of one, then 32 of the other, and so on."""
+    """[num_out, num_in] each; the layer has 32 rows of gate, then 32 of up, and so on."""
     padded = -(-num_out // BLOCK) * BLOCK
     groups = dequantized(parts, bits, 2 * padded, num_in).reshape(-1, 2, BLOCK, num_in)
     gate, up = groups[:, 0].reshape(padded, num_in), groups[:, 1].reshape(padded, num_in)
@@ -161,10 +165,9 @@ ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
 
 
 def attention(inputs: Inputs, attributes: Attributes) -> list[Array]:
-    (
-        *(qkv, positions, row_slots, row_texts, sees, sees_prefix, lengths, text_pages),
-        *(prefix_pages, prefix_length, pages, cos, sin, q_norm, k_norm),
-    ) = padded(inputs, 15)
+    given = padded(inputs, 15)
+    qkv, positions, row_slots, row_texts, sees, sees_prefix, lengths, text_pages = given[:8]
+    prefix_pages, prefix_length, pages, cos, sin, q_norm, k_norm = given[8:]
     heads, kv_heads = attributes["num_heads"], attributes["kv_num_heads"]
     size, epsilon = attributes["head_dim"], attributes["epsilon"]
     where = positions[0]
@@ -317,7 +320,9 @@ def described(value: onnx.ValueInfoProto) -> Any:
     kind = value.type.tensor_type
     names = {"float32": "float"}
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    shape = [each.dim_value if each.HasField("dim_value") else each.dim_param for each in kind.shape.dim]
+    shape = [
+        each.dim_value if each.HasField("dim_value") else each.dim_param for each in kind.shape.dim
+    ]
     return SimpleNamespace(name=value.name, type=f"tensor({names.get(dtype, dtype)})", shape=shape)
 
 
