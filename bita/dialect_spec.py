@@ -31,6 +31,13 @@ class DialectSpec:
     has_int8_table: bool = False  # the embedding table of quantized engines has 8 bits, else 16
     rotary_unit: int = 1  # rotary embeddings turn a multiple of this many numbers of a head
     runs_where_built: bool = False  # its trees are chosen by timing them on the building device
+    # Whether each quantized precision has blocks with scales of their own everywhere, the embedding
+    # table included, which a tied output layer reads too.
+    has_blocks_only: bool = False
+    # Whether a row has the same bits whatever rows are beside it, wherever its tokens lie in the
+    # cache. Exact decoding then accepts branches too, and plain decoding has steps of one row.
+    exact_trees: bool = False
+    cache_type: str | None = None  # of its caches by default; None: what it computes in
 
     def computes_in(self, precision: str) -> str:
         """The type of activations and caches, "float32" or "float16"."""
@@ -38,11 +45,15 @@ class DialectSpec:
 
     def cache_item_bytes(self, precision: str) -> int:
         """Bytes of a number in a cache."""
-        return 4 if self.computes_in(precision) == "float32" else 2
+        return 4 if (self.cache_type or self.computes_in(precision)) == "float32" else 2
 
     def needs_ranges(self, precision: str) -> bool:
         """Whether activations are scaled by the range seen in calibration."""
         return precision in ("int8", "fp8") and not self.scales_rows
+
+    def needs_smoothing(self, precision: str) -> bool:
+        """Whether rows have one scale for all of their inputs, of which none may be too large."""
+        return precision == "int8" and self.scales_rows and not self.has_blocks_only
 
 
 _EXPLICIT_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 1 / 2 + 2 / 64}
@@ -58,6 +69,21 @@ ORT = DialectSpec(
     has_int8_table=True,
     rotary_unit=16,  # of GroupQueryAttention
     runs_where_built=True,
+)
+NATIVE = DialectSpec(
+    "native",
+    precisions=("int8", "int4"),
+    backends=("ort-cpu",),
+    min_onnxruntime="1.23",
+    min_tensorrt=None,
+    bytes_per_weight={"int8": 1 + 2 / 32, "int4": 1 / 2 + 4 / 32},
+    computes_in_float32=True,
+    scales_rows=True,
+    has_int8_table=True,
+    runs_where_built=True,
+    has_blocks_only=True,
+    exact_trees=True,
+    cache_type="float16",
 )
 STANDARD = DialectSpec(
     "standard",
@@ -83,7 +109,7 @@ CUDA = DialectSpec(
     min_tensorrt=None,
     bytes_per_weight={**_EXPLICIT_BYTES, "int4": 1 / 2 + 2 / 32},
 )
-DIALECTS = {spec.name: spec for spec in (ORT, STANDARD, PLAIN, CUDA)}
+DIALECTS = {spec.name: spec for spec in (ORT, NATIVE, STANDARD, PLAIN, CUDA)}
 # Dialects whose graphs TensorRT and TensorRT-RTX compile, the newest first.
 PLAN_DIALECTS = tuple(name for name, spec in DIALECTS.items() if spec.min_tensorrt is not None)
 # Backends that run a graph as it is written; the others of `bita.plan.BACKENDS` run a plan of it.

@@ -1,7 +1,7 @@
 """The manifest of an engine: what it is, and the size and sha256 of every other file.
 
 Compatibility: `format_version` grows when an older runtime could not run the directory; it is 2
-where one of format 2 can.
+or 3 where one of that format can.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bita.dialect_spec import DIALECTS, ORT, PLAN_DIALECTS
+from bita.dialect_spec import DIALECTS, NATIVE, ORT, PLAN_DIALECTS
 from bita.engine_files import sha256
 from bita.errors import EngineError
 from bita.json_values import Fields, read_json_object, shown
 from bita.plan import BACKENDS, LIBRARIES
 
-FORMAT, FORMAT_VERSIONS = "bita-engine", (2, 3)
+FORMAT, FORMAT_VERSIONS = "bita-engine", (2, 3, 4)
 MANIFEST_FILE = "manifest.json"
 MODES = ("exact", "tree")
 MAX_MANIFEST_BYTES = 4 << 20  # a manifest has 2 kB
@@ -79,6 +79,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """The oldest format whose runtimes can run the engine."""
+        if self.dialect == NATIVE.name:
+            return 4
         return 2 if (self.backend, self.dialect) == ("ort-cpu", "ort") else 3
 
     def describe_files(
@@ -115,7 +117,7 @@ def format_faults(data: Mapping[str, Any]) -> list[str]:
     if data.get("format") != FORMAT:
         return [f"format is {shown(data.get('format'))}, not {FORMAT!r}: no engine of bita-edge"]
     if data.get("format_version") not in FORMAT_VERSIONS:
-        known = " and ".join(map(str, FORMAT_VERSIONS))
+        known = ", ".join(map(str, FORMAT_VERSIONS))
         return [
             f"format version {shown(data.get('format_version'))}; this bita-edge reads "
             f"{known}: rebuild the engine with it"

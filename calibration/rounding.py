@@ -68,7 +68,9 @@ def rounding_of(options: BuildOptions, quantizer: str) -> Rounding:
     """The rounding for a precision and dialect. quantizer: one of ROUNDINGS, as the user asked."""
     if options.precision in FLOAT_PRECISIONS:
         return NONE
-    if DIALECTS[options.dialect].needs_ranges(options.precision):
+    spec, asked = DIALECTS[options.dialect], ROUNDINGS[quantizer]
+    if spec.needs_ranges(options.precision):
         return RANGES
-    asked = ROUNDINGS[quantizer]
-    return SMOOTHED if asked is GPTQ and options.precision == "int8" else asked
+    if options.precision == "int8" and asked is GPTQ:
+        return SMOOTHED if spec.needs_smoothing(options.precision) else NEAREST
+    return asked

@@ -22,6 +22,7 @@ from bita.calibration.picture import PICTURE_FILE, draw
 from bita.calibration.step_times import sizes_of
 from bita.data.json_lines import JsonLinesFile, parse_line
 from bita.data.prompts import TREE_PROMPTS, Messages, read_prompts
+from bita.dialect_spec import DIALECTS
 from bita.engine import (
     ADAPTER_FILE,
     CALIBRATION_FILE,
@@ -161,11 +162,15 @@ class Calibrator:
         acceptance: Acceptance,
         latency: Latency,
         mode: str | None = None,
-        least_rows: int = 2,
+        least_rows: int | None = None,
     ) -> TreeForecast:
+        """mode: None for the engine's own. least_rows: of a step; None where it was not tried."""
         manifest = self.engine.manifest
-        masks, mode = manifest.num_masks, mode or manifest.mode
-        return forecast_trees(acceptance, latency, masks, mode, least_rows=least_rows)
+        exact_trees = DIALECTS[manifest.dialect].exact_trees
+        # what may be accepted decides, and exact trees accept branches in any mode
+        mode = "tree" if exact_trees else mode or manifest.mode
+        rows = least_rows or (1 if exact_trees else 2)
+        return forecast_trees(acceptance, latency, manifest.num_masks, mode, least_rows=rows)
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""

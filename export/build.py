@@ -31,6 +31,7 @@ from bita.export.dialects.decoder import (
     linears,
 )
 from bita.export.dialects.graph_options import GraphOptions
+from bita.export.dialects.native_decoder import CACHE_TYPES
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen, export_step_graph
 from bita.export.tensorrt.build_costs import check_disk, plan_costs
 from bita.export.tensorrt.compile_engine import (
@@ -42,7 +43,7 @@ from bita.identity import identify
 from bita.manifest import MODES
 from bita.pairs import pair_tables
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
-from bita.tensors import EMBEDDINGS
+from bita.tensors import EMBEDDINGS, HEAD
 from bita.tree import Tree
 from bita.tree_table import Trees
 
@@ -58,8 +59,12 @@ class BuildOptions:
     num_ranks: int = 16  # drafts per mask that the engine can give
     backend: str = "ort-cpu"  # which runs the graph as it is: one of GRAPH_BACKENDS
     # of the graph's operators: "ort" for ONNX Runtime's own, "standard" for those that TensorRT
-    # reads too, "plain" for those of TensorRT before 10.15, "cuda" for ONNX Runtime's CUDA provider
+    # reads too, "plain" for those of TensorRT before 10.15, "cuda" for ONNX Runtime's CUDA
+    # provider, "native" for our own, on CPUs
     dialect: str = "ort"
+    cache_type: str = (
+        "float16"  # of the native dialect's caches, or "float32"; others have one type
+    )
 
 
 DEFAULT_CAPACITY = 2048
@@ -174,6 +179,7 @@ def build_engine(
                 options.num_ranks,
                 adapter.lora_rank > 0,
                 options.dialect,
+                options.cache_type,
             ),
             seen,
             on_write,
@@ -208,12 +214,16 @@ def weight_bytes(architecture: Architecture, precision: str, dialect: str = "ort
     sizes = {name: float(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
     if precision in FLOAT_PRECISIONS:
         return int((4 if precision == "fp32" else 2) * sum(sizes.values()))
-    embeddings = shapes[EMBEDDINGS]
-    packed = sum(sizes[name] for name in linears(shapes)) + embeddings[0] * embeddings[1]
+    spec, embeddings = DIALECTS[dialect], shapes[EMBEDDINGS]
+    num_rows = embeddings[0]
+    packed = sum(sizes[name] for name in linears(shapes))
+    if spec.has_blocks_only:
+        table = spec.bytes_per_weight["int8"] * sizes[EMBEDDINGS]
+        return int(spec.bytes_per_weight[precision] * (packed + sizes.get(HEAD, 0)) + table)
+    packed += sizes[EMBEDDINGS]
     if precision in ("int8", "fp8"):  # a scale for each output
-        packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + embeddings[0])
-    spec, num_rows = DIALECTS[dialect], embeddings[0]
-    table = num_rows * (embeddings[1] + 4) if spec.has_int8_table else 2 * np.prod(embeddings)
+        packed += 4 * (sum(shapes[name][0] for name in linears(shapes)) + num_rows)
+    table = num_rows * (embeddings[1] + 4) if spec.has_int8_table else 2 * sizes[EMBEDDINGS]
     return int(spec.bytes_per_weight[precision] * packed + table)
 
 
@@ -230,6 +240,7 @@ def _check_options(options: BuildOptions, capacity: int) -> None:
         ("precision", options.precision, DIALECTS.get(options.dialect, ORT).precisions),
         ("mode", options.mode, MODES),
         ("backend", options.backend, GRAPH_BACKENDS),
+        ("cache type", options.cache_type, CACHE_TYPES),
     ):
         if value not in known:
             faults.append(f"{name} {value!r} is not one of {', '.join(known)}")
@@ -303,6 +314,6 @@ def _manifest(build: CheckedBuild) -> Manifest:
 def _requirements(options: BuildOptions) -> dict[str, str]:
     spec = DIALECTS[options.dialect]
     requires = {"onnxruntime": spec.min_onnxruntime}
-    if spec.scales_rows and options.precision == "int8" and multiplies_int8_exactly():
+    if spec.needs_smoothing(options.precision) and multiplies_int8_exactly():
         requires[PROCESSOR] = EXACT_INT8
     return requires

@@ -44,8 +44,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--dialect",
-        help="of the graph: ort, for CPUs; standard or plain, for TensorRT; cuda; default: the "
-        "backend's",
+        help="of the graph: ort or native, for CPUs; standard or plain, for TensorRT; cuda; "
+        "default: the backend's",
+    )
+    parser.add_argument(
+        "--cache",
+        default="float16",
+        help="type of keys and values in the native dialect: float16 (default) or float32, which "
+        "takes twice the memory",
     )
     add_plan_arguments(parser)
     parser.add_argument(
@@ -133,6 +139,7 @@ def _read(args: argparse.Namespace) -> _Request:
         tree=read_tree(args.tree, num_masks) if args.tree else None,
         backend="ort-cpu" if compile_options else args.backend,
         dialect=args.dialect or default_dialect(args.backend, compile_options),
+        cache_type=args.cache,
     )
     request = _Request(
         model=args.model,

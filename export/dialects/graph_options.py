@@ -12,3 +12,4 @@ class GraphOptions:
     num_ranks: int  # k, ids returned for each row
     with_lora: bool = False  # whether LoRA of any rank is an input
     dialect: str = "ort"  # one of `bita.dialect_spec.DIALECTS`
+    cache_type: str = "float16"  # of the native dialect's caches, or "float32"

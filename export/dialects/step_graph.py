@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bita.dialect_spec import DIALECTS
 from bita.engine import GRAPH_FILE, WEIGHTS_FILE
@@ -14,6 +15,8 @@ from bita.export.dialects.float_linear import FloatLinear
 from bita.export.dialects.graph_options import GraphOptions
 from bita.export.dialects.int8_linear import Int8Linear
 from bita.export.dialects.linear import Linear
+from bita.export.dialects.native_decoder import NATIVE_OPSETS, NativeDecoder
+from bita.export.dialects.native_linear import NativeWeights
 from bita.export.dialects.ort_dialect import OPSETS, OrtDialect
 from bita.export.dialects.plain_dialect import PLAIN_OPSETS, PlainDialect
 from bita.export.dialects.standard_dialect import STANDARD_OPSETS, StandardDialect
@@ -41,6 +44,16 @@ class Seen:
 NOTHING_SEEN = Seen()
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a graph is written from."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    options: GraphOptions
+    seen: Seen
+
+
 def export_step_graph(
     checkpoint: Checkpoint,
     architecture: Architecture,
@@ -61,11 +74,7 @@ def export_step_graph(
     with WeightFile(directory / WEIGHTS_FILE, on_write) as file:
         graph = GraphWriter(file, writer.opsets)
         weights = DecoderWeights(graph, checkpoint, architecture, storage, compute)
-        linear = writer.linear(graph, weights, options.precision, seen)
-        dialect = writer.kind(graph, weights, linear, architecture, options)
-        Decoder(dialect, architecture, options.with_lora).write(
-            options.num_ranks, writer.gathers_elements
-        )
+        writer.write(graph, weights, Source(checkpoint, architecture, options, seen))
         graph.save(directory / GRAPH_FILE, "bita_step")
 
 
@@ -94,21 +103,50 @@ def _cuda_linear(graph: GraphWriter, weights: DecoderWeights, precision: str, se
     return _standard_linear(graph, weights, precision, seen)
 
 
+class Writer(Protocol):
+    """How the graphs of a dialect are written. opsets: version of each domain's operators."""
+
+    @property
+    def opsets(self) -> Mapping[str, int]: ...
+
+    def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
+        """Write inputs, layers and outputs."""
+
+
 @dataclass(frozen=True)
-class Writer:
-    """How the graphs of a dialect are written."""
+class PartsWriter:
+    """Writes a decoder in the parts of a dialect."""
 
     kind: type[OrtDialect] | type[StandardDialect]
     linear: Callable[[GraphWriter, DecoderWeights, str, Seen], Linear]  # of a precision
-    opsets: Mapping[str, int]  # version of each domain's operators
+    opsets: Mapping[str, int]
     # GatherND of the CUDA provider copies from the host in each run. A captured graph would repeat
     # that copy from memory that is no longer valid.
     gathers_elements: bool = False
 
+    def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
+        options = source.options
+        linear = self.linear(graph, weights, options.precision, source.seen)
+        dialect = self.kind(graph, weights, linear, source.architecture, options)
+        decoder = Decoder(dialect, source.architecture, options.with_lora)
+        decoder.write(options.num_ranks, self.gathers_elements)
 
-WRITERS = {
-    "ort": Writer(OrtDialect, _ort_linear, OPSETS),
-    "standard": Writer(StandardDialect, _standard_linear, STANDARD_OPSETS),
-    "plain": Writer(PlainDialect, _standard_linear, PLAIN_OPSETS),
-    "cuda": Writer(StandardDialect, _cuda_linear, CUDA_OPSETS, gathers_elements=True),
+
+class NativeWriter:
+    """Writes a decoder in native operators, which are whole parts of one."""
+
+    opsets = NATIVE_OPSETS
+
+    def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
+        options, moments = source.options, source.seen.moments
+        blocks = NativeWeights(graph, source.checkpoint, options.precision, moments)
+        NativeDecoder(graph, weights, blocks, source.architecture, options).write()
+
+
+WRITERS: Mapping[str, Writer] = {
+    "ort": PartsWriter(OrtDialect, _ort_linear, OPSETS),
+    "native": NativeWriter(),
+    "standard": PartsWriter(StandardDialect, _standard_linear, STANDARD_OPSETS),
+    "plain": PartsWriter(PlainDialect, _standard_linear, PLAIN_OPSETS),
+    "cuda": PartsWriter(StandardDialect, _cuda_linear, CUDA_OPSETS, gathers_elements=True),
 }

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bita.errors import ModelError, raise_faults
+from bita.export.block_source import BlockType
 from bita.export.checkpoint import TextAssets
 from bita.export.finite import check_finite
 from bita.export.gguf.architectures import GgufArchitecture, architecture_of
@@ -16,10 +18,12 @@ from bita.export.gguf.file import READABLE_TYPES, GgufFile, GgufTensor, read_ggu
 from bita.export.gguf.names import map_names, rope_table_of
 from bita.export.gguf.tokenizer import read_gguf_text_assets
 from bita.export.license import spdx_id
+from bita.export.quantization.blocks import Blocks, check_blocks, has_finite_scales
 from bita.export.tensor_table import RowRange, TensorTable
 from bita.json_values import Fields
 from bita.tensors import Float32Array
 
+IndexArray = npt.NDArray[np.intp]
 MAX_FACTORS = 1 << 16  # of a rotary table; a head has at most a few hundred
 MAX_NAMED = 5  # of a list of names in a message
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -62,15 +66,61 @@ class GgufCheckpoint:
         check_finite(self.name, self._name_of(name), values, start)
         return values
 
+    def block_type(self, name: str) -> BlockType | None:
+        """See `BlockSource`."""
+        return self._stored[self._table.locate(name, 0, 0).source].block_type
+
+    def read_blocks(self, name: str, start: int = 0, stop: int | None = None) -> Blocks | None:
+        """See `BlockSource`.
+
+        Raises ModelError if a weight is not finite, or float16 cannot hold a scale or minimum.
+        """
+        rows = self._table.locate(name, start, stop)
+        tensor = self._stored[rows.source]
+        permuted = self._is_permuted(name)
+        first, last, order = (
+            self._heads(tensor, rows) if permuted else (rows.start, rows.stop, None)
+        )
+        blocks = tensor.read_blocks(first, last)
+        if blocks is None:
+            return None
+        if order is not None:
+            blocks = blocks.rows(order)
+        if not has_finite_scales(blocks):
+            self.read(name, start, stop)  # which names the first weight that is not finite
+            check_blocks(self._name_of(name), blocks, start)
+        return blocks
+
     def _read(self, name: str, rows: RowRange) -> Float32Array:
         tensor = self._stored[rows.source]
-        if self.architecture.permuted and (".q_proj." in name or ".k_proj." in name):
-            return _read_permuted(tensor, rows, int(self.config["head_dim"]))
+        if self._is_permuted(name):
+            first, last, order = self._heads(tensor, rows)
+            return tensor.read(first, last)[order]
         values = tensor.read(rows.start, rows.stop)
         if self.architecture.norm_offset and name.endswith("norm.weight"):
             with np.errstate(invalid="ignore"):  # `read` refuses what is not a number
                 values = values - np.float32(self.architecture.norm_offset)
         return values
+
+    def _is_permuted(self, name: str) -> bool:
+        return self.architecture.permuted and (".q_proj." in name or ".k_proj." in name)
+
+    def _heads(self, tensor: GgufTensor, rows: RowRange) -> tuple[int, int, IndexArray]:
+        """Which rows [first, last) of Q or K to read for `rows`, and which of these they are.
+
+        A rotary embedding turns pairs of dimensions. transformers pairs i with i + D/2, llama.cpp
+        2i with 2i + 1, and its converter reorders the rows of each head for that. Whole heads are
+        read. Raises ModelError if the tensor is not made of heads.
+        """
+        head_dim = int(self.config["head_dim"])
+        if tensor.shape[0] % head_dim or head_dim % 2:
+            raise ModelError(
+                f"{tensor.path}: {rows.source} has {tensor.shape[0]} rows, not heads of {head_dim}"
+            )
+        first = rows.start // head_dim * head_dim
+        last = -(-rows.stop // head_dim) * head_dim
+        pairs = np.arange(last - first).reshape(-1, head_dim // 2, 2)
+        return first, last, pairs.swapaxes(1, 2).reshape(-1)[rows.start - first : rows.stop - first]
 
     def _name_of(self, name: str) -> str:
         """A tensor's name for a message, with the one that it has in the file."""
@@ -167,22 +217,3 @@ def _rope_factors(
         if factors.setdefault(table, values.tolist()) != values.tolist():
             raise ModelError(f"{owner}: {name} differs from layer to layer; not supported")
     return factors
-
-
-def _read_permuted(tensor: GgufTensor, rows: RowRange, head_dim: int) -> Float32Array:
-    """Rows of Q or K in the order of transformers.
-
-    A rotary embedding turns pairs of dimensions. transformers pairs i with i + D/2, llama.cpp 2i
-    with 2i + 1, and its converter reorders the rows of each head for that. Whole heads are read.
-    Raises ModelError if the tensor is not made of heads.
-    """
-    if tensor.shape[0] % head_dim or head_dim % 2:
-        raise ModelError(
-            f"{tensor.path}: {rows.source} has {tensor.shape[0]} rows, not heads of {head_dim}"
-        )
-    first, last = rows.start // head_dim, -(-rows.stop // head_dim)
-    values = tensor.read(first * head_dim, last * head_dim)
-    pairs = values.reshape(last - first, head_dim // 2, 2, *values.shape[1:])
-    heads = pairs.swapaxes(1, 2).reshape(values.shape)
-    begin = rows.start - first * head_dim
-    return np.ascontiguousarray(heads[begin : begin + rows.stop - rows.start])

@@ -19,6 +19,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from bita.errors import ModelError
+from bita.export.block_source import BlockType
+from bita.export.gguf.blocks import BLOCK_FORMATS, read_format
+from bita.export.quantization.blocks import Blocks
 from bita.json_values import Fields
 from bita.tensors import Float32Array
 
@@ -78,6 +81,23 @@ class GgufTensor:
             values = dequantize(raw.reshape(count, -1), GGMLQuantizationType(self.type_id))
         rows = values.reshape(-1)[start:stop] if is_vector else values.reshape(count, -1)
         return np.ascontiguousarray(rows, dtype=np.float32)
+
+    @property
+    def block_type(self) -> BlockType | None:
+        """What `read_blocks` gives; None for vectors and for types without blocks."""
+        known = BLOCK_FORMATS.get(self.type_name) if len(self.shape) > 1 else None
+        return None if known is None else known.type
+
+    def read_blocks(self, start: int, stop: int) -> Blocks | None:
+        """Rows [start, stop) as blocks of 32; None for vectors and for types without blocks.
+
+        The scales of damaged blocks may not be finite. Raises ModelError if the file has become
+        shorter.
+        """
+        if self.block_type is None:
+            return None
+        raw = self._raw(start * self.row_bytes, (stop - start) * self.row_bytes)
+        return read_format(raw.reshape(stop - start, self.row_bytes), self.type_name)
 
     def _raw(self, start: int, num_bytes: int) -> np.ndarray:
         with self.path.open("rb") as file:

@@ -10,6 +10,7 @@ from bita.export.architecture import Architecture
 from bita.export.onnx.storage import narrowed, narrowed_rows
 from bita.export.onnx.writer import FLOAT, INT8, GraphWriter
 from bita.export.quantization.int8 import rounded_rows
+from bita.export.quantization.scales import scale_fault
 from bita.export.rope import Rope
 from bita.tensors import Float32Array, FloatArray, TensorSource, row_chunks
 
@@ -71,10 +72,7 @@ class DecoderWeights:
         finite = np.isfinite(stored).reshape(self.shape(names)[0], -1).all(-1)
         if not finite.all():
             name, row = self._row_of(names, int(np.argmin(finite)))
-            raise ModelError(
-                f"row {row} of {name} cannot be quantized: its scale is not finite in "
-                f"{dtype.numpy()}; build with PRECISION=fp32, or use another release of the model"
-            )
+            raise ModelError(scale_fault(name, row, dtype.numpy()))
         return self._graph.weight(f"{label}.scales", dtype, stored.shape, [stored])
 
     def derived(self, name: str, values: FloatArray, dtype: ir.DataType) -> ir.Value:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from bita.errors import ModelError
 from bita.export.finite import is_finite, place_text, sum_of_squares
+from bita.export.quantization.scales import lost_fault
 from bita.tensors import Float32Array, FloatArray
 
 # Numbers from here on are infinite in float16, whose largest number is 65504.
@@ -46,10 +47,7 @@ def narrowed_rows(
         had_any = had_any or bool(piece.any())
         has_any = has_any or bool(stored.any())
     if had_any and not has_any:
-        raise ModelError(
-            f"the numbers of {name} are so small that all are 0 in {np.dtype(dtype)}; "
-            "build with PRECISION=fp32"
-        )
+        raise ModelError(lost_fault(name, dtype))
 
 
 def _is_below(wide: FloatArray, limit: float) -> bool:

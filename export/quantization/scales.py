@@ -27,3 +27,19 @@ def stored_scales(scales: Float32Array, dtype: npt.DTypeLike = np.float32) -> Fl
     up = np.copysign(np.ceil(np.abs(scales) / step) * step, scales)
     stored: Float32Array = np.where(small, up, near)
     return stored
+
+
+def scale_fault(name: str, row: int, dtype: npt.DTypeLike) -> str:
+    """What is wrong with a row of a tensor whose scale `dtype` cannot hold."""
+    return (
+        f"row {row} of {name} cannot be quantized: its scale is not finite in {np.dtype(dtype)}; "
+        "build with PRECISION=fp32, or use another release of the model"
+    )
+
+
+def lost_fault(name: str, dtype: npt.DTypeLike) -> str:
+    """What is wrong with a tensor of which nothing is left in `dtype`."""
+    return (
+        f"the numbers of {name} are so small that all are 0 in {np.dtype(dtype)}; "
+        "build with PRECISION=fp32"
+    )

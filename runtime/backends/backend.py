@@ -40,13 +40,15 @@ class Backend(Protocol):
     """One engine loaded, and its cache.
 
     vocab_size: V. num_ranks: k. least_slots: that any step writes. prefill_rows: prompt tokens of a
-    step, at most.
+    step, at most. exact_trees: whether an accepted row has plain decoding's bits on a branch too,
+    not on the spine alone.
     """
 
     vocab_size: int
     num_ranks: int
     least_slots: int
     prefill_rows: int
+    exact_trees: bool
     pairs: EnginePairs
 
     @property

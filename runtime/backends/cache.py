@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.errors import EngineError
-from bita.tensors import FloatArray
+from bita.tensors import FloatArray, Int64Array
 
 Shape = tuple[int, int, int, int]
 
@@ -132,10 +132,19 @@ class HostCache(Cache):
     def __init__(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(shape, dtype)
         self.slab: FloatArray = lazy_zeros(shape, self.dtype)
+        self.placement: dict[str, Int64Array] = {}  # inputs of a step that the cache decides
 
     def layer(self, index: int) -> tuple[FloatArray, FloatArray]:
         """Views [1, H, C, D] of one layer's keys and values."""
         return self.slab[2 * index][None], self.slab[2 * index + 1][None]
+
+    def views(self) -> dict[str, FloatArray]:
+        """The keys and values of each layer, [1, H, C, D], by their names in a graph."""
+        return {
+            f"{index}.{side}": view
+            for index in range(self.shape[0] // 2)
+            for side, view in zip(("key", "value"), self.layer(index), strict=True)
+        }
 
     def write(self, rows: FloatArray) -> None:
         """Put the rows of a step, [2L, H, Q, D], behind the text."""
@@ -160,7 +169,7 @@ class HostCache(Cache):
         self.slab[:, :, targets] = self.slab[:, :, sources]
 
 
-def lazy_zeros(shape: Shape, dtype: np.dtype[Any]) -> FloatArray:
+def lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     """Zeros that take memory page by page, when they are written.
 
     numpy's own large arrays ask for huge pages, and then the first slot of each head takes 2 MB.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from bita.engine import NEW_ROWS, SLOTS
+from bita.dialect_spec import NATIVE
+from bita.engine import NEW_ROWS, PAGE_SLOTS, SLOTS
 from bita.errors import EngineError, raise_faults
 from bita.lora import SITES
 from bita.manifest import Manifest
@@ -19,16 +20,27 @@ CACHE_TYPES = ("float32", "float16")
 SMALL_INPUTS: Mapping[str, tuple[str, Shape]] = {
     "token_ids": ("int64", (1, "Q")),
     "positions": ("int64", (1, "Q")),
-    "cache_length": ("int64", (1,)),
     "prefix_length": ("int64", (1,)),
     "sees": ("bool", ("Q", "Q")),
     "sees_prefix": ("bool", ("Q",)),
     "output_rows": ("int64", ("R",)),
     "first_mask_row": ("int64", (1,)),
+}
+SLOT_INPUTS: Mapping[str, tuple[str, Shape]] = {  # of graphs whose caches are rows of slots
+    "cache_length": ("int64", (1,)),
     SLOTS: ("int64", ("S",)),
 }
+PAGE_INPUTS: Mapping[str, tuple[str, Shape]] = {  # of graphs whose caches are pages
+    "row_slots": ("int64", ("Q",)),
+    "row_texts": ("int64", ("Q",)),
+    "text_lengths": ("int64", ("T",)),
+    "text_pages": ("int64", ("T", "W")),
+    "prefix_pages": ("int64", ("X",)),
+    "wants_logits": ("bool", (1,)),
+}
 NEEDED = ("token_ids", "mask_embeddings", "output_rows")
-CACHE_NAME = re.compile(r"(past|present)\.(0|[1-9]\d{0,8})\.(key|value)")
+NEEDED_PLACES = ("positions", "sees", "sees_prefix", "prefix_length")  # by native operators
+CACHE_NAME = re.compile(r"(past|present)\.(0|[1-9]\d{0,8})\.(key|value|pages)")
 LORA_NAME = re.compile(rf"lora\.(0|[1-9]\d{{0,8}})\.({'|'.join(SITES)})\.(down|up)")
 
 
@@ -41,6 +53,25 @@ class GraphValue:
 
 
 GraphValues = Mapping[str, GraphValue]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What distinguishes the graphs of native operators from the others."""
+
+    inputs: Mapping[str, tuple[str, Shape]]  # beside those that may stand in both
+    needed: Sequence[str]
+    sides: Sequence[str]  # of a layer's caches
+    cache: Shape  # of each of them
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Form":
+        """The one that the manifest says."""
+        _, heads, capacity, width = manifest.cache_shape
+        if manifest.dialect == NATIVE.name:
+            needed = (*NEEDED, *NEEDED_PLACES, *PAGE_INPUTS)
+            return cls(PAGE_INPUTS, needed, ("pages",), ("pages", heads, 2, PAGE_SLOTS * width))
+        return cls(SLOT_INPUTS, NEEDED, ("key", "value"), (1, heads, capacity, width))
 
 
 def check_graph(path: Path, manifest: Manifest, inputs: GraphValues, outputs: GraphValues) -> None:
@@ -58,21 +89,22 @@ def check_graph(path: Path, manifest: Manifest, inputs: GraphValues, outputs: Gr
 
 
 def _input_faults(manifest: Manifest, inputs: GraphValues) -> Iterator[str]:
-    yield from (f"there is no input {name}" for name in NEEDED if name not in inputs)
-    yield from _layer_faults("past", manifest, inputs)
-    cache = (1, *manifest.cache_shape[1:])
+    form = Form.of(manifest)
+    small = {**SMALL_INPUTS, **form.inputs}
+    yield from (f"there is no input {name}" for name in form.needed if name not in inputs)
+    yield from _layer_faults("past", form, manifest, inputs)
     has_lora = any(name.startswith("lora.") for name in inputs)
     if has_lora != (manifest.lora_rank > 0):
         there = "has" if has_lora else "has no"
         yield f"the graph {there} inputs of LoRA; lora_rank is {manifest.lora_rank}"
     for name, value in inputs.items():
-        if name in SMALL_INPUTS:
-            dtype, shape = SMALL_INPUTS[name]
+        if name in small:
+            dtype, shape = small[name]
             yield from _value_faults(name, value, (dtype,), shape)
         elif name == "mask_embeddings":
             yield from _value_faults(name, value, ("float32",), ("M", manifest.hidden_size))
         elif CACHE_NAME.fullmatch(name):
-            yield from _value_faults(name, value, CACHE_TYPES, cache)
+            yield from _value_faults(name, value, CACHE_TYPES, form.cache)
         elif match := LORA_NAME.fullmatch(name):
             yield from _lora_faults(name, value, int(match[1]), match[2], match[3], manifest)
         else:
@@ -80,16 +112,17 @@ def _input_faults(manifest: Manifest, inputs: GraphValues) -> Iterator[str]:
 
 
 def _output_faults(manifest: Manifest, outputs: GraphValues) -> Iterator[str]:
-    layers, heads, capacity, width = manifest.cache_shape
+    form = Form.of(manifest)
+    layers, heads, _, width = manifest.cache_shape
     wanted: dict[str, tuple[Sequence[str], Shape]] = {
         "top_ids": (("int64",), ("R", manifest.num_ranks)),
         "top_logits": (("float32",), ("R", manifest.num_ranks)),
         "logits": (("float32",), ("R", manifest.vocab_size)),
     }
-    if NEW_ROWS in outputs:
+    if NEW_ROWS in outputs and manifest.dialect != NATIVE.name:
         wanted[NEW_ROWS] = CACHE_TYPES, (layers, heads, "Q", width)
     else:
-        yield from _layer_faults("present", manifest, outputs)
+        yield from _layer_faults("present", form, manifest, outputs)
     for name, (dtypes, shape) in wanted.items():
         if name in outputs:
             yield from _value_faults(name, outputs[name], dtypes, shape)
@@ -97,19 +130,22 @@ def _output_faults(manifest: Manifest, outputs: GraphValues) -> Iterator[str]:
             yield f"there is no output {name}"
     for name, value in outputs.items():
         if CACHE_NAME.fullmatch(name):
-            yield from _value_faults(name, value, CACHE_TYPES, (1, heads, capacity, width))
+            yield from _value_faults(name, value, CACHE_TYPES, form.cache)
 
 
-def _layer_faults(side: str, manifest: Manifest, values: GraphValues) -> Iterator[str]:
-    """Whether there are keys and values of just the layers 0 to L - 1."""
-    found = [match for name in values if (match := CACHE_NAME.fullmatch(name)) and match[1] == side]
+def _layer_faults(time: str, form: Form, manifest: Manifest, values: GraphValues) -> Iterator[str]:
+    """Whether there are caches of just the layers 0 to L - 1. time: "past" or "present"."""
+    found = [match for name in values if (match := CACHE_NAME.fullmatch(name)) and match[1] == time]
     indices = {int(match[2]) for match in found}
-    complete = len(found) == 2 * len(indices) and indices == {*range(len(indices))}
-    if not complete or len(indices) != manifest.num_layers:
+    of_form = all(match[3] in form.sides for match in found)
+    complete = len(found) == len(form.sides) * len(indices) and indices == {*range(len(indices))}
+    if not (complete and of_form) or len(indices) != manifest.num_layers:
         yield (
-            f"the graph has {len(found)} {side} caches, of {len(indices)} layers; num_layers is "
+            f"the graph has {len(found)} {time} caches, of {len(indices)} layers; num_layers is "
             f"{manifest.num_layers}"
         )
+    if not of_form:
+        yield f"the {time} caches of dialect {manifest.dialect} are {' and '.join(form.sides)}"
 
 
 def _lora_faults(

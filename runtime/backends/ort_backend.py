@@ -1,17 +1,20 @@
 """Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand.
 
-Graphs of all dialects run here, those that are compiled for a GPU elsewhere too.
+Graphs of all dialects run here, those that are compiled for a GPU elsewhere too. Graphs of native
+operators have pages for caches, and know a row by its text's pages; else they are fed alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
+from bita.dialect_spec import DIALECTS, NATIVE
 from bita.engine import NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
 from bita.errors import EngineError
 from bita.runtime.backends.buckets import Buckets
@@ -26,6 +29,7 @@ from bita.runtime.backends.ort_session import (
     session_options,
     step_error,
 )
+from bita.runtime.backends.paged_cache import PagedCache
 from bita.runtime.backends.pair_scores import EnginePairs
 from bita.runtime.backends.step_values import (
     Arrays,
@@ -71,13 +75,11 @@ class OrtBackend:
         self.pairs = EnginePairs(engine)
         self.least_slots = least_slots(engine, self._session)  # that a step writes
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
-        self._least_rows: int | None = None
+        self.exact_trees = DIALECTS[manifest.dialect].exact_trees
+        self._least_rows = 1 if self.exact_trees else None
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
-        self._caches = {
-            f"{index}.{side}": ort.OrtValue.ortvalue_from_numpy(view)
-            for index in range(manifest.num_layers)
-            for side, view in zip(("key", "value"), self.cache.layer(index), strict=True)
-        }
+        self._caches = _ort_values(self.cache.views())
+        self._placement = _ort_values(self.cache.placement)
 
     def bind(
         self,
@@ -116,8 +118,10 @@ class OrtBackend:
         return 1 if np.array_equal(*logits) else 2
 
     def new_binding(self) -> ort.IOBinding:
-        """A binding in which past and present caches are the slab."""
+        """A binding in which past and present caches are the slab, and where a text is in it."""
         binding = self._session.io_binding()
+        for name, value in self._placement.items():
+            binding.bind_ortvalue_input(name, value)
         for name, value in self._caches.items():
             binding.bind_ortvalue_input(f"past.{name}", value)
             if not self.gives_rows:
@@ -160,7 +164,7 @@ class BoundStep:
     """A step with fixed buffers: fill `token_ids` and run.
 
     token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already. num_slots: cache
-    slots that it writes behind the text.
+    slots that it writes behind the text; row_slots [Q]: those of its rows, the text's first is 0.
     top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
     """
 
@@ -182,6 +186,8 @@ class BoundStep:
         self.token_ids = np.zeros((1, num_rows), np.int64)
         fill_masks(self.token_ids, layout, backend.vocab_size)
         self.positions = np.zeros((1, num_rows), np.int64)
+        self.row_slots = np.zeros(num_rows, np.int64)
+        self._row_index = np.arange(num_rows)
         self._cache_length = np.zeros(1, np.int64)
         self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
         self.top_logits = np.zeros((num_outputs, backend.num_ranks), np.float32)
@@ -191,7 +197,9 @@ class BoundStep:
         inputs: Arrays = {
             "token_ids": self.token_ids,
             "positions": self.positions,
+            "row_slots": self.row_slots,
             "cache_length": self._cache_length,
+            "wants_logits": np.array([with_logits]),
             **step_values(layout, adapter),
             **backend.lora_inputs(adapter),
         }
@@ -214,6 +222,7 @@ class BoundStep:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
         self._cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
+        np.add(self._row_index, self._cache.length, out=self.row_slots)
         self._cache_length[0] = self._cache.num_slots_used
         self._binding = self._bound_for(self._bucket())
         self._backend.run(self._binding)
@@ -251,10 +260,10 @@ class BoundStep:
         return binding
 
 
-def _allocate(engine: Engine, dtype: npt.DTypeLike) -> HostCache:
-    shape = engine.manifest.cache_shape
+def _allocate(engine: Engine, dtype: npt.DTypeLike) -> HostCache | PagedCache:
+    shape, is_native = engine.manifest.cache_shape, engine.manifest.dialect == NATIVE.name
     try:
-        return HostCache(shape, dtype)
+        return PagedCache(shape, dtype) if is_native else HostCache(shape, dtype)
     except (OSError, MemoryError, OverflowError, ValueError) as error:
         gigabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e9
         raise EngineError(
@@ -263,7 +272,7 @@ def _allocate(engine: Engine, dtype: npt.DTypeLike) -> HostCache:
         ) from error
 
 
-def _ort_values(arrays: Arrays) -> dict[str, ort.OrtValue]:
+def _ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
     """OrtValues over the memory of numpy arrays."""
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

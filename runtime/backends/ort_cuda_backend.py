@@ -31,6 +31,7 @@ class OrtCudaBackend:
     provider, device_type = "CUDAExecutionProvider", "cuda"
     least_slots = 1
     prefill_rows = PREFILL_ROWS
+    exact_trees = False
 
     def __init__(self, engine: Engine, cuda_graph: bool = True, cuda: Cuda | None = None) -> None:
         manifest = engine.manifest

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bita.engine import GRAPH_FILE, LEAST_SLOTS, WEIGHTS_FILE, Engine
+from bita.dialect_spec import NATIVE
+from bita.engine import (
+    GRAPH_FILE,
+    LEAST_SLOTS,
+    OPERATORS,
+    OPERATORS_VERSION,
+    WEIGHTS_FILE,
+    Engine,
+)
 from bita.errors import EngineError
 from bita.json_values import shown
 from bita.runtime.backends.graph_fit import GraphValue, check_graph
@@ -28,14 +36,21 @@ TYPES = {
 def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
     """Of past and present; some graphs keep them in float16."""
     types = {value.name: value.type for value in session.get_inputs()}
-    return np.float16 if types["past.0.key"] == "tensor(float16)" else np.float32
+    name = "past.0.pages" if "past.0.pages" in types else "past.0.key"
+    return np.float16 if types[name] == "tensor(float16)" else np.float32
 
 
 def session_options(engine: Engine, num_threads: int) -> ort.SessionOptions:
-    """Of the CPU. Raises EngineError if the processor cannot do what the engine relies on."""
+    """Of the CPU. Raises EngineError if the processor cannot do what the engine relies on, or
+    LibraryMissingError if its graph needs our operators and they are not there.
+    """
     _check_processor(engine)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
+    if engine.manifest.dialect == NATIVE.name:
+        from bita.runtime.native.library import operators_library
+
+        options.register_custom_ops_library(str(operators_library()))
     return options
 
 
@@ -77,12 +92,26 @@ def _weights_folder(engine: Engine, in_memory: bool) -> Path | None:
 
 def check_session(engine: Engine, session: ort.InferenceSession) -> None:
     """Raise EngineError if the graph is not what the manifest says. Outputs may be more."""
+    _check_operators(engine, session)
     check_graph(
         engine.file(GRAPH_FILE),
         engine.manifest,
         _values(session.get_inputs()),
         _values(session.get_outputs()),
     )
+
+
+def _check_operators(engine: Engine, session: ort.InferenceSession) -> None:
+    """Refuse a graph of native operators of another version, whose weights may lie otherwise."""
+    if engine.manifest.dialect != NATIVE.name:
+        return
+    version = session.get_modelmeta().custom_metadata_map.get(OPERATORS)
+    if version != OPERATORS_VERSION:
+        raise EngineError(
+            f"{engine.file(GRAPH_FILE)}: {OPERATORS} is {shown(version)}, and this bita-edge has "
+            f"version {OPERATORS_VERSION} of the native operators: rebuild the engine, or upgrade "
+            "bita-edge if it was built with a newer one"
+        )
 
 
 def _values(nodes: Sequence[Any]) -> dict[str, GraphValue]:

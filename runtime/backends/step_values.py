@@ -25,6 +25,7 @@ def layout_values(layout: Layout) -> Arrays:
         "sees_prefix": layout.sees_prefix,
         "output_rows": layout.output_rows,
         "first_mask_row": np.array([layout.first_mask_row]),
+        "row_texts": np.zeros(layout.num_rows, np.int64),  # all are of the same
     }
 
 

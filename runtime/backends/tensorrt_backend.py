@@ -39,6 +39,7 @@ class TensorRtBackend:
 
     least_slots = 1
     prefill_rows = PREFILL_ROWS
+    exact_trees = False
 
     def __init__(self, engine: Engine, cuda_graph: bool = True, cuda: Cuda | None = None) -> None:
         manifest = engine.manifest

@@ -52,7 +52,8 @@ class TreeDecoder:
     """Decodes token sequences, a step at a time, over preallocated buffers.
 
     trees: one tree, or one for each state; Tree.root_only() decodes plainly (AR).
-    mode: "exact" accepts along the spine only, "tree" accepts every node.
+    mode: "tree" accepts every node; "exact" those whose rows have the bits of plain decoding: every
+    node too where the backend has exact trees, else the nodes of the spine.
     min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
     kernels for one row sum in another order; 1 is fastest.
     shared_cache: what decoders on one backend share; None: a new one.
@@ -82,6 +83,7 @@ class TreeDecoder:
         self._cache = backend.cache
         self._min_rows = min_rows
         self._table = TreeTable.of(trees)
+        self._accepts_branches = mode == "tree" or backend.exact_trees
         self._depth = max(tree.max_depth for tree in self._table.trees)
         self._pairs = backend.pairs.tables(adapter)
         self._bound = self._bind_all(with_logits=False)
@@ -258,7 +260,7 @@ class TreeDecoder:
             tree,
             self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),
             Drafter(tree, self._pairs),
-            spine_children(tree) if self.mode == "exact" else tree.children,
+            tree.children if self._accepts_branches else spine_children(tree),
             tuple(slice(group.start, group.stop) for group in tree.groups),
         )
 

@@ -1,0 +1,297 @@
+"""The step graph in operators of our own (domain `bita`), about seven a layer, for CPUs.
+
+Everything between operators has the rows of the step first, [Q, ..]. The caches are pages of 16
+slots that page lists name, so that rows of several texts can share a step. Inputs: token_ids
+[1, Q] (ids >= V are mask tokens), mask_embeddings [M, hidden], what `NativeInputs` has,
+output_rows [R], wants_logits [1] and past.{l}.pages [pages, H, 2, 16 * D]. Outputs: top_ids and
+top_logits [R, k], logits [R, V] ([0, V] unless they are wanted), and present.{l}.pages, which are
+the caches in place. LoRA is an input as in the other dialects (`decoder`).
+
+Products of layers without a bias are named LABEL.output, but for gate and up, which never exist
+outside of their operator.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from bita.engine import OPERATORS, OPERATORS_VERSION, PAGE_SLOTS
+from bita.export.architecture import Architecture, Layer
+from bita.export.dialects.decoder import FINAL_NORM, LABELS, MLP_NORM
+from bita.export.dialects.graph_options import GraphOptions
+from bita.export.dialects.native_linear import BlockWeight, NativeWeights
+from bita.export.onnx.decoder_weights import DecoderWeights
+from bita.export.onnx.writer import BOOL, FLOAT, FLOAT16, INT64, GraphWriter
+from bita.lora import SITES
+from bita.tensors import EMBEDDINGS, HEAD
+
+DOMAIN = "bita"
+NATIVE_OPSETS = {"": 21, DOMAIN: 1}
+CACHE_TYPES = {"float16": FLOAT16, "float32": FLOAT}
+
+
+@dataclass(frozen=True)
+class NativeInputs:
+    """Inputs that place the rows of a step.
+
+    positions [1, Q]: position of each row in its text. row_slots [Q], row_texts [Q]: the slot that
+    a row is written to, and of which text. sees [Q, Q]: row i attends to row j. sees_prefix [Q].
+    text_lengths [T]: slots of each text that are filled. text_pages [T, W], prefix_pages [X]: the
+    pages of each text and of the prefix. prefix_length [1]: slots of the prefix.
+    """
+
+    positions: ir.Value
+    row_slots: ir.Value
+    row_texts: ir.Value
+    sees: ir.Value
+    sees_prefix: ir.Value
+    text_lengths: ir.Value
+    text_pages: ir.Value
+    prefix_pages: ir.Value
+    prefix_length: ir.Value
+
+    @classmethod
+    def declare(cls, graph: GraphWriter) -> "NativeInputs":
+        """Declare them as inputs of a graph."""
+        return cls(
+            positions=graph.input("positions", INT64, (1, "Q")),
+            row_slots=graph.input("row_slots", INT64, ("Q",)),
+            row_texts=graph.input("row_texts", INT64, ("Q",)),
+            sees=graph.input("sees", BOOL, ("Q", "Q")),
+            sees_prefix=graph.input("sees_prefix", BOOL, ("Q",)),
+            text_lengths=graph.input("text_lengths", INT64, ("T",)),
+            text_pages=graph.input("text_pages", INT64, ("T", "W")),
+            prefix_pages=graph.input("prefix_pages", INT64, ("X",)),
+            prefix_length=graph.input("prefix_length", INT64, (1,)),
+        )
+
+    def in_order(self) -> tuple[ir.Value, ...]:
+        """As the operator Attention takes them."""
+        return (
+            *(self.positions, self.row_slots, self.row_texts, self.sees, self.sees_prefix),
+            *(self.text_lengths, self.text_pages, self.prefix_pages, self.prefix_length),
+        )
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a sublayer gave, before it is added to the residual stream by the next norm.
+
+    norm: the weight of a norm that comes first (sandwich norms).
+    """
+
+    delta: ir.Value
+    norm: ir.Value | None
+
+
+class NativeDecoder:
+    """The transformer, written in operators of the domain `bita`."""
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        weights: DecoderWeights,
+        blocks: NativeWeights,
+        architecture: Architecture,
+        options: GraphOptions,
+    ) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._blocks = blocks
+        self._architecture = architecture
+        self._options = options
+        self._first_mask_row: ir.Value | None = None
+
+    def write(self) -> None:
+        """Write inputs, layers and outputs."""
+        graph = self._graph
+        graph.metadata[OPERATORS] = OPERATORS_VERSION
+        token_ids = graph.input("token_ids", INT64, (1, "Q"))
+        hidden = self._embed(token_ids)
+        self._inputs = NativeInputs.declare(graph)
+        output_rows = graph.input("output_rows", INT64, ("R",))
+        wants_logits = graph.input("wants_logits", BOOL, (1,))
+        if self._options.with_lora:
+            self._first_mask_row = graph.input("first_mask_row", INT64, (1,))
+        pending: Pending | None = None
+        for index, layer in enumerate(self._architecture.layers):
+            hidden, pending = self._layer(index, layer, hidden, pending)
+        assert pending is not None
+        weight = self._weights.norm(FINAL_NORM, self._architecture.logit_scale)
+        rows, _ = self._add_norm(hidden, pending, weight, output_rows)
+        head = EMBEDDINGS if self._architecture.tied_embeddings else HEAD
+        self._head(rows, self._blocks.table(head), wants_logits)
+
+    def _embed(self, token_ids: ir.Value) -> ir.Value:
+        """[Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
+        arch, table = self._architecture, self._blocks.table(EMBEDDINGS)
+        masks = self._graph.input("mask_embeddings", FLOAT, ("M", arch.hidden_size))
+        return self._op(
+            "Embed",
+            *(token_ids, masks, *_parts(table)),
+            bits=table.bits,
+            hidden_size=arch.hidden_size,
+            vocab_size=arch.vocab_size,
+            scale=float(arch.embedding_scale),
+        )
+
+    def _layer(
+        self, index: int, layer: Layer, hidden: ir.Value, pending: Pending | None
+    ) -> tuple[ir.Value, Pending]:
+        """One layer; its last residual sum is left to the next norm."""
+        arch, norm = self._architecture, self._weights.norm
+        prefix = f"model.layers.{index}"
+        weight = norm(f"{prefix}.input_layernorm.weight")
+        normed, hidden = self._add_norm(hidden, pending, weight)
+        attended = self._attention(self._linear(normed, index, "qkv"), index, layer)
+        pending = self._pending(
+            self._linear(attended, index, "o"), f"{prefix}.post_attention_layernorm.weight"
+        )
+        before_mlp = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
+        weight = norm(f"{prefix}.{before_mlp}.weight")
+        normed, hidden = self._add_norm(hidden, pending, weight)
+        inner = self._gated_linear(normed, index)
+        return hidden, self._pending(
+            self._linear(inner, index, "down"), f"{prefix}.post_feedforward_layernorm.weight"
+        )
+
+    def _pending(self, delta: ir.Value, norm_name: str) -> Pending:
+        has_norm = self._architecture.sandwich_norms
+        return Pending(delta, self._weights.norm(norm_name) if has_norm else None)
+
+    def _add_norm(
+        self,
+        hidden: ir.Value,
+        pending: Pending | None,
+        weight: ir.Value,
+        rows: ir.Value | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        """The norm of the residual sum, quantized, of `rows` if they are given; and the sum.
+
+        After the last layer, where rows are given, nobody needs the sum.
+        """
+        epsilon = float(self._architecture.norm_eps)
+        if pending is None:
+            return self._op("AddNorm", hidden, None, weight, epsilon=epsilon), hidden
+        normed, total = ir.Value(), ir.Value()
+        self._graph.op_into(
+            "AddNorm",
+            _without_end((hidden, pending.delta, weight, pending.norm, rows)),
+            (normed,) if rows is not None else (normed, total),
+            domain=DOMAIN,
+            epsilon=epsilon,
+            delta_scale=float(self._architecture.residual_scale),
+        )
+        return normed, total
+
+    def _linear(self, quantized: ir.Value, index: int, site: str) -> ir.Value:
+        """The linear layers of a site, their outputs side by side; LoRA on the mask rows."""
+        label, names = _site(index, site)
+        weight = self._blocks.weight(label, names)
+        bias = self._weights.bias(label, names)
+        num_out, num_in = self._weights.shape(names)
+        product = self._op(
+            "Linear",
+            *(quantized, *_parts(weight), bias, *self._lora(index, site, num_in, num_out)),
+            bits=weight.bits,
+            in_features=num_in,
+            out_features=num_out,
+        )
+        if bias is None:
+            product.name = f"{label}.output"
+        return product
+
+    def _gated_linear(self, quantized: ir.Value, index: int) -> ir.Value:
+        label, names = _site(index, "gate_up")
+        gate, up = names
+        weight = self._blocks.gated_weight(label, gate, up)
+        num_out, num_in = self._weights.shape(names)
+        return self._op(
+            "GatedLinear",
+            *(quantized, *_parts(weight), self._weights.bias(label, names)),
+            *self._lora(index, "gate_up", num_in, num_out),
+            bits=weight.bits,
+            in_features=num_in,
+            out_features=num_out // 2,
+            activation=self._architecture.activation,
+        )
+
+    def _lora(self, index: int, site: str, num_in: int, num_out: int) -> tuple[ir.Value, ...]:
+        """The first mask row, and the thin matrices of a site; nothing in a graph without LoRA."""
+        if self._first_mask_row is None:
+            return ()
+        down = self._graph.input(f"lora.{index}.{site}.down", FLOAT, (num_in, "r"))
+        up = self._graph.input(f"lora.{index}.{site}.up", FLOAT, ("r", num_out))
+        return self._first_mask_row, down, up
+
+    def _attention(self, qkv: ir.Value, index: int, layer: Layer) -> ir.Value:
+        """Quantized rows of [Q, heads * D]; writes K and V into the pages."""
+        graph, arch, weights = self._graph, self._architecture, self._weights
+        dtype = CACHE_TYPES[self._options.cache_type]
+        shape = ("pages", arch.num_kv_heads, 2, PAGE_SLOTS * arch.head_dim)
+        past = graph.input(f"past.{index}.pages", dtype, shape)
+        rope = weights.rope(layer.rope, self._options.capacity) if layer.rope else (None, None)
+        attended, present = ir.Value(), ir.Value()
+        graph.op_into(
+            "Attention",
+            _without_end((qkv, *self._inputs.in_order(), past, *rope, *self._head_norms(index))),
+            (attended, present),
+            domain=DOMAIN,
+            num_heads=arch.num_heads,
+            kv_num_heads=arch.num_kv_heads,
+            head_dim=arch.head_dim,
+            scale=float(arch.attention_scale),
+            softcap=float(arch.attention_softcap),
+            window=layer.window or 0,
+            epsilon=float(arch.norm_eps),
+        )
+        graph.output(f"present.{index}.pages", present, dtype, shape)
+        return attended
+
+    def _head_norms(self, index: int) -> tuple[ir.Value | None, ir.Value | None]:
+        """The norms of queries and keys, if the family has them."""
+        if not self._architecture.qk_norm:
+            return None, None
+        prefix = f"model.layers.{index}.self_attn"
+        return (
+            self._weights.norm(f"{prefix}.q_norm.weight"),
+            self._weights.norm(f"{prefix}.k_norm.weight"),
+        )
+
+    def _head(self, rows: ir.Value, weight: BlockWeight, wants_logits: ir.Value) -> None:
+        graph, arch, num_ranks = self._graph, self._architecture, self._options.num_ranks
+        top_ids, top_logits, logits = graph.ops(
+            "Head",
+            *(rows, *_parts(weight), wants_logits),
+            num_outputs=3,
+            domain=DOMAIN,
+            bits=weight.bits,
+            in_features=arch.hidden_size,
+            out_features=arch.vocab_size,
+            num_ranks=num_ranks,
+            softcap=float(arch.logit_softcap),
+        )
+        graph.output("top_ids", top_ids, INT64, ("R", num_ranks))
+        graph.output("top_logits", top_logits, FLOAT, ("R", num_ranks))
+        graph.output("logits", logits, FLOAT, ("rows", arch.vocab_size))
+
+    def _op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        return self._graph.op(op_type, *_without_end(inputs), domain=DOMAIN, **attributes)
+
+
+def _site(index: int, site: str) -> tuple[str, list[str]]:
+    """The label of a site's weights, and the names of its linear layers in the checkpoint."""
+    prefix = f"model.layers.{index}."
+    return f"{prefix}{LABELS[site]}", [f"{prefix}{layer}.weight" for layer in SITES[site]]
+
+
+def _parts(weight: BlockWeight) -> tuple[ir.Value | None, ...]:
+    return weight.values, weight.scales, weight.minima
+
+
+def _without_end(inputs: tuple[ir.Value | None, ...]) -> tuple[ir.Value | None, ...]:
+    """Inputs without the optional ones at the end that are absent."""
+    while inputs and inputs[-1] is None:
+        inputs = inputs[:-1]
+    return inputs

@@ -1,0 +1,125 @@
+"""The block formats of GGUF files as blocks of 32 weights.
+
+Formats with blocks of 32 keep their values and scales as they are. Q4_K and Q5_K have blocks of 32
+inside of 256, whose scales and minima are products, rounded to float16 here. Q2_K, Q3_K and Q6_K
+have blocks of 16, which are rounded to blocks of 32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from bita.export.block_source import BlockType
+from bita.export.quantization.blocks import Blocks, Float16Array
+from bita.export.quantization.nearest_blocks import nearest_int4, nearest_int8
+from bita.tensors import Float32Array, UInt8Array
+
+SUPER_BLOCK = 256  # weights of a block of the K-quants
+Unpack = Callable[[UInt8Array], Blocks]  # of blocks of the file [n, bytes], as rows of their own
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """A type of GGUF tensors, and how its blocks are unpacked."""
+
+    type: BlockType
+    unpack: Unpack
+
+
+def read_format(raw: UInt8Array, type_name: str) -> Blocks:
+    """Rows of a tensor, [N, bytes], as blocks. type_name: one of BLOCK_FORMATS."""
+    block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        flat = BLOCK_FORMATS[type_name].unpack(raw.reshape(-1, block_bytes))
+    shape = len(raw), -1
+    minima = None if flat.minima is None else flat.minima.reshape(shape)
+    return Blocks(flat.values.reshape(*shape, 32), flat.scales.reshape(shape), minima, flat.bits)
+
+
+def _q4_0(raw: UInt8Array) -> Blocks:
+    return Blocks(_nibbles(raw[:, 2:])[:, None], _halves(raw[:, :2]), None, 4)
+
+
+def _q4_1(raw: UInt8Array) -> Blocks:
+    values = _nibbles(raw[:, 4:])[:, None]
+    return Blocks(values, _halves(raw[:, :2]), _halves(raw[:, 2:4]), 4)
+
+
+def _q5_0(raw: UInt8Array) -> Blocks:
+    values = _five_bits(raw[:, 2:6], raw[:, 6:]) - np.uint8(16)
+    return Blocks(values.view(np.int8)[:, None], _halves(raw[:, :2]), None, 8)
+
+
+def _q5_1(raw: UInt8Array) -> Blocks:
+    values = _five_bits(raw[:, 4:8], raw[:, 8:]).view(np.int8)
+    return Blocks(values[:, None], _halves(raw[:, :2]), _halves(raw[:, 2:4]), 8)
+
+
+def _q8_0(raw: UInt8Array) -> Blocks:
+    values = np.ascontiguousarray(raw[:, 2:]).view(np.int8)
+    return Blocks(values[:, None], _halves(raw[:, :2]), None, 8)
+
+
+def _q4_k(raw: UInt8Array) -> Blocks:
+    values = _nibbles(raw[:, 16:].reshape(-1, 4, 32))
+    return Blocks(values.reshape(-1, 8, 32), *_products(raw), 4)
+
+
+def _q5_k(raw: UInt8Array) -> Blocks:
+    low = _nibbles(raw[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    places = np.arange(8, dtype=np.uint8)[:, None]
+    high = (raw[:, None, 16:48] >> places) & np.uint8(1)
+    values = low | (high << np.uint8(4))
+    return Blocks(values.view(np.int8), *_products(raw), 8)
+
+
+def _rounded(kind: GGMLQuantizationType, nearest: Callable[[Float32Array], Blocks]) -> Unpack:
+    return lambda raw: nearest(dequantize(raw, kind))
+
+
+def _halves(raw: UInt8Array) -> Float16Array:
+    return np.ascontiguousarray(raw).view(np.float16)
+
+
+def _nibbles(raw: UInt8Array) -> UInt8Array:
+    """[..., B / 2] bytes as [..., B] values; low nibbles are the first half of a block."""
+    return np.concatenate([raw & np.uint8(15), raw >> np.uint8(4)], axis=-1)
+
+
+def _five_bits(high: UInt8Array, low: UInt8Array) -> UInt8Array:
+    """Values 0..31 [n, 32] of their fifth bits [n, 4], the first in the lowest, and nibbles."""
+    bits = np.unpackbits(high, axis=-1, bitorder="little")
+    return _nibbles(low) | (bits << np.uint8(4))
+
+
+def _products(raw: UInt8Array) -> tuple[Float16Array, Float16Array]:
+    """Scales and minima [n, 8] of blocks that begin as those of Q4_K.
+
+    These are two float16 factors, and eight 6-bit scales and minima in 12 bytes.
+    """
+    factors = _halves(raw[:, :4]).astype(np.float32)
+    first, second, rest = raw[:, 4:8], raw[:, 8:12], raw[:, 12:16]
+    low, top = np.uint8(0x3F), np.uint8(0x30)
+    scales = [first & low, (rest & np.uint8(15)) | ((first >> np.uint8(2)) & top)]
+    minima = [second & low, (rest >> np.uint8(4)) | ((second >> np.uint8(2)) & top)]
+    scale = factors[:, :1] * np.concatenate(scales, axis=-1).astype(np.float32)
+    minimum = -factors[:, 1:] * np.concatenate(minima, axis=-1).astype(np.float32)
+    return scale.astype(np.float16), minimum.astype(np.float16)
+
+
+_KIND = GGMLQuantizationType
+BLOCK_FORMATS = {
+    "Q4_0": BlockFormat(BlockType("Q4_0", 4, False), _q4_0),
+    "Q4_1": BlockFormat(BlockType("Q4_1", 4, True), _q4_1),
+    "Q5_0": BlockFormat(BlockType("Q5_0", 8, False), _q5_0),
+    "Q5_1": BlockFormat(BlockType("Q5_1", 8, True), _q5_1),
+    "Q8_0": BlockFormat(BlockType("Q8_0", 8, False), _q8_0),
+    "Q4_K": BlockFormat(BlockType("Q4_K", 4, True, "scales"), _q4_k),
+    "Q5_K": BlockFormat(BlockType("Q5_K", 8, True, "scales"), _q5_k),
+    "Q6_K": BlockFormat(BlockType("Q6_K", 8, False, "values"), _rounded(_KIND.Q6_K, nearest_int8)),
+    "Q3_K": BlockFormat(BlockType("Q3_K", 4, True, "values"), _rounded(_KIND.Q3_K, nearest_int4)),
+    "Q2_K": BlockFormat(BlockType("Q2_K", 4, True, "values"), _rounded(_KIND.Q2_K, nearest_int4)),
+}

@@ -1,0 +1,127 @@
+"""The layout of block weights that the native operators read: tiles of 16 outputs.
+
+A tile holds block after block of 32 inputs. A block of 4 bits is 4 lines of 64 bytes: byte
+4 * o + j of line i holds input 8 * i + j of output o in its low nibble and input 8 * i + 4 + j in
+its high one. A block of 8 bits is 8 lines: byte 4 * o + j of line i is input 4 * i + j of output o.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.export.quantization.blocks import Blocks, Float16Array, joined
+from bita.tensors import Int8Array, UInt8Array
+
+TILE_ROWS = 16
+GATED_ROWS = 32  # of the gate, and then of the up projection, in a group of their rows
+BlockRows = Callable[[int, int], Blocks]  # rows [start, stop) of one linear layer
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Packed blocks.
+
+    values: uint8 [tiles, blocks, 256] in 4 bits, int8 [tiles, blocks, 512] in 8.
+    scales: [tiles, blocks, 16]; minima: the same, or None.
+    """
+
+    values: UInt8Array | Int8Array
+    scales: Float16Array
+    minima: Float16Array | None
+
+
+def packed(blocks: Blocks) -> Tiles:
+    """Rows in tiles; the last one is filled up with zeros."""
+    num_tiles = -(-len(blocks) // TILE_ROWS)
+    blocks = blocks.padded(num_tiles * TILE_ROWS)
+    pack = _packed_int4 if blocks.bits == 4 else _packed_int8
+    values = blocks.values.reshape(num_tiles, TILE_ROWS, -1, 32)
+    minima = None if blocks.minima is None else _outputs_last(blocks.minima)
+    return Tiles(pack(values), _outputs_last(blocks.scales), minima)
+
+
+def unpacked(tiles: Tiles, num_rows: int) -> Blocks:
+    """The first rows of what was packed."""
+    bits = 4 if tiles.values.dtype == np.uint8 else 8
+    unpack = _unpacked_int4 if bits == 4 else _unpacked_int8
+    values = unpack(tiles.values).reshape(len(tiles.values) * TILE_ROWS, -1, 32)
+    minima = None if tiles.minima is None else _outputs_first(tiles.minima)
+    return Blocks(values, _outputs_first(tiles.scales), minima, bits).rows(slice(num_rows))
+
+
+def packed_pieces(pieces: Iterable[Blocks]) -> Iterator[Tiles]:
+    """Pack rows piece by piece; up to 15 rows of a piece wait for the next one."""
+    rest: Blocks | None = None
+    for piece in pieces:
+        rows = piece if rest is None else joined([rest, piece])
+        whole = len(rows) // TILE_ROWS * TILE_ROWS
+        if whole:
+            yield packed(rows.rows(slice(whole)))
+        rest = rows.rows(slice(whole, None))
+    if rest is not None and len(rest):
+        yield packed(rest)
+
+
+def in_pieces(rows: BlockRows, num_rows: int, step: int) -> Iterator[Blocks]:
+    """All rows of a layer in order, `step` at a time."""
+    for start in range(0, num_rows, step):
+        yield rows(start, min(start + step, num_rows))
+
+
+def gated_pieces(gate: BlockRows, up: BlockRows, num_rows: int, step: int) -> Iterator[Blocks]:
+    """The rows of two layers in groups: 32 of the gate, 32 of the up projection.
+
+    num_rows: of each. The last group is filled up with rows of zeros. step: rows of each at a time.
+    """
+    step = -(-step // GATED_ROWS) * GATED_ROWS
+    pairs = zip(in_pieces(gate, num_rows, step), in_pieces(up, num_rows, step), strict=True)
+    for pair in pairs:
+        size = -(-len(pair[0]) // GATED_ROWS) * GATED_ROWS
+        both = joined([rows.padded(size) for rows in pair])
+        groups = np.arange(2 * size).reshape(2, -1, GATED_ROWS)
+        yield both.rows(groups.swapaxes(0, 1).reshape(-1))
+
+
+def _packed_int4(values: npt.NDArray[Any]) -> UInt8Array:
+    """[tiles, 16, blocks, 32] as [tiles, blocks, 256]."""
+    lines = values.reshape(*values.shape[:3], 4, 2, 4)
+    both = lines[..., 0, :] | (lines[..., 1, :] << np.uint8(4))
+    return _lines(both)
+
+
+def _packed_int8(values: npt.NDArray[Any]) -> Int8Array:
+    """[tiles, 16, blocks, 32] as [tiles, blocks, 512]."""
+    return _lines(values.reshape(*values.shape[:3], 8, 4)).view(np.int8)
+
+
+def _lines(groups: npt.NDArray[Any]) -> UInt8Array:
+    """Groups of 4 bytes, [tiles, 16, blocks, lines, 4], as [tiles, blocks, lines * 64]."""
+    whole = np.ascontiguousarray(groups).view(np.uint32)[..., 0]
+    lines = np.ascontiguousarray(whole.transpose(0, 2, 3, 1))
+    return lines.view(np.uint8).reshape(*lines.shape[:2], -1)
+
+
+def _unpacked_int4(values: npt.NDArray[Any]) -> UInt8Array:
+    """[tiles, blocks, 256] as [tiles, 16, blocks, 4, 2, 4]."""
+    lines = values.reshape(*values.shape[:2], 4, TILE_ROWS, 4).transpose(0, 3, 1, 2, 4)
+    return np.stack([lines & np.uint8(15), lines >> np.uint8(4)], axis=-2)
+
+
+def _unpacked_int8(values: npt.NDArray[Any]) -> Int8Array:
+    """[tiles, blocks, 512] as [tiles, 16, blocks, 8, 4]."""
+    lines = values.reshape(*values.shape[:2], 8, TILE_ROWS, 4)
+    return np.ascontiguousarray(lines.transpose(0, 3, 1, 2, 4))
+
+
+def _outputs_last(scales: Float16Array) -> Float16Array:
+    """[N, blocks] as [tiles, blocks, 16]."""
+    tiles = scales.reshape(-1, TILE_ROWS, scales.shape[1])
+    return np.ascontiguousarray(tiles.swapaxes(1, 2))
+
+
+def _outputs_first(scales: Float16Array) -> Float16Array:
+    """[tiles, blocks, 16] as [N, blocks]."""
+    return scales.swapaxes(1, 2).reshape(-1, scales.shape[1])

@@ -1,0 +1,218 @@
+"""A cache in pages does what a slab does; pages of several texts are shared until one writes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from tiny_models import random_checkpoint
+
+from bita.adapter import Adapter, random_adapter
+from bita.errors import EngineError
+from bita.identity import identify
+from bita.runtime.backends.cache import Cache, HostCache
+from bita.runtime.backends.page_pool import PageList, PagePool
+from bita.runtime.backends.paged_cache import PagedCache
+
+SHAPE = (8, 2, 50, 16)  # of 4 layers; 50 slots are three pages and a bit
+IDENTITY = identify(random_checkpoint())
+
+
+def adapter_of(prefix_length: int, seed: int = 0) -> Adapter:
+    return random_adapter(IDENTITY, 3, prefix_length, seed=seed)
+
+
+def write_step(cache: Cache, rows: np.ndarray) -> None:
+    """What a step does: it writes its rows [2L, H, n, D] behind the text, which keeps its length."""
+    count = rows.shape[2]
+    cache.reserve(count, count)
+    assert isinstance(cache, (HostCache, PagedCache))
+    cache.write(rows)
+
+
+def text_by_pages(cache: PagedCache, num_slots: int) -> np.ndarray:
+    """[2L, H, n, D] of the text's first slots, as an operator finds them: by the placement."""
+    pages = cache.placement["text_pages"][0]
+    return slots_of(cache, [(pages[slot // 16], slot % 16) for slot in range(num_slots)])
+
+
+def prefix_by_pages(cache: PagedCache, num_slots: int) -> np.ndarray:
+    pages = cache.placement["prefix_pages"]
+    return slots_of(cache, [(pages[slot // 16], slot % 16) for slot in range(num_slots)])
+
+
+def slots_of(cache: PagedCache, places: Sequence[tuple[int, int]]) -> np.ndarray:
+    layers, heads, _, width = cache.shape
+    rows = np.zeros((layers, heads, len(places), width), cache.dtype)
+    for name, pages in cache.views().items():
+        layer = int(name.removesuffix(".pages"))
+        for at, (page, slot) in enumerate(places):
+            rows[2 * layer, :, at] = pages[page, :, 0].reshape(heads, width, 16)[:, :, slot]
+            rows[2 * layer + 1, :, at] = pages[page, :, 1].reshape(heads, 16, width)[:, slot]
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("seed", range(20))
+def test_it_does_what_a_slab_does(seed: int, dtype: type) -> None:
+    rng = np.random.default_rng(seed)
+    host, paged = HostCache(SHAPE, dtype), PagedCache(SHAPE, dtype)
+    adapters = [adapter_of(length, length) for length in (0, 1, 5, 16, 17, 33)]
+    adapter = adapters[0]
+    for cache in (host, paged):
+        cache.start(adapter)
+    for _ in range(60):
+        room = host.capacity - host.num_slots_used
+        match rng.integers(7):
+            case 0:
+                adapter = adapters[rng.integers(len(adapters))]
+                for cache in (host, paged):
+                    cache.start(adapter)
+            case 1 if host.length:  # the same text from an earlier token on
+                kept = int(rng.integers(host.length + 1))
+                for cache in (host, paged):
+                    cache.start(adapter)
+                    cache.length = kept
+            case 2:
+                for cache in (host, paged):
+                    cache.clear_around_text()
+            case 3 if room:
+                count = int(rng.integers(1, room + 1))
+                rows = rng.normal(0, 1, (8, 2, count, 16)).astype(dtype)
+                for cache in (host, paged):
+                    cache.append(rows)
+            case _ if room:
+                count = int(rng.integers(1, min(room, 20) + 1))
+                rows = rng.normal(0, 1, (8, 2, count, 16)).astype(dtype)
+                later = np.flatnonzero(rng.integers(0, 2, count - 1)) + 1
+                for cache in (host, paged):
+                    write_step(cache, rows)
+                    cache.commit([0, *later.tolist()])
+        assert_same(host, paged)
+
+
+def assert_same(host: HostCache, paged: PagedCache) -> None:
+    assert host.length == paged.length
+    assert host.num_slots_used == paged.num_slots_used
+    prefix, length = host.prefix_length, host.length
+    start = int(np.random.default_rng(length).integers(length + 1))
+    np.testing.assert_array_equal(host.read(start, length), paged.read(start, length))
+    np.testing.assert_array_equal(host.read(0, length), text_by_pages(paged, length))
+    np.testing.assert_array_equal(host.slab[:, :, :prefix], prefix_by_pages(paged, prefix))
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 15, 16, 17, 18, 32, 33, 34])
+def test_prefix_and_text_fit_whatever_share_each_has(capacity: int) -> None:
+    """With no page to spare: some share needs all of them."""
+    cache = PagedCache((8, 2, capacity, 16), np.float16)
+    num_free = []
+    for prefix in [*range(capacity), *range(capacity)[::-1]]:
+        cache.start(adapter_of(prefix))
+        cache.reserve(capacity - prefix, capacity - prefix)
+        num_free.append(cache._pool.num_free)
+    assert min(num_free) == 0
+    with pytest.raises(EngineError, match=f"does not fit behind 0 of {capacity} cache slots"):
+        cache.reserve(capacity + 1, capacity + 1)
+
+
+def test_a_step_is_told_where_the_text_is_in_arrays_that_stay() -> None:
+    cache = PagedCache(SHAPE, np.float16)
+    arrays = dict(cache.placement)
+    cache.start(adapter_of(5))
+    cache.reserve(20, 20)
+    assert cache.placement["text_lengths"].tolist() == [0]
+    cache.length = 17
+    cache.reserve(16, 16)
+    assert arrays["text_lengths"].tolist() == [17]
+    used = [*arrays["text_pages"][0, :3].tolist(), int(arrays["prefix_pages"][0])]
+    assert len({*used}) == 4
+    assert all(arrays[name] is array for name, array in cache.placement.items())
+
+
+def test_pages_are_views_of_one_slab_that_are_written_page_by_page() -> None:
+    cache = PagedCache(SHAPE, np.float16)
+    cache.start(adapter_of(0))
+    for view in cache.views().values():
+        assert np.shares_memory(view, cache.slab)
+        assert view.shape == (5, 2, 2, 256)
+        assert view.flags.c_contiguous
+    cache.append(np.ones((8, 2, 17, 16), np.float16))
+    assert cache.slab[:, :1].all()  # the first page is full, the second has one slot
+    assert not cache.slab[:, 2:].any()
+
+
+def test_no_slot_keeps_what_an_adapter_left_where_its_pages_go_to_another() -> None:
+    """Values that are not finite would spread where a page is read whole."""
+    cache = PagedCache(SHAPE, np.float32)
+    cache.start(adapter_of(17))
+    cache.append(np.full((8, 2, 33, 16), np.nan, np.float32))
+    cache.start(adapter_of(0))
+    assert np.isfinite(cache.slab).all()
+
+
+def test_clearing_makes_zeros_of_the_prefix_and_of_what_steps_left() -> None:
+    cache = PagedCache(SHAPE, np.float32)
+    cache.start(adapter_of(5))
+    write_step(cache, np.full((8, 2, 20, 16), 1, np.float32))
+    cache.commit([0, 1, 2])
+    cache.clear_around_text()
+    assert not prefix_by_pages(cache, 5).any()
+    np.testing.assert_array_equal(text_by_pages(cache, 20)[0, 0, :, 0], [1] * 3 + [0] * 17)
+    cache.start(adapter_of(5))
+    assert prefix_by_pages(cache, 5).any()
+
+
+def test_pages_go_round() -> None:
+    pool = PagePool(3)
+    texts = [PageList(pool), PageList(pool)]
+    assert texts[0].reach(0, 16) == []
+    texts[1].reach(0, 17)
+    assert [text.pages for text in texts] == [[0], [1, 2]]
+    with pytest.raises(EngineError, match="all 3 pages of the cache are in use"):
+        texts[0].reach(16, 17)
+    texts[1].release()
+    assert pool.num_free == 2
+    texts[0].reach(16, 48)
+    assert sorted(texts[0].pages) == [0, 1, 2]
+
+
+def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
+    pool = PagePool(8)
+    text = PageList(pool)
+    text.reach(0, 40)
+    fork = text.fork(20)  # of the second page four slots
+    assert fork.pages == text.pages[:2]
+    assert pool.num_free == 5
+    assert fork.reach(20, 24) == [(1, 3)]  # its content is copied before the fork writes
+    assert fork.pages == [0, 3]
+    assert text.pages == [0, 1, 2]
+    assert text.reach(20, 24) == []  # it is alone again
+    assert fork.reach(0, 1) == [(0, 4)]
+    text.release()
+    assert pool.num_free == 6
+    fork.release()
+    assert pool.num_free == 8
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_page_is_lost_or_written_by_two(seed: int) -> None:
+    rng, pool = np.random.default_rng(seed), PagePool(40)
+    texts = [PageList(pool)]
+    lengths = [0]
+    for _ in range(300):
+        at = int(rng.integers(len(texts)))
+        match rng.integers(3):
+            case 0 if len(texts) < 6:
+                lengths.append(int(rng.integers(lengths[at] + 1)))
+                texts.append(texts[at].fork(lengths[-1]))
+            case 1 if len(texts) > 1:
+                texts.pop(at).release()
+                lengths.pop(at)
+            case _ if pool.num_free > 4:
+                stop = min(lengths[at] + int(rng.integers(1, 40)), 100)
+                texts[at].reach(lengths[at], stop)
+                written = texts[at].pages[lengths[at] // 16 :]
+                others = {page for text in texts if text is not texts[at] for page in text.pages}
+                assert not others & {*written}
+                lengths[at] = stop
+        used = {page for text in texts for page in text.pages}
+        assert pool.num_free == 40 - len(used)
