@@ -90,7 +90,7 @@ def dequantized(blocks: Blocks, width: int | None = None) -> Float32Array:
     weights *= blocks.scales.astype(np.float32)[..., None]
     if blocks.minima is not None:
         weights += blocks.minima.astype(np.float32)[..., None]
-    return weights.reshape(len(blocks), -1)[:, :width]
+    return weights.reshape(len(blocks), weights.shape[1] * BLOCK_SIZE)[:, :width]
 
 
 def has_finite_scales(blocks: Blocks) -> bool:
@@ -113,7 +113,7 @@ def in_blocks(rows: Float32Array) -> Float32Array:
     missing = -rows.shape[1] % BLOCK_SIZE
     if missing:
         rows = np.pad(rows, ((0, 0), (0, missing)), mode="edge")
-    return rows.reshape(len(rows), -1, BLOCK_SIZE)
+    return rows.reshape(len(rows), rows.shape[1] // BLOCK_SIZE, BLOCK_SIZE)
 
 
 def clear_behind(values: npt.NDArray[Any], width: int) -> None:
