@@ -31,6 +31,7 @@ from bita.export.gguf.file import READABLE_TYPES, GgufTensor, read_gguf
 from bita.export.onnx.weight_file import WeightFile
 from bita.export.onnx.writer import GraphWriter
 from bita.export.quantization.blocks import Blocks, check_blocks, dequantized, joined
+from bita.export.quantization.fitted_grid import fitted_grid, inverse_of, rounded_int4
 from bita.export.quantization.gptq import (
     ErrorSpread,
     Moments,
@@ -503,6 +504,29 @@ def correlated_moments(width: int) -> np.ndarray:
 def weighted_error(near: np.ndarray, weights: np.ndarray, moments: np.ndarray) -> float:
     error = (near - weights).astype(np.float64)
     return float(np.einsum("nk,kl,nl->", error, moments, error))
+
+
+def test_grids_fit_the_weights_that_count() -> None:
+    columns = np.ascontiguousarray(SKEWED[:, :32].T)
+    importance = np.where(np.arange(32) % 4, 0.01, 1).astype(np.float32)
+    errors = []
+    for known in (importance, np.ones(32, np.float32)):
+        scales, minima = fitted_grid(columns, known)
+        near = rounded_int4((columns - minima) * inverse_of(scales)) * scales + minima
+        errors.append(float((importance @ np.square(near - columns)).sum()))
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_gptq_uses_importance_and_no_column_that_is_not_there() -> None:
+    importance = np.where(np.arange(32) % 4, 0.01, 1).astype(np.float32)
+    rows = SKEWED[:, :32]
+    blocks = quantize_blocks_for(rows, ErrorSpread.of(np.diag(importance)))
+    error = np.square(dequantized(blocks) - rows) @ importance
+    nearest = np.square(dequantized(nearest_int4(rows)) - rows) @ importance
+    assert error.sum() < 0.8 * nearest.sum()
+    rows = SKEWED[:, :34] + np.float32(50)
+    blocks = quantize_blocks_for(rows, ErrorSpread.of(np.eye(34, dtype=np.float32)))
+    assert np.abs(dequantized(blocks, 34) - rows)[:, 32:].max() < 0.05
 
 
 @pytest.mark.parametrize("width", [96, 100])
