@@ -6,7 +6,7 @@ Either the blocks of its file, or its weights rounded to blocks.
 from typing import Protocol
 
 from bita.errors import ModelError
-from bita.export.block_source import BlockType, stored_blocks
+from bita.export.block_source import block_type, stored_blocks
 from bita.export.quantization.blocks import Blocks
 from bita.export.quantization.gptq import ErrorSpread, quantize_blocks_for
 from bita.export.quantization.nearest_blocks import nearest_int4, nearest_int8
@@ -31,7 +31,9 @@ class LayerBlocks(Protocol):
 class StoredLayer:
     """The blocks of the layer's file, which has some."""
 
-    def __init__(self, source: TensorSource, name: str, stored: BlockType) -> None:
+    def __init__(self, source: TensorSource, name: str) -> None:
+        stored = block_type(source, name)
+        assert stored is not None
         self.name, self.bits, self.has_minima = name, stored.bits, stored.has_minima
         self._source = source
 

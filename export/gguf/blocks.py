@@ -4,15 +4,16 @@ Formats with blocks of 32 keep their values and scales as they are. Q4_K and Q5_
 inside of 256, whose scales and minima are products, rounded to float16 here (0.06 to 0.08 % of the
 weights, RMS). Q2_K, Q3_K and Q6_K have blocks of 16, to which blocks of 32 are fitted.
 
-Relative RMS errors for normal and for t-distributed weights (4 degrees of freedom), quantized by
-ggml 0.20:
+Relative RMS errors for normal weights, and for weights with a t distribution of 4 degrees of
+freedom, quantized by ggml 0.20:
 
-| format | of the file | of blocks fitted to it | of both   |
-| Q6_K   | 1.8, 2.3 %  | 8 bits: 0.5, 0.7 %     | 1.9, 2.4 %   |
-| Q3_K   | 15, 18 %    | 4 bits: 6.2, 7.0 %     | 16, 20 %   |
-| Q2_K   | 30, 34 %    | 4 bits: 4.9, 5.7 %     | 30, 35 %   |
+| format | of the file | of blocks fitted to it | of both    |
+| ------ | ----------- | ---------------------- | ---------- |
+| Q6_K   | 1.8, 2.3 %  | 8 bits: 0.5, 0.7 %     | 1.9, 2.4 % |
+| Q3_K   | 15, 18 %    | 4 bits: 5.3, 5.8 %     | 16, 19 %   |
+| Q2_K   | 30, 34 %    | 4 bits: 4.8, 5.6 %     | 30, 35 %   |
 
-Q2_K and Q3_K in 8 bits would take 1.8 times the memory and time of 4 bits for less than they lost.
+Q2_K and Q3_K have 4 bits: 8 would take 1.7 times the memory to save a small part of what is lost.
 """
 
 from collections.abc import Callable

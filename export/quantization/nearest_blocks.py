@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bita.export.quantization.blocks import Blocks, Float16Array, clear_behind, in_blocks
+from bita.export.quantization.blocks import Blocks, Float16Array, clear_past, in_blocks
 from bita.export.quantization.fitted_grid import fitted_grid, inverse_of, rounded_int4
 from bita.export.quantization.int4 import BLOCK_SIZE
 from bita.export.quantization.int8 import MAX_INT8
@@ -47,7 +47,7 @@ def _in_parts(
             part = slice(start, start + PART)
             values[part], scales[part], minima[part] = nearest(flat[part])
     whole, shape = values.reshape(blocks.shape), blocks.shape[:2]
-    clear_behind(whole, rows.shape[1])
+    clear_past(whole, rows.shape[1])
     return whole, scales.reshape(shape), minima.reshape(shape)
 
 
