@@ -48,19 +48,25 @@ void score_pages(const float* queries, const void* const* pages, int64_t size, f
     for (int p = 0; p < P; ++p) sums[q][p].store(out + q * kChunk + p * kPage);
 }
 
-// values[query] += sum of weights[query][slot] * value[slot], for W * 16 dimensions from `start` on.
+// values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk, for
+// W * 16 dimensions from `start` on.
 template <int Q, int W, class Cell>
-void add_values(const float* weights, const Cell* slots, int64_t num_slots, int64_t size,
-                int64_t start, float* values) {
+void add_values(const float* weights, const void* const* pages, int64_t first, int64_t last,
+                int64_t size, int64_t start, float* values) {
   Lanes sums[Q][W];
   for (int q = 0; q < Q; ++q)
     for (int w = 0; w < W; ++w) sums[q][w] = Lanes::load(values + q * size + start + w * 16);
-  for (int64_t slot = 0; slot < num_slots; ++slot) {
-    Lanes value[W];
-    for (int w = 0; w < W; ++w) value[w] = load_cells(slots + slot * size + start + w * 16);
-    for (int q = 0; q < Q; ++q) {
-      const Lanes weight = Lanes::all(weights[q * kChunk + slot]);
-      for (int w = 0; w < W; ++w) sums[q][w] = Lanes::fused(weight, value[w], sums[q][w]);
+  while (first < last) {
+    const int64_t stop = std::min(last, (first / kPage + 1) * kPage);
+    const Cell* slots =
+        static_cast<const Cell*>(pages[first / kPage]) + (kPage + first % kPage) * size + start;
+    for (; first < stop; ++first, slots += size) {
+      Lanes value[W];
+      for (int w = 0; w < W; ++w) value[w] = load_cells(slots + w * 16);
+      for (int q = 0; q < Q; ++q) {
+        const Lanes weight = Lanes::all(weights[q * kChunk + first]);
+        for (int w = 0; w < W; ++w) sums[q][w] = Lanes::fused(weight, value[w], sums[q][w]);
+      }
     }
   }
   for (int q = 0; q < Q; ++q)
@@ -84,16 +90,11 @@ template <int Q, class Cell>
 void add_all(const float* weights, const void* const* pages, int64_t first, int64_t last,
              int64_t size, float* values) {
   constexpr int kWide = at_a_time(Q);
-  while (first < last) {
-    const int64_t in_page = first % kPage, count = std::min(kPage - in_page, last - first);
-    const Cell* slots = static_cast<const Cell*>(pages[first / kPage]) + (kPage + in_page) * size;
-    int64_t start = 0;
-    for (; start + kWide * 16 <= size; start += kWide * 16)
-      add_values<Q, kWide, Cell>(weights + first, slots, count, size, start, values);
-    for (; start < size; start += 16)
-      add_values<Q, 1, Cell>(weights + first, slots, count, size, start, values);
-    first += count;
-  }
+  int64_t start = 0;
+  for (; start + kWide * 16 <= size; start += kWide * 16)
+    add_values<Q, kWide, Cell>(weights, pages, first, last, size, start, values);
+  for (; start < size; start += 16)
+    add_values<Q, 1, Cell>(weights, pages, first, last, size, start, values);
 }
 
 template <class Cell>
@@ -214,13 +215,11 @@ class Chunk {
   void add_slot(int64_t q, int64_t position, int64_t slot) {
     const int64_t size = task_.head_dim;
     const Cell* page = static_cast<const Cell*>(task_.pages[slot / kPage]);
-    add_values<1, 1, Cell>(scores_[q] + position - task_.begin,
-                           page + (kPage + slot % kPage) * size, 1, size, 0,
-                           task_.values + q * size);
-    for (int64_t start = 16; start < size; start += 16)
-      add_values<1, 1, Cell>(scores_[q] + position - task_.begin,
-                             page + (kPage + slot % kPage) * size, 1, size, start,
-                             task_.values + q * size);
+    const Cell* cells = page + (kPage + slot % kPage) * size;
+    const Lanes weight = Lanes::all(scores_[q][position - task_.begin]);
+    float* values = task_.values + q * size;
+    for (int64_t i = 0; i < size; i += 16)
+      Lanes::fused(weight, load_cells(cells + i), Lanes::load(values + i)).store(values + i);
   }
 
   const ChunkTask& task_;

@@ -42,7 +42,7 @@ void Lora::read(const NodeRun& node, const uint8_t* rows, int64_t num_rows) {
   if (!rank_ || count <= 0) return;
   const int64_t blocks = num_blocks(inputs_), parts = (inputs_ + kPart - 1) / kPart;
   std::vector<float> sums(static_cast<size_t>(count * parts * rank_), 0.0f);
-  node.parallel(parts, count * inputs_ * rank_, [&](int64_t part) {
+  node.parallel_work(parts, count * inputs_ * rank_, [&](int64_t part) {
     for (int64_t row = 0; row < count; ++row)
       add_part(rows + (first_row_ + row) * row_bytes(blocks), blocks, down_.as<float>(), rank_,
                part * kPart, std::min(inputs_, (part + 1) * kPart),
