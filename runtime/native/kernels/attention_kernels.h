@@ -243,7 +243,7 @@ inline float exponential(float x) {
   return lanes[0];
 }
 
-// Chunks in which a query sees nothing have the sum 0.
+// Chunks in which a query sees nothing have the sum 0; a query that sees nothing at all gets zeros.
 void merge(const float* maxima, const float* sums, const float* values, int64_t stride,
            int64_t num_chunks, int64_t size, float* out) {
   float top = 0.0f, sum = 0.0f;
@@ -266,6 +266,10 @@ void merge(const float* maxima, const float* sums, const float* values, int64_t 
     const Lanes old_shares = Lanes::all(old_share), new_shares = Lanes::all(new_share);
     for (int64_t i = 0; i < size; i += 16)
       (Lanes::load(out + i) * old_shares + Lanes::load(value + i) * new_shares).store(out + i);
+  }
+  if (is_first) {
+    std::fill_n(out, size, 0.0f);
+    return;
   }
   const Lanes divisor = Lanes::all(sum);
   for (int64_t i = 0; i < size; i += 16) (Lanes::load(out + i) / divisor).store(out + i);
