@@ -76,7 +76,9 @@ def block_weights(checkpoint: Checkpoint, graph: NativeGraph) -> dict[str, np.nd
             label, num_in = prefix + LABELS[site], shape(names[0])[1]
             bits = bits_of(graph, label)
             if site == "gate_up":
-                found |= zip(names, gate_and_up(graph.parts(label), bits, sizes[0], num_in), strict=True)
+                found |= zip(
+                    names, gate_and_up(graph.parts(label), bits, sizes[0], num_in), strict=True
+                )
             else:
                 rows = graph.weight(label, bits, sum(sizes), num_in)
                 found |= zip(names, np.split(rows, np.cumsum(sizes)[:-1]), strict=True)
@@ -100,7 +102,9 @@ def engines(
     same: Any = BlockCheckpoint(checkpoint, graph)
     adapter = replace(adapter, identity=identify(same))
     build_engine(
-        check_build(same, adapter, folder / "ort", BuildOptions("fp32", capacity=CAPACITY, tree=TREE))
+        check_build(
+            same, adapter, folder / "ort", BuildOptions("fp32", capacity=CAPACITY, tree=TREE)
+        )
     )
     return open_engine(folder / "native"), open_engine(folder / "ort")
 
