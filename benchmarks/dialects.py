@@ -4,8 +4,8 @@
         --adapter adapters/smollm2-135m-instruct.safetensors --prompts mt_bench.jsonl \\
         --out benchmarks/results/dialects.json
 
-Each dialect that has float32 in it, decoded by its tree and compared token by token with the ort dialect's; and
-the largest difference of the logits of a tree's rows behind the same text.
+Each dialect that has float32, decoded by its tree and compared token by token with the ort
+dialect's; and the largest difference of the logits of a tree's rows behind the same text.
 """
 
 import argparse

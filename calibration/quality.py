@@ -31,7 +31,8 @@ def measure_quality(
     """Read the texts with both. reference: the float32 engine.
 
     Layers are compared whose products are named in both graphs; the native operators keep some to
-    themselves. Raises EngineError if a value inside an engine, or what is measured, is not a finite number.
+    themselves. Raises EngineError if a value inside an engine, or what is measured, is not a finite
+    number.
     """
     known = {*value_names(engine, OUTPUT)}
     names = [name for name in value_names(reference, OUTPUT) if name in known]

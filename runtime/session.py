@@ -330,8 +330,8 @@ class Session:
 
     @property
     def mode(self) -> str:
-        """Which nodes are accepted: those whose text is plain decoding's to the bit ("exact"), or all
-        ("tree"). The same ones where the backend has exact trees.
+        """Which nodes are accepted: those that keep the text plain decoding's to the bit ("exact"),
+        or all ("tree"). They are the same where the backend has exact trees.
         """
         return self._decoder.mode
 

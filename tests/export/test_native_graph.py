@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
 from native_reference import NativeGraph, gate_and_up, use_reference_operators
@@ -18,7 +17,6 @@ from tiny_models import FAMILIES, write_tiny_model
 
 from bita.adapter import Adapter, random_adapter
 from bita.engine import GRAPH_FILE, Engine, open_engine
-from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.checkpoint import Checkpoint
 from bita.export.dialects.decoder import LABELS

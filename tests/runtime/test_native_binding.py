@@ -1,6 +1,7 @@
 """Engines of native operators, run by the operators' definition: what the runtime feeds them."""
 
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -121,10 +122,10 @@ def test_texts_take_turns_in_the_pages(engine: Path) -> None:
         alone.append(session.generate(prompt, 12, ignore_eos=True).token_ids)
     session.forget()
     streams = [session.stream(prompt, 12, ignore_eos=True) for prompt in prompts]
-    iterators = [iter(each) for each in streams]
-    while any([next(each, None) is not None for each in iterators]):
+    for _ in zip_longest(*streams):
         pass
     assert [each.run().token_ids for each in streams] == alone
+    assert session.decoder.shared_cache.store.num_bytes > 0
     assert isinstance(session.backend.cache, PagedCache)
 
 
