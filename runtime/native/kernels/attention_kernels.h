@@ -1,0 +1,294 @@
+// Attention over pages, a chunk of positions at a time, written once for all roads.
+//
+// Whatever else is in a step, a row's keys come in the order of positions: the score of a key adds
+// over the head's dimensions in ascending order, exponentials add by lanes of a chunk (position % 16)
+// and then as Lanes::sum, values add by position, chunks merge in ascending order.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "row_kernels.h"
+
+namespace bita {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+
+inline Lanes load_cells(const float* p) { return Lanes::load(p); }
+inline Lanes load_cells(const Half* p) { return Lanes::load_half(&p->bits); }
+
+// Accumulators that fit the registers beside what is loaded.
+constexpr int kAccumulators = Lanes::kRegisters >= 28 ? 24 : Lanes::kRegisters - 1;
+constexpr int kPass = std::min<int>(kMaxQueries, kAccumulators);  // queries at a time
+
+constexpr int at_a_time(int queries) { return std::min(4, std::max(1, kAccumulators / queries)); }
+
+using Scores = float[kMaxQueries][kChunk];
+
+// Scores of Q queries with the keys of P pages, to out[query][16 * page].
+template <int Q, int P, class Cell>
+void score_pages(const float* queries, const void* const* pages, int64_t size, float* out) {
+  Lanes sums[Q][P];
+  const Cell* keys[P];
+  for (int p = 0; p < P; ++p) keys[p] = static_cast<const Cell*>(pages[p]);
+  for (int q = 0; q < Q; ++q)
+    for (int p = 0; p < P; ++p) sums[q][p] = Lanes::all(0.0f);
+  for (int64_t d = 0; d < size; ++d) {
+    Lanes key[P];
+    for (int p = 0; p < P; ++p) key[p] = load_cells(keys[p] + d * kPage);
+    for (int q = 0; q < Q; ++q) {
+      const Lanes query = Lanes::all(queries[q * size + d]);
+      for (int p = 0; p < P; ++p) sums[q][p] = Lanes::fused(key[p], query, sums[q][p]);
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int p = 0; p < P; ++p) sums[q][p].store(out + q * kChunk + p * kPage);
+}
+
+// values[query] += sum of weights[query][slot] * value[slot], for W * 16 dimensions from `start` on.
+template <int Q, int W, class Cell>
+void add_values(const float* weights, const Cell* slots, int64_t num_slots, int64_t size,
+                int64_t start, float* values) {
+  Lanes sums[Q][W];
+  for (int q = 0; q < Q; ++q)
+    for (int w = 0; w < W; ++w) sums[q][w] = Lanes::load(values + q * size + start + w * 16);
+  for (int64_t slot = 0; slot < num_slots; ++slot) {
+    Lanes value[W];
+    for (int w = 0; w < W; ++w) value[w] = load_cells(slots + slot * size + start + w * 16);
+    for (int q = 0; q < Q; ++q) {
+      const Lanes weight = Lanes::all(weights[q * kChunk + slot]);
+      for (int w = 0; w < W; ++w) sums[q][w] = Lanes::fused(weight, value[w], sums[q][w]);
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int w = 0; w < W; ++w) sums[q][w].store(values + q * size + start + w * 16);
+}
+
+// The keys of `count` pages, for Q queries.
+template <int Q, class Cell>
+void score_all(const float* queries, const void* const* pages, int64_t count, int64_t size,
+               float* out) {
+  constexpr int kWide = at_a_time(Q);
+  int64_t page = 0;
+  for (; page + kWide <= count; page += kWide)
+    score_pages<Q, kWide, Cell>(queries, pages + page, size, out + page * kPage);
+  for (; page < count; ++page)
+    score_pages<Q, 1, Cell>(queries, pages + page, size, out + page * kPage);
+}
+
+// The values of slots [first, last) of the chunk, for Q queries.
+template <int Q, class Cell>
+void add_all(const float* weights, const void* const* pages, int64_t first, int64_t last,
+             int64_t size, float* values) {
+  constexpr int kWide = at_a_time(Q);
+  while (first < last) {
+    const int64_t in_page = first % kPage, count = std::min(kPage - in_page, last - first);
+    const Cell* slots = static_cast<const Cell*>(pages[first / kPage]) + (kPage + in_page) * size;
+    int64_t start = 0;
+    for (; start + kWide * 16 <= size; start += kWide * 16)
+      add_values<Q, kWide, Cell>(weights + first, slots, count, size, start, values);
+    for (; start < size; start += 16)
+      add_values<Q, 1, Cell>(weights + first, slots, count, size, start, values);
+    first += count;
+  }
+}
+
+template <class Cell>
+using ScoreAll = void (*)(const float*, const void* const*, int64_t, int64_t, float*);
+template <class Cell>
+using AddAll = void (*)(const float*, const void* const*, int64_t, int64_t, int64_t, float*);
+
+template <class Cell, int... Q>
+constexpr std::array<ScoreAll<Cell>, sizeof...(Q)> score_table(std::integer_sequence<int, Q...>) {
+  return {score_all<Q + 1, Cell>...};
+}
+template <class Cell, int... Q>
+constexpr std::array<AddAll<Cell>, sizeof...(Q)> add_table(std::integer_sequence<int, Q...>) {
+  return {add_all<Q + 1, Cell>...};
+}
+
+template <class Cell>
+class Chunk {
+ public:
+  explicit Chunk(const ChunkTask& task)
+      : task_(task),
+        end_(task.begin + kChunk),
+        shared_end_(std::clamp(task.shared, task.begin, end_)),
+        pages_(task.pages + task.begin / kPage) {}
+
+  void run() {
+    score();
+    for (int64_t q = 0; q < task_.num_queries; ++q) weigh(q);
+    add();
+  }
+
+ private:
+  // Where the chunk's part of a query's tail starts and stops, in positions.
+  int64_t tail_begin() const { return std::max(task_.shared, task_.begin); }
+  int64_t tail_end(int64_t q) const { return std::min(task_.stop[q], end_); }
+
+  int32_t tail_slot(int64_t q, int64_t position) const {
+    return task_.tails[q][position - task_.shared];
+  }
+
+  void score() {
+    int64_t past_slots = shared_end_;  // after the last slot that is read
+    for (int64_t q = 0; q < task_.num_queries; ++q)
+      if (tail_end(q) > tail_begin())
+        past_slots = std::max<int64_t>(past_slots, tail_slot(q, tail_end(q) - 1) + 1);
+    const int64_t here = std::min(past_slots, end_) - task_.begin;
+    score_into(pages_, (here + kPage - 1) / kPage, scores_[0]);
+    for (int64_t q = 0; q < task_.num_queries; ++q) cursor_[q] = tail_begin();
+    take_tails(task_.begin, end_, scores_[0], kChunk);
+    alignas(64) Scores more;
+    for (int64_t slot = end_; slot < past_slots; slot += kChunk) {
+      const int64_t count = std::min(past_slots - slot, kChunk);
+      score_into(task_.pages + slot / kPage, (count + kPage - 1) / kPage, more[0]);
+      take_tails(slot, slot + kChunk, more[0], kChunk);
+    }
+  }
+
+  void score_into(const void* const* pages, int64_t count, float* out) {
+    static constexpr auto kTable = score_table<Cell>(std::make_integer_sequence<int, kPass>());
+    for (int64_t q = 0; q < task_.num_queries; q += kPass) {
+      const int64_t num = std::min<int64_t>(kPass, task_.num_queries - q);
+      kTable[static_cast<size_t>(num - 1)](task_.queries + q * task_.head_dim, pages, count,
+                                           task_.head_dim, out + q * kChunk);
+    }
+  }
+
+  // Move scores of tail slots in [first, last) to their positions. A position is never after its
+  // slot, and both ascend, so that scores may move within one array.
+  void take_tails(int64_t first, int64_t last, const float* from, int64_t stride) {
+    for (int64_t q = 0; q < task_.num_queries; ++q) {
+      int64_t& position = cursor_[q];
+      for (; position < tail_end(q); ++position) {
+        const int64_t slot = tail_slot(q, position);
+        if (slot >= last) break;
+        scores_[q][position - task_.begin] = from[q * stride + slot - first];
+      }
+    }
+  }
+
+  // Scores of a query to exponentials, 0 where it sees nothing.
+  void weigh(int64_t q) {
+    const int64_t begin = std::clamp(task_.first[q] - task_.begin, int64_t{0}, kChunk);
+    const int64_t end = std::clamp(task_.stop[q] - task_.begin, int64_t{0}, kChunk);
+    float* scores = scores_[q];
+    if (task_.softcap != 0.0f && begin < end) cap(scores + begin, end - begin, task_.softcap);
+    Lanes top = Lanes::all(-kInfinity);
+    for (int64_t i = 0; i < end; i += 16)
+      top = Lanes::larger(
+          top, Lanes::within(Lanes::load(scores + i), Lanes::all(-kInfinity), begin - i, end - i));
+    const float largest = top.largest();
+    Lanes sums = Lanes::all(0.0f);
+    for (int64_t i = 0; i < kChunk; i += 16) {
+      Lanes share = Lanes::all(0.0f);
+      if (i < end && begin < end)
+        share = Lanes::within(exponential(Lanes::load(scores + i) - Lanes::all(largest)), share,
+                              begin - i, end - i);
+      share.store(scores + i);
+      sums = sums + share;
+    }
+    task_.maxima[q] = largest;
+    task_.sums[q] = sums.sum();
+  }
+
+  void add() {
+    static constexpr auto kTable = add_table<Cell>(std::make_integer_sequence<int, kPass>());
+    const int64_t size = task_.head_dim, num = task_.num_queries;
+    std::fill_n(task_.values, num * size, 0.0f);
+    const int64_t begin = std::max(*std::min_element(task_.first, task_.first + num), task_.begin);
+    for (int64_t q = 0; q < num; q += kPass)
+      kTable[static_cast<size_t>(std::min<int64_t>(kPass, num - q) - 1)](
+          scores_[q], pages_, begin - task_.begin, shared_end_ - task_.begin, size,
+          task_.values + q * size);
+    for (int64_t q = 0; q < num; ++q)
+      for (int64_t p = std::max(tail_begin(), task_.first[q]); p < tail_end(q); ++p)
+        add_slot(q, p, tail_slot(q, p));
+  }
+
+  void add_slot(int64_t q, int64_t position, int64_t slot) {
+    const int64_t size = task_.head_dim;
+    const Cell* page = static_cast<const Cell*>(task_.pages[slot / kPage]);
+    add_values<1, 1, Cell>(scores_[q] + position - task_.begin,
+                           page + (kPage + slot % kPage) * size, 1, size, 0,
+                           task_.values + q * size);
+    for (int64_t start = 16; start < size; start += 16)
+      add_values<1, 1, Cell>(scores_[q] + position - task_.begin,
+                             page + (kPage + slot % kPage) * size, 1, size, start,
+                             task_.values + q * size);
+  }
+
+  const ChunkTask& task_;
+  const int64_t end_;         // position after the chunk's last
+  const int64_t shared_end_;  // after the last position of the chunk that all queries see
+  const void* const* pages_;  // from the chunk's first page on
+  alignas(64) Scores scores_;
+  int64_t cursor_[kMaxQueries];
+};
+
+void attend(const ChunkTask& task) {
+  if (task.is_half)
+    Chunk<Half>(task).run();
+  else
+    Chunk<float>(task).run();
+}
+
+inline float exponential(float x) {
+  alignas(64) float lanes[16];
+  exponential(Lanes::all(x)).store(lanes);
+  return lanes[0];
+}
+
+// Chunks in which a query sees nothing have the sum 0.
+void merge(const float* maxima, const float* sums, const float* values, int64_t stride,
+           int64_t num_chunks, int64_t size, float* out) {
+  float top = 0.0f, sum = 0.0f;
+  bool is_first = true;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+    if (sums[chunk * stride] == 0.0f) continue;
+    const float* value = values + chunk * stride * size;
+    if (is_first) {
+      top = maxima[chunk * stride];
+      sum = sums[chunk * stride];
+      std::copy(value, value + size, out);
+      is_first = false;
+      continue;
+    }
+    const float both = std::max(top, maxima[chunk * stride]);
+    const float old_share = exponential(top - both);
+    const float new_share = exponential(maxima[chunk * stride] - both);
+    sum = sum * old_share + sums[chunk * stride] * new_share;
+    top = both;
+    const Lanes old_shares = Lanes::all(old_share), new_shares = Lanes::all(new_share);
+    for (int64_t i = 0; i < size; i += 16)
+      (Lanes::load(out + i) * old_shares + Lanes::load(value + i) * new_shares).store(out + i);
+  }
+  const Lanes divisor = Lanes::all(sum);
+  for (int64_t i = 0; i < size; i += 16) (Lanes::load(out + i) / divisor).store(out + i);
+}
+
+
+void write_slot(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,
+                void* page) {
+  for (int64_t start = 0; start < size; start += 16) {
+    if (!is_half) {
+      float* cells = static_cast<float*>(page);
+      for (int64_t d = start; d < start + 16; ++d) cells[d * kPage + slot] = key[d];
+      Lanes::load(value + start).store(cells + (kPage + slot) * size + start);
+      continue;
+    }
+    uint16_t* cells = static_cast<uint16_t*>(page);
+    uint16_t halves[16];
+    Lanes::load(key + start).store_half(halves);
+    for (int64_t d = 0; d < 16; ++d) cells[(start + d) * kPage + slot] = halves[d];
+    Lanes::load(value + start).store_half(cells + (kPage + slot) * size + start);
+  }
+}
+
+}  // namespace
+}  // namespace bita

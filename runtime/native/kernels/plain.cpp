@@ -1,0 +1,12 @@
+// The plain road: C++ for any processor, and the reference of all others.
+#include "lanes_plain.h"
+//
+#include "attention_kernels.h"
+#include "linear_plain.h"
+
+namespace bita {
+
+const Kernels kPlainKernels = {"plain",    linear, add_norm, quantize,   gate, turn,
+                               write_slot, attend, merge,    add_scaled, cap,  rank};
+
+}  // namespace bita

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "weights.h"
+
+namespace bita {
+
+// total = residual + delta_scale * delta; and its RMS norm, quantized, of all rows or of `rows`.
+class AddNorm {
+ public:
+  static constexpr const char* kName = "AddNorm";
+  static constexpr std::array<Port, 5> kInputs = {{{"residual", kFloat},
+                                                   {"delta", kFloat, true},
+                                                   {"weight", kFloat},
+                                                   {"delta_weight", kFloat, true},
+                                                   {"rows", kInt64, true}}};
+  static constexpr std::array<Port, 2> kOutputs = {
+      {{"quantized", kByte}, {"total", kFloat, true}}};
+
+  explicit AddNorm(const NodeInfo& info);
+  void run(const NodeRun& node) const;
+
+ private:
+  float epsilon_, delta_scale_;
+  Tensor weight_, delta_weight_;
+  int64_t size_;
+};
+
+}  // namespace bita

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "weights.h"
+
+namespace bita {
+
+// Rows of the embedding table, or of the adapter's mask embeddings for ids from V on.
+class Embed {
+ public:
+  static constexpr const char* kName = "Embed";
+  static constexpr std::array<Port, 5> kInputs = {{{"token_ids", kInt64},
+                                                   {"mask_embeddings", kFloat},
+                                                   {"values", kAnyType},
+                                                   {"scales", kHalf},
+                                                   {"minima", kHalf, true}}};
+  static constexpr std::array<Port, 1> kOutputs = {{{"hidden", kFloat}}};
+
+  explicit Embed(const NodeInfo& info);
+  void run(const NodeRun& node) const;
+
+ private:
+  int64_t hidden_size_, vocab_size_;
+  float scale_;
+  Weights weights_;
+};
+
+}  // namespace bita

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "weights.h"
+
+namespace bita {
+
+// Logits, and the best ids of each row; of equal logits the lower id is better.
+class Head {
+ public:
+  static constexpr const char* kName = "Head";
+  static constexpr std::array<Port, 5> kInputs = {{{"quantized", kByte},
+                                                   {"values", kAnyType},
+                                                   {"scales", kHalf},
+                                                   {"minima", kHalf, true},
+                                                   {"wants_logits", kBool}}};
+  static constexpr std::array<Port, 3> kOutputs = {
+      {{"top_ids", kInt64}, {"top_logits", kFloat}, {"logits", kFloat}}};
+
+  explicit Head(const NodeInfo& info);
+  void run(const NodeRun& node) const;
+
+ private:
+  int64_t inputs_, outputs_, num_ranks_;
+  float softcap_;
+  Weights weights_;
+};
+
+}  // namespace bita

@@ -1,0 +1,75 @@
+// What the library exports: registration for ONNX Runtime, and a few C functions about itself.
+#include <string>
+
+#include "../kernels/roads.h"
+#include "add_norm.h"
+#include "attention.h"
+#include "embed.h"
+#include "head.h"
+#include "linear.h"
+
+#if defined(_WIN32)
+#define BITA_EXPORT extern "C" __declspec(dllexport)
+#else
+#define BITA_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace bita {
+namespace {
+
+constexpr int kVersion = 1;  // of the operators and of the layout of weights
+
+void add_operators(OrtCustomOpDomain* domain) {
+  static const Operator<Embed> embed;
+  static const Operator<AddNorm> add_norm;
+  static const Operator<Linear> linear;
+  static const Operator<GatedLinear> gated_linear;
+  static const Operator<Attention> attention;
+  static const Operator<Head> head;
+  for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
+           &embed, &add_norm, &linear, &gated_linear, &attention, &head})
+    check(ort().CustomOpDomain_Add(domain, op));
+}
+
+void register_all(OrtSessionOptions* options) {
+  // Sessions use the domain as long as the process lives.
+  static OrtCustomOpDomain* const domain = [] {
+    OrtCustomOpDomain* made = nullptr;
+    check(ort().CreateCustomOpDomain("bita", &made));
+    add_operators(made);
+    return made;
+  }();
+  check(ort().AddCustomOpDomain(options, domain));
+}
+
+}  // namespace
+}  // namespace bita
+
+BITA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (!api) return nullptr;  // ONNX Runtime has said that it is too old
+  bita::set_ort(api);
+  try {
+    bita::register_all(options);
+    return nullptr;
+  } catch (const std::exception& error) {
+    return api->CreateStatus(ORT_FAIL, error.what());
+  }
+}
+
+BITA_EXPORT int bita_operators_version(void) { return bita::kVersion; }
+
+BITA_EXPORT const char* bita_operators_road(void) { return bita::kernels().name; }
+
+BITA_EXPORT const char* bita_operators_roads(void) {
+  static const std::string names = [] {
+    std::string all;
+    for (const bita::Kernels* road : bita::roads()) all += (all.empty() ? "" : " ") + std::string(road->name);
+    return all;
+  }();
+  return names.c_str();
+}
+
+BITA_EXPORT int bita_operators_use_road(const char* name) {
+  return name && bita::use_road(name) ? 0 : -1;
+}

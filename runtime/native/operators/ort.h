@@ -1,0 +1,178 @@
+// What the operators need of ONNX Runtime's C API: attributes, tensors, threads, registration.
+//
+// Inside the library faults are exceptions; `Operator` turns them into statuses, so that none
+// crosses the C ABI.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <array>
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace bita {
+
+// The API of the ONNX Runtime that loaded the library.
+const OrtApi& ort();
+void set_ort(const OrtApi* api);
+
+// Raises std::runtime_error with the message of a status, which it releases.
+void check(OrtStatus* status);
+
+using Dims = std::vector<int64_t>;
+
+std::string text_of(const Dims& dims);
+
+constexpr auto kAnyType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+constexpr auto kByte = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+constexpr auto kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+constexpr auto kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+
+// A tensor that ONNX Runtime owns.
+struct Tensor {
+  void* data = nullptr;
+  Dims dims;
+  ONNXTensorElementDataType type = kAnyType;
+
+  explicit operator bool() const { return data != nullptr; }
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+  template <class T>
+  T* writable() const {
+    return static_cast<T*>(data);
+  }
+  int64_t size() const;
+};
+
+Tensor tensor_of(const OrtValue* value);
+
+// Raises std::runtime_error unless the shape is `dims`, where -1 stands for any size.
+void check_dims(const char* name, const Tensor& tensor, const Dims& dims);
+
+// One input or output of an operator.
+struct Port {
+  const char* name;
+  ONNXTensorElementDataType type;
+  bool is_optional = false;
+};
+
+// A node as its kernel is made: attributes and constant inputs. Raises std::runtime_error for what
+// is missing.
+class NodeInfo {
+ public:
+  NodeInfo(const OrtKernelInfo* info, const Port* inputs) : info_(info), inputs_(inputs) {}
+
+  int64_t integer(const char* name) const;
+  int64_t size(const char* name) const;  // an integer from 1 to 2^31 - 1
+  float real(const char* name) const;    // finite
+  std::string text(const char* name) const;
+  bool has_input(size_t index) const;
+  size_t num_outputs() const;
+  // An initializer; empty if the input is absent and optional.
+  Tensor constant(size_t index) const;
+
+ private:
+  const OrtKernelInfo* info_;
+  const Port* inputs_;
+};
+
+// A node as it runs.
+class NodeRun {
+ public:
+  NodeRun(OrtKernelContext* context, const Port* inputs) : context_(context), inputs_(inputs) {}
+
+  // Empty if the input is absent.
+  Tensor input(size_t index) const;
+  // Null where the graph does not use the output.
+  void* output(size_t index, const int64_t* dims, size_t num_dims) const;
+  template <class T>
+  T* output(size_t index, std::initializer_list<int64_t> dims) const {
+    return static_cast<T*>(output(index, dims.begin(), dims.size()));
+  }
+
+  // body(i) for each i in [0, total), on all threads. It must not throw.
+  template <class Body>
+  void parallel(int64_t total, const Body& body) const {
+    if (total == 1) return body(0);
+    auto call = [](void* data, size_t i) {
+      (*static_cast<const Body*>(data))(static_cast<int64_t>(i));
+    };
+    check(ort().KernelContext_ParallelFor(context_, call, static_cast<size_t>(total), 0,
+                                          const_cast<Body*>(&body)));
+  }
+
+  // The same on this thread alone where the work is small: `work` in float operations.
+  template <class Body>
+  void parallel(int64_t total, int64_t work, const Body& body) const {
+    constexpr int64_t kWorthThreads = 1 << 14;  // about 2 us
+    if (work >= kWorthThreads) return parallel(total, body);
+    for (int64_t i = 0; i < total; ++i) body(i);
+  }
+
+ private:
+  OrtKernelContext* context_;
+  const Port* inputs_;
+};
+
+// Makes an OrtCustomOp of a kernel class, which has kName, kInputs, kOutputs, a constructor that
+// takes a NodeInfo and a method run(NodeRun).
+template <class Kernel>
+struct Operator : OrtCustomOp {
+  Operator() : OrtCustomOp{} {
+    version = ORT_API_VERSION;
+    GetName = [](const OrtCustomOp*) { return Kernel::kName; };
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+    GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs.size(); };
+    GetInputType = [](const OrtCustomOp*, size_t i) { return Kernel::kInputs[i].type; };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t i) {
+      return characteristic(Kernel::kInputs[i]);
+    };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+    GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::kOutputs.size(); };
+    GetOutputType = [](const OrtCustomOp*, size_t i) { return Kernel::kOutputs[i].type; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t i) {
+      return characteristic(Kernel::kOutputs[i]);
+    };
+    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info,
+                        void** kernel) {
+      return guarded([&] { *kernel = new Kernel(NodeInfo(info, Kernel::kInputs.data())); });
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+      return guarded([&] {
+        static_cast<const Kernel*>(kernel)->run(NodeRun(context, Kernel::kInputs.data()));
+      });
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  }
+
+ private:
+  static OrtCustomOpInputOutputCharacteristic characteristic(const Port& port) {
+    return port.is_optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  }
+  template <class Body>
+  static OrtStatus* guarded(const Body& body) {
+    try {
+      body();
+      return nullptr;
+    } catch (const std::exception& error) {
+      const std::string text = std::string("bita.") + Kernel::kName + ": " + error.what();
+      return ort().CreateStatus(ORT_INVALID_ARGUMENT, text.c_str());
+    }
+  }
+};
+
+}  // namespace bita

@@ -1,0 +1,19 @@
+// Blocks of weights, as initializers of a node.
+#pragma once
+
+#include "../kernels/kernels.h"
+#include "ort.h"
+
+namespace bita {
+
+// Read values, scales and minima (inputs `first` to `first + 2`) of weights [outputs, inputs].
+// Raises std::runtime_error if their types or shapes are not those of the layout.
+Weights read_weights(const NodeInfo& info, size_t first, int64_t inputs, int64_t outputs);
+
+// A vector of floats; null if the input is absent. Raises std::runtime_error.
+const float* read_vector(const NodeInfo& info, size_t index, int64_t size);
+
+// The rows of a tensor [Q, row_bytes(blocks)].
+int64_t check_rows(const Tensor& rows, int64_t blocks);
+
+}  // namespace bita

@@ -1,0 +1,73 @@
+// A few lines for tests: named cases, and checks that say what differs.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace bita::tests {
+
+struct Case {
+  std::string name;
+  std::function<void()> run;
+};
+
+inline std::vector<Case>& cases() {
+  static std::vector<Case> all;
+  return all;
+}
+
+inline int& num_failures() {
+  static int count = 0;
+  return count;
+}
+
+struct Adds {
+  Adds(std::string name, std::function<void()> run) {
+    cases().push_back({std::move(name), std::move(run)});
+  }
+};
+
+inline void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  ++num_failures();
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Bit for bit, so that NaN equals NaN and 0 is not -0.
+template <class T>
+void expect_same(const std::vector<T>& found, const std::vector<T>& wanted,
+                 const std::string& what) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (std::memcmp(&found[i], &wanted[i], sizeof(T)) == 0) continue;
+    expect(false, what + ": element " + std::to_string(i) + " of " +
+                      std::to_string(wanted.size()) + " is " +
+                      std::to_string(static_cast<double>(found[i])) + ", not " +
+                      std::to_string(static_cast<double>(wanted[i])));
+    return;
+  }
+}
+
+// Numbers that are the same on every machine.
+class Random {
+ public:
+  explicit Random(uint32_t seed) : state_(seed) {}
+  int64_t below(int64_t bound) { return static_cast<int64_t>(state_()) % bound; }
+  float real(float size = 1.0f) {  // in (-size, size)
+    return size * (static_cast<float>(state_() >> 8) / 8388608.0f - 1.0f);
+  }
+  std::vector<float> reals(int64_t count, float size = 1.0f) {
+    std::vector<float> all(static_cast<size_t>(count));
+    for (float& x : all) x = real(size);
+    return all;
+  }
+
+ private:
+  std::mt19937 state_;
+};
+
+}  // namespace bita::tests

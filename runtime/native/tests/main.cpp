@@ -1,0 +1,15 @@
+#include <cstring>
+
+#include "check.h"
+
+// Runs all cases, or those whose name has the first argument in it.
+int main(int count, char** arguments) {
+  int num_run = 0;
+  for (const auto& one : bita::tests::cases()) {
+    if (count > 1 && one.name.find(arguments[1]) == std::string::npos) continue;
+    one.run();
+    ++num_run;
+  }
+  std::printf("%d passed, %d failed\n", num_run, bita::tests::num_failures());
+  return bita::tests::num_failures() || !num_run ? 1 : 0;
+}
