@@ -59,9 +59,12 @@ class NativeGraph:
         """Values, scales, and minima or None."""
         return [self.constants.get(f"{label}.{part}") for part in ("values", "scales", "minima")]
 
-    def weight(self, label: str, bits: int, num_out: int, num_in: int) -> Array:
+    def bits(self, label: str) -> int:
+        return 4 if self.constants[f"{label}.values"].dtype == np.uint8 else 8
+
+    def weight(self, label: str, num_out: int, num_in: int) -> Array:
         """The weights [num_out, num_in] of a label, in float64."""
-        return dequantized(self.parts(label), bits, num_out, num_in)
+        return dequantized(self.parts(label), self.bits(label), num_out, num_in)
 
 
 def dequantized(parts: Inputs, bits: int, num_out: int, num_in: int) -> Array:
