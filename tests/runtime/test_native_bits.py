@@ -99,7 +99,7 @@ def test_nodes_have_the_bits_of_plain_decoding_in_any_order(
     engine_of: Callable[..., Engine], features: str, precision: str
 ) -> None:
     engine = engine_of(features, precision)
-    backend, adapter = OrtBackend(engine, 2), read_adapter(engine)
+    backend, adapter = OrtBackend(engine, 1), read_adapter(engine)
     read_text(backend, adapter, TEXT, 16)
     for seed in range(6):
         rng, tree = np.random.default_rng(seed), random_tree(seed)
@@ -120,7 +120,7 @@ def test_a_row_of_1_to_64_has_the_same_bits(
     engine_of: Callable[..., Engine], features: str
 ) -> None:
     engine = engine_of(features)
-    backend, adapter = OrtBackend(engine, 2), read_adapter(engine)
+    backend, adapter = OrtBackend(engine, 1), read_adapter(engine)
     tokens = np.random.default_rng(1).integers(4, 320, 64)
     read_text(backend, adapter, TEXT[:9], 16)
     expected = []
@@ -183,7 +183,7 @@ def test_long_texts_are_the_same_in_any_pieces_and_with_any_threads(
 def test_trees_write_plain_decodings_text_to_the_bit(
     engine_of: Callable[..., Engine], features: str, tree: str
 ) -> None:
-    session = Session.open(engine_of(features).path, num_threads=2)
+    session = Session.open(engine_of(features).path, num_threads=1)
     assert session.mode == "exact"
     off_spine = 0
     for seed in range(4):
