@@ -101,7 +101,7 @@ struct Kernels {
   void (*gate)(const float* gate, const float* up, bool is_gelu, int64_t count, int64_t index,
                int64_t blocks, uint8_t* row);
   // RMS norm (weight may be null for none), then rotary embedding (cos may be null), then * scale.
-  void (*turn)(float* head, const float* weight, float epsilon, const float* cos, const float* sin,
+  void (*turn)(const float* head, float* out, const float* weight, float epsilon, const float* cos, const float* sin,
                int64_t half, int64_t size, float scale);
   // Keys and values of one head into a slot of a page.
   void (*write_slot)(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,

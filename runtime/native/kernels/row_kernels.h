@@ -138,24 +138,24 @@ void gate(const float* gate_values, const float* up, bool is_gelu, int64_t count
   quantize_block(part[0], part[1], index, blocks, row);
 }
 
-void turn(float* head, const float* weight, float epsilon, const float* cos, const float* sin,
-          int64_t half, int64_t size, float scale) {
+void turn(const float* head, float* out, const float* weight, float epsilon, const float* cos,
+          const float* sin, int64_t half, int64_t size, float scale) {
   if (weight) {
     const Lanes inverse = Lanes::all(inverse_norm(head, size, epsilon));
     for (int64_t i = 0; i < size; i += 16)
-      store_at((load_at(head, i, size) * inverse) * load_at(weight, i, size), head, i, size);
+      store_at((load_at(head, i, size) * inverse) * load_at(weight, i, size), out, i, size);
+  } else {
+    std::copy(head, head + size, out);
   }
-  if (cos) {
-    for (int64_t i = 0; i < half; i += 16) {
-      const Lanes x = load_at(head, i, half), y = load_at(head + half, i, half);
-      const Lanes c = load_at(cos, i, half), s = load_at(sin, i, half);
-      store_at(x * c - y * s, head, i, half);
-      store_at(y * c + x * s, head + half, i, half);
-    }
+  for (int64_t i = 0; cos && i < half; i += 16) {
+    const Lanes x = load_at(out, i, half), y = load_at(out + half, i, half);
+    const Lanes c = load_at(cos, i, half), s = load_at(sin, i, half);
+    store_at(x * c - y * s, out, i, half);
+    store_at(y * c + x * s, out + half, i, half);
   }
   if (scale == 1.0f) return;
   const Lanes factor = Lanes::all(scale);
-  for (int64_t i = 0; i < size; i += 16) store_at(load_at(head, i, size) * factor, head, i, size);
+  for (int64_t i = 0; i < size; i += 16) store_at(load_at(out, i, size) * factor, out, i, size);
 }
 
 void add_scaled(float* out, const float* values, float factor, int64_t size) {

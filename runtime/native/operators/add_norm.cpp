@@ -1,31 +1,31 @@
 #include "add_norm.h"
 
 #include "../kernels/roads.h"
+#include "scratch.h"
 
 namespace bita {
 namespace {
 
-// Of each row that is normed, its number; of all rows in order if `rows` is absent.
-Dims chosen_rows(const Tensor& rows, int64_t num_rows) {
-  Dims chosen;
-  if (!rows) {
-    for (int64_t row = 0; row < num_rows; ++row) chosen.push_back(row);
-    return chosen;
-  }
+constexpr int64_t kWorkPerValue = 4;
+
+// How many rows are normed: those of `rows`, or all where it is absent.
+int64_t check_chosen(const Tensor& rows, int64_t num_rows) {
+  if (!rows) return num_rows;
   check_dims("rows", rows, {-1});
-  chosen.assign(rows.as<int64_t>(), rows.as<int64_t>() + rows.dims[0]);
-  for (int64_t row : chosen)
+  for (int64_t i = 0; i < rows.dims[0]; ++i) {
+    const int64_t row = rows.as<int64_t>()[i];
     if (row < 0 || row >= num_rows)
       throw std::runtime_error("row " + std::to_string(row) + " is not one of " +
                                std::to_string(num_rows));
-  return chosen;
+  }
+  return rows.dims[0];
 }
 
 }  // namespace
 
 AddNorm::AddNorm(const NodeInfo& info)
     : epsilon_(info.real("epsilon")),
-      delta_scale_(info.real("delta_scale")),
+      delta_scale_(info.real("delta_scale", 1.0f)),
       weight_(info.constant(2)),
       delta_weight_(info.constant(3)) {
   check_dims("weight", weight_, {-1});
@@ -35,13 +35,11 @@ AddNorm::AddNorm(const NodeInfo& info)
 }
 
 void AddNorm::run(const NodeRun& node) const {
-  const Tensor residual = node.input(0), delta = node.input(1);
+  const Tensor residual = node.input(0), delta = node.input(1), rows = node.input(4);
   check_dims("residual", residual, {-1, size_});
   const int64_t num_rows = residual.dims[0];
   if (delta) check_dims("delta", delta, {num_rows, size_});
-  const Dims chosen = chosen_rows(node.input(4), num_rows);
-  const int64_t num_chosen = static_cast<int64_t>(chosen.size());
-  const int64_t bytes = row_bytes(num_blocks(size_));
+  const int64_t num_chosen = check_chosen(rows, num_rows), bytes = row_bytes(num_blocks(size_));
   uint8_t* quantized = node.output<uint8_t>(0, {num_chosen, bytes});
   float* total = node.output<float>(1, {num_rows, size_});
   const Kernels& kernel = kernels();
@@ -50,20 +48,18 @@ void AddNorm::run(const NodeRun& node) const {
                     delta ? delta.as<float>() + row * size_ : nullptr, delta_weight_.as<float>(),
                     weight_.as<float>(), epsilon_, delta_scale_, size_, sum, out);
   };
-  const bool takes_all = num_chosen == num_rows && !node.input(4);
-  if (takes_all) {
-    std::vector<float> scratch(total || !delta ? 0 : static_cast<size_t>(num_rows * size_));
-    float* sums = total ? total : delta ? scratch.data() : nullptr;
-    node.parallel(num_rows, 4 * num_rows * size_, [&](int64_t row) {
-      add_norm(row, sums ? sums + row * size_ : nullptr, quantized + row * bytes);
+  if (total && !rows) {
+    node.parallel(num_rows, kWorkPerValue * num_rows * size_, [&](int64_t row) {
+      add_norm(row, total + row * size_, quantized + row * bytes);
     });
     return;
   }
-  if (total)
-    for (int64_t row = 0; row < num_rows; ++row) add_norm(row, total + row * size_, nullptr);
-  std::vector<float> scratch(static_cast<size_t>(num_chosen * size_));
-  node.parallel(num_chosen, 4 * num_chosen * size_, [&](int64_t i) {
-    add_norm(chosen[static_cast<size_t>(i)], delta ? scratch.data() + i * size_ : nullptr,
+  for (int64_t row = 0; total && row < num_rows; ++row)
+    add_norm(row, total + row * size_, nullptr);
+  thread_local Scratch<float> scratch;
+  float* sums = delta ? scratch.take(num_chosen * size_) : nullptr;
+  node.parallel(num_chosen, kWorkPerValue * num_chosen * size_, [&](int64_t i) {
+    add_norm(rows ? rows.as<int64_t>()[i] : i, sums ? sums + i * size_ : nullptr,
              quantized + i * bytes);
   });
 }

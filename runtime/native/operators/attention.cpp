@@ -4,23 +4,22 @@
 #include <cstring>
 
 #include "../kernels/roads.h"
+#include "scratch.h"
 #include "sights.h"
 
 namespace bita {
 namespace {
 
-// One key-value head of a block of rows, in one chunk of positions of the prefix or of the text.
-struct Item {
-  size_t block;
-  int64_t kv_head;
-  int64_t chunk;  // from -(chunks of the prefix) on; those from 0 on are of the text
-  int64_t start;  // of its queries' results
-};
+constexpr int64_t kMaxHeadDim = 1024;
+
+int64_t chunk_count(int64_t slots) { return (slots + kChunk - 1) / kChunk; }
+int64_t page_count(int64_t slots) { return (slots + kPage - 1) / kPage; }
 
 struct Shape {
   int64_t num_heads, num_kv_heads, head_dim;
-  int64_t group() const { return num_heads / num_kv_heads; }
+  int64_t group() const { return num_heads / num_kv_heads; }  // heads that share keys
   int64_t width() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+  int64_t values() const { return num_heads * head_dim; }
 };
 
 // The memory of all pages of a layer.
@@ -35,168 +34,213 @@ struct Pages {
   }
 };
 
-constexpr int64_t kMaxHeadDim = 1024;
+// One key-value head of a block of rows, in one chunk of positions of the prefix or of the text.
+struct Item {
+  int64_t block;
+  int64_t kv_head;
+  int64_t chunk;  // those before `prefix chunks` are of the prefix
+  int64_t result; // where the results of its queries start
+};
 
-int64_t chunk_count(int64_t slots) { return (slots + kChunk - 1) / kChunk; }
+// Chunks and results of a block of rows.
+struct BlockWork {
+  int64_t prefix_chunks;
+  int64_t skipped;     // chunks of the text before the window
+  int64_t num_chunks;  // of both
+  int64_t result;      // of its first kv head: [kv head][chunk][query]
+};
 
-// Attention of one step: items, and the results of their queries.
+struct Memory {
+  Scratch<float> queries, maxima, sums, values;
+  Scratch<const void*> text_pages, prefix_pages;
+  Scratch<Item> items;
+  Scratch<BlockWork> works;
+  Scratch<int64_t> block_of_row;
+};
+
+// Attention of one step: turned queries, items of work, results of their queries.
 class StepAttention {
  public:
   StepAttention(const Shape& shape, const StepPlace& place, const Pages& pages, int64_t window,
-                float softcap, const float* heads)
+                float softcap)
       : shape_(shape),
         place_(place),
         pages_(pages),
         softcap_(softcap),
-        heads_(heads),
-        sights_(sights(place, window)),
-        blocks_(row_blocks(place, sights_, std::max<int64_t>(1, kMaxQueries / shape.group()))) {
+        sights_(find_sights(place, window, std::max<int64_t>(1, kMaxQueries / shape.group()))),
+        memory_(memory_of_thread()),
+        queries_(memory_.queries.take(place.num_rows * shape.values())) {
+    note_blocks();
     list_pages();
     list_items();
   }
 
-  int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
+  // Where the turned query of a row and head goes: [block][kv head][row, head of the group].
+  float* query(int64_t row, int64_t head) const {
+    const RowBlock& block = block_of(row);
+    const int64_t group = shape_.group(), in_block = row - block.first_row;
+    return queries_ + (block.first_row * shape_.num_heads +
+                       (head / group * block.num_rows + in_block) * group + head % group) *
+                          shape_.head_dim;
+  }
 
   // Compute all items, then each row's merged values, quantized.
-  void run(const NodeRun& node, uint8_t* out) {
-    const size_t results = static_cast<size_t>(num_results_);
-    maxima_.resize(results);
-    sums_.resize(results);
-    values_.resize(results * static_cast<size_t>(shape_.head_dim));
-    node.parallel(num_items(), [&](int64_t i) { attend(items_[static_cast<size_t>(i)]); });
-    const int64_t width = shape_.num_heads * shape_.head_dim;
-    const int64_t work = place_.num_rows * width * 8;
-    node.parallel(place_.num_rows, work, [&](int64_t row) { finish(row, out); });
+  void run(const NodeRun& node, uint8_t* out) const {
+    node.parallel(num_items_, [&](int64_t i) { attend(items_[i]); });
+    node.parallel(place_.num_rows, place_.num_rows * shape_.values() * 8,
+                  [&](int64_t row) { finish(row, out); });
   }
 
  private:
-  struct BlockItems {
-    int64_t first_chunk, num_chunks;
-    int64_t start;  // of the results of its first kv head, [kv head][chunk][query]
-  };
-
-  // For each text and kv head the memory of its pages, and of the prefix's.
-  void list_pages() {
-    const int64_t heads = shape_.num_kv_heads, wide = place_.pages_per_text;
-    text_pages_.resize(static_cast<size_t>(place_.num_texts * heads * wide));
-    for (int64_t text = 0; text < place_.num_texts; ++text)
-      for (int64_t head = 0; head < heads; ++head)
-        for (int64_t i = 0; i < used_pages(text); ++i)
-          text_pages_[static_cast<size_t>((text * heads + head) * wide + i)] =
-              pages_.at(place_.page(text, i * kPage), head);
-    const int64_t prefix = (place_.prefix_length + kPage - 1) / kPage;
-    prefix_pages_.resize(static_cast<size_t>(heads * prefix));
-    for (int64_t head = 0; head < heads; ++head)
-      for (int64_t i = 0; i < prefix; ++i)
-        prefix_pages_[static_cast<size_t>(head * prefix + i)] =
-            pages_.at(place_.prefix_pages.as<int64_t>()[i], head);
-  }
-
-  // Pages of a text that this step reads or writes.
-  int64_t used_pages(int64_t text) const {
-    int64_t slots = place_.length(text);
-    for (int64_t row = 0; row < place_.num_rows; ++row)
-      if (place_.text(row) == text) slots = std::max(slots, place_.slot(row) + 1);
-    return (slots + kPage - 1) / kPage;
-  }
-
-  void list_items() {
-    for (size_t index = 0; index < blocks_.size(); ++index) {
-      const RowBlock& block = blocks_[index];
-      const int64_t prefix = block.sees_prefix ? chunk_count(place_.prefix_length) : 0;
-      const int64_t skipped = std::min(block.first, block.stop) / kChunk;
-      const int64_t text = chunk_count(block.stop);
-      block_items_.push_back({skipped, prefix + text - skipped, num_results_});
-      for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
-        for (int64_t i = 0; i < prefix + text - skipped; ++i) {
-          items_.push_back({index, head, i < prefix ? i - prefix : skipped + i - prefix,
-                            num_results_});
-          num_results_ += num_queries(block);
-        }
-    }
+  static Memory& memory_of_thread() {
+    thread_local Memory memory;
+    return memory;
   }
 
   int64_t num_queries(const RowBlock& block) const { return block.num_rows * shape_.group(); }
+  const RowBlock& block_of(int64_t row) const { return sights_.blocks[block_of_row_[row]]; }
 
-  void attend(const Item& item) {
-    const RowBlock& block = blocks_[item.block];
-    const int64_t group = shape_.group(), size = shape_.head_dim;
-    // a group of more heads than a task takes is several tasks of one row
-    for (int64_t head = 0; head < group; head += kMaxQueries) {
-      const int64_t heads = std::min(group - head, kMaxQueries);
-      const int64_t num_queries = block.num_rows * heads;
-      float queries[kMaxQueries * kMaxHeadDim];
-      int64_t first[kMaxQueries], stop[kMaxQueries];
-      const int32_t* tails[kMaxQueries];
-      ChunkTask task{};
-      const bool is_prefix = item.chunk < 0;
-      const int64_t length = place_.length(block.text);
-      task.shared = is_prefix ? place_.prefix_length : length + block.num_common;
-      for (int64_t q = 0; q < num_queries; ++q) {
-        const int64_t row = block.first_row + q / heads;
-        const Sight& sight = sights_[static_cast<size_t>(row)];
-        const int64_t number = item.kv_head * group + head + q % heads;
-        std::memcpy(queries + q * size, heads_ + row * shape_.width() + number * size,
-                    static_cast<size_t>(size) * sizeof(float));
-        first[q] = is_prefix ? 0 : sight.first;
-        stop[q] = is_prefix ? place_.prefix_length : sight.stop;
-        tails[q] = is_prefix ? nullptr : sight.tail.data() + block.num_common;
-      }
-      task.head_dim = size;
-      task.num_queries = num_queries;
-      task.queries = queries;
-      task.pages = is_prefix ? prefix_pages(item.kv_head) : text_pages(block.text, item.kv_head);
-      task.begin = kChunk * (is_prefix ? item.chunk + chunk_count(place_.prefix_length) : item.chunk);
-      task.first = first;
-      task.stop = stop;
-      task.tails = tails;
-      task.softcap = softcap_;
-      task.is_half = pages_.is_half;
-      const size_t start = static_cast<size_t>(item.start + head);
-      task.maxima = maxima_.data() + start;
-      task.sums = sums_.data() + start;
-      task.values = values_.data() + start * static_cast<size_t>(size);
-      kernels().attend(task);
+  void note_blocks() {
+    block_of_row_ = memory_.block_of_row.take(place_.num_rows);
+    for (int64_t index = 0; index < sights_.num_blocks; ++index) {
+      const RowBlock& block = sights_.blocks[index];
+      std::fill_n(block_of_row_ + block.first_row, block.num_rows, index);
     }
   }
 
-  const void* const* text_pages(int64_t text, int64_t kv_head) const {
-    return text_pages_.data() + (text * shape_.num_kv_heads + kv_head) * place_.pages_per_text;
-  }
-  const void* const* prefix_pages(int64_t kv_head) const {
-    return prefix_pages_.data() + kv_head * ((place_.prefix_length + kPage - 1) / kPage);
+  // The memory of the pages of each text and kv head, and of the prefix.
+  void list_pages() {
+    const int64_t heads = shape_.num_kv_heads, wide = place_.pages_per_text;
+    text_pages_ = memory_.text_pages.take(place_.num_texts * heads * wide);
+    for (int64_t text = 0; text < place_.num_texts; ++text) {
+      const int64_t used = page_count(used_slots(text));
+      for (int64_t head = 0; head < heads; ++head)
+        for (int64_t i = 0; i < used; ++i)
+          text_pages_[(text * heads + head) * wide + i] =
+              pages_.at(place_.page(text, i * kPage), head);
+    }
+    const int64_t prefix = page_count(place_.prefix_length);
+    prefix_pages_ = memory_.prefix_pages.take(heads * prefix);
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t i = 0; i < prefix; ++i)
+        prefix_pages_[head * prefix + i] =
+            pages_.at(place_.prefix_pages.as<int64_t>()[i], head);
   }
 
-  void finish(int64_t row, uint8_t* out) {
-    size_t index = 0;
-    while (row >= blocks_[index].first_row + blocks_[index].num_rows) ++index;
-    const RowBlock& block = blocks_[index];
-    const BlockItems& items = block_items_[index];
-    const int64_t size = shape_.head_dim, width = shape_.num_heads * size;
-    const int64_t stride = num_queries(block), group = shape_.group();
-    std::vector<float> merged(static_cast<size_t>(width));
+  // Slots of a text that this step reads or writes.
+  int64_t used_slots(int64_t text) const {
+    int64_t slots = place_.length(text);
+    for (int64_t row = 0; row < place_.num_rows; ++row)
+      if (place_.text(row) == text) slots = std::max(slots, place_.slot(row) + 1);
+    return slots;
+  }
+
+  BlockWork work_of(const RowBlock& block) const {
+    const int64_t prefix = block.sees_prefix ? chunk_count(place_.prefix_length) : 0;
+    const int64_t skipped = std::min(block.first, block.stop) / kChunk;
+    return {prefix, skipped, prefix + chunk_count(block.stop) - skipped, 0};
+  }
+
+  void list_items() {
+    works_ = memory_.works.take(sights_.num_blocks);
+    int64_t num_results = 0;
+    num_items_ = 0;
+    for (int64_t index = 0; index < sights_.num_blocks; ++index) {
+      works_[index] = work_of(sights_.blocks[index]);
+      works_[index].result = num_results;
+      num_items_ += works_[index].num_chunks * shape_.num_kv_heads;
+      num_results += works_[index].num_chunks * shape_.num_kv_heads *
+                     num_queries(sights_.blocks[index]);
+    }
+    items_ = memory_.items.take(num_items_);
+    Item* item = items_;
+    for (int64_t index = 0; index < sights_.num_blocks; ++index) {
+      int64_t result = works_[index].result;
+      for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
+        for (int64_t chunk = 0; chunk < works_[index].num_chunks; ++chunk) {
+          *item++ = {index, head, chunk, result};
+          result += num_queries(sights_.blocks[index]);
+        }
+    }
+    maxima_ = memory_.maxima.take(num_results);
+    sums_ = memory_.sums.take(num_results);
+    values_ = memory_.values.take(num_results * shape_.head_dim);
+  }
+
+  void attend(const Item& item) const {
+    const RowBlock& block = sights_.blocks[item.block];
+    const BlockWork& work = works_[item.block];
+    ChunkTask task{};
+    task.head_dim = shape_.head_dim;
+    task.softcap = softcap_;
+    task.is_half = pages_.is_half;
+    if (item.chunk < work.prefix_chunks) {
+      task.shared = place_.prefix_length;
+      task.pages = prefix_pages_ + item.kv_head * page_count(place_.prefix_length);
+      task.begin = item.chunk * kChunk;
+    } else {
+      task.shared = place_.length(block.text) + block.num_common;
+      task.pages = text_pages_ + (block.text * shape_.num_kv_heads + item.kv_head) *
+                                     place_.pages_per_text;
+      task.begin = (item.chunk - work.prefix_chunks + work.skipped) * kChunk;
+    }
+    // a group of more heads than a task takes is one row's, in several tasks
+    for (int64_t start = 0; start < num_queries(block); start += kMaxQueries)
+      attend_some(item, block, start, task);
+  }
+
+  void attend_some(const Item& item, const RowBlock& block, int64_t start, ChunkTask task) const {
+    const bool is_prefix = item.chunk < works_[item.block].prefix_chunks;
+    const int64_t group = shape_.group();
+    int64_t first[kMaxQueries], stop[kMaxQueries];
+    const int32_t* tails[kMaxQueries];
+    task.num_queries = std::min(kMaxQueries, num_queries(block) - start);
+    for (int64_t q = 0; q < task.num_queries; ++q) {
+      const Sight& sight = sights_.rows[block.first_row + (start + q) / group];
+      first[q] = is_prefix ? 0 : sight.first;
+      stop[q] = is_prefix ? place_.prefix_length : sight.stop;
+      tails[q] = is_prefix ? nullptr : sight.tail + block.num_common;
+    }
+    task.queries = query(block.first_row, item.kv_head * group) + start * shape_.head_dim;
+    task.first = first;
+    task.stop = stop;
+    task.tails = tails;
+    task.maxima = maxima_ + item.result + start;
+    task.sums = sums_ + item.result + start;
+    task.values = values_ + (item.result + start) * shape_.head_dim;
+    kernels().attend(task);
+  }
+
+  // Merge the chunks of a row's heads, and quantize them.
+  void finish(int64_t row, uint8_t* out) const {
+    thread_local Scratch<float> scratch;
+    const RowBlock& block = block_of(row);
+    const BlockWork& work = works_[block_of_row_[row]];
+    const int64_t stride = num_queries(block), group = shape_.group(), size = shape_.head_dim;
+    float* merged = scratch.take(shape_.values());
     for (int64_t head = 0; head < shape_.num_heads; ++head) {
-      const int64_t start = items.start + head / group * items.num_chunks * stride +
-                            (row - block.first_row) * group + head % group;
-      kernels().merge(maxima_.data() + start, sums_.data() + start,
-                      values_.data() + start * size, stride, items.num_chunks, size,
-                      merged.data() + head * size);
+      const int64_t result = work.result + head / group * work.num_chunks * stride +
+                             (row - block.first_row) * group + head % group;
+      kernels().merge(maxima_ + result, sums_ + result, values_ + result * size, stride,
+                      work.num_chunks, size, merged + head * size);
     }
-    kernels().quantize(merged.data(), width, out + row * row_bytes(num_blocks(width)));
+    kernels().quantize(merged, shape_.values(),
+                       out + row * row_bytes(num_blocks(shape_.values())));
   }
 
   const Shape& shape_;
   const StepPlace& place_;
   const Pages& pages_;
   const float softcap_;
-  const float* heads_;  // [Q, width]: turned queries, then keys and values
-  const std::vector<Sight> sights_;
-  const std::vector<RowBlock> blocks_;
-  std::vector<BlockItems> block_items_;
-  std::vector<Item> items_;
-  std::vector<const void*> text_pages_, prefix_pages_;
-  int64_t num_results_ = 0;
-  std::vector<float> maxima_, sums_, values_;
+  const Sights sights_;
+  Memory& memory_;
+  float* const queries_;
+  int64_t* block_of_row_;
+  const void **text_pages_, **prefix_pages_;
+  BlockWork* works_;
+  Item* items_;
+  int64_t num_items_;
+  float *maxima_, *sums_, *values_;
 };
 
 }  // namespace
@@ -246,35 +290,33 @@ void Attention::run(const NodeRun& node) const {
   if (pages.data != past.data)
     std::memcpy(pages.data, past.data,
                 static_cast<size_t>(num_pages * num_kv_heads_ * pages.head_bytes()));
-  std::vector<float> heads(qkv.as<float>(), qkv.as<float>() + num_rows * shape.width());
-  const int64_t work = num_rows * shape.width() * 4;
-  node.parallel(num_rows, work, [&](int64_t row) {
-    turn_row(place, row, heads.data() + row * shape.width());
-    write_row(place, row, heads.data() + row * shape.width(), pages.data, pages.is_half);
+  const StepAttention attention(shape, place, pages, window_, softcap_);
+  node.parallel(num_rows, num_rows * shape.width() * 4, [&](int64_t row) {
+    const float* heads = qkv.as<float>() + row * shape.width();
+    for (int64_t head = 0; head < num_heads_; ++head)
+      turn(place, row, heads + head * head_dim_, true, attention.query(row, head));
+    for (int64_t head = 0; head < num_kv_heads_; ++head)
+      write(place, row, heads + (num_heads_ + head) * head_dim_,
+            pages.at(place.page(place.text(row), place.slot(row)), head), pages.is_half);
   });
-  StepAttention attention(shape, place, pages, window_, softcap_, heads.data());
   attention.run(node, out);
 }
 
-void Attention::turn_row(const StepPlace& place, int64_t row, float* heads) const {
+void Attention::turn(const StepPlace& place, int64_t row, const float* head, bool is_query,
+                     float* out) const {
   const int64_t half = cos_ ? cos_.dims[1] : 0, position = place.position(row);
-  const float* cos = cos_ ? cos_.as<float>() + position * half : nullptr;
-  const float* sin = cos_ ? sin_.as<float>() + position * half : nullptr;
-  for (int64_t head = 0; head < num_heads_ + num_kv_heads_; ++head) {
-    const bool is_query = head < num_heads_;
-    kernels().turn(heads + head * head_dim_, is_query ? q_norm_ : k_norm_, epsilon_, cos, sin, half,
-                   head_dim_, is_query ? scale_ : 1.0f);
-  }
+  kernels().turn(head, out, is_query ? q_norm_ : k_norm_, epsilon_,
+                 cos_ ? cos_.as<float>() + position * half : nullptr,
+                 cos_ ? sin_.as<float>() + position * half : nullptr, half, head_dim_,
+                 is_query ? scale_ : 1.0f);
 }
 
-void Attention::write_row(const StepPlace& place, int64_t row, const float* heads, void* data,
-                          bool is_half) const {
-  const Pages pages{static_cast<uint8_t*>(data), num_kv_heads_, head_dim_, is_half};
-  const int64_t slot = place.slot(row), page = place.page(place.text(row), slot);
-  for (int64_t head = 0; head < num_kv_heads_; ++head)
-    kernels().write_slot(heads + (num_heads_ + head) * head_dim_,
-                         heads + (num_heads_ + num_kv_heads_ + head) * head_dim_, head_dim_,
-                         slot % kPage, is_half, pages.at(page, head));
+void Attention::write(const StepPlace& place, int64_t row, const float* key, uint8_t* page,
+                      bool is_half) const {
+  float turned[kMaxHeadDim];
+  turn(place, row, key, false, turned);
+  kernels().write_slot(turned, key + num_kv_heads_ * head_dim_, head_dim_, place.slot(row) % kPage,
+                       is_half, page);
 }
 
 }  // namespace bita

@@ -31,11 +31,12 @@ class Attention {
   void run(const NodeRun& node) const;
 
  private:
-  // Norms and rotary embedding of a row's queries and keys, in place.
-  void turn_row(const StepPlace& place, int64_t row, float* heads) const;
-  // Keys and values of a row to its slot.
-  void write_row(const StepPlace& place, int64_t row, const float* heads, void* pages,
-                 bool is_half) const;
+  // Norm and rotary embedding of a row's query or key [D].
+  void turn(const StepPlace& place, int64_t row, const float* head, bool is_query,
+            float* out) const;
+  // A row's key, and the value that lies after the keys, to the row's slot.
+  void write(const StepPlace& place, int64_t row, const float* key, uint8_t* page,
+             bool is_half) const;
 
   int64_t num_heads_, num_kv_heads_, head_dim_, window_;
   float scale_, softcap_, epsilon_;

@@ -2,26 +2,35 @@
 
 #include <algorithm>
 #include <limits>
+#include <thread>
 
 #include "../kernels/roads.h"
 
 namespace bita {
 namespace {
 
-constexpr int64_t kParts = 16;       // of the vocabulary; each has rankings of its own
+constexpr int64_t kMostParts = 64;   // of the vocabulary; each has rankings of its own
 constexpr int64_t kTilesAtATime = 4;
 constexpr int64_t kRowsAtATime = 32;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
+// A part for each processor; what is found does not depend on their number.
+int64_t count_parts() {
+  static const int64_t count =
+      std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, kMostParts);
+  return count;
+}
+
 // Rankings of each part of the vocabulary and row.
 class Rankings {
  public:
-  Rankings(int64_t num_rows, int64_t size)
-      : num_rows_(num_rows),
+  Rankings(int64_t num_parts, int64_t num_rows, int64_t size)
+      : num_parts_(num_parts),
+        num_rows_(num_rows),
         size_(size),
-        logits_(static_cast<size_t>(kParts * num_rows * size)),
+        logits_(static_cast<size_t>(num_parts * num_rows * size)),
         ids_(logits_.size()),
-        all_(static_cast<size_t>(kParts * num_rows)) {
+        all_(static_cast<size_t>(num_parts * num_rows)) {
     for (size_t i = 0; i < all_.size(); ++i) {
       const size_t start = i * static_cast<size_t>(size);
       all_[i] = {logits_.data() + start, ids_.data() + start, size, 0, false};
@@ -36,7 +45,7 @@ class Rankings {
   void merge(int64_t row, int64_t* ids, float* logits) {
     Ranking best{logits, ids, size_, 0, false};
     const Kernels& kernel = kernels();
-    for (int64_t part = 0; part < kParts; ++part) {
+    for (int64_t part = 0; part < num_parts_; ++part) {
       const Ranking& ranking = at(part, row);
       best.has_nan |= ranking.has_nan;
       for (int64_t i = 0; i < ranking.count; ++i)
@@ -50,7 +59,7 @@ class Rankings {
   }
 
  private:
-  int64_t num_rows_, size_;
+  int64_t num_parts_, num_rows_, size_;
   std::vector<float> logits_;
   std::vector<int64_t> ids_;
   std::vector<Ranking> all_;
@@ -78,11 +87,12 @@ void Head::run(const NodeRun& node) const {
   if (!is_wanted) logits = nullptr;
   const Kernels& kernel = kernels();
   const int64_t stride = row_bytes(weights_.blocks()), tiles = weights_.tiles();
-  Rankings rankings(num_rows, num_ranks_);
-  node.parallel(kParts, [&](int64_t part) {
+  const int64_t num_parts = std::min(count_parts(), tiles);
+  Rankings rankings(num_parts, num_rows, num_ranks_);
+  node.parallel(num_parts, [&](int64_t part) {
     float some[kRowsAtATime][kTilesAtATime * kTile];
-    const int64_t last_tile = tiles * (part + 1) / kParts;
-    for (int64_t tile = tiles * part / kParts; tile < last_tile; tile += kTilesAtATime) {
+    const int64_t last_tile = tiles * (part + 1) / num_parts;
+    for (int64_t tile = tiles * part / num_parts; tile < last_tile; tile += kTilesAtATime) {
       const int64_t stop = std::min(last_tile, tile + kTilesAtATime), first = tile * kTile;
       const int64_t count = std::min(outputs_, stop * kTile) - first;
       for (int64_t start = 0; start < num_rows; start += kRowsAtATime) {

@@ -36,6 +36,7 @@ void Linear::run(const NodeRun& node) const {
   float* out = node.output<float>(0, {num_rows, outputs_});
   Lora lora(node, 5, inputs_, outputs_);
   lora.read(node, rows.as<uint8_t>(), num_rows);
+  const bool has_lora = lora.is_active(num_rows);
   const Kernels& kernel = kernels();
   const LinearTask all{&weights_, rows.as<uint8_t>(), num_rows, out, outputs_};
   node.parallel(weights_.tiles(), [&](int64_t tile) {
@@ -43,6 +44,7 @@ void Linear::run(const NodeRun& node) const {
     LinearTask task = all;
     task.out = out + first;
     kernel.linear(task, tile, tile + 1);
+    if (!bias_ && !has_lora) return;
     for (int64_t row = 0; row < num_rows; ++row) {
       float* place = out + row * outputs_ + first;
       if (bias_) add_bias(bias_ + first, last - first, place);
@@ -66,6 +68,7 @@ void GatedLinear::run(const NodeRun& node) const {
   uint8_t* out = node.output<uint8_t>(0, {num_rows, bytes});
   Lora lora(node, 5, inputs_, 2 * outputs_);
   lora.read(node, rows.as<uint8_t>(), num_rows);
+  const bool has_lora = lora.is_active(num_rows);
   const Kernels& kernel = kernels();
   node.parallel(groups_, [&](int64_t group) {
     float both[kRowsAtATime][2 * kGroup];
@@ -81,8 +84,10 @@ void GatedLinear::run(const NodeRun& node) const {
           add_bias(bias_ + first, last - first, gate);
           add_bias(bias_ + outputs_ + first, last - first, up);
         }
-        lora.add(start + row, first, last, gate);
-        lora.add(start + row, outputs_ + first, outputs_ + last, up);
+        if (has_lora) {
+          lora.add(start + row, first, last, gate);
+          lora.add(start + row, outputs_ + first, outputs_ + last, up);
+        }
         kernel.gate(gate, up, is_gelu_, last - first, group, blocks, out + (start + row) * bytes);
       }
     }

@@ -17,6 +17,9 @@ class Lora {
   // Compute input @ down of the mask rows, of quantized rows.
   void read(const NodeRun& node, const uint8_t* rows, int64_t num_rows);
 
+  // Whether it adds anything to rows before `num_rows`.
+  bool is_active(int64_t num_rows) const { return rank_ && num_rows > first_row_; }
+
   // Add to the outputs [first, last) of a row, which begin at `out`.
   void add(int64_t row, int64_t first, int64_t last, float* out) const;
 

@@ -46,6 +46,8 @@ Tensor tensor_of(const OrtValue* value) {
   check(ort().GetTensorElementType(owner.shape, &tensor.type));
   size_t num_dims = 0;
   check(ort().GetDimensionsCount(owner.shape, &num_dims));
+  if (num_dims > Dims::kMost)
+    throw std::runtime_error("a tensor has " + std::to_string(num_dims) + " dimensions");
   tensor.dims.resize(num_dims);
   check(ort().GetDimensions(owner.shape, tensor.dims.data(), num_dims));
   // The API has no read-only access; inputs are not written to.
@@ -79,6 +81,14 @@ float NodeInfo::real(const char* name) const {
   check(ort().KernelInfoGetAttribute_float(info_, name, &value));
   if (!std::isfinite(value)) throw std::runtime_error(std::string(name) + " is not a number");
   return value;
+}
+
+float NodeInfo::real(const char* name, float otherwise) const {
+  float value = 0;
+  OrtStatus* status = ort().KernelInfoGetAttribute_float(info_, name, &value);
+  if (!status) return real(name);
+  ort().ReleaseStatus(status);
+  return otherwise;
 }
 
 std::string NodeInfo::text(const char* name) const {

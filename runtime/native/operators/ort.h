@@ -9,9 +9,9 @@
 #include <array>
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace bita {
 
@@ -22,7 +22,28 @@ void set_ort(const OrtApi* api);
 // Raises std::runtime_error with the message of a status, which it releases.
 void check(OrtStatus* status);
 
-using Dims = std::vector<int64_t>;
+// Sizes of a tensor, of which the operators have four at most.
+class Dims {
+ public:
+  static constexpr size_t kMost = 4;
+
+  Dims() = default;
+  Dims(std::initializer_list<int64_t> sizes) : count_(sizes.size()) {
+    size_t i = 0;
+    for (int64_t size : sizes) sizes_[i++] = size;
+  }
+  void resize(size_t count) { count_ = count; }
+  size_t size() const { return count_; }
+  int64_t* data() { return sizes_.data(); }
+  const int64_t* data() const { return sizes_.data(); }
+  int64_t operator[](size_t i) const { return sizes_[i]; }
+  const int64_t* begin() const { return sizes_.data(); }
+  const int64_t* end() const { return sizes_.data() + count_; }
+
+ private:
+  std::array<int64_t, kMost> sizes_{};
+  size_t count_ = 0;
+};
 
 std::string text_of(const Dims& dims);
 
@@ -73,6 +94,7 @@ class NodeInfo {
   int64_t integer(const char* name) const;
   int64_t size(const char* name) const;  // an integer from 1 to 2^31 - 1
   float real(const char* name) const;    // finite
+  float real(const char* name, float otherwise) const;
   std::string text(const char* name) const;
   bool has_input(size_t index) const;
   size_t num_outputs() const;

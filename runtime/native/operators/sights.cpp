@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "scratch.h"
+
 namespace bita {
 namespace {
 
@@ -52,48 +54,70 @@ StepPlace::StepPlace(const NodeRun& node, size_t first, int64_t rows, int64_t nu
       throw std::runtime_error("row " + std::to_string(row) + " would overwrite its text");
 }
 
-std::vector<Sight> sights(const StepPlace& place, int64_t window) {
-  std::vector<Sight> found(static_cast<size_t>(place.num_rows));
-  for (int64_t row = 0; row < place.num_rows; ++row) {
-    Sight& sight = found[static_cast<size_t>(row)];
-    const int64_t text = place.text(row), length = place.length(text);
-    for (int64_t other = 0; other < place.num_rows; ++other) {
-      if (!place.does_see(row, other)) continue;
-      const int64_t slot = place.slot(other);
-      if (place.text(other) != text || (!sight.tail.empty() && slot <= sight.tail.back()))
-        throw std::runtime_error("row " + std::to_string(row) + " sees row " +
-                                 std::to_string(other) + " of another text, or out of order");
-      sight.tail.push_back(static_cast<int32_t>(slot));
-    }
-    if (sight.tail.empty() && length == 0 && !place.does_see_prefix(row))
-      throw std::runtime_error("row " + std::to_string(row) + " sees nothing");
-    sight.stop = length + static_cast<int64_t>(sight.tail.size());
-    sight.first = window ? std::max<int64_t>(0, place.position(row) - window + 1) : 0;
+namespace {
+
+// Write the slots that a row sees to `tail`; returns how many there are.
+int64_t list_tail(const StepPlace& place, int64_t row, int32_t* tail) {
+  const int64_t text = place.text(row);
+  int64_t count = 0, last = -1;
+  for (int64_t other = 0; other < place.num_rows; ++other) {
+    if (!place.does_see(row, other)) continue;
+    const int64_t slot = place.slot(other);
+    if (place.text(other) != text || slot <= last)
+      throw std::runtime_error("row " + std::to_string(row) + " sees row " +
+                               std::to_string(other) + " of another text, or out of order");
+    tail[count++] = static_cast<int32_t>(slot);
+    last = slot;
   }
-  return found;
+  if (!count && !place.length(text) && !place.does_see_prefix(row))
+    throw std::runtime_error("row " + std::to_string(row) + " sees nothing");
+  return count;
 }
 
-std::vector<RowBlock> row_blocks(const StepPlace& place, const std::vector<Sight>& sights,
-                                 int64_t most_rows) {
-  std::vector<RowBlock> blocks;
+// Keys at the beginning of a tail whose slots are their positions.
+int64_t count_common(const Sight& sight, int64_t length) {
+  int64_t common = 0;
+  while (length + common < sight.stop && sight.tail[common] == length + common) ++common;
+  return common;
+}
+
+int64_t list_blocks(const StepPlace& place, const Sight* sights, int64_t most_rows,
+                    RowBlock* blocks) {
+  int64_t count = 0;
   for (int64_t row = 0; row < place.num_rows; ++row) {
-    const Sight& sight = sights[static_cast<size_t>(row)];
-    const int64_t text = place.text(row), length = place.length(text);
+    const Sight& sight = sights[row];
+    const int64_t text = place.text(row);
     const bool sees_prefix = place.does_see_prefix(row);
-    int64_t common = 0;
-    while (length + common < sight.stop &&
-           sight.tail[static_cast<size_t>(common)] == length + common)
-      ++common;
-    if (blocks.empty() || blocks.back().num_rows == most_rows || blocks.back().text != text ||
-        blocks.back().sees_prefix != sees_prefix)
-      blocks.push_back({row, 0, text, sees_prefix, common, sight.first, sight.stop});
-    RowBlock& block = blocks.back();
+    const int64_t common = count_common(sight, place.length(text));
+    const RowBlock* last = count ? blocks + count - 1 : nullptr;
+    if (!last || last->num_rows == most_rows || last->text != text ||
+        last->sees_prefix != sees_prefix)
+      blocks[count++] = {row, 0, text, sees_prefix, common, sight.first, sight.stop};
+    RowBlock& block = blocks[count - 1];
     ++block.num_rows;
     block.num_common = std::min(block.num_common, common);
     block.first = std::min(block.first, sight.first);
     block.stop = std::max(block.stop, sight.stop);
   }
-  return blocks;
+  return count;
+}
+
+}  // namespace
+
+Sights find_sights(const StepPlace& place, int64_t window, int64_t most_rows) {
+  thread_local Scratch<int32_t> tails;
+  thread_local Scratch<Sight> sights;
+  thread_local Scratch<RowBlock> blocks;
+  int32_t* tail = tails.take(place.num_rows * place.num_rows);
+  Sight* found = sights.take(place.num_rows);
+  for (int64_t row = 0; row < place.num_rows; ++row) {
+    const int64_t count = list_tail(place, row, tail);
+    found[row] = {window ? std::max<int64_t>(0, place.position(row) - window + 1) : 0,
+                  place.length(place.text(row)) + count, tail};
+    tail += count;
+  }
+  RowBlock* listed = blocks.take(place.num_rows);
+  return {found, listed, list_blocks(place, found, most_rows, listed)};
 }
 
 }  // namespace bita

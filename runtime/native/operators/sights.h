@@ -1,8 +1,6 @@
 // What the rows of a step see, as lists of keys by position.
 #pragma once
 
-#include <vector>
-
 #include "ort.h"
 
 namespace bita {
@@ -32,9 +30,9 @@ struct StepPlace {
 
 // The keys of one row: the slots of its text, then `tail`, slots of the step's rows.
 struct Sight {
-  int64_t first;               // position of the first key that the window lets through
-  int64_t stop;                // keys of the list, those before `first` included
-  std::vector<int32_t> tail;   // slots of the positions from the text's length on
+  int64_t first;        // position of the first key that the window lets through
+  int64_t stop;         // keys of the list, those before `first` included
+  const int32_t* tail;  // slots of the positions from the text's length on
 };
 
 // Rows side by side that are attended to together.
@@ -42,14 +40,19 @@ struct RowBlock {
   int64_t first_row, num_rows;
   int64_t text;
   bool sees_prefix;
-  int64_t num_common;  // keys of the tails that all rows have at the same slots as positions
+  int64_t num_common;   // keys of the tails that all rows have at the same slots as positions
   int64_t first, stop;  // positions of the first and after the last key of any row
 };
 
-// window: 0 for none.
-std::vector<Sight> sights(const StepPlace& place, int64_t window);
+// What all rows of a step see. It is valid until the next one on the same thread.
+struct Sights {
+  const Sight* rows;
+  const RowBlock* blocks;
+  int64_t num_blocks;
+};
 
-std::vector<RowBlock> row_blocks(const StepPlace& place, const std::vector<Sight>& sights,
-                                 int64_t most_rows);
+// window: 0 for none. most_rows: of a block. Raises std::runtime_error for a row that sees nothing,
+// a row of another text, or rows whose slots do not ascend.
+Sights find_sights(const StepPlace& place, int64_t window, int64_t most_rows);
 
 }  // namespace bita

@@ -175,8 +175,8 @@ const Adds gates("gates, caps and rotary embeddings on all roads", [] {
     const auto cos = random.reals(half), sin = random.reals(half), weight = random.reals(64);
     const auto head = random.reals(64);
     on_all_roads("turn", [&](const Kernels& road) {
-      std::vector<float> values = head;
-      road.turn(values.data(), kind % 2 ? weight.data() : nullptr, 1e-6f,
+      std::vector<float> values(64);
+      road.turn(head.data(), values.data(), kind % 2 ? weight.data() : nullptr, 1e-6f,
                 kind % 5 ? cos.data() : nullptr, kind % 5 ? sin.data() : nullptr, half, 64, 0.125f);
       return values;
     });
