@@ -1,10 +1,14 @@
 """Checkpoints whose weights are stored in blocks, which an engine can keep as they are."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from bita.export.quantization.blocks import Blocks
+from bita.export.finite import sum_of_squares
+from bita.export.quantization.blocks import Blocks, dequantized
 from bita.tensors import TensorSource
+
+SAMPLED_ROWS = 256  # of a tensor, for the error of its blocks
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,32 @@ def stored_blocks(source: TensorSource, name: str, start: int, stop: int) -> Blo
     Raises ModelError if a weight is not finite, or float16 cannot hold a scale or minimum.
     """
     return source.read_blocks(name, start, stop) if isinstance(source, BlockSource) else None
+
+
+def blocks_errors(source: TensorSource, names: Iterable[str]) -> dict[str, float]:
+    """How much the blocks of tensors differ from the file's weights, by the file's formats.
+
+    Relative root mean squares; 0 for formats that are kept exactly. Tensors that are not stored in
+    blocks are left out. Reads at most SAMPLED_ROWS rows of each tensor.
+    """
+    squares: dict[str, list[float]] = {}  # of the errors, of the weights
+    for name in names:
+        stored = block_type(source, name)
+        if stored is None:
+            continue
+        sums = squares.setdefault(stored.name, [0.0, 0.0])
+        if stored.rounded:
+            error, size = _squares(source, name)
+            sums[0] += error
+            sums[1] += size
+    return {name: (error / (size or 1.0)) ** 0.5 for name, (error, size) in squares.items()}
+
+
+def _squares(source: TensorSource, name: str) -> tuple[float, float]:
+    """The sums of the squares of the errors of a tensor's first blocks, and of its weights."""
+    stop = min(SAMPLED_ROWS, source.shape(name)[0])
+    blocks = stored_blocks(source, name, 0, stop)
+    assert blocks is not None
+    weights = source.read(name, 0, stop)
+    error = dequantized(blocks) - weights
+    return sum_of_squares(error.reshape(-1)), sum_of_squares(weights.reshape(-1))

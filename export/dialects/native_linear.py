@@ -16,7 +16,7 @@ from bita.export.dialects.linear import HEAD_LABEL
 from bita.export.layer_blocks import LayerBlocks, RoundedLayer, StoredLayer
 from bita.export.onnx.writer import FLOAT16, INT8, UINT8, GraphWriter
 from bita.export.quantization.blocks import Blocks, Float16Array, check_blocks
-from bita.export.quantization.gptq import ErrorSpread, Moments, spread_of
+from bita.export.quantization.gptq import Moments, spread_of
 from bita.export.quantization.int4 import BLOCK_SIZE
 from bita.export.quantization.tiles import (
     GATED_ROWS,
@@ -42,6 +42,14 @@ class BlockWeight:
     scales: ir.Value
     minima: ir.Value | None
     bits: int
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """What the blocks of one weight have in common."""
+
+    bits: int
+    has_minima: bool
 
 
 class NativeWeights:
@@ -109,11 +117,17 @@ class NativeWeights:
 
     def _layers(
         self, label: str, names: Sequence[str], bits: int | None
-    ) -> tuple[list[LayerBlocks], "BlockKind"]:
+    ) -> tuple[list[LayerBlocks], BlockKind]:
         """The layers as blocks, and the one kind that all of these become."""
         most = bits or max(self._bits_of(name) for name in names)
-        spread = spread_of(self._moments, label) if most == 4 else None
-        layers = [self._layer(name, most, spread) for name in names]
+        rounded = [name for name in names if not self._is_kept(name, most)]
+        spread = spread_of(self._moments, label) if most == 4 and rounded else None
+        layers: list[LayerBlocks] = [
+            RoundedLayer(self._checkpoint, name, most, spread)
+            if name in rounded
+            else StoredLayer(self._checkpoint, name)
+            for name in names
+        ]
         return layers, BlockKind(most, any(layer.has_minima for layer in layers))
 
     def _bits_of(self, name: str) -> int:
@@ -121,11 +135,10 @@ class NativeWeights:
         keeps = stored is not None and stored.bits == 8 and self._keeps_8_bits
         return 8 if keeps else self._bits
 
-    def _layer(self, name: str, bits: int, spread: ErrorSpread | None) -> LayerBlocks:
+    def _is_kept(self, name: str, bits: int) -> bool:
+        """Whether the file's blocks are used where blocks of `bits` are asked for."""
         stored = block_type(self._checkpoint, name)
-        if stored is not None and stored.fits(bits):
-            return StoredLayer(self._checkpoint, name, stored)
-        return RoundedLayer(self._checkpoint, name, bits, spread)
+        return stored is not None and stored.fits(bits)
 
     def _step(self, name: str) -> int:
         """Rows to read at a time."""
@@ -136,7 +149,7 @@ class NativeWeights:
         self,
         label: str,
         layers: Sequence[LayerBlocks],
-        kind: "BlockKind",
+        kind: BlockKind,
         num_rows: int,
         pieces: Iterable[Blocks],
     ) -> BlockWeight:
@@ -168,14 +181,6 @@ class NativeWeights:
         self, name: str, shape: tuple[int, int], pieces: Sequence[Float16Array]
     ) -> ir.Value:
         return self._graph.weight(name, FLOAT16, (*shape, TILE_ROWS), pieces)
-
-
-@dataclass(frozen=True)
-class BlockKind:
-    """What the blocks of one weight have in common."""
-
-    bits: int
-    has_minima: bool
 
 
 def _reader(layer: LayerBlocks, kind: BlockKind) -> BlockRows:

@@ -85,7 +85,7 @@ class GgufTensor:
     @property
     def block_type(self) -> BlockType | None:
         """What `read_blocks` gives; None for vectors and for types without blocks."""
-        known = BLOCK_FORMATS.get(self.type_name) if len(self.shape) > 1 else None
+        known = BLOCK_FORMATS.get(self.type_name) if len(self.shape) == 2 else None
         return None if known is None else known.type
 
     def read_blocks(self, start: int, stop: int) -> Blocks | None:

@@ -47,7 +47,7 @@ class Blocks:
         return Blocks(self.values[index], self.scales[index], minima, self.bits)
 
     def padded(self, num_rows: int) -> "Blocks":
-        """With rows of zeros behind: zero scales, minima and values."""
+        """With rows of zeros after the others: zero scales, minima and values."""
         minima = None if self.minima is None else _padded(self.minima, num_rows)
         values, scales = _padded(self.values, num_rows), _padded(self.scales, num_rows)
         return Blocks(values, scales, minima, self.bits)
@@ -55,7 +55,8 @@ class Blocks:
     def converted(self, bits: int, has_minima: bool) -> "Blocks":
         """The same weights, exactly, in 8 bits, or with minima, or both.
 
-        A minimum that float16 cannot hold becomes infinite. Raises ValueError for a way back.
+        A minimum that float16 cannot hold becomes infinite. Raises ValueError for fewer bits, or
+        for no minima where there are some.
         """
         if bits < self.bits or (self.minima is not None and not has_minima):
             raise ValueError(f"blocks of {self.bits} bits do not become blocks of {bits} bits")
@@ -70,7 +71,7 @@ class Blocks:
 
 
 def joined(pieces: Sequence[Blocks]) -> Blocks:
-    """The rows of pieces of one kind, one piece behind the other."""
+    """The rows of pieces of one kind, one piece after the other."""
     if len(pieces) == 1:
         return pieces[0]
     minima = [piece.minima for piece in pieces if piece.minima is not None]
@@ -90,7 +91,7 @@ def dequantized(blocks: Blocks, width: int | None = None) -> Float32Array:
     weights *= blocks.scales.astype(np.float32)[..., None]
     if blocks.minima is not None:
         weights += blocks.minima.astype(np.float32)[..., None]
-    return weights.reshape(len(blocks), -1)[:, :width]
+    return weights.reshape(len(blocks), weights.shape[1] * BLOCK_SIZE)[:, :width]
 
 
 def has_finite_scales(blocks: Blocks) -> bool:
@@ -109,14 +110,14 @@ def check_blocks(name: str, blocks: Blocks, first_row: int = 0) -> None:
 
 
 def in_blocks(rows: Float32Array) -> Float32Array:
-    """[N, K] as [N, blocks, 32]; the last weight of a row is repeated behind it."""
+    """[N, K] as [N, blocks, 32]; the last weight of a row is repeated after it."""
     missing = -rows.shape[1] % BLOCK_SIZE
     if missing:
         rows = np.pad(rows, ((0, 0), (0, missing)), mode="edge")
-    return rows.reshape(len(rows), -1, BLOCK_SIZE)
+    return rows.reshape(len(rows), rows.shape[1] // BLOCK_SIZE, BLOCK_SIZE)
 
 
-def clear_behind(values: npt.NDArray[Any], width: int) -> None:
+def clear_past(values: npt.NDArray[Any], width: int) -> None:
     """Make the values [N, blocks, 32] past column `width` 0, in place."""
     if width % BLOCK_SIZE:
         values[:, -1, width % BLOCK_SIZE :] = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bita.errors import ModelError
-from bita.export.quantization.blocks import Blocks, clear_behind
+from bita.export.quantization.blocks import Blocks, clear_past
 from bita.export.quantization.fitted_grid import fitted_grid, inverse_of
 from bita.export.quantization.int4 import (
     MATMULNBITS,
@@ -79,7 +79,7 @@ def quantize_blocks_for(rows: Float32Array, spread: ErrorSpread) -> Blocks:
 
     with np.errstate(over="ignore", invalid="ignore"):
         values, scales, minima = _sweep(rows, spread, pick, 0)
-    clear_behind(values, rows.shape[1])
+    clear_past(values, rows.shape[1])
     return Blocks(values, scales.astype(np.float16), minima.astype(np.float16), 4)
 
 
