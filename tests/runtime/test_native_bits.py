@@ -18,11 +18,11 @@ from bita.runtime.backends.ort_backend import OrtBackend
 from bita.runtime.session import Session
 from bita.tree import Path as RankPath
 from bita.tree import Tree
-from bita.tree_table import TreeTable
+from bita.tree_table import Trees, TreeTable
 
 LONG = 620  # tokens: more than two chunks of attention
 TEXT = np.random.default_rng(0).integers(4, 320, 50)
-TREES = {
+TREES: dict[str, Trees] = {
     "(5,4,3)": Tree.triangle(),
     "chain": Tree.chain(3),
     "table": TreeTable(

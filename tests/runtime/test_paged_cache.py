@@ -58,6 +58,7 @@ def test_it_does_what_a_slab_does(seed: int, dtype: type) -> None:
     host, paged = HostCache(SHAPE, dtype), PagedCache(SHAPE, dtype)
     adapters = [adapter_of(length, length) for length in (0, 1, 5, 16, 17, 33)]
     adapter = adapters[0]
+    rows: np.ndarray
     for cache in (host, paged):
         cache.start(adapter)
     for _ in range(60):

@@ -252,7 +252,7 @@ def attend(query: Array, keys: Array, values: Array, attributes: Attributes) -> 
 
 
 def head(inputs: Inputs, attributes: Attributes) -> list[Array]:
-    rows, *parts, wants_logits = inputs
+    rows, *parts, wants_logits = padded(inputs, 5)
     sizes = attributes["bits"], attributes["out_features"], attributes["in_features"]
     logits = rows @ dequantized(parts, *sizes).T
     if attributes["softcap"]:
@@ -350,8 +350,8 @@ def array_of(value: ort.OrtValue) -> Array:
     size = int(np.prod(shape)) * dtype.itemsize
     if not size:
         return np.empty(shape, dtype)
-    memory = (ctypes.c_char * size).from_address(value.data_ptr())
-    return np.frombuffer(memory, dtype).reshape(shape)
+    memory = (ctypes.c_uint8 * size).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
 
 def use_reference_operators(monkeypatch: pytest.MonkeyPatch, rounds: bool = False) -> None:
