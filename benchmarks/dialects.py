@@ -4,8 +4,8 @@
         --adapter adapters/smollm2-135m-instruct.safetensors --prompts mt_bench.jsonl \\
         --out benchmarks/results/dialects.json
 
-Each dialect in float32, decoded by its tree and compared token by token with the ort dialect's; and
-the largest difference of the logits of a tree's rows behind the same text.
+Each dialect that has float32, decoded by its tree and compared token by token with the ort
+dialect's; and the largest difference of the logits of a tree's rows behind the same text.
 """
 
 import argparse
@@ -39,6 +39,8 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
     tree = read_tree(args.tree, adapter.num_masks)
     sessions = {}
     for dialect, spec in DIALECTS.items():
+        if "fp32" not in spec.precisions:
+            continue
         options = BuildOptions(
             "fp32", capacity=args.capacity, tree=tree, dialect=dialect, backend=spec.backends[0]
         )

@@ -28,6 +28,7 @@ from bita.calibration.turns import Timed, decode_in_turns, together
 from bita.cli.shared.progress import progress_bars
 from bita.cli.shared.trees import states_of
 from bita.data.prompts import Question, evenly, read_questions
+from bita.dialect_spec import DIALECTS
 from bita.engine import CALIBRATION_FILE, open_engine, read_calibration
 from bita.errors import BitaError, EngineError
 from bita.progress import OnCount, OnProgress
@@ -69,7 +70,7 @@ class Calibrated:
             self.acceptance,
             self.latency,
             masks,
-            self.session.mode,
+            self._accepts,
             **sources,
             least_rows=self.session.least_rows,
         )
@@ -86,12 +87,17 @@ class Calibrated:
         """Tokens per step and per second by calibration."""
         if tree.is_ar:
             return {"tokens_per_step": 1.0, "tokens_per_second": round(self._ar_speed(), 2)}
-        session = self.session
-        found = expected_of(tree, self.acceptance, self.latency, session.mode, session.least_rows)
+        rows = self.session.least_rows
+        found = expected_of(tree, self.acceptance, self.latency, self._accepts, rows)
         return {
             "tokens_per_step": round(found.expected_tokens, 4),
             "tokens_per_second": round(found.expected_speed, 2),
         }
+
+    @property
+    def _accepts(self) -> str:
+        dialect = self.session.engine.manifest.dialect
+        return DIALECTS[dialect].accepts(self.session.mode)
 
     def _ar_speed(self) -> float:
         return 1000 / self.latency.at(1, self.acceptance.mean_length)

@@ -51,6 +51,12 @@ class DialectSpec:
         """Whether activations are scaled by the range seen in calibration."""
         return precision in ("int8", "fp8") and not self.scales_rows
 
+    def accepts(self, mode: str) -> str:
+        """What a search of trees has to assume in a mode: that all nodes may be accepted ("tree"),
+        or those of the spine alone ("exact").
+        """
+        return "tree" if self.exact_trees else mode
+
     def needs_smoothing(self, precision: str) -> bool:
         """Whether rows have one scale for all of their inputs, of which none may be too large."""
         return precision == "int8" and self.scales_rows and not self.has_blocks_only

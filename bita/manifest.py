@@ -38,8 +38,8 @@ SIZES_OR_ZERO = ("prefix_length", "lora_rank", "pair_rank")
 class Manifest:
     """What an engine says of itself; letters as in the documentation of the step graph.
 
-    mode: "exact" (bit-identical to AR: only spine nodes are accepted) or "tree" (all nodes;
-    equal up to the rounding of float32).
+    mode: "exact" (bit-identical to AR: only spine nodes are accepted, or all in dialects of exact
+    trees) or "tree" (all nodes; equal up to the rounding of float32).
     """
 
     model: str  # as the user named it

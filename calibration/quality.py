@@ -30,9 +30,12 @@ def measure_quality(
 ) -> Quality:
     """Read the texts with both. reference: the float32 engine.
 
-    Raises EngineError if a value inside an engine, or what is measured, is not a finite number.
+    Layers are compared whose products are named in both graphs; the native operators keep some to
+    themselves. Raises EngineError if a value inside an engine, or what is measured, is not a finite
+    number.
     """
-    names = value_names(reference, OUTPUT)
+    known = {*value_names(engine, OUTPUT)}
+    names = [name for name in value_names(reference, OUTPUT) if name in known]
     probes = Probe(reference, names), Probe(engine, names)
     longest = min(probe.max_tokens for probe in probes)
     sums = _Sums(len(names))
@@ -77,14 +80,14 @@ class _Sums:
     def quality(self, names: Sequence[str], num_texts: int) -> Quality:
         num = max(self.num_tokens, 1)
         relative = np.sqrt(self.errors / np.maximum(self.norms, np.finfo(float).tiny))
-        worst = int(relative.argmax())
+        worst = int(relative.argmax()) if names else None
         return Quality(
             perplexity=_exp(self.loss / num),
             reference_perplexity=_exp(self.reference_loss / num),
             kl=max(self.kl / num, 0.0),
             same_greedy=self.same / num,
-            worst_layer=names[worst].removesuffix(OUTPUT),
-            worst_layer_error=float(relative[worst]),
+            worst_layer="" if worst is None else names[worst].removesuffix(OUTPUT),
+            worst_layer_error=0.0 if worst is None else float(relative[worst]),
             num_texts=num_texts,
             num_tokens=self.num_tokens,
         )

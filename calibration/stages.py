@@ -166,11 +166,10 @@ class Calibrator:
     ) -> TreeForecast:
         """mode: None for the engine's own. least_rows: of a step; None where it was not tried."""
         manifest = self.engine.manifest
-        exact_trees = DIALECTS[manifest.dialect].exact_trees
-        # what may be accepted decides, and exact trees accept branches in any mode
-        mode = "tree" if exact_trees else mode or manifest.mode
-        rows = least_rows or (1 if exact_trees else 2)
-        return forecast_trees(acceptance, latency, manifest.num_masks, mode, least_rows=rows)
+        spec = DIALECTS[manifest.dialect]
+        accepts = spec.accepts(mode or manifest.mode)
+        rows = least_rows or (1 if spec.exact_trees else 2)
+        return forecast_trees(acceptance, latency, manifest.num_masks, accepts, least_rows=rows)
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""

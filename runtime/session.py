@@ -38,7 +38,8 @@ class Session:
 
     engine: the files it was loaded from.
     least_rows: rows of the smallest step whose results are bit-identical in all larger ones, a rule
-    of mode "exact": 1 or 2 on a processor; on a GPU up to the rows of the largest tree.
+    of mode "exact": 1 or 2 on a processor (1 with native operators); on a GPU up to the rows of
+    the largest tree.
     """
 
     def __init__(self, loaded: LoadedEngine, decoder: TreeDecoder, least_rows: int) -> None:
@@ -329,7 +330,9 @@ class Session:
 
     @property
     def mode(self) -> str:
-        """Which nodes are accepted: those of the spine ("exact") or all ("tree")."""
+        """Which nodes are accepted: those that keep the text plain decoding's to the bit ("exact"),
+        or all ("tree"). They are the same where the backend has exact trees.
+        """
         return self._decoder.mode
 
     @property

@@ -171,17 +171,17 @@ class NativeDecoder:
 
         After the last layer, where rows are given, nobody needs the sum.
         """
-        epsilon = float(self._architecture.norm_eps)
+        arch = self._architecture
+        scales = {"epsilon": float(arch.norm_eps), "delta_scale": float(arch.residual_scale)}
         if pending is None:
-            return self._op("AddNorm", hidden, None, weight, epsilon=epsilon), hidden
+            return self._op("AddNorm", hidden, None, weight, **scales), hidden
         normed, total = ir.Value(), ir.Value()
         self._graph.op_into(
             "AddNorm",
             _without_end((hidden, pending.delta, weight, pending.norm, rows)),
             (normed,) if rows is not None else (normed, total),
             domain=DOMAIN,
-            epsilon=epsilon,
-            delta_scale=float(self._architecture.residual_scale),
+            **scales,
         )
         return normed, total
 

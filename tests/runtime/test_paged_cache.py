@@ -22,7 +22,7 @@ def adapter_of(prefix_length: int, seed: int = 0) -> Adapter:
 
 
 def write_step(cache: Cache, rows: np.ndarray) -> None:
-    """What a step does: it writes its rows [2L, H, n, D] behind the text, which keeps its length."""
+    """Write rows [2L, H, n, D] behind the text, as a step does; its length stays."""
     count = rows.shape[2]
     cache.reserve(count, count)
     assert isinstance(cache, (HostCache, PagedCache))
@@ -58,6 +58,7 @@ def test_it_does_what_a_slab_does(seed: int, dtype: type) -> None:
     host, paged = HostCache(SHAPE, dtype), PagedCache(SHAPE, dtype)
     adapters = [adapter_of(length, length) for length in (0, 1, 5, 16, 17, 33)]
     adapter = adapters[0]
+    rows: np.ndarray
     for cache in (host, paged):
         cache.start(adapter)
     for _ in range(60):

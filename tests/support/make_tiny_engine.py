@@ -18,7 +18,7 @@ from tiny_models import EOS_ID, VOCAB_SIZE, write_tokenizer
 from bita.adapter import random_adapter
 from bita.export.architecture import read_architecture
 from bita.export.build import BuildOptions, build_engine, check_build
-from bita.export.dialects.decoder import expected_shapes
+from bita.export.dialects.decoder import bias_shapes, expected_shapes
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.tree import Tree
@@ -49,7 +49,8 @@ def write_plain_model(
     """A random Llama as a Hugging Face directory, made without torch."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    shapes = expected_shapes(read_architecture(config, 1))
+    architecture = read_architecture(config, 1)
+    shapes = {**expected_shapes(architecture), **bias_shapes(architecture)}
     tensors = {
         name: rng.uniform(0.5, 1.5, shape) if len(shape) == 1 else rng.normal(0, scale, shape)
         for name, shape in shapes.items()

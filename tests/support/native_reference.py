@@ -1,9 +1,8 @@
 """Graphs of native operators in numpy, as slow and as obvious as can be.
 
-Every operator follows its definition in float64: weights are taken out of their blocks, and what
-the library quantizes between operators stays in floats here. Only the caches round, since they are
-of the type that the graph says. What the library gives differs from this by the 8 bits of its
-activations alone.
+Every operator follows its definition in float64: weights are taken out of their blocks. The caches
+round, since they are of the type that the graph says. What the library quantizes between operators
+stays in floats, or is rounded to its 8 bits too if that is asked for.
 
 `ReferenceSession` stands in for ONNX Runtime's session, so that an engine of native operators
 decodes without the library: `use_reference_operators(monkeypatch)`.
@@ -28,18 +27,19 @@ Inputs = Sequence[Array | None]
 
 
 class NativeGraph:
-    """A graph of native operators."""
+    """A graph of native operators. rounds: whether rows have 8 bits between operators."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, rounds: bool = False) -> None:
         self.model = model
+        self._rounds = rounds
         self.constants = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
         }
 
     @classmethod
-    def load(cls, path: Path) -> "NativeGraph":
+    def load(cls, path: Path, rounds: bool = False) -> "NativeGraph":
         """From an engine's model.onnx."""
-        return cls(onnx.load(path))
+        return cls(onnx.load(path), rounds)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Every value of the graph. The pages of `inputs` are updated in place."""
@@ -50,6 +50,8 @@ class NativeGraph:
                 each.name: onnx.helper.get_attribute_value(each) for each in node.attribute
             }
             results = OPERATORS[node.op_type](given, attributes)
+            if self._rounds and node.op_type in GIVE_QUANTIZED:
+                results[0] = rounded(results[0])
             values |= dict(zip(node.output, results, strict=False))
         return values
 
@@ -57,9 +59,12 @@ class NativeGraph:
         """Values, scales, and minima or None."""
         return [self.constants.get(f"{label}.{part}") for part in ("values", "scales", "minima")]
 
-    def weight(self, label: str, bits: int, num_out: int, num_in: int) -> Array:
+    def bits(self, label: str) -> int:
+        return 4 if self.constants[f"{label}.values"].dtype == np.uint8 else 8
+
+    def weight(self, label: str, num_out: int, num_in: int) -> Array:
         """The weights [num_out, num_in] of a label, in float64."""
-        return dequantized(self.parts(label), bits, num_out, num_in)
+        return dequantized(self.parts(label), self.bits(label), num_out, num_in)
 
 
 def dequantized(parts: Inputs, bits: int, num_out: int, num_in: int) -> Array:
@@ -98,6 +103,16 @@ def gate_and_up(parts: Inputs, bits: int, num_out: int, num_in: int) -> tuple[Ar
     groups = dequantized(parts, bits, 2 * padded, num_in).reshape(-1, 2, BLOCK, num_in)
     gate, up = groups[:, 0].reshape(padded, num_in), groups[:, 1].reshape(padded, num_in)
     return gate[:num_out], up[:num_out]
+
+
+def rounded(rows: Array) -> Array:
+    """Rows [Q, K] in 8 bits, with a scale for each block of 32."""
+    width = rows.shape[1]
+    blocks = np.pad(rows, ((0, 0), (0, -width % BLOCK))).reshape(len(rows), -1, BLOCK)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    scales = np.where(largest == 0, 1, largest) / 127
+    values: Array = np.rint(blocks / scales) * scales
+    return values.reshape(len(rows), -1)[:, :width]
 
 
 def rms_norm(rows: Array, weight: Array, epsilon: float) -> Array:
@@ -237,7 +252,7 @@ def attend(query: Array, keys: Array, values: Array, attributes: Attributes) -> 
 
 
 def head(inputs: Inputs, attributes: Attributes) -> list[Array]:
-    rows, *parts, wants_logits = inputs
+    rows, *parts, wants_logits = padded(inputs, 5)
     sizes = attributes["bits"], attributes["out_features"], attributes["in_features"]
     logits = rows @ dequantized(parts, *sizes).T
     if attributes["softcap"]:
@@ -261,6 +276,7 @@ OPERATORS = {
     "Attention": attention,
     "Head": head,
 }
+GIVE_QUANTIZED = ("AddNorm", "GatedLinear", "Attention")  # as their first output
 
 
 class ReferenceSession:
@@ -334,11 +350,11 @@ def array_of(value: ort.OrtValue) -> Array:
     size = int(np.prod(shape)) * dtype.itemsize
     if not size:
         return np.empty(shape, dtype)
-    memory = (ctypes.c_char * size).from_address(value.data_ptr())
-    return np.frombuffer(memory, dtype).reshape(shape)
+    memory = (ctypes.c_uint8 * size).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
 
-def use_reference_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_reference_operators(monkeypatch: pytest.MonkeyPatch, rounds: bool = False) -> None:
     """Have engines of native operators run by the reference."""
     from bita.engine import GRAPH_FILE
     from bita.runtime.backends import ort_backend
@@ -348,10 +364,10 @@ def use_reference_operators(monkeypatch: pytest.MonkeyPatch) -> None:
             return loaded(engine, options, graph)
         path = engine.file(GRAPH_FILE)
         if graph is None:
-            return ReferenceSession(NativeGraph.load(path))
+            return ReferenceSession(NativeGraph.load(path, rounds))
         model = onnx.load_from_string(graph)
         onnx.load_external_data_for_model(model, str(path.parent))
-        return ReferenceSession(NativeGraph(model))
+        return ReferenceSession(NativeGraph(model, rounds))
 
     loaded = ort_backend.load_session
     monkeypatch.setattr(ort_backend, "load_session", load)
