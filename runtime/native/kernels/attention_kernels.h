@@ -20,11 +20,13 @@ struct Half {
 inline Lanes load_cells(const float* p) { return Lanes::load(p); }
 inline Lanes load_cells(const Half* p) { return Lanes::load_half(&p->bits); }
 
-// Accumulators that fit the registers beside what is loaded.
-constexpr int kAccumulators = Lanes::kRegisters >= 28 ? 24 : Lanes::kRegisters - 1;
-constexpr int kPass = std::min<int>(kMaxQueries, kAccumulators);  // queries at a time
+// Queries at a time; as many accumulators and one register of what is loaded have to fit.
+constexpr int kPass = std::min<int>(kMaxQueries, Lanes::kRegisters - 1);
 
-constexpr int at_a_time(int queries) { return std::min(4, std::max(1, kAccumulators / queries)); }
+// Of what is loaded, so that all accumulators fit the registers beside it.
+constexpr int at_a_time(int queries) {
+  return std::min(4, std::max(1, Lanes::kRegisters / (queries + 1)));
+}
 
 using Scores = float[kMaxQueries][kChunk];
 
@@ -35,13 +37,13 @@ void score_pages(const float* queries, const void* const* pages, int64_t size, f
   const Cell* keys[P];
   for (int p = 0; p < P; ++p) keys[p] = static_cast<const Cell*>(pages[p]);
   for (int q = 0; q < Q; ++q)
-    for (int p = 0; p < P; ++p) sums[q][p] = Lanes::all(0.0f);
+    for (int p = 0; p < P; ++p) sums[q][p].clear();
   for (int64_t d = 0; d < size; ++d) {
     Lanes key[P];
     for (int p = 0; p < P; ++p) key[p] = load_cells(keys[p] + d * kPage);
     for (int q = 0; q < Q; ++q) {
       const Lanes query = Lanes::all(queries[q * size + d]);
-      for (int p = 0; p < P; ++p) sums[q][p] = Lanes::fused(key[p], query, sums[q][p]);
+      for (int p = 0; p < P; ++p) sums[q][p].add_product(key[p], query);
     }
   }
   for (int q = 0; q < Q; ++q)
@@ -55,7 +57,7 @@ void add_values(const float* weights, const void* const* pages, int64_t first, i
                 int64_t size, int64_t start, float* values) {
   Lanes sums[Q][W];
   for (int q = 0; q < Q; ++q)
-    for (int w = 0; w < W; ++w) sums[q][w] = Lanes::load(values + q * size + start + w * 16);
+    for (int w = 0; w < W; ++w) sums[q][w].read(values + q * size + start + w * 16);
   while (first < last) {
     const int64_t stop = std::min(last, (first / kPage + 1) * kPage);
     const Cell* slots =
@@ -65,7 +67,7 @@ void add_values(const float* weights, const void* const* pages, int64_t first, i
       for (int w = 0; w < W; ++w) value[w] = load_cells(slots + w * 16);
       for (int q = 0; q < Q; ++q) {
         const Lanes weight = Lanes::all(weights[q * kChunk + first]);
-        for (int w = 0; w < W; ++w) sums[q][w] = Lanes::fused(weight, value[w], sums[q][w]);
+        for (int w = 0; w < W; ++w) sums[q][w].add_product(weight, value[w]);
       }
     }
   }
