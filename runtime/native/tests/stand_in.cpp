@@ -1,0 +1,2 @@
+// A stand-in for the tests of the kernels.
+int main() { return 0; }
