@@ -155,7 +155,7 @@ class NodeRun {
 template <class Kernel>
 struct Operator : OrtCustomOp {
   Operator() : OrtCustomOp{} {
-    version = ORT_API_VERSION;
+    version = BITA_ORT_API_VERSION;
     GetName = [](const OrtCustomOp*) { return Kernel::kName; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
     GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs.size(); };
