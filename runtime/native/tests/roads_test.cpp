@@ -195,7 +195,7 @@ const Adds halves("float16 is that of the processor", [] {
   }
   Random random(7);
   const int64_t size = 16;
-  for (int round = 0; round < 20000; ++round) {
+  for (int round = 0; round < 5000; ++round) {
     std::vector<float> key(16), value(16);
     for (float& x : key) x = float_of(static_cast<uint32_t>(random.below(int64_t{1} << 32)));
     for (float& x : value) x = std::ldexp(random.real(), static_cast<int>(random.below(50)) - 30);
@@ -288,7 +288,7 @@ std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t fir
 
 const Adds attention_roads("attention on all roads, and by each query alone", [] {
   Random random(8);
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 100; ++round) {
     const Scene scene = random_scene(random);
     on_all_roads("attention",
                  [&](const Kernels& road) { return attended(road, scene, 0, scene.num_queries); });
@@ -328,7 +328,7 @@ Scene committed(const Scene& scene, int64_t q) {
 
 const Adds attention_places("a branch gives the bits of its keys in a row", [] {
   Random random(9);
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 40; ++round) {
     const Scene scene = random_scene(random);
     for (const Kernels* road : roads()) {
       const auto all = attended(*road, scene, 0, scene.num_queries);
