@@ -11,6 +11,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A CPU build of torch serves the tests: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
+NATIVE := runtime/native
+NATIVE_SOURCES := $(wildcard $(addprefix $(NATIVE)/,CMakeLists.txt build_tools/*.* */*.cpp */*.h))
+NATIVE_BUILD := build/native
+
 DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
 DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
@@ -40,7 +44,8 @@ $(if $(UNKNOWN),$(error no variable $(UNKNOWN); there are $(VALUES) $(SWITCHES) 
 
 PEERS := .cache/peers
 
-.PHONY: help demo engine adapter bench bench-options model-given model check lint format test clean FORCE-MODULES
+.PHONY: help demo engine adapter bench bench-options model-given model native native-check native-check-address native-check-thread \
+  check lint format test clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,7 +63,7 @@ demo: ## install, build the default engine, measure it, answer a prompt, verify
 	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
 
 # `bita engine` knows whether the engine is whole and was built from the same.
-engine: model-given $(VENV)/.export $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx) $(if $(IS_DEMO),$(VENV)/.model) ## build an engine directory: make engine MODEL=...
+engine: model-given $(VENV)/.export $(VENV)/.native $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx) $(if $(IS_DEMO),$(VENV)/.model) ## build an engine directory: make engine MODEL=...
 	@$(BIN)/bita engine $(ENGINE_OPTIONS) --if-needed -- "$$BITA_MODEL"
 
 adapter: model-given $(VENV)/.tune $(if $(IS_DEMO),$(VENV)/.model) ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
@@ -82,25 +87,51 @@ model-given:
 
 model: $(VENV)/.model ## fetch the default model, 98 MB
 
+BUILD_LIBRARY := $(NATIVE)/build_tools/build_library.py
+
+native: $(VENV)/.cmake ## build the library of native operators
+	@$(BIN)/python $(BUILD_LIBRARY) --into $(NATIVE)
+
+# The files of a road may hold nothing that the linker shares with other files: it would take one of the copies,
+# which may have instructions that the processor does not know.
+native-check: native ## tests of the native operators with sanitizers
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target native-check-address native-check-thread
+	@find $(NATIVE_BUILD)/CMakeFiles/bita_operators.dir \( -name '*avx*.o' -o -name '*neon*.o' \) \
+	  -exec nm --defined-only --demangle {} + > $(NATIVE_BUILD)/names.txt
+	@! grep -E ' [uVW] ' $(NATIVE_BUILD)/names.txt || { echo 'make: put these names of one road into a namespace without a name' >&2; exit 1; }
+
+native-check-address: SANITIZERS := address,undefined
+native-check-thread: SANITIZERS := thread
+native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
+	@PATH="$(abspath $(BIN)):$$PATH" cmake -S $(NATIVE) -B $(NATIVE_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(NATIVE_BUILD)-$* --target operator_tests -- --quiet
+	@echo 'operator_tests, $(SANITIZERS):'
+	@timeout 120 $(NATIVE_BUILD)-$*/operator_tests
+
 # Tests run side by side; a process that has finished its own takes over those of another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint ## lint and fast tests
 	$(PYTEST) -m 'not slow and not model'
 
-lint: $(VENV)/.dev ## format, lint, types, import contract
+lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES))
+	@# what the compiler is given here, and the tests; nothing without a compiler
+	test ! -f $(NATIVE_BUILD)/compile_commands.json || { sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json; \
+	  printf '%s\n' $(NATIVE)/tests/*.cpp; } | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE_SOURCES))
 
-test: $(VENV)/.dev ## all tests, with all they need (torch, the default model)
+test: $(VENV)/.dev $(VENV)/.native ## all tests, with all they need (torch, the default model)
 	@# first what must work without torch, which a fresh environment does not have yet
 	$(PYTEST) -m 'not torch and not slow and not model'
 	@$(MAKE) --no-print-directory $(VENV)/.test $(VENV)/.model
@@ -108,6 +139,7 @@ test: $(VENV)/.dev ## all tests, with all they need (torch, the default model)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .cache engines tuning build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f $(NATIVE)/*bita_operators.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # TensorRT of a Jetson lies with the system's Python
@@ -121,9 +153,19 @@ EXTRAS.tune := export,tune
 EXTRAS.tensorrt-rtx := export,tensorrt-rtx
 $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.export
 # torch first: a requirement that only names it may bring CUDA builds of several GB
-$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml $(VENV)/.modules
+$(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml setup.py $(VENV)/.modules
 	$(if $(filter .tune,$(suffix $@)),$(PIP) $(TORCH))
 	$(PIP) --config-settings editable_mode=strict --editable '.[$(EXTRAS$(suffix $@))]'
+	@touch $@
+
+# The installation builds the library too, with tools that pip removes again, and says nothing about it. This says
+# what is missing where it cannot be built, and builds it when its sources are newer.
+$(VENV)/.native: $(NATIVE_SOURCES) | $(VENV)/.cmake
+	@$(BIN)/python $(BUILD_LIBRARY) --into $(NATIVE) --optional
+	@touch $@
+
+$(VENV)/.cmake: $(BUILD_LIBRARY) | $(VENV)/.export
+	@tools="$$($(BIN)/python $(BUILD_LIBRARY) --missing-tools)"; test -z "$$tools" || $(PIP) $$tools
 	@touch $@
 
 # A strict editable install links each file, so that type checkers find them; a new file has to be linked too.

@@ -96,7 +96,7 @@ class Desk:
         """By the repository's Makefile in this environment, as it is."""
         venv = Path(sys.prefix)
         command = ["make", "-f", str(ROOT / "Makefile"), f"VENV={venv}"]
-        for stamp in (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".test"):
+        for stamp in (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".native", ".test"):
             command += ["-o", str(venv / stamp)]
         words = shlex.split(line, comments=True)[1:]
         self._finish([*command, *(["-n"] if line.startswith(ONLY_READ) else []), *words])

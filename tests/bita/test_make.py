@@ -19,7 +19,7 @@ NAMES = (
     *("my models/tiny llama", "tiny:q4", "co$t", "a$(b", "a$$b", "${HOME}", "it's", 'do"ble'),
     *("a#b", "50%", "-dash", "--help", "semi;colon", "back`tick`", "a\\b", "*", "ünï", "a=b", "&"),
 )
-STAMPS = (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".test")
+STAMPS = (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".native", ".test")
 ECHO = f"""#!{sys.executable}
 import json, sys
 print(json.dumps(sys.argv[1:]))

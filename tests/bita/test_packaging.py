@@ -1,8 +1,10 @@
 """One package from four folders; a runtime that stays lean."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -87,30 +89,97 @@ def test_links_point_to_the_rooms() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the source distribution, as pip builds it."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution, and the wheel that was built from it, as pip builds it."""
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
+    build(ROOT, folder, {"CMAKE_BUILD_TYPE": "None"})  # not optimized: the library builds faster
+    return folder
+
+
+@pytest.fixture
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
     return path
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_tree(wheel: Path) -> None:
+def build(source: Path, out: Path, environment: dict[str, str], *options: str) -> str:
+    """What the build prints."""
+    command = [sys.executable, "-m", "build", "--outdir", str(out), *options, str(source)]
+    result = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def contents(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def expected_contents() -> set[str]:
+    """Without the library."""
     expected = {"bita/py.typed", "bita/data/prompts.jsonl"}
     expected |= {f"bita/data/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
     expected |= {f"bita/adapters/smollm2-135m-instruct.{kind}" for kind in ("safetensors", "md")}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             inside = path.relative_to(ROOT)
-            if not any(part in ROOMS[1:] for part in inside.parts[1:]):
+            is_linked = any(part in ROOMS[1:] for part in inside.parts[1:])
+            if not is_linked and (path.parent / "__init__.py").is_file():
                 prefix = Path() if room == "bita" else Path("bita")
                 expected.add((prefix / inside).as_posix())
-    assert packed == expected
+    return expected
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_tree(wheel: Path) -> None:
+    """And the library of native operators, which makes it one for this system and any Python 3."""
+    libraries = {name for name in contents(wheel) if "bita_operators" in name}
+    assert contents(wheel) - libraries == expected_contents()
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    assert [Path(name).parent.as_posix() for name in libraries] == ["bita/runtime/native"]
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+
+
+@pytest.mark.slow
+def test_a_source_distribution_has_what_builds_the_library(dist: Path) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
+    kinds = ("CMakeLists.txt", "build_tools/*.*", "*/*.cpp", "*/*.h")
+    sources = {path for kind in kinds for path in (ROOT / "runtime" / "native").glob(kind)}
+    assert len(sources) >= 6
+    assert {path.relative_to(ROOT) for path in sources} | {Path("setup.py")} <= packed
+    assert not [path for path in packed if path.suffix in (".so", ".dylib", ".dll", ".pyc")]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_wheel_is_plain_python(tmp_path: Path) -> None:
+    """And one line says what is missing, and what that costs."""
+    pytest.importorskip("build")
+    source = tmp_path / "source"
+    leave_out = shutil.ignore_patterns("__pycache__", "*bita_operators.*")
+    for name in (*ROOMS, "adapters"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave_out)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    environment = {"PATH": str(tmp_path), "CXX": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    printed = build(source, tmp_path / "dist", environment, "--wheel")
+    lines = [line for line in printed.splitlines() if "bita-edge:" in line]
+    assert len(lines) == 1
+    assert "no native operators, since there is no C++ compiler: decoding takes 2 to 3" in lines[0]
+    assert "install a C++ compiler" in lines[0]
+    (path,) = (tmp_path / "dist").glob("*.whl")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert contents(path) == expected_contents()
 
 
 @pytest.mark.slow

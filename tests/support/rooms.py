@@ -33,6 +33,8 @@ def modules(root: Path) -> dict[str, Path]:
             inside = path.relative_to(folder).with_suffix("").parts
             if package == "bita" and inside[0] in TOP_LEVEL:
                 continue  # through the links
+            if not (path.parent / "__init__.py").is_file():
+                continue  # programs that build the package, not modules of it
             name = ".".join((package, *inside)).removesuffix(".__init__")
             found[name] = path
     return found

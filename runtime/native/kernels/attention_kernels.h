@@ -20,11 +20,13 @@ struct Half {
 inline Lanes load_cells(const float* p) { return Lanes::load(p); }
 inline Lanes load_cells(const Half* p) { return Lanes::load_half(&p->bits); }
 
-// Accumulators that fit the registers beside what is loaded.
-constexpr int kAccumulators = Lanes::kRegisters >= 28 ? 24 : Lanes::kRegisters - 1;
-constexpr int kPass = std::min<int>(kMaxQueries, kAccumulators);  // queries at a time
+// Queries at a time; as many accumulators and one register of what is loaded have to fit.
+constexpr int kPass = std::min<int>(kMaxQueries, Lanes::kRegisters - 1);
 
-constexpr int at_a_time(int queries) { return std::min(4, std::max(1, kAccumulators / queries)); }
+// Of what is loaded, so that all accumulators fit the registers beside it.
+constexpr int at_a_time(int queries) {
+  return std::min(4, std::max(1, Lanes::kRegisters / (queries + 1)));
+}
 
 using Scores = float[kMaxQueries][kChunk];
 
@@ -35,32 +37,38 @@ void score_pages(const float* queries, const void* const* pages, int64_t size, f
   const Cell* keys[P];
   for (int p = 0; p < P; ++p) keys[p] = static_cast<const Cell*>(pages[p]);
   for (int q = 0; q < Q; ++q)
-    for (int p = 0; p < P; ++p) sums[q][p] = Lanes::all(0.0f);
+    for (int p = 0; p < P; ++p) sums[q][p].clear();
   for (int64_t d = 0; d < size; ++d) {
     Lanes key[P];
     for (int p = 0; p < P; ++p) key[p] = load_cells(keys[p] + d * kPage);
     for (int q = 0; q < Q; ++q) {
       const Lanes query = Lanes::all(queries[q * size + d]);
-      for (int p = 0; p < P; ++p) sums[q][p] = Lanes::fused(key[p], query, sums[q][p]);
+      for (int p = 0; p < P; ++p) sums[q][p].add_product(key[p], query);
     }
   }
   for (int q = 0; q < Q; ++q)
     for (int p = 0; p < P; ++p) sums[q][p].store(out + q * kChunk + p * kPage);
 }
 
-// values[query] += sum of weights[query][slot] * value[slot], for W * 16 dimensions from `start` on.
+// values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk, for
+// W * 16 dimensions from `start` on.
 template <int Q, int W, class Cell>
-void add_values(const float* weights, const Cell* slots, int64_t num_slots, int64_t size,
-                int64_t start, float* values) {
+void add_values(const float* weights, const void* const* pages, int64_t first, int64_t last,
+                int64_t size, int64_t start, float* values) {
   Lanes sums[Q][W];
   for (int q = 0; q < Q; ++q)
-    for (int w = 0; w < W; ++w) sums[q][w] = Lanes::load(values + q * size + start + w * 16);
-  for (int64_t slot = 0; slot < num_slots; ++slot) {
-    Lanes value[W];
-    for (int w = 0; w < W; ++w) value[w] = load_cells(slots + slot * size + start + w * 16);
-    for (int q = 0; q < Q; ++q) {
-      const Lanes weight = Lanes::all(weights[q * kChunk + slot]);
-      for (int w = 0; w < W; ++w) sums[q][w] = Lanes::fused(weight, value[w], sums[q][w]);
+    for (int w = 0; w < W; ++w) sums[q][w].read(values + q * size + start + w * 16);
+  while (first < last) {
+    const int64_t stop = std::min(last, (first / kPage + 1) * kPage);
+    const Cell* slots =
+        static_cast<const Cell*>(pages[first / kPage]) + (kPage + first % kPage) * size + start;
+    for (; first < stop; ++first, slots += size) {
+      Lanes value[W];
+      for (int w = 0; w < W; ++w) value[w] = load_cells(slots + w * 16);
+      for (int q = 0; q < Q; ++q) {
+        const Lanes weight = Lanes::all(weights[q * kChunk + first]);
+        for (int w = 0; w < W; ++w) sums[q][w].add_product(weight, value[w]);
+      }
     }
   }
   for (int q = 0; q < Q; ++q)
@@ -84,16 +92,11 @@ template <int Q, class Cell>
 void add_all(const float* weights, const void* const* pages, int64_t first, int64_t last,
              int64_t size, float* values) {
   constexpr int kWide = at_a_time(Q);
-  while (first < last) {
-    const int64_t in_page = first % kPage, count = std::min(kPage - in_page, last - first);
-    const Cell* slots = static_cast<const Cell*>(pages[first / kPage]) + (kPage + in_page) * size;
-    int64_t start = 0;
-    for (; start + kWide * 16 <= size; start += kWide * 16)
-      add_values<Q, kWide, Cell>(weights + first, slots, count, size, start, values);
-    for (; start < size; start += 16)
-      add_values<Q, 1, Cell>(weights + first, slots, count, size, start, values);
-    first += count;
-  }
+  int64_t start = 0;
+  for (; start + kWide * 16 <= size; start += kWide * 16)
+    add_values<Q, kWide, Cell>(weights, pages, first, last, size, start, values);
+  for (; start < size; start += 16)
+    add_values<Q, 1, Cell>(weights, pages, first, last, size, start, values);
 }
 
 template <class Cell>
@@ -214,13 +217,11 @@ class Chunk {
   void add_slot(int64_t q, int64_t position, int64_t slot) {
     const int64_t size = task_.head_dim;
     const Cell* page = static_cast<const Cell*>(task_.pages[slot / kPage]);
-    add_values<1, 1, Cell>(scores_[q] + position - task_.begin,
-                           page + (kPage + slot % kPage) * size, 1, size, 0,
-                           task_.values + q * size);
-    for (int64_t start = 16; start < size; start += 16)
-      add_values<1, 1, Cell>(scores_[q] + position - task_.begin,
-                             page + (kPage + slot % kPage) * size, 1, size, start,
-                             task_.values + q * size);
+    const Cell* cells = page + (kPage + slot % kPage) * size;
+    const Lanes weight = Lanes::all(scores_[q][position - task_.begin]);
+    float* values = task_.values + q * size;
+    for (int64_t i = 0; i < size; i += 16)
+      Lanes::fused(weight, load_cells(cells + i), Lanes::load(values + i)).store(values + i);
   }
 
   const ChunkTask& task_;
@@ -244,7 +245,7 @@ inline float exponential(float x) {
   return lanes[0];
 }
 
-// Chunks in which a query sees nothing have the sum 0.
+// Chunks in which a query sees nothing have the sum 0; a query that sees nothing at all gets zeros.
 void merge(const float* maxima, const float* sums, const float* values, int64_t stride,
            int64_t num_chunks, int64_t size, float* out) {
   float top = 0.0f, sum = 0.0f;
@@ -267,6 +268,10 @@ void merge(const float* maxima, const float* sums, const float* values, int64_t 
     const Lanes old_shares = Lanes::all(old_share), new_shares = Lanes::all(new_share);
     for (int64_t i = 0; i < size; i += 16)
       (Lanes::load(out + i) * old_shares + Lanes::load(value + i) * new_shares).store(out + i);
+  }
+  if (is_first) {
+    std::fill_n(out, size, 0.0f);
+    return;
   }
   const Lanes divisor = Lanes::all(sum);
   for (int64_t i = 0; i < size; i += 16) (Lanes::load(out + i) / divisor).store(out + i);

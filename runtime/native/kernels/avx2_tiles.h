@@ -1,6 +1,7 @@
 // Tiles of weights in registers of 256 bits: eight outputs at a time.
 //
-// The including file defines `half_products`: the sums of products of a block, 8 lanes of int32.
+// The including file defines `Products<Bits>`: a register of sums for each row, to which the
+// products of a line of weights are added.
 #pragma once
 
 #include "linear_rows.h"
@@ -8,29 +9,33 @@
 namespace bita {
 namespace {
 
-// The values of half a tile's block: eight registers of 4 inputs a lane; 4 bits unsigned, 8 signed.
-template <int Bits>
-inline void load_half_block(const uint8_t* values, __m256i (&groups)[8]) {
-  constexpr int kLines = Bits == 4 ? 4 : 8;
-  for (int line = 0; line < kLines; ++line) {
-    const __m256i both =
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + line * 64));
-    if constexpr (Bits == 4) {
-      const __m256i low = _mm256_set1_epi8(15);
-      groups[2 * line] = _mm256_and_si256(both, low);
-      groups[2 * line + 1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-    } else {
-      groups[line] = both;
-    }
-  }
-}
-
 inline __m256i broadcast_four(const int8_t* values) {
   return _mm256_set1_epi32(four_values(values));
 }
 
+// Sums of products of a block: `add` takes 4 inputs of 8 outputs, `total` gives 8 lanes of int32.
+// count: the sum of the row's values in the block.
 template <int Bits>
-__m256i half_products(const __m256i (&groups)[8], const int8_t* inputs, int32_t count);
+struct Products;
+
+// The half of a line with 8 outputs; 4-bit values are two groups of inputs.
+template <int Bits, int R>
+inline void add_line(const uint8_t* line, const int8_t* const (&inputs)[R], int64_t offset,
+                     Products<Bits> (&products)[R]) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line));
+  if constexpr (Bits == 4) {
+    const __m256i low = _mm256_set1_epi8(15);
+    const __m256i first = _mm256_and_si256(both, low);
+    const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+    for (int r = 0; r < R; ++r) {
+      products[r].add(first, broadcast_four(inputs[r] + offset));
+      products[r].add(second, broadcast_four(inputs[r] + offset + 4));
+    }
+  } else {
+    const auto weights = Products<Bits>::prepared(both);
+    for (int r = 0; r < R; ++r) products[r].add(weights, broadcast_four(inputs[r] + offset));
+  }
+}
 
 inline __m256 load_half_scales(const uint16_t* scales) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
@@ -40,12 +45,18 @@ inline __m256 load_half_scales(const uint16_t* scales) {
 template <int R, int Bits, bool HasMinima>
 inline void half_tile_rows(const TileTask& task, int half, float (&out)[R][16]) {
   constexpr bool kAddsMinima = HasMinima || Bits == 4;
+  constexpr int kLines = Bits == 4 ? 4 : 8, kInputs = 32 / kLines;
   const int64_t stride = row_bytes(task.blocks);
   __m256 totals[R];
   for (int r = 0; r < R; ++r) totals[r] = _mm256_setzero_ps();
   for (int64_t block = 0; block < task.blocks; ++block) {
-    __m256i groups[8];
-    load_half_block<Bits>(task.values + block * (Bits == 4 ? 256 : 512) + half * 32, groups);
+    const uint8_t* values = task.values + block * 64 * kLines + half * 32;
+    const int8_t* inputs[R];
+    Products<Bits> products[R];
+    for (int r = 0; r < R; ++r)
+      inputs[r] = reinterpret_cast<const int8_t*>(task.rows + r * stride) + block * kBlock;
+    for (int line = 0; line < kLines; ++line)
+      add_line<Bits, R>(values + line * 64, inputs, line * kInputs, products);
     const __m256 scale = load_half_scales(task.scales + block * kTile + half * 8);
     __m256 minimum;
     if constexpr (HasMinima)
@@ -54,9 +65,8 @@ inline void half_tile_rows(const TileTask& task, int half, float (&out)[R][16]) 
       minimum = _mm256_mul_ps(scale, _mm256_set1_ps(-8.0f));
     for (int r = 0; r < R; ++r) {
       const uint8_t* row = task.rows + r * stride;
-      const int8_t* inputs = reinterpret_cast<const int8_t*>(row) + block * kBlock;
       const __m256 sum = _mm256_cvtepi32_ps(
-          half_products<Bits>(groups, inputs, row_counts(row, task.blocks)[block]));
+          products[r].total(Bits == 8 ? row_counts(row, task.blocks)[block] : 0));
       const __m256 scales =
           _mm256_mul_ps(scale, _mm256_set1_ps(row_scales(row, task.blocks)[block]));
       totals[r] = _mm256_fmadd_ps(sum, scales, totals[r]);

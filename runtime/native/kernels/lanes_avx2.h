@@ -55,6 +55,16 @@ struct Lanes {
   static Lanes fused(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
   }
+  // By parts: compilers keep arrays of pairs in memory where whole pairs are assigned.
+  void clear() { lo = hi = _mm256_setzero_ps(); }
+  void read(const float* p) {
+    lo = _mm256_loadu_ps(p);
+    hi = _mm256_loadu_ps(p + 8);
+  }
+  void add_product(const Lanes& a, const Lanes& b) {
+    lo = _mm256_fmadd_ps(a.lo, b.lo, lo);
+    hi = _mm256_fmadd_ps(a.hi, b.hi, hi);
+  }
   static Lanes larger(Lanes a, Lanes b) {
     return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
   }

@@ -12,7 +12,7 @@ struct Lanes {
   __m512 v;
 
   static constexpr int kRegisters = 28;  // of 32; the others are for what is loaded
-  static constexpr int kMaxRows = 8;    // of a linear layer, at a time
+  static constexpr int kMaxRows = 16;   // of a linear layer, at a time
 
   static Lanes all(float x) { return {_mm512_set1_ps(x)}; }
   static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -33,6 +33,9 @@ struct Lanes {
   friend Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
   static Lanes fused(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  void clear() { v = _mm512_setzero_ps(); }
+  void read(const float* p) { v = _mm512_loadu_ps(p); }
+  void add_product(const Lanes& a, const Lanes& b) { v = _mm512_fmadd_ps(a.v, b.v, v); }
   static Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
   static Lanes smaller(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
   static Lanes rounded(Lanes a) {

@@ -58,6 +58,10 @@ struct Lanes {
   static Lanes fused(Lanes a, Lanes b, Lanes c) {
     return make([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
   }
+  void clear() { *this = all(0.0f); }
+  void read(const float* p) { *this = load(p); }
+  // Adds a * b, rounded once.
+  void add_product(const Lanes& a, const Lanes& b) { *this = fused(a, b, *this); }
   // The larger one; b where one of them is NaN.
   static Lanes larger(Lanes a, Lanes b) {
     return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });

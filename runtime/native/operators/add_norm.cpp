@@ -49,7 +49,7 @@ void AddNorm::run(const NodeRun& node) const {
                     weight_.as<float>(), epsilon_, delta_scale_, size_, sum, out);
   };
   if (total && !rows) {
-    node.parallel(num_rows, kWorkPerValue * num_rows * size_, [&](int64_t row) {
+    node.parallel_work(num_rows, kWorkPerValue * num_rows * size_, [&](int64_t row) {
       add_norm(row, total + row * size_, quantized + row * bytes);
     });
     return;
@@ -58,7 +58,7 @@ void AddNorm::run(const NodeRun& node) const {
     add_norm(row, total + row * size_, nullptr);
   thread_local Scratch<float> scratch;
   float* sums = delta ? scratch.take(num_chosen * size_) : nullptr;
-  node.parallel(num_chosen, kWorkPerValue * num_chosen * size_, [&](int64_t i) {
+  node.parallel_work(num_chosen, kWorkPerValue * num_chosen * size_, [&](int64_t i) {
     add_norm(rows ? rows.as<int64_t>()[i] : i, sums ? sums + i * size_ : nullptr,
              quantized + i * bytes);
   });

@@ -86,8 +86,8 @@ class StepAttention {
 
   // Compute all items, then each row's merged values, quantized.
   void run(const NodeRun& node, uint8_t* out) const {
-    node.parallel(num_items_, [&](int64_t i) { attend(items_[i]); });
-    node.parallel(place_.num_rows, place_.num_rows * shape_.values() * 8,
+    node.parallel_work(num_items_, work_, [&](int64_t i) { attend(items_[i]); });
+    node.parallel_work(place_.num_rows, place_.num_rows * shape_.values() * 8,
                   [&](int64_t row) { finish(row, out); });
   }
 
@@ -144,14 +144,16 @@ class StepAttention {
   void list_items() {
     works_ = memory_.works.take(sights_.num_blocks);
     int64_t num_results = 0;
-    num_items_ = 0;
+    num_items_ = work_ = 0;
     for (int64_t index = 0; index < sights_.num_blocks; ++index) {
       works_[index] = work_of(sights_.blocks[index]);
       works_[index].result = num_results;
       num_items_ += works_[index].num_chunks * shape_.num_kv_heads;
+      work_ += works_[index].num_chunks * num_queries(sights_.blocks[index]);
       num_results += works_[index].num_chunks * shape_.num_kv_heads *
                      num_queries(sights_.blocks[index]);
     }
+    work_ *= shape_.num_kv_heads * 4 * kChunk * shape_.head_dim;
     items_ = memory_.items.take(num_items_);
     Item* item = items_;
     for (int64_t index = 0; index < sights_.num_blocks; ++index) {
@@ -239,7 +241,7 @@ class StepAttention {
   const void **text_pages_, **prefix_pages_;
   BlockWork* works_;
   Item* items_;
-  int64_t num_items_;
+  int64_t num_items_, work_;
   float *maxima_, *sums_, *values_;
 };
 
@@ -291,7 +293,7 @@ void Attention::run(const NodeRun& node) const {
     std::memcpy(pages.data, past.data,
                 static_cast<size_t>(num_pages * num_kv_heads_ * pages.head_bytes()));
   const StepAttention attention(shape, place, pages, window_, softcap_);
-  node.parallel(num_rows, num_rows * shape.width() * 4, [&](int64_t row) {
+  node.parallel_work(num_rows, num_rows * shape.width() * 4, [&](int64_t row) {
     const float* heads = qkv.as<float>() + row * shape.width();
     for (int64_t head = 0; head < num_heads_; ++head)
       turn(place, row, heads + head * head_dim_, true, attention.query(row, head));

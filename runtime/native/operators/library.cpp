@@ -46,7 +46,7 @@ void register_all(OrtSessionOptions* options) {
 }  // namespace bita
 
 BITA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  const OrtApi* api = base->GetApi(BITA_ORT_API_VERSION);
   if (!api) return nullptr;  // ONNX Runtime has said that it is too old
   bita::set_ort(api);
   try {

@@ -10,6 +10,28 @@ namespace {
 
 constexpr int64_t kGroupTiles = 2 * kGroup / kTile;
 constexpr int64_t kRowsAtATime = 32;  // rows of gates that a thread keeps
+constexpr int64_t kRowGroup = 64;     // rows that one thread takes of many, with all their outputs
+constexpr int64_t kSlices = 8;        // of the outputs, of a group of rows
+
+// A step of few rows is split by outputs, so that each thread reads its part of the weights. Many
+// rows are split by rows, so that what a thread wrote of a row is in its cache when the next operator
+// reads it: body(first row, rows, first unit, last unit).
+template <class Body>
+void split(const NodeRun& node, int64_t num_rows, int64_t units, const Body& body) {
+  if (num_rows < 2 * kRowGroup) {
+    node.parallel(units, [&](int64_t unit) { body(0, num_rows, unit, unit + 1); });
+    return;
+  }
+  const int64_t groups = (num_rows + kRowGroup - 1) / kRowGroup, slices = std::min(kSlices, units);
+  node.parallel(
+      groups * slices,
+      [&](int64_t i) {
+        const int64_t first = i / slices * kRowGroup, slice = i % slices;
+        body(first, std::min(kRowGroup, num_rows - first), units * slice / slices,
+             units * (slice + 1) / slices);
+      },
+      groups * slices);
+}
 
 void add_bias(const float* bias, int64_t size, float* out) {
   for (int64_t i = 0; i < size; ++i) out[i] += bias[i];
@@ -38,17 +60,17 @@ void Linear::run(const NodeRun& node) const {
   lora.read(node, rows.as<uint8_t>(), num_rows);
   const bool has_lora = lora.is_active(num_rows);
   const Kernels& kernel = kernels();
-  const LinearTask all{&weights_, rows.as<uint8_t>(), num_rows, out, outputs_};
-  node.parallel(weights_.tiles(), [&](int64_t tile) {
-    const int64_t first = tile * kTile, last = std::min(outputs_, first + kTile);
-    LinearTask task = all;
-    task.out = out + first;
-    kernel.linear(task, tile, tile + 1);
+  const int64_t stride = row_bytes(weights_.blocks());
+  split(node, num_rows, weights_.tiles(), [&](int64_t row, int64_t count, int64_t tile,
+                                              int64_t last_tile) {
+    const int64_t first = tile * kTile, last = std::min(outputs_, last_tile * kTile);
+    float* place = out + row * outputs_ + first;
+    kernel.linear({&weights_, rows.as<uint8_t>() + row * stride, count, place, outputs_}, tile,
+                  last_tile);
     if (!bias_ && !has_lora) return;
-    for (int64_t row = 0; row < num_rows; ++row) {
-      float* place = out + row * outputs_ + first;
+    for (int64_t i = 0; i < count; ++i, place += outputs_) {
       if (bias_) add_bias(bias_ + first, last - first, place);
-      lora.add(row, first, last, place);
+      lora.add(row + i, first, last, place);
     }
   });
 }
@@ -64,34 +86,41 @@ GatedLinear::GatedLinear(const NodeInfo& info)
 void GatedLinear::run(const NodeRun& node) const {
   const Tensor rows = node.input(0);
   const int64_t num_rows = check_rows(rows, weights_.blocks());
-  const int64_t blocks = num_blocks(outputs_), bytes = row_bytes(blocks);
-  uint8_t* out = node.output<uint8_t>(0, {num_rows, bytes});
+  uint8_t* out = node.output<uint8_t>(0, {num_rows, row_bytes(num_blocks(outputs_))});
   Lora lora(node, 5, inputs_, 2 * outputs_);
   lora.read(node, rows.as<uint8_t>(), num_rows);
   const bool has_lora = lora.is_active(num_rows);
   const Kernels& kernel = kernels();
-  node.parallel(groups_, [&](int64_t group) {
-    float both[kRowsAtATime][2 * kGroup];
-    const int64_t first = group * kGroup, last = std::min(outputs_, first + kGroup);
-    for (int64_t start = 0; start < num_rows; start += kRowsAtATime) {
-      const int64_t count = std::min(kRowsAtATime, num_rows - start);
-      kernel.linear({&weights_, rows.as<uint8_t>() + start * row_bytes(weights_.blocks()), count,
-                     both[0], 2 * kGroup},
-                    group * kGroupTiles, (group + 1) * kGroupTiles);
-      for (int64_t row = 0; row < count; ++row) {
-        float *gate = both[row], *up = both[row] + kGroup;
-        if (bias_) {
-          add_bias(bias_ + first, last - first, gate);
-          add_bias(bias_ + outputs_ + first, last - first, up);
-        }
-        if (has_lora) {
-          lora.add(start + row, first, last, gate);
-          lora.add(start + row, outputs_ + first, outputs_ + last, up);
-        }
-        kernel.gate(gate, up, is_gelu_, last - first, group, blocks, out + (start + row) * bytes);
-      }
-    }
+  split(node, num_rows, groups_, [&](int64_t row, int64_t count, int64_t group, int64_t last) {
+    for (; group < last; ++group)
+      for (int64_t start = 0; start < count; start += kRowsAtATime)
+        run_group(kernel, rows.as<uint8_t>(), row + start, std::min(kRowsAtATime, count - start),
+                  group, has_lora ? &lora : nullptr, out);
   });
+}
+
+void GatedLinear::run_group(const Kernels& kernel, const uint8_t* rows, int64_t first_row,
+                            int64_t num_rows, int64_t group, const Lora* lora,
+                            uint8_t* out) const {
+  float both[kRowsAtATime][2 * kGroup];
+  const int64_t first = group * kGroup, last = std::min(outputs_, first + kGroup);
+  const int64_t blocks = num_blocks(outputs_);
+  kernel.linear({&weights_, rows + first_row * row_bytes(weights_.blocks()), num_rows, both[0],
+                 2 * kGroup},
+                group * kGroupTiles, (group + 1) * kGroupTiles);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t row = first_row + i;
+    float *gate = both[i], *up = both[i] + kGroup;
+    if (bias_) {
+      add_bias(bias_ + first, last - first, gate);
+      add_bias(bias_ + outputs_ + first, last - first, up);
+    }
+    if (lora) {
+      lora->add(row, first, last, gate);
+      lora->add(row, outputs_ + first, outputs_ + last, up);
+    }
+    kernel.gate(gate, up, is_gelu_, last - first, group, blocks, out + row * row_bytes(blocks));
+  }
 }
 
 }  // namespace bita

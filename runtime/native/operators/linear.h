@@ -4,6 +4,8 @@
 
 namespace bita {
 
+class Lora;
+
 // The inputs of both linear operators.
 constexpr std::array<Port, 8> kLinearInputs = {{{"quantized", kByte},
                                                 {"values", kAnyType},
@@ -42,6 +44,10 @@ class GatedLinear {
   void run(const NodeRun& node) const;
 
  private:
+  // 32 outputs of some rows.
+  void run_group(const Kernels& kernel, const uint8_t* rows, int64_t first_row, int64_t num_rows,
+                 int64_t group, const Lora* lora, uint8_t* out) const;
+
   int64_t inputs_, outputs_, groups_;
   bool is_gelu_;
   Weights weights_;

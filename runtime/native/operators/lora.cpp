@@ -24,11 +24,12 @@ void add_part(const uint8_t* row, int64_t blocks, const float* down, int64_t ran
 
 Lora::Lora(const NodeRun& node, size_t first, int64_t inputs, int64_t outputs)
     : inputs_(inputs), outputs_(outputs) {
-  down_ = node.input(first + 1);
-  if (!down_) return;
   const Tensor first_row = node.input(first);
+  down_ = node.input(first + 1);
   up_ = node.input(first + 2);
-  if (!first_row || !up_) throw std::runtime_error("LoRA lacks first_mask_row or up");
+  if (!first_row && !down_ && !up_) return;
+  if (!first_row || !down_ || !up_)
+    throw std::runtime_error("first_mask_row, down and up belong together");
   check_dims("first_mask_row", first_row, {1});
   check_dims("down", down_, {inputs_, -1});
   rank_ = down_.dims[1];
@@ -42,7 +43,7 @@ void Lora::read(const NodeRun& node, const uint8_t* rows, int64_t num_rows) {
   if (!rank_ || count <= 0) return;
   const int64_t blocks = num_blocks(inputs_), parts = (inputs_ + kPart - 1) / kPart;
   std::vector<float> sums(static_cast<size_t>(count * parts * rank_), 0.0f);
-  node.parallel(parts, count * inputs_ * rank_, [&](int64_t part) {
+  node.parallel_work(parts, count * inputs_ * rank_, [&](int64_t part) {
     for (int64_t row = 0; row < count; ++row)
       add_part(rows + (first_row_ + row) * row_bytes(blocks), blocks, down_.as<float>(), rank_,
                part * kPart, std::min(inputs_, (part + 1) * kPart),

@@ -120,22 +120,28 @@ class NodeRun {
     return static_cast<T*>(output(index, dims.begin(), dims.size()));
   }
 
-  // body(i) for each i in [0, total), on all threads. It must not throw.
+  // body(i) for each i in [0, total), on all threads, in up to `batches` pieces; 0 for one each
+  // thread. The first indices go to the same thread as in other loops. body must not throw.
   template <class Body>
-  void parallel(int64_t total, const Body& body) const {
+  void parallel(int64_t total, const Body& body, int64_t batches = 0) const {
     if (total == 1) return body(0);
     auto call = [](void* data, size_t i) {
       (*static_cast<const Body*>(data))(static_cast<int64_t>(i));
     };
-    check(ort().KernelContext_ParallelFor(context_, call, static_cast<size_t>(total), 0,
+    check(ort().KernelContext_ParallelFor(context_, call, static_cast<size_t>(total),
+                                          static_cast<size_t>(batches),
                                           const_cast<Body*>(&body)));
   }
 
-  // The same on this thread alone where the work is small: `work` in float operations.
+  // The same for `work` float operations: on this thread alone where they are few, in pieces that
+  // threads take as they get free where they are many.
   template <class Body>
-  void parallel(int64_t total, int64_t work, const Body& body) const {
+  void parallel_work(int64_t total, int64_t work, const Body& body) const {
     constexpr int64_t kWorthThreads = 1 << 14;  // about 2 us
-    if (work >= kWorthThreads) return parallel(total, body);
+    constexpr int64_t kWorthBatches = 1 << 20;
+    constexpr int64_t kBatches = 16;
+    if (work >= kWorthThreads)
+      return parallel(total, body, work >= kWorthBatches ? kBatches : 0);
     for (int64_t i = 0; i < total; ++i) body(i);
   }
 
@@ -149,7 +155,7 @@ class NodeRun {
 template <class Kernel>
 struct Operator : OrtCustomOp {
   Operator() : OrtCustomOp{} {
-    version = ORT_API_VERSION;
+    version = BITA_ORT_API_VERSION;
     GetName = [](const OrtCustomOp*) { return Kernel::kName; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
     GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs.size(); };

@@ -1,0 +1,270 @@
+"""Builds the library of native operators with cmake and ninja, and puts it where it belongs.
+
+    python build_library.py [--into FOLDER] [--optional]
+
+Work is done in build/native of the repository, so that only what changed is compiled again; the
+library is put in place last, by a rename. Where a compiler, cmake or headers are missing, a library
+in FOLDER that is newer than all sources is kept. Otherwise a build that fails leaves none there,
+and one line on stderr says what is missing, what that costs and what to do; the log that it names
+has the details. The exit status is then 1, with --optional 0.
+
+The compiler is $CXX, else c++, g++ or clang++, else the package ziglang where it is installed.
+Needs the standard library only.
+"""
+
+import argparse
+import filecmp
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parents[1]
+BUILD = SOURCES.parents[1] / "build" / "native"
+COMPILERS = ("c++", "g++", "clang++", *(["cl"] if os.name == "nt" else []))
+VARIABLES = ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE")  # cmake reads them once for a folder
+MIN_CMAKE = (3, 22)
+COST = "decoding takes 2 to 3 times as long with ONNX Runtime's own operators"
+FIXES = {
+    "compiler": "install a C++ compiler (Debian: apt-get install g++; or pip install ziglang)",
+    "tools": "pip install cmake ninja",
+    "headers": "install libonnxruntime-dev, or set ONNXRUNTIME_INCLUDE_DIR to the headers' folder",
+    "faults": "look into the log",
+}
+
+
+class BuildError(Exception):
+    """What is missing, as half a sentence; the kind names its fix."""
+
+    def __init__(self, kind: str, missing: str, details: str = "") -> None:
+        super().__init__(missing)
+        self.kind = kind
+        self.details = details
+
+
+def library_name() -> str:
+    """The file's name on this system."""
+    return {
+        "Windows": "bita_operators.dll",
+        "Darwin": "libbita_operators.dylib",
+    }.get(platform.system(), "libbita_operators.so")
+
+
+def build(target: Path) -> None:
+    """Bring the library at `target` up to date, and print a line if it is another one now."""
+    start = time.monotonic()
+    compiler = _compiler()
+    if "ziglang" in compiler[0]:
+        print(f"bita-edge: {compiler[0]} compiles, the first time in minutes", file=sys.stderr)
+    cmake, ninja = _tools()
+    headers = _headers()
+    settings = [
+        f"-DCMAKE_CXX_COMPILER={';'.join(compiler)}",
+        f"-DONNXRUNTIME_INCLUDE_DIR={headers}",
+        "-DBITA_WERROR=OFF",
+    ]
+    _drop_other_settings(settings)
+    places = ["-S", str(SOURCES), "-B", str(BUILD)]
+    tools = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    out = _run([cmake, *places, *tools, *settings])
+    out += _run([ninja, "-C", str(BUILD), "bita_operators"])
+    _try_out(BUILD / library_name())
+    _write_log(out)
+    if _put(BUILD / library_name(), target):
+        print(f"{target}: built in {time.monotonic() - start:.1f} s")
+
+
+def missing_tools() -> list[str]:
+    """What has to come from PyPI for a build: nothing where there is no compiler."""
+    try:
+        _compiler()
+    except BuildError:
+        return []
+    folders = _tool_folders()
+    tools = [] if shutil.which("ninja", path=folders) else ["ninja"]
+    return tools if _cmake(folders) else [*tools, f"cmake>={'.'.join(map(str, MIN_CMAKE))}"]
+
+
+def _compiler() -> list[str]:
+    """The command of the C++ compiler."""
+    given = shlex.split(os.environ.get("CXX", ""), posix=os.name == "posix")
+    if given:
+        if shutil.which(given[0]) is None:
+            raise BuildError("compiler", f"CXX is {shlex.join(given)}, which is not there")
+        return given
+    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    command = [found] if found else _zig()
+    if command is None:
+        raise BuildError("compiler", "there is no C++ compiler")
+    return command
+
+
+def _zig() -> list[str] | None:
+    """The compiler of the package ziglang, for every processor of this kind.
+
+    An isolated build does not see packages of the environment that it is for; -I makes Python look
+    past the isolation of pip.
+    """
+    code = "import ziglang, pathlib; print(pathlib.Path(ziglang.__file__).parent / 'zig')"
+    for options in ([], ["-I"]):
+        command = [sys.executable, *options, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=SOURCES)
+        if result.returncode == 0:
+            zig = [result.stdout.strip(), "c++"]
+            if platform.system() != "Linux":
+                return zig
+            libc = "gnu" if platform.libc_ver()[0] == "glibc" else "musl"
+            return [*zig, "-target", f"{platform.machine()}-linux-{libc}"]
+    return None
+
+
+def _tools() -> tuple[str, str]:
+    """Paths of cmake and ninja, of the system or from PyPI."""
+    folders = _tool_folders()
+    cmake, ninja = _cmake(folders), shutil.which("ninja", path=folders)
+    if cmake is None:
+        raise BuildError("tools", f"there is no cmake {'.'.join(map(str, MIN_CMAKE))} or later")
+    if ninja is None:
+        raise BuildError("tools", "there is no ninja")
+    return cmake, ninja
+
+
+def _tool_folders() -> str:
+    """Those of PATH, and that of the programs of this Python's packages."""
+    return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+
+
+def _cmake(folders: str) -> str | None:
+    """The first that is new enough."""
+    found = (shutil.which("cmake", path=folder) for folder in folders.split(os.pathsep))
+    return next((path for path in found if path and _version(path) >= MIN_CMAKE), None)
+
+
+def _version(cmake: str) -> tuple[int, ...]:
+    result = subprocess.run([cmake, "--version"], capture_output=True, text=True)
+    found = re.search(r"version (\d+)\.(\d+)", result.stdout)
+    return (int(found[1]), int(found[2])) if found else ()
+
+
+def _headers() -> str:
+    command = [sys.executable, str(Path(__file__).with_name("headers.py"))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise BuildError("headers", "there are no headers of ONNX Runtime", result.stderr)
+    return result.stdout.strip()
+
+
+def _drop_other_settings(settings: Sequence[str]) -> None:
+    """Remove the build folder if it was made with other settings, or in another place."""
+    mark = BUILD / "settings.txt"
+    variables = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
+    text = "\n".join([str(SOURCES), *settings, *variables])
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
+        shutil.rmtree(BUILD, ignore_errors=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    mark.write_text(text, encoding="utf-8")
+
+
+def _run(command: Sequence[str]) -> str:
+    """What the command prints."""
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    out = f"$ {shlex.join(command)}\n{result.stdout.decode(errors='replace')}"
+    if result.returncode != 0:
+        raise BuildError("faults", f"{Path(command[0]).name} failed", out)
+    return out
+
+
+def _try_out(library: Path) -> None:
+    """In a process of its own: a library that was linked wrongly may end it."""
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).bita_operators_version()"
+    try:
+        _run([sys.executable, "-c", code, str(library)])
+    except BuildError as error:
+        raise BuildError("faults", "the library that was built fails", error.details) from error
+
+
+def _put(library: Path, target: Path) -> bool:
+    """Whether another library is there now. By a rename: who has loaded the old one keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_file() and filecmp.cmp(library, target, shallow=False):
+        target.touch()
+        return False
+    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+        copy = Path(shutil.copy(library, beside))
+        copy.replace(target)
+    return True
+
+
+def _is_newer_than_sources(target: Path) -> bool:
+    if not target.is_file():
+        return False
+    kinds = ("*.cpp", "*.h", "*.cmake", "*.map", "CMakeLists.txt")
+    files = [path for kind in kinds for path in SOURCES.rglob(kind)]
+    return target.stat().st_mtime > max(path.stat().st_mtime for path in files)
+
+
+def _write_log(text: str) -> Path:
+    """In the cache, since pip removes what it builds from; else among temporary files."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    cache = Path(base) if base else Path.home() / ".cache"
+    log = cache / "bita-edge" / "native-build.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text, encoding="utf-8")
+    except OSError:
+        file, name = tempfile.mkstemp(prefix="bita-native-build-", suffix=".log", text=True)
+        os.close(file)
+        log = Path(name)
+        log.write_text(text, encoding="utf-8")
+    return log
+
+
+def _give_up(error: BuildError, target: Path) -> bool:
+    """Whether there is a library all the same; prints what is missing if there is none."""
+    if error.kind != "faults" and _is_newer_than_sources(target):
+        return True
+    target.unlink(missing_ok=True)
+    log = _write_log(f"{error}\n{error.details}")
+    fix = f"To have them, {FIXES[error.kind]}, then run `make native` or install again"
+    print(
+        f"bita-edge: no native operators, since {error}: {COST}. {fix}. Log: {log}", file=sys.stderr
+    )
+    return False
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--into", type=Path, default=SOURCES, help="folder of the library")
+    parser.add_argument("--optional", action="store_true", help="exit status 0 if it fails")
+    parser.add_argument(
+        "--missing-tools", action="store_true", help="only print what pip has to fetch for a build"
+    )
+    options = parser.parse_args(words)
+    if options.missing_tools:
+        print(*missing_tools())
+        return 0
+    target = options.into / library_name()
+    try:
+        try:
+            build(target)
+        except OSError as error:  # a full disk, a folder that is read-only
+            raise BuildError("faults", str(error)) from error
+    except BuildError as error:
+        is_there = _give_up(error, target)
+        if not is_there and not options.optional:
+            print(error.details, file=sys.stderr)
+        return 0 if is_there or options.optional else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

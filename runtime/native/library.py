@@ -1,0 +1,76 @@
+"""Where the library of native operators lies, and what it says of itself.
+
+ONNX Runtime loads the same file by its path (`register_custom_ops_library`), so a road chosen here
+is the one that its operators take.
+"""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from bita.errors import LibraryMissingError
+
+VERSION = 1  # of the operators and of the layout of their weights
+NAMES = {"win32": "bita_operators.dll", "darwin": "libbita_operators.dylib"}
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What the library says of itself."""
+
+    path: Path
+    version: int
+    road: str  # the code path in use: "avx512-vnni", "avx-vnni", "avx2" or "plain"
+    roads: tuple[str, ...]  # those that this processor can run, the fastest first
+
+
+def operators_library() -> Path:
+    """The library's file. LibraryMissingError if there is none."""
+    # An editable install may link each file: the library lies with the sources.
+    folder = Path(__file__).resolve().parent
+    path = folder / NAMES.get(sys.platform, "libbita_operators.so")
+    if not path.is_file():
+        raise LibraryMissingError(f"The library of native operators is missing: no file {path}")
+    return path
+
+
+def loaded_operators() -> Operators:
+    """The operators of this process. LibraryMissingError if they cannot be loaded."""
+    path = operators_library()
+    library = _load(path)
+    roads = library.bita_operators_roads().decode().split()
+    road = library.bita_operators_road().decode()
+    return Operators(path, VERSION, road, tuple(roads))
+
+
+def use_road(name: str) -> None:
+    """Take this code path from now on, in all sessions of this process: for tests and reports.
+
+    ValueError if it cannot run here.
+    """
+    if _load(operators_library()).bita_operators_use_road(name.encode()) != 0:
+        raise ValueError(f"no road {name!r} here; there are {', '.join(loaded_operators().roads)}")
+
+
+@cache
+def _load(path: Path) -> ctypes.CDLL:
+    """The library with its functions declared; once for a process."""
+    try:
+        library = ctypes.CDLL(str(path))
+        library.bita_operators_road.restype = ctypes.c_char_p
+        library.bita_operators_roads.restype = ctypes.c_char_p
+        library.bita_operators_use_road.argtypes = [ctypes.c_char_p]
+        library.RegisterCustomOps  # noqa: B018
+        version = library.bita_operators_version()
+    except (OSError, AttributeError) as error:
+        raise LibraryMissingError(
+            f"The library of native operators cannot be loaded: {error}"
+        ) from error
+    if version != VERSION:
+        raise LibraryMissingError(
+            f"The library of native operators {path} has version {version}; this bita-edge needs "
+            f"{VERSION}"
+        )
+    return library

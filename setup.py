@@ -1,0 +1,84 @@
+"""Builds the library of native operators with the package; all else is in pyproject.toml.
+
+In an editable install the library lies in runtime/native/, in a wheel in bita/runtime/native/, and
+the wheel is for this system and any Python 3. Where it cannot be built the package installs without
+it, and a wheel is for every system; a line on stderr says why (`pip install -v` shows it).
+"""
+
+import sys
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+
+NATIVE = Path("runtime", "native")
+sys.path.insert(0, str(NATIVE / "build_tools"))
+
+import build_library  # noqa: E402
+
+
+class BuildNative(Command):
+    """Builds the library where the package is taken from: in its sources, or in `build_lib`."""
+
+    description = "build the library of native operators"
+    user_options = []  # noqa: RUF012
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        target = self._source() if self.editable_mode else self.library()
+        build_library.main(["--optional", "--into", str(target.parent)])
+
+    def library(self) -> Path:
+        """Where a package has the library, if it could be built."""
+        return Path(self.build_lib or "", "bita", self._source())
+
+    def get_source_files(self) -> list[str]:
+        """What a source distribution has."""
+        kinds = ("CMakeLists.txt", "build_tools/*", "*/*.cpp", "*/*.h")
+        paths = {path for kind in kinds for path in NATIVE.glob(kind) if path.is_file()}
+        return sorted(path.as_posix() for path in paths)
+
+    def get_outputs(self) -> list[str]:
+        built = self._source() if self.editable_mode else self.library()
+        return [str(self.library())] if built.is_file() else []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Of an editable install: where a package has the library, and where it lies."""
+        if not self.editable_mode:
+            return {}
+        return {output: str(self._source()) for output in self.get_outputs()}
+
+    def _source(self) -> Path:
+        return NATIVE / build_library.library_name()
+
+
+class Build(build):
+    sub_commands = [*build.sub_commands, ("build_native", None)]  # noqa: RUF012
+
+
+class BdistWheel(bdist_wheel):
+    """A wheel for this system if it has the library, and for every system if not."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        if self.get_finalized_command("build_native").library().is_file():
+            self.root_is_pure = False
+            self.distribution.has_ext_modules = lambda: True
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        tag = super().get_tag()
+        return tag if self.root_is_pure else (self.python_tag, "none", tag[2])
+
+
+setup(
+    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BdistWheel},
+    setup_requires=build_library.missing_tools(),  # pip fetches them
+)

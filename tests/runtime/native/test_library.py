@@ -1,0 +1,91 @@
+"""The library of native operators: found, loaded once, and refused where it does not fit."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from bita.errors import LibraryMissingError
+from bita.runtime.native import library
+
+FUNCTIONS = """
+extern "C" {
+const char* bita_operators_road(void) { return "plain"; }
+const char* bita_operators_roads(void) { return "fast plain"; }
+int bita_operators_use_road(const char*) { return 0; }
+void* RegisterCustomOps(void*, const void*) { return nullptr; }
+int bita_operators_version(void) { return VERSION; }
+}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the library is looked for: a folder that is empty."""
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    return tmp_path / library.NAMES.get(library.sys.platform, "libbita_operators.so")
+
+
+def compile_library(path: Path, text: str, version: int = library.VERSION) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    source = path.with_suffix(".cpp")
+    source.write_text(text, encoding="utf-8")
+    flags = ["-shared", "-fPIC", f"-DVERSION={version}"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(path)], check=True)
+
+
+def test_a_missing_library_is_told_with_its_cost_and_the_fix(place: Path) -> None:
+    with pytest.raises(LibraryMissingError) as raised:
+        library.operators_library()
+    message = str(raised.value)
+    assert f"no file {place}." in message
+    assert "decoding takes 2 to 3 times as long" in message
+    assert "Install a C++ compiler, then run `make native`" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library at all\n" * 100, b"\x7fELF" + b"\0" * 60])
+def test_a_file_that_is_no_library_is_refused(content: bytes, place: Path) -> None:
+    place.write_bytes(content)
+    with pytest.raises(LibraryMissingError, match=r"cannot be loaded: .*bita_operators"):
+        library.loaded_operators()
+
+
+def test_a_library_of_something_else_is_refused(place: Path) -> None:
+    compile_library(place, "int bita_operators_version(void) { return 1; }")
+    with pytest.raises(LibraryMissingError, match=r"cannot be loaded: .*bita_operators_road"):
+        library.loaded_operators()
+
+
+def test_another_version_is_refused(place: Path) -> None:
+    compile_library(place, FUNCTIONS, version=7)
+    with pytest.raises(LibraryMissingError, match=r"has version 7; this bita-edge needs 1\."):
+        library.loaded_operators()
+
+
+def test_what_a_library_says_of_itself(place: Path) -> None:
+    compile_library(place, FUNCTIONS)
+    expected = library.Operators(place, 1, "plain", ("fast", "plain"))
+    assert library.loaded_operators() == expected
+
+
+def test_the_library_that_is_here() -> None:
+    """One at least of its roads runs on every processor, and ONNX Runtime takes it."""
+    try:
+        found = library.loaded_operators()
+    except LibraryMissingError as error:
+        pytest.skip(str(error))
+    assert found.road == found.roads[0]
+    assert found.roads[-1] == "plain"
+    try:
+        for road in found.roads:
+            library.use_road(road)
+            assert library.loaded_operators().road == road
+        with pytest.raises(ValueError, match=r"no road 'none' here; there are .*plain"):
+            library.use_road("none")
+    finally:
+        library.use_road(found.road)
+    onnxruntime.SessionOptions().register_custom_ops_library(str(found.path))
