@@ -1,8 +1,8 @@
 // Attention over pages, a chunk of positions at a time, written once for all roads.
 //
 // Whatever else is in a step, a row's keys come in the order of positions: the score of a key adds
-// over the head's dimensions in ascending order, exponentials add by lanes of a chunk (position % 16)
-// and then as Lanes::sum, values add by position, chunks merge in ascending order.
+// over the head's dimensions in ascending order, exponentials add by lanes of a chunk (position %
+// 16) and then as Lanes::sum, values add by position, chunks merge in ascending order.
 #pragma once
 
 #include <array>
@@ -50,8 +50,8 @@ void score_pages(const float* queries, const void* const* pages, int64_t size, f
     for (int p = 0; p < P; ++p) sums[q][p].store(out + q * kChunk + p * kPage);
 }
 
-// values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk, for
-// W * 16 dimensions from `start` on.
+// values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk,
+// for W * 16 dimensions from `start` on.
 template <int Q, int W, class Cell>
 void add_values(const float* weights, const void* const* pages, int64_t first, int64_t last,
                 int64_t size, int64_t start, float* values) {
@@ -276,7 +276,6 @@ void merge(const float* maxima, const float* sums, const float* values, int64_t 
   const Lanes divisor = Lanes::all(sum);
   for (int64_t i = 0; i < size; i += 16) (Lanes::load(out + i) / divisor).store(out + i);
 }
-
 
 void write_slot(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,
                 void* page) {

@@ -21,8 +21,8 @@ struct Products<4> {
   __m256i total(int32_t) const { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 };
 
-// Of 8-bit values one pair fits: 2 * 128 * 127 = 32512, with the weights' signs moved to the inputs,
-// which are never -128.
+// Of 8-bit values one pair fits: 2 * 128 * 127 = 32512, with the weights' signs moved to the
+// inputs, which are never -128.
 template <>
 struct Products<8> {
   struct Weights {

@@ -71,8 +71,8 @@ inline void half_tile_rows(const TileTask& task, int half, float (&out)[R][16]) 
           _mm256_mul_ps(scale, _mm256_set1_ps(row_scales(row, task.blocks)[block]));
       totals[r] = _mm256_fmadd_ps(sum, scales, totals[r]);
       if constexpr (kAddsMinima)
-        totals[r] = _mm256_fmadd_ps(
-            minimum, _mm256_set1_ps(row_sums(row, task.blocks)[block]), totals[r]);
+        totals[r] =
+            _mm256_fmadd_ps(minimum, _mm256_set1_ps(row_sums(row, task.blocks)[block]), totals[r]);
     }
   }
   for (int r = 0; r < R; ++r) _mm256_storeu_ps(out[r] + half * 8, totals[r]);

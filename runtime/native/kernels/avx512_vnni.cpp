@@ -63,8 +63,7 @@ void tile_rows(const TileTask& task) {
       const Lanes scales = scale * Lanes::all(row_scales(row, task.blocks)[block]);
       totals[r] = Lanes::fused(sum, scales, totals[r]);
       if constexpr (kAddsMinima)
-        totals[r] =
-            Lanes::fused(minimum, Lanes::all(row_sums(row, task.blocks)[block]), totals[r]);
+        totals[r] = Lanes::fused(minimum, Lanes::all(row_sums(row, task.blocks)[block]), totals[r]);
     }
   }
   for (int r = 0; r < R; ++r) totals[r].store_first(task.out + r * task.out_stride, task.columns);
@@ -72,8 +71,7 @@ void tile_rows(const TileTask& task) {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {
-    "avx512-vnni", linear, add_norm, quantize, gate,       turn, write_slot,
-    attend,        merge,  add_scaled, cap,    rank};
+const Kernels kAvx512VnniKernels = {"avx512-vnni", linear, add_norm, quantize,   gate, turn,
+                                    write_slot,    attend, merge,    add_scaled, cap,  rank};
 
 }  // namespace bita

@@ -13,9 +13,7 @@ template <>
 struct Products<4> {
   __m256i sum = _mm256_setzero_si256();
 
-  void add(__m256i weights, __m256i inputs) {
-    sum = _mm256_dpbusd_avx_epi32(sum, weights, inputs);
-  }
+  void add(__m256i weights, __m256i inputs) { sum = _mm256_dpbusd_avx_epi32(sum, weights, inputs); }
   __m256i total(int32_t) const { return sum; }
 };
 
@@ -28,9 +26,7 @@ struct Products<8> {
   static __m256i prepared(__m256i weights) {
     return _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
   }
-  void add(__m256i weights, __m256i inputs) {
-    sum = _mm256_dpbusd_avx_epi32(sum, weights, inputs);
-  }
+  void add(__m256i weights, __m256i inputs) { sum = _mm256_dpbusd_avx_epi32(sum, weights, inputs); }
   __m256i total(int32_t count) const {
     return _mm256_sub_epi32(sum, _mm256_set1_epi32(128 * count));
   }

@@ -9,11 +9,11 @@
 
 namespace bita {
 
-constexpr int64_t kBlock = 32;   // inputs that share a scale
-constexpr int64_t kTile = 16;    // outputs that lie side by side
-constexpr int64_t kPage = 16;    // cache slots of a page
-constexpr int64_t kChunk = 64;   // positions whose values are added up before they are merged
-constexpr int64_t kGroup = 32;   // outputs of the gate, then of up, in the weights of GatedLinear
+constexpr int64_t kBlock = 32;  // inputs that share a scale
+constexpr int64_t kTile = 16;   // outputs that lie side by side
+constexpr int64_t kPage = 16;   // cache slots of a page
+constexpr int64_t kChunk = 64;  // positions whose values are added up before they are merged
+constexpr int64_t kGroup = 32;  // outputs of the gate, then of up, in the weights of GatedLinear
 constexpr int64_t kMaxQueries = 12;
 
 constexpr int64_t num_blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
@@ -64,27 +64,27 @@ struct LinearTask {
 // [begin, begin + kChunk) of it.
 struct ChunkTask {
   int64_t head_dim;
-  int64_t num_queries;      // 1 to kMaxQueries
-  const float* queries;     // [num_queries, head_dim], scaled
-  const void* const* pages; // of the text: keys [D][16], then values [16][D], of this head
-  int64_t begin;            // a multiple of kChunk
-  int64_t shared;           // text slots that all queries see
-  const int64_t* first;     // [num_queries] position of the first key, by its window
-  const int64_t* stop;      // [num_queries] number of keys of the list
+  int64_t num_queries;          // 1 to kMaxQueries
+  const float* queries;         // [num_queries, head_dim], scaled
+  const void* const* pages;     // of the text: keys [D][16], then values [16][D], of this head
+  int64_t begin;                // a multiple of kChunk
+  int64_t shared;               // text slots that all queries see
+  const int64_t* first;         // [num_queries] position of the first key, by its window
+  const int64_t* stop;          // [num_queries] number of keys of the list
   const int32_t* const* tails;  // [num_queries] slots of the positions from `shared` on
-  float softcap;            // 0 for none
-  bool is_half;             // type of the cache: float16, else float32
-  float* maxima;            // [num_queries] largest score of the chunk; outputs
-  float* sums;              // [num_queries] sum of exponentials
-  float* values;            // [num_queries, head_dim] values, weighted by exponentials
+  float softcap;                // 0 for none
+  bool is_half;                 // type of the cache: float16, else float32
+  float* maxima;                // [num_queries] largest score of the chunk; outputs
+  float* sums;                  // [num_queries] sum of exponentials
+  float* values;                // [num_queries, head_dim] values, weighted by exponentials
 };
 
 // The best logits of a row so far, best first; of equal ones the lower id.
 struct Ranking {
   float* logits;
   int64_t* ids;
-  int64_t size;      // k
-  int64_t count;     // so far
+  int64_t size;   // k
+  int64_t count;  // so far
   bool has_nan;
 };
 
@@ -101,8 +101,8 @@ struct Kernels {
   void (*gate)(const float* gate, const float* up, bool is_gelu, int64_t count, int64_t index,
                int64_t blocks, uint8_t* row);
   // RMS norm (weight may be null for none), then rotary embedding (cos may be null), then * scale.
-  void (*turn)(const float* head, float* out, const float* weight, float epsilon, const float* cos, const float* sin,
-               int64_t half, int64_t size, float scale);
+  void (*turn)(const float* head, float* out, const float* weight, float epsilon, const float* cos,
+               const float* sin, int64_t half, int64_t size, float scale);
   // Keys and values of one head into a slot of a page.
   void (*write_slot)(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,
                      void* page);

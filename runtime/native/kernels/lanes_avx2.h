@@ -81,11 +81,11 @@ struct Lanes {
   }
   static uint32_t largest_bits(Lanes a, Lanes b) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    const __m256i top = _mm256_max_epu32(
-        _mm256_max_epu32(_mm256_and_si256(_mm256_castps_si256(a.lo), magnitude),
-                         _mm256_and_si256(_mm256_castps_si256(a.hi), magnitude)),
-        _mm256_max_epu32(_mm256_and_si256(_mm256_castps_si256(b.lo), magnitude),
-                         _mm256_and_si256(_mm256_castps_si256(b.hi), magnitude)));
+    const __m256i top =
+        _mm256_max_epu32(_mm256_max_epu32(_mm256_and_si256(_mm256_castps_si256(a.lo), magnitude),
+                                          _mm256_and_si256(_mm256_castps_si256(a.hi), magnitude)),
+                         _mm256_max_epu32(_mm256_and_si256(_mm256_castps_si256(b.lo), magnitude),
+                                          _mm256_and_si256(_mm256_castps_si256(b.hi), magnitude)));
     __m128i four = _mm_max_epu32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
     four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1));
@@ -125,8 +125,8 @@ struct Lanes {
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
   }
   static __m256 within(__m256 a, __m256 b, int first, int64_t begin, int64_t end) {
-    const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                          _mm256_set1_epi32(first));
+    const __m256i lane =
+        _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
     const __m256i from = _mm256_set1_epi32(static_cast<int>(begin));
     const __m256i to = _mm256_set1_epi32(static_cast<int>(end));
     const __m256i is_in =

@@ -12,7 +12,7 @@ struct Lanes {
   __m512 v;
 
   static constexpr int kRegisters = 28;  // of 32; the others are for what is loaded
-  static constexpr int kMaxRows = 16;   // of a linear layer, at a time
+  static constexpr int kMaxRows = 16;    // of a linear layer, at a time
 
   static Lanes all(float x) { return {_mm512_set1_ps(x)}; }
   static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }

@@ -1,6 +1,7 @@
 // The loop over tiles and rows that all roads but the plain one share.
 //
-// A road defines `tile_rows`: R rows times one tile, whose values are unpacked once for all of them.
+// A road defines `tile_rows`: R rows times one tile, whose values are unpacked once for all of
+// them.
 #pragma once
 
 #include <array>

@@ -34,9 +34,7 @@ inline Lanes sigmoid(Lanes x) {
   return Lanes::all(1.0f) / (Lanes::all(1.0f) + exponential(Lanes::all(0.0f) - x));
 }
 
-inline Lanes silu(Lanes x) {
-  return x / (Lanes::all(1.0f) + exponential(Lanes::all(0.0f) - x));
-}
+inline Lanes silu(Lanes x) { return x / (Lanes::all(1.0f) + exponential(Lanes::all(0.0f) - x)); }
 
 // x / 2 * (1 + tanh(u)) is x * sigmoid(2 u), with u = sqrt(2 / pi) * (x + 0.044715 x^3)
 inline Lanes gelu_tanh(Lanes x) {

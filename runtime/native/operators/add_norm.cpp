@@ -54,8 +54,7 @@ void AddNorm::run(const NodeRun& node) const {
     });
     return;
   }
-  for (int64_t row = 0; total && row < num_rows; ++row)
-    add_norm(row, total + row * size_, nullptr);
+  for (int64_t row = 0; total && row < num_rows; ++row) add_norm(row, total + row * size_, nullptr);
   thread_local Scratch<float> scratch;
   float* sums = delta ? scratch.take(num_chosen * size_) : nullptr;
   node.parallel_work(num_chosen, kWorkPerValue * num_chosen * size_, [&](int64_t i) {

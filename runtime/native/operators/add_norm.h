@@ -13,8 +13,7 @@ class AddNorm {
                                                    {"weight", kFloat},
                                                    {"delta_weight", kFloat, true},
                                                    {"rows", kInt64, true}}};
-  static constexpr std::array<Port, 2> kOutputs = {
-      {{"quantized", kByte}, {"total", kFloat, true}}};
+  static constexpr std::array<Port, 2> kOutputs = {{{"quantized", kByte}, {"total", kFloat, true}}};
 
   explicit AddNorm(const NodeInfo& info);
   void run(const NodeRun& node) const;

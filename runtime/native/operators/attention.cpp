@@ -38,8 +38,8 @@ struct Pages {
 struct Item {
   int64_t block;
   int64_t kv_head;
-  int64_t chunk;  // those before `prefix chunks` are of the prefix
-  int64_t result; // where the results of its queries start
+  int64_t chunk;   // those before `prefix chunks` are of the prefix
+  int64_t result;  // where the results of its queries start
 };
 
 // Chunks and results of a block of rows.
@@ -88,7 +88,7 @@ class StepAttention {
   void run(const NodeRun& node, uint8_t* out) const {
     node.parallel_work(num_items_, work_, [&](int64_t i) { attend(items_[i]); });
     node.parallel_work(place_.num_rows, place_.num_rows * shape_.values() * 8,
-                  [&](int64_t row) { finish(row, out); });
+                       [&](int64_t row) { finish(row, out); });
   }
 
  private:
@@ -123,8 +123,7 @@ class StepAttention {
     prefix_pages_ = memory_.prefix_pages.take(heads * prefix);
     for (int64_t head = 0; head < heads; ++head)
       for (int64_t i = 0; i < prefix; ++i)
-        prefix_pages_[head * prefix + i] =
-            pages_.at(place_.prefix_pages.as<int64_t>()[i], head);
+        prefix_pages_[head * prefix + i] = pages_.at(place_.prefix_pages.as<int64_t>()[i], head);
   }
 
   // Slots of a text that this step reads or writes.
@@ -150,8 +149,8 @@ class StepAttention {
       works_[index].result = num_results;
       num_items_ += works_[index].num_chunks * shape_.num_kv_heads;
       work_ += works_[index].num_chunks * num_queries(sights_.blocks[index]);
-      num_results += works_[index].num_chunks * shape_.num_kv_heads *
-                     num_queries(sights_.blocks[index]);
+      num_results +=
+          works_[index].num_chunks * shape_.num_kv_heads * num_queries(sights_.blocks[index]);
     }
     work_ *= shape_.num_kv_heads * 4 * kChunk * shape_.head_dim;
     items_ = memory_.items.take(num_items_);
@@ -182,8 +181,8 @@ class StepAttention {
       task.begin = item.chunk * kChunk;
     } else {
       task.shared = place_.length(block.text) + block.num_common;
-      task.pages = text_pages_ + (block.text * shape_.num_kv_heads + item.kv_head) *
-                                     place_.pages_per_text;
+      task.pages =
+          text_pages_ + (block.text * shape_.num_kv_heads + item.kv_head) * place_.pages_per_text;
       task.begin = (item.chunk - work.prefix_chunks + work.skipped) * kChunk;
     }
     // a group of more heads than a task takes is one row's, in several tasks
@@ -226,8 +225,7 @@ class StepAttention {
       kernels().merge(maxima_ + result, sums_ + result, values_ + result * size, stride,
                       work.num_chunks, size, merged + head * size);
     }
-    kernels().quantize(merged, shape_.values(),
-                       out + row * row_bytes(num_blocks(shape_.values())));
+    kernels().quantize(merged, shape_.values(), out + row * row_bytes(num_blocks(shape_.values())));
   }
 
   const Shape& shape_;

@@ -9,7 +9,7 @@
 namespace bita {
 namespace {
 
-constexpr int64_t kMostParts = 64;   // of the vocabulary; each has rankings of its own
+constexpr int64_t kMostParts = 64;  // of the vocabulary; each has rankings of its own
 constexpr int64_t kTilesAtATime = 4;
 constexpr int64_t kRowsAtATime = 32;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
@@ -97,9 +97,9 @@ void Head::run(const NodeRun& node) const {
       const int64_t count = std::min(outputs_, stop * kTile) - first;
       for (int64_t start = 0; start < num_rows; start += kRowsAtATime) {
         const int64_t num = std::min(kRowsAtATime, num_rows - start);
-        kernel.linear({&weights_, rows.as<uint8_t>() + start * stride, num, some[0],
-                       kTilesAtATime * kTile},
-                      tile, stop);
+        kernel.linear(
+            {&weights_, rows.as<uint8_t>() + start * stride, num, some[0], kTilesAtATime * kTile},
+            tile, stop);
         for (int64_t row = 0; row < num; ++row) {
           if (softcap_ != 0.0f) kernel.cap(some[row], count, softcap_);
           kernel.rank(some[row], count, first, rankings.at(part, start + row));

@@ -64,7 +64,8 @@ BITA_EXPORT const char* bita_operators_road(void) { return bita::kernels().name;
 BITA_EXPORT const char* bita_operators_roads(void) {
   static const std::string names = [] {
     std::string all;
-    for (const bita::Kernels* road : bita::roads()) all += (all.empty() ? "" : " ") + std::string(road->name);
+    for (const bita::Kernels* road : bita::roads())
+      all += (all.empty() ? "" : " ") + std::string(road->name);
     return all;
   }();
   return names.c_str();

@@ -14,8 +14,8 @@ constexpr int64_t kRowGroup = 64;     // rows that one thread takes of many, wit
 constexpr int64_t kSlices = 8;        // of the outputs, of a group of rows
 
 // A step of few rows is split by outputs, so that each thread reads its part of the weights. Many
-// rows are split by rows, so that what a thread wrote of a row is in its cache when the next operator
-// reads it: body(first row, rows, first unit, last unit).
+// rows are split by rows, so that what a thread wrote of a row is in its cache when the next
+// operator reads it: body(first row, rows, first unit, last unit).
 template <class Body>
 void split(const NodeRun& node, int64_t num_rows, int64_t units, const Body& body) {
   if (num_rows < 2 * kRowGroup) {
@@ -61,18 +61,18 @@ void Linear::run(const NodeRun& node) const {
   const bool has_lora = lora.is_active(num_rows);
   const Kernels& kernel = kernels();
   const int64_t stride = row_bytes(weights_.blocks());
-  split(node, num_rows, weights_.tiles(), [&](int64_t row, int64_t count, int64_t tile,
-                                              int64_t last_tile) {
-    const int64_t first = tile * kTile, last = std::min(outputs_, last_tile * kTile);
-    float* place = out + row * outputs_ + first;
-    kernel.linear({&weights_, rows.as<uint8_t>() + row * stride, count, place, outputs_}, tile,
-                  last_tile);
-    if (!bias_ && !has_lora) return;
-    for (int64_t i = 0; i < count; ++i, place += outputs_) {
-      if (bias_) add_bias(bias_ + first, last - first, place);
-      lora.add(row + i, first, last, place);
-    }
-  });
+  split(node, num_rows, weights_.tiles(),
+        [&](int64_t row, int64_t count, int64_t tile, int64_t last_tile) {
+          const int64_t first = tile * kTile, last = std::min(outputs_, last_tile * kTile);
+          float* place = out + row * outputs_ + first;
+          kernel.linear({&weights_, rows.as<uint8_t>() + row * stride, count, place, outputs_},
+                        tile, last_tile);
+          if (!bias_ && !has_lora) return;
+          for (int64_t i = 0; i < count; ++i, place += outputs_) {
+            if (bias_) add_bias(bias_ + first, last - first, place);
+            lora.add(row + i, first, last, place);
+          }
+        });
 }
 
 GatedLinear::GatedLinear(const NodeInfo& info)
@@ -100,14 +100,13 @@ void GatedLinear::run(const NodeRun& node) const {
 }
 
 void GatedLinear::run_group(const Kernels& kernel, const uint8_t* rows, int64_t first_row,
-                            int64_t num_rows, int64_t group, const Lora* lora,
-                            uint8_t* out) const {
+                            int64_t num_rows, int64_t group, const Lora* lora, uint8_t* out) const {
   float both[kRowsAtATime][2 * kGroup];
   const int64_t first = group * kGroup, last = std::min(outputs_, first + kGroup);
   const int64_t blocks = num_blocks(outputs_);
-  kernel.linear({&weights_, rows + first_row * row_bytes(weights_.blocks()), num_rows, both[0],
-                 2 * kGroup},
-                group * kGroupTiles, (group + 1) * kGroupTiles);
+  kernel.linear(
+      {&weights_, rows + first_row * row_bytes(weights_.blocks()), num_rows, both[0], 2 * kGroup},
+      group * kGroupTiles, (group + 1) * kGroupTiles);
   for (int64_t i = 0; i < num_rows; ++i) {
     const int64_t row = first_row + i;
     float *gate = both[i], *up = both[i] + kGroup;

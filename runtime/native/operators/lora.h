@@ -10,8 +10,8 @@ namespace bita {
 
 class Lora {
  public:
-  // Inputs `first` to `first + 2` of the node: first_mask_row [1], down [inputs, r], up [r, outputs].
-  // Without them nothing is added. Raises std::runtime_error for shapes that do not fit.
+  // Inputs `first` to `first + 2` of the node: first_mask_row [1], down [inputs, r], up [r,
+  // outputs]. Without them nothing is added. Raises std::runtime_error for shapes that do not fit.
   Lora(const NodeRun& node, size_t first, int64_t inputs, int64_t outputs);
 
   // Compute input @ down of the mask rows, of quantized rows.

@@ -129,8 +129,7 @@ class NodeRun {
       (*static_cast<const Body*>(data))(static_cast<int64_t>(i));
     };
     check(ort().KernelContext_ParallelFor(context_, call, static_cast<size_t>(total),
-                                          static_cast<size_t>(batches),
-                                          const_cast<Body*>(&body)));
+                                          static_cast<size_t>(batches), const_cast<Body*>(&body)));
   }
 
   // The same for `work` float operations: on this thread alone where they are few, in pieces that
@@ -140,8 +139,7 @@ class NodeRun {
     constexpr int64_t kWorthThreads = 1 << 14;  // about 2 us
     constexpr int64_t kWorthBatches = 1 << 20;
     constexpr int64_t kBatches = 16;
-    if (work >= kWorthThreads)
-      return parallel(total, body, work >= kWorthBatches ? kBatches : 0);
+    if (work >= kWorthThreads) return parallel(total, body, work >= kWorthBatches ? kBatches : 0);
     for (int64_t i = 0; i < total; ++i) body(i);
   }
 

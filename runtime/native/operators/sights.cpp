@@ -64,8 +64,8 @@ int64_t list_tail(const StepPlace& place, int64_t row, int32_t* tail) {
     if (!place.does_see(row, other)) continue;
     const int64_t slot = place.slot(other);
     if (place.text(other) != text || slot <= last)
-      throw std::runtime_error("row " + std::to_string(row) + " sees row " +
-                               std::to_string(other) + " of another text, or out of order");
+      throw std::runtime_error("row " + std::to_string(row) + " sees row " + std::to_string(other) +
+                               " of another text, or out of order");
     tail[count++] = static_cast<int32_t>(slot);
     last = slot;
   }

@@ -44,9 +44,8 @@ void expect_same(const std::vector<T>& found, const std::vector<T>& wanted,
                  const std::string& what) {
   for (size_t i = 0; i < wanted.size(); ++i) {
     if (std::memcmp(&found[i], &wanted[i], sizeof(T)) == 0) continue;
-    expect(false, what + ": element " + std::to_string(i) + " of " +
-                      std::to_string(wanted.size()) + " is " +
-                      std::to_string(static_cast<double>(found[i])) + ", not " +
+    expect(false, what + ": element " + std::to_string(i) + " of " + std::to_string(wanted.size()) +
+                      " is " + std::to_string(static_cast<double>(found[i])) + ", not " +
                       std::to_string(static_cast<double>(wanted[i])));
     return;
   }

@@ -1,11 +1,12 @@
 // Every road gives the bits of the plain one.
+#include "../kernels/roads.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "../kernels/numbers.h"
-#include "../kernels/roads.h"
 #include "check.h"
 
 namespace bita::tests {
@@ -69,11 +70,10 @@ const Adds linear_roads("linear on all roads", [] {
           for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17}) {
             const OwnWeights own = random_weights(random, outputs, inputs, bits, minima);
             const auto activations = random_rows(random, rows, inputs);
-            on_all_roads("linear " + std::to_string(outputs) + "x" + std::to_string(inputs) + ", " +
-                             std::to_string(bits) + " bits, " + std::to_string(rows) + " rows",
-                         [&](const Kernels& road) {
-                           return product(road, own.view, activations, rows);
-                         });
+            on_all_roads(
+                "linear " + std::to_string(outputs) + "x" + std::to_string(inputs) + ", " +
+                    std::to_string(bits) + " bits, " + std::to_string(rows) + " rows",
+                [&](const Kernels& road) { return product(road, own.view, activations, rows); });
           }
 });
 
@@ -88,7 +88,8 @@ const Adds linear_rows("a row's product does not depend on the rows beside it", 
       const std::vector<uint8_t> alone(rows.begin() + row * bytes,
                                        rows.begin() + (row + 1) * bytes);
       const std::vector<float> wanted(all.begin() + row * 40, all.begin() + (row + 1) * 40);
-      expect_same(product(*road, own.view, alone, 1), wanted, std::string("alone on ") + road->name);
+      expect_same(product(*road, own.view, alone, 1), wanted,
+                  std::string("alone on ") + road->name);
     }
   }
 });
@@ -111,10 +112,11 @@ const Adds extreme_values("8-bit weights of -128 and inputs of 127 do not overfl
 
 std::vector<float> odd_numbers(Random& random, int64_t count) {
   std::vector<float> all = random.reals(count, 20.0f);
-  const std::vector<float> odd = {0.0f,    -0.0f, 1e-38f, 1e-42f, 1e-31f, 3e38f, -3e38f,
+  const std::vector<float> odd = {0.0f,     -0.0f, 1e-38f, 1e-42f, 1e-31f, 3e38f, -3e38f,
                                   65520.0f, 87.0f, -90.0f, 0.5f,   1.5f,   2.5f};
   for (float& x : all)
-    if (random.below(8) == 0) x = odd[static_cast<size_t>(random.below(static_cast<int64_t>(odd.size())))];
+    if (random.below(8) == 0)
+      x = odd[static_cast<size_t>(random.below(static_cast<int64_t>(odd.size())))];
   return all;
 }
 
@@ -188,7 +190,8 @@ const Adds halves("float16 is that of the processor", [] {
     const float value = from_half(static_cast<uint16_t>(bits));
     const uint16_t back = to_half(value);
     const bool is_nan = value != value;
-    expect(is_nan ? (back & 0x7c00) == 0x7c00 && (back & 0x3ff) : back == bits, "half to float and back");
+    expect(is_nan ? (back & 0x7c00) == 0x7c00 && (back & 0x3ff) : back == bits,
+           "half to float and back");
   }
   Random random(7);
   const int64_t size = 16;
@@ -287,9 +290,8 @@ const Adds attention_roads("attention on all roads, and by each query alone", []
   Random random(8);
   for (int round = 0; round < 300; ++round) {
     const Scene scene = random_scene(random);
-    on_all_roads("attention", [&](const Kernels& road) {
-      return attended(road, scene, 0, scene.num_queries);
-    });
+    on_all_roads("attention",
+                 [&](const Kernels& road) { return attended(road, scene, 0, scene.num_queries); });
     const auto all = attended(kPlainKernels, scene, 0, scene.num_queries);
     for (int64_t q = 0; q < scene.num_queries; ++q) {
       const std::vector<float> wanted(all.begin() + q * scene.size,
