@@ -103,8 +103,9 @@ native-check: native ## tests of the native operators with sanitizers
 native-check-address: SANITIZERS := address,undefined
 native-check-thread: SANITIZERS := thread
 native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
-	@PATH="$(abspath $(BIN)):$$PATH" cmake -S $(NATIVE) -B $(NATIVE_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null
-	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(NATIVE_BUILD)-$* --target operator_tests -- --quiet
+	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	cmake -S $(NATIVE) -B $(NATIVE_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null; \
+	cmake --build $(NATIVE_BUILD)-$* --target operator_tests -- --quiet
 	@echo 'operator_tests, $(SANITIZERS):'
 	@timeout 120 $(NATIVE_BUILD)-$*/operator_tests
 

@@ -57,7 +57,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
         args.capacity,
         tree,
         backend="ort-cpu" if compile_options else args.backend,
-        dialect=default_dialect(args.backend, compile_options),
+        dialect=default_dialect(args.backend, args.precision, compile_options),
     )
     build_engine(check_build(checkpoint, adapter, args.engine, options))
     if compile_options:

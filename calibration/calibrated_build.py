@@ -112,7 +112,7 @@ class _Stages:
         self._build = build
         self._calibration = calibration
         self._on_progress = on_progress
-        self._rounding = rounding_of(build.options, calibration.quantizer)
+        self._rounding = rounding_of(build.options, calibration.quantizer, build.checkpoint)
         self._texts = ModelTexts.of(build.checkpoint)
         self._folder = place.hidden("calibration")
         _claim_folder(self._folder, self._folder_key())

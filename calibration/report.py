@@ -21,7 +21,8 @@ class Quality:
     tokens with the same argmax. worst_layer: the linear layer whose output differs most,
     worst_layer_error: the norm of the difference relative to that of the output, both with the
     inputs that each engine gives it. num_tokens: how many the means are over. quantizer: of int4
-    weights, else "none". prompts: files whose answers were read.
+    weights, "file" for blocks that the file had, else "none". prompts: files whose answers were
+    read.
     """
 
     perplexity: float

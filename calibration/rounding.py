@@ -6,12 +6,14 @@ from pathlib import Path
 
 from bita.calibration.moments import collect_moments
 from bita.calibration.ranges import collect_ranges, collect_squares
-from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS
+from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, NATIVE
 from bita.engine import Engine
 from bita.export.architecture import Architecture
 from bita.export.build import BuildOptions
+from bita.export.dialects.native_linear import keeps_blocks
 from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
 from bita.progress import OnCount
+from bita.tensors import TensorSource
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,21 @@ NONE = Rounding("none")  # weights in floats
 NEAREST = Rounding("rtn")
 GPTQ = Rounding("gptq", _collect_moments)
 SMOOTHED = Rounding("smoothed", _collect_squares)  # int8, by the size of its inputs
+KEPT = Rounding("file")  # blocks as the file has them
 RANGES = Rounding("ranges", _collect_ranges)  # 8 bits of explicit Q/DQ, which need them to scale
 ROUNDINGS = {"gptq": GPTQ, "rtn": NEAREST}  # what a user may ask for
 
 
-def rounding_of(options: BuildOptions, quantizer: str) -> Rounding:
-    """The rounding for a precision and dialect. quantizer: one of ROUNDINGS, as the user asked."""
+def rounding_of(options: BuildOptions, quantizer: str, checkpoint: TensorSource) -> Rounding:
+    """The rounding for a precision and dialect. quantizer: one of ROUNDINGS, as the user asked.
+
+    The native dialect keeps blocks that the checkpoint has.
+    """
     if options.precision in FLOAT_PRECISIONS:
         return NONE
     spec, asked = DIALECTS[options.dialect], ROUNDINGS[quantizer]
+    if spec is NATIVE and keeps_blocks(checkpoint, options.precision):
+        return KEPT
     if spec.needs_ranges(options.precision):
         return RANGES
     if options.precision == "int8" and asked is GPTQ:

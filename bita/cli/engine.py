@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bita.cli.shared.flags import TREE_HELP, add_command, positive
 from bita.cli.shared.plans import add_plan_arguments, default_dialect, read_compile_options
+from bita.dialect_spec import NATIVE
 from bita.errors import AdapterError, EngineError
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--dialect",
-        help="of the graph: ort or native, for CPUs; standard or plain, for TensorRT; cuda; "
-        "default: the backend's",
+        help="of the graph's operators: native or ort, for CPUs; standard or plain, for TensorRT; "
+        "cuda; default: the backend's, native for int4 and int8 on a CPU",
     )
     parser.add_argument(
         "--cache",
@@ -127,6 +128,7 @@ def _read(args: argparse.Namespace) -> _Request:
     from bita.export.adapter_choice import choose_adapter
     from bita.export.build import BuildOptions
     from bita.export.model_name import engine_path
+    from bita.runtime.native.library import loaded_operators
 
     compile_options = read_compile_options(args)
     calibration = CalibrationOptions(args.quantizer, args.calibration_prompts)
@@ -138,9 +140,11 @@ def _read(args: argparse.Namespace) -> _Request:
         capacity=args.capacity,
         tree=read_tree(args.tree, num_masks) if args.tree else None,
         backend="ort-cpu" if compile_options else args.backend,
-        dialect=args.dialect or default_dialect(args.backend, compile_options),
+        dialect=args.dialect or default_dialect(args.backend, args.precision, compile_options),
         cache_type=args.cache,
     )
+    if options.dialect == NATIVE.name and not args.uncalibrated:
+        loaded_operators()  # before minutes of work
     request = _Request(
         model=args.model,
         choice=choice,
@@ -224,10 +228,20 @@ def _build(build: "CheckedBuild", request: _Request) -> str:
     from bita.export.finished_build import build_uncalibrated
 
     if request.calibration is not None:
-        return _calibrated(build, request.calibration)
+        return _kept_blocks(build) + _calibrated(build, request.calibration)
     with progress_bars() as show:
         build_uncalibrated(build, show)
-    return ""
+    return _kept_blocks(build)
+
+
+def _kept_blocks(build: "CheckedBuild") -> str:
+    """A line on weights that stay as they are in the model's file; "" if they are rounded."""
+    from bita.export.dialects.native_linear import keeps_blocks, kept_text
+
+    options, checkpoint = build.options, build.checkpoint
+    if options.dialect != NATIVE.name or not keeps_blocks(checkpoint, options.precision):
+        return ""
+    return f"\nweights: {kept_text(checkpoint)}"
 
 
 def _calibrated(build: "CheckedBuild", calibration: "CalibrationOptions") -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bita.export.block_source import block_type
+from bita.export.block_source import block_type, blocks_errors
 from bita.export.dialects.linear import HEAD_LABEL
 from bita.export.layer_blocks import LayerBlocks, RoundedLayer, StoredLayer
 from bita.export.onnx.writer import FLOAT16, INT8, UINT8, GraphWriter
@@ -26,7 +26,7 @@ from bita.export.quantization.tiles import (
     in_pieces,
     packed_pieces,
 )
-from bita.tensors import CHUNK_BYTES, HEAD, TensorSource
+from bita.tensors import CHUNK_BYTES, EMBEDDINGS, HEAD, TensorSource
 
 BITS = {"int4": 4, "int8": 8}
 
@@ -181,6 +181,34 @@ class NativeWeights:
         self, name: str, shape: tuple[int, int], pieces: Sequence[Float16Array]
     ) -> ir.Value:
         return self._graph.weight(name, FLOAT16, (*shape, TILE_ROWS), pieces)
+
+
+def keeps_blocks(checkpoint: TensorSource, precision: str) -> bool:
+    """Whether every linear layer has blocks in its file that a precision keeps: nothing is rounded.
+
+    Embedding tables do not count; they are never rounded for what the model reads.
+    """
+    keeps_8_bits = precision == "int8" or _has_int4_layer(checkpoint)
+    stored = [block_type(checkpoint, name) for name in _linear_names(checkpoint)]
+    return all(
+        found is not None and (found.fits(BITS[precision]) or (found.bits == 8 and keeps_8_bits))
+        for found in stored
+    )
+
+
+def kept_text(checkpoint: TensorSource) -> str:
+    """What the file's blocks lose in an engine that keeps them, for people."""
+    names = [*_linear_names(checkpoint), EMBEDDINGS]
+    errors = blocks_errors(checkpoint, names)
+    exact = [name for name, error in errors.items() if not error]
+    parts = [f"{', '.join(exact)} bit for bit"] if exact else []
+    parts += [f"{name} with an error of {error:.2%}" for name, error in errors.items() if error]
+    return f"the file's blocks: {'; '.join(parts)}"
+
+
+def _linear_names(checkpoint: TensorSource) -> list[str]:
+    """The weights of linear layers, an output layer of its own included."""
+    return sorted(n for n in checkpoint.names() if n.endswith("_proj.weight") or n == HEAD)
 
 
 def _reader(layer: LayerBlocks, kind: BlockKind) -> BlockRows:

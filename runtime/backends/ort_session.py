@@ -18,10 +18,11 @@ from bita.engine import (
     WEIGHTS_FILE,
     Engine,
 )
-from bita.errors import EngineError
+from bita.errors import EngineError, LibraryMissingError
 from bita.json_values import shown
 from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.runtime.native.library import loaded_operators
 
 NOTHING_LOGGED = 4  # errors are raised; it would print them too
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -48,10 +49,18 @@ def session_options(engine: Engine, num_threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     if engine.manifest.dialect == NATIVE.name:
-        from bita.runtime.native.library import operators_library
-
-        options.register_custom_ops_library(str(operators_library()))
+        options.register_custom_ops_library(str(_native_library(engine)))
     return options
+
+
+def _native_library(engine: Engine) -> Path:
+    try:
+        return loaded_operators().path
+    except LibraryMissingError as error:
+        raise LibraryMissingError(
+            f"engine {engine.path} is written in native operators. {error}. Build the library "
+            "(`make native` says what fails), or rebuild the engine with --dialect ort"
+        ) from error
 
 
 def load_session(

@@ -11,6 +11,8 @@ from bita.runtime.backends.cache import Cache, Shape, lazy_zeros
 from bita.runtime.backends.page_pool import PageList, PagePool, num_pages
 from bita.tensors import FloatArray, Int64Array
 
+Places = tuple[Int64Array, Int64Array]  # page, and slot in it, of each of n slots
+
 
 class PagedCache(Cache):
     """Keys and values of all layers in one slab, `[L, pages, H, 2, 16 * D]`.
@@ -57,13 +59,13 @@ class PagedCache(Cache):
 
     def write(self, rows: FloatArray) -> None:
         """Put rows, [2L, H, n, D], behind the text."""
-        first = self.num_slots_used
-        self._write(range(first, first + rows.shape[2]), rows[0::2], rows[1::2])
+        places = self._in_text(np.arange(self.length, self.length + rows.shape[2]))
+        self._assign(places, rows[0::2], rows[1::2])
 
     def read(self, start: int, stop: int) -> FloatArray:
         layers, heads, _, width = self.shape
         rows: FloatArray = np.empty((layers, heads, stop - start, width), self.dtype)
-        pages, slots = self._places(range(self.prefix_length + start, self.prefix_length + stop))
+        pages, slots = self._in_text(np.arange(start, stop))
         # advanced indices with slices between them: the axis of slots comes first
         rows[0::2] = self._keys[:, pages, :, :, slots].transpose(1, 2, 0, 3)
         rows[1::2] = self._values[:, pages, :, slots].transpose(1, 2, 0, 3)
@@ -78,8 +80,8 @@ class PagedCache(Cache):
             self._prefix.reach(0, length)
             self._prefix_pages[: len(self._prefix.pages)] = self._prefix.pages
         values = adapter.bounded
-        pages, slots = _divided(self._prefix.pages, np.arange(length))
-        self._assign(pages, slots, values["prefix_keys"], values["prefix_values"])
+        places = self._in_prefix(np.arange(length))
+        self._assign(places, values["prefix_keys"], values["prefix_values"])
 
     def _give_back(self) -> None:
         """Give all pages back, as zeros; a text is lost with the prefix that it was begun with."""
@@ -89,37 +91,31 @@ class PagedCache(Cache):
         self._num_written = 0
 
     def _zero(self, start: int, stop: int) -> None:
-        zero = np.zeros((1, 1, 1, 1), self.dtype)
-        self._write(range(start, stop), zero, zero)
+        zero, prefix = np.zeros((1, 1, 1, 1), self.dtype), self.prefix_length
+        self._assign(self._in_prefix(np.arange(start, min(stop, prefix))), zero, zero)
+        self._assign(self._in_text(np.arange(max(start, prefix), stop) - prefix), zero, zero)
 
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
-        to, to_slots = self._places(targets)
-        pages, slots = self._places(sources)
+        to, to_slots = self._in_text(np.array(targets) - self.prefix_length)
+        pages, slots = self._in_text(np.array(sources) - self.prefix_length)
         self._keys[:, to, :, :, to_slots] = self._keys[:, pages, :, :, slots]
         self._values[:, to, :, to_slots] = self._values[:, pages, :, slots]
 
-    def _write(self, places: Sequence[int], keys: FloatArray, values: FloatArray) -> None:
-        pages, slots = self._places(places)
-        self._assign(pages, slots, keys, values)
-
-    def _assign(
-        self, pages: Int64Array, slots: Int64Array, keys: FloatArray, values: FloatArray
-    ) -> None:
+    def _assign(self, places: Places, keys: FloatArray, values: FloatArray) -> None:
         """keys, values: [L, H, n, D], or what broadcasts to it."""
+        pages, slots = places
         self._keys[:, pages, :, :, slots] = keys.transpose(2, 0, 1, 3)
         self._values[:, pages, :, slots] = values.transpose(2, 0, 1, 3)
 
-    def _places(self, numbers: Sequence[int]) -> tuple[Int64Array, Int64Array]:
-        """Page, and slot in it, of each slot [n]; the text has pages for all of them then."""
-        all_slots = np.asarray(numbers, np.int64)
-        prefix = self.prefix_length
-        if not len(all_slots) or all_slots[-1] < prefix:  # they ascend
-            return _divided(self._prefix.pages, all_slots)
-        of_prefix, of_text = all_slots[all_slots < prefix], all_slots[all_slots >= prefix] - prefix
-        self._reach(int(of_text[0]), int(of_text[-1]) + 1)
-        parts = _divided(self._prefix.pages, of_prefix), _divided(self._text.pages, of_text)
-        pages, slots = map(np.concatenate, zip(*parts, strict=True))
-        return pages, slots
+    def _in_prefix(self, slots: Int64Array) -> Places:
+        """Where slots of the prefix are, [n]."""
+        return self._prefix_pages[slots // PAGE_SLOTS], slots % PAGE_SLOTS
+
+    def _in_text(self, slots: Int64Array) -> Places:
+        """Where slots of the text are, [n], in ascending order; it has pages for them then."""
+        if len(slots):
+            self._reach(int(slots[0]), int(slots[-1]) + 1)
+        return self._text_pages[0][slots // PAGE_SLOTS], slots % PAGE_SLOTS
 
     def _reach(self, start: int, stop: int) -> None:
         """Have pages of the text's own for its slots [start, stop)."""
@@ -129,9 +125,3 @@ class PagedCache(Cache):
             self.slab[:, own] = self.slab[:, page]
         if copied or known != len(self._text.pages):
             self._text_pages[0, : len(self._text.pages)] = self._text.pages
-
-
-def _divided(pages: Sequence[int], slots: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Page, and slot in it, of each slot of a page list."""
-    index, rest = np.divmod(slots, PAGE_SLOTS)
-    return np.asarray(pages, np.int64)[index], rest

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from acceptances import random_acceptance
+from engine_edits import edit_manifest
 
 from bita.calibration import choose_tree
 from bita.calibration.acceptance import Acceptance, Position
@@ -27,6 +28,7 @@ from bita.runtime.generation import Generation
 from bita.runtime.session import Session, read_tree
 from bita.runtime.text.prompt_encoder import Message
 from bita.tree import Tree
+from bita.tree_table import TreeTable
 
 FEW = ["--limit", "3", "--max-new-tokens", "24", "--repeats", "1", "--threads", "1"]
 
@@ -167,6 +169,19 @@ def test_the_engine_has_the_tree_that_was_chosen(
     session = Session.open(revised.path, num_threads=1)
     assert session.tree == read_tree(revised)
     assert main(["verify", str(revised.path), "--limit", "2", "--model", "-"]) == 0
+
+
+@pytest.mark.parametrize("dialect", ["ort", "native"])
+def test_branches_are_searched_where_exact_decoding_accepts_them(
+    engine: Engine, dialect: str
+) -> None:
+    edit_manifest(engine.path, dialect=dialect, precision="int4", mode="exact")
+    flat = device([1.0, 1.1], [1, 128])
+    drafts = random_acceptance(3, 16, 0)
+    found = calibrator_of(open_engine(engine.path)).forecast(drafts, flat)
+    trees = (tree for each in found.by_rows for tree in TreeTable.of(each.tree).trees)
+    ranks = {tree.max_rank for tree in trees}
+    assert (max(ranks) > 1) == (dialect == "native")
 
 
 def test_the_latency_of_another_device_is_measured_again(engine: Engine) -> None:

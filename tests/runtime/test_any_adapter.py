@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
+from native_engines import require_library
 from random_drafts import prompt_ids
 
 from bita.adapter import Adapter, random_adapter
 from bita.calibration.ranges import collect_ranges
+from bita.dialect_spec import DIALECTS
 from bita.engine import Engine, open_engine
 from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.checkpoint import Checkpoint
@@ -53,6 +55,8 @@ ENGINES = [
     *(("llama", "plain", precision) for precision in ("fp16", "int8")),
     *(("norms of heads", dialect, "int8") for dialect in ("ort", "plain")),
     *(("soft caps", "ort", "int4"), ("soft caps", "standard", "fp16")),
+    *(("llama", "native", "int4"), ("norms of heads", "native", "int8")),
+    ("soft caps", "native", "int4"),
 ]
 
 
@@ -142,8 +146,10 @@ def test_the_text_of_every_kind_of_engine(
     checkpoints: Checkpoints, model: str, dialect: str, precision: str, tmp_path: Path
 ) -> None:
     """With LoRA, which is the first to overflow."""
+    if dialect == "native":
+        require_library()
     checkpoint, seen = checkpoints(model)
-    needs_seen = dialect != "ort" and precision == "int8"
+    needs_seen = DIALECTS[dialect].needs_ranges(precision)
     engine = engine_of(checkpoint, dialect, precision, tmp_path, seen if needs_seen else None)
     session = Session.open(engine.path, num_threads=1, min_rows=2)
     assert session.adapter.lora

@@ -15,13 +15,14 @@ from bita.adapter import random_adapter
 from bita.calibration.probe import Probe
 from bita.calibration.quality import Scored, measure_quality
 from bita.engine import GRAPH_FILE, open_engine
-from bita.errors import EngineError
+from bita.errors import EngineError, LibraryMissingError
 from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.runtime.backends.layout import tree_layout
 from bita.runtime.backends.ort_backend import OrtBackend
 from bita.runtime.backends.paged_cache import PagedCache
+from bita.runtime.native import library
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -209,6 +210,16 @@ def test_numbers_of_the_manifest_are_those_of_the_graph(
     edit_manifest(engine, **{name: value})
     with pytest.raises(EngineError, match=rf"(?s)is not what the manifest says.*{message}"):
         OrtBackend(open_engine(engine))
+
+
+def test_an_engine_says_what_it_needs_where_the_library_is_missing(
+    built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    with pytest.raises(LibraryMissingError) as raised:
+        Session.open(built)
+    for part in (f"engine {built} is written in native", "no file", "make native", "--dialect ort"):
+        assert part in str(raised.value)
 
 
 def test_a_graph_of_another_dialect_is_not_taken_for_a_native_one(

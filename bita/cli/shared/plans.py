@@ -2,10 +2,11 @@
 
 import argparse
 import re
+import sys
 from typing import TYPE_CHECKING
 
-from bita.dialect_spec import dialects_on
-from bita.errors import EngineError
+from bita.dialect_spec import NATIVE, dialects_on
+from bita.errors import EngineError, LibraryMissingError
 from bita.plan import BACKENDS, LIBRARIES
 
 if TYPE_CHECKING:
@@ -47,11 +48,26 @@ def read_compile_options(args: argparse.Namespace) -> "CompileOptions | None":
     return options
 
 
-def default_dialect(backend: str, compile_options: "CompileOptions | None") -> str:
-    """The dialect of a graph for which the user named none."""
+def default_dialect(
+    backend: str, precision: str, compile_options: "CompileOptions | None" = None
+) -> str:
+    """The dialect of a graph for which the user named none.
+
+    It is the native one for quantized engines of a CPU. Where its library cannot be loaded, a line
+    on stderr says why and what that costs.
+    """
     if compile_options:
         return compile_options.default_dialect()
-    return dialects_on(backend)[0]
+    from bita.runtime.native.library import loaded_operators
+
+    known = dialects_on(backend)
+    if NATIVE.name in known and precision in NATIVE.precisions:
+        try:
+            loaded_operators()
+            return NATIVE.name
+        except LibraryMissingError as error:
+            print(f"bita: {error}", file=sys.stderr)
+    return known[0]
 
 
 def _rows(text: str | None) -> tuple[int, ...] | None:

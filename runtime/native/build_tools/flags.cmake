@@ -110,7 +110,8 @@ function(bita_link_compiler_library target)
     set_target_properties(${target} PROPERTIES MSVC_RUNTIME_LIBRARY MultiThreaded)
   elseif(NOT APPLE AND NOT BITA_SANITIZE)
     target_compile_options(${target} PRIVATE -ffunction-sections -fdata-sections)
+    # names stay, for perf
     target_link_options(${target} PRIVATE -static-libstdc++ -static-libgcc -Wl,--gc-sections
-                        -Wl,--no-undefined)
+                        -Wl,--no-undefined $<$<CONFIG:Release>:-Wl,--strip-debug>)
   endif()
 endfunction()

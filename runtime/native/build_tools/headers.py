@@ -34,7 +34,7 @@ SYSTEM_FOLDERS = (
     "/opt/homebrew/include/onnxruntime",
 )
 PACKAGE = "libonnxruntime-dev"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+KEYRINGS = [Path(f"/usr/share/keyrings/debian-archive-keyring.{kind}") for kind in ("gpg", "pgp")]
 SUITE = "trixie"  # Debian 13, the first that has the package
 ARCHIVE = f"onnxruntime-linux-x64-{RELEASE}.tgz"  # the headers are those of every platform
 ARCHIVE_URL = f"https://github.com/microsoft/onnxruntime/releases/download/v{RELEASE}/{ARCHIVE}"
@@ -131,13 +131,14 @@ def _from_debian_package(work: Path) -> Path:
 
     That needs no root and changes nothing in the system; apt checks the signatures of Debian.
     """
-    if not KEYRING.is_file():
-        raise HeadersError(f"no {KEYRING}, which proves that a package is Debian's")
+    keyring = next(filter(Path.is_file, KEYRINGS), None)
+    if keyring is None:
+        raise HeadersError(f"no {KEYRINGS[0]}, which proves that a package is Debian's")
     mirror = _mirror(work)
     for name in ("state/lists/partial", "cache/archives/partial"):
         (work / name).mkdir(parents=True)
     sources = work / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYRING}] {mirror} {SUITE} main\n", encoding="utf-8")
+    sources.write_text(f"deb [signed-by={keyring}] {mirror} {SUITE} main\n", encoding="utf-8")
     values = {
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "/dev/null",

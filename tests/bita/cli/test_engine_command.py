@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from make_tiny_engine import write_plain_model
 
@@ -85,7 +86,10 @@ def test_what_changed_is_built_again(
 
 @pytest.mark.parametrize(
     "more",
-    [("--mode", "tree"), ("--tree", "ar"), ("--capacity", "300"), ("--dialect", "standard")],
+    [
+        *(("--mode", "tree"), ("--tree", "ar"), ("--capacity", "300"), ("--dialect", "standard")),
+        ("--dialect", "native", "--precision", "int4"),
+    ],
 )
 def test_other_options_build_again(
     more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -94,6 +98,29 @@ def test_other_options_build_again(
     assert not is_kept(capsys, *more)
     assert is_kept(capsys, *more)
     assert not is_kept(capsys)
+
+
+@pytest.mark.parametrize("cache", ["float16", "float32"])
+def test_native_engines_have_the_cache_that_is_asked_for(cache: str) -> None:
+    assert command("--dialect", "native", "--precision", "int4", "--cache", cache) == 0
+    engine = open_engine("out")
+    assert engine.manifest.dialect == "native"
+    inputs = {value.name: value for value in ir.load("out/model.onnx").graph.inputs}
+    assert inputs["past.0.pages"].dtype == ir.DataType[cache.upper().removesuffix("32")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--cache", "int8"), "cache type 'int8' is not one of float16, float32"),
+        (("--dialect", "native"), "precision 'fp32' is not one of int8, int4"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*more) != 0
+    assert message in capsys.readouterr().err
 
 
 def test_what_a_device_measured_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
