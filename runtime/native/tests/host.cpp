@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <numeric>
-#include <random>
 #include <thread>
+
+#include "check.h"
 
 using bita::tests::Attribute;
 using bita::tests::Node;
@@ -167,9 +167,13 @@ void run_share(void (*body)(void*, size_t), const std::vector<size_t>& order, in
 OrtStatus* run_loop(const OrtKernelContext* context, void (*body)(void*, size_t), size_t total,
                     size_t, void* data) noexcept {
   std::vector<size_t> order(total);
-  std::iota(order.begin(), order.end(), size_t{0});
   const Threads& how = context->threads;
-  if (how.order) std::shuffle(order.begin(), order.end(), std::mt19937(how.order));
+  Random random(how.order);
+  for (size_t i = 0; i < total; ++i) {
+    const size_t j = how.order ? static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1)) : i;
+    order[i] = order[j];
+    order[j] = i;
+  }
   const int count = static_cast<int>(std::min(static_cast<size_t>(how.count), total));
   std::vector<std::thread> others;
   for (int thread = 1; thread < count; ++thread)
