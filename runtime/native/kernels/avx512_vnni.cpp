@@ -9,7 +9,7 @@
 namespace bita {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes that are fetched before their use
+constexpr int64_t kAhead = 8192;  // bytes that are fetched before their use
 
 // The values of a block as eight registers, of 4 inputs a lane each, unsigned; 8-bit values have
 // 128 added, which `kept` takes back.
