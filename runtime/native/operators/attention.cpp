@@ -266,7 +266,7 @@ Attention::Attention(const NodeInfo& info)
   if (!cos_) return;
   check_dims("cos", cos_, {-1, -1});
   check_dims("sin", sin_, cos_.dims);
-  if (2 * cos_.dims[1] > head_dim_) throw std::runtime_error("cos is wider than half a head");
+  if (cos_.dims[1] > head_dim_ / 2) throw std::runtime_error("cos is wider than half a head");
 }
 
 void Attention::run(const NodeRun& node) const {
@@ -286,7 +286,6 @@ void Attention::run(const NodeRun& node) const {
   uint8_t* out = node.output<uint8_t>(0, {num_rows, bytes});
   Pages pages{static_cast<uint8_t*>(node.output(1, past.dims.data(), past.dims.size())),
               num_kv_heads_, head_dim_, past.type == kHalf};
-  if (!pages.data) throw std::runtime_error("present is not used");
   if (pages.data != past.data)
     std::memcpy(pages.data, past.data,
                 static_cast<size_t>(num_pages * num_kv_heads_ * pages.head_bytes()));

@@ -80,7 +80,7 @@ void Head::run(const NodeRun& node) const {
   const Tensor rows = node.input(0), wants_logits = node.input(4);
   const int64_t num_rows = check_rows(rows, weights_.blocks());
   check_dims("wants_logits", wants_logits, {1});
-  const bool is_wanted = wants_logits.as<bool>()[0];
+  const bool is_wanted = wants_logits.as<uint8_t>()[0] != 0;
   int64_t* ids = node.output<int64_t>(0, {num_rows, num_ranks_});
   float* best = node.output<float>(1, {num_rows, num_ranks_});
   float* logits = node.output<float>(2, {is_wanted ? num_rows : 0, outputs_});

@@ -14,7 +14,7 @@ class Head {
                                                    {"minima", kHalf, true},
                                                    {"wants_logits", kBool}}};
   static constexpr std::array<Port, 3> kOutputs = {
-      {{"top_ids", kInt64}, {"top_logits", kFloat}, {"logits", kFloat}}};
+      {{"top_ids", kInt64}, {"top_logits", kFloat}, {"logits", kFloat, true}}};
 
   explicit Head(const NodeInfo& info);
   void run(const NodeRun& node) const;

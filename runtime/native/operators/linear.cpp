@@ -18,6 +18,7 @@ constexpr int64_t kSlices = 8;        // of the outputs, of a group of rows
 // operator reads it: body(first row, rows, first unit, last unit).
 template <class Body>
 void split(const NodeRun& node, int64_t num_rows, int64_t units, const Body& body) {
+  if (!num_rows) return;
   if (num_rows < 2 * kRowGroup) {
     node.parallel(units, [&](int64_t unit) { body(0, num_rows, unit, unit + 1); });
     return;

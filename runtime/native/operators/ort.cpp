@@ -108,12 +108,6 @@ bool NodeInfo::has_input(size_t index) const {
   return size > 1;
 }
 
-size_t NodeInfo::num_outputs() const {
-  size_t count = 0;
-  check(ort().KernelInfo_GetOutputCount(info_, &count));
-  return count;
-}
-
 Tensor NodeInfo::constant(size_t index) const {
   const Port& port = inputs_[index];
   if (!has_input(index)) {
@@ -141,7 +135,10 @@ Tensor NodeRun::input(size_t index) const {
 void* NodeRun::output(size_t index, const int64_t* dims, size_t num_dims) const {
   OrtValue* value = nullptr;
   check(ort().KernelContext_GetOutput(context_, index, dims, num_dims, &value));
-  if (!value) return nullptr;
+  if (!value) {
+    if (outputs_[index].is_optional) return nullptr;
+    throw std::runtime_error(std::string(outputs_[index].name) + " is not used");
+  }
   void* data = nullptr;
   check(ort().GetTensorMutableData(value, &data));
   return data;

@@ -55,13 +55,14 @@ constexpr auto kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr auto kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 
-// A tensor that ONNX Runtime owns.
+// A tensor that ONNX Runtime owns; empty for an input that is absent. Without elements it may have
+// no memory.
 struct Tensor {
   void* data = nullptr;
   Dims dims;
   ONNXTensorElementDataType type = kAnyType;
 
-  explicit operator bool() const { return data != nullptr; }
+  explicit operator bool() const { return type != kAnyType; }
   template <class T>
   const T* as() const {
     return static_cast<const T*>(data);
@@ -97,7 +98,6 @@ class NodeInfo {
   float real(const char* name, float otherwise) const;
   std::string text(const char* name) const;
   bool has_input(size_t index) const;
-  size_t num_outputs() const;
   // An initializer; empty if the input is absent and optional.
   Tensor constant(size_t index) const;
 
@@ -109,11 +109,12 @@ class NodeInfo {
 // A node as it runs.
 class NodeRun {
  public:
-  NodeRun(OrtKernelContext* context, const Port* inputs) : context_(context), inputs_(inputs) {}
+  NodeRun(OrtKernelContext* context, const Port* inputs, const Port* outputs)
+      : context_(context), inputs_(inputs), outputs_(outputs) {}
 
   // Empty if the input is absent.
   Tensor input(size_t index) const;
-  // Null where the graph does not use the output.
+  // Null where the graph does not use an optional output, or it has no elements.
   void* output(size_t index, const int64_t* dims, size_t num_dims) const;
   template <class T>
   T* output(size_t index, std::initializer_list<int64_t> dims) const {
@@ -145,7 +146,7 @@ class NodeRun {
 
  private:
   OrtKernelContext* context_;
-  const Port* inputs_;
+  const Port *inputs_, *outputs_;
 };
 
 // Makes an OrtCustomOp of a kernel class, which has kName, kInputs, kOutputs, a constructor that
@@ -179,7 +180,8 @@ struct Operator : OrtCustomOp {
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
       return guarded([&] {
-        static_cast<const Kernel*>(kernel)->run(NodeRun(context, Kernel::kInputs.data()));
+        static_cast<const Kernel*>(kernel)->run(
+            NodeRun(context, Kernel::kInputs.data(), Kernel::kOutputs.data()));
       });
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };

@@ -43,9 +43,11 @@ StepPlace::StepPlace(const NodeRun& node, size_t first, int64_t rows, int64_t nu
   check_dims("prefix_length", length, {1});
   prefix_length = length.as<int64_t>()[0];
   check_range("positions", positions, kMostSlots);
-  check_range("row_slots", row_slots, std::min(kMostSlots, pages_per_text * 16 - 1));
+  // text_pages may be as wide as it likes where there are no texts
+  const int64_t text_slots = std::min(kMostSlots / 16, pages_per_text) * 16;
+  check_range("row_slots", row_slots, text_slots - 1);
   check_range("row_texts", row_texts, num_texts - 1);
-  check_range("text_lengths", text_lengths, std::min(kMostSlots, pages_per_text * 16));
+  check_range("text_lengths", text_lengths, text_slots);
   check_range("text_pages", text_pages, num_pages - 1);
   check_range("prefix_pages", prefix_pages, num_pages - 1);
   check_range("prefix_length", length, prefix_pages.dims[0] * 16);

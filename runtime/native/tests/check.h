@@ -48,9 +48,7 @@ void expect_same(const std::vector<T>& found, const std::vector<T>& wanted,
     return;
   }
   for (size_t i = 0; i < wanted.size(); ++i) {
-    const auto *bytes = reinterpret_cast<const char*>(&found[i]),
-               *others = reinterpret_cast<const char*>(&wanted[i]);
-    if (std::memcmp(bytes, others, sizeof(T)) == 0) continue;
+    if (std::memcmp(&found[i], &wanted[i], sizeof(T)) == 0) continue;
     expect(false, what + ": element " + std::to_string(i) + " of " + std::to_string(wanted.size()) +
                       " is " + std::to_string(static_cast<double>(found[i])) + ", not " +
                       std::to_string(static_cast<double>(wanted[i])));

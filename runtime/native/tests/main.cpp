@@ -7,7 +7,11 @@ int main(int count, char** arguments) {
   int num_run = 0;
   for (const auto& one : bita::tests::cases()) {
     if (count > 1 && one.name.find(arguments[1]) == std::string::npos) continue;
-    one.run();
+    try {
+      one.run();
+    } catch (const std::exception& error) {
+      bita::tests::expect(false, one.name + ": " + error.what());
+    }
     ++num_run;
   }
   std::printf("%d passed, %d failed\n", num_run, bita::tests::num_failures());

@@ -1,0 +1,409 @@
+#include "host.h"
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <random>
+#include <thread>
+
+using bita::tests::Attribute;
+using bita::tests::Node;
+using bita::tests::Threads;
+using bita::tests::Type;
+using bita::tests::Value;
+
+struct OrtValue {
+  Value* value;
+};
+struct OrtStatus {
+  std::string text;
+};
+struct OrtTensorTypeAndShapeInfo {
+  Type type;
+  std::vector<int64_t> dims;
+};
+struct OrtKernelInfo {
+  const Node* node;
+  std::vector<std::string> inputs;  // names; empty for those that are absent
+  std::vector<OrtValue> constants;  // null for those that are none
+};
+struct OrtKernelContext {
+  const OrtCustomOp* op;
+  Node* node;
+  Threads threads;
+  std::vector<OrtValue> inputs;
+  std::vector<Value> made;  // outputs with memory of their own
+  std::vector<OrtValue> outputs;
+};
+struct OrtCustomOpDomain {
+  std::string name;
+  std::vector<const OrtCustomOp*> ops;
+};
+struct OrtSessionOptions {
+  std::vector<OrtCustomOpDomain*> domains;
+};
+
+extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base);
+
+namespace bita::tests {
+namespace {
+
+std::atomic<int> unreleased{0};
+std::atomic<uint8_t> garbage{0};
+
+OrtStatus* status_of(const std::string& text) {
+  ++unreleased;
+  return new OrtStatus{text};
+}
+
+// Text by the API's rules: the size alone if there is no memory for it.
+OrtStatus* give_text(const std::string& text, char* out, size_t* size) {
+  const size_t needed = text.size() + 1;
+  const bool fits = out && *size >= needed;
+  if (fits) std::memcpy(out, text.c_str(), needed);
+  *size = needed;
+  return !out || fits ? nullptr : status_of("a text has no room");
+}
+
+OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int kind,
+                     const Attribute*& found) {
+  const auto entry = info->node->attributes.find(name);
+  if (entry == info->node->attributes.end() || entry->second.kind != kind)
+    return status_of(std::string("there is no attribute ") + name);
+  found = &entry->second;
+  return nullptr;
+}
+
+void add_tensor_functions(OrtApi& api) {
+  api.GetTensorTypeAndShape = [](const OrtValue* value,
+                                 OrtTensorTypeAndShapeInfo** out) noexcept -> OrtStatus* {
+    ++unreleased;
+    *out = new OrtTensorTypeAndShapeInfo{value->value->type, value->value->dims};
+    return nullptr;
+  };
+  api.ReleaseTensorTypeAndShapeInfo = [](OrtTensorTypeAndShapeInfo* info) {
+    --unreleased;
+    delete info;
+  };
+  api.GetTensorElementType = [](const OrtTensorTypeAndShapeInfo* info,
+                                ONNXTensorElementDataType* out) noexcept -> OrtStatus* {
+    *out = info->type;
+    return nullptr;
+  };
+  api.GetDimensionsCount = [](const OrtTensorTypeAndShapeInfo* info,
+                              size_t* out) noexcept -> OrtStatus* {
+    *out = info->dims.size();
+    return nullptr;
+  };
+  api.GetDimensions = [](const OrtTensorTypeAndShapeInfo* info, int64_t* out,
+                         size_t count) noexcept -> OrtStatus* {
+    std::copy_n(info->dims.begin(), std::min(count, info->dims.size()), out);
+    return nullptr;
+  };
+  // Tensors without elements have no memory.
+  api.GetTensorMutableData = [](OrtValue* value, void** out) noexcept -> OrtStatus* {
+    auto& bytes = value->value->bytes;
+    *out = bytes.empty() ? nullptr : bytes.data();
+    return nullptr;
+  };
+  api.CreateStatus = [](OrtErrorCode, const char* text) noexcept { return status_of(text); };
+  api.GetErrorMessage = [](const OrtStatus* status) noexcept { return status->text.c_str(); };
+  api.ReleaseStatus = [](OrtStatus* status) {
+    --unreleased;
+    delete status;
+  };
+}
+
+void add_kernel_functions(OrtApi& api) {
+  api.KernelInfoGetAttribute_int64 = [](const OrtKernelInfo* info, const char* name,
+                                        int64_t* out) noexcept -> OrtStatus* {
+    const Attribute* found = nullptr;
+    OrtStatus* status = attribute(info, name, Attribute::kInteger, found);
+    if (found) *out = found->integer;
+    return status;
+  };
+  api.KernelInfoGetAttribute_float = [](const OrtKernelInfo* info, const char* name,
+                                        float* out) noexcept -> OrtStatus* {
+    const Attribute* found = nullptr;
+    OrtStatus* status = attribute(info, name, Attribute::kReal, found);
+    if (found) *out = found->real;
+    return status;
+  };
+  api.KernelInfoGetAttribute_string = [](const OrtKernelInfo* info, const char* name, char* out,
+                                         size_t* size) noexcept -> OrtStatus* {
+    const Attribute* found = nullptr;
+    OrtStatus* status = attribute(info, name, Attribute::kText, found);
+    return found ? give_text(found->text, out, size) : status;
+  };
+  api.KernelInfo_GetInputCount = [](const OrtKernelInfo* info, size_t* out) noexcept -> OrtStatus* {
+    *out = info->inputs.size();
+    return nullptr;
+  };
+  api.KernelInfo_GetInputName = [](const OrtKernelInfo* info, size_t index, char* out,
+                                   size_t* size) noexcept -> OrtStatus* {
+    if (index >= info->inputs.size()) return status_of("there is no such input");
+    return give_text(info->inputs[index], out, size);
+  };
+  api.KernelInfoGetConstantInput_tensor = [](const OrtKernelInfo* info, size_t index,
+                                             int* is_constant,
+                                             const OrtValue** out) noexcept -> OrtStatus* {
+    if (index >= info->constants.size()) return status_of("there is no such input");
+    const OrtValue& value = info->constants[index];
+    *is_constant = value.value ? 1 : 0;
+    *out = value.value ? &value : nullptr;
+    return nullptr;
+  };
+}
+
+// Run the indices that are a thread's, of an order that all threads know.
+void run_share(void (*body)(void*, size_t), const std::vector<size_t>& order, int thread, int count,
+               void* data) {
+  for (size_t i = static_cast<size_t>(thread); i < order.size(); i += static_cast<size_t>(count))
+    body(data, order[i]);
+}
+
+// Which thread takes an index does not depend on time, so that a fault that needs two threads
+// comes back in the next run. Batches are hints, and an index may be on any thread.
+OrtStatus* run_loop(const OrtKernelContext* context, void (*body)(void*, size_t), size_t total,
+                    size_t, void* data) noexcept {
+  std::vector<size_t> order(total);
+  std::iota(order.begin(), order.end(), size_t{0});
+  const Threads& how = context->threads;
+  if (how.order) std::shuffle(order.begin(), order.end(), std::mt19937(how.order));
+  const int count = static_cast<int>(std::min(static_cast<size_t>(how.count), total));
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < count; ++thread)
+    others.emplace_back([=, &order] { run_share(body, order, thread, count, data); });
+  if (count) run_share(body, order, 0, count, data);
+  for (std::thread& other : others) other.join();
+  return nullptr;
+}
+
+// New memory has other garbage each time: what an operator leaves as it was is not the same twice.
+OrtStatus* give_output(OrtKernelContext* context, size_t index, const int64_t* dims, size_t count,
+                       OrtValue** out) noexcept {
+  *out = nullptr;
+  const Node& node = *context->node;
+  if (index >= node.is_used.size()) return status_of("there is no such output");
+  if (!node.is_used[index]) return nullptr;
+  OrtValue& output = context->outputs[index];
+  const std::vector<int64_t> shape(dims, dims + count);
+  if (const auto bound = node.binds.find(index); bound != node.binds.end()) {
+    output.value = context->inputs[node.index_of(bound->second)].value;
+    if (output.value->dims != shape) return status_of("a bound output has another shape");
+  } else {
+    Value& made = context->made[index];
+    Type type = context->op->GetOutputType(context->op, index);
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) type = (*context->node)["past"].type;
+    made = zeros(type, shape);
+    const uint8_t filling = garbage += 37;
+    std::fill(made.bytes.begin(), made.bytes.end(), filling);
+    output.value = &made;
+  }
+  *out = &output;
+  return nullptr;
+}
+
+void add_context_functions(OrtApi& api) {
+  api.KernelContext_GetInput = [](const OrtKernelContext* context, size_t index,
+                                  const OrtValue** out) noexcept -> OrtStatus* {
+    const bool is_there = index < context->inputs.size() && context->inputs[index].value;
+    *out = is_there ? &context->inputs[index] : nullptr;
+    return nullptr;
+  };
+  api.KernelContext_GetOutput = give_output;
+  api.KernelContext_ParallelFor = run_loop;
+}
+
+std::vector<OrtCustomOpDomain*>& made_domains() {
+  static std::vector<OrtCustomOpDomain*> all;
+  return all;
+}
+
+void add_registration(OrtApi& api) {
+  api.CreateCustomOpDomain = [](const char* name, OrtCustomOpDomain** out) noexcept -> OrtStatus* {
+    *out = new OrtCustomOpDomain{name, {}};
+    made_domains().push_back(*out);
+    return nullptr;
+  };
+  api.CustomOpDomain_Add = [](OrtCustomOpDomain* domain,
+                              const OrtCustomOp* op) noexcept -> OrtStatus* {
+    domain->ops.push_back(op);
+    return nullptr;
+  };
+  api.AddCustomOpDomain = [](OrtSessionOptions* options,
+                             OrtCustomOpDomain* domain) noexcept -> OrtStatus* {
+    options->domains.push_back(domain);
+    return nullptr;
+  };
+}
+
+const OrtApi& host_api() {
+  static const OrtApi api = [] {
+    OrtApi made{};
+    add_tensor_functions(made);
+    add_kernel_functions(made);
+    add_context_functions(made);
+    add_registration(made);
+    return made;
+  }();
+  return api;
+}
+
+// Raises what a status says.
+void raise(OrtStatus* status) {
+  if (!status) return;
+  const std::string text = status->text;
+  host_api().ReleaseStatus(status);
+  throw std::runtime_error(text);
+}
+
+// Inputs up to the last that is there.
+size_t count_inputs(const Node& node) {
+  size_t count = node.inputs.size();
+  while (count && node.inputs[count - 1].value.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED)
+    --count;
+  return count;
+}
+
+// ONNX Runtime rejects graphs whose types are not those of the operator.
+void check_types(const OrtCustomOp* op, const Node& node) {
+  if (op->GetInputTypeCount(op) != node.inputs.size()) throw std::logic_error("inputs differ");
+  if (op->GetOutputTypeCount(op) != node.is_used.size()) throw std::logic_error("outputs differ");
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const Type type = op->GetInputType(op, i), given = node.inputs[i].value.type;
+    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED &&
+        given != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED && type != given)
+      throw std::logic_error(node.op + ": a graph cannot have this type of input");
+  }
+}
+
+}  // namespace
+
+size_t type_size(Type type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
+      return 8;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      return 4;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+Value zeros(Type type, const std::vector<int64_t>& dims) {
+  size_t bytes = type_size(type);
+  for (const int64_t dim : dims) bytes *= static_cast<size_t>(dim);
+  return {type, dims, std::vector<uint8_t>(bytes)};
+}
+
+Value floats(const std::vector<int64_t>& dims, const std::vector<float>& cells) {
+  return value(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, dims, cells);
+}
+Value halves(const std::vector<int64_t>& dims, const std::vector<uint16_t>& cells) {
+  return value(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, dims, cells);
+}
+Value ints(const std::vector<int64_t>& dims, const std::vector<int64_t>& cells) {
+  return value(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, dims, cells);
+}
+Value bytes(const std::vector<int64_t>& dims, const std::vector<uint8_t>& cells) {
+  return value(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, dims, cells);
+}
+Value bools(const std::vector<int64_t>& dims, const std::vector<uint8_t>& cells) {
+  return value(ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, dims, cells);
+}
+
+void Node::set(const std::string& name, int64_t integer) {
+  attributes[name] = {Attribute::kInteger, integer, 0, ""};
+}
+void Node::set(const std::string& name, float real) {
+  attributes[name] = {Attribute::kReal, 0, real, ""};
+}
+void Node::set(const std::string& name, const char* text) {
+  attributes[name] = {Attribute::kText, 0, 0, text};
+}
+
+size_t Node::index_of(const std::string& name) const {
+  const auto found = std::find(names_.begin(), names_.end(), name);
+  if (found == names_.end()) throw std::logic_error(op + " has no input " + name);
+  return static_cast<size_t>(found - names_.begin());
+}
+
+HostKernel::HostKernel(const Node& node) : op_(registered(node.op)) {
+  check_types(op_, node);
+  OrtKernelInfo info{&node, {}, {}};
+  constants_.resize(count_inputs(node));
+  for (size_t i = 0; i < constants_.size(); ++i) {
+    const Input& input = node.inputs[i];
+    const bool is_there = input.value.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    info.inputs.push_back(is_there ? "input " + std::to_string(i) : "");
+    if (is_there && input.is_constant) constants_[i] = input.value;
+    info.constants.push_back({is_there && input.is_constant ? &constants_[i] : nullptr});
+  }
+  raise(op_->CreateKernelV2(op_, &host_api(), &info, &kernel_));
+}
+
+HostKernel::~HostKernel() {
+  if (kernel_) op_->KernelDestroy(kernel_);
+}
+
+std::vector<Value> HostKernel::run(Node& node, Threads threads) const {
+  check_types(op_, node);
+  OrtKernelContext context{op_, &node, threads, {}, {}, {}};
+  context.inputs.resize(count_inputs(node));
+  for (size_t i = 0; i < context.inputs.size(); ++i) {
+    Value& value = node.inputs[i].value;
+    const bool is_there = value.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    context.inputs[i].value = is_there ? &value : nullptr;
+  }
+  context.made.resize(node.is_used.size());
+  context.outputs.resize(node.is_used.size());
+  raise(op_->KernelComputeV2(kernel_, &context));
+  std::vector<Value> results(node.is_used.size());
+  for (size_t i = 0; i < results.size(); ++i)
+    if (context.outputs[i].value) results[i] = *context.outputs[i].value;
+  return results;
+}
+
+std::vector<Value> run(Node& node, Threads threads) { return HostKernel(node).run(node, threads); }
+
+std::string fault_of(Node& node, Threads threads) {
+  try {
+    run(node, threads);
+    return "";
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+}
+
+const std::map<std::string, std::vector<const OrtCustomOp*>>& domains() {
+  static const auto all = [] {
+    OrtSessionOptions options;
+    raise(RegisterCustomOps(&options, api_base()));
+    std::map<std::string, std::vector<const OrtCustomOp*>> found;
+    for (const OrtCustomOpDomain* domain : options.domains) found[domain->name] = domain->ops;
+    return found;
+  }();
+  return all;
+}
+
+const OrtCustomOp* registered(const std::string& name) {
+  for (const OrtCustomOp* op : domains().at("bita"))
+    if (op->GetName(op) == name) return op;
+  throw std::logic_error("there is no operator " + name);
+}
+
+const OrtApiBase* api_base(bool is_too_old) {
+  static const OrtApiBase base = {[](uint32_t) noexcept -> const OrtApi* { return &host_api(); },
+                                  []() noexcept { return "a stand-in"; }};
+  static const OrtApiBase old_base = {[](uint32_t) noexcept -> const OrtApi* { return nullptr; },
+                                      []() noexcept { return "an old stand-in"; }};
+  return is_too_old ? &old_base : &base;
+}
+
+int num_unreleased() { return unreleased; }
+
+}  // namespace bita::tests

@@ -1,0 +1,51 @@
+// What tests of operators share: weights and quantized rows with their meaning in double precision,
+// and runs that have to give the same bits.
+#pragma once
+
+#include "../kernels/roads.h"
+#include "check.h"
+#include "host.h"
+
+namespace bita::tests {
+
+// Weights [outputs, inputs] in blocks of 32 inputs, before they are packed into tiles.
+struct BlockWeights {
+  int64_t outputs, inputs;
+  int bits;
+  std::vector<int> values;       // [outputs, blocks * 32]
+  std::vector<uint16_t> scales;  // [outputs, blocks]
+  std::vector<uint16_t> minima;  // the same, or empty
+
+  double at(int64_t output, int64_t input) const;
+};
+
+BlockWeights random_weights(Random& random, int64_t outputs, int64_t inputs, int bits, bool minima);
+
+// Give a node the attribute `bits` and the initializers values, scales and minima.
+void fix_weights(Node& node, const BlockWeights& weights);
+
+// Rows [count, size], quantized by the plain road.
+Value quantized(const std::vector<float>& cells, int64_t size);
+// The numbers that quantized rows mean, [count, size].
+std::vector<double> meaning(const Value& rows, int64_t size);
+
+// Quantized rows are `wanted` [count, size], within their own precision and an error of `slack`,
+// relative to the largest number of a row. The sums of their blocks are right.
+void expect_quantized(const Value& found, const std::vector<double>& wanted, int64_t size,
+                      double slack, const std::string& what);
+// Numbers are `wanted`, within `slack`, relative to the largest of all.
+void expect_close(const std::vector<float>& found, const std::vector<double>& wanted, double slack,
+                  const std::string& what);
+
+void expect_same_values(const std::vector<Value>& found, const std::vector<Value>& wanted,
+                        const std::string& what);
+
+// The outputs of a node, which must have the same bits on all roads and for one to four threads.
+std::vector<Value> run_everywhere(const Node& node, const std::string& what);
+
+// Some rows of a tensor of rows.
+Value rows_of(const Value& all, const std::vector<int64_t>& rows);
+// A random order of [first, last).
+std::vector<int64_t> random_order(Random& random, int64_t first, int64_t last);
+
+}  // namespace bita::tests
