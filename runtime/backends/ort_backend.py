@@ -20,7 +20,7 @@ from bita.errors import EngineError
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.cache import HostCache
 from bita.runtime.backends.held_file import HeldFile
-from bita.runtime.backends.layout import CPU_PREFILL_ROWS, Layout, tree_layout
+from bita.runtime.backends.layout import CPU_PREFILL_ROWS, PREFILL_ROWS, Layout, tree_layout
 from bita.runtime.backends.ort_session import (
     cache_type,
     check_session,
@@ -49,8 +49,6 @@ class OrtBackend:
     EngineError if the graph cannot be loaded.
     """
 
-    prefill_rows = CPU_PREFILL_ROWS
-
     def __init__(
         self,
         engine: Engine,
@@ -77,6 +75,8 @@ class OrtBackend:
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
         self.exact_trees = DIALECTS[manifest.dialect].exact_trees
         self._least_rows = 1 if self.exact_trees else None
+        # native operators compute what rows see, and nothing beside it
+        self.prefill_rows = PREFILL_ROWS if self.exact_trees else CPU_PREFILL_ROWS
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
         self._caches = _ort_values(self.cache.views())
         self._placement = _ort_values(self.cache.placement)

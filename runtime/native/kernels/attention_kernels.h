@@ -245,36 +245,30 @@ inline float exponential(float x) {
   return lanes[0];
 }
 
-// Chunks in which a query sees nothing have the sum 0; a query that sees nothing at all gets zeros.
-void merge(const float* maxima, const float* sums, const float* values, int64_t stride,
-           int64_t num_chunks, int64_t size, float* out) {
-  float top = 0.0f, sum = 0.0f;
-  bool is_first = true;
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-    if (sums[chunk * stride] == 0.0f) continue;
-    const float* value = values + chunk * stride * size;
-    if (is_first) {
-      top = maxima[chunk * stride];
-      sum = sums[chunk * stride];
-      std::copy(value, value + size, out);
-      is_first = false;
-      continue;
-    }
-    const float both = std::max(top, maxima[chunk * stride]);
-    const float old_share = exponential(top - both);
-    const float new_share = exponential(maxima[chunk * stride] - both);
-    sum = sum * old_share + sums[chunk * stride] * new_share;
-    top = both;
-    const Lanes old_shares = Lanes::all(old_share), new_shares = Lanes::all(new_share);
-    for (int64_t i = 0; i < size; i += 16)
-      (Lanes::load(out + i) * old_shares + Lanes::load(value + i) * new_shares).store(out + i);
-  }
-  if (is_first) {
-    std::fill_n(out, size, 0.0f);
+// A chunk in which a query sees nothing has the sum 0, and changes nothing.
+void merge(const Partial& chunk, int64_t size, const Partial& total) {
+  if (*chunk.sum == 0.0f) return;
+  if (*total.sum == 0.0f) {
+    *total.maximum = *chunk.maximum;
+    *total.sum = *chunk.sum;
+    std::copy(chunk.values, chunk.values + size, total.values);
     return;
   }
-  const Lanes divisor = Lanes::all(sum);
-  for (int64_t i = 0; i < size; i += 16) (Lanes::load(out + i) / divisor).store(out + i);
+  const float both = std::max(*total.maximum, *chunk.maximum);
+  const float old_share = exponential(*total.maximum - both);
+  const float new_share = exponential(*chunk.maximum - both);
+  *total.sum = *total.sum * old_share + *chunk.sum * new_share;
+  *total.maximum = both;
+  const Lanes old_shares = Lanes::all(old_share), new_shares = Lanes::all(new_share);
+  for (int64_t i = 0; i < size; i += 16)
+    (Lanes::load(total.values + i) * old_shares + Lanes::load(chunk.values + i) * new_shares)
+        .store(total.values + i);
+}
+
+// A query that sees nothing at all gets zeros.
+void divide(const Partial& total, int64_t size, float* out) {
+  const Lanes divisor = Lanes::all(*total.sum == 0.0f ? 1.0f : *total.sum);
+  for (int64_t i = 0; i < size; i += 16) (Lanes::load(total.values + i) / divisor).store(out + i);
 }
 
 void write_slot(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,

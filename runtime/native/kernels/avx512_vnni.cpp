@@ -9,7 +9,7 @@
 namespace bita {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes that are fetched before their use
+constexpr int64_t kAhead = 8192;  // bytes that are fetched before their use
 
 // The values of a block as eight registers, of 4 inputs a lane each, unsigned; 8-bit values have
 // 128 added, which `kept` takes back.
@@ -71,7 +71,8 @@ void tile_rows(const TileTask& task) {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512-vnni", linear, add_norm, quantize,   gate, turn,
-                                    write_slot,    attend, merge,    add_scaled, cap,  rank};
+const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,     add_norm, quantize, gate,
+                                    turn,          write_slot, attend,   merge,    divide,
+                                    add_scaled,    cap,        rank};
 
 }  // namespace bita

@@ -34,7 +34,7 @@ struct Products<8> {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {"avx-vnni", linear, add_norm, quantize,   gate, turn,
-                                 write_slot, attend, merge,    add_scaled, cap,  rank};
+const Kernels kAvxVnniKernels = {"avx-vnni", linear, add_norm, quantize,   gate, turn, write_slot,
+                                 attend,     merge,  divide,   add_scaled, cap,  rank};
 
 }  // namespace bita

@@ -79,6 +79,13 @@ struct ChunkTask {
   float* values;                // [num_queries, head_dim] values, weighted by exponentials
 };
 
+// Attention of one query to some of its keys.
+struct Partial {
+  float* maximum;  // largest score
+  float* sum;      // of exponentials of the scores less the largest; 0 for no key
+  float* values;   // [head_dim] values, weighted by these
+};
+
 // The best logits of a row so far, best first; of equal ones the lower id.
 struct Ranking {
   float* logits;
@@ -107,9 +114,10 @@ struct Kernels {
   void (*write_slot)(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,
                      void* page);
   void (*attend)(const ChunkTask& task);
-  // Merge chunk results of one query in order into out [D].
-  void (*merge)(const float* maxima, const float* sums, const float* values, int64_t stride,
-                int64_t num_chunks, int64_t size, float* out);
+  // Add a chunk of a query to those before it; a total of the sum 0 has none yet.
+  void (*merge)(const Partial& chunk, int64_t size, const Partial& total);
+  // The weighted mean of the values, [size].
+  void (*divide)(const Partial& total, int64_t size, float* out);
   void (*add_scaled)(float* out, const float* values, float factor, int64_t size);
   // cap * tanh(x / cap)
   void (*cap)(float* values, int64_t size, float cap);

@@ -11,6 +11,7 @@ namespace bita {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 1024;
+constexpr int64_t kManyItems = 16;  // of work, which keep all threads busy
 
 int64_t chunk_count(int64_t slots) { return (slots + kChunk - 1) / kChunk; }
 int64_t page_count(int64_t slots) { return (slots + kPage - 1) / kPage; }
@@ -34,20 +35,22 @@ struct Pages {
   }
 };
 
-// One key-value head of a block of rows, in one chunk of positions of the prefix or of the text.
+// One key-value head of a block of rows, in chunks of positions of the prefix or of the text.
 struct Item {
   int64_t block;
   int64_t kv_head;
-  int64_t chunk;   // those before `prefix chunks` are of the prefix
-  int64_t result;  // where the results of its queries start
+  int64_t chunk;       // the first; those before `prefix_chunks` are of the prefix
+  int64_t num_chunks;  // which are merged
+  int64_t result;      // where the results of its queries start
 };
 
 // Chunks and results of a block of rows.
 struct BlockWork {
   int64_t prefix_chunks;
-  int64_t skipped;     // chunks of the text before the window
-  int64_t num_chunks;  // of both
-  int64_t result;      // of its first kv head: [kv head][chunk][query]
+  int64_t skipped;      // chunks of the text before the window
+  int64_t num_chunks;   // of both
+  int64_t num_results;  // of a query: chunks that are left to merge
+  int64_t result;       // of its first kv head: [kv head][result][query]
 };
 
 struct Memory {
@@ -136,30 +139,36 @@ class StepAttention {
 
   BlockWork work_of(const RowBlock& block) const {
     const int64_t prefix = block.sees_prefix ? chunk_count(place_.prefix_length) : 0;
-    const int64_t skipped = std::min(block.first, block.stop) / kChunk;
-    return {prefix, skipped, prefix + chunk_count(block.stop) - skipped, 0};
+    const int64_t skipped = std::min(block.first, block.stop - 1) / kChunk;
+    return {prefix, skipped, prefix + chunk_count(block.stop) - skipped, 0, 0};
   }
 
+  // Where there are heads and blocks of rows enough for many threads, one thread takes all chunks
+  // of one; else chunks are items too.
   void list_items() {
+    const int64_t heads = shape_.num_kv_heads;
+    const bool takes_all = sights_.num_blocks * heads >= kManyItems;
     works_ = memory_.works.take(sights_.num_blocks);
     int64_t num_results = 0;
     num_items_ = work_ = 0;
     for (int64_t index = 0; index < sights_.num_blocks; ++index) {
-      works_[index] = work_of(sights_.blocks[index]);
-      works_[index].result = num_results;
-      num_items_ += works_[index].num_chunks * shape_.num_kv_heads;
-      work_ += works_[index].num_chunks * num_queries(sights_.blocks[index]);
-      num_results +=
-          works_[index].num_chunks * shape_.num_kv_heads * num_queries(sights_.blocks[index]);
+      const RowBlock& block = sights_.blocks[index];
+      BlockWork& work = works_[index];
+      work = work_of(block);
+      work.num_results = takes_all ? 1 : work.num_chunks;
+      work.result = num_results;
+      num_items_ += heads * work.num_results;
+      work_ += heads * work.num_chunks * num_queries(block) * 4 * kChunk * shape_.head_dim;
+      num_results += heads * work.num_results * num_queries(block);
     }
-    work_ *= shape_.num_kv_heads * 4 * kChunk * shape_.head_dim;
     items_ = memory_.items.take(num_items_);
     Item* item = items_;
     for (int64_t index = 0; index < sights_.num_blocks; ++index) {
-      int64_t result = works_[index].result;
-      for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
-        for (int64_t chunk = 0; chunk < works_[index].num_chunks; ++chunk) {
-          *item++ = {index, head, chunk, result};
+      const BlockWork& work = works_[index];
+      int64_t result = work.result;
+      for (int64_t head = 0; head < heads; ++head)
+        for (int64_t i = 0; i < work.num_results; ++i) {
+          *item++ = {index, head, i, takes_all ? work.num_chunks : 1, result};
           result += num_queries(sights_.blocks[index]);
         }
     }
@@ -169,32 +178,50 @@ class StepAttention {
   }
 
   void attend(const Item& item) const {
-    const RowBlock& block = sights_.blocks[item.block];
-    const BlockWork& work = works_[item.block];
-    ChunkTask task{};
-    task.head_dim = shape_.head_dim;
-    task.softcap = softcap_;
-    task.is_half = pages_.is_half;
-    if (item.chunk < work.prefix_chunks) {
-      task.shared = place_.prefix_length;
-      task.pages = prefix_pages_ + item.kv_head * page_count(place_.prefix_length);
-      task.begin = item.chunk * kChunk;
-    } else {
-      task.shared = place_.length(block.text) + block.num_common;
-      task.pages =
-          text_pages_ + (block.text * shape_.num_kv_heads + item.kv_head) * place_.pages_per_text;
-      task.begin = (item.chunk - work.prefix_chunks + work.skipped) * kChunk;
-    }
     // a group of more heads than a task takes is one row's, in several tasks
-    for (int64_t start = 0; start < num_queries(block); start += kMaxQueries)
-      attend_some(item, block, start, task);
+    const int64_t count = num_queries(sights_.blocks[item.block]);
+    for (int64_t start = 0; start < count; start += kMaxQueries) {
+      Results results = results_at(item.result + start);
+      attend_chunk(item, item.chunk, start, results);
+      for (int64_t chunk = 1; chunk < item.num_chunks; ++chunk)
+        add_chunk(item, item.chunk + chunk, start, results);
+    }
   }
 
-  void attend_some(const Item& item, const RowBlock& block, int64_t start, ChunkTask task) const {
-    const bool is_prefix = item.chunk < works_[item.block].prefix_chunks;
+  // Results of queries side by side.
+  struct Results {
+    float *maxima, *sums, *values;
+
+    Partial at(int64_t query, int64_t size) const {
+      return {maxima + query, sums + query, values + query * size};
+    }
+  };
+
+  Results results_at(int64_t result) const {
+    return {maxima_ + result, sums_ + result, values_ + result * shape_.head_dim};
+  }
+
+  // Attend to one more chunk, and merge it.
+  void add_chunk(const Item& item, int64_t chunk, int64_t start, const Results& totals) const {
+    thread_local Scratch<float> scratch;
+    float maxima[kMaxQueries], sums[kMaxQueries];
+    const int64_t size = shape_.head_dim;
+    const Results results{maxima, sums, scratch.take(kMaxQueries * size)};
+    const int64_t count = attend_chunk(item, chunk, start, results);
+    for (int64_t q = 0; q < count; ++q)
+      kernels().merge(results.at(q, size), size, totals.at(q, size));
+  }
+
+  // Queries from `start` on, kMaxQueries at most, in one chunk; returns how many they are.
+  int64_t attend_chunk(const Item& item, int64_t chunk, int64_t start,
+                       const Results& results) const {
+    const RowBlock& block = sights_.blocks[item.block];
+    const BlockWork& work = works_[item.block];
+    const bool is_prefix = chunk < work.prefix_chunks;
     const int64_t group = shape_.group();
     int64_t first[kMaxQueries], stop[kMaxQueries];
     const int32_t* tails[kMaxQueries];
+    ChunkTask task{};
     task.num_queries = std::min(kMaxQueries, num_queries(block) - start);
     for (int64_t q = 0; q < task.num_queries; ++q) {
       const Sight& sight = sights_.rows[block.first_row + (start + q) / group];
@@ -202,14 +229,24 @@ class StepAttention {
       stop[q] = is_prefix ? place_.prefix_length : sight.stop;
       tails[q] = is_prefix ? nullptr : sight.tail + block.num_common;
     }
+    const int64_t in_text = chunk - work.prefix_chunks + work.skipped;
+    task.begin = kChunk * (is_prefix ? chunk : in_text);
+    task.shared = is_prefix ? place_.prefix_length : place_.length(block.text) + block.num_common;
+    task.pages = is_prefix ? prefix_pages_ + item.kv_head * page_count(place_.prefix_length)
+                           : text_pages_ + (block.text * shape_.num_kv_heads + item.kv_head) *
+                                               place_.pages_per_text;
+    task.head_dim = shape_.head_dim;
+    task.softcap = softcap_;
+    task.is_half = pages_.is_half;
     task.queries = query(block.first_row, item.kv_head * group) + start * shape_.head_dim;
     task.first = first;
     task.stop = stop;
     task.tails = tails;
-    task.maxima = maxima_ + item.result + start;
-    task.sums = sums_ + item.result + start;
-    task.values = values_ + (item.result + start) * shape_.head_dim;
+    task.maxima = results.maxima;
+    task.sums = results.sums;
+    task.values = results.values;
     kernels().attend(task);
+    return task.num_queries;
   }
 
   // Merge the chunks of a row's heads, and quantize them.
@@ -220,10 +257,12 @@ class StepAttention {
     const int64_t stride = num_queries(block), group = shape_.group(), size = shape_.head_dim;
     float* merged = scratch.take(shape_.values());
     for (int64_t head = 0; head < shape_.num_heads; ++head) {
-      const int64_t result = work.result + head / group * work.num_chunks * stride +
+      const int64_t result = work.result + head / group * work.num_results * stride +
                              (row - block.first_row) * group + head % group;
-      kernels().merge(maxima_ + result, sums_ + result, values_ + result * size, stride,
-                      work.num_chunks, size, merged + head * size);
+      const Partial total = results_at(result).at(0, size);
+      for (int64_t i = 1; i < work.num_results; ++i)
+        kernels().merge(results_at(result + i * stride).at(0, size), size, total);
+      kernels().divide(total, size, merged + head * size);
     }
     kernels().quantize(merged, shape_.values(), out + row * row_bytes(num_blocks(shape_.values())));
   }

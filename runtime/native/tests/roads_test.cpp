@@ -255,6 +255,16 @@ Scene random_scene(Random& random) {
   return scene;
 }
 
+// Merge the chunks of a query, [chunk][query] of `count` queries, in order.
+void divided(const Kernels& road, const Scene& scene, float* maxima, float* sums, float* values,
+             int64_t count, int64_t chunks, float* out) {
+  const Partial total{maxima, sums, values};
+  for (int64_t chunk = 1; chunk < chunks; ++chunk)
+    road.merge({maxima + chunk * count, sums + chunk * count, values + chunk * count * scene.size},
+               scene.size, total);
+  road.divide(total, scene.size, out);
+}
+
 std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t first_query,
                             int64_t count) {
   const size_t results = static_cast<size_t>(count);
@@ -281,8 +291,8 @@ std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t fir
   }
   std::vector<float> out(static_cast<size_t>(count * scene.size));
   for (int64_t q = 0; q < count; ++q)
-    road.merge(maxima.data() + q, sums.data() + q, values.data() + q * scene.size, count, chunks,
-               scene.size, out.data() + q * scene.size);
+    divided(road, scene, maxima.data() + q, sums.data() + q, values.data() + q * scene.size, count,
+            chunks, out.data() + q * scene.size);
   return out;
 }
 
