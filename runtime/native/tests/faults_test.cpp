@@ -382,6 +382,9 @@ const Adds attention_numbers("Attention rejects places that are not there", [] {
   bad["sees_prefix"].set(2, uint8_t{0});
   bad["text_lengths"].set(1, int64_t{0});
   faults.broken(bad, "row 2 sees nothing");
+  bad["sees_prefix"].set(2, uint8_t{1});
+  bad["prefix_length"].set(0, int64_t{0});
+  faults.broken(bad, "row 2 sees nothing");
   bad = faults.good();
   bad["cos"] = bad["sin"] = {};
   bad["positions"].set(0, (int64_t{1} << 30) + 1);
