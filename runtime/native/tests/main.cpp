@@ -4,6 +4,7 @@
 
 // Runs all cases, or those whose name has the first argument in it.
 int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 4096);  // a sanitizer may end the process
   int num_run = 0;
   for (const auto& one : bita::tests::cases()) {
     if (count > 1 && one.name.find(arguments[1]) == std::string::npos) continue;
