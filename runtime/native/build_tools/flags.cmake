@@ -15,14 +15,8 @@ endif()
 set(BITA_SANITIZE_OPTIONS "")
 if(BITA_SANITIZE)
   set(BITA_SANITIZE_OPTIONS -fsanitize=${BITA_SANITIZE})
-  # -g1: lines are enough for a report. The levels are those with the shortest time to build and run the tests:
-  # twice as long takes -O1 for addresses, and -O0 for threads.
-  list(APPEND BITA_COMPILE_OPTIONS -fsanitize=${BITA_SANITIZE} -fno-omit-frame-pointer -g1)
-  if(BITA_SANITIZE STREQUAL "thread")
-    list(APPEND BITA_COMPILE_OPTIONS -O1)
-  else()
-    list(APPEND BITA_COMPILE_OPTIONS -fno-sanitize-recover=all -O0)
-  endif()
+  # -g1: lines are enough for a report. -O0 takes the shortest time to build and run the tests.
+  list(APPEND BITA_COMPILE_OPTIONS -fsanitize=${BITA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0)
 endif()
 
 # Options of the files of a road. A file belongs to the road that its name is, or ends with: avx2.cpp,

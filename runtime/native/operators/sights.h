@@ -21,7 +21,9 @@ struct StepPlace {
   bool does_see(int64_t row, int64_t other) const {
     return sees.as<uint8_t>()[row * num_rows + other] != 0;
   }
-  bool does_see_prefix(int64_t row) const { return sees_prefix.as<uint8_t>()[row] != 0; }
+  bool does_see_prefix(int64_t row) const {
+    return prefix_length && sees_prefix.as<uint8_t>()[row] != 0;
+  }
   // The page of a slot of a text.
   int64_t page(int64_t text, int64_t slot) const {
     return text_pages.as<int64_t>()[text * pages_per_text + slot / 16];

@@ -129,6 +129,19 @@ const Adds sees_nothing("A row whose window ends before its keys gets zeros", []
   expect_exact(step, all, "rows beside one that sees nothing");
 });
 
+const Adds prefix_alone("A row may see the prefix alone, not even itself", [] {
+  Random random(46);
+  for (const int64_t num_heads : {2, 16}) {
+    const Shape shape = shape_of(num_heads, num_heads, 16, 8, true, false);
+    Step step = random_step(random, shape, {{0}, {2}, 70, 0, true});
+    for (Row& row : step.rows) {
+      row.seen.clear();
+      row.sees_prefix = true;
+    }
+    expect_exact(step, run_everywhere(step.node(), "the prefix"), "the prefix alone");
+  }
+});
+
 const Adds nan_rows("A row of NaN spoils only those that see it", [] {
   Random random(44);
   Step step = random_step(random, shape_of(2, 1, 32, 8, true, true), {{20}, {12}});

@@ -4,16 +4,15 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <functional>
-#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace bita::tests {
 
 struct Case {
   std::string name;
-  std::function<void()> run;
+  void (*run)();
 };
 
 inline std::vector<Case>& cases() {
@@ -27,9 +26,7 @@ inline int& num_failures() {
 }
 
 struct Adds {
-  Adds(std::string name, std::function<void()> run) {
-    cases().push_back({std::move(name), std::move(run)});
-  }
+  Adds(std::string name, void (*run)()) { cases().push_back({std::move(name), run}); }
 };
 
 inline void expect(bool holds, const std::string& what) {
@@ -56,13 +53,21 @@ void expect_same(const std::vector<T>& found, const std::vector<T>& wanted,
   }
 }
 
-// Numbers that are the same on every machine.
+// Numbers that are the same on every machine: SplitMix64.
 class Random {
  public:
-  explicit Random(uint32_t seed) : state_(seed) {}
-  int64_t below(int64_t bound) { return static_cast<int64_t>(state_()) % bound; }
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t next() {
+    uint64_t x = state_ += 0x9e3779b97f4a7c15;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+    return x ^ (x >> 31);
+  }
+  int64_t below(int64_t bound) {
+    return static_cast<int64_t>(next() % static_cast<uint64_t>(bound));
+  }
   float real(float size = 1.0f) {  // in (-size, size)
-    return size * (static_cast<float>(state_() >> 8) / 8388608.0f - 1.0f);
+    return size * (static_cast<float>(next() >> 40) / 8388608.0f - 1.0f);
   }
   std::vector<float> reals(int64_t count, float size = 1.0f) {
     std::vector<float> all(static_cast<size_t>(count));
@@ -71,7 +76,7 @@ class Random {
   }
 
  private:
-  std::mt19937 state_;
+  uint64_t state_;
 };
 
 }  // namespace bita::tests

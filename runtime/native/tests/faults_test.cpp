@@ -21,52 +21,6 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A change to a node that works, and what the status says then.
-struct Fault {
-  std::function<void(Node&)> change;
-  const char* text;
-};
-
-void expect_faults(const Node& good, const std::vector<Fault>& faults) {
-  Node works = good;
-  expect(fault_of(works).empty(), good.op + " works before it is broken");
-  for (const Fault& fault : faults) {
-    Node bad = good;
-    fault.change(bad);
-    const std::vector<Input> before = bad.inputs;
-    const std::string text = fault_of(bad, {3, 1});
-    expect(text.find("bita." + good.op + ": ") == 0 && text.find(fault.text) != std::string::npos,
-           good.op + " says '" + text + "', not '" + fault.text + "'");
-    for (size_t i = 0; i < before.size(); ++i)
-      expect_same(bad.inputs[i].value.bytes, before[i].value.bytes, good.op + "'s memory");
-  }
-  expect(num_unreleased() == 0, good.op + " releases what it was given");
-}
-
-// An attribute has this value.
-template <class T>
-Fault attribute(const char* name, T number, const char* text) {
-  return {[=](Node& node) { node.set(name, number); }, text};
-}
-Fault no_attribute(const char* name) {
-  return {[=](Node& node) { node.attributes.erase(name); }, name};
-}
-Fault missing(const char* name) {
-  return {[=](Node& node) { node[name] = {}; }, "there is no "};
-}
-// An input has this value, and stays constant if it is.
-Fault fed(const char* name, const Value& value, const char* text) {
-  return {[=](Node& node) { node[name] = value; }, text};
-}
-Fault cell(const char* name, int64_t index, int64_t number, const char* text) {
-  return {[=](Node& node) { node[name].set(index, number); }, text};
-}
-Fault not_constant(const char* name) {
-  return {[=](Node& node) { node.at(name).is_constant = false; }, "is not an initializer"};
-}
-Fault unused(size_t output) {
-  return {[=](Node& node) { node.is_used[output] = false; }, " is not used"};
-}
 Value floats_of(const std::vector<int64_t>& dims) {
   return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, dims);
 }
@@ -80,55 +34,105 @@ Value ints_of(const std::vector<int64_t>& dims) {
   return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, dims);
 }
 
-void append(std::vector<Fault>& all, const std::vector<Fault>& more) {
-  all.insert(all.end(), more.begin(), more.end());
-}
+// Changes to a node that works, and what its status says then.
+class Faults {
+ public:
+  explicit Faults(Node good) : good_(std::move(good)) {
+    Node works = good_;
+    expect(fault_of(works).empty(), works.op + " works before it is broken");
+  }
+  ~Faults() { expect(num_unreleased() == 0, good_.op + " releases what it was given"); }
+  Faults(const Faults&) = delete;
+  Faults& operator=(const Faults&) = delete;
+
+  // Nothing that the node was fed is written to.
+  void broken(Node bad, const std::string& wanted) const {
+    const std::vector<Input> before = bad.inputs;
+    const std::string text = fault_of(bad, {3, 1});
+    expect(text.find("bita." + bad.op + ": ") == 0 && text.find(wanted) != std::string::npos,
+           bad.op + " says '" + text + "', not '" + wanted + "'");
+    for (size_t i = 0; i < before.size(); ++i)
+      expect_same(bad.inputs[i].value.bytes, before[i].value.bytes, bad.op + "'s memory");
+  }
+  template <class T>
+  void attribute(const char* name, T number, const char* text) const {
+    Node bad = good_;
+    bad.set(name, number);
+    broken(std::move(bad), text);
+  }
+  void no_attribute(const char* name) const {
+    Node bad = good_;
+    bad.attributes.erase(name);
+    broken(std::move(bad), name);
+  }
+  void fed(const char* name, const Value& value, const char* text) const {
+    Node bad = good_;
+    bad[name] = value;  // constant, if it is
+    broken(std::move(bad), text);
+  }
+  void fed_both(const char* name, const char* other, const Value& value, const char* text) const {
+    Node bad = good_;
+    bad[name] = bad[other] = value;
+    broken(std::move(bad), text);
+  }
+  void missing(const char* name) const { fed(name, {}, "there is no "); }
+  template <class T>
+  void cell(const char* name, int64_t index, T number, const char* text) const {
+    Node bad = good_;
+    bad[name].set(index, number);
+    broken(std::move(bad), text);
+  }
+  void not_constant(const char* name) const {
+    Node bad = good_;
+    bad.at(name).is_constant = false;
+    broken(std::move(bad), "is not an initializer");
+  }
+  void unused(size_t output) const {
+    Node bad = good_;
+    bad.is_used[output] = false;
+    broken(std::move(bad), " is not used");
+  }
+
+  void size(const char* name) const {
+    attribute(name, 0, " is 0");
+    attribute(name, -1, " is -1");
+    attribute(name, int64_t{1} << 31, " is 2147483648");
+    attribute(name, INT64_MAX, " is 9223372036854775807");
+    attribute(name, INT64_MIN, " is -9223372036854775808");
+    attribute(name, 1.0f, name);
+    no_attribute(name);
+  }
+  void real(const char* name) const {
+    attribute(name, kNaN, "is not a number");
+    attribute(name, kInfinity, "is not a number");
+    attribute(name, 1, name);
+    no_attribute(name);
+  }
+
+  const Node& good() const { return good_; }
+
+ private:
+  Node good_;
+};
 
 // Faults of weights [40 outputs, 70 inputs] of 4 bits: 3 tiles of 3 blocks.
-std::vector<Fault> weight_faults() {
-  return {
-      attribute("bits", 5, "bits is 5"),
-      attribute("bits", -4, "bits is -4"),
-      attribute("bits", 8, "values has the shape [3, 3, 256], not [3, 3, 512]"),
-      no_attribute("bits"),
-      missing("values"),
-      missing("scales"),
-      not_constant("values"),
-      not_constant("scales"),
-      not_constant("minima"),
-      fed("values", bytes_of({3, 256, 3}), "values has the shape [3, 256, 3], not [3, 3, 256]"),
-      fed("values", bytes_of({3, 3 * 256}), "values has the shape [3, 768]"),
-      fed("values", bytes_of({3, 3, 1, 1, 256}), "a tensor has 5 dimensions"),
-      fed("values", zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, {3, 3, 256}), "of a wrong type"),
-      fed("values", zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, {3, 3, 256}), "of a wrong type"),
-      fed("values", bytes_of({0, 3, 256}), "values has the shape [0, 3, 256]"),
-      fed("scales", halves_of({3, 3, 8}), "scales has the shape [3, 3, 8], not [3, 3, 16]"),
-      fed("scales", halves_of({2, 3, 16}), "scales has the shape [2, 3, 16]"),
-      fed("minima", halves_of({3, 2, 16}), "minima has the shape [3, 2, 16]"),
-      fed("minima", halves_of({0}), "minima has the shape [0]"),
-  };
-}
-
-std::vector<Fault> size_faults(const char* name) {
-  return {
-      attribute(name, 0, " is 0"),
-      attribute(name, -1, " is -1"),
-      attribute(name, int64_t{1} << 31, " is 2147483648"),
-      attribute(name, INT64_MAX, " is 9223372036854775807"),
-      attribute(name, INT64_MIN, " is -9223372036854775808"),
-      attribute(name, INT32_MAX, " has the shape "),
-      attribute(name, 1.0f, name),
-      no_attribute(name),
-  };
-}
-
-std::vector<Fault> real_faults(const char* name) {
-  return {
-      attribute(name, kNaN, "is not a number"),
-      attribute(name, kInfinity, "is not a number"),
-      attribute(name, 1, name),
-      no_attribute(name),
-  };
+void weight_faults(const Faults& faults) {
+  faults.attribute("bits", 5, "bits is 5");
+  faults.attribute("bits", -4, "bits is -4");
+  faults.attribute("bits", 8, "values has the shape [3, 3, 256], not [3, 3, 512]");
+  faults.no_attribute("bits");
+  for (const char* name : {"values", "scales"}) faults.missing(name);
+  for (const char* name : {"values", "scales", "minima"}) faults.not_constant(name);
+  faults.fed("values", bytes_of({3, 256, 3}), "values has the shape [3, 256, 3], not [3, 3, 256]");
+  faults.fed("values", bytes_of({3, 3 * 256}), "values has the shape [3, 768]");
+  faults.fed("values", bytes_of({3, 3, 1, 1, 256}), "a tensor has 5 dimensions");
+  faults.fed("values", zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, {3, 3, 256}), "of a wrong type");
+  faults.fed("values", zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, {3, 3, 256}), "of a wrong type");
+  faults.fed("values", bytes_of({0, 3, 256}), "values has the shape [0, 3, 256]");
+  faults.fed("scales", halves_of({3, 3, 8}), "scales has the shape [3, 3, 8], not [3, 3, 16]");
+  faults.fed("scales", halves_of({2, 3, 16}), "scales has the shape [2, 3, 16]");
+  faults.fed("minima", halves_of({3, 2, 16}), "minima has the shape [3, 2, 16]");
+  faults.fed("minima", halves_of({0}), "minima has the shape [0]");
 }
 
 Node linear_node(Random& random, bool is_gated) {
@@ -145,44 +149,53 @@ Node linear_node(Random& random, bool is_gated) {
   return node;
 }
 
-const Adds linear_faults("Linear and GatedLinear reject what does not fit", [] {
+// Those of both linear operators.
+void linear_faults(const Faults& faults) {
+  faults.missing("quantized");
+  faults.fed("quantized", bytes_of({3, 131}),
+             "the quantized rows has the shape [3, 131], not [?, 132]");
+  faults.fed("quantized", bytes_of({396}), "the quantized rows has the shape [396]");
+  faults.fed("bias", floats_of({39}), "a vector has the shape [39], not [40]");
+  faults.fed("bias", floats_of({1, 40}), "a vector has the shape [1, 40]");
+  faults.fed("bias", floats_of({0}), "a vector has the shape [0]");
+  faults.not_constant("bias");
+  for (const char* name : {"first_mask_row", "down", "up"}) faults.fed(name, {}, "belong together");
+  faults.cell("first_mask_row", 0, int64_t{-1}, "first_mask_row is negative");
+  faults.cell("first_mask_row", 0, INT64_MIN, "first_mask_row is negative");
+  faults.fed("first_mask_row", ints_of({}), "first_mask_row has the shape []");
+  faults.fed("first_mask_row", ints_of({2}), "first_mask_row has the shape [2]");
+  faults.fed("first_mask_row", ints_of({0}), "first_mask_row has the shape [0]");
+  faults.fed("down", floats_of({69, 2}), "down has the shape [69, 2], not [70, ?]");
+  faults.fed("down", floats_of({140}), "down has the shape [140]");
+  faults.fed("down", floats_of({70, 3}), "up has the shape [2, 40], not [3, 40]");
+  faults.fed("down", floats_of({70, 0}), "up has the shape [2, 40], not [0, 40]");
+  faults.fed("up", floats_of({2, 39}), "up has the shape [2, 39]");
+  faults.unused(0);
+  for (const char* name : {"in_features", "out_features"}) {
+    faults.size(name);
+    faults.attribute(name, INT32_MAX, " has the shape ");
+  }
+}
+
+const Adds linear("Linear rejects what does not fit", [] {
   Random random(50);
-  std::vector<Fault> faults = {
-      fed("quantized", bytes_of({3, 131}),
-          "the quantized rows has the shape [3, 131], not [?, 132]"),
-      fed("quantized", bytes_of({396}), "the quantized rows has the shape [396]"),
-      missing("quantized"),
-      fed("bias", floats_of({39}), "a vector has the shape [39], not [40]"),
-      fed("bias", floats_of({1, 40}), "a vector has the shape [1, 40]"),
-      fed("bias", floats_of({0}), "a vector has the shape [0]"),
-      not_constant("bias"),
-      {[](Node& node) { node["down"] = {}; }, "belong together"},
-      {[](Node& node) { node["up"] = {}; }, "belong together"},
-      {[](Node& node) { node["first_mask_row"] = {}; }, "belong together"},
-      fed("first_mask_row", ints({1}, {-1}), "first_mask_row is negative"),
-      fed("first_mask_row", ints({1}, {INT64_MIN}), "first_mask_row is negative"),
-      fed("first_mask_row", ints_of({}), "first_mask_row has the shape []"),
-      fed("first_mask_row", ints_of({2}), "first_mask_row has the shape [2]"),
-      fed("first_mask_row", ints_of({0}), "first_mask_row has the shape [0]"),
-      fed("down", floats_of({69, 2}), "down has the shape [69, 2], not [70, ?]"),
-      fed("down", floats_of({140}), "down has the shape [140]"),
-      fed("down", floats_of({70, 3}), "up has the shape [2, 40], not [3, 40]"),
-      fed("down", floats_of({70, 0}), "up has the shape [2, 40], not [0, 40]"),
-      fed("up", floats_of({2, 39}), "up has the shape [2, 39]"),
-      unused(0),
-  };
-  for (const char* name : {"in_features", "out_features"}) append(faults, size_faults(name));
-  std::vector<Fault> linear = faults;
-  append(linear, weight_faults());
-  expect_faults(linear_node(random, false), linear);
-  append(faults, {attribute("activation", "relu", "activation is relu, not silu or gelu_tanh"),
-                  attribute("activation", "", "activation is , not"), no_attribute("activation"),
-                  attribute("out_features", 33, "values has the shape [4, 3, 256]"),
-                  not_constant("values")});
-  expect_faults(linear_node(random, true), faults);
+  const Faults faults(linear_node(random, false));
+  linear_faults(faults);
+  weight_faults(faults);
 });
 
-const Adds embed_faults("Embed rejects what does not fit", [] {
+const Adds gated_linear("GatedLinear rejects what does not fit", [] {
+  Random random(56);
+  const Faults faults(linear_node(random, true));
+  linear_faults(faults);
+  faults.not_constant("values");
+  faults.attribute("out_features", 33, "values has the shape [4, 3, 256]");
+  faults.attribute("activation", "relu", "activation is relu, not silu or gelu_tanh");
+  faults.attribute("activation", "", "activation is , not");
+  faults.no_attribute("activation");
+});
+
+const Adds embed("Embed rejects what does not fit", [] {
   Random random(51);
   Node node = Node::of<Embed>();
   node.set("hidden_size", 70);
@@ -191,60 +204,55 @@ const Adds embed_faults("Embed rejects what does not fit", [] {
   fix_weights(node, random_weights(random, 40, 70, 4, true));
   node.feed("mask_embeddings", floats_of({2, 70}));
   node.feed("token_ids", ints({1, 3}, {0, 41, 39}));
-  std::vector<Fault> faults = {
-      cell("token_ids", 1, 42, "token id 42 is not one of 40 tokens and 2 masks"),
-      cell("token_ids", 2, -1, "token id -1 is not"),
-      cell("token_ids", 0, INT64_MAX, "token id 9223372036854775807 is not"),
-      cell("token_ids", 0, INT64_MIN, "token id -9223372036854775808 is not"),
-      fed("token_ids", ints_of({3}), "token_ids has the shape [3], not [1, ?]"),
-      fed("token_ids", ints_of({2, 3}), "token_ids has the shape [2, 3]"),
-      fed("mask_embeddings", floats_of({0, 70}), "token id 41 is not one of 40 tokens and 0 masks"),
-      fed("mask_embeddings", floats_of({2, 69}), "mask_embeddings has the shape [2, 69]"),
-      fed("mask_embeddings", floats_of({70}), "mask_embeddings has the shape [70]"),
-      missing("token_ids"),
-      missing("mask_embeddings"),
-      unused(0),
-  };
-  append(faults, weight_faults());
-  append(faults, size_faults("hidden_size"));
-  append(faults, size_faults("vocab_size"));
-  append(faults, real_faults("scale"));
-  expect_faults(node, faults);
+  const Faults faults(node);
+  faults.cell("token_ids", 1, int64_t{42}, "token id 42 is not one of 40 tokens and 2 masks");
+  faults.cell("token_ids", 2, int64_t{-1}, "token id -1 is not");
+  faults.cell("token_ids", 0, INT64_MAX, "token id 9223372036854775807 is not");
+  faults.cell("token_ids", 0, INT64_MIN, "token id -9223372036854775808 is not");
+  faults.fed("token_ids", ints_of({3}), "token_ids has the shape [3], not [1, ?]");
+  faults.fed("token_ids", ints_of({2, 3}), "token_ids has the shape [2, 3]");
+  faults.fed("mask_embeddings", floats_of({0, 70}), "token id 41 is not one of 40 tokens and 0");
+  faults.fed("mask_embeddings", floats_of({2, 69}), "mask_embeddings has the shape [2, 69]");
+  faults.fed("mask_embeddings", floats_of({70}), "mask_embeddings has the shape [70]");
+  for (const char* name : {"token_ids", "mask_embeddings"}) faults.missing(name);
+  faults.unused(0);
+  weight_faults(faults);
+  for (const char* name : {"hidden_size", "vocab_size"}) {
+    faults.size(name);
+    faults.attribute(name, INT32_MAX, " has the shape ");
+  }
+  faults.real("scale");
 });
 
-const Adds add_norm_faults("AddNorm rejects what does not fit", [] {
+const Adds add_norm("AddNorm rejects what does not fit", [] {
   Node node = Node::of<AddNorm>();
   node.set("epsilon", 1e-5f);
   node.set("delta_scale", 1.0f);
   for (const char* name : {"residual", "delta"}) node.feed(name, floats_of({3, 20}));
   for (const char* name : {"weight", "delta_weight"}) node.fix(name, floats_of({20}));
   node.feed("rows", ints({2}, {2, 0}));
-  std::vector<Fault> faults = {
-      fed("residual", floats_of({3, 21}), "residual has the shape [3, 21], not [?, 20]"),
-      fed("residual", floats_of({60}), "residual has the shape [60]"),
-      fed("delta", floats_of({2, 20}), "delta has the shape [2, 20], not [3, 20]"),
-      fed("delta", floats_of({0, 20}), "delta has the shape [0, 20], not [3, 20]"),
-      fed("delta", floats_of({3, 19}), "delta has the shape [3, 19]"),
-      fed("weight", floats_of({0}), "weight is empty"),
-      fed("weight", floats_of({1, 20}), "weight has the shape [1, 20], not [?]"),
-      fed("weight", floats_of({19}), "delta_weight has the shape [20], not [19]"),
-      fed("delta_weight", floats_of({0}), "delta_weight has the shape [0], not [20]"),
-      cell("rows", 0, 3, "row 3 is not one of 3"),
-      cell("rows", 1, -1, "row -1 is not one of 3"),
-      cell("rows", 1, INT64_MIN, "is not one of 3"),
-      fed("rows", ints_of({1, 2}), "rows has the shape [1, 2], not [?]"),
-      missing("residual"),
-      missing("weight"),
-      not_constant("weight"),
-      not_constant("delta_weight"),
-      attribute("delta_scale", kNaN, "delta_scale is not a number"),
-      unused(0),
-  };
-  append(faults, real_faults("epsilon"));
-  expect_faults(node, faults);
+  const Faults faults(node);
+  faults.fed("residual", floats_of({3, 21}), "residual has the shape [3, 21], not [?, 20]");
+  faults.fed("residual", floats_of({60}), "residual has the shape [60]");
+  faults.fed("delta", floats_of({2, 20}), "delta has the shape [2, 20], not [3, 20]");
+  faults.fed("delta", floats_of({0, 20}), "delta has the shape [0, 20], not [3, 20]");
+  faults.fed("delta", floats_of({3, 19}), "delta has the shape [3, 19]");
+  faults.fed("weight", floats_of({0}), "weight is empty");
+  faults.fed("weight", floats_of({1, 20}), "weight has the shape [1, 20], not [?]");
+  faults.fed("weight", floats_of({19}), "delta_weight has the shape [20], not [19]");
+  faults.fed("delta_weight", floats_of({0}), "delta_weight has the shape [0], not [20]");
+  faults.cell("rows", 0, int64_t{3}, "row 3 is not one of 3");
+  faults.cell("rows", 1, int64_t{-1}, "row -1 is not one of 3");
+  faults.cell("rows", 1, INT64_MIN, "is not one of 3");
+  faults.fed("rows", ints_of({1, 2}), "rows has the shape [1, 2], not [?]");
+  for (const char* name : {"residual", "weight"}) faults.missing(name);
+  for (const char* name : {"weight", "delta_weight"}) faults.not_constant(name);
+  faults.attribute("delta_scale", kNaN, "delta_scale is not a number");
+  faults.real("epsilon");
+  faults.unused(0);
 });
 
-const Adds head_faults("Head rejects what does not fit", [] {
+const Adds head("Head rejects what does not fit", [] {
   Random random(52);
   Node node = Node::of<Head>();
   node.set("in_features", 70);
@@ -254,168 +262,138 @@ const Adds head_faults("Head rejects what does not fit", [] {
   fix_weights(node, random_weights(random, 40, 70, 4, true));
   node.feed("quantized", quantized(random.reals(140), 70));
   node.feed("wants_logits", bools({1}, {1}));
-  std::vector<Fault> faults = {
-      attribute("num_ranks", 41, "num_ranks is more than out_features"),
-      attribute("num_ranks", 0, "num_ranks is 0"),
-      attribute("num_ranks", INT64_MAX, "num_ranks is 9223372036854775807"),
-      fed("quantized", bytes_of({2, 88}), "the quantized rows has the shape [2, 88], not [?, 132]"),
-      fed("wants_logits", bools({0}, {}), "wants_logits has the shape [0], not [1]"),
-      fed("wants_logits", bools({}, {1}), "wants_logits has the shape [], not [1]"),
-      missing("quantized"),
-      missing("wants_logits"),
-      unused(0),
-      unused(1),
-  };
-  append(faults, weight_faults());
-  for (const char* name : {"in_features", "out_features"}) append(faults, size_faults(name));
-  append(faults, real_faults("softcap"));
-  expect_faults(node, faults);
+  const Faults faults(node);
+  faults.attribute("num_ranks", 41, "num_ranks is more than out_features");
+  faults.size("num_ranks");
+  faults.fed("quantized", bytes_of({2, 88}),
+             "the quantized rows has the shape [2, 88], not [?, 132]");
+  faults.fed("wants_logits", bools({0}, {}), "wants_logits has the shape [0], not [1]");
+  faults.fed("wants_logits", bools({}, {1}), "wants_logits has the shape [], not [1]");
+  for (const char* name : {"quantized", "wants_logits"}) faults.missing(name);
+  for (const size_t output : {0, 1}) faults.unused(output);
+  weight_faults(faults);
+  for (const char* name : {"in_features", "out_features"}) {
+    faults.size(name);
+    faults.attribute(name, INT32_MAX, " has the shape ");
+  }
+  faults.real("softcap");
 });
 
 // Two texts of 20 and 5 slots on three pages each, with two rows each; a prefix of 10.
-Step faulty_step(Random& random) {
+Node step_node(Random& random) {
   Shape shape;
   shape.has_norms = true;
   Step step = random_step(random, shape, {{20, 5}, {2, 2}, 10, 0, true});
   for (Text& text : step.texts) text.pages.resize(3, text.pages[0]);
-  return step;
+  return step.node();
 }
 
-std::vector<Fault> attention_attribute_faults() {
-  std::vector<Fault> faults = {
-      attribute("kv_num_heads", 3, "heads do not share kv heads evenly"),
-      attribute("head_dim", 24, "a vector has the shape [32], not [24]"),
-      attribute("head_dim", 2048, "a vector has the shape [32], not [2048]"),
-      {[](Node& node) {
-         node["q_norm"] = node["k_norm"] = floats_of({24});
-         node.set("head_dim", 24);
-       },
-       "head_dim is 24, not a multiple of 16 up to 1024"},
-      {[](Node& node) {
-         node["q_norm"] = node["k_norm"] = floats_of({1040});
-         node.set("head_dim", 1040);
-       },
-       "head_dim is 1040, not a multiple"},
-      attribute("num_heads", 3, "qkv has the shape [4, 128], not [?, 160]"),
-      attribute("window", -1, "window is negative"),
-      attribute("window", INT64_MIN, "window is negative"),
-      no_attribute("window"),
-      not_constant("cos"),
-      not_constant("sin"),
-      not_constant("q_norm"),
-      not_constant("k_norm"),
-      {[](Node& node) { node["cos"] = {}; }, "cos and sin belong together"},
-      {[](Node& node) { node["sin"] = {}; }, "cos and sin belong together"},
-      fed("sin", floats_of({512, 7}), "sin has the shape [512, 7], not [512, 8]"),
-      fed("cos", floats_of({512}), "cos has the shape [512], not [?, ?]"),
-      {[](Node& node) { node["cos"] = node["sin"] = floats_of({4, 17}); },
-       "wider than half a head"},
-      {[](Node& node) { node["cos"] = node["sin"] = floats_of({0, INT64_MAX / 2 + 2}); },
-       "wider than half a head"},
-      {[](Node& node) { node["cos"] = node["sin"] = floats_of({0, 8}); },
-       "position 20 is beyond the 0 of the graph"},
-      fed("q_norm", floats_of({31}), "a vector has the shape [31], not [32]"),
-      fed("k_norm", floats_of({64}), "a vector has the shape [64], not [32]"),
-  };
-  for (const char* name : {"num_heads", "head_dim"})
-    for (const Fault& fault : size_faults(name)) faults.push_back(fault);
-  for (const char* name : {"scale", "softcap", "epsilon"}) append(faults, real_faults(name));
-  faults.push_back(attribute("kv_num_heads", 0, "kv_num_heads is 0"));
-  faults.push_back(attribute("kv_num_heads", INT64_MAX, "kv_num_heads is"));
-  faults.push_back(attribute("kv_num_heads", INT32_MAX, "evenly"));
-  return faults;
-}
+const Adds attention_attributes(
+    "Attention rejects attributes and initializers that do not fit", [] {
+      Random random(53);
+      const Faults faults(step_node(random));
+      for (const char* name : {"num_heads", "kv_num_heads", "head_dim"}) faults.size(name);
+      for (const char* name : {"scale", "softcap", "epsilon"}) faults.real(name);
+      faults.attribute("kv_num_heads", 3, "heads do not share kv heads evenly");
+      faults.attribute("kv_num_heads", INT32_MAX, "heads do not share kv heads evenly");
+      faults.attribute("num_heads", 3, "qkv has the shape [4, 128], not [?, 160]");
+      faults.attribute("num_heads", INT32_MAX, "qkv has the shape [4, 128], not [?, 68719476768]");
+      faults.attribute("head_dim", 16, "a vector has the shape [32], not [16]");
+      for (const int64_t size : {24, 1040, INT32_MAX}) {
+        Node bad = faults.good();
+        bad["q_norm"] = bad["k_norm"] = {};
+        bad.set("head_dim", size);
+        faults.broken(bad,
+                      "head_dim is " + std::to_string(size) + ", not a multiple of 16 up to 1024");
+      }
+      faults.attribute("window", -1, "window is negative");
+      faults.attribute("window", INT64_MIN, "window is negative");
+      faults.no_attribute("window");
+      for (const char* name : {"cos", "sin", "q_norm", "k_norm"}) faults.not_constant(name);
+      for (const char* name : {"cos", "sin"}) faults.fed(name, {}, "cos and sin belong together");
+      faults.fed("sin", floats_of({512, 7}), "sin has the shape [512, 7], not [512, 8]");
+      faults.fed("cos", floats_of({512}), "cos has the shape [512], not [?, ?]");
+      faults.fed_both("cos", "sin", floats_of({4, 17}), "wider than half a head");
+      faults.fed_both("cos", "sin", floats_of({0, INT64_MAX / 2 + 2}), "wider than half a head");
+      faults.fed_both("cos", "sin", floats_of({0, 8}), "position 20 is beyond the 0 of the graph");
+      faults.fed("q_norm", floats_of({31}), "a vector has the shape [31], not [32]");
+      faults.fed("k_norm", floats_of({64}), "a vector has the shape [64], not [32]");
+      for (const size_t output : {0, 1}) faults.unused(output);
+    });
 
-std::vector<Fault> attention_input_faults() {
-  std::vector<Fault> faults = {
-      fed("qkv", floats_of({4, 127}), "qkv has the shape [4, 127], not [?, 128]"),
-      fed("qkv", floats_of({4, 1, 128}), "qkv has the shape [4, 1, 128]"),
-      fed("qkv", floats_of({3, 128}), "positions has the shape [1, 4], not [1, 3]"),
-      fed("positions", ints_of({4}), "positions has the shape [4], not [1, 4]"),
-      fed("row_slots", ints_of({3}), "row_slots has the shape [3], not [4]"),
-      fed("row_texts", ints_of({5}), "row_texts has the shape [5], not [4]"),
-      fed("sees", bools({4, 3}, std::vector<uint8_t>(12)), "sees has the shape [4, 3], not [4, 4]"),
-      fed("sees", bools({16}, std::vector<uint8_t>(16)), "sees has the shape [16]"),
-      fed("sees_prefix", bools({1, 4}, {0, 0, 0, 0}), "sees_prefix has the shape [1, 4]"),
-      fed("text_lengths", ints_of({1, 2}), "text_lengths has the shape [1, 2], not [?]"),
-      fed("text_lengths", ints_of({3}), "text_pages has the shape [2, 3], not [3, ?]"),
-      fed("text_pages", ints_of({6}), "text_pages has the shape [6], not [2, ?]"),
-      fed("text_pages", ints_of({2, 0}), "row_slots has 20, not 0 to -1"),
-      fed("prefix_pages", ints_of({1, 1}), "prefix_pages has the shape [1, 1], not [?]"),
-      fed("prefix_length", ints_of({0}), "prefix_length has the shape [0], not [1]"),
-      fed("past", floats_of({40, 2, 2, 512}),
-          "past has the shape [40, 2, 2, 512], not [?, 1, 2, 512]"),
-      fed("past", floats_of({40, 1, 2, 256}), "past has the shape [40, 1, 2, 256]"),
-      fed("past", floats_of({40, 1, 1, 512}), "past has the shape [40, 1, 1, 512]"),
-      fed("past", floats_of({40, 1024}), "past has the shape [40, 1024]"),
-      fed("past", ints_of({40, 1, 2, 512}), "past is neither float16 nor float32"),
-      fed("past", bytes_of({40, 1, 2, 512}), "past is neither float16 nor float32"),
-      fed("past", floats_of({0, 1, 2, 512}), "text_pages has "),
-      fed("past", floats_of({3, 1, 2, 512}), ", not 0 to 2"),
-      {[](Node& node) {
-         node["text_lengths"] = ints_of({0});
-         node["text_pages"] = ints_of({0, INT64_MAX});
-       },
-       "row_texts has 0, not 0 to -1"},
-      unused(0),
-      unused(1),
-  };
+const Adds attention_inputs("Attention rejects inputs that do not fit", [] {
+  Random random(57);
+  const Faults faults(step_node(random));
   for (const char* name : {"qkv", "positions", "row_slots", "row_texts", "sees", "sees_prefix",
                            "text_lengths", "text_pages", "prefix_pages", "prefix_length", "past"})
-    faults.push_back(missing(name));
-  return faults;
-}
+    faults.missing(name);
+  faults.fed("qkv", floats_of({4, 127}), "qkv has the shape [4, 127], not [?, 128]");
+  faults.fed("qkv", floats_of({4, 1, 128}), "qkv has the shape [4, 1, 128]");
+  faults.fed("qkv", floats_of({3, 128}), "positions has the shape [1, 4], not [1, 3]");
+  faults.fed("positions", ints_of({4}), "positions has the shape [4], not [1, 4]");
+  faults.fed("row_slots", ints_of({3}), "row_slots has the shape [3], not [4]");
+  faults.fed("row_texts", ints_of({5}), "row_texts has the shape [5], not [4]");
+  faults.fed("sees", bools({4, 3}, std::vector<uint8_t>(12)), "sees has the shape [4, 3], not");
+  faults.fed("sees", bools({16}, std::vector<uint8_t>(16)), "sees has the shape [16]");
+  faults.fed("sees_prefix", bools({1, 4}, {0, 0, 0, 0}), "sees_prefix has the shape [1, 4]");
+  faults.fed("text_lengths", ints_of({1, 2}), "text_lengths has the shape [1, 2], not [?]");
+  faults.fed("text_lengths", ints_of({3}), "text_pages has the shape [2, 3], not [3, ?]");
+  faults.fed("text_pages", ints_of({6}), "text_pages has the shape [6], not [2, ?]");
+  faults.fed("text_pages", ints_of({2, 0}), "row_slots has 20, not 0 to -1");
+  faults.fed("prefix_pages", ints_of({1, 1}), "prefix_pages has the shape [1, 1], not [?]");
+  faults.fed("prefix_length", ints_of({0}), "prefix_length has the shape [0], not [1]");
+  faults.fed("past", floats_of({40, 2, 2, 512}),
+             "past has the shape [40, 2, 2, 512], not [?, 1, 2");
+  faults.fed("past", floats_of({40, 1, 2, 256}), "past has the shape [40, 1, 2, 256]");
+  faults.fed("past", floats_of({40, 1, 1, 512}), "past has the shape [40, 1, 1, 512]");
+  faults.fed("past", floats_of({40, 1024}), "past has the shape [40, 1024]");
+  faults.fed("past", ints_of({40, 1, 2, 512}), "past is neither float16 nor float32");
+  faults.fed("past", bytes_of({40, 1, 2, 512}), "past is neither float16 nor float32");
+  faults.fed("past", floats_of({0, 1, 2, 512}), "text_pages has ");
+  faults.fed("past", floats_of({3, 1, 2, 512}), ", not 0 to 2");
+  Node bad = faults.good();
+  bad["text_lengths"] = ints_of({0});
+  bad["text_pages"] = ints_of({0, INT64_MAX});
+  faults.broken(bad, "row_texts has 0, not 0 to -1");
+});
 
-std::vector<Fault> attention_number_faults() {
-  std::vector<Fault> faults = {
-      cell("positions", 1, 512, "position 512 is beyond the 512 of the graph"),
-      cell("row_slots", 1, 48, "row_slots has 48, not 0 to 47"),
-      cell("row_slots", 0, 19, "row 0 would overwrite its text"),
-      cell("row_texts", 3, 2, "row_texts has 2, not 0 to 1"),
-      cell("text_lengths", 0, 21, "row 0 would overwrite its text"),
-      cell("text_lengths", 0, 49, "text_lengths has 49, not 0 to 48"),
-      cell("text_pages", 5, 40, "text_pages has 40, not 0 to 39"),
-      cell("prefix_pages", 0, 40, "prefix_pages has 40, not 0 to 39"),
-      cell("prefix_length", 0, 17, "prefix_length has 17, not 0 to 16"),
-      // row 1 of the first text sees itself and row 0
-      cell("row_slots", 0, 30, "row 1 sees row 1 of another text, or out of order"),
-      cell("row_slots", 0, 21, "row 1 sees row 1 of another text, or out of order"),
-      {[](Node& node) { node["sees"].bytes[3] = 1; }, "row 0 sees row 3 of another text"},
-      {[](Node& node) {
-         node["sees"].bytes[1] = 2;
-         node["row_slots"].set(0, int64_t{40});
-       },
-       "row 0 sees row 1 of another text, or out of order"},
-      {[](Node& node) {
-         node["sees"].bytes[10] = 0;
-         node["text_lengths"].set(1, int64_t{0});
-         node["sees_prefix"].bytes[2] = 0;
-       },
-       "row 2 sees nothing"},
-      {[](Node& node) {
-         node["cos"] = node["sin"] = {};
-         node["positions"].set(0, (int64_t{1} << 30) + 1);
-       },
-       "positions has 1073741825, not 0 to 1073741824"},
-  };
+const Adds attention_numbers("Attention rejects places that are not there", [] {
+  Random random(58);
+  const Faults faults(step_node(random));
   for (const char* name : {"positions", "row_slots", "row_texts", "text_lengths", "text_pages",
                            "prefix_pages", "prefix_length"})
     for (const int64_t number : {int64_t{-1}, INT64_MIN, INT64_MAX})
-      faults.push_back(cell(name, 0, number, name));
-  return faults;
-}
-
-const Adds attention_faults("Attention rejects what does not fit, and leaves the cache alone", [] {
-  Random random(53);
-  const Node node = faulty_step(random).node();
-  expect_faults(node, attention_attribute_faults());
-  expect_faults(node, attention_input_faults());
-  expect_faults(node, attention_number_faults());
+      faults.cell(name, 0, number, name);
+  faults.cell("positions", 1, int64_t{512}, "position 512 is beyond the 512 of the graph");
+  faults.cell("row_slots", 1, int64_t{48}, "row_slots has 48, not 0 to 47");
+  faults.cell("row_slots", 0, int64_t{19}, "row 0 would overwrite its text");
+  faults.cell("row_texts", 3, int64_t{2}, "row_texts has 2, not 0 to 1");
+  faults.cell("text_lengths", 0, int64_t{21}, "row 0 would overwrite its text");
+  faults.cell("text_lengths", 0, int64_t{49}, "text_lengths has 49, not 0 to 48");
+  faults.cell("text_pages", 5, int64_t{40}, "text_pages has 40, not 0 to 39");
+  faults.cell("prefix_pages", 0, int64_t{40}, "prefix_pages has 40, not 0 to 39");
+  faults.cell("prefix_length", 0, int64_t{17}, "prefix_length has 17, not 0 to 16");
+  // row 1, in slot 21, sees itself and row 0
+  for (const int64_t slot : {21, 30})
+    faults.cell("row_slots", 0, slot, "row 1 sees row 1 of another text, or out of order");
+  faults.cell("sees", 3, uint8_t{1}, "row 0 sees row 3 of another text");
+  Node bad = faults.good();
+  bad["sees"].set(10, uint8_t{0});
+  bad["sees_prefix"].set(2, uint8_t{0});
+  bad["text_lengths"].set(1, int64_t{0});
+  faults.broken(bad, "row 2 sees nothing");
+  bad["sees_prefix"].set(2, uint8_t{1});
+  bad["prefix_length"].set(0, int64_t{0});
+  faults.broken(bad, "row 2 sees nothing");
+  bad = faults.good();
+  bad["cos"] = bad["sin"] = {};
+  bad["positions"].set(0, (int64_t{1} << 30) + 1);
+  faults.broken(bad, "positions has 1073741825, not 0 to 1073741824");
 });
 
 const Adds bytes_that_are_true("Any byte but 0 is true", [] {
   Random random(54);
-  Node node = faulty_step(random).node(), other = node;
+  Node node = step_node(random), other = node;
   for (const char* name : {"sees", "sees_prefix"})
     for (uint8_t& byte : other[name].bytes) byte = static_cast<uint8_t>(byte * 200);
   expect_same_values(run(other), run(node), "true is 200");

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <numeric>
-#include <random>
+#include <memory>
 #include <thread>
+
+#include "check.h"
 
 using bita::tests::Attribute;
 using bita::tests::Node;
@@ -31,6 +32,7 @@ struct OrtKernelContext {
   const OrtCustomOp* op;
   Node* node;
   Threads threads;
+  Type open_type;  // of the input, and of the output, whose type the operator leaves open
   std::vector<OrtValue> inputs;
   std::vector<Value> made;  // outputs with memory of their own
   std::vector<OrtValue> outputs;
@@ -51,9 +53,14 @@ namespace {
 std::atomic<int> unreleased{0};
 std::atomic<uint8_t> garbage{0};
 
+template <class T>
+T* make(T made) {
+  return std::make_unique<T>(std::move(made)).release();
+}
+
 OrtStatus* status_of(const std::string& text) {
   ++unreleased;
-  return new OrtStatus{text};
+  return make(OrtStatus{text});
 }
 
 // Text by the API's rules: the size alone if there is no memory for it.
@@ -78,7 +85,7 @@ void add_tensor_functions(OrtApi& api) {
   api.GetTensorTypeAndShape = [](const OrtValue* value,
                                  OrtTensorTypeAndShapeInfo** out) noexcept -> OrtStatus* {
     ++unreleased;
-    *out = new OrtTensorTypeAndShapeInfo{value->value->type, value->value->dims};
+    *out = make(OrtTensorTypeAndShapeInfo{value->value->type, value->value->dims});
     return nullptr;
   };
   api.ReleaseTensorTypeAndShapeInfo = [](OrtTensorTypeAndShapeInfo* info) {
@@ -167,9 +174,13 @@ void run_share(void (*body)(void*, size_t), const std::vector<size_t>& order, in
 OrtStatus* run_loop(const OrtKernelContext* context, void (*body)(void*, size_t), size_t total,
                     size_t, void* data) noexcept {
   std::vector<size_t> order(total);
-  std::iota(order.begin(), order.end(), size_t{0});
   const Threads& how = context->threads;
-  if (how.order) std::shuffle(order.begin(), order.end(), std::mt19937(how.order));
+  Random random(how.order);
+  for (size_t i = 0; i < total; ++i) {
+    const size_t j = how.order ? static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1)) : i;
+    order[i] = order[j];
+    order[j] = i;
+  }
   const int count = static_cast<int>(std::min(static_cast<size_t>(how.count), total));
   std::vector<std::thread> others;
   for (int thread = 1; thread < count; ++thread)
@@ -189,12 +200,12 @@ OrtStatus* give_output(OrtKernelContext* context, size_t index, const int64_t* d
   OrtValue& output = context->outputs[index];
   const std::vector<int64_t> shape(dims, dims + count);
   if (const auto bound = node.binds.find(index); bound != node.binds.end()) {
-    output.value = context->inputs[node.index_of(bound->second)].value;
+    output.value = context->inputs[bound->second].value;
     if (output.value->dims != shape) return status_of("a bound output has another shape");
   } else {
     Value& made = context->made[index];
     Type type = context->op->GetOutputType(context->op, index);
-    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) type = (*context->node)["past"].type;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) type = context->open_type;
     made = zeros(type, shape);
     const uint8_t filling = garbage += 37;
     std::fill(made.bytes.begin(), made.bytes.end(), filling);
@@ -222,7 +233,7 @@ std::vector<OrtCustomOpDomain*>& made_domains() {
 
 void add_registration(OrtApi& api) {
   api.CreateCustomOpDomain = [](const char* name, OrtCustomOpDomain** out) noexcept -> OrtStatus* {
-    *out = new OrtCustomOpDomain{name, {}};
+    *out = make(OrtCustomOpDomain{name, {}});
     made_domains().push_back(*out);
     return nullptr;
   };
@@ -352,12 +363,14 @@ HostKernel::~HostKernel() {
 
 std::vector<Value> HostKernel::run(Node& node, Threads threads) const {
   check_types(op_, node);
-  OrtKernelContext context{op_, &node, threads, {}, {}, {}};
+  OrtKernelContext context{op_, &node, threads, {}, {}, {}, {}};
   context.inputs.resize(count_inputs(node));
   for (size_t i = 0; i < context.inputs.size(); ++i) {
     Value& value = node.inputs[i].value;
     const bool is_there = value.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     context.inputs[i].value = is_there ? &value : nullptr;
+    if (op_->GetInputType(op_, i) == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED)
+      context.open_type = value.type;
   }
   context.made.resize(node.is_used.size());
   context.outputs.resize(node.is_used.size());

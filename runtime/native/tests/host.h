@@ -56,7 +56,7 @@ Value bools(const std::vector<int64_t>& dims, const std::vector<uint8_t>& cells)
 
 // An attribute of any type; an operator that asks for another type is told that there is none.
 struct Attribute {
-  enum { kInteger, kReal, kText } kind = kInteger;
+  enum : uint8_t { kInteger, kReal, kText } kind = kInteger;
   int64_t integer = 0;
   float real = 0;
   std::string text;
@@ -88,6 +88,8 @@ class Node {
 
   void feed(const std::string& name, Value value) { at(name) = {std::move(value), false}; }
   void fix(const std::string& name, Value value) { at(name) = {std::move(value), true}; }
+  // Give an output the memory of an input.
+  void bind(size_t output, const std::string& input) { binds[output] = index_of(input); }
   Input& at(const std::string& name) { return inputs[index_of(name)]; }
   Value& operator[](const std::string& name) { return at(name).value; }
   size_t index_of(const std::string& name) const;
@@ -95,8 +97,8 @@ class Node {
   std::string op;
   std::map<std::string, Attribute> attributes;
   std::vector<Input> inputs;
-  std::vector<bool> is_used;            // of the outputs
-  std::map<size_t, std::string> binds;  // outputs that are bound to the memory of an input
+  std::vector<bool> is_used;       // of the outputs
+  std::map<size_t, size_t> binds;  // outputs that are bound to the memory of an input
 
  private:
   std::vector<std::string> names_;

@@ -132,10 +132,10 @@ int64_t Step::cell(int64_t page, int64_t slot, int64_t kv_head, int64_t d, bool 
 
 std::vector<double> Step::cells(const Value& cache, const std::vector<int64_t>& pages, int64_t slot,
                                 int64_t kv_head, bool is_key) const {
-  std::vector<double> all;
-  for (int64_t d = 0; d < shape.head_dim; ++d)
-    all.push_back(
-        number(cache, cell(pages[static_cast<size_t>(slot / kPage)], slot, kv_head, d, is_key)));
+  const int64_t page = pages[static_cast<size_t>(slot / kPage)];
+  std::vector<double> all(static_cast<size_t>(shape.head_dim));
+  for (size_t d = 0; d < all.size(); ++d)
+    all[d] = number(cache, cell(page, slot, kv_head, static_cast<int64_t>(d), is_key));
   return all;
 }
 
@@ -237,7 +237,7 @@ Node Step::node() const {
     node.fix("q_norm", floats({shape.head_dim}, q_norm));
     node.fix("k_norm", floats({shape.head_dim}, k_norm));
   }
-  node.binds[1] = "past";
+  node.bind(1, "past");
   return node;
 }
 
