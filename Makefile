@@ -123,9 +123,9 @@ lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES))
-	@# what the compiler is given here, and the tests; nothing without a compiler
-	test ! -f $(NATIVE_BUILD)/compile_commands.json || { sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json; \
-	  printf '%s\n' $(NATIVE)/tests/*.cpp; } | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
+	@# what the compiler is given here; nothing without a compiler
+	test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
+	  sort -u | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
