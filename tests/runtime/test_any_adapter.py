@@ -135,7 +135,7 @@ def engine_of(
     identity = identify(checkpoint)
     lora = starting_lora(site_sizes(checkpoint), identity.num_layers, rank=3, seed=0)
     adapter = random_adapter(identity, 3, 2, 0.4, lora_like=lora)
-    options = BuildOptions(precision, capacity=220, tree=Tree.chain(3), dialect=dialect)
+    options = BuildOptions(precision, capacity=320, tree=Tree.chain(3), dialect=dialect)
     build = check_build(checkpoint, adapter, folder / "engine", options)
     build_engine(build, seen=seen or Seen())
     return open_engine(folder / "engine")
