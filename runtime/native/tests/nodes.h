@@ -40,7 +40,8 @@ void expect_close(const std::vector<float>& found, const std::vector<double>& wa
 void expect_same_values(const std::vector<Value>& found, const std::vector<Value>& wanted,
                         const std::string& what);
 
-// The outputs of a node, which must have the same bits on all roads and for one to four threads.
+// The outputs of a node, which must have the same bits on all roads and for one to four threads:
+// all numbers of threads on the best road, one on each other road.
 std::vector<Value> run_everywhere(const Node& node, const std::string& what);
 
 // Some rows of a tensor of rows.

@@ -63,7 +63,7 @@ std::vector<float> product(const Kernels& road, const Weights& weights,
 
 const Adds linear_roads("linear on all roads", [] {
   Random random(1);
-  for (int64_t inputs : {1, 31, 32, 33, 100, 576})
+  for (int64_t inputs : {1, 31, 32, 33, 100, 200})
     for (int64_t outputs : {1, 15, 16, 17, 50})
       for (int bits : {4, 8})
         for (bool minima : {false, true})
@@ -298,7 +298,7 @@ std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t fir
 
 const Adds attention_roads("attention on all roads, and by each query alone", [] {
   Random random(8);
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 50; ++round) {
     const Scene scene = random_scene(random);
     on_all_roads("attention",
                  [&](const Kernels& road) { return attended(road, scene, 0, scene.num_queries); });
@@ -387,7 +387,7 @@ std::vector<double> exact_attention(const Scene& scene, int64_t q) {
 
 const Adds attention_values("attention is the softmax of its scores", [] {
   Random random(10);
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 50; ++round) {
     const Scene scene = random_scene(random);
     const auto all = attended(kPlainKernels, scene, 0, scene.num_queries);
     for (int64_t q = 0; q < scene.num_queries; ++q) {
