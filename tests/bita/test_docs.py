@@ -96,7 +96,16 @@ class Desk:
         """By the repository's Makefile in this environment, as it is."""
         venv = Path(sys.prefix)
         command = ["make", "-f", str(ROOT / "Makefile"), f"VENV={venv}"]
-        for stamp in (".export", ".model", ".tune", ".tensorrt-rtx", ".dev", ".native", ".test"):
+        for stamp in (
+            ".export",
+            ".model",
+            ".tune",
+            ".tensorrt-rtx",
+            ".dev",
+            ".cmake",
+            ".native",
+            ".test",
+        ):
             command += ["-o", str(venv / stamp)]
         words = shlex.split(line, comments=True)[1:]
         self._finish([*command, *(["-n"] if line.startswith(ONLY_READ) else []), *words])
@@ -162,7 +171,7 @@ def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) 
     desk.run("bash", "bita adapter init path/to/model --out adapter.safetensors")
     (tmp_path / "adapters").mkdir()
     shutil.copy(tmp_path / "adapter.safetensors", tmp_path / "adapters" / "model.safetensors")
-    for name in ("Makefile", "pyproject.toml", "benchmarks"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "benchmarks", "runtime"):
         (tmp_path / name).symlink_to(ROOT / name)
     lines = [json.dumps({"prompt": f"Tell me of tree number {n}."}) for n in range(8)]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
