@@ -33,13 +33,16 @@ class EngineError(BitaError):
 class LibraryMissingError(BitaError):
     """The library of native operators is not there, or cannot be loaded.
 
-    problem: a sentence without its full stop. The message adds what that costs, and the fix.
+    problem: a sentence without its full stop. otherwise: what helps too, after "or". The message
+    adds what the library's absence costs, and the fix.
     """
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, otherwise: str = "") -> None:
+        self.problem = problem
         super().__init__(
             f"{problem}. Without it decoding takes 2 to 3 times as long with ONNX Runtime's own "
             "operators. Install a C++ compiler, then run `make native` or install bita-edge again"
+            f"{', or ' if otherwise else ''}{otherwise}"
         )
 
 

@@ -58,8 +58,8 @@ def _native_library(engine: Engine) -> Path:
         return loaded_operators().path
     except LibraryMissingError as error:
         raise LibraryMissingError(
-            f"engine {engine.path} is written in native operators. {error}. Build the library "
-            "(`make native` says what fails), or rebuild the engine with --dialect ort"
+            f"engine {engine.path} is written in native operators. {error.problem}",
+            "rebuild the engine with --dialect ort",
         ) from error
 
 
