@@ -5,7 +5,7 @@
         --out benchmarks/results/dialects.json
 
 Each dialect that has float32, decoded by its tree and compared token by token with the ort
-dialect's; and the largest difference of the logits of a tree's rows behind the same text.
+dialect's; and the largest difference of the logits of a tree's rows after the same text.
 """
 
 import argparse

@@ -50,9 +50,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--cache",
-        default="float16",
         help="type of keys and values in the native dialect: float16 (default) or float32, which "
-        "takes twice the memory",
+        "takes twice the memory; other dialects have one type each",
     )
     add_plan_arguments(parser)
     parser.add_argument(
@@ -141,8 +140,12 @@ def _read(args: argparse.Namespace) -> _Request:
         tree=read_tree(args.tree, num_masks) if args.tree else None,
         backend="ort-cpu" if compile_options else args.backend,
         dialect=args.dialect or default_dialect(args.backend, args.precision, compile_options),
-        cache_type=args.cache,
+        cache_type=args.cache or BuildOptions.cache_type,
     )
+    if args.cache and options.dialect != NATIVE.name:
+        raise EngineError(
+            f"--cache is for dialect native, not {options.dialect}, whose caches have one type"
+        )
     if options.dialect == NATIVE.name and not args.uncalibrated:
         loaded_operators()  # before minutes of work
     request = _Request(

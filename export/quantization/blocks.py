@@ -53,7 +53,7 @@ class Blocks:
         return Blocks(values, scales, minima, self.bits)
 
     def converted(self, bits: int, has_minima: bool) -> "Blocks":
-        """The same weights, exactly, in 8 bits, or with minima, or both.
+        """Convert to 8 bits, to blocks with minima, or both; the weights stay exactly the same.
 
         A minimum that float16 cannot hold becomes infinite. Raises ValueError for fewer bits, or
         for no minima where there are some.

@@ -52,7 +52,7 @@ def _in_parts(
 
 
 def _nearest_int4(blocks: Float32Array) -> Rounded:
-    """Of blocks [M, 32]."""
+    """Round blocks [M, 32]."""
     columns = np.ascontiguousarray(blocks.T)
     scales, minima = fitted_grid(columns, np.ones(len(columns), np.float32))
     columns -= minima
@@ -61,7 +61,7 @@ def _nearest_int4(blocks: Float32Array) -> Rounded:
 
 
 def _nearest_int8(blocks: Float32Array) -> Rounded:
-    """Of blocks [M, 32]; the minima are 0."""
+    """Round blocks [M, 32]; their minima are 0."""
     most = np.float32(MAX_INT8)
     scales = stored_scales(np.abs(blocks).max(-1) / most, np.float16)
     values = np.rint(blocks * inverse_of(scales)[:, None])

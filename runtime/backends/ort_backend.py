@@ -164,7 +164,8 @@ class BoundStep:
     """A step with fixed buffers: fill `token_ids` and run.
 
     token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already. num_slots: cache
-    slots that it writes behind the text; row_slots [Q]: those of its rows, the text's first is 0.
+    slots that it writes after the text; row_slots [Q]: the slot of each row, counted from the
+    text's first.
     top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
     """
 

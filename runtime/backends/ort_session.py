@@ -42,8 +42,10 @@ def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
 
 
 def session_options(engine: Engine, num_threads: int) -> ort.SessionOptions:
-    """Of the CPU. Raises EngineError if the processor cannot do what the engine relies on, or
-    LibraryMissingError if its graph needs our operators and they are not there.
+    """Options of a session on the CPU.
+
+    Raises EngineError if the processor cannot do what the engine relies on, or LibraryMissingError
+    if its graph needs our operators and they are not there.
     """
     _check_processor(engine)
     options = ort.SessionOptions()

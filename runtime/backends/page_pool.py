@@ -51,7 +51,7 @@ class PageList:
     pages: list[int] = field(default_factory=list)
 
     def reach(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Have pages up to slot `stop`, and those of slots [start, stop) for itself alone.
+        """Take pages up to slot `stop`; those of slots [start, stop) become this list's alone.
 
         Returns (page, other page) for each that was shared: its content is to be copied to the
         other one. Raises EngineError if there are too few pages.

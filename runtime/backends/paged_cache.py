@@ -58,7 +58,7 @@ class PagedCache(Cache):
         self._reach(self.length, self.length + num_slots)
 
     def write(self, rows: FloatArray) -> None:
-        """Put rows, [2L, H, n, D], behind the text."""
+        """Put rows, [2L, H, n, D], after the text."""
         places = self._in_text(np.arange(self.length, self.length + rows.shape[2]))
         self._assign(places, rows[0::2], rows[1::2])
 
@@ -118,7 +118,7 @@ class PagedCache(Cache):
         return self._text_pages[0][slots // PAGE_SLOTS], slots % PAGE_SLOTS
 
     def _reach(self, start: int, stop: int) -> None:
-        """Have pages of the text's own for its slots [start, stop)."""
+        """Give the text pages that it shares with nobody, for its slots [start, stop)."""
         known = len(self._text.pages)
         copied = self._text.reach(start, stop)
         for page, own in copied:

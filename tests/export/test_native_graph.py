@@ -21,7 +21,7 @@ from bita.runtime.backends.layout import prefill_layout
 from bita.runtime.backends.ort_backend import OrtBackend
 
 TOLERANCE = 2e-4
-# Relative, of logits behind layers of random weights, which amplify an error: 8 bits of activations
+# Relative, of logits after layers of random weights, which amplify an error: 8 bits of activations
 # cost up to 0.15 there, float16 in the cache 0.003.
 ROUNDED, HALF = 0.25, 0.005
 # Where a value lies halfway between two of its 8-bit steps, the last bits of float32 decide, and
@@ -43,7 +43,7 @@ MORE: dict[str, Mapping[str, Any]] = {
 def test_logits_are_those_of_the_ort_dialect(
     features: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nodes and masks behind a cached text: windows, ropes, prefix, soft caps, scales, LoRA."""
+    """Nodes and masks after a cached text: windows, ropes, prefix, soft caps, scales, LoRA."""
     model = write_plain_model(tmp_path / "model", config=MORE[features])
     adapter = lora_adapter(model, scale=0.5)
     native, other = twin_engines(model, adapter, tmp_path, precision, "float32")
@@ -77,7 +77,7 @@ def test_the_library_computes_what_the_graph_says(
 
 
 def short_texts(engine: Engine, adapter: Adapter) -> list[np.ndarray]:
-    """Logits of three tokens and two masks behind no text, for several texts."""
+    """Logits of three tokens and two masks after no text, for several texts."""
     backend = OrtBackend(engine, num_threads=1)
     layout = replace(prefill_layout(3, 2, 1), output_rows=np.arange(5))
     backend.cache.start(adapter)

@@ -61,7 +61,7 @@ def roads() -> Iterator[Sequence[str]]:
 
 
 def shuffled(layout: Layout, rng: np.random.Generator) -> tuple[Layout, np.ndarray]:
-    """The layout's rows in another order, in which each is still behind those that it sees.
+    """The layout's rows in another order, in which each is still after those that it sees.
 
     Mask rows stay the last. Returns the order too: which old row each new one is.
     """

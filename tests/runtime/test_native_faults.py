@@ -61,7 +61,7 @@ def outcome(path: Path, model: Model) -> str | None:
 
 
 def step_of(engine: Engine, adapter: Adapter | None = None) -> BoundStep:
-    """A step of a tree behind a text of 20 tokens, all of whose node rows hold token 7."""
+    """A step of a tree after a text of 20 tokens, all of whose node rows hold token 7."""
     backend, adapter = OrtBackend(engine, 1), adapter or read_adapter(engine)
     read_text(backend, adapter, np.array(prompt_ids(1)), 16)
     step = backend.bind(tree_layout(TREE, 1), adapter, with_logits=True)

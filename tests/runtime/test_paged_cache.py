@@ -22,7 +22,7 @@ def adapter_of(prefix_length: int, seed: int = 0) -> Adapter:
 
 
 def write_step(cache: Cache, rows: np.ndarray) -> None:
-    """Write rows [2L, H, n, D] behind the text, as a step does; its length stays."""
+    """Write rows [2L, H, n, D] after the text, as a step does; its length stays."""
     count = rows.shape[2]
     cache.reserve(count, count)
     assert isinstance(cache, (HostCache, PagedCache))

@@ -87,7 +87,7 @@ def twin_engines(
 
 
 def tree_logits(engine: Engine, adapter: Adapter, num_threads: int = 1) -> np.ndarray:
-    """Logits of all rows of TREE behind a text, of which the last tokens were a branch of it."""
+    """Logits of all rows of TREE after a text, of which the last tokens were a branch of it."""
     text = np.random.default_rng(1).integers(3, 300, TEXT_LENGTH)
     backend = OrtBackend(engine, num_threads)
     backend.cache.start(adapter)

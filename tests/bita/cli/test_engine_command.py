@@ -112,7 +112,11 @@ def test_native_engines_have_the_cache_that_is_asked_for(cache: str) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--cache", "int8"), "cache type 'int8' is not one of float16, float32"),
+        (
+            ("--dialect", "native", "--precision", "int4", "--cache", "int8"),
+            "cache type 'int8' is not one of float16, float32",
+        ),
+        (("--cache", "float32"), "--cache is for dialect native, not ort"),
         (("--dialect", "native"), "precision 'fp32' is not one of int8, int4"),
     ],
 )
