@@ -176,7 +176,9 @@ def test_without_a_compiler_a_wheel_is_plain_python(tmp_path: Path) -> None:
     printed = build(source, tmp_path / "dist", environment, "--wheel")
     lines = [line for line in printed.splitlines() if "bita-edge:" in line]
     assert len(lines) == 1
-    assert "no native operators, since there is no C++ compiler: decoding takes 1.6 to 2.9" in lines[0]
+    assert (
+        "no native operators, since there is no C++ compiler: decoding takes 1.6 to 2.9" in lines[0]
+    )
     assert "install a C++ compiler" in lines[0]
     (path,) = (tmp_path / "dist").glob("*.whl")
     assert path.name.endswith("-py3-none-any.whl")
