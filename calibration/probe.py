@@ -82,11 +82,11 @@ class Probe:
             )
 
 
-def value_names(engine: Engine, suffix: str) -> list[str]:
-    """The named values of an engine's graph that end in `suffix`, in the order of the graph."""
+def value_names(engine: Engine, *suffixes: str) -> list[str]:
+    """The named values of an engine's graph that end so, in the order of the graph."""
     graph = _read_graph(engine).graph
     names = (value.name or "" for node in graph for value in node.outputs)
-    return [name for name in names if name.endswith(suffix)]
+    return [name for name in names if name.endswith(suffixes)]
 
 
 def _graph_with_outputs(engine: Engine, names: Sequence[str]) -> bytes:

@@ -11,7 +11,7 @@ from bita.engine import Engine
 from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
 
-OUTPUT = ".output"
+OUTPUT, SUM = ".output", ".sum"  # the product of a linear layer; what a sublayer adds up to
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def measure_quality(
 ) -> Quality:
     """Read the texts with both. reference: the float32 engine.
 
-    Layers are compared whose products are named in both graphs; the native operators keep some to
-    themselves. Raises EngineError if a value inside an engine, or what is measured, is not a finite
+    Layers are compared whose products are named in both graphs, and residual sums: the native
+    operators keep products to themselves. Raises EngineError if a value inside an engine, or what is measured, is not a finite
     number.
     """
-    known = {*value_names(engine, OUTPUT)}
-    names = [name for name in value_names(reference, OUTPUT) if name in known]
+    known = {*value_names(engine, OUTPUT, SUM)}
+    names = [name for name in value_names(reference, OUTPUT, SUM) if name in known]
     probes = Probe(reference, names), Probe(engine, names)
     longest = min(probe.max_tokens for probe in probes)
     sums = _Sums(len(names))
@@ -86,7 +86,7 @@ class _Sums:
             reference_perplexity=_exp(self.reference_loss / num),
             kl=max(self.kl / num, 0.0),
             same_greedy=self.same / num,
-            worst_layer="" if worst is None else names[worst].removesuffix(OUTPUT),
+            worst_layer="" if worst is None else names[worst].removesuffix(OUTPUT).removesuffix(SUM),
             worst_layer_error=0.0 if worst is None else float(relative[worst]),
             num_texts=num_texts,
             num_tokens=self.num_tokens,

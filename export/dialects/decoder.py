@@ -24,6 +24,7 @@ from bita.lora import SITES
 from bita.tensors import EMBEDDINGS, HEAD
 
 FINAL_NORM = "model.norm.weight"
+SUM = ".sum"  # ends the names of the residual sums after a sublayer
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # buffers that old checkpoints saved
 
 
@@ -53,9 +54,9 @@ class Decoder:
         for index in range(self._architecture.num_layers):
             hidden, delta = self._layer(index, hidden, delta)
         assert delta is not None
-        self._outputs(
-            self._graph.op("Add", hidden, delta), output_rows, num_ranks, gathers_elements
-        )
+        hidden = self._graph.op("Add", hidden, delta)
+        hidden.name = f"model.layers.{self._architecture.num_layers - 1}.mlp{SUM}"
+        self._outputs(hidden, output_rows, num_ranks, gathers_elements)
 
     def _embed(self) -> ir.Value:
         """[1, Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
@@ -81,10 +82,12 @@ class Decoder:
             normed = dialect.norm(hidden, weight)
         else:
             normed, hidden = dialect.add_norm(hidden, delta, weight)
+            hidden.name = f"model.layers.{index - 1}.mlp{SUM}"
         delta = self._attention(prefix, index, normed)
         before_mlp = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
         weight = dialect.weights.norm(f"{prefix}.{before_mlp}.weight")
         normed, hidden = dialect.add_norm(hidden, delta, weight)
+        hidden.name = f"{prefix}.self_attn{SUM}"
         return hidden, self._mlp(index, normed)
 
     def _attention(self, prefix: str, index: int, normed: ir.Value) -> ir.Value:

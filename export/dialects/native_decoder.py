@@ -1,4 +1,4 @@
-"""The step graph in operators of our own (domain `bita`), about seven a layer, for CPUs.
+"""The step graph in operators of our own (domain `bita`), two a layer, for CPUs.
 
 Everything between operators has the rows of the step first, [Q, ..]. The caches are pages of 16
 slots that page lists name, so that rows of several texts can share a step. Inputs: token_ids
@@ -7,8 +7,7 @@ output_rows [R], wants_logits [1] and past.{l}.pages [pages, H, 2, 16 * D]. Outp
 top_logits [R, k], logits [R, V] ([0, V] unless they are wanted), and present.{l}.pages, which are
 the caches in place. LoRA is an input as in the other dialects (`decoder`).
 
-Products of layers without a bias are named LABEL.output, but for gate and up, which never exist
-outside of their operator.
+The residual sums after the two sublayers of a layer are named SUBLAYER.sum, as in other dialects.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import onnx_ir as ir
 
 from bita.engine import OPERATORS, OPERATORS_VERSION, PAGE_SLOTS
 from bita.export.architecture import Architecture, Layer
-from bita.export.dialects.decoder import FINAL_NORM, LABELS, MLP_NORM
+from bita.export.dialects.decoder import FINAL_NORM, LABELS, MLP_NORM, SUM
 from bita.export.dialects.graph_options import GraphOptions
 from bita.export.dialects.native_linear import BlockWeight, NativeWeights
 from bita.export.onnx.decoder_weights import DecoderWeights
@@ -67,22 +66,11 @@ class NativeInputs:
         )
 
     def in_order(self) -> tuple[ir.Value, ...]:
-        """As the operator Attention takes them."""
+        """As the operator Sights takes them."""
         return (
             *(self.positions, self.row_slots, self.row_texts, self.sees, self.sees_prefix),
             *(self.text_lengths, self.text_pages, self.prefix_pages, self.prefix_length),
         )
-
-
-@dataclass(frozen=True)
-class Pending:
-    """What a sublayer gave, before it is added to the residual stream by the next norm.
-
-    norm: the weight of a norm that comes first (sandwich norms).
-    """
-
-    delta: ir.Value
-    norm: ir.Value | None
 
 
 class NativeDecoder:
@@ -114,12 +102,12 @@ class NativeDecoder:
         wants_logits = graph.input("wants_logits", BOOL, (1,))
         if self._options.with_lora:
             self._first_mask_row = graph.input("first_mask_row", INT64, (1,))
-        pending: Pending | None = None
+        self._sights: dict[int, ir.Value] = {}
         for index, layer in enumerate(self._architecture.layers):
-            hidden, pending = self._layer(index, layer, hidden, pending)
-        assert pending is not None
+            hidden = self._mlp(index, self._attention(index, layer, hidden))
         weight = self._weights.norm(FINAL_NORM, self._architecture.logit_scale)
-        rows, _ = self._add_norm(hidden, pending, weight, output_rows)
+        epsilon = float(self._architecture.norm_eps)
+        rows = self._op("AddNorm", hidden, None, weight, None, output_rows, epsilon=epsilon)
         head = EMBEDDINGS if self._architecture.tied_embeddings else HEAD
         self._head(rows, self._blocks.table(head), wants_logits)
 
@@ -136,118 +124,108 @@ class NativeDecoder:
             scale=float(arch.embedding_scale),
         )
 
-    def _layer(
-        self, index: int, layer: Layer, hidden: ir.Value, pending: Pending | None
-    ) -> tuple[ir.Value, Pending]:
-        """One layer; its last residual sum is left to the next norm."""
-        arch, norm = self._architecture, self._weights.norm
-        prefix = f"model.layers.{index}"
-        weight = norm(f"{prefix}.input_layernorm.weight")
-        normed, hidden = self._add_norm(hidden, pending, weight)
-        attended = self._attention(self._linear(normed, index, "qkv"), index, layer)
-        pending = self._pending(
-            self._linear(attended, index, "o"), f"{prefix}.post_attention_layernorm.weight"
-        )
-        before_mlp = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
-        weight = norm(f"{prefix}.{before_mlp}.weight")
-        normed, hidden = self._add_norm(hidden, pending, weight)
-        inner = self._gated_linear(normed, index)
-        return hidden, self._pending(
-            self._linear(inner, index, "down"), f"{prefix}.post_feedforward_layernorm.weight"
-        )
-
-    def _pending(self, delta: ir.Value, norm_name: str) -> Pending:
-        has_norm = self._architecture.sandwich_norms
-        return Pending(delta, self._weights.norm(norm_name) if has_norm else None)
-
-    def _add_norm(
-        self,
-        hidden: ir.Value,
-        pending: Pending | None,
-        weight: ir.Value,
-        rows: ir.Value | None = None,
-    ) -> tuple[ir.Value, ir.Value]:
-        """The norm of the residual sum, quantized, of `rows` if they are given; and the sum.
-
-        After the last layer, where rows are given, nobody needs the sum.
-        """
-        arch = self._architecture
-        scales = {"epsilon": float(arch.norm_eps), "delta_scale": float(arch.residual_scale)}
-        if pending is None:
-            return self._op("AddNorm", hidden, None, weight, **scales), hidden
-        normed, total = ir.Value(), ir.Value()
-        self._graph.op_into(
-            "AddNorm",
-            _without_end((hidden, pending.delta, weight, pending.norm, rows)),
-            (normed,) if rows is not None else (normed, total),
-            domain=DOMAIN,
-            **scales,
-        )
-        return normed, total
-
-    def _linear(self, quantized: ir.Value, index: int, site: str) -> ir.Value:
-        """The linear layers of a site, their outputs side by side; LoRA on the mask rows."""
-        label, names = _site(index, site)
-        weight = self._blocks.weight(label, names)
-        bias = self._weights.bias(label, names)
-        num_out, num_in = self._weights.shape(names)
-        product = self._op(
-            "Linear",
-            *(quantized, *_parts(weight), bias, *self._lora(index, site, num_in, num_out)),
-            bits=weight.bits,
-            in_features=num_in,
-            out_features=num_out,
-        )
-        if bias is None:
-            product.name = f"{label}.output"
-        return product
-
-    def _gated_linear(self, quantized: ir.Value, index: int) -> ir.Value:
-        label, names = _site(index, "gate_up")
-        gate, up = names
-        weight = self._blocks.gated_weight(label, gate, up)
-        num_out, num_in = self._weights.shape(names)
-        return self._op(
-            "GatedLinear",
-            *(quantized, *_parts(weight), self._weights.bias(label, names)),
-            *self._lora(index, "gate_up", num_in, num_out),
-            bits=weight.bits,
-            in_features=num_in,
-            out_features=num_out // 2,
-            activation=self._architecture.activation,
-        )
-
-    def _lora(self, index: int, site: str, num_in: int, num_out: int) -> tuple[ir.Value, ...]:
-        """The first mask row, and the thin matrices of a site; nothing in a graph without LoRA."""
-        if self._first_mask_row is None:
-            return ()
-        down = self._graph.input(f"lora.{index}.{site}.down", FLOAT, (num_in, "r"))
-        up = self._graph.input(f"lora.{index}.{site}.up", FLOAT, ("r", num_out))
-        return self._first_mask_row, down, up
-
-    def _attention(self, qkv: ir.Value, index: int, layer: Layer) -> ir.Value:
-        """Quantized rows of [Q, heads * D]; writes K and V into the pages."""
+    def _attention(self, index: int, layer: Layer, hidden: ir.Value) -> ir.Value:
+        """[Q, hidden]; writes K and V into the pages."""
         graph, arch, weights = self._graph, self._architecture, self._weights
         dtype = CACHE_TYPES[self._options.cache_type]
         shape = ("pages", arch.num_kv_heads, 2, PAGE_SLOTS * arch.head_dim)
         past = graph.input(f"past.{index}.pages", dtype, shape)
         rope = weights.rope(layer.rope, self._options.capacity) if layer.rope else (None, None)
-        attended, present = ir.Value(), ir.Value()
+        norms = self._norms(index, "input_layernorm", "post_attention_layernorm")
+        qkv, qkv_bits = self._linear(index, "qkv")
+        o, o_bits = self._linear(index, "o")
+        inputs = (
+            *(hidden, *norms, *qkv, self._sights_of(layer.window or 0), past),
+            *(*rope, *self._head_norms(index), *o, self._first_mask_row),
+        )
+        total, present = ir.Value(name=f"model.layers.{index}.self_attn{SUM}"), ir.Value()
         graph.op_into(
-            "Attention",
-            _without_end((qkv, *self._inputs.in_order(), past, *rope, *self._head_norms(index))),
-            (attended, present),
+            "AttentionSublayer",
+            _without_end(inputs),
+            (total, present),
             domain=DOMAIN,
             num_heads=arch.num_heads,
             kv_num_heads=arch.num_kv_heads,
             head_dim=arch.head_dim,
             scale=float(arch.attention_scale),
             softcap=float(arch.attention_softcap),
-            window=layer.window or 0,
-            epsilon=float(arch.norm_eps),
+            qkv_bits=qkv_bits,
+            o_bits=o_bits,
+            **self._residual(),
         )
         graph.output(f"present.{index}.pages", present, dtype, shape)
-        return attended
+        return total
+
+    def _mlp(self, index: int, hidden: ir.Value) -> ir.Value:
+        """[Q, hidden]."""
+        arch = self._architecture
+        before = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
+        norms = self._norms(index, before, "post_feedforward_layernorm")
+        gate_up, gate_up_bits = self._linear(index, "gate_up")
+        down, down_bits = self._linear(index, "down")
+        total = self._op(
+            "MlpSublayer",
+            *(hidden, *norms, *gate_up, *down, self._first_mask_row),
+            intermediate_size=arch.intermediate_size,
+            activation=arch.activation,
+            gate_up_bits=gate_up_bits,
+            down_bits=down_bits,
+            **self._residual(),
+        )
+        total.name = f"model.layers.{index}.mlp{SUM}"
+        return total
+
+    def _residual(self) -> dict[str, Any]:
+        """Attributes of both sublayers."""
+        arch = self._architecture
+        return {
+            "hidden_size": arch.hidden_size,
+            "epsilon": float(arch.norm_eps),
+            "residual_scale": float(arch.residual_scale),
+        }
+
+    def _norms(self, index: int, before: str, after: str) -> tuple[ir.Value, ir.Value | None]:
+        """The weights of the norms before a sublayer, and after it where the family has one."""
+        prefix = f"model.layers.{index}"
+        has_post = self._architecture.sandwich_norms
+        return (
+            self._weights.norm(f"{prefix}.{before}.weight"),
+            self._weights.norm(f"{prefix}.{after}.weight") if has_post else None,
+        )
+
+    def _sights_of(self, window: int) -> ir.Value:
+        """What the rows see through a window, 0 for none; the same for all layers that have it."""
+        arch = self._architecture
+        if window not in self._sights:
+            group = arch.num_heads // arch.num_kv_heads
+            self._sights[window] = self._op(
+                "Sights", *self._inputs.in_order(), group=group, window=window
+            )
+        return self._sights[window]
+
+    def _linear(self, index: int, site: str) -> tuple[tuple[ir.Value | None, ...], int]:
+        """The inputs of a sublayer for the linear layers of a site, and the bits of their weights.
+
+        Their outputs are side by side; LoRA is for the mask rows.
+        """
+        label, names = _site(index, site)
+        if site == "gate_up":
+            weight = self._blocks.gated_weight(label, *names)
+        else:
+            weight = self._blocks.weight(label, names)
+        num_out, num_in = self._weights.shape(names)
+        bias = self._weights.bias(label, names)
+        return (*_parts(weight), bias, *self._lora(index, site, num_in, num_out)), weight.bits
+
+    def _lora(
+        self, index: int, site: str, num_in: int, num_out: int
+    ) -> tuple[ir.Value | None, ir.Value | None]:
+        """The thin matrices of a site; none in a graph without LoRA."""
+        if self._first_mask_row is None:
+            return None, None
+        down = self._graph.input(f"lora.{index}.{site}.down", FLOAT, (num_in, "r"))
+        up = self._graph.input(f"lora.{index}.{site}.up", FLOAT, ("r", num_out))
+        return down, up
 
     def _head_norms(self, index: int) -> tuple[ir.Value | None, ir.Value | None]:
         """The norms of queries and keys, if the family has them."""

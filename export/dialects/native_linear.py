@@ -14,7 +14,7 @@ import onnx_ir as ir
 from bita.export.block_source import block_type, blocks_errors
 from bita.export.dialects.linear import HEAD_LABEL
 from bita.export.layer_blocks import LayerBlocks, RoundedLayer, StoredLayer
-from bita.export.onnx.writer import FLOAT16, INT8, UINT8, GraphWriter
+from bita.export.onnx.writer import FLOAT16, UINT8, GraphWriter
 from bita.export.quantization.blocks import Blocks, Float16Array, check_blocks
 from bita.export.quantization.gptq import Moments, spread_of
 from bita.export.quantization.int4 import BLOCK_SIZE
@@ -165,9 +165,8 @@ class NativeWeights:
                     minima.append(tiles.minima)
                 yield tiles.values
 
-        dtype = UINT8 if kind.bits == 4 else INT8
         tile_shape = (*shape, TILE_ROWS * BLOCK_SIZE * kind.bits // 8)
-        weight = self._graph.weight(f"{label}.values", dtype, tile_shape, values())
+        weight = self._graph.weight(f"{label}.values", UINT8, tile_shape, values())
         for layer in layers:
             layer.check_kept()
         return BlockWeight(

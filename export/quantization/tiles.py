@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bita.export.quantization.blocks import Blocks, Float16Array, joined
+from bita.export.quantization.blocks import BLOCK_SIZE, Blocks, Float16Array, joined
 from bita.tensors import Int8Array, UInt8Array
 
 TILE_ROWS = 16
@@ -24,11 +24,11 @@ BlockRows = Callable[[int, int], Blocks]  # rows [start, stop) of one linear lay
 class Tiles:
     """Packed blocks.
 
-    values: uint8 [tiles, blocks, 256] in 4 bits, int8 [tiles, blocks, 512] in 8.
+    values: bytes, [tiles, blocks, 256] in 4 bits, [tiles, blocks, 512] in 8.
     scales: [tiles, blocks, 16]; minima: the same, or None.
     """
 
-    values: UInt8Array | Int8Array
+    values: UInt8Array
     scales: Float16Array
     minima: Float16Array | None
 
@@ -45,7 +45,7 @@ def packed(blocks: Blocks) -> Tiles:
 
 def unpacked(tiles: Tiles, num_rows: int) -> Blocks:
     """The first rows of what was packed."""
-    bits = 4 if tiles.values.dtype == np.uint8 else 8
+    bits = tiles.values.shape[-1] * 8 // (TILE_ROWS * BLOCK_SIZE)
     unpack = _unpacked_int4 if bits == 4 else _unpacked_int8
     values = unpack(tiles.values).reshape(len(tiles.values) * TILE_ROWS, -1, 32)
     minima = None if tiles.minima is None else _outputs_first(tiles.minima)
@@ -92,9 +92,9 @@ def _packed_int4(values: npt.NDArray[Any]) -> UInt8Array:
     return _lines(both)
 
 
-def _packed_int8(values: npt.NDArray[Any]) -> Int8Array:
+def _packed_int8(values: npt.NDArray[Any]) -> UInt8Array:
     """[tiles, 16, blocks, 32] as [tiles, blocks, 512]."""
-    return _lines(values.reshape(*values.shape[:3], 8, 4)).view(np.int8)
+    return _lines(values.reshape(*values.shape[:3], 8, 4))
 
 
 def _lines(groups: npt.NDArray[Any]) -> UInt8Array:
@@ -113,7 +113,7 @@ def _unpacked_int4(values: npt.NDArray[Any]) -> UInt8Array:
 def _unpacked_int8(values: npt.NDArray[Any]) -> Int8Array:
     """[tiles, blocks, 512] as [tiles, 16, blocks, 8, 4]."""
     lines = values.reshape(*values.shape[:2], 8, TILE_ROWS, 4)
-    return np.ascontiguousarray(lines.transpose(0, 3, 1, 2, 4))
+    return np.ascontiguousarray(lines.transpose(0, 3, 1, 2, 4)).view(np.int8)
 
 
 def _outputs_last(scales: Float16Array) -> Float16Array:

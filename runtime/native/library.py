@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bita.errors import LibraryMissingError
 
-VERSION = 1  # of the operators and of the layout of their weights
+VERSION = 2  # of the operators and of the layout of their weights
 NAMES = {"win32": "bita_operators.dll", "darwin": "libbita_operators.dylib"}
 
 

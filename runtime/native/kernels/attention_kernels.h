@@ -271,20 +271,27 @@ void divide(const Partial& total, int64_t size, float* out) {
   for (int64_t i = 0; i < size; i += 16) (Lanes::load(total.values + i) / divisor).store(out + i);
 }
 
-void write_slot(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,
-                void* page) {
+void write_key(const float* key, int64_t size, int64_t slot, bool is_half, void* page) {
+  if (!is_half) {
+    float* cells = static_cast<float*>(page) + slot;
+    for (int64_t d = 0; d < size; ++d) cells[d * kPage] = key[d];
+    return;
+  }
+  uint16_t* cells = static_cast<uint16_t*>(page) + slot;
   for (int64_t start = 0; start < size; start += 16) {
-    if (!is_half) {
-      float* cells = static_cast<float*>(page);
-      for (int64_t d = start; d < start + 16; ++d) cells[d * kPage + slot] = key[d];
-      Lanes::load(value + start).store(cells + (kPage + slot) * size + start);
-      continue;
-    }
-    uint16_t* cells = static_cast<uint16_t*>(page);
     uint16_t halves[16];
     Lanes::load(key + start).store_half(halves);
-    for (int64_t d = 0; d < 16; ++d) cells[(start + d) * kPage + slot] = halves[d];
-    Lanes::load(value + start).store_half(cells + (kPage + slot) * size + start);
+    for (int64_t d = 0; d < 16; ++d) cells[(start + d) * kPage] = halves[d];
+  }
+}
+
+void write_value(const float* value, int64_t size, int64_t slot, bool is_half, void* page) {
+  const int64_t first = (kPage + slot) * size;
+  for (int64_t i = 0; i < size; i += 16) {
+    if (is_half)
+      Lanes::load(value + i).store_half(static_cast<uint16_t*>(page) + first + i);
+    else
+      Lanes::load(value + i).store(static_cast<float*>(page) + first + i);
   }
 }
 

@@ -41,7 +41,7 @@ struct Products<8> {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", linear, add_norm, quantize,   gate, turn, write_slot,
-                              attend, merge,  divide,   add_scaled, cap,  rank};
+const Kernels kAvx2Kernels = {"avx2",      linear, add_norm, quantize, gate,       turn, write_key,
+                              write_value, attend, merge,    divide,   add_scaled, cap,  rank};
 
 }  // namespace bita

@@ -71,8 +71,8 @@ void tile_rows(const TileTask& task) {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,     add_norm, quantize, gate,
-                                    turn,          write_slot, attend,   merge,    divide,
-                                    add_scaled,    cap,        rank};
+const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,     add_norm,    quantize, gate,
+                                    turn,          write_key,  write_value, attend,   merge,
+                                    divide,        add_scaled, cap,         rank};
 
 }  // namespace bita

@@ -34,7 +34,8 @@ struct Products<8> {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {"avx-vnni", linear, add_norm, quantize,   gate, turn, write_slot,
-                                 attend,     merge,  divide,   add_scaled, cap,  rank};
+const Kernels kAvxVnniKernels = {"avx-vnni", linear,     add_norm,    quantize, gate,
+                                 turn,       write_key,  write_value, attend,   merge,
+                                 divide,     add_scaled, cap,         rank};
 
 }  // namespace bita

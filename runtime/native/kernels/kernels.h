@@ -110,9 +110,9 @@ struct Kernels {
   // RMS norm (weight may be null for none), then rotary embedding (cos may be null), then * scale.
   void (*turn)(const float* head, float* out, const float* weight, float epsilon, const float* cos,
                const float* sin, int64_t half, int64_t size, float scale);
-  // Keys and values of one head into a slot of a page.
-  void (*write_slot)(const float* key, const float* value, int64_t size, int64_t slot, bool is_half,
-                     void* page);
+  // The key of one head, or its value, into a slot of a page.
+  void (*write_key)(const float* key, int64_t size, int64_t slot, bool is_half, void* page);
+  void (*write_value)(const float* value, int64_t size, int64_t slot, bool is_half, void* page);
   void (*attend)(const ChunkTask& task);
   // Add a chunk of a query to those before it; a total of the sum 0 has none yet.
   void (*merge)(const Partial& chunk, int64_t size, const Partial& total);

@@ -23,6 +23,14 @@ int64_t check_chosen(const Tensor& rows, int64_t num_rows) {
 
 }  // namespace
 
+void RowNorm::quantize(const float* rows, int64_t first, int64_t last, uint8_t* out) const {
+  const Kernels& kernel = kernels();
+  const int64_t bytes = row_bytes(num_blocks(size));
+  for (int64_t row = first; row < last; ++row)
+    kernel.add_norm(rows + row * size, nullptr, nullptr, weight, epsilon, 1.0f, size, nullptr,
+                    out + row * bytes);
+}
+
 AddNorm::AddNorm(const NodeInfo& info)
     : epsilon_(info.real("epsilon")),
       delta_scale_(info.real("delta_scale", 1.0f)),

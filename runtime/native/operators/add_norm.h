@@ -4,6 +4,16 @@
 
 namespace bita {
 
+// RMS norm of rows; what it gives is quantized.
+struct RowNorm {
+  const float* weight;  // [size]
+  float epsilon;
+  int64_t size;
+
+  // Of the rows [first, last) of `rows` [.., size], to the same of out [.., row_bytes].
+  void quantize(const float* rows, int64_t first, int64_t last, uint8_t* out) const;
+};
+
 // total = residual + delta_scale * delta; and its RMS norm, quantized, of all rows or of `rows`.
 class AddNorm {
  public:

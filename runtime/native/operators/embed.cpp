@@ -36,7 +36,7 @@ Embed::Embed(const NodeInfo& info)
     : hidden_size_(info.size("hidden_size")),
       vocab_size_(info.size("vocab_size")),
       scale_(info.real("scale")),
-      weights_(read_weights(info, 2, hidden_size_, vocab_size_)) {}
+      weights_(read_weights(info, 2, info.integer("bits"), hidden_size_, vocab_size_)) {}
 
 void Embed::run(const NodeRun& node) const {
   const Tensor ids = node.input(0), masks = node.input(1);

@@ -10,7 +10,7 @@ class Embed {
   static constexpr const char* kName = "Embed";
   static constexpr std::array<Port, 5> kInputs = {{{"token_ids", kInt64},
                                                    {"mask_embeddings", kFloat},
-                                                   {"values", kAnyType},
+                                                   {"values", kByte},
                                                    {"scales", kHalf},
                                                    {"minima", kHalf, true}}};
   static constexpr std::array<Port, 1> kOutputs = {{{"hidden", kFloat}}};

@@ -2,24 +2,16 @@
 
 #include <algorithm>
 #include <limits>
-#include <thread>
 
 #include "../kernels/roads.h"
+#include "phases.h"
 
 namespace bita {
 namespace {
 
-constexpr int64_t kMostParts = 64;  // of the vocabulary; each has rankings of its own
 constexpr int64_t kTilesAtATime = 4;
 constexpr int64_t kRowsAtATime = 32;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
-// A part for each processor; what is found does not depend on their number.
-int64_t count_parts() {
-  static const int64_t count =
-      std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, kMostParts);
-  return count;
-}
 
 // Rankings of each part of the vocabulary and row.
 class Rankings {
@@ -72,7 +64,7 @@ Head::Head(const NodeInfo& info)
       outputs_(info.size("out_features")),
       num_ranks_(info.size("num_ranks")),
       softcap_(info.real("softcap")),
-      weights_(read_weights(info, 1, inputs_, outputs_)) {
+      weights_(read_weights(info, 1, info.integer("bits"), inputs_, outputs_)) {
   if (num_ranks_ > outputs_) throw std::runtime_error("num_ranks is more than out_features");
 }
 
@@ -87,29 +79,32 @@ void Head::run(const NodeRun& node) const {
   if (!is_wanted) logits = nullptr;
   const Kernels& kernel = kernels();
   const int64_t stride = row_bytes(weights_.blocks()), tiles = weights_.tiles();
-  const int64_t num_parts = std::min(count_parts(), tiles);
+  const int64_t num_parts = shares_of(tiles);
   Rankings rankings(num_parts, num_rows, num_ranks_);
-  node.parallel(num_parts, [&](int64_t part) {
-    float some[kRowsAtATime][kTilesAtATime * kTile];
-    const int64_t last_tile = tiles * (part + 1) / num_parts;
-    for (int64_t tile = tiles * part / num_parts; tile < last_tile; tile += kTilesAtATime) {
-      const int64_t stop = std::min(last_tile, tile + kTilesAtATime), first = tile * kTile;
-      const int64_t count = std::min(outputs_, stop * kTile) - first;
-      for (int64_t start = 0; start < num_rows; start += kRowsAtATime) {
-        const int64_t num = std::min(kRowsAtATime, num_rows - start);
-        kernel.linear(
-            {&weights_, rows.as<uint8_t>() + start * stride, num, some[0], kTilesAtATime * kTile},
-            tile, stop);
-        for (int64_t row = 0; row < num; ++row) {
-          if (softcap_ != 0.0f) kernel.cap(some[row], count, softcap_);
-          kernel.rank(some[row], count, first, rankings.at(part, start + row));
-          if (logits) std::copy_n(some[row], count, logits + (start + row) * outputs_ + first);
+  const Phase multiply{
+      num_parts, [&](int64_t part) {
+        float some[kRowsAtATime][kTilesAtATime * kTile];
+        const int64_t last_tile = tiles * (part + 1) / num_parts;
+        for (int64_t tile = tiles * part / num_parts; tile < last_tile; tile += kTilesAtATime) {
+          const int64_t stop = std::min(last_tile, tile + kTilesAtATime), first = tile * kTile;
+          const int64_t count = std::min(outputs_, stop * kTile) - first;
+          for (int64_t start = 0; start < num_rows; start += kRowsAtATime) {
+            const int64_t num = std::min(kRowsAtATime, num_rows - start);
+            kernel.linear({&weights_, rows.as<uint8_t>() + start * stride, num, some[0],
+                           kTilesAtATime * kTile},
+                          tile, stop);
+            for (int64_t row = 0; row < num; ++row) {
+              if (softcap_ != 0.0f) kernel.cap(some[row], count, softcap_);
+              kernel.rank(some[row], count, first, rankings.at(part, start + row));
+              if (logits) std::copy_n(some[row], count, logits + (start + row) * outputs_ + first);
+            }
+          }
         }
-      }
-    }
-  });
-  for (int64_t row = 0; row < num_rows; ++row)
-    rankings.merge(row, ids + row * num_ranks_, best + row * num_ranks_);
+      }};
+  run_phases(node, multiply, even_phase(num_rows, [&](int64_t first, int64_t last) {
+               for (int64_t row = first; row < last; ++row)
+                 rankings.merge(row, ids + row * num_ranks_, best + row * num_ranks_);
+             }));
 }
 
 }  // namespace bita

@@ -9,7 +9,7 @@ class Head {
  public:
   static constexpr const char* kName = "Head";
   static constexpr std::array<Port, 5> kInputs = {{{"quantized", kByte},
-                                                   {"values", kAnyType},
+                                                   {"values", kByte},
                                                    {"scales", kHalf},
                                                    {"minima", kHalf, true},
                                                    {"wants_logits", kBool}}};

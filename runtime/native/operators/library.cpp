@@ -3,10 +3,10 @@
 
 #include "../kernels/roads.h"
 #include "add_norm.h"
-#include "attention.h"
+#include "attention_sublayer.h"
 #include "embed.h"
 #include "head.h"
-#include "linear.h"
+#include "mlp_sublayer.h"
 
 #if defined(_WIN32)
 #define BITA_EXPORT extern "C" __declspec(dllexport)
@@ -17,17 +17,22 @@
 namespace bita {
 namespace {
 
-constexpr int kVersion = 1;  // of the operators and of the layout of weights
+constexpr int kVersion = 2;  // of the operators and of the layout of weights
 
 void add_operators(OrtCustomOpDomain* domain) {
   static const Operator<Embed> embed;
+  static const Operator<Sights> sights;
+  static const Operator<AttentionSublayer> attention_sublayer;
+  static const Operator<MlpSublayer> mlp_sublayer;
   static const Operator<AddNorm> add_norm;
+  static const Operator<Head> head;
+  // What sublayers are made of, for graphs that arrange it otherwise.
   static const Operator<Linear> linear;
   static const Operator<GatedLinear> gated_linear;
   static const Operator<Attention> attention;
-  static const Operator<Head> head;
   for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-           &embed, &add_norm, &linear, &gated_linear, &attention, &head})
+           &embed, &sights, &attention_sublayer, &mlp_sublayer, &add_norm, &head, &linear,
+           &gated_linear, &attention})
     check(ort().CustomOpDomain_Add(domain, op));
 }
 

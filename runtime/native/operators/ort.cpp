@@ -1,6 +1,8 @@
 #include "ort.h"
 
+#include <algorithm>
 #include <cmath>
+#include <thread>
 
 namespace bita {
 namespace {
@@ -24,6 +26,12 @@ void check(OrtStatus* status) {
   const std::string text = ort().GetErrorMessage(status);
   ort().ReleaseStatus(status);
   throw std::runtime_error(text);
+}
+
+int64_t num_processors() {
+  constexpr int64_t kMost = 64;
+  static const int64_t count = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, kMost);
+  return count;
 }
 
 std::string text_of(const Dims& dims) {

@@ -6,6 +6,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <exception>
@@ -51,7 +52,6 @@ constexpr auto kAnyType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 constexpr auto kByte = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-constexpr auto kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr auto kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 
@@ -106,6 +106,9 @@ class NodeInfo {
   const Port* inputs_;
 };
 
+// Processors of the machine, 1 to 64. What is computed does not depend on their number.
+int64_t num_processors();
+
 // A node as it runs.
 class NodeRun {
  public:
@@ -125,7 +128,7 @@ class NodeRun {
   // thread. The first indices go to the same thread as in other loops. body must not throw.
   template <class Body>
   void parallel(int64_t total, const Body& body, int64_t batches = 0) const {
-    if (total == 1) return body(0);
+    if (total <= 1) return total ? body(0) : void();
     auto call = [](void* data, size_t i) {
       (*static_cast<const Body*>(data))(static_cast<int64_t>(i));
     };

@@ -1,40 +1,17 @@
 // What the rows of a step see, as lists of keys by position.
 #pragma once
 
+#include <vector>
+
 #include "ort.h"
 
 namespace bita {
 
-// Inputs that place the rows of a step; see docs/native.md. Checked against each other.
-struct StepPlace {
-  Tensor positions, row_slots, row_texts, sees, sees_prefix, text_lengths, text_pages, prefix_pages;
-  int64_t num_rows, num_texts, pages_per_text, prefix_length;
-
-  // Inputs `first` on of a node, for `num_rows` rows and a cache of `num_pages` pages. Raises
-  // std::runtime_error for anything that would read or write beyond them.
-  StepPlace(const NodeRun& node, size_t first, int64_t num_rows, int64_t num_pages);
-
-  int64_t position(int64_t row) const { return positions.as<int64_t>()[row]; }
-  int64_t slot(int64_t row) const { return row_slots.as<int64_t>()[row]; }
-  int64_t text(int64_t row) const { return row_texts.as<int64_t>()[row]; }
-  int64_t length(int64_t text) const { return text_lengths.as<int64_t>()[text]; }
-  bool does_see(int64_t row, int64_t other) const {
-    return sees.as<uint8_t>()[row * num_rows + other] != 0;
-  }
-  bool does_see_prefix(int64_t row) const {
-    return prefix_length && sees_prefix.as<uint8_t>()[row] != 0;
-  }
-  // The page of a slot of a text.
-  int64_t page(int64_t text, int64_t slot) const {
-    return text_pages.as<int64_t>()[text * pages_per_text + slot / 16];
-  }
-};
-
-// The keys of one row: the slots of its text, then `tail`, slots of the step's rows.
+// The keys of one row: the slots of its text, then those of its tail, which are the step's rows.
 struct Sight {
-  int64_t first;        // position of the first key that the window lets through
-  int64_t stop;         // keys of the list, those before `first` included
-  const int32_t* tail;  // slots of the positions from the text's length on
+  int64_t first;  // position of the first key that the window lets through
+  int64_t stop;   // keys of the list, those before `first` included
+  int64_t tail;   // where the tail starts in `tails`: slots of the positions from the text's length
 };
 
 // Rows side by side that are attended to together.
@@ -46,15 +23,64 @@ struct RowBlock {
   int64_t first, stop;  // positions of the first and after the last key of any row
 };
 
-// What all rows of a step see. It is valid until the next one on the same thread.
-struct Sights {
-  const Sight* rows;
-  const RowBlock* blocks;
-  int64_t num_blocks;
+// A row's place: its position, its text, and the slot and page it is written to.
+struct RowPlace {
+  int64_t position, text, slot, page;
 };
 
-// window: 0 for none. most_rows: of a block. Raises std::runtime_error for a row that sees nothing,
-// a row of another text, or rows whose slots do not ascend.
-Sights find_sights(const StepPlace& place, int64_t window, int64_t most_rows);
+struct TextPages {
+  int64_t length;      // slots that were filled before the step
+  int64_t first_page;  // in `pages`
+  int64_t num_pages;   // that this step reads or writes
+};
+
+// A step's rows and what they see, checked against each other.
+struct StepSights {
+  int64_t number = 0;  // of the step
+  int64_t group;       // heads that share keys and values
+  int64_t prefix_length;
+  int64_t largest_page, largest_position;
+  std::vector<RowPlace> places;
+  std::vector<Sight> rows;
+  std::vector<int32_t> tails;
+  std::vector<RowBlock> blocks;
+  std::vector<int64_t> block_of_row;
+  std::vector<TextPages> texts;
+  std::vector<int64_t> pages;         // of all texts
+  std::vector<int64_t> prefix_pages;  // of the prefix's slots
+
+  int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
+};
+
+// Finds out what the rows of a step see, once for all layers with the same window.
+//
+// What it found stays with the thread; its output, one number, is how `sights_of` finds it again.
+class Sights {
+ public:
+  static constexpr const char* kName = "Sights";
+  static constexpr std::array<Port, 9> kInputs = {{{"positions", kInt64},
+                                                   {"row_slots", kInt64},
+                                                   {"row_texts", kInt64},
+                                                   {"sees", kBool},
+                                                   {"sees_prefix", kBool},
+                                                   {"text_lengths", kInt64},
+                                                   {"text_pages", kInt64},
+                                                   {"prefix_pages", kInt64},
+                                                   {"prefix_length", kInt64}}};
+  static constexpr std::array<Port, 1> kOutputs = {{{"sights", kInt64}}};
+
+  explicit Sights(const NodeInfo& info);
+
+  // Raises std::runtime_error for inputs that do not fit each other, a row that sees nothing or a
+  // row of another text, or rows whose slots do not ascend.
+  void run(const NodeRun& node) const;
+
+ private:
+  int64_t group_, window_;
+};
+
+// What a node Sights of the same step found on this thread. It is valid until the thread runs 16
+// more of them. Raises std::runtime_error if there is no such step.
+const StepSights& sights_of(const Tensor& sights);
 
 }  // namespace bita

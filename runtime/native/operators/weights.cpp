@@ -2,8 +2,8 @@
 
 namespace bita {
 
-Weights read_weights(const NodeInfo& info, size_t first, int64_t inputs, int64_t outputs) {
-  const int64_t bits = info.integer("bits");
+Weights read_weights(const NodeInfo& info, size_t first, int64_t bits, int64_t inputs,
+                     int64_t outputs) {
   if (bits != 4 && bits != 8) throw std::runtime_error("bits is " + std::to_string(bits));
   Weights weights{};
   weights.inputs = inputs;
@@ -15,8 +15,7 @@ Weights read_weights(const NodeInfo& info, size_t first, int64_t inputs, int64_t
   check_dims("values", values, {weights.tiles(), weights.blocks(), weights.block_bytes()});
   check_dims("scales", scales, per_block);
   if (minima) check_dims("minima", minima, per_block);
-  const auto type = bits == 4 ? kByte : kInt8;
-  if (values.type != type || scales.type != kHalf || (minima && minima.type != kHalf))
+  if (values.type != kByte || scales.type != kHalf || (minima && minima.type != kHalf))
     throw std::runtime_error("values, scales or minima are of a wrong type");
   weights.values = values.as<uint8_t>();
   weights.scales = scales.as<uint16_t>();

@@ -7,8 +7,10 @@
 namespace bita {
 
 // Read values, scales and minima (inputs `first` to `first + 2`) of weights [outputs, inputs].
+// bits: an attribute of the node; 4 or 8.
 // Raises std::runtime_error if their types or shapes are not those of the layout.
-Weights read_weights(const NodeInfo& info, size_t first, int64_t inputs, int64_t outputs);
+Weights read_weights(const NodeInfo& info, size_t first, int64_t bits, int64_t inputs,
+                     int64_t outputs);
 
 // A vector of floats; null if the input is absent. Raises std::runtime_error.
 const float* read_vector(const NodeInfo& info, size_t index, int64_t size);

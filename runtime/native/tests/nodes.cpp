@@ -22,9 +22,8 @@ size_t byte_of(int bits, int64_t input, int64_t output) {
 
 Value packed_values(const BlockWeights& weights) {
   const int64_t blocks = num_blocks(weights.inputs), bytes = weights.bits == 4 ? 256 : 512;
-  Value packed = zeros(
-      weights.bits == 4 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
-      {num_tiles(weights.outputs), blocks, bytes});
+  Value packed =
+      zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, {num_tiles(weights.outputs), blocks, bytes});
   for (int64_t output = 0; output < weights.outputs; ++output)
     for (int64_t input = 0; input < blocks * kBlock; ++input) {
       const int value = weights.values[index(output, blocks * kBlock, input)];

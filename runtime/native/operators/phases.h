@@ -1,0 +1,106 @@
+// Work in phases, each of which begins when the one before has ended, by the threads of one loop.
+//
+// A loop of ONNX Runtime costs about 3 us, as much as what some phases do; here the next phase is
+// taken up within half of one. No thread is counted on: whoever comes takes pieces that nobody has
+// taken, and one thread alone does all of them.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <thread>
+
+#include "ort.h"
+
+namespace bita {
+
+// body(piece) for each piece in [0, pieces), at the same time as far as there are threads. It must
+// not throw.
+template <class Body>
+struct Phase {
+  int64_t pieces;
+  Body body;
+};
+template <class Body>
+Phase(int64_t, Body) -> Phase<Body>;
+
+// How many pieces work of `total` units is cut into: several for a processor, so that the others
+// can help one that is late or slow.
+inline int64_t shares_of(int64_t total) {
+  constexpr int64_t kShares = 4;
+  return std::min(total, kShares * num_processors());
+}
+
+// body(first, last) for even parts of [0, total).
+template <class Body>
+auto even_phase(int64_t total, const Body& body) {
+  const int64_t pieces = shares_of(total);
+  return Phase{pieces, [=](int64_t i) { body(total * i / pieces, total * (i + 1) / pieces); }};
+}
+
+// Which pieces of the phases of one loop are taken, and how many are done.
+class Progress {
+ public:
+  // All pieces of `num_phases` phases are free.
+  void start(size_t num_phases, int64_t most_pieces);
+
+  // Take a piece that is still free.
+  bool take(size_t phase, int64_t piece) {
+    std::atomic<bool>& taken = taken_[phase * most_pieces_ + static_cast<size_t>(piece)].value;
+    return !taken.load(std::memory_order_relaxed) && !taken.exchange(true);
+  }
+  void count(size_t phase) { done_[phase].value.fetch_add(1, std::memory_order_release); }
+  bool has_ended(size_t phase, int64_t pieces) const {
+    return done_[phase].value.load(std::memory_order_acquire) == pieces;
+  }
+
+ private:
+  // Each has a line of the cache of its own.
+  template <class T>
+  struct alignas(64) Apart {
+    std::atomic<T> value;
+  };
+  std::unique_ptr<Apart<bool>[]> taken_;
+  std::unique_ptr<Apart<int64_t>[]> done_;
+  size_t most_pieces_ = 0, num_taken_ = 0, num_phases_ = 0;
+};
+
+// Progress of the loop that this thread runs.
+Progress& progress_of_thread();
+
+// Wait until the threads that took the last pieces of a phase are done.
+inline void await_end(const Progress& progress, size_t phase, int64_t pieces) {
+  constexpr int kSpins =
+      20000;  // about 100 us; longer waits are for a thread that has no processor
+  for (int spins = 0; !progress.has_ended(phase, pieces); ++spins) {
+    if (spins > kSpins) std::this_thread::yield();
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");
+#endif
+  }
+}
+
+// Run the phases in their order.
+template <class... Bodies>
+void run_phases(const NodeRun& node, const Phase<Bodies>&... phases) {
+  const int64_t members = num_processors();
+  Progress& progress = progress_of_thread();
+  progress.start(sizeof...(phases), std::max({phases.pieces...}));
+  node.parallel(members, [&](int64_t member) {
+    size_t index = 0;
+    const auto take_part = [&](const auto& phase) {
+      const int64_t pieces = phase.pieces, first = pieces * member / members;
+      for (int64_t i = 0; i < pieces; ++i) {
+        const int64_t piece = (first + i) % pieces;
+        if (!progress.take(index, piece)) continue;
+        phase.body(piece);
+        progress.count(index);
+      }
+      await_end(progress, index++, pieces);
+    };
+    (take_part(phases), ...);
+  });
+}
+
+}  // namespace bita
