@@ -196,7 +196,7 @@ def _value_at(block: np.ndarray, bits: int, output: int, place: int) -> int:
     """The value of an input of a block, as the contract of the layout words it."""
     if bits == 8:
         line, j = divmod(place, 4)
-        return int(block[64 * line + 4 * output + j])
+        return int(block.view(np.int8)[64 * line + 4 * output + j])
     line, rest = divmod(place, 8)
     byte = int(block[64 * line + 4 * output + rest % 4])
     return byte >> 4 if rest >= 4 else byte & 15

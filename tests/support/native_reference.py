@@ -49,9 +49,7 @@ class NativeGraph:
             attributes = {
                 each.name: onnx.helper.get_attribute_value(each) for each in node.attribute
             }
-            results = OPERATORS[node.op_type](given, attributes)
-            if self._rounds and node.op_type in GIVE_QUANTIZED:
-                results[0] = rounded(results[0])
+            results = OPERATORS[node.op_type](given, {**attributes, "rounds": self._rounds})
             values |= dict(zip(node.output, results, strict=False))
         return values
 
@@ -60,7 +58,7 @@ class NativeGraph:
         return [self.constants.get(f"{label}.{part}") for part in ("values", "scales", "minima")]
 
     def bits(self, label: str) -> int:
-        return 4 if self.constants[f"{label}.values"].dtype == np.uint8 else 8
+        return self.constants[f"{label}.values"].shape[-1] * 8 // (TILE * BLOCK)
 
     def weight(self, label: str, num_out: int, num_in: int) -> Array:
         """The weights [num_out, num_in] of a label, in float64."""
@@ -93,7 +91,7 @@ def unpacked(values: Array, bits: int) -> Array:
             numbers[..., 8 * index : 8 * index + 4] = line & 15
             numbers[..., 8 * index + 4 : 8 * index + 8] = line >> 4
         else:
-            numbers[..., 4 * index : 4 * index + 4] = line
+            numbers[..., 4 * index : 4 * index + 4] = line.astype(np.int8)
     return numbers
 
 
@@ -103,6 +101,11 @@ def gate_and_up(parts: Inputs, bits: int, num_out: int, num_in: int) -> tuple[Ar
     groups = dequantized(parts, bits, 2 * padded, num_in).reshape(-1, 2, BLOCK, num_in)
     gate, up = groups[:, 0].reshape(padded, num_in), groups[:, 1].reshape(padded, num_in)
     return gate[:num_out], up[:num_out]
+
+
+def quantized(rows: Array, attributes: Attributes) -> Array:
+    """Rows as they are between operators: in 8 bits if the graph rounds."""
+    return rounded(rows) if attributes["rounds"] else rows
 
 
 def rounded(rows: Array) -> Array:
@@ -130,30 +133,50 @@ def embed(inputs: Inputs, attributes: Attributes) -> list[Array]:
 
 def add_norm(inputs: Inputs, attributes: Attributes) -> list[Array]:
     total, delta, weight, delta_weight, rows = padded(inputs, 5)
-    epsilon = attributes["epsilon"]
-    if delta is not None:
-        if delta_weight is not None:
-            delta = rms_norm(delta, delta_weight, epsilon)
-        total = total + attributes.get("delta_scale", 1.0) * delta
+    assert delta is None
+    assert delta_weight is None
     chosen = total if rows is None else total[rows]
-    return [rms_norm(chosen, weight, epsilon), total]
+    return [quantized(rms_norm(chosen, weight, attributes["epsilon"]), attributes), total]
 
 
-def linear(inputs: Inputs, attributes: Attributes) -> list[Array]:
-    rows, values, scales, minima, bias, *lora = padded(inputs, 8)
-    sizes = attributes["bits"], attributes["out_features"], attributes["in_features"]
-    product = rows @ dequantized((values, scales, minima), *sizes).T
-    return [with_extras(product, rows, bias, lora)]
+def residual(hidden: Array, delta: Array, post_norm: Any, attributes: Attributes) -> Array:
+    """What a sublayer adds up to."""
+    if post_norm is not None:
+        delta = rms_norm(delta, post_norm, attributes["epsilon"])
+    return hidden + attributes["residual_scale"] * delta
 
 
-def gated_linear(inputs: Inputs, attributes: Attributes) -> list[Array]:
-    rows, values, scales, minima, bias, *lora = padded(inputs, 8)
-    num_out = attributes["out_features"]
-    sizes = attributes["bits"], num_out, attributes["in_features"]
-    weight = np.concatenate(gate_and_up((values, scales, minima), *sizes))
-    both = with_extras(rows @ weight.T, rows, bias, lora)
-    gate, up = both[:, :num_out], both[:, num_out:]
-    return [ACTIVATIONS[attributes["activation"].decode()](gate) * up]
+def attention_sublayer(inputs: Inputs, attributes: Attributes) -> list[Array]:
+    given = padded(inputs, 22)
+    hidden, norm, post_norm, qkv, first = *given[:3], given[3:9], given[21]
+    heads, size = attributes["num_heads"], attributes["head_dim"]
+    num_out = (heads + 2 * attributes["kv_num_heads"]) * size
+    rows = quantized(rms_norm(hidden, norm, attributes["epsilon"]), attributes)
+    product = linear(rows, qkv, first, attributes["qkv_bits"], num_out)
+    attended = quantized(attention(product, given[9:15], attributes), attributes)
+    delta = linear(attended, given[15:21], first, attributes["o_bits"], hidden.shape[1])
+    return [residual(hidden, delta, post_norm, attributes), given[10]]
+
+
+def mlp_sublayer(inputs: Inputs, attributes: Attributes) -> list[Array]:
+    given = padded(inputs, 16)
+    hidden, norm, post_norm, gate_up, down, first = *given[:3], given[3:9], given[9:15], given[15]
+    num_inner = attributes["intermediate_size"]
+    rows = quantized(rms_norm(hidden, norm, attributes["epsilon"]), attributes)
+    weight = np.concatenate(
+        gate_and_up(gate_up[:3], attributes["gate_up_bits"], num_inner, rows.shape[1])
+    )
+    both = with_extras(rows @ weight.T, rows, gate_up[3], (first, *gate_up[4:]))
+    activated = ACTIVATIONS[attributes["activation"].decode()](both[:, :num_inner])
+    inner = quantized(activated * both[:, num_inner:], attributes)
+    delta = linear(inner, down, first, attributes["down_bits"], hidden.shape[1])
+    return [residual(hidden, delta, post_norm, attributes)]
+
+
+def linear(rows: Array, layer: Inputs, first: Any, bits: int, num_out: int) -> Array:
+    """Rows times a linear layer. layer: values, scales, minima, bias, down, up."""
+    product = rows @ dequantized(layer[:3], bits, num_out, rows.shape[1]).T
+    return with_extras(product, rows, layer[3], (first, *layer[4:]))
 
 
 def with_extras(product: Array, rows: Array, bias: Array | None, lora: Inputs) -> Array:
@@ -179,10 +202,18 @@ def gelu_tanh(x: Array) -> Array:
 ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
 
 
-def attention(inputs: Inputs, attributes: Attributes) -> list[Array]:
-    given = padded(inputs, 15)
-    qkv, positions, row_slots, row_texts, sees, sees_prefix, lengths, text_pages = given[:8]
-    prefix_pages, prefix_length, pages, cos, sin, q_norm, k_norm = given[8:]
+def sights(inputs: Inputs, attributes: Attributes) -> list[Any]:
+    """The inputs themselves; attention looks into them."""
+    return [(*inputs, attributes["window"])]
+
+
+def attention(qkv: Array, inputs: Inputs, attributes: Attributes) -> Array:
+    """[Q, heads * D] of products [Q, (heads + 2 * kv heads) * D]."""
+    place: Any
+    place, pages, cos, sin, q_norm, k_norm = inputs
+    assert pages is not None
+    positions, row_slots, row_texts, sees, sees_prefix, lengths, text_pages = place[:7]
+    prefix_pages, prefix_length, window = place[7:]
     heads, kv_heads = attributes["num_heads"], attributes["kv_num_heads"]
     size, epsilon = attributes["head_dim"], attributes["epsilon"]
     where = positions[0]
@@ -197,7 +228,7 @@ def attention(inputs: Inputs, attributes: Attributes) -> list[Array]:
         (text_pages[text, slot // PAGE], slot % PAGE)
         for text, slot in zip(row_texts, row_slots, strict=True)
     ]
-    window, attended = attributes["window"], np.empty((len(qkv), heads, size))
+    attended = np.empty((len(qkv), heads, size))
     for row in range(len(qkv)):
         text = row_texts[row]
         first = where[row] - window + 1 if window else 0
@@ -209,7 +240,7 @@ def attention(inputs: Inputs, attributes: Attributes) -> list[Array]:
             rows_places[other] for other in np.flatnonzero(sees[row]) if where[other] >= first
         ]
         attended[row] = attend(query[row], *read_slots(pages, places), attributes)
-    return [attended.reshape(len(qkv), heads * size), pages]
+    return attended.reshape(len(qkv), heads * size)
 
 
 def turned(
@@ -270,13 +301,12 @@ def padded(inputs: Inputs, count: int) -> list[Any]:
 
 OPERATORS = {
     "Embed": embed,
+    "Sights": sights,
+    "AttentionSublayer": attention_sublayer,
+    "MlpSublayer": mlp_sublayer,
     "AddNorm": add_norm,
-    "Linear": linear,
-    "GatedLinear": gated_linear,
-    "Attention": attention,
     "Head": head,
 }
-GIVE_QUANTIZED = ("AddNorm", "GatedLinear", "Attention")  # as their first output
 
 
 class ReferenceSession:
