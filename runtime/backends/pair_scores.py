@@ -61,5 +61,12 @@ def read_tables(engine: Engine) -> PairTables:
 
 
 def _is_within(table: npt.NDArray[np.floating]) -> bool:
-    """Whether sums of products of the values stay in float32; not so if one is not a number."""
-    return not table.size or bool(table.max() <= MAX_VALUE and table.min() >= -MAX_VALUE)
+    """Whether sums of products of the values stay in float32; not so if one is not a number.
+
+    Magnitudes are compared as the integers that their bits are, where NaN is above all: numpy is
+    ten times as fast with them as with float16.
+    """
+    bits = table.view(f"u{table.itemsize}")
+    magnitudes = bits & np.array(-1, f"i{table.itemsize}").view(bits.dtype) // 2
+    limit = np.array(MAX_VALUE, table.dtype).view(bits.dtype)
+    return not table.size or bool(magnitudes.max() <= limit)
