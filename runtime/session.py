@@ -92,7 +92,7 @@ class Session:
         check_adapter(engine, adapter)
         encoder = PromptEncoder.of_engine(engine)
         _check_eos_ids(engine, encoder.defaults.eos_ids)
-        opened = open_backend(engine, backend, num_threads, cuda_graph)
+        opened = open_backend(engine, backend, num_threads, cuda_graph, kept_text_bytes)
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
         least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
         if min_rows is None:

@@ -29,6 +29,7 @@ class SharedCache:
         needed = sequence.token_ids[:-1]
         common = self._common(needed, adapter)
         self._keep_holder(common)
+        self.invalidate()  # until the cache has been filled
         if self.store.match_length(needed) > common:
             self._cache.start(adapter)
             self.store.restore(needed)

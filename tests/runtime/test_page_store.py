@@ -5,31 +5,19 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tiny_models import random_checkpoint
+from cache_rows import HEADS, LAYERS, WIDTH, adapter_of, rows_of, shape_of
 
-from bita.adapter import random_adapter
-from bita.identity import identify
 from bita.runtime.backends.cache import COPIED_TOKENS, CopiedRows, HostCache
 from bita.runtime.backends.page_store import common_length
 
-SHAPE = (8, 2, 16)  # layers and sides, heads, width
-ROW_BYTES = 4 * 8 * 2 * 16
-ADAPTER = random_adapter(identify(random_checkpoint()), 3, prefix_length=5)
-
-
-def rows_of(ids: list[int]) -> np.ndarray:
-    """Rows [2L, H, n, D] that say which tokens they are of, and all before them."""
-    numbers = [hash(tuple(ids[: end + 1])) % 10_007 for end in range(len(ids))]
-    return np.broadcast_to(
-        np.array(numbers, np.float32)[None, None, :, None], (*SHAPE[:2], len(ids), SHAPE[2])
-    ).copy()
+ROW_BYTES = 4 * 2 * LAYERS * HEADS * WIDTH
 
 
 class RecordingCache(HostCache):
     """Notes which tokens were copied."""
 
     def __init__(self) -> None:
-        super().__init__((*SHAPE[:2], 2000, SHAPE[2]))
+        super().__init__(shape_of(2000))
         self.copied: list[tuple[int, int]] = []
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -46,7 +34,7 @@ class SavedTexts:
 
     def save(self, ids: list[int]) -> list[tuple[int, int]]:
         """Save a text as the one in the cache; returns which of its rows were copied."""
-        self.cache.start(ADAPTER)
+        self.cache.start(adapter_of(5))
         self.cache.append(rows_of(ids))
         self.cache.copied.clear()
         self.store.save(ids)
@@ -54,7 +42,7 @@ class SavedTexts:
 
     def found(self, ids: list[int]) -> int:
         """How many tokens of a text are known; their rows are the right ones."""
-        self.cache.start(ADAPTER)
+        self.cache.start(adapter_of(5))
         assert self.cache.length == 0
         self.store.restore(ids)
         length = self.cache.length
