@@ -1,9 +1,12 @@
 """Pages of a cache, which texts take one by one and share where they begin alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bita.engine import PAGE_SLOTS
 from bita.errors import EngineError
+
+Copy = Callable[[int, int], None]  # the content of a page to another one
 
 
 class PagePool:
@@ -63,22 +66,21 @@ class PageList:
         pages = self.pages[start // PAGE_SLOTS : num_pages(stop)]
         return max(num_pages(stop) - len(self.pages), 0) + sum(map(self.pool.is_shared, pages))
 
-    def reach(self, start: int, stop: int) -> list[tuple[int, int]]:
+    def reach(self, start: int, stop: int, copy: Copy) -> None:
         """Take pages up to slot `stop`; those of slots [start, stop) become this list's alone.
 
-        Returns (page, other page) for each that was shared: its content is to be copied to the
-        other one. Raises EngineError if there are too few pages.
+        copy: called for each that was shared, before another one takes its place. Raises
+        EngineError if there are too few pages.
         """
         while len(self.pages) < num_pages(stop):
             self.pages.append(self.pool.allocate())
-        copied = []
         for index in range(start // PAGE_SLOTS, num_pages(stop)):
             page = self.pages[index]
             if self.pool.is_shared(page):
-                self.pages[index] = self.pool.allocate()
+                own = self.pool.allocate()
+                copy(page, own)
+                self.pages[index] = own
                 self.pool.release(page)
-                copied.append((page, self.pages[index]))
-        return copied
 
     def append(self, page: int) -> None:
         """Share a page that has a holder, as the one that follows."""

@@ -79,14 +79,14 @@ class PagedCache(Cache):
         self._stores.add(store)
         return store
 
-    def share(self, page: int, num_tokens: int) -> None:
+    def append_page(self, page: int, num_tokens: int) -> None:
         """Append the first tokens of a page that is kept to the text, whose pages are full."""
         self._text.append(page)
         self._text_pages[0, len(self._text.pages) - 1] = page
         self.length += num_tokens
         self._note_written(self._num_held)
 
-    def release(self, page: int) -> None:
+    def release_page(self, page: int) -> None:
         """Give up a page that was kept."""
         self._give_back([page])
 
@@ -170,20 +170,22 @@ class PagedCache(Cache):
         """Give the text pages that it shares with nobody, for its slots [start, stop), which come
         after its tokens.
         """
-        known, filled = len(self._text.pages), self.length % PAGE_SLOTS
-        copied = self._reach(self._text, start, stop)
-        for page, own in copied:  # one at the most: that in which the text ends
-            self._keys[:, own, :, :, :filled] = self._keys[:, page, :, :, :filled]
-            self._values[:, own, :, :filled] = self._values[:, page, :, :filled]
-        if copied or known != len(self._text.pages):
-            self._text_pages[0, : len(self._text.pages)] = self._text.pages
+        self._reach(self._text, start, stop)
+        first = start // PAGE_SLOTS
+        self._text_pages[0, first : len(self._text.pages)] = self._text.pages[first:]
 
-    def _reach(self, pages: PageList, start: int, stop: int) -> list[tuple[int, int]]:
+    def _reach(self, pages: PageList, start: int, stop: int) -> None:
         """PageList.reach, for which stores give up pages if there are too few."""
         while pages.num_missing(start, stop) > self._pool.num_free:
             if not any(store.drop_oldest() for store in self._stores):
                 break
-        return pages.reach(start, stop)
+        pages.reach(start, stop, self._copy_page)
+
+    def _copy_page(self, page: int, own: int) -> None:
+        """Copy the page in which the text ends, as far as the text goes."""
+        filled = self.length % PAGE_SLOTS
+        self._keys[:, own, :, :, :filled] = self._keys[:, page, :, :, :filled]
+        self._values[:, own, :, :filled] = self._values[:, page, :, :filled]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,11 +198,11 @@ class KeptPage:
 
     def restore(self, num_tokens: int) -> None:
         """Append the first of them to the text in the cache, which shares the page."""
-        self.cache.share(self.page, num_tokens)
+        self.cache.append_page(self.page, num_tokens)
 
     def release(self) -> None:
         """Give the page up."""
-        self.cache.release(self.page)
+        self.cache.release_page(self.page)
 
 
 def _lazy_pages(shape: Shape, dtype: np.dtype[Any], kept_bytes: int) -> FloatArray:

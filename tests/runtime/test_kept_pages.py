@@ -1,7 +1,9 @@
 """Texts by turns in a cache in pages share them where they begin alike, and nothing is copied."""
 
+import mmap
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,12 +24,12 @@ from bita.engine import PAGE_SLOTS
 from bita.runtime.backends.page_store import Page, common_length
 from bita.runtime.backends.paged_cache import KeptPage, PagedCache
 from bita.runtime.decoding.drafting import Drafts
-from bita.runtime.decoding.memory import peak_host_bytes
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 
 PAGE_BYTES = 4 * LAYERS * HEADS * 2 * PAGE_SLOTS * WIDTH
 ADAPTERS = [adapter_of(length, length) for length in (0, 5, 16, 17)]
+STATM = Path("/proc/self/statm")
 GARBAGE = 123_456.0  # of rows that a step leaves after the text
 
 
@@ -265,13 +267,38 @@ def test_an_interrupted_switch_leaves_no_text_half_in_the_cache(
     np.testing.assert_array_equal(text_by_pages(turns.cache, 39), rows_of(range(39)))
 
 
+def test_an_interrupted_copy_is_made_when_the_text_is_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, turns = random.Random(0), Turns(capacity=100, kept_pages=9, max_pages=9)
+    text = text_of(range(40))
+    turns.take(text)
+    turns.read(text, rng)
+    turns.take(text_of([9]))
+    turns.take(text)
+    with monkeypatch.context() as patches:
+        patches.setattr(turns.cache, "_keys", None)
+        with pytest.raises(TypeError):
+            turns.cache.reserve(1, 1)
+    turns.cache.reserve(1, 1)
+    np.testing.assert_array_equal(text_by_pages(turns.cache, 39), rows_of(range(39)))
+    assert not {*turns.cache._text.pages[2:]} & {*dict(turns.kept())}
+
+
 def test_further_pages_take_no_memory_before_they_are_written_to() -> None:
-    before = peak_host_bytes()
-    cache = PagedCache(shape_of(70), np.float32, 4 << 30)
-    assert cache.slab.nbytes > 4 << 30
+    before = resident_bytes()
+    cache = PagedCache(shape_of(70), np.float32, 1 << 30)
+    assert cache.slab.nbytes > 1 << 30
     cache.start(ADAPTERS[1])
     cache.append(rows_of(range(40)))
-    assert peak_host_bytes() - before < 64 << 20
+    assert resident_bytes() - before < 64 << 20
+
+
+def resident_bytes() -> int:
+    """Physical memory of this process."""
+    if not STATM.exists():
+        pytest.skip("the system does not say how much memory a process has")
+    return int(STATM.read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
 
 def test_there_are_fewer_further_pages_where_the_system_gives_less() -> None:

@@ -130,6 +130,13 @@ def fork_of(text: PageList, length: int) -> PageList:
     return fork
 
 
+def reach(text: PageList, start: int, stop: int) -> list[tuple[int, int]]:
+    """Returns which pages were copied to which."""
+    copied: list[tuple[int, int]] = []
+    text.reach(start, stop, lambda page, own: copied.append((page, own)))
+    return copied
+
+
 def release(text: PageList) -> None:
     for page in text.cut(0):
         text.pool.release(page)
@@ -138,29 +145,29 @@ def release(text: PageList) -> None:
 def test_pages_go_round() -> None:
     pool = PagePool(3)
     texts = [PageList(pool), PageList(pool)]
-    assert texts[0].reach(0, 16) == []
-    texts[1].reach(0, 17)
+    reach(texts[0], 0, 16)
+    reach(texts[1], 0, 17)
     assert [text.pages for text in texts] == [[0], [1, 2]]
     with pytest.raises(EngineError, match="all 3 pages of the cache are in use"):
-        texts[0].reach(16, 17)
+        reach(texts[0], 16, 17)
     release(texts[1])
     assert pool.num_free == 2
-    texts[0].reach(16, 48)
+    reach(texts[0], 16, 48)
     assert sorted(texts[0].pages) == [0, 1, 2]
 
 
 def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
     pool = PagePool(8)
     text = PageList(pool)
-    text.reach(0, 40)
+    reach(text, 0, 40)
     fork = fork_of(text, 20)  # of the second page four slots
     assert fork.pages == text.pages[:2]
     assert pool.num_free == 5
-    assert fork.reach(20, 24) == [(1, 3)]  # its content is copied before the fork writes
+    assert reach(fork, 20, 24) == [(1, 3)]  # its content is copied before the fork writes
     assert fork.pages == [0, 3]
     assert text.pages == [0, 1, 2]
-    assert text.reach(20, 24) == []  # it is alone again
-    assert fork.reach(0, 1) == [(0, 4)]
+    assert reach(text, 20, 24) == []  # it is alone again
+    assert reach(fork, 0, 1) == [(0, 4)]
     release(text)
     assert pool.num_free == 6
     release(fork)
@@ -184,7 +191,7 @@ def test_no_page_is_lost_or_written_by_two(seed: int) -> None:
             case _ if pool.num_free > 4:
                 stop = min(lengths[at] + int(rng.integers(1, 40)), 100)
                 num_free, missing = pool.num_free, texts[at].num_missing(lengths[at], stop)
-                texts[at].reach(lengths[at], stop)
+                reach(texts[at], lengths[at], stop)
                 assert pool.num_free == num_free - missing
                 written = texts[at].pages[lengths[at] // 16 :]
                 others = {page for text in texts if text is not texts[at] for page in text.pages}
