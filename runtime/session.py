@@ -80,8 +80,9 @@ class Session:
         "ort-cpu" too.
         cuda_graph: launch decode steps as captured graphs.
         kept_text_bytes: host memory for keys and values of texts that had to leave the cache to
-        others: conversations and unfinished answers. What does not fit is computed again when it is
-        needed.
+        others: conversations and unfinished answers. Native operators leave them in their pages,
+        which texts that begin alike share; else they are copied. What does not fit is computed
+        again when it is needed.
         keep_answers: keep those of finished answers too.
         """
         marks = marks_of(Path(path))
