@@ -20,7 +20,8 @@ class Generation(Iterator[str]):
 
     Several on one engine may be iterated over by turns, in one thread or in several: a turn has the
     engine for itself, and continues where the answer was. What another text took from the cache is
-    put back, or computed again within the turn; so one answer after the other is fastest.
+    put back, without a copy where caches have pages, or computed again within the turn if it was
+    not kept; so one answer after the other is fastest.
     """
 
     def __init__(

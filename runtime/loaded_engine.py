@@ -33,7 +33,9 @@ class LoadedEngine:
         kept_text_bytes: int,
         keep_answers: bool,
     ) -> "LoadedEngine":
-        """kept_text_bytes: of host memory, for rows that had to leave the cache."""
+        """kept_text_bytes: of host memory, for rows of texts that had to leave the cache; the
+        backend was opened with the same number.
+        """
         vocab_size, eos_ids = engine.manifest.vocab_size, encoder.defaults.chat_eos_ids
         grammars = GrammarCompiler(encoder.codec.tokenizer, vocab_size, eos_ids)
         shared_cache = SharedCache(backend.cache, kept_text_bytes)

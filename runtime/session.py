@@ -80,8 +80,9 @@ class Session:
         "ort-cpu" too.
         cuda_graph: launch decode steps as captured graphs.
         kept_text_bytes: host memory for keys and values of texts that had to leave the cache to
-        others: conversations and unfinished answers. What does not fit is computed again when it is
-        needed.
+        others: conversations and unfinished answers. Native operators leave them in their pages,
+        which texts that begin alike share; else they are copied. What does not fit is computed
+        again when it is needed.
         keep_answers: keep those of finished answers too.
         """
         marks = marks_of(Path(path))
@@ -92,7 +93,7 @@ class Session:
         check_adapter(engine, adapter)
         encoder = PromptEncoder.of_engine(engine)
         _check_eos_ids(engine, encoder.defaults.eos_ids)
-        opened = open_backend(engine, backend, num_threads, cuda_graph)
+        opened = open_backend(engine, backend, num_threads, cuda_graph, kept_text_bytes)
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
         least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
         if min_rows is None:

@@ -70,12 +70,17 @@ class Backend(Protocol):
 
 
 def open_backend(
-    engine: Engine, name: str | None = None, num_threads: int = 0, cuda_graph: bool = True
+    engine: Engine,
+    name: str | None = None,
+    num_threads: int = 0,
+    cuda_graph: bool = True,
+    kept_text_bytes: int = 0,
 ) -> Backend:
     """Load an engine; name: of the backend, None for the one it was built for.
 
     Every engine runs on "ort-cpu" too. num_threads: of a CPU, 0 for one per physical core.
-    cuda_graph: launch decode steps as captured graphs. Raises EngineError.
+    cuda_graph: launch decode steps as captured graphs. kept_text_bytes: of a cache in pages, for
+    texts that have left it. Raises EngineError.
     """
     built_for = engine.manifest.backend
     name = name or built_for
@@ -93,7 +98,7 @@ def open_backend(
         return TensorRtBackend(engine, cuda_graph)
     from bita.runtime.backends.ort_backend import OrtBackend
 
-    return OrtBackend(engine, num_threads)
+    return OrtBackend(engine, num_threads, kept_bytes=kept_text_bytes)
 
 
 def _other_backend(engine: Engine, name: str) -> str:

@@ -5,6 +5,7 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.errors import EngineError
+from bita.runtime.backends.page_store import PageStore
 from bita.tensors import FloatArray, Int64Array
 
+COPIED_TOKENS = 32  # whose rows are copied together when a text leaves
+MIN_COPIED = 8  # tokens; fewer are computed again as fast
 Shape = tuple[int, int, int, int]
 
 
@@ -51,14 +55,30 @@ class Cache(ABC):
     def prefix_length(self) -> int:
         return self._adapter.prefix_length if self._adapter else 0
 
-    def start(self, adapter: Adapter) -> None:
-        """Forget the text, and have this adapter's prefix in the first slots."""
-        self.length = 0
+    def start(self, adapter: Adapter, num_kept: int = 0) -> None:
+        """Begin another text, and have this adapter's prefix in the first slots.
+
+        num_kept: tokens of the text before that the new one begins with, whose rows stay; 0 unless
+        `can_keep_text` says that they may.
+        """
+        self.length = num_kept
         self.text_number += 1
         if adapter is not self._adapter or not self._has_prefix:
             self._write_prefix(adapter)
             self._adapter, self._has_prefix = adapter, True
             self._note_written(adapter.prefix_length)
+
+    def can_keep_text(self, adapter: Adapter) -> bool:
+        """Whether rows of the text may stay when this adapter's prefix comes; here they may if they
+        need not move. No row of a text depends on an adapter.
+        """
+        return self.prefix_length == adapter.prefix_length
+
+    def new_store(self, max_bytes: int) -> PageStore:
+        """What keeps the rows of texts that leave: copies in host memory, of `max_bytes` at the
+        most.
+        """
+        return PageStore(max_bytes, self._copy, COPIED_TOKENS, MIN_COPIED)
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Take the slots after the text that a step of `num_rows` is to write.
@@ -103,6 +123,9 @@ class Cache(ABC):
         self.length += rows.shape[2]
         self._note_written(self.num_slots_used)
 
+    def _copy(self, start: int, stop: int) -> "CopiedRows":
+        return CopiedRows(self, self.read(start, stop))
+
     def _note_written(self, num_slots: int) -> None:
         self._num_written = max(self._num_written, num_slots)
 
@@ -124,6 +147,25 @@ class Cache(ABC):
     @abstractmethod
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         """Copy slots; each target is left of its source, and both ascend."""
+
+
+@dataclass(frozen=True, eq=False)
+class CopiedRows:
+    """A copy of a cache's rows in host memory, [2L, H, n, D]."""
+
+    cache: Cache
+    rows: FloatArray
+
+    @property
+    def num_bytes(self) -> int:
+        return self.rows.nbytes
+
+    def restore(self, num_tokens: int) -> None:
+        """Copy the first of them back, after the text in the cache."""
+        self.cache.append(self.rows[:, :, :num_tokens])
+
+    def release(self) -> None:
+        """Nothing: the memory is freed with this object."""
 
 
 class HostCache(Cache):

@@ -45,8 +45,9 @@ class OrtBackend:
     """One engine loaded into ONNX Runtime, and its cache.
 
     num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
-    run in its place. operators_to: beginning of a file's name, for times of operators. Raises
-    EngineError if the graph cannot be loaded.
+    run in its place. operators_to: beginning of a file's name, for times of operators. kept_bytes:
+    of a cache in pages, for texts that have left it. Raises EngineError if the graph cannot be
+    loaded.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class OrtBackend:
         num_threads: int = 0,
         graph: bytes | None = None,
         operators_to: Path | None = None,
+        kept_bytes: int = 0,
     ) -> None:
         manifest = engine.manifest
         self._engine = engine
@@ -69,7 +71,7 @@ class OrtBackend:
         self._weights.check_loaded()
         check_session(engine, self._session)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
-        self.cache = _allocate(engine, cache_type(self._session))
+        self.cache = _allocate(engine, cache_type(self._session), kept_bytes)
         self.pairs = EnginePairs(engine)
         self.least_slots = least_slots(engine, self._session)  # that a step writes
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
@@ -261,10 +263,10 @@ class BoundStep:
         return binding
 
 
-def _allocate(engine: Engine, dtype: npt.DTypeLike) -> HostCache | PagedCache:
+def _allocate(engine: Engine, dtype: npt.DTypeLike, kept_bytes: int = 0) -> HostCache | PagedCache:
     shape, is_native = engine.manifest.cache_shape, engine.manifest.dialect == NATIVE.name
     try:
-        return PagedCache(shape, dtype) if is_native else HostCache(shape, dtype)
+        return PagedCache(shape, dtype, kept_bytes) if is_native else HostCache(shape, dtype)
     except (OSError, MemoryError, OverflowError, ValueError) as error:
         gigabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e9
         raise EngineError(

@@ -2,21 +2,20 @@
 
 from bita.adapter import Adapter
 from bita.runtime.backends.cache import Cache
-from bita.runtime.decoding.page_store import PageStore, common_length
+from bita.runtime.backends.page_store import common_length
 from bita.runtime.decoding.sequence import TokenSequence
-
-MIN_STORED = 8  # tokens; fewer are computed again as fast
 
 
 class SharedCache:
     """Lets token sequences take turns in one cache.
 
     What two sequences have in common at their beginnings is computed once. Rows of a sequence that
-    is wanted again are kept in host memory, up to `max_bytes`. The caller holds the engine's lock.
+    is wanted again are kept, up to `max_bytes`, in the store that the cache makes. The caller holds
+    the engine's lock.
     """
 
     def __init__(self, cache: Cache, max_bytes: int = 0) -> None:
-        self.store = PageStore(max_bytes)
+        self.store = cache.new_store(max_bytes)
         self._cache = cache
         self._holder: TokenSequence | None = None
         self._text_number = 0  # the cache's, as long as nobody else has started a text in it
@@ -30,12 +29,12 @@ class SharedCache:
         needed = sequence.token_ids[:-1]
         common = self._common(needed, adapter)
         self._keep_holder(common)
-        stored = self.store.match(needed) if self.store.match_length(needed) > common else []
-        self._cache.start(adapter)
-        for rows in stored:
-            self._cache.append(rows)
-        if not stored:
-            self._cache.length = common
+        self.invalidate()  # until the cache has been filled
+        if self.store.match_length(needed) > common:
+            self._cache.start(adapter)
+            self.store.restore(needed)
+        else:
+            self._cache.start(adapter, common)
         self._holder, self._text_number = sequence, self._cache.text_number
 
     def invalidate(self) -> None:
@@ -53,7 +52,7 @@ class SharedCache:
     def _common(self, needed: list[int], adapter: Adapter) -> int:
         """How many tokens at the cache's beginning can stay."""
         held, cache = self._held(), self._cache
-        if held is None or cache.prefix_length != adapter.prefix_length:
+        if held is None or not cache.can_keep_text(adapter):
             return 0
         return common_length(held.token_ids[: cache.length], needed)
 
@@ -61,5 +60,5 @@ class SharedCache:
         held, cache = self._held(), self._cache
         if held is None or not held.is_wanted or not self.store.max_bytes:
             return
-        if cache.length - common >= MIN_STORED:
-            self.store.save(held.token_ids[: cache.length], cache.read)
+        if cache.length - common >= self.store.min_tokens:
+            self.store.save(held.token_ids[: cache.length])

@@ -1,61 +1,80 @@
 """The store gives back the rows it was given, shares beginnings, and stays within its bound."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from cache_rows import HEADS, LAYERS, WIDTH, adapter_of, rows_of, shape_of
 
-from bita.runtime.decoding.page_store import PAGE_TOKENS, PageStore, common_length
+from bita.runtime.backends.cache import COPIED_TOKENS, CopiedRows, HostCache
+from bita.runtime.backends.page_store import common_length
 
-SHAPE = (4, 2, 3)  # layers and sides, heads, width
-ROW_BYTES = 4 * 4 * 2 * 3
-
-
-def rows_of(ids: list[int]) -> np.ndarray:
-    """Rows [2L, H, n, D] that say which tokens they are of, and all before them."""
-    numbers = [hash(tuple(ids[: end + 1])) % 10_007 for end in range(len(ids))]
-    return np.broadcast_to(
-        np.array(numbers, np.float32)[None, None, :, None], (*SHAPE[:2], len(ids), SHAPE[2])
-    ).copy()
+ROW_BYTES = 4 * 2 * LAYERS * HEADS * WIDTH
 
 
-def save(store: PageStore, ids: list[int]) -> list[tuple[int, int]]:
-    read: list[tuple[int, int]] = []
+class RecordingCache(HostCache):
+    """Notes which tokens were copied."""
 
-    def reader(start: int, stop: int) -> np.ndarray:
-        read.append((start, stop))
-        return rows_of(ids)[:, :, start:stop].copy()
+    def __init__(self) -> None:
+        super().__init__(shape_of(2000))
+        self.copied: list[tuple[int, int]] = []
 
-    store.save(ids, reader)
-    return read
+    def read(self, start: int, stop: int) -> np.ndarray:
+        self.copied.append((start, stop))
+        return super().read(start, stop)
 
 
-def found(store: PageStore, ids: list[int]) -> int:
-    pieces = store.match(ids)
-    length = sum(piece.shape[2] for piece in pieces)
-    if pieces:
-        np.testing.assert_array_equal(np.concatenate(pieces, axis=2), rows_of(ids[:length]))
-    assert store.match_length(ids) == length
-    return length
+class SavedTexts:
+    """A cache and its store."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.cache = RecordingCache()
+        self.store = self.cache.new_store(max_bytes)
+
+    def save(self, ids: list[int]) -> list[tuple[int, int]]:
+        """Save a text as the one in the cache; returns which of its rows were copied."""
+        self.cache.start(adapter_of(5))
+        self.cache.append(rows_of(ids))
+        self.cache.copied.clear()
+        self.store.save(ids)
+        return [*self.cache.copied]
+
+    def found(self, ids: list[int]) -> int:
+        """How many tokens of a text are known; their rows are the right ones."""
+        self.cache.start(adapter_of(5))
+        assert self.cache.length == 0
+        self.store.restore(ids)
+        length = self.cache.length
+        np.testing.assert_array_equal(self.cache.read(0, length), rows_of(ids[:length]))
+        assert self.store.match_length(ids) == length
+        return length
+
+    def pages(self) -> Iterator[CopiedRows]:
+        for page in self.store._used:
+            assert page.parent is not None
+            assert page.parent.children[page.tokens] is page
+            assert isinstance(page.kept, CopiedRows)
+            yield page.kept
 
 
 def test_a_text_that_grows_is_read_from_where_it_grew() -> None:
-    store = PageStore(1 << 20)
+    kept = SavedTexts(1 << 24)
     ids = list(range(200))
-    assert save(store, ids[:70]) == [(0, 32), (32, 64), (64, 70)]
-    assert save(store, ids[:70]) == []
-    assert save(store, ids[:66]) == []
-    assert save(store, ids[:100]) == [(64, 96), (96, 100)]
-    assert store.num_bytes == 100 * ROW_BYTES  # the page of 64 to 70 has gone
-    assert found(store, ids) == 100
-    assert found(store, [*ids[:50], 7, 8]) == 50
-    assert found(store, [*ids[:64], 999]) == 64
-    assert found(store, [999]) == 0
-    assert found(store, []) == 0
-    assert save(store, [*ids[:64], 7, 8, 9]) == [(64, 67)]
-    assert found(store, [*ids[:64], 7, 8, 9, 10]) == 67
-    store.clear()
-    assert (store.num_bytes, found(store, ids)) == (0, 0)
+    assert kept.save(ids[:70]) == [(0, 32), (32, 64), (64, 70)]
+    assert kept.save(ids[:70]) == []
+    assert kept.save(ids[:66]) == []
+    assert kept.save(ids[:100]) == [(64, 96), (96, 100)]
+    assert kept.store.num_bytes == 100 * ROW_BYTES  # the page of 64 to 70 has gone
+    assert kept.found(ids) == 100
+    assert kept.found([*ids[:50], 7, 8]) == 50
+    assert kept.found([*ids[:64], 999]) == 64
+    assert kept.found([999]) == 0
+    assert kept.found([]) == 0
+    assert kept.save([*ids[:64], 7, 8, 9]) == [(64, 67)]
+    assert kept.found([*ids[:64], 7, 8, 9, 10]) == 67
+    kept.store.clear()
+    assert (kept.store.num_bytes, kept.found(ids)) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -63,7 +82,7 @@ def test_a_text_that_grows_is_read_from_where_it_grew() -> None:
 def test_whatever_is_saved_and_asked_for(seed: int, max_tokens: int) -> None:
     """Random texts that share beginnings: rows are right, the bound holds, the newest is there."""
     rng = random.Random(seed)
-    store = PageStore(max_tokens * ROW_BYTES)
+    kept = SavedTexts(max_tokens * ROW_BYTES)
     texts: list[list[int]] = [[]]
     for _ in range(150):
         base = rng.choice(texts)
@@ -72,26 +91,22 @@ def test_whatever_is_saved_and_asked_for(seed: int, max_tokens: int) -> None:
             *(rng.randrange(3) for _ in range(rng.randint(1, 80))),
         ]
         texts.append(ids)
-        save(store, ids)
-        assert store.num_bytes <= store.max_bytes
-        length = found(store, ids)
-        assert length >= min(len(ids), max(0, max_tokens - PAGE_TOKENS))
-        found(store, rng.choice(texts))
-    pages = [*store._used]
-    assert store.num_bytes == sum(page.rows.nbytes for page in pages if page.rows is not None)
-    for page in pages:
-        assert page.parent is not None
-        assert page.parent.children[page.tokens] is page
+        kept.save(ids)
+        assert kept.store.num_bytes <= kept.store.max_bytes
+        length = kept.found(ids)
+        assert length >= min(len(ids), max(0, max_tokens - COPIED_TOKENS))
+        kept.found(rng.choice(texts))
+    assert kept.store.num_bytes == sum(rows.num_bytes for rows in kept.pages())
 
 
 def test_what_is_used_least_goes_first() -> None:
-    store = PageStore(3 * 64 * ROW_BYTES)
+    kept = SavedTexts(3 * 64 * ROW_BYTES)
     texts = [[number, *range(63)] for number in range(3)]
     for text in texts:
-        save(store, text)
-    found(store, texts[0])
-    save(store, [9, *range(63)])
-    assert [found(store, text) for text in texts] == [64, 0, 64]
+        kept.save(text)
+    kept.found(texts[0])
+    kept.save([9, *range(63)])
+    assert [kept.found(text) for text in texts] == [64, 0, 64]
 
 
 def test_common_length() -> None:

@@ -1,54 +1,15 @@
 """A cache in pages does what a slab does; pages of several texts are shared until one writes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
-from tiny_models import random_checkpoint
+from cache_rows import adapter_of, prefix_by_pages, text_by_pages, write_step
 
-from bita.adapter import Adapter, random_adapter
 from bita.errors import EngineError
-from bita.identity import identify
-from bita.runtime.backends.cache import Cache, HostCache
-from bita.runtime.backends.page_pool import PageList, PagePool
+from bita.runtime.backends.cache import HostCache
+from bita.runtime.backends.page_pool import PageList, PagePool, num_pages
 from bita.runtime.backends.paged_cache import PagedCache
 
 SHAPE = (8, 2, 50, 16)  # of 4 layers; 50 slots are three pages and a bit
-IDENTITY = identify(random_checkpoint())
-
-
-def adapter_of(prefix_length: int, seed: int = 0) -> Adapter:
-    return random_adapter(IDENTITY, 3, prefix_length, seed=seed)
-
-
-def write_step(cache: Cache, rows: np.ndarray) -> None:
-    """Write rows [2L, H, n, D] after the text, as a step does; its length stays."""
-    count = rows.shape[2]
-    cache.reserve(count, count)
-    assert isinstance(cache, (HostCache, PagedCache))
-    cache.write(rows)
-
-
-def text_by_pages(cache: PagedCache, num_slots: int) -> np.ndarray:
-    """[2L, H, n, D] of the text's first slots, as an operator finds them: by the placement."""
-    pages = cache.placement["text_pages"][0]
-    return slots_of(cache, [(pages[slot // 16], slot % 16) for slot in range(num_slots)])
-
-
-def prefix_by_pages(cache: PagedCache, num_slots: int) -> np.ndarray:
-    pages = cache.placement["prefix_pages"]
-    return slots_of(cache, [(pages[slot // 16], slot % 16) for slot in range(num_slots)])
-
-
-def slots_of(cache: PagedCache, places: Sequence[tuple[int, int]]) -> np.ndarray:
-    layers, heads, _, width = cache.shape
-    rows = np.zeros((layers, heads, len(places), width), cache.dtype)
-    for name, pages in cache.views().items():
-        layer = int(name.removesuffix(".pages"))
-        for at, (page, slot) in enumerate(places):
-            rows[2 * layer, :, at] = pages[page, :, 0].reshape(heads, width, 16)[:, :, slot]
-            rows[2 * layer + 1, :, at] = pages[page, :, 1].reshape(heads, 16, width)[:, slot]
-    return rows
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -71,8 +32,7 @@ def test_it_does_what_a_slab_does(seed: int, dtype: type) -> None:
             case 1 if host.length:  # the same text from an earlier token on
                 kept = int(rng.integers(host.length + 1))
                 for cache in (host, paged):
-                    cache.start(adapter)
-                    cache.length = kept
+                    cache.start(adapter, kept)
             case 2:
                 for cache in (host, paged):
                     cache.clear_around_text()
@@ -162,35 +122,55 @@ def test_clearing_makes_zeros_of_the_prefix_and_of_what_steps_left() -> None:
     assert prefix_by_pages(cache, 5).any()
 
 
+def fork_of(text: PageList, length: int) -> PageList:
+    """A list that begins with the same slots, in the same pages."""
+    fork = PageList(text.pool)
+    for page in text.pages[: num_pages(length)]:
+        fork.append(page)
+    return fork
+
+
+def reach(text: PageList, start: int, stop: int) -> list[tuple[int, int]]:
+    """Returns which pages were copied to which."""
+    copied: list[tuple[int, int]] = []
+    text.reach(start, stop, lambda page, own: copied.append((page, own)))
+    return copied
+
+
+def release(text: PageList) -> None:
+    for page in text.cut(0):
+        text.pool.release(page)
+
+
 def test_pages_go_round() -> None:
     pool = PagePool(3)
     texts = [PageList(pool), PageList(pool)]
-    assert texts[0].reach(0, 16) == []
-    texts[1].reach(0, 17)
+    reach(texts[0], 0, 16)
+    reach(texts[1], 0, 17)
     assert [text.pages for text in texts] == [[0], [1, 2]]
     with pytest.raises(EngineError, match="all 3 pages of the cache are in use"):
-        texts[0].reach(16, 17)
-    texts[1].release()
+        reach(texts[0], 16, 17)
+    release(texts[1])
     assert pool.num_free == 2
-    texts[0].reach(16, 48)
+    reach(texts[0], 16, 48)
     assert sorted(texts[0].pages) == [0, 1, 2]
 
 
 def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
     pool = PagePool(8)
     text = PageList(pool)
-    text.reach(0, 40)
-    fork = text.fork(20)  # of the second page four slots
+    reach(text, 0, 40)
+    fork = fork_of(text, 20)  # of the second page four slots
     assert fork.pages == text.pages[:2]
     assert pool.num_free == 5
-    assert fork.reach(20, 24) == [(1, 3)]  # its content is copied before the fork writes
+    assert reach(fork, 20, 24) == [(1, 3)]  # its content is copied before the fork writes
     assert fork.pages == [0, 3]
     assert text.pages == [0, 1, 2]
-    assert text.reach(20, 24) == []  # it is alone again
-    assert fork.reach(0, 1) == [(0, 4)]
-    text.release()
+    assert reach(text, 20, 24) == []  # it is alone again
+    assert reach(fork, 0, 1) == [(0, 4)]
+    release(text)
     assert pool.num_free == 6
-    fork.release()
+    release(fork)
     assert pool.num_free == 8
 
 
@@ -204,13 +184,15 @@ def test_no_page_is_lost_or_written_by_two(seed: int) -> None:
         match rng.integers(3):
             case 0 if len(texts) < 6:
                 lengths.append(int(rng.integers(lengths[at] + 1)))
-                texts.append(texts[at].fork(lengths[-1]))
+                texts.append(fork_of(texts[at], lengths[-1]))
             case 1 if len(texts) > 1:
-                texts.pop(at).release()
+                release(texts.pop(at))
                 lengths.pop(at)
             case _ if pool.num_free > 4:
                 stop = min(lengths[at] + int(rng.integers(1, 40)), 100)
-                texts[at].reach(lengths[at], stop)
+                num_free, missing = pool.num_free, texts[at].num_missing(lengths[at], stop)
+                reach(texts[at], lengths[at], stop)
+                assert pool.num_free == num_free - missing
                 written = texts[at].pages[lengths[at] // 16 :]
                 others = {page for text in texts if text is not texts[at] for page in text.pages}
                 assert not others & {*written}

@@ -1,0 +1,148 @@
+"""Pages of token sequences that had to leave the cache, found by their tokens.
+
+What a page keeps of its rows, a copy or a place in the cache, is up to the cache. Sequences that
+begin alike share pages. The least recently used page goes first. Pages form a tree over prefixes of
+token ids: SGLang's RadixAttention (arXiv 2312.07104), here for one sequence at a time.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Kept(Protocol):
+    """Cached rows of a few tokens, which stay known while other texts have the cache."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def restore(self, num_tokens: int) -> None:
+        """Append the rows of the first of them to the text in the cache."""
+
+    def release(self) -> None:
+        """Give the rows up. They cannot be restored after that."""
+
+
+Keep = Callable[[int, int], Kept]  # tokens [start, stop) of the text in the cache -> their rows
+
+
+@dataclass(eq=False)
+class Page:
+    """Some tokens after those of its parents, and what is kept of them."""
+
+    tokens: tuple[int, ...]
+    parent: "Page | None"
+    kept: Kept | None = None
+    children: "dict[tuple[int, ...], Page]" = field(default_factory=dict)
+
+
+class PageStore:
+    """Finds cached rows by token ids.
+
+    max_bytes: of all pages together; 0 keeps nothing. keep: called for each page that is new.
+    page_tokens: of a page, but that a sequence's last may have fewer. min_tokens: a text that loses
+    fewer than these when it leaves is not worth keeping.
+    """
+
+    def __init__(self, max_bytes: int, keep: Keep, page_tokens: int, min_tokens: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.min_tokens = min_tokens
+        self.num_bytes = 0
+        self._keep = keep
+        self._page_tokens = page_tokens
+        self._start = Page((), None)
+        self._used: OrderedDict[Page, None] = OrderedDict()  # least recently first
+
+    def save(self, token_ids: Sequence[int]) -> None:
+        """Keep what is not known yet of the text in the cache, whose tokens these are, as far as
+        there is room.
+        """
+        page, ids = self._start, tuple(token_ids)
+        for start in range(0, len(ids), self._page_tokens):
+            tokens = ids[start : start + self._page_tokens]
+            known = page.children.get(tokens) or self._beginning_with(tokens, page)
+            page = known or self._add(page, tokens, self._keep(start, start + len(tokens)))
+        self._touch(page)
+        while self.num_bytes > self.max_bytes:
+            self.drop_oldest()
+
+    def restore(self, token_ids: Sequence[int]) -> None:
+        """Append the longest known beginning of a sequence to the cache, where a text was begun."""
+        page = self._start
+        for page, count in self._known(tuple(token_ids)):
+            assert page.kept is not None
+            page.kept.restore(count)
+        self._touch(page)
+
+    def match_length(self, token_ids: Sequence[int]) -> int:
+        """How many tokens at the beginning of a sequence are known."""
+        return sum(count for _, count in self._known(tuple(token_ids)))
+
+    def drop_oldest(self) -> bool:
+        """Forget the page that was not used for longest; False if there is none."""
+        if not self._used:
+            return False
+        self._drop(next(iter(self._used)))
+        return True
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        while self.drop_oldest():
+            pass
+
+    def _known(self, ids: tuple[int, ...]) -> Iterator[tuple[Page, int]]:
+        """The pages of a sequence's beginning, and how many tokens of each."""
+        page, start = self._start, 0
+        while start < len(ids):
+            tokens = ids[start : start + self._page_tokens]
+            full = page.children.get(tokens)
+            if full is None:
+                common = [
+                    (common_length(each.tokens, tokens), each) for each in page.children.values()
+                ]
+                count, nearest = max(common, key=lambda item: item[0], default=(0, page))
+                if count:
+                    yield nearest, count
+                return
+            yield full, len(tokens)
+            page, start = full, start + len(tokens)
+
+    def _beginning_with(self, tokens: tuple[int, ...], page: Page) -> Page | None:
+        """A page after `page` that begins with these tokens."""
+        if len(tokens) == self._page_tokens:
+            return None
+        following = page.children.items()
+        return next((each for key, each in following if key[: len(tokens)] == tokens), None)
+
+    def _add(self, parent: Page, tokens: tuple[int, ...], kept: Kept) -> Page:
+        shorter = [each for key, each in parent.children.items() if key == tokens[: len(key)]]
+        for each in shorter:  # a last page that the sequence has outgrown
+            self._drop(each)
+        page = Page(tokens, parent, kept)
+        parent.children[tokens] = page
+        self._used[page] = None
+        self.num_bytes += kept.num_bytes
+        return page
+
+    def _touch(self, page: Page) -> None:
+        """Note the use of a page and its parents, which always count as used after it."""
+        while page.parent is not None:
+            self._used.move_to_end(page)
+            page = page.parent
+
+    def _drop(self, page: Page) -> None:
+        assert page.parent is not None
+        assert page.kept is not None
+        del page.parent.children[page.tokens]
+        del self._used[page]
+        self.num_bytes -= page.kept.num_bytes
+        page.kept.release()
+
+
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginnings."""
+    shorter = min(len(left), len(right))
+    if left[:shorter] == right[:shorter]:
+        return shorter
+    return next(at for at in range(shorter) if left[at] != right[at])

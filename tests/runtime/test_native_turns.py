@@ -1,0 +1,158 @@
+"""Texts that take turns on engines of native operators write to the bit what they write alone."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deadlines import stopped_if_it_hangs
+from native_engines import FEATURES, native_engine, require_library
+from random_drafts import AR, drafting_adapter, prompt_ids, random_tree
+
+from bita.runtime.backends.page_pool import num_pages
+from bita.runtime.backends.paged_cache import PagedCache
+from bita.runtime.generation import Generation
+from bita.runtime.session import Session
+
+CAPACITY = 720
+OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True, "logprobs": 5}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, int4, C = 720, three masks, prefix of 5, tree (5,4,3)."""
+    require_library()
+    return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", CAPACITY).path
+
+
+def open_session(engine: Path, kept_pages: int = 1000) -> Session:
+    """kept_pages: that the store may keep."""
+    kept_text_bytes = kept_pages * page_bytes(Session.open(engine, num_threads=1))
+    return Session.open(engine, num_threads=1, kept_text_bytes=kept_text_bytes)
+
+
+def cache_of(session: Session) -> PagedCache:
+    cache = session.backend.cache
+    assert isinstance(cache, PagedCache)
+    return cache
+
+
+def page_bytes(session: Session) -> int:
+    return cache_of(session).slab[:, 0].nbytes
+
+
+def num_used(session: Session) -> int:
+    cache = cache_of(session)
+    return cache.slab.shape[1] - cache._pool.num_free
+
+
+def by_turns(streams: Sequence[Generation], rng: random.Random) -> None:
+    """Take a step of one after the other, in random order, to their ends."""
+    with stopped_if_it_hangs():
+        while running := [stream for stream in streams if stream.finish_reason is None]:
+            rng.shuffle(running)
+            for stream in running:
+                next(stream, None)
+
+
+def assert_as_alone(session: Session, found: Generation, **options: Any) -> None:
+    """The tokens and log-probabilities of another session that reads the prompt whole."""
+    session.forget()
+    alone = session.generate(list(found.prompt_ids), **{**OPTIONS, **options})
+    assert alone.num_reused == 0
+    assert found.token_ids == alone.token_ids
+    assert found.logprobs == alone.logprobs
+
+
+@pytest.mark.parametrize("kept_pages", [0, 5, 14, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_forks_by_turns_write_what_each_writes_alone(
+    engine: Path, kept_pages: int, seed: int
+) -> None:
+    """A step each in random order, three turns of conversation; pages have to leave where few are
+    kept.
+    """
+    rng, session = random.Random(seed), open_session(engine, kept_pages)
+    other = Session.open(engine, num_threads=1)
+    talk = session.conversation([{"role": "system", "content": "The tree of drafts grows."}])
+    talk.send("The quick brown fox", **OPTIONS).run()
+    talks = [talk, *(talk.fork() for _ in range(3))]
+    for question in ("A", "And the lazy dog?", "So"):
+        chosen = {"temperature": 0.8, "seed": seed} if question == "So" else {}
+        answers = [
+            each.send(f"{question} {number}", **OPTIONS, **chosen)
+            for number, each in enumerate(talks)
+        ]
+        by_turns(answers, rng)
+        store = session.decoder.shared_cache.store
+        assert store.num_bytes <= kept_pages * page_bytes(session)
+        for answer in answers:
+            assert_as_alone(other, answer, **chosen)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_trees_and_adapters_take_turns_too(engine: Path, seed: int) -> None:
+    """Prefixes that take no page, one or two; what the texts share is read once."""
+    rng = random.Random(seed)
+    session = open_session(engine, rng.choice((8, 40, 1000)))
+    other = Session.open(engine, num_threads=1)
+    begin, jobs = prompt_ids(seed, 45), []
+    for number, prefix_length in enumerate((0, 5, 17, 20)):
+        adapter = drafting_adapter(session, prefix_length, number)
+        own = session.using(tree=rng.choice([AR, random_tree(seed)]), adapter=adapter)
+        prompt = [*begin[: rng.randint(20, 45)], *prompt_ids(number, 30)]
+        jobs.append(own.stream(prompt, **OPTIONS))
+    by_turns(jobs, rng)
+    assert sum(stream.num_reused > 0 for stream in jobs) == 3
+    for stream in jobs:
+        assert_as_alone(other, stream)
+
+
+def test_an_adapter_with_another_prefix_finds_the_text_in_its_place(engine: Path) -> None:
+    session = open_session(engine, kept_pages=0)
+    first = session.generate(prompt_ids(1, 60), **OPTIONS)
+    for prefix_length in (0, 17, 5, 40):
+        adapter = drafting_adapter(session, prefix_length, seed=1)
+        again = session.using(adapter=adapter).generate(prompt_ids(1, 60), **OPTIONS)
+        assert again.num_reused == 59
+        assert again.logprobs == first.logprobs
+
+
+def test_forks_of_a_long_text_take_no_more_pages_than_they_need(engine: Path) -> None:
+    """Six answers to a prompt of 500 tokens, which ends in a page that each writes to."""
+    kept_text_bytes = 100 * page_bytes(open_session(engine))
+    session = Session.open(
+        engine, num_threads=1, kept_text_bytes=kept_text_bytes, keep_answers=True
+    )
+    chosen = {**OPTIONS, "temperature": 1.0}
+    answers = [session.stream(prompt_ids(1, 500), **chosen, seed=seed) for seed in range(6)]
+    while not answers[0].token_ids:
+        next(answers[0])
+    by_turns(answers, random.Random(0))
+    assert [answer.num_reused for answer in answers] == [0, 499, 499, 499, 499, 499]
+    session.generate([7], 1)  # so that all of them have left
+    own = num_pages(500 + 24) - 500 // 16
+    assert own == 2
+    assert num_used(session) == 500 // 16 + 6 * own + 1 + 1  # a page of the prefix, and of [7]
+
+
+def test_nothing_of_a_text_that_comes_back_is_read_again(engine: Path) -> None:
+    session, rows = open_session(engine), []
+    streams = [session.stream(prompt_ids(seed, 500), **OPTIONS) for seed in range(3)]
+    for stream in streams:
+        while not stream.token_ids:
+            next(stream)
+    session.record(lambda name, began, ended, num_rows: rows.append((name, num_rows)))
+    by_turns(streams, random.Random(0))
+    assert not [each for each in rows if each[0] == "prefill"]
+    assert len(rows) > 60
+
+
+def test_a_session_has_pages_for_the_texts_that_it_keeps(engine: Path) -> None:
+    """None for none; and by default such that opening takes no memory for them."""
+    without, usual = open_session(engine, 0), Session.open(engine, num_threads=1)
+    needed = num_pages(CAPACITY - 1) + 1
+    assert cache_of(without).slab.shape[1] == needed
+    assert cache_of(open_session(engine, 9)).slab.shape[1] == needed + 9
+    assert cache_of(usual).slab.shape[1] == needed + (256 << 20) // page_bytes(usual)
