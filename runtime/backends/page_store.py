@@ -64,8 +64,8 @@ class PageStore:
             known = page.children.get(tokens) or self._beginning_with(tokens, page)
             page = known or self._add(page, tokens, self._keep(start, start + len(tokens)))
         self._touch(page)
-        while self.num_bytes > self.max_bytes:
-            self.drop_oldest()
+        while self.num_bytes > self.max_bytes and self.drop_oldest():
+            pass
 
     def restore(self, token_ids: Sequence[int]) -> None:
         """Append the longest known beginning of a sequence to the cache, where a text was begun."""
