@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import ref
 
 
 class Kept(Protocol):
@@ -31,10 +32,21 @@ Keep = Callable[[int, int], Kept]  # tokens [start, stop) of the text in the cac
 class Page:
     """Some tokens after those of its parents, and what is kept of them."""
 
-    tokens: tuple[int, ...]
-    parent: "Page | None"
+    tokens: tuple[int, ...] = ()
     kept: Kept | None = None
     children: "dict[tuple[int, ...], Page]" = field(default_factory=dict)
+    _parent: "ref[Page] | None" = None  # weak, so that caches are freed with their stores
+
+    @property
+    def parent(self) -> "Page | None":
+        """The page before it; None for the first, which has no tokens."""
+        return None if self._parent is None else self._parent()
+
+    def append(self, tokens: tuple[int, ...], kept: Kept) -> "Page":
+        """Add a page that follows it."""
+        page = Page(tokens, kept, _parent=ref(self))
+        self.children[tokens] = page
+        return page
 
 
 class PageStore:
@@ -51,7 +63,7 @@ class PageStore:
         self.num_bytes = 0
         self._keep = keep
         self._page_tokens = page_tokens
-        self._start = Page((), None)
+        self._start = Page()
         self._used: OrderedDict[Page, None] = OrderedDict()  # least recently first
 
     def save(self, token_ids: Sequence[int]) -> None:
@@ -64,8 +76,8 @@ class PageStore:
             known = page.children.get(tokens) or self._beginning_with(tokens, page)
             page = known or self._add(page, tokens, self._keep(start, start + len(tokens)))
         self._touch(page)
-        while self.num_bytes > self.max_bytes:
-            self.drop_oldest()
+        while self.num_bytes > self.max_bytes and self.drop_oldest():
+            pass
 
     def restore(self, token_ids: Sequence[int]) -> None:
         """Append the longest known beginning of a sequence to the cache, where a text was begun."""
@@ -119,17 +131,16 @@ class PageStore:
         shorter = [each for key, each in parent.children.items() if key == tokens[: len(key)]]
         for each in shorter:  # a last page that the sequence has outgrown
             self._drop(each)
-        page = Page(tokens, parent, kept)
-        parent.children[tokens] = page
+        page = parent.append(tokens, kept)
         self._used[page] = None
         self.num_bytes += kept.num_bytes
         return page
 
     def _touch(self, page: Page) -> None:
         """Note the use of a page and its parents, which always count as used after it."""
-        while page.parent is not None:
+        while (parent := page.parent) is not None:
             self._used.move_to_end(page)
-            page = page.parent
+            page = parent
 
     def _drop(self, page: Page) -> None:
         assert page.parent is not None

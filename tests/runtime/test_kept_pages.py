@@ -1,7 +1,9 @@
 """Texts by turns in a cache in pages share them where they begin alike, and nothing is copied."""
 
+import gc
 import mmap
 import random
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -283,6 +285,21 @@ def test_an_interrupted_copy_is_made_when_the_text_is_written_to(
     turns.cache.reserve(1, 1)
     np.testing.assert_array_equal(text_by_pages(turns.cache, 39), rows_of(range(39)))
     assert not {*turns.cache._text.pages[2:]} & {*dict(turns.kept())}
+
+
+def test_a_cache_is_freed_with_its_store() -> None:
+    """At once, not when Python next looks for cycles: it may be most of a machine's memory."""
+    turns = Turns(capacity=100, kept_pages=9, max_pages=9)
+    for ids in (range(40), range(60), [9]):
+        turns.take(text_of(ids))
+        turns.read(text_of(ids), random.Random(0))
+    assert turns.store.num_bytes
+    cache = weakref.ref(turns.cache)
+    gc.disable()
+    del turns
+    freed = cache() is None
+    gc.enable()
+    assert freed
 
 
 def test_further_pages_take_no_memory_before_they_are_written_to() -> None:

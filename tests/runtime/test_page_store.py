@@ -109,6 +109,12 @@ def test_what_is_used_least_goes_first() -> None:
     assert [kept.found(text) for text in texts] == [64, 0, 64]
 
 
+def test_a_negative_bound_keeps_nothing() -> None:
+    kept = SavedTexts(-1)
+    kept.save([1, 2, 3])
+    assert (kept.store.num_bytes, kept.found([1, 2, 3])) == (0, 0)
+
+
 def test_common_length() -> None:
     assert common_length([1, 2, 3], [1, 2, 4]) == 2
     assert common_length([1, 2], [1, 2, 4]) == 2
