@@ -31,8 +31,8 @@ def measure_quality(
     """Read the texts with both. reference: the float32 engine.
 
     Layers are compared whose products are named in both graphs, and residual sums: the native
-    operators keep products to themselves. Raises EngineError if a value inside an engine, or what is measured, is not a finite
-    number.
+    operators keep products to themselves. Raises EngineError if a value inside an engine, or what
+    is measured, is not a finite number.
     """
     known = {*value_names(engine, OUTPUT, SUM)}
     names = [name for name in value_names(reference, OUTPUT, SUM) if name in known]
@@ -81,12 +81,15 @@ class _Sums:
         num = max(self.num_tokens, 1)
         relative = np.sqrt(self.errors / np.maximum(self.norms, np.finfo(float).tiny))
         worst = int(relative.argmax()) if names else None
+        layer = "" if worst is None else names[worst].removesuffix(OUTPUT).removesuffix(SUM)
         return Quality(
             perplexity=_exp(self.loss / num),
             reference_perplexity=_exp(self.reference_loss / num),
             kl=max(self.kl / num, 0.0),
             same_greedy=self.same / num,
-            worst_layer="" if worst is None else names[worst].removesuffix(OUTPUT).removesuffix(SUM),
+            worst_layer=""
+            if worst is None
+            else names[worst].removesuffix(OUTPUT).removesuffix(SUM),
             worst_layer_error=0.0 if worst is None else float(relative[worst]),
             num_texts=num_texts,
             num_tokens=self.num_tokens,

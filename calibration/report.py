@@ -19,10 +19,10 @@ class Quality:
 
     kl: nats per token, of the float32 engine's distribution to this one's. same_greedy: share of
     tokens with the same argmax. worst_layer: the linear layer whose output differs most, or the
-    sublayer whose residual sum does, worst_layer_error: the norm of the difference relative to that of the output, both with the
-    inputs that each engine gives it. num_tokens: how many the means are over. quantizer: of int4
-    weights, "file" for blocks that the file had, else "none". prompts: files whose answers were
-    read.
+    sublayer whose residual sum does, worst_layer_error: the norm of the difference relative to that
+    of the output, both with the inputs that each engine gives it. num_tokens: how many the means
+    are over. quantizer: of int4 weights, "file" for blocks that the file had, else "none". prompts:
+    files whose answers were read.
     """
 
     perplexity: float

@@ -210,7 +210,8 @@ class NativeDecoder:
         """
         label, names = _site(index, site)
         if site == "gate_up":
-            weight = self._blocks.gated_weight(label, *names)
+            gate, up = names
+            weight = self._blocks.gated_weight(label, gate, up)
         else:
             weight = self._blocks.weight(label, names)
         num_out, num_in = self._weights.shape(names)

@@ -130,9 +130,7 @@ def test_texts_take_turns_in_the_pages(engine: Path) -> None:
     assert isinstance(session.backend.cache, PagedCache)
 
 
-def test_errors_of_sublayers_can_be_measured(
-    built: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_sublayers_can_be_measured(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of their residual sums: products of linear layers never exist outside of an operator."""
     use_reference_operators(monkeypatch)
     engine = open_engine(built)
