@@ -87,9 +87,7 @@ class _Sums:
             reference_perplexity=_exp(self.reference_loss / num),
             kl=max(self.kl / num, 0.0),
             same_greedy=self.same / num,
-            worst_layer=""
-            if worst is None
-            else names[worst].removesuffix(OUTPUT).removesuffix(SUM),
+            worst_layer=layer,
             worst_layer_error=0.0 if worst is None else float(relative[worst]),
             num_texts=num_texts,
             num_tokens=self.num_tokens,

@@ -1,7 +1,5 @@
 #include "embed.h"
 
-#include <cstring>
-
 #include "../kernels/numbers.h"
 
 namespace bita {

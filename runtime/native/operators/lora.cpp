@@ -16,9 +16,9 @@ Lora::Lora(const NodeRun& node, size_t down, size_t first_mask_row, int64_t inpu
   if (!first_row || !down_ || !up_)
     throw std::runtime_error("first_mask_row, down and up belong together");
   check_dims("first_mask_row", first_row, {1});
-  check_dims("down", down_, {inputs_, -1});
+  check_dims(node.name(down), down_, {inputs_, -1});
   rank_ = down_.dims[1];
-  check_dims("up", up_, {rank_, outputs_});
+  check_dims(node.name(down + 1), up_, {rank_, outputs_});
   first_row_ = first_row.as<int64_t>()[0];
   if (first_row_ < 0) throw std::runtime_error("first_mask_row is negative");
   if (!is_active()) return;

@@ -1,13 +1,20 @@
 #include "ort.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <thread>
 
 namespace bita {
 namespace {
 
-const OrtApi* api = nullptr;
+constexpr int64_t kMaxProcessors = 64;
+
+int64_t in_range(int64_t processors) { return std::clamp<int64_t>(processors, 1, kMaxProcessors); }
+
+// Each session sets it, while operators of others may run.
+std::atomic<const OrtApi*> api{nullptr};
+int64_t processors = in_range(std::thread::hardware_concurrency());
 
 struct ReleaseShape {
   OrtTensorTypeAndShapeInfo* shape = nullptr;
@@ -18,8 +25,8 @@ struct ReleaseShape {
 
 }  // namespace
 
-const OrtApi& ort() { return *api; }
-void set_ort(const OrtApi* given) { api = given; }
+const OrtApi& ort() { return *api.load(std::memory_order_relaxed); }
+void set_ort(const OrtApi* given) { api.store(given, std::memory_order_relaxed); }
 
 void check(OrtStatus* status) {
   if (!status) return;
@@ -28,11 +35,8 @@ void check(OrtStatus* status) {
   throw std::runtime_error(text);
 }
 
-int64_t num_processors() {
-  constexpr int64_t kMost = 64;
-  static const int64_t count = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, kMost);
-  return count;
-}
+int64_t num_processors() { return processors; }
+void use_processors(int64_t count) { processors = in_range(count); }
 
 std::string text_of(const Dims& dims) {
   std::string text = "[";

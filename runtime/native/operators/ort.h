@@ -6,7 +6,6 @@
 
 #include <onnxruntime_c_api.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <exception>
@@ -67,10 +66,6 @@ struct Tensor {
   const T* as() const {
     return static_cast<const T*>(data);
   }
-  template <class T>
-  T* writable() const {
-    return static_cast<T*>(data);
-  }
   int64_t size() const;
 };
 
@@ -98,6 +93,7 @@ class NodeInfo {
   float real(const char* name, float otherwise) const;
   std::string text(const char* name) const;
   bool has_input(size_t index) const;
+  const char* name(size_t index) const { return inputs_[index].name; }
   // An initializer; empty if the input is absent and optional.
   Tensor constant(size_t index) const;
 
@@ -108,6 +104,8 @@ class NodeInfo {
 
 // Processors of the machine, 1 to 64. What is computed does not depend on their number.
 int64_t num_processors();
+// Count on another number of them, as tests do, while no operator runs.
+void use_processors(int64_t count);
 
 // A node as it runs.
 class NodeRun {
@@ -117,6 +115,7 @@ class NodeRun {
 
   // Empty if the input is absent.
   Tensor input(size_t index) const;
+  const char* name(size_t index) const { return inputs_[index].name; }
   // Null where the graph does not use an optional output, or it has no elements.
   void* output(size_t index, const int64_t* dims, size_t num_dims) const;
   template <class T>

@@ -3,6 +3,7 @@
 namespace bita {
 
 void Progress::start(size_t num_phases, int64_t most_pieces) {
+  is_finished_.store(false, std::memory_order_relaxed);
   most_pieces_ = static_cast<size_t>(most_pieces);
   const size_t num_taken = num_phases * most_pieces_;
   if (num_taken > num_taken_) {

@@ -5,6 +5,7 @@
 // taken, and one thread alone does all of them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -53,6 +54,10 @@ class Progress {
     return done_[phase].value.load(std::memory_order_acquire) == pieces;
   }
 
+  // All phases have ended: who comes now need not look for pieces.
+  void finish() { is_finished_.store(true, std::memory_order_release); }
+  bool is_finished() const { return is_finished_.load(std::memory_order_acquire); }
+
  private:
   // Each has a line of the cache of its own.
   template <class T>
@@ -62,6 +67,7 @@ class Progress {
   std::unique_ptr<Apart<bool>[]> taken_;
   std::unique_ptr<Apart<int64_t>[]> done_;
   size_t most_pieces_ = 0, num_taken_ = 0, num_phases_ = 0;
+  std::atomic<bool> is_finished_{false};
 };
 
 // Progress of the loop that this thread runs.
@@ -69,10 +75,14 @@ Progress& progress_of_thread();
 
 // Wait until the threads that took the last pieces of a phase are done.
 inline void await_end(const Progress& progress, size_t phase, int64_t pieces) {
-  constexpr int kSpins =
-      20000;  // about 100 us; longer waits are for a thread that has no processor
-  for (int spins = 0; !progress.has_ended(phase, pieces); ++spins) {
-    if (spins > kSpins) std::this_thread::yield();
+  // About 100 us; longer waits are for a thread that has no processor.
+  constexpr int kSpins = 20000;
+  int spins = 0;
+  while (!progress.has_ended(phase, pieces)) {
+    if (spins < kSpins)
+      ++spins;
+    else
+      std::this_thread::yield();
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -88,6 +98,7 @@ void run_phases(const NodeRun& node, const Phase<Bodies>&... phases) {
   Progress& progress = progress_of_thread();
   progress.start(sizeof...(phases), std::max({phases.pieces...}));
   node.parallel(members, [&](int64_t member) {
+    if (progress.is_finished()) return;  // as for a thread's second member
     size_t index = 0;
     const auto take_part = [&](const auto& phase) {
       const int64_t pieces = phase.pieces, first = pieces * member / members;
@@ -100,6 +111,7 @@ void run_phases(const NodeRun& node, const Phase<Bodies>&... phases) {
       await_end(progress, index++, pieces);
     };
     (take_part(phases), ...);
+    progress.finish();
   });
 }
 

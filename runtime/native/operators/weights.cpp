@@ -12,11 +12,9 @@ Weights read_weights(const NodeInfo& info, size_t first, int64_t bits, int64_t i
   const Tensor values = info.constant(first), scales = info.constant(first + 1);
   const Tensor minima = info.constant(first + 2);
   const Dims per_block = {weights.tiles(), weights.blocks(), kTile};
-  check_dims("values", values, {weights.tiles(), weights.blocks(), weights.block_bytes()});
-  check_dims("scales", scales, per_block);
-  if (minima) check_dims("minima", minima, per_block);
-  if (values.type != kByte || scales.type != kHalf || (minima && minima.type != kHalf))
-    throw std::runtime_error("values, scales or minima are of a wrong type");
+  check_dims(info.name(first), values, {weights.tiles(), weights.blocks(), weights.block_bytes()});
+  check_dims(info.name(first + 1), scales, per_block);
+  if (minima) check_dims(info.name(first + 2), minima, per_block);
   weights.values = values.as<uint8_t>();
   weights.scales = scales.as<uint16_t>();
   weights.minima = minima.as<uint16_t>();
@@ -26,8 +24,7 @@ Weights read_weights(const NodeInfo& info, size_t first, int64_t bits, int64_t i
 const float* read_vector(const NodeInfo& info, size_t index, int64_t size) {
   const Tensor vector = info.constant(index);
   if (!vector) return nullptr;
-  check_dims("a vector", vector, {size});
-  if (vector.type != kFloat) throw std::runtime_error("a vector is not of floats");
+  check_dims(info.name(index), vector, {size});
   return vector.as<float>();
 }
 

@@ -8,7 +8,7 @@ namespace bita {
 
 // Read values, scales and minima (inputs `first` to `first + 2`) of weights [outputs, inputs].
 // bits: an attribute of the node; 4 or 8.
-// Raises std::runtime_error if their types or shapes are not those of the layout.
+// Raises std::runtime_error if their shapes are not those of the layout; the types are the ports'.
 Weights read_weights(const NodeInfo& info, size_t first, int64_t bits, int64_t inputs,
                      int64_t outputs);
 

@@ -167,9 +167,10 @@ const Adds no_rows("Attention of no rows leaves the cache as it is", [] {
     expect(found[0].dims == std::vector<int64_t>{0, 44}, "no rows");
     expect_same(found[1].bytes, step.past.bytes, "the cache");
   }
-  Node nothing = step.node();
-  nothing["text_lengths"] = ints({0}, {});
-  nothing["text_pages"] = ints({0, INT64_MAX}, {});
+  Node sights = step.sights_node(), nothing = step.node();
+  sights["text_lengths"] = ints({0}, {});
+  sights["text_pages"] = ints({0, INT64_MAX}, {});
+  nothing["sights"] = run(sights)[0];
   nothing["past"] = floats({0, 1, 2, 256}, {});
   expect(run(nothing)[1].dims[0] == 0, "no pages");
 });

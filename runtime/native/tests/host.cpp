@@ -164,7 +164,8 @@ void add_kernel_functions(OrtApi& api) {
 
 // Run the indices that are a thread's, of an order that all threads know.
 void run_share(void (*body)(void*, size_t), const std::vector<size_t>& order, int thread, int count,
-               void* data) {
+               const Threads& how, void* data) {
+  if (how.begin) how.begin(thread);
   for (size_t i = static_cast<size_t>(thread); i < order.size(); i += static_cast<size_t>(count))
     body(data, order[i]);
 }
@@ -184,8 +185,8 @@ OrtStatus* run_loop(const OrtKernelContext* context, void (*body)(void*, size_t)
   const int count = static_cast<int>(std::min(static_cast<size_t>(how.count), total));
   std::vector<std::thread> others;
   for (int thread = 1; thread < count; ++thread)
-    others.emplace_back([=, &order] { run_share(body, order, thread, count, data); });
-  if (count) run_share(body, order, 0, count, data);
+    others.emplace_back([=, &order, &how] { run_share(body, order, thread, count, how, data); });
+  if (count) run_share(body, order, 0, count, how, data);
   for (std::thread& other : others) other.join();
   return nullptr;
 }
@@ -363,7 +364,7 @@ HostKernel::~HostKernel() {
 
 std::vector<Value> HostKernel::run(Node& node, Threads threads) const {
   check_types(op_, node);
-  OrtKernelContext context{op_, &node, threads, {}, {}, {}, {}};
+  OrtKernelContext context{op_, &node, std::move(threads), {}, {}, {}, {}};
   context.inputs.resize(count_inputs(node));
   for (size_t i = 0; i < context.inputs.size(); ++i) {
     Value& value = node.inputs[i].value;
@@ -381,11 +382,18 @@ std::vector<Value> HostKernel::run(Node& node, Threads threads) const {
   return results;
 }
 
-std::vector<Value> run(Node& node, Threads threads) { return HostKernel(node).run(node, threads); }
+std::vector<Value> run(Node& node, Threads threads) {
+  return HostKernel(node).run(node, std::move(threads));
+}
+
+void with_context(const Threads& threads, const std::function<void(OrtKernelContext*)>& body) {
+  OrtKernelContext context{nullptr, nullptr, threads, {}, {}, {}, {}};
+  body(&context);
+}
 
 std::string fault_of(Node& node, Threads threads) {
   try {
-    run(node, threads);
+    run(node, std::move(threads));
     return "";
   } catch (const std::runtime_error& error) {
     return error.what();

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -107,8 +108,12 @@ class Node {
 // How many threads a loop has, and in which order they take its indices.
 struct Threads {
   int count = 1;
-  uint32_t order = 0;  // a seed; 0 for ascending
+  uint32_t order = 0;                   // a seed; 0 for ascending
+  std::function<void(int)> begin = {};  // each calls it first, with its number from 0 on
 };
+
+// Call `body` with a context whose loops have these threads, as the run of a node has one.
+void with_context(const Threads& threads, const std::function<void(OrtKernelContext*)>& body);
 
 // A kernel of a node, as ONNX Runtime holds it. Faults are raised as std::runtime_error.
 class HostKernel {

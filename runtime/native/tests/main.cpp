@@ -1,9 +1,12 @@
 #include <cstring>
 
-#include "check.h"
+#include "../operators/ort.h"
+#include "nodes.h"
 
 // Runs all cases, or those whose name has the first argument in it.
 int main(int count, char** arguments) {
+  bita::tests::domains();  // gives the library its API before there are threads
+  bita::use_processors(bita::tests::kProcessors);
   std::setvbuf(stdout, nullptr, _IOLBF, 4096);  // a sanitizer may end the process
   int num_run = 0;
   for (const auto& one : bita::tests::cases()) {

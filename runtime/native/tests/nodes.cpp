@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../kernels/numbers.h"
+#include "../operators/ort.h"
 
 namespace bita::tests {
 namespace {
@@ -73,11 +74,11 @@ BlockWeights random_weights(Random& random, int64_t outputs, int64_t inputs, int
   return made;
 }
 
-void fix_weights(Node& node, const BlockWeights& weights) {
-  node.set("bits", weights.bits);
-  node.fix("values", packed_values(weights));
-  node.fix("scales", packed_halves(weights, weights.scales));
-  if (!weights.minima.empty()) node.fix("minima", packed_halves(weights, weights.minima));
+void fix_weights(Node& node, const BlockWeights& weights, const std::string& prefix) {
+  node.set(prefix + "bits", weights.bits);
+  node.fix(prefix + "values", packed_values(weights));
+  node.fix(prefix + "scales", packed_halves(weights, weights.scales));
+  if (!weights.minima.empty()) node.fix(prefix + "minima", packed_halves(weights, weights.minima));
 }
 
 Value quantized(const std::vector<float>& cells, int64_t size) {
@@ -182,21 +183,26 @@ void expect_same_values(const std::vector<Value>& found, const std::vector<Value
 std::vector<Value> run_everywhere(const Node& node, const std::string& what) {
   static uint32_t order = 0;
   static int turn = 0;
-  const auto run_copy = [&](Threads threads) {
+  const auto run_copy = [&](const Threads& threads, int64_t processors) {
+    use_processors(processors);
     Node copy = node;  // runs may write to what is bound
     return run(copy, threads);
   };
   use_road("plain");
-  const std::vector<Value> wanted = run_copy({1, 0});
+  const std::vector<Value> wanted = run_copy({}, 1);
   for (const Kernels* road : roads()) {
     use_road(road->name);
     ++turn;
-    for (const int count : {1, 2, 3, 4})
-      if (road == roads().front() || count == 2 + turn % 3)
-        expect_same_values(run_copy({count, ++order}), wanted,
-                           what + " on " + road->name + ", " + std::to_string(count) + " threads");
+    for (const int count : {1, 2, 3, 4}) {
+      if (road != roads().front() && count != 2 + turn % 3) continue;
+      ++order;  // as many processors as threads or a few more, and now and then the most
+      const int64_t processors = order % 8 ? count + static_cast<int64_t>(order % 3) : 64;
+      expect_same_values(run_copy({count, order}, processors), wanted,
+                         what + " on " + road->name + ", " + std::to_string(count) + " threads");
+    }
   }
   use_road(roads().front()->name);
+  use_processors(kProcessors);
   return wanted;
 }
 

@@ -21,8 +21,9 @@ struct BlockWeights {
 
 BlockWeights random_weights(Random& random, int64_t outputs, int64_t inputs, int bits, bool minima);
 
-// Give a node the attribute `bits` and the initializers values, scales and minima.
-void fix_weights(Node& node, const BlockWeights& weights);
+// Give a node the attribute `bits` and the initializers values, scales and minima. prefix: of their
+// names.
+void fix_weights(Node& node, const BlockWeights& weights, const std::string& prefix = "");
 
 // Rows [count, size], quantized by the plain road.
 Value quantized(const std::vector<float>& cells, int64_t size);
@@ -40,8 +41,11 @@ void expect_close(const std::vector<float>& found, const std::vector<double>& wa
 void expect_same_values(const std::vector<Value>& found, const std::vector<Value>& wanted,
                         const std::string& what);
 
-// The outputs of a node, which must have the same bits on all roads and for one to four threads:
-// all numbers of threads on the best road, one on each other road.
+// Processors that operators count on in tests, whatever the machine has.
+constexpr int64_t kProcessors = 4;
+
+// The outputs of a node, which must have the same bits on all roads, for one to four threads and
+// for any number of processors: all numbers of threads on the best road, one on each other road.
 std::vector<Value> run_everywhere(const Node& node, const std::string& what);
 
 // Some rows of a tensor of rows.

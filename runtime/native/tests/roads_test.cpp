@@ -199,9 +199,10 @@ const Adds halves("float16 is that of the processor", [] {
     std::vector<float> key(16), value(16);
     for (float& x : key) x = float_of(static_cast<uint32_t>(random.below(int64_t{1} << 32)));
     for (float& x : value) x = std::ldexp(random.real(), static_cast<int>(random.below(50)) - 30);
-    on_all_roads("write_slot", [&](const Kernels& road) {
+    on_all_roads("write_key and write_value", [&](const Kernels& road) {
       std::vector<uint16_t> page(static_cast<size_t>(2 * kPage * size), 0);
-      road.write_slot(key.data(), value.data(), size, random.below(1) + 3, true, page.data());
+      road.write_key(key.data(), size, 3, true, page.data());
+      road.write_value(value.data(), size, 3, true, page.data());
       return page;
     });
   }

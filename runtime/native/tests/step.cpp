@@ -188,12 +188,11 @@ std::vector<double> Step::exact(const Value& present, size_t index) const {
   return out;
 }
 
-Node Step::node() const {
+Node Step::sights_node() const {
   const auto num_rows = static_cast<int64_t>(rows.size());
   const auto num_texts = static_cast<int64_t>(texts.size());
   std::vector<int64_t> positions, slots, row_texts, lengths, pages;
   std::vector<uint8_t> sees(static_cast<size_t>(num_rows * num_rows)), sees_prefix;
-  std::vector<float> qkv;
   for (int64_t i = 0; i < num_rows; ++i) {
     const Row& row = rows[static_cast<size_t>(i)];
     positions.push_back(row.position);
@@ -201,7 +200,6 @@ Node Step::node() const {
     row_texts.push_back(row.text);
     sees_prefix.push_back(row.sees_prefix ? 1 : 0);
     for (const int64_t other : row.seen) sees[static_cast<size_t>(i * num_rows + other)] = 1;
-    qkv.insert(qkv.end(), row.qkv.begin(), row.qkv.end());
   }
   size_t most = 0;
   for (const Text& text : texts) most = std::max(most, text.pages.size());
@@ -210,15 +208,9 @@ Node Step::node() const {
     pages.insert(pages.end(), text.pages.begin(), text.pages.end());
     pages.resize(lengths.size() * most, 0);
   }
-  Node node = Node::of<Attention>();
-  node.set("num_heads", shape.num_heads);
-  node.set("kv_num_heads", shape.num_kv_heads);
-  node.set("head_dim", shape.head_dim);
+  Node node = Node::of<Sights>();
+  node.set("group", shape.num_heads / shape.num_kv_heads);
   node.set("window", shape.window);
-  node.set("scale", shape.scale);
-  node.set("softcap", shape.softcap);
-  node.set("epsilon", 1e-5f);
-  node.feed("qkv", floats({num_rows, shape.width()}, qkv));
   node.feed("positions", ints({1, num_rows}, positions));
   node.feed("row_slots", ints({num_rows}, slots));
   node.feed("row_texts", ints({num_rows}, row_texts));
@@ -228,6 +220,22 @@ Node Step::node() const {
   node.feed("text_pages", ints({num_texts, static_cast<int64_t>(most)}, pages));
   node.feed("prefix_pages", ints({static_cast<int64_t>(prefix_pages.size())}, prefix_pages));
   node.feed("prefix_length", ints({1}, {prefix_length}));
+  return node;
+}
+
+Value Step::sights() const {
+  Node node = sights_node();
+  return run(node)[0];
+}
+
+void Step::give(Node& node) const {
+  node.set("num_heads", shape.num_heads);
+  node.set("kv_num_heads", shape.num_kv_heads);
+  node.set("head_dim", shape.head_dim);
+  node.set("scale", shape.scale);
+  node.set("softcap", shape.softcap);
+  node.set("epsilon", 1e-5f);
+  node.feed("sights", sights());
   node.feed("past", past);
   if (shape.half) {
     node.fix("cos", floats({kPositions, shape.half}, cos));
@@ -238,6 +246,14 @@ Node Step::node() const {
     node.fix("k_norm", floats({shape.head_dim}, k_norm));
   }
   node.bind(1, "past");
+}
+
+Node Step::node() const {
+  Node node = Node::of<Attention>();
+  std::vector<float> qkv;
+  for (const Row& row : rows) qkv.insert(qkv.end(), row.qkv.begin(), row.qkv.end());
+  node.feed("qkv", floats({static_cast<int64_t>(rows.size()), shape.width()}, qkv));
+  give(node);
   return node;
 }
 

@@ -47,7 +47,14 @@ struct Step {
   std::vector<float> cos, sin, q_norm, k_norm;  // tables [512, half]; weights
   Value past;
 
-  // The node, with `present` bound to the memory of `past`.
+  // The node of Sights.
+  Node sights_node() const;
+  // What it gives on this thread.
+  Value sights() const;
+  // Give a node of Attention, or of its sublayer, what it needs of the step but `qkv`. `present` is
+  // bound to the memory of `past`; the sights are those of this thread.
+  void give(Node& node) const;
+  // The node of Attention.
   Node node() const;
   // Attention of a row [heads * D] over the cache after the step.
   std::vector<double> exact(const Value& present, size_t row) const;

@@ -1,0 +1,114 @@
+// What operators reject: changes to a node that works, and what they say then.
+#pragma once
+
+#include <limits>
+#include <utility>
+
+#include "step.h"
+
+namespace bita::tests {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline Value floats_of(const std::vector<int64_t>& dims) {
+  return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, dims);
+}
+inline Value bytes_of(const std::vector<int64_t>& dims) {
+  return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, dims);
+}
+inline Value ints_of(const std::vector<int64_t>& dims) {
+  return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, dims);
+}
+
+// Changes to a node that works, and what its status says then.
+class Faults {
+ public:
+  explicit Faults(Node good) : good_(std::move(good)) {
+    Node works = good_;
+    expect(fault_of(works).empty(), works.op + " works before it is broken");
+  }
+  ~Faults() { expect(num_unreleased() == 0, good_.op + " releases what it was given"); }
+  Faults(const Faults&) = delete;
+  Faults& operator=(const Faults&) = delete;
+
+  // Nothing that the node was fed is written to.
+  void broken(Node bad, const std::string& wanted) const {
+    const std::vector<Input> before = bad.inputs;
+    const std::string text = fault_of(bad, {3, 1});
+    expect(text.find("bita." + bad.op + ": ") == 0 && text.find(wanted) != std::string::npos,
+           bad.op + " says '" + text + "', not '" + wanted + "'");
+    for (size_t i = 0; i < before.size(); ++i)
+      expect_same(bad.inputs[i].value.bytes, before[i].value.bytes, bad.op + "'s memory");
+  }
+  template <class T>
+  void attribute(const std::string& name, T number, const std::string& text) const {
+    Node bad = good_;
+    bad.set(name, number);
+    broken(std::move(bad), text);
+  }
+  void no_attribute(const std::string& name) const {
+    Node bad = good_;
+    bad.attributes.erase(name);
+    broken(std::move(bad), name);
+  }
+  void fed(const std::string& name, const Value& value, const std::string& text) const {
+    Node bad = good_;
+    bad[name] = value;  // constant, if it is
+    broken(std::move(bad), text);
+  }
+  void fed_both(const std::string& name, const std::string& other, const Value& value,
+                const std::string& text) const {
+    Node bad = good_;
+    bad[name] = bad[other] = value;
+    broken(std::move(bad), text);
+  }
+  void missing(const std::string& name) const { fed(name, {}, "there is no " + name); }
+  // Zeros of another shape than `wanted`, which is as the fault says it.
+  void reshaped(const std::string& name, const std::vector<int64_t>& dims,
+                const std::string& wanted) const;
+  template <class T>
+  void cell(const std::string& name, int64_t index, T number, const std::string& text) const {
+    Node bad = good_;
+    bad[name].set(index, number);
+    broken(std::move(bad), text);
+  }
+  void not_constant(const std::string& name) const {
+    Node bad = good_;
+    bad.at(name).is_constant = false;
+    broken(std::move(bad), name + " is not an initializer");
+  }
+  void unused(size_t output, const std::string& name) const {
+    Node bad = good_;
+    bad.is_used[output] = false;
+    broken(std::move(bad), name + " is not used");
+  }
+
+  void size(const std::string& name) const;  // an attribute from 1 to 2^31 - 1
+  void real(const std::string& name) const;  // a finite one
+
+  const Node& good() const { return good_; }
+
+ private:
+  Node good_;
+};
+
+// Faults of a layer's weights of 4 bits [outputs, inputs]. prefix: of the names of its inputs.
+void weight_faults(const Faults& faults, const std::string& prefix, int64_t outputs,
+                   int64_t inputs);
+// Faults of a vector that has to be an initializer.
+void vector_faults(const Faults& faults, const std::string& name, int64_t size);
+// Faults of LoRA of rank 2, but those of first_mask_row.
+void lora_faults(const Faults& faults, const std::string& prefix, int64_t outputs, int64_t inputs);
+void mask_row_faults(const Faults& faults);
+
+// Two texts of 20 and 5 slots on three pages each, with two rows each; a prefix of 10. There are
+// two heads of 32, which share keys.
+Step small_step(Random& random);
+// Faults of attributes and initializers that Attention and its sublayer have.
+void attention_faults(const Faults& faults);
+// Faults of the sights and the cache of that step. Few sights are made meanwhile, so that those of
+// the node are kept.
+void sights_faults(const Faults& faults, const Step& step);
+
+}  // namespace bita::tests
