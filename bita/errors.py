@@ -40,7 +40,7 @@ class LibraryMissingError(BitaError):
     def __init__(self, problem: str, otherwise: str = "") -> None:
         self.problem = problem
         super().__init__(
-            f"{problem}. Without it decoding takes 1.6 to 2.9 times as long with ONNX Runtime's "
+            f"{problem}. Without it decoding takes 2 to 3.3 times as long with ONNX Runtime's "
             "own operators. Install a C++ compiler, then run `make native` or install bita-edge "
             f"again{', or ' if otherwise else ''}{otherwise}"
         )

@@ -43,7 +43,7 @@ def test_a_missing_library_is_told_with_its_cost_and_the_fix(place: Path) -> Non
         library.operators_library()
     message = str(raised.value)
     assert f"no file {place}." in message
-    assert "decoding takes 1.6 to 2.9 times as long" in message
+    assert "decoding takes 2 to 3.3 times as long" in message
     assert "Install a C++ compiler, then run `make native`" in message
 
 
