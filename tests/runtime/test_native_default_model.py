@@ -1,0 +1,70 @@
+"""The default model's logits have the same bits on every road, for any rows and threads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native_engines import read_text, require_library, run_with
+
+from bita.adapter import Adapter
+from bita.dialect_spec import NATIVE
+from bita.engine import Engine, open_engine
+from bita.engine_adapter import read_adapter
+from bita.export.build import BuildOptions, build_engine, check_build
+from bita.export.sources import open_checkpoint
+from bita.runtime.backends.layout import Layout
+from bita.runtime.backends.ort_backend import OrtBackend
+
+pytestmark = pytest.mark.model
+
+TEXT = np.random.default_rng(0).integers(100, 40_000, 75)  # more than a chunk of attention
+ROWS = np.random.default_rng(1).integers(100, 40_000, 64)  # tokens that may follow it
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """In int4, from the blocks of the model's file."""
+    require_library()
+    from bita.runtime.native.library import loaded_operators, use_road
+
+    out: Path = tmp_path_factory.mktemp("engine") / "int4"
+    options = BuildOptions("int4", capacity=256, dialect=NATIVE.name)
+    build_engine(check_build(open_checkpoint("smollm2-135m-instruct"), None, out, options))
+    best = loaded_operators().road
+    yield open_engine(out)
+    use_road(best)
+
+
+def logits_after(backend: OrtBackend, adapter: Adapter, rows: np.ndarray) -> np.ndarray:
+    """Logits [n, V] of a step whose rows are alternatives after the text. rows: which of ROWS."""
+    count = len(rows)
+    layout = Layout(
+        np.zeros(count, np.int64), np.full(count, -1), np.eye(count, dtype=bool), np.arange(count)
+    )
+    return run_with(backend.bind(layout, adapter, with_logits=True), ROWS[rows])
+
+
+def test_a_row_has_the_same_bits_on_all_roads_in_any_step(engine: Engine) -> None:
+    """A step of all rows in plain C++ on one thread is what all others are compared with."""
+    from bita.runtime.native.library import loaded_operators, use_road
+
+    adapter, rng = read_adapter(engine), np.random.default_rng(2)
+    roads = loaded_operators().roads
+    backends = {num_threads: OrtBackend(engine, num_threads) for num_threads in (1, 2, 4)}
+    use_road(roads[-1])
+    read_text(backends[1], adapter, TEXT, 75)
+    expected = logits_after(backends[1], adapter, np.arange(len(ROWS)))
+    assert expected.std() > 1
+    for road in roads:
+        use_road(road)
+        sizes = (1, 2, 5, 16, 64) if road != roads[-1] else (1, 7)
+        for num_threads, backend in backends.items():
+            read_text(backend, adapter, TEXT, 20 * num_threads)
+            for size in sizes:
+                rows = rng.permutation(len(ROWS))[:size]
+                np.testing.assert_array_equal(
+                    logits_after(backend, adapter, rows),
+                    expected[rows],
+                    err_msg=f"{road}, {num_threads} threads, {size} rows",
+                )
