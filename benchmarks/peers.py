@@ -67,6 +67,10 @@ class Journal:
         """What is known, or None."""
         return self._known.get((stage, key))
 
+    def stage(self, stage: str) -> dict[str, Any]:
+        """All that is known of a stage, by its keys."""
+        return {key: value for (own, key), value in self._known.items() if own == stage}
+
     def add(self, stage: str, key: str, value: Any) -> Any:
         """Note it, and give it back."""
         self._known[stage, key] = value

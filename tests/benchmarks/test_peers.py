@@ -63,6 +63,7 @@ def test_a_journal_goes_on_where_it_was(tmp_path: Path) -> None:
     again = Journal(path, settings)
     assert again.get("answers", "0") == {"plain": [[1], [2.0]]}
     assert again.get("answers", "1") is None
+    assert again.stage("answers") == {"0": {"plain": [[1], [2.0]]}}
     assert Journal(path, {"threads": 1}).get("answers", "0") is None
 
 
