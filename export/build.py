@@ -9,10 +9,19 @@ from safetensors.numpy import save_file
 
 from bita import __version__
 from bita.adapter import Adapter, blank_adapter, untuned_adapter
-from bita.dialect_spec import DIALECTS, FLOAT_PRECISIONS, GRAPH_BACKENDS, ORT, dialects_on
+from bita.dialect_spec import (
+    DIALECTS,
+    FLOAT_PRECISIONS,
+    GRAPH_BACKENDS,
+    NATIVE,
+    ORT,
+    dialects_on,
+)
 from bita.engine import (
     ADAPTER_FILE,
     GENERATION_FILE,
+    OPERATORS,
+    OPERATORS_VERSION,
     PAIRS_FILE,
     TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -316,4 +325,6 @@ def _requirements(options: BuildOptions) -> dict[str, str]:
     requires = {"onnxruntime": spec.min_onnxruntime}
     if spec.needs_smoothing(options.precision) and multiplies_int8_exactly():
         requires[PROCESSOR] = EXACT_INT8
+    if spec.name == NATIVE.name:
+        requires[OPERATORS] = OPERATORS_VERSION
     return requires

@@ -10,6 +10,7 @@ from typing import Any
 
 from bita import __version__
 from bita.adapter import Adapter
+from bita.engine import OPERATORS_VERSION
 from bita.export.sources import HUB_FILES, KNOWN_MODELS
 
 
@@ -20,7 +21,7 @@ def digest_inputs(model: str, adapter: Adapter | None, settings: Mapping[str, An
     what JSON can say.
     """
     key = {
-        "version": __version__,
+        "version": [__version__, OPERATORS_VERSION],
         "model": [model, *_model_files(model)],
         "adapter": adapter_digest(adapter) if adapter else None,
         **settings,

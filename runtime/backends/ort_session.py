@@ -118,11 +118,15 @@ def _check_operators(engine: Engine, session: ort.InferenceSession) -> None:
         return
     version = session.get_modelmeta().custom_metadata_map.get(OPERATORS)
     if version != OPERATORS_VERSION:
-        raise EngineError(
-            f"{engine.file(GRAPH_FILE)}: {OPERATORS} is {shown(version)}, and this bita-edge has "
-            f"version {OPERATORS_VERSION} of the native operators: rebuild the engine, or upgrade "
-            "bita-edge if it was built with a newer one"
-        )
+        raise _operators_error(f"{engine.file(GRAPH_FILE)}: {OPERATORS}", version)
+
+
+def _operators_error(place: str, version: str | None) -> EngineError:
+    return EngineError(
+        f"{place} is {shown(version)}, and this bita-edge has version {OPERATORS_VERSION} of the "
+        "native operators: rebuild the engine, or upgrade bita-edge if it was built with a newer "
+        "one"
+    )
 
 
 def _values(nodes: Sequence[Any]) -> dict[str, GraphValue]:
@@ -162,6 +166,10 @@ def _check_version(engine: Engine) -> None:
             f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
             f"installed: pip install 'onnxruntime>={least}'"
         )
+    if engine.manifest.dialect == NATIVE.name:  # the first version was not in manifests
+        version = engine.manifest.requires.get(OPERATORS, "1")
+        if version != OPERATORS_VERSION:
+            raise _operators_error(f"{engine.path}: {OPERATORS}", version)
 
 
 def _check_processor(engine: Engine) -> None:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest
 from make_tiny_engine import write_plain_model
+from native_engines import require_library
 from native_reference import use_reference_operators
 
 from bita.adapter import random_adapter
@@ -53,7 +54,7 @@ def engine(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_the_manifest_says_what_the_engine_needs(built: Path) -> None:
     manifest = open_engine(built).manifest
     assert (manifest.dialect, manifest.precision, manifest.format_version) == ("native", "int4", 4)
-    assert manifest.requires == {"onnxruntime": "1.23"}
+    assert manifest.requires == {"onnxruntime": "1.23", "bita.operators": "2"}
 
 
 def test_trees_write_what_plain_decoding_writes(engine: Path) -> None:
@@ -161,6 +162,21 @@ def test_operators_of_another_version_are_refused(engine: Path, version: str | N
 
     edited(engine, edit)
     with pytest.raises(EngineError, match=r"bita\.operators is .*: rebuild the engine, or upgrade"):
+        Session.open(engine)
+
+
+@pytest.mark.parametrize("requires", [{}, {"bita.operators": "1"}, {"bita.operators": "3"}])
+def test_engines_for_operators_of_another_version_are_not_loaded(
+    built: Path, tmp_path: Path, requires: dict[str, str]
+) -> None:
+    """The manifest says it first: of an older graph, ONNX Runtime says something else."""
+    require_library()
+    engine = copy_engine(built, tmp_path / "engine")
+    edit_manifest(engine, requires=requires)
+    found = requires.get("bita.operators", "1")
+    with pytest.raises(
+        EngineError, match=rf"bita\.operators is '{found}', and this .* rebuild the"
+    ):
         Session.open(engine)
 
 
