@@ -107,7 +107,7 @@ class Experiment:
         return check_build(checkpoint, None, path, options)
 
     def _answers(self, reference: Engine) -> tuple[list[Conversation], list[Conversation]]:
-        """Those to calibrate on, and those to judge by: a build's own, and more."""
+        """Answers to a build's own prompts, to calibrate on, and to other prompts, to judge by."""
         texts, new_tokens = ModelTexts.of(self._checkpoint), self._args.new_tokens
         pairs = [
             answer_prompts(reference, texts, prompts, folder, new_tokens, show_answers)
@@ -146,7 +146,7 @@ class Experiment:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """Of a model and what was done to it."""
+    """The key of a model and of its rewriting, in the results and the work directory."""
     done = "as-it-is" if args.as_it_is else f"{args.rewriting.replace(',', '-')}-{args.seed}"
     return f"{Path(args.model).stem}-{done}"
 

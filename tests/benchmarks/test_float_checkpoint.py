@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def moments(checkpoint: Checkpoint) -> Moments:
-    """Of 300 rows of correlated inputs."""
+    """The moments of 300 rows of correlated inputs."""
     found = {}
     for label, names in sites(checkpoint.config):
         width = checkpoint.shape(names[0])[1]

@@ -164,7 +164,7 @@ def test_what_is_known_of_a_text_that_comes_back() -> None:
 
 
 def test_what_was_used_least_recently_leaves_first() -> None:
-    """Of three texts of four pages, there is room for two and a half."""
+    """There is room for two and a half of three texts of four pages."""
     rng, turns = random.Random(0), Turns(capacity=100, kept_pages=10, max_pages=10)
     texts = [text_of([number, *range(64)]) for number in range(3)]
     for text in texts:

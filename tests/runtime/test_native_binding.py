@@ -132,7 +132,7 @@ def test_texts_take_turns_in_the_pages(engine: Path) -> None:
 
 
 def test_errors_of_sublayers_can_be_measured(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of their residual sums: products of linear layers never exist outside of an operator."""
+    """Errors are those of residual sums: products of linear layers exist in operators only."""
     use_reference_operators(monkeypatch)
     engine = open_engine(built)
     probe = Probe(engine, ["model.layers.1.mlp.sum"])

@@ -173,7 +173,7 @@ const Adds one_taker("A piece is taken by one thread, however many try at once",
   Progress progress;
   progress.start(1, kPieces);
   std::vector<std::atomic<int>> num_takers(kPieces);
-  // threads that are behind find pieces taken, and soon try for the same ones
+  // slower threads find pieces taken, and soon try for the same ones
   const auto take_all = [&] {
     for (int64_t piece = 0; piece < kPieces; ++piece)
       if (progress.take(0, piece))
