@@ -41,17 +41,19 @@ def answer_prompts(
 ) -> SampleTexts:
     """Answer the prompts with the float32 engine; answers that are in `folder` are kept.
 
+    Of our own prompts, a model without a chat template gets those of one message.
     max_new_tokens: of each answer. Raises EngineError, and PromptError if too few prompts are
     usable.
     """
     session = Session.open(reference.path, tree=Tree.root_only(), min_rows=1)
     generator = EngineGenerator(session, texts.identity)
     limits = DataLimits(None, max_new_tokens, generator.longest_prompt(max_new_tokens))
+    with_chats = texts.template is not None or user_prompts is not None
     answered = [
         list(
             generate_data(
                 texts,
-                FilePrompts(path),
+                FilePrompts(path, with_chats),
                 generator,
                 folder / f"answers-{number}",
                 limits,

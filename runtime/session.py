@@ -15,7 +15,7 @@ from bita.errors import EngineError, PromptError, raise_faults
 from bita.file_marks import check_unchanged, marks_of
 from bita.json_values import shown
 from bita.manifest import MANIFEST_FILE
-from bita.runtime.backends.backend import Backend, open_backend
+from bita.runtime.backends.backend import Backend, open_backend, weights_read_ahead
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
 from bita.runtime.decoding.stats import Stats
@@ -65,6 +65,7 @@ class Session:
         cuda_graph: bool = True,
         kept_text_bytes: int = 256 << 20,
         keep_answers: bool = False,
+        map_weights: bool = False,
     ) -> "Session":
         """Load the engine at `path`; raises EngineError that lists every fault of it.
 
@@ -84,6 +85,9 @@ class Session:
         which texts that begin alike share; else they are copied. What does not fit is computed
         again when it is needed.
         keep_answers: keep those of finished answers too.
+        map_weights: leave weights of native operators to the pages of their file, which processes
+        share; else they are read into huge pages of this one where the system has them, which makes
+        steps faster.
         """
         marks = marks_of(Path(path))
         engine = open_engine(path, check_hashes)
@@ -91,9 +95,12 @@ class Session:
         if adapter is None:
             adapter = read_adapter(engine)
         check_adapter(engine, adapter)
-        encoder = PromptEncoder.of_engine(engine)
-        _check_eos_ids(engine, encoder.defaults.eos_ids)
-        opened = open_backend(engine, backend, num_threads, cuda_graph, kept_text_bytes)
+        with weights_read_ahead(engine, map_weights):
+            encoder = PromptEncoder.of_engine(engine)
+            _check_eos_ids(engine, encoder.defaults.eos_ids)
+            opened = open_backend(
+                engine, backend, num_threads, cuda_graph, kept_text_bytes, map_weights
+            )
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
         least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
         if min_rows is None:

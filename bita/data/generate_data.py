@@ -52,10 +52,14 @@ class FilePrompts:
 
     source: Source = "file"
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Raises PromptError that lists every bad line."""
+    def __init__(self, path: Path | None = None, with_chats: bool = True) -> None:
+        """with_chats: take prompts of several messages too, else they are left out.
+
+        Raises PromptError that lists every bad line.
+        """
         path = path or BUNDLED_PROMPTS
-        self._prompts = [_up_to_the_user(m) for m in read_prompts(path)]
+        prompts = [_up_to_the_user(m) for m in read_prompts(path)]
+        self._prompts = [m for m in prompts if with_chats or len(m) == 1]
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.options: Mapping[str, Any] = {"prompts": path.name, "prompts_sha256": sha256}
 

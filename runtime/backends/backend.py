@@ -1,6 +1,7 @@
 """What the decode round asks of whatever executes the steps, and how one is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from shlex import quote
 from typing import Protocol
 
@@ -8,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bita.adapter import Adapter
-from bita.dialect_spec import PLAN_DIALECTS
-from bita.engine import Engine
-from bita.errors import EngineError
+from bita.dialect_spec import NATIVE, PLAN_DIALECTS
+from bita.engine import WEIGHTS_FILE, Engine
+from bita.errors import EngineError, LibraryMissingError
 from bita.plan import BACKENDS, LIBRARIES
 from bita.runtime.backends.cache import Cache
 from bita.runtime.backends.layout import Layout
 from bita.runtime.backends.pair_scores import EnginePairs
+from bita.runtime.native.library import weights_in_memory
 
 
 class Step(Protocol):
@@ -75,12 +77,14 @@ def open_backend(
     num_threads: int = 0,
     cuda_graph: bool = True,
     kept_text_bytes: int = 0,
+    map_weights: bool = False,
 ) -> Backend:
     """Load an engine; name: of the backend, None for the one it was built for.
 
     Every engine runs on "ort-cpu" too. num_threads: of a CPU, 0 for one per physical core.
     cuda_graph: launch decode steps as captured graphs. kept_text_bytes: of a cache in pages, for
-    texts that have left it. Raises EngineError.
+    texts that have left it. map_weights: of native operators, as for `Session.open`. Raises
+    EngineError.
     """
     built_for = engine.manifest.backend
     name = name or built_for
@@ -98,7 +102,17 @@ def open_backend(
         return TensorRtBackend(engine, cuda_graph)
     from bita.runtime.backends.ort_backend import OrtBackend
 
-    return OrtBackend(engine, num_threads, kept_bytes=kept_text_bytes)
+    return OrtBackend(engine, num_threads, kept_bytes=kept_text_bytes, map_weights=map_weights)
+
+
+@contextmanager
+def weights_read_ahead(engine: Engine, map_weights: bool = False) -> Iterator[None]:
+    """Where opening the engine within reads its weights, begin with that at once, on a thread."""
+    with ExitStack() as stack:
+        if engine.manifest.dialect == NATIVE.name and not map_weights:
+            with suppress(LibraryMissingError):  # that is for who opens it to say
+                stack.enter_context(weights_in_memory(engine.file(WEIGHTS_FILE)))
+        yield
 
 
 def _other_backend(engine: Engine, name: str) -> str:

@@ -38,6 +38,7 @@ from bita.runtime.backends.step_values import (
     lora_values,
     step_values,
 )
+from bita.runtime.native.library import weights_in_memory
 from bita.tree import Tree
 
 
@@ -46,8 +47,8 @@ class OrtBackend:
 
     num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
     run in its place. operators_to: beginning of a file's name, for times of operators. kept_bytes:
-    of a cache in pages, for texts that have left it. Raises EngineError if the graph cannot be
-    loaded.
+    of a cache in pages, for texts that have left it. map_weights: do not read those of native
+    operators into memory. Raises EngineError if the graph cannot be loaded.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class OrtBackend:
         graph: bytes | None = None,
         operators_to: Path | None = None,
         kept_bytes: int = 0,
+        map_weights: bool = False,
     ) -> None:
         manifest = engine.manifest
         self._engine = engine
@@ -67,7 +69,13 @@ class OrtBackend:
             options.enable_profiling = True
             options.profile_file_prefix = str(operators_to)
         self._weights = HeldFile(engine.file(WEIGHTS_FILE), engine.files[WEIGHTS_FILE]["sha256"])
-        self._session = load_session(engine, options, graph)
+        self.has_weights_in_memory = False
+        if manifest.dialect == NATIVE.name and not map_weights:
+            with weights_in_memory(engine.file(WEIGHTS_FILE)) as place:
+                self._session = load_session(engine, options, graph)
+            self.has_weights_in_memory = place.in_memory
+        else:
+            self._session = load_session(engine, options, graph)
         self._weights.check_loaded()
         check_session(engine, self._session)
         self._inputs = {value.name: value for value in self._session.get_inputs()}

@@ -5,7 +5,10 @@ is the one that its operators take.
 """
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +27,13 @@ class Operators:
     version: int
     road: str  # the code path in use: "avx512-vnni", "avx-vnni", "avx2" or "plain"
     roads: tuple[str, ...]  # those that this processor can run, the fastest first
+
+
+@dataclass
+class WeightsPlace:
+    """in_memory: whether the weights of a session were read, else they are mapped."""
+
+    in_memory: bool = False
 
 
 def operators_library() -> Path:
@@ -54,23 +64,48 @@ def use_road(name: str) -> None:
         raise ValueError(f"no road {name!r} here; there are {', '.join(loaded_operators().roads)}")
 
 
+@contextmanager
+def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
+    """Let the session that is made within have its weights in huge pages, read from this file.
+
+    Steps are faster by what looking up small pages takes. Where the system has no huge pages, or
+    less memory than twice the file, the weights stay mapped. Within a block of the same file it is
+    read once, from the outer block's beginning on. LibraryMissingError if the operators cannot be
+    loaded.
+    """
+    library = _load(operators_library())
+    library.bita_operators_read_weights(os.fsencode(path))
+    place = WeightsPlace()
+    try:
+        yield place
+    finally:
+        place.in_memory = library.bita_operators_take_weights() == 0
+
+
 @cache
 def _load(path: Path) -> ctypes.CDLL:
     """The library with its functions declared; once for a process."""
     try:
         library = ctypes.CDLL(str(path))
-        library.bita_operators_road.restype = ctypes.c_char_p
-        library.bita_operators_roads.restype = ctypes.c_char_p
-        library.bita_operators_use_road.argtypes = [ctypes.c_char_p]
-        library.RegisterCustomOps  # noqa: B018
         version = library.bita_operators_version()
+        if version != VERSION:
+            raise LibraryMissingError(
+                f"The library of native operators {path} has version {version}; this bita-edge "
+                f"needs {VERSION}"
+            )
+        _declare(library)
     except (OSError, AttributeError) as error:
         raise LibraryMissingError(
             f"The library of native operators cannot be loaded: {error}"
         ) from error
-    if version != VERSION:
-        raise LibraryMissingError(
-            f"The library of native operators {path} has version {version}; this bita-edge needs "
-            f"{VERSION}"
-        )
     return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Types of its functions. AttributeError if it lacks one."""
+    library.bita_operators_road.restype = ctypes.c_char_p
+    library.bita_operators_roads.restype = ctypes.c_char_p
+    library.bita_operators_use_road.argtypes = [ctypes.c_char_p]
+    library.bita_operators_read_weights.argtypes = [ctypes.c_char_p]
+    library.bita_operators_take_weights.argtypes = []
+    library.RegisterCustomOps  # noqa: B018

@@ -77,6 +77,25 @@ def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert sum(name.endswith(".smoothing") for name in names) == 4 * 2 + 1
 
 
+def test_a_model_without_chat_is_calibrated_on_our_prompts_of_one_message(tmp_path: Path) -> None:
+    model = write_plain_model(tmp_path / "model")
+    settings = model / "tokenizer_config.json"
+    settings.write_text(
+        json.dumps({**json.loads(settings.read_text()), "chat_template": None}), encoding="utf-8"
+    )
+    build = check_build(open_checkpoint(str(model)), None, tmp_path / "engine", WITH_TREE)
+    told: dict[str, int] = {}
+    options = CalibrationOptions(max_new_tokens=2)
+    built = build_calibrated(build, options, lambda name, _, total: told.update({name: total}))
+    assert built.quality.kl > 0
+    assert told["answering prompts"] == 18  # of 20; two have several messages
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": role, "content": "a fox"} for role in ("user", "assistant", "user")]
+    chats.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    with pytest.raises(PromptError, match="no chat template, and a prompt has 3 messages"):
+        build_calibrated(build, CalibrationOptions(prompts=chats, max_new_tokens=2))
+
+
 class StoppedError(Exception):
     """A build that was killed."""
 

@@ -68,3 +68,30 @@ def test_a_row_has_the_same_bits_on_all_roads_in_any_step(engine: Engine) -> Non
                     expected[rows],
                     err_msg=f"{road}, {num_threads} threads, {size} rows",
                 )
+
+
+def test_weights_lie_in_huge_pages_where_there_are_any(engine: Engine) -> None:
+    """The same bits as those that are mapped."""
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    has_huge_pages = modes.is_file() and "[never]" not in modes.read_text()
+    adapter, logits = read_adapter(engine), []
+    for map_weights in (False, True):
+        before = huge_megabytes()
+        backend = OrtBackend(engine, map_weights=map_weights)
+        read_text(backend, adapter, TEXT, 75)
+        logits.append(logits_after(backend, adapter, np.arange(3)))
+        in_memory = has_huge_pages and not map_weights
+        assert backend.has_weights_in_memory == in_memory
+        if in_memory:
+            assert huge_megabytes() - before > 50
+        del backend
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def huge_megabytes() -> float:
+    """Of this process; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("AnonHugePages:"))

@@ -27,6 +27,11 @@ def add_session(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
     add_backend(parser)
     add_threads(parser)
+    parser.add_argument(
+        "--map-weights",
+        action="store_true",
+        help="leave the weights to pages of their file, which processes share; steps are slower",
+    )
 
 
 def open_session(args: argparse.Namespace, **options: Any) -> "Session":
@@ -34,7 +39,8 @@ def open_session(args: argparse.Namespace, **options: Any) -> "Session":
     from bita.cli.shared.trees import read_tree
     from bita.runtime.session import Session
 
-    session = Session.open(args.engine, num_threads=args.threads, backend=args.backend, **options)
+    options |= {"num_threads": args.threads, "map_weights": args.map_weights}
+    session = Session.open(args.engine, backend=args.backend, **options)
     if args.tree:
         return session.using(tree=read_tree(args.tree, session.adapter.num_masks))
     return session

@@ -21,7 +21,7 @@ class Embed {
  private:
   int64_t hidden_size_, vocab_size_;
   float scale_;
-  Weights weights_;
+  KernelWeights weights_;
 };
 
 }  // namespace bita

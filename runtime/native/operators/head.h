@@ -22,7 +22,7 @@ class Head {
  private:
   int64_t inputs_, outputs_, num_ranks_;
   float softcap_;
-  Weights weights_;
+  KernelWeights weights_;
 };
 
 }  // namespace bita

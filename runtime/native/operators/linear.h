@@ -95,7 +95,7 @@ class Linear {
 
   LinearPorts ports_;
   int64_t inputs_, outputs_;
-  Weights weights_;
+  KernelWeights weights_;
   const float* bias_;
 };
 
@@ -138,7 +138,7 @@ class GatedLinear {
   LinearPorts ports_;
   int64_t inputs_, outputs_, groups_;
   bool is_gelu_;
-  Weights weights_;
+  KernelWeights weights_;
   const float* bias_;
 };
 

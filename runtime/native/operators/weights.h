@@ -3,6 +3,7 @@
 
 #include "../kernels/kernels.h"
 #include "ort.h"
+#include "weight_memory.h"
 
 namespace bita {
 

@@ -15,6 +15,8 @@ extern "C" {
 const char* bita_operators_road(void) { return "plain"; }
 const char* bita_operators_roads(void) { return "fast plain"; }
 int bita_operators_use_road(const char*) { return 0; }
+int bita_operators_read_weights(const char*) { return -1; }
+int bita_operators_take_weights(void) { return -1; }
 void* RegisterCustomOps(void*, const void*) { return nullptr; }
 int bita_operators_version(void) { return VERSION; }
 }
@@ -56,7 +58,7 @@ def test_a_file_that_is_no_library_is_refused(content: bytes, place: Path) -> No
 
 def test_a_library_of_something_else_is_refused(place: Path) -> None:
     compile_library(place, "int bita_operators_version(void) { return 1; }")
-    with pytest.raises(LibraryMissingError, match=r"cannot be loaded: .*bita_operators_road"):
+    with pytest.raises(LibraryMissingError, match=r"cannot be loaded: .*bita_operators_version"):
         library.loaded_operators()
 
 
