@@ -60,6 +60,8 @@ def test_a_row_has_the_same_bits_on_all_roads_in_any_step(engine: Engine) -> Non
         use_road(road)
         sizes = (1, 2, 5, 16, 64) if road != roads[-1] else (1, 7)
         for num_threads, backend in backends.items():
+            if road == roads[-1] and num_threads == 4:
+                continue  # it takes as long as all others together
             read_text(backend, adapter, TEXT, 20 * num_threads)
             for size in sizes:
                 rows = rng.permutation(len(ROWS))[:size]
@@ -72,6 +74,9 @@ def test_a_row_has_the_same_bits_on_all_roads_in_any_step(engine: Engine) -> Non
 
 def test_weights_lie_in_huge_pages_where_there_are_any(engine: Engine) -> None:
     """The same bits as those that are mapped."""
+    from bita.runtime.native.library import loaded_operators, use_road
+
+    use_road(loaded_operators().roads[0])
     modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     has_huge_pages = modes.is_file() and "[never]" not in modes.read_text()
     adapter, logits = read_adapter(engine), []

@@ -126,6 +126,19 @@ void list_rows(const StepInputs& step, int64_t window, StepSights& found) {
   }
 }
 
+// Refuse rows that would write to the same slot of a page, in whatever texts.
+void check_places(StepSights& found) {
+  std::vector<int64_t>& slots = found.slots_written;
+  slots.clear();
+  for (const RowPlace& place : found.places)
+    slots.push_back(place.page * kPage + place.slot % kPage);
+  std::sort(slots.begin(), slots.end());
+  const auto twice = std::adjacent_find(slots.begin(), slots.end());
+  if (twice != slots.end())
+    throw std::runtime_error("two rows have slot " + std::to_string(*twice % kPage) + " of page " +
+                             std::to_string(*twice / kPage));
+}
+
 // Keys at the beginning of a row's tail whose slots are their positions.
 int64_t count_common(const StepSights& found, const Sight& sight, int64_t length) {
   const int32_t* tail = found.tails.data() + sight.tail;
@@ -196,6 +209,7 @@ void Sights::run(const NodeRun& node) const {
   found.group = group_;
   found.prefix_length = step.prefix_length;
   list_rows(step, window_, found);
+  check_places(found);
   list_blocks(step, found);
   list_pages(step, found);
   found.number = ++last_number;

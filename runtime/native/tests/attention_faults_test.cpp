@@ -78,6 +78,19 @@ const Adds sees_nothing("Sights rejects a row that sees nothing", [] {
   faults.broken(bad, "row 2 sees nothing");
 });
 
+const Adds one_place("Sights rejects two rows that are written to one slot", [] {
+  Random random(74);
+  const Faults faults(small_step(random).sights_node());
+  const std::vector<int64_t> pages = Node(faults.good())["text_pages"].cells<int64_t>();
+  Node bad = faults.good();
+  bad["row_slots"].set(1, int64_t{20});
+  bad["sees"].set(4, uint8_t{0});  // row 1 sees itself alone
+  faults.broken(bad, "two rows have slot 4 of page " + std::to_string(pages[1]));
+  // row 1 is in slot 21 of its text, row 2 in slot 5 of another one
+  faults.cell("text_pages", 3, pages[1],
+              "two rows have slot 5 of page " + std::to_string(pages[1]));
+});
+
 const Adds attention("Attention rejects what does not fit", [] {
   Random random(59);
   const Step step = small_step(random);
