@@ -68,7 +68,8 @@ class BitaEngine(PeerEngine):
             given |= {"tree": Tree.root_only(), "min_rows": 1}
         self._session = Session.open(model, **given)
         manifest = self._session.engine.manifest
-        self.precision = f"{manifest.precision}, fp32 cache"
+        cache = "fp16" if self._session.backend.cache.dtype == "float16" else "fp32"
+        self.precision = f"{manifest.precision}, {cache} cache"
 
     def generate(
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]

@@ -57,10 +57,13 @@ def _lines(path: Path) -> list[str]:
         text = read_regular_file(path, MAX_JSON_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(
-            f"cannot read prompts from {path}: byte {error.start} is not UTF-8"
+            f"cannot read prompts from {path}: byte {error.start} is not UTF-8; save it as UTF-8"
         ) from error
     except (OSError, ValueError) as error:
-        raise PromptError(f"cannot read prompts from {path}: {error}") from error
+        cause = getattr(error, "strerror", None) or error
+        raise PromptError(
+            f"cannot read prompts from {path}: {cause}; give a file of lines of the form {FORMS}"
+        ) from error
     return text.removeprefix("\N{BYTE ORDER MARK}").split("\n")
 
 

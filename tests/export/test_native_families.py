@@ -30,7 +30,7 @@ MORE = 1.05  # times what the roundings cost by definition
 
 
 def logits_of(engine: Engine, adapter: Adapter, text: list[int], drafts: list[int]) -> np.ndarray:
-    """Of all rows of TREE after a text."""
+    """The logits of all rows of TREE after a text."""
     backend = OrtBackend(engine, num_threads=1)
     backend.cache.start(adapter)
     for start in range(0, len(text) - 1, 25):
