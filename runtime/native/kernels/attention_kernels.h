@@ -265,10 +265,56 @@ void merge(const Partial& chunk, int64_t size, const Partial& total) {
         .store(total.values + i);
 }
 
-// A query that sees nothing at all gets zeros.
-void divide(const Partial& total, int64_t size, float* out) {
-  const Lanes divisor = Lanes::all(*total.sum == 0.0f ? 1.0f : *total.sum);
-  for (int64_t i = 0; i < size; i += 16) (Lanes::load(total.values + i) / divisor).store(out + i);
+// Chunks of a query that are merged at a time, so that their exponentials share lanes.
+struct MergedChunks {
+  static constexpr int64_t kMost = 16;
+
+  alignas(64) float old_shares[kMost], new_shares[kMost];
+  const float* values[kMost];
+  float sums[kMost];
+  int64_t count;
+};
+
+// The bits are those of `merge` for one chunk after the other. A query that sees nothing gets
+// zeros.
+void mean(const Partial& chunks, int64_t stride, int64_t count, int64_t size, float* out) {
+  MergedChunks some;
+  float top = 0.0f, sum = 0.0f;
+  std::fill_n(out, size, 0.0f);
+  for (int64_t chunk = 0; chunk < count;) {
+    std::fill_n(some.old_shares, MergedChunks::kMost, 0.0f);
+    std::fill_n(some.new_shares, MergedChunks::kMost, 0.0f);
+    for (some.count = 0; chunk < count && some.count < MergedChunks::kMost; ++chunk) {
+      const float maximum = chunks.maximum[chunk * stride], own = chunks.sum[chunk * stride];
+      const float* values = chunks.values + chunk * stride * size;
+      if (own == 0.0f) continue;
+      if (sum == 0.0f) {
+        top = maximum;
+        sum = own;
+        std::copy_n(values, size, out);
+        continue;
+      }
+      const float both = std::max(top, maximum);
+      some.old_shares[some.count] = top - both;
+      some.new_shares[some.count] = maximum - both;
+      some.sums[some.count] = own;
+      some.values[some.count++] = values;
+      top = both;
+    }
+    exponential(Lanes::load(some.old_shares)).store(some.old_shares);
+    exponential(Lanes::load(some.new_shares)).store(some.new_shares);
+    for (int64_t i = 0; i < some.count; ++i)
+      sum = sum * some.old_shares[i] + some.sums[i] * some.new_shares[i];
+    for (int64_t d = 0; d < size; d += 16) {
+      Lanes total = Lanes::load(out + d);
+      for (int64_t i = 0; i < some.count; ++i)
+        total = total * Lanes::all(some.old_shares[i]) +
+                Lanes::load(some.values[i] + d) * Lanes::all(some.new_shares[i]);
+      total.store(out + d);
+    }
+  }
+  const Lanes divisor = Lanes::all(sum == 0.0f ? 1.0f : sum);
+  for (int64_t d = 0; d < size; d += 16) (Lanes::load(out + d) / divisor).store(out + d);
 }
 
 void write_key(const float* key, int64_t size, int64_t slot, bool is_half, void* page) {

@@ -42,6 +42,6 @@ struct Products<8> {
 }  // namespace
 
 const Kernels kAvx2Kernels = {"avx2",      linear, add_norm, quantize, gate,       turn, write_key,
-                              write_value, attend, merge,    divide,   add_scaled, cap,  rank};
+                              write_value, attend, merge,    mean,     add_scaled, cap,  rank};
 
 }  // namespace bita

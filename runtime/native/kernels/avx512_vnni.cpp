@@ -73,6 +73,6 @@ void tile_rows(const TileTask& task) {
 
 const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,     add_norm,    quantize, gate,
                                     turn,          write_key,  write_value, attend,   merge,
-                                    divide,        add_scaled, cap,         rank};
+                                    mean,          add_scaled, cap,         rank};
 
 }  // namespace bita

@@ -36,6 +36,6 @@ struct Products<8> {
 
 const Kernels kAvxVnniKernels = {"avx-vnni", linear,     add_norm,    quantize, gate,
                                  turn,       write_key,  write_value, attend,   merge,
-                                 divide,     add_scaled, cap,         rank};
+                                 mean,       add_scaled, cap,         rank};
 
 }  // namespace bita

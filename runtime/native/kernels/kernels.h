@@ -116,8 +116,9 @@ struct Kernels {
   void (*attend)(const ChunkTask& task);
   // Add a chunk of a query to those before it; a total of the sum 0 has none yet.
   void (*merge)(const Partial& chunk, int64_t size, const Partial& total);
-  // The weighted mean of the values, [size].
-  void (*divide)(const Partial& total, int64_t size, float* out);
+  // The weighted mean of the values, [size], of `count` chunks of a query, merged in their order.
+  // stride: partials from one of its chunks to the next.
+  void (*mean)(const Partial& chunks, int64_t stride, int64_t count, int64_t size, float* out);
   void (*add_scaled)(float* out, const float* values, float factor, int64_t size);
   // cap * tanh(x / cap)
   void (*cap)(float* values, int64_t size, float cap);

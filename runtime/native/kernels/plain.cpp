@@ -7,6 +7,6 @@
 namespace bita {
 
 const Kernels kPlainKernels = {"plain",     linear, add_norm, quantize, gate,       turn, write_key,
-                               write_value, attend, merge,    divide,   add_scaled, cap,  rank};
+                               write_value, attend, merge,    mean,     add_scaled, cap,  rank};
 
 }  // namespace bita

@@ -337,10 +337,8 @@ void AttentionStep::finish_row(int64_t row, uint8_t* out) const {
   for (int64_t head = 0; head < shape_.num_heads; ++head) {
     const int64_t result = work.result + head / group * work.num_results * stride +
                            (row - block.first_row) * group + head % group;
-    const Partial total = results_at(result).at(0, size);
-    for (int64_t i = 1; i < work.num_results; ++i)
-      kernels().merge(results_at(result + i * stride).at(0, size), size, total);
-    kernels().divide(total, size, merged + head * size);
+    kernels().mean(results_at(result).at(0, size), stride, work.num_results, size,
+                   merged + head * size);
   }
   kernels().quantize(merged, shape_.values(), out + row * row_bytes(num_blocks(shape_.values())));
 }

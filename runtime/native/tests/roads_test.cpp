@@ -256,16 +256,6 @@ Scene random_scene(Random& random) {
   return scene;
 }
 
-// Merge the chunks of a query, [chunk][query] of `count` queries, in order.
-void divided(const Kernels& road, const Scene& scene, float* maxima, float* sums, float* values,
-             int64_t count, int64_t chunks, float* out) {
-  const Partial total{maxima, sums, values};
-  for (int64_t chunk = 1; chunk < chunks; ++chunk)
-    road.merge({maxima + chunk * count, sums + chunk * count, values + chunk * count * scene.size},
-               scene.size, total);
-  road.divide(total, scene.size, out);
-}
-
 std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t first_query,
                             int64_t count) {
   const size_t results = static_cast<size_t>(count);
@@ -292,8 +282,8 @@ std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t fir
   }
   std::vector<float> out(static_cast<size_t>(count * scene.size));
   for (int64_t q = 0; q < count; ++q)
-    divided(road, scene, maxima.data() + q, sums.data() + q, values.data() + q * scene.size, count,
-            chunks, out.data() + q * scene.size);
+    road.mean({maxima.data() + q, sums.data() + q, values.data() + q * scene.size}, count, chunks,
+              scene.size, out.data() + q * scene.size);
   return out;
 }
 
@@ -308,6 +298,58 @@ const Adds attention_roads("attention on all roads, and by each query alone", []
       const std::vector<float> wanted(all.begin() + q * scene.size,
                                       all.begin() + (q + 1) * scene.size);
       expect_same(attended(kPlainKernels, scene, q, 1), wanted, "a query alone");
+    }
+  }
+});
+
+// Chunks of several queries, [chunk][query]; in some of them a query sees nothing.
+struct Chunks {
+  int64_t size, count, num_queries;
+  std::vector<float> maxima, sums, values;
+
+  Partial at(int64_t chunk, int64_t query) {
+    const int64_t index = chunk * num_queries + query;
+    return {maxima.data() + index, sums.data() + index, values.data() + index * size};
+  }
+};
+
+Chunks random_chunks(Random& random, int64_t count) {
+  const int64_t size = 16 * (1 + random.below(5)), num_queries = 1 + random.below(3);
+  const int64_t all = count * num_queries, blind = 1 + random.below(4);
+  Chunks chunks{size,
+                count,
+                num_queries,
+                random.reals(all, 9.0f),
+                random.reals(all),
+                random.reals(all * size)};
+  for (int64_t i = 0; i < all; ++i) {
+    float& sum = chunks.sums[static_cast<size_t>(i)];
+    sum = 1.0f + sum * sum;
+    if (random.below(blind) == 0) continue;
+    sum = 0.0f;
+    std::fill_n(chunks.values.begin() + i * size, size, 0.0f);
+  }
+  return chunks;
+}
+
+const Adds means("mean has the bits of merging one chunk after the other, on all roads", [] {
+  Random random(11);
+  for (int64_t count = 1; count <= 40; ++count) {
+    const Chunks chunks = random_chunks(random, count);
+    for (int64_t query = 0; query < chunks.num_queries; ++query) {
+      Chunks merged = chunks;
+      const Partial total = merged.at(0, query);
+      for (int64_t i = 1; i < count; ++i)
+        kPlainKernels.merge(merged.at(i, query), chunks.size, total);
+      std::vector<float> wanted(total.values, total.values + chunks.size);
+      for (float& x : wanted) x /= *total.sum == 0.0f ? 1.0f : *total.sum;
+      on_all_roads("mean", [&](const Kernels& road) {
+        Chunks given = chunks;
+        std::vector<float> out(wanted.size(), 7.0f);
+        road.mean(given.at(0, query), chunks.num_queries, count, chunks.size, out.data());
+        expect_same(out, wanted, "the merged chunks, divided");
+        return out;
+      });
     }
   }
 });
