@@ -114,14 +114,11 @@ def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compile
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
-def test_plans_for_three_gpu_generations_are_built_without_one(
-    precision: str, tmp_path: Path
-) -> None:
+def test_a_plan_for_three_gpu_generations_is_built_without_one(tmp_path: Path) -> None:
     """All 30 layers, a tree of 32 rows, 2048 slots; sizes are within what is estimated before."""
     pytest.importorskip("tensorrt_rtx")
     tree = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (3,)], num_masks=3)
-    options = BuildOptions(precision, capacity=2048, tree=tree, dialect="standard")
+    options = BuildOptions("int4", capacity=2048, tree=tree, dialect="standard")
     build_engine(check_build(open_checkpoint(MODEL), None, tmp_path / "engine", options))
     engine = compile_engine(open_engine(tmp_path / "engine"), CompileOptions("tensorrt-rtx"))
     info = PlanInfo.from_manifest(engine.manifest.plan)

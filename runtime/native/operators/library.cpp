@@ -47,6 +47,16 @@ void register_all(OrtSessionOptions* options) {
   check(ort().AddCustomOpDomain(options, domain));
 }
 
+// What a condition says; false where it raises an exception, as for lack of memory.
+template <class Condition>
+bool holds(const Condition& condition) {
+  try {
+    return condition();
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 }  // namespace
 }  // namespace bita
 
@@ -79,12 +89,14 @@ BITA_EXPORT const char* bita_operators_roads(void) {
 // Begin to read the weights of the session that this thread makes next, from its file; 0 if that
 // is done, -1 where they are better left mapped.
 BITA_EXPORT int bita_operators_read_weights(const char* path) {
-  return path && bita::read_session_weights(path) ? 0 : -1;
+  return bita::holds([&] { return path && bita::read_session_weights(path); }) ? 0 : -1;
 }
 
 // Let the session that was made since then use what was read; 0 if it does, -1 if it goes on with
 // weights that are mapped. The session must not run before.
-BITA_EXPORT int bita_operators_take_weights(void) { return bita::take_session_weights() ? 0 : -1; }
+BITA_EXPORT int bita_operators_take_weights(void) {
+  return bita::holds(bita::take_session_weights) ? 0 : -1;
+}
 
 BITA_EXPORT int bita_operators_use_road(const char* name) {
   return name && bita::use_road(name) ? 0 : -1;
