@@ -13,8 +13,8 @@ from bita.runtime.backends.cuda import Cuda, Stream
 from bita.runtime.backends.device_memory import Block, DeviceArray, DeviceCache, upload
 from bita.runtime.backends.layout import Layout, tree_layout
 from bita.runtime.backends.step_values import (
+    IdCheck,
     adapter_values,
-    check_ids,
     fill_masks,
     layout_values,
     lora_values,
@@ -110,6 +110,7 @@ class DeviceStep:
         self.token_ids = self._block.host["token_ids"]
         fill_masks(self.token_ids, layout, device.vocab_size)
         self.top_ids, self.top_logits = (self._results.host[name] for name in list(shapes)[:2])
+        self._id_check = IdCheck(self.top_ids, device.vocab_size)
         self.logits = self._results.host.get("logits")
         self._static = upload(device.cuda, device.stream, layout_values(layout))
         self._adapter_arrays = device.adapter_arrays(adapter)
@@ -127,7 +128,7 @@ class DeviceStep:
         if self._new_rows is not None:
             cache.write(self._new_rows)
         self._device.stream.synchronize()
-        check_ids(self.top_ids, self._device.vocab_size)
+        self._id_check.check()
 
     def upload(self) -> None:
         """Put the copy of what the host wrote into the stream."""

@@ -33,7 +33,7 @@ from bita.runtime.backends.paged_cache import PagedCache
 from bita.runtime.backends.pair_scores import EnginePairs
 from bita.runtime.backends.step_values import (
     Arrays,
-    check_ids,
+    IdCheck,
     fill_masks,
     lora_values,
     step_values,
@@ -201,6 +201,7 @@ class BoundStep:
         self._row_index = np.arange(num_rows)
         self._cache_length = np.zeros(1, np.int64)
         self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
+        self._id_check = IdCheck(self.top_ids, backend.vocab_size)
         self.top_logits = np.zeros((num_outputs, backend.num_ranks), np.float32)
         self.logits = (
             np.zeros((num_outputs, backend.vocab_size), np.float32) if with_logits else None
@@ -237,7 +238,7 @@ class BoundStep:
         self._cache_length[0] = self._cache.num_slots_used
         self._binding = self._bound_for(self._bucket())
         self._backend.run(self._binding)
-        check_ids(self.top_ids, self._backend.vocab_size)
+        self._id_check.check()
         if self._new_rows is not None:
             self._cache.write(self._new_rows)
 

@@ -6,11 +6,15 @@ a row overflow too which does not see it: it weighs their values with zero, and 
 is NaN.
 """
 
+import math
+
 import numpy as np
 
 from bita.errors import EngineError
 from bita.runtime.backends.backend import Step
 from bita.tensors import Float32Array
+
+FEW = 256  # numbers
 
 
 class UnsoundError(EngineError):
@@ -21,13 +25,22 @@ def run_soundly(step: Step, position: int) -> None:
     """Run a step, whose first row stands at `position` of the text.
 
     Raises UnsoundError if a best logit of an output row is not finite, or those of the first row,
-    which is text, are zero. Cost of the check: about 5 µs.
+    which is text, are zero. Cost of the check of few rows: about 5 µs.
     """
     step.run()
-    if not np.isfinite(step.top_logits).all():
+    if not _are_finite(step.top_logits):
         raise UnsoundError(_message("not numbers", f"step at position {position}"))
-    if not step.top_logits[0].any():
+    if not any(step.top_logits[0].tolist()):
         raise UnsoundError(_message("all zero", f"step at position {position}"))
+
+
+def _are_finite(logits: Float32Array) -> bool:
+    """Of few numbers Python tells sooner than numpy, which takes 60 µs with caches that a step has
+    emptied. The sum of float32 numbers cannot overflow there.
+    """
+    if logits.size > FEW:
+        return bool(np.isfinite(logits).all())
+    return math.isfinite(sum(map(sum, logits.tolist())))
 
 
 def check_logits(logits: Float32Array) -> None:
