@@ -85,9 +85,8 @@ class Session:
         which texts that begin alike share; else they are copied. What does not fit is computed
         again when it is needed.
         keep_answers: keep those of finished answers too.
-        map_weights: leave weights of native operators to the pages of their file, which processes
-        share; else they are read into huge pages of this one where the system has them, which makes
-        steps faster.
+        map_weights: leave the weights of native operators in the pages of their file, which
+        processes share, rather than read them into huge pages, with which steps are faster.
         """
         marks = marks_of(Path(path))
         engine = open_engine(path, check_hashes)

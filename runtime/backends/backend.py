@@ -107,10 +107,10 @@ def open_backend(
 
 @contextmanager
 def weights_read_ahead(engine: Engine, map_weights: bool = False) -> Iterator[None]:
-    """Where opening the engine within reads its weights, begin with that at once, on a thread."""
+    """Begin at once, on a thread, to read the weights that opening the engine within will need."""
     with ExitStack() as stack:
         if engine.manifest.dialect == NATIVE.name and not map_weights:
-            with suppress(LibraryMissingError):  # that is for who opens it to say
+            with suppress(LibraryMissingError):  # opening the engine says so
                 stack.enter_context(weights_in_memory(engine.file(WEIGHTS_FILE)))
         yield
 

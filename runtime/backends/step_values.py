@@ -65,19 +65,20 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
 
 
+FEW = 256  # numbers of a step's results that Python checks faster than numpy
+
+
 class IdCheck:
     """Looks whether the ids in a buffer, which each step overwrites, are those of tokens.
 
-    top_ids [R, k]: the buffer, contiguous. Of few ids Python finds the largest: its caches are cold
-    after a step, which costs numpy 70 µs.
+    top_ids [R, k]: the buffer, contiguous. Python compares few ids, since a reduction of numpy
+    takes 70 µs when a step has pushed its code out of the processor's caches.
     """
-
-    _FEW = 256
 
     def __init__(self, top_ids: npt.NDArray[np.int64], vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._ids = top_ids.view(np.uint64)  # a negative id is the largest then
-        self._few = self._ids.data.cast("B").cast("Q") if top_ids.size <= self._FEW else None
+        self._few = self._ids.data.cast("B").cast("Q") if top_ids.size <= FEW else None
 
     def check(self) -> None:
         """Raise EngineError if the last step gave ids outside of the vocabulary."""

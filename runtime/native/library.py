@@ -31,7 +31,7 @@ class Operators:
 
 @dataclass
 class WeightsPlace:
-    """in_memory: whether the weights of a session were read, else they are mapped."""
+    """Where the weights of a session are. in_memory: in huge pages; else they are mapped."""
 
     in_memory: bool = False
 
@@ -69,8 +69,8 @@ def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
     """Let the session that is made within have its weights in huge pages, read from this file.
 
     Steps are faster by what looking up small pages takes. Where the system has no huge pages, or
-    less memory than twice the file, the weights stay mapped. Within a block of the same file it is
-    read once, from the outer block's beginning on. LibraryMissingError if the operators cannot be
+    less memory than twice the file, the weights stay mapped. Blocks for one file may be nested:
+    reading begins with the outer one. LibraryMissingError if the operators cannot be
     loaded.
     """
     library = _load(operators_library())

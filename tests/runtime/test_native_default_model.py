@@ -73,7 +73,7 @@ def test_a_row_has_the_same_bits_on_all_roads_in_any_step(engine: Engine) -> Non
 
 
 def test_weights_lie_in_huge_pages_where_there_are_any(engine: Engine) -> None:
-    """The same bits as those that are mapped."""
+    """The logits have the same bits as with mapped weights."""
     from bita.runtime.native.library import loaded_operators, use_road
 
     use_road(loaded_operators().roads[0])
@@ -94,7 +94,7 @@ def test_weights_lie_in_huge_pages_where_there_are_any(engine: Engine) -> None:
 
 
 def huge_megabytes() -> float:
-    """Of this process; 0 where the system does not tell."""
+    """Huge pages of this process, in MB; 0 where the system does not say."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:

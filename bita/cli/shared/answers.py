@@ -30,7 +30,7 @@ def add_session(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--map-weights",
         action="store_true",
-        help="leave the weights to pages of their file, which processes share; steps are slower",
+        help="leave the weights in pages of their file, which processes share; steps take longer",
     )
 
 

@@ -47,7 +47,7 @@ void register_all(OrtSessionOptions* options) {
   check(ort().AddCustomOpDomain(options, domain));
 }
 
-// What a condition says; false where it raises an exception, as for lack of memory.
+// The condition's value; false if it raises an exception, such as for lack of memory.
 template <class Condition>
 bool holds(const Condition& condition) {
   try {
@@ -86,14 +86,14 @@ BITA_EXPORT const char* bita_operators_roads(void) {
   return names.c_str();
 }
 
-// Begin to read the weights of the session that this thread makes next, from its file; 0 if that
-// is done, -1 where they are better left mapped.
+// Begin to read the weights of the session that this thread makes next from their file. Returns 0,
+// or -1 where they are better left mapped.
 BITA_EXPORT int bita_operators_read_weights(const char* path) {
   return bita::holds([&] { return path && bita::read_session_weights(path); }) ? 0 : -1;
 }
 
-// Let the session that was made since then use what was read; 0 if it does, -1 if it goes on with
-// weights that are mapped. The session must not run before.
+// Give what was read to the session that was made since. Returns 0, or -1 if some of its weights
+// stay mapped. The session must not run before this call.
 BITA_EXPORT int bita_operators_take_weights(void) {
   return bita::holds(bita::take_session_weights) ? 0 : -1;
 }

@@ -127,8 +127,8 @@ void list_rows(const StepInputs& step, int64_t window, StepSights& found) {
 }
 
 // Refuse rows that would write to the same slot of a page, in whatever texts.
-void check_places(StepSights& found) {
-  std::vector<int64_t>& slots = found.slots_written;
+void check_places(const StepSights& found) {
+  thread_local std::vector<int64_t> slots;  // of all pages, numbered through
   slots.clear();
   for (const RowPlace& place : found.places)
     slots.push_back(place.page * kPage + place.slot % kPage);

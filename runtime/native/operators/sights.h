@@ -46,9 +46,8 @@ struct StepSights {
   std::vector<RowBlock> blocks;
   std::vector<int64_t> block_of_row;
   std::vector<TextPages> texts;
-  std::vector<int64_t> pages;          // of all texts
-  std::vector<int64_t> prefix_pages;   // of the prefix's slots
-  std::vector<int64_t> slots_written;  // of all pages in a row, in ascending order
+  std::vector<int64_t> pages;         // of all texts
+  std::vector<int64_t> prefix_pages;  // of the prefix's slots
 
   int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
 };
@@ -73,7 +72,7 @@ class Sights {
   explicit Sights(const NodeInfo& info);
 
   // Raises std::runtime_error for inputs that do not fit each other, a row that sees nothing or a
-  // row of another text, rows whose slots do not ascend, or two rows with one slot.
+  // row of another text, rows whose slots do not ascend, or two rows that are written to one slot.
   void run(const NodeRun& node) const;
 
  private:

@@ -25,7 +25,8 @@ struct SessionWeights {
   std::vector<KernelWeights*> kernels;
 };
 
-// Null for none. It has no destructor, since kernels may end after what a thread has.
+// Null for none. It is a plain pointer, since kernels may be destroyed after the other objects of
+// their thread.
 thread_local SessionWeights* session_of_thread = nullptr;
 
 #if defined(__linux__)
@@ -75,7 +76,7 @@ int64_t read_number(const char* path, const std::string& name) {
 // Bytes that the process may still take, by the machine and by its control group.
 int64_t available_memory() {
   const int64_t free = read_number("/proc/meminfo", "MemAvailable:");
-  int64_t available = free < 0 ? std::numeric_limits<int64_t>::max() : free * 1024;
+  const int64_t available = free < 0 ? std::numeric_limits<int64_t>::max() : free * 1024;
   const int64_t most = read_number("/sys/fs/cgroup/memory.max", "");
   const int64_t used = read_number("/sys/fs/cgroup/memory.current", "");
   if (most < 0 || used < 0) return available;

@@ -123,7 +123,7 @@ const Adds moves("Weights that a session's kernels have move when they are taken
   expect(bita_operators_take_weights() == -1, "nothing was read");
   if (!has_huge_pages()) return;
   expect(bita_operators_read_weights(file.path()) == 0, "it begins");
-  expect(bita_operators_read_weights(file.path()) == 0, "it goes on");
+  expect(bita_operators_read_weights(file.path()) == 0, "it continues");
   const Weights mapped = weights_in(file, 8192);
   std::optional<KernelWeights> first(mapped), second(mapped);
   {
