@@ -6,9 +6,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from bita.data.batch_decoding import decode_batch, import_torch
+from bita.data.bulk_decoding import decode_in_bulk, new_batch
 from bita.errors import TuningError
+from bita.runtime.backends.text_batch import Results
+from bita.runtime.session import Session
+from bita.tensors import Float32Array
 
 HEAD_TOKENS = 256
+_LOWEST_LOGS = (-6.0, -10.0, -np.inf)  # of tokens that are looked at, below the likeliest
 
 
 class Sampler(Protocol):
@@ -42,11 +47,7 @@ class TransformersSampler:
     def __init__(
         self, model: Any, temperature: float = 1.0, top_p: float = 0.95, batch_size: int = 32
     ) -> None:
-        if not temperature > 0 or not 0 < top_p <= 1:
-            raise TuningError(
-                f"temperature {temperature} and top_p {top_p} cannot be sampled with; give a "
-                "temperature above 0 and a top_p in (0, 1]"
-            )
+        _check_range(temperature, top_p)
         self._torch = import_torch()
         weight = model.get_input_embeddings().weight
         self.name = f"transformers {type(model).__name__}"
@@ -79,6 +80,65 @@ class TransformersSampler:
         return decode_batch(self._model, prompts, pick, max_new_tokens, stop_ids)
 
 
+class EngineSampler:
+    """Samples from an engine of native operators, several texts in a step; else like the other.
+
+    Raises TuningError for such a temperature or top_p, EngineError for another engine.
+    """
+
+    def __init__(self, session: Session, temperature: float = 1.0, top_p: float = 0.95) -> None:
+        _check_range(temperature, top_p)
+        manifest = session.engine.manifest
+        self.name = f"bita engine of {manifest.model}"
+        self.options: Mapping[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "precision": manifest.precision,
+        }
+        self.batch_size = 128
+        self._session = session
+        self._temperature = temperature
+        self._top_p = top_p
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+    ) -> Sequence[Sequence[int]]:
+        """A few prompts in each step."""
+        draws = np.stack([uniform_draws(seed, max_new_tokens) for seed in seeds])
+
+        def pick(results: Results, rows: Sequence[int], steps: Sequence[int]) -> list[int]:
+            assert results.logits is not None
+            return [
+                draw_token(logits, draw, self._temperature, self._top_p)
+                for logits, draw in zip(results.logits, draws[rows, steps], strict=True)
+            ]
+
+        with self._session.lock:
+            batch = new_batch(self._session, prompts, max_new_tokens, with_logits=True)
+            return decode_in_bulk(batch, prompts, pick, max_new_tokens, stop_ids)
+
+
+def draw_token(logits: Float32Array, draw: float, temperature: float, top_p: float) -> int:
+    """What `pick_nucleus` picks from logits [V], without torch; ties may differ."""
+    scaled = logits / temperature
+    scaled -= scaled.max()
+    weights = np.exp(scaled)
+    wanted = top_p * float(weights.sum(dtype=np.float64))
+    for lowest in _LOWEST_LOGS:  # sorting a vocabulary is slow
+        head = np.flatnonzero(scaled >= lowest)
+        head = head[np.argsort(-weights[head], kind="stable")]
+        mass = np.cumsum(weights[head], dtype=np.float64)
+        if mass[-1] >= wanted:
+            break
+    size = min(int((mass < wanted).sum()), len(head) - 1) + 1
+    place = int((mass <= draw * mass[size - 1]).sum())
+    return int(head[min(place, size - 1)])
+
+
 def pick_nucleus(logits: Any, draws: Any, temperature: float, top_p: float) -> Any:
     """Token ids [rows]: of logits [rows, V], where draws [rows] in [0, 1) fall in the nucleus.
 
@@ -108,6 +168,14 @@ def _pick_sorted(ordered: Any, token_ids: Any, draws: Any, top_p: float) -> Any:
     drawn = draws[:, None] * mass.gather(-1, size - 1)
     rank = (mass <= drawn).sum(-1, keepdim=True).minimum(size - 1)
     return token_ids.gather(-1, rank)[:, 0]
+
+
+def _check_range(temperature: float, top_p: float) -> None:
+    if not temperature > 0 or not 0 < top_p <= 1:
+        raise TuningError(
+            f"temperature {temperature} and top_p {top_p} cannot be sampled with; give a "
+            "temperature above 0 and a top_p in (0, 1]"
+        )
 
 
 def uniform_draws(seed: int, count: int) -> np.ndarray:
