@@ -66,7 +66,7 @@ def two_phases(
         context = model.read([text.token_ids for text in batch.texts], first)
     states = model.mask_states(parameters, context, batch.rows)
     flat = flatten(batch.texts, batch.rows, context, states)
-    losses = row_losses(model, flat, loss)
+    losses = row_losses(model, flat, loss).losses
     return Forward(
         mean_loss(losses, flat.masks, parameters, decay),
         lambda: model.output_logits(flat.drafts[None])[0],

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.cli.shared.flags import add_command, not_negative, positive
-from bita.tuning.settings import ANCHORS, LOSSES, MASK_STARTS, PREFIX_STARTS, TuneSettings
+from bita.tuning.settings import (
+    ANCHORS,
+    LOSSES,
+    MASK_STARTS,
+    PAIRS,
+    PREFIX_STARTS,
+    WEIGHTS,
+    TuneSettings,
+)
 
 if TYPE_CHECKING:
     from bita.tuning.trainer import StepReport
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
 
 CHOICES = {
     "loss": LOSSES,
+    "weights": WEIGHTS,
+    "pairs": PAIRS,
     "anchors": ANCHORS,
     "mask_start": MASK_STARTS,
     "prefix_start": PREFIX_STARTS,

@@ -66,6 +66,8 @@ def masks_by_layer(config: Any, make: Callable[[int | None], Any]) -> Any:
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         return make(window)
+    if set(layer_types) == {"full_attention"}:  # families without windows take no dict
+        return make(None)
     windows = {"full_attention": None, "sliding_attention": window}
     return {kind: make(windows[kind]) for kind in sorted(set(layer_types))}
 

@@ -25,6 +25,20 @@ def draft_losses(drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> 
     return total
 
 
+def reach_weights(rights: Tensor, masks: Tensor) -> Tensor:
+    """[n]: how likely each row's draft is looked at: the product of `rights` over the masks before
+    it in its group.
+
+    rights: [n], of each row: how sure the draft is of the token that came, or whether it is right.
+    masks: [n], group by group. Sources: D-PACE (arXiv 2605.18810), Spec-AUF (2607.01893).
+    """
+    weights = torch.ones_like(rights)
+    for mask in range(1, int(masks.max()) + 1 if len(masks) else 1):
+        rows = (masks == mask).nonzero()[:, 0]
+        weights[rows] = weights[rows - 1] * rights[rows - 1]
+    return weights
+
+
 def sums_by_mask(losses: Tensor, masks: Tensor, num_masks: int) -> Tensor:
     """[M]: the row losses [n] of each mask added up."""
     return torch.stack([losses[masks == mask].sum() for mask in range(num_masks)])

@@ -17,9 +17,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from bita.adapter import Adapter
 from bita.identity import ModelIdentity
-from bita.pairs import PairTables, tables_of
+from bita.pairs import Pairs, PairTables, tables_of
 from bita.torch.base_model import masks_by_layer
 from bita.torch.lora_hooks import lora_on_rows
+from bita.tuning.joint_pairs import JointPairs
 from bita.tuning.mask_rows import MaskRows, visibility
 
 
@@ -33,20 +34,24 @@ class AdapterParameters(torch.nn.Module):
         self.prefix_keys = _parameter(adapter.prefix_keys)
         self.prefix_values = _parameter(adapter.prefix_values)
         self.lora = torch.nn.ParameterDict({n: _parameter(a) for n, a in adapter.lora.items()})
-        self.pairs = adapter.pairs  # tuned apart, see `pair_training`
+        self.pairs = adapter.pairs  # tuned apart, see `pair_training`; or by `joint_pairs`
+        self.joint_pairs: JointPairs | None = None
 
     def to_adapter(self, tuned_on: str) -> Adapter:
         """The adapter with the values of now."""
         arrays = (self.mask_embeddings, self.prefix_keys, self.prefix_values)
         masks, keys, values = map(_array, arrays)
         lora = {name: _array(value) for name, value in self.lora.items()}
-        return Adapter(masks, keys, values, self._identity, tuned_on, lora, self.pairs)
+        return Adapter(masks, keys, values, self._identity, tuned_on, lora, self._own_pairs())
+
+    def _own_pairs(self) -> Pairs:
+        return self.joint_pairs.to_pairs() if self.joint_pairs else self.pairs
 
     def pair_tables(self, model: "MaskModel") -> PairTables | None:
         """The pair scores' tables for the model's embeddings; None without scores."""
-        if not self.pairs:
-            return None
-        return tables_of([model.embedding_table().cpu().numpy()], self.pairs)
+        pairs = self._own_pairs()
+        # a copy: a sharded base cannot free what numpy has a view of
+        return tables_of([model.embedding_table().cpu().clone().numpy()], pairs) if pairs else None
 
     @property
     def identity(self) -> ModelIdentity:
@@ -80,6 +85,22 @@ class MaskModel:
         self.vocab_size = int(base.config.vocab_size)
         # Gemma multiplies what it looks up; mask embeddings stand for rows of the table.
         self._embedding_scale = float(getattr(embedding, "embed_scale", 1.0))
+        self._scores_as_output = _is_plain_output(base)
+
+    def embeddings(self, token_ids: Tensor) -> Tensor:
+        """[n, hidden], float32: rows of the table."""
+        return torch.nn.functional.embedding(token_ids, self.embedding_table())
+
+    def draft_logits(self, states: Tensor, directions: Tensor | None) -> Tensor:
+        """Logits [n, V] of last states [n, hidden] of mask rows, with pair scores of these
+        directions [n, hidden]; None for none.
+        """
+        if directions is None:
+            return self.output_logits(states[None])[0]
+        if self._scores_as_output:
+            return self.output_logits((states + directions.to(states.dtype))[None])[0]
+        logits = self.output_logits(states[None])[0]
+        return logits.float() + directions @ self.embedding_table().T
 
     def embedding_table(self) -> Tensor:
         """[V, hidden], float32; whole, where the base is sharded."""
@@ -178,6 +199,15 @@ class MaskModel:
                 joined.append(torch.cat([shared, text], dim=2))
             cache.update(*joined, index)
         return cache
+
+
+def _is_plain_output(base: Any) -> bool:
+    """Whether logits are products with the embeddings, and nothing is done to them."""
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    names = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    is_changed = any(getattr(base.config, name, None) not in (None, 1) for name in names)
+    is_tied = head is not None and head.weight is embedding.weight
+    return is_tied and not is_changed and getattr(head, "bias", None) is None
 
 
 def _parameter(array: np.ndarray) -> torch.nn.Parameter:

@@ -7,7 +7,7 @@ output layer runs forward and backward for some rows at a time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,26 @@ class FlatRows:
     """All rows of a batch, one after the other; n of them.
 
     drafts, teacher: last states [n, hidden] of the mask rows, and of the base's rows for the same
-    tokens. tokens, masks: [n].
+    tokens. tokens, before, masks: [n], the token that a row drafts, the one in front of it, and the
+    row's mask. directions: [n, hidden], of pair scores, or None.
     """
 
     drafts: Tensor
     teacher: Tensor
     tokens: Tensor
+    before: Tensor
     masks: Tensor
+    directions: Tensor | None = None
+
+
+class RowResults(NamedTuple):
+    """Of each row: the loss, and how probable its draft holds the token that came, without
+    gradient; both float32 [n]. is_right: whether that token is its best draft, bool [n].
+    """
+
+    losses: Tensor
+    probabilities: Tensor
+    is_right: Tensor
 
 
 def flatten(
@@ -48,17 +61,20 @@ def flatten(
     tokens = np.concatenate(
         [np.asarray(text.token_ids)[r.labels] for text, r in zip(batch, rows, strict=True)]
     )
+    before = np.concatenate(
+        [np.asarray(text.token_ids)[r.labels - 1] for text, r in zip(batch, rows, strict=True)]
+    )
     masks = np.concatenate([r.masks for r in rows])
     return FlatRows(
         states[text_index, row_index],
         context.states[text_index, teacher_index],
-        torch.from_numpy(tokens).to(states.device),
-        torch.from_numpy(masks).to(states.device),
+        *(torch.from_numpy(each).to(states.device) for each in (tokens, before, masks)),
     )
 
 
-def row_losses(model: MaskModel, rows: FlatRows, loss: str, rows_at_once: int = 0) -> Tensor:
-    """The loss of each row [n], float32, with gradients to `rows.drafts`; `loss` as in settings.
+def row_losses(model: MaskModel, rows: FlatRows, loss: str, rows_at_once: int = 0) -> RowResults:
+    """The results of each row, with gradients of losses to `rows.drafts` and `rows.directions`;
+    `loss` as in settings.
 
     rows_at_once: 0 for what suits the device.
     """
@@ -68,44 +84,64 @@ def row_losses(model: MaskModel, rows: FlatRows, loss: str, rows_at_once: int = 
         logits = LOGITS_AT_ONCE if on_cpu else 4 * LOGITS_AT_ONCE
         rows_at_once = max(1, logits // model.vocab_size)
     if rows_at_once >= num_rows:
-        return _losses(model, rows.drafts, rows.teacher, rows.tokens, loss)
-    losses: Tensor = _RowLosses.apply(
-        rows.drafts, rows.teacher, rows.tokens, model, loss, rows_at_once
+        return _results(model, rows.drafts, rows.directions, rows.teacher, rows.tokens, loss)
+    found = _RowLosses.apply(
+        *(rows.drafts, rows.directions, rows.teacher, rows.tokens), model, loss, rows_at_once
     )
-    return losses
+    return RowResults(*found)
 
 
-def _losses(model: MaskModel, drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> Tensor:
+def _results(
+    model: MaskModel,
+    drafts: Tensor,
+    directions: Tensor | None,
+    teacher: Tensor,
+    tokens: Tensor,
+    loss: str,
+) -> RowResults:
     with torch.no_grad():
         taught = model.output_logits(teacher[None])[0] if loss != "ce" else teacher
-    return draft_losses(model.output_logits(drafts[None])[0], taught, tokens, loss)
+    logits = model.draft_logits(drafts, directions)
+    losses = draft_losses(logits, taught, tokens, loss)
+    with torch.no_grad():
+        own = logits.gather(1, tokens[:, None])[:, 0].float()
+        probabilities = (own - logits.float().logsumexp(-1)).exp()
+        is_right = logits.argmax(-1) == tokens
+    return RowResults(losses, probabilities, is_right)
 
 
 class _RowLosses(torch.autograd.Function):
-    """`_losses`, whose gradient is found in the forward, some rows at a time."""
+    """`_results`, whose gradients are found in the forward, some rows at a time."""
 
     @staticmethod
     def forward(
         ctx: Any,
         drafts: Tensor,
+        directions: Tensor | None,
         teacher: Tensor,
         tokens: Tensor,
         model: MaskModel,
         loss: str,
         rows_at_once: int,
-    ) -> Tensor:
-        gradients = torch.empty_like(drafts)
-        losses = torch.empty(len(tokens), device=drafts.device)
+    ) -> tuple[Tensor, ...]:
+        given = [tensor for tensor in (drafts, directions) if tensor is not None]
+        gradients = [torch.empty_like(tensor) for tensor in given]
+        pieces = []
         for piece in torch.arange(len(tokens), device=drafts.device).split(rows_at_once):
             with torch.enable_grad():
-                own = drafts[piece].detach().requires_grad_()
-                found = _losses(model, own, teacher[piece], tokens[piece], loss)
-                (gradients[piece],) = torch.autograd.grad(found.sum(), own)
-            losses[piece] = found.detach()
-        ctx.save_for_backward(gradients)
-        return losses
+                own = [tensor[piece].detach().requires_grad_() for tensor in given]
+                scores = own[1] if len(own) > 1 else None
+                found = _results(model, own[0], scores, teacher[piece], tokens[piece], loss)
+                parts = torch.autograd.grad(found.losses.sum(), own)
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient[piece] = part
+            pieces.append(RowResults(found.losses.detach(), *found[1:]))
+        ctx.save_for_backward(*gradients)
+        losses, *others = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        ctx.mark_non_differentiable(*others)
+        return losses, *others
 
     @staticmethod
-    def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor | None, ...]:
-        (gradients,) = ctx.saved_tensors
-        return (of_losses[0][:, None].to(gradients.dtype) * gradients, *5 * (None,))
+    def backward(ctx: Any, *of_results: Tensor) -> tuple[Tensor | None, ...]:
+        found = [of_results[0][:, None].to(g.dtype) * g for g in ctx.saved_tensors]
+        return (*found, *(7 - len(found)) * (None,))

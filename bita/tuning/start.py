@@ -27,9 +27,9 @@ def starting_adapter(
     """The adapter before the first step, by the settings' `mask_start` and `prefix_start`.
 
     "mean": every mask at the mean embedding. "activations": keys and values of the first P tokens
-    of a training text, rotated as they are. tuned: an adapter to continue from instead; LoRA may be
-    new to it. Raises TuningError if its sizes are not those of the settings, AdapterError if it is
-    of another model.
+    of a training text, rotated as they are. tuned: an adapter to continue from instead, whose first
+    masks are taken; LoRA may be new to it. Raises TuningError if its other sizes are not those of
+    the settings, AdapterError if it is of another model.
     """
     if tuned is not None:
         return _continue(checkpoint, tuned, settings)
@@ -63,12 +63,16 @@ def starting_adapter(
 def _continue(checkpoint: TensorSource, tuned: Adapter, settings: TuneSettings) -> Adapter:
     identity = identify(checkpoint)
     tuned.check_fits(identity)
+    if tuned.num_masks > settings.num_masks:
+        tuned = replace(tuned, mask_embeddings=tuned.mask_embeddings[: settings.num_masks])
     sizes = {
         "num_masks": (tuned.num_masks, settings.num_masks),
         "prefix_length": (tuned.prefix_length, settings.prefix_length),
     }
     if tuned.lora_rank:
         sizes["lora_rank"] = (tuned.lora_rank, settings.lora_rank)
+    if tuned.pair_rank and settings.pair_rank and settings.pairs == "joint":
+        sizes["pair_rank"] = (tuned.pair_rank, settings.pair_rank)
     faults = [
         f"its {name} is {its}, not {ours}" for name, (its, ours) in sizes.items() if its != ours
     ]

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from bita.errors import TuningError
+from bita.tensors import BoolArray
 from bita.tuning.contexts import Contexts
-from bita.tuning.losses import decayed_mean, sums_by_mask
+from bita.tuning.losses import decayed_mean, reach_weights, sums_by_mask
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.mask_rows import MaskRows, choose_rows
 from bita.tuning.processes import Processes
-from bita.tuning.row_losses import flatten, row_losses
+from bita.tuning.row_losses import FlatRows, flatten, row_losses
 from bita.tuning.run_files import RunFiles
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText, batch_of
@@ -109,21 +110,22 @@ class Trainer:
     def train_step(self) -> StepReport:
         """One batch. Raises TuningError, before anything is changed, if its loss is not finite."""
         began = time.monotonic()
-        rate = 0.5 * (1 + math.cos(math.pi * self.progress))
+        warm = min(1.0, (self.step + 1) / max(self.settings.warmup_steps, 1))
+        rate = warm * 0.5 * (1 + math.cos(math.pi * self.progress))
         for group in self._optimizer.param_groups:
             group["lr"] = group["start"] * rate
         torch.manual_seed(self._step_seed())  # dropout
-        batch, rows = self._batch()
+        batch, rows, scored = self._batch()
         counts = _counts_by_mask(rows, self.settings.num_masks).to(self.model.device)
-        own_sums = self._own_sums(batch, rows)
-        sums = own_sums.detach().clone()
+        weighted, plain = self._own_sums(batch, rows, scored)
+        sums = torch.stack([weighted.detach(), plain])
         self._processes.add_up([sums])
-        loss = decayed_mean(sums, counts, self.settings.decay).item()
-        norm = self._update(loss, decayed_mean(own_sums, counts, self.settings.decay))
+        loss = decayed_mean(sums[0], counts, self.settings.decay).item()
+        norm = self._update(loss, decayed_mean(weighted, counts, self.settings.decay))
         seconds = self._processes.from_main(time.monotonic() - began)
         self._elapsed += seconds
         self.step += 1
-        means, num_rows = (sums / counts).tolist(), int(counts.sum())
+        means, num_rows = (sums[1] / counts).tolist(), int(counts.sum())
         return StepReport(self.step - 1, loss, means, norm, rate, num_rows, seconds)
 
     def save(self) -> None:
@@ -138,21 +140,47 @@ class Trainer:
         }
         self._files.save(self.settings, state, self.parameters.to_adapter(self._files.tuned_on))
 
-    def _own_sums(self, batch: list[TrainingText], rows: list[MaskRows]) -> torch.Tensor:
-        """[M]: the losses of this process's texts, summed for each mask.
+    def _own_sums(
+        self, batch: list[TrainingText], rows: list[MaskRows], scored: list[BoolArray]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[M] twice: the losses of this process's texts, summed for each mask; weighted by how
+        likely a draft is looked at, and, without gradient, as they are.
 
         A process without a text runs another's, without weight: a sharded base is run by all.
         """
         own = self._processes.share(range(len(batch)))
-        batch, rows = [batch[i] for i in own or [0]], [rows[i] for i in own or [0]]
-        context = self._contexts.read(batch)
-        states = self.model.mask_states(self.parameters, context, rows, self.settings.dropout)
+        chosen = own or [0]
+        batch, rows = [batch[i] for i in chosen], [rows[i] for i in chosen]
+        scored = [scored[i] for i in chosen]
+        context, settings = self._contexts.read(batch), self.settings
+        states = self.model.mask_states(self.parameters, context, rows, settings.dropout)
         flat = flatten(batch, rows, context, states)
+        flat = replace(flat, directions=self._directions(flat, np.concatenate(scored)))
         # processes have different numbers of rows, and run a sharded base equally often
         whole = self._processes.shards_base
-        losses = row_losses(self.model, flat, self.settings.loss, len(flat.tokens) if whole else 0)
-        sums = sums_by_mask(losses, flat.masks, self.settings.num_masks)
-        return sums if own else 0 * sums
+        found = row_losses(self.model, flat, settings.loss, len(flat.tokens) if whole else 0)
+        losses, masks = found.losses, flat.masks
+        weighted = losses
+        if settings.weights != "decay":
+            by_confidence = settings.weights == "confidence"
+            rights = found.probabilities if by_confidence else found.is_right.float()
+            weighted = losses * reach_weights(rights, masks)
+        share = 1 if own else 0
+        return (
+            share * sums_by_mask(weighted, masks, settings.num_masks),
+            share * sums_by_mask(losses.detach(), masks, settings.num_masks),
+        )
+
+    def _directions(self, flat: FlatRows, scored: BoolArray) -> torch.Tensor | None:
+        """[n, hidden]: of joint pair scores, zero in the rows that are trained without.
+
+        scored: [n], which rows are not.
+        """
+        pairs = self.parameters.joint_pairs
+        if pairs is None:
+            return None
+        kept = torch.from_numpy(scored).to(self.model.device)
+        return pairs.directions(self.model.embeddings(flat.before)) * kept[:, None]
 
     def _update(self, loss: float, own_part: torch.Tensor) -> float:
         """loss: of the whole batch; own_part: this process's addend of it."""
@@ -170,12 +198,14 @@ class Trainer:
         self._optimizer.step()
         return float(norm)
 
-    def _batch(self) -> tuple[list[TrainingText], list[MaskRows]]:
+    def _batch(self) -> tuple[list[TrainingText], list[MaskRows], list[BoolArray]]:
+        """The texts of the step, the rows of each, and which of these get pair scores."""
         settings = self.settings
         batch = batch_of(self._texts, self.step, settings.batch_size, settings.seed)
         rng = np.random.default_rng([settings.seed, 0, self.step])
         rows = [choose_rows(text.num_prompt, len(text.token_ids), settings, rng) for text in batch]
-        return batch, rows
+        scored = [rng.random(len(each.anchors)) >= settings.pair_dropout for each in rows]
+        return batch, rows, scored
 
     def _step_seed(self) -> int:
         return int(np.random.SeedSequence([self.settings.seed, 3, self.step]).generate_state(1)[0])
@@ -205,6 +235,9 @@ def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[
         groups.append({"params": prefix, "start": settings.prefix_rate})
     if lora := list(parameters.lora.values()):
         groups.append({"params": lora, "start": settings.lora_rate})
+    if parameters.joint_pairs is not None:
+        pairs = list(parameters.joint_pairs.parameters())
+        groups.append({"params": pairs, "start": settings.pair_rate})
     return [{**group, "lr": group["start"]} for group in groups]
 
 

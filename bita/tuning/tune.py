@@ -20,6 +20,7 @@ from bita.progress import OnProgress, ignore_progress
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tuning.evaluation import DraftQuality, evaluate
+from bita.tuning.joint_pairs import JointPairs
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.pair_training import tune_pairs
 from bita.tuning.processes import Processes
@@ -120,7 +121,12 @@ def _tune(
         raise TuningError(f"{len(texts)} conversations leave none to evaluate on; give at least 5")
     model = MaskModel(base)
     adapter = starting_adapter(checkpoint, model, train, settings, options.start)
-    parameters = AdapterParameters(replace(adapter, pairs={}))
+    is_joint = settings.pair_rank > 0 and settings.pairs == "joint"
+    parameters = AdapterParameters(adapter if is_joint else replace(adapter, pairs={}))
+    if is_joint:
+        table = model.embedding_table()
+        pairs = JointPairs(table, settings.pair_rank, adapter.pairs, settings.seed)
+        parameters.joint_pairs = pairs
     before = evaluate(model, parameters.to(model.device), held_out)
     tuned_on = _describe(dataset, train, settings)
     files = RunFiles(options.directory / "run", tuned_on, fingerprint(train, options.start))
@@ -130,7 +136,7 @@ def _tune(
         evaluate=lambda: evaluate(model, parameters, held_out).report(),
         evaluate_every=options.evaluate_every,
     )
-    if settings.pair_rank:
+    if settings.pair_rank and not is_joint:
         pair_texts = train[: settings.pair_texts]
         parameters.pairs = tune_pairs(
             model, parameters, pair_texts, settings.pair_rank, settings.seed, watcher.on_data

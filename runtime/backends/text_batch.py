@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bita.adapter import Adapter, blank_adapter
+from bita.adapter import blank_adapter
 from bita.engine import PAGE_SLOTS
 from bita.errors import EngineError
 from bita.identity import ModelIdentity
@@ -18,7 +18,7 @@ from bita.runtime.backends.ort_backend import OrtBackend
 from bita.runtime.backends.page_pool import num_pages
 from bita.runtime.backends.page_store import common_length
 from bita.runtime.backends.paged_cache import PagedCache
-from bita.runtime.backends.step_values import IdCheck, step_values
+from bita.runtime.backends.step_values import Arrays, IdCheck, step_values
 from bita.tensors import Float32Array, Int64Array
 
 
@@ -95,7 +95,9 @@ class TextBatch:
         count = len(places)
         if count not in self._steps:
             rows = np.arange(count)
-            layout = Layout(np.zeros(count, np.int64), rows * 0 - 1, np.eye(count, dtype=bool), rows)
+            layout = Layout(
+                np.zeros(count, np.int64), rows * 0 - 1, np.eye(count, dtype=bool), rows
+            )
             self._steps[count] = _BatchStep(self, layout)
         return self._steps[count].run(places, token_ids, np.zeros(count, np.int64))
 
@@ -115,7 +117,7 @@ class _BatchStep:
         shape = (num_outputs, backend.vocab_size)
         logits = np.zeros(shape, np.float32) if batch._with_logits else None
         self._results = Results(top_ids[:, 0], logits)
-        inputs = {
+        inputs: Arrays = {
             **step_values(layout, batch._adapter),
             **backend.lora_inputs(batch._adapter),
             "token_ids": self._token_ids,
@@ -125,7 +127,7 @@ class _BatchStep:
             "wants_logits": np.array([batch._with_logits]),
         }
         self._top_logits = np.zeros(top_ids.shape, np.float32)
-        outputs = {"top_ids": top_ids, "top_logits": self._top_logits}
+        outputs: Arrays = {"top_ids": top_ids, "top_logits": self._top_logits}
         if logits is not None:
             outputs["logits"] = logits
         # The binding does not keep arrays alive; these do.

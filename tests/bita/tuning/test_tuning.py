@@ -138,7 +138,8 @@ def test_losses_of_pieces_are_those_of_all_rows(family: str, loss: str, tmp_path
         parameters.zero_grad(set_to_none=True)
         context = model.read([text.token_ids for text in batch], 5)
         states = model.mask_states(parameters, context, rows)
-        losses = row_losses(model, flatten(batch, rows, context, states), loss, rows_at_once)
+        flat = flatten(batch, rows, context, states)
+        losses = row_losses(model, flat, loss, rows_at_once).losses
         (losses * torch.arange(len(losses))).sum().backward()
         results.append([losses.detach(), *(p.grad for p in parameters.parameters() if p.numel())])
     for pieces, whole in zip(*results, strict=True):

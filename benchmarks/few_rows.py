@@ -1,0 +1,157 @@
+"""Tokens per step at a few rows, the drafts of masks alone, of n-grams alone, and of both.
+
+    python benchmarks/few_rows.py engines/a-int4 engines/b-int4 --prompts mt_bench.jsonl \
+        --out benchmarks/results/few_rows.json
+
+For each engine, drafts are measured behind every token of its answers to our own prompts and to
+those given. Trees by state are searched on our own for a cost of 1 + s * (q - 1) of q rows, for
+many s, and replayed on the others: how many rows a step has on average, and how many tokens. In
+between two of them figures are interpolated. Intervals: 95 % of resampled texts.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_report import describe_machine
+
+from bita.calibration.acceptance import Acceptance, measure_acceptance
+from bita.calibration.replay import replay
+from bita.calibration.table_search import best_table
+from bita.cli.shared.progress import progress_bars
+from bita.data.prompts import read_prompts
+from bita.engine import Engine, open_engine
+from bita.errors import BitaError
+from bita.progress import OnCount, OnProgress
+from bita.runtime.session import Prompt
+from bita.tensors import Float64Array
+from bita.tree import Tree
+from bita.tree_table import Trees, TreeTable
+
+BUDGETS = (2, 3, 3.5, 4, 6, 8, 16)  # rows of a step on average
+SLOPES = (0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.14, 0.17, 0.2, 0.25, 0.3, 0.37, 0.45, 0.6, 0.9)
+MAX_ROWS = 24
+RESAMPLED = 200
+SOURCES = {"masks": (True, False), "n-grams": (False, True), "both": (True, True)}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What trees by state make of some texts; [texts] each. tokens: that their steps give."""
+
+    tokens: Float64Array
+    steps: Float64Array
+    rows: Float64Array
+
+
+def count_steps(acceptance: Acceptance, trees: Trees) -> Steps:
+    """Replay the texts."""
+    sizes = [tree.num_rows for tree in TreeTable.of(trees).trees]
+    visits = replay(acceptance, trees)
+    return Steps(
+        np.array([len(text) for text in acceptance.texts], np.float64),
+        np.array([len(text) for text in visits], np.float64),
+        np.array([sum(sizes[visit.number] for visit in text) for text in visits], np.float64),
+    )
+
+
+def tokens_at(curve: Sequence[Steps], texts: np.ndarray[Any, Any]) -> list[float]:
+    """Tokens per step at each of BUDGETS, over some of the texts."""
+    rows, tokens = [1.0], [1.0]
+    for steps in curve:
+        count = steps.steps[texts].sum()
+        rows.append(float(steps.rows[texts].sum() / count))
+        tokens.append(float(steps.tokens[texts].sum() / count))
+    order = np.argsort(rows)
+    # more rows are never worse: take the best with at most so many
+    best = np.maximum.accumulate(np.array(tokens)[order])
+    return [float(np.interp(budget, np.array(rows)[order], best)) for budget in BUDGETS]
+
+
+def measure_source(
+    own: Acceptance, others: Acceptance, num_masks: int, uses_masks: bool, uses_text: bool
+) -> dict[str, Any]:
+    """Tokens per step by rows, with intervals."""
+    curve = []
+    for slope in SLOPES:
+        times = 1 + slope * np.arange(MAX_ROWS)
+        masks = num_masks if uses_masks else 0
+        table = best_table(own, times.tolist(), masks, "tree", Tree.root_only(), uses_text)
+        curve.append(count_steps(others, table))
+    every = np.arange(len(others.texts))
+    rng = np.random.default_rng(0)
+    drawn = [tokens_at(curve, rng.choice(every, len(every))) for _ in range(RESAMPLED)]
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+    return {
+        str(budget): {"tokens": round(found, 3), "low": round(lo, 3), "high": round(hi, 3)}
+        for budget, found, lo, hi in zip(BUDGETS, tokens_at(curve, every), low, high, strict=True)
+    }
+
+
+def _measure(
+    engine: Engine, prompts: Sequence[Prompt], args: argparse.Namespace, show: OnCount
+) -> Acceptance:
+    return measure_acceptance(
+        *(engine, prompts, args.max_new_tokens, args.threads),
+        on_text=lambda number, _: show(number + 1, len(prompts)),
+    )
+
+
+def measure_engine(path: Path, args: argparse.Namespace, show: OnProgress) -> dict[str, Any]:
+    """All figures of an engine."""
+    engine = open_engine(path)
+    sets = {"own prompts": read_prompts(), "prompts": read_prompts(args.prompts)}
+    found = {
+        name: _measure(
+            engine, list(prompts)[: args.limit], args, partial(show, f"{path.name}, {name}")
+        )
+        for name, prompts in sets.items()
+    }
+    own, others = found.values()
+    first = others.table()[0]["shares"]
+    most = len(others.table())
+    return {
+        "positions": others.num_positions,
+        "first_draft_right": first[0],
+        "among_first_2": round(sum(first[:2]), 5),
+        "by_masks": {
+            num_masks: {
+                name: measure_source(own, others, num_masks, *uses)
+                for name, uses in SOURCES.items()
+            }
+            for num_masks in range(1, most + 1)
+        },
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("engines", nargs="+", type=Path)
+    parser.add_argument("--prompts", type=Path, required=True, help="questions to measure on")
+    parser.add_argument("--limit", type=int, default=80, help="prompts of each set")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    try:
+        with progress_bars() as show:
+            engines = {path.name: measure_engine(path, args, show) for path in args.engines}
+    except BitaError as error:
+        print(f"few_rows: {error}", file=sys.stderr)
+        return 1
+    report = {"device": describe_machine(args.threads), "engines": engines}
+    text = json.dumps(report, indent=1) + "\n"
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

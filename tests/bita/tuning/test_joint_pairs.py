@@ -1,0 +1,168 @@
+"""Pair scores that are trained with the masks, and rows weighted by what comes before them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_tiny_engine import write_plain_model
+from tiny_models import write_tiny_model
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+
+from bita.adapter import Adapter, random_adapter
+from bita.data.dataset import Conversation, DatasetInfo, DatasetWriter
+from bita.data.model_texts import ModelTexts
+from bita.errors import TuningError
+from bita.export.sources import open_checkpoint
+from bita.identity import identify
+from bita.pairs import tables_of
+from bita.torch.base_model import load_base_model
+from bita.torch.reference import greedy
+from bita.tuning.joint_pairs import JointPairs
+from bita.tuning.losses import reach_weights
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.mask_rows import all_rows
+from bita.tuning.row_losses import FlatRows, row_losses
+from bita.tuning.settings import TuneSettings
+from bita.tuning.start import starting_adapter
+from bita.tuning.training_texts import TrainingText
+from bita.tuning.tune import DataOptions, RunOptions, tune
+
+torch.set_num_threads(1)
+RANK = 3
+
+
+def random_pairs(table: torch.Tensor) -> JointPairs:
+    pairs, generator = JointPairs(table, RANK, {}, 0), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in pairs.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return pairs
+
+
+def test_directions_are_the_scores_of_the_adapter_but_for_a_number_per_row() -> None:
+    table = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    pairs = random_pairs(table)
+    before = torch.tensor([3, 0, 39])
+    with torch.no_grad():
+        found = pairs.directions(table[before]) @ table.T
+    stored = pairs.to_pairs()
+    left = table[before].numpy() @ stored["pair_left"] + stored["pair_bias"]
+    scores = torch.from_numpy(left @ (table.numpy() @ stored["pair_right"]).T)
+    gap = (found - scores).numpy()
+    np.testing.assert_allclose(gap, np.broadcast_to(gap[:, :1], gap.shape), atol=1e-3)
+    assert np.isfinite(tables_of([table.numpy()], stored).left).all()
+
+
+def test_scores_of_an_adapter_are_continued() -> None:
+    table = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    pairs = random_pairs(table)
+    again = JointPairs(table, RANK, pairs.to_pairs(), 5)
+    before = torch.tensor([3, 0, 39])
+    with torch.no_grad():
+        expected = pairs.directions(table[before])
+        torch.testing.assert_close(again.directions(table[before]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite"])
+def test_gradients_of_pieces_are_those_of_all_rows(family: str, tmp_path: Path) -> None:
+    """Families whose logits are products with the embeddings, and others."""
+    checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path)))
+    model = MaskModel(load_base_model(checkpoint, "float64"))
+    pairs = random_pairs(model.embedding_table())
+    generator = torch.Generator().manual_seed(2)
+    hidden = identify(checkpoint).hidden_size
+    drafts = torch.randn(20, hidden, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(20, hidden, generator=generator, dtype=torch.float64)
+    before = torch.randint(300, (20,), generator=generator)
+    tokens = torch.randint(300, (20,), generator=generator)
+    masks = torch.arange(20) % 2
+    found = []
+    for rows_at_once in (6, 100):
+        own = drafts.clone().requires_grad_()
+        pairs.zero_grad(set_to_none=True)
+        directions = pairs.directions(model.embeddings(before))
+        rows = FlatRows(own, teacher, tokens, before, masks, directions)
+        results = row_losses(model, rows, "mix", rows_at_once)
+        (results.losses * torch.arange(20)).sum().backward()
+        found.append(
+            [*(r.detach() for r in results), own.grad, *(p.grad for p in pairs.parameters())]
+        )
+    for pieces, whole in zip(*found, strict=True):
+        largest = whole.double().abs().max().item()
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5 * largest)
+    with torch.no_grad():
+        logits = model.output_logits(drafts[None])[0].float()
+        logits = logits + pairs.directions(model.embeddings(before)) @ model.embedding_table().T
+    by_hand = logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(found[0][1], by_hand, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_weigh_what_the_rows_before_them_are_worth() -> None:
+    rights = torch.tensor([0.5, 0.25, 1.0, 0.8, 0.1])
+    masks = torch.tensor([0, 1, 2, 0, 1])
+    weights = reach_weights(rights, masks)
+    torch.testing.assert_close(weights, torch.tensor([1, 0.5, 0.125, 1, 0.8]))
+    assert reach_weights(torch.zeros(2), torch.tensor([0, 0])).tolist() == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return open_checkpoint(str(write_plain_model(tmp_path_factory.mktemp("plain"))))
+
+
+@pytest.fixture(scope="module")
+def data(plain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts, rng = ModelTexts.of(plain), np.random.default_rng(0)
+    base, folder = load_base_model(plain), tmp_path_factory.mktemp("data")
+    info = DatasetInfo(texts.identity, texts.tokenizer_sha256, "test")
+    with DatasetWriter(folder, info) as writer:
+        for number in range(10):
+            prompt = rng.integers(4, 300, 6).tolist()
+            answer = tuple(greedy(base, prompt, 20))
+            writer.append(number, Conversation(tuple(prompt), answer, "length", "self"))
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["confidence", "match", "decay"])
+def test_tuning_writes_an_adapter_with_scores(
+    plain: Any, data: Path, tmp_path: Path, weights: str
+) -> None:
+    settings = TuneSettings(
+        num_masks=2, prefix_length=2, lora_rank=2, pair_rank=RANK, num_steps=15, weights=weights
+    )
+    options = RunOptions(tmp_path, tmp_path / "a.safetensors")
+    result = tune(plain, DataOptions(data, num_held_out=2), settings, options)
+    adapter = Adapter.load(result.adapter)
+    assert (adapter.num_masks, adapter.pair_rank) == (2, RANK)
+    assert adapter.pairs["pair_right"].any()
+    # continued with fewer masks, and refused with scores of another rank
+    options = RunOptions(tmp_path / "b", tmp_path / "b.safetensors", start=adapter)
+    fewer = TuneSettings(
+        num_masks=1, prefix_length=2, lora_rank=2, pair_rank=RANK, num_steps=2, weights=weights
+    )
+    result = tune(plain, DataOptions(data, num_held_out=2), fewer, options)
+    assert Adapter.load(result.adapter).num_masks == 1
+    options = RunOptions(tmp_path / "c", tmp_path / "c.safetensors", start=adapter)
+    other = TuneSettings(num_masks=2, prefix_length=2, lora_rank=2, pair_rank=RANK + 1, num_steps=2)
+    with pytest.raises(TuningError, match=r"its pair_rank is 3, not 4"):
+        tune(plain, DataOptions(data, num_held_out=2), other, options)
+
+
+def test_masks_learn_to_leave_to_the_scores_what_those_know(plain: Any, data: Path) -> None:
+    """The evaluation orders drafts by the scores of the run, as a decoder does."""
+    model = MaskModel(load_base_model(plain))
+    adapter = random_adapter(identify(plain), 1, 0, scale=0.4, seed=4)
+    parameters = AdapterParameters(adapter)
+    assert parameters.pair_tables(model) is None
+    parameters.joint_pairs = random_pairs(model.embedding_table())
+    tables = parameters.pair_tables(model)
+    assert tables is not None
+    assert tables.left.shape == (model.vocab_size, RANK)
+    text = TrainingText(tuple(range(4, 24)), 4)
+    assert all_rows(4, 20, 1).anchors[0] == 3
+    assert starting_adapter(plain, model, [text], TuneSettings(num_masks=1), None).num_masks == 1
