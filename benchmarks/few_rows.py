@@ -95,12 +95,20 @@ def measure_source(
 
 
 def _measure(
-    engine: Engine, prompts: Sequence[Prompt], args: argparse.Namespace, show: OnCount
+    engine: Engine, prompts: Sequence[Prompt], args: argparse.Namespace, show: OnCount, kept: str
 ) -> Acceptance:
-    return measure_acceptance(
+    """The drafts behind the answers; what an earlier run kept in the work directory is taken."""
+    file = args.work / f"{kept}.json" if args.work else None
+    if file and file.exists():
+        return Acceptance.from_json(json.loads(file.read_text(encoding="utf-8")))
+    acceptance = measure_acceptance(
         *(engine, prompts, args.max_new_tokens, args.threads),
         on_text=lambda number, _: show(number + 1, len(prompts)),
     )
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(acceptance.to_json()), encoding="utf-8")
+    return acceptance
 
 
 def measure_engine(path: Path, args: argparse.Namespace, show: OnProgress) -> dict[str, Any]:
@@ -109,7 +117,8 @@ def measure_engine(path: Path, args: argparse.Namespace, show: OnProgress) -> di
     sets = {"own prompts": read_prompts(), "prompts": read_prompts(args.prompts)}
     found = {
         name: _measure(
-            engine, list(prompts)[: args.limit], args, partial(show, f"{path.name}, {name}")
+            *(engine, list(prompts)[: args.limit], args, partial(show, f"{path.name}, {name}")),
+            f"{path.name}-{name.split()[0]}-{args.limit}",
         )
         for name, prompts in sets.items()
     }
@@ -136,7 +145,8 @@ def main() -> int:
     parser.add_argument("--prompts", type=Path, required=True, help="questions to measure on")
     parser.add_argument("--limit", type=int, default=80, help="prompts of each set")
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="folder that keeps what was measured")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     try:

@@ -53,8 +53,9 @@ def add_parser(subparsers: Any) -> None:
     data.add_argument(
         "--generator",
         default="transformers",
-        help="who writes the responses: transformers (default), an engine directory, or the URL "
-        "of an OpenAI-compatible endpoint (key: OPENAI_API_KEY)",
+        help="who writes prompts and responses: engine, one that is built for it, fastest on a "
+        "CPU; transformers (default); an engine directory; or, for responses, the URL of an "
+        "OpenAI-compatible endpoint (key: OPENAI_API_KEY)",
     )
     data.add_argument("--served-name", help="the model's name at the endpoint; default: MODEL")
     data.add_argument("--held-out", type=positive, default=40, help="conversations to evaluate on")

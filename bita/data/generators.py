@@ -68,6 +68,11 @@ class EngineGenerator:
         self.warnings: tuple[str, ...] = ()
         self._session = session
 
+    @property
+    def bulk_session(self) -> Session | None:
+        """The session, if it runs several texts in a step."""
+        return self._session if self._is_bulk else None
+
     def longest_prompt(self, max_new_tokens: int) -> int:
         """The longest prompt whose whole response fits the engine's cache."""
         capacity = self._session.engine.manifest.capacity

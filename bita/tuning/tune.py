@@ -12,13 +12,14 @@ from bita.data.endpoint import EndpointGenerator, EndpointOptions
 from bita.data.generate_data import DataLimits, FilePrompts, PromptSource, generate_data
 from bita.data.generators import EngineGenerator, Generator, TransformersGenerator
 from bita.data.model_texts import ModelTexts
-from bita.data.samplers import TransformersSampler
+from bita.data.samplers import EngineSampler, Sampler, TransformersSampler
 from bita.data.self_prompts import SelfPromptOptions, SelfPrompts
 from bita.errors import TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.session import Session
 from bita.tree import Tree
+from bita.tuning.data_engine import DATA_ENGINE, build_data_engine
 from bita.tuning.evaluation import DraftQuality, evaluate
 from bita.tuning.joint_pairs import JointPairs
 from bita.tuning.mask_model import AdapterParameters, MaskModel
@@ -43,7 +44,9 @@ class DataOptions:
     prompts: Path | None = None  # a prompt file; None: the model writes its prompts itself
     num_conversations: int = 500
     max_new_tokens: int = 256  # of each response
-    generator: str = "transformers"  # or an engine directory, or the URL of an endpoint (OpenAI)
+    # who writes: "transformers"; "engine", one that is built for it; an engine directory; or the
+    # URL of an endpoint (OpenAI)
+    generator: str = "transformers"
     served_name: str = ""  # the model's name at the endpoint
     api_key: str | None = None  # for the endpoint; None: it wants none
     num_held_out: int = 40  # conversations to evaluate on, of any data
@@ -156,19 +159,29 @@ def _dataset(
 ) -> Dataset:
     texts = ModelTexts.of(checkpoint)
     if options.data is None:
-        processes.main_first(lambda: _generate(texts, base, directory, options, watcher), base)
+        processes.main_first(
+            lambda: _generate(checkpoint, texts, base, directory, options, watcher), base
+        )
     return Dataset.load(options.data or directory, texts.identity, texts.tokenizer_sha256)
 
 
 def _generate(
-    texts: ModelTexts, base: Any, directory: Path, options: DataOptions, watcher: Watcher
+    checkpoint: Checkpoint,
+    texts: ModelTexts,
+    base: Any,
+    directory: Path,
+    options: DataOptions,
+    watcher: Watcher,
 ) -> None:
+    if options.generator == DATA_ENGINE:
+        built = build_data_engine(checkpoint, directory.parent, watcher.on_data)
+        options = replace(options, generator=str(built))
     generator = _make_generator(base, texts, options)
     prompts: PromptSource
     if options.prompts is not None:
         prompts = FilePrompts(options.prompts)
     else:
-        sampler = TransformersSampler(base)
+        sampler = _make_sampler(base, generator)
         answers = SelfPromptOptions(max_answer_tokens=options.max_new_tokens)
         prompts = SelfPrompts(texts, sampler, generator, answers)
     new_tokens = options.max_new_tokens
@@ -196,6 +209,12 @@ def _make_generator(base: Any, texts: ModelTexts, options: DataOptions) -> Gener
     if name.startswith(("http://", "https://")):
         return EndpointGenerator(EndpointOptions(name, options.served_name, options.api_key), texts)
     return EngineGenerator(Session.open(name, tree=Tree.root_only()), texts.identity)
+
+
+def _make_sampler(base: Any, generator: Generator) -> Sampler:
+    """What writes users' turns: the engine that writes the answers, if it does so in bulk."""
+    session = generator.bulk_session if isinstance(generator, EngineGenerator) else None
+    return TransformersSampler(base) if session is None else EngineSampler(session)
 
 
 def _describe(dataset: Dataset, train: list[TrainingText], settings: TuneSettings) -> str:

@@ -1,11 +1,13 @@
 """Pair scores that are trained with the masks, and rows weighted by what comes before them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from make_tiny_engine import write_plain_model
+from native_engines import require_library
 from tiny_models import write_tiny_model
 
 pytest.importorskip("torch")
@@ -151,6 +153,23 @@ def test_tuning_writes_an_adapter_with_scores(
     other = TuneSettings(num_masks=2, prefix_length=2, lora_rank=2, pair_rank=RANK + 1, num_steps=2)
     with pytest.raises(TuningError, match=r"its pair_rank is 3, not 4"):
         tune(plain, DataOptions(data, num_held_out=2), other, options)
+
+
+def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> None:
+    require_library()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "Tree number {n}"}}\n' for n in range(12)))
+    settings = TuneSettings(num_masks=1, prefix_length=2, num_steps=2)
+    data = DataOptions(prompts=prompts, max_new_tokens=12, generator="engine", num_held_out=2)
+    built = []
+    for out in ("a", "b"):
+        options = RunOptions(tmp_path / "run", tmp_path / f"{out}.safetensors")
+        tune(plain, data, settings, options)
+        built.append((tmp_path / "run" / "engine" / "manifest.json").stat().st_mtime_ns)
+    assert built[0] == built[1]  # the second run took what was there
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    info = json.loads((tmp_path / "run" / "data" / "info.json").read_text())
+    assert info["generator"].startswith("bita engine of")
 
 
 def test_masks_learn_to_leave_to_the_scores_what_those_know(plain: Any, data: Path) -> None:
