@@ -87,15 +87,16 @@ class Generation(Iterator[str]):
         """
         if self.finish_reason is not None:
             raise StopIteration
-        with self._turn() as is_ours:
-            if not is_ours:
-                return self._finish("timeout")
-            try:
-                return self._step()
-            except BaseException:  # an interrupt can come anywhere: the rows are not to be used
-                self._decoder.shared_cache.invalidate()
-                self._finish("cancelled")
-                raise
+        if not self._lock.acquire(timeout=self._patience()):
+            return self._finish("timeout")
+        try:
+            return self._step()
+        except BaseException:  # an interrupt can come anywhere: the rows are not to be used
+            self._decoder.shared_cache.invalidate()
+            self._finish("cancelled")
+            raise
+        finally:
+            self._lock.release()
 
     def run(self) -> "Generation":
         """Run to the end, with the engine for itself."""

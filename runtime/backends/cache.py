@@ -110,9 +110,9 @@ class Cache(ABC):
         path: row indices from the root, increasing. Rows on the spine are in place already;
         others move left. Cost: 2 * L * H * D values for each row that moves.
         """
-        start = self.num_slots_used
-        moved = [(start + to, start + row) for to, row in enumerate(path) if to != row]
-        if moved:
+        if path[-1] != len(path) - 1:  # else no row moves, since they increase
+            start = self.num_slots_used
+            moved = [(start + to, start + row) for to, row in enumerate(path) if to != row]
             targets, sources = map(list, zip(*moved, strict=True))
             self._move(targets, sources)
         self.length += len(path)

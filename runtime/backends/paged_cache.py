@@ -48,6 +48,7 @@ class PagedCache(Cache):
         self._pool = PagePool(self.slab.shape[1])
         self._stores: WeakSet[PageStore] = WeakSet()
         self._text, self._prefix = PageList(self._pool), PageList(self._pool)
+        self._writable = range(0)  # slots of the text whose pages nobody shares
         size = num_pages(capacity)
         self._text_lengths = np.zeros(1, np.int64)
         self._text_pages = np.zeros((1, size), np.int64)
@@ -63,9 +64,14 @@ class PagedCache(Cache):
         return {f"{index}.pages": pages for index, pages in enumerate(self.slab)}
 
     def start(self, adapter: Adapter, num_kept: int = 0) -> None:
+        self._writable = range(0)
         self._give_back(self._text.cut(num_kept))
         super().start(adapter, num_kept)
         self._num_written = self._num_held
+
+    def clear_around_text(self) -> None:
+        super().clear_around_text()
+        self._writable = range(0)
 
     def can_keep_text(self, adapter: Adapter) -> bool:
         """It always may, since the prefix lies apart."""
@@ -81,6 +87,7 @@ class PagedCache(Cache):
 
     def append_page(self, page: int, num_tokens: int) -> None:
         """Append the first tokens of a page that is kept to the text, whose pages are full."""
+        self._writable = range(0)
         self._text.append(page)
         self._text_pages[0, len(self._text.pages) - 1] = page
         self.length += num_tokens
@@ -91,9 +98,13 @@ class PagedCache(Cache):
         self._give_back([page])
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
-        super().reserve(num_rows, num_slots)
-        self._text_lengths[0] = self.length
-        self._reach_text(self.length, self.length + num_slots)
+        start = self.length
+        stop = start + num_slots
+        self._text_lengths[0] = start
+        # a step after the other finds its pages ready, but for one in a few
+        if start < self._writable.start or stop > self._writable.stop:
+            super().reserve(num_rows, num_slots)
+            self._reach_text(start, stop)
 
     def write(self, rows: FloatArray) -> None:
         """Put rows, [2L, H, n, D], after the text."""
@@ -119,6 +130,7 @@ class PagedCache(Cache):
 
     def _keep(self, start: int, stop: int) -> "KeptPage":
         """Hold the page of tokens [start, stop) of the text."""
+        self._writable = range(0)
         page = self._pool.share(self._text.pages[start // PAGE_SLOTS])
         return KeptPage(self, page, self.slab[:, page].nbytes)
 
@@ -171,7 +183,9 @@ class PagedCache(Cache):
         after its tokens.
         """
         self._reach(self._text, start, stop)
+        self._note_written(self._num_held)
         first = start // PAGE_SLOTS
+        self._writable = range(start, min(self._num_held, self.capacity) - self.prefix_length)
         self._text_pages[0, first : len(self._text.pages)] = self._text.pages[first:]
 
     def _reach(self, pages: PageList, start: int, stop: int) -> None:
