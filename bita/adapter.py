@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
+from bita.continuations import CONTINUATION_TENSORS, Continuations, continuation_faults
 from bita.errors import AdapterError, ModelError, raise_faults
 from bita.files import write_whole
 from bita.identity import ModelIdentity, identify
@@ -29,11 +31,13 @@ from bita.lora import (
     starting_lora,
 )
 from bita.pairs import PAIR_TENSORS, Pairs, pair_faults, pair_rank
-from bita.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
+from bita.tensor_file import FLOAT_TYPES, WHOLES, StoredTensor, read_tensor_file
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, row_chunks
 
 FORMAT = "bita-adapter"
-PLAIN_VERSION, FULL_VERSION = "1", "2"  # what knows no LoRA or pair scores must refuse them
+# What knows no LoRA or pair scores, or no continuations, must refuse them.
+PLAIN_VERSION, FULL_VERSION, TABLE_VERSION = "1", "2", "3"
+VERSIONS = (PLAIN_VERSION, FULL_VERSION, TABLE_VERSION)
 TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 _PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
 KNOWN_TENSORS = (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS)
@@ -57,6 +61,7 @@ class Adapter:
     identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
     lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
     pairs: how drafts are scored by the token before them (`bita.pairs`); empty for none.
+    continuations: what usually follows a few tokens (`bita.continuations`); None for no table.
     Raises AdapterError that lists every shape that does not fit the others or the identity.
     """
 
@@ -67,6 +72,7 @@ class Adapter:
     tuned_on: str = "untuned"
     lora: Lora = field(default_factory=dict)
     pairs: Pairs = field(default_factory=dict)
+    continuations: Continuations | None = None
 
     def __post_init__(self) -> None:
         for name in TENSORS:
@@ -77,7 +83,11 @@ class Adapter:
             arrays = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in given}
             object.__setattr__(self, name, arrays)
         shapes = {name: array.shape for name, array in self.tensors().items()}
-        raise_faults(AdapterError, "adapter", _shape_faults(shapes, self.identity))
+        faults = _shape_faults(shapes, self.identity)
+        if self.continuations is not None:
+            table = self.continuations
+            faults += continuation_faults(table.keys, table.values, self.identity.vocab_size)
+        raise_faults(AdapterError, "adapter", faults)
 
     @property
     def num_masks(self) -> int:
@@ -100,7 +110,7 @@ class Adapter:
         return pair_rank(self.pairs)
 
     def tensors(self) -> dict[str, Float32Array]:
-        """The arrays by their names in the file."""
+        """The arrays of floats by their names in the file."""
         return {**{name: getattr(self, name) for name in TENSORS}, **self.lora, **self.pairs}
 
     @cached_property
@@ -130,7 +140,7 @@ class Adapter:
         path = Path(path)
         raise_faults(AdapterError, f"{path} was not written", _value_faults(self.tensors()))
         metadata = {
-            "format_version": FULL_VERSION if self.lora or self.pairs else PLAIN_VERSION,
+            "format_version": self._version(),
             "identity": self.identity.to_json(),
             "num_masks": str(self.num_masks),
             "prefix_length": str(self.prefix_length),
@@ -140,11 +150,20 @@ class Adapter:
         # one entry: safetensors writes several in no fixed order, and equal adapters should be
         # equal files
         stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
-        write_whole(path, to_safetensors(self.tensors(), stored))
+        write_whole(path, to_safetensors({**self.tensors(), **self._table()}, stored))
+
+    def _version(self) -> str:
+        """The oldest that knows all it has."""
+        if self.continuations is not None:
+            return TABLE_VERSION
+        return FULL_VERSION if self.lora or self.pairs else PLAIN_VERSION
+
+    def _table(self) -> Mapping[str, npt.NDArray[np.unsignedinteger]]:
+        return self.continuations.arrays() if self.continuations is not None else {}
 
     def hash_pieces(self) -> Iterator[bytes]:
         """The name and content of each tensor, ordered by name, for a hash of the adapter."""
-        for name, array in sorted(self.tensors().items()):
+        for name, array in sorted({**self.tensors(), **self._table()}.items()):
             yield name.encode() + array.tobytes()
 
     @classmethod
@@ -165,6 +184,7 @@ class Adapter:
             name: tensor.float32() for name, tensor in stored.items() if tensor.dtype in FLOAT_TYPES
         }
         faults += _value_faults(tensors)
+        continuations = _read_continuations(file.tensors, identity, faults)
         raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
         assert identity is not None  # else it is among the faults
         lora, pairs = (
@@ -172,7 +192,14 @@ class Adapter:
             for names in (LORA_TENSORS, PAIR_TENSORS)
         )
         tuned_on = metadata["tuned_on"]
-        return cls(**tensors, identity=identity, tuned_on=tuned_on, lora=lora, pairs=pairs)
+        return cls(
+            **tensors,
+            identity=identity,
+            tuned_on=tuned_on,
+            lora=lora,
+            pairs=pairs,
+            continuations=continuations,
+        )
 
 
 def untuned_adapter(
@@ -253,10 +280,10 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
 def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, list[str]]:
     faults = [f"metadata has no {key!r}" for key in METADATA if key not in metadata]
     version = metadata.get("format_version", PLAIN_VERSION)
-    if version not in (PLAIN_VERSION, FULL_VERSION):
+    if version not in VERSIONS:
+        known = ", ".join(map(repr, VERSIONS))
         faults.append(
-            f"format_version is {shown(version)}, this bita-edge reads {PLAIN_VERSION!r} and "
-            f"{FULL_VERSION!r}: upgrade it"
+            f"format_version is {shown(version)}, this bita-edge reads {known}: upgrade it"
         )
     identity = None
     try:
@@ -264,6 +291,23 @@ def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, 
     except ModelError as error:
         faults.append(str(error))
     return identity, faults
+
+
+def _read_continuations(
+    stored: Mapping[str, StoredTensor], identity: ModelIdentity | None, faults: list[str]
+) -> Continuations | None:
+    """The table in a file, None if there is none; what is wrong is added to `faults`."""
+    present = [stored[name] for name in CONTINUATION_TENSORS if name in stored]
+    if not present or identity is None:
+        return None
+    if len(present) == 1 or any(tensor.dtype not in WHOLES for tensor in present):
+        types = ", ".join(tensor.dtype for tensor in present)
+        faults.append(f"the table of continuations has the types {types}, not U64 and U32")
+        return None
+    keys, values = (tensor.wholes() for tensor in present)
+    found = continuation_faults(keys, values, identity.vocab_size)
+    faults += found
+    return None if found else Continuations(keys.astype(np.uint64), values.astype(np.uint32))
 
 
 def _type_faults(stored: Mapping[str, StoredTensor]) -> list[str]:

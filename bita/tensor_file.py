@@ -17,6 +17,7 @@ MAX_FILE_BYTES = 8 << 30  # LoRA of a large model has 1 GB
 MAX_HEADER_BYTES, MAX_TENSORS = 1 << 20, 1000  # ours have 2 kB
 FLOATS: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16}
 FLOAT_TYPES = (*FLOATS, "BF16")
+WHOLES: Mapping[str, npt.DTypeLike] = {"U32": np.uint32, "U64": np.uint64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,10 @@ class StoredTensor:
             halves = np.frombuffer(self.data, np.uint16).reshape(self.shape)
             return (halves.astype(np.uint32) << 16).view(np.float32)
         return np.frombuffer(self.data, FLOATS[self.dtype]).reshape(self.shape)
+
+    def wholes(self) -> npt.NDArray[np.unsignedinteger]:
+        """A view of numbers without sign. For WHOLES only."""
+        return np.frombuffer(self.data, WHOLES[self.dtype]).reshape(self.shape)
 
     def float32(self) -> Float32Array:
         """A copy in float32."""
