@@ -34,7 +34,7 @@ from bita.errors import BitaError, EngineError
 from bita.progress import OnCount, OnProgress
 from bita.runtime.session import Session
 from bita.tree import Tree
-from bita.tree_table import Trees
+from bita.tree_table import Trees, TreeTable
 
 AR, CHOSEN, BEST, TRIANGLE = "AR", "chosen", "best", "triangle (5,4,3)"
 SINGLE = "best single tree"
@@ -106,7 +106,7 @@ class Calibrated:
 def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: OnProgress) -> Any:
     """The chosen tree against the others, in turns."""
     planned = engine.planned()
-    single = next(each.tree for each in planned if isinstance(each.tree, Tree))
+    single = next(each.tree for each in planned if len(TreeTable.of(each.tree).trees) == 1)
     trees: dict[str, Trees] = {AR: Tree.root_only(), CHOSEN: engine.session.tree}
     trees |= {BEST: planned[0].tree, SINGLE: single, TRIANGLE: Tree.triangle()}
     rng, num_masks = np.random.default_rng(0), engine.session.adapter.num_masks

@@ -9,9 +9,9 @@ one. All trees are static; the state only picks one. Trees by the masks at hand:
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from bita.json_values import Fields, parse_json, read_json_object, shown
 from bita.tree import MAX_MATCH, Tree
 
 MAX_TREES, MAX_STATES = 256, 1024  # far beyond what pays; they guard against a broken file
+MAX_COST = 1e6  # of a step, likewise
 MAX_FILE_BYTES = 4 << 20  # of tree.json, which has 1 to 50 kB
 FORM = '{"trees": [...], "matches": [0, ...], "by_state": [[number of a tree, ...], ...]}'
 
@@ -30,11 +31,15 @@ class TreeTable:
 
     matches: the least length of the text's match for each m, in tokens, ascending from 0. Behind
     the last d the rows go on.
+    costs: the time of steps of 1, 2, ... rows, up to the largest tree's, in times of a step of one
+    row. With them each text takes smaller trees where its drafts do not pay (`Guard`); empty: every
+    text takes the trees of its states.
     """
 
     trees: tuple[Tree, ...]
     matches: tuple[int, ...]
     by_state: tuple[tuple[int, ...], ...]
+    costs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         raise_faults(TreeError, "table of trees", [*self._faults()])
@@ -51,11 +56,21 @@ class TreeTable:
         for number in {number for row in self.by_state for number in row}:
             if type(number) is not int or not 0 <= number < len(self.trees):
                 yield f"there is no tree {number!r}; they are numbered 0 to {len(self.trees) - 1}"
+        if self.costs and self.trees:
+            yield from _cost_faults(self.costs, self.num_rows)
 
     @classmethod
     def of(cls, trees: "Tree | TreeTable") -> "TreeTable":
         """A table that takes the same tree in every state, or the table itself."""
         return trees if isinstance(trees, TreeTable) else cls((trees,), (0,), ((0,),))
+
+    def with_costs(self, step_ms: Sequence[float]) -> "TreeTable":
+        """The same trees with the costs of steps that take so long, from one row on.
+
+        step_ms: of as many rows as the largest tree has, at least. What falls is made level.
+        """
+        longest = list(accumulate(step_ms[: self.num_rows], max))
+        return replace(self, costs=tuple(round(each / longest[0], 4) for each in longest))
 
     def number(self, num_drafted: int, match: int) -> int:
         """Of the tree for a step with the drafts of so many masks."""
@@ -66,9 +81,10 @@ class TreeTable:
         """JSON text; `trees_from_json` reads it."""
         trees = ",\n".join(tree.to_json().rstrip() for tree in self.trees)
         rows = ",\n  ".join(json.dumps(rows) for rows in self.by_state)
+        costs = f',\n"costs": {json.dumps(self.costs)}' if self.costs else ""
         return (
             f'{{"trees": [\n{trees}\n],\n"matches": {json.dumps(self.matches)},\n'
-            f'"by_state": [\n  {rows}\n]}}\n'
+            f'"by_state": [\n  {rows}\n]{costs}}}\n'
         )
 
     @property
@@ -111,8 +127,11 @@ class TreeTable:
         return described
 
     def __str__(self) -> str:
+        guarded = ", guarded" if self.costs else ""
+        if len(self.trees) == 1:
+            return f"{self.trees[0]}{guarded}"
         sizes = sorted(tree.num_rows for tree in self.trees)
-        return f"{len(self.trees)} trees by state, of {sizes[0]} to {sizes[-1]} rows"
+        return f"{len(self.trees)} trees by state, of {sizes[0]} to {sizes[-1]} rows{guarded}"
 
 
 Trees: TypeAlias = Tree | TreeTable
@@ -146,8 +165,17 @@ def trees_from_data(data: Any) -> Trees:
     states = Fields({f"by_state[{d}]": row for d, row in enumerate(rows)})
     states.faults = values.faults
     by_state = tuple(states.wholes(name) for name in states.values)
+    costs = values.numbers("costs", (), least=0, most=MAX_COST)
     values.check(TreeError, f"not a table of trees, which is {FORM}")
-    return TreeTable(tuple(map(Tree.from_data, trees)), matches, by_state)
+    return TreeTable(tuple(map(Tree.from_data, trees)), matches, by_state, costs)
+
+
+def _cost_faults(costs: Sequence[float], num_rows: int) -> Iterator[str]:
+    fix = "calibrate the tree again, or remove costs"
+    if len(costs) != num_rows:
+        yield f"costs has {len(costs)} numbers, not {num_rows} as the largest tree has rows; {fix}"
+    if costs[0] != 1 or not all(less <= more <= MAX_COST for less, more in pairwise(costs)):
+        yield f"costs {shown(list(costs))} do not rise from 1, the cost of one row; {fix}"
 
 
 def _listed(values: Fields, name: str, most: int) -> list[Any]:

@@ -15,6 +15,7 @@ from bita.errors import EngineError
 from bita.json_values import Fields, shown
 from bita.runtime.backends.backend import Backend
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
+from bita.runtime.decoding.guesses import new_index
 from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
@@ -204,7 +205,7 @@ class _DraftReader:
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
         """One for each token of the answer that is a root, but the last."""
         text = [*prompt, *answer]
-        index = NgramIndex()
+        index = new_index(self._adapter.continuations)
         index.start(prompt)
         found = []
         # the root is drafted by the masks of the token in front of it

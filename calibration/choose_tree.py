@@ -50,7 +50,7 @@ class TreeForecast:
     """What is expected of trees on a device, before they are timed there."""
 
     ar: Candidate  # plain decoding
-    trees: tuple[Candidate, ...]  # best first, counted by replay
+    trees: tuple[Candidate, ...]  # guarded, best first, counted by replay
     by_rows: tuple[Candidate, ...]  # the best tree of each number of rows, for all states
     triangle: Candidate  # BiTA's tree, to compare with
 
@@ -108,7 +108,8 @@ def forecast_trees(
     num_masks: 0 for drafts from the text alone. min_matches: those that trees may have; (0,) for
     drafts of the masks alone. mode: "exact" knows nodes of the spine only. least_rows: of a step.
     Expected tokens are counted by replay on the acceptance's own texts; T(q) is taken at their mean
-    length.
+    length. The trees that are expected to be fastest have the costs of steps, by which a guard
+    takes smaller ones for texts whose drafts do not pay.
     """
 
     def milliseconds(rows: int) -> float:
@@ -118,16 +119,18 @@ def forecast_trees(
     found, widest = _best_by_rows(acceptance, milliseconds, num_masks, mode, min_matches)
     counted = [expected_of(tree, acceptance, latency, mode, least_rows) for tree in found]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
-    counted.sort(key=lambda c: -c.expected_speed)
+    trees: list[Candidate] = []
     if counted:
         times = [milliseconds(max(rows, least_rows)) for rows in range(1, widest + 1)]
-        start = counted[0].tree
+        start = max(counted, key=lambda c: c.expected_speed).tree
         by_state = best_table(acceptance, times, num_masks, mode, start, any(min_matches))
-        if by_state != start:
-            counted.append(expected_of(by_state, acceptance, latency, mode, least_rows))
-            counted.sort(key=lambda c: -c.expected_speed)
+        guarded = (
+            TreeTable.of(each).with_costs(times) for each in dict.fromkeys((*found, by_state))
+        )
+        trees = [expected_of(each, acceptance, latency, mode, least_rows) for each in guarded]
+        trees.sort(key=lambda c: -c.expected_speed)
     triangle = expected_of(Tree.triangle(), acceptance, latency, mode)
-    return TreeForecast(ar, tuple(counted), tuple(by_rows), triangle)
+    return TreeForecast(ar, tuple(trees), tuple(by_rows), triangle)
 
 
 def _best_by_rows(
@@ -156,11 +159,7 @@ def expected_of(
 ) -> Candidate:
     """What a replay finds, and the speed that T(q) makes of it. least_rows: of a step."""
     table = TreeTable.of(trees)
-    rows = [
-        table.trees[visit.number].num_rows
-        for visits in replay(acceptance, table, mode)
-        for visit in visits
-    ]
+    rows = [visit.tree.num_rows for visits in replay(acceptance, table, mode) for visit in visits]
     times = {q: latency.at(max(q, least_rows), acceptance.mean_length) for q in {*rows}}
     num_tokens, milliseconds = acceptance.num_positions, sum(times[q] for q in rows)
     speed = 1000 * num_tokens / milliseconds

@@ -4,6 +4,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from bita.calibration.acceptance import GUESSES, NOT_DRAFTED, Acceptance, Position
+from bita.runtime.decoding.guard import Guard, GuardedTrees
 from bita.tree import Path, Tree
 from bita.tree_table import Trees, TreeTable
 
@@ -14,27 +15,35 @@ class Visit:
 
     place: int  # of the step's root in its text
     num_drafted: int  # masks of the node that the last step ended on; their drafts are at hand
-    number: int  # of the step's tree in the table
+    number: int  # of the state's tree in the table
+    tree: Tree  # of the step: the state's, or what a guard took instead
 
 
 def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[list[Visit]]:
-    """Take the decoder's steps through each text, with one tree or with trees by state.
+    """Take the decoder's steps through each text, with one tree or with trees by state, guarded
+    where they have costs.
 
     mode: "exact" accepts along the spine only. The roots of these steps are not all positions: a
     text that repeats itself is passed in few long steps.
     """
     table = TreeTable.of(trees)
-    end_nodes = [find_end_nodes(tree, mode) for tree in table.trees]
+    guarded = GuardedTrees(table) if table.costs else None
+    runnable = guarded.trees if guarded else table.trees
+    end_nodes = [find_end_nodes(tree, mode) for tree in runnable]
     visits: list[list[Visit]] = []
     for text in acceptance.texts:
         place, num_drafted = 0, table.max_masks
+        guard = Guard(guarded) if guarded else None
         visits.append([])
         while place < len(text):
-            number = table.number(num_drafted, text[place].match)
-            visits[-1].append(Visit(place, num_drafted, number))
-            tree, nodes = table.trees[number], end_nodes[number]
-            path = accept_path(text[place], num_drafted, tree, nodes)
-            place, num_drafted = place + len(path) + 1, nodes[path]
+            position = text[place]
+            number = table.number(num_drafted, position.match)
+            taken = guard.pick(number, position.match) if guard else number
+            visits[-1].append(Visit(place, num_drafted, number, runnable[taken]))
+            path = accept_path(position, num_drafted, runnable[taken], end_nodes[taken])
+            if guard:
+                guard.count(len(path) + 1, position.right > 0)
+            place, num_drafted = place + len(path) + 1, end_nodes[taken][path]
     return visits
 
 

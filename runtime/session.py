@@ -18,6 +18,7 @@ from bita.manifest import MANIFEST_FILE
 from bita.runtime.backends.backend import Backend, open_backend, weights_read_ahead
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
+from bita.runtime.decoding.guard import trees_to_run
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
@@ -27,7 +28,7 @@ from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
 from bita.runtime.text.stopping import StopRule
-from bita.tree_table import Trees, TreeTable, read_trees
+from bita.tree_table import Trees, read_trees
 
 
 class Session:
@@ -397,4 +398,4 @@ def _check_eos_ids(engine: Engine, eos_ids: Sequence[int]) -> None:
 
 def _sizes(trees: Trees) -> tuple[int, ...]:
     """Rows of AR and of each tree."""
-    return (1, *{tree.num_rows for tree in TreeTable.of(trees).trees})
+    return (1, *{tree.num_rows for tree in trees_to_run(trees)})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts
+from bita.runtime.decoding.guard import Guard
 from bita.runtime.decoding.ngrams import NgramIndex
 
 
@@ -12,6 +13,7 @@ class TokenSequence:
 
     token_ids: all but the last are cached when a decode step runs; the last is its root.
     chooser: what takes the tokens that follow.
+    guard: what picks smaller trees where its drafts do not pay; None: nothing does.
     is_wanted: whether its cached rows are worth keeping when another sequence takes the cache.
     num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
     is_plain: whether it is decoded without drafts, because its step overflowed with them.
@@ -24,12 +26,14 @@ class TokenSequence:
         drafts: Drafts,
         ngrams: NgramIndex | None = None,
         chooser: AnyChooser = GREEDY,
+        guard: Guard | None = None,
     ) -> None:
         self.token_ids = list(prompt_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.drafts = drafts
         self.ngrams = ngrams
         self.chooser = chooser
+        self.guard = guard
         self.is_wanted = True
         self.num_reused: int | None = None
         self.is_plain = False

@@ -13,6 +13,7 @@ class Stats:
     """Figures of one generation, or of several since the session was opened.
 
     num_steps: decode steps.
+    num_guarded_steps: those of them whose tree the guard made smaller.
     num_tokens: tokens of the answers that decode steps emitted; the prefill's one is not counted.
     num_prompt_tokens: tokens of all prompts.
     num_reused_tokens: those of them that the cache held already, from a text that begins alike.
@@ -24,6 +25,7 @@ class Stats:
     """
 
     num_steps: int = 0
+    num_guarded_steps: int = 0
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0

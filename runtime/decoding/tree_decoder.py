@@ -1,7 +1,7 @@
 """The decode round on token ids: prefill, then draft, verify, accept and commit in one step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from warnings import warn
 
@@ -10,9 +10,11 @@ from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
 from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import prefill_layout, tree_layout
+from bita.runtime.decoding.bound_trees import BoundTree, BoundTrees
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
-from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.decoding.guard import Guard, GuardedTrees
+from bita.runtime.decoding.guesses import new_index
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
@@ -21,37 +23,14 @@ from bita.runtime.decoding.stats import Stats
 from bita.tree import MAX_MATCH, Tree
 from bita.tree_table import Trees, TreeTable
 
-ROOT_ONLY = Tree.root_only()
 Record = Callable[[str, float, float, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class BoundTree:
-    """A tree with all that a step of it needs.
-
-    children: of each node, those that may be accepted.
-    groups: the mask rows of each node.
-    """
-
-    tree: Tree
-    step: Step
-    drafter: Drafter
-    children: tuple[tuple[int, ...], ...]
-    groups: tuple[slice, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class BoundTrees:
-    """Bound trees of the table; `narrow` is the root-only fallback for a full cache."""
-
-    bound: list[BoundTree]
-    narrow: BoundTree
 
 
 class TreeDecoder:
     """Decodes token sequences, a step at a time, over preallocated buffers.
 
-    trees: one tree, or one for each state; Tree.root_only() decodes plainly (AR).
+    trees: one tree, or one for each state; Tree.root_only() decodes plainly (AR). Of a table with
+    costs, each text takes smaller trees where its drafts do not pay.
     mode: "tree" accepts every node; "exact" those whose rows have the bits of plain decoding: every
     node too where the backend has exact trees, else the nodes of the spine.
     min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
@@ -83,6 +62,7 @@ class TreeDecoder:
         self._cache = backend.cache
         self._min_rows = min_rows
         self._table = TreeTable.of(trees)
+        self._guarded = GuardedTrees(self._table) if self._table.costs else None
         self._accepts_branches = mode == "tree" or backend.exact_trees
         self._depth = max(tree.max_depth for tree in self._table.trees)
         self._pairs = backend.pairs.tables(adapter)
@@ -100,7 +80,7 @@ class TreeDecoder:
     @property
     def steps(self) -> list[Step]:
         """The bound step of each tree of the table, as greedy decoding uses them."""
-        return [bound.step for bound in self._bound.bound]
+        return [bound.step for bound in self._bound.ready]
 
     def is_full(self, sequence: TokenSequence) -> bool:
         """Whether the cache has no room for another step of a sequence."""
@@ -127,8 +107,9 @@ class TreeDecoder:
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
         drafts = Drafts(num_masks, self._backend.num_ranks)
-        ngrams = NgramIndex() if self._table.uses_text else None
-        return TokenSequence(prompt_ids, drafts, ngrams, chooser)
+        ngrams = new_index(self.adapter.continuations) if self._table.uses_text else None
+        guard = Guard(self._guarded) if self._guarded else None
+        return TokenSequence(prompt_ids, drafts, ngrams, chooser, guard)
 
     def step(self, sequence: TokenSequence) -> list[int]:
         """Run the step that a sequence needs next and return the tokens that it emitted.
@@ -216,7 +197,11 @@ class TreeDecoder:
         self._cache.commit(path)
         group = bound.groups[path[-1]]
         sequence.drafts.read(step.top_ids[group], step.top_logits[group])
-        sequence.extend([*(tokens[node] for node in path[1:]), bonus])
+        emitted = [*(tokens[node] for node in path[1:]), bonus]
+        if sequence.guard is not None:
+            is_smaller = sequence.guard.count(len(emitted), guess[:1] == emitted[:1])
+            self.stats.num_guarded_steps += is_smaller
+        sequence.extend(emitted)
         ended = perf_counter()
         self.stats.count_step(tree.paths[path[-1]], 1000 * (ended - began), 1000 * (returned - ran))
         if self.record is not None:
@@ -228,20 +213,28 @@ class TreeDecoder:
     def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[int]]:
         """The tree of a sequence's next round, and what its spine holds instead of mask drafts.
 
-        The tree is that of the sequence's state, or the root where the cache has no room for it.
+        The tree is that of the sequence's state, a smaller one where the guard says so, or the
+        root where the cache has no room for the state's. What stands in for drafts is one token
+        more than a smaller tree's spine, where the guard judges what it would have held.
         """
-        trees = self._bound_trees(sequence.chooser.needs_logits)
+        trees, guard = self._bound_trees(sequence.chooser.needs_logits), sequence.guard
         if sequence.is_plain:
             return trees.narrow, []
         forced = sequence.chooser.forced() if self._depth else []
         match = 0 if sequence.ngrams is None else sequence.ngrams.match_length()
-        state = MAX_MATCH if forced else match
-        bound = trees.bound[self._table.number(sequence.drafts.num_masks, state)]
+        number = self._table.number(sequence.drafts.num_masks, MAX_MATCH if forced else match)
+        bound = trees[number]
         if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
             return trees.narrow, []
+        if forced:
+            return bound, forced[: bound.tree.spine_length]
+        if guard is not None:
+            bound = trees[guard.pick(number, match)]
+            if guard.judged_match and sequence.ngrams is not None:
+                return bound, sequence.ngrams.guess(1, guard.judged_match)
         tree = bound.tree
-        if forced or sequence.ngrams is None or not tree.min_match:
-            return bound, forced[: tree.spine_length]
+        if sequence.ngrams is None or not tree.min_match:
+            return bound, []
         return bound, sequence.ngrams.guess(tree.spine_length, tree.min_match)
 
     def _bound_trees(self, with_logits: bool) -> BoundTrees:
@@ -252,10 +245,11 @@ class TreeDecoder:
         return self._bound_with_logits
 
     def _bind_all(self, with_logits: bool) -> BoundTrees:
-        bound = [self._bind(tree, with_logits) for tree in self._table.trees]
-        return BoundTrees(bound, self._bind(ROOT_ONLY, with_logits))
+        trees = self._guarded.trees if self._guarded else self._table.trees
+        bind = partial(self._bind, with_logits)
+        return BoundTrees(trees, len(self._table.trees), bind)
 
-    def _bind(self, tree: Tree, with_logits: bool) -> BoundTree:
+    def _bind(self, with_logits: bool, tree: Tree) -> BoundTree:
         return BoundTree(
             tree,
             self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),

@@ -60,6 +60,50 @@ def test_tables_are_written_and_read(tmp_path: Path) -> None:
     assert TABLE.states()[-1] == ("masks 2, match 2+", TABLE.trees[2])
 
 
+def test_costs_are_written_and_read() -> None:
+    guarded = TABLE.with_costs([3.0, 3.3, 3.2, 3.9, 4.2, 4.5, 4.8, 6.0, 7.0])
+    assert guarded.costs == (1, 1.1, 1.1, 1.3, 1.4, 1.5, 1.6, 2)
+    assert trees_from_json(guarded.to_json()) == guarded
+    assert trees_from_json(TABLE.to_json()).costs == ()
+    assert str(guarded) == "3 trees by state, of 3 to 8 rows, guarded"
+    assert str(TreeTable.of(Tree.chain(1, 0)).with_costs([1, 2])) == (
+        "2 nodes (widths [1]), 0 mask rows, guarded"
+    )
+
+
+COSTLY = '{"trees": [{"nodes": [{"path": [], "masks": 1}]}], "matches": [0], "by_state": [[0]], '
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [
+        ("[1]", "costs has 1 numbers, not 2 as the largest tree has rows; calibrate the tree"),
+        ("[1, 2, 3]", "costs has 3 numbers, not 2"),
+        ("[1.5, 2]", r"costs \[1.5, 2.0\] do not rise from 1.*remove costs"),
+        ("[1, 0.5]", "do not rise from 1"),
+        ("[1, -1]", r"costs is \[1, -1\], not a list of numbers of 0 to"),
+        ("[1, NaN]", r"costs is \[1, nan\], not a list of numbers"),
+        ("[1, Infinity]", r"costs is \[1, inf\], not a list of numbers"),
+        ("[1, 1e7]", "not a list of numbers of 0 to"),
+        ('[1, "2"]', "not a list of numbers"),
+        ("[1, true]", "not a list of numbers"),
+        ("[1, [2]]", "not a list of numbers"),
+        ("null", "costs is None, not a list of numbers"),
+        ("3", "costs is 3, not a list of numbers"),
+        ("{}", "not a list of numbers"),
+    ],
+)
+def test_broken_costs(costs: str, message: str) -> None:
+    with pytest.raises(TreeError, match=message):
+        trees_from_json(f'{COSTLY}"costs": {costs}}}')
+
+
+def test_costs_that_are_no_numbers_are_refused() -> None:
+    for cost in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(TreeError, match="do not rise from 1"):
+            TreeTable((Tree.chain(1, 0),), (0,), ((0,),), (1.0, cost))
+
+
 def test_states_behind_the_table_are_its_last() -> None:
     assert [TABLE.number(0, match) for match in range(7)] == [0, 0, 2, 2, 2, 2, 2]
     assert [TABLE.number(1, match) for match in range(7)] == [1, 1, 1, 1, 1, 2, 2]

@@ -35,4 +35,4 @@ def read_tree(text: str, num_masks: int) -> Trees:
 
 def states_of(trees: Trees) -> list[tuple[str, Tree]]:
     """A line for each state of trees by state; nothing for a single tree."""
-    return trees.states() if isinstance(trees, TreeTable) else []
+    return trees.states() if isinstance(trees, TreeTable) and len(trees.trees) > 1 else []
