@@ -82,7 +82,9 @@ def measure_source(
     for slope in SLOPES:
         times = 1 + slope * np.arange(MAX_ROWS)
         masks = num_masks if uses_masks else 0
-        table = best_table(own, times.tolist(), masks, "tree", Tree.root_only(), uses_text)
+        # a mask pays in the next step, so that no search finds it from the root alone
+        start = Tree.chain(1, 1) if masks else Tree.root_only()
+        table = best_table(own, times.tolist(), masks, "tree", start, uses_text)
         curve.append(count_steps(others, table))
     every = np.arange(len(others.texts))
     rng = np.random.default_rng(0)

@@ -77,4 +77,3 @@ class Guesses(NgramIndex):
 def new_index(table: Continuations | None) -> NgramIndex:
     """An index for a new text, with an adapter's table if it has one."""
     return NgramIndex() if table is None else Guesses(table)
-
