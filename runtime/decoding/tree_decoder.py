@@ -218,7 +218,8 @@ class TreeDecoder:
         sequence.drafts.read(step.top_ids[group], step.top_logits[group])
         sequence.extend([*(tokens[node] for node in path[1:]), bonus])
         ended = perf_counter()
-        self.stats.count_step(tree.paths[path[-1]], 1000 * (ended - began), 1000 * (returned - ran))
+        step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
+        self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, len(guess))
         if self.record is not None:
             self.record("draft", began, ran, step.num_rows)
             self.record("backend", ran, returned, step.num_rows)
