@@ -17,7 +17,7 @@ NATIVE_BUILD := build/native
 
 DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
-DEMO_PROMPT ?= Explain in three sentences why the sky is blue.
+DEMO_PROMPT ?= Write a short guide to brewing good coffee at home, step by step.
 
 # Variables that become the option of the same name of `bita engine`, which has the defaults and explains them.
 VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE OUT
@@ -53,14 +53,14 @@ help: ## list the targets
 	  '$(VALUES)' '$(SWITCHES)'
 	@echo 'MODEL: $(DEMO_MODEL), a Hugging Face directory, a .gguf file, or a hub id org/name'
 
-demo: ## install, build the default engine, measure it, answer a prompt, verify
+demo: ## install, build the default engine, measure it, verify, answer a prompt plainly and with drafts
 	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@printf '\nWhich tree is fastest here? bita calibrate tree, in short:\n'
-	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 12 --max-new-tokens 48 --repeats 3 --most-rows 24
-	@printf '\n> %s\n\n' "$$BITA_DEMO_PROMPT"
-	@$(BIN)/bita generate $(DEMO_ENGINE) --max-new-tokens 128 --stats -- "$$BITA_DEMO_PROMPT"
+	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 24 --max-new-tokens 64 --repeats 3 --most-rows 24
 	@printf '\nDo trees give the text of plain decoding? bita verify, with a chain of three drafts:\n'
 	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
+	@printf '\nWhat do drafts gain? bita generate --compare:\n\n> %s\n\n' "$$BITA_DEMO_PROMPT"
+	@$(BIN)/bita generate $(DEMO_ENGINE) --max-new-tokens 256 --compare -- "$$BITA_DEMO_PROMPT"
 
 # `bita engine` knows whether the engine is whole and was built from the same.
 engine: model-given $(VENV)/.export $(VENV)/.native $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx) $(if $(IS_DEMO),$(VENV)/.model) ## build an engine directory: make engine MODEL=...

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from bita.adapter import Adapter
+from bita.data.generators import EngineGenerator
 from bita.engine import Engine
 from bita.errors import EngineError
 from bita.json_values import Fields, shown
-from bita.runtime.backends.backend import Backend
+from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
 from bita.runtime.decoding.guesses import new_index
 from bita.runtime.decoding.ngrams import NgramIndex
@@ -23,6 +24,8 @@ from bita.tree import MAX_MATCH, Path, Tree
 
 MAX_RANK = 1 << 20  # of a draft; far more than any engine gives
 GUESSES = 8  # tokens of a guess from the text that are looked at
+WIDE_NODES = 32  # read in a step where its rows do not depend on their number
+ANSWERS_AT_ONCE = 32  # written before the first of them is read; bounds what a killed run loses
 NOT_DRAFTED = 0  # the rank of a true token that is not among a mask's drafts
 
 
@@ -169,17 +172,22 @@ def measure_acceptance(
     """Let the engine answer plainly, then draft behind every token of its answers.
 
     known: positions of prompts that an earlier run did. on_text: called with each prompt's number
-    and positions. Raises EngineError or PromptError.
+    and positions. With native operators several answers are written at a time, and more nodes are
+    read in a step; neither changes a position. Raises EngineError or PromptError.
     """
+    known = known or {}
     session = Session.open(engine.path, tree=Tree.root_only(), num_threads=num_threads)
     reader = _DraftReader(session.backend, session.adapter)
-    texts, ids = [], []
-    for number, prompt in enumerate(prompts):
-        ids.append(session.encode(prompt))
-        positions = (known or {}).get(number)
+    ids, texts = [session.encode(prompt) for prompt in prompts], []
+    answers = _answers(
+        EngineGenerator(session),
+        [prompt for number, prompt in enumerate(ids) if number not in known],
+        max_new_tokens,
+    )
+    for number, prompt_ids in enumerate(ids):
+        positions = known.get(number)
         if positions is None:
-            answer = session.generate(ids[-1], max_new_tokens).token_ids
-            positions = reader.positions(ids[-1], answer)
+            positions = reader.positions(prompt_ids, next(answers))
         on_text(number, positions)
         texts.append(positions)
     if not any(texts):
@@ -191,6 +199,16 @@ def measure_acceptance(
     return Acceptance(tuple(texts), tuple(map(len, ids)), digest, engine.manifest.num_ranks)
 
 
+def _answers(
+    generator: EngineGenerator, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> Iterator[Sequence[int]]:
+    """Token ids of the answer to each prompt, written when they are needed."""
+    size = min(generator.batch_size, ANSWERS_AT_ONCE)
+    for start in range(0, len(prompts), size):
+        for answer in generator.complete(prompts[start : start + size], max_new_tokens):
+            yield answer.token_ids
+
+
 class _DraftReader:
     """Reads texts, a few tokens at a time, with the masks behind each of them."""
 
@@ -198,8 +216,8 @@ class _DraftReader:
         self._backend, self._adapter = backend, adapter
         self._pairs = self._backend.pairs.tables(self._adapter)
         self._num_masks = self._adapter.num_masks
-        layout = tree_layout(Tree.chain(READ_NODES - 1, self._num_masks), 1)
-        self._step = self._backend.bind(layout, self._adapter)
+        sizes = (READ_NODES, WIDE_NODES) if backend.exact_trees else (READ_NODES,)
+        self._steps = {num_nodes: self._bind(num_nodes) for num_nodes in sizes}
         self._prefill = Prefill(backend.cache, PREFILL_ROWS, text_steps(backend, adapter, 1))
 
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
@@ -227,17 +245,30 @@ class _DraftReader:
         cache.start(self._adapter)
         for _ in self._prefill.pieces(tokens[:first]):
             pass
-        for start in range(first, stop, READ_NODES):
-            if cache.num_slots_used + self._step.num_rows > cache.capacity:
-                return
-            run_piece(self._step, cache, tokens[start : start + READ_NODES])
-            shape = (READ_NODES, self._num_masks, self._backend.num_ranks)
+        start = first
+        while start < stop and (size := self._fitting_size(stop - start)):
+            step = self._steps[size]
+            run_piece(step, cache, tokens[start : start + size])
+            shape = (size, self._num_masks, self._backend.num_ranks)
             # there may be padding behind them
-            masks = slice(READ_NODES, READ_NODES * (1 + self._num_masks))
-            ids = self._step.top_ids[masks].reshape(shape)
-            logits = self._step.top_logits[masks].reshape(shape)
-            for node in range(min(READ_NODES, stop - start)):
+            masks = slice(size, size * (1 + self._num_masks))
+            ids = step.top_ids[masks].reshape(shape)
+            logits = step.top_logits[masks].reshape(shape)
+            for node in range(min(size, stop - start)):
                 yield start + node, (ids[node], logits[node])
+            start += size
+
+    def _fitting_size(self, num_nodes: int) -> int:
+        """Nodes of the next step, of those that are left; 0 if the cache has no room for one."""
+        cache = self._backend.cache
+        room = cache.capacity - cache.num_slots_used
+        fitting = [size for size, step in self._steps.items() if step.num_rows <= room]
+        enough = [size for size in fitting if size >= num_nodes]
+        return min(enough, default=max(fitting, default=0))
+
+    def _bind(self, num_nodes: int) -> Step:
+        layout = tree_layout(Tree.chain(num_nodes - 1, self._num_masks), 1)
+        return self._backend.bind(layout, self._adapter)
 
     def _rank(self, before: int, true: int, ids: np.ndarray, logits: np.ndarray) -> int:
         if self._pairs is not None:

@@ -1,12 +1,14 @@
 """Build a calibrated engine: quantize against sample texts, report the loss, choose the tree.
 
 The float32 engine of the same model answers prompts, shows what its layers read, and is what the
-finished engine is compared with. At the end the engine is timed on this device, and gets the tree
-that is fastest here.
+finished engine is compared with. Where weights are taken as they are, nothing is calibrated, and an
+engine of native operators is judged by its own answers, which float32 then only reads. At the end
+the engine is timed on this device, and gets the tree that is fastest here.
 """
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,14 +16,19 @@ from bita import __version__
 from bita.calibration.choose_tree import Choice
 from bita.calibration.effort import Effort
 from bita.calibration.quality import Scored, measure_quality
-from bita.calibration.report import Quality, read_quality, with_quality
+from bita.calibration.report import ENGINE, FLOAT32, Quality, read_quality, with_quality
 from bita.calibration.rounding import ROUNDINGS, Reading, rounding_of
-from bita.calibration.sample_texts import SampleTexts, answer_prompts, prompt_files
+from bita.calibration.sample_texts import (
+    SampleTexts,
+    answer_prompts,
+    answer_to_judge,
+    prompt_files,
+)
 from bita.calibration.stages import Calibrator, NothingFitsError
 from bita.data.dataset import Conversation
 from bita.data.generate_data import FilePrompts
 from bita.data.model_texts import ModelTexts
-from bita.dialect_spec import DIALECTS
+from bita.dialect_spec import DIALECTS, NATIVE
 from bita.engine import CALIBRATION_FILE, TREE_FILE, Engine, open_engine, revise_engine
 from bita.engine_access import writing
 from bita.engine_place import Place
@@ -32,6 +39,7 @@ from bita.export.build import (
     weight_bytes,
 )
 from bita.export.build_inputs import adapter_digest
+from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
 from bita.export.finished_build import build_in_steps, finish_engine
 from bita.export.tensorrt.build_costs import check_memory
 from bita.progress import OnCount, OnProgress, ignore_progress
@@ -87,11 +95,12 @@ def build_calibrated(
 
 def _build_in_stages(stages: "_Stages") -> Built:
     reference = stages.export_reference()
-    texts = stages.answer(reference)
-    engine = stages.export(reference, texts)
+    texts = stages.answer(reference) if stages.calibrates_weights else None
+    engine = stages.export(reference, texts.train if texts else ())
     quality = read_quality(engine)
     if quality is None:
-        engine, quality = stages.judge(engine, reference, texts)
+        held_out = texts.held_out if texts else stages.answer_to_judge(reference, engine)
+        engine, quality = stages.judge(engine, reference, held_out)
     choice = None
     if stages.wants_tree:
         engine, choice = stages.choose_tree(engine)
@@ -115,7 +124,13 @@ class _Stages:
         self._rounding = rounding_of(build.options, calibration.quantizer, build.checkpoint)
         self._texts = ModelTexts.of(build.checkpoint)
         self._folder = place.hidden("calibration")
+        self._own_answers = self._folder / "own"
         _claim_folder(self._folder, self._folder_key())
+
+    @property
+    def calibrates_weights(self) -> bool:
+        """Whether texts decide how weights are rounded."""
+        return self._rounding.collect is not None
 
     @property
     def wants_tree(self) -> bool:
@@ -141,33 +156,70 @@ class _Stages:
             self._progress_of("answering prompts"),
         )
 
-    def export(self, reference: Engine, texts: SampleTexts) -> Engine:
-        """The engine that was asked for; what an equal build has measured of it is kept."""
+    def answer_to_judge(self, reference: Engine, engine: Engine) -> Sequence[Conversation]:
+        """What judges an engine whose weights are not calibrated."""
+        is_own = self._answers_itself(reference)
+        return answer_to_judge(
+            engine if is_own else reference,
+            self._texts,
+            self._calibration.prompts,
+            self._own_answers if is_own else self._folder,
+            self._calibration.max_new_tokens,
+            self._progress_of("answering prompts"),
+        )
+
+    def _answers_itself(self, reference: Engine) -> bool:
+        """Whether the engine is judged by its own answers, not by those of float32.
+
+        With native operators it writes 40 of them in the time that float32 takes for one. It must
+        hold texts as long as the float32 engine does.
+        """
+        options = self._build.options
+        has_room = self._build.capacity >= reference.manifest.capacity
+        return options.dialect == NATIVE.name and has_room and not self.calibrates_weights
+
+    def export(self, reference: Engine, texts: Sequence[Conversation]) -> Engine:
+        """The engine that was asked for; what an equal build has measured of it is kept.
+
+        texts: that its weights are rounded for.
+        """
         path, key_path = self._folder / "engine", self._folder / "engine.json"
         key = self._engine_key()
         if not (path.exists() and key_path.is_file() and key_path.read_text("utf-8") == key):
             key_path.unlink(missing_ok=True)
-            reading = Reading(
-                reference,
-                self._build.architecture,
-                [_ids_of(text) for text in texts.train],
-                self._folder,
-                self._progress_of("reading texts"),
-            )
-            seen = self._rounding.collect(reading)
+            shutil.rmtree(self._own_answers, ignore_errors=True)
+            seen = self._see(reference, texts)
             build_in_steps(replace(self._build, out=path), self._on_progress, seen)
             key_path.write_text(key, encoding="utf-8")
         return open_engine(path)
 
+    def _see(self, reference: Engine, texts: Sequence[Conversation]) -> Seen:
+        """What the layers of the float32 engine read in these texts."""
+        if self._rounding.collect is None:
+            return NOTHING_SEEN
+        reading = Reading(
+            reference,
+            self._build.architecture,
+            [_ids_of(text) for text in texts],
+            self._folder,
+            self._progress_of("reading texts"),
+        )
+        return self._rounding.collect(reading)
+
     def judge(
-        self, engine: Engine, reference: Engine, texts: SampleTexts
+        self, engine: Engine, reference: Engine, texts: Sequence[Conversation]
     ) -> tuple[Engine, Quality]:
         """The engine with the report of its error."""
-        scored = [Scored(_ids_of(text), len(text.prompt_ids)) for text in texts.held_out]
+        scored = [Scored(_ids_of(text), len(text.prompt_ids)) for text in texts]
         progress = self._progress_of("measuring the error")
         quality = measure_quality(reference, engine, scored, progress)
-        prompts = ", ".join(path.name for path in prompt_files(self._calibration.prompts))
-        quality = replace(quality, quantizer=self._rounding.name, prompts=prompts)
+        files = prompt_files(self._calibration.prompts)[0 if self.calibrates_weights else -1 :]
+        quality = replace(
+            quality,
+            quantizer=self._rounding.name,
+            prompts=", ".join(path.name for path in files),
+            answers=ENGINE if self._answers_itself(reference) else FLOAT32,
+        )
         return revise_engine(engine, {CALIBRATION_FILE: with_quality({}, quality)}), quality
 
     def choose_tree(self, engine: Engine) -> tuple[Engine, Choice | None]:

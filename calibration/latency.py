@@ -31,7 +31,6 @@ from bita.tensors import Float64Array
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
 MIN_MS, MAX_MS = 1e-4, 1e9  # of a step, to four digits as they are kept
 MAX_SIZE, MAX_LENGTHS = 1 << 24, 1 << 10  # rows, and tokens of text; lengths that are timed
-WARM_UP_ROUNDS = 1  # rounds before the first that counts
 # not the clocks of the moment: what a device is must not change with its load
 NVIDIA_FIELDS = (
     "name",
@@ -44,7 +43,8 @@ NVIDIA_FIELDS = (
 # Steps of one size in a row, as a decode runs them. After a step of another size the first eight
 # are slower, and the very first takes nearly twice as long.
 WARM_MS, MAX_WARM_UPS = 60.0, 12
-BURST_MS, MAX_IN_BURST = 40.0, 8
+LENGTH_WARM_MS, MAX_LENGTH_WARM_UPS = 10.0, 2  # after steps of the same size at another length
+BURST_MS, MAX_IN_BURST = 25.0, 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Latency:
     spread: tuple[tuple[float, ...], ...]  # ms between the quartiles [m][n]
     fitted: tuple[tuple[float, ...], ...]  # the medians made monotone in the rows, in ms [m][n]
     residual: float  # root mean square of the medians' relative distance from `fitted`
-    repeats: int  # samples of each size and length
+    repeats: int  # samples of each size and length, but for sizes too slow for any tree
     device: dict[str, Any]  # what `describe_device` says
 
     def at(self, num_rows: int, cache_length: float) -> float:
@@ -117,16 +117,18 @@ def measure_latency(
 ) -> Latency:
     """Time steps of every size up to `most_rows` rows, each `repeats` times, in turns.
 
-    filled: shares of the capacity that the text takes. A sample is the mean of a burst that
-    follows steps of its own size. Raises EngineError if the cache has no room for a step.
+    Steps too slow for any tree are timed less often (`time_steps`). filled: shares of the capacity
+    that the text takes. A sample is the mean of a burst that follows steps of its own size. Raises
+    EngineError if the cache has no room for a step.
     """
     backend = open_backend(engine, num_threads=num_threads)
     adapter = read_adapter(engine)
     rows, slots = sizes_of(engine, most_rows), text_slots(engine)
     lengths = lengths_of(filled, slots, slots - max(rows[-1], backend.least_slots))
-    rounds = counted_rounds(WARM_UP_ROUNDS + repeats, on_progress)
-    times = time_steps(backend, adapter, rows, lengths, rounds, _burst)[..., WARM_UP_ROUNDS:]
-    low, median, high = np.percentile(times, (25, 50, 75), axis=-1)
+    rounds = counted_rounds(repeats, on_progress)
+    times = time_steps(backend, adapter, rows, lengths, rounds, _burst)
+    quartiles = [[np.percentile(cell, (25, 50, 75)) for cell in cells] for cells in times]
+    low, median, high = np.moveaxis(np.array(quartiles), -1, 0)
     fitted = np.array([monotone(curve) for curve in median])
     with np.errstate(divide="ignore", invalid="ignore"):  # by no time at all, which is refused
         residual = float(np.sqrt(np.mean(np.square(median / fitted - 1))))
@@ -192,9 +194,12 @@ def _nvidia_gpus() -> list[dict[str, str]]:
     return [dict(zip(NVIDIA_FIELDS, row, strict=False)) for row in rows]
 
 
-def _burst(step: Step) -> tuple[float]:
+def _burst(step: Step, is_new_size: bool) -> tuple[float]:
     """Mean ms of a few runs that follow some that do not count."""
-    _run(step, WARM_MS, MAX_WARM_UPS)
+    if is_new_size:
+        _run(step, WARM_MS, MAX_WARM_UPS)
+    else:
+        _run(step, LENGTH_WARM_MS, MAX_LENGTH_WARM_UPS)
     milliseconds, count = _run(step, BURST_MS, MAX_IN_BURST)
     return (milliseconds / count,)
 

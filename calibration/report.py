@@ -10,6 +10,7 @@ from bita.errors import EngineError
 from bita.json_values import Fields, shown
 
 QUALITY = "quality"
+FLOAT32, ENGINE = "float32", "engine"  # who wrote the answers that an engine is judged by
 MIN_PERPLEXITY = 0.999  # that of a model which is always right is 1, but for rounding
 
 
@@ -22,7 +23,7 @@ class Quality:
     sublayer whose residual sum does, worst_layer_error: the norm of the difference relative to that
     of the output, both with the inputs that each engine gives it. num_tokens: how many the means
     are over. quantizer: of int4 weights, "file" for blocks that the file had, else "none". prompts:
-    files whose answers were read.
+    files whose answers were read. answers: who wrote them greedily, "float32" or the "engine".
     """
 
     perplexity: float
@@ -35,6 +36,7 @@ class Quality:
     num_tokens: int
     quantizer: str = "none"
     prompts: str = ""
+    answers: str = FLOAT32
 
     def __str__(self) -> str:
         if not self.num_tokens:
@@ -42,8 +44,12 @@ class Quality:
         return (
             f"KL to float32 {self.kl:.3g} nats a token, {100 * self.same_greedy:.1f} % the same "
             f"greedy token, perplexity {self.perplexity:.3f} (float32: "
-            f"{self.reference_perplexity:.3f})"
+            f"{self.reference_perplexity:.3f}), on answers of {self._author}"
         )
+
+    @property
+    def _author(self) -> str:
+        return "the engine" if self.answers == ENGINE else "float32"
 
 
 def checked_quality(data: Mapping[str, Any], subject: str) -> Quality:
@@ -62,6 +68,7 @@ def checked_quality(data: Mapping[str, Any], subject: str) -> Quality:
         num_tokens=fields.whole("num_tokens"),
         quantizer=fields.text("quantizer"),
         prompts=fields.text("prompts"),
+        answers=fields.text("answers", FLOAT32),
     )
     fields.check(EngineError, subject)
     return quality

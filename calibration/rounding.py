@@ -11,7 +11,7 @@ from bita.engine import Engine
 from bita.export.architecture import Architecture
 from bita.export.build import BuildOptions
 from bita.export.dialects.native_linear import keeps_blocks
-from bita.export.dialects.step_graph import NOTHING_SEEN, Seen
+from bita.export.dialects.step_graph import Seen
 from bita.progress import OnCount
 from bita.tensors import TensorSource
 
@@ -32,7 +32,7 @@ class Rounding:
     """One way to round the weights of linear layers."""
 
     name: str  # as the report of an engine's error has it
-    collect: Callable[[Reading], Seen] = lambda _: NOTHING_SEEN  # raises EngineError
+    collect: Callable[[Reading], Seen] | None = None  # raises EngineError; None: it needs no texts
 
 
 def _collect_moments(reading: Reading) -> Seen:

@@ -1,4 +1,4 @@
-"""The texts that a build is calibrated on and judged by: what the model answers to prompts."""
+"""The texts that a build is calibrated on and judged by: what a model answers to prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,24 +45,54 @@ def answer_prompts(
     max_new_tokens: of each answer. Raises EngineError, and PromptError if too few prompts are
     usable.
     """
-    session = Session.open(reference.path, tree=Tree.root_only(), min_rows=1)
+    with_chats = texts.template is not None or user_prompts is not None
+    files = [FilePrompts(path, with_chats) for path in prompt_files(user_prompts)]
+    answered = _answer(reference, texts, files, folder, max_new_tokens, on_progress)
+    return SampleTexts(*answered) if len(answered) == 2 else _split(answered[0], user_prompts)
+
+
+def answer_to_judge(
+    engine: Engine,
+    texts: ModelTexts,
+    user_prompts: Path | None,
+    folder: Path,
+    max_new_tokens: int,
+    on_progress: OnCount,
+) -> Sequence[Conversation]:
+    """Answer only what judges an engine whose weights are not calibrated: all of a user's prompts.
+
+    engine: that engine itself, or the float32 engine. Otherwise as `answer_prompts`.
+    """
+    with_chats = texts.template is not None or user_prompts is not None
+    files = [FilePrompts(user_prompts or BUNDLED_PROMPTS, with_chats)]
+    return _answer(engine, texts, files, folder, max_new_tokens, on_progress)[0]
+
+
+def _answer(
+    engine: Engine,
+    texts: ModelTexts,
+    files: Sequence[FilePrompts],
+    folder: Path,
+    max_new_tokens: int,
+    on_progress: OnCount,
+) -> list[list[Conversation]]:
+    """The conversations of each file, decoded plainly; several texts share a step if they can."""
+    session = Session.open(engine.path, tree=Tree.root_only(), min_rows=1)
     generator = EngineGenerator(session, texts.identity)
     limits = DataLimits(None, max_new_tokens, generator.longest_prompt(max_new_tokens))
-    with_chats = texts.template is not None or user_prompts is not None
-    answered = [
+    return [
         list(
             generate_data(
                 texts,
-                FilePrompts(path, with_chats),
+                prompts,
                 generator,
-                folder / f"answers-{number}",
+                folder / f"answers-{Path(prompts.options['prompts']).stem}",
                 limits,
                 lambda _, done, total: on_progress(done, total),
             )
         )
-        for number, path in enumerate(prompt_files(user_prompts))
+        for prompts in files
     ]
-    return SampleTexts(*answered) if len(answered) == 2 else _split(answered[0], user_prompts)
 
 
 def _split(texts: Sequence[Conversation], user_prompts: Path | None) -> SampleTexts:

@@ -11,11 +11,14 @@ from bita.plan import PlanInfo
 from bita.progress import OnCount, ignore_count
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import tree_layout
-from bita.tensors import Float64Array
 from bita.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-Stopwatch = Callable[[Step], Sequence[float]]  # runs a bound step; returns its samples in ms
+SLOW = 10  # times the smallest step: more tokens than a step gives, even where text repeats itself
+SLOW_ROUNDS = 2  # in which steps slower than that are timed; a curve of T(q) needs no more of them
+Samples = list[list[list[float]]]  # in ms, [length][size][sample]
+# Runs a bound step, and whether the step before it had another size; returns its samples in ms.
+Stopwatch = Callable[[Step, bool], Sequence[float]]
 
 
 def time_steps(
@@ -25,25 +28,37 @@ def time_steps(
     cache_lengths: Sequence[int],
     rounds: Iterable[int],
     stopwatch: Stopwatch,
-) -> Float64Array:
-    """Samples in ms of steps of every size at every length, [length][size][sample].
+) -> Samples:
+    """Times of steps of every size at every length.
 
-    Each round visits all of them once, in random order, so that a drift of the clock affects all
-    of them equally. A step is timed as a decode round sees it: its inputs are bound before, and all
-    rows give tokens. `stopwatch` must return the same number of samples each time. The cache's
-    text is lost.
+    Each round visits all sizes once, in random order, so that a drift of the clock affects all of
+    them equally; each size has all lengths in a row, in random order too, since a step after one of
+    another size takes longer. A step is timed as a decode round sees it: its inputs are bound
+    before, and all rows give tokens. Sizes that are too slow for any tree are timed in the first
+    SLOW_ROUNDS rounds only. The cache's text is lost.
     """
     backend.cache.start(adapter)
     steps = [backend.bind(tree_layout(tree_of(n, adapter.num_masks), 1), adapter) for n in rows]
-    samples: list[list[list[float]]] = [[[] for _ in rows] for _ in cache_lengths]
+    samples: Samples = [[[] for _ in rows] for _ in cache_lengths]
     rng = np.random.default_rng(0)
-    for _ in rounds:
-        for place in rng.permutation(len(cache_lengths) * len(steps)):
-            length, size = divmod(int(place), len(steps))
-            backend.cache.length = cache_lengths[length]
-            samples[length][size].extend(stopwatch(steps[size]))
+    for number in rounds:
+        sizes = range(len(steps)) if number < SLOW_ROUNDS else usable_sizes(samples[0])
+        for size in rng.permutation(sizes):
+            for turn, length in enumerate(rng.permutation(len(cache_lengths))):
+                backend.cache.length = cache_lengths[length]
+                samples[length][size].extend(stopwatch(steps[size], turn == 0))
     backend.cache.start(adapter)
-    return np.array(samples)
+    return samples
+
+
+def usable_sizes(samples: Sequence[Sequence[float]]) -> list[int]:
+    """Which of the sizes, by the samples of each, may be those of a tree that pays.
+
+    That is not a step that takes SLOW times as long as one of the smallest size, since it would
+    have to give more tokens than drafts are ever right.
+    """
+    limit = SLOW * min(samples[0])
+    return [size for size, times in enumerate(samples) if min(times) <= limit]
 
 
 def counted_rounds(total: int, on_progress: OnCount = ignore_count) -> Iterator[int]:

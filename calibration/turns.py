@@ -1,12 +1,15 @@
 """Several ways to decode the same prompts, in turns, so that a drift of the machine hits all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from bita.progress import OnCount, ignore_count
 from bita.runtime.session import Prompt, Session
 
 WARM_UP_TOKENS = 8
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Timed:
     num_steps: int  # decode steps
     milliseconds: float  # of all steps
     token_ids: tuple[int, ...] = ()  # of one answer, its first token included
+    num_from_masks: int = 0  # accepted drafts of masks
+    num_from_text: int = 0  # accepted guesses from the text so far
 
     @property
     def tokens_per_step(self) -> float:
@@ -32,15 +37,19 @@ def decode_in_turns(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     on_progress: OnCount = ignore_count,
+    options: Mapping[str, Any] = NO_OPTIONS,
 ) -> list[list[Timed]]:
-    """[session][prompt]. Another session begins with each prompt."""
+    """[session][prompt]. Another session begins with each prompt.
+
+    options: of every answer, as `Session.generate` takes them.
+    """
     for session in sessions:
         session.generate(prompts[0], WARM_UP_TOKENS)
     timed: list[list[Timed]] = [[] for _ in sessions]
     for number, prompt in enumerate(prompts):
         for turn in range(len(sessions)):
             place = (number + turn) % len(sessions)
-            timed[place].append(_timed(sessions[place], prompt, max_new_tokens))
+            timed[place].append(_timed(sessions[place], prompt, max_new_tokens, options))
         on_progress(number + 1, len(prompts))
     return timed
 
@@ -51,11 +60,22 @@ def together(timed: Sequence[Timed]) -> Timed:
         sum(each.num_tokens for each in timed),
         sum(each.num_steps for each in timed),
         sum(each.milliseconds for each in timed),
+        num_from_masks=sum(each.num_from_masks for each in timed),
+        num_from_text=sum(each.num_from_text for each in timed),
     )
 
 
-def _timed(session: Session, prompt: Prompt, max_new_tokens: int) -> Timed:
+def _timed(
+    session: Session, prompt: Prompt, max_new_tokens: int, options: Mapping[str, Any]
+) -> Timed:
     session.reset_stats()
-    answer = session.generate(prompt, max_new_tokens)
+    answer = session.generate(prompt, max_new_tokens, **options)
     stats = session.stats
-    return Timed(stats.num_tokens, stats.num_steps, sum(stats.step_ms), tuple(answer.token_ids))
+    return Timed(
+        num_tokens=stats.num_tokens,
+        num_steps=stats.num_steps,
+        milliseconds=sum(stats.step_ms),
+        token_ids=tuple(answer.token_ids),
+        num_from_masks=stats.num_from_masks,
+        num_from_text=stats.num_from_text,
+    )

@@ -16,9 +16,10 @@ from bita.cli.shared.flags import add_command, text
 from bita.cli.shared.streams import MAX_TEXT, as_unicode
 
 if TYPE_CHECKING:
+    from bita.calibration.draft_gain import DraftGain
     from bita.runtime.decoding.stats import Stats
     from bita.runtime.generation import Generation
-    from bita.runtime.session import Session
+    from bita.runtime.session import Prompt, Session
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,6 +40,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--stats", action="store_true", help="figures of the answer, to standard error"
     )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="then answer again, plainly and with drafts in turns: speeds, and whether the texts "
+        "are the same; exit status 1 if they are not in mode exact",
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from bita.errors import PromptError
 
     options = {**answer_options_of(args), **sampling_of(args)}
+    if args.compare:
+        options.setdefault("seed", 0)  # the same draws for every answer, if it samples
     session = open_session(args)
     prompt = _read_input() if args.prompt == "-" else args.prompt
     raw = args.raw or not session.has_chat_template
@@ -55,13 +64,58 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError("the prompt is empty; give some text")
     roles = [("system", args.system)] if args.system else []
     messages = [{"role": role, "content": words} for role, words in [*roles, ("user", prompt)]]
-    answer = session.stream(prompt if raw else messages, **options)
+    asked: Prompt = prompt if raw else messages
+    answer = session.stream(asked, **options)
     for piece in answer:
         print(piece, end="", flush=True)
     print()
     if args.stats:
         print(summary(session, answer), file=sys.stderr)
-    return 0
+    return _compare(session, asked, options) if args.compare else 0
+
+
+def _compare(session: "Session", prompt: "Prompt", options: dict[str, Any]) -> int:
+    """Time the same answer plainly and with drafts, and print what drafts gain."""
+    from bita.calibration.draft_gain import ROUNDS, measure_gain
+    from bita.cli.shared.progress import progress_bars
+
+    others = {name: value for name, value in options.items() if name != "max_new_tokens"}
+    with progress_bars() as show:
+        gain = measure_gain(
+            session,
+            prompt,
+            options["max_new_tokens"],
+            others,
+            on_progress=lambda done, total: show("plainly and with drafts", done, total),
+        )
+    print(f"\nThe answer has {gain.num_tokens} tokens; {ROUNDS} times each, in turns:")
+    print(*gain_lines(gain, session), sep="\n")
+    return int(gain.parting is not None and session.mode == "exact")
+
+
+def gain_lines(gain: "DraftGain", session: "Session") -> list[str]:
+    """What drafts gained, a line for each figure."""
+    lines = [f"  plainly      {gain.plain_speed:7.1f} tokens/s"]
+    if session.tree.is_ar:
+        return [*lines, "  this engine decodes plainly; --tree chain tries drafts"]
+    if not gain.ratio:
+        return ["  too short to be timed; ask for more tokens"]
+    verdict = f"{gain.ratio:.2f} times as fast"
+    if gain.ratio <= 1:
+        verdict += "; drafts do not pay here, `bita calibrate tree` chooses what does"
+    masks, text = gain.per_step
+    texts = (
+        "  both texts are the same, token by token"
+        if gain.parting is None
+        else f"  the texts differ from new token {gain.parting} on"
+    )
+    return [
+        *lines,
+        f"  with drafts  {gain.drafted_speed:7.1f} tokens/s: {verdict}",
+        f"  {1 + masks + text:.2f} tokens a step: 1 from the model, {masks:.2f} from masks, "
+        f"{text:.2f} from n-grams",
+        texts,
+    ]
 
 
 def _read_input() -> str:

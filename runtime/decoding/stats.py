@@ -21,6 +21,8 @@ class Stats:
     step_ms: time of each decode step.
     backend_ms: the part of it inside the backend.
     num_accepted: by path of a node, how often it was accepted; the root () in every step.
+    num_from_text: accepted nodes whose draft was no mask's: a guess from the text so far, or what a
+    grammar forced.
     memory: of the process and on the GPU.
     """
 
@@ -33,6 +35,7 @@ class Stats:
     step_ms: "array[float]" = field(default_factory=lambda: array("d"))
     backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
     num_accepted: "Counter[Path]" = field(default_factory=Counter)
+    num_from_text: int = 0
     memory: MemoryWatch = field(default_factory=MemoryWatch)
 
     def count_prompt(self, num_tokens: int, num_reused: int) -> None:
@@ -40,18 +43,32 @@ class Stats:
         self.num_prompt_tokens += num_tokens
         self.num_reused_tokens += num_reused
 
-    def count_step(self, path: Path, step_ms: float, backend_ms: float) -> None:
-        """Add one decode step that accepted `path`; who keeps its tokens counts them."""
+    def count_step(
+        self, path: Path, step_ms: float, backend_ms: float, num_guesses: int = 0
+    ) -> None:
+        """Add one decode step that accepted `path`; who keeps its tokens counts them.
+
+        num_guesses: nodes of the spine, from the root on, whose draft was no mask's.
+        """
         self.num_steps += 1
         self.step_ms.append(step_ms)
         self.backend_ms.append(backend_ms)
         for depth in range(len(path) + 1):
             self.num_accepted[path[:depth]] += 1
+        for rank in path[:num_guesses]:
+            if rank != 1:  # beside the spine, a mask's draft
+                break
+            self.num_from_text += 1
 
     @property
     def tokens_per_step(self) -> float:
         """tau: mean tokens emitted per decode step; 0.0 before the first."""
         return self.num_tokens / self.num_steps if self.num_steps else 0.0
+
+    @property
+    def num_from_masks(self) -> int:
+        """Accepted nodes that held a mask's draft."""
+        return sum(n for path, n in self.num_accepted.items() if path) - self.num_from_text
 
     @property
     def tokens_per_second(self) -> float:

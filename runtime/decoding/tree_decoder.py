@@ -203,7 +203,8 @@ class TreeDecoder:
             self.stats.num_guarded_steps += is_smaller
         sequence.extend(emitted)
         ended = perf_counter()
-        self.stats.count_step(tree.paths[path[-1]], 1000 * (ended - began), 1000 * (returned - ran))
+        step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
+        self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, len(guess))
         if self.record is not None:
             self.record("draft", began, ran, step.num_rows)
             self.record("backend", ran, returned, step.num_rows)

@@ -20,7 +20,7 @@ from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency, describe_device, measure_latency, monotone
 from bita.calibration.stages import Calibrator
-from bita.calibration.step_times import tree_of
+from bita.calibration.step_times import tree_of, usable_sizes
 from bita.cli.main import main
 from bita.engine import Engine, open_engine, read_calibration
 from bita.errors import EngineError
@@ -78,6 +78,11 @@ def test_timed_steps_have_the_rows_that_are_asked_for(num_rows: int) -> None:
     tree = tree_of(num_rows, 3)
     assert tree.num_rows == num_rows
     assert max(tree.num_masks) <= 3
+
+
+def test_only_sizes_that_could_pay_are_timed_often() -> None:
+    samples = [[3.0, 2.0], [7.0, 9.0], [19.0, 30.0], [20.5, 21.0], [16.0, 70.0]]
+    assert usable_sizes(samples) == [0, 1, 2, 4]
 
 
 def test_a_monotone_curve_is_the_nearest() -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from checkpoint_way import BUILDS, way_of_build
 from make_tiny_engine import write_plain_model
+from native_engines import require_library
 from speed import slow_but
 
 from bita import directory_swap
@@ -65,6 +66,42 @@ def test_calibrated_is_better_and_says_so(
         assert f"{quality.kl:.3g} nats" in " ".join(capsys.readouterr().out.split())
     assert results["gptq"] < 0.9 * results["rtn"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gptq", "rtn"]
+
+
+def test_weights_that_are_not_calibrated_are_judged_by_the_answers_of_the_engine(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
+    """With native operators and a cache as large as that of float32, which else writes them."""
+    require_library()
+    told: dict[str, int] = {}
+    for capacity, author in ((None, "engine"), (300, "float32")):
+        options = BuildOptions(tree=Tree.chain(3), dialect="native", capacity=capacity)
+        build = check_build(checkpoint, None, tmp_path / author, options)
+        calibration = CalibrationOptions("rtn", max_new_tokens=FEW_TOKENS)
+        built = build_calibrated(build, calibration, lambda name, _, num: told.update({name: num}))
+        quality = built.quality
+        assert (quality.answers, quality.prompts) == (author, "prompts.jsonl")
+        assert quality.kl > 0
+        assert told.pop("answering prompts") == quality.num_texts == 20
+        assert "reading texts" not in told
+    mine = CalibrationOptions("rtn", prompts, max_new_tokens=FEW_TOKENS)
+    assert build_calibrated(build, mine).quality.num_texts == 5  # none of them was calibrated on
+
+
+def test_answers_of_another_engine_are_not_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    require_library()
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "measuring the error":
+            raise StoppedError
+
+    calibration = CalibrationOptions("rtn", max_new_tokens=FEW_TOKENS)
+    for precision in ("int4", "int4", "int8"):
+        options = BuildOptions(precision, tree=Tree.chain(3), dialect="native")
+        build = check_build(checkpoint, None, tmp_path / "engine", options)
+        with pytest.raises(StoppedError):
+            build_calibrated(build, calibration, stop)
+    assert build_calibrated(build, calibration).quality.answers == "engine"
 
 
 def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path as FilePath
 import pytest
 from acceptances import all_trees, random_acceptance
 from deadlines import stopped_if_it_hangs
+from native_engines import FEATURES, native_engine, require_library
 
 from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
 from bita.calibration.draft_chain import DraftChain
@@ -12,6 +13,7 @@ from bita.calibration.replay import count_tokens_per_step
 from bita.calibration.tree_search import best_trees, path_shares
 from bita.engine import open_engine
 from bita.errors import EngineError
+from bita.runtime.backends.layout import READ_NODES
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -107,6 +109,20 @@ def test_what_an_earlier_run_did_is_kept(tiny_engine: FilePath, measured: Accept
     engine = open_engine(tiny_engine)
     again = measure_acceptance(engine, prompts, 60, 1, known={0: marked})
     assert again.texts == (marked, measured.texts[1])
+
+
+def test_wide_steps_and_answers_in_bulk_change_no_position(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the cache has no room for a wide step either: 160 slots hold one of 128 rows."""
+    require_library()
+    engine = native_engine(FEATURES["llama3"], tmp_path)
+    prompts = [[5, 9, 7 + number] for number in range(6)]
+    at_once = measure_acceptance(engine, prompts, 70, num_threads=1)
+    monkeypatch.setattr("bita.calibration.acceptance.ANSWERS_AT_ONCE", 1)
+    monkeypatch.setattr("bita.calibration.acceptance.WIDE_NODES", READ_NODES)
+    assert measure_acceptance(engine, prompts, 70, num_threads=1) == at_once
+    assert max(map(len, at_once.texts)) > 64
 
 
 def test_answers_without_a_draft(tiny_engine: FilePath) -> None:

@@ -1,6 +1,7 @@
 """The commands as a user types them: output, exit status, and errors on one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,31 @@ def test_from_model_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert status == 0
     assert "own adapter: 2 of 2 prompts identical" in out
     assert "random adapter: 2 of 2 prompts identical" in out
+
+
+def test_generate_compares_drafts_with_plain_decoding(
+    tiny_engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("generate", tiny_engine, "Hello tree", "--max-new-tokens", 40, "--threads", 1)
+    _, answer, _ = run(capsys, *asked)
+    for sampling in ((), ("--temperature", 1.5)):
+        status, out, _ = run(capsys, *asked, "--tree", "ngrams:3", "--compare", *sampling)
+        assert status == 0
+        assert sampling or out.startswith(answer)
+        assert re.search(r"plainly +[\d.]+ tokens/s\n +with drafts +[\d.]+ tokens/s: [\d.]+ ", out)
+        figures = re.search(
+            r"([\d.]+) tokens a step: 1 from the model, ([\d.]+) from masks, ([\d.]+) from n-", out
+        )
+        assert figures is not None
+        total, masks, text = map(float, figures.groups())
+        assert total == pytest.approx(1 + masks + text, abs=0.011)
+        assert "both texts are the same, token by token" in out
+    status, out, _ = run(capsys, *asked, "--tree", "ar", "--compare")
+    assert status == 0
+    assert "this engine decodes plainly" in out
+    status, out, err = run(capsys, *asked[:2], " ", "--compare")
+    assert (status, out) == (2, "")
+    assert "the prompt is empty" in err
 
 
 def test_inspect_knows_models_and_adapters(

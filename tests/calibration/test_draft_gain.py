@@ -1,0 +1,56 @@
+"""What drafts gain on a prompt, and where the tokens of a step come from."""
+
+from pathlib import Path
+
+import pytest
+
+from bita.calibration.draft_gain import DraftGain, measure_gain
+from bita.calibration.turns import Timed
+from bita.runtime.decoding.stats import Stats
+from bita.runtime.session import Session
+from bita.tree import Tree
+
+
+def timed(*token_ids: int, milliseconds: float = 10, masks: int = 0, text: int = 0) -> Timed:
+    return Timed(20, 10, milliseconds, token_ids, masks, text)
+
+
+def test_speeds_are_medians_and_drafts_are_counted_per_step() -> None:
+    plain = tuple(timed(1, 2, milliseconds=ms) for ms in (10, 90, 10))
+    drafted = tuple(timed(1, 2, milliseconds=ms, masks=6, text=3) for ms in (5, 5, 40))
+    gain = DraftGain(plain, drafted)
+    assert (gain.plain_speed, gain.drafted_speed, gain.ratio) == (2000, 4000, 2)
+    assert gain.per_step == (0.6, 0.3)
+    assert (gain.num_tokens, gain.parting) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("found", "parting"), [((1, 2, 3), None), ((1, 9, 3), 1), ((1, 2), 2), ((1, 2, 3, 4), 3)]
+)
+def test_texts_part_where_the_first_token_differs(
+    found: tuple[int, ...], parting: int | None
+) -> None:
+    assert DraftGain((timed(1, 2, 3),), (timed(*found),)).parting == parting
+
+
+def test_accepted_nodes_of_the_spine_come_from_the_guess_as_far_as_it_goes() -> None:
+    stats = Stats()
+    stats.count_step((1, 1, 1), 1.0, 1.0, num_guesses=2)  # the third is a mask's
+    stats.count_step((1, 2), 1.0, 1.0, num_guesses=2)  # the second lies beside the spine
+    stats.count_step((2, 1), 1.0, 1.0, num_guesses=2)
+    stats.count_step((1, 1), 1.0, 1.0)
+    stats.count_step((), 1.0, 1.0, num_guesses=3)
+    assert (stats.num_from_text, stats.num_from_masks) == (3, 6)
+
+
+def test_each_token_of_a_step_has_a_source(tiny_engine: Path) -> None:
+    session = Session.open(tiny_engine, tree=Tree.chain(3).with_ngrams(1), num_threads=1)
+    repeats_itself = {"ignore_eos": True, "logit_bias": {65: 100.0}}
+    gain = measure_gain(session, "one two", 60, repeats_itself, rounds=2)
+    assert gain.parting is None
+    assert gain.num_tokens == 60
+    one = gain.drafted[0]
+    assert one.num_from_text > 0
+    surplus = one.num_steps + one.num_from_masks + one.num_from_text - one.num_tokens
+    assert 0 <= surplus <= 3  # what the last step gave beyond the answer's end
+    assert gain.plain[0].num_from_masks == gain.plain[0].num_from_text == 0
