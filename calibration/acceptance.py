@@ -168,15 +168,19 @@ def measure_acceptance(
     num_threads: int = 0,
     known: Mapping[int, tuple[Position, ...]] | None = None,
     on_text: Callable[[int, tuple[Position, ...]], None] = lambda number, positions: None,
+    adapter: Adapter | None = None,
 ) -> Acceptance:
     """Let the engine answer plainly, then draft behind every token of its answers.
 
     known: positions of prompts that an earlier run did. on_text: called with each prompt's number
-    and positions. With native operators several answers are written at a time, and more nodes are
-    read in a step; neither changes a position. Raises EngineError or PromptError.
+    and positions. adapter: instead of the engine's own. With native operators several answers are
+    written at a time, and more nodes are read in a step; neither changes a position. Raises
+    EngineError or PromptError.
     """
     known = known or {}
-    session = Session.open(engine.path, tree=Tree.root_only(), num_threads=num_threads)
+    session = Session.open(
+        engine.path, tree=Tree.root_only(), num_threads=num_threads, adapter=adapter
+    )
     reader = _DraftReader(session.backend, session.adapter)
     ids, texts = [session.encode(prompt) for prompt in prompts], []
     answers = _answers(

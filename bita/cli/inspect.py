@@ -153,12 +153,13 @@ def _adapter_rows(path: Path) -> Rows:
     from bita.adapter import Adapter
 
     adapter = Adapter.load(path)
-    model = adapter.identity
+    model, table = adapter.identity, adapter.continuations
     return [
         ("mask tokens", adapter.num_masks),
         ("prefix length", adapter.prefix_length),
         ("LoRA rank", adapter.lora_rank or "none"),
         ("pair scores", f"rank {adapter.pair_rank}" if adapter.pair_rank else "none"),
+        ("continuations", f"{table.num_entries} runs of tokens" if table else "none"),
         ("tuned on", adapter.tuned_on),
         ("for", f"{model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}"),
         ("size", f"{path.stat().st_size / 1e3:.1f} kB"),

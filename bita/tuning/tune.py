@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.adapter import Adapter
+from bita.continuations import count_continuations
 from bita.data.dataset import LOCK_FILE, Dataset
 from bita.data.endpoint import EndpointGenerator, EndpointOptions
 from bita.data.generate_data import DataLimits, FilePrompts, PromptSource, generate_data
@@ -145,7 +146,10 @@ def _tune(
             model, parameters, pair_texts, settings.pair_rank, settings.seed, watcher.on_data
         )
     if processes.is_main:
-        parameters.to_adapter(tuned_on).save(options.out)
+        counted = ((text.token_ids, text.num_prompt) for text in train)
+        continuations = count_continuations(counted, settings.num_continuations)
+        tuned = parameters.to_adapter(tuned_on)
+        replace(tuned, continuations=continuations).save(options.out)
     return TuneResult(options.out, before, evaluate(model, parameters, held_out))
 
 

@@ -1,0 +1,120 @@
+"""A table of what usually follows a few tokens: counted, found, stored, and refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_tiny_engine import write_plain_model
+from safetensors.numpy import load_file, save_file
+
+from bita.adapter import FORMAT, Adapter, random_adapter
+from bita.continuations import SURE_BITS, Continuations, count_continuations
+from bita.errors import AdapterError
+from bita.export.sources import open_checkpoint
+from bita.identity import ModelIdentity, identify
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> ModelIdentity:
+    return identify(open_checkpoint(str(write_plain_model(tmp_path_factory.mktemp("plain")))))
+
+
+def table_of(*texts: list[int], num_prompt: int = 1, max_entries: int = 1000) -> Continuations:
+    table = count_continuations([(text, num_prompt) for text in texts], max_entries)
+    assert table is not None
+    return table
+
+
+def test_it_finds_what_follows_the_longest_run_that_it_knows() -> None:
+    table = table_of(*[[1, 2, 3, 4]] * 9, *[[7, 8, 3, 5]] * 9, [9, 3, 4])
+    assert table.find([1, 2, 3])[0] == 4
+    assert table.find([7, 8, 3])[0] == 5
+    assert table.find([8, 3])[0] == 5
+    sure, unsure = table.find([7, 8, 3])[1], table.find([3])[1]
+    assert sure > 85
+    assert 35 < unsure < 60  # 4 or 5 follow
+    assert table.find([0, 6, 3]) == table.find([3])
+    assert table.find([1]) == table.find([0, 1]) == (2, table.find([1])[1])
+    assert table.find([4]) == table.find([]) == (0, 0)
+
+
+def test_prompts_are_no_continuations() -> None:
+    table = table_of(*[[1, 2, 3, 4, 5]] * 5, num_prompt=4)
+    assert table.find([2, 3, 4])[0] == 5
+    assert table.find([1, 2, 3]) == (0, 0)
+
+
+def test_what_was_seen_once_is_less_sure() -> None:
+    seen = [table_of(*[[1, 2]] * times).find([1])[1] for times in (1, 2, 5, 50)]
+    assert seen == sorted(seen)
+    assert seen[0] < 40
+    assert seen[-1] > 95
+
+
+def test_those_seen_most_are_kept() -> None:
+    texts = [[number, number + 100] for number in range(1, 60) for _ in range(number)]
+    table = table_of(*texts, max_entries=10)
+    assert table.num_entries == 10
+    assert [number for number in range(1, 60) if table.find([number])[1]] == [*range(50, 60)]
+    assert count_continuations([([1, 2], 1)], 0) is None
+    assert count_continuations([([1, 2], 2)], 5) is None
+
+
+def test_every_entry_of_a_full_table_is_found() -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 2**21 - 2, 2).tolist() for _ in range(3000)]
+    table = table_of(*texts)
+    texts = [*{text[0]: text for text in texts}.values()]
+    known = [text for text in texts if table.find(text[:1])[1]]
+    assert 990 < len(known) <= table.num_entries == 1000
+    assert sum(table.find(text[:1])[0] == text[1] for text in known) > 990
+
+
+def test_adapters_keep_it(identity: ModelIdentity, tmp_path: Path) -> None:
+    plain = random_adapter(identity, 2, 3, scale=0.1)
+    adapter = replace(plain, continuations=table_of(*[[1, 2, 3, 4]] * 5))
+    adapter.save(tmp_path / "a.safetensors")
+    loaded = Adapter.load(tmp_path / "a.safetensors")
+    assert loaded.continuations is not None
+    assert loaded.continuations.find([2, 3])[0] == 4
+    assert [*loaded.hash_pieces()] == [*adapter.hash_pieces()] != [*plain.hash_pieces()]
+    plain.save(tmp_path / "plain.safetensors")
+    assert Adapter.load(tmp_path / "plain.safetensors").continuations is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "message"),
+    [
+        (np.zeros(4, np.uint64), np.full(4, 999 << SURE_BITS, np.uint32), "holds token 999"),
+        (np.zeros(4, np.uint64), np.full(4, 101, np.uint32), "101 percent"),
+        (np.ones(4, np.uint64), np.zeros(4, np.uint32), "has no empty slot"),
+        (np.zeros(3, np.uint64), np.zeros(3, np.uint32), r"\[3\] and \[3\], not twice one power"),
+        (np.zeros(4, np.uint64), np.zeros(8, np.uint32), r"\[4\] and \[8\]"),
+        (np.zeros(4, np.float32), np.zeros(4, np.uint32), "has the types F32, U32"),
+        (np.zeros(4, np.uint32), np.zeros(4, np.uint32), "uint32 and uint32, not uint64"),
+        (None, np.zeros(4, np.uint32), "has the types U32, not U64 and U32"),
+    ],
+)
+def test_broken_tables_are_refused(
+    identity: ModelIdentity,
+    tmp_path: Path,
+    keys: np.ndarray | None,
+    values: np.ndarray,
+    message: str,
+) -> None:
+    path = tmp_path / "a.safetensors"
+    adapter = replace(random_adapter(identity, 1, 0, scale=0.1), continuations=table_of([1, 2]))
+    adapter.save(path)
+    tensors = load_file(path)
+    tensors["continuation_values"] = values
+    if keys is None:
+        del tensors["continuation_keys"]
+    else:
+        tensors["continuation_keys"] = keys
+    stated = {"format_version": "3", "identity": identity.to_json(), "num_masks": "1"}
+    stated |= {"prefix_length": "0", "tuned_on": "x"}
+    save_file(tensors, path, {FORMAT: json.dumps(stated)})
+    with pytest.raises(AdapterError, match=message):
+        Adapter.load(path)
