@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bita.adapter import Adapter, blank_adapter
+from bita.adapter import blank_adapter
 from bita.engine import PAGE_SLOTS
 from bita.errors import EngineError
 from bita.identity import ModelIdentity
@@ -95,7 +95,9 @@ class TextBatch:
         count = len(places)
         if count not in self._steps:
             rows = np.arange(count)
-            layout = Layout(np.zeros(count, np.int64), rows * 0 - 1, np.eye(count, dtype=bool), rows)
+            layout = Layout(
+                np.zeros(count, np.int64), rows * 0 - 1, np.eye(count, dtype=bool), rows
+            )
             self._steps[count] = _BatchStep(self, layout)
         return self._steps[count].run(places, token_ids, np.zeros(count, np.int64))
 
@@ -117,7 +119,6 @@ class _BatchStep:
         self._results = Results(top_ids[:, 0], logits)
         inputs = {
             **step_values(layout, batch._adapter),
-            **backend.lora_inputs(batch._adapter),
             "token_ids": self._token_ids,
             "positions": self._positions,
             "row_slots": self._row_slots,
@@ -129,7 +130,8 @@ class _BatchStep:
         if logits is not None:
             outputs["logits"] = logits
         # The binding does not keep arrays alive; these do.
-        self._kept = _ort_values(backend.known_inputs(inputs)), _ort_values(outputs)
+        fed = _ort_values(backend.known_inputs(inputs))
+        self._kept = {**fed, **backend.adapter_inputs(batch._adapter)}, _ort_values(outputs)
         self._binding = backend.new_binding()
         for name, value in {**self._kept[0], **batch._placed}.items():
             self._binding.bind_ortvalue_input(name, value)
