@@ -46,7 +46,7 @@ LEAST_SLOTS = "bita.least_slots"  # metadata of a graph: cache slots that a step
 NEW_ROWS = "rows"  # output of a graph that leaves it to the runtime to write the cache
 SLOTS = "slots"  # input of a graph that looks at the first slots of the cache only
 OPERATORS = "bita.operators"  # in manifests and graphs: version of the native operators it has
-OPERATORS_VERSION = "2"  # of those that are written and run here, and of their weights' layout
+OPERATORS_VERSION = "3"  # of those that are written and run here, and of their weights' layout
 PAGE_SLOTS = 16  # slots of a page of a cache in pages
 
 

@@ -5,7 +5,8 @@ slots that page lists name, so that rows of several texts can share a step. Inpu
 [1, Q] (ids >= V are mask tokens), mask_embeddings [M, hidden], what `NativeInputs` has,
 output_rows [R], wants_logits [1] and past.{l}.pages [pages, H, 2, 16 * D]. Outputs: top_ids and
 top_logits [R, k], logits [R, V] ([0, V] unless they are wanted), and present.{l}.pages, which are
-the caches in place. LoRA is an input as in the other dialects (`decoder`).
+the caches in place. LoRA has an input for each side of a site, with the slices of all layers
+(`bita.packed_lora`), and first_mask_row [1].
 
 The residual sums after the two sublayers of a layer are named SUBLAYER.sum, as in other dialects.
 """
@@ -23,6 +24,7 @@ from bita.export.dialects.native_linear import BlockWeight, NativeWeights
 from bita.export.onnx.decoder_weights import DecoderWeights
 from bita.export.onnx.writer import BOOL, FLOAT, FLOAT16, INT64, GraphWriter
 from bita.lora import SITES
+from bita.packed_lora import packed_shapes
 from bita.tensors import EMBEDDINGS, HEAD
 
 DOMAIN = "bita"
@@ -102,6 +104,7 @@ class NativeDecoder:
         wants_logits = graph.input("wants_logits", BOOL, (1,))
         if self._options.with_lora:
             self._first_mask_row = graph.input("first_mask_row", INT64, (1,))
+        self._lora: dict[str, tuple[ir.Value | None, ir.Value | None]] = {}
         self._sights: dict[int, ir.Value] = {}
         for index, layer in enumerate(self._architecture.layers):
             hidden = self._mlp(index, self._attention(index, layer, hidden))
@@ -149,6 +152,7 @@ class NativeDecoder:
             head_dim=arch.head_dim,
             scale=float(arch.attention_scale),
             softcap=float(arch.attention_softcap),
+            layer=index,
             qkv_bits=qkv_bits,
             o_bits=o_bits,
             **self._residual(),
@@ -168,6 +172,7 @@ class NativeDecoder:
             *(hidden, *norms, *gate_up, *down, self._first_mask_row),
             intermediate_size=arch.intermediate_size,
             activation=arch.activation,
+            layer=index,
             gate_up_bits=gate_up_bits,
             down_bits=down_bits,
             **self._residual(),
@@ -216,17 +221,22 @@ class NativeDecoder:
             weight = self._blocks.weight(label, names)
         num_out, num_in = self._weights.shape(names)
         bias = self._weights.bias(label, names)
-        return (*_parts(weight), bias, *self._lora(index, site, num_in, num_out)), weight.bits
+        return (*_parts(weight), bias, *self._lora_of(site, num_in, num_out)), weight.bits
 
-    def _lora(
-        self, index: int, site: str, num_in: int, num_out: int
+    def _lora_of(
+        self, site: str, num_in: int, num_out: int
     ) -> tuple[ir.Value | None, ir.Value | None]:
-        """The thin matrices of a site; none in a graph without LoRA."""
+        """The thin matrices of a site, of all layers; none in a graph without LoRA."""
         if self._first_mask_row is None:
             return None, None
-        down = self._graph.input(f"lora.{index}.{site}.down", FLOAT, (num_in, "r"))
-        up = self._graph.input(f"lora.{index}.{site}.up", FLOAT, ("r", num_out))
-        return down, up
+        if site not in self._lora:
+            num_layers = len(self._architecture.layers)
+            down, up = packed_shapes(site, num_layers, num_in, num_out, "r")
+            self._lora[site] = (
+                self._graph.input(f"lora.{site}.down", FLOAT16, down),
+                self._graph.input(f"lora.{site}.up", FLOAT16, up),
+            )
+        return self._lora[site]
 
     def _head_norms(self, index: int) -> tuple[ir.Value | None, ir.Value | None]:
         """The norms of queries and keys, if the family has them."""

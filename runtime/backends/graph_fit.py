@@ -14,6 +14,7 @@ from bita.engine import NEW_ROWS, PAGE_SLOTS, SLOTS
 from bita.errors import EngineError, raise_faults
 from bita.lora import SITES
 from bita.manifest import Manifest
+from bita.packed_lora import packed_shapes
 
 Shape: TypeAlias = Sequence[int | str]  # a letter stands for any size
 CACHE_TYPES = ("float32", "float16")
@@ -41,7 +42,7 @@ PAGE_INPUTS: Mapping[str, tuple[str, Shape]] = {  # of graphs whose caches are p
 NEEDED = ("token_ids", "mask_embeddings", "output_rows")
 NEEDED_PLACES = ("positions", "sees", "sees_prefix", "prefix_length")  # by native operators
 CACHE_NAME = re.compile(r"(past|present)\.(0|[1-9]\d{0,8})\.(key|value|pages)")
-LORA_NAME = re.compile(rf"lora\.(0|[1-9]\d{{0,8}})\.({'|'.join(SITES)})\.(down|up)")
+LORA_NAME = re.compile(rf"lora\.(?:(0|[1-9]\d{{0,8}})\.)?({'|'.join(SITES)})\.(down|up)")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def check_graph(path: Path, manifest: Manifest, inputs: GraphValues, outputs: Gr
 
 
 def _input_faults(manifest: Manifest, inputs: GraphValues) -> Iterator[str]:
-    form = Form.of(manifest)
+    form, is_native = Form.of(manifest), manifest.dialect == NATIVE.name
     small = {**SMALL_INPUTS, **form.inputs}
     yield from (f"there is no input {name}" for name in form.needed if name not in inputs)
     yield from _layer_faults("past", form, manifest, inputs)
@@ -105,8 +106,11 @@ def _input_faults(manifest: Manifest, inputs: GraphValues) -> Iterator[str]:
             yield from _value_faults(name, value, ("float32",), ("M", manifest.hidden_size))
         elif CACHE_NAME.fullmatch(name):
             yield from _value_faults(name, value, CACHE_TYPES, form.cache)
-        elif match := LORA_NAME.fullmatch(name):
-            yield from _lora_faults(name, value, int(match[1]), match[2], match[3], manifest)
+        elif (match := LORA_NAME.fullmatch(name)) and (match[1] is None) == is_native:
+            if is_native:
+                yield from _packed_lora_faults(name, value, match[2], match[3], manifest)
+            else:
+                yield from _lora_faults(name, value, int(match[1]), match[2], match[3], manifest)
         else:
             yield f"input {name!r:.60} is not known"
 
@@ -160,6 +164,20 @@ def _lora_faults(
     else:
         shape = ("r", hidden if site in ("o", "down") else "out")
     yield from _value_faults(name, value, ("float32",), shape)
+
+
+def _packed_lora_faults(
+    name: str, value: GraphValue, site: str, side: str, manifest: Manifest
+) -> Iterator[str]:
+    """Of an input that holds the slices of all layers; sizes that the manifest lacks are free."""
+    hidden = manifest.hidden_size
+    shapes = packed_shapes(site, manifest.num_layers, hidden, hidden, "r")
+    shape: list[int | str] = [*shapes[0 if side == "down" else 1]]
+    if side == "down" and site in ("o", "down"):
+        shape[2] = "in"
+    elif side == "up" and site in ("qkv", "gate_up"):
+        shape[1] = "tiles"
+    yield from _value_faults(name, value, ("float16",), shape)
 
 
 def _value_faults(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ from bita.runtime.backends.step_values import (
     IdCheck,
     fill_masks,
     lora_values,
+    packed_lora_values,
     step_values,
 )
 from bita.runtime.native.library import weights_in_memory
@@ -70,7 +72,8 @@ class OrtBackend:
             options.profile_file_prefix = str(operators_to)
         self._weights = HeldFile(engine.file(WEIGHTS_FILE), engine.files[WEIGHTS_FILE]["sha256"])
         self.has_weights_in_memory = False
-        if manifest.dialect == NATIVE.name and not map_weights:
+        self._is_native = manifest.dialect == NATIVE.name
+        if self._is_native and not map_weights:
             with weights_in_memory(engine.file(WEIGHTS_FILE)) as place:
                 self._session = load_session(engine, options, graph)
             self.has_weights_in_memory = place.in_memory
@@ -79,6 +82,7 @@ class OrtBackend:
         self._weights.check_loaded()
         check_session(engine, self._session)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._lora: WeakKeyDictionary[Adapter, Mapping[str, ort.OrtValue]] = WeakKeyDictionary()
         self.cache = _allocate(engine, cache_type(self._session), kept_bytes)
         self.pairs = EnginePairs(engine)
         self.least_slots = least_slots(engine, self._session)  # that a step writes
@@ -138,10 +142,17 @@ class OrtBackend:
                 binding.bind_ortvalue_output(f"present.{name}", value)
         return binding
 
-    def lora_inputs(self, adapter: Adapter) -> Arrays:
-        """The adapter's LoRA by the names of the graph's inputs; zeros if it has none."""
-        shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
-        return lora_values(shapes, adapter)
+    def adapter_inputs(self, adapter: Adapter) -> Mapping[str, ort.OrtValue]:
+        """The adapter's LoRA by the names of the graph's inputs, the same values for all steps.
+
+        Of an adapter without LoRA they say that it adds nothing. They take the place of what a
+        layout has by these names.
+        """
+        if adapter not in self._lora:
+            shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
+            make = packed_lora_values if self._is_native else lora_values
+            self._lora[adapter] = _ort_values(make(shapes, adapter))
+        return self._lora[adapter]
 
     def end_operators(self) -> Path:
         """The file of operators' times, which is complete then."""
@@ -213,7 +224,6 @@ class BoundStep:
             "cache_length": self._cache_length,
             "wants_logits": np.array([with_logits]),
             **step_values(layout, adapter),
-            **backend.lora_inputs(adapter),
         }
         outputs: Arrays = {"top_ids": self.top_ids, "top_logits": self.top_logits}
         if self.logits is not None:
@@ -224,7 +234,10 @@ class BoundStep:
             self._new_rows = np.zeros((layers, heads, num_rows, width), self._cache.dtype)
             outputs[NEW_ROWS] = self._new_rows
         # The binding does not keep the arrays alive; these OrtValues do.
-        self._inputs = _ort_values(backend.known_inputs(inputs))
+        self._inputs = {
+            **_ort_values(backend.known_inputs(inputs)),
+            **backend.adapter_inputs(adapter),
+        }
         self._outputs = _ort_values(outputs)
         self._bindings: dict[int | None, ort.IOBinding] = {}
         self._slots: list[ort.OrtValue] = []

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.errors import EngineError
+from bita.packed_lora import packed_lora
 from bita.runtime.backends.layout import Layout
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -58,11 +59,38 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
     ]
     rank_axis = 1 if side == "down" else 0
     if min(missing) < 0 or missing[1 - rank_axis]:
-        raise EngineError(
-            f"the adapter's LoRA has shape {values.shape} for {name}, the engine was built for "
-            f"{tuple(shape)}: build an engine with ADAPTER=…"
-        )
+        raise _lora_error(name, values.shape, shape)
     return np.pad(values, [(0, more) for more in missing]) if any(missing) else values
+
+
+def packed_lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> Arrays:
+    """The adapter's LoRA as native operators read it (`bita.packed_lora`).
+
+    shapes: of the inputs lora.{site}.{side}, whose rank is free. Where an adapter has no LoRA, no
+    row of a step is a mask row for it. Raises EngineError if the adapter is for other sizes.
+    """
+    if not shapes:
+        return {}
+    if not adapter.lora:
+        none = {
+            name: np.zeros([size if isinstance(size, int) else 0 for size in shape], np.float16)
+            for name, shape in shapes.items()
+        }
+        return {**none, "first_mask_row": np.array([np.iinfo(np.int64).max])}
+    packed: Arrays = dict(packed_lora(adapter.bounded))
+    for name, shape in shapes.items():
+        have = packed[name].shape
+        pairs = zip(shape, have, strict=True)
+        if any(isinstance(size, int) and size != found for size, found in pairs):
+            raise _lora_error(name, have, shape)
+    return packed
+
+
+def _lora_error(name: str, have: Sequence[int], shape: Sequence[int | str]) -> EngineError:
+    return EngineError(
+        f"the adapter's LoRA has shape {tuple(have)} for {name}, the engine was built for "
+        f"{tuple(shape)}: build an engine with ADAPTER=…"
+    )
 
 
 FEW = 256  # numbers of a step's results that Python checks faster than numpy

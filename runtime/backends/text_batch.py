@@ -119,7 +119,6 @@ class _BatchStep:
         self._results = Results(top_ids[:, 0], logits)
         inputs: Arrays = {
             **step_values(layout, batch._adapter),
-            **backend.lora_inputs(batch._adapter),
             "token_ids": self._token_ids,
             "positions": self._positions,
             "row_slots": self._row_slots,
@@ -131,7 +130,8 @@ class _BatchStep:
         if logits is not None:
             outputs["logits"] = logits
         # The binding does not keep arrays alive; these do.
-        self._kept = _ort_values(backend.known_inputs(inputs)), _ort_values(outputs)
+        fed = _ort_values(backend.known_inputs(inputs))
+        self._kept = {**fed, **backend.adapter_inputs(batch._adapter)}, _ort_values(outputs)
         self._binding = backend.new_binding()
         for name, value in {**self._kept[0], **batch._placed}.items():
             self._binding.bind_ortvalue_input(name, value)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bita.errors import LibraryMissingError
 
-VERSION = 2  # of the operators and of the layout of their weights
+VERSION = 3  # of the operators and of the layout of their weights
 NAMES = {"win32": "bita_operators.dll", "darwin": "libbita_operators.dylib"}
 
 

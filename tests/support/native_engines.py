@@ -1,6 +1,7 @@
 """Engines of native operators of tiny models, made without torch."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,16 @@ def require_library() -> None:
 
 
 def lora_adapter(model: Path, prefix_length: int = 5, scale: float = 0.4, seed: int = 0) -> Adapter:
-    """Random masks, prefix and LoRA; some of its drafts are right."""
+    """Random masks, prefix and LoRA; some of its drafts are right.
+
+    float16, in which native operators read LoRA, holds its numbers.
+    """
     checkpoint = open_checkpoint(str(model))
     identity = identify(checkpoint)
     lora = starting_lora(site_sizes(checkpoint), identity.num_layers, 3, seed=0)
-    return random_adapter(identity, 3, prefix_length, scale=scale, seed=seed, lora_like=lora)
+    made = random_adapter(identity, 3, prefix_length, scale=scale, seed=seed, lora_like=lora)
+    halves = {name: array.astype(np.float16).astype(np.float32) for name, array in made.lora.items()}
+    return replace(made, lora=halves)
 
 
 def native_engine(

@@ -152,9 +152,10 @@ def attention_sublayer(inputs: Inputs, attributes: Attributes) -> list[Array]:
     heads, size = attributes["num_heads"], attributes["head_dim"]
     num_out = (heads + 2 * attributes["kv_num_heads"]) * size
     rows = quantized(rms_norm(hidden, norm, attributes["epsilon"]), attributes)
-    product = linear(rows, qkv, first, attributes["qkv_bits"], num_out)
+    layer = attributes["layer"]
+    product = linear(rows, qkv, first, attributes["qkv_bits"], num_out, layer)
     attended = quantized(attention(product, given[9:15], attributes), attributes)
-    delta = linear(attended, given[15:21], first, attributes["o_bits"], hidden.shape[1])
+    delta = linear(attended, given[15:21], first, attributes["o_bits"], hidden.shape[1], layer)
     return [residual(hidden, delta, post_norm, attributes), given[10]]
 
 
@@ -166,29 +167,53 @@ def mlp_sublayer(inputs: Inputs, attributes: Attributes) -> list[Array]:
     weight = np.concatenate(
         gate_and_up(gate_up[:3], attributes["gate_up_bits"], num_inner, rows.shape[1])
     )
-    both = with_extras(rows @ weight.T, rows, gate_up[3], (first, *gate_up[4:]))
+    layer = attributes["layer"]
+    both = with_extras(
+        rows @ weight.T, rows, gate_up[3], (first, *gate_up[4:]), layer, is_gated=True
+    )
     activated = ACTIVATIONS[attributes["activation"].decode()](both[:, :num_inner])
     inner = quantized(activated * both[:, num_inner:], attributes)
-    delta = linear(inner, down, first, attributes["down_bits"], hidden.shape[1])
+    delta = linear(inner, down, first, attributes["down_bits"], hidden.shape[1], layer)
     return [residual(hidden, delta, post_norm, attributes)]
 
 
-def linear(rows: Array, layer: Inputs, first: Any, bits: int, num_out: int) -> Array:
-    """Rows times a linear layer. layer: values, scales, minima, bias, down, up."""
-    product = rows @ dequantized(layer[:3], bits, num_out, rows.shape[1]).T
-    return with_extras(product, rows, layer[3], (first, *layer[4:]))
+def linear(rows: Array, parts: Inputs, first: Any, bits: int, num_out: int, layer: int) -> Array:
+    """Rows times a linear layer. parts: values, scales, minima, bias, down, up."""
+    product = rows @ dequantized(parts[:3], bits, num_out, rows.shape[1]).T
+    return with_extras(product, rows, parts[3], (first, *parts[4:]), layer)
 
 
-def with_extras(product: Array, rows: Array, bias: Array | None, lora: Inputs) -> Array:
+def with_extras(
+    product: Array,
+    rows: Array,
+    bias: Array | None,
+    lora: Inputs,
+    layer: int,
+    is_gated: bool = False,
+) -> Array:
     """A product with its bias, and LoRA in the rows from the first mask row on."""
     if bias is not None:
         product = product + bias
-    first, down, up = lora
+    first, downs, ups = lora
     if first is not None:
-        assert down is not None
-        assert up is not None
-        product[first[0] :] += rows[first[0] :] @ down.astype(np.float64) @ up
+        assert downs is not None
+        assert ups is not None
+        down = downs[layer, :, : rows.shape[1]].astype(np.float64).T
+        tiles = ups[layer].astype(np.float64)
+        if is_gated:  # two tiles of the gate, two of up, and so on
+            sides = tiles.reshape(-1, 2, 2, *tiles.shape[1:]).swapaxes(0, 1)
+            sizes = -1, *tiles.shape[1:]
+            half = product.shape[1] // 2
+            up = np.concatenate([outputs_of(side.reshape(sizes), half) for side in sides], axis=1)
+        else:
+            up = outputs_of(tiles, product.shape[1])
+        product[first[0] :] += rows[first[0] :] @ down @ up
     return product
+
+
+def outputs_of(tiles: Array, num_out: int) -> Array:
+    """[r, num_out] of tiles [n, r, 16]."""
+    return tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1)[:, :num_out]
 
 
 def silu(x: Array) -> Array:

@@ -5,6 +5,7 @@
 //
 #include "attention_kernels.h"
 #include "avx2_tiles.h"
+#include "thin_kernels.h"
 
 namespace bita {
 namespace {
@@ -41,7 +42,8 @@ struct Products<8> {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",      linear, add_norm, quantize, gate,       turn, write_key,
-                              write_value, attend, merge,    mean,     add_scaled, cap,  rank};
+const Kernels kAvx2Kernels = {"avx2", linear,    add_norm,    quantize, gate,
+                              turn,   write_key, write_value, attend,   merge,
+                              mean,   thin_in,   thin_out,    cap,      rank};
 
 }  // namespace bita

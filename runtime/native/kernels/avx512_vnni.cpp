@@ -5,6 +5,7 @@
 //
 #include "attention_kernels.h"
 #include "linear_rows.h"
+#include "thin_kernels.h"
 
 namespace bita {
 namespace {
@@ -71,8 +72,8 @@ void tile_rows(const TileTask& task) {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,     add_norm,    quantize, gate,
-                                    turn,          write_key,  write_value, attend,   merge,
-                                    mean,          add_scaled, cap,         rank};
+const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,    add_norm,    quantize, gate,
+                                    turn,          write_key, write_value, attend,   merge,
+                                    mean,          thin_in,   thin_out,    cap,      rank};
 
 }  // namespace bita

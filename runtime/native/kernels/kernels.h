@@ -57,6 +57,28 @@ struct LinearTask {
   int64_t out_stride;
 };
 
+// LoRA of some rows, in two steps. down: [r, 32 * blocks], float16; thin: [rows, r].
+struct ThinInTask {
+  const uint8_t* rows;  // quantized
+  int64_t num_rows;
+  int64_t blocks;
+  const uint16_t* down;
+  int64_t rank;
+  float* thin;
+};
+
+// up: a tile of 16 outputs is [r][16], float16. out: `columns` outputs of a row, from the first of
+// that tile on; those of the next row are `out_stride` later.
+struct ThinOutTask {
+  const float* thin;  // [num_rows, rank]
+  int64_t num_rows;
+  int64_t rank;
+  const uint16_t* up;
+  int64_t columns;
+  float* out;
+  int64_t out_stride;
+};
+
 // Queries of one key-value head that read the same slots, in one chunk of positions.
 //
 // Each query has a list of keys by position: the slots [0, shared) of the text, which all queries
@@ -119,7 +141,9 @@ struct Kernels {
   // The weighted mean of the values, [size], of `count` chunks of a query, merged in their order.
   // stride: partials from one of its chunks to the next.
   void (*mean)(const Partial& chunks, int64_t stride, int64_t count, int64_t size, float* out);
-  void (*add_scaled)(float* out, const float* values, float factor, int64_t size);
+  // Columns [first, last) of rows @ down; and thin @ up, which is added to `out`.
+  void (*thin_in)(const ThinInTask& task, int64_t first, int64_t last);
+  void (*thin_out)(const ThinOutTask& task);
   // cap * tanh(x / cap)
   void (*cap)(float* values, int64_t size, float cap);
   // Rank logits of ids from `first_id` on.

@@ -22,6 +22,11 @@ struct Lanes {
   static Lanes load_half(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  // Sixteen int8 values.
+  static Lanes load_bytes(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_first(float* p, int64_t count) const { _mm512_mask_storeu_ps(p, first(count), v); }
   void store_half(uint16_t* p) const {

@@ -34,6 +34,10 @@ struct Lanes {
   static Lanes load_half(const uint16_t* p) {
     return make([&](int i) { return from_half(p[i]); });
   }
+  // Sixteen int8 values.
+  static Lanes load_bytes(const int8_t* p) {
+    return make([&](int i) { return static_cast<float>(p[i]); });
+  }
   static Lanes of_ints(const int32_t* p) {
     return make([&](int i) { return static_cast<float>(p[i]); });
   }

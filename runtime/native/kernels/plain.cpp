@@ -3,10 +3,12 @@
 //
 #include "attention_kernels.h"
 #include "linear_plain.h"
+#include "thin_kernels.h"
 
 namespace bita {
 
-const Kernels kPlainKernels = {"plain",     linear, add_norm, quantize, gate,       turn, write_key,
-                               write_value, attend, merge,    mean,     add_scaled, cap,  rank};
+const Kernels kPlainKernels = {"plain", linear,    add_norm,    quantize, gate,
+                               turn,    write_key, write_value, attend,   merge,
+                               mean,    thin_in,   thin_out,    cap,      rank};
 
 }  // namespace bita

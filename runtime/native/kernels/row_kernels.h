@@ -156,12 +156,6 @@ void turn(const float* head, float* out, const float* weight, float epsilon, con
   for (int64_t i = 0; i < size; i += 16) store_at(load_at(out, i, size) * factor, out, i, size);
 }
 
-void add_scaled(float* out, const float* values, float factor, int64_t size) {
-  const Lanes factors = Lanes::all(factor);
-  for (int64_t i = 0; i < size; i += 16)
-    store_at(Lanes::fused(load_at(values, i, size), factors, load_at(out, i, size)), out, i, size);
-}
-
 void cap(float* values, int64_t size, float bound) {
   for (int64_t i = 0; i < size; i += 16)
     store_at(capped(load_at(values, i, size), bound), values, i, size);

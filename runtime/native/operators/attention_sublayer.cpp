@@ -29,7 +29,8 @@ void AttentionSublayer::run(const NodeRun& node) const {
   uint8_t* normed = normed_rows.take(num_rows * residual_.row_bytes());
   uint8_t* attended = attended_rows.take(num_rows * row_bytes(num_blocks(shape.values())));
   float* heads = products.take(num_rows * shape.width());
-  Lora qkv_lora = qkv_.lora(node, num_rows), o_lora = o_.lora(node, num_rows);
+  const MaskRows masks = mask_rows(node, kFirstMaskRow, num_rows);
+  Lora qkv_lora = qkv_.lora(node, masks), o_lora = o_.lora(node, masks);
   const auto take_heads = [&](int64_t row, int64_t first, int64_t last, const float* values) {
     for (int64_t at = first; at < last; at += shape.head_dim)
       step.take(row, at / shape.head_dim, values + at - first);
@@ -37,9 +38,9 @@ void AttentionSublayer::run(const NodeRun& node) const {
   const auto add = [&](int64_t row, int64_t first, int64_t last, float* values) {
     residual_.add(hidden + row * size, first, last, values);
   };
-  run_phases(node, residual_.norm(hidden, num_rows, normed), qkv_lora.read(normed), qkv_lora.sum(),
+  run_phases(node, residual_.norm(hidden, num_rows, normed), qkv_lora.read(normed),
              qkv_.phase(normed, num_rows, shape.head_dim, heads, qkv_lora, take_heads),
-             step.attend(), step.finish(attended), o_lora.read(attended), o_lora.sum(),
+             step.attend(), step.finish(attended), o_lora.read(attended),
              o_.phase(attended, num_rows, kTile, out, o_lora, add),
              residual_.add_normed(hidden, num_rows, out));
 }

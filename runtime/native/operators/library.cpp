@@ -17,7 +17,7 @@
 namespace bita {
 namespace {
 
-constexpr int kVersion = 2;  // of the operators and of the layout of weights
+constexpr int kVersion = 3;  // of the operators and of the layout of weights
 
 void add_operators(OrtCustomOpDomain* domain) {
   static const Operator<Embed> embed;

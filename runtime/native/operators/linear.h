@@ -7,14 +7,16 @@
 
 namespace bita {
 
+constexpr int64_t kGroupTiles = 2 * kGroup / kTile;
+
 // The inputs of both linear operators.
 constexpr std::array<Port, 8> kLinearInputs = {{{"quantized", kByte},
                                                 {"values", kByte},
                                                 {"scales", kHalf},
                                                 {"minima", kHalf, true},
                                                 {"bias", kFloat, true},
-                                                {"down", kFloat, true},
-                                                {"up", kFloat, true},
+                                                {"down", kHalf, true},
+                                                {"up", kHalf, true},
                                                 {"first_mask_row", kInt64, true}}};
 
 // Where a node has a linear layer.
@@ -67,9 +69,9 @@ class Linear {
 
   int64_t row_bytes() const { return bita::row_bytes(weights_.blocks()); }
 
-  // The node's LoRA; its phases come before the layer's.
-  Lora lora(const NodeRun& node, int64_t num_rows) const {
-    return {node, ports_.values + 4, ports_.first_mask_row, inputs_, outputs_, num_rows};
+  // The node's LoRA; its phase comes right before the layer's.
+  Lora lora(const NodeRun& node, const MaskRows& masks) const {
+    return {node, masks, ports_.values + 4, layer_, weights_.blocks(), weights_.tiles()};
   }
 
   // The products of rows, to out [num_rows, N]. then(row, first, last, outputs) is called with the
@@ -79,22 +81,27 @@ class Linear {
   auto phase(const uint8_t* rows, int64_t num_rows, int64_t unit, float* out, const Lora& lora,
              const Then& then) const {
     const RowSplit split(num_rows, (outputs_ + unit - 1) / unit);
-    return Phase{split.pieces(), [=, this_lora = &lora](int64_t i) {
-                   const RowSplit::Piece piece = split.at(i);
-                   const int64_t first = piece.first * unit;
-                   const int64_t last = std::min(outputs_, piece.last * unit);
-                   multiply(rows, piece.row, piece.count, first, last, *this_lora, out);
-                   for (int64_t row = piece.row; row < piece.row + piece.count; ++row)
-                     then(row, first, last, out + row * outputs_ + first);
-                 }};
+    return EarlyPhase{split.pieces(), [=, this_lora = &lora](int64_t i, const auto& await_lora) {
+                        const RowSplit::Piece piece = split.at(i);
+                        const int64_t first = piece.first * unit;
+                        const int64_t last = std::min(outputs_, piece.last * unit);
+                        float* place = out + piece.row * outputs_ + first;
+                        multiply(rows, piece.row, piece.count, first, last, place);
+                        await_lora();
+                        this_lora->add(piece.row, piece.count, first / kTile, last - first, place,
+                                       outputs_);
+                        for (int64_t row = piece.row; row < piece.row + piece.count; ++row)
+                          then(row, first, last, out + row * outputs_ + first);
+                      }};
   }
 
  private:
+  // With the bias, to out[i * outputs + n - first].
   void multiply(const uint8_t* rows, int64_t row, int64_t count, int64_t first, int64_t last,
-                const Lora& lora, float* out) const;
+                float* out) const;
 
   LinearPorts ports_;
-  int64_t inputs_, outputs_;
+  int64_t outputs_, layer_;
   KernelWeights weights_;
   const float* bias_;
 };
@@ -115,28 +122,43 @@ class GatedLinear {
   // Of a row that it gives.
   int64_t row_bytes() const { return bita::row_bytes(num_blocks(outputs_)); }
 
-  Lora lora(const NodeRun& node, int64_t num_rows) const {
-    return {node, ports_.values + 4, ports_.first_mask_row, inputs_, 2 * outputs_, num_rows};
+  // As that of Linear; the tiles of `up` lie in groups, as those of the weights.
+  Lora lora(const NodeRun& node, const MaskRows& masks) const {
+    return {node, masks, ports_.values + 4, layer_, weights_.blocks(), weights_.tiles()};
   }
 
   // Quantized rows, to out.
   auto phase(const uint8_t* rows, int64_t num_rows, uint8_t* out, const Lora& lora) const {
     const RowSplit split(num_rows, groups_);
-    return Phase{split.pieces(), [=, this_lora = &lora](int64_t i) {
-                   const RowSplit::Piece piece = split.at(i);
-                   run_groups(rows, piece, *this_lora, out);
-                 }};
+    return EarlyPhase{split.pieces(), [=, this_lora = &lora](int64_t i, const auto& await_lora) {
+                        run_groups(rows, split.at(i), *this_lora, await_lora, out);
+                      }};
   }
 
  private:
+  static constexpr int64_t kRowsAtATime = 32;  // rows of gates that a thread keeps
+  using Both = float[kRowsAtATime][2 * kGroup];
+
+  template <class Await>
   void run_groups(const uint8_t* rows, const RowSplit::Piece& piece, const Lora& lora,
-                  uint8_t* out) const;
-  // 32 outputs of some rows.
-  void run_group(const uint8_t* rows, int64_t first_row, int64_t num_rows, int64_t group,
-                 const Lora& lora, uint8_t* out) const;
+                  const Await& await_lora, uint8_t* out) const {
+    Both both;
+    for (int64_t group = piece.first; group < piece.last; ++group)
+      for (int64_t start = 0; start < piece.count; start += kRowsAtATime) {
+        const int64_t row = piece.row + start;
+        const int64_t count = std::min(kRowsAtATime, piece.count - start);
+        multiply(rows, row, count, group, both);
+        await_lora();
+        lora.add(row, count, group * kGroupTiles, 2 * kGroup, both[0], 2 * kGroup);
+        activate(both, row, count, group, out);
+      }
+  }
+  // A group of outputs, 32 of the gate and 32 of up, of some rows.
+  void multiply(const uint8_t* rows, int64_t row, int64_t count, int64_t group, Both& both) const;
+  void activate(const Both& both, int64_t row, int64_t count, int64_t group, uint8_t* out) const;
 
   LinearPorts ports_;
-  int64_t inputs_, outputs_, groups_;
+  int64_t outputs_, groups_, layer_;
   bool is_gelu_;
   KernelWeights weights_;
   const float* bias_;

@@ -24,13 +24,13 @@ void MlpSublayer::run(const NodeRun& node) const {
   float* out = node.output<float>(0, {num_rows, size});
   uint8_t* normed = normed_rows.take(num_rows * residual_.row_bytes());
   uint8_t* inner = inner_rows.take(num_rows * gate_up_.row_bytes());
-  Lora gate_up_lora = gate_up_.lora(node, num_rows), down_lora = down_.lora(node, num_rows);
+  const MaskRows masks = mask_rows(node, kFirstMaskRow, num_rows);
+  Lora gate_up_lora = gate_up_.lora(node, masks), down_lora = down_.lora(node, masks);
   const auto add = [&](int64_t row, int64_t first, int64_t last, float* values) {
     residual_.add(hidden + row * size, first, last, values);
   };
   run_phases(node, residual_.norm(hidden, num_rows, normed), gate_up_lora.read(normed),
-             gate_up_lora.sum(), gate_up_.phase(normed, num_rows, inner, gate_up_lora),
-             down_lora.read(inner), down_lora.sum(),
+             gate_up_.phase(normed, num_rows, inner, gate_up_lora), down_lora.read(inner),
              down_.phase(inner, num_rows, kTile, out, down_lora, add),
              residual_.add_normed(hidden, num_rows, out));
 }

@@ -16,14 +16,14 @@ class MlpSublayer {
                                                     {"gate_up_scales", kHalf},
                                                     {"gate_up_minima", kHalf, true},
                                                     {"gate_up_bias", kFloat, true},
-                                                    {"gate_up_down", kFloat, true},
-                                                    {"gate_up_up", kFloat, true},
+                                                    {"gate_up_down", kHalf, true},
+                                                    {"gate_up_up", kHalf, true},
                                                     {"down_values", kByte},
                                                     {"down_scales", kHalf},
                                                     {"down_minima", kHalf, true},
                                                     {"down_bias", kFloat, true},
-                                                    {"down_down", kFloat, true},
-                                                    {"down_up", kFloat, true},
+                                                    {"down_down", kHalf, true},
+                                                    {"down_up", kHalf, true},
                                                     {"first_mask_row", kInt64, true}}};
   static constexpr std::array<Port, 1> kOutputs = {{{"sum", kFloat}}};
 

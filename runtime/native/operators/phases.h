@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 #include <thread>
+#include <type_traits>
 
 #include "ort.h"
 
@@ -18,11 +19,23 @@ namespace bita {
 // not throw.
 template <class Body>
 struct Phase {
+  static constexpr bool kIsEarly = false;
   int64_t pieces;
   Body body;
 };
 template <class Body>
 Phase(int64_t, Body) -> Phase<Body>;
+
+// A phase that begins when the last but one has ended: body(piece, await) calls await() before it
+// uses what the one before computes. So nobody waits for the few pieces of that.
+template <class Body>
+struct EarlyPhase {
+  static constexpr bool kIsEarly = true;
+  int64_t pieces;
+  Body body;
+};
+template <class Body>
+EarlyPhase(int64_t, Body) -> EarlyPhase<Body>;
 
 // How many pieces work of `total` units is cut into: several for a processor, so that the others
 // can help one that is late or slow.
@@ -91,26 +104,38 @@ inline void await_end(const Progress& progress, size_t phase, int64_t pieces) {
   }
 }
 
-// Run the phases in their order.
-template <class... Bodies>
-void run_phases(const NodeRun& node, const Phase<Bodies>&... phases) {
+// Run the phases in their order. The first is not early, nor are two in a row.
+template <class... Phases>
+void run_phases(const NodeRun& node, const Phases&... phases) {
   const int64_t members = num_processors();
   Progress& progress = progress_of_thread();
   progress.start(sizeof...(phases), std::max({phases.pieces...}));
   node.parallel(members, [&](int64_t member) {
     if (progress.is_finished()) return;  // as for a thread's second member
     size_t index = 0;
+    int64_t pieces_before = 0;
+    const auto await_before = [&] {
+      if (index) await_end(progress, index - 1, pieces_before);
+    };
     const auto take_part = [&](const auto& phase) {
+      constexpr bool kIsEarly = std::decay_t<decltype(phase)>::kIsEarly;
+      if constexpr (!kIsEarly) await_before();
       const int64_t pieces = phase.pieces, first = pieces * member / members;
       for (int64_t i = 0; i < pieces; ++i) {
         const int64_t piece = (first + i) % pieces;
         if (!progress.take(index, piece)) continue;
-        phase.body(piece);
+        if constexpr (kIsEarly)
+          phase.body(piece, await_before);
+        else
+          phase.body(piece);
         progress.count(index);
       }
-      await_end(progress, index++, pieces);
+      if constexpr (kIsEarly) await_before();
+      pieces_before = pieces;
+      ++index;
     };
     (take_part(phases), ...);
+    await_before();
     progress.finish();
   });
 }

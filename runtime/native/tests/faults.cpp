@@ -67,18 +67,37 @@ void vector_faults(const Faults& faults, const std::string& name, int64_t size) 
   faults.not_constant(name);
 }
 
-void lora_faults(const Faults& faults, const std::string& prefix, int64_t outputs, int64_t inputs) {
+void lora_faults(const Faults& faults, const std::string& prefix, int64_t tiles, int64_t inputs) {
   const std::string down = prefix + "down", up = prefix + "up";
+  const int64_t width = num_blocks(inputs) * kBlock, layers = kThinLayers;
+  const std::string in_down = "[?, ?, " + std::to_string(width) + "]";
+  const std::string in_up = shape_text({layers, tiles, 2, kTile});
   for (const std::string& name : {down, up}) faults.fed(name, {}, "belong together");
   faults.fed_both(down, up, {}, "belong together");
-  faults.reshaped(down, {inputs - 1, 2}, "[" + std::to_string(inputs) + ", ?]");
-  faults.reshaped(down, {2 * inputs}, "[" + std::to_string(inputs) + ", ?]");
+  for (const std::vector<int64_t>& dims : std::vector<std::vector<int64_t>>{
+           {layers, 2, width - 1}, {2, width}, {layers, 2, 1, width}, {}})
+    faults.reshaped(down, dims, in_down);
   for (const int64_t rank : {3, 0})
     faults.fed(
-        down, floats_of({inputs, rank}),
-        up + " has the shape " + shape_text({2, outputs}) + ", not " + shape_text({rank, outputs}));
-  faults.reshaped(up, {2, outputs - 1}, shape_text({2, outputs}));
-  faults.reshaped(up, {2 * outputs}, shape_text({2, outputs}));
+        down, halves_of({layers, rank, width}),
+        up + " has the shape " + in_up + ", not " + shape_text({layers, tiles, rank, kTile}));
+  for (const std::vector<int64_t>& dims :
+       std::vector<std::vector<int64_t>>{{layers - 1, tiles, 2, kTile},
+                                         {layers, tiles - 1, 2, kTile},
+                                         {layers, tiles, 2, kTile - 1},
+                                         {layers, tiles, 2 * kTile},
+                                         {}})
+    faults.reshaped(up, dims, in_up);
+}
+
+void layer_faults(const Faults& faults, const std::string& down) {
+  for (const int64_t layer : {int64_t{-1}, INT64_MIN})
+    faults.attribute("layer", layer, "layer is " + std::to_string(layer));
+  for (const int64_t layer : {kThinLayers, INT64_MAX})
+    faults.attribute("layer", layer,
+                     down + " has 3 layers, and this is layer " + std::to_string(layer));
+  faults.attribute("layer", 1.0f, "layer");
+  faults.no_attribute("layer");
 }
 
 void mask_row_faults(const Faults& faults) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "step.h"
+#include "thin.h"
 
 namespace bita::tests {
 
@@ -13,6 +14,9 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline Value floats_of(const std::vector<int64_t>& dims) {
   return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, dims);
+}
+inline Value halves_of(const std::vector<int64_t>& dims) {
+  return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, dims);
 }
 inline Value bytes_of(const std::vector<int64_t>& dims) {
   return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, dims);
@@ -98,8 +102,10 @@ void weight_faults(const Faults& faults, const std::string& prefix, int64_t outp
                    int64_t inputs);
 // Faults of a vector that has to be an initializer.
 void vector_faults(const Faults& faults, const std::string& name, int64_t size);
-// Faults of LoRA of rank 2, but those of first_mask_row.
-void lora_faults(const Faults& faults, const std::string& prefix, int64_t outputs, int64_t inputs);
+// Faults of LoRA of rank 2, but those of first_mask_row and of the layer.
+void lora_faults(const Faults& faults, const std::string& prefix, int64_t tiles, int64_t inputs);
+// down: the first input that is taken by the layer.
+void layer_faults(const Faults& faults, const std::string& down);
 void mask_row_faults(const Faults& faults);
 
 // Two texts of 20 and 5 slots on three pages each, with two rows each; a prefix of 10. There are

@@ -18,19 +18,22 @@ Node linear_node(Random& random, bool is_gated) {
   node.feed("quantized", quantized(random.reals(3 * 70), 70));
   node.fix("bias", floats({40}, random.reals(40)));
   node.feed("first_mask_row", ints({1}, {1}));
-  node.feed("down", floats({70, 2}, random.reals(140)));
-  node.feed("up", floats({2, 40}, random.reals(80)));
+  node.set("layer", kThinLayer);
+  const Thin lora = random_thin(random, 70, 40, 2, is_gated);
+  node.feed("down", lora.down_value());
+  node.feed("up", lora.up_value());
   return node;
 }
 
 // Those of both linear operators.
-void linear_faults(const Faults& faults) {
+void linear_faults(const Faults& faults, int64_t tiles) {
   faults.missing("quantized");
   faults.fed("quantized", bytes_of({3, 131}),
              "the quantized rows has the shape [3, 131], not [?, 132]");
   faults.fed("quantized", bytes_of({396}), "the quantized rows has the shape [396]");
   vector_faults(faults, "bias", 40);
-  lora_faults(faults, "", 40, 70);
+  lora_faults(faults, "", tiles, 70);
+  layer_faults(faults, "down");
   mask_row_faults(faults);
   for (const char* name : {"in_features", "out_features"}) {
     faults.size(name);
@@ -41,7 +44,7 @@ void linear_faults(const Faults& faults) {
 const Adds linear("Linear rejects what does not fit", [] {
   Random random(50);
   const Faults faults(linear_node(random, false));
-  linear_faults(faults);
+  linear_faults(faults, 3);
   weight_faults(faults, "", 40, 70);
   faults.unused(0, "product");
 });
@@ -49,7 +52,7 @@ const Adds linear("Linear rejects what does not fit", [] {
 const Adds gated_linear("GatedLinear rejects what does not fit", [] {
   Random random(56);
   const Faults faults(linear_node(random, true));
-  linear_faults(faults);
+  linear_faults(faults, 4);
   weight_faults(faults, "", 64, 70);
   faults.unused(0, "quantized");
   faults.attribute("out_features", 33, "values has the shape [4, 3, 256]");

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "nodes.h"
+#include "thin.h"
 
 namespace bita::tests {
 namespace {
@@ -47,8 +47,8 @@ Layer layer_of(Random& random, const Sizes& sizes, const BlockWeights& weights, 
   const Value rows = quantized(cells, sizes.inputs);
   const std::vector<double> inputs = meaning(rows, sizes.inputs);
   const std::vector<float> bias = random.reals(outputs, 0.5f);
-  const std::vector<float> down = random.reals(sizes.inputs * sizes.rank, 0.3f);
-  const std::vector<float> up = random.reals(sizes.rank * outputs, 0.3f);
+  const bool is_gated = node.op == "GatedLinear";
+  const Thin lora = random_thin(random, sizes.inputs, outputs, sizes.rank, is_gated);
   Layer layer{std::move(node), {}};
   for (int64_t row = 0; row < sizes.rows; ++row) {
     const double* x = inputs.data() + row * sizes.inputs;
@@ -56,22 +56,23 @@ Layer layer_of(Random& random, const Sizes& sizes, const BlockWeights& weights, 
     if (row >= sizes.first_mask_row)
       for (int64_t i = 0; i < sizes.inputs * sizes.rank; ++i)
         thin[static_cast<size_t>(i % sizes.rank)] +=
-            x[i / sizes.rank] * down[static_cast<size_t>(i)];
+            x[i / sizes.rank] * lora.down[static_cast<size_t>(i)];
     for (int64_t n = 0; n < outputs; ++n) {
       double sum = sizes.has_bias ? bias[static_cast<size_t>(n)] : 0.0;
       for (int64_t i = 0; i < sizes.inputs; ++i) sum += x[i] * weights.at(n, i);
       for (int64_t k = 0; k < sizes.rank; ++k)
-        sum += thin[static_cast<size_t>(k)] * up[static_cast<size_t>(k * outputs + n)];
+        sum += thin[static_cast<size_t>(k)] * lora.up[static_cast<size_t>(k * outputs + n)];
       layer.products.push_back(sum);
     }
   }
   layer.node.set("in_features", sizes.inputs);
+  layer.node.set("layer", kThinLayer);
   layer.node.feed("quantized", rows);
   if (sizes.has_bias) layer.node.fix("bias", floats({outputs}, bias));
   if (sizes.rank) {
     layer.node.feed("first_mask_row", ints({1}, {sizes.first_mask_row}));
-    layer.node.feed("down", floats({sizes.inputs, sizes.rank}, down));
-    layer.node.feed("up", floats({sizes.rank, outputs}, up));
+    layer.node.feed("down", lora.down_value());
+    layer.node.feed("up", lora.up_value());
   }
   return layer;
 }
@@ -180,8 +181,9 @@ const Adds nothing_to_do("Linear and GatedLinear of no rows, and LoRA of rank 0"
     Layer thin = linear_layer(random, few);
     const std::vector<Value> wanted = run(thin.node);
     thin.node.feed("first_mask_row", ints({1}, {0}));
-    thin.node.feed("down", floats({40, 0}, {}));
-    thin.node.feed("up", floats({0, 20}, {}));
+    const Thin nothing = random_thin(random, 40, 20, 0, false);
+    thin.node.feed("down", nothing.down_value());
+    thin.node.feed("up", nothing.up_value());
     expect_same_values(run(thin.node), wanted, "LoRA of rank 0");
   }
 });
@@ -190,8 +192,9 @@ const Adds far_mask_row("first_mask_row may be after all rows", [] {
   Random random(23);
   Layer layer = linear_layer(random, {40, 20, 3, 4, true, false, 0, 0});
   const std::vector<Value> wanted = run(layer.node);
-  layer.node.feed("down", floats({40, 2}, random.reals(80)));
-  layer.node.feed("up", floats({2, 20}, random.reals(40)));
+  const Thin lora = random_thin(random, 40, 20, 2, false);
+  layer.node.feed("down", lora.down_value());
+  layer.node.feed("up", lora.up_value());
   for (const int64_t first : {int64_t{3}, int64_t{1000}, INT64_MAX}) {
     layer.node.feed("first_mask_row", ints({1}, {first}));
     expect_same_values(run(layer.node, {2, 5}), wanted, "LoRA of no row");

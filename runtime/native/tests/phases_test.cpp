@@ -21,12 +21,22 @@ using Place = std::pair<int64_t, int64_t>;  // a phase, and a piece of it
 class Work {
  public:
   // stalled: a piece whose thread waits until all others of its phase are done, or {-1, -1}.
-  explicit Work(const Lengths& lengths, const Place& stalled = {-1, -1}) : stalled_(stalled) {
+  // is_early: every other phase is early. The stalled piece then waits until one of them has begun.
+  explicit Work(const Lengths& lengths, const Place& stalled = {-1, -1}, bool is_early = false)
+      : stalled_(stalled), is_early_(is_early) {
     for (const int64_t length : lengths) results_.emplace_back(static_cast<size_t>(length));
   }
 
   auto phase(int64_t index) {
     return Phase{pieces(index), [=](int64_t piece) { run(index, piece); }};
+  }
+
+  auto early_phase(int64_t index) {
+    return EarlyPhase{pieces(index), [=](int64_t piece, const auto& await) {
+                        begin(index, piece);
+                        await();
+                        run(index, piece);
+                      }};
   }
 
   // Run as many phases as there are lengths.
@@ -35,8 +45,12 @@ class Work {
       case 1:
         return run_phases(node, phase(0));
       case 3:
+        if (is_early_) return run_phases(node, phase(0), early_phase(1), phase(2));
         return run_phases(node, phase(0), phase(1), phase(2));
       default:
+        if (is_early_)
+          return run_phases(node, phase(0), early_phase(1), phase(2), early_phase(3), phase(4),
+                            early_phase(5));
         return run_phases(node, phase(0), phase(1), phase(2), phase(3), phase(4), phase(5));
     }
   }
@@ -50,7 +64,7 @@ class Work {
   }
 
   void expect_done(const std::string& what) const {
-    int64_t before = 1;
+    int64_t before = 1, long_before = 1;
     for (size_t index = 0; index < results_.size(); ++index) {
       int64_t sum = 0;
       for (size_t piece = 0; piece < results_[index].size(); ++piece) {
@@ -59,8 +73,11 @@ class Work {
             what + ", piece " + std::to_string(piece) + " of phase " + std::to_string(index);
         expect(result.num_runs == 1, which + " ran " + std::to_string(result.num_runs) + " times");
         expect(result.value == before + static_cast<int64_t>(piece), which + " began too early");
+        if (is_early_ && index % 2)
+          expect(result.seen == long_before, which + " began far too early");
         sum += result.value;
       }
+      long_before = before;
       if (!results_[index].empty()) before = sum;
     }
   }
@@ -70,6 +87,7 @@ class Work {
 
   struct Result {
     int64_t num_runs = 0, value = 0;
+    int64_t seen = 0;  // of a piece that began early
   };
 
   int64_t pieces(int64_t index) const {
@@ -86,11 +104,16 @@ class Work {
     return 1;
   }
 
+  void begin(int64_t index, int64_t piece) {
+    results_[static_cast<size_t>(index)][static_cast<size_t>(piece)].seen = sum_before(index - 1);
+    num_begun_.fetch_add(1, std::memory_order_relaxed);
+  }
+
   void run(int64_t index, int64_t piece) {
     Result& result = results_[static_cast<size_t>(index)][static_cast<size_t>(piece)];
     ++result.num_runs;
     result.value = sum_before(index) + piece;
-    if (Place(index, piece) == stalled_) stall(index);
+    if (Place(index, piece) == stalled_) is_early_ ? await_early() : stall(index);
     num_done_.fetch_add(1, std::memory_order_relaxed);
   }
 
@@ -102,8 +125,14 @@ class Work {
     for (int i = 0; i < kYields; ++i) std::this_thread::yield();
   }
 
+  void await_early() const {
+    while (!num_begun_.load(std::memory_order_relaxed)) std::this_thread::yield();
+  }
+
   std::vector<std::vector<Result>> results_;
   Place stalled_;
+  bool is_early_;
+  std::atomic<int64_t> num_begun_{0};
   std::atomic<int64_t> num_done_{0};  // always relaxed, so that it orders nothing
 };
 
@@ -143,8 +172,8 @@ const Adds pieces("Phases do each piece once, after all of the phase before", []
     for (int count = 1; count <= 8; ++count)
       for (const int64_t more : {0, 1, 56}) {
         use_processors(count + more);
-        Work work(lengths);
-        run_work(work, {count, ++order});
+        Work work(lengths, {-1, -1}, ++order % 2);
+        run_work(work, {count, order});
         work.expect_done(text_of(lengths) + ", " + std::to_string(count) + " threads");
       }
   use_processors(kProcessors);
@@ -152,12 +181,13 @@ const Adds pieces("Phases do each piece once, after all of the phase before", []
 
 const Adds more_threads("Phases need no thread but one, whatever the number of processors", [] {
   for (const int64_t processors : {1, 2, 64})
-    for (const Lengths& lengths : all_lengths()) {
-      use_processors(processors);
-      Work work(lengths);
-      run_work(work, {1, 3});
-      work.expect_done(text_of(lengths) + ", one thread");
-    }
+    for (const Lengths& lengths : all_lengths())
+      for (const bool is_early : {false, true}) {
+        use_processors(processors);
+        Work work(lengths, {-1, -1}, is_early);
+        run_work(work, {1, 3});
+        work.expect_done(text_of(lengths) + ", one thread");
+      }
   use_processors(kProcessors);
 });
 
@@ -194,8 +224,8 @@ const Adds late("Threads may come late to phases, or when all is done", [] {
       const int64_t all = Work(lengths).num_pieces();
       for (const int64_t start : {all / 3, all / 2, all - 1, all}) {
         use_processors(count + order % 2);
-        Work work(lengths);
-        run_with_late(work, count, start, ++order);
+        Work work(lengths, {-1, -1}, ++order % 3);
+        run_with_late(work, count, start, order);
         work.expect_done(text_of(lengths) + ", late after " + std::to_string(start));
       }
     }
@@ -210,6 +240,18 @@ const Adds stalled("A phase waits for the thread that stalls in its last piece",
       Work work({6, 9, 5}, place);
       run_work(work, {count, ++order});
       work.expect_done("a thread that stalls, " + std::to_string(count) + " threads");
+    }
+  use_processors(kProcessors);
+});
+
+const Adds early("An early phase does not wait for the phase before", [] {
+  uint32_t order = 0;
+  for (const Place& place : {Place(0, 0), Place(0, 5)})
+    for (const int count : {2, 4, 8}) {
+      use_processors(count);
+      Work work({6, 9, 5}, place, true);
+      run_work(work, {count, ++order});
+      work.expect_done("early phases, " + std::to_string(count) + " threads");
     }
   use_processors(kProcessors);
 });

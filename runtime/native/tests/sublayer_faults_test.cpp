@@ -31,7 +31,7 @@ void linear_faults(const Faults& faults, const std::string& prefix, int64_t outp
                    int64_t inputs) {
   weight_faults(faults, prefix, outputs, inputs);
   vector_faults(faults, prefix + "bias", outputs);
-  lora_faults(faults, prefix, outputs, inputs);
+  lora_faults(faults, prefix, num_tiles(outputs), inputs);
 }
 
 const Adds attention("AttentionSublayer rejects what does not fit", [] {
@@ -43,6 +43,7 @@ const Adds attention("AttentionSublayer rejects what does not fit", [] {
   sights_faults(faults, step);
   sublayer_faults(faults);
   linear_faults(faults, "qkv_", 128, 70);
+  layer_faults(faults, "qkv_down");
   linear_faults(faults, "o_", 70, 64);
   faults.attribute("num_heads", 3, "qkv_values has the shape [8, 3, 256], not [10, 3, 256]");
   faults.attribute("num_heads", INT32_MAX, "qkv_values has the shape [8, 3, 256]");
@@ -57,7 +58,8 @@ const Adds mlp("MlpSublayer rejects what does not fit", [] {
   sublayer_faults(faults);
   weight_faults(faults, "gate_up_", 128, 70);
   vector_faults(faults, "gate_up_bias", 100);
-  lora_faults(faults, "gate_up_", 100, 70);
+  lora_faults(faults, "gate_up_", 8, 70);
+  layer_faults(faults, "gate_up_down");
   linear_faults(faults, "down_", 70, 50);
   faults.size("intermediate_size");
   faults.attribute("intermediate_size", 65, "gate_up_values has the shape [8, 3, 256], not [12, 3");

@@ -10,13 +10,11 @@ constexpr float kEpsilon = 1e-5f;  // that of steps
 
 // outputs: of bias and LoRA; the weights of gates may have more.
 LinearLayer random_layer(Random& random, const LinearForm& form, int64_t rank, int64_t inputs,
-                         int64_t weight_outputs, int64_t outputs) {
+                         int64_t weight_outputs, int64_t outputs, bool is_gated = false) {
   LinearLayer layer{
       random_weights(random, weight_outputs, inputs, form.bits, form.has_minima), {}, {}};
   if (form.has_bias) layer.bias = random.reals(outputs, 0.5f);
-  if (rank)
-    layer.lora = {floats({inputs, rank}, random.reals(inputs * rank, 0.3f)),
-                  floats({rank, outputs}, random.reals(rank * outputs, 0.3f))};
+  if (rank) layer.lora = random_thin(random, inputs, outputs, rank, is_gated);
   return layer;
 }
 
@@ -41,6 +39,7 @@ Node linear_node(int64_t inputs, int64_t outputs) {
   Node node = Node::of<Linear>();
   node.set("in_features", inputs);
   node.set("out_features", outputs);
+  node.set("layer", kThinLayer);
   return node;
 }
 
@@ -53,9 +52,9 @@ void give_mask_row(Node& node, const SublayerForm& form) {
 void LinearLayer::give(Node& node, const std::string& prefix) const {
   fix_weights(node, weights, prefix);
   if (!bias.empty()) node.fix(prefix + "bias", vector(bias));
-  if (lora.empty()) return;
-  node.feed(prefix + "down", lora[0]);
-  node.feed(prefix + "up", lora[1]);
+  if (!lora) return;
+  node.feed(prefix + "down", lora->down_value());
+  node.feed(prefix + "up", lora->up_value());
 }
 
 Value Sublayer::begun(Node layer, const Value& hidden, const Threads& threads) const {
@@ -83,6 +82,7 @@ Value Sublayer::added(const Value& hidden, const Value& inner, const Threads& th
 
 void Sublayer::give(Node& node, const std::string& first_prefix, const std::string& second_prefix,
                     const Value& hidden) const {
+  node.set("layer", kThinLayer);
   node.set("hidden_size", form.hidden_size);
   node.set("epsilon", kEpsilon);
   node.set("residual_scale", form.residual_scale);
@@ -128,7 +128,7 @@ Sublayer mlp_sublayer(Random& random, const SublayerForm& form, int64_t intermed
   Sublayer made = with_norms(random, form, intermediate_size);
   const int64_t groups = (intermediate_size + kGroup - 1) / kGroup;
   made.first = random_layer(random, form.first, form.rank, form.hidden_size, groups * 2 * kGroup,
-                            2 * intermediate_size);
+                            2 * intermediate_size, true);
   made.second = random_layer(random, form.second, form.rank, intermediate_size, form.hidden_size,
                              form.hidden_size);
   return made;
@@ -148,6 +148,7 @@ std::vector<Value> mlp_chain(const Sublayer& sublayer, const char* activation, c
   gated.set("in_features", sublayer.form.hidden_size);
   gated.set("out_features", sublayer.inner_size);
   gated.set("activation", activation);
+  gated.set("layer", kThinLayer);
   return {sublayer.added(hidden, sublayer.begun(gated, hidden, threads), threads)};
 }
 

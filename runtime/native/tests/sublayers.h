@@ -1,7 +1,10 @@
 // Sublayers with random weights, as one node and as the chain of operators that they stand for.
 #pragma once
 
+#include <optional>
+
 #include "step.h"
+#include "thin.h"
 
 namespace bita::tests {
 
@@ -20,11 +23,11 @@ struct SublayerForm {
   int64_t first_mask_row = 0;
 };
 
-// A linear layer, or a gated one. lora: down [inputs, r], then up [r, outputs], if it has them.
+// A linear layer, or a gated one.
 struct LinearLayer {
   BlockWeights weights;
   std::vector<float> bias;
-  std::vector<Value> lora;
+  std::optional<Thin> lora;
 
   // Give its inputs to a node. prefix: of their names.
   void give(Node& node, const std::string& prefix = "") const;

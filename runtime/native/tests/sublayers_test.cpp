@@ -309,10 +309,10 @@ const Adds idle_lora("LoRA of no row, or of rank 0, adds nothing to a sublayer",
       Sublayer sublayer = is_mlp ? mlp : attention;
       sublayer.form.first_mask_row = first_mask_row;
       for (LinearLayer* layer : {&sublayer.first, &sublayer.second}) {
-        if (first_mask_row < 0) layer->lora.clear();
+        if (first_mask_row < 0) layer->lora.reset();
         if (has_rank || first_mask_row < 0) continue;
-        const int64_t inputs = layer->lora[0].dims[0], outputs = layer->lora[1].dims[1];
-        layer->lora = {floats({inputs, 0}, {}), floats({0, outputs}, {})};
+        const Thin& lora = *layer->lora;
+        layer->lora = random_thin(random, lora.inputs, lora.outputs, 0, lora.is_gated);
       }
       if (first_mask_row < 0) sublayer.form.rank = 0;
       return is_mlp ? mlp_node(sublayer, "silu", hidden) : attention_node(sublayer, step, hidden);

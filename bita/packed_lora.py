@@ -1,0 +1,74 @@
+"""LoRA as native operators read it: float16, for each side of a site one array of all layers.
+
+down [L, r, 32 * blocks]: a row for each rank, with zeros past the last input. up [L, tiles, r, 16]:
+tiles of 16 outputs, with zeros past the last one; those of site gate_up lie as in the weights, 32
+outputs of the gate and then 32 of up. So threads read both from one end to the other.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.lora import SITES
+from bita.tensors import Float32Array
+
+BLOCK, TILE, GROUP = 32, 16, 32  # inputs of a block; outputs of a tile, and of a gate's group
+Float16Array = npt.NDArray[np.float16]
+Rank = TypeVar("Rank", int, str)
+
+
+def packed_shapes(
+    site: str, num_layers: int, num_in: int, num_out: int, rank: Rank
+) -> tuple[tuple[int | Rank, ...], tuple[int | Rank, ...]]:
+    """The shapes of down and up. rank: a number, or a letter for any."""
+    outputs = _padded(num_out, TILE) if site != "gate_up" else 2 * _padded(num_out // 2, GROUP)
+    return (
+        (num_layers, rank, _padded(num_in, BLOCK)),
+        (num_layers, outputs // TILE, rank, TILE),
+    )
+
+
+def packed_lora(tensors: Mapping[str, Float32Array]) -> dict[str, Float16Array]:
+    """Both sides of all sites by the names of the graph's inputs, lora.{site}.{side}.
+
+    tensors: by LORA_TENSORS, of values that float16 can hold. They lie in one piece of memory, for
+    which numpy asks for huge pages if it is 4 MB or more: with small ones, a step of the default
+    model takes longer.
+    """
+    shapes = {}
+    for site in SITES:
+        num_layers, num_in, rank = tensors[f"lora_{site}_down"].shape
+        num_out = tensors[f"lora_{site}_up"].shape[2]
+        down, up = packed_shapes(site, num_layers, num_in, num_out, rank)
+        shapes |= {f"lora.{site}.down": down, f"lora.{site}.up": up}
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    memory = np.zeros(sum(sizes), np.float16)
+    pieces = np.split(memory, np.cumsum(sizes)[:-1])
+    packed = {
+        name: piece.reshape(shape)
+        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+    for site in SITES:
+        down, up = tensors[f"lora_{site}_down"], tensors[f"lora_{site}_up"]
+        packed[f"lora.{site}.down"][..., : down.shape[1]] = down.swapaxes(1, 2)
+        parts = [up] if site != "gate_up" else np.split(up, 2, axis=2)
+        _fill_tiles(packed[f"lora.{site}.up"], parts)
+    return packed
+
+
+def _fill_tiles(tiles: Float16Array, parts: list[Float32Array]) -> None:
+    """Write outputs [L, r, n] of one part, or groups of each of two in turn, into tiles."""
+    width = TILE if len(parts) == 1 else GROUP
+    num_layers, _, rank, _ = tiles.shape
+    groups = tiles.reshape(num_layers, -1, len(parts), width // TILE, rank, TILE)
+    for index, part in enumerate(parts):
+        padded = np.zeros((num_layers, rank, _padded(part.shape[2], width)), np.float16)
+        padded[..., : part.shape[2]] = part
+        split = padded.reshape(num_layers, rank, -1, width // TILE, TILE)
+        groups[:, :, index] = split.transpose(0, 2, 3, 1, 4)
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
