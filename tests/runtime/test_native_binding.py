@@ -54,7 +54,7 @@ def engine(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_the_manifest_says_what_the_engine_needs(built: Path) -> None:
     manifest = open_engine(built).manifest
     assert (manifest.dialect, manifest.precision, manifest.format_version) == ("native", "int4", 4)
-    assert manifest.requires == {"onnxruntime": "1.23", "bita.operators": "2"}
+    assert manifest.requires == {"onnxruntime": "1.23", "bita.operators": "3"}
 
 
 def test_trees_write_what_plain_decoding_writes(engine: Path) -> None:
@@ -75,11 +75,11 @@ def test_trees_write_what_plain_decoding_writes(engine: Path) -> None:
 def test_branches_are_accepted_in_mode_exact(engine: Path, tiny_engine: Path) -> None:
     session = Session.open(engine)
     assert session.backend.exact_trees
-    (bound,) = session.decoder._bound.bound
+    (bound,) = session.decoder._bound.ready
     assert bound.children == TREE.children
     other = Session.open(tiny_engine, mode="exact", tree=TREE)
     assert not other.backend.exact_trees
-    assert other.decoder._bound.bound[0].children[0] == (1,)
+    assert other.decoder._bound.ready[0].children[0] == (1,)
 
 
 def test_a_branch_that_is_accepted_lies_in_the_cache_as_plain_decoding_puts_it(
@@ -165,7 +165,7 @@ def test_operators_of_another_version_are_refused(engine: Path, version: str | N
         Session.open(engine)
 
 
-@pytest.mark.parametrize("requires", [{}, {"bita.operators": "2"}, {"bita.operators": "4"}])
+@pytest.mark.parametrize("requires", [{}, {"bita.operators": "3"}, {"bita.operators": "4"}])
 def test_engines_for_operators_of_another_version_are_not_loaded(
     built: Path, tmp_path: Path, requires: dict[str, str]
 ) -> None:
