@@ -6,7 +6,7 @@ beyond the first of each step, less what their rows cost by the table's `costs`.
 n-grams have an account each, which begins with a credit and says whether that source pays; a third
 holds the sum of all steps, which bounds what the text may lose. From them alone follows whether a
 step takes its state's tree, the same without mask rows, or the root, so the same prompt always
-takes the same steps. The constants were chosen by replay on held-out prompts: docs/calibration.md.
+takes the same steps. The constants were chosen by replay on bundled prompts: docs/LOG.md, 2026-11-29.
 """
 
 from dataclasses import dataclass, replace
