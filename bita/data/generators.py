@@ -90,6 +90,7 @@ class EngineGenerator:
             for answer in answers
         ]
 
+
     def _complete_in_bulk(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:

@@ -6,7 +6,8 @@ beyond the first of each step, less what their rows cost by the table's `costs`.
 n-grams have an account each, which begins with a credit and says whether that source pays; a third
 holds the sum of all steps, which bounds what the text may lose. From them alone follows whether a
 step takes its state's tree, the same without mask rows, or the root, so the same prompt always
-takes the same steps. The constants were chosen by replay on held-out prompts: docs/calibration.md.
+takes the same steps. The constants were chosen by replay on bundled prompts (docs/LOG.md,
+2026-11-29).
 """
 
 from dataclasses import dataclass, replace
@@ -22,9 +23,7 @@ CREDIT = 2.0  # of each source at the beginning: what all texts together say of 
 MAX_CREDIT = 3.0  # what a source gained beyond this is not held against later losses
 MAX_DEBT = 1.0  # of n-grams that are only judged, which some right guesses make up for
 PROBE = 0.5  # credit of masks that are tried again
-FIRST_PAUSE = (
-    32  # tokens of the answer until masks are tried again; the next pause is twice as long
-)
+FIRST_PAUSE = 32  # tokens until masks are tried again; each pause is twice as long as the last
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,11 @@ def test_the_text_stays_the_same(tiny_engine: Path, seed: int) -> None:
     guarded = opened.using(tree=guarded_table(seed), adapter=adapter)
     for number in range(2):
         prompt = prompt_ids(100 * seed + number)
-        for options in ({}, {"temperature": 0.9, "seed": 3}):
-            expected = plain.generate(prompt, 80, ignore_eos=True, **options).token_ids
-            found = guarded.generate(prompt, 80, ignore_eos=True, **options).token_ids
+        for temperature in (0.0, 0.9):
+            expected, found = (
+                session.generate(prompt, 80, (), True, temperature=temperature, seed=3).token_ids
+                for session in (plain, guarded)
+            )
             assert found == expected
     assert 0 < guarded.stats.num_guarded_steps < guarded.stats.num_steps
 
