@@ -178,7 +178,8 @@ class OrtBackend:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the binding raises many kinds
             raise step_error(self._engine, error) from error
-        self._weights.check()
+        if not self.has_weights_in_memory:  # else the next step sees it soon enough
+            self._weights.check()
 
 
 class BoundStep:
