@@ -18,7 +18,7 @@ from bita.runtime.backends.ort_backend import OrtBackend
 from bita.runtime.backends.page_pool import num_pages
 from bita.runtime.backends.page_store import common_length
 from bita.runtime.backends.paged_cache import PagedCache
-from bita.runtime.backends.step_values import IdCheck, step_values
+from bita.runtime.backends.step_values import Arrays, IdCheck, step_values
 from bita.tensors import Float32Array, Int64Array
 
 
@@ -117,7 +117,7 @@ class _BatchStep:
         shape = (num_outputs, backend.vocab_size)
         logits = np.zeros(shape, np.float32) if batch._with_logits else None
         self._results = Results(top_ids[:, 0], logits)
-        inputs = {
+        inputs: Arrays = {
             **step_values(layout, batch._adapter),
             "token_ids": self._token_ids,
             "positions": self._positions,
