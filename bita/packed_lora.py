@@ -41,8 +41,9 @@ def packed_lora(tensors: Mapping[str, Float32Array]) -> dict[str, Float16Array]:
     for site in SITES:
         num_layers, num_in, rank = tensors[f"lora_{site}_down"].shape
         num_out = tensors[f"lora_{site}_up"].shape[2]
-        down, up = packed_shapes(site, num_layers, num_in, num_out, rank)
-        shapes |= {f"lora.{site}.down": down, f"lora.{site}.up": up}
+        names = f"lora.{site}.down", f"lora.{site}.up"
+        of_site = packed_shapes(site, num_layers, num_in, num_out, rank)
+        shapes |= dict(zip(names, of_site, strict=True))
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     memory = np.zeros(sum(sizes), np.float16)
     pieces = np.split(memory, np.cumsum(sizes)[:-1])

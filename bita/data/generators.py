@@ -90,7 +90,6 @@ class EngineGenerator:
             for answer in answers
         ]
 
-
     def _complete_in_bulk(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:

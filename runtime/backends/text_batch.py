@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bita.adapter import Adapter, blank_adapter
+from bita.adapter import blank_adapter
 from bita.engine import PAGE_SLOTS
 from bita.errors import EngineError
 from bita.identity import ModelIdentity
@@ -95,7 +95,9 @@ class TextBatch:
         count = len(places)
         if count not in self._steps:
             rows = np.arange(count)
-            layout = Layout(np.zeros(count, np.int64), rows * 0 - 1, np.eye(count, dtype=bool), rows)
+            layout = Layout(
+                np.zeros(count, np.int64), rows * 0 - 1, np.eye(count, dtype=bool), rows
+            )
             self._steps[count] = _BatchStep(self, layout)
         return self._steps[count].run(places, token_ids, np.zeros(count, np.int64))
 

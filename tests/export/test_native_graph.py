@@ -26,7 +26,7 @@ TOLERANCE = 2e-4
 ROUNDED, HALF = 0.25, 0.005
 # Where a value lies halfway between two of its 8-bit steps, the last bits of float32 decide, and
 # the library may round it the other way. Steps without such a value are 1e-6 apart.
-HALFWAY, EQUAL = 0.03, 1e-5
+HALFWAY, EQUAL = 0.04, 1e-5
 NUM_TEXTS = 12
 MORE: dict[str, Mapping[str, Any]] = {
     **FEATURES,

@@ -1,6 +1,7 @@
 """Engines of native operators, run by the operators' definition: what the runtime feeds them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import numpy as np
 import onnx
 import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest
-from make_tiny_engine import write_plain_model
-from native_engines import require_library
+from make_tiny_engine import CONFIG, write_plain_model
+from native_engines import native_engine, require_library
 from native_reference import use_reference_operators
 
 from bita.adapter import random_adapter
 from bita.calibration.probe import Probe
 from bita.calibration.quality import Scored, measure_quality
 from bita.engine import GRAPH_FILE, open_engine
+from bita.engine_adapter import read_adapter
 from bita.errors import EngineError, LibraryMissingError
 from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.sources import open_checkpoint
@@ -227,6 +229,48 @@ def test_numbers_of_the_manifest_are_those_of_the_graph(
     edit_manifest(engine, **{name: value})
     with pytest.raises(EngineError, match=rf"(?s)is not what the manifest says.*{message}"):
         OrtBackend(open_engine(engine))
+
+
+def test_inputs_of_lora_are_those_of_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold the slices of all layers."""
+    use_reference_operators(monkeypatch)
+    engine = native_engine(CONFIG, tmp_path)
+
+    def edit(model: onnx.ModelProto) -> None:
+        inputs = {value.name: value.type.tensor_type for value in model.graph.input}
+        inputs["lora.qkv.down"].shape.dim[0].dim_value = 7
+        inputs["lora.o.up"].elem_type = onnx.TensorProto.FLOAT
+        next(
+            value for value in model.graph.input if value.name == "lora.down.up"
+        ).name = "lora.0.down.up"
+
+    edited(engine.path, edit)
+    with pytest.raises(EngineError) as caught:
+        OrtBackend(open_engine(engine.path))
+    for part in (
+        "lora.qkv.down is float16 [7, ?, 32], not float16 [2, r, 32]",
+        "lora.o.up is float32 [2, 2, ?, 16], not float16 [2, 2, r, 16]",
+        "input 'lora.0.down.up' is not known",
+    ):
+        assert part in str(caught.value)
+
+
+def test_steps_share_the_lora_of_an_adapter(tmp_path: Path) -> None:
+    """Its values are made once, and forgotten with the adapter."""
+    require_library()
+    engine = native_engine(CONFIG, tmp_path)
+    backend, adapter = OrtBackend(engine, 1), read_adapter(engine)
+    steps = [backend.bind(tree_layout(Tree.chain(2), 1), adapter) for _ in range(2)]
+    first, second = (
+        {name: value for name, value in step._inputs.items() if "lora" in name} for step in steps
+    )
+    assert len(first) == 8
+    assert all(second[name] is value for name, value in first.items())
+    none = backend.adapter_inputs(replace(adapter, lora={}))
+    assert {0} == {np.prod(value.shape()) for name, value in none.items() if "lora" in name}
+    assert len(backend._lora) == 1
 
 
 def test_an_engine_says_what_it_needs_where_the_library_is_missing(

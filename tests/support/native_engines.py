@@ -55,9 +55,7 @@ def lora_adapter(model: Path, prefix_length: int = 5, scale: float = 0.4, seed: 
     identity = identify(checkpoint)
     lora = starting_lora(site_sizes(checkpoint), identity.num_layers, 3, seed=0)
     made = random_adapter(identity, 3, prefix_length, scale=scale, seed=seed, lora_like=lora)
-    halves = {
-        name: array.astype(np.float16).astype(np.float32) for name, array in made.lora.items()
-    }
+    halves = {name: np.float32(np.float16(array)) for name, array in made.lora.items()}
     return replace(made, lora=halves)
 
 
