@@ -17,7 +17,7 @@ NATIVE_BUILD := build/native
 
 DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
-DEMO_PROMPT ?= Write a short guide to brewing good coffee at home, step by step.
+DEMO_PROMPT ?= How do plants make food from sunlight? Explain photosynthesis.
 
 # Variables that become the option of the same name of `bita engine`, which has the defaults and explains them.
 VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE OUT

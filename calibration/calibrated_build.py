@@ -171,8 +171,8 @@ class _Stages:
     def _answers_itself(self, reference: Engine) -> bool:
         """Whether the engine is judged by its own answers, not by those of float32.
 
-        With native operators it writes 40 of them in the time that float32 takes for one. It must
-        hold texts as long as the float32 engine does.
+        With native operators it writes all of them in seconds, where float32 takes minutes. Its
+        cache must hold texts as long as that of the float32 engine does.
         """
         options = self._build.options
         has_room = self._build.capacity >= reference.manifest.capacity

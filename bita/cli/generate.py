@@ -102,8 +102,8 @@ def gain_lines(gain: "DraftGain", session: "Session") -> list[str]:
         return ["  too short to be timed; ask for more tokens"]
     verdict = f"{gain.ratio:.2f} times as fast"
     if gain.ratio <= 1:
-        verdict += "; drafts do not pay here, `bita calibrate tree` chooses what does"
-    masks, text = gain.per_step
+        verdict += "; drafts did not pay here, `bita calibrate tree` measures what does"
+    masks, text = (round(drafts, 2) for drafts in gain.per_step)  # so that the sum is as shown
     texts = (
         "  both texts are the same, token by token"
         if gain.parting is None

@@ -21,8 +21,8 @@ class Stats:
     step_ms: time of each decode step.
     backend_ms: the part of it inside the backend.
     num_accepted: by path of a node, how often it was accepted; the root () in every step.
-    num_from_text: accepted nodes whose draft was no mask's: a guess from the text so far, or what a
-    grammar forced.
+    num_from_text: accepted nodes whose draft was no mask's: a guess from the text so far or from
+    the adapter's table of continuations, or what a grammar forced.
     memory: of the process and on the GPU.
     """
 
