@@ -37,7 +37,7 @@ def packed_lora(tensors: Mapping[str, Float32Array]) -> dict[str, Float16Array]:
     which numpy asks for huge pages if it is 4 MB or more: with small ones, a step of the default
     model takes longer.
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for site in SITES:
         num_layers, num_in, rank = tensors[f"lora_{site}_down"].shape
         num_out = tensors[f"lora_{site}_up"].shape[2]

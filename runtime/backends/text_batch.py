@@ -126,7 +126,7 @@ class _BatchStep:
             "wants_logits": np.array([batch._with_logits]),
         }
         self._top_logits = np.zeros(top_ids.shape, np.float32)
-        outputs = {"top_ids": top_ids, "top_logits": self._top_logits}
+        outputs: Arrays = {"top_ids": top_ids, "top_logits": self._top_logits}
         if logits is not None:
             outputs["logits"] = logits
         # The binding does not keep arrays alive; these do.
