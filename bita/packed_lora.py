@@ -34,8 +34,7 @@ def packed_lora(tensors: Mapping[str, Float32Array]) -> dict[str, Float16Array]:
     """Both sides of all sites by the names of the graph's inputs, lora.{site}.{side}.
 
     tensors: by LORA_TENSORS, of values that float16 can hold. They lie in one piece of memory, for
-    which numpy asks for huge pages if it is 4 MB or more: with small ones, a step of the default
-    model takes longer.
+    which numpy asks for huge pages if it is 4 MB or more.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for site in SITES:

@@ -85,7 +85,6 @@ class Linear {
                         const RowSplit::Piece piece = split.at(i);
                         const int64_t first = piece.first * unit;
                         const int64_t last = std::min(outputs_, piece.last * unit);
-                        this_lora->fetch(first / kTile, num_tiles(last - first));
                         float* place = out + piece.row * outputs_ + first;
                         multiply(rows, piece.row, piece.count, first, last, place);
                         await_lora();
@@ -144,8 +143,7 @@ class GatedLinear {
   void run_groups(const uint8_t* rows, const RowSplit::Piece& piece, const Lora& lora,
                   const Await& await_lora, uint8_t* out) const {
     Both both;
-    for (int64_t group = piece.first; group < piece.last; ++group) {
-      lora.fetch(group * kGroupTiles, kGroupTiles);
+    for (int64_t group = piece.first; group < piece.last; ++group)
       for (int64_t start = 0; start < piece.count; start += kRowsAtATime) {
         const int64_t row = piece.row + start;
         const int64_t count = std::min(kRowsAtATime, piece.count - start);
@@ -154,7 +152,6 @@ class GatedLinear {
         lora.add(row, count, group * kGroupTiles, 2 * kGroup, both[0], 2 * kGroup);
         activate(both, row, count, group, out);
       }
-    }
   }
   // A group of outputs, 32 of the gate and 32 of up, of some rows.
   void multiply(const uint8_t* rows, int64_t row, int64_t count, int64_t group, Both& both) const;

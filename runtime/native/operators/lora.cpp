@@ -43,17 +43,6 @@ void Lora::read_part(const uint8_t* rows, int64_t part) {
                     std::min(rank_, (part + 1) * kPart));
 }
 
-void Lora::fetch(int64_t tile, int64_t count) const {
-#if defined(__GNUC__)
-  constexpr int64_t kLine = 32;  // float16 numbers of a line of the cache
-  if (!is_active()) return;
-  const uint16_t* numbers = up_ + tile * rank_ * kTile;
-  for (int64_t i = 0; i < count * rank_ * kTile; i += kLine) __builtin_prefetch(numbers + i, 0, 2);
-#else
-  (void)tile, (void)count;
-#endif
-}
-
 void Lora::add(int64_t row, int64_t count, int64_t tile, int64_t columns, float* out,
                int64_t out_stride) const {
   const int64_t first = std::max(row, masks_.first);

@@ -35,9 +35,6 @@ class Lora {
   // Whether there are mask rows, and LoRA for them.
   bool is_active() const { return thin_ != nullptr; }
 
-  // Have tiles of `up` fetched, while this thread multiplies with something else.
-  void fetch(int64_t tile, int64_t count) const;
-
   // Add to `count` rows of outputs, from `row` on, those of a row out_stride apart: to `columns` of
   // them from the first of a tile on.
   void add(int64_t row, int64_t count, int64_t tile, int64_t columns, float* out,
