@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bita.runtime.backends.backend import Step
-from bita.runtime.decoding.drafting import Drafter
+from bita.adapter import Adapter
+from bita.pairs import PairTables
+from bita.runtime.backends.backend import Backend, Step
+from bita.runtime.backends.layout import tree_layout
+from bita.runtime.decoding.drafting import Drafter, spine_children
 from bita.tree import Tree
 
 ROOT_ONLY = Tree.root_only()
@@ -23,6 +26,28 @@ class BoundTree:
     drafter: Drafter
     children: tuple[tuple[int, ...], ...]
     groups: tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Binder:
+    """Binds trees for a decoder, which it does not hold: what is dropped gives its memory back."""
+
+    backend: Backend
+    adapter: Adapter
+    pairs: PairTables | None
+    min_rows: int
+    with_logits: bool
+    accepts_branches: bool
+
+    def __call__(self, tree: Tree) -> BoundTree:
+        layout = tree_layout(tree, self.min_rows)
+        return BoundTree(
+            tree,
+            self.backend.bind(layout, self.adapter, self.with_logits),
+            Drafter(tree, self.pairs),
+            tree.children if self.accepts_branches else spine_children(tree),
+            tuple(slice(group.start, group.stop) for group in tree.groups),
+        )
 
 
 class BoundTrees:

@@ -1,7 +1,6 @@
 """The decode round on token ids: prefill, then draft, verify, accept and commit in one step."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from time import perf_counter
 from warnings import warn
 
@@ -9,10 +8,10 @@ from bita.adapter import Adapter
 from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
 from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, Step
-from bita.runtime.backends.layout import prefill_layout, tree_layout
-from bita.runtime.decoding.bound_trees import BoundTree, BoundTrees
+from bita.runtime.backends.layout import prefill_layout
+from bita.runtime.decoding.bound_trees import Binder, BoundTree, BoundTrees
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
-from bita.runtime.decoding.drafting import Drafter, Drafts, accept, spine_children
+from bita.runtime.decoding.drafting import Drafts, accept
 from bita.runtime.decoding.guard import Guard, GuardedTrees
 from bita.runtime.decoding.guesses import new_index
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
@@ -20,7 +19,7 @@ from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.soundness import UnsoundError, run_soundly
 from bita.runtime.decoding.stats import Stats
-from bita.tree import MAX_MATCH, Tree
+from bita.tree import MAX_MATCH
 from bita.tree_table import Trees, TreeTable
 
 Record = Callable[[str, float, float, int], None]
@@ -247,17 +246,11 @@ class TreeDecoder:
 
     def _bind_all(self, with_logits: bool) -> BoundTrees:
         trees = self._guarded.trees if self._guarded else self._table.trees
-        bind = partial(self._bind, with_logits)
-        return BoundTrees(trees, len(self._table.trees), bind)
-
-    def _bind(self, with_logits: bool, tree: Tree) -> BoundTree:
-        return BoundTree(
-            tree,
-            self._backend.bind(tree_layout(tree, self._min_rows), self.adapter, with_logits),
-            Drafter(tree, self._pairs),
-            tree.children if self._accepts_branches else spine_children(tree),
-            tuple(slice(group.start, group.stop) for group in tree.groups),
+        binder = Binder(
+            *(self._backend, self.adapter, self._pairs, self._min_rows, with_logits),
+            self._accepts_branches,
         )
+        return BoundTrees(trees, len(self._table.trees), binder)
 
     def _read_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> Step:
         """Read the last piece of the prompt, with the first mask group after it."""

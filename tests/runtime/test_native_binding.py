@@ -167,7 +167,7 @@ def test_operators_of_another_version_are_refused(engine: Path, version: str | N
         Session.open(engine)
 
 
-@pytest.mark.parametrize("requires", [{}, {"bita.operators": "3"}, {"bita.operators": "4"}])
+@pytest.mark.parametrize("requires", [{}, {"bita.operators": "2"}, {"bita.operators": "4"}])
 def test_engines_for_operators_of_another_version_are_not_loaded(
     built: Path, tmp_path: Path, requires: dict[str, str]
 ) -> None:

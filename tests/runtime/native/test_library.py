@@ -64,13 +64,13 @@ def test_a_library_of_something_else_is_refused(place: Path) -> None:
 
 def test_another_version_is_refused(place: Path) -> None:
     compile_library(place, FUNCTIONS, version=7)
-    with pytest.raises(LibraryMissingError, match=r"has version 7; this bita-edge needs 2\."):
+    with pytest.raises(LibraryMissingError, match=r"has version 7; this bita-edge needs 3\."):
         library.loaded_operators()
 
 
 def test_what_a_library_says_of_itself(place: Path) -> None:
     compile_library(place, FUNCTIONS)
-    expected = library.Operators(place, 2, "plain", ("fast", "plain"))
+    expected = library.Operators(place, 3, "plain", ("fast", "plain"))
     assert library.loaded_operators() == expected
 
 
