@@ -54,6 +54,11 @@ class TuneSettings:
     def __post_init__(self) -> None:
         raise_faults(TuningError, "tuning settings", self._faults())
 
+    @property
+    def trains(self) -> bool:
+        """Whether there are steps; else pair scores alone are learned."""
+        return self.num_steps > 0 or self.max_minutes > 0
+
     def _faults(self) -> list[str]:
         least = {
             **dict.fromkeys(("num_masks", "num_anchors", "batch_size"), 1),

@@ -126,6 +126,8 @@ def _tune(
     model = MaskModel(base)
     adapter = starting_adapter(checkpoint, model, train, settings, options.start)
     is_joint = settings.pair_rank > 0 and settings.pairs == "joint"
+    if not adapter.pairs and not settings.trains:  # nothing would teach them
+        is_joint = False
     parameters = AdapterParameters(adapter if is_joint else replace(adapter, pairs={}))
     if is_joint:
         table = model.embedding_table()

@@ -73,9 +73,11 @@ def test_from_masks_to_pair_scores_to_lora(model: Path, prompts: Path, tmp_path:
     data = ["--data", tmp_path / "a" / "data", "--start-from"]
     assert tune(model, tmp_path / "b", *data, masks, "--pair-rank", 4, "--num-steps", 0) == 0
     scored = tmp_path / "b" / "adapter.safetensors"
-    assert tune(model, tmp_path / "c", *data, scored, "--lora-rank", 2) == 0
+    more = ["--lora-rank", 2, "--pair-rank", 4]
+    assert tune(model, tmp_path / "c", *data, scored, *more) == 0
     first, second, third = (Adapter.load(tmp_path / name / "adapter.safetensors") for name in "abc")
     assert first.pair_rank == first.lora_rank == second.lora_rank == 0
+    assert third.pair_rank == 4
     assert (first.mask_embeddings == second.mask_embeddings).all()
     assert third.lora_rank == 2
     assert (third.mask_embeddings != first.mask_embeddings).any()
