@@ -77,10 +77,12 @@ void lora_faults(const Faults& faults, const std::string& prefix, int64_t tiles,
   for (const std::vector<int64_t>& dims : std::vector<std::vector<int64_t>>{
            {layers, 2, width - 1}, {2, width}, {layers, 2, 1, width}, {}})
     faults.reshaped(down, dims, in_down);
-  for (const int64_t rank : {3, 0})
-    faults.fed(
-        down, halves_of({layers, rank, width}),
-        up + " has the shape " + in_up + ", not " + shape_text({layers, tiles, rank, kTile}));
+  for (const int64_t rank : {3, 0}) {
+    std::string fault = up;
+    fault.append(" has the shape ").append(in_up).append(", not ");
+    fault += shape_text({layers, tiles, rank, kTile});
+    faults.fed(down, halves_of({layers, rank, width}), fault);
+  }
   for (const std::vector<int64_t>& dims :
        std::vector<std::vector<int64_t>>{{layers - 1, tiles, 2, kTile},
                                          {layers, tiles - 1, 2, kTile},
