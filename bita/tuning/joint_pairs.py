@@ -1,7 +1,7 @@
 """Pair scores that are trained together with the masks whose drafts they order.
 
 A mask row knows nothing of the token that the model puts in front of its draft, but training does:
-the text has it. The score of a draft c behind token b is
+the text has it. The score of a draft c after token b is
 
     logit of c + (left(e[b]) + bias) . right(e[c])
 
