@@ -139,7 +139,7 @@ def test_a_client_that_leaves_is_not_compiled_for(
     schema = {"title": "of its own", **json.loads(HOSTILE["intersected patterns"][1])}
     body = {"messages": MESSAGES, "response_format": shape(schema)}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.7)
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.25)
     began = time.monotonic()
     wait_until(lambda: not grammar_trial._one_at_a_time.locked(), server._thread)
     assert time.monotonic() - began < 30
