@@ -92,9 +92,12 @@ class Drafter:
             tokens[1:] = drafts.ids[self._mask, self._rank]
             return
         for level in self._levels:
+            depth = level.mask + 1
+            if depth <= len(guess) and len(level.nodes) == 1:  # nothing to order
+                tokens[depth] = guess[level.mask]
+                continue
             ordered = self._ordered(level, tokens, drafts)
             tokens[level.nodes] = ordered[level.places, level.ranks]
-            depth = level.mask + 1
             if depth <= len(guess):
                 tokens[depth] = guess[level.mask]
                 others = ordered[0][ordered[0] != guess[level.mask]]
