@@ -3,7 +3,7 @@
     python benchmarks/few_rows.py engines/a-int4 engines/b-int4 --prompts mt_bench.jsonl \
         --out benchmarks/results/few_rows.json
 
-For each engine, drafts are measured behind every token of its answers to our own prompts and to
+For each engine, drafts are measured after every token of its answers to our own prompts and to
 those given. Trees by state are searched on our own for a cost of 1 + s * (q - 1) of q rows, for
 many s, and replayed on the others: how many rows a step has on average, and how many tokens. In
 between two of them figures are interpolated. Intervals: 95 % of resampled texts.
@@ -69,7 +69,7 @@ def tokens_at(curve: Sequence[Steps], texts: np.ndarray[Any, Any]) -> list[float
         rows.append(float(steps.rows[texts].sum() / count))
         tokens.append(float(steps.tokens[texts].sum() / count))
     order = np.argsort(rows)
-    # more rows are never worse: take the best with at most so many
+    # a step may have fewer rows than it is allowed: take the best that has so many at most
     best = np.maximum.accumulate(np.array(tokens)[order])
     return [float(np.interp(budget, np.array(rows)[order], best)) for budget in BUDGETS]
 
@@ -99,7 +99,7 @@ def measure_source(
 def _measure(
     engine: Engine, prompts: Sequence[Prompt], args: argparse.Namespace, show: OnCount, kept: str
 ) -> Acceptance:
-    """The drafts behind the answers; what an earlier run kept in the work directory is taken."""
+    """The drafts after each token of the answers, or what an earlier run kept in `args.work`."""
     file = args.work / f"{kept}.json" if args.work else None
     if file and file.exists():
         return Acceptance.from_json(json.loads(file.read_text(encoding="utf-8")))

@@ -6,8 +6,8 @@ row and no time of the model, so it is the cheapest draft where a text says what
 says; where it does not, the table says that too, by how sure it is.
 
 The table lies in two arrays as it is looked up: a run of tokens a, b, c is the key
-(a + 1) << 42 | (b + 1) << 21 | (c + 1), with 0 for what a shorter run lacks; a key begins to search
-for its slot at `_slot` and goes on to the next ones. Empty slots have the key 0.
+(a + 1) << 42 | (b + 1) << 21 | (c + 1), with 0 for what a shorter run lacks. It lies in the slot
+that its hash names, or in the next one that was empty. Empty slots have the key 0.
 """
 
 from collections import Counter, defaultdict
@@ -44,8 +44,7 @@ class Continuations:
         """What follows the last of these tokens, and how surely in percent; (0, 0) if not known."""
         keys, values, bits = self._views
         size = len(keys)
-        key = 0
-        found = 0
+        key = found = 0
         for length, token in enumerate(reversed(before[-LONGEST_RUN:])):
             key |= (token + 1) << 21 * length
         for length in range(min(LONGEST_RUN, len(before)), 0, -1):
@@ -68,8 +67,8 @@ class Continuations:
 
     @cached_property
     def _views(self) -> tuple[memoryview, memoryview, int]:
-        """Keys and values for Python, which reads single numbers faster so, and the shift of
-        `_slot`.
+        """Keys and values for Python, which reads single numbers faster so, and by how many bits a
+        hash is shifted to name a slot.
         """
         return self.keys.data, self.values.data, 64 - (len(self.keys).bit_length() - 1)
 

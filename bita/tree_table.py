@@ -65,9 +65,10 @@ class TreeTable:
         return trees if isinstance(trees, TreeTable) else cls((trees,), (0,), ((0,),))
 
     def with_costs(self, step_ms: Sequence[float]) -> "TreeTable":
-        """The same trees with the costs of steps that take so long, from one row on.
+        """The same trees with `costs` by what steps take.
 
-        step_ms: of as many rows as the largest tree has, at least. What falls is made level.
+        step_ms: T(1), T(2), ... up to the rows of the largest tree at least, in milliseconds. A
+        time that is shorter than one before it counts as that.
         """
         longest = list(accumulate(step_ms[: self.num_rows], max))
         return replace(self, costs=tuple(round(each / longest[0], 4) for each in longest))

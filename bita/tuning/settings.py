@@ -45,7 +45,7 @@ class TuneSettings:
     mask_rate: float = 3e-2  # learning rate of the mask embeddings at the start
     prefix_rate: float = 3e-2  # learning rate of the prefix at the start
     lora_rate: float = 3e-3  # learning rate of LoRA at the start
-    warmup_steps: int = 20  # in which the rates grow from 0; the schedule goes on meanwhile
+    warmup_steps: int = 20  # the first steps, in which the rates grow from 0
     clip: float = 1.0  # norm of the gradient; 0 for no clipping
     num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0; 0: pair scores only
     max_minutes: float = 0.0  # length of the schedule by the clock instead

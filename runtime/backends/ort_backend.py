@@ -92,8 +92,8 @@ class OrtBackend:
         # native operators compute what rows see, and nothing beside it
         self.prefill_rows = PREFILL_ROWS if self.exact_trees else CPU_PREFILL_ROWS
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
-        self._caches = _ort_values(self.cache.views())
-        self._placement = _ort_values(self.cache.placement)
+        self._caches = ort_values(self.cache.views())
+        self._placement = ort_values(self.cache.placement)
 
     def bind(
         self,
@@ -151,7 +151,7 @@ class OrtBackend:
         if adapter not in self._lora:
             shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
             make = packed_lora_values if self._is_native else lora_values
-            self._lora[adapter] = _ort_values(make(shapes, adapter))
+            self._lora[adapter] = ort_values(make(shapes, adapter))
         return self._lora[adapter]
 
     def end_operators(self) -> Path:
@@ -236,10 +236,10 @@ class BoundStep:
             outputs[NEW_ROWS] = self._new_rows
         # The binding does not keep the arrays alive; these OrtValues do.
         self._inputs = {
-            **_ort_values(backend.known_inputs(inputs)),
+            **ort_values(backend.known_inputs(inputs)),
             **backend.adapter_inputs(adapter),
         }
-        self._outputs = _ort_values(outputs)
+        self._outputs = ort_values(outputs)
         self._bindings: dict[int | None, ort.IOBinding] = {}
         self._slots: list[ort.OrtValue] = []
         self._binding = self._bound_for(self._bucket())
@@ -298,7 +298,7 @@ def _allocate(engine: Engine, dtype: npt.DTypeLike, kept_bytes: int = 0) -> Host
         ) from error
 
 
-def _ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
+def ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
     """OrtValues over the memory of numpy arrays."""
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

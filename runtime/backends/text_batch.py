@@ -1,20 +1,18 @@
 """Several texts in one step, a row of each, on the native operators: plain decoding in bulk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from bita.adapter import blank_adapter
-from bita.engine import PAGE_SLOTS
 from bita.errors import EngineError
 from bita.identity import ModelIdentity
 from bita.runtime.backends.cache import lazy_zeros
 from bita.runtime.backends.layout import Layout, prefill_layout
-from bita.runtime.backends.ort_backend import OrtBackend
+from bita.runtime.backends.ort_backend import OrtBackend, ort_values
 from bita.runtime.backends.page_pool import num_pages
 from bita.runtime.backends.page_store import common_length
 from bita.runtime.backends.paged_cache import PagedCache
@@ -57,11 +55,11 @@ class TextBatch:
         self._adapter = blank_adapter(identity, 1)
         self._with_logits = with_logits
         pages = num_pages(max_tokens)
-        self.max_tokens = pages * PAGE_SLOTS
+        self.max_tokens = max_tokens
         layers, _, *page = backend.cache.slab.shape
         self._slab = lazy_zeros((layers, size * pages, *page), backend.cache.dtype)
         self._lengths = np.zeros(size, np.int64)
-        self._placed = _ort_values(
+        self._placed = ort_values(
             {
                 "text_lengths": self._lengths,
                 "text_pages": np.arange(size * pages).reshape(size, pages),
@@ -130,8 +128,8 @@ class _BatchStep:
         if logits is not None:
             outputs["logits"] = logits
         # The binding does not keep arrays alive; these do.
-        fed = _ort_values(backend.known_inputs(inputs))
-        self._kept = {**fed, **backend.adapter_inputs(batch._adapter)}, _ort_values(outputs)
+        fed = ort_values(backend.known_inputs(inputs))
+        self._kept = {**fed, **backend.adapter_inputs(batch._adapter)}, ort_values(outputs)
         self._binding = backend.new_binding()
         for name, value in {**self._kept[0], **batch._placed}.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -153,15 +151,11 @@ class _BatchStep:
         self._batch._backend.run(self._binding)
         self._check.check()
         if not np.isfinite(self._top_logits).all():
-            raise EngineError("the model's values overflow; take another model or precision")
+            raise EngineError(
+                "the model's logits are not numbers: its activations overflow; build the engine "
+                "with PRECISION=fp32, or from other weights"
+            )
         lengths[places] = slots + 1
         for place, token_id in zip(places, token_ids, strict=True):
             self._batch._token_ids[place].append(token_id)
         return self._results
-
-
-def _ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
-    return {
-        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-        for name, array in arrays.items()
-    }

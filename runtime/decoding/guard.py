@@ -112,7 +112,7 @@ class Guard:
         return picked
 
     def count(self, num_tokens: int, is_right: bool) -> bool:
-        """Enter a step that emitted so many tokens into the accounts.
+        """Enter a step into the accounts. num_tokens: that it emitted.
 
         is_right: whether the first of them is what the text's guess began with; it counts where
         `judged_match` asks for it. Returns whether the step's tree was smaller than the state's. A
