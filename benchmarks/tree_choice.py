@@ -121,8 +121,8 @@ def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: On
     """By category: drafts of the masks alone, of the text alone, of both."""
     trees: dict[str, Trees] = {
         AR: Tree.root_only(),
-        "masks": engine.best(min_matches=(0,)),
-        "n-grams": engine.best(0, min_matches=(1,)),
+        "masks": engine.best(min_levels=(0,)),
+        "n-grams": engine.best(0, min_levels=(1,)),
         "both": engine.best(),
     }
     timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("sources", d, t))

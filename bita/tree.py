@@ -1,7 +1,7 @@
 """The static tree of one step: candidate nodes, and the mask tokens behind each of them.
 
 A node of depth d >= 1 and rank r holds the r-th best draft of mask d-1 of the group that was
-accepted last; the root (node 0) holds the last emitted token. With `min_match` the spine holds
+accepted last; the root (node 0) holds the last emitted token. With `min_level` the spine holds
 what followed the last tokens when they occurred before, if that is known. The rows of a step are,
 in this order: root, spine (the rank-1 chain), other nodes by depth and path, then the mask groups
 in node order. Method: BiTA (arXiv 2401.12522), sections on tree decoding.
@@ -22,7 +22,7 @@ from bita.json_values import Fields, parse_json, shown
 
 Path = tuple[int, ...]
 BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
-MAX_MATCH = 12  # tokens of a match that the runtime looks at, at most
+MAX_LEVEL = 12  # of how sure a guess is: `bita.runtime.decoding.sureness`
 FORM = '{"nodes": [{"path": [1], "masks": 3}, ...]}'  # of tree.json
 MAX_NODES = 512  # far beyond what pays on any device; guards against a broken file
 MAX_ROWS = 8192  # of nodes and masks; likewise, for `sees` holds their square
@@ -36,14 +36,14 @@ class Tree:
     parents: node index of each node's parent, -1 for the root.
     ranks: 1-based rank among the drafts of its mask; 0 for the root.
     num_masks: mask tokens behind each node, 0 allowed.
-    min_match: tokens of the text's end that must have occurred before, for the spine to take what
+    min_level: tokens of the text's end that must have occurred before, for the spine to take what
     followed them; 0: it always takes mask drafts.
     """
 
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
     num_masks: tuple[int, ...]
-    min_match: int = 0
+    min_level: int = 0
 
     @classmethod
     def root_only(cls, num_masks: int = 0) -> "Tree":
@@ -98,7 +98,7 @@ class Tree:
     def from_json(cls, text: str) -> "Tree":
         """Read what `to_json` writes: {"nodes": [{"path": [1, 1], "masks": 3}, ...]}.
 
-        "min_match" stands beside "nodes" where it is not 0.
+        "min_level" stands beside "nodes" where it is not 0.
         """
         try:
             return cls.from_data(parse_json(text))
@@ -111,7 +111,9 @@ class Tree:
         if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
             raise TreeError(f"not a tree: {shown(data)}; expected {FORM}")
         values = Fields(data)
-        min_match = values.whole("min_match", 0, most=MAX_MATCH)
+        min_level = values.whole("min_level", 0, most=MAX_LEVEL)
+        if "min_match" in data:
+            values.faults.append("min_match is of an older bita-edge; calibrate the tree again")
         nodes = data["nodes"]
         _check_count(len(nodes))
         masks = {}
@@ -121,13 +123,13 @@ class Tree:
         values.check(TreeError, f"not a tree, which is {FORM}")
         if len(masks) != len(nodes):
             raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths stand twice")
-        return cls.from_paths(masks, masks).with_ngrams(min_match)
+        return cls.from_paths(masks, masks).with_guesses(min_level)
 
-    def with_ngrams(self, min_match: int) -> "Tree":
-        """The same nodes with this min_match. Raises TreeError if it is not 0 to MAX_MATCH."""
-        if not 0 <= min_match <= MAX_MATCH:
-            raise TreeError(f"min_match is {min_match}, not 0 to {MAX_MATCH}")
-        return replace(self, min_match=min_match)
+    def with_guesses(self, min_level: int) -> "Tree":
+        """The same nodes with this min_level. Raises TreeError if it is not 0 to MAX_LEVEL."""
+        if not 0 <= min_level <= MAX_LEVEL:
+            raise TreeError(f"min_level is {min_level}, not 0 to {MAX_LEVEL}")
+        return replace(self, min_level=min_level)
 
     def to_json(self) -> str:
         """JSON text of the tree, a node a line, in row order."""
@@ -135,7 +137,7 @@ class Tree:
             json.dumps({"path": list(path), "masks": masks})
             for path, masks in zip(self.paths, self.num_masks, strict=True)
         ]
-        ngrams = f',\n"min_match": {self.min_match}' if self.min_match else ""
+        ngrams = f',\n"min_level": {self.min_level}' if self.min_level else ""
         return '{"nodes": [\n  ' + ",\n  ".join(lines) + f"\n]{ngrams}}}\n"
 
     @property
@@ -260,7 +262,7 @@ class Tree:
         if self.num_nodes == 1:
             return f"the root, {sum(self.num_masks)} mask rows"
         widths = np.bincount(self.depths)[1:].tolist()
-        ngrams = f", n-grams from {self.min_match} tokens on" if self.min_match else ""
+        ngrams = f", guesses from level {self.min_level} on" if self.min_level else ""
         return f"{self.num_nodes} nodes (widths {widths}), {sum(self.num_masks)} mask rows{ngrams}"
 
 

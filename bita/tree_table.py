@@ -17,27 +17,27 @@ from typing import Any, TypeAlias
 
 from bita.errors import TreeError, raise_faults
 from bita.json_values import Fields, parse_json, read_json_object, shown
-from bita.tree import MAX_MATCH, Tree
+from bita.tree import MAX_LEVEL, Tree
 
 MAX_TREES, MAX_STATES = 256, 1024  # far beyond what pays; they guard against a broken file
 MAX_COST = 1e6  # of a step, likewise
 MAX_FILE_BYTES = 4 << 20  # of tree.json, which has 1 to 50 kB
-FORM = '{"trees": [...], "matches": [0, ...], "by_state": [[number of a tree, ...], ...]}'
+FORM = '{"trees": [...], "levels": [0, ...], "by_state": [[number of a tree, ...], ...]}'
 
 
 @dataclass(frozen=True)
 class TreeTable:
     """by_state[d][m]: number of the tree for a step with the drafts of d masks.
 
-    matches: the least length of the text's match for each m, in tokens, ascending from 0. Behind
-    the last d the rows go on.
+    levels: the least of each m, ascending from 0: how sure the step's guess is, 0 to MAX_LEVEL
+    (`bita.runtime.decoding.sureness`). After the last d the rows go on.
     costs: the time of steps of 1, 2, ... rows, up to the largest tree's, in times of a step of one
     row. With them each text takes smaller trees where its drafts do not pay (`Guard`); empty: every
     text takes the trees of its states.
     """
 
     trees: tuple[Tree, ...]
-    matches: tuple[int, ...]
+    levels: tuple[int, ...]
     by_state: tuple[tuple[int, ...], ...]
     costs: tuple[float, ...] = ()
 
@@ -45,14 +45,14 @@ class TreeTable:
         raise_faults(TreeError, "table of trees", [*self._faults()])
 
     def _faults(self) -> Iterator[str]:
-        starts = self.matches[:1] == (0,) and self.matches[-1] <= MAX_MATCH
-        if not starts or any(less >= more for less, more in pairwise(self.matches)):
-            yield f"matches {list(self.matches)} do not ascend from 0 to {MAX_MATCH} at most"
+        starts = self.levels[:1] == (0,) and self.levels[-1] <= MAX_LEVEL
+        if not starts or any(less >= more for less, more in pairwise(self.levels)):
+            yield f"levels {list(self.levels)} do not ascend from 0 to {MAX_LEVEL} at most"
         if not self.by_state:
             yield "by_state is empty"
         for d, row in enumerate(self.by_state):
-            if len(row) != len(self.matches):
-                yield f"by_state[{d}] has {len(row)} numbers, not {len(self.matches)} as matches"
+            if len(row) != len(self.levels):
+                yield f"by_state[{d}] has {len(row)} numbers, not {len(self.levels)} as levels"
         for number in {number for row in self.by_state for number in row}:
             if type(number) is not int or not 0 <= number < len(self.trees):
                 yield f"there is no tree {number!r}; they are numbered 0 to {len(self.trees) - 1}"
@@ -73,10 +73,10 @@ class TreeTable:
         longest = list(accumulate(step_ms[: self.num_rows], max))
         return replace(self, costs=tuple(round(each / longest[0], 4) for each in longest))
 
-    def number(self, num_drafted: int, match: int) -> int:
+    def number(self, num_drafted: int, level: int) -> int:
         """Of the tree for a step with the drafts of so many masks."""
         row = self.by_state[min(num_drafted, len(self.by_state) - 1)]
-        return row[bisect_right(self.matches, match) - 1]
+        return row[bisect_right(self.levels, level) - 1]
 
     def to_json(self) -> str:
         """JSON text; `trees_from_json` reads it."""
@@ -84,7 +84,7 @@ class TreeTable:
         rows = ",\n  ".join(json.dumps(rows) for rows in self.by_state)
         costs = f',\n"costs": {json.dumps(self.costs)}' if self.costs else ""
         return (
-            f'{{"trees": [\n{trees}\n],\n"matches": {json.dumps(self.matches)},\n'
+            f'{{"trees": [\n{trees}\n],\n"levels": {json.dumps(self.levels)},\n'
             f'"by_state": [\n  {rows}\n]{costs}}}\n'
         )
 
@@ -106,7 +106,7 @@ class TreeTable:
     @property
     def uses_text(self) -> bool:
         """Whether a step depends on what the text had before."""
-        return len(self.matches) > 1 or any(tree.min_match for tree in self.trees)
+        return len(self.levels) > 1 or any(tree.min_level for tree in self.trees)
 
     def misfits(self, num_masks: int, num_ranks: int, num_slots: int) -> list[str]:
         """Why an engine cannot run these trees, as `Tree.misfits`; empty if it can."""
@@ -121,10 +121,10 @@ class TreeTable:
         for d, row in enumerate(self.by_state):
             for number, run in groupby(range(len(row)), row.__getitem__):
                 inside = [*run]
-                first, behind = self.matches[inside[0]], [*self.matches, 0][inside[-1] + 1] - 1
+                first, behind = self.levels[inside[0]], [*self.levels, 0][inside[-1] + 1] - 1
                 span = f"{first}+" if behind < 0 else f"{first}-{behind}"
                 where = f"{first}" if behind == first else span
-                described.append((f"masks {d}, match {where}", self.trees[number]))
+                described.append((f"masks {d}, level {where}", self.trees[number]))
         return described
 
     def __str__(self) -> str:
@@ -160,7 +160,7 @@ def trees_from_data(data: Any) -> Trees:
     if not isinstance(data, dict) or "trees" not in data:
         return Tree.from_data(data)
     values = Fields(data)
-    matches = values.wholes("matches", most=MAX_MATCH)
+    levels = values.wholes("levels", most=MAX_LEVEL)
     trees = _listed(values, "trees", MAX_TREES)
     rows = _listed(values, "by_state", MAX_STATES)
     states = Fields({f"by_state[{d}]": row for d, row in enumerate(rows)})
@@ -168,7 +168,7 @@ def trees_from_data(data: Any) -> Trees:
     by_state = tuple(states.wholes(name) for name in states.values)
     costs = values.numbers("costs", (), least=0, most=MAX_COST)
     values.check(TreeError, f"not a table of trees, which is {FORM}")
-    return TreeTable(tuple(map(Tree.from_data, trees)), matches, by_state, costs)
+    return TreeTable(tuple(map(Tree.from_data, trees)), levels, by_state, costs)
 
 
 def _cost_faults(costs: Sequence[float], num_rows: int) -> Iterator[str]:

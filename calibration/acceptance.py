@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from bita.errors import EngineError
 from bita.json_values import Fields, shown
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
-from bita.runtime.decoding.guesses import new_index
-from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.decoding.drafting import Drafts
+from bita.runtime.decoding.guesses import Guesses
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
-from bita.tree import MAX_MATCH, Path, Tree
+from bita.tree import MAX_LEVEL, Path, Tree
 
 MAX_RANK = 1 << 20  # of a draft; far more than any engine gives
 GUESSES = 8  # tokens of a guess from the text that are looked at
@@ -29,38 +29,69 @@ ANSWERS_AT_ONCE = 32  # written before the first of them is read; bounds what a 
 NOT_DRAFTED = 0  # the rank of a true token that is not among a mask's drafts
 
 
+class Guess(NamedTuple):
+    """What the guess at a root was worth.
+
+    level: how sure it was, 0 to MAX_LEVEL. right: how many of its best tokens are true. rank: of
+    the true token among the candidates where the best is wrong for the first time; 0 if it is not
+    among them. from_masks: 1 if only a mask says the first token, else 0.
+    """
+
+    level: int = 0
+    right: int = 0
+    rank: int = 0
+    from_masks: int = 0
+
+
 @dataclass(frozen=True)
 class Position:
     """A root, and what was known when it was drafted.
 
     ranks: of the true token among the drafts of each mask, behind the true tokens before it; 0
-    where it is not among them. The answer's end cuts the tuple. match: tokens at the end of the
-    text, the root the last, that occurred before, 0 to MAX_MATCH. right: how many tokens of its
-    guess are true.
+    where it is not among them. The answer's end cuts the tuple. guesses: with the drafts of 0, 1,
+    ... masks at hand; with more than are here as with the last.
     """
 
     ranks: Path
-    match: int
-    right: int
+    guesses: tuple[Guess, ...]
+
+    def guess(self, num_drafted: int) -> Guess:
+        """What was guessed with the drafts of so many masks at hand."""
+        return self.guesses[min(num_drafted, len(self.guesses) - 1)]
 
     def to_list(self) -> list[Any]:
         """For JSON; `of` reads it."""
-        return [list(self.ranks), self.match, self.right]
+        return [list(self.ranks), *map(list, self.guesses)]
 
     @classmethod
     def of(cls, data: Any, max_rank: int = MAX_RANK) -> "Position":
         """Raises ValueError if it is not what `to_list` gives. max_rank: of a draft."""
-        if not isinstance(data, list) or len(data) != 3:
-            raise ValueError(f"{shown(data)} is not [ranks, match, right]")
-        fields = Fields(dict(zip(("ranks", "match", "right"), data, strict=True)))
+        if not isinstance(data, list) or len(data) < 2:
+            raise ValueError(f"{shown(data)} is not [ranks, guess, …]")
+        ranks = Fields({"ranks": data[0]})
         position = cls(
-            fields.wholes("ranks", most=max_rank),
-            fields.whole("match", most=MAX_MATCH),
-            fields.whole("right", most=GUESSES),
+            ranks.wholes("ranks", most=max_rank),
+            tuple(_guess_of(each, max_rank, ranks.faults) for each in data[1:]),
         )
-        if fields.faults:
-            raise ValueError("; ".join(fields.faults))
+        if ranks.faults:
+            raise ValueError("; ".join(ranks.faults))
         return position
+
+
+def _guess_of(data: Any, max_rank: int, faults: list[str]) -> Guess:
+    """What `to_list` has of a guess; what is wrong is added to `faults`."""
+    if not isinstance(data, list) or len(data) != len(Guess._fields):
+        faults.append(f"a guess is {shown(data)}, not [{', '.join(Guess._fields)}]")
+        return Guess()
+    fields = Fields(dict(zip(Guess._fields, data, strict=True)))
+    guess = Guess(
+        fields.whole("level", most=MAX_LEVEL),
+        fields.whole("right", most=GUESSES),
+        fields.whole("rank", most=max_rank),
+        fields.whole("from_masks", most=1),
+    )
+    faults += fields.faults
+    return guess
 
 
 @dataclass(frozen=True)
@@ -227,18 +258,25 @@ class _DraftReader:
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
         """One for each token of the answer that is a root, but the last."""
         text = [*prompt, *answer]
-        index = new_index(self._adapter.continuations)
+        drafts = Drafts(self._num_masks, self._backend.num_ranks, self._pairs)
+        index = Guesses(self._adapter.continuations, drafts)
         index.start(prompt)
         found = []
         # the root is drafted by the masks of the token in front of it
         for place, (ids, logits) in self._drafts(text, len(prompt) - 1, len(text) - 2):
-            root = place + 1
+            root, following = place + 1, text[place + 1 :]
             index.extend(text[root : root + 1])
+            drafts.read(ids, logits)
             ranks = tuple(
-                self._rank(text[root + mask], text[root + mask + 1], ids[mask], logits[mask])
-                for mask in range(min(self._num_masks, len(text) - root - 1))
+                self._rank(following[mask], following[mask + 1], ids[mask], logits[mask])
+                for mask in range(min(self._num_masks, len(following) - 1))
             )
-            found.append(Position(ranks, *_match(index, text[root + 1 :])))
+            guesses = []
+            for num_drafted in range(self._num_masks + 1):
+                drafts.num_masks = num_drafted
+                index.extend(())
+                guesses.append(_judge(index, following))
+            found.append(Position(ranks, tuple(guesses)))
         return tuple(found)
 
     def _drafts(
@@ -281,11 +319,13 @@ class _DraftReader:
         return int(places[0]) + 1 if len(places) else NOT_DRAFTED
 
 
-def _match(index: NgramIndex, following: Sequence[int]) -> tuple[int, int]:
-    """Length of the match at the end of the text, and how many tokens of its guess are right."""
-    length = index.match_length()
-    guess = index.guess(GUESSES) if length else []
+def _judge(index: Guesses, text: Sequence[int]) -> Guess:
+    """What the index guesses for a text from its second token on."""
+    found = index.candidates(min(GUESSES, len(text) - 1))
     right = 0
-    while right < min(len(guess), len(following)) and guess[right] == following[right]:
+    while right < len(found) and found[right][0] == text[right + 1]:
         right += 1
-    return length, right
+    rank = NOT_DRAFTED
+    if right < len(found) and text[right + 1] in found[right]:
+        rank = found[right].index(text[right + 1]) + 1
+    return Guess(index.level(), right, rank, int(index.from_masks))

@@ -15,7 +15,7 @@ from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
-MIN_MATCHES = (0, 1)  # of the trees that are looked for, with and without guesses from the text
+MIN_LEVELS = (0, 1)  # of the trees that are looked for, with and without guesses from the text
 MIN_ROWS, MAX_ROWS = 16, 128  # searched in any case, and at most
 CLOSE = 0.03  # expected speeds this near to the best are decided by measuring
 MAX_MEASURED = 4  # trees besides AR
@@ -100,12 +100,12 @@ def forecast_trees(
     latency: Latency,
     num_masks: int,
     mode: str,
-    min_matches: Sequence[int] = MIN_MATCHES,
+    min_levels: Sequence[int] = MIN_LEVELS,
     least_rows: int = 2,
 ) -> TreeForecast:
     """Find the trees expected to be fastest: one for each number of rows, and trees by state.
 
-    num_masks: 0 for drafts from the text alone. min_matches: those that trees may have; (0,) for
+    num_masks: 0 for drafts from the text alone. min_levels: those that trees may have; (0,) for
     drafts of the masks alone. mode: "exact" knows nodes of the spine only. least_rows: of a step.
     Expected tokens are counted by replay on the acceptance's own texts; T(q) is taken at their mean
     length. The trees that are expected to be fastest have the costs of steps, by which a guard
@@ -116,14 +116,14 @@ def forecast_trees(
         return latency.at(rows, acceptance.mean_length)
 
     ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1), 1)
-    found, widest = _best_by_rows(acceptance, milliseconds, num_masks, mode, min_matches)
+    found, widest = _best_by_rows(acceptance, milliseconds, num_masks, mode, min_levels)
     counted = [expected_of(tree, acceptance, latency, mode, least_rows) for tree in found]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     trees: list[Candidate] = []
     if counted:
         times = [milliseconds(max(rows, least_rows)) for rows in range(1, widest + 1)]
         start = max(counted, key=lambda c: c.expected_speed).tree
-        by_state = best_table(acceptance, times, num_masks, mode, start, any(min_matches))
+        by_state = best_table(acceptance, times, num_masks, mode, start, any(min_levels))
         guarded = (
             TreeTable.of(each).with_costs(times) for each in dict.fromkeys((*found, by_state))
         )
@@ -138,16 +138,16 @@ def _best_by_rows(
     milliseconds: Callable[[int], float],
     num_masks: int,
     mode: str,
-    min_matches: Sequence[int],
+    min_levels: Sequence[int],
 ) -> tuple[list[Tree], int]:
-    """The best tree of each number of rows, whatever its min_match; and the most rows searched."""
+    """The best tree of each number of rows, whatever its min_level; and the most rows searched."""
     found: dict[int, tuple[float, Tree]] = {}
     widest = MIN_ROWS
-    for min_match in min_matches:
-        shares = path_shares(acceptance, num_masks, min_match, mode)
+    for min_level in min_levels:
+        shares = path_shares(acceptance, num_masks, min_level, mode)
         most = sum(shares[-1].values())  # tokens per step of a tree of all paths
         max_rows = max(_last_that_can_win(milliseconds, most), MIN_ROWS)
-        for rows, best in best_trees(shares, max_rows, min_match).items():
+        for rows, best in best_trees(shares, max_rows, min_level).items():
             if not best.tree.is_ar and best.tokens_per_step > found.get(rows, (0.0, None))[0]:
                 found[rows] = best.tokens_per_step, best.tree
         widest = max(widest, max_rows)

@@ -9,10 +9,10 @@ import numpy as np
 from bita.calibration.acceptance import Acceptance
 from bita.calibration.replay import accept_freely, max_end_rank
 from bita.tensors import Float64Array, Int64Array
-from bita.tree import MAX_MATCH, Path
+from bita.tree import MAX_LEVEL, Path
 
-State = tuple[int, int]  # masks drafted, level of the text's match
-MIN_LEVEL_POSITIONS = 80  # with a length of match, for it to be a level of its own
+State = tuple[int, int]  # masks drafted, number of a group of levels
+MIN_LEVEL_POSITIONS = 80  # at some levels, for them to be a group of their own
 
 
 class FreePaths:
@@ -48,18 +48,18 @@ class Positions:
 
     num_masks: int  # M, of the adapter
     uses_text: bool  # whether drafts may come from the text so far
-    matches: tuple[int, ...]  # the least length of the text's match for each level
-    levels: Int64Array  # [P]
+    least_levels: tuple[int, ...]  # of each group: how sure guesses are
+    groups: Int64Array  # [M + 1, P]: of each position, by the masks drafted
     texts: Int64Array  # [P]: number of the position's text
     ends: Int64Array  # [P]: the first place after the position's text
-    free_paths: Mapping[tuple[int, bool], FreePaths]  # by masks drafted and min_match > 0
+    free_paths: Mapping[tuple[int, bool], FreePaths]  # by masks drafted and min_level > 0
 
     @classmethod
     def of(cls, acceptance: Acceptance, num_masks: int, mode: str, uses_text: bool) -> "Positions":
-        """The measured positions. Without `uses_text` there is one level, for any match."""
+        """The measured positions. Without `uses_text` there is one group, of all levels."""
         positions, lengths = [*acceptance.positions()], [*map(len, acceptance.texts)]
-        found = [position.match for position in positions]
-        matches = tuple(_levels(found)) if uses_text else (0,)
+        found = np.array([[p.guess(d).level for p in positions] for d in range(num_masks + 1)])
+        least = tuple(_least_levels(found)) if uses_text else (0,)
         max_rank = max_end_rank(acceptance, mode)
         free_paths = {
             (num_drafted, guesses): FreePaths(
@@ -70,36 +70,38 @@ class Positions:
         return cls(
             num_masks=num_masks,
             uses_text=uses_text,
-            matches=matches,
-            levels=np.searchsorted(matches, found, "right") - 1,
+            least_levels=least,
+            groups=np.searchsorted(least, found, "right") - 1,
             texts=np.repeat(np.arange(len(lengths)), lengths),
             ends=np.repeat(np.cumsum(lengths), lengths),
             free_paths=free_paths,
         )
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return len(self.texts)
 
     @property
     def states(self) -> list[State]:
-        """Every number of masks drafted with every level of match."""
-        return [*product(range(self.num_masks + 1), range(len(self.matches)))]
+        """Every number of masks drafted with every group of levels."""
+        return [*product(range(self.num_masks + 1), range(len(self.least_levels)))]
 
     def may_guess(self, state: State) -> bool:
         """Whether the spine of a state's tree may hold a guess from the text.
 
-        Where the level of no match is apart from the others, it never has one.
+        Where positions without a guess are a group of their own, it never has one.
         """
-        return self.uses_text and (state[1] > 0 or len(self.matches) == 1)
+        return self.uses_text and (state[1] > 0 or len(self.least_levels) == 1)
 
 
-def _levels(matches: Sequence[int]) -> Iterator[int]:
-    """The least length of match of each level; every level but the first has enough positions."""
-    last = 0
+def _least_levels(found: Int64Array) -> Iterator[int]:
+    """The least level of each group; every group but the first has enough positions.
+
+    found: [M + 1, P], levels by the masks drafted; each number of masks counts a share.
+    """
+    last, shares = 0, np.bincount(found.ravel(), None, MAX_LEVEL + 1) / len(found)
     yield last
-    for match in range(1, MAX_MATCH + 1):
-        num_above = sum(length >= match for length in matches)
-        num_below = sum(length >= last for length in matches) - num_above
+    for level in range(1, MAX_LEVEL + 1):
+        num_above, num_below = shares[level:].sum(), shares[last:level].sum()
         if num_above >= MIN_LEVEL_POSITIONS and (num_below >= MIN_LEVEL_POSITIONS or last == 0):
-            last = match
+            last = level
             yield last

@@ -3,7 +3,7 @@
 from collections.abc import Container
 from dataclasses import dataclass
 
-from bita.calibration.acceptance import GUESSES, NOT_DRAFTED, Acceptance, Position
+from bita.calibration.acceptance import NOT_DRAFTED, Acceptance, Position
 from bita.runtime.decoding.guard import Guard, GuardedTrees
 from bita.tree import Path, Tree
 from bita.tree_table import Trees, TreeTable
@@ -37,12 +37,13 @@ def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[lis
         visits.append([])
         while place < len(text):
             position = text[place]
-            number = table.number(num_drafted, position.match)
-            taken = guard.pick(number, position.match) if guard else number
+            guess = position.guess(num_drafted)
+            number = table.number(num_drafted, guess.level)
+            taken = guard.pick(number, guess.level, bool(guess.from_masks)) if guard else number
             visits[-1].append(Visit(place, num_drafted, number, runnable[taken]))
             path = accept_path(position, num_drafted, runnable[taken], end_nodes[taken])
             if guard:
-                guard.count(len(path) + 1, position.right > 0)
+                guard.count(len(path) + 1, guess.right > 0)
             place, num_drafted = place + len(path) + 1, end_nodes[taken][path]
     return visits
 
@@ -62,24 +63,18 @@ def find_end_nodes(tree: Tree, mode: str) -> dict[Path, int]:
 def accept_path(
     position: Position, num_drafted: int, tree: Tree, end_nodes: Container[Path]
 ) -> Path:
-    """The node that a step of the tree ends on at this root.
-
-    The masks' drafts beside a wrong guess from the text are taken to be one rank lower. They are
-    not if the guess is among the better ones; that is not known here.
-    """
-    guesses = tree.min_match and position.match >= tree.min_match
-    num_guessed = tree.spine_length if guesses else 0
-    return cut_to_node(_follow(position, num_drafted, num_guessed), end_nodes)
+    """The node that a step of the tree ends on at this root."""
+    guesses = tree.min_level and position.guess(num_drafted).level >= tree.min_level
+    return cut_to_node(_follow(position, num_drafted, bool(guesses)), end_nodes)
 
 
-def accept_freely(position: Position, num_drafted: int, min_match: int, max_rank: int) -> Path:
+def accept_freely(position: Position, num_drafted: int, min_level: int, max_rank: int) -> Path:
     """The node that a step ends on in the tree of all paths with ranks up to `max_rank`.
 
-    The spine of that tree holds a guess of GUESSES tokens where the text's match has at least
-    `min_match` tokens; 0: it never does.
+    That tree guesses where its level is at least `min_level`; 0: it never does.
     """
-    guesses = min_match and position.match >= min_match
-    path = _follow(position, num_drafted, GUESSES if guesses else 0)
+    guesses = min_level and position.guess(num_drafted).level >= min_level
+    path = _follow(position, num_drafted, bool(guesses))
     return path[: next((depth for depth, rank in enumerate(path) if rank > max_rank), len(path))]
 
 
@@ -95,17 +90,20 @@ def max_end_rank(acceptance: Acceptance, mode: str) -> int:
     return 1 if mode == "exact" else acceptance.num_ranks
 
 
-def _follow(position: Position, num_drafted: int, num_guessed: int) -> Path:
-    """The ranks of the true tokens, as far as the guess and the drafts have them.
+def _follow(position: Position, num_drafted: int, guesses: bool) -> Path:
+    """The ranks of the true tokens, as far as guess and drafts have them.
 
-    num_guessed: nodes of the spine that hold a guess from the text.
+    A guess orders what follows the spine's nodes; what follows others is what masks draft.
     """
-    right = min(position.right, num_guessed)
-    ranks = position.ranks[:num_drafted]
-    path: Path = (1,) * right
-    for depth in range(right, len(ranks)):
-        if ranks[depth] == NOT_DRAFTED:
+    path: Path = ()
+    if guesses:
+        guess = position.guess(num_drafted)
+        path = (1,) * guess.right
+        if guess.rank == NOT_DRAFTED:
+            return path
+        path = (*path, guess.rank)
+    for rank in position.ranks[len(path) : num_drafted]:
+        if rank == NOT_DRAFTED:
             break
-        is_beside_guess = depth == right < num_guessed
-        path = (*path, ranks[depth] + is_beside_guess)
+        path = (*path, rank)
     return path

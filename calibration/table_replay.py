@@ -60,17 +60,17 @@ class Stepper:
         return Replay(self, trees, steps, places, drafted, len(self.positions) / total_ms)
 
     def replay_table(self, table: TreeTable) -> "Replay":
-        """Replay a table whose matches need not be the levels; each level has its least match's."""
-        matches = self.positions.matches
+        """Replay a table whose groups of levels may be others; each group has its least level's."""
+        least = self.positions.least_levels
         return self.replay(
-            {(d, m): table.trees[table.number(d, matches[m])] for d, m in self.positions.states}
+            {(d, m): table.trees[table.number(d, least[m])] for d, m in self.positions.states}
         )
 
     def _work_out(self, tree: Tree) -> TreeSteps:
         positions, end_nodes = self.positions, find_end_nodes(tree, self._mode)
         next_place, next_drafted = [], []
         for num_drafted in range(positions.num_masks + 1):
-            free = positions.free_paths[num_drafted, tree.min_match > 0]
+            free = positions.free_paths[num_drafted, tree.min_level > 0]
             nodes = [cut_to_node(path, end_nodes) for path in free.paths]
             depths = np.array([len(node) for node in nodes])[free.index]
             masks = np.array([end_nodes[node] for node in nodes])[free.index]
@@ -123,16 +123,21 @@ class Replay:
         """Replay with another tree in one state."""
         return self.stepper.replay({**self.trees, state: tree})
 
+    @property
+    def groups(self) -> Int64Array:
+        """[S]: of the level at each step."""
+        return self.positions.groups[self.drafted, self.places]
+
     @cached_property
     def values(self) -> Values:
         """What the rest of a text is worth from each place on, with these trees."""
         positions = self.positions
         step_cost = {state: self.speed * steps.step_ms for state, steps in self.steps.items()}
-        levels, ends = positions.levels.tolist(), positions.ends.tolist()
-        to_come: list[list[float]] = [[] for _ in levels]
-        for place in reversed(range(len(levels))):
+        groups, ends = positions.groups.tolist(), positions.ends.tolist()
+        to_come: list[list[float]] = [[] for _ in ends]
+        for place in reversed(range(len(ends))):
             for num_drafted in range(positions.num_masks + 1):
-                state = num_drafted, levels[place]
+                state = num_drafted, groups[num_drafted][place]
                 next_place, next_drafted = self.steps[state].lists
                 there = next_place[num_drafted][place]
                 value = there - place - step_cost[state]
@@ -144,25 +149,23 @@ class Replay:
     def to_table(self) -> TreeTable:
         """The trees of the states that steps are in.
 
-        Another state has the tree of its neighbour with a shorter match, or with fewer masks.
+        Another state has the tree of its neighbour with less sure guesses, or with fewer masks.
         """
-        num_levels = len(self.positions.matches)
+        num_groups = len(self.positions.least_levels)
         num_counts = 1 + int(self.drafted.max())
-        used = {
-            *zip(self.drafted.tolist(), self.positions.levels[self.places].tolist(), strict=True)
-        }
+        used = {*zip(self.drafted.tolist(), self.groups.tolist(), strict=True)}
         filled: dict[State, Tree] = {}
-        for d, level in product(range(num_counts), range(num_levels)):
-            if (d, level) in used or (d, level) == (0, 0):
-                filled[d, level] = self.trees[d, level]
+        for d, group in product(range(num_counts), range(num_groups)):
+            if (d, group) in used or (d, group) == (0, 0):
+                filled[d, group] = self.trees[d, group]
             else:
-                filled[d, level] = filled[d, level - 1] if level else filled[d - 1, level]
+                filled[d, group] = filled[d, group - 1] if group else filled[d - 1, group]
         numbers = {tree: n for n, tree in enumerate(dict.fromkeys(filled.values()))}
         by_state = tuple(
-            tuple(numbers[filled[d, level]] for level in range(num_levels))
+            tuple(numbers[filled[d, group]] for group in range(num_groups))
             for d in range(num_counts)
         )
-        return TreeTable(tuple(numbers), self.positions.matches, by_state)
+        return TreeTable(tuple(numbers), self.positions.least_levels, by_state)
 
 
 def _walk(
@@ -173,14 +176,14 @@ def _walk(
     Each text begins with as many masks drafted as the prefill has, the most of any tree.
     """
     first = min(max(tree.max_masks for tree in trees.values()), positions.num_masks)
-    levels, ends = positions.levels.tolist(), positions.ends.tolist()
+    groups, ends = positions.groups.tolist(), positions.ends.tolist()
     visits: list[tuple[int, int]] = []
     total_ms, place = 0.0, 0
-    while place < len(levels):
+    while place < len(ends):
         num_drafted, end = first, ends[place]
         while place < end:
             visits.append((place, num_drafted))
-            step = steps[num_drafted, levels[place]]
+            step = steps[num_drafted, groups[num_drafted][place]]
             total_ms += step.step_ms
             next_place, next_drafted = step.lists
             there = next_place[num_drafted][place]

@@ -1,8 +1,9 @@
 """The trees by state that give the most tokens per millisecond together: policy iteration (Howard).
 
-A state is the pair of masks drafted, d = 0 to M, and the level of the text's match; a policy has a
-tree for each state. A step at place p of a text takes its state's tree t, costs T(rows of t)
-milliseconds, emits k tokens and leaves the drafts of d' masks. Two things follow from a policy:
+A state is the pair of masks drafted, d = 0 to M, and of how sure the guess is, in groups of levels;
+a policy has a tree for each state. A step at place p of a text takes its state's tree t, costs
+T(rows of t) milliseconds, emits k tokens and leaves the drafts of d' masks. Two things follow from
+a policy:
 
     g       = tokens / milliseconds, of the whole replay
     V(p, d) = k - g * T(rows of t) + V(p + k, d'), and 0 at the text's end         [tokens]
@@ -108,18 +109,18 @@ def best_tree(
     sack = Knapsack(_parents(paths), accepted, ends, instead, len(step_ms))
     num_rows = int(np.argmax(sack.values - replay.speed * step_ms)) + 1
     masks = {paths[n]: count for n, count in sack.choose_masks(num_rows).items()}
-    return Tree.from_paths(masks, masks).with_ngrams(int(guesses and len(masks) > 1))
+    return Tree.from_paths(masks, masks).with_guesses(int(guesses and len(masks) > 1))
 
 
 def _judged_places(replay: Replay, state: State) -> tuple[Int64Array, bool]:
     """Roots of the steps in a state, with those of other masks if they are few; and whether there
     are any in the state itself.
     """
-    num_drafted, level = state
-    at_level = replay.positions.levels[replay.places] == level
-    in_state = at_level & (replay.drafted == num_drafted)
+    num_drafted, group = state
+    in_group = replay.groups == group
+    in_state = in_group & (replay.drafted == num_drafted)
     num_steps = int(in_state.sum())
-    return replay.places[in_state if num_steps >= MIN_STEPS else at_level], num_steps > 0
+    return replay.places[in_state if num_steps >= MIN_STEPS else in_group], num_steps > 0
 
 
 def _gain_on_other_half(replay: Replay, state: State, guesses: bool, places: Int64Array) -> float:

@@ -19,15 +19,15 @@ MAX_KEPT, MAX_KEPT_SMALL = 2, 12  # trees of each number of rows
 MAX_TRIED, MAX_TRIED_SMALL = 3, 24  # ways to change a tree
 
 
-def path_shares(acceptance: Acceptance, num_masks: int, min_match: int, mode: str) -> Shares:
+def path_shares(acceptance: Acceptance, num_masks: int, min_level: int, mode: str) -> Shares:
     """How often steps pass each node, for states 0 to num_masks.
 
     mode: "exact" knows paths along the spine only. Only the roots that a long chain visits count:
     where text repeats itself, trees that guess right pass it in few steps, and all its positions
     would count too much.
     """
-    chain = Tree.chain(max(num_masks, GUESSES if min_match else 1), num_masks)
-    steps = replay(acceptance, chain.with_ngrams(min_match), mode)
+    chain = Tree.chain(max(num_masks, GUESSES if min_level else 1), num_masks)
+    steps = replay(acceptance, chain.with_guesses(min_level), mode)
     positions = [
         text[visit.place]
         for text, visits in zip(acceptance.texts, steps, strict=True)
@@ -37,7 +37,7 @@ def path_shares(acceptance: Acceptance, num_masks: int, min_match: int, mode: st
     for num_drafted in range(num_masks + 1):
         counts: Counter[Path] = Counter()
         for position in positions:
-            path = accept_freely(position, num_drafted, min_match, max_rank)
+            path = accept_freely(position, num_drafted, min_level, max_rank)
             counts.update(path[:depth] for depth in range(len(path) + 1))
         total = max(counts[()], 1)
         states.append({path: count / total for path, count in counts.items()})
@@ -52,7 +52,7 @@ class RatedTree:
     tokens_per_step: float
 
 
-def best_trees(shares: Shares, max_rows: int, min_match: int = 0) -> dict[int, RatedTree]:
+def best_trees(shares: Shares, max_rows: int, min_level: int = 0) -> dict[int, RatedTree]:
     """The best tree found with each number of rows, up to max_rows.
 
     A few trees of each size are kept. From smaller ones grow larger ones, then rows are taken away
@@ -72,7 +72,7 @@ def best_trees(shares: Shares, max_rows: int, min_match: int = 0) -> dict[int, R
         for chain in pool.of(rows):
             for change in list_removals(chain)[: _max_tried(rows)]:
                 pool.add(_apply(chain, change))
-    return {rows: _rate(chain, min_match) for rows, chain in pool.best().items()}
+    return {rows: _rate(chain, min_level) for rows, chain in pool.best().items()}
 
 
 def list_additions(chain: DraftChain, room: int) -> list[Change]:
@@ -118,8 +118,8 @@ def _apply(chain: DraftChain, change: Change) -> DraftChain:
     return DraftChain(chain.shares, masks)
 
 
-def _rate(chain: DraftChain, min_match: int) -> RatedTree:
-    tree = Tree.from_paths(chain.masks, chain.masks).with_ngrams(min_match)
+def _rate(chain: DraftChain, min_level: int) -> RatedTree:
+    tree = Tree.from_paths(chain.masks, chain.masks).with_guesses(min_level)
     return RatedTree(tree, chain.value)
 
 

@@ -136,8 +136,8 @@ def _print_acceptance(acceptance: Any) -> None:
         for row in acceptance.table()
     ]
     _print_table(("mask", "steps", "rank 1", "ranks to 5", "to 10"), rows)
-    guesses = [p for p in acceptance.positions() if p.match]
-    right = sum(p.right > 0 for p in guesses) / max(len(guesses), 1)
+    guesses = [p.guesses[0] for p in acceptance.positions() if p.guesses[0].level]
+    right = sum(guess.right > 0 for guess in guesses) / max(len(guesses), 1)
     share = len(guesses) / max(acceptance.num_positions, 1)
     print(f"text that occurred before: {100 * share:.0f} % of steps, {right:.3f} of guesses right")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bita.pairs import PairTables
+from bita.runtime.decoding.draft_order import draft_order
 from bita.tensors import Float32Array, Int64Array
 from bita.tree import Tree
 
@@ -52,13 +53,14 @@ def spine_children(tree: Tree) -> tuple[tuple[int, ...], ...]:
 class Drafts:
     """The top tokens and logits of a text's mask group that was accepted last.
 
-    num_masks: of the group, at most max_masks.
+    num_masks: of the group, at most max_masks. order: of a mask's drafts, with guesses.
     """
 
-    def __init__(self, max_masks: int, num_ranks: int) -> None:
+    def __init__(self, max_masks: int, num_ranks: int, pairs: PairTables | None = None) -> None:
         self.ids = np.zeros((max_masks, num_ranks), np.int64)
         self.logits = np.zeros((max_masks, num_ranks), np.float32)
         self.num_masks = 0
+        self.order = draft_order(self.ids, self.logits, pairs)
 
     def read(self, top_ids: Int64Array, top_logits: Float32Array) -> None:
         """Take the drafts of one group, [M, k], and their logits."""
@@ -72,70 +74,80 @@ class Drafter:
 
     A tree may be deeper than the group that was accepted; nodes without a draft keep an old one.
     That costs nothing: a node is accepted only where it holds what the model says. pairs: order the
-    drafts behind each node by pair scores too.
+    drafts after each node by pair scores too.
     """
 
     def __init__(self, tree: Tree, pairs: PairTables | None = None) -> None:
         self._mask = np.array(tree.depths[1:], np.int64) - 1
         self._rank = np.array(tree.ranks[1:], np.int64) - 1
         self._pairs = pairs
-        self._levels = _levels(tree)
+        self._levels = [_Level.of(tree, depth) for depth in range(1, tree.max_depth + 1)]
 
-    def fill(self, tokens: Int64Array, drafts: Drafts, guess: Sequence[int] = ()) -> None:
+    def fill(self, tokens: Int64Array, drafts: Drafts, guess: Sequence[Sequence[int]] = ()) -> None:
         """Write drafts, of as many masks as the tree is deep at least, into the token ids of the
         nodes, [N]; the root's is there.
 
-        guess: what the spine holds instead of mask drafts, as far as it goes. Nodes beside it take
-        the best drafts that differ from it.
+        guess: for each depth, as far as it goes, what the spine's node and its siblings hold
+        instead, best first.
         """
         if self._pairs is None and not len(guess):
             tokens[1:] = drafts.ids[self._mask, self._rank]
             return
         for level in self._levels:
-            depth = level.mask + 1
-            if depth <= len(guess) and len(level.nodes) == 1:  # nothing to order
-                tokens[depth] = guess[level.mask]
-                continue
-            ordered = self._ordered(level, tokens, drafts)
-            tokens[level.nodes] = ordered[level.places, level.ranks]
-            if depth <= len(guess):
-                tokens[depth] = guess[level.mask]
-                others = ordered[0][ordered[0] != guess[level.mask]]
-                known = level.beside_ranks < len(others)
-                tokens[level.beside_spine[known]] = others[level.beside_ranks[known]]
+            others = level.all
+            if level.mask < len(guess):
+                candidates, others = guess[level.mask], level.off_spine
+                for node, rank in level.on_spine:
+                    if rank < len(candidates):
+                        tokens[node] = candidates[rank]
+            if len(others.nodes):
+                tokens[others.nodes] = self._ordered(level.mask, tokens[others.parents], drafts)[
+                    others.places, others.ranks
+                ]
 
-    def _ordered(self, level: "_Level", tokens: Int64Array, drafts: Drafts) -> Int64Array:
-        """[parents, k]: the drafts of a level's mask as children of each parent, best first."""
-        ids, logits = drafts.ids[level.mask], drafts.logits[level.mask]
+    def _ordered(self, mask: int, parents: Int64Array, drafts: Drafts) -> Int64Array:
+        """[parents, k]: the drafts of a mask as children of each parent, best first."""
+        ids, logits = drafts.ids[mask], drafts.logits[mask]
         if self._pairs is None:
-            return np.broadcast_to(ids, (len(level.parents), len(ids)))
-        return self._pairs.order(tokens[level.parents], ids, logits)
+            return np.broadcast_to(ids, (len(parents), len(ids)))
+        return self._pairs.order(parents, ids, logits)
 
 
 @dataclass(frozen=True, eq=False)
-class _Level:
-    """The nodes of one depth. parents: those that have children there, the spine's first; places:
-    which of them; ranks from 0. beside_spine: the spine node's siblings, and their ranks among all
-    drafts but the spine's.
-    """
+class _Nodes:
+    """Nodes of one depth with their parents, none twice. places: which of them; ranks from 0."""
 
-    mask: int
     nodes: Int64Array
     parents: Int64Array
     places: Int64Array
     ranks: Int64Array
-    beside_spine: Int64Array
-    beside_ranks: Int64Array
 
-
-def _levels(tree: Tree) -> list[_Level]:
-    depths, parents = np.array(tree.depths), np.array(tree.parents, np.int64)
-    levels = []
-    for depth in range(1, tree.max_depth + 1):
-        nodes = np.flatnonzero(depths == depth)
-        owners, places = np.unique(parents[nodes], return_inverse=True)
+    @classmethod
+    def of(cls, tree: Tree, nodes: Sequence[int]) -> "_Nodes":
+        found = [tree.parents[node] for node in nodes]
+        parents, places = np.unique(np.array(found, np.int64), return_inverse=True)
         ranks = np.array([tree.ranks[node] for node in nodes], np.int64) - 1
-        beside = nodes[(parents[nodes] == depth - 1) & (nodes != depth)]
-        beside_ranks = np.array([tree.ranks[node] for node in beside], np.int64) - 2
-        levels.append(_Level(depth - 1, nodes, owners, places, ranks, beside, beside_ranks))
-    return levels
+        return cls(np.array(nodes, np.int64), parents, places, ranks)
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The nodes of one depth. on_spine: children of a spine's node, with their ranks from 0."""
+
+    mask: int
+    all: _Nodes
+    on_spine: tuple[tuple[int, int], ...]
+    off_spine: _Nodes
+
+    @classmethod
+    def of(cls, tree: Tree, depth: int) -> "_Level":
+        nodes = [node for node in range(tree.num_nodes) if tree.depths[node] == depth]
+        after = depth - 1 if depth - 1 <= tree.spine_length else None  # the spine's node
+        on_spine = [node for node in nodes if tree.parents[node] == after]
+        off_spine = [node for node in nodes if tree.parents[node] != after]
+        return cls(
+            depth - 1,
+            _Nodes.of(tree, nodes),
+            tuple((node, tree.ranks[node] - 1) for node in on_spine),
+            _Nodes.of(tree, off_spine),
+        )

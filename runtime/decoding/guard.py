@@ -32,7 +32,7 @@ class _Choice:
 
     whole, lean, root: numbers of the tree, of it without mask rows, and of the root alone, in
     `GuardedTrees.trees`. whole_loss, lean_loss: what a step with them costs beyond a plain one.
-    min_match: of a spine that may hold a guess from the text, else 0.
+    min_level: of a spine that may hold a guess from the text, else 0.
     """
 
     whole: int
@@ -42,7 +42,7 @@ class _Choice:
     lean_loss: float
     has_nodes: bool
     has_masks: bool
-    min_match: int
+    min_level: int
 
 
 class GuardedTrees:
@@ -67,7 +67,7 @@ class GuardedTrees:
                 lean_loss=table.costs[tree.num_nodes - 1] - 1,
                 has_nodes=tree.num_nodes > 1,
                 has_masks=tree.num_rows > tree.num_nodes,
-                min_match=tree.min_match if tree.spine_length else 0,
+                min_level=tree.min_level if tree.spine_length else 0,
             )
             for n, tree in enumerate(table.trees)
         )
@@ -76,12 +76,12 @@ class GuardedTrees:
 class Guard:
     """The accounts of one text. `pick` comes before each step, and `count` after it.
 
-    judged_match: tokens of the match that a guess from the text needs, to be judged after the step
+    judged_level: tokens of the match that a guess from the text needs, to be judged after the step
     though the picked tree does not hold it; 0 where there is none to judge.
     """
 
     def __init__(self, trees: GuardedTrees) -> None:
-        self.judged_match = 0
+        self.judged_level = 0
         self._trees = trees
         self._choice = trees.choices[0]
         self._picked = NOTHING
@@ -92,13 +92,14 @@ class Guard:
         self._masks_from = 0  # tokens of the answer until masks are tried again
         self._pause = FIRST_PAUSE
 
-    def pick(self, number: int, match: int) -> int:
+    def pick(self, number: int, level: int, from_masks: bool = False) -> int:
         """The number in `GuardedTrees.trees` of what the next step takes.
 
-        number: of the state's tree in the table. match: length of the text's match.
+        number: of the state's tree in the table. level: how sure
+        its guess is. from_masks: whether the guess is a mask's draft.
         """
         choice = self._choice = self._trees.choices[number]
-        guesses = self._guesses = 0 < choice.min_match <= match
+        guesses = self._guesses = 0 < choice.min_level <= level and not from_masks
         picked = choice.root
         if not guesses or self._of_ngrams >= 0:
             to_lose = self._gain + MAX_LOSS + LOSS_A_TOKEN * self._num_tokens
@@ -108,14 +109,14 @@ class Guard:
             elif choice.lean_loss <= to_lose:
                 picked = choice.lean
         self._picked = picked
-        self.judged_match = choice.min_match if guesses and picked == choice.root else 0
+        self.judged_level = choice.min_level if guesses and picked == choice.root else 0
         return picked
 
     def count(self, num_tokens: int, is_right: bool) -> bool:
         """Enter a step into the accounts. num_tokens: that it emitted.
 
         is_right: whether the first of them is what the text's guess began with; it counts where
-        `judged_match` asks for it. Returns whether the step's tree was smaller than the state's. A
+        `judged_level` asks for it. Returns whether the step's tree was smaller than the state's. A
         step that nothing was picked for is not entered.
         """
         choice, picked, self._picked = self._choice, self._picked, NOTHING

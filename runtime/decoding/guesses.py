@@ -1,79 +1,142 @@
-"""Guesses of what follows a text: from the text itself, or from what the model often says.
+"""Guesses of what follows a text: from the text itself, from what the model often says, from masks.
 
-An adapter may have a table of continuations (`bita.continuations`). With one, both sources are
-asked, the surer one guesses, and `match_length` stands for how sure it is: a state of the decoder,
-whose tree calibration chooses by what such guesses were worth.
+An adapter may have a table of continuations (`bita.continuations`), and masks draft the next
+tokens. All that is known of a place is put together (`bita.runtime.decoding.sureness`), and
+`Guesses.level` says how sure the first tokens are: a state of the decoder, whose tree calibration
+chooses by what such guesses were worth.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
+from math import exp
+from typing import NamedTuple
 
 from bita.continuations import LONGEST_RUN, Continuations
-from bita.runtime.decoding.ngrams import NgramIndex
-from bita.tree import MAX_MATCH
+from bita.runtime.decoding.drafting import Drafts
+from bita.runtime.decoding.ngrams import MAX_MATCH, NgramIndex
+from bita.runtime.decoding.sureness import (
+    AGREE_ALONE,
+    TABLE_ALONE,
+    TABLE_BESIDE,
+    TEXT_ALONE,
+    TEXT_BESIDE,
+    level_of,
+    looks_further,
+)
 
-# Expected right tokens of a guess from the table, in percent, from which on it is as good as a
-# match of 1, 2, ... tokens. Measured on the default model: docs/LOG.md.
-_EXPECTED = (1, 35, 55, 75, 100, 130, 160, 190)
-_GOES_ON = 50  # percent of the first token, below which the next one is not looked up
-_DEEPEST = 3  # tokens of a guess whose sureness counts
+_SURE_MATCH = 8  # tokens from which on the table is not asked
 
 
-class Guesses(NgramIndex):
-    """An index of a text, and a table of continuations beside it.
+class _Place(NamedTuple):
+    """candidates: what may stand at a place after the text, best first; empty: nothing is known.
 
-    A match of two tokens or more in the text counts as one longer, so that there is a place for
-    guesses from the table that are better than a match of one and worse than one of two.
+    share: how surely the first is right. follows_text: whether it and all before it are what
+    followed the text's match. from_masks: whether only a mask says it.
     """
 
-    def __init__(self, table: Continuations) -> None:
-        super().__init__()
+    candidates: list[int]
+    share: float
+    follows_text: bool
+    from_masks: bool
+
+
+class Guesses:
+    """What may follow a text, by the text itself, a table of continuations and the drafts of masks.
+
+    What masks drafted belongs to the text's end: `extend` comes after it.
+    """
+
+    def __init__(self, table: Continuations | None, drafts: Drafts) -> None:
         self._table = table
-        self._known: tuple[int, list[int]] | None = None
+        self._drafts = drafts
+        self._index = NgramIndex()
+        self._last: list[int] = []  # tokens of the text
+        self._places: list[_Place] = []
+
+    @property
+    def from_masks(self) -> bool:
+        """Whether a mask alone says the best first token."""
+        return self._place(0).from_masks
+
+    def start(self, token_ids: Sequence[int]) -> None:
+        """Forget the last text and begin with this one."""
+        self._index.start(())
+        self.extend(token_ids)
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        super().extend(token_ids)
-        self._known = None
+        """Add tokens to the end of the text; the masks' drafts may have changed."""
+        self._index.extend(token_ids)
+        self._last = [*self._last, *token_ids][-LONGEST_RUN:]
+        self._places.clear()
 
-    def match_length(self) -> int:
-        return max(self._own_length(), self._from_table()[0])
+    def level(self) -> int:
+        """How sure the first tokens are, 0 to MAX_LEVEL; 0 where nothing is known."""
+        first = self._place(0).share
+        return level_of(first, self._place(1).share if looks_further(first) else 0.0)
 
-    def guess(self, count: int, min_match: int = 1) -> list[int]:
-        length, tokens = self._from_table()
-        if length <= (own := self._own_length()):
-            return super().guess(count) if own >= max(min_match, 1) else []
-        if length < max(min_match, 1):
+    def candidates(self, count: int, min_level: int = 1) -> list[list[int]]:
+        """What may stand at each of `count` places after the text, best first, if the best stand in
+        front of it; fewer places, down to none, where nothing is known or the level is below
+        `min_level`.
+        """
+        if self.level() < max(min_level, 1):
             return []
-        guess = tokens[:count]
-        while len(guess) < count:
-            run = [*self._text[-LONGEST_RUN:], *guess][-LONGEST_RUN:]
-            guess.append(self._table.find(run)[0])
-        return guess
+        found = (self._place(number).candidates for number in range(count))
+        return [*takewhile(bool, found)]
 
-    def _own_length(self) -> int:
-        length = super().match_length()
-        return length if length < 2 else min(length + 1, MAX_MATCH)
+    def _place(self, number: int) -> _Place:
+        """What is known of the place so many tokens after the text, if the best candidates stand in
+        front of it.
+        """
+        while len(self._places) <= number:
+            self._places.append(self._next_place())
+        return self._places[number]
 
-    def _from_table(self) -> tuple[int, list[int]]:
-        """How long a match in the text would be as good, and the tokens that were looked up."""
-        if self._known is None:
-            self._known = self._look_up_table()
-        return self._known
+    def _next_place(self) -> _Place:
+        places = self._places
+        number = len(places)
+        if number and not places[-1].candidates:
+            return places[-1]
+        run = [*self._last, *(place.candidates[0] for place in places)]
+        length, token = self._from_text(number)
+        text = (length, token) if not number or places[-1].follows_text else (0, 0)
+        table = (0, 0)
+        if self._table is not None and text[0] < _SURE_MATCH:
+            table = self._table.find(run[-LONGEST_RUN:])
+        if number < self._drafts.num_masks:
+            return self._beside_mask(number, run[-1], text, table)
+        return _without_mask(text, table)
 
-    def _look_up_table(self) -> tuple[int, list[int]]:
-        run, expected, sure = self._text[-LONGEST_RUN:], 0.0, 1.0
-        tokens: list[int] = []
-        while len(tokens) < _DEEPEST:
-            token, percent = self._table.find(run)
-            sure *= percent / 100
-            expected += 100 * sure
-            if percent:
-                tokens.append(token)
-            if percent < _GOES_ON:
-                break
-            run = [*run[1 - LONGEST_RUN :], token]
-        return sum(expected >= least for least in _EXPECTED), tokens
+    def _from_text(self, number: int) -> tuple[int, int]:
+        """Length of the match in front of a place, and what followed it; 0 without a match."""
+        length = self._index.match_length()
+        if not length:
+            return 0, 0
+        return min(length + number, MAX_MATCH), self._index.guess(number + 1)[number]
+
+    def _beside_mask(
+        self, mask: int, before: int, text: tuple[int, int], table: tuple[int, int]
+    ) -> _Place:
+        bonuses: dict[int, float] = {}
+        if text[0]:
+            bonuses[text[1]] = TEXT_BESIDE[text[0]]
+        if table[1]:
+            bonuses[table[0]] = bonuses.get(table[0], 0.0) + TABLE_BESIDE[table[1] // 10]
+        ordered, share = self._drafts.order.order(mask, before, [*bonuses.items()])
+        best = ordered[0]
+        return _Place(ordered, share, bool(text[0]) and best == text[1], best not in bonuses)
 
 
-def new_index(table: Continuations | None) -> NgramIndex:
-    """An index for a new text, with an adapter's table if it has one."""
-    return NgramIndex() if table is None else Guesses(table)
+def _without_mask(text: tuple[int, int], table: tuple[int, int]) -> _Place:
+    """text, table: length of the match or percent, 0 for none, and the token."""
+    (length, token), (other, percent) = text, table
+    weight = exp(TEXT_ALONE[length]) if length else 0.0
+    other_weight = exp(TABLE_ALONE[percent // 10]) if percent else 0.0
+    if length and percent and token == other:
+        weight, other_weight = weight * other_weight * exp(AGREE_ALONE), 0.0
+    best = max(weight, other_weight)
+    share = best / (1 + weight + other_weight)
+    candidates = [each for each, has in ((token, weight), (other, other_weight)) if has]
+    if other_weight > weight:
+        candidates.reverse()
+    return _Place(candidates, share, bool(length) and weight >= other_weight, False)

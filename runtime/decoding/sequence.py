@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.guard import Guard
-from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.decoding.guesses import Guesses
 
 
 class TokenSequence:
@@ -24,26 +24,31 @@ class TokenSequence:
         self,
         prompt_ids: Sequence[int],
         drafts: Drafts,
-        ngrams: NgramIndex | None = None,
+        guesses: Guesses | None = None,
         chooser: AnyChooser = GREEDY,
         guard: Guard | None = None,
     ) -> None:
         self.token_ids = list(prompt_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.drafts = drafts
-        self.ngrams = ngrams
+        self.guesses = guesses
         self.chooser = chooser
         self.guard = guard
         self.is_wanted = True
         self.num_reused: int | None = None
         self.is_plain = False
         self.num_read = 0
-        if ngrams is not None:
-            ngrams.extend(self.token_ids)
+        if guesses is not None:
+            guesses.extend(self.token_ids)
 
     @property
     def root(self) -> int:
         return self.token_ids[-1]
+
+    @property
+    def guesses_by_masks(self) -> bool:
+        """Whether what its next step guesses is a mask's draft, which nothing else says."""
+        return self.guesses is not None and self.guesses.from_masks
 
     @property
     def has_answer(self) -> bool:
@@ -53,5 +58,5 @@ class TokenSequence:
     def extend(self, token_ids: Sequence[int]) -> None:
         """Add new tokens."""
         self.token_ids.extend(token_ids)
-        if self.ngrams is not None:
-            self.ngrams.extend(token_ids)
+        if self.guesses is not None:
+            self.guesses.extend(token_ids)

@@ -13,13 +13,13 @@ from bita.runtime.decoding.bound_trees import Binder, BoundTree, BoundTrees
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts, accept
 from bita.runtime.decoding.guard import Guard, GuardedTrees
-from bita.runtime.decoding.guesses import new_index
+from bita.runtime.decoding.guesses import Guesses
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.soundness import UnsoundError, run_soundly
 from bita.runtime.decoding.stats import Stats
-from bita.tree import MAX_MATCH
+from bita.tree import MAX_LEVEL
 from bita.tree_table import Trees, TreeTable
 
 Record = Callable[[str, float, float, int], None]
@@ -105,10 +105,10 @@ class TreeDecoder:
         """A sequence whose prompt is to be read. Raises PromptError as `check_prompt` does."""
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
-        drafts = Drafts(num_masks, self._backend.num_ranks)
-        ngrams = new_index(self.adapter.continuations) if self._table.uses_text else None
+        drafts = Drafts(num_masks, self._backend.num_ranks, self._pairs)
+        guesses = Guesses(self.adapter.continuations, drafts) if self._table.uses_text else None
         guard = Guard(self._guarded) if self._guarded else None
-        return TokenSequence(prompt_ids, drafts, ngrams, chooser, guard)
+        return TokenSequence(prompt_ids, drafts, guesses, chooser, guard)
 
     def step(self, sequence: TokenSequence) -> list[int]:
         """Run the step that a sequence needs next and return the tokens that it emitted.
@@ -195,23 +195,26 @@ class TreeDecoder:
         path, bonus = accept(bound.children, tokens, chooser.choices(step), chooser.has_ended)
         self._cache.commit(path)
         group = bound.groups[path[-1]]
+        num_guesses = 0 if sequence.guesses_by_masks else len(guess)
         sequence.drafts.read(step.top_ids[group], step.top_logits[group])
         emitted = [*(tokens[node] for node in path[1:]), bonus]
         if sequence.guard is not None:
-            is_smaller = sequence.guard.count(len(emitted), guess[:1] == emitted[:1])
+            is_right = bool(guess) and guess[0][0] == emitted[0]
+            is_smaller = sequence.guard.count(len(emitted), is_right)
             self.stats.num_guarded_steps += is_smaller
         sequence.extend(emitted)
         ended = perf_counter()
         step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
-        self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, len(guess))
+        self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, num_guesses)
         if self.record is not None:
             self.record("draft", began, ran, step.num_rows)
             self.record("backend", ran, returned, step.num_rows)
             self.record("accept and commit", returned, ended, step.num_rows)
         return step
 
-    def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[int]]:
-        """The tree of a sequence's next round, and what its spine holds instead of mask drafts.
+    def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[list[int]]]:
+        """The tree of a sequence's next round, and what its spine and the spine's siblings hold
+        instead of mask drafts: for each depth the candidates, best first.
 
         The tree is that of the sequence's state, a smaller one where the guard says so, or the
         root where the cache has no room for the state's. What stands in for drafts is one token
@@ -221,21 +224,21 @@ class TreeDecoder:
         if sequence.is_plain:
             return trees.narrow, []
         forced = sequence.chooser.forced() if self._depth else []
-        match = 0 if sequence.ngrams is None else sequence.ngrams.match_length()
-        number = self._table.number(sequence.drafts.num_masks, MAX_MATCH if forced else match)
+        level = 0 if sequence.guesses is None else sequence.guesses.level()
+        number = self._table.number(sequence.drafts.num_masks, MAX_LEVEL if forced else level)
         bound = trees[number]
         if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
             return trees.narrow, []
         if forced:
-            return bound, forced[: bound.tree.spine_length]
+            return bound, [[token] for token in forced[: bound.tree.spine_length]]
         if guard is not None:
-            bound = trees[guard.pick(number, match)]
-            if guard.judged_match and sequence.ngrams is not None:
-                return bound, sequence.ngrams.guess(1, guard.judged_match)
+            bound = trees[guard.pick(number, level, sequence.guesses_by_masks)]
+            if guard.judged_level and sequence.guesses is not None:
+                return bound, sequence.guesses.candidates(1, guard.judged_level)
         tree = bound.tree
-        if sequence.ngrams is None or not tree.min_match:
+        if sequence.guesses is None or not tree.min_level:
             return bound, []
-        return bound, sequence.ngrams.guess(tree.spine_length, tree.min_match)
+        return bound, sequence.guesses.candidates(tree.max_depth, tree.min_level)
 
     def _bound_trees(self, with_logits: bool) -> BoundTrees:
         if not with_logits:

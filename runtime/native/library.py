@@ -82,6 +82,14 @@ def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
         place.in_memory = library.bita_operators_take_weights() == 0
 
 
+def find_draft_orderer() -> "ctypes._NamedFuncPointer":
+    """The function that orders drafts, of `runtime/decoding/draft_order.py`.
+
+    LibraryMissingError if the operators cannot be loaded.
+    """
+    return _load(operators_library()).bita_operators_order_drafts
+
+
 @cache
 def _load(path: Path) -> ctypes.CDLL:
     """The library with its functions declared; once for a process."""
@@ -108,4 +116,5 @@ def _declare(library: ctypes.CDLL) -> None:
     library.bita_operators_use_road.argtypes = [ctypes.c_char_p]
     library.bita_operators_read_weights.argtypes = [ctypes.c_char_p]
     library.bita_operators_take_weights.argtypes = []
+    library.bita_operators_order_drafts.argtypes = [ctypes.c_void_p]
     library.RegisterCustomOps  # noqa: B018

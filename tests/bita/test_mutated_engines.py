@@ -25,7 +25,7 @@ from bita.runtime.session import Session
 NAMES = ("manifest.json", "tree.json", "adapter.safetensors", "pairs.safetensors", "model.onnx")
 TREE_TABLE = (
     '{"trees": [{"nodes": [{"path": [], "masks": 3}, {"path": [1], "masks": 1}]}, '
-    '{"nodes": [], "min_match": 2}], "matches": [0, 3], "by_state": [[0, 1], [1, 0]]}'
+    '{"nodes": [], "min_level": 2}], "matches": [0, 3], "by_state": [[0, 1], [1, 0]]}'
 )
 LEAVES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 2**31, 2**40, 2**63, 2**64, 10**30, -(2**63), 0.5, 1e400),

@@ -133,8 +133,8 @@ BEYOND = [
     '{"nodes": [{"path": "1", "masks": 0}]}',
     '{"nodes": [{"path": [1], "masks": [1]}]}',
     '{"nodes": [[1], 3, null]}',
-    '{"nodes": [], "min_match": 13}',
-    '{"nodes": [], "min_match": NaN}',
+    '{"nodes": [], "min_level": 13}',
+    '{"nodes": [], "min_level": NaN}',
     '{"nodes": [{"path": [' + "1," * 5000 + '1], "masks": 0}]}',
     '{"nodes": [' + ",".join(f'{{"path": [{n}], "masks": 100}}' for n in range(1, 200)) + "]}",
 ]

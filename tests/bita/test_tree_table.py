@@ -16,7 +16,6 @@ from bita.calibration.verify import verify
 from bita.cli.shared.trees import read_tree
 from bita.engine import open_engine
 from bita.errors import TreeError
-from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.session import Session
 from bita.tree import Tree
 from bita.tree_table import TreeTable, read_trees, trees_from_json
@@ -25,7 +24,7 @@ TABLE = TreeTable(
     (
         Tree.root_only(2),
         Tree.from_paths([(1,), (2,), (1, 1)], 1),
-        Tree.chain(5, 0).with_ngrams(1),
+        Tree.chain(5, 0).with_guesses(1),
     ),
     (0, 1, 2, 5),
     ((0, 0, 2, 2), (1, 1, 1, 2), (1, 1, 2, 2)),
@@ -34,7 +33,7 @@ TABLE = TreeTable(
 
 def random_table(seed: int) -> TreeTable:
     rng = random.Random(seed)
-    trees = [random_tree(100 * seed + n).with_ngrams(rng.randint(0, 2)) for n in range(4)]
+    trees = [random_tree(100 * seed + n).with_guesses(rng.randint(0, 2)) for n in range(4)]
     rows = [tuple(rng.randrange(4) for _ in range(4)) for _ in range(4)]
     return TreeTable((*trees,), (0, 1, 2, 4), (*rows,))
 
@@ -53,11 +52,11 @@ def test_tables_are_written_and_read(tmp_path: Path) -> None:
     assert read_tree(str(path), 3) == TABLE
     assert str(TABLE) == "3 trees by state, of 3 to 8 rows"
     assert TABLE.states()[:3] == [
-        ("masks 0, match 0-1", TABLE.trees[0]),
-        ("masks 0, match 2+", TABLE.trees[2]),
-        ("masks 1, match 0-4", TABLE.trees[1]),
+        ("masks 0, level 0-1", TABLE.trees[0]),
+        ("masks 0, level 2+", TABLE.trees[2]),
+        ("masks 1, level 0-4", TABLE.trees[1]),
     ]
-    assert TABLE.states()[-1] == ("masks 2, match 2+", TABLE.trees[2])
+    assert TABLE.states()[-1] == ("masks 2, level 2+", TABLE.trees[2])
 
 
 def test_costs_are_written_and_read() -> None:
@@ -71,7 +70,7 @@ def test_costs_are_written_and_read() -> None:
     )
 
 
-COSTLY = '{"trees": [{"nodes": [{"path": [], "masks": 1}]}], "matches": [0], "by_state": [[0]], '
+COSTLY = '{"trees": [{"nodes": [{"path": [], "masks": 1}]}], "levels": [0], "by_state": [[0]], '
 
 
 @pytest.mark.parametrize(
@@ -105,20 +104,20 @@ def test_costs_that_are_no_numbers_are_refused() -> None:
 
 
 def test_states_behind_the_table_are_its_last() -> None:
-    assert [TABLE.number(0, match) for match in range(7)] == [0, 0, 2, 2, 2, 2, 2]
-    assert [TABLE.number(1, match) for match in range(7)] == [1, 1, 1, 1, 1, 2, 2]
-    assert [TABLE.number(9, match) for match in range(7)] == [1, 1, 2, 2, 2, 2, 2]
+    assert [TABLE.number(0, level) for level in range(7)] == [0, 0, 2, 2, 2, 2, 2]
+    assert [TABLE.number(1, level) for level in range(7)] == [1, 1, 1, 1, 1, 2, 2]
+    assert [TABLE.number(9, level) for level in range(7)] == [1, 1, 2, 2, 2, 2, 2]
     assert TABLE.max_masks == 2
     assert TABLE.num_rows == 8
     assert TABLE.uses_text
     assert not TreeTable.of(Tree.chain(3)).uses_text
-    assert TreeTable.of(Tree.chain(2).with_ngrams(1)).uses_text
+    assert TreeTable.of(Tree.chain(2).with_guesses(1)).uses_text
     assert TreeTable.of(TABLE) is TABLE
     assert TreeTable.of(AR).is_ar
     assert not TABLE.is_ar
 
 
-ONE, MATCHES = '{"trees": [{"nodes": []}], "by_state": ', '"matches": '
+ONE, LEVELS = '{"trees": [{"nodes": []}], "by_state": ', '"levels": '
 
 
 @pytest.mark.parametrize(
@@ -126,20 +125,20 @@ ONE, MATCHES = '{"trees": [{"nodes": []}], "by_state": ', '"matches": '
     [
         ("{", "not JSON"),
         ('{"trees": 3}', "not a table of trees"),
-        ('{"trees": [{"nodes": []}]}', "matches is missing, not a list"),
-        ('{"trees": [{"nodes": 4}], "by_state": [], "matches": [0]}', "not a tree"),
-        ('{"trees": [{"nodes": []}], "by_state": [], "matches": [0]}', "by_state is empty"),
-        (f"{ONE}[[0, 0]], {MATCHES}[0]}}", r"by_state\[0\] has 2 numbers, not 1 as matches"),
-        (f"{ONE}[[1]], {MATCHES}[0]}}", "there is no tree 1; they are numbered 0 to 0"),
-        (f"{ONE}[[true]], {MATCHES}[0]}}", r"by_state\[0\] is \[True\], not a list"),
-        (f"{ONE}[[0]], {MATCHES}[1]}}", r"matches \[1\] do not ascend from 0 to 12"),
+        ('{"trees": [{"nodes": []}]}', "levels is missing, not a list"),
+        ('{"trees": [{"nodes": 4}], "by_state": [], "levels": [0]}', "not a tree"),
+        ('{"trees": [{"nodes": []}], "by_state": [], "levels": [0]}', "by_state is empty"),
+        (f"{ONE}[[0, 0]], {LEVELS}[0]}}", r"by_state\[0\] has 2 numbers, not 1 as levels"),
+        (f"{ONE}[[1]], {LEVELS}[0]}}", "there is no tree 1; they are numbered 0 to 0"),
+        (f"{ONE}[[true]], {LEVELS}[0]}}", r"by_state\[0\] is \[True\], not a list"),
+        (f"{ONE}[[0]], {LEVELS}[1]}}", r"levels \[1\] do not ascend from 0 to 12"),
         (
-            f"{ONE}[[0, 0]], {MATCHES}[0, 13]}}",
-            r"matches is \[0, 13\], not a list of whole numbers of 0 to 12",
+            f"{ONE}[[0, 0]], {LEVELS}[0, 13]}}",
+            r"levels is \[0, 13\], not a list of whole numbers of 0 to 12",
         ),
-        (f"{ONE}[[0, 0, 0]], {MATCHES}[0, 3, 3]}}", "do not ascend"),
-        (f"{ONE}[[0]], {MATCHES}[]}}", "do not ascend"),
-        ('{"trees": [], "by_state": [[0]], "matches": [0]}', "there is no tree 0"),
+        (f"{ONE}[[0, 0, 0]], {LEVELS}[0, 3, 3]}}", "do not ascend"),
+        (f"{ONE}[[0]], {LEVELS}[]}}", "do not ascend"),
+        ('{"trees": [], "by_state": [[0]], "levels": [0]}', "there is no tree 0"),
         ("[]", "not a tree"),
     ],
 )
@@ -178,22 +177,21 @@ def test_exact_mode_is_bit_identical_to_ar(session: Session, seed: int) -> None:
 
 def test_each_state_takes_its_tree(session: Session) -> None:
     adapter = drafting_adapter(session, 0, 3)
-    trees = Tree.root_only(2), Tree.chain(1, 1), Tree.chain(5, 0).with_ngrams(1)
+    trees = Tree.root_only(2), Tree.chain(1, 1), Tree.chain(5, 0).with_guesses(1)
     table = TreeTable(trees, (0, 2), ((0, 2), (0, 2), (1, 2)))
     switching = session.using(tree=table, adapter=adapter, mode="tree")
     decoder = switching.decoder
-    index, taken = NgramIndex(), Counter[int]()
+    taken = Counter[int]()
     decoded = decoder.begin(prompt_ids(3))
     text = [*prompt_ids(3), *decoder.step(decoded)]
-    index.start(text)
     drafted = 2
     while len(text) < 250:
-        number = table.number(drafted, index.match_length())
+        assert decoded.guesses is not None
+        number = table.number(drafted, decoded.guesses.level())
         bound, _ = decoder.pick_tree(decoded)
         assert bound.tree == trees[number]
         taken[number] += 1
         emitted = decoder.step(decoded)
-        index.extend(emitted)
         text += emitted
         last = decoder.stats.num_accepted
         drafted = decoded.drafts.num_masks
@@ -203,7 +201,7 @@ def test_each_state_takes_its_tree(session: Session) -> None:
 
 
 def test_the_cache_ends_with_single_steps(tiny_engine: Path, session: Session) -> None:
-    table = TreeTable((Tree.chain(3, 3).with_ngrams(1), AR), (0, 9), ((0, 1),))
+    table = TreeTable((Tree.chain(3, 3).with_guesses(1), AR), (0, 9), ((0, 1),))
     plain = session.using(tree=AR).generate(prompt_ids(2), 10_000, ignore_eos=True)
     found = session.using(tree=table).generate(prompt_ids(2), 10_000, ignore_eos=True)
     assert (found.finish_reason, found.token_ids) == ("capacity", plain.token_ids)
@@ -214,14 +212,14 @@ def test_the_cache_ends_with_single_steps(tiny_engine: Path, session: Session) -
 def test_a_replay_counts_the_steps_of_the_engine(tiny_engine: Path, seed: int, mode: str) -> None:
     prompts = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
     acceptance = measure_acceptance(open_engine(tiny_engine), prompts, 60, num_threads=1)
-    # without branches, and no deeper than the drafts: a replay knows neither what stands beside a
-    # wrong guess nor what an older step drafted
+    # no deeper than the drafts, unless the spine guesses: a replay does not know what an older step
+    # drafted
     rng = random.Random(seed)
     chains = [Tree.from_paths([(1,) * d for d in range(depth + 1)]) for depth in range(4)]
     plain = [Tree.from_paths(chain.paths, rng.randint(0, 3)) for chain in chains]
-    guessing = [Tree.chain(rng.randint(1, 5), rng.randint(0, 3)).with_ngrams(1) for _ in range(3)]
-    rows = [[rng.randint(0, d), *(rng.randint(4, 6) for _ in range(3))] for d in range(4)]
-    table = TreeTable((*plain, *guessing), (0, 1, 3, 6), tuple(map(tuple, rows)))
+    guessing = [Tree.chain(rng.randint(1, 5), rng.randint(0, 3)).with_guesses(1) for _ in range(3)]
+    rows = [[rng.randint(0, d), *rng.sample(range(4, 7), 3)] for d in range(4)]
+    table = TreeTable((*plain, *guessing), (0, 1, 2, 6), tuple(map(tuple, rows)))
     session = Session.open(tiny_engine, tree=table, mode=mode, num_threads=1)
     for prompt in prompts:
         session.generate(prompt, 60)
@@ -239,16 +237,16 @@ def test_a_table_is_verified(tiny_engine: Path) -> None:
 
 BEYOND = [
     '{"trees": ' + "[" * 100_000,
-    '{"trees": [{"nodes": []}], "matches": [Infinity], "by_state": [[0]]}',
-    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [[[0]]]}',
-    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [{"a": 0}]}',
-    '{"trees": [{"nodes": []}], "matches": ["0"], "by_state": [[0]]}',
-    '{"trees": [{"nodes": []}], "matches": 0, "by_state": 0}',
-    '{"trees": {"nodes": []}, "matches": [0], "by_state": [[0]]}',
-    '{"trees": [3], "matches": [0], "by_state": [[0]]}',
-    '{"trees": [' + '{"nodes": []},' * 300 + '{"nodes": []}], "matches": [0], "by_state": [[0]]}',
-    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [' + "[0]," * 2000 + "[0]]}",
-    '{"trees": [{"nodes": []}], "matches": [0], "by_state": [[1e30]]}',
+    '{"trees": [{"nodes": []}], "levels": [Infinity], "by_state": [[0]]}',
+    '{"trees": [{"nodes": []}], "levels": [0], "by_state": [[[0]]]}',
+    '{"trees": [{"nodes": []}], "levels": [0], "by_state": [{"a": 0}]}',
+    '{"trees": [{"nodes": []}], "levels": ["0"], "by_state": [[0]]}',
+    '{"trees": [{"nodes": []}], "levels": 0, "by_state": 0}',
+    '{"trees": {"nodes": []}, "levels": [0], "by_state": [[0]]}',
+    '{"trees": [3], "levels": [0], "by_state": [[0]]}',
+    '{"trees": [' + '{"nodes": []},' * 300 + '{"nodes": []}], "levels": [0], "by_state": [[0]]}',
+    '{"trees": [{"nodes": []}], "levels": [0], "by_state": [' + "[0]," * 2000 + "[0]]}",
+    '{"trees": [{"nodes": []}], "levels": [0], "by_state": [[1e30]]}',
 ]
 
 

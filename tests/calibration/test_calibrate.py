@@ -14,7 +14,7 @@ from acceptances import random_acceptance
 from engine_edits import edit_manifest
 
 from bita.calibration import choose_tree
-from bita.calibration.acceptance import Acceptance, Position
+from bita.calibration.acceptance import Acceptance, Guess, Position
 from bita.calibration.choose_tree import expected_choice, forecast_trees, measure_choice
 from bita.calibration.devices import DEVICES, modelled_latency
 from bita.calibration.effort import Effort
@@ -238,7 +238,7 @@ def test_a_model_without_a_chat_template(engine: Engine) -> None:
 
 
 def test_the_mean_length_of_what_was_measured() -> None:
-    position = Position((1,), 0, 0)
+    position = Position((1,), (Guess(),))
     acceptance = Acceptance(((position,) * 3, (position,)), (10, 20), "x", 4)
     assert acceptance.mean_length == (10 + 11 + 12 + 20) / 4
 

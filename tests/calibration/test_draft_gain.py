@@ -44,7 +44,7 @@ def test_accepted_nodes_of_the_spine_come_from_the_guess_as_far_as_it_goes() -> 
 
 
 def test_each_token_of_a_step_has_a_source(tiny_engine: Path) -> None:
-    session = Session.open(tiny_engine, tree=Tree.chain(3).with_ngrams(1), num_threads=1)
+    session = Session.open(tiny_engine, tree=Tree.chain(3).with_guesses(1), num_threads=1)
     repeats_itself = {"ignore_eos": True, "logit_bias": {65: 100.0}}
     gain = measure_gain(session, "one two", 60, repeats_itself, rounds=2)
     assert gain.parting is None

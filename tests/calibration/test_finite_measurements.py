@@ -14,7 +14,7 @@ from acceptances import random_acceptance
 from make_tiny_engine import CONFIG
 
 from bita.calibration import choose_tree
-from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
+from bita.calibration.acceptance import Acceptance, Guess, Position, measure_acceptance
 from bita.calibration.choose_tree import forecast_trees, measure_choice
 from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency
@@ -145,17 +145,22 @@ def test_no_step_is_expected_to_take_no_time() -> None:
     assert steep.at(1, 10) == 0.5
 
 
-POSITION = [[1, 0], 2, 1]
+POSITION = [[1, 0], [2, 1, 3, 0], [4, 0, 0, 1]]
 UNCOUNTED: tuple[Any, ...] = (0, -1, NAN, 1e30, "4", None, True)
+BAD_POSITIONS: tuple[Any, ...] = (
+    *([], [[1]], [1, [2, 1, 0, 0]], [[1], 2, 3, 4], [[1], [2, 1]], 3, "abc", None),
+)
 BAD_TEXTS: tuple[Any, ...] = ([], [[]], [3], 3, None, [[POSITION], [POSITION]])
 ACCEPTANCE_FAULTS: list[tuple[str, Any]] = [
     *(("num_ranks", count) for count in UNCOUNTED),
     *(("prompt_lengths", value) for value in ([], [3, 4], [0], [NAN], [-5], "x", 3)),
     *(("texts", value) for value in BAD_TEXTS),
-    *(("texts", [[position]]) for position in ([], [1, 2], [[1], 2, 3, 4], 3, "abc", None)),
-    *(("texts", [[[ranks, 2, 1]]]) for ranks in ([5], [-1], [NAN], [1.5], ["1"], 1, None)),
-    *(("texts", [[[[1], match, 1]]]) for match in (-1, 10_000, NAN, 1e300, True, "1")),
-    *(("texts", [[[[1], 1, right]]]) for right in (-1, 9, NAN, None)),
+    *(("texts", [[position]]) for position in BAD_POSITIONS),
+    *(("texts", [[[ranks, [2, 1, 0, 0]]]]) for ranks in ([5], [-1], [NAN], [1.5], ["1"], 1, None)),
+    *(("texts", [[[[1], [level, 1, 0, 0]]]]) for level in (-1, 10_000, NAN, 1e300, True, "1")),
+    *(("texts", [[[[1], [1, right, 0, 0]]]]) for right in (-1, 9, NAN, None)),
+    *(("texts", [[[[1], [1, 1, rank, 0]]]]) for rank in (-1, 5, NAN)),
+    *(("texts", [[[[1], [1, 1, 2, from_masks]]]]) for from_masks in (2, True, None)),
 ]
 
 
@@ -167,7 +172,8 @@ def test_an_acceptance_that_no_text_gives_is_refused(name: str, value: Any) -> N
         "num_ranks": 4,
         "texts": [[POSITION]],
     }
-    assert Acceptance.from_json(data).texts == ((Position((1, 0), 2, 1),),)
+    position = Position((1, 0), (Guess(2, 1, 3, 0), Guess(4, 0, 0, 1)))
+    assert Acceptance.from_json(data).texts == ((position,),)
     with pytest.raises(EngineError, match=r"acceptance is not readable .*--anew"):
         Acceptance.from_json({**data, name: value})
 

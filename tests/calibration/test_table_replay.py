@@ -14,7 +14,7 @@ from bita.tree_table import TreeTable
 
 TIMES = [10.0, 10.0, 11.0, 12.5, 13.0, 17.0]
 TABLE = TreeTable(
-    (Tree.root_only(1), Tree.from_paths([(1,), (2,)], 1), Tree.chain(2, 0).with_ngrams(2)),
+    (Tree.root_only(1), Tree.from_paths([(1,), (2,)], 1), Tree.chain(2, 0).with_guesses(2)),
     (0, 2),
     ((0, 2), (1, 2)),
 )
@@ -30,7 +30,7 @@ def replay_of(acceptance: Acceptance, table: TreeTable, mode: str) -> Replay:
 def test_a_replay_on_arrays_takes_the_same_steps(seed: int, mode: str) -> None:
     acceptance = in_texts(random_acceptance(1, 2, seed, length=1000), 90)
     ours = replay_of(acceptance, TABLE, mode)
-    assert ours.positions.matches[:3] == (0, 1, 2)
+    assert ours.positions.least_levels[:3] == (0, 1, 2)
     starts = np.cumsum([0, *map(len, acceptance.texts)])
     visits = [
         (start + visit.place, visit.num_drafted)
@@ -45,7 +45,7 @@ def test_values_solve_their_equations() -> None:
     ours = replay_of(in_texts(random_acceptance(1, 2, 4, length=1000), 90), TABLE, "tree")
     positions, values = ours.positions, ours.values
     for state, steps in ours.steps.items():
-        places = np.flatnonzero(positions.levels == state[1])
+        places = np.flatnonzero(positions.groups[state[0]] == state[1])
         own = values.to_come[places, state[0]].sum()
         assert values.sum_steps(steps, state[0], places) == pytest.approx(own)
     # all tokens, less the mean speed's tokens in the time of all steps
@@ -56,18 +56,18 @@ def test_values_solve_their_equations() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("num_drafted", "level"), [(0, 0), (1, 0), (1, 2)])
+@pytest.mark.parametrize(("num_drafted", "group"), [(0, 0), (1, 0), (1, 2)])
 def test_the_tree_of_a_state_is_the_best_of_all_trees(
-    seed: int, num_drafted: int, level: int
+    seed: int, num_drafted: int, group: int
 ) -> None:
     acceptance = in_texts(random_acceptance(1, 2, seed, length=1000), 30)
     ours = replay_of(acceptance, TABLE, "tree")
-    places = ours.places[ours.positions.levels[ours.places] == level]
+    places = ours.places[ours.groups == group]
 
     def worth(tree: Tree) -> float:
         return ours.values.sum_steps(ours.stepper.steps(tree), num_drafted, places)
 
-    found = best_tree(ours, (num_drafted, level), False, places, everywhere=places)
+    found = best_tree(ours, (num_drafted, group), False, places, everywhere=places)
     trees = [Tree.from_paths(masks, masks) for masks in all_trees(1, 2, len(TIMES))]
     assert worth(found) == pytest.approx(max(map(worth, trees)))
     assert min(map(worth, trees)) < worth(found) - 1

@@ -8,7 +8,7 @@ from acceptances import all_trees, in_texts, random_acceptance, replay_speed
 from deadlines import stopped_if_it_hangs
 from speed import slow_but
 
-from bita.calibration.acceptance import Acceptance, Position
+from bita.calibration.acceptance import Acceptance, Guess, Position
 from bita.calibration.knapsack import Knapsack
 from bita.calibration.table_search import best_table
 from bita.tree import Path, Tree
@@ -27,8 +27,10 @@ def repeating(seed: int, num_texts: int = 40) -> Acceptance:
             ranks = tuple(int(rng.random() < 0.3) for _ in range(3))
             if rng.random() < 0.1:
                 length = int(rng.integers(8, 20))
-                text += [Position(ranks, min(4 + n, 12), length - n) for n in range(length)]
-            text.append(Position(ranks, int(rng.integers(0, 2)), 0))
+                text += [
+                    Position(ranks, (Guess(min(4 + n, 12), length - n),)) for n in range(length)
+                ]
+            text.append(Position(ranks, (Guess(int(rng.integers(0, 2))),)))
         texts.append(tuple(text))
     return Acceptance(tuple(texts), (50,) * num_texts, "x", 4)
 
@@ -79,7 +81,7 @@ def test_small_tables_are_the_best_there_are(seed: int, mode: str) -> None:
 
 def test_states_by_the_text_are_worth_their_trees() -> None:
     acceptance, unseen = repeating(1), repeating(2)
-    single = Tree.chain(1, 0).with_ngrams(1)
+    single = Tree.chain(1, 0).with_guesses(1)
     for mode in ("exact", "tree"):
         found = best_table(acceptance, TIMES, 3, mode, single)
         assert isinstance(found, TreeTable)
@@ -87,7 +89,7 @@ def test_states_by_the_text_are_worth_their_trees() -> None:
             unseen, single, TIMES, mode
         )
         deep = found.trees[found.number(0, 12)]
-        assert deep.min_match == 1
+        assert deep.min_level == 1
         assert deep.spine_length > 3
         assert found.trees[found.number(0, 0)].spine_length < 3
 
@@ -109,7 +111,7 @@ def test_noise_is_not_taken_for_states() -> None:
 
 
 def test_a_start_that_cannot_be_bettered_stays() -> None:
-    nothing = Acceptance((tuple(Position((0, 0), 0, 0) for _ in range(200)),), (9,), "x", 2)
+    nothing = Acceptance((tuple(Position((0, 0), (Guess(),)) for _ in range(200)),), (9,), "x", 2)
     root = Tree.root_only()
     assert best_table(nothing, TIMES, 2, "exact", root) is root
 

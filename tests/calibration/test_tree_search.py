@@ -7,7 +7,7 @@ from acceptances import all_trees, random_acceptance
 from deadlines import stopped_if_it_hangs
 from native_engines import FEATURES, native_engine, require_library
 
-from bita.calibration.acceptance import Acceptance, Position, measure_acceptance
+from bita.calibration.acceptance import Acceptance, Guess, Position, measure_acceptance
 from bita.calibration.draft_chain import DraftChain
 from bita.calibration.replay import count_tokens_per_step
 from bita.calibration.tree_search import best_trees, path_shares
@@ -19,11 +19,11 @@ from bita.tree import Tree
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("min_match", "mode"), [(0, "tree"), (0, "exact"), (2, "tree")])
-def test_small_trees_are_the_best_there_are(seed: int, min_match: int, mode: str) -> None:
+@pytest.mark.parametrize(("min_level", "mode"), [(0, "tree"), (0, "exact"), (2, "tree")])
+def test_small_trees_are_the_best_there_are(seed: int, min_level: int, mode: str) -> None:
     max_rows = 7
-    shares = path_shares(random_acceptance(2, 2, seed), 2, min_match, mode)
-    if min_match:
+    shares = path_shares(random_acceptance(2, 2, seed), 2, min_level, mode)
+    if min_level:
         shares = tuple(
             {p: v for p, v in s.items() if len(p) <= 2 and max((*p, 1)) <= 2} for s in shares
         )
@@ -31,7 +31,7 @@ def test_small_trees_are_the_best_there_are(seed: int, min_match: int, mode: str
     for masks in all_trees(2, 2, max_rows):
         chain = DraftChain(shares, masks)
         best[chain.num_rows] = max(best.get(chain.num_rows, 0), chain.value)
-    found = best_trees(shares, max_rows, min_match)
+    found = best_trees(shares, max_rows, min_level)
     for rows in range(1, max_rows + 1):
         # a tree of fewer rows may be as good; what counts is the best up to so many
         ours = max(f.tokens_per_step for r, f in found.items() if r <= rows)
@@ -74,8 +74,8 @@ def measured(tiny_engine: FilePath) -> Acceptance:
         Tree.chain(3),
         Tree.triangle(),
         Tree.from_paths([(1,), (2,), (5,), (1, 1), (2, 1)], [2, 3, 0, 1, 2, 3]),
-        Tree.chain(1, 0).with_ngrams(1),
-        Tree.chain(5, 0).with_ngrams(2),
+        Tree.chain(1, 0).with_guesses(1),
+        Tree.chain(5, 0).with_guesses(2),
     ],
     ids=str,
 )
@@ -104,7 +104,7 @@ def test_acceptance_is_written_and_read(measured: Acceptance) -> None:
 
 
 def test_what_an_earlier_run_did_is_kept(tiny_engine: FilePath, measured: Acceptance) -> None:
-    marked = (Position((1, 1, 1), 4, 8),)
+    marked = (Position((1, 1, 1), (Guess(4, 8),)),)
     prompts = ["Hello tree", "A mask token"]
     engine = open_engine(tiny_engine)
     again = measure_acceptance(engine, prompts, 60, 1, known={0: marked})

@@ -189,7 +189,7 @@ def test_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPat
 def test_sizes_of_steps_are_those_of_the_trees() -> None:
     assert decode_rows(Tree.chain(3, 3)) == (2, 16)
     assert decode_rows(Tree.root_only()) == (2,)
-    trees = Tree.chain(3, 3), Tree.root_only(), Tree.chain(2, 1).with_ngrams(1)
+    trees = Tree.chain(3, 3), Tree.root_only(), Tree.chain(2, 1).with_guesses(1)
     assert decode_rows(TreeTable(trees, (0, 1), ((0, 1), (2, 2)))) == (2, 6, 16)
 
 

@@ -46,7 +46,7 @@ PLAN = {
 WORDS = (
     *Manifest.__dataclass_fields__,
     *PLAN,
-    *("files", "bytes", "sha256", "nodes", "path", "masks", "min_match", "trees", "matches"),
+    *("files", "bytes", "sha256", "nodes", "path", "masks", "min_level", "trees", "matches"),
     *("by_state", "eos_ids", "special_tokens", "sampling", "F16", "I64", "BF16", "data_offsets"),
     *("tensorrt", "tensorrt-rtx", "ort-cuda", "exact", "os", "subprocess", "../model.onnx"),
 )
@@ -80,7 +80,7 @@ ACCEPTANCE = {
     "texts": [[[[1, 2, 0], 0, 0]], [[[0, 1, 3], 2, 1]]],
 }
 TREE = json.loads((TINY_ENGINE / "tree.json").read_text())
-TABLE = {"trees": [TREE, {**TREE, "min_match": 2}], "matches": [0, 3], "by_state": [[0, 1], [1, 0]]}
+TABLE = {"trees": [TREE, {**TREE, "min_level": 2}], "matches": [0, 3], "by_state": [[0, 1], [1, 0]]}
 
 
 def engine_targets() -> list[Target]:

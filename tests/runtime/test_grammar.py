@@ -37,7 +37,7 @@ TREES: list[Trees] = [
     Tree.triangle((6, 4, 2), 3),
     Tree.chain(4, 2),
     TreeTable(
-        (Tree.root_only(2), Tree.chain(3), Tree.chain(6, 0).with_ngrams(1)),
+        (Tree.root_only(2), Tree.chain(3), Tree.chain(6, 0).with_guesses(1)),
         (0, 2),
         ((0, 2), (1, 2)),
     ),

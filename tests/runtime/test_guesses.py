@@ -1,19 +1,23 @@
-"""Guesses from the text and from a table of continuations: the surer one is taken."""
+"""Guesses from the text, from a table of continuations and from masks, put together."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bita.adapter import Adapter
 from bita.calibration.acceptance import measure_acceptance
 from bita.calibration.replay import replay
 from bita.continuations import Continuations, count_continuations
 from bita.engine import ADAPTER_FILE, open_engine
-from bita.runtime.decoding.guesses import Guesses, new_index
-from bita.runtime.decoding.ngrams import NgramIndex
+from bita.errors import LibraryMissingError
+from bita.pairs import PairTables
+from bita.runtime.decoding.draft_order import NativeOrder, PlainOrder, draft_order
+from bita.runtime.decoding.drafting import Drafts
+from bita.runtime.decoding.guesses import Guesses
 from bita.runtime.session import Session
-from bita.tree import MAX_MATCH, Tree
+from bita.tree import MAX_LEVEL, Tree
 from bita.tree_table import TreeTable
 
 RNG = np.random.default_rng(7)
@@ -25,41 +29,117 @@ def often(*texts: list[int], times: int = 30) -> Continuations:
     return table
 
 
-def index_of(table: Continuations, text: list[int]) -> NgramIndex:
-    index = new_index(table)
+def index_of(table: Continuations | None, text: list[int], drafts: Drafts | None = None) -> Guesses:
+    index = Guesses(table, drafts or Drafts(1, 4))
     index.start(text)
     return index
 
 
-def test_without_a_table_the_index_is_the_texts() -> None:
-    assert type(new_index(None)) is NgramIndex
-    assert type(new_index(often([1, 2]))) is Guesses
+def drafts_of(ids: list[int], logits: list[float]) -> Drafts:
+    """The drafts of one mask."""
+    drafts = Drafts(1, len(ids))
+    drafts.read(np.array([ids]), np.array([logits], np.float32))
+    return drafts
+
+
+def firsts(index: Guesses, count: int) -> list[int]:
+    return [candidates[0] for candidates in index.candidates(count)]
+
+
+def test_the_text_alone_is_what_followed_last_time() -> None:
+    assert index_of(None, [1, 2, 3, 1]).candidates(2) == [[2], [3]]
+    level = index_of(None, [1, 2, 3, 1]).level()
+    assert 0 < level < index_of(None, [1, 2, 3, 1, 2]).level()
+    assert index_of(None, [1, 2, 3, 1]).candidates(2, level + 1) == []
+    assert index_of(None, [1, 2, 3]).candidates(2) == []
 
 
 def test_what_the_model_often_says_is_guessed() -> None:
     index = index_of(often([1, 2, 3, 4, 5, 6]), [50, 1, 2])
-    assert index.guess(3) == [3, 4, 5]
-    assert index.guess(6)[:4] == [3, 4, 5, 6]
-    assert len(index.guess(6)) == 6
-    assert index.match_length() > 5  # three tokens that are sure
-    assert index.guess(2, index.match_length() + 1) == []
+    assert index.candidates(6) == [[3], [4], [5], [6]]  # nothing is known of what follows
+    assert index.level() > 7
     index.extend([99])
-    assert (index.match_length(), index.guess(3)) == (0, [])
+    assert (index.level(), index.candidates(3), index.from_masks) == (0, [], False)
 
 
 def test_unsure_runs_count_less() -> None:
     split = often(*([1, token] for token in (2, 2, 2, 3, 3, 4, 5)))
-    levels = [index_of(table, [50, 1]).match_length() for table in (split, often([1, 2]))]
+    levels = [index_of(table, [50, 1]).level() for table in (split, often([1, 2]))]
     assert 0 < levels[0] < levels[1]
+    assert index_of(split, [50, 1]).candidates(1, min_level=levels[0] + 1) == []
 
 
-def test_a_long_match_in_the_text_is_surer_than_the_table() -> None:
+def test_the_surer_of_text_and_table_stands_first_and_the_other_beside_it() -> None:
     table = often([1, 2, 3])
-    text = [*range(20, 30), 1, 40, 41, *range(20, 30), 1]
-    assert index_of(table, text).guess(2) == [40, 41]
-    assert index_of(table, text).match_length() == 12  # eleven, and one more beside a table
-    assert index_of(table, [30, 1, 40, 41, 31, 1]).guess(2)[0] == 2
-    assert index_of(table, [4] * 40).match_length() == MAX_MATCH
+    long_match = index_of(table, [*range(20, 27), 1, 40, 41, *range(20, 27), 1])
+    assert firsts(long_match, 2) == [40, 41]
+    assert long_match.level() > 7
+    split = often(*([1, token] for token in (2, 2, 3, 4)))
+    assert index_of(split, [1, 41, 6, 30, 1, 40, 31, 30, 1]).candidates(1) == [[40, 2]]
+    assert index_of(table, [30, 1, 40, 41, 31, 1]).candidates(1) == [[2, 40]]
+    assert index_of(table, [4] * 40).level() == MAX_LEVEL
+
+
+def test_sources_that_agree_are_surer() -> None:
+    split = often(*([1, token] for token in (2, 2, 3, 4)))
+    alone = [index_of(split, [1]), index_of(often([7, 8]), [1, 2, 6, 1])]
+    both = index_of(split, [1, 2, 6, 1])
+    assert both.candidates(1) == [[2]]
+    assert both.level() > max(index.level() for index in alone)
+
+
+def test_guesses_raise_what_masks_draft() -> None:
+    drafts = drafts_of([5, 6, 7], [2.0, 1.0, 0.0])
+    table = often(*([1, token] for token in (7, 7, 7, 8)))
+    by_mask = index_of(None, [1], drafts)
+    assert by_mask.candidates(1) == [[5, 6, 7]]
+    assert by_mask.from_masks
+    both = index_of(table, [1], drafts)
+    assert both.candidates(1)[0][0] == 7
+    assert not both.from_masks
+    assert both.level() > 1
+    # a sure guess that no mask drafts stands among the drafts too, and the last of these goes
+    assert index_of(often([1, 9]), [1], drafts).candidates(1) == [[9, 5, 6]]
+    drafts.num_masks = 0
+    assert index_of(None, [1], drafts).candidates(1) == []
+
+
+def test_a_place_after_the_drafts_goes_on_from_them() -> None:
+    drafts = drafts_of([5, 6, 7], [4.0, 1.0, 0.0])
+    assert firsts(index_of(often([5, 11, 12]), [1], drafts), 3) == [5, 11, 12]
+    text = [5, 20, 21, 1, 6, 30, 31, 1]  # followed by 6 last time, and masks say 5
+    assert index_of(None, text, drafts).candidates(2) == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("rank", [0, 3, 16])
+def test_the_library_orders_as_numpy_does(rank: int) -> None:
+    ids = np.array([RNG.permutation(200)[:16] for _ in range(3)])
+    logits = RNG.normal(size=ids.shape).astype(np.float32)
+    sides = RNG.normal(size=(2, 200, max(rank, 1))).astype(np.float16)
+    pairs = PairTables(*sides) if rank else None
+    ours, plain = draft_order(ids, logits, pairs), PlainOrder(ids, logits, pairs)
+    assert isinstance(ours, NativeOrder)
+    for guesses in ([], [(int(ids[1, 9]), 3.0)], [(201, 9.0), (int(ids[1, 2]), 0.5)]):
+        for mask in range(3):
+            (order, share), (other, other_share) = (
+                each.order(mask, 7, guesses) for each in (ours, plain)
+            )
+            assert order == other
+            assert share == pytest.approx(other_share, rel=1e-5)
+    ids[0, 0] = 199  # they are read when they are asked for
+    assert 199 in ours.order(0, 7, [(199, 50.0)])[0][:1]
+
+
+def test_without_the_library_numpy_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise LibraryMissingError("none")
+
+    monkeypatch.setattr("bita.runtime.decoding.draft_order.find_draft_orderer", missing)
+    drafts = np.zeros((1, 4), np.int64), np.zeros((1, 4), np.float32)
+    assert isinstance(draft_order(*drafts, None), PlainOrder)
+    monkeypatch.undo()
+    wide = PairTables(*np.zeros((2, 9, 2), np.float32))  # the library reads float16
+    assert isinstance(draft_order(*drafts, wide), PlainOrder)
 
 
 def test_decoder_and_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Path) -> None:
@@ -73,7 +153,7 @@ def test_decoder_and_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Pat
         Adapter.load(engine.file(ADAPTER_FILE)), continuations=count_continuations(texts, 500)
     )
     trees = TreeTable(
-        (Tree.root_only(1), Tree.chain(2, 1).with_ngrams(1), Tree.chain(5, 0).with_ngrams(1)),
+        (Tree.root_only(1), Tree.chain(2, 1).with_guesses(1), Tree.chain(5, 0).with_guesses(1)),
         (0, 1, 4),
         ((0, 1, 2), (0, 1, 2)),
     )
@@ -86,4 +166,4 @@ def test_decoder_and_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Pat
         assert session.generate(prompt, 40).token_ids == answer
         assert session.stats.num_steps == len(visits)
         num_right += session.stats.num_from_text
-    assert num_right > 20
+    assert num_right > 5

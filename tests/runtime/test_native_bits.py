@@ -26,7 +26,7 @@ TREES: dict[str, Trees] = {
     "(5,4,3)": Tree.triangle(),
     "chain": Tree.chain(3),
     "table": TreeTable(
-        (AR, Tree.chain(5, 0).with_ngrams(1), Tree.triangle((3, 2), 2), Tree.chain(3, 1)),
+        (AR, Tree.chain(5, 0).with_guesses(1), Tree.triangle((3, 2), 2), Tree.chain(3, 1)),
         (0, 1, 2),
         ((0, 2, 1), (3, 3, 0), (2, 1, 3)),
     ),

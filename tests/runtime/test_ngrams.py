@@ -9,9 +9,9 @@ import pytest
 from bita.cli.shared.trees import read_tree
 from bita.errors import TreeError
 from bita.runtime.decoding.drafting import Drafter, Drafts
-from bita.runtime.decoding.ngrams import LONGEST, NgramIndex
+from bita.runtime.decoding.ngrams import LONGEST, MAX_MATCH, NgramIndex
 from bita.runtime.session import Session
-from bita.tree import MAX_MATCH, Tree
+from bita.tree import Tree
 
 
 def slow_guess(text: list[int], count: int, min_match: int) -> list[int]:
@@ -88,7 +88,7 @@ def test_a_new_text_knows_nothing_of_the_last() -> None:
 
 
 def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
-    tree = Tree.triangle((3, 2)).with_ngrams(1)
+    tree = Tree.triangle((3, 2)).with_guesses(1)
     drafts = Drafts(2, 3)
     drafter = Drafter(tree)
     drafts.read(np.array([[10, 11, 12], [20, 21, 22]]), np.zeros((2, 3), np.float32))
@@ -97,11 +97,11 @@ def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
         **{(1,): 10, (2,): 11, (3,): 12, (1, 1): 20, (1, 2): 21}
     }
-    drafter.fill(tokens, drafts, [99])
+    drafter.fill(tokens, drafts, [[99, 10, 11, 12]])
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
         **{(1,): 99, (2,): 10, (3,): 11, (1, 1): 20, (1, 2): 21}
     }
-    drafter.fill(tokens, drafts, [11, 21])
+    drafter.fill(tokens, drafts, [[11, 10, 12], [21, 20]])
     assert dict(zip(tree.paths[1:], tokens[1:].tolist(), strict=True)) == {
         **{(1,): 11, (2,): 10, (3,): 12, (1, 1): 21, (1, 2): 20}
     }
@@ -109,11 +109,11 @@ def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
 
 PROMPTS = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
 TREES = [
-    Tree.chain(1, 0).with_ngrams(1),
-    Tree.chain(4, 0).with_ngrams(2),
-    Tree.chain(3).with_ngrams(1),
-    Tree.triangle().with_ngrams(1),
-    Tree.from_paths([(1,), (2,), (1, 1), (2, 1)], 1).with_ngrams(3),
+    Tree.chain(1, 0).with_guesses(1),
+    Tree.chain(4, 0).with_guesses(2),
+    Tree.chain(3).with_guesses(1),
+    Tree.triangle().with_guesses(1),
+    Tree.from_paths([(1,), (2,), (1, 1), (2, 1)], 1).with_guesses(3),
 ]
 
 
@@ -130,7 +130,7 @@ def test_text_stays_the_same(tree: Tree, mode: str, tiny_engine: Path) -> None:
 
 def test_text_that_repeats_takes_fewer_steps(tiny_engine: Path) -> None:
     # a tiny random model soon repeats itself, which is all that a guess can win by
-    session = Session.open(tiny_engine, tree=Tree.chain(4, 0).with_ngrams(1), num_threads=1)
+    session = Session.open(tiny_engine, tree=Tree.chain(4, 0).with_guesses(1), num_threads=1)
     answer = session.generate("Hello tree", 300, ignore_eos=True)
     index, steps, position = NgramIndex(), 0, 1
     tokens = answer.token_ids
@@ -146,15 +146,17 @@ def test_text_that_repeats_takes_fewer_steps(tiny_engine: Path) -> None:
     assert session.stats.num_steps == steps < len(tokens) - 1
 
 
-def test_trees_with_ngrams_are_written_and_named() -> None:
-    tree = Tree.triangle().with_ngrams(2)
+def test_trees_with_guesses_are_written_and_named() -> None:
+    tree = Tree.triangle().with_guesses(2)
     assert Tree.from_json(tree.to_json()) == tree
-    assert Tree.from_json(Tree.triangle().to_json()).min_match == 0
-    assert "n-grams from 2 tokens on" in str(tree)
-    assert read_tree("ngrams:3", 3) == Tree.chain(3, 0).with_ngrams(1)
-    with pytest.raises(TreeError, match="min_match is 13, not 0 to 12"):
-        tree.with_ngrams(13)
+    assert Tree.from_json(Tree.triangle().to_json()).min_level == 0
+    assert "guesses from level 2 on" in str(tree)
+    assert read_tree("ngrams:3", 3) == Tree.chain(3, 0).with_guesses(1)
+    with pytest.raises(TreeError, match="min_level is 13, not 0 to 12"):
+        tree.with_guesses(13)
     with pytest.raises(TreeError, match="not a whole number"):
-        Tree.from_json('{"nodes": [], "min_match": "two"}')
+        Tree.from_json('{"nodes": [], "min_level": "two"}')
     with pytest.raises(TreeError, match="no tree 'ngrams:0'"):
         read_tree("ngrams:0", 3)
+    with pytest.raises(TreeError, match="min_match is of an older bita-edge; calibrate the tree"):
+        Tree.from_json('{"nodes": [], "min_match": 1}')

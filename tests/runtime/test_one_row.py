@@ -34,7 +34,7 @@ needs_exact_int8 = pytest.mark.skipif(
     not multiplies_int8_exactly(), reason=f"only on processors with one of {VNNI}, or not {X86}"
 )
 SWITCHING = TreeTable(
-    (Tree.root_only(), Tree.chain(5, 0).with_ngrams(1), Tree.root_only(1), Tree.chain(3, 1)),
+    (Tree.root_only(), Tree.chain(5, 0).with_guesses(1), Tree.root_only(1), Tree.chain(3, 1)),
     (0, 1, 2),
     ((0, 2, 1), (3, 3, 0)),
 )

@@ -128,9 +128,9 @@ def random_trees(seed: int) -> Tree | TreeTable:
     trees = (
         Tree.triangle((6, 4, 2), 3),
         Tree.chain(3),
-        Tree.chain(5, 0).with_ngrams(1),
+        Tree.chain(5, 0).with_guesses(1),
         Tree.root_only(2),
-        Tree.triangle((3, 2), 2).with_ngrams(2),
+        Tree.triangle((3, 2), 2).with_guesses(2),
     )
     if rng.random() < 0.4:
         return trees[int(rng.integers(len(trees)))]

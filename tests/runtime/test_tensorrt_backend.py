@@ -46,7 +46,7 @@ from bita.tree_table import TreeTable
 
 CAPACITY = 480
 BRANCHED = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1)], num_masks=3)
-TABLE = TreeTable((Tree.chain(3, 3), Tree.chain(5, 1).with_ngrams(1)), (0, 1), ((0, 1),))
+TABLE = TreeTable((Tree.chain(3, 3), Tree.chain(5, 1).with_guesses(1)), (0, 1), ((0, 1),))
 PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
 LONG = [3 + number % 200 for number in range(300)]  # more than one piece of a prefill
 

@@ -19,7 +19,7 @@ from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
 SWITCHING = TreeTable(
-    (Tree.root_only(2), Tree.chain(3), Tree.chain(6, 0).with_ngrams(1)), (0, 2), ((0, 2), (1, 2))
+    (Tree.root_only(2), Tree.chain(3), Tree.chain(6, 0).with_guesses(1)), (0, 2), ((0, 2), (1, 2))
 )
 ROW_BYTES = 2 * 2 * 2 * 16 * 4  # of one token in the tiny engine's cache
 BUDGETS = (0, 1, 20 * ROW_BYTES, 100 * ROW_BYTES, 256 << 20)

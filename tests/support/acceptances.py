@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bita.calibration.acceptance import Acceptance, Position
+from bita.calibration.acceptance import GUESSES, Acceptance, Guess, Position
 from bita.calibration.replay import replay
 from bita.tree import Path
 from bita.tree_table import Trees, TreeTable
@@ -21,9 +21,17 @@ def random_acceptance(num_masks: int, num_ranks: int, seed: int, length: int = 4
             min(int(rng.geometric(0.45 - 0.1 * mask)), num_ranks + 1) % (num_ranks + 1)
             for mask in range(num_masks)
         )
-        match = int(rng.integers(0, 5))
-        positions.append(Position(ranks, match, int(rng.geometric(0.5)) - 1 if match else 0))
+        guesses = tuple(_random_guess(rng, num_ranks) for _ in range(num_masks + 1))
+        positions.append(Position(ranks, guesses))
     return Acceptance((tuple(positions),), (100,), "x", num_ranks)
+
+
+def _random_guess(rng: np.random.Generator, num_ranks: int) -> Guess:
+    level = int(rng.integers(0, 5))
+    if not level:
+        return Guess()
+    right = min(int(rng.geometric(0.5)) - 1, GUESSES)
+    return Guess(level, right, int(rng.integers(2, num_ranks + 2)) % (num_ranks + 1))
 
 
 def in_texts(acceptance: Acceptance, length: int) -> Acceptance:

@@ -24,7 +24,7 @@ def read_tree(text: str, num_masks: int) -> Trees:
     if text in _NAMED:
         return _NAMED[text](num_masks)
     if match := re.fullmatch(r"ngrams:([1-9]\d?)", text):
-        return Tree.chain(int(match[1]), 0).with_ngrams(1)
+        return Tree.chain(int(match[1]), 0).with_guesses(1)
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
         return Tree.triangle([int(width) for width in text.split(",")], num_masks)
     path = Path(text)

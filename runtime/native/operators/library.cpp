@@ -1,6 +1,7 @@
 // What the library exports: registration for ONNX Runtime, and a few C functions about itself.
 #include <string>
 
+#include "../decoding/draft_order.h"
 #include "../kernels/roads.h"
 #include "add_norm.h"
 #include "attention_sublayer.h"
@@ -100,4 +101,9 @@ BITA_EXPORT int bita_operators_take_weights(void) {
 
 BITA_EXPORT int bita_operators_use_road(const char* name) {
   return name && bita::use_road(name) ? 0 : -1;
+}
+
+// Order what may come after a token. Returns 0, or -1 for a task that cannot be.
+BITA_EXPORT int bita_operators_order_drafts(bita::DraftOrder* task) {
+  return task && bita::holds([&] { return bita::order_drafts(*task) == 0; }) ? 0 : -1;
 }
