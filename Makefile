@@ -70,12 +70,13 @@ adapter: model-given $(VENV)/.tune $(if $(IS_DEMO),$(VENV)/.model) ## tune an ad
 	$(BIN)/bita tune $(call given,PROMPTS) $(call given,MINUTES,--max-minutes) $(call given,LORA_RANK) -- "$$BITA_MODEL"
 
 # The peers need gigabytes and minutes, once; a run that was stopped continues with the same command.
-bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
+bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/.optimum $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
 	@for precision in int4 int8 fp32; do \
 	  $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=$$precision; done
 	$(BIN)/python benchmarks/peers.py \
 	  --engines engines/$(DEMO_MODEL)-int4 engines/$(DEMO_MODEL)-int8 engines/$(DEMO_MODEL)-fp32 \
-	  --python-peers $(PEERS)/env/bin/python --llama-cpp $(PEERS)/llama.cpp/bin --work-dir $(PEERS)/work \
+	  --python-peers $(PEERS)/env/bin/python --python-optimum $(PEERS)/optimum/bin/python \
+	  --llama-cpp $(PEERS)/llama.cpp/bin --work-dir $(PEERS)/work \
 	  $(call given,PROMPTS) $(call given,LIMIT)
 
 bench-options: # before anything is built
@@ -189,6 +190,14 @@ $(PEERS)/.env: benchmarks/peer_requirements.txt
 	$(PEERS)/env/bin/python -m pip freeze | grep '^torch==' > $(PEERS)/constraints.txt
 	$(PEERS)/env/bin/python -m pip install --quiet --disable-pip-version-check -r $< -c $(PEERS)/constraints.txt
 	$(PEERS)/env/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+$(PEERS)/.optimum: benchmarks/peer_optimum_requirements.txt
+	mkdir -p $(PEERS)
+	$(PYTHON) -m venv $(PEERS)/optimum
+	$(PEERS)/optimum/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS)/optimum/bin/python -m pip freeze | grep '^torch==' > $(PEERS)/optimum_constraints.txt
+	$(PEERS)/optimum/bin/python -m pip install --quiet --disable-pip-version-check -r $< -c $(PEERS)/optimum_constraints.txt
 	@touch $@
 
 $(PEERS)/llama.cpp/.ready: benchmarks/build_llama_cpp.py | $(PEERS)/.env $(VENV)/.model

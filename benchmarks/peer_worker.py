@@ -293,6 +293,28 @@ class Transformers(PeerEngine):
         return new_ids, times
 
 
+class OptimumOnnx(Transformers):
+    """transformers' decoding loop on optimum-onnx's session for CPUs, float32 or int8."""
+
+    packages = ("optimum-onnx", "optimum", "transformers", "onnxruntime")
+
+    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
+        import onnxruntime
+        import torch
+        from optimum.onnxruntime import ORTModelForCausalLM
+
+        torch.set_num_threads(num_threads)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        self._torch = torch
+        (file,) = Path(model).glob("*.onnx")
+        self.precision = "int8, dynamic" if "quantized" in file.name else "fp32"
+        self._model = ORTModelForCausalLM.from_pretrained(
+            model, file_name=file.name, session_options=options
+        )
+        self._lookup = settings.get("lookup")
+
+
 class _TorchStreamer:
     """Notes tokens as they come; the prompt comes first."""
 
@@ -324,6 +346,7 @@ ENGINES: dict[str, Callable[[str, int, Settings], PeerEngine]] = {
     "onnxruntime-genai": OnnxRuntimeGenai,
     "OpenVINO GenAI": OpenVinoGenai,
     "transformers": Transformers,
+    "optimum-onnx": OptimumOnnx,
 }
 
 

