@@ -28,6 +28,8 @@ MIN_GAIN = 8  # percent by which a longer run has to be more or less sure to say
 DISCOUNT = 0.5  # of what was seen: once is not always
 MAX_LOAD = 0.7  # of the slots
 _MIX, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+_LONGEST_FIRST = tuple((1 << 21 * length) - 1 for length in range(LONGEST_RUN, 0, -1))
+_PERCENT = (1 << SURE_BITS) - 1
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
 Values: TypeAlias = npt.NDArray[np.uint32]
@@ -43,19 +45,19 @@ class Continuations:
     def find(self, before: Sequence[int]) -> tuple[int, int]:
         """What follows the last of these tokens, and how surely in percent; (0, 0) if not known."""
         keys, values, bits = self._views
-        size = len(keys)
-        key = found = 0
-        for length, token in enumerate(reversed(before[-LONGEST_RUN:])):
-            key |= (token + 1) << 21 * length
-        for length in range(min(LONGEST_RUN, len(before)), 0, -1):
-            own = key & ((1 << 21 * length) - 1)
-            slot = (own * _MIX & _MASK) >> bits
-            while (there := keys[slot]) != own and there:
-                slot = slot + 1 if slot + 1 < size else 0
-            if there:
-                found = values[slot]
-                break
-        return found >> SURE_BITS, found & ((1 << SURE_BITS) - 1)
+        key = 0
+        for token in before[-LONGEST_RUN:]:
+            key = key << 21 | token + 1
+        for mask in _LONGEST_FIRST:
+            if key > mask >> 21:  # the run is as long
+                own = key & mask
+                slot = (own * _MIX & _MASK) >> bits
+                while (there := keys[slot]) != own and there:
+                    slot = slot + 1 if slot + 1 < len(keys) else 0
+                if there:
+                    found = values[slot]
+                    return found >> SURE_BITS, found & _PERCENT
+        return 0, 0
 
     @property
     def num_entries(self) -> int:

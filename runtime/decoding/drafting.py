@@ -65,8 +65,9 @@ class Drafts:
     def read(self, top_ids: Int64Array, top_logits: Float32Array) -> None:
         """Take the drafts of one group, [M, k], and their logits."""
         self.num_masks = len(top_ids)
-        self.ids[: self.num_masks] = top_ids
-        self.logits[: self.num_masks] = top_logits
+        if self.num_masks:
+            self.ids[: self.num_masks] = top_ids
+            self.logits[: self.num_masks] = top_logits
 
 
 class Drafter:

@@ -25,6 +25,9 @@ from bita.runtime.decoding.sureness import (
 )
 
 _SURE_MATCH = 8  # tokens from which on the table is not asked
+_TEXT_WEIGHTS = (0.0, *map(exp, TEXT_ALONE[1:]))
+_TABLE_WEIGHTS = tuple(map(exp, TABLE_ALONE))
+_AGREE_WEIGHT = exp(AGREE_ALONE)
 
 
 class _Place(NamedTuple):
@@ -93,26 +96,22 @@ class Guesses:
         return self._places[number]
 
     def _next_place(self) -> _Place:
-        places = self._places
-        number = len(places)
-        if number and not places[-1].candidates:
-            return places[-1]
-        run = [*self._last, *(place.candidates[0] for place in places)]
-        length, token = self._from_text(number)
-        text = (length, token) if not number or places[-1].follows_text else (0, 0)
-        table = (0, 0)
+        number = len(self._places)
+        run, follows_text = self._last, True
+        if number:
+            before = self._places[-1]
+            if not before.candidates:
+                return before
+            follows_text = before.follows_text
+            run = [*run, *(place.candidates[0] for place in self._places)]
+        text = table = (0, 0)
+        if follows_text and (length := self._index.match_length()):
+            text = min(length + number, MAX_MATCH), self._index.following(number)
         if self._table is not None and text[0] < _SURE_MATCH:
-            table = self._table.find(run[-LONGEST_RUN:])
+            table = self._table.find(run)
         if number < self._drafts.num_masks:
             return self._beside_mask(number, run[-1], text, table)
         return _without_mask(text, table)
-
-    def _from_text(self, number: int) -> tuple[int, int]:
-        """Length of the match in front of a place, and what followed it; 0 without a match."""
-        length = self._index.match_length()
-        if not length:
-            return 0, 0
-        return min(length + number, MAX_MATCH), self._index.guess(number + 1)[number]
 
     def _beside_mask(
         self, mask: int, before: int, text: tuple[int, int], table: tuple[int, int]
@@ -130,13 +129,12 @@ class Guesses:
 def _without_mask(text: tuple[int, int], table: tuple[int, int]) -> _Place:
     """text, table: length of the match or percent, 0 for none, and the token."""
     (length, token), (other, percent) = text, table
-    weight = exp(TEXT_ALONE[length]) if length else 0.0
-    other_weight = exp(TABLE_ALONE[percent // 10]) if percent else 0.0
-    if length and percent and token == other:
-        weight, other_weight = weight * other_weight * exp(AGREE_ALONE), 0.0
-    best = max(weight, other_weight)
-    share = best / (1 + weight + other_weight)
-    candidates = [each for each, has in ((token, weight), (other, other_weight)) if has]
-    if other_weight > weight:
-        candidates.reverse()
-    return _Place(candidates, share, bool(length) and weight >= other_weight, False)
+    weight, other_weight = _TEXT_WEIGHTS[length], _TABLE_WEIGHTS[percent // 10] if percent else 0.0
+    if weight and other_weight and token == other:
+        weight, other_weight = weight * other_weight * _AGREE_WEIGHT, 0.0
+    share = max(weight, other_weight) / (1 + weight + other_weight)
+    if not other_weight:
+        return _Place([token] if weight else [], share, weight > 0, False)
+    if weight >= other_weight:
+        return _Place([token, other], share, True, False)
+    return _Place([other, token] if weight else [other], share, False, False)

@@ -53,6 +53,13 @@ class NgramIndex:
             guess.append(guess[-period])
         return guess
 
+    def following(self, number: int) -> int:
+        """The token at a place of `guess`, from 0. There has to be a match."""
+        text, place = self._text, self._found()[1]
+        while place + number >= len(text):
+            number -= len(text) - place
+        return text[place + number]
+
     def match_length(self) -> int:
         """Tokens at the end of the text that stand in front of what `guess` goes on with, at most
         MAX_MATCH.
