@@ -26,6 +26,7 @@ from bita.errors import EngineError, raise_faults
 from bita.json_values import Fields, shown
 from bita.progress import OnCount, ignore_count
 from bita.runtime.backends.backend import Step, open_backend
+from bita.runtime.backends.threads import default_threads
 from bita.tensors import Float64Array
 
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
@@ -164,7 +165,7 @@ def describe_device(num_threads: int) -> dict[str, Any]:
     """
     cores = os.cpu_count() or 1
     device: dict[str, Any] = {"machine": platform.machine(), "cores": cores}
-    device["threads"] = num_threads or "one per physical core"
+    device["threads"] = num_threads or default_threads() or "one per physical core"
     for name, path in (
         ("processor", "/proc/cpuinfo"),
         ("board", "/proc/device-tree/model"),

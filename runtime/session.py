@@ -76,7 +76,7 @@ class Session:
         mode: instead of the engine's own, "exact" or "tree".
         min_rows: rows of the smallest step. None: `least_rows`, which makes AR and tree decoding
         bit-identical, or 1 for an engine whose own tree is the root (it is its own reference).
-        num_threads: 0 for one per physical core.
+        num_threads: 0 for one per physical core it may use.
         check_hashes: hash the weights before loading.
         backend: what executes the steps. None: what the engine was built for; every engine runs on
         "ort-cpu" too.

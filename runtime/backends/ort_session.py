@@ -22,6 +22,7 @@ from bita.errors import EngineError, LibraryMissingError
 from bita.json_values import shown
 from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_int8_exactly
+from bita.runtime.backends.threads import default_threads
 from bita.runtime.native.library import loaded_operators
 
 NOTHING_LOGGED = 4  # errors are raised; it would print them too
@@ -49,7 +50,7 @@ def session_options(engine: Engine, num_threads: int) -> ort.SessionOptions:
     """
     _check_processor(engine)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = num_threads or default_threads()
     if engine.manifest.dialect == NATIVE.name:
         options.register_custom_ops_library(str(_native_library(engine)))
     return options

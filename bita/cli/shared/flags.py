@@ -70,7 +70,9 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """--threads of commands that run an engine on processors."""
-    parser.add_argument("--threads", type=_threads, default=0, help="0: one per physical core")
+    parser.add_argument(
+        "--threads", type=_threads, default=0, help="0: one per physical core that it may use"
+    )
 
 
 def text(argument: str) -> str:
