@@ -47,7 +47,7 @@ from bita.tree import Tree
 class OrtBackend:
     """One engine loaded into ONNX Runtime, and its cache.
 
-    num_threads: 0 for one per physical core it may use. graph: a serialized variant of the engine's graph to
+    num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
     run in its place. operators_to: beginning of a file's name, for times of operators. kept_bytes:
     of a cache in pages, for texts that have left it. map_weights: do not read those of native
     operators into memory. Raises EngineError if the graph cannot be loaded.
