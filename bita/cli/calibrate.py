@@ -136,10 +136,12 @@ def _print_acceptance(acceptance: Any) -> None:
         for row in acceptance.table()
     ]
     _print_table(("mask", "steps", "rank 1", "ranks to 5", "to 10"), rows)
-    guesses = [p.guesses[0] for p in acceptance.positions() if p.guesses[0].level]
-    right = sum(guess.right > 0 for guess in guesses) / max(len(guesses), 1)
-    share = len(guesses) / max(acceptance.num_positions, 1)
-    print(f"text that occurred before: {100 * share:.0f} % of steps, {right:.3f} of guesses right")
+    for name, num_drafted in (("without masks", 0), ("with all masks", len(rows))):
+        guesses = [position.guess(num_drafted) for position in acceptance.positions()]
+        known = [guess for guess in guesses if guess.level]
+        right = sum(guess.right > 0 for guess in known) / max(len(known), 1)
+        share = len(known) / max(len(guesses), 1)
+        print(f"guesses {name}: in {100 * share:.0f} % of steps, {right:.3f} of them right")
 
 
 def _print_latency(latency: Any) -> None:
