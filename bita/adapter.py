@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
+from bita.bonuses import BONUS_TENSOR, DEFAULT_BONUSES, Bonuses, bonus_faults
 from bita.continuations import CONTINUATION_TENSORS, Continuations, continuation_faults
 from bita.errors import AdapterError, ModelError, raise_faults
 from bita.files import write_whole
@@ -62,6 +64,7 @@ class Adapter:
     lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
     pairs: how drafts are scored by the token before them (`bita.pairs`); empty for none.
     continuations: what usually follows a few tokens (`bita.continuations`); None for no table.
+    bonuses: how much text, table and masks say for what they guess (`bita.bonuses`).
     Raises AdapterError that lists every shape that does not fit the others or the identity.
     """
 
@@ -73,6 +76,7 @@ class Adapter:
     lora: Lora = field(default_factory=dict)
     pairs: Pairs = field(default_factory=dict)
     continuations: Continuations | None = None
+    bonuses: Bonuses = DEFAULT_BONUSES
 
     def __post_init__(self) -> None:
         for name in TENSORS:
@@ -87,6 +91,7 @@ class Adapter:
         if self.continuations is not None:
             table = self.continuations
             faults += continuation_faults(table.keys, table.values, self.identity.vocab_size)
+        faults += bonus_faults(self.bonuses.array())
         raise_faults(AdapterError, "adapter", faults)
 
     @property
@@ -150,7 +155,7 @@ class Adapter:
         # one entry: safetensors writes several in no fixed order, and equal adapters should be
         # equal files
         stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
-        write_whole(path, to_safetensors({**self.tensors(), **self._table()}, stored))
+        write_whole(path, to_safetensors({**self.tensors(), **self._host_arrays()}, stored))
 
     def _version(self) -> str:
         """The oldest that knows all it has."""
@@ -158,12 +163,15 @@ class Adapter:
             return TABLE_VERSION
         return FULL_VERSION if self.lora or self.pairs else PLAIN_VERSION
 
-    def _table(self) -> Mapping[str, npt.NDArray[np.unsignedinteger]]:
-        return self.continuations.arrays() if self.continuations is not None else {}
+    def _host_arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What no step reads."""
+        table = self.continuations.arrays() if self.continuations is not None else {}
+        own = self.bonuses != DEFAULT_BONUSES
+        return {**table, BONUS_TENSOR: self.bonuses.array()} if own else table
 
     def hash_pieces(self) -> Iterator[bytes]:
         """The name and content of each tensor, ordered by name, for a hash of the adapter."""
-        for name, array in sorted({**self.tensors(), **self._table()}.items()):
+        for name, array in sorted({**self.tensors(), **self._host_arrays()}.items()):
             yield name.encode() + array.tobytes()
 
     @classmethod
@@ -185,6 +193,7 @@ class Adapter:
         }
         faults += _value_faults(tensors)
         continuations = _read_continuations(file.tensors, identity, faults)
+        bonuses = _read_bonuses(file.tensors, faults)
         raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
         assert identity is not None  # else it is among the faults
         lora, pairs = (
@@ -199,6 +208,7 @@ class Adapter:
             lora=lora,
             pairs=pairs,
             continuations=continuations,
+            bonuses=bonuses,
         )
 
 
@@ -308,6 +318,21 @@ def _read_continuations(
     found = continuation_faults(keys, values, identity.vocab_size)
     faults += found
     return None if found else Continuations(keys.astype(np.uint64), values.astype(np.uint32))
+
+
+def _read_bonuses(stored: Mapping[str, StoredTensor], faults: list[str]) -> Bonuses:
+    """Those in a file, else the default ones; what is wrong is added to `faults`."""
+    if BONUS_TENSOR not in stored:
+        return DEFAULT_BONUSES
+    tensor = stored[BONUS_TENSOR]
+    if tensor.dtype not in FLOAT_TYPES:
+        known = ", ".join(FLOAT_TYPES)
+        faults.append(f"tensor {BONUS_TENSOR!r} has type {tensor.dtype}, not one of {known}")
+        return DEFAULT_BONUSES
+    array = tensor.float32()
+    found = bonus_faults(array)
+    faults += found
+    return DEFAULT_BONUSES if found else Bonuses.of(array)
 
 
 def _type_faults(stored: Mapping[str, StoredTensor]) -> list[str]:

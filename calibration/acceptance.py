@@ -258,8 +258,11 @@ class _DraftReader:
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
         """One for each token of the answer that is a root, but the last."""
         text = [*prompt, *answer]
-        drafts = Drafts(self._num_masks, self._backend.num_ranks, self._pairs)
-        index = Guesses(self._adapter.continuations, drafts)
+        bonuses, table = self._adapter.bonuses, self._adapter.continuations
+        drafts = Drafts(
+            *(self._num_masks, self._backend.num_ranks, self._pairs, bonuses.mask_scale)
+        )
+        index = Guesses(table, bonuses, drafts)
         index.start(prompt)
         found = []
         # the root is drafted by the masks of the token in front of it

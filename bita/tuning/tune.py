@@ -13,6 +13,7 @@ from bita.data.endpoint import EndpointGenerator, EndpointOptions
 from bita.data.generate_data import DataLimits, FilePrompts, PromptSource, generate_data
 from bita.data.generators import EngineGenerator, Generator, TransformersGenerator
 from bita.data.model_texts import ModelTexts
+from bita.data.prompts import CALIBRATION_PROMPTS, read_prompts
 from bita.data.samplers import EngineSampler, Sampler, TransformersSampler
 from bita.data.self_prompts import SelfPromptOptions, SelfPrompts
 from bita.errors import TuningError
@@ -20,6 +21,7 @@ from bita.export.checkpoint import Checkpoint
 from bita.progress import OnProgress, ignore_progress
 from bita.runtime.session import Session
 from bita.tree import Tree
+from bita.tuning.bonus_fit import fit_bonuses
 from bita.tuning.data_engine import DATA_ENGINE, build_data_engine
 from bita.tuning.evaluation import DraftQuality, evaluate
 from bita.tuning.joint_pairs import JointPairs
@@ -30,11 +32,12 @@ from bita.tuning.run_files import RunFiles, fingerprint
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.trainer import StepReport, Trainer
-from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
+from bita.tuning.training_texts import MIN_RESPONSE, TrainingText, cut_text, split_held_out, usable
 from bita.tuning.tuning_base import load_tuning_base
 from bita.writer_lock import sole_writer
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
+BONUS_TOKENS = 96  # of each answer that bonuses are fitted on
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,32 @@ def _tune(
         parameters.pairs = tune_pairs(
             model, parameters, pair_texts, settings.pair_rank, settings.seed, watcher.on_data
         )
+    counted = ((text.token_ids, text.num_prompt) for text in train)
+    continuations = count_continuations(counted, settings.num_continuations)
+    # by all processes: a sharded base is run by all
+    texts = _foreign_texts(checkpoint, base, settings.max_tokens, watcher)
+    bonuses = fit_bonuses(model, parameters, continuations, texts)
     if processes.is_main:
-        counted = ((text.token_ids, text.num_prompt) for text in train)
-        continuations = count_continuations(counted, settings.num_continuations)
         tuned = parameters.to_adapter(tuned_on)
-        replace(tuned, continuations=continuations).save(options.out)
+        replace(tuned, continuations=continuations, bonuses=bonuses).save(options.out)
     return TuneResult(options.out, before, evaluate(model, parameters, held_out))
+
+
+def _foreign_texts(
+    checkpoint: Checkpoint, base: Any, max_tokens: int, watcher: Watcher
+) -> list[TrainingText]:
+    """The base's own answers to bundled prompts, which no data is made of."""
+    texts = ModelTexts.of(checkpoint)
+    prompts = [texts.encode(messages) for messages in read_prompts(CALIBRATION_PROMPTS)]
+    generator = TransformersGenerator(base, texts.eos_ids)
+    found: list[TrainingText] = []
+    for start in range(0, len(prompts), generator.batch_size):
+        watcher.on_data("bonuses", start, len(prompts))
+        batch = prompts[start : start + generator.batch_size]
+        for ids, (response, _) in zip(batch, generator.complete(batch, BONUS_TOKENS), strict=True):
+            found.append(cut_text(ids, response, max_tokens))
+    watcher.on_data("bonuses", len(prompts), len(prompts))
+    return [text for text in found if len(text.token_ids) - text.num_prompt >= MIN_RESPONSE]
 
 
 def _dataset(

@@ -1,8 +1,8 @@
 """The order of what may come after a token: a mask's drafts, and guesses from elsewhere.
 
-A candidate scores what the mask says of it, times MASK_SCALE, and the bonuses of the sources that
-guess it. The library of native operators orders a step's drafts in about 2 µs; without it numpy
-does, in about 60.
+A candidate scores what the mask says of it, times a scale, and the bonuses of the sources that
+guess it (`bita.bonuses`). The library of native operators orders a step's drafts in about 2 µs;
+without it numpy does, in about 60.
 """
 
 import ctypes
@@ -16,7 +16,6 @@ from bita.pairs import PairTables
 from bita.runtime.native.library import find_draft_orderer
 from bita.tensors import Float32Array, Int64Array
 
-MASK_SCALE = 0.63  # of logits and pair scores; measured with the bonuses: docs/LOG.md
 MAX_GUESSES = 4
 MAX_DRAFTS = 256  # that the library orders
 _ABSENT = 1.0  # a guess that is no draft scores so much less than the last draft
@@ -37,10 +36,12 @@ class DraftOrder(Protocol):
 
 
 class PlainOrder:
-    """Orders with numpy. ids, logits: [M, k]."""
+    """Orders with numpy. ids, logits: [M, k]. scale: of logits and pair scores."""
 
-    def __init__(self, ids: Int64Array, logits: Float32Array, pairs: PairTables | None) -> None:
-        self._ids, self._logits, self._pairs = ids, logits, pairs
+    def __init__(
+        self, ids: Int64Array, logits: Float32Array, pairs: PairTables | None, scale: float
+    ) -> None:
+        self._ids, self._logits, self._pairs, self._scale = ids, logits, pairs, scale
 
     def order(
         self, mask: int, before: int, guesses: Sequence[tuple[int, float]]
@@ -50,12 +51,12 @@ class PlainOrder:
         if self._pairs is not None:
             left = self._pairs.left[before].astype(np.float32)
             scores = scores + self._pairs.right[ids].astype(np.float32) @ left
-        found = (MASK_SCALE * scores).tolist()
+        found = (np.float32(self._scale) * scores).tolist()
         lowest, num_drafts = min(found), len(ids)
         for token, bonus in guesses:
             if token not in ids:
                 ids.append(token)
-                found.append(lowest - MASK_SCALE * _ABSENT)
+                found.append(lowest - self._scale * _ABSENT)
             found[ids.index(token)] += bonus
         scores = np.array(found, np.float32)
         best = np.argsort(-scores, kind="stable")
@@ -91,6 +92,7 @@ class NativeOrder:
         ids: Int64Array,
         logits: Float32Array,
         pairs: PairTables | None,
+        scale: float,
         orderer: "ctypes._NamedFuncPointer",
     ) -> None:
         num_drafts = ids.shape[1]
@@ -101,7 +103,7 @@ class NativeOrder:
         if pairs is not None:
             task.left, task.right = pairs.left.ctypes.data, pairs.right.ctypes.data
             task.rank = pairs.left.shape[1]
-        task.count, task.scale, task.ordered = num_drafts, MASK_SCALE, self._ordered.ctypes.data
+        task.count, task.scale, task.ordered = num_drafts, scale, self._ordered.ctypes.data
         self._pointer = ctypes.byref(task)
         self._places = [
             (ids[mask].ctypes.data, logits[mask].ctypes.data) for mask in range(len(ids))
@@ -120,13 +122,17 @@ class NativeOrder:
         return self._ordered.tolist(), task.share
 
 
-def draft_order(ids: Int64Array, logits: Float32Array, pairs: PairTables | None) -> DraftOrder:
-    """For drafts that stay where they are. ids, logits: [M, k], contiguous."""
+def draft_order(
+    ids: Int64Array, logits: Float32Array, pairs: PairTables | None, scale: float
+) -> DraftOrder:
+    """For drafts that stay where they are. ids, logits: [M, k], contiguous. scale: of logits and
+    pair scores.
+    """
     tables = () if pairs is None else (pairs.left, pairs.right)
     fits = all(table.dtype == np.float16 and table.flags.c_contiguous for table in tables)
     if fits and 0 < ids.shape[1] <= MAX_DRAFTS:
         try:
-            return NativeOrder(ids, logits, pairs, find_draft_orderer())
+            return NativeOrder(ids, logits, pairs, scale, find_draft_orderer())
         except LibraryMissingError:
             pass
-    return PlainOrder(ids, logits, pairs)
+    return PlainOrder(ids, logits, pairs, scale)

@@ -1,9 +1,9 @@
 """Guesses of what follows a text: from the text itself, from what the model often says, from masks.
 
 An adapter may have a table of continuations (`bita.continuations`), and masks draft the next
-tokens. All that is known of a place is put together (`bita.runtime.decoding.sureness`), and
-`Guesses.level` says how sure the first tokens are: a state of the decoder, whose tree calibration
-chooses by what such guesses were worth.
+tokens. All that is known of a place is put together (`bita.bonuses`), and `Guesses.level` says how
+sure the first tokens are: a state of the decoder, whose tree calibration chooses by what such
+guesses were worth.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,13 @@ from itertools import takewhile
 from math import exp
 from typing import NamedTuple
 
+from bita.bonuses import MAX_MATCH, Bonuses
 from bita.continuations import LONGEST_RUN, Continuations
 from bita.runtime.decoding.drafting import Drafts
-from bita.runtime.decoding.ngrams import MAX_MATCH, NgramIndex
-from bita.runtime.decoding.sureness import (
-    AGREE_ALONE,
-    TABLE_ALONE,
-    TABLE_BESIDE,
-    TEXT_ALONE,
-    TEXT_BESIDE,
-    level_of,
-    looks_further,
-)
+from bita.runtime.decoding.ngrams import NgramIndex
+from bita.runtime.decoding.sureness import level_of, looks_further
 
 _SURE_MATCH = 8  # tokens from which on the table is not asked
-_TEXT_WEIGHTS = (0.0, *map(exp, TEXT_ALONE[1:]))
-_TABLE_WEIGHTS = tuple(map(exp, TABLE_ALONE))
-_AGREE_WEIGHT = exp(AGREE_ALONE)
 
 
 class _Place(NamedTuple):
@@ -49,9 +39,14 @@ class Guesses:
     What masks drafted belongs to the text's end: `extend` comes after it.
     """
 
-    def __init__(self, table: Continuations | None, drafts: Drafts) -> None:
+    def __init__(self, table: Continuations | None, bonuses: Bonuses, drafts: Drafts) -> None:
         self._table = table
         self._drafts = drafts
+        self._text_beside = (0.0, *bonuses.text_beside)
+        self._table_beside = bonuses.table_beside
+        self._text_alone = (0.0, *map(exp, bonuses.text_alone))
+        self._table_alone = tuple(map(exp, bonuses.table_alone))
+        self._agree_alone = exp(bonuses.agree_alone)
         self._index = NgramIndex()
         self._last: list[int] = []  # tokens of the text
         self._places: list[_Place] = []
@@ -60,6 +55,11 @@ class Guesses:
     def from_masks(self) -> bool:
         """Whether a mask alone says the best first token."""
         return self._place(0).from_masks
+
+    @property
+    def share(self) -> float:
+        """How surely the best first token is right, 0 to 1; 0 where nothing is known."""
+        return self._place(0).share
 
     def start(self, token_ids: Sequence[int]) -> None:
         """Forget the last text and begin with this one."""
@@ -111,30 +111,30 @@ class Guesses:
             table = self._table.find(run)
         if number < self._drafts.num_masks:
             return self._beside_mask(number, run[-1], text, table)
-        return _without_mask(text, table)
+        return self._without_mask(text, table)
 
     def _beside_mask(
         self, mask: int, before: int, text: tuple[int, int], table: tuple[int, int]
     ) -> _Place:
         bonuses: dict[int, float] = {}
         if text[0]:
-            bonuses[text[1]] = TEXT_BESIDE[text[0]]
+            bonuses[text[1]] = self._text_beside[text[0]]
         if table[1]:
-            bonuses[table[0]] = bonuses.get(table[0], 0.0) + TABLE_BESIDE[table[1] // 10]
+            bonuses[table[0]] = bonuses.get(table[0], 0.0) + self._table_beside[table[1] // 10]
         ordered, share = self._drafts.order.order(mask, before, [*bonuses.items()])
         best = ordered[0]
         return _Place(ordered, share, bool(text[0]) and best == text[1], best not in bonuses)
 
-
-def _without_mask(text: tuple[int, int], table: tuple[int, int]) -> _Place:
-    """text, table: length of the match or percent, 0 for none, and the token."""
-    (length, token), (other, percent) = text, table
-    weight, other_weight = _TEXT_WEIGHTS[length], _TABLE_WEIGHTS[percent // 10] if percent else 0.0
-    if weight and other_weight and token == other:
-        weight, other_weight = weight * other_weight * _AGREE_WEIGHT, 0.0
-    share = max(weight, other_weight) / (1 + weight + other_weight)
-    if not other_weight:
-        return _Place([token] if weight else [], share, weight > 0, False)
-    if weight >= other_weight:
-        return _Place([token, other], share, True, False)
-    return _Place([other, token] if weight else [other], share, False, False)
+    def _without_mask(self, text: tuple[int, int], table: tuple[int, int]) -> _Place:
+        """text, table: length of the match or percent, 0 for none, and the token."""
+        (length, token), (other, percent) = text, table
+        weight = self._text_alone[length]
+        other_weight = self._table_alone[percent // 10] if percent else 0.0
+        if weight and other_weight and token == other:
+            weight, other_weight = weight * other_weight * self._agree_alone, 0.0
+        share = max(weight, other_weight) / (1 + weight + other_weight)
+        if not other_weight:
+            return _Place([token] if weight else [], share, weight > 0, False)
+        if weight >= other_weight:
+            return _Place([token, other], share, True, False)
+        return _Place([other, token] if weight else [other], share, False, False)

@@ -6,8 +6,9 @@ and the latest occurrence of it. It needs no adapter and no mask rows.
 
 from collections.abc import Sequence
 
+from bita.bonuses import MAX_MATCH
+
 LONGEST = 4  # tokens of an n-gram that is looked up
-MAX_MATCH = 12  # tokens of a match that are counted
 
 
 class NgramIndex:

@@ -105,8 +105,10 @@ class TreeDecoder:
         """A sequence whose prompt is to be read. Raises PromptError as `check_prompt` does."""
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
-        drafts = Drafts(num_masks, self._backend.num_ranks, self._pairs)
-        guesses = Guesses(self.adapter.continuations, drafts) if self._table.uses_text else None
+        table, bonuses = self.adapter.continuations, self.adapter.bonuses
+        scale = bonuses.mask_scale
+        drafts = Drafts(num_masks, self._backend.num_ranks, self._pairs, scale)
+        guesses = Guesses(table, bonuses, drafts) if self._table.uses_text else None
         guard = Guard(self._guarded) if self._guarded else None
         return TokenSequence(prompt_ids, drafts, guesses, chooser, guard)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bita.adapter import Adapter
+from bita.bonuses import DEFAULT_BONUSES
 from bita.calibration.acceptance import measure_acceptance
 from bita.calibration.replay import replay
 from bita.continuations import Continuations, count_continuations
@@ -30,14 +31,14 @@ def often(*texts: list[int], times: int = 30) -> Continuations:
 
 
 def index_of(table: Continuations | None, text: list[int], drafts: Drafts | None = None) -> Guesses:
-    index = Guesses(table, drafts or Drafts(1, 4))
+    index = Guesses(table, DEFAULT_BONUSES, drafts or Drafts(1, 4))
     index.start(text)
     return index
 
 
 def drafts_of(ids: list[int], logits: list[float]) -> Drafts:
     """The drafts of one mask."""
-    drafts = Drafts(1, len(ids))
+    drafts = Drafts(1, len(ids), scale=DEFAULT_BONUSES.mask_scale)
     drafts.read(np.array([ids]), np.array([logits], np.float32))
     return drafts
 
@@ -117,7 +118,7 @@ def test_the_library_orders_as_numpy_does(rank: int) -> None:
     logits = RNG.normal(size=ids.shape).astype(np.float32)
     sides = RNG.normal(size=(2, 200, max(rank, 1))).astype(np.float16)
     pairs = PairTables(*sides) if rank else None
-    ours, plain = draft_order(ids, logits, pairs), PlainOrder(ids, logits, pairs)
+    ours, plain = draft_order(ids, logits, pairs, 0.6), PlainOrder(ids, logits, pairs, 0.6)
     assert isinstance(ours, NativeOrder)
     for guesses in ([], [(int(ids[1, 9]), 3.0)], [(201, 9.0), (int(ids[1, 2]), 0.5)]):
         for mask in range(3):
@@ -136,10 +137,10 @@ def test_without_the_library_numpy_orders(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("bita.runtime.decoding.draft_order.find_draft_orderer", missing)
     drafts = np.zeros((1, 4), np.int64), np.zeros((1, 4), np.float32)
-    assert isinstance(draft_order(*drafts, None), PlainOrder)
+    assert isinstance(draft_order(*drafts, None, 1.0), PlainOrder)
     monkeypatch.undo()
     wide = PairTables(*np.zeros((2, 9, 2), np.float32))  # the library reads float16
-    assert isinstance(draft_order(*drafts, wide), PlainOrder)
+    assert isinstance(draft_order(*drafts, wide, 1.0), PlainOrder)
 
 
 def test_decoder_and_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""Bonuses of guesses, fitted on text that neither the table nor the masks were made from.
+
+For each place of the texts it is known what the text's match, the table and the first mask said,
+and which token came. The bonuses are those that make it likeliest: a softmax regression with a
+ridge around the default ones, which decides where a kind of guess is rare.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bita.bonuses import DEFAULT_BONUSES, MAX_MATCH, TABLE_STEPS, Bonuses
+from bita.continuations import LONGEST_RUN, Continuations
+from bita.pairs import PairTables
+from bita.runtime.decoding.ngrams import NgramIndex
+from bita.tuning.evaluation import text_drafts
+from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.training_texts import TrainingText
+
+RIDGE = 1e-3  # of each squared difference from the default, beside the mean loss of a place
+MAX_SCALE = 4.0  # of what masks say
+_NOTHING = -50.0  # score of a candidate that there is not
+_ABSENT = 1.0  # as orders of drafts have it: below the last draft
+_TEXT, _TABLE = slice(1, 1 + MAX_MATCH), slice(1 + MAX_MATCH, 1 + MAX_MATCH + TABLE_STEPS)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What was known of a place, and the token that came.
+
+    text, table: the guess's length of match less one, or tens of percent, and its token; None for
+    no guess. draft_ids, draft_scores: of the first mask, as many at each place.
+    """
+
+    text: tuple[int, int] | None
+    table: tuple[int, int] | None
+    true: int
+    draft_ids: list[int]
+    draft_scores: list[float]
+
+
+def fit_bonuses(
+    model: MaskModel,
+    parameters: AdapterParameters,
+    table: Continuations | None,
+    texts: Sequence[TrainingText],
+) -> Bonuses:
+    """The bonuses of an adapter with this table, by some texts."""
+    pairs = parameters.pair_tables(model)
+    return bonuses_of(
+        [place for text in texts for place in _places(model, parameters, table, text, pairs)]
+    )
+
+
+def bonuses_of(places: Sequence[Place]) -> Bonuses:
+    """Those that make what came likeliest; the default ones without any place."""
+    if not places:
+        return DEFAULT_BONUSES
+    default = torch.from_numpy(DEFAULT_BONUSES.array())
+    num_beside = 1 + MAX_MATCH + TABLE_STEPS
+    beside = _fit(_beside_masks(places), default[:num_beside])
+    beside[0] = beside[0].clamp(1 / MAX_SCALE, MAX_SCALE)
+    return Bonuses.of(torch.cat([beside, _fit(_alone(places), default[num_beside:])]).numpy())
+
+
+def _places(
+    model: MaskModel,
+    parameters: AdapterParameters,
+    table: Continuations | None,
+    text: TrainingText,
+    pairs: PairTables | None,
+) -> list[Place]:
+    """Those after each token of a response but the last, with the first mask's drafts."""
+    drafts, tokens = text_drafts(model, parameters, text), text.token_ids
+    index, first = NgramIndex(), max(text.num_prompt - 1, 0) + 1
+    index.start(tokens[:first])
+    found = []
+    for group in range(len(drafts.true)):
+        end = first + group
+        index.extend(tokens[end : end + 1])
+        length = min(index.match_length(), MAX_MATCH)
+        run = tokens[max(end + 1 - LONGEST_RUN, 0) : end + 1]
+        token, percent = table.find(run) if table is not None else (0, 0)
+        ids, scores = drafts.token_ids[group, 0], drafts.logits[group, 0]
+        if pairs is not None:
+            left = pairs.left[tokens[end]].astype(np.float32)
+            scores = scores + pairs.right[ids].astype(np.float32) @ left
+        found.append(
+            Place(
+                (length - 1, index.following(0)) if length else None,
+                (percent // 10, token) if percent else None,
+                tokens[end + 1],
+                ids.tolist(),
+                scores.tolist(),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Scores of C candidates of n places: fixed + features @ weights; true: [n], the right one.
+
+    fixed: [n, C]. features: [n, C, F].
+    """
+
+    fixed: Tensor
+    features: Tensor
+    true: Tensor
+
+
+def _beside_masks(places: Sequence[Place]) -> _Problem:
+    """Places whose token is a draft or guessed; weights are the scale, text's and table's."""
+    num_drafts = len(places[0].draft_ids)
+    shape = len(places), num_drafts + 2
+    fixed = torch.full(shape, _NOTHING)
+    features = torch.zeros(*shape, 1 + MAX_MATCH + TABLE_STEPS)
+    true = torch.full((len(places),), -1)
+    for number, place in enumerate(places):
+        scores = torch.tensor(place.draft_scores)
+        scores = scores - scores.max()
+        ids = list(place.draft_ids)
+        fixed[number, :num_drafts] = 0
+        features[number, :num_drafts, 0] = scores
+        for guess, kinds in ((place.text, _TEXT), (place.table, _TABLE)):
+            if guess is None:
+                continue
+            kind, token = guess
+            if token not in ids:
+                fixed[number, len(ids)] = 0
+                features[number, len(ids), 0] = scores.min() - _ABSENT
+                ids.append(token)
+            features[number, ids.index(token), kinds.start + kind] = 1
+        if place.true in ids:
+            true[number] = ids.index(place.true)
+    known = true >= 0
+    return _Problem(fixed[known], features[known], true[known])
+
+
+def _alone(places: Sequence[Place]) -> _Problem:
+    """Of text and table; the first candidate is all other tokens. Weights: text's, table's, and
+    what is added where both agree.
+    """
+    fixed = torch.full((len(places), 3), _NOTHING)
+    features = torch.zeros(len(places), 3, MAX_MATCH + TABLE_STEPS + 1)
+    true = torch.zeros(len(places), dtype=torch.int64)
+    fixed[:, 0] = 0
+    for number, place in enumerate(places):
+        ids: list[int] = [-1]
+        for guess, start in ((place.text, 0), (place.table, MAX_MATCH)):
+            if guess is None:
+                continue
+            kind, token = guess
+            if token in ids:
+                features[number, ids.index(token), -1] = 1
+            else:
+                fixed[number, len(ids)] = 0
+                ids.append(token)
+            features[number, ids.index(token), start + kind] = 1
+        if place.true in ids:
+            true[number] = ids.index(place.true)
+    return _Problem(fixed, features, true)
+
+
+def _fit(problem: _Problem, start: Tensor) -> Tensor:
+    """The weights, [F]. start: which they are drawn to."""
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        scores = problem.fixed + problem.features @ weights
+        mean = torch.nn.functional.cross_entropy(scores, problem.true)
+        return mean + RIDGE * (weights - start).square().sum()
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return float(value.detach())
+
+    optimizer.step(closure)
+    return weights.detach()
