@@ -188,7 +188,7 @@ def test_without_a_compiler_a_wheel_is_plain_python(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_installed_package_has_the_small_adapter(wheel: Path, tmp_path: Path) -> None:
     """With the license on its card; the wheel stays small."""
-    assert wheel.stat().st_size < 3e6
+    assert wheel.stat().st_size < 5e6
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
