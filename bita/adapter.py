@@ -137,9 +137,10 @@ class Adapter:
             self.identity.differences(identity),
         )
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, lora_type: npt.DTypeLike = np.float32) -> None:
         """Write the file whole or not at all.
 
+        lora_type: of LoRA in the file; float16 is what native operators compute with.
         Raises AdapterError if a value is not finite, or larger than float16 can hold.
         """
         path = Path(path)
@@ -155,7 +156,9 @@ class Adapter:
         # one entry: safetensors writes several in no fixed order, and equal adapters should be
         # equal files
         stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
-        write_whole(path, to_safetensors({**self.tensors(), **self._host_arrays()}, stored))
+        lora = {name: array.astype(lora_type) for name, array in self.lora.items()}
+        arrays = {**self.tensors(), **lora, **self._host_arrays()}
+        write_whole(path, to_safetensors(arrays, stored))
 
     def _version(self) -> str:
         """The oldest that knows all it has."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bita.adapter import Adapter
 from bita.continuations import count_continuations
 from bita.data.dataset import LOCK_FILE, Dataset
@@ -157,7 +159,7 @@ def _tune(
     bonuses = fit_bonuses(model, parameters, continuations, texts)
     if processes.is_main:
         tuned = parameters.to_adapter(tuned_on)
-        replace(tuned, continuations=continuations, bonuses=bonuses).save(options.out)
+        replace(tuned, continuations=continuations, bonuses=bonuses).save(options.out, np.float16)
     return TuneResult(options.out, before, evaluate(model, parameters, held_out))
 
 

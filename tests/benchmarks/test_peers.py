@@ -110,6 +110,7 @@ def test_rows_name_their_plain_decoding(tiny_engine: Path, tmp_path: Path) -> No
     args = argparse.Namespace(
         engines=[tiny_engine],
         python_peers="python",
+        python_optimum="python",
         work_dir=tmp_path,
         gguf=tmp_path / "m.Q4_1.gguf",
         llama_cpp=tmp_path,

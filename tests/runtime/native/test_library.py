@@ -17,6 +17,7 @@ const char* bita_operators_roads(void) { return "fast plain"; }
 int bita_operators_use_road(const char*) { return 0; }
 int bita_operators_read_weights(const char*) { return -1; }
 int bita_operators_take_weights(void) { return -1; }
+int bita_operators_order_drafts(void*) { return -1; }
 void* RegisterCustomOps(void*, const void*) { return nullptr; }
 int bita_operators_version(void) { return VERSION; }
 }
