@@ -118,10 +118,11 @@ def test_rows_name_their_plain_decoding(tiny_engine: Path, tmp_path: Path) -> No
     )
     rows = contestants_of(args)
     names = [row.name for row in rows]
-    assert len({*names}) == len(names) == 12
+    assert len({*names}) == len(names) == 14
     assert all(row.plain in names for row in rows)
     args.only = ["fp32"]
-    assert [row.engine for row in contestants_of(args)] == ["bita-edge"] * 2 + ["transformers"] * 2
+    engines = ["bita-edge"] * 2 + ["transformers"] * 2 + ["optimum-onnx"]
+    assert [row.engine for row in contestants_of(args)] == engines
 
 
 def test_prompts_come_from_all_over() -> None:
