@@ -60,8 +60,11 @@ def measure_shape(name: str, args: argparse.Namespace) -> dict[str, Any]:
     of, sizes = SHAPES[name]
     gguf, engine = args.work_dir / f"{name}.gguf", args.work_dir / name
     try:
-        say(f"{name}: writing {gguf}")
-        write_model(gguf, Kind.Q4_0, args.gguf, {**CONFIG, **dict(zip(KEYS, sizes, strict=True))})
+        if not gguf.exists():
+            say(f"{name}: writing {gguf}")
+            config = {**CONFIG, **dict(zip(KEYS, sizes, strict=True))}
+            write_model(gguf.with_suffix(".partial"), Kind.Q4_0, args.gguf, config)
+            gguf.with_suffix(".partial").rename(gguf)
         command = [sys.executable, "-m", "bita", "engine", str(gguf), "--out", str(engine)]
         built = run_measured([*command, "--uncalibrated", "--adapter", "none"])
         say(f"{name}: built in {built['seconds']} s")

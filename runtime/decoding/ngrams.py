@@ -38,31 +38,19 @@ class NgramIndex:
                 places[tuple(text[place - length :])] = place
             text.append(token)
 
-    def guess(self, count: int, min_match: int = 1) -> list[int]:
-        """The `count` tokens that followed the longest match, or [] if it has < min_match tokens.
-
-        Behind the end of the text the guess goes on with what it guessed: a text that repeats a
-        period is guessed to repeat it.
-        """
-        length, place = self._found()
-        if length < max(min_match, 1):
-            return []
-        text = self._text
-        guess = text[place : place + count]
-        period = len(text) - place
-        while len(guess) < count:
-            guess.append(guess[-period])
-        return guess
-
     def following(self, number: int) -> int:
-        """The token at a place of `guess`, from 0. There has to be a match."""
+        """What followed the longest match: the token so many places after it, from 0.
+
+        After the end of the text it goes on with what it says itself: a text that repeats a period
+        is taken to repeat it. There has to be a match.
+        """
         text, place = self._text, self._found()[1]
         while place + number >= len(text):
             number -= len(text) - place
         return text[place + number]
 
     def match_length(self) -> int:
-        """Tokens at the end of the text that stand in front of what `guess` goes on with, at most
+        """Tokens at the end of the text that stand in front of what `following` gives, at most
         MAX_MATCH.
         """
         return self._found()[0]

@@ -46,11 +46,6 @@ class TokenSequence:
         return self.token_ids[-1]
 
     @property
-    def guesses_by_masks(self) -> bool:
-        """Whether what its next step guesses is a mask's draft, which nothing else says."""
-        return self.guesses is not None and self.guesses.from_masks
-
-    @property
     def has_answer(self) -> bool:
         """Whether the prompt has been read to its end."""
         return len(self.token_ids) > self.num_prompt_tokens

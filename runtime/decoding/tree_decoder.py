@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import NamedTuple
 from warnings import warn
 
 from bita.adapter import Adapter
@@ -23,6 +24,16 @@ from bita.tree import MAX_LEVEL
 from bita.tree_table import Trees, TreeTable
 
 Record = Callable[[str, float, float, int], None]
+
+
+class PickedTree(NamedTuple):
+    """guess: what the spine and its siblings hold instead of mask drafts, for each depth the
+    candidates, best first. from_masks: whether only a mask says the first of it.
+    """
+
+    bound: BoundTree
+    guess: Sequence[Sequence[int]] = ()
+    from_masks: bool = False
 
 
 class TreeDecoder:
@@ -184,7 +195,7 @@ class TreeDecoder:
 
     def _advance(self, sequence: TokenSequence, began: float) -> Step:
         """One draft-verify round."""
-        bound, guess = self.pick_tree(sequence)
+        bound, guess, from_masks = self.pick_tree(sequence)
         tree, step = bound.tree, bound.step
         nodes = step.token_ids[0, : tree.num_nodes]
         nodes[0] = sequence.root
@@ -197,7 +208,6 @@ class TreeDecoder:
         path, bonus = accept(bound.children, tokens, chooser.choices(step), chooser.has_ended)
         self._cache.commit(path)
         group = bound.groups[path[-1]]
-        num_guesses = 0 if sequence.guesses_by_masks else len(guess)
         sequence.drafts.read(step.top_ids[group], step.top_logits[group])
         emitted = [*(tokens[node] for node in path[1:]), bonus]
         if sequence.guard is not None:
@@ -207,6 +217,7 @@ class TreeDecoder:
         sequence.extend(emitted)
         ended = perf_counter()
         step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
+        num_guesses = 0 if from_masks else len(guess)
         self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, num_guesses)
         if self.record is not None:
             self.record("draft", began, ran, step.num_rows)
@@ -214,33 +225,35 @@ class TreeDecoder:
             self.record("accept and commit", returned, ended, step.num_rows)
         return step
 
-    def pick_tree(self, sequence: TokenSequence) -> tuple[BoundTree, list[list[int]]]:
-        """The tree of a sequence's next round, and what its spine and the spine's siblings hold
-        instead of mask drafts: for each depth the candidates, best first.
+    def pick_tree(self, sequence: TokenSequence) -> "PickedTree":
+        """The tree of a sequence's next round: that of its state, a smaller one where the guard
+        says so, or the root where the cache has no room for the state's.
 
-        The tree is that of the sequence's state, a smaller one where the guard says so, or the
-        root where the cache has no room for the state's. What stands in for drafts is one token
-        more than a smaller tree's spine, where the guard judges what it would have held.
+        The guess is one token more than a smaller tree's spine, where the guard judges what it
+        would have held.
         """
         trees, guard = self._bound_trees(sequence.chooser.needs_logits), sequence.guard
         if sequence.is_plain:
-            return trees.narrow, []
+            return PickedTree(trees.narrow)
         forced = sequence.chooser.forced() if self._depth else []
         level = 0 if sequence.guesses is None else sequence.guesses.level()
         number = self._table.number(sequence.drafts.num_masks, MAX_LEVEL if forced else level)
         bound = trees[number]
         if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
-            return trees.narrow, []
+            return PickedTree(trees.narrow)
         if forced:
-            return bound, [[token] for token in forced[: bound.tree.spine_length]]
+            return PickedTree(bound, [[token] for token in forced[: bound.tree.spine_length]])
+        guesses = sequence.guesses
+        from_masks = guesses is not None and guesses.from_masks
         if guard is not None:
-            bound = trees[guard.pick(number, level, sequence.guesses_by_masks)]
-            if guard.judged_level and sequence.guesses is not None:
-                return bound, sequence.guesses.candidates(1, guard.judged_level)
+            bound = trees[guard.pick(number, level, from_masks)]
+            if guard.judged_level and guesses is not None:
+                return PickedTree(bound, guesses.candidates(1, guard.judged_level))
         tree = bound.tree
-        if sequence.guesses is None or not tree.min_level:
-            return bound, []
-        return bound, sequence.guesses.candidates(tree.max_depth, tree.min_level)
+        if guesses is None or not tree.min_level:
+            return PickedTree(bound)
+        found = guesses.candidates(tree.max_depth, tree.min_level)
+        return PickedTree(bound, found, from_masks)
 
     def _bound_trees(self, with_logits: bool) -> BoundTrees:
         if not with_logits:

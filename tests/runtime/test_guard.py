@@ -71,7 +71,7 @@ def test_what_pays_is_taken_to_the_end() -> None:
         assert {text.step(1) for _ in range(500)} == taken
 
 
-def test_ngrams_come_back_when_they_are_right() -> None:
+def test_guesses_come_back_when_they_are_right() -> None:
     text = Text(match=5)
     while text.step(0) != ROOT:
         pass

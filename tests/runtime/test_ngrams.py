@@ -14,6 +14,12 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 
+def guess_of(index: NgramIndex, count: int, min_match: int = 1) -> list[int]:
+    if index.match_length() < min_match:
+        return []
+    return [index.following(number) for number in range(count)]
+
+
 def slow_guess(text: list[int], count: int, min_match: int) -> list[int]:
     """The definition: the longest match, of these the last one."""
     for length in range(min(LONGEST, len(text) - 1), min_match - 1, -1):
@@ -35,7 +41,7 @@ def test_guesses_are_those_of_the_definition(min_match: int) -> None:
     found = 0
     for _ in range(400):
         count = rng.randrange(1, 6)
-        guess = index.guess(count, min_match)
+        guess = guess_of(index, count, min_match)
         assert guess == slow_guess(text, count, min_match)
         found += bool(guess)
         tokens = [rng.randrange(4) for _ in range(rng.randrange(1, 4))]
@@ -57,7 +63,7 @@ def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None
         text += tokens
         length = index.match_length()
         seen.add(length)
-        guess = index.guess(1)
+        guess = guess_of(index, 1)
         assert bool(guess) == (length > 0)
         # the last occurrence of the longest n-gram that is looked up, and all that agrees before it
         looked_up = min(length, LONGEST)
@@ -80,11 +86,11 @@ def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None
 def test_a_new_text_knows_nothing_of_the_last() -> None:
     index = NgramIndex()
     index.start([1, 2, 3, 1, 2])
-    assert index.guess(4) == [3, 1, 2, 3]  # and on with the period
+    assert guess_of(index, 4) == [3, 1, 2, 3]  # and on with the period
     index.start([1, 2])
-    assert index.guess(1) == []
+    assert guess_of(index, 1) == []
     index.start([])
-    assert index.guess(1) == []
+    assert guess_of(index, 1) == []
 
 
 def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
@@ -136,7 +142,7 @@ def test_text_that_repeats_takes_fewer_steps(tiny_engine: Path) -> None:
     tokens = answer.token_ids
     index.start([*answer.prompt_ids, tokens[0]])
     while position < len(tokens):
-        guess = index.guess(4)
+        guess = guess_of(index, 4)
         right = 0
         while right < len(guess) and guess[right : right + 1] == tokens[position + right :][:1]:
             right += 1

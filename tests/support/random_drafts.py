@@ -40,7 +40,7 @@ def logits_of_text(session: Session, prompt: Sequence[int], num_tokens: int) -> 
     decoder.step(text)
     rows: list[np.ndarray] = []
     while len(rows) < num_tokens:
-        (bound, _), before = decoder.pick_tree(text), decoder.stats.num_accepted.copy()
+        (bound, *_), before = decoder.pick_tree(text), decoder.stats.num_accepted.copy()
         decoder.step(text)
         taken = decoder.stats.num_accepted - before
         path = sorted(map(bound.tree.paths.index, taken))
