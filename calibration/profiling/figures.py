@@ -75,6 +75,9 @@ class Answer:
     prompt_tokens: int  # tokens of the prompt
     tokens: int  # tokens that decode steps gave
     steps: int  # decode steps
+    guarded_steps: int  # those whose tree the text's guard made smaller
+    from_masks: int  # tokens that masks drafted
+    from_guesses: int  # tokens that text and table guessed, or a grammar forced
     tokens_per_second: float  # of the decode steps; 0.0 without any
     first_token_ms: float  # time of the prefill
 
@@ -95,6 +98,9 @@ class Decoding:
     tokens: int  # tokens that decode steps gave
     steps: int  # decode steps
     tokens_per_step: float  # 1.0 is plain decoding
+    masks_per_step: float  # of the tokens per step, what masks drafted
+    guesses_per_step: float  # what text and table guessed, or a grammar forced
+    guarded_share: float  # of the steps: those whose tree a guard made smaller
     tokens_per_second: float  # of the decode steps
     step_ms: Percentiles  # times of single decode steps
     first_token_ms: Percentiles  # times of the prefills

@@ -14,7 +14,11 @@ def summary_of(report: EngineReport) -> dict[str, str]:
         "tree, mode": f"{facts.tree}, {facts.mode}",
         "tokens/s, AR in one row": f"{ar.tokens_per_second:.1f}",
         "tokens/s, trees": f"{trees.tokens_per_second:.1f}",
-        "tokens per step": f"{trees.tokens_per_step:.3f}",
+        "tokens per step (of masks, of guesses)": (
+            f"{trees.tokens_per_step:.3f} ({trees.masks_per_step:.3f}, "
+            f"{trees.guesses_per_step:.3f})"
+        ),
+        "steps with a smaller tree, by the guard": f"{100 * trees.guarded_share:.1f} %",
         "ms a step, p50 / p90 / p99, AR": _text(ar.step_ms),
         "ms a step, p50 / p90 / p99, trees": _text(trees.step_ms),
         "ms to first token, p50 / p90 / p99": _text(trees.first_token_ms),

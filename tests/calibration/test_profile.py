@@ -68,6 +68,12 @@ def test_figures_add_up(written: Path) -> None:
             assert decode["tokens_per_step"] == pytest.approx(
                 decode["tokens"] / decode["steps"], abs=1e-3
             )
+            given = sum(answer["from_masks"] + answer["from_guesses"] for answer in answers)
+            # the last step may accept a draft behind the token that ends the answer
+            assert given >= decode["tokens"] - decode["steps"]
+            shares = decode["masks_per_step"] + decode["guesses_per_step"]
+            assert shares == pytest.approx(given / decode["steps"], abs=1e-3)
+            assert decode["guarded_share"] == 0  # no costs, no guard
             groups = decode["by_category"]
             assert {name: group["answers"] for name, group in groups.items()} == {
                 "greeting": 1,
