@@ -71,22 +71,20 @@ def best_table(
 
 
 def improve(replay: Replay, state: State) -> Replay:
-    """Give one state its best tree, without guesses and then with them, where that gains something.
+    """Give one state its best tree where that gains something; one that guesses if it may, since
+    guesses know what masks draft too.
 
-    Returns the replay with the tree that was taken last, or the same one.
+    Returns the replay with the tree, or the same one.
     """
     places, has_steps = _judged_places(replay, state)
     if not len(places):
         return replay
-    min_gain = MIN_GAIN if has_steps else 1
-    for guesses in (False, True) if replay.positions.may_guess(state) else (False,):
-        tree = best_tree(replay, state, guesses, places, replay.places)
-        if tree == replay.trees[state] or _gain_on_other_half(replay, state, guesses, places) <= 0:
-            continue
-        changed = replay.with_tree(state, tree)
-        if changed.speed >= replay.speed * min_gain:
-            replay = changed
-    return replay
+    guesses = replay.positions.may_guess(state)
+    tree = best_tree(replay, state, guesses, places, replay.places)
+    if tree == replay.trees[state] or _gain_on_other_half(replay, state, guesses, places) <= 0:
+        return replay
+    changed = replay.with_tree(state, tree)
+    return changed if changed.speed >= replay.speed * (MIN_GAIN if has_steps else 1) else replay
 
 
 def best_tree(
