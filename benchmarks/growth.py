@@ -44,8 +44,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "docs" / "images" / "growth.svg"
 LENGTH, ROWS = 127, (1, 2, 3, 4, 6, 8, 12, 16)
 HOST_MS = {"plain": 0.035, "trees": 0.085}  # of a step, beside the backend's part
-KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-KEYS += ("num_key_value_heads", "head_dim", "vocab_size")
+KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size"),
+)
 # named by their parameters in billions, with whose shape they have
 SHAPES = {
     "0.1": ("SmolLM2 135M", (576, 1536, 30, 9, 3, 64, 49152)),

@@ -257,7 +257,7 @@ def _ov_streamer(
 class Transformers(PeerEngine):
     """transformers in float32. settings: "lookup", tokens that prompt lookup drafts."""
 
-    packages = ("transformers", "torch")
+    packages: tuple[str, ...] = ("transformers", "torch")
     precision = "fp32"
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
