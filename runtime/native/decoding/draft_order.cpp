@@ -35,7 +35,8 @@ int64_t list_candidates(const DraftOrder& task, Candidate* found) {
   const std::vector<float> left = left_side(task);
   float lowest = 0.0f;
   for (int64_t i = 0; i < task.count; ++i) {
-    const float pairs = left.empty() ? 0.0f : pair_score(left, task.right + task.ids[i] * task.rank);
+    const float pairs =
+        left.empty() ? 0.0f : pair_score(left, task.right + task.ids[i] * task.rank);
     found[i] = {task.ids[i], task.scale * (task.logits[i] + pairs)};
     lowest = i ? std::min(lowest, found[i].score) : found[i].score;
   }

@@ -4,15 +4,16 @@
 
 namespace bita {
 
-constexpr int64_t kMaxDrafts = 256;   // of a mask
-constexpr int64_t kMaxGuesses = 4;    // from elsewhere
+constexpr int64_t kMaxDrafts = 256;  // of a mask
+constexpr int64_t kMaxGuesses = 4;   // from elsewhere
 
 // Laid out for C; `runtime/decoding/draft_order.py` fills it.
 //
-// left, right: float16 [V, rank], of pair scores; null for none. ids, logits: [count], the drafts of
-// a mask. before: the token in front of them. scale: of what the mask says, logits and pair scores.
-// guesses: other tokens that may come, each with a bonus on its score; a draft that is guessed has
-// both. ordered: [count], the best of all, best first. share: of the best among them (softmax).
+// left, right: float16 [V, rank], of pair scores; null for none. ids, logits: [count], the drafts
+// of a mask. before: the token in front of them. scale: of what the mask says, logits and pair
+// scores. guesses: other tokens that may come, each with a bonus on its score; a draft that is
+// guessed has both. ordered: [count], the best of all, best first. share: of the best among them
+// (softmax).
 struct DraftOrder {
   const uint16_t* left;
   const uint16_t* right;
@@ -29,8 +30,8 @@ struct DraftOrder {
   int64_t* ordered;
 };
 
-// Fill `ordered` and `share`. Equal scores keep the order that was given. Returns 0, or -1 for counts
-// that are out of range.
+// Fill `ordered` and `share`. Equal scores keep the order that was given. Returns 0, or -1 for
+// counts that are out of range.
 int order_drafts(DraftOrder& task);
 
 }  // namespace bita

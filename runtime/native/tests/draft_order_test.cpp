@@ -1,10 +1,11 @@
 // Orders of drafts against a plain computation in doubles.
+#include "../decoding/draft_order.h"
+
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
-#include "../decoding/draft_order.h"
 #include "../kernels/numbers.h"
 #include "check.h"
 
