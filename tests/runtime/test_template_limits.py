@@ -189,10 +189,13 @@ DEEP = {
 @pytest.mark.parametrize("name", DEEP)
 def test_nesting_takes_little_to_compile(name: str) -> None:
     """Jinja's folding of constants takes the cube of the depth: 0.4 to 17 s for these."""
-    began = time.process_time()
-    with contextlib.suppress(PromptError):  # Python's compiler takes no more than 200 levels
-        ChatTemplate(DEEP[name])
-    assert time.process_time() - began < 0.3
+    times = []
+    for _ in range(3):  # the collector of a long process may run in one of them
+        began = time.process_time()
+        with contextlib.suppress(PromptError):  # Python's compiler takes no more than 200 levels
+            ChatTemplate(DEEP[name])
+        times.append(time.process_time() - began)
+    assert min(times) < 0.3
 
 
 def test_compiling_has_a_time_limit() -> None:
