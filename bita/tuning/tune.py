@@ -99,8 +99,8 @@ def tune(
     """Tune an adapter for `checkpoint` and write it to `options.out`.
 
     processes: None for this one alone, on the CPU; each of several calls this with the same
-    arguments. Called again with the same ones, it continues where it was killed; only pair scores,
-    a matter of minutes, are learned again. Raises TuningError, AdapterError, ModelError,
+    arguments. Called again with the same ones, it continues where it was killed; only pair scores
+    and bonuses, a matter of minutes, are learned again. Raises TuningError, AdapterError, ModelError,
     PromptError or MissingExtraError. Another run in the same directory is waited for.
     """
     watcher, processes = watcher or Watcher(), processes or Processes("cpu")
