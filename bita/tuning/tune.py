@@ -100,8 +100,8 @@ def tune(
 
     processes: None for this one alone, on the CPU; each of several calls this with the same
     arguments. Called again with the same ones, it continues where it was killed; only pair scores
-    and bonuses, a matter of minutes, are learned again. Raises TuningError, AdapterError, ModelError,
-    PromptError or MissingExtraError. Another run in the same directory is waited for.
+    and bonuses, a matter of minutes, are learned again. Raises TuningError, AdapterError,
+    ModelError, PromptError or MissingExtraError. Another run in the same directory is waited for.
     """
     watcher, processes = watcher or Watcher(), processes or Processes("cpu")
     with ExitStack() as stack:
