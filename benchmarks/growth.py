@@ -169,7 +169,7 @@ def draw(report: dict[str, Any], out: Path) -> None:
             right.bar(place + shift, speed, width=0.38, color=color)
             right.text(place + shift, speed * 1.06, f"{speed:.0f}", ha="center", fontsize=8)
     right.set_yscale("log")
-    right.set_ylim(top=2 * max(r["trees_tokens_per_second"] for r in report["shapes"].values()))
+    right.set_ylim(10, 2 * max(r["trees_tokens_per_second"] for r in report["shapes"].values()))
     right.set_xticks(range(len(report["shapes"])), list(report["shapes"]))
     right.set_xlabel("billions of parameters; grey: plainly, blue: trees, modelled", fontsize=9)
     right.set_ylabel("tokens per second", fontsize=9)
