@@ -160,6 +160,8 @@ def trees_from_data(data: Any) -> Trees:
     if not isinstance(data, dict) or "trees" not in data:
         return Tree.from_data(data)
     values = Fields(data)
+    if "matches" in data:
+        values.faults.append("matches is of an older bita-edge; calibrate the tree again")
     levels = values.wholes("levels", most=MAX_LEVEL)
     trees = _listed(values, "trees", MAX_TREES)
     rows = _listed(values, "by_state", MAX_STATES)

@@ -151,6 +151,7 @@ def _worst_layer(quality: Any) -> list[tuple[str, object]]:
 
 def _adapter_rows(path: Path) -> Rows:
     from bita.adapter import Adapter
+    from bita.bonuses import DEFAULT_BONUSES
 
     adapter = Adapter.load(path)
     model, table = adapter.identity, adapter.continuations
@@ -160,6 +161,7 @@ def _adapter_rows(path: Path) -> Rows:
         ("LoRA rank", adapter.lora_rank or "none"),
         ("pair scores", f"rank {adapter.pair_rank}" if adapter.pair_rank else "none"),
         ("continuations", f"{table.num_entries} runs of tokens" if table else "none"),
+        ("bonuses", "the default ones" if adapter.bonuses == DEFAULT_BONUSES else "its own"),
         ("tuned on", adapter.tuned_on),
         ("for", f"{model.architecture}, {model.num_layers} layers, hidden {model.hidden_size}"),
         ("size", f"{path.stat().st_size / 1e3:.1f} kB"),

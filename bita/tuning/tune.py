@@ -139,7 +139,7 @@ def _tune(
         pairs = JointPairs(table, settings.pair_rank, adapter.pairs, settings.seed)
         parameters.joint_pairs = pairs
     before = evaluate(model, parameters.to(model.device), held_out)
-    tuned_on = _describe(dataset, train, settings)
+    tuned_on = _describe(dataset, train, settings, options.start)
     files = RunFiles(options.directory / "run", tuned_on, fingerprint(train, options.start))
     trainer = Trainer(model, parameters, train, settings, files, processes)
     trainer.run(
@@ -248,7 +248,11 @@ def _make_sampler(base: Any, generator: Generator) -> Sampler:
     return TransformersSampler(base) if session is None else EngineSampler(session)
 
 
-def _describe(dataset: Dataset, train: list[TrainingText], settings: TuneSettings) -> str:
+def _describe(
+    dataset: Dataset, train: list[TrainingText], settings: TuneSettings, start: Adapter | None
+) -> str:
     """The adapter's own note of what it was tuned on."""
     prompts = dataset.info.options.get("prompts", "conversations")
+    if start is not None and not settings.trains:
+        return f"{start.tuned_on}; table of {len(train)} conversations ({prompts})"
     return f"{len(train)} conversations ({prompts}), loss {settings.loss}, seed {settings.seed}"

@@ -126,6 +126,10 @@ ONE, LEVELS = '{"trees": [{"nodes": []}], "by_state": ', '"levels": '
         ("{", "not JSON"),
         ('{"trees": 3}', "not a table of trees"),
         ('{"trees": [{"nodes": []}]}', "levels is missing, not a list"),
+        (
+            '{"trees": [{"nodes": []}], "matches": [0], "by_state": [[0]]}',
+            "matches is of an older bita-edge; calibrate the tree again",
+        ),
         ('{"trees": [{"nodes": 4}], "by_state": [], "levels": [0]}', "not a tree"),
         ('{"trees": [{"nodes": []}], "by_state": [], "levels": [0]}', "by_state is empty"),
         (f"{ONE}[[0, 0]], {LEVELS}[0]}}", r"by_state\[0\] has 2 numbers, not 1 as levels"),
