@@ -183,21 +183,22 @@ $(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx
 	@touch $@
 
 # torch stays the one that is there; torchvision would be a CUDA build that it does not load
-$(PEERS)/.env: benchmarks/peer_requirements.txt
+# An environment of peers: $(1) is its folder's name, $(2) its requirements.
+define peers-environment
 	mkdir -p $(PEERS)
-	$(PYTHON) -m venv $(PEERS)/env
-	$(PEERS)/env/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PEERS)/env/bin/python -m pip freeze | grep '^torch==' > $(PEERS)/constraints.txt
-	$(PEERS)/env/bin/python -m pip install --quiet --disable-pip-version-check -r $< -c $(PEERS)/constraints.txt
+	$(PYTHON) -m venv $(PEERS)/$(1)
+	$(PEERS)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS)/$(1)/bin/python -m pip freeze | grep '^torch==' > $(PEERS)/$(1).constraints
+	$(PEERS)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2) -c $(PEERS)/$(1).constraints
+endef
+
+$(PEERS)/.env: benchmarks/peer_requirements.txt
+	$(call peers-environment,env,$<)
 	$(PEERS)/env/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 $(PEERS)/.optimum: benchmarks/peer_optimum_requirements.txt
-	mkdir -p $(PEERS)
-	$(PYTHON) -m venv $(PEERS)/optimum
-	$(PEERS)/optimum/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PEERS)/optimum/bin/python -m pip freeze | grep '^torch==' > $(PEERS)/optimum_constraints.txt
-	$(PEERS)/optimum/bin/python -m pip install --quiet --disable-pip-version-check -r $< -c $(PEERS)/optimum_constraints.txt
+	$(call peers-environment,optimum,$<)
 	@touch $@
 
 $(PEERS)/llama.cpp/.ready: benchmarks/build_llama_cpp.py | $(PEERS)/.env $(VENV)/.model

@@ -324,7 +324,7 @@ def _read_continuations(
 
 
 def _read_bonuses(stored: Mapping[str, StoredTensor], faults: list[str]) -> Bonuses:
-    """Those in a file, else the default ones; what is wrong is added to `faults`."""
+    """The bonuses in a file, or the default ones; what is wrong is added to `faults`."""
     if BONUS_TENSOR not in stored:
         return DEFAULT_BONUSES
     tensor = stored[BONUS_TENSOR]

@@ -19,6 +19,9 @@ BONUS_TENSOR = "guess_bonuses"
 MAX_MATCH = 12  # tokens of a match in the text that are counted
 TABLE_STEPS = 11  # tens of the table's percent, 0 to 100
 MAX_BONUS = 50.0
+ABSENT = (
+    1.0  # by so much the mask says less of a guess that it does not draft than of its last draft
+)
 SIZE = 2 * (MAX_MATCH + TABLE_STEPS + 1)
 
 
@@ -46,7 +49,7 @@ class Bonuses:
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> "Bonuses":
-        """Of what `array` gives."""
+        """The bonuses in an array that `array` gave."""
         scale, *rest = np.asarray(array, np.float32).tolist()
         ends = np.cumsum([MAX_MATCH, TABLE_STEPS, MAX_MATCH, TABLE_STEPS])
         beside, table, alone, table_alone = (

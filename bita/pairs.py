@@ -30,6 +30,11 @@ class PairTables:
     left: npt.NDArray[np.floating]
     right: npt.NDArray[np.floating]
 
+    def scores(self, parent: int, candidates: Int64Array | Sequence[int]) -> Float32Array:
+        """[k]: what is added to the logits of candidates [k] as children of a token."""
+        left = self.left[parent].astype(np.float32)
+        return np.asarray(self.right[candidates].astype(np.float32) @ left)
+
     def order(
         self, parents: Int64Array, candidates: Int64Array, logits: Float32Array
     ) -> Int64Array:

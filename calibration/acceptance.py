@@ -56,7 +56,7 @@ class Position:
     guesses: tuple[Guess, ...]
 
     def guess(self, num_drafted: int) -> Guess:
-        """What was guessed with the drafts of so many masks at hand."""
+        """What was guessed when the drafts of this many masks were at hand."""
         return self.guesses[min(num_drafted, len(self.guesses) - 1)]
 
     def to_list(self) -> list[Any]:

@@ -71,9 +71,9 @@ def best_table(
 
 
 def improve(replay: Replay, state: State) -> Replay:
-    """Give one state its best tree where that gains something; one that guesses if it may, since
-    guesses know what masks draft too.
+    """Give one state its best tree, where that gains something.
 
+    The tree guesses if it may, since guesses know what masks draft too.
     Returns the replay with the tree, or the same one.
     """
     places, has_steps = _judged_places(replay, state)

@@ -8,11 +8,10 @@ ridge around the default ones, which decides where a kind of guess is rare.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bita.bonuses import DEFAULT_BONUSES, MAX_MATCH, TABLE_STEPS, Bonuses
+from bita.bonuses import ABSENT, DEFAULT_BONUSES, MAX_MATCH, TABLE_STEPS, Bonuses
 from bita.continuations import LONGEST_RUN, Continuations
 from bita.pairs import PairTables
 from bita.runtime.decoding.ngrams import NgramIndex
@@ -23,7 +22,6 @@ from bita.tuning.training_texts import TrainingText
 RIDGE = 1e-3  # of each squared difference from the default, beside the mean loss of a place
 MAX_SCALE = 4.0  # of what masks say
 _NOTHING = -50.0  # score of a candidate that there is not
-_ABSENT = 1.0  # as orders of drafts have it: below the last draft
 _TEXT, _TABLE = slice(1, 1 + MAX_MATCH), slice(1 + MAX_MATCH, 1 + MAX_MATCH + TABLE_STEPS)
 
 
@@ -56,7 +54,7 @@ def fit_bonuses(
 
 
 def bonuses_of(places: Sequence[Place]) -> Bonuses:
-    """Those that make what came likeliest; the default ones without any place."""
+    """The bonuses that make the tokens that came likeliest; without any place, the default ones."""
     if not places:
         return DEFAULT_BONUSES
     default = torch.from_numpy(DEFAULT_BONUSES.array())
@@ -73,7 +71,7 @@ def _places(
     text: TrainingText,
     pairs: PairTables | None,
 ) -> list[Place]:
-    """Those after each token of a response but the last, with the first mask's drafts."""
+    """The places after each token of a response but the last, with the first mask's drafts."""
     drafts, tokens = text_drafts(model, parameters, text), text.token_ids
     index, first = NgramIndex(), max(text.num_prompt - 1, 0) + 1
     index.start(tokens[:first])
@@ -86,8 +84,7 @@ def _places(
         token, percent = table.find(run) if table is not None else (0, 0)
         ids, scores = drafts.token_ids[group, 0], drafts.logits[group, 0]
         if pairs is not None:
-            left = pairs.left[tokens[end]].astype(np.float32)
-            scores = scores + pairs.right[ids].astype(np.float32) @ left
+            scores = scores + pairs.scores(tokens[end], ids)
         found.append(
             Place(
                 (length - 1, index.following(0)) if length else None,
@@ -131,7 +128,7 @@ def _beside_masks(places: Sequence[Place]) -> _Problem:
             kind, token = guess
             if token not in ids:
                 fixed[number, len(ids)] = 0
-                features[number, len(ids), 0] = scores.min() - _ABSENT
+                features[number, len(ids), 0] = scores.min() - ABSENT
                 ids.append(token)
             features[number, ids.index(token), kinds.start + kind] = 1
         if place.true in ids:
@@ -141,8 +138,8 @@ def _beside_masks(places: Sequence[Place]) -> _Problem:
 
 
 def _alone(places: Sequence[Place]) -> _Problem:
-    """Of text and table; the first candidate is all other tokens. Weights: text's, table's, and
-    what is added where both agree.
+    """The places without a mask. The first candidate stands for all other tokens. Weights are the
+    text's, the table's, and what is added where both agree.
     """
     fixed = torch.full((len(places), 3), _NOTHING)
     features = torch.zeros(len(places), 3, MAX_MATCH + TABLE_STEPS + 1)

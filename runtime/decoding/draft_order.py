@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bita.bonuses import ABSENT
 from bita.errors import LibraryMissingError
 from bita.pairs import PairTables
 from bita.runtime.native.library import find_draft_orderer
@@ -18,7 +19,6 @@ from bita.tensors import Float32Array, Int64Array
 
 MAX_GUESSES = 4
 MAX_DRAFTS = 256  # that the library orders
-_ABSENT = 1.0  # a guess that is no draft scores so much less than the last draft
 
 
 class DraftOrder(Protocol):
@@ -49,14 +49,13 @@ class PlainOrder:
         """As `DraftOrder` has it."""
         ids, scores = self._ids[mask].tolist(), self._logits[mask]
         if self._pairs is not None:
-            left = self._pairs.left[before].astype(np.float32)
-            scores = scores + self._pairs.right[ids].astype(np.float32) @ left
+            scores = scores + self._pairs.scores(before, ids)
         found = (np.float32(self._scale) * scores).tolist()
         lowest, num_drafts = min(found), len(ids)
         for token, bonus in guesses:
             if token not in ids:
                 ids.append(token)
-                found.append(lowest - self._scale * _ABSENT)
+                found.append(lowest - self._scale * ABSENT)
             found[ids.index(token)] += bonus
         scores = np.array(found, np.float32)
         best = np.argsort(-scores, kind="stable")

@@ -64,6 +64,7 @@ class Guesses:
     def start(self, token_ids: Sequence[int]) -> None:
         """Forget the last text and begin with this one."""
         self._index.start(())
+        self._last = []
         self.extend(token_ids)
 
     def extend(self, token_ids: Sequence[int]) -> None:
@@ -88,8 +89,8 @@ class Guesses:
         return [*takewhile(bool, found)]
 
     def _place(self, number: int) -> _Place:
-        """What is known of the place so many tokens after the text, if the best candidates stand in
-        front of it.
+        """What is known of the place `number` tokens after the text, if the best candidates stand
+        in front of it.
         """
         while len(self._places) <= number:
             self._places.append(self._next_place())

@@ -39,7 +39,7 @@ class NgramIndex:
             text.append(token)
 
     def following(self, number: int) -> int:
-        """What followed the longest match: the token so many places after it, from 0.
+        """The token that stands `number` places, from 0, after the longest match.
 
         After the end of the text it goes on with what it says itself: a text that repeats a period
         is taken to repeat it. There has to be a match.

@@ -63,6 +63,15 @@ def test_what_the_model_often_says_is_guessed() -> None:
     assert (index.level(), index.candidates(3), index.from_masks) == (0, [], False)
 
 
+def test_a_new_text_knows_nothing_of_the_last() -> None:
+    index = index_of(often([1, 2, 3]), [50, 1, 2])
+    assert index.candidates(1) == [[3]]
+    index.start([60])
+    assert index.candidates(1) == []
+    index.start([1])
+    assert index.candidates(2) == index_of(often([1, 2, 3]), [1]).candidates(2)
+
+
 def test_unsure_runs_count_less() -> None:
     split = often(*([1, token] for token in (2, 2, 2, 3, 3, 4, 5)))
     levels = [index_of(table, [50, 1]).level() for table in (split, often([1, 2]))]
