@@ -17,7 +17,7 @@ from bita.json_values import Fields, shown
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES, tree_layout
 from bita.runtime.decoding.drafting import Drafts
-from bita.runtime.decoding.guesses import Guesses
+from bita.runtime.decoding.guesses import Guesses, make_guesses
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
 from bita.tree import MAX_LEVEL, Path, Tree
@@ -259,10 +259,8 @@ class _DraftReader:
         """One for each token of the answer that is a root, but the last."""
         text = [*prompt, *answer]
         bonuses, table = self._adapter.bonuses, self._adapter.continuations
-        drafts = Drafts(
-            *(self._num_masks, self._backend.num_ranks, self._pairs, bonuses.mask_scale)
-        )
-        index = Guesses(table, bonuses, drafts)
+        drafts = Drafts(self._num_masks, self._backend.num_ranks, self._pairs)
+        index = make_guesses(table, bonuses, drafts)
         index.start(prompt)
         found = []
         # the root is drafted by the masks of the token in front of it

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bita.pairs import PairTables
-from bita.runtime.decoding.draft_order import draft_order
 from bita.tensors import Float32Array, Int64Array
 from bita.tree import Tree
 
@@ -53,17 +52,15 @@ def spine_children(tree: Tree) -> tuple[tuple[int, ...], ...]:
 class Drafts:
     """The top tokens and logits of a text's mask group that was accepted last.
 
-    num_masks: of the group, at most max_masks. order: of a mask's drafts, with guesses. scale: of
-    what masks say, beside guesses.
+    ids, logits: [max_masks, num_ranks]; they stay where they are in memory. num_masks: of the
+    group, at most max_masks.
     """
 
-    def __init__(
-        self, max_masks: int, num_ranks: int, pairs: PairTables | None = None, scale: float = 1.0
-    ) -> None:
+    def __init__(self, max_masks: int, num_ranks: int, pairs: PairTables | None = None) -> None:
         self.ids = np.zeros((max_masks, num_ranks), np.int64)
         self.logits = np.zeros((max_masks, num_ranks), np.float32)
         self.num_masks = 0
-        self.order = draft_order(self.ids, self.logits, pairs, scale)
+        self.pairs = pairs
 
     def read(self, top_ids: Int64Array, top_logits: Float32Array) -> None:
         """Take the drafts of one group, [M, k], and their logits."""

@@ -7,135 +7,65 @@ guesses were worth.
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
-from math import exp
-from typing import NamedTuple
+from typing import Protocol
 
-from bita.bonuses import MAX_MATCH, Bonuses
-from bita.continuations import LONGEST_RUN, Continuations
+import numpy as np
+
+from bita.bonuses import Bonuses
+from bita.continuations import Continuations
+from bita.errors import LibraryMissingError
 from bita.runtime.decoding.drafting import Drafts
-from bita.runtime.decoding.ngrams import NgramIndex
-from bita.runtime.decoding.sureness import level_of, looks_further
-
-_SURE_MATCH = 8  # tokens from which on the table is not asked
-
-
-class _Place(NamedTuple):
-    """candidates: what may stand at a place after the text, best first; empty: nothing is known.
-
-    share: how surely the first is right. follows_text: whether it and all before it are what
-    followed the text's match. from_masks: whether only a mask says it.
-    """
-
-    candidates: list[int]
-    share: float
-    follows_text: bool
-    from_masks: bool
+from bita.runtime.decoding.native_guesses import MAX_DRAFTS, NativeGuesses
+from bita.runtime.decoding.plain_guesses import PlainGuesses
+from bita.runtime.native.library import guess_library
 
 
-class Guesses:
+class Guesses(Protocol):
     """What may follow a text, by the text itself, a table of continuations and the drafts of masks.
 
     What masks drafted belongs to the text's end: `extend` comes after it.
     """
 
-    def __init__(self, table: Continuations | None, bonuses: Bonuses, drafts: Drafts) -> None:
-        self._table = table
-        self._drafts = drafts
-        self._text_beside = (0.0, *bonuses.text_beside)
-        self._table_beside = bonuses.table_beside
-        self._text_alone = (0.0, *map(exp, bonuses.text_alone))
-        self._table_alone = tuple(map(exp, bonuses.table_alone))
-        self._agree_alone = exp(bonuses.agree_alone)
-        self._index = NgramIndex()
-        self._last: list[int] = []  # tokens of the text
-        self._places: list[_Place] = []
-
     @property
     def from_masks(self) -> bool:
         """Whether a mask alone says the best first token."""
-        return self._place(0).from_masks
+        ...
 
     @property
     def share(self) -> float:
         """How surely the best first token is right, 0 to 1; 0 where nothing is known."""
-        return self._place(0).share
+        ...
 
     def start(self, token_ids: Sequence[int]) -> None:
         """Forget the last text and begin with this one."""
-        self._index.start(())
-        self._last = []
-        self.extend(token_ids)
+        ...
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Add tokens to the end of the text; the masks' drafts may have changed."""
-        self._index.extend(token_ids)
-        self._last = [*self._last, *token_ids][-LONGEST_RUN:]
-        self._places.clear()
+        ...
 
     def level(self) -> int:
         """How sure the first tokens are, 0 to MAX_LEVEL; 0 where nothing is known."""
-        first = self._place(0).share
-        return level_of(first, self._place(1).share if looks_further(first) else 0.0)
+        ...
 
     def candidates(self, count: int, min_level: int = 1) -> list[list[int]]:
         """What may stand at each of `count` places after the text, best first, if the best stand in
         front of it; fewer places, down to none, where nothing is known or the level is below
         `min_level`.
         """
-        if self.level() < max(min_level, 1):
-            return []
-        found = (self._place(number).candidates for number in range(count))
-        return [*takewhile(bool, found)]
+        ...
 
-    def _place(self, number: int) -> _Place:
-        """What is known of the place `number` tokens after the text, if the best candidates stand
-        in front of it.
-        """
-        while len(self._places) <= number:
-            self._places.append(self._next_place())
-        return self._places[number]
 
-    def _next_place(self) -> _Place:
-        number = len(self._places)
-        run, follows_text = self._last, True
-        if number:
-            before = self._places[-1]
-            if not before.candidates:
-                return before
-            follows_text = before.follows_text
-            run = [*run, *(place.candidates[0] for place in self._places)]
-        text = table = (0, 0)
-        if follows_text and (length := self._index.match_length()):
-            text = min(length + number, MAX_MATCH), self._index.following(number)
-        if self._table is not None and text[0] < _SURE_MATCH:
-            table = self._table.find(run)
-        if number < self._drafts.num_masks:
-            return self._beside_mask(number, run[-1], text, table)
-        return self._without_mask(text, table)
-
-    def _beside_mask(
-        self, mask: int, before: int, text: tuple[int, int], table: tuple[int, int]
-    ) -> _Place:
-        bonuses: dict[int, float] = {}
-        if text[0]:
-            bonuses[text[1]] = self._text_beside[text[0]]
-        if table[1]:
-            bonuses[table[0]] = bonuses.get(table[0], 0.0) + self._table_beside[table[1] // 10]
-        ordered, share = self._drafts.order.order(mask, before, [*bonuses.items()])
-        best = ordered[0]
-        return _Place(ordered, share, bool(text[0]) and best == text[1], best not in bonuses)
-
-    def _without_mask(self, text: tuple[int, int], table: tuple[int, int]) -> _Place:
-        """text, table: length of the match or percent, 0 for none, and the token."""
-        (length, token), (other, percent) = text, table
-        weight = self._text_alone[length]
-        other_weight = self._table_alone[percent // 10] if percent else 0.0
-        if weight and other_weight and token == other:
-            weight, other_weight = weight * other_weight * self._agree_alone, 0.0
-        share = max(weight, other_weight) / (1 + weight + other_weight)
-        if not other_weight:
-            return _Place([token] if weight else [], share, weight > 0, False)
-        if weight >= other_weight:
-            return _Place([token, other], share, True, False)
-        return _Place([other, token] if weight else [other], share, False, False)
+def make_guesses(table: Continuations | None, bonuses: Bonuses, drafts: Drafts) -> Guesses:
+    """Guesses by the library of native operators, which take about 5 µs a step; without it, or
+    where the adapter's pair scores are not float16, by Python, in about 40.
+    """
+    pairs = drafts.pairs
+    tables = () if pairs is None else (pairs.left, pairs.right)
+    fits = all(side.dtype == np.float16 and side.flags.c_contiguous for side in tables)
+    if fits and drafts.ids.shape[1] <= MAX_DRAFTS:
+        try:
+            return NativeGuesses(table, bonuses, drafts, guess_library())
+        except LibraryMissingError:
+            pass
+    return PlainGuesses(table, bonuses, drafts)

@@ -14,7 +14,7 @@ from bita.runtime.decoding.bound_trees import Binder, BoundTree, BoundTrees
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts, accept
 from bita.runtime.decoding.guard import Guard, GuardedTrees
-from bita.runtime.decoding.guesses import Guesses
+from bita.runtime.decoding.guesses import make_guesses
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
@@ -117,9 +117,8 @@ class TreeDecoder:
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
         table, bonuses = self.adapter.continuations, self.adapter.bonuses
-        scale = bonuses.mask_scale
-        drafts = Drafts(num_masks, self._backend.num_ranks, self._pairs, scale)
-        guesses = Guesses(table, bonuses, drafts) if self._table.uses_text else None
+        drafts = Drafts(num_masks, self._backend.num_ranks, self._pairs)
+        guesses = make_guesses(table, bonuses, drafts) if self._table.uses_text else None
         guard = Guard(self._guarded) if self._guarded else None
         return TokenSequence(prompt_ids, drafts, guesses, chooser, guard)
 

@@ -82,12 +82,12 @@ def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
         place.in_memory = library.bita_operators_take_weights() == 0
 
 
-def find_draft_orderer() -> "ctypes._NamedFuncPointer":
-    """The function that orders drafts, of `runtime/decoding/draft_order.py`.
+def guess_library() -> ctypes.CDLL:
+    """The library, for `runtime/decoding/native_guesses.py`.
 
     LibraryMissingError if the operators cannot be loaded.
     """
-    return _load(operators_library()).bita_operators_order_drafts
+    return _load(operators_library())
 
 
 @cache
@@ -116,5 +116,11 @@ def _declare(library: ctypes.CDLL) -> None:
     library.bita_operators_use_road.argtypes = [ctypes.c_char_p]
     library.bita_operators_read_weights.argtypes = [ctypes.c_char_p]
     library.bita_operators_take_weights.argtypes = []
-    library.bita_operators_order_drafts.argtypes = [ctypes.c_void_p]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.bita_operators_make_guesses.argtypes = [pointer]
+    library.bita_operators_make_guesses.restype = pointer
+    library.bita_operators_drop_guesses.argtypes = [pointer]
+    library.bita_operators_drop_guesses.restype = None
+    library.bita_operators_extend_guesses.argtypes = [pointer, ctypes.c_int, pointer, number]
+    library.bita_operators_look_guesses.argtypes = [pointer, number, number, pointer]
     library.RegisterCustomOps  # noqa: B018

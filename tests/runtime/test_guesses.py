@@ -7,21 +7,41 @@ import numpy as np
 import pytest
 
 from bita.adapter import Adapter
-from bita.bonuses import DEFAULT_BONUSES
+from bita.bonuses import DEFAULT_BONUSES, MAX_MATCH, TABLE_STEPS, Bonuses
 from bita.calibration.acceptance import measure_acceptance
 from bita.calibration.replay import replay
 from bita.continuations import Continuations, count_continuations
 from bita.engine import ADAPTER_FILE, open_engine
 from bita.errors import LibraryMissingError
 from bita.pairs import PairTables
-from bita.runtime.decoding.draft_order import NativeOrder, PlainOrder, draft_order
+from bita.runtime.decoding import guesses as guesses_module
 from bita.runtime.decoding.drafting import Drafts
-from bita.runtime.decoding.guesses import Guesses
+from bita.runtime.decoding.guesses import Guesses, make_guesses
+from bita.runtime.decoding.native_guesses import NativeGuesses
+from bita.runtime.decoding.plain_guesses import PlainGuesses
 from bita.runtime.session import Session
 from bita.tree import MAX_LEVEL, Tree
 from bita.tree_table import TreeTable
 
 RNG = np.random.default_rng(7)
+
+
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise LibraryMissingError("none")
+
+    monkeypatch.setattr(guesses_module, "guess_library", missing)
+
+
+@pytest.fixture(params=[NativeGuesses, PlainGuesses], autouse=True)
+def implementation(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> type[Guesses]:
+    """What makes the guesses of a test."""
+    if request.param is PlainGuesses:
+        without_library(monkeypatch)
+    chosen: type[Guesses] = request.param
+    return chosen
 
 
 def often(*texts: list[int], times: int = 30) -> Continuations:
@@ -31,14 +51,14 @@ def often(*texts: list[int], times: int = 30) -> Continuations:
 
 
 def index_of(table: Continuations | None, text: list[int], drafts: Drafts | None = None) -> Guesses:
-    index = Guesses(table, DEFAULT_BONUSES, drafts or Drafts(1, 4))
+    index = make_guesses(table, DEFAULT_BONUSES, drafts or Drafts(1, 4))
     index.start(text)
     return index
 
 
 def drafts_of(ids: list[int], logits: list[float]) -> Drafts:
     """The drafts of one mask."""
-    drafts = Drafts(1, len(ids), scale=DEFAULT_BONUSES.mask_scale)
+    drafts = Drafts(1, len(ids))
     drafts.read(np.array([ids]), np.array([logits], np.float32))
     return drafts
 
@@ -121,35 +141,71 @@ def test_a_place_after_the_drafts_goes_on_from_them() -> None:
     assert index_of(None, text, drafts).candidates(2) == [[5, 6, 7]]
 
 
-@pytest.mark.parametrize("rank", [0, 3, 16])
-def test_the_library_orders_as_numpy_does(rank: int) -> None:
-    ids = np.array([RNG.permutation(200)[:16] for _ in range(3)])
-    logits = RNG.normal(size=ids.shape).astype(np.float32)
-    sides = RNG.normal(size=(2, 200, max(rank, 1))).astype(np.float16)
-    pairs = PairTables(*sides) if rank else None
-    ours, plain = draft_order(ids, logits, pairs, 0.6), PlainOrder(ids, logits, pairs, 0.6)
-    assert isinstance(ours, NativeOrder)
-    for guesses in ([], [(int(ids[1, 9]), 3.0)], [(201, 9.0), (int(ids[1, 2]), 0.5)]):
-        for mask in range(3):
-            (order, share), (other, other_share) = (
-                each.order(mask, 7, guesses) for each in (ours, plain)
-            )
-            assert order == other
-            assert share == pytest.approx(other_share, rel=1e-5)
-    ids[0, 0] = 199  # they are read when they are asked for
-    assert 199 in ours.order(0, 7, [(199, 50.0)])[0][:1]
-
-
-def test_without_the_library_numpy_orders(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise LibraryMissingError("none")
-
-    monkeypatch.setattr("bita.runtime.decoding.draft_order.find_draft_orderer", missing)
-    drafts = np.zeros((1, 4), np.int64), np.zeros((1, 4), np.float32)
-    assert isinstance(draft_order(*drafts, None, 1.0), PlainOrder)
-    monkeypatch.undo()
+def test_the_library_makes_them_where_it_can(implementation: type[Guesses]) -> None:
+    assert isinstance(make_guesses(None, DEFAULT_BONUSES, Drafts(1, 4)), implementation)
     wide = PairTables(*np.zeros((2, 9, 2), np.float32))  # the library reads float16
-    assert isinstance(draft_order(*drafts, wide, 1.0), PlainOrder)
+    for drafts in (Drafts(1, 4, wide), Drafts(1, 257)):
+        assert isinstance(make_guesses(None, DEFAULT_BONUSES, drafts), PlainGuesses)
+
+
+def test_more_places_than_there_was_room_for() -> None:
+    index = index_of(None, [1, 2, 3, 1])
+    assert firsts(index, 2) == [2, 3]
+    assert firsts(index, 100) == ([2, 3, 1] * 34)[:100]
+    assert firsts(index, 3) == [2, 3, 1]
+
+
+def test_a_long_text_is_looked_up_as_a_short_one() -> None:
+    text = RNG.permutation(50_000).tolist()
+    index = index_of(None, text)
+    assert (index.level(), index.candidates(1)) == (0, [])
+    index.extend(text[31_000:31_003])
+    assert firsts(index, 4) == text[31_003:31_007]
+
+
+def random_bonuses() -> Bonuses:
+    def some(count: int) -> tuple[float, ...]:
+        return tuple(np.sort(RNG.normal(0.5, 2, count)).tolist())
+
+    sizes = (MAX_MATCH, TABLE_STEPS, MAX_MATCH, TABLE_STEPS)
+    return Bonuses.of(Bonuses(0.7, *map(some, sizes), 1.25).array())
+
+
+@pytest.mark.parametrize("rank", [0, 3, 16])
+@pytest.mark.parametrize("with_table", [False, True])
+def test_the_library_guesses_as_python_does(
+    rank: int, with_table: bool, implementation: type[Guesses], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that repeat themselves, extended by a few tokens at a time, masks drafted or not."""
+    if implementation is PlainGuesses:
+        pytest.skip("nothing to compare with")
+    tokens, bonuses = 12, random_bonuses()
+    sides = RNG.normal(size=(2, tokens, max(rank, 1))).astype(np.float16)
+    drafts = Drafts(3, 5, PairTables(*sides) if rank else None)
+    texts = [(RNG.integers(0, tokens, 60).tolist(), 1) for _ in range(8)]
+    table = count_continuations(texts, 150) if with_table else None
+    ours = make_guesses(table, bonuses, drafts)
+    without_library(monkeypatch)
+    plain = make_guesses(table, bonuses, drafts)
+    levels: set[int] = set()
+    for _ in range(4):
+        for each in (ours, plain):
+            each.start([])
+        for _ in range(60):
+            added = RNG.integers(0, tokens, RNG.integers(1, 4)).tolist()
+            num_masks = int(RNG.integers(0, 4))
+            ids = np.array([RNG.permutation(tokens)[:5] for _ in range(num_masks)])
+            logits = RNG.normal(0, 3, (num_masks, 5)).astype(np.float32)
+            drafts.read(ids.reshape(-1, 5), logits)
+            for each in (ours, plain):
+                each.extend(added)
+            levels.add(plain.level())
+            assert ours.level() == plain.level()
+            assert ours.share == pytest.approx(plain.share, rel=1e-5)
+            assert ours.from_masks == plain.from_masks
+            count = int(RNG.integers(0, 9))
+            assert ours.candidates(count) == plain.candidates(count)
+    assert len(levels) > 6
 
 
 def test_decoder_and_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Path) -> None:

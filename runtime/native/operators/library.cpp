@@ -1,7 +1,7 @@
 // What the library exports: registration for ONNX Runtime, and a few C functions about itself.
 #include <string>
 
-#include "../decoding/draft_order.h"
+#include "../decoding/guesses.h"
 #include "../kernels/roads.h"
 #include "add_norm.h"
 #include "attention_sublayer.h"
@@ -103,7 +103,31 @@ BITA_EXPORT int bita_operators_use_road(const char* name) {
   return name && bita::use_road(name) ? 0 : -1;
 }
 
-// Order what may come after a token. Returns 0, or -1 for a task that cannot be.
-BITA_EXPORT int bita_operators_order_drafts(bita::DraftOrder* task) {
-  return task && bita::holds([&] { return bita::order_drafts(*task) == 0; }) ? 0 : -1;
+// Guesses of what follows a text. Whoever makes them drops them; one thread at a time uses them.
+// Null for sources that are out of range, or for lack of memory.
+BITA_EXPORT bita::Guesses* bita_operators_make_guesses(const bita::GuessSources* sources) {
+  bita::Guesses* made = nullptr;
+  bita::holds([&] { return sources && (made = new bita::Guesses(*sources)); });
+  return made;
+}
+
+BITA_EXPORT void bita_operators_drop_guesses(bita::Guesses* guesses) { delete guesses; }
+
+// Forget the text, if `forget` is not 0, and add tokens to it. Returns 0, or -1 for lack of memory,
+// after which the guesses are to be dropped.
+BITA_EXPORT int bita_operators_extend_guesses(bita::Guesses* guesses, int forget,
+                                              const int64_t* token_ids, int64_t count) {
+  return bita::holds([&] {
+    if (forget) guesses->start();
+    guesses->extend(token_ids, count);
+    return true;
+  })
+             ? 0
+             : -1;
+}
+
+// As `Guesses::look` has it; -1 for lack of memory too.
+BITA_EXPORT int bita_operators_look_guesses(bita::Guesses* guesses, int64_t num_masks,
+                                            int64_t count, bita::GuessesFound* found) {
+  return bita::holds([&] { return guesses->look(num_masks, count, *found) == 0; }) ? 0 : -1;
 }

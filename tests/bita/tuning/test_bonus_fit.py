@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from bita.bonuses import DEFAULT_BONUSES, Bonuses
 from bita.runtime.decoding.drafting import Drafts
-from bita.runtime.decoding.guesses import Guesses
+from bita.runtime.decoding.guesses import Guesses, make_guesses
 from bita.tuning.bonus_fit import Place, bonuses_of
 
 DRAFTED = [5, 6, 7, 8]
@@ -28,10 +28,10 @@ def places(count: int, share: float, likely: Place, otherwise: Callable[[int], i
 
 def guesses_of(bonuses: Bonuses, text: list[int], place: Place | None = None) -> Guesses:
     """After a text, with the drafts of a place, or without a mask."""
-    drafts = Drafts(1, len(DRAFTED), scale=bonuses.mask_scale)
+    drafts = Drafts(1, len(DRAFTED))
     if place is not None:
         drafts.read(np.array([place.draft_ids]), np.array([place.draft_scores], np.float32))
-    guesses = Guesses(None, bonuses, drafts)
+    guesses = make_guesses(None, bonuses, drafts)
     guesses.start(text)
     return guesses
 

@@ -17,7 +17,10 @@ const char* bita_operators_roads(void) { return "fast plain"; }
 int bita_operators_use_road(const char*) { return 0; }
 int bita_operators_read_weights(const char*) { return -1; }
 int bita_operators_take_weights(void) { return -1; }
-int bita_operators_order_drafts(void*) { return -1; }
+void* bita_operators_make_guesses(const void*) { return nullptr; }
+void bita_operators_drop_guesses(void*) {}
+int bita_operators_extend_guesses(void*, int, const long long*, long long) { return -1; }
+int bita_operators_look_guesses(void*, long long, long long, void*) { return -1; }
 void* RegisterCustomOps(void*, const void*) { return nullptr; }
 int bita_operators_version(void) { return VERSION; }
 }
