@@ -167,8 +167,8 @@ def random_bonuses() -> Bonuses:
     def some(count: int) -> tuple[float, ...]:
         return tuple(np.sort(RNG.normal(0.5, 2, count)).tolist())
 
-    sizes = (MAX_MATCH, TABLE_STEPS, MAX_MATCH, TABLE_STEPS)
-    return Bonuses.of(Bonuses(0.7, *map(some, sizes), 1.25).array())
+    text, table, alone, table_alone = map(some, 2 * (MAX_MATCH, TABLE_STEPS))
+    return Bonuses.of(Bonuses(0.7, text, table, alone, table_alone, 1.25).array())
 
 
 @pytest.mark.parametrize("rank", [0, 3, 16])
