@@ -8,12 +8,13 @@ and the text included; the backend's part is what its run call takes.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from peer_report import describe_machine
 
 from bita.data.prompts import read_prompts
 from bita.runtime.session import Session
@@ -55,17 +56,14 @@ def main() -> int:
     results = []
     for path in args.engines:
         loaded = Session.open(path, num_threads=args.threads)
-        for name, tree in TREES.items():
-            for min_rows in (1, 2) if name == "ar" else (2,):
-                session = loaded.using(tree=tree, min_rows=min_rows)
-                figures = measure(session, args.num_prompts, args.new_tokens)
-                precision = loaded.engine.manifest.precision
-                row = {"precision": precision, "tree": name, "rows": max(tree.num_rows, min_rows)}
-                results.append({**row, **figures})
-                print(json.dumps(results[-1]), flush=True)
+        for name, tree in {**TREES, "own": loaded.tree}.items():
+            figures = measure(loaded.using(tree=tree), args.num_prompts, args.new_tokens)
+            described = {"engine": path.name, "trees": name, "tree": str(tree)}
+            results.append({**described, **figures})
+            print(json.dumps(results[-1]), flush=True)
     if args.out:
-        report = {"cpu": platform.processor() or platform.machine(), "threads": args.threads}
-        args.out.write_text(json.dumps({**report, "results": results}, indent=2) + "\n")
+        report = {**describe_machine(args.threads), "results": results}
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

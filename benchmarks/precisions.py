@@ -5,9 +5,10 @@
 
 Speeds: AR with one row and the tree, or trees by state, expected to be fastest, all engines taking
 turns on the same prompts. Memory: the peak of a process that opens the engine and answers.
-Error: from the engine's calibration. Verify: trees against AR on the same engine, own and random
-adapter: the trees expected to be fastest in mode "exact", where nothing may differ, and BiTA's
-triangle with its branches in mode "tree".
+Error: perplexity and KL of every engine on the answers that the float32 engine among them writes to
+the same prompts; without one, from the engine's calibration. Verify: trees against AR on the same
+engine, own and random adapter: the trees expected to be fastest in mode "exact", where nothing may
+differ, and BiTA's triangle with its branches in mode "tree".
 """
 
 import argparse
@@ -21,7 +22,8 @@ from peer_report import describe_machine
 from tree_choice import Calibrated
 
 from bita.calibration.memory import measure_memory
-from bita.calibration.report import read_quality
+from bita.calibration.quality import Scored, measure_quality
+from bita.calibration.report import Quality, read_quality
 from bita.calibration.turns import decode_in_turns, together
 from bita.calibration.verify import Comparison, verify
 from bita.cli.shared.progress import progress_bars
@@ -56,6 +58,41 @@ def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[
             "chosen": str(engines[name].session.tree),
         }
     return report
+
+
+def answers_to_judge(
+    engines: Mapping[str, Calibrated], args: argparse.Namespace
+) -> tuple[Calibrated, list[Scored]] | None:
+    """What the first float32 engine answers to the timed prompts; None without such an engine."""
+    exact = [e for e in engines.values() if e.session.engine.manifest.precision == "fp32"]
+    if not exact or not args.timed:
+        return None
+    session = exact[0].using(Tree.root_only())
+    texts = []
+    with progress_bars() as show:
+        questions = evenly(read_questions(args.prompts), args.timed)
+        for done, question in enumerate(questions, 1):
+            prompt_ids = session.encode(question.messages)
+            answer = session.generate(prompt_ids, args.max_new_tokens).token_ids
+            texts.append(Scored((*prompt_ids, *answer), len(prompt_ids)))
+            show("answers to judge by", done, len(questions))
+    return exact[0], texts
+
+
+def error_of(
+    engine: Calibrated, judged_by: tuple[Calibrated, list[Scored]] | None
+) -> Quality | None:
+    """What the precision costs."""
+    if judged_by is None:
+        return read_quality(engine.session.engine)
+    reference, texts = judged_by
+    with progress_bars() as show:
+        return measure_quality(
+            reference.session.engine,
+            engine.session.engine,
+            texts,
+            lambda done, total: show("error", done, total),
+        )
 
 
 def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
@@ -105,16 +142,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = report["engines"]
     if args.timed:
         rows.update(speeds(engines, args))
+    judged_by = answers_to_judge(engines, args)
     for path in args.engines:
         engine = engines[path.name]
         row = rows.setdefault(path.name, {})
-        quality = read_quality(engine.session.engine)
+        quality = error_of(engine, judged_by)
         row["megabytes"] = round(engine.session.engine.num_bytes / 1e6, 1)
         memory = measure_memory(path, args.threads)
         row["peak_megabytes"] = round(memory.decoding.host / 1e6, 1)
         if quality:
             row |= {"perplexity": quality.perplexity, "kl": quality.kl}
-            row |= {"same_greedy": quality.same_greedy, "quantizer": quality.quantizer}
+            row |= {"same_greedy": quality.same_greedy, "judged_tokens": quality.num_tokens}
         if args.verified:
             row["verify"] = verified(engine, args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
