@@ -6,7 +6,7 @@ BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,37 +16,33 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
+from bita.adapter_faults import MAX_VALUE, TENSORS, shape_faults, value_faults
+from bita.adapter_file import (
+    FORMAT,
+    FULL_VERSION,
+    MAKE_ANOTHER,
+    PLAIN_VERSION,
+    TABLE_VERSION,
+    read_adapter_file,
+)
 from bita.bonuses import BONUS_TENSOR, DEFAULT_BONUSES, Bonuses, bonus_faults
-from bita.continuations import CONTINUATION_TENSORS, Continuations, continuation_faults
-from bita.errors import AdapterError, ModelError, raise_faults
+from bita.continuations import Continuations, continuation_faults
+from bita.errors import AdapterError, raise_faults
 from bita.files import write_whole
 from bita.identity import ModelIdentity, identify
-from bita.json_values import Fields, parse_json, shown
 from bita.lora import (
     LORA_TENSORS,
     Lora,
-    lora_faults,
     lora_rank,
     random_lora,
     site_sizes,
     sizes_of,
     starting_lora,
 )
-from bita.pairs import PAIR_TENSORS, Pairs, pair_faults, pair_rank
-from bita.tensor_file import FLOAT_TYPES, WHOLES, StoredTensor, read_tensor_file
+from bita.pairs import PAIR_TENSORS, Pairs, pair_rank
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, row_chunks
 
-FORMAT = "bita-adapter"
-# What knows no LoRA or pair scores, or no continuations, must refuse them.
-PLAIN_VERSION, FULL_VERSION, TABLE_VERSION = "1", "2", "3"
-VERSIONS = (PLAIN_VERSION, FULL_VERSION, TABLE_VERSION)
-TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 _PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
-KNOWN_TENSORS = (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS)
-METADATA = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
-_MAKE_ANOTHER = "use the adapter tuned for this model, or tune one"
-Shapes = Mapping[str, Sequence[int]]  # by the tensors' names
-MAX_VALUE = float(np.finfo(np.float16).max)  # of any tensor; engines compute in float16 too
 # Of what a step reads; tuned adapters stay below 25. Rows that do not see the masks and the prefix
 # weigh them with zero, and zero times infinity is NaN, so that nothing may overflow on the way:
 # scores of the prefix in float16, and sums of sums of LoRA in float32. Mask embeddings are normed
@@ -87,7 +83,7 @@ class Adapter:
             arrays = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in given}
             object.__setattr__(self, name, arrays)
         shapes = {name: array.shape for name, array in self.tensors().items()}
-        faults = _shape_faults(shapes, self.identity)
+        faults = shape_faults(shapes, self.identity)
         if self.continuations is not None:
             table = self.continuations
             faults += continuation_faults(table.keys, table.values, self.identity.vocab_size)
@@ -133,7 +129,7 @@ class Adapter:
         """Raise AdapterError that lists every reason why the model `identity` is not ours."""
         raise_faults(
             AdapterError,
-            f"adapter does not fit this model (adapter against model; {_MAKE_ANOTHER})",
+            f"adapter does not fit this model (adapter against model; {MAKE_ANOTHER})",
             self.identity.differences(identity),
         )
 
@@ -144,7 +140,7 @@ class Adapter:
         Raises AdapterError if a value is not finite, or larger than float16 can hold.
         """
         path = Path(path)
-        raise_faults(AdapterError, f"{path} was not written", _value_faults(self.tensors()))
+        raise_faults(AdapterError, f"{path} was not written", value_faults(self.tensors()))
         metadata = {
             "format_version": self._version(),
             "identity": self.identity.to_json(),
@@ -183,35 +179,20 @@ class Adapter:
 
         Raises AdapterError that names the path, every fault of the file, and the fix.
         """
-        path = Path(path)
-        file = read_tensor_file(path, AdapterError, "copy or download it again")
-        metadata = _read_metadata(path, file.metadata)
-        identity, faults = _check_metadata(metadata)
-        stored = {name: file.tensors[name] for name in KNOWN_TENSORS if name in file.tensors}
-        shapes = {name: tensor.shape for name, tensor in stored.items()}
-        faults += _type_faults(stored) + _shape_faults(shapes, identity)
-        faults += _count_faults(shapes, metadata)
-        tensors = {
-            name: tensor.float32() for name, tensor in stored.items() if tensor.dtype in FLOAT_TYPES
-        }
-        faults += _value_faults(tensors)
-        continuations = _read_continuations(file.tensors, identity, faults)
-        bonuses = _read_bonuses(file.tensors, faults)
-        raise_faults(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})", faults)
-        assert identity is not None  # else it is among the faults
+        parts = read_adapter_file(Path(path))
+        tensors = parts.tensors
         lora, pairs = (
             {name: tensors.pop(name) for name in names if name in tensors}
             for names in (LORA_TENSORS, PAIR_TENSORS)
         )
-        tuned_on = metadata["tuned_on"]
         return cls(
             **tensors,
-            identity=identity,
-            tuned_on=tuned_on,
+            identity=parts.identity,
+            tuned_on=parts.tuned_on,
             lora=lora,
             pairs=pairs,
-            continuations=continuations,
-            bonuses=bonuses,
+            continuations=parts.continuations,
+            bonuses=parts.bonuses,
         )
 
 
@@ -273,144 +254,8 @@ def _random_prefix(
     return keys, values
 
 
-def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    """The adapter's part of a file's metadata. Raises AdapterError if there is none."""
-    try:
-        stated = parse_json(metadata.get(FORMAT, "{}"))
-    except ValueError:
-        stated = None
-    if not stated or not isinstance(stated, dict):
-        raise AdapterError(
-            f"{path} is a safetensors file but no adapter: its metadata has no {FORMAT!r}; "
-            f"{_MAKE_ANOTHER}"
-        )
-    values = Fields(stated, "metadata ")
-    texts = {name: values.text(name) for name in METADATA if name in values}
-    values.check(AdapterError, f"{path} is broken ({_MAKE_ANOTHER})")
-    return texts
-
-
-def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, list[str]]:
-    faults = [f"metadata has no {key!r}" for key in METADATA if key not in metadata]
-    version = metadata.get("format_version", PLAIN_VERSION)
-    if version not in VERSIONS:
-        known = ", ".join(map(repr, VERSIONS))
-        faults.append(
-            f"format_version is {shown(version)}, this bita-edge reads {known}: upgrade it"
-        )
-    identity = None
-    try:
-        identity = ModelIdentity.from_json(metadata["identity"]) if "identity" in metadata else None
-    except ModelError as error:
-        faults.append(str(error))
-    return identity, faults
-
-
-def _read_continuations(
-    stored: Mapping[str, StoredTensor], identity: ModelIdentity | None, faults: list[str]
-) -> Continuations | None:
-    """The table in a file, None if there is none; what is wrong is added to `faults`."""
-    present = [stored[name] for name in CONTINUATION_TENSORS if name in stored]
-    if not present or identity is None:
-        return None
-    if len(present) == 1 or any(tensor.dtype not in WHOLES for tensor in present):
-        types = ", ".join(tensor.dtype for tensor in present)
-        faults.append(f"the table of continuations has the types {types}, not U64 and U32")
-        return None
-    keys, values = (tensor.wholes() for tensor in present)
-    found = continuation_faults(keys, values, identity.vocab_size)
-    faults += found
-    return None if found else Continuations(keys.astype(np.uint64), values.astype(np.uint32))
-
-
-def _read_bonuses(stored: Mapping[str, StoredTensor], faults: list[str]) -> Bonuses:
-    """The bonuses in a file, or the default ones; what is wrong is added to `faults`."""
-    if BONUS_TENSOR not in stored:
-        return DEFAULT_BONUSES
-    tensor = stored[BONUS_TENSOR]
-    if tensor.dtype not in FLOAT_TYPES:
-        known = ", ".join(FLOAT_TYPES)
-        faults.append(f"tensor {BONUS_TENSOR!r} has type {tensor.dtype}, not one of {known}")
-        return DEFAULT_BONUSES
-    array = tensor.float32()
-    found = bonus_faults(array)
-    faults += found
-    return DEFAULT_BONUSES if found else Bonuses.of(array)
-
-
-def _type_faults(stored: Mapping[str, StoredTensor]) -> list[str]:
-    """What is missing, and what is not of a type that a float32 array can be made of."""
-    known = ", ".join(FLOAT_TYPES)
-    faults = [f"tensor {name!r} is missing" for name in TENSORS if name not in stored]
-    return faults + [
-        f"tensor {name!r} has type {tensor.dtype}, not one of {known}"
-        for name, tensor in stored.items()
-        if tensor.dtype not in FLOAT_TYPES
-    ]
-
-
-def _shape_faults(given: Shapes, identity: ModelIdentity | None) -> list[str]:
-    """Where shapes differ from the identity's (its letters stay free where it is unknown)."""
-    layers, heads, size, hidden = "L", "H", "D", "hidden"
-    if identity:
-        layers, heads = str(identity.num_layers), str(identity.num_kv_heads)
-        size, hidden = str(identity.head_dim), str(identity.hidden_size)
-    prefix = (layers, heads, "P", size)
-    wanted = {"mask_embeddings": ("M", hidden), "prefix_keys": prefix, "prefix_values": prefix}
-    shapes = {name: tuple(given[name]) for name in TENSORS if name in given}
-    faults = [
-        f"{name} is {list(shape)}, not [{', '.join(wanted[name])}]"
-        for name, shape in shapes.items()
-        if not _matches(shape, wanted[name])
-    ]
-    if shapes.get("mask_embeddings", (1,))[:1] == (0,):
-        faults.append("mask_embeddings has no rows; at least one mask token is needed")
-    keys, values = (shapes.get(name, ()) for name in TENSORS[1:])
-    if not faults and keys and values and keys != values:
-        faults.append(f"prefix_keys is {list(keys)}, but prefix_values is {list(values)}")
-    known = (identity.num_layers, identity.hidden_size) if identity else (None, None)
-    return faults + lora_faults(given, *known) + pair_faults(given, known[1])
-
-
-def _matches(shape: Sequence[int], wanted: Sequence[str]) -> bool:
-    """Equal sizes, where a letter or a word stands for any size."""
-    return len(shape) == len(wanted) and all(
-        name.isalpha() or size == int(name) for size, name in zip(shape, wanted, strict=True)
-    )
-
-
-def _value_faults(tensors: Mapping[str, Float32Array]) -> list[str]:
-    """Where values are not finite, or larger than float16 can hold."""
-    faults = []
-    for name, array in tensors.items():
-        is_finite = np.isfinite(array)
-        counts = {
-            "that are not finite": int((~is_finite).sum()),
-            f"beyond {MAX_VALUE:g}, the largest that float16 can hold": int(
-                (is_finite & (np.abs(array) > MAX_VALUE)).sum()
-            ),
-        }
-        faults += [
-            f"{name} has {count} of {array.size} values {what}"
-            for what, count in counts.items()
-            if count
-        ]
-    return faults
-
-
 def _cut_off(array: Float32Array, most: float) -> Float32Array:
     """The array itself if it lies within ±most."""
     if not array.size or np.abs(array).max() <= most:  # not so if a value is not a number
         return array
     return np.nan_to_num(array, nan=0.0, posinf=most, neginf=-most).clip(-most, most)
-
-
-def _count_faults(shapes: Shapes, metadata: Mapping[str, str]) -> list[str]:
-    """Where the counts in the metadata are not those of the tensors."""
-    stated = {"num_masks": ("mask_embeddings", 0), "prefix_length": ("prefix_keys", 2)}
-    faults = []
-    for key, (name, axis) in stated.items():
-        shape = shapes.get(name, ())
-        if key in metadata and axis < len(shape) and metadata[key] != str(shape[axis]):
-            faults.append(f"metadata {key} is {shown(metadata[key])}, {name} has {shape[axis]}")
-    return faults

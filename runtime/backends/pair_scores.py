@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from bita.adapter import MAX_VALUE, Adapter
+from bita.adapter import Adapter
+from bita.adapter_faults import MAX_VALUE
 from bita.engine import PAIRS_FILE, Engine
 from bita.engine_adapter import read_adapter
 from bita.errors import EngineError, raise_faults

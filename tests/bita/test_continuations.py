@@ -9,7 +9,8 @@ import pytest
 from make_tiny_engine import write_plain_model
 from safetensors.numpy import load_file, save_file
 
-from bita.adapter import FORMAT, Adapter, random_adapter
+from bita.adapter import Adapter, random_adapter
+from bita.adapter_file import FORMAT
 from bita.continuations import SURE_BITS, Continuations, count_continuations
 from bita.errors import AdapterError
 from bita.export.sources import open_checkpoint

@@ -107,7 +107,10 @@ BITA_EXPORT int bita_operators_use_road(const char* name) {
 // Null for sources that are out of range, or for lack of memory.
 BITA_EXPORT bita::Guesses* bita_operators_make_guesses(const bita::GuessSources* sources) {
   bita::Guesses* made = nullptr;
-  bita::holds([&] { return sources && (made = new bita::Guesses(*sources)); });
+  bita::holds([&] {
+    if (sources) made = new bita::Guesses(*sources);
+    return true;
+  });
   return made;
 }
 

@@ -2,7 +2,6 @@
 #include "../decoding/guesses.h"
 
 #include <algorithm>
-#include <random>
 #include <stdexcept>
 #include <vector>
 
@@ -39,13 +38,13 @@ Match search(const Tokens& text) {
 }
 
 const Adds matches("matches in a text are those that a search finds", [] {
-  std::mt19937 random(1);
+  Random random(1);
   for (const int64_t vocab : {1, 3, 40}) {
     NgramIndex index;
     Tokens text;
     for (int round = 0; round < 150; ++round) {
-      Tokens added(random() % 4);
-      for (int64_t& token : added) token = static_cast<int64_t>(random() % vocab);
+      Tokens added(static_cast<size_t>(random.below(4)));
+      for (int64_t& token : added) token = random.below(vocab);
       text.insert(text.end(), added.begin(), added.end());
       index.extend(added.data(), static_cast<int64_t>(added.size()));
       const Match found = search(text);
