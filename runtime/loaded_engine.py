@@ -7,6 +7,7 @@ from bita.engine import Engine
 from bita.runtime.backends.backend import Backend
 from bita.runtime.decoding.memory import MemoryWatch
 from bita.runtime.decoding.shared_cache import SharedCache
+from bita.runtime.spare_memory import give_back
 from bita.runtime.text.grammar import GrammarCompiler
 from bita.runtime.text.prompt_encoder import PromptEncoder
 
@@ -39,4 +40,5 @@ class LoadedEngine:
         vocab_size, eos_ids = engine.manifest.vocab_size, encoder.defaults.chat_eos_ids
         grammars = GrammarCompiler(encoder.codec.tokenizer, vocab_size, eos_ids)
         shared_cache = SharedCache(backend.cache, kept_text_bytes)
+        give_back()
         return cls(engine, encoder, grammars, backend, shared_cache, keep_answers)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from bita.errors import BitaError, raise_faults
 from bita.json_values import parse_json, shown
+from bita.runtime.spare_memory import give_back
 
 MAX_GROWTH = 64.0  # of a text by the normalizer; real ones write one character for another
 MAX_ADDED_IDS = 256  # that a post-processor puts around a text
@@ -46,6 +47,7 @@ def read_tokenizer(text: str, error: type[BitaError], subject: str, fix: str) ->
         lambda: Tokenizer.from_str(text), error, f"{subject} is not a tokenizer", fix
     )
     checked_call(lambda: _check_loaded(tokenizer, parts), error, f"{subject} cannot be used", fix)
+    give_back()
     return tokenizer
 
 

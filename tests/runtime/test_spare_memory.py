@@ -1,0 +1,44 @@
+"""Memory that nobody uses goes back to the system."""
+
+import ctypes
+import platform
+from pathlib import Path
+
+import pytest
+
+from bita.runtime import spare_memory
+from bita.runtime.session import Session
+
+PIECE, COUNT = 2000, 20_000
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep little")
+def test_freed_memory_goes_back() -> None:
+    """Pieces in front of one that is still held stay with the C library by themselves."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    pieces = [library.malloc(PIECE) for _ in range(COUNT)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, PIECE)
+    for piece in pieces[:-1]:
+        library.free(piece)
+    held = resident_bytes()
+    spare_memory.give_back()
+    assert held - resident_bytes() > PIECE * COUNT / 2
+    library.free(pieces[-1])
+
+
+def test_a_c_library_without_it_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tiny_engine: Path
+) -> None:
+    spare_memory._trim.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    spare_memory.give_back()
+    monkeypatch.undo()
+    assert Session.open(tiny_engine, num_threads=1).generate("Hello", 4).token_ids
+    spare_memory._trim.cache_clear()
