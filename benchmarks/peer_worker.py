@@ -22,36 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from peer_engine import PeerEngine, Settings, stopwatch
+from peer_torch import OptimumOnnx, Transformers
+
 CONTEXT_LENGTH = 2048
-Settings = Mapping[str, Any]
-
-
-class PeerEngine:
-    """One engine. packages: whose versions are told. precision: for people."""
-
-    packages: tuple[str, ...] = ()
-    precision = ""
-
-    @property
-    def pid(self) -> int:
-        """The process that computes."""
-        return os.getpid()
-
-    def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in self.packages}
-
-    def close(self) -> None:
-        """End what it started."""
-
-    def generate(
-        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
-    ) -> tuple[list[int], list[float]]:
-        """New tokens, and the time in ms at which each was known; EOS may be the last."""
-        raise NotImplementedError
 
 
 class BitaEngine(PeerEngine):
@@ -75,7 +52,7 @@ class BitaEngine(PeerEngine):
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
     ) -> tuple[list[int], list[float]]:
         self._session.forget()
-        elapsed_ms = _stopwatch()
+        elapsed_ms = stopwatch()
         generation = self._session.stream(token_ids, num_new_tokens, stop_token_ids=eos_ids)
         times: list[float] = []
         for _ in generation:
@@ -123,7 +100,7 @@ class LlamaCpp(PeerEngine):
 
     def _wait(self, seconds: float) -> None:
         """Until the model is loaded; raises RuntimeError."""
-        elapsed_ms = _stopwatch()
+        elapsed_ms = stopwatch()
         while elapsed_ms() < 1000 * seconds and self._process.poll() is None:
             try:
                 connection = self._connect()
@@ -143,7 +120,7 @@ class LlamaCpp(PeerEngine):
             **{"temperature": 0, "samplers": ["temperature"], "return_tokens": True},
         }
         body = json.dumps(request)
-        elapsed_ms = _stopwatch()
+        elapsed_ms = stopwatch()
         connection = self._connect()
         connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -179,7 +156,7 @@ class OnnxRuntimeGenai(PeerEngine):
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
     ) -> tuple[list[int], list[float]]:
         times: list[float] = []
-        elapsed_ms = _stopwatch()
+        elapsed_ms = stopwatch()
         parameters = self._genai.GeneratorParams(self._model)
         parameters.set_search_options(max_length=len(token_ids) + num_new_tokens, do_sample=False)
         generator = self._genai.Generator(self._model, parameters)
@@ -229,7 +206,7 @@ class OpenVinoGenai(PeerEngine):
         times: list[float] = []
         ids = np.array([token_ids], np.int64)
         inputs = self._genai.TokenizedInputs(self._tensor(ids), self._tensor(np.ones_like(ids)))
-        elapsed_ms = _stopwatch()
+        elapsed_ms = stopwatch()
         collector = _ov_streamer(self._genai, new_ids, times, elapsed_ms)
         result = self._pipeline.generate(inputs, config, collector)
         found = list(result.tokens[0])
@@ -254,92 +231,6 @@ def _ov_streamer(
     return Collector()
 
 
-class Transformers(PeerEngine):
-    """transformers in float32. settings: "lookup", tokens that prompt lookup drafts."""
-
-    packages: tuple[str, ...] = ("transformers", "torch")
-    precision = "fp32"
-
-    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        torch.set_num_threads(num_threads)
-        self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self._lookup = settings.get("lookup")
-
-    def generate(
-        self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
-    ) -> tuple[list[int], list[float]]:
-        torch = self._torch
-        ids = torch.tensor([token_ids])
-        new_ids: list[int] = []
-        times: list[float] = []
-        drafting = {"prompt_lookup_num_tokens": self._lookup} if self._lookup else {}
-        elapsed_ms = _stopwatch()
-        streamer = _TorchStreamer(len(token_ids), new_ids, times, elapsed_ms)
-        with torch.inference_mode():
-            self._model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=num_new_tokens,
-                do_sample=False,
-                eos_token_id=eos_ids,
-                pad_token_id=eos_ids[0],
-                streamer=streamer,
-                **drafting,
-            )
-        return new_ids, times
-
-
-class OptimumOnnx(Transformers):
-    """transformers' decoding loop on optimum-onnx's session for CPUs, float32 or int8."""
-
-    packages = ("optimum-onnx", "optimum", "transformers", "onnxruntime")
-
-    def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
-        import onnxruntime
-        import torch
-        from optimum.onnxruntime import ORTModelForCausalLM
-
-        torch.set_num_threads(num_threads)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        self._torch = torch
-        (file,) = Path(model).glob("*.onnx")
-        self.precision = "int8, dynamic" if "quantized" in file.name else "fp32"
-        self._model = ORTModelForCausalLM.from_pretrained(
-            model, file_name=file.name, session_options=options
-        )
-        self._lookup = settings.get("lookup")
-
-
-class _TorchStreamer:
-    """Notes tokens as they come; the prompt comes first."""
-
-    def __init__(
-        self,
-        num_prompt_tokens: int,
-        new_ids: list[int],
-        times: list[float],
-        elapsed_ms: Callable[[], float],
-    ) -> None:
-        self._to_skip = num_prompt_tokens
-        self._new_ids, self._times, self._elapsed_ms = new_ids, times, elapsed_ms
-
-    def put(self, value: Any) -> None:
-        found = value.flatten().tolist()
-        if self._to_skip:
-            self._to_skip = 0
-            return
-        self._new_ids.extend(found)
-        self._times.extend([self._elapsed_ms()] * len(found))
-
-    def end(self) -> None:
-        pass
-
-
 ENGINES: dict[str, Callable[[str, int, Settings], PeerEngine]] = {
     "bita-edge": BitaEngine,
     "llama.cpp": LlamaCpp,
@@ -348,11 +239,6 @@ ENGINES: dict[str, Callable[[str, int, Settings], PeerEngine]] = {
     "transformers": Transformers,
     "optimum-onnx": OptimumOnnx,
 }
-
-
-def _stopwatch() -> Callable[[], float]:
-    start = time.perf_counter()
-    return lambda: (time.perf_counter() - start) * 1000
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -375,7 +261,7 @@ def serve(
     answer: Callable[[dict[str, Any]], None],
 ) -> None:
     """Load the engine, then answer requests until the input ends."""
-    elapsed_ms = _stopwatch()
+    elapsed_ms = stopwatch()
     engine = ENGINES[name](model, num_threads, settings)
     try:
         answer({"open_ms": elapsed_ms()})
