@@ -2,15 +2,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "../kernels/numbers.h"
 #include "on_all_roads.h"
 
 namespace bita::tests {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // A text of `length` slots and a step of rows with tails, attended to in every chunk.
 struct Scene {
