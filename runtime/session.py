@@ -8,10 +8,10 @@ from time import monotonic
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import GENERATION_FILE, TREE_FILE, Engine, open_engine
+from bita.engine import TREE_FILE, Engine, open_engine
 from bita.engine_access import undisturbed
 from bita.engine_adapter import check_adapter, read_adapter
-from bita.errors import EngineError, PromptError, raise_faults
+from bita.errors import PromptError
 from bita.file_marks import check_unchanged, marks_of
 from bita.json_values import shown
 from bita.manifest import MANIFEST_FILE
@@ -26,7 +26,12 @@ from bita.runtime.loaded_engine import LoadedEngine
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.grammar import Grammar
-from bita.runtime.text.prompt_encoder import Message, Prompt, PromptEncoder
+from bita.runtime.text.prompt_encoder import (
+    Message,
+    Prompt,
+    PromptEncoder,
+    has_large_tokenizer,
+)
 from bita.runtime.text.stopping import StopRule
 from bita.tree_table import Trees, read_trees
 
@@ -95,9 +100,8 @@ class Session:
         if adapter is None:
             adapter = read_adapter(engine)
         check_adapter(engine, adapter)
-        with weights_read_ahead(engine, map_weights):
+        with weights_read_ahead(engine, map_weights or has_large_tokenizer(engine)):
             encoder = PromptEncoder.of_engine(engine)
-            _check_eos_ids(engine, encoder.defaults.eos_ids)
             opened = open_backend(
                 engine, backend, num_threads, cuda_graph, kept_text_bytes, map_weights
             )
@@ -384,16 +388,6 @@ def new_seed() -> int:
 def read_tree(engine: Engine) -> Trees:
     """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
     return read_trees(engine.file(TREE_FILE), "rebuild the engine")
-
-
-def _check_eos_ids(engine: Engine, eos_ids: Sequence[int]) -> None:
-    size = engine.manifest.vocab_size
-    faults = [
-        f"eos id {token} is not in [0, {size}), the model's vocabulary"
-        for token in eos_ids
-        if not 0 <= token < size
-    ]
-    raise_faults(EngineError, f"{engine.file(GENERATION_FILE)}; rebuild the engine", faults)
 
 
 def _sizes(trees: Trees) -> tuple[int, ...]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bita.engine import GENERATION_FILE, Engine
-from bita.errors import PromptError
+from bita.engine import GENERATION_FILE, TOKENIZER_FILE, Engine
+from bita.errors import EngineError, PromptError, raise_faults
 from bita.generation import GenerationDefaults
 from bita.json_values import shown
 from bita.runtime.text.chat_template import ChatTemplate
@@ -15,6 +15,9 @@ from bita.runtime.text.template_meter import TemplateLimits
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
+
+
+MAX_FREE_BYTES = 4 << 20  # of a tokenizer.json that costs little memory while it is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class PromptEncoder:
         """Raises EngineError if a file of the engine is broken."""
         codec = TextCodec.open(engine.path, engine.manifest.vocab_size)
         defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
+        _check_eos_ids(engine, defaults.eos_ids)
         return cls(codec, ChatTemplate.open(engine.path, defaults.special_tokens), defaults)
 
     @classmethod
@@ -84,3 +88,20 @@ class PromptEncoder:
         if self.template is not None:
             return messages
         return text_of(checked_messages(messages, TemplateLimits().messages)[-1].get("content"))
+
+
+def has_large_tokenizer(engine: Engine) -> bool:
+    """Whether the tokenizer takes much memory while it is read, 336 MB for a file of 14 MB, so that
+    weights are better read after it.
+    """
+    return engine.file(TOKENIZER_FILE).stat().st_size > MAX_FREE_BYTES
+
+
+def _check_eos_ids(engine: Engine, eos_ids: Sequence[int]) -> None:
+    size = engine.manifest.vocab_size
+    faults = [
+        f"eos id {token} is not in [0, {size}), the model's vocabulary"
+        for token in eos_ids
+        if not 0 <= token < size
+    ]
+    raise_faults(EngineError, f"{engine.file(GENERATION_FILE)}; rebuild the engine", faults)

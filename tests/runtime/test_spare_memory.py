@@ -2,12 +2,15 @@
 
 import ctypes
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from bita.engine import TOKENIZER_FILE, Engine
 from bita.runtime import spare_memory
 from bita.runtime.session import Session
+from bita.runtime.text import prompt_encoder
 
 PIECE, COUNT = 2000, 20_000
 
@@ -42,3 +45,21 @@ def test_a_c_library_without_it_changes_nothing(
     monkeypatch.undo()
     assert Session.open(tiny_engine, num_threads=1).generate("Hello", 4).token_ids
     spare_memory._trim.cache_clear()
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_weights_are_read_after_a_large_tokenizer(
+    is_large: bool, tiny_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer's own memory has gone back by then."""
+    waited: list[bool] = []
+
+    def note(engine: Engine, map_weights: bool) -> AbstractContextManager[None]:
+        waited.append(map_weights)
+        return nullcontext()
+
+    monkeypatch.setattr("bita.runtime.session.weights_read_ahead", note)
+    size = (tiny_engine / TOKENIZER_FILE).stat().st_size
+    monkeypatch.setattr(prompt_encoder, "MAX_FREE_BYTES", size - 1 if is_large else size)
+    Session.open(tiny_engine, num_threads=1)
+    assert waited == [is_large]
