@@ -40,10 +40,11 @@ def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[
         for name, engine in engines.items()
     }
     questions = evenly(read_questions(args.prompts), args.timed)
+    session = next(iter(sessions.values()))[0]
     with progress_bars() as show:
         timed = decode_in_turns(
             [session for pair in sessions.values() for session in pair],
-            [question.messages for question in questions],
+            [session.as_prompt(question.messages) for question in questions],
             args.max_new_tokens,
             lambda done, total: show("speed", done, total),
         )
@@ -72,7 +73,7 @@ def answers_to_judge(
     with progress_bars() as show:
         questions = evenly(read_questions(args.prompts), args.timed)
         for done, question in enumerate(questions, 1):
-            prompt_ids = session.encode(question.messages)
+            prompt_ids = session.encode(session.as_prompt(question.messages))
             answer = session.generate(prompt_ids, args.max_new_tokens).token_ids
             texts.append(Scored((*prompt_ids, *answer), len(prompt_ids)))
             show("answers to judge by", done, len(questions))
@@ -115,7 +116,7 @@ def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
 
             comparisons = verify(
                 engine.session.using(tree=tree, mode=mode),
-                [question.messages for question in questions],
+                [engine.session.as_prompt(question.messages) for question in questions],
                 args.max_new_tokens,
                 on_prompt,
             )

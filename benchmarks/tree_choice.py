@@ -148,8 +148,8 @@ def timed_by_name(
 ) -> dict[str, list[Timed]]:
     """Decode with all trees in turns; the same tree under two names is run twice."""
     sessions = [engine.using(tree) for tree in trees.values()]
-    messages = [question.messages for question in prompts]
-    timed = decode_in_turns(sessions, messages, args.max_new_tokens, on_progress)
+    texts = [engine.session.as_prompt(question.messages) for question in prompts]
+    timed = decode_in_turns(sessions, texts, args.max_new_tokens, on_progress)
     return dict(zip(trees, timed, strict=True))
 
 
