@@ -29,7 +29,7 @@ from bita.data.prompts import read_prompts
 from bita.engine import Engine, open_engine
 from bita.errors import BitaError
 from bita.progress import OnCount, OnProgress
-from bita.runtime.session import Prompt
+from bita.runtime.text.prompt_encoder import Prompt, PromptEncoder
 from bita.tensors import Float64Array
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
@@ -116,10 +116,14 @@ def _measure(
 def measure_engine(path: Path, args: argparse.Namespace, show: OnProgress) -> dict[str, Any]:
     """All figures of an engine."""
     engine = open_engine(path)
+    encoder = PromptEncoder.of_engine(engine)
     sets = {"own prompts": read_prompts(), "prompts": read_prompts(args.prompts)}
     found = {
         name: _measure(
-            *(engine, list(prompts)[: args.limit], args, partial(show, f"{path.name}, {name}")),
+            engine,
+            [encoder.as_prompt(each) for each in list(prompts)[: args.limit]],
+            args,
+            partial(show, f"{path.name}, {name}"),
             f"{path.name}-{name.split()[0]}-{args.limit}",
         )
         for name, prompts in sets.items()
