@@ -18,7 +18,10 @@ from bita.tree_table import Trees, TreeTable
 MIN_LEVELS = (0, 1)  # of the trees that are looked for, with and without guesses from the text
 MIN_ROWS, MAX_ROWS = 16, 128  # searched in any case, and at most
 CLOSE = 0.03  # expected speeds this near to the best are decided by measuring
-MAX_MEASURED = 4  # trees besides AR
+MAX_MEASURED = 4  # trees besides AR, and besides those for other costs
+# What rows cost beyond the first, in times what was measured: on a shared machine that changes by
+# the minute, so that trees for less and for more are timed too (docs/LOG.md, 2026-11-29).
+OTHER_COSTS = (0.6, 1.5)
 MIN_GAIN = 1.03  # of the measured speed, for a tree to be taken instead of AR
 
 
@@ -51,6 +54,7 @@ class TreeForecast:
 
     ar: Candidate  # plain decoding
     trees: tuple[Candidate, ...]  # guarded, best first, counted by replay
+    for_other_costs: tuple[Candidate, ...]  # of them, those best where rows cost less or more
     by_rows: tuple[Candidate, ...]  # the best tree of each number of rows, for all states
     triangle: Candidate  # BiTA's tree, to compare with
 
@@ -120,17 +124,28 @@ def forecast_trees(
     counted = [expected_of(tree, acceptance, latency, mode, least_rows) for tree in found]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     trees: list[Candidate] = []
+    others: list[Candidate] = []
     if counted:
         times = [milliseconds(max(rows, least_rows)) for rows in range(1, widest + 1)]
+
+        def by_state(start: Trees, cost: float = 1.0) -> Trees:
+            scaled = [times[0] + cost * (each - times[0]) for each in times]
+            return best_table(acceptance, scaled, num_masks, mode, start, any(min_levels))
+
+        def guarded(trees: Trees) -> Candidate:
+            table = TreeTable.of(trees).with_costs(times)
+            return expected_of(table, acceptance, latency, mode, least_rows)
+
         start = max(counted, key=lambda c: c.expected_speed).tree
-        by_state = best_table(acceptance, times, num_masks, mode, start, any(min_levels))
-        guarded = (
-            TreeTable.of(each).with_costs(times) for each in dict.fromkeys((*found, by_state))
-        )
-        trees = [expected_of(each, acceptance, latency, mode, least_rows) for each in guarded]
+        for_costs = [*dict.fromkeys(by_state(start, cost) for cost in OTHER_COSTS)]
+        others = [*map(guarded, for_costs)]
+        # a search ends at the best that is near to where it began
+        searched = [guarded(by_state(trees)) for trees in (start, *for_costs)]
+        best = max(searched, key=lambda c: c.expected_speed)
+        trees = [*dict.fromkeys((*map(guarded, found), best, *others))]
         trees.sort(key=lambda c: -c.expected_speed)
     triangle = expected_of(Tree.triangle(), acceptance, latency, mode)
-    return TreeForecast(ar, tuple(trees), tuple(by_rows), triangle)
+    return TreeForecast(ar, tuple(trees), tuple(others), tuple(by_rows), triangle)
 
 
 def _best_by_rows(
@@ -183,6 +198,7 @@ def measure_choice(
     close = [c for c in expected if c.expected_speed > (1 - CLOSE) * best][:MAX_MEASURED]
     if expected and len(close) < 2:
         close = list(expected[:2])
+    close += [each for each in forecast.for_other_costs if each not in close]
     sessions = [session.using(tree=ar.tree, min_rows=1)]
     sessions += [session.using(tree=candidate.tree) for candidate in close]
     timed = map(together, decode_in_turns(sessions, prompts, max_new_tokens, on_progress))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from acceptances import random_acceptance
+from acceptances import in_texts, random_acceptance
 from engine_edits import edit_manifest
 
 from bita.calibration import choose_tree
@@ -21,6 +21,7 @@ from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency, describe_device, measure_latency, monotone
 from bita.calibration.stages import Calibrator
 from bita.calibration.step_times import tree_of, usable_sizes
+from bita.calibration.turns import Timed
 from bita.cli.main import main
 from bita.engine import Engine, open_engine, read_calibration
 from bita.errors import EngineError
@@ -145,6 +146,31 @@ def test_ar_wins_unless_a_tree_pays(
         assert bool(TreeTable.of(choice.chosen.tree).costs) == wins
         assert choice.ar.measured_tokens == 1.0
         assert choice.chosen.measured_speed > 0
+
+
+def test_trees_for_rows_that_cost_less_or_more(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are searched and timed too, and taken where they are faster."""
+    acceptance = in_texts(random_acceptance(3, 16, 0, length=2000), 100)
+    rows_cost = device([1.0, 1.0 + 0.1 * 63], [1, 64])
+    forecast = forecast_trees(acceptance, rows_cost, 3, "tree", least_rows=1)
+    cheap, dear = forecast.for_other_costs
+    assert cheap.mean_rows > forecast.trees[0].mean_rows > dear.mean_rows
+    assert max(cheap.expected_speed, dear.expected_speed) < forecast.trees[0].expected_speed
+    assert {cheap, dear} < {*forecast.trees}
+    assert {TreeTable.of(each.tree).costs[1] for each in (cheap, dear)} == {1.1}
+
+    def decode(sessions: Sequence[Session], *_: object) -> list[list[Timed]]:
+        fast = [session.tree == cheap.tree for session in sessions]
+        assert fast.count(True) == 1
+        return [[Timed(20, 10, 1.0 if each else 2.0)] for each in fast]
+
+    monkeypatch.setattr(choose_tree, "decode_in_turns", decode)
+    session = Session.open(engine.path, mode="tree", num_threads=1)
+    choice = measure_choice(session, forecast, ["Hello tree"], 20)
+    assert choice.chosen.tree == cheap.tree
+    assert dear.tree in {other.tree for other in choice.others}
 
 
 @pytest.mark.slow
