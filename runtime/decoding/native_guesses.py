@@ -2,9 +2,11 @@
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 from weakref import finalize
 
 import numpy as np
+import numpy.typing as npt
 
 from bita.bonuses import Bonuses
 from bita.continuations import Continuations
@@ -57,22 +59,27 @@ class NativeGuesses:
     def __init__(
         self, table: Continuations | None, bonuses: Bonuses, drafts: Drafts, library: ctypes.CDLL
     ) -> None:
-        sources, array = _Sources(), bonuses.array()
+        sources, numbers = _Sources(), np.ascontiguousarray(bonuses.array(), np.float32)
+        held: list[npt.NDArray[Any]] = [numbers]
+        sources.bonuses = numbers.ctypes.data
         if table is not None:
-            sources.keys, sources.values = table.keys.ctypes.data, table.values.ctypes.data
-            sources.num_slots = len(table.keys)
+            keys = np.ascontiguousarray(table.keys, np.uint64)
+            values = np.ascontiguousarray(table.values, np.uint32)
+            sources.keys, sources.values = keys.ctypes.data, values.ctypes.data
+            sources.num_slots = len(keys)
+            held += [keys, values]
         if drafts.pairs is not None:
             left, right = drafts.pairs.left, drafts.pairs.right
             sources.left, sources.right = left.ctypes.data, right.ctypes.data
             sources.rank = left.shape[1]
+            held += [left, right]
         sources.ids, sources.logits = drafts.ids.ctypes.data, drafts.logits.ctypes.data
         sources.max_masks, sources.num_ranks = drafts.ids.shape
-        sources.bonuses = array.ctypes.data
         self._handle = library.bita_operators_make_guesses(ctypes.byref(sources))
         if not self._handle:
             raise MemoryError("there is no memory for guesses")
         finalize(self, library.bita_operators_drop_guesses, self._handle)
-        self._held = table, drafts.pairs, array  # the library reads their memory
+        self._held = held  # the library reads their memory
         self._library = library
         self._drafts = drafts
         self._short = (ctypes.c_int64 * _SHORT)()
