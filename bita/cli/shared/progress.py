@@ -1,7 +1,11 @@
-"""Progress bars on standard error, where that is a terminal."""
+"""Progress on standard error: bars on a terminal, else a line now and then."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,11 +19,32 @@ from rich.progress import (
 
 from bita.progress import OnProgress
 
+SECONDS = 30.0  # between two lines
+
+
+class _Shown(Protocol):
+    """What rich's progress and our lines have in common."""
+
+    def add_task(
+        self, description: str, *, total: float | None = None, completed: int = 0
+    ) -> TaskID: ...
+
+    def update(
+        self,
+        task_id: TaskID,
+        *,
+        total: float | None = None,
+        completed: float | None = None,
+        description: str | None = None,
+    ) -> None: ...
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None: ...
+
 
 class Bar:
     """One bar; `start` and `add` may be handed on as callbacks."""
 
-    def __init__(self, progress: Progress, label: str) -> None:
+    def __init__(self, progress: _Shown, label: str) -> None:
         self._progress = progress
         self._task = progress.add_task(label, total=None)
 
@@ -32,7 +57,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Bar]:
-    """A bar that is shown while the block runs; nothing is printed where nobody looks."""
+    """A bar that is shown while the block runs."""
     with _progress() as progress:
         yield Bar(progress, label)
 
@@ -55,12 +80,65 @@ def progress_bars() -> Iterator[OnProgress]:
         yield show
 
 
-def _progress() -> Progress:
+@contextmanager
+def _progress() -> Iterator[_Shown]:
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield progress
+
+
+@dataclass
+class _Task:
+    label: str
+    total: float | None
+    done: float
+
+
+class _Lines:
+    """For logs: where something goes on for long, a line each SECONDS says how far it is."""
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+        self._said_at = monotonic()
+
+    def add_task(
+        self, description: str, *, total: float | None = None, completed: int = 0
+    ) -> TaskID:
+        self._tasks.append(_Task(description, total, completed))
+        return TaskID(len(self._tasks) - 1)
+
+    def update(
+        self,
+        task_id: TaskID,
+        *,
+        total: float | None = None,
+        completed: float | None = None,
+        description: str | None = None,
+    ) -> None:
+        task = self._tasks[task_id]
+        task.total = task.total if total is None else total
+        task.done = task.done if completed is None else completed
+        task.label = description or task.label
+        self._say(task)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        task = self._tasks[task_id]
+        task.done += advance
+        self._say(task)
+
+    def _say(self, task: _Task) -> None:
+        now = monotonic()
+        if now - self._said_at < SECONDS:
+            return
+        self._said_at = now
+        total = "" if task.total is None else f" of {task.total:.0f}"
+        print(f"{task.label}: {task.done:.0f}{total}", file=sys.stderr, flush=True)
