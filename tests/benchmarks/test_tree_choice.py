@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import precisions
 import pytest
+import single_answers
 import tree_choice
 
 from bita.calibration.effort import Effort
@@ -141,3 +142,14 @@ def test_the_table_of_precisions(calibrated: Path, questions: Path, tmp_path: Pa
             counts = row["verify"][mode][adapter]
             assert counts["identical"] + len(counts["margins"]) == counts["prompts"] == 3
     assert row["verify"]["exact"]["random adapter"]["identical"] == 3
+
+
+def test_single_answers(calibrated: Path, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.json"
+    files = [str(calibrated), "--prompts", str(questions), "--out", str(out)]
+    options = ["--limit", "2", "--turns", "2", "--max-new-tokens", "20", "--threads", "1"]
+    report = single_answers.measure(single_answers.parsed([*files, *options]))
+    assert report["same_text"]
+    assert [answer["tokens"] for answer in report["answers"]] == [19, 19]
+    for spread in (report["with_drafts"], report["plainly_again"]):
+        assert 0 < spread["least"] <= spread["median"] <= spread["most"]
