@@ -29,7 +29,7 @@ class TuneSettings:
     pair_rate: float = 3e-3  # learning rate of joint ones at the start
     pair_dropout: float = 0.2  # share of rows that are trained without joint pair scores
     pair_texts: int = 400  # training conversations whose drafts they are learned from, at most
-    num_continuations: int = 180_000  # runs of tokens in the table of what follows them; 0 for none
+    num_continuations: int = 360_000  # runs of tokens in the table of what follows them; 0 for none
     loss: str = "kl"  # to the base's logits; "ce": its argmax tokens; "mix": half of each
     decay: float = 0.8  # weight of mask k is decay**k
     # times, for a row, how likely the drafts before it are right: "confidence", by what they think;
