@@ -28,6 +28,9 @@ class _Place(NamedTuple):
     from_masks: bool
 
 
+_NOTHING = _Place([], 0.0, False, False)
+
+
 class PlainGuesses:
     """As `bita.runtime.decoding.guesses.Guesses` has it."""
 
@@ -92,6 +95,8 @@ class PlainGuesses:
     def _next_place(self) -> _Place:
         number = len(self._places)
         run, follows_text = self._last, True
+        if not run:
+            return _NOTHING
         if number:
             before = self._places[-1]
             if not before.candidates:

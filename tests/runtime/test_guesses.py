@@ -75,6 +75,12 @@ def test_the_text_alone_is_what_followed_last_time() -> None:
     assert index_of(None, [1, 2, 3]).candidates(2) == []
 
 
+def test_nothing_is_known_of_a_text_without_tokens() -> None:
+    index = index_of(often([1, 2]), [], drafts_of([5, 6], [2.0, 1.0]))
+    assert (index.level(), index.share, index.from_masks) == (0, 0.0, False)
+    assert index.candidates(2) == []
+
+
 def test_what_the_model_often_says_is_guessed() -> None:
     index = index_of(often([1, 2, 3, 4, 5, 6]), [50, 1, 2])
     assert index.candidates(6) == [[3], [4], [5], [6]]  # nothing is known of what follows
