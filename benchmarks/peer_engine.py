@@ -10,7 +10,7 @@ Settings = Mapping[str, Any]
 
 
 class PeerEngine:
-    """One engine. packages: whose versions are told. precision: for people."""
+    """One engine. packages: those whose versions are reported. precision: as the table shows it."""
 
     packages: tuple[str, ...] = ()
     precision = ""

@@ -73,11 +73,11 @@ def _tokens(runs: Sequence[Timed]) -> int:
 
 
 def _spread(ratios: Any) -> dict[str, float]:
-    """Of speeds in times plain decoding."""
+    """The range of speeds, which are in multiples of that of plain decoding."""
     return {
-        "least": round(float(ratios.min()), 3),
+        "min": round(float(ratios.min()), 3),
         "median": round(float(statistics.median(ratios.tolist())), 3),
-        "most": round(float(ratios.max()), 3),
+        "max": round(float(ratios.max()), 3),
         "below_0.97": int((ratios < 0.97).sum()),
     }
 

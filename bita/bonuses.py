@@ -19,9 +19,7 @@ BONUS_TENSOR = "guess_bonuses"
 MAX_MATCH = 12  # tokens of a match in the text that are counted
 TABLE_STEPS = 11  # tens of the table's percent, 0 to 100
 MAX_BONUS = 50.0
-ABSENT = (
-    1.0  # by so much the mask says less of a guess that it does not draft than of its last draft
-)
+ABSENT = 1.0  # by which a guess that the mask does not draft scores less than its last draft
 SIZE = 2 * (MAX_MATCH + TABLE_STEPS + 1)
 
 

@@ -17,7 +17,7 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-MAX_FREE_BYTES = 4 << 20  # of a tokenizer.json that costs little memory while it is read
+MAX_SMALL_BYTES = 4 << 20  # of a tokenizer.json that takes little memory while it is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def has_large_tokenizer(engine: Engine) -> bool:
     """Whether the tokenizer takes much memory while it is read, 336 MB for a file of 14 MB, so that
     weights are better read after it.
     """
-    return engine.file(TOKENIZER_FILE).stat().st_size > MAX_FREE_BYTES
+    return engine.file(TOKENIZER_FILE).stat().st_size > MAX_SMALL_BYTES
 
 
 def _check_eos_ids(engine: Engine, eos_ids: Sequence[int]) -> None:

@@ -152,4 +152,4 @@ def test_single_answers(calibrated: Path, questions: Path, tmp_path: Path) -> No
     assert report["same_text"]
     assert [answer["tokens"] for answer in report["answers"]] == [19, 19]
     for spread in (report["with_drafts"], report["plainly_again"]):
-        assert 0 < spread["least"] <= spread["median"] <= spread["most"]
+        assert 0 < spread["min"] <= spread["median"] <= spread["max"]

@@ -4,6 +4,7 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from resource import getpagesize
 
 import pytest
 
@@ -17,7 +18,7 @@ PIECE, COUNT = 2000, 20_000
 
 def resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * 4096
+    return int(pages) * getpagesize()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep little")
@@ -60,6 +61,6 @@ def test_weights_are_read_after_a_large_tokenizer(
 
     monkeypatch.setattr("bita.runtime.session.weights_read_ahead", note)
     size = (tiny_engine / TOKENIZER_FILE).stat().st_size
-    monkeypatch.setattr(prompt_encoder, "MAX_FREE_BYTES", size - 1 if is_large else size)
+    monkeypatch.setattr(prompt_encoder, "MAX_SMALL_BYTES", size - 1 if is_large else size)
     Session.open(tiny_engine, num_threads=1)
     assert waited == [is_large]

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -22,12 +21,28 @@ from bita.progress import OnProgress
 SECONDS = 30.0  # between two lines
 
 
-class _Shown(Protocol):
-    """What rich's progress and our lines have in common."""
+@dataclass
+class _Task:
+    label: str
+    total: float | None
+    done: float
+
+
+class _Lines:
+    """Progress for logs: long work prints a line every SECONDS that says how far it is.
+
+    It has the methods of rich's `Progress` that are used here.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+        self._said_at = monotonic()
 
     def add_task(
         self, description: str, *, total: float | None = None, completed: int = 0
-    ) -> TaskID: ...
+    ) -> TaskID:
+        self._tasks.append(_Task(description, total, completed))
+        return TaskID(len(self._tasks) - 1)
 
     def update(
         self,
@@ -36,9 +51,28 @@ class _Shown(Protocol):
         total: float | None = None,
         completed: float | None = None,
         description: str | None = None,
-    ) -> None: ...
+    ) -> None:
+        task = self._tasks[task_id]
+        task.total = task.total if total is None else total
+        task.done = task.done if completed is None else completed
+        task.label = description or task.label
+        self._say(task)
 
-    def advance(self, task_id: TaskID, advance: float = 1) -> None: ...
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        task = self._tasks[task_id]
+        task.done += advance
+        self._say(task)
+
+    def _say(self, task: _Task) -> None:
+        now = monotonic()
+        if now - self._said_at < SECONDS:
+            return
+        self._said_at = now
+        total = "" if task.total is None else f" of {task.total:.0f}"
+        print(f"{task.label}: {task.done:.0f}{total}", file=sys.stderr, flush=True)
+
+
+_Shown = Progress | _Lines
 
 
 class Bar:
@@ -94,51 +128,3 @@ def _progress() -> Iterator[_Shown]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield progress
-
-
-@dataclass
-class _Task:
-    label: str
-    total: float | None
-    done: float
-
-
-class _Lines:
-    """For logs: where something goes on for long, a line each SECONDS says how far it is."""
-
-    def __init__(self) -> None:
-        self._tasks: list[_Task] = []
-        self._said_at = monotonic()
-
-    def add_task(
-        self, description: str, *, total: float | None = None, completed: int = 0
-    ) -> TaskID:
-        self._tasks.append(_Task(description, total, completed))
-        return TaskID(len(self._tasks) - 1)
-
-    def update(
-        self,
-        task_id: TaskID,
-        *,
-        total: float | None = None,
-        completed: float | None = None,
-        description: str | None = None,
-    ) -> None:
-        task = self._tasks[task_id]
-        task.total = task.total if total is None else total
-        task.done = task.done if completed is None else completed
-        task.label = description or task.label
-        self._say(task)
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        task = self._tasks[task_id]
-        task.done += advance
-        self._say(task)
-
-    def _say(self, task: _Task) -> None:
-        now = monotonic()
-        if now - self._said_at < SECONDS:
-            return
-        self._said_at = now
-        total = "" if task.total is None else f" of {task.total:.0f}"
-        print(f"{task.label}: {task.done:.0f}{total}", file=sys.stderr, flush=True)

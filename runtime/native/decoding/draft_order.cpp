@@ -18,9 +18,9 @@ struct Candidate {
 
 // What pair scores make of the token in front; empty without them.
 std::vector<float> left_side(const DraftOrder& task) {
-  std::vector<float> left(task.left ? task.rank : 0);
+  std::vector<float> left(task.pairs.left ? task.pairs.rank : 0);
   for (size_t i = 0; i < left.size(); ++i)
-    left[i] = from_half(task.left[task.before * task.rank + static_cast<int64_t>(i)]);
+    left[i] = from_half(task.pairs.left[task.before * task.pairs.rank + static_cast<int64_t>(i)]);
   return left;
 }
 
@@ -36,7 +36,7 @@ int64_t list_candidates(const DraftOrder& task, Candidate* found) {
   float lowest = 0.0f;
   for (int64_t i = 0; i < task.count; ++i) {
     const float pairs =
-        left.empty() ? 0.0f : pair_score(left, task.right + task.ids[i] * task.rank);
+        left.empty() ? 0.0f : pair_score(left, task.pairs.right + task.ids[i] * task.pairs.rank);
     found[i] = {task.ids[i], task.scale * (task.logits[i] + pairs)};
     lowest = i ? std::min(lowest, found[i].score) : found[i].score;
   }

@@ -22,9 +22,9 @@ std::vector<double> take(const float*& from, int64_t count, bool exponential) {
 bool fits(const GuessSources& sources) {
   const bool has_table = sources.keys && sources.values;
   const bool is_power = sources.num_slots > 1 && !(sources.num_slots & (sources.num_slots - 1));
-  return (has_table ? is_power : !sources.keys) && !sources.left == !sources.right &&
-         (!sources.left || sources.rank > 0) && sources.max_masks >= 0 && sources.num_ranks > 0 &&
-         sources.num_ranks <= kMaxDrafts && sources.bonuses &&
+  return (has_table ? is_power : !sources.keys) && !sources.pairs.left == !sources.pairs.right &&
+         (!sources.pairs.left || sources.pairs.rank > 0) && sources.max_masks >= 0 &&
+         sources.num_ranks > 0 && sources.num_ranks <= kMaxDrafts && sources.bonuses &&
          (!sources.max_masks || (sources.ids && sources.logits));
 }
 
@@ -109,9 +109,7 @@ Guesses::Place Guesses::beside_mask(int64_t mask, int64_t before, Match text, Co
   Place found;
   found.candidates.resize(static_cast<size_t>(sources_.num_ranks));
   DraftOrder task{};
-  task.left = sources_.left;
-  task.right = sources_.right;
-  task.rank = sources_.rank;
+  task.pairs = sources_.pairs;
   task.ids = sources_.ids + mask * sources_.num_ranks;
   task.logits = sources_.logits + mask * sources_.num_ranks;
   task.count = sources_.num_ranks;

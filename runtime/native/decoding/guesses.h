@@ -14,16 +14,14 @@ constexpr int64_t kNumBonuses = 2 * (kMaxMatch + kTableSteps + 1);  // of bita/b
 
 // Laid out for C; `runtime/decoding/native_guesses.py` fills it. All arrays stay where they are.
 //
-// keys, values: [num_slots], of a table of continuations; null for none. left, right: float16
-// [V, rank], of pair scores; null for none. ids, logits: [max_masks, num_ranks], what the masks
-// drafted last, read when it is asked for. bonuses: [kNumBonuses], as an adapter has them.
+// keys, values: [num_slots], of a table of continuations; null for none. ids, logits:
+// [max_masks, num_ranks], what the masks drafted last, read when it is asked for. bonuses:
+// [kNumBonuses], as an adapter has them.
 struct GuessSources {
   const uint64_t* keys;
   const uint32_t* values;
   int64_t num_slots;
-  const uint16_t* left;
-  const uint16_t* right;
-  int64_t rank;
+  PairScores pairs;
   const int64_t* ids;
   const float* logits;
   int64_t max_masks;
@@ -57,8 +55,9 @@ class Guesses {
   void start();  // forget the text
   void extend(const int64_t* token_ids, int64_t count);
 
-  // Fill in what is known of the first `count` places, with the drafts of so many masks at hand:
-  // the same number until the text is extended. Returns 0, or -1 for counts that are out of range.
+  // Fill in what is known of the first `count` places. num_masks: how many masks have drafted,
+  // which has to stay the same until the text is extended. Returns 0, or -1 for counts that are out
+  // of range.
   int look(int64_t num_masks, int64_t count, GuessesFound& found);
 
  private:

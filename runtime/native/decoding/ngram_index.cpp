@@ -67,12 +67,12 @@ void NgramIndex::look_up() {
     match_place_ = runs_[static_cast<size_t>(length - 1)].find(text_, end);
     match_length_ = match_place_ ? length : 0;
   }
-  const int64_t most = std::min(kMaxMatch, match_place_);
+  const int64_t max_length = std::min(kMaxMatch, match_place_);
   const auto same = [&](int64_t back) {
     return text_[static_cast<size_t>(match_place_ - back)] ==
            text_[static_cast<size_t>(end - back)];
   };
-  while (match_length_ < most && same(match_length_ + 1)) ++match_length_;
+  while (match_length_ < max_length && same(match_length_ + 1)) ++match_length_;
 }
 
 int64_t NgramIndex::following(int64_t number) const {

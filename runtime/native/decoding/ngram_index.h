@@ -43,8 +43,8 @@ class NgramIndex {
   // 0 for none.
   int64_t match_length() const { return match_length_; }
 
-  // The token that stands `number` places, from 0, after the longest match. After the end of the
-  // text it goes on with what it says itself. There has to be a match.
+  // The token that stands `number` places, from 0, after the longest match. Places after the end of
+  // the text repeat what follows the match. There must be a match.
   int64_t following(int64_t number) const;
 
  private:

@@ -32,9 +32,9 @@ struct Drafts {
     ids.resize(count);
     for (int64_t i = 0; i < count; ++i) logits.push_back(normal(random));
     ordered.resize(count);
-    task.left = rank ? left.data() : nullptr;
-    task.right = rank ? right.data() : nullptr;
-    task.rank = rank;
+    task.pairs.left = rank ? left.data() : nullptr;
+    task.pairs.right = rank ? right.data() : nullptr;
+    task.pairs.rank = rank;
     task.ids = ids.data();
     task.logits = logits.data();
     task.count = count;
@@ -50,9 +50,9 @@ struct Drafts {
 
   double mask_score(int64_t place) const {
     double score = logits[place];
-    for (int64_t i = 0; i < task.rank; ++i)
-      score += static_cast<double>(from_half(left[task.before * task.rank + i])) *
-               from_half(right[ids[place] * task.rank + i]);
+    for (int64_t i = 0; i < task.pairs.rank; ++i)
+      score += static_cast<double>(from_half(left[task.before * task.pairs.rank + i])) *
+               from_half(right[ids[place] * task.pairs.rank + i]);
     return task.scale * score;
   }
 

@@ -158,7 +158,7 @@ const Adds refused("sources and requests out of range are refused", [] {
   refuses("no values", [](GuessSources& s) { s.values = nullptr; });
   refuses("half of the pair scores", [](GuessSources& s) {
     static const uint16_t left[1] = {};
-    s.left = left;
+    s.pairs.left = left;
   });
   refuses("too many drafts", [](GuessSources& s) { s.num_ranks = kMaxDrafts + 1; });
   refuses("no drafts", [](GuessSources& s) { s.num_ranks = 0; });
