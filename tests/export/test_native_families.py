@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_engines import lora_adapter, require_library, run_with
-from native_reference import use_reference_operators
 from native_twins import TREE, relative_error
+from reference_session import use_reference_operators
 from tiny_models import FAMILIES, write_tiny_model
 
 from bita.adapter import Adapter

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
 from native_engines import FEATURES, lora_adapter, require_library, run_with
-from native_reference import use_reference_operators
 from native_twins import relative_error, tree_logits, twin_engines
+from reference_session import use_reference_operators
 
 from bita.adapter import Adapter
 from bita.engine import Engine

@@ -11,7 +11,7 @@ import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest
 from make_tiny_engine import CONFIG, write_plain_model
 from native_engines import native_engine, require_library
-from native_reference import use_reference_operators
+from reference_session import use_reference_operators
 
 from bita.adapter import random_adapter
 from bita.calibration.probe import Probe

@@ -234,7 +234,7 @@ def step(built: Path) -> BoundStep:
 
 def arrays_of(step: BoundStep) -> dict[str, np.ndarray]:
     """The memory of a step's inputs, the small ones."""
-    from native_reference import array_of
+    from reference_session import array_of
 
     values = {**step._inputs, **step._backend._placement}
     return {name: array_of(value) for name, value in values.items() if "lora" not in name}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from native_reference import NativeGraph, gate_and_up
+from reference_layers import gate_and_up
+from reference_session import NativeGraph
 
 from bita.adapter import Adapter
 from bita.engine import GRAPH_FILE, Engine, open_engine
