@@ -102,6 +102,27 @@ def count_continuations(
     return _table({run: entries[run][:2] for run in kept}) if kept else None
 
 
+def best_continuations(
+    tables: Iterable[Continuations | None], texts: Sequence[tuple[Sequence[int], int]]
+) -> Continuations | None:
+    """The table that guesses the most tokens of some texts, the first of equal ones; None if there
+    is none.
+
+    texts: as for `count_continuations`, and not among those that a table was counted in.
+    """
+    found = [table for table in tables if table is not None]
+    return max(found, key=lambda table: _num_right(table, texts), default=None)
+
+
+def _num_right(table: Continuations, texts: Sequence[tuple[Sequence[int], int]]) -> int:
+    right = 0
+    for token_ids, num_prompt in texts:
+        for place in range(max(num_prompt, 1), len(token_ids)):
+            token, percent = table.find(token_ids[max(place - LONGEST_RUN, 0) : place])
+            right += percent > 0 and token == token_ids[place]
+    return right
+
+
 def _entry(
     run: tuple[int, ...],
     following: Counter[int],

@@ -10,7 +10,8 @@ from bita.errors import TuningError, raise_faults
 from bita.identity import identify
 from bita.lora import site_sizes, starting_lora
 from bita.tensors import TensorSource
-from bita.tuning.mask_model import MaskModel
+from bita.tuning.joint_pairs import JointPairs
+from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
 
@@ -58,6 +59,24 @@ def starting_adapter(
         np.concatenate([layer.float().cpu().numpy() for layer in side]) for side in sides
     )
     return replace(adapter, prefix_keys=keys, prefix_values=values)
+
+
+def starting_parameters(
+    model: MaskModel, adapter: Adapter, settings: TuneSettings
+) -> AdapterParameters:
+    """What is trained: the adapter's, with pair scores if the settings train them jointly.
+
+    Without them the adapter's pair scores are left out, since they are learned afterwards.
+    """
+    is_joint = settings.pair_rank > 0 and settings.pairs == "joint"
+    if not adapter.pairs and not settings.trains:  # nothing would teach them
+        is_joint = False
+    parameters = AdapterParameters(adapter if is_joint else replace(adapter, pairs={}))
+    if is_joint:
+        parameters.joint_pairs = JointPairs(
+            model.embedding_table(), settings.pair_rank, adapter.pairs, settings.seed
+        )
+    return parameters
 
 
 def _continue(checkpoint: TensorSource, tuned: Adapter, settings: TuneSettings) -> Adapter:

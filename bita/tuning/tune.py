@@ -1,6 +1,6 @@
 """From a model to a tuned adapter: data, then training, each continued where it was killed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bita.adapter import Adapter
-from bita.continuations import count_continuations
+from bita.continuations import Continuations, best_continuations, count_continuations
 from bita.data.dataset import LOCK_FILE, Dataset
 from bita.data.endpoint import EndpointGenerator, EndpointOptions
 from bita.data.generate_data import DataLimits, FilePrompts, PromptSource, generate_data
@@ -26,13 +26,12 @@ from bita.tree import Tree
 from bita.tuning.bonus_fit import fit_bonuses
 from bita.tuning.data_engine import DATA_ENGINE, build_data_engine
 from bita.tuning.evaluation import DraftQuality, evaluate
-from bita.tuning.joint_pairs import JointPairs
-from bita.tuning.mask_model import AdapterParameters, MaskModel
+from bita.tuning.mask_model import MaskModel
 from bita.tuning.pair_training import tune_pairs
 from bita.tuning.processes import Processes
 from bita.tuning.run_files import RunFiles, fingerprint
 from bita.tuning.settings import TuneSettings
-from bita.tuning.start import starting_adapter
+from bita.tuning.start import starting_adapter, starting_parameters
 from bita.tuning.trainer import StepReport, Trainer
 from bita.tuning.training_texts import MIN_RESPONSE, TrainingText, cut_text, split_held_out, usable
 from bita.tuning.tuning_base import load_tuning_base
@@ -130,14 +129,7 @@ def _tune(
         raise TuningError(f"{len(texts)} conversations leave none to evaluate on; give at least 5")
     model = MaskModel(base)
     adapter = starting_adapter(checkpoint, model, train, settings, options.start)
-    is_joint = settings.pair_rank > 0 and settings.pairs == "joint"
-    if not adapter.pairs and not settings.trains:  # nothing would teach them
-        is_joint = False
-    parameters = AdapterParameters(adapter if is_joint else replace(adapter, pairs={}))
-    if is_joint:
-        table = model.embedding_table()
-        pairs = JointPairs(table, settings.pair_rank, adapter.pairs, settings.seed)
-        parameters.joint_pairs = pairs
+    parameters = starting_parameters(model, adapter, settings)
     before = evaluate(model, parameters.to(model.device), held_out)
     tuned_on = _describe(dataset, train, settings, options.start)
     files = RunFiles(options.directory / "run", tuned_on, fingerprint(train, options.start))
@@ -147,13 +139,12 @@ def _tune(
         evaluate=lambda: evaluate(model, parameters, held_out).report(),
         evaluate_every=options.evaluate_every,
     )
-    if settings.pair_rank and not is_joint:
+    if settings.pair_rank and parameters.joint_pairs is None:
         pair_texts = train[: settings.pair_texts]
         parameters.pairs = tune_pairs(
             model, parameters, pair_texts, settings.pair_rank, settings.seed, watcher.on_data
         )
-    counted = ((text.token_ids, text.num_prompt) for text in train)
-    continuations = count_continuations(counted, settings.num_continuations)
+    continuations = _continuations(train, held_out, settings, options.start)
     # by all processes: a sharded base is run by all
     texts = _foreign_texts(checkpoint, base, settings.max_tokens, watcher)
     bonuses = fit_bonuses(model, parameters, continuations, texts)
@@ -161,6 +152,24 @@ def _tune(
         tuned = parameters.to_adapter(tuned_on)
         replace(tuned, continuations=continuations, bonuses=bonuses).save(options.out, np.float16)
     return TuneResult(options.out, before, evaluate(model, parameters, held_out))
+
+
+def _continuations(
+    train: Sequence[TrainingText],
+    held_out: Sequence[TrainingText],
+    settings: TuneSettings,
+    start: Adapter | None,
+) -> Continuations | None:
+    """The table of the texts, or that of the adapter which the run began with if it guesses more of
+    the held-out text: it may have been counted in many more conversations.
+    """
+    if not settings.num_continuations:
+        return None
+    counted = ((text.token_ids, text.num_prompt) for text in train)
+    own = count_continuations(counted, settings.num_continuations)
+    judged = [(text.token_ids, text.num_prompt) for text in held_out]
+    before = start.continuations if start is not None else None
+    return best_continuations((own, before), judged)
 
 
 def _foreign_texts(

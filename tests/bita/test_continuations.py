@@ -11,7 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from bita.adapter import Adapter, random_adapter
 from bita.adapter_file import FORMAT
-from bita.continuations import SURE_BITS, Continuations, count_continuations
+from bita.continuations import (
+    SURE_BITS,
+    Continuations,
+    best_continuations,
+    count_continuations,
+)
 from bita.errors import AdapterError
 from bita.export.sources import open_checkpoint
 from bita.identity import ModelIdentity, identify
@@ -52,6 +57,18 @@ def test_what_was_seen_once_is_less_sure() -> None:
     assert seen == sorted(seen)
     assert seen[0] < 40
     assert seen[-1] > 95
+
+
+def test_the_better_table_is_the_one_that_guesses_more() -> None:
+    few = table_of(*[[1, 2, 3]] * 9)
+    many = table_of(*[[1, 2, 3, 4, 5]] * 9)
+    judged = [([9, 1, 2, 3, 4, 5], 1)]
+    assert best_continuations((few, many), judged) is many
+    assert best_continuations((many, few), judged) is many
+    # the first of equal ones; what the prompt says does not count
+    assert best_continuations((few, many), [([1, 2, 3, 4, 5, 7], 5)]) is few
+    assert best_continuations((None, few), judged) is few
+    assert best_continuations((None, None), judged) is None
 
 
 def test_those_seen_most_are_kept() -> None:

@@ -1,6 +1,7 @@
 """Pair scores that are trained with the masks, and rows weighted by what comes before them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ pytest.importorskip("transformers")
 import torch
 
 from bita.adapter import Adapter, random_adapter
-from bita.data.dataset import Conversation, DatasetInfo, DatasetWriter
+from bita.continuations import count_continuations
+from bita.data.dataset import Conversation, Dataset, DatasetInfo, DatasetWriter
 from bita.data.model_texts import ModelTexts
 from bita.errors import TuningError
 from bita.export.sources import open_checkpoint
@@ -153,6 +155,33 @@ def test_tuning_writes_an_adapter_with_scores(
     other = TuneSettings(num_masks=2, prefix_length=2, lora_rank=2, pair_rank=RANK + 1, num_steps=2)
     with pytest.raises(TuningError, match=r"its pair_rank is 3, not 4"):
         tune(plain, DataOptions(data, num_held_out=2), other, options)
+
+
+def test_a_better_table_of_the_first_adapter_is_kept(
+    plain: Any, data: Path, tmp_path: Path
+) -> None:
+    settings = TuneSettings(num_masks=1, prefix_length=2, pair_rank=0, num_steps=1)
+    options = RunOptions(tmp_path, tmp_path / "a.safetensors")
+    own = Adapter.load(tune(plain, DataOptions(data, num_held_out=2), settings, options).adapter)
+    texts = Dataset.load(data, ModelTexts.of(plain).identity, ModelTexts.of(plain).tokenizer_sha256)
+    known = [((*each.prompt_ids, *each.response_ids), len(each.prompt_ids)) for each in texts]
+    better = count_continuations(known, 1000)  # the held-out ones too
+    start = replace(own, continuations=better)
+
+    def keys_of(adapter: Adapter) -> list[int]:
+        table = adapter.continuations
+        return [] if table is None else table.keys.tolist()
+
+    def tuned(name: str, start: Adapter, num_continuations: int = 1000) -> Adapter:
+        options = RunOptions(tmp_path / name, tmp_path / f"{name}.safetensors", start=start)
+        changed = replace(settings, num_continuations=num_continuations)
+        data_options = DataOptions(data, num_held_out=2)
+        return Adapter.load(tune(plain, data_options, changed, options).adapter)
+
+    worse = count_continuations([((1, 2, 3), 1)] * 9, 1000)
+    assert keys_of(tuned("b", start)) == keys_of(start)
+    assert keys_of(tuned("c", replace(own, continuations=worse))) == keys_of(own)
+    assert keys_of(tuned("d", start, 0)) == []
 
 
 def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> None:
