@@ -86,7 +86,7 @@ class Adapter:
         faults = shape_faults(shapes, self.identity)
         if self.continuations is not None:
             table = self.continuations
-            faults += continuation_faults(table.keys, table.values, self.identity.vocab_size)
+            faults += continuation_faults(table.marks, table.values, self.identity.vocab_size)
         faults += bonus_faults(self.bonuses.array())
         raise_faults(AdapterError, "adapter", faults)
 

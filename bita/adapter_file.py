@@ -8,17 +8,23 @@ import numpy as np
 
 from bita.adapter_faults import KNOWN_TENSORS, TENSORS, Shapes, shape_faults, value_faults
 from bita.bonuses import BONUS_TENSOR, DEFAULT_BONUSES, Bonuses, bonus_faults
-from bita.continuations import CONTINUATION_TENSORS, Continuations, continuation_faults
+from bita.continuations import (
+    CONTINUATION_TENSORS,
+    KEYED_TENSORS,
+    Continuations,
+    continuation_faults,
+    keyed_continuations,
+)
 from bita.errors import AdapterError, ModelError, raise_faults
 from bita.identity import ModelIdentity
 from bita.json_values import Fields, parse_json, shown
-from bita.tensor_file import FLOAT_TYPES, WHOLES, StoredTensor, read_tensor_file
+from bita.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
 from bita.tensors import Float32Array
 
 FORMAT = "bita-adapter"
-# What knows no LoRA or pair scores, or no continuations, must refuse them.
-PLAIN_VERSION, FULL_VERSION, TABLE_VERSION = "1", "2", "3"
-VERSIONS = (PLAIN_VERSION, FULL_VERSION, TABLE_VERSION)
+# What knows no LoRA or pair scores, or no continuations, must refuse them. Tables had keys first.
+PLAIN_VERSION, FULL_VERSION, KEYED_VERSION, TABLE_VERSION = "1", "2", "3", "4"
+VERSIONS = (PLAIN_VERSION, FULL_VERSION, KEYED_VERSION, TABLE_VERSION)
 METADATA = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
 MAKE_ANOTHER = "use the adapter tuned for this model, or tune one"
 
@@ -94,17 +100,26 @@ def _read_continuations(
     stored: Mapping[str, StoredTensor], identity: ModelIdentity | None, faults: list[str]
 ) -> Continuations | None:
     """The table in a file, None if there is none; what is wrong is added to `faults`."""
-    present = [stored[name] for name in CONTINUATION_TENSORS if name in stored]
+    has_keys = KEYED_TENSORS[0] in stored
+    names = KEYED_TENSORS if has_keys else CONTINUATION_TENSORS
+    present = [stored[name] for name in names if name in stored]
     if not present or identity is None:
         return None
-    if len(present) == 1 or any(tensor.dtype not in WHOLES for tensor in present):
-        types = ", ".join(tensor.dtype for tensor in present)
-        faults.append(f"the table of continuations has the types {types}, not U64 and U32")
+    types = [tensor.dtype for tensor in present]
+    if types != (["U64", "U32"] if has_keys else ["U16", "U32"]):
+        faults.append(
+            f"the table of continuations has the types {', '.join(types)}, not U16 (marks) or U64 "
+            "(keys) and U32"
+        )
         return None
-    keys, values = (tensor.wholes() for tensor in present)
-    found = continuation_faults(keys, values, identity.vocab_size)
+    first, values = (tensor.wholes() for tensor in present)
+    if has_keys and first.ndim == 1 and first.shape == values.shape:
+        table = keyed_continuations(first.astype(np.uint64), values.astype(np.uint32))
+    else:
+        table = Continuations(first.astype(np.uint16), values.astype(np.uint32))
+    found = continuation_faults(table.marks, table.values, identity.vocab_size)
     faults += found
-    return None if found else Continuations(keys.astype(np.uint64), values.astype(np.uint32))
+    return None if found else table
 
 
 def _read_bonuses(stored: Mapping[str, StoredTensor], faults: list[str]) -> Bonuses:

@@ -5,9 +5,11 @@ or three tokens, and how surely. It finds the longest run that it knows. Looking
 row and no time of the model, so it is the cheapest draft where a text says what the model often
 says; where it does not, the table says that too, by how sure it is.
 
-The table lies in two arrays as it is looked up: a run of tokens a, b, c is the key
-(a + 1) << 42 | (b + 1) << 21 | (c + 1), with 0 for what a shorter run lacks. It lies in the slot
-that its hash names, or in the next one that was empty. Empty slots have the key 0.
+The table lies in two arrays as it is looked up. A run of tokens a, b, c is the key
+(a + 1) << 42 | (b + 1) << 21 | (c + 1), with 0 for what a shorter run lacks. The key's hash names a
+slot, and the run lies in it or in the next one that was empty, with 16 other bits of the hash as
+its mark. A run that is not in the table is taken for another one with a probability of about 1 in
+10,000, which costs a wrong guess. Empty slots have the value 0.
 """
 
 from collections import Counter, defaultdict
@@ -19,7 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-CONTINUATION_TENSORS = ("continuation_keys", "continuation_values")
+CONTINUATION_TENSORS = ("continuation_marks", "continuation_values")
+KEYED_TENSORS = ("continuation_keys", "continuation_values")  # of files that have keys, not marks
 LONGEST_RUN = 3
 MAX_TOKEN = (1 << 21) - 2
 SURE_BITS = 7  # of a value; the others are the token
@@ -27,52 +30,51 @@ MIN_SURE = 15  # percent; entries below are left out
 MIN_GAIN = 8  # percent by which a longer run has to be more or less sure to say the same
 DISCOUNT = 0.5  # of what was seen: once is not always
 MAX_LOAD = 0.7  # of the slots
-_MIX, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+_MIX, _MIX_AGAIN, _MASK = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, (1 << 64) - 1
+_MARK_SHIFT, _MARK_MASK = 24, (1 << 16) - 1
 _LONGEST_FIRST = tuple((1 << 21 * length) - 1 for length in range(LONGEST_RUN, 0, -1))
 _PERCENT = (1 << SURE_BITS) - 1
 
-Keys: TypeAlias = npt.NDArray[np.uint64]
+Marks: TypeAlias = npt.NDArray[np.uint16]
 Values: TypeAlias = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """keys, values: [S] each, S a power of two; a value is token << SURE_BITS | percent."""
+    """marks, values: [S] each, S a power of two; a value is token << SURE_BITS | percent."""
 
-    keys: Keys
+    marks: Marks
     values: Values
 
     def find(self, before: Sequence[int]) -> tuple[int, int]:
         """What follows the last of these tokens, and how surely in percent; (0, 0) if not known."""
-        keys, values, bits = self._views
+        marks, values, bits = self._views
         key = 0
         for token in before[-LONGEST_RUN:]:
             key = key << 21 | token + 1
         for mask in _LONGEST_FIRST:
             if key > mask >> 21:  # the run is as long
-                own = key & mask
-                slot = (own * _MIX & _MASK) >> bits
-                while (there := keys[slot]) != own and there:
-                    slot = slot + 1 if slot + 1 < len(keys) else 0
-                if there:
-                    found = values[slot]
+                slot, own = _place(key & mask, bits)
+                while (found := values[slot]) and marks[slot] != own:
+                    slot = slot + 1 if slot + 1 < len(values) else 0
+                if found:
                     return found >> SURE_BITS, found & _PERCENT
         return 0, 0
 
     @property
     def num_entries(self) -> int:
-        return int(np.count_nonzero(self.keys))
+        return int(np.count_nonzero(self.values))
 
     def arrays(self) -> dict[str, npt.NDArray[np.unsignedinteger]]:
         """By CONTINUATION_TENSORS."""
-        return dict(zip(CONTINUATION_TENSORS, (self.keys, self.values), strict=True))
+        return dict(zip(CONTINUATION_TENSORS, (self.marks, self.values), strict=True))
 
     @cached_property
     def _views(self) -> tuple[memoryview, memoryview, int]:
-        """Keys and values for Python, which reads single numbers faster so, and by how many bits a
+        """Marks and values for Python, which reads single numbers faster so, and by how many bits a
         hash is shifted to name a slot.
         """
-        return self.keys.data, self.values.data, 64 - (len(self.keys).bit_length() - 1)
+        return self.marks.data, self.values.data, 64 - (len(self.values).bit_length() - 1)
 
 
 def count_continuations(
@@ -99,7 +101,10 @@ def count_continuations(
             if entry is not None and max(*run, entry[0]) <= MAX_TOKEN:
                 entries[run] = entry
     kept = sorted(entries, key=lambda run: (-entries[run][2], len(run), run))[:max_entries]
-    return _table({run: entries[run][:2] for run in kept}) if kept else None
+    if not kept:
+        return None
+    found = ((_key(run), entries[run][0] << SURE_BITS | entries[run][1]) for run in kept)
+    return _table(found, len(kept))
 
 
 def best_continuations(
@@ -150,32 +155,58 @@ def _entry(
     return None if says_the_same and abs(known[1] - percent) < MIN_GAIN else (token, percent, total)
 
 
-def _table(entries: Mapping[tuple[int, ...], tuple[int, int]]) -> Continuations:
-    bits = max(int(len(entries) / MAX_LOAD).bit_length(), 1)
-    keys, values = [0] * (1 << bits), [0] * (1 << bits)
-    for run, (token, percent) in entries.items():
-        key = sum((each + 1) << 21 * place for place, each in enumerate(reversed(run)))
-        slot = (key * _MIX & _MASK) >> 64 - bits
-        while keys[slot]:
-            slot = (slot + 1) % len(keys)
-        keys[slot], values[slot] = key, token << SURE_BITS | percent
-    return Continuations(np.array(keys, np.uint64), np.array(values, np.uint32))
+def keyed_continuations(
+    keys: npt.NDArray[np.uint64], values: npt.NDArray[np.uint32]
+) -> Continuations:
+    """The table of a file that has keys instead of marks. keys, values: as many; key 0 for none."""
+    used = keys != 0
+    return _table(zip(keys[used].tolist(), values[used].tolist(), strict=True), int(used.sum()))
+
+
+def _place(key: int, bits: int) -> tuple[int, int]:
+    """The slot that a key's hash names, and its mark. bits: as `Continuations._views` has them."""
+    mixed = key * _MIX & _MASK
+    mixed = (mixed ^ mixed >> 32) * _MIX_AGAIN & _MASK
+    return mixed >> bits, mixed >> _MARK_SHIFT & _MARK_MASK
+
+
+def _key(run: Sequence[int]) -> int:
+    key = 0
+    for token in run:
+        key = key << 21 | token + 1
+    return key
+
+
+def _table(entries: Iterable[tuple[int, int]], count: int) -> Continuations:
+    """entries: keys and values; where two of them would be taken for each other, the first stays.
+
+    count: of the entries, at most.
+    """
+    size = max(int(count / MAX_LOAD).bit_length(), 1)
+    marks, values = [0] * (1 << size), [0] * (1 << size)
+    for key, value in entries:
+        slot, own = _place(key, 64 - size)
+        while values[slot] and marks[slot] != own:
+            slot = (slot + 1) % len(values)
+        if not values[slot]:
+            marks[slot], values[slot] = own, value
+    return Continuations(np.array(marks, np.uint16), np.array(values, np.uint32))
 
 
 def continuation_faults(
-    keys: npt.NDArray[Any], values: npt.NDArray[Any], vocab_size: int
+    marks: npt.NDArray[Any], values: npt.NDArray[Any], vocab_size: int
 ) -> list[str]:
     """Why two arrays are no table for a vocabulary; empty if they are one."""
-    size = keys.size
-    if keys.dtype != np.uint64 or values.dtype != np.uint32:
+    size = marks.size
+    if marks.dtype != np.uint16 or values.dtype != np.uint32:
         return [
-            f"the table of continuations is {keys.dtype} and {values.dtype}, not uint64, uint32"
+            f"the table of continuations is {marks.dtype} and {values.dtype}, not uint16, uint32"
         ]
-    if keys.ndim != 1 or keys.shape != values.shape or size < 2 or size & (size - 1):
-        shapes = f"{list(keys.shape)} and {list(values.shape)}"
+    if marks.ndim != 1 or marks.shape != values.shape or size < 2 or size & (size - 1):
+        shapes = f"{list(marks.shape)} and {list(values.shape)}"
         return [f"the table of continuations is {shapes}, not twice one power of two"]
     faults = []
-    if keys.all():
+    if values.all():
         faults.append("the table of continuations has no empty slot")
     tokens, sure = values >> np.uint32(SURE_BITS), values & np.uint32((1 << SURE_BITS) - 1)
     if int(tokens.max()) >= vocab_size or int(sure.max()) > 100:

@@ -17,7 +17,7 @@ MAX_FILE_BYTES = 8 << 30  # LoRA of a large model has 1 GB
 MAX_HEADER_BYTES, MAX_TENSORS = 1 << 20, 1000  # ours have 2 kB
 FLOATS: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16}
 FLOAT_TYPES = (*FLOATS, "BF16")
-WHOLES: Mapping[str, npt.DTypeLike] = {"U32": np.uint32, "U64": np.uint64}
+WHOLES: Mapping[str, npt.DTypeLike] = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64}
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ class _Sources(ctypes.Structure):
     """`GuessSources`."""
 
     _fields_ = (
-        ("keys", ctypes.c_void_p),
+        ("marks", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("num_slots", ctypes.c_int64),
         ("left", ctypes.c_void_p),
@@ -63,11 +63,11 @@ class NativeGuesses:
         held: list[npt.NDArray[Any]] = [numbers]
         sources.bonuses = numbers.ctypes.data
         if table is not None:
-            keys = np.ascontiguousarray(table.keys, np.uint64)
+            marks = np.ascontiguousarray(table.marks, np.uint16)
             values = np.ascontiguousarray(table.values, np.uint32)
-            sources.keys, sources.values = keys.ctypes.data, values.ctypes.data
-            sources.num_slots = len(keys)
-            held += [keys, values]
+            sources.marks, sources.values = marks.ctypes.data, values.ctypes.data
+            sources.num_slots = len(values)
+            held += [marks, values]
         if drafts.pairs is not None:
             left, right = drafts.pairs.left, drafts.pairs.right
             sources.left, sources.right = left.ctypes.data, right.ctypes.data

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bita.errors import LibraryMissingError
 
-VERSION = 3  # of the operators and of the layout of their weights
+VERSION = 4  # of its C functions and operators
 NAMES = {"win32": "bita_operators.dll", "darwin": "libbita_operators.dylib"}
 
 

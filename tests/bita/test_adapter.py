@@ -165,7 +165,7 @@ def test_a_file_with_many_faults_lists_them_all(adapter: Adapter, tmp_path: Path
     message = message_of(path)
     assert "6 faults" in message
     for part in (
-        "format_version is '7', this bita-edge reads '1', '2', '3': upgrade it",
+        "format_version is '7', this bita-edge reads '1', '2', '3', '4': upgrade it",
         "metadata has no 'tuned_on'",
         "metadata num_masks is '4', mask_embeddings has 3",
         "mask_embeddings has 1 of 192 values that are not finite",

@@ -102,23 +102,59 @@ def test_adapters_keep_it(identity: ModelIdentity, tmp_path: Path) -> None:
     assert Adapter.load(tmp_path / "plain.safetensors").continuations is None
 
 
+def metadata_of(identity: ModelIdentity, version: str) -> str:
+    stated = {"format_version": version, "identity": identity.to_json(), "num_masks": "1"}
+    return json.dumps(stated | {"prefix_length": "0", "tuned_on": "x"})
+
+
+@pytest.mark.parametrize("num_values", [6, 8])
+def test_tables_with_keys_are_read(
+    identity: ModelIdentity, tmp_path: Path, num_values: int
+) -> None:
+    path, keys = tmp_path / "a.safetensors", np.zeros(8, np.uint64)
+    values = np.zeros(num_values, np.uint32)
+    keys[1], values[1] = 8, 9 << SURE_BITS | 60  # 7: 9
+    keys[5], values[5] = 8 << 42 | 9 << 21 | 10, 11 << SURE_BITS | 70  # 7, 8, 9: 11
+    random_adapter(identity, 1, 0, scale=0.1).save(path)
+    tables: dict[str, np.ndarray] = {"continuation_keys": keys, "continuation_values": values}
+    save_file(load_file(path) | tables, path, {FORMAT: metadata_of(identity, "3")})
+    if num_values < len(keys):
+        with pytest.raises(AdapterError, match=r"is \[8\] and \[6\], not twice"):
+            Adapter.load(path)
+        return
+    adapter = Adapter.load(path)
+    assert adapter.continuations is not None
+    assert adapter.continuations.num_entries == 2
+    assert adapter.continuations.find([6, 7]) == (9, 60)
+    assert adapter.continuations.find([7, 8, 9]) == (11, 70)
+    adapter.save(path)
+    assert load_file(path)["continuation_marks"].dtype == np.uint16
+
+
+def test_other_runs_are_hardly_taken_for_those_it_knows() -> None:
+    rng = np.random.default_rng(0)
+    table = table_of(*rng.integers(0, 5000, (20_000, 4)).tolist(), max_entries=20_000)
+    others = rng.integers(5000, 10_000, (20_000, 3)).tolist()
+    assert sum(table.find(run) != (0, 0) for run in others) < 30  # of 60,000 lookups
+
+
 @pytest.mark.parametrize(
-    ("keys", "values", "message"),
+    ("marks", "values", "message"),
     [
-        (np.zeros(4, np.uint64), np.full(4, 999 << SURE_BITS, np.uint32), "holds token 999"),
-        (np.zeros(4, np.uint64), np.full(4, 101, np.uint32), "101 percent"),
-        (np.ones(4, np.uint64), np.zeros(4, np.uint32), "has no empty slot"),
-        (np.zeros(3, np.uint64), np.zeros(3, np.uint32), r"\[3\] and \[3\], not twice one power"),
-        (np.zeros(4, np.uint64), np.zeros(8, np.uint32), r"\[4\] and \[8\]"),
+        (np.zeros(4, np.uint16), np.full(4, 999 << SURE_BITS, np.uint32), "holds token 999"),
+        (np.zeros(4, np.uint16), np.full(4, 101, np.uint32), "101 percent"),
+        (np.ones(4, np.uint16), np.ones(4, np.uint32), "has no empty slot"),
+        (np.zeros(3, np.uint16), np.zeros(3, np.uint32), r"\[3\] and \[3\], not twice one power"),
+        (np.zeros(4, np.uint16), np.zeros(8, np.uint32), r"\[4\] and \[8\]"),
         (np.zeros(4, np.float32), np.zeros(4, np.uint32), "has the types F32, U32"),
-        (np.zeros(4, np.uint32), np.zeros(4, np.uint32), "uint32 and uint32, not uint64"),
-        (None, np.zeros(4, np.uint32), "has the types U32, not U64 and U32"),
+        (np.zeros(4, np.uint32), np.zeros(4, np.uint32), r"U32, U32, not U16 \(marks\)"),
+        (None, np.zeros(4, np.uint32), "has the types U32, not U16"),
     ],
 )
 def test_broken_tables_are_refused(
     identity: ModelIdentity,
     tmp_path: Path,
-    keys: np.ndarray | None,
+    marks: np.ndarray | None,
     values: np.ndarray,
     message: str,
 ) -> None:
@@ -127,12 +163,10 @@ def test_broken_tables_are_refused(
     adapter.save(path)
     tensors = load_file(path)
     tensors["continuation_values"] = values
-    if keys is None:
-        del tensors["continuation_keys"]
+    if marks is None:
+        del tensors["continuation_marks"]
     else:
-        tensors["continuation_keys"] = keys
-    stated = {"format_version": "3", "identity": identity.to_json(), "num_masks": "1"}
-    stated |= {"prefix_length": "0", "tuned_on": "x"}
-    save_file(tensors, path, {FORMAT: json.dumps(stated)})
+        tensors["continuation_marks"] = marks
+    save_file(tensors, path, {FORMAT: metadata_of(identity, "4")})
     with pytest.raises(AdapterError, match=message):
         Adapter.load(path)

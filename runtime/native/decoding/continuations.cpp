@@ -6,6 +6,8 @@ namespace bita {
 namespace {
 
 constexpr uint64_t kMix = 0x9E3779B97F4A7C15u;
+constexpr uint64_t kMixAgain = 0xBF58476D1CE4E5B9u;
+constexpr int kMarkShift = 24;  // of a hash; the slot is its first bits
 constexpr int kTokenBits = 21;  // of a key, for each token
 constexpr int kSureBits = 7;    // of a value; the others are the token
 
@@ -17,16 +19,23 @@ int log2_of(int64_t power) {
 
 }  // namespace
 
+Place place_of(const int64_t* tokens, int64_t count, int log2_slots) {
+  uint64_t key = 0;
+  for (int64_t i = 0; i < count; ++i)
+    key = key << kTokenBits | (static_cast<uint64_t>(tokens[i]) + 1);
+  uint64_t mixed = key * kMix;
+  mixed = (mixed ^ mixed >> 32) * kMixAgain;
+  return {mixed >> (64 - log2_slots), static_cast<uint16_t>(mixed >> kMarkShift)};
+}
+
 Continuation Continuations::find(const int64_t* before, int64_t count) const {
-  if (!keys) return {};
-  const int shift = 64 - log2_of(num_slots);
+  if (!marks) return {};
+  const int log2_slots = log2_of(num_slots);
+  const uint64_t last = static_cast<uint64_t>(num_slots) - 1;
   for (int64_t length = std::min(kLongestRun, count); length > 0; --length) {
-    uint64_t key = 0;
-    for (int64_t i = count - length; i < count; ++i)
-      key = key << kTokenBits | (static_cast<uint64_t>(before[i]) + 1);
-    int64_t slot = static_cast<int64_t>(key * kMix >> shift);
-    while (keys[slot] != key && keys[slot]) slot = (slot + 1) & (num_slots - 1);
-    if (keys[slot]) return {values[slot] >> kSureBits, values[slot] & ((1u << kSureBits) - 1)};
+    auto [slot, mark] = place_of(before + count - length, length, log2_slots);
+    while (values[slot] && marks[slot] != mark) slot = (slot + 1) & last;
+    if (values[slot]) return {values[slot] >> kSureBits, values[slot] & ((1u << kSureBits) - 1)};
   }
   return {};
 }

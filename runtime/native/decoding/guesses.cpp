@@ -20,9 +20,9 @@ std::vector<double> take(const float*& from, int64_t count, bool exponential) {
 }
 
 bool fits(const GuessSources& sources) {
-  const bool has_table = sources.keys && sources.values;
+  const bool has_table = sources.marks && sources.values;
   const bool is_power = sources.num_slots > 1 && !(sources.num_slots & (sources.num_slots - 1));
-  return (has_table ? is_power : !sources.keys) && !sources.pairs.left == !sources.pairs.right &&
+  return (has_table ? is_power : !sources.marks) && !sources.pairs.left == !sources.pairs.right &&
          (!sources.pairs.left || sources.pairs.rank > 0) && sources.max_masks >= 0 &&
          sources.num_ranks > 0 && sources.num_ranks <= kMaxDrafts && sources.bonuses &&
          (!sources.max_masks || (sources.ids && sources.logits));
@@ -31,7 +31,7 @@ bool fits(const GuessSources& sources) {
 }  // namespace
 
 Guesses::Guesses(const GuessSources& sources)
-    : sources_(sources), table_{sources.keys, sources.values, sources.num_slots} {
+    : sources_(sources), table_{sources.marks, sources.values, sources.num_slots} {
   if (!fits(sources)) throw std::invalid_argument("sources of guesses are out of range");
   const float* bonuses = sources.bonuses + 1;  // after the scale of masks
   text_beside_ = take(bonuses, kMaxMatch, false);

@@ -14,11 +14,11 @@ constexpr int64_t kNumBonuses = 2 * (kMaxMatch + kTableSteps + 1);  // of bita/b
 
 // Laid out for C; `runtime/decoding/native_guesses.py` fills it. All arrays stay where they are.
 //
-// keys, values: [num_slots], of a table of continuations; null for none. ids, logits:
+// marks, values: [num_slots], of a table of continuations; null for none. ids, logits:
 // [max_masks, num_ranks], what the masks drafted last, read when it is asked for. bonuses:
 // [kNumBonuses], as an adapter has them.
 struct GuessSources {
-  const uint64_t* keys;
+  const uint16_t* marks;
   const uint32_t* values;
   int64_t num_slots;
   PairScores pairs;

@@ -18,7 +18,7 @@
 namespace bita {
 namespace {
 
-constexpr int kVersion = 3;  // of the operators and of the layout of weights
+constexpr int kVersion = 4;  // of the C functions and of the operators
 
 void add_operators(OrtCustomOpDomain* domain) {
   static const Operator<Embed> embed;

@@ -63,7 +63,7 @@ const Adds matches("matches in a text are those that a search finds", [] {
 
 // A table of one run each for 7 and for 7, 8, and no masks.
 struct Sources {
-  std::vector<uint64_t> keys = std::vector<uint64_t>(8);
+  std::vector<uint16_t> marks = std::vector<uint16_t>(8);
   std::vector<uint32_t> values = std::vector<uint32_t>(8);
   std::vector<int64_t> ids = {4, 5, 6, 7, 8, 9};
   std::vector<float> logits = {3.0f, 2.0f, 1.0f, 3.0f, 2.0f, 1.0f};
@@ -73,7 +73,7 @@ struct Sources {
   Sources() {
     enter({7}, 8, 60);
     enter({7, 8}, 9, 99);
-    task.keys = keys.data();
+    task.marks = marks.data();
     task.values = values.data();
     task.num_slots = 8;
     task.ids = ids.data();
@@ -84,11 +84,9 @@ struct Sources {
   }
 
   void enter(const Tokens& run, uint32_t token, uint32_t percent) {
-    uint64_t key = 0;
-    for (const int64_t each : run) key = key << 21 | static_cast<uint64_t>(each + 1);
-    size_t slot = static_cast<size_t>(key * 0x9E3779B97F4A7C15u >> 61);
-    while (keys[slot]) slot = (slot + 1) & 7;
-    keys[slot] = key;
+    auto [slot, mark] = place_of(run.data(), static_cast<int64_t>(run.size()), 3);
+    while (values[slot]) slot = (slot + 1) & 7;
+    marks[slot] = mark;
     values[slot] = token << 7 | percent;
   }
 };
@@ -113,7 +111,7 @@ struct Found {
 
 const Adds table("a table finds the longest run that it knows", [] {
   const Sources sources;
-  const Continuations table{sources.task.keys, sources.task.values, 8};
+  const Continuations table{sources.task.marks, sources.task.values, 8};
   const Tokens text = {1, 7, 8};
   expect(table.find(text.data(), 3).token == 9, "after 7, 8");
   expect(table.find(text.data(), 2).token == 8, "after 7");

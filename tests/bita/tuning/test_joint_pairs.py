@@ -168,9 +168,9 @@ def test_a_better_table_of_the_first_adapter_is_kept(
     better = count_continuations(known, 1000)  # the held-out ones too
     start = replace(own, continuations=better)
 
-    def keys_of(adapter: Adapter) -> list[int]:
+    def values_of(adapter: Adapter) -> list[int]:
         table = adapter.continuations
-        return [] if table is None else table.keys.tolist()
+        return [] if table is None else table.values.tolist()
 
     def tuned(name: str, start: Adapter, num_continuations: int = 1000) -> Adapter:
         options = RunOptions(tmp_path / name, tmp_path / f"{name}.safetensors", start=start)
@@ -179,9 +179,9 @@ def test_a_better_table_of_the_first_adapter_is_kept(
         return Adapter.load(tune(plain, data_options, changed, options).adapter)
 
     worse = count_continuations([((1, 2, 3), 1)] * 9, 1000)
-    assert keys_of(tuned("b", start)) == keys_of(start)
-    assert keys_of(tuned("c", replace(own, continuations=worse))) == keys_of(own)
-    assert keys_of(tuned("d", start, 0)) == []
+    assert values_of(tuned("b", start)) == values_of(start)
+    assert values_of(tuned("c", replace(own, continuations=worse))) == values_of(own)
+    assert values_of(tuned("d", start, 0)) == []
 
 
 def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> None:
