@@ -47,6 +47,11 @@ def add_parser(subparsers: Any) -> None:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--prompts", type=Path, help="JSONL file; default: the model writes its own")
+    data.add_argument(
+        "--openings",
+        help="file of words that such prompts begin with, one in each line; default: 195 of ours, "
+        "in English; none: prompts begin as the model likes",
+    )
     data.add_argument("--data", type=Path, help="conversations of an earlier run, used as they are")
     data.add_argument("--num-conversations", type=positive, default=500)
     data.add_argument("--max-new-tokens", type=positive, default=256, help="of each response")
@@ -88,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     data = DataOptions(
         data=args.data,
         prompts=args.prompts,
+        openings=args.openings,
+        prompt_seed=args.seed,
         num_conversations=args.num_conversations,
         max_new_tokens=args.max_new_tokens,
         generator=args.generator,

@@ -1,5 +1,8 @@
 """Prompts that the model writes itself: its chat template is started at the user's turn.
 
+Left alone, a model asks for what it was asked for most when it was trained. So most turns begin
+with words that are given, such as "Translate" or "How many", and the model writes the rest.
+
 Candidates have numbers from 0 on, and each has its own seeds. They are sampled and judged in whole
 batches, so a run that continues from the file of kept prompts keeps the same ones.
 """
@@ -21,7 +24,9 @@ from bita.errors import TuningError
 from bita.progress import OnProgress
 
 PROMPTS_FILE = "prompts.jsonl"
-_FIRST_TURN, _SECOND_TURN, _TURNS = 0, 1, 2  # what a seed is for
+_FIRST_TURN, _SECOND_TURN, _TURNS, _OPENING = 0, 1, 2, 3  # what a seed is for
+BUNDLED_OPENINGS = Path(__file__).with_name("openings.txt")
+MAX_OPENING = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class SelfPromptOptions:
     max_turn_tokens: int = 160  # of a user's turn; one that does not end by then is left out
     max_answer_tokens: int = 256  # of the answer between two turns; a longer one has no second
     max_tries: int = 20  # candidates per wanted prompt, before it is given up
+    openings: tuple[str, ...] = ()  # words that first turns begin with; none: the model's own
+    opened_share: float = 0.8  # of the candidates that begin with one of them; 0 to 1
     filter: FilterOptions = field(default_factory=FilterOptions)
 
 
@@ -104,10 +111,19 @@ class SelfPrompts:
     def _batch(self, start: int) -> list[tuple[int, Messages]]:
         """The kept ones of a batch of candidates, with their numbers."""
         candidates = range(start, start + self._sampler.batch_size)
-        turns = self._sample([self._first_turn] * len(candidates), candidates, _FIRST_TURN)
+        turns = self._sample([*map(self._begin, candidates)], candidates, _FIRST_TURN)
         kept = {candidate: [_user(text)] for candidate, text in self._usable(candidates, turns)}
         going_on = {c: messages for c, messages in kept.items() if self._has_two_turns(c)}
         return list({**kept, **self._second_turns(going_on)}.items())
+
+    def _begin(self, candidate: int) -> UserTurn:
+        """The first turn of a candidate, with its opening if it has one."""
+        openings = self.written_by.openings
+        seed = derive_seed(self.written_by.seed, candidate, _OPENING)
+        is_opened, which = uniform_draws(seed, 2).tolist()
+        if not openings or is_opened >= self.written_by.opened_share:
+            return self._first_turn
+        return self._first_turn.opened(openings[int(which * len(openings))], self._texts)
 
     def _second_turns(self, conversations: dict[int, Messages]) -> dict[int, Messages]:
         """Those of the conversations that get a second turn, with it."""
@@ -170,6 +186,23 @@ class SelfPrompts:
                 f"only {num_kept} of {num_tried} self-written prompts are usable (left out: "
                 f"{reasons}); give prompts in a file, or another temperature"
             )
+
+
+def read_openings(path: Path) -> tuple[str, ...]:
+    """The openings of a file, one in each line. Raises TuningError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TuningError(f"{path} cannot be read as openings of prompts: {error}") from error
+    openings = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not openings:
+        raise TuningError(f"{path} has no openings of prompts; put one in each line")
+    if longest := next((each for each in openings if len(each) > MAX_OPENING), None):
+        raise TuningError(
+            f"{path}: an opening has {len(longest)} characters, more than {MAX_OPENING}: "
+            f"{longest[:MAX_OPENING]!r}..."
+        )
+    return openings
 
 
 def _entry(line: bytes, path: Path, number: int) -> dict[str, Any]:

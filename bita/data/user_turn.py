@@ -1,7 +1,7 @@
 """Where a user's turn begins and ends in a model's chat template, found by rendering a sentinel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import Messages
@@ -18,13 +18,16 @@ class UserTurn:
     before_ids: the conversation up to where they begin. end_ids: tokens that end them. stop_ids:
     those and all other special tokens, which have no place in a turn. end_text: the text that the
     template puts after them, for templates that end a turn without a special token; "" without a
-    template.
+    template. space: what the template puts in front of the first word, a space or nothing.
+    opening_ids: the first words, if they are given; they are the last of before_ids.
     """
 
     before_ids: tuple[int, ...]
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
     end_text: str
+    space: str = ""
+    opening_ids: tuple[int, ...] = ()
 
     @classmethod
     def after(cls, messages: Messages, texts: ModelTexts) -> "UserTurn":
@@ -57,15 +60,23 @@ class UserTurn:
             frozenset([*ends, *texts.eos_ids]),
             texts.special_ids,
             after.strip(),
+            " " if before.endswith(" ") else "",
         )
+
+    def opened(self, words: str, texts: ModelTexts) -> "UserTurn":
+        """The same place where the turn begins with these words."""
+        ids = tuple(texts.codec.encode(self.space + words, add_special_tokens=False))
+        return replace(self, before_ids=(*self.before_ids, *ids), opening_ids=ids)
 
     def words(self, token_ids: Sequence[int], texts: ModelTexts) -> str | None:
         """The user's words of a sampled turn; None if it does not end, or ends as none does.
 
-        Without a template nothing marks an end, and all of it is taken.
+        token_ids: what was sampled after `before_ids`. Without a template nothing marks an end, and
+        all of it is taken.
         """
         is_stopped = bool(token_ids) and token_ids[-1] in self.stop_ids
-        text = texts.codec.decode(token_ids[:-1] if is_stopped else token_ids)
+        sampled = token_ids[:-1] if is_stopped else token_ids
+        text = texts.codec.decode((*self.opening_ids, *sampled))
         if self.end_text and self.end_text in text:
             return text[: text.index(self.end_text)].strip()
         if is_stopped:

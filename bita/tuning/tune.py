@@ -17,7 +17,12 @@ from bita.data.generators import EngineGenerator, Generator, TransformersGenerat
 from bita.data.model_texts import ModelTexts
 from bita.data.prompts import CALIBRATION_PROMPTS, read_prompts
 from bita.data.samplers import EngineSampler, Sampler, TransformersSampler
-from bita.data.self_prompts import SelfPromptOptions, SelfPrompts
+from bita.data.self_prompts import (
+    BUNDLED_OPENINGS,
+    SelfPromptOptions,
+    SelfPrompts,
+    read_openings,
+)
 from bita.errors import TuningError
 from bita.export.checkpoint import Checkpoint
 from bita.progress import OnProgress, ignore_progress
@@ -38,6 +43,7 @@ from bita.tuning.tuning_base import load_tuning_base
 from bita.writer_lock import sole_writer
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
+NO_OPENINGS = "none"
 BONUS_TOKENS = 96  # of each answer that bonuses are fitted on
 
 
@@ -47,6 +53,10 @@ class DataOptions:
 
     data: Path | None = None  # a directory of finished ones; None: they are generated
     prompts: Path | None = None  # a prompt file; None: the model writes its prompts itself
+    # a file of words that such prompts begin with; None: those that come with us, in English;
+    # "none": prompts begin as the model likes
+    openings: Path | str | None = None
+    prompt_seed: int = 0  # of the prompts that the model writes
     num_conversations: int = 500
     max_new_tokens: int = 256  # of each response
     # who writes: "transformers"; "engine", one that is built for it; an engine directory; or the
@@ -219,15 +229,31 @@ def _generate(
     generator = _make_generator(base, texts, options)
     prompts: PromptSource
     if options.prompts is not None:
+        if options.openings is not None:
+            raise TuningError(
+                f"openings ({options.openings}) are for prompts that the model writes, and prompts "
+                f"({options.prompts}) are given: leave one of them out"
+            )
         prompts = FilePrompts(options.prompts)
     else:
         sampler = _make_sampler(base, generator)
-        answers = SelfPromptOptions(max_answer_tokens=options.max_new_tokens)
-        prompts = SelfPrompts(texts, sampler, generator, answers)
+        prompts = SelfPrompts(texts, sampler, generator, self_prompt_options(texts, options))
     new_tokens = options.max_new_tokens
     longest = _longest_prompt(generator, new_tokens)
     limits = DataLimits(options.num_conversations, new_tokens, longest)
     generate_data(texts, prompts, generator, directory, limits, watcher.on_data)
+
+
+def self_prompt_options(texts: ModelTexts, options: DataOptions) -> SelfPromptOptions:
+    """How the model writes prompts; one without a chat template is no one to be asked."""
+    openings: tuple[str, ...] = ()
+    if options.openings is None:
+        openings = read_openings(BUNDLED_OPENINGS) if texts.template is not None else ()
+    elif options.openings != NO_OPENINGS:
+        openings = read_openings(Path(options.openings))
+    return SelfPromptOptions(
+        options.prompt_seed, max_answer_tokens=options.max_new_tokens, openings=openings
+    )
 
 
 def _longest_prompt(generator: Generator, max_new_tokens: int) -> int:

@@ -1,5 +1,6 @@
 """Self-written prompts: where a turn begins and ends, and which are kept."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from bita.data.prompt_filters import (
     text_fault,
     word_ngrams,
 )
-from bita.data.self_prompts import SelfPromptOptions, SelfPrompts
+from bita.data.self_prompts import (
+    BUNDLED_OPENINGS,
+    SelfPromptOptions,
+    SelfPrompts,
+    read_openings,
+)
 from bita.data.user_turn import UserTurn
 from bita.errors import ModelError, TuningError
 from bita.export.sources import open_checkpoint
@@ -81,6 +87,63 @@ def test_without_a_template_a_prompt_begins_at_bos(texts: ModelTexts, tmp_path: 
     data = list(generate_data(base, prompts, generator, tmp_path / "data", DataLimits(6, 5)))
     assert len(data) == 6
     assert all(ASSISTANT not in conversation.prompt_ids for conversation in data)
+
+
+def test_a_turn_may_begin_with_given_words(texts: ModelTexts) -> None:
+    turn = UserTurn.after([], texts).opened("the fox", texts)
+    opening = texts.codec.encode("the fox", add_special_tokens=False)
+    assert turn.before_ids == (USER, *opening)
+    sampled = texts.codec.encode(" jumps", add_special_tokens=False)
+    assert turn.words([*sampled, END], texts) == "the fox jumps"
+    instruct = with_template(texts, ChatTemplate(INSTRUCT))
+    turn = UserTurn.after([], instruct).opened("the fox", instruct)
+    assert texts.codec.decode(turn.before_ids) == "[INST] the fox"
+    ended = texts.codec.encode(" jumps [/INST]", add_special_tokens=False)
+    assert turn.words(ended, instruct) == "the fox jumps"
+
+
+def first_turns(texts: ModelTexts, directory: Path, options: SelfPromptOptions) -> list[str]:
+    generator = HashGenerator()
+    prompts = SelfPrompts(texts, WordSampler(texts.codec), generator, options)
+    generate_data(texts, prompts, generator, directory, DataLimits(24, 5))
+    lines = (directory / "prompts.jsonl").read_text().splitlines()
+    return [json.loads(line)["messages"][0]["content"] for line in lines]
+
+
+def test_prompts_begin_with_openings(texts: ModelTexts, tmp_path: Path) -> None:
+    openings = ("Hello", "Translate the")
+    plain = SelfPromptOptions(two_turn_share=0.0, max_turn_tokens=60)
+    own = first_turns(texts, tmp_path / "own", plain)
+    assert not any(text.startswith(openings) for text in own)
+    never = replace(plain, openings=openings, opened_share=0.0)
+    assert first_turns(texts, tmp_path / "never", never) == own
+    always = replace(never, opened_share=1.0)
+    opened = first_turns(texts, tmp_path / "always", always)
+    assert min(sum(text.startswith(each) for text in opened) for each in openings) > 4
+    assert all(text.startswith(openings) for text in opened)
+    half = first_turns(texts, tmp_path / "half", replace(never, opened_share=0.5))
+    assert 6 < sum(text.startswith(openings) for text in half) < 18
+    info = json.loads((tmp_path / "half" / "info.json").read_text())
+    assert info["options"]["openings"] == [*openings]
+
+
+def test_openings_are_read_from_a_file(tmp_path: Path) -> None:
+    bundled = read_openings(BUNDLED_OPENINGS)
+    assert len(bundled) == len(set(bundled)) > 150
+    assert all(each == each.strip() and each for each in bundled)
+    path = tmp_path / "openings.txt"
+    path.write_text(" Write a poem about \n\nWhy\nWhy\n")
+    assert read_openings(path) == ("Write a poem about", "Why")
+    for content, message in (
+        (b"\n \n", "has no openings of prompts; put one in each line"),
+        (b"Why\n" + 81 * b"a", "an opening has 81 characters, more than 80: 'aaa"),
+        (b"\xff\xfe", "cannot be read as openings of prompts"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(TuningError, match=message):
+            read_openings(path)
+    with pytest.raises(TuningError, match="cannot be read as openings"):
+        read_openings(tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from bita.tuning.row_losses import FlatRows, row_losses
 from bita.tuning.settings import TuneSettings
 from bita.tuning.start import starting_adapter
 from bita.tuning.training_texts import TrainingText
-from bita.tuning.tune import DataOptions, RunOptions, tune
+from bita.tuning.tune import DataOptions, RunOptions, self_prompt_options, tune
 
 torch.set_num_threads(1)
 RANK = 3
@@ -199,6 +199,21 @@ def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> N
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     info = json.loads((tmp_path / "run" / "data" / "info.json").read_text())
     assert info["generator"].startswith("bita engine of")
+
+
+def test_who_may_say_how_prompts_begin(plain: Any, tmp_path: Path) -> None:
+    texts = ModelTexts.of(plain)
+    base = replace(texts, encoder=replace(texts.encoder, template=None))
+    assert len(self_prompt_options(texts, DataOptions(prompt_seed=4)).openings) > 150
+    assert self_prompt_options(texts, DataOptions(prompt_seed=4)).seed == 4
+    assert self_prompt_options(base, DataOptions()).openings == ()
+    assert self_prompt_options(texts, DataOptions(openings="none")).openings == ()
+    file = tmp_path / "openings.txt"
+    file.write_text("Warum\nWie\n")
+    assert self_prompt_options(base, DataOptions(openings=file)).openings == ("Warum", "Wie")
+    both = DataOptions(prompts=tmp_path / "prompts.jsonl", openings=file)
+    with pytest.raises(TuningError, match="leave one of them out"):
+        tune(plain, both, TuneSettings(), RunOptions(tmp_path / "run", tmp_path / "a"))
 
 
 def test_masks_learn_to_leave_to_the_scores_what_those_know(plain: Any, data: Path) -> None:
