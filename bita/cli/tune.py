@@ -52,7 +52,13 @@ def add_parser(subparsers: Any) -> None:
         help="file of words that such prompts begin with, one in each line; default: 195 of ours, "
         "in English; none: prompts begin as the model likes",
     )
-    data.add_argument("--data", type=Path, help="conversations of an earlier run, used as they are")
+    data.add_argument(
+        "--data",
+        action="append",
+        type=Path,
+        default=[],
+        help="conversations of an earlier run, used as they are; may be given several times",
+    )
     data.add_argument("--num-conversations", type=positive, default=500)
     data.add_argument("--max-new-tokens", type=positive, default=256, help="of each response")
     data.add_argument(
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         **{field.name: getattr(args, field.name) for field in fields(TuneSettings)}
     )
     data = DataOptions(
-        data=args.data,
+        data=tuple(args.data),
         prompts=args.prompts,
         openings=args.openings,
         prompt_seed=args.seed,

@@ -51,7 +51,7 @@ BONUS_TOKENS = 96  # of each answer that bonuses are fitted on
 class DataOptions:
     """Where conversations come from."""
 
-    data: Path | None = None  # a directory of finished ones; None: they are generated
+    data: tuple[Path, ...] = ()  # directories of finished ones; none: they are generated
     prompts: Path | None = None  # a prompt file; None: the model writes its prompts itself
     # a file of words that such prompts begin with; None: those that come with us, in English;
     # "none": prompts begin as the model likes
@@ -132,8 +132,12 @@ def _tune(
     watcher: Watcher,
 ) -> TuneResult:
     base = load_tuning_base(checkpoint, options.dtype, processes, options.load_in_4bit)
-    dataset = _dataset(checkpoint, base, options.directory / "data", data, watcher, processes)
-    texts = [cut_text(c.prompt_ids, c.response_ids, settings.max_tokens) for c in dataset]
+    datasets = _datasets(checkpoint, base, options.directory / "data", data, watcher, processes)
+    texts = [
+        cut_text(c.prompt_ids, c.response_ids, settings.max_tokens)
+        for dataset in datasets
+        for c in dataset
+    ]
     train, held_out = split_held_out(usable(texts), data.num_held_out, settings.seed)
     if not held_out:
         raise TuningError(f"{len(texts)} conversations leave none to evaluate on; give at least 5")
@@ -141,7 +145,7 @@ def _tune(
     adapter = starting_adapter(checkpoint, model, train, settings, options.start)
     parameters = starting_parameters(model, adapter, settings)
     before = evaluate(model, parameters.to(model.device), held_out)
-    tuned_on = _describe(dataset, train, settings, options.start)
+    tuned_on = _describe(datasets, train, settings, options.start)
     files = RunFiles(options.directory / "run", tuned_on, fingerprint(train, options.start))
     trainer = Trainer(model, parameters, train, settings, files, processes)
     trainer.run(
@@ -199,20 +203,23 @@ def _foreign_texts(
     return [text for text in found if len(text.token_ids) - text.num_prompt >= MIN_RESPONSE]
 
 
-def _dataset(
+def _datasets(
     checkpoint: Checkpoint,
     base: Any,
     directory: Path,
     options: DataOptions,
     watcher: Watcher,
     processes: Processes,
-) -> Dataset:
+) -> list[Dataset]:
     texts = ModelTexts.of(checkpoint)
-    if options.data is None:
+    if not options.data:
         processes.main_first(
             lambda: _generate(checkpoint, texts, base, directory, options, watcher), base
         )
-    return Dataset.load(options.data or directory, texts.identity, texts.tokenizer_sha256)
+    return [
+        Dataset.load(each, texts.identity, texts.tokenizer_sha256)
+        for each in options.data or (directory,)
+    ]
 
 
 def _generate(
@@ -284,10 +291,14 @@ def _make_sampler(base: Any, generator: Generator) -> Sampler:
 
 
 def _describe(
-    dataset: Dataset, train: list[TrainingText], settings: TuneSettings, start: Adapter | None
+    datasets: Sequence[Dataset],
+    train: list[TrainingText],
+    settings: TuneSettings,
+    start: Adapter | None,
 ) -> str:
     """The adapter's own note of what it was tuned on."""
-    prompts = dataset.info.options.get("prompts", "conversations")
+    kinds = dict.fromkeys(each.info.options.get("prompts", "conversations") for each in datasets)
+    prompts = ", ".join(kinds)
     if start is not None and not settings.trains:
         return f"{start.tuned_on}; table of {len(train)} conversations ({prompts})"
     return f"{len(train)} conversations ({prompts}), loss {settings.loss}, seed {settings.seed}"

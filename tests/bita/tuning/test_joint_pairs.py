@@ -140,7 +140,7 @@ def test_tuning_writes_an_adapter_with_scores(
         num_masks=2, prefix_length=2, lora_rank=2, pair_rank=RANK, num_steps=15, weights=weights
     )
     options = RunOptions(tmp_path, tmp_path / "a.safetensors")
-    result = tune(plain, DataOptions(data, num_held_out=2), settings, options)
+    result = tune(plain, DataOptions((data,), num_held_out=2), settings, options)
     adapter = Adapter.load(result.adapter)
     assert (adapter.num_masks, adapter.pair_rank) == (2, RANK)
     assert adapter.pairs["pair_right"].any()
@@ -149,12 +149,12 @@ def test_tuning_writes_an_adapter_with_scores(
     fewer = TuneSettings(
         num_masks=1, prefix_length=2, lora_rank=2, pair_rank=RANK, num_steps=2, weights=weights
     )
-    result = tune(plain, DataOptions(data, num_held_out=2), fewer, options)
+    result = tune(plain, DataOptions((data,), num_held_out=2), fewer, options)
     assert Adapter.load(result.adapter).num_masks == 1
     options = RunOptions(tmp_path / "c", tmp_path / "c.safetensors", start=adapter)
     other = TuneSettings(num_masks=2, prefix_length=2, lora_rank=2, pair_rank=RANK + 1, num_steps=2)
     with pytest.raises(TuningError, match=r"its pair_rank is 3, not 4"):
-        tune(plain, DataOptions(data, num_held_out=2), other, options)
+        tune(plain, DataOptions((data,), num_held_out=2), other, options)
 
 
 def test_a_better_table_of_the_first_adapter_is_kept(
@@ -162,7 +162,7 @@ def test_a_better_table_of_the_first_adapter_is_kept(
 ) -> None:
     settings = TuneSettings(num_masks=1, prefix_length=2, pair_rank=0, num_steps=1)
     options = RunOptions(tmp_path, tmp_path / "a.safetensors")
-    own = Adapter.load(tune(plain, DataOptions(data, num_held_out=2), settings, options).adapter)
+    own = Adapter.load(tune(plain, DataOptions((data,), num_held_out=2), settings, options).adapter)
     texts = Dataset.load(data, ModelTexts.of(plain).identity, ModelTexts.of(plain).tokenizer_sha256)
     known = [((*each.prompt_ids, *each.response_ids), len(each.prompt_ids)) for each in texts]
     better = count_continuations(known, 1000)  # the held-out ones too
@@ -175,13 +175,23 @@ def test_a_better_table_of_the_first_adapter_is_kept(
     def tuned(name: str, start: Adapter, num_continuations: int = 1000) -> Adapter:
         options = RunOptions(tmp_path / name, tmp_path / f"{name}.safetensors", start=start)
         changed = replace(settings, num_continuations=num_continuations)
-        data_options = DataOptions(data, num_held_out=2)
+        data_options = DataOptions((data,), num_held_out=2)
         return Adapter.load(tune(plain, data_options, changed, options).adapter)
 
     worse = count_continuations([((1, 2, 3), 1)] * 9, 1000)
     assert values_of(tuned("b", start)) == values_of(start)
     assert values_of(tuned("c", replace(own, continuations=worse))) == values_of(own)
     assert values_of(tuned("d", start, 0)) == []
+
+
+def test_conversations_of_several_runs_are_put_together(
+    plain: Any, data: Path, tmp_path: Path
+) -> None:
+    settings = TuneSettings(num_masks=1, prefix_length=2, pair_rank=0, num_steps=1)
+    options = RunOptions(tmp_path, tmp_path / "a.safetensors")
+    twice = DataOptions((data, data), num_held_out=2)
+    tuned_on = Adapter.load(tune(plain, twice, settings, options).adapter).tuned_on
+    assert tuned_on.startswith("18 conversations (conversations), ")
 
 
 def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> None:
