@@ -61,6 +61,12 @@ def count_steps(acceptance: Acceptance, trees: Trees) -> Steps:
     )
 
 
+def mean_time(counted: Steps, slope: float) -> float:
+    """Time of a token, in steps of one row."""
+    total = counted.steps + slope * (counted.rows - counted.steps)
+    return float(total.sum() / counted.tokens.sum())
+
+
 def tokens_at(curve: Sequence[Steps], texts: np.ndarray[Any, Any]) -> list[float]:
     """Tokens per step at each of BUDGETS, over some of the texts."""
     rows, tokens = [1.0], [1.0]
@@ -82,9 +88,15 @@ def measure_source(
     for slope in SLOPES:
         times = 1 + slope * np.arange(MAX_ROWS)
         masks = num_masks if uses_masks else 0
-        # a mask pays in the next step, so that no search finds it from the root alone
-        start = Tree.chain(1, 1) if masks else Tree.root_only()
-        table = best_table(own, times.tolist(), masks, "tree", start, uses_text)
+        # a mask pays in the next step, so that no search finds it from the root alone, and no
+        # search from masks gives all of them up
+        starts: list[Trees] = [Tree.root_only()]
+        if uses_text:
+            starts.append(best_table(own, times.tolist(), 0, "tree", starts[0]))
+        if masks:
+            starts.append(Tree.chain(1, 1))
+        found = [best_table(own, times.tolist(), masks, "tree", s, uses_text) for s in starts]
+        table = min(found, key=lambda trees: mean_time(count_steps(own, trees), slope))
         curve.append(count_steps(others, table))
     every = np.arange(len(others.texts))
     rng = np.random.default_rng(0)

@@ -128,9 +128,9 @@ def forecast_trees(
     if counted:
         times = [milliseconds(max(rows, least_rows)) for rows in range(1, widest + 1)]
 
-        def by_state(start: Trees, cost: float = 1.0) -> Trees:
+        def by_state(start: Trees, cost: float = 1.0, most_masks: int = num_masks) -> Trees:
             scaled = [times[0] + cost * (each - times[0]) for each in times]
-            return best_table(acceptance, scaled, num_masks, mode, start, any(min_levels))
+            return best_table(acceptance, scaled, most_masks, mode, start, any(min_levels))
 
         def guarded(trees: Trees) -> Candidate:
             table = TreeTable.of(trees).with_costs(times)
@@ -139,8 +139,12 @@ def forecast_trees(
         start = max(counted, key=lambda c: c.expected_speed).tree
         for_costs = [*dict.fromkeys(by_state(start, cost) for cost in OTHER_COSTS)]
         others = [*map(guarded, for_costs)]
-        # a search ends at the best that is near to where it began
-        searched = [guarded(by_state(trees)) for trees in (start, *for_costs)]
+        # a search ends at the best that is near to where it began, so that one which begins with
+        # masks gives none of them up, and one without finds few
+        starts = [start, *for_costs, by_state(Tree.root_only(), most_masks=0)]
+        if num_masks:
+            starts.append(Tree.chain(1, 1))
+        searched = [guarded(by_state(trees)) for trees in dict.fromkeys(starts)]
         best = max(searched, key=lambda c: c.expected_speed)
         trees = [*dict.fromkeys((*map(guarded, found), best, *others))]
         trees.sort(key=lambda c: -c.expected_speed)

@@ -44,6 +44,7 @@ from bita.writer_lock import sole_writer
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
 NO_OPENINGS = "none"
+TABLE_NOTE = "; table of "  # in what an adapter says of its tuning
 BONUS_TOKENS = 96  # of each answer that bonuses are fitted on
 
 
@@ -300,5 +301,6 @@ def _describe(
     kinds = dict.fromkeys(each.info.options.get("prompts", "conversations") for each in datasets)
     prompts = ", ".join(kinds)
     if start is not None and not settings.trains:
-        return f"{start.tuned_on}; table of {len(train)} conversations ({prompts})"
+        masks = start.tuned_on.split(TABLE_NOTE)[0]
+        return f"{masks}{TABLE_NOTE}{len(train)} conversations ({prompts})"
     return f"{len(train)} conversations ({prompts}), loss {settings.loss}, seed {settings.seed}"
