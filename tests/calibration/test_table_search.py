@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from acceptances import all_trees, in_texts, random_acceptance, replay_speed
+from acceptances import all_trees, in_texts, random_acceptance, repeating, replay_speed
 from deadlines import stopped_if_it_hangs
 from speed import slow_but
 
@@ -15,24 +15,6 @@ from bita.tree import Path, Tree
 from bita.tree_table import TreeTable
 
 TIMES = [10.0, 10.0, 11.0, 12.5, 13.0, 17.0, 17.0, 18.0]
-
-
-def repeating(seed: int, num_texts: int = 40) -> Acceptance:
-    """Texts with stretches that stood before: there a guess is mostly right, elsewhere never."""
-    rng = np.random.default_rng(seed)
-    texts = []
-    for _ in range(num_texts):
-        text: list[Position] = []
-        while len(text) < 90:
-            ranks = tuple(int(rng.random() < 0.3) for _ in range(3))
-            if rng.random() < 0.1:
-                length = int(rng.integers(8, 20))
-                text += [
-                    Position(ranks, (Guess(min(4 + n, 12), length - n),)) for n in range(length)
-                ]
-            text.append(Position(ranks, (Guess(int(rng.integers(0, 2))),)))
-        texts.append(tuple(text))
-    return Acceptance(tuple(texts), (50,) * num_texts, "x", 4)
 
 
 @pytest.mark.parametrize("seed", range(20))

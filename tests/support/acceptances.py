@@ -65,3 +65,21 @@ def all_trees(num_masks: int, num_ranks: int, max_rows: int) -> Iterator[dict[Pa
         for masks in itertools.product(range(num_masks + 1), repeat=len(nodes)):
             if len(nodes) + sum(masks) <= max_rows:
                 yield dict(zip(nodes, masks, strict=True))
+
+
+def repeating(seed: int, num_texts: int = 40) -> Acceptance:
+    """Texts with stretches that stood before: there a guess is mostly right, elsewhere never."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for _ in range(num_texts):
+        text: list[Position] = []
+        while len(text) < 90:
+            ranks = tuple(int(rng.random() < 0.3) for _ in range(3))
+            if rng.random() < 0.1:
+                length = int(rng.integers(8, 20))
+                text += [
+                    Position(ranks, (Guess(min(4 + n, 12), length - n),)) for n in range(length)
+                ]
+            text.append(Position(ranks, (Guess(int(rng.integers(0, 2))),)))
+        texts.append(tuple(text))
+    return Acceptance(tuple(texts), (50,) * num_texts, "x", 4)
