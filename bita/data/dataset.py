@@ -65,7 +65,7 @@ class DatasetInfo:
             faults.append(f"generator {self.generator!r} against {other.generator!r}")
         ours, theirs = _plain(self.options), _plain(other.options)
         return faults + [
-            f"option {name} {ours.get(name)!r} against {theirs.get(name)!r}"
+            f"option {name} {shown(ours.get(name))} against {shown(theirs.get(name))}"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]

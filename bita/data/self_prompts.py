@@ -64,7 +64,7 @@ class SelfPrompts:
             "prompts": "self-written",
             "sampler": sampler.name,
             "sampler_options": dict(sampler.options),
-            **asdict(self.written_by),
+            **_stated(self.written_by),
         }
         self.filter = PromptFilter(self.written_by.filter)
         self._texts = texts
@@ -203,6 +203,14 @@ def read_openings(path: Path) -> tuple[str, ...]:
             f"{longest[:MAX_OPENING]!r}..."
         )
     return openings
+
+
+def _stated(options: SelfPromptOptions) -> dict[str, Any]:
+    """What prompts depend on; nothing of openings where there are none, as in older data."""
+    stated = asdict(options)
+    if not options.openings:
+        del stated["openings"], stated["opened_share"]
+    return stated
 
 
 def _entry(line: bytes, path: Path, number: int) -> dict[str, Any]:

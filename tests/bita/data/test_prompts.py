@@ -125,6 +125,10 @@ def test_prompts_begin_with_openings(texts: ModelTexts, tmp_path: Path) -> None:
     assert 6 < sum(text.startswith(openings) for text in half) < 18
     info = json.loads((tmp_path / "half" / "info.json").read_text())
     assert info["options"]["openings"] == [*openings]
+    info = json.loads((tmp_path / "own" / "info.json").read_text())
+    assert not {"openings", "opened_share"} & {*info["options"]}  # as data from before has it
+    with pytest.raises(ModelError, match=r"option openings None against \['H"):
+        first_turns(texts, tmp_path / "own", never)
 
 
 def test_openings_are_read_from_a_file(tmp_path: Path) -> None:
