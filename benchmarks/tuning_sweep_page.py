@@ -45,7 +45,7 @@ def rows(runs: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for run in runs:
         texts = np.array(run["texts"], np.float64)
-        cells = [run["name"], f"{run['seconds'] / run['steps']:.1f}", f"{run['rows']:,}"]
+        cells = [run["name"], f"{run['rows']:,}"]
         for kind in (ALL, NEW):
             gain, low, high = difference(texts, first, kind)
             cell = f"{share(texts, kind):.1f}"
