@@ -124,7 +124,7 @@ def contents(wheel: Path) -> set[str]:
 
 def expected_contents() -> set[str]:
     """Without the library."""
-    expected = {"bita/py.typed", "bita/data/prompts.jsonl"}
+    expected = {"bita/py.typed", "bita/data/openings.txt", "bita/data/prompts.jsonl"}
     expected |= {f"bita/data/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
     expected |= {f"bita/adapters/smollm2-135m-instruct.{kind}" for kind in ("safetensors", "md")}
     for room in ROOMS:
