@@ -188,8 +188,8 @@ def run(
 
 
 def by_text(quality: DraftQuality, texts: list[TrainingText]) -> list[list[int]]:
-    """Of each text: its places, where the first draft of mask 0 is right, and the same two for the
-    places where nothing that the text has said matches.
+    """Four numbers for each text: its places, those where the first draft of mask 0 is right, the
+    places that no n-gram of the text matches, and those of them where that draft is right.
     """
     found = []
     for ranks, text in zip(quality.tables, texts, strict=True):

@@ -61,10 +61,8 @@ def main() -> int:
     parser.add_argument("sweep", type=Path)
     args = parser.parse_args()
     runs = [json.loads(line) for line in args.sweep.read_text(encoding="utf-8").splitlines()]
-    print(
-        "| run | seconds a step | mask rows | first draft right, % | where the text has no match |"
-    )
-    print("|---|---|---|---|---|")
+    print("| run | mask rows | first draft right, % | where the text has no match |")
+    print("|---|---|---|---|")
     print("\n".join(rows(runs)))
     return 0
 

@@ -120,8 +120,8 @@ class SelfPrompts:
         """The first turn of a candidate, with its opening if it has one."""
         openings = self.written_by.openings
         seed = derive_seed(self.written_by.seed, candidate, _OPENING)
-        is_opened, which = uniform_draws(seed, 2).tolist()
-        if not openings or is_opened >= self.written_by.opened_share:
+        drawn, which = uniform_draws(seed, 2).tolist()
+        if not openings or drawn >= self.written_by.opened_share:
             return self._first_turn
         return self._first_turn.opened(openings[int(which * len(openings))], self._texts)
 

@@ -64,7 +64,7 @@ class UserTurn:
         )
 
     def opened(self, words: str, texts: ModelTexts) -> "UserTurn":
-        """The same place where the turn begins with these words."""
+        """This place for a turn that begins with `words`; what is sampled follows them."""
         ids = tuple(texts.codec.encode(self.space + words, add_special_tokens=False))
         return replace(self, before_ids=(*self.before_ids, *ids), opening_ids=ids)
 

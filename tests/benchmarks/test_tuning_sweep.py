@@ -1,5 +1,8 @@
 """The sweep of tuning settings: where a text has a match, and intervals of differences."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,3 +49,16 @@ def test_the_table_compares_with_the_first_run() -> None:
     lines = page.rows([{"name": "recipe", **run}, {"name": "loss ce", **other}])
     assert lines[0] == "| recipe | 2,000 | 50.0 | 25.0 |"
     assert lines[1].startswith("| loss ce | 2,000 | 60.0, +10.0 (+0.0 to +30.0) | 25.0, +0.0")
+
+
+def test_the_page_has_as_many_cells_in_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"name": "recipe", "rows": 2000, "texts": [[10, 5, 4, 1], [20, 10, 8, 2]]}
+    sweep = tmp_path / "sweep.jsonl"
+    sweep.write_text("".join(json.dumps(each) + "\n" for each in (run, {**run, "name": "seed 1"})))
+    monkeypatch.setattr("sys.argv", ["tuning_sweep_page.py", str(sweep)])
+    assert page.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1

@@ -134,7 +134,7 @@ def array_of(value: ort.OrtValue) -> Array:
 
 
 def use_reference_operators(monkeypatch: pytest.MonkeyPatch, rounds: bool = False) -> None:
-    """Have engines of native operators run by the reference."""
+    """Let the reference run engines of native operators."""
     from bita.engine import GRAPH_FILE
     from bita.runtime.backends import ort_backend
 
