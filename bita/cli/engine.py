@@ -54,6 +54,26 @@ def add_parser(subparsers: Any) -> None:
         "takes twice the memory; other dialects have one type each",
     )
     add_plan_arguments(parser)
+    _add_quantization(parser)
+    parser.add_argument("--out", type=Path, help="default: engines/NAME-PRECISION")
+    parser.add_argument(
+        "--if-needed",
+        action="store_true",
+        help="keep the engine at OUT if it is whole and was built from the same model, adapter and "
+        "options by the same bita-edge",
+    )
+    parser.add_argument(
+        "--capacity", type=positive, help="cache slots; default: 2048 or the model's limit"
+    )
+    parser.add_argument("--tree", help=f"{TREE_HELP}; default: the fastest on this device")
+    parser.add_argument(
+        "--mode", default="exact", help="exact (default): bit-identical to AR; tree: all branches"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    """Flags for how weights are rounded, and on what."""
     parser.add_argument(
         "--quantizer",
         default="gptq",
@@ -70,21 +90,6 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="round to the nearest and measure nothing: seconds, no float32 copy; tree: a chain",
     )
-    parser.add_argument("--out", type=Path, help="default: engines/NAME-PRECISION")
-    parser.add_argument(
-        "--if-needed",
-        action="store_true",
-        help="keep the engine at OUT if it is whole and was built from the same model, adapter and "
-        "options by the same bita-edge",
-    )
-    parser.add_argument(
-        "--capacity", type=positive, help="cache slots; default: 2048 or the model's limit"
-    )
-    parser.add_argument("--tree", help=f"{TREE_HELP}; default: the fastest on this device")
-    parser.add_argument(
-        "--mode", default="exact", help="exact (default): bit-identical to AR; tree: all branches"
-    )
-    parser.set_defaults(run=run)
 
 
 @dataclass(frozen=True)
