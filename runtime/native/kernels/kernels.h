@@ -161,5 +161,14 @@ extern const Kernels kAvxVnniKernels;
 #ifdef BITA_HAS_AVX512_VNNI
 extern const Kernels kAvx512VnniKernels;
 #endif
+#ifdef BITA_HAS_NEON
+extern const Kernels kNeonKernels;
+#endif
+#ifdef BITA_HAS_NEON_DOTPROD
+extern const Kernels kNeonDotprodKernels;
+#endif
+#ifdef BITA_HAS_NEON_I8MM
+extern const Kernels kNeonI8mmKernels;
+#endif
 
 }  // namespace bita

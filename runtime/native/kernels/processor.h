@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace bita {
@@ -16,6 +20,8 @@ struct Processor {
   bool avx2 = false;         // with FMA and F16C
   bool avx_vnni = false;     // of 256 bits
   bool avx512_vnni = false;  // with F, BW, VL, DQ
+  bool neon_dotprod = false;
+  bool neon_i8mm = false;  // with dot product
 };
 
 #if defined(__x86_64__)
@@ -42,6 +48,29 @@ inline Processor this_processor() {
   found.avx512_vnni = found.avx2 && base && has(c, 11) && (saved & 0xe6) == 0xe6;
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d))
     found.avx_vnni = found.avx2 && has(a, 4);
+  return found;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+// By bit, since older headers do not name both: HWCAP_ASIMDDP and HWCAP2_I8MM.
+inline Processor this_processor() {
+  Processor found;
+  found.neon_dotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0;
+  found.neon_i8mm = found.neon_dotprod && (getauxval(AT_HWCAP2) >> 13 & 1) != 0;
+  return found;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+inline bool has(const char* feature) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+inline Processor this_processor() {
+  Processor found;
+  found.neon_dotprod = has("hw.optional.arm.FEAT_DotProd");
+  found.neon_i8mm = found.neon_dotprod && has("hw.optional.arm.FEAT_I8MM");
   return found;
 }
 

@@ -26,6 +26,15 @@ std::vector<const Kernels*> roads() {
 #ifdef BITA_HAS_AVX2
   if (here.avx2) found.push_back(&kAvx2Kernels);
 #endif
+#ifdef BITA_HAS_NEON_I8MM
+  if (here.neon_i8mm) found.push_back(&kNeonI8mmKernels);
+#endif
+#ifdef BITA_HAS_NEON_DOTPROD
+  if (here.neon_dotprod) found.push_back(&kNeonDotprodKernels);
+#endif
+#ifdef BITA_HAS_NEON
+  found.push_back(&kNeonKernels);
+#endif
   found.push_back(&kPlainKernels);
   (void)here;  // where only the plain road is
   return found;
