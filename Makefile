@@ -22,14 +22,14 @@ DEMO_PROMPT ?= How do plants make food from sunlight? Explain photosynthesis.
 # Variables that become the option of the same name of `bita engine`, which has the defaults and explains them.
 VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE OUT
 SWITCHES := UNCALIBRATED FORCE
-OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
+OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT PROCESSOR
 
 # ADAPTER= asks for an untuned engine, and no word of it for the one that belongs to the model
 NO_ADAPTER := $(if $(filter undefined,$(origin ADAPTER)),,$(if $(value ADAPTER),,--adapter=none))
 
 # Names may have spaces, colons or dollars, which make would take apart. They are never part of a target, and
 # commands get them from the environment, as they were typed.
-TYPED := $(VALUES) MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT
+TYPED := $(VALUES) MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT PROCESSOR
 $(foreach name,$(TYPED),$(eval export BITA_$(name) := $$(value $(name))))
 unexport $(TYPED)
 option = --$(shell tr A-Z_ a-z- <<< '$(1)')
@@ -43,9 +43,10 @@ UNKNOWN := $(filter-out $(VALUES) $(SWITCHES) $(OTHERS) -%,$(GIVEN))
 $(if $(UNKNOWN),$(error no variable $(UNKNOWN); there are $(VALUES) $(SWITCHES) $(OTHERS)))
 
 PEERS := .cache/peers
+WHEEL_TOOLS := .cache/wheels
 
-.PHONY: help demo engine adapter bench bench-options model-given model native native-check native-check-address native-check-thread \
-  check lint format test clean FORCE-MODULES
+.PHONY: help demo engine adapter bench bench-options model-given model native wheels native-check native-check-address native-check-thread \
+  check lint format test test-aarch64 clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -93,6 +94,9 @@ BUILD_LIBRARY := $(NATIVE)/build_tools/build_library.py
 native: $(VENV)/.cmake ## build the library of native operators
 	@$(BIN)/python $(BUILD_LIBRARY) --into $(NATIVE)
 
+wheels: $(WHEEL_TOOLS)/.ready ## build a wheel for x86_64 and one for aarch64 in dist/, or one only: [PROCESSOR=x86_64]
+	@$(WHEEL_TOOLS)/bin/python $(NATIVE)/build_tools/build_wheels.py $(call given,PROCESSOR)
+
 # The files of a road may hold nothing that the linker shares with other files: it would take one of the copies,
 # which may have instructions that the processor does not know.
 native-check: native ## tests of the native operators with sanitizers
@@ -116,13 +120,14 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 check: lint ## lint and fast tests
 	$(PYTEST) -m 'not slow and not model'
 
-lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract
+lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES))
 	@# what the compiler is given here; nothing without a compiler
 	test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
@@ -136,8 +141,11 @@ format: $(VENV)/.dev ## format the code
 test: $(VENV)/.dev $(VENV)/.native ## all tests, with all they need (torch, the default model)
 	@# first what must work without torch, which a fresh environment does not have yet
 	$(PYTEST) -m 'not torch and not slow and not model'
-	@$(MAKE) --no-print-directory $(VENV)/.test $(VENV)/.model
+	@$(MAKE) --no-print-directory $(VENV)/.test $(VENV)/.model $(WHEEL_TOOLS)/.ready
 	$(PYTEST) -m 'torch or slow or model'
+
+test-aarch64: $(VENV)/.dev $(VENV)/.native $(VENV)/.model $(WHEEL_TOOLS)/.ready ## the whole road on an emulated aarch64, with g++-aarch64-linux-gnu: [PROMPTS=...] [LIMIT=...]
+	@PATH="$(abspath $(WHEEL_TOOLS))/bin:$$PATH" $(BIN)/python tests/aarch64/run.py $(call given,PROMPTS) $(call given,LIMIT)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .cache engines tuning build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -180,6 +188,14 @@ $(VENV)/.model: $(VENV)/.export
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx
+	@touch $@
+
+# An environment of their own: where zig is installed, the library would be built with it for want of another compiler.
+WHEEL_REQUIREMENTS := $(NATIVE)/build_tools/wheel_requirements.txt
+$(WHEEL_TOOLS)/.ready: $(WHEEL_REQUIREMENTS)
+	@$(PYTHON) -m venv $(WHEEL_TOOLS)
+	@$(WHEEL_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $< || { \
+	  echo 'make: wheels need the packages of $<, from PyPI or from where PIP_FIND_LINKS says' >&2; exit 1; }
 	@touch $@
 
 # torch stays the one that is there; torchvision would be a CUDA build that it does not load

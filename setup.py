@@ -5,6 +5,7 @@ the wheel is for this system and any Python 3. Where it cannot be built the pack
 it, and a wheel is for every system; a line on stderr says why (`pip install -v` shows it).
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,12 +28,17 @@ class BuildNative(Command):
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
         self.editable_mode = False
+        self.given: str | None = None  # a library that is taken as it is
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self) -> None:
         target = self._source() if self.editable_mode else self.library()
+        if self.given:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.given, target)
+            return
         build_library.main(["--optional", "--into", str(target.parent)])
 
     def library(self) -> Path:
@@ -64,11 +70,25 @@ class Build(build):
 
 
 class BdistWheel(bdist_wheel):
-    """A wheel for this system if it has the library, and for every system if not."""
+    """A wheel for this system if it has the library, and for every system if not.
+
+    --library and --plat-name make one for another system (build_wheels.py).
+    """
+
+    user_options = [  # noqa: RUF012
+        *bdist_wheel.user_options,
+        ("library=", None, "a library that is built already, for the system of --plat-name"),
+    ]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.library: str | None = None
 
     def run(self) -> None:
+        native = self.get_finalized_command("build_native")
+        native.given = self.library
         self.run_command("build")
-        if self.get_finalized_command("build_native").library().is_file():
+        if native.library().is_file():
             self.root_is_pure = False
             self.distribution.has_ext_modules = lambda: True
         super().run()

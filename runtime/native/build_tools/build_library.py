@@ -60,40 +60,48 @@ def library_name() -> str:
 def build(target: Path) -> None:
     """Bring the library at `target` up to date, and print a line if it is another one now."""
     start = time.monotonic()
-    compiler = _compiler()
+    compiler = find_compiler()
     if "ziglang" in compiler[0]:
         print(f"bita-edge: {compiler[0]} compiles, the first time in minutes", file=sys.stderr)
-    cmake, ninja = _tools()
-    headers = _headers()
-    settings = [
-        f"-DCMAKE_CXX_COMPILER={';'.join(compiler)}",
-        f"-DONNXRUNTIME_INCLUDE_DIR={headers}",
-        "-DBITA_WERROR=OFF",
-        "-DBITA_TESTS=ON",  # not built here; `make lint` reads how they would be
-    ]
-    _drop_other_settings(settings)
-    places = ["-S", str(SOURCES), "-B", str(BUILD)]
-    tools = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    out = _run([cmake, *places, *tools, *settings])
-    out += _run([ninja, "-C", str(BUILD), "bita_operators"])
+    out = compile_library(BUILD, compiler)
     _try_out(BUILD / library_name())
     _write_log(out)
     if _put(BUILD / library_name(), target):
         print(f"{target}: built in {time.monotonic() - start:.1f} s")
 
 
+def compile_library(folder: Path, compiler: Sequence[str], more: Sequence[str] = ()) -> str:
+    """Bring the library in a build folder up to date, and return what the tools print.
+
+    more: further settings of cmake, such as the processor that the compiler is for.
+    """
+    cmake, ninja = _tools()
+    settings = [
+        f"-DCMAKE_CXX_COMPILER={';'.join(compiler)}",
+        f"-DONNXRUNTIME_INCLUDE_DIR={_headers()}",
+        "-DBITA_WERROR=OFF",
+        "-DBITA_TESTS=ON",  # not built here; `make lint` reads how they would be
+        *more,
+    ]
+    _drop_other_settings(folder, settings)
+    places = ["-S", str(SOURCES), "-B", str(folder)]
+    tools = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    out = run([cmake, *places, *tools, *settings])
+    return out + run([ninja, "-C", str(folder), "bita_operators"])
+
+
 def missing_tools() -> list[str]:
     """What has to come from PyPI for a build: nothing where there is no compiler."""
     try:
-        _compiler()
+        find_compiler()
     except BuildError:
         return []
-    folders = _tool_folders()
+    folders = tool_folders()
     tools = [] if shutil.which("ninja", path=folders) else ["ninja"]
     return tools if _cmake(folders) else [*tools, f"cmake>={'.'.join(map(str, MIN_CMAKE))}"]
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The command of the C++ compiler."""
     given = shlex.split(os.environ.get("CXX", ""), posix=os.name == "posix")
     if given:
@@ -128,7 +136,7 @@ def _zig() -> list[str] | None:
 
 def _tools() -> tuple[str, str]:
     """Paths of cmake and ninja, of the system or from PyPI."""
-    folders = _tool_folders()
+    folders = tool_folders()
     cmake, ninja = _cmake(folders), shutil.which("ninja", path=folders)
     if cmake is None:
         raise BuildError("tools", f"there is no cmake {'.'.join(map(str, MIN_CMAKE))} or later")
@@ -137,7 +145,7 @@ def _tools() -> tuple[str, str]:
     return cmake, ninja
 
 
-def _tool_folders() -> str:
+def tool_folders() -> str:
     """The folders of PATH, and the one with the programs of this Python's packages."""
     return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
 
@@ -162,18 +170,18 @@ def _headers() -> str:
     return result.stdout.strip()
 
 
-def _drop_other_settings(settings: Sequence[str]) -> None:
+def _drop_other_settings(folder: Path, settings: Sequence[str]) -> None:
     """Remove the build folder if it was made with other settings, or in another place."""
-    mark = BUILD / "settings.txt"
+    mark = folder / "settings.txt"
     variables = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
     text = "\n".join([str(SOURCES), *settings, *variables])
     if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
-        shutil.rmtree(BUILD, ignore_errors=True)
-    BUILD.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(text, encoding="utf-8")
 
 
-def _run(command: Sequence[str]) -> str:
+def run(command: Sequence[str]) -> str:
     """What the command prints."""
     result = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -188,7 +196,7 @@ def _try_out(library: Path) -> None:
     """In a process of its own: a library that was linked wrongly may end it."""
     code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).bita_operators_version()"
     try:
-        _run([sys.executable, "-c", code, str(library)])
+        run([sys.executable, "-c", code, str(library)])
     except BuildError as error:
         raise BuildError("faults", "the library that was built fails", error.details) from error
 

@@ -31,7 +31,7 @@ thread_local SessionWeights* session_of_thread = nullptr;
 
 #if defined(__linux__)
 
-constexpr int64_t kHugePage = 2 << 20;
+constexpr int64_t kHugePage = 2 << 20;  // the least that processors have
 
 // call(line) for each line of a file, without its end, as long as it gives true.
 template <class Call>
@@ -71,6 +71,13 @@ int64_t read_number(const char* path, const std::string& name) {
     return false;
   });
   return number;
+}
+
+// 32 MB where small pages have 16 kB, as on a Raspberry Pi 5.
+int64_t huge_page_size() {
+  const int64_t size = read_number("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "");
+  const bool is_usable = size > kHugePage && size <= 16 * kHugePage && (size & (size - 1)) == 0;
+  return is_usable ? size : kHugePage;
 }
 
 // Bytes that the process may still take, by the machine and by its control group.
@@ -116,13 +123,14 @@ WeightMemory::~WeightMemory() {
 }
 
 bool WeightMemory::reserve() {
-  num_reserved_ = size_ + 2 * kHugePage;
+  const int64_t aligned = huge_page_size();
+  num_reserved_ = size_ + aligned + kHugePage;
   void* place = mmap(nullptr, static_cast<size_t>(num_reserved_), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (place == MAP_FAILED) return false;
   reserved_ = place;
   const auto address = reinterpret_cast<uintptr_t>(place);
-  content_ = static_cast<uint8_t*>(place) + (-address & (kHugePage - 1));
+  content_ = static_cast<uint8_t*>(place) + (-address & static_cast<uintptr_t>(aligned - 1));
   const int64_t whole = (size_ + kHugePage - 1) / kHugePage * kHugePage;
   return madvise(content_, static_cast<size_t>(whole), MADV_HUGEPAGE) == 0;
 }

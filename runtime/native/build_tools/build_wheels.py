@@ -1,0 +1,169 @@
+"""Builds wheels with the native operators, for Linux on x86_64 and aarch64.
+
+    python build_wheels.py [--processor x86_64] [--into dist]
+
+A wheel runs with any Python 3 and with glibc 2.28 or later; auditwheel checks that and names the
+file. It has a library for its processor, or there is no wheel: nothing is taken from an earlier
+build of the package, and a wheel is put in place last. $CXX may name the g++ for this processor;
+CXXFLAGS, LDFLAGS and CMAKE_BUILD_TYPE do not count here. Needs wheel_requirements.txt.
+"""
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import build_library
+import older_glibc
+from build_library import BuildError
+
+ROOT = build_library.SOURCES.parents[1]
+REQUIREMENTS = Path(__file__).with_name("wheel_requirements.txt")
+FOLDERS = ("adapters", "bita", "calibration", "export", "runtime")  # what a wheel is built from
+FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.py")
+PACKAGES = {"auditwheel": "auditwheel", "build": "build", "ziglang": "ziglang"}  # by module
+LIBRARY = f"bita/runtime/native/{older_glibc.LIBRARY}"
+ADAPTER = "bita/adapters/smollm2-135m-instruct.safetensors"
+FROM_GLIBC = {"expf", "memcpy"}  # as fast as on the system, and the same bits
+
+
+def build_wheel(processor: str, into: Path) -> Path:
+    """The wheel for a processor, in this folder."""
+    into.mkdir(parents=True, exist_ok=True)
+    build_library.BUILD.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="wheel-", dir=build_library.BUILD.parent) as name:
+        work = Path(name)
+        library = work / older_glibc.LIBRARY
+        older_glibc.build(processor, library)
+        check_imports(library)
+        wheel = _audited(_packed(processor, library, work / "packed"), work / "audited")
+        check_wheel(wheel, processor)
+        return _put(wheel, into)
+
+
+def check_imports(library: Path) -> None:
+    """BuildError unless the library takes functions of glibc from glibc, rather than from zig."""
+    from elftools.elf.elffile import ELFFile  # comes with auditwheel
+
+    with library.open("rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".dynsym").iter_symbols()
+        imported = {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF"}
+    if not imported >= FROM_GLIBC:
+        lacking = ", ".join(sorted(FROM_GLIBC - imported))
+        raise BuildError("faults", f"zig linked its own {lacking} into the library")
+
+
+def check_wheel(wheel: Path, processor: str) -> None:
+    """BuildError with all that is wrong with a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        faults = [f"it lacks {name}" for name in (LIBRARY, ADAPTER) if name not in names]
+        libraries = sorted(name for name in names if ".so" in name or name.endswith(".o"))
+        if libraries not in ([], [LIBRARY]):
+            faults.append(f"it has the libraries {', '.join(libraries)}")
+        if LIBRARY in names:
+            try:
+                older_glibc.check_machine(archive.read(LIBRARY), processor)
+            except BuildError as error:
+                faults.append(str(error))
+    faults += _faults_of_name(wheel.name, processor)
+    if faults:
+        raise BuildError("faults", f"{wheel.name} is not right: {'; '.join(faults)}")
+
+
+def _faults_of_name(name: str, processor: str) -> list[str]:
+    found = re.search(rf"-py3-none-manylinux_(\d+)_(\d+)_{processor}\.whl$", name)
+    if found is None:
+        return [f"its name does not end with py3-none-manylinux_X_Y_{processor}"]
+    newest = tuple(map(int, older_glibc.GLIBC.split(".")))
+    is_too_new = (int(found[1]), int(found[2])) > newest
+    return [f"it asks for a glibc later than {older_glibc.GLIBC}"] if is_too_new else []
+
+
+def _packed(processor: str, library: Path, folder: Path) -> Path:
+    """A wheel with this library, built from a copy, where no earlier build left anything."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    leave_out = shutil.ignore_patterns("__pycache__", "*bita_operators.*")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave_out)
+    for name in FILES:
+        shutil.copy(ROOT / name, source)
+    options = [f"--library={library}", f"--plat-name=linux_{processor}"]
+    settings = [f"--config-setting=--build-option={option}" for option in options]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", *settings]
+    build_library.run([*command, "--outdir", str(folder), str(source)])
+    return next(folder.glob("*.whl"))
+
+
+def _audited(wheel: Path, folder: Path) -> Path:
+    """The wheel with the tag of the oldest glibc that auditwheel finds it to run with.
+
+    auditwheel reads the processor from the library; it knows only the one here by name.
+    """
+    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "--only-plat"]
+    build_library.run([*command, "--wheel-dir", str(folder), str(wheel)])
+    return next(folder.glob("*.whl"))
+
+
+def _put(wheel: Path, into: Path) -> Path:
+    """Put the wheel in place by a rename; the copy may cross file systems."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=into) as beside:
+        copy = Path(beside) / wheel.name
+        copy.write_bytes(wheel.read_bytes())
+        return copy.replace(into / wheel.name)
+
+
+def _check_tools(processors: Sequence[str]) -> None:
+    """BuildError if a package or a compiler is missing, before anything is built."""
+    missing = [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        raise BuildError(
+            "tools",
+            f"there is no {' and no '.join(missing)} here; pip install -r {REQUIREMENTS}, "
+            "or run `make wheels` with a network",
+        )
+    for processor in processors:
+        older_glibc.find_compiler(processor)
+
+
+def _main(processors: Sequence[str], into: Path) -> None:
+    if platform.system() != "Linux":
+        raise BuildError("faults", f"they are for Linux, and this is {platform.system()}")
+    for name in build_library.VARIABLES:
+        os.environ.pop(name, None)  # say -march=native would reach other machines
+    os.environ["PATH"] = build_library.tool_folders()  # auditwheel looks for patchelf there
+    _check_tools(processors)
+    for processor in processors:
+        wheel = build_wheel(processor, into)
+        print(f"{wheel}: {wheel.stat().st_size / 1e6:.2f} MB")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--processor",
+        choices=tuple(older_glibc.MACHINES),
+        help="build one wheel only; otherwise there is one for each",
+    )
+    parser.add_argument("--into", type=Path, default=ROOT / "dist", help="folder of the wheels")
+    options = parser.parse_args(words)
+    processors = [options.processor] if options.processor else list(older_glibc.MACHINES)
+    try:
+        _main(processors, options.into.absolute())
+    except (BuildError, OSError) as error:
+        print(getattr(error, "details", ""), file=sys.stderr, end="")
+        print(f"bita-edge: no wheel, since {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Wheels for Linux: their names, what is in them, and what is said where one cannot be built."""
+
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from native_engines import FEATURES, native_engine, require_library
+from paths import ROOT
+
+from bita import Session
+
+TOOLS = ROOT / "runtime" / "native" / "build_tools"
+PYTHON = ROOT / ".cache" / "wheels" / "bin" / "python"  # that of `make wheels`
+LIBRARY = "bita/runtime/native/libbita_operators.so"
+ADAPTER = "bita/adapters/smollm2-135m-instruct.safetensors"
+MACHINES = {"x86_64": 62, "aarch64": 183}
+HERE = platform.machine()
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="wheels for Linux")
+needs_wheel_tools = pytest.mark.skipif(not PYTHON.is_file(), reason="needs .cache/wheels")
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules of the build can be imported."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    yield
+    for name in ("build_wheels", "older_glibc", "build_library"):
+        sys.modules.pop(name, None)
+
+
+def library_of(processor: str) -> bytes:
+    """The start of an ELF file."""
+    return b"\x7fELF" + bytes(14) + struct.pack("<H", MACHINES[processor]) + bytes(40)
+
+
+def write_wheel(folder: Path, tag: str, files: dict[str, bytes]) -> Path:
+    path = folder / f"bita_edge-0.1.0-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+GOOD = {LIBRARY: library_of("aarch64"), ADAPTER: b""}
+TAG = "py3-none-manylinux_2_27_aarch64"
+
+
+@pytest.mark.usefixtures("checks")
+def test_a_wheel_that_is_right_passes(tmp_path: Path) -> None:
+    import build_wheels
+
+    build_wheels.check_wheel(write_wheel(tmp_path, TAG, GOOD), "aarch64")
+
+
+@pytest.mark.usefixtures("checks")
+@pytest.mark.parametrize(
+    ("tag", "files", "fault"),
+    [
+        (TAG, {ADAPTER: b""}, f"it lacks {LIBRARY}"),
+        (TAG, {LIBRARY: library_of("aarch64")}, f"it lacks {ADAPTER}"),
+        (TAG, {**GOOD, LIBRARY: library_of("x86_64")}, r"not for aarch64 \(ELF machine 62\)"),
+        (TAG, {**GOOD, LIBRARY: b"not a library"}, "not for aarch64"),
+        (TAG, {**GOOD, "bita/other.so": b""}, f"the libraries bita/other.so, {LIBRARY}"),
+        ("py3-none-any", GOOD, "does not end with py3-none-manylinux_X_Y_aarch64"),
+        ("py3-none-linux_aarch64", GOOD, "does not end with py3-none-manylinux_X_Y_aarch64"),
+        ("py3-none-manylinux_2_27_x86_64", GOOD, "does not end with"),
+        ("py3-none-manylinux_2_34_aarch64", GOOD, "a glibc later than 2.28"),
+    ],
+)
+def test_a_wheel_that_is_wrong_is_refused(
+    tag: str, files: dict[str, bytes], fault: str, tmp_path: Path
+) -> None:
+    import build_wheels
+
+    with pytest.raises(build_wheels.BuildError, match=fault):
+        build_wheels.check_wheel(write_wheel(tmp_path, tag, files), "aarch64")
+
+
+def run_build(
+    python: Path | str, into: Path, processor: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """build_wheels.py, with these variables."""
+    command = [str(python), str(TOOLS / "build_wheels.py"), "--into", str(into)]
+    return subprocess.run(
+        [*command, "--processor", processor],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_missing_packages_are_named(tmp_path: Path) -> None:
+    """-S: without the packages of the environment that the tests are in."""
+    command = [sys.executable, "-S", str(TOOLS / "build_wheels.py"), "--into"]
+    result = subprocess.run([*command, str(tmp_path / "dist")], capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "no wheel, since there is no auditwheel and no build and no ziglang here" in line
+    assert "pip install -r" in line
+    assert not (tmp_path / "dist").exists()
+
+
+@needs_wheel_tools
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+    other = "aarch64" if HERE == "x86_64" else "x86_64"
+    result = run_build(PYTHON, tmp_path / "dist", other, PATH=str(tmp_path), CXX="")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    package = f"g++-{other.replace('_', '-')}-linux-gnu"
+    assert f"no wheel, since there is no {other}-linux-gnu-g++ (Debian: apt install" in line
+    assert package in line
+    assert not (tmp_path / "dist").exists()
+    result = run_build(PYTHON, tmp_path / "dist", HERE, CXX="no-such-compiler")
+    assert "CXX is no-such-compiler, which is not there" in result.stderr
+
+
+@pytest.fixture(scope="module", params=tuple(MACHINES))
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real wheel; its folder's name ends with the processor."""
+    processor = request.param
+    compiler = "c++" if processor == HERE else f"{processor}-linux-gnu-g++"
+    if not PYTHON.is_file() or shutil.which(compiler) is None:
+        pytest.skip(f"needs .cache/wheels and {compiler}")
+    folder = tmp_path_factory.mktemp("dist") / processor
+    result = run_build(PYTHON, folder, processor)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_library_of_its_processor(built: Path) -> None:
+    """And the package as it is here, without tests, sources or a library of this system."""
+    with zipfile.ZipFile(built) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+        library = archive.read(LIBRARY)
+    assert library[:4] == b"\x7fELF"
+    assert int.from_bytes(library[18:20], "little") == MACHINES[built.parent.name]
+    assert ADAPTER in names
+    assert [name for name in names if name.endswith((".so", ".o", ".cpp", ".h"))] == [LIBRARY]
+    assert {name.split("/")[0] for name in names} == {"bita", "bita_edge-0.1.0.dist-info"}
+    assert "tests" not in {part for name in names for part in name.split("/")}
+    assert built.stat().st_size < 5e6
+
+
+@pytest.mark.slow
+def test_auditwheel_agrees_with_the_name(built: Path) -> None:
+    command = [str(PYTHON), "-m", "auditwheel", "show", str(built)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tag = built.stem.rpartition("-")[2]
+    assert f'the following platform tag: "{tag}"' in said
+    assert tag.endswith(f"_{built.parent.name}")
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_decodes(built: Path, tmp_path: Path) -> None:
+    """By the library that it has, and with the tokens of the one here."""
+    if built.parent.name != HERE:
+        pytest.skip(f"runs on {built.parent.name}")
+    require_library()
+    engine = native_engine(FEATURES["llama3"], tmp_path).path
+    installed = tmp_path / "installed"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*command, "--target", str(installed), str(built)], check=True)
+    code = (
+        "import sys; from bita import Session\n"
+        "from bita.runtime.native.library import loaded_operators\n"
+        "print(loaded_operators().path)\n"
+        "print(Session.open(sys.argv[1]).generate('hello', max_new_tokens=12).token_ids)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(engine)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    expected = Session.open(engine).generate("hello", max_new_tokens=12).token_ids
+    assert result.stdout.splitlines() == [str(installed / LIBRARY), str(expected)], result.stderr
