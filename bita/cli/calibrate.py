@@ -35,8 +35,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--what-if",
         metavar="DEVICE",
-        help="JSON of another device's latency, or orin-nano, agx-orin, rtx-4090, h100 as modelled "
-        "from data sheets: say what would be chosen there; the engine keeps its tree",
+        help="JSON of another device's latency, or a modelled one: the GPUs orin-nano, agx-orin, "
+        "rtx-4090, h100, or the CPUs orin-nano-cpu, agx-orin-cpu, pi-5: say what would be chosen "
+        "there; the engine keeps its tree",
     )
     parser.add_argument("--mode", choices=MODES, help="of --what-if; default: the engine's own")
     parser.set_defaults(run=run)
@@ -115,14 +116,14 @@ def _print_kept(calibrator: Any) -> None:
 
 def _latency_of(engine: Any, device: str) -> Any:
     """Of a modelled device, or of a file. Raises EngineError."""
-    from bita.calibration.devices import DEVICES, modelled_latency
+    from bita.calibration.devices import MODELLED, modelled_latency
     from bita.calibration.latency import Latency
     from bita.errors import EngineError
     from bita.json_values import read_json_object
 
-    if device in DEVICES:
+    if device in MODELLED:
         return modelled_latency(device, engine)
-    fix = f"give a JSON file with a latency, or one of {', '.join(DEVICES)}"
+    fix = f"give a JSON file with a latency, or one of {', '.join(MODELLED)}"
     try:
         data: Any = read_json_object(Path(device), EngineError, fix)
     except EngineError as error:

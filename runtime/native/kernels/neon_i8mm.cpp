@@ -98,7 +98,7 @@ void pair_rows(const TileTask& task, int first) {
     for (int p = 0; p < kPairs; ++p) pairs[p][q] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
   }
   for (int64_t block = 0; block < task.blocks; ++block) {
-    if constexpr (Q == 1) fetch_ahead<Bits>(task, first, block);
+    if constexpr (Q < 4) fetch_ahead<Bits, Q>(task, first, block);
     unrolled<Q>([&](auto q) {
       const Quarter quarter =
           load_quarter<Bits>(task.values + block * (64 * Bits) + 16 * (first + q));

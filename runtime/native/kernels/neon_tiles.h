@@ -7,6 +7,7 @@
 #pragma once
 
 #include "linear_rows.h"
+#include "unrolled.h"
 
 namespace bita {
 namespace {
@@ -31,17 +32,6 @@ inline Quarter load_quarter(const uint8_t* values) {
       quarter.groups[line] = vreinterpretq_s8_u8(vld1q_u8(values + line * 64));
   }
   return quarter;
-}
-
-// Calls f with 0, 1 and so on as constants. Compilers leave the loops over quarters and rows as
-// loops, with the totals in memory.
-template <class F, int... I>
-inline void call_with(F&& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>()), ...);
-}
-template <int N, class F>
-inline void unrolled(F&& f) {
-  call_with(f, std::make_integer_sequence<int, N>());
 }
 
 inline float32x4_t load_four_halves(const uint16_t* halves) {
@@ -98,38 +88,42 @@ inline void store_four(float32x4_t outputs, const TileTask& task, int row, int q
     std::memcpy(out, &outputs, static_cast<size_t>(count) * sizeof(float));
 }
 
-// Pass `first` over the blocks fetches a quarter of the next tile, a part of it with each block.
-template <int Bits>
+// The pass from quarter `first` on fetches its share of the next tile, a part of it with each
+// block.
+template <int Bits, int Q>
 inline void fetch_ahead(const TileTask& task, int first, int64_t block) {
+  constexpr int kPart = 16 * Bits * Q;
   const uint8_t* next = task.values + task.blocks * (64 * Bits);
-  for (int line = 0; line < Bits / 4; ++line)
-    __builtin_prefetch(next + (first * task.blocks + block) * (16 * Bits) + 64 * line);
+  const uint8_t* part = next + first * task.blocks * (16 * Bits) + block * kPart;
+  for (int line = 0; line < kPart; line += 64) __builtin_prefetch(part + line);
 }
 
 template <int R, int Bits, bool HasMinima, int Q>
 void dot_rows(const TileTask& task, int first) {
   float32x4_t totals[R][Q];
-  for (int r = 0; r < R; ++r)
-    for (int q = 0; q < Q; ++q) totals[r][q] = vdupq_n_f32(0.0f);
+  unrolled<R>([&](auto r) { unrolled<Q>([&](auto q) { totals[r][q] = vdupq_n_f32(0.0f); }); });
   for (int64_t block = 0; block < task.blocks; ++block) {
     const uint8_t* values = task.values + block * (64 * Bits);
-    if constexpr (Q == 1) fetch_ahead<Bits>(task, first, block);
-    unrolled<Q>([&](auto q) {
+    if constexpr (Q < 4) fetch_ahead<Bits, Q>(task, first, block);
+    // not `unrolled`, with which g++ keeps totals of five rows and more in memory
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
       const Quarter quarter = load_quarter<Bits>(values + 16 * (first + q));
       const Scaling<Bits, HasMinima> scaling(task, block * kTile + 4 * (first + q));
-      unrolled<R>([&](auto r) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
         const int32x4_t sums = products<Bits>(quarter, block_of_row(task, r, block));
         totals[r][q] = added(totals[r][q], sums, scaling, task, r, block);
-      });
-    });
+      }
+    }
   }
-  for (int r = 0; r < R; ++r)
-    for (int q = 0; q < Q; ++q) store_four(totals[r][q], task, r, first + q);
+  unrolled<R>(
+      [&](auto r) { unrolled<Q>([&](auto q) { store_four(totals[r][q], task, r, first + q); }); });
 }
 
 template <int R, int Bits, bool HasMinima>
 void tile_rows(const TileTask& task) {
-  constexpr int kQuarters = R <= 2 ? 4 : 1;
+  constexpr int kQuarters = R <= 2 ? 4 : R <= 4 ? 2 : 1;
   for (int first = 0; first < 4; first += kQuarters)
     part_rows<R, Bits, HasMinima, kQuarters>(task, first);
 }

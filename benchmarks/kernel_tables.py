@@ -1,0 +1,177 @@
+"""Cycles of the native kernels by processor: compiled as the build compiles them, for llvm-mca."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loop_cycles import Loop, Target, loop_cycles, loops_of
+
+from bita.calibration.kernel_cycles import KernelCycles
+
+ROOT = Path(__file__).resolve().parents[1]
+NATIVE = ROOT / "runtime" / "native"
+UNITS = ROOT / "benchmarks" / "kernel_units.cpp"
+TOOLS = ("llvm-mca-22", "llvm-mca")
+COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
+ROWS = re.compile(r"_rows<(\d+), ([48]), (true|false)")
+UNIT_NAMES = (
+    *("weigh", "mean", "turn", "add", "squares"),
+    *("rank", "scale", "quantize", "gate"),
+)
+PRODUCTS = 512  # of a block of a tile with one row
+
+
+@dataclass(frozen=True)
+class Model:
+    """A road of the kernels on a processor."""
+
+    road: str  # as its file is named
+    target: Target
+    note: str  # which scheduling model that is, and why
+
+
+ARM = "+dotprod,+fullfp16"
+# LLVM 22 gives cortex-a76, -a78 and -a78ae the model of Cortex-A57, which has other pipes. It gives
+# Zen 5 that of Zen 4, with half of its 512-bit pipes, so the road of AVX-512 is not modelled.
+MODELS = {
+    "cortex-a76": Model(
+        "neon_dotprod",
+        Target("aarch64", "neoverse-n1", ARM, dispatch=4),
+        "Neoverse N1, the server's A76, with A76's width of 4 instead of LLVM's 3",
+    ),
+    "cortex-a78": Model(
+        "neon_dotprod",
+        Target("aarch64", "neoverse-n2", ARM, dispatch=6),
+        "Neoverse N2, whose thirteen pipes A78 has too, with A78's width of 6 instead of 5",
+    ),
+    "zen 3": Model("avx2", Target("x86_64", "znver3"), "Zen 3"),
+}
+
+
+def mca_tool() -> str:
+    """The command of llvm-mca. Raises SystemExit if there is none."""
+    for tool in TOOLS:
+        if shutil.which(tool):
+            return tool
+    raise SystemExit(f"llvm-mca is missing: none of {', '.join(TOOLS)} (apt-get install llvm-22)")
+
+
+def compile_command(road: str, triple: str, folder: Path) -> list[str]:
+    """The build's command for a road's file, without its input and output.
+
+    folder: for cmake, which is asked for it. Raises RuntimeError if the build leaves the road out.
+    """
+    place = folder / triple
+    settings = {
+        "CMAKE_CXX_COMPILER": COMPILERS[triple],
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": triple,
+        "ONNXRUNTIME_INCLUDE_DIR": str(folder),  # kernels need none
+    }
+    command = ["cmake", "-S", str(NATIVE), "-B", str(place), "-G", "Ninja"]
+    command += [f"-D{key}={value}" for key, value in settings.items()]
+    subprocess.run(command, check=True, capture_output=True)
+    for entry in json.loads((place / "compile_commands.json").read_text(encoding="utf-8")):
+        if Path(entry["file"]) == NATIVE / "kernels" / f"{road}.cpp":
+            words = shlex.split(entry["command"])
+            return words[: words.index("-o")]
+    raise RuntimeError(f"the build for {triple} has no {road}.cpp")
+
+
+def compile_units(road: str, triple: str, folder: Path, library: Path | None = None) -> str:
+    """Assembly of kernel_units.cpp with a road's kernels; with `library` also that file."""
+    command = compile_command(road, triple, folder)
+    command += [f'-DBITA_ROAD_FILE="kernels/{road}.cpp"', str(UNITS)]
+    out = folder / f"{road}.s"
+    subprocess.run([*command, "-S", "-o", str(out)], check=True)
+    if library:
+        subprocess.run([*command, "-shared", "-o", str(library)], check=True)
+    return out.read_text(encoding="utf-8")
+
+
+def kernel_cycles(name: str, folder: Path, assembly: str | None = None) -> KernelCycles:
+    """What llvm-mca says of a processor in MODELS."""
+    model, tool = MODELS[name], mca_tool()
+    loops = loops_of(assembly or compile_units(model.road, model.target.triple, folder))
+
+    def cycles(loop: Loop) -> float:
+        return loop_cycles(loop.instructions, model.target, tool).cycles
+
+    linear: dict[str, list[float]] = {}
+    for (kind, rows), found in sorted(tile_loops(loops).items()):
+        passes = tile_passes(kind, rows, found)
+        linear.setdefault(kind, []).append(round(passes * sum(map(cycles, found)), 1))
+    attention = {
+        part: tuple(round(share * cycles(loop), 2) for loop, share in attention_loops(loops, part))
+        for part in ("score", "add")
+    }
+    return KernelCycles(
+        processor=name,
+        linear={kind: tuple(values) for kind, values in linear.items()},
+        scores=attention["score"],
+        values=attention["add"],
+        **{unit: round(cycles(loop), 1) for unit, loop in unit_loops(loops).items()},
+    )
+
+
+def tile_loops(loops: Sequence[Loop]) -> dict[tuple[str, int], list[Loop]]:
+    """Loops over blocks of a tile, by the kind of the weight and the rows at a time.
+
+    Where several functions have such loops (copies that the compiler made), those of one count.
+    """
+    found: dict[tuple[str, int], dict[str, list[Loop]]] = defaultdict(lambda: defaultdict(list))
+    for loop in loops:
+        match = ROWS.search(loop.function)
+        if match and loop.products:
+            kind = f"int{match[2]}{' with minima' if match[3] == 'true' else ''}"
+            found[kind, int(match[1])][loop.function].append(loop)
+    return {
+        key: max(by_function.values(), key=lambda same: sum(loop.products for loop in same))
+        for key, by_function in found.items()
+    }
+
+
+def tile_passes(kind: str, num_rows: int, loops: Sequence[Loop]) -> float:
+    """How often the loops run for a block: over halves and quarters of a tile, by what they
+    multiply. Raises RuntimeError if that is not a whole number.
+    """
+    made = sum(loop.products for loop in loops)
+    passes = num_rows * PRODUCTS / made
+    if passes != int(passes):
+        raise RuntimeError(
+            f"{num_rows} rows of {kind}: the loops found make {made} products, which do not divide "
+            f"the {num_rows * PRODUCTS} of a block"
+        )
+    return passes
+
+
+def attention_loops(loops: Sequence[Loop], part: str) -> list[tuple[Loop, float]]:
+    """The main loop for 1, 2, ... queries at a time, of a cache in float16, and what share of its
+    cycles sixteen products of each query take. part: "score" or "add".
+    """
+    name = re.compile(rf"\b{part}_\w+<(\d+),.*Half")
+    best: dict[int, Loop] = {}
+    for loop in loops:
+        match = name.search(loop.function)
+        if match and loop.fused > (best[int(match[1])].fused if int(match[1]) in best else 0):
+            best[int(match[1])] = loop
+    return [(loop, 16 * queries / loop.fused) for queries, loop in sorted(best.items())]
+
+
+def unit_loops(loops: Sequence[Loop]) -> Mapping[str, Loop]:
+    """The longest loop of each unit of kernel_units.cpp."""
+    names = {f"unit_{name}" for name in UNIT_NAMES}
+    longest: dict[str, Loop] = {}
+    for loop in loops:
+        name = loop.function.removeprefix("unit_")
+        if loop.function in names and (
+            name not in longest or len(loop.instructions) > len(longest[name].instructions)
+        ):
+            longest[name] = loop
+    return longest
