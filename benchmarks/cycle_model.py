@@ -1,4 +1,4 @@
-"""A static model of the native operators for processors that nobody here can time, and its check.
+"""A static model of the native operators on processors that are not at hand, and its check.
 
     python benchmarks/cycle_model.py ENGINE --out benchmarks/results/cycle_model.json
 

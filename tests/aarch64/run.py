@@ -145,7 +145,8 @@ def default_model(emulated: Emulated) -> str:
         emulated.python, [str(PLACE / "engine")], PLACE / "default-emulated.json", "--no-plain"
     )
     compare_hashes(expected, found)
-    return f"the same hashes on {', '.join(found['engine']['roads'])} as here"
+    (engine,) = found.values()
+    return f"the same hashes on {', '.join(engine['roads'])} as here"
 
 
 def transcripts(emulated: Emulated) -> str:
