@@ -80,7 +80,10 @@ def operator_tests(emulated: Emulated) -> str:
 
     folder = build_library.BUILD.with_name("native-aarch64")
     settings = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    build_library.compile_library(folder, ["aarch64-linux-gnu-g++"], settings)
+    try:
+        build_library.compile_library(folder, ["aarch64-linux-gnu-g++"], settings)
+    except build_library.BuildError as error:
+        raise DifferenceError(f"{error}\n{error.details}") from error
     run(["cmake", "--build", str(folder), "--target", "operator_tests"])
     found = []
     for processor, kind in PROCESSORS.items():
@@ -214,6 +217,7 @@ def main() -> int:
         )
         return 2
     start = time.monotonic()
+    PLACE.mkdir(parents=True, exist_ok=True)
     try:
         print(f"emulator: {run(['bash', str(HERE / 'prepare.sh'), str(PLACE)]).strip() or 'ready'}")
         emulated = Emulated(unpacked_wheel())
@@ -230,6 +234,8 @@ def main() -> int:
             ),
         }
         wanted = options.only.split(",") if options.only else list(steps)
+        if unknown := set(wanted) - set(steps):
+            raise DifferenceError(f"no step {', '.join(unknown)}; there are {', '.join(steps)}")
         for name in wanted:
             begin = time.monotonic()
             print(f"{name}: {steps[name](emulated)} [{time.monotonic() - begin:.0f} s]", flush=True)
