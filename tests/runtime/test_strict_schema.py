@@ -244,4 +244,4 @@ def test_references_to_the_same_parts_are_bounded(num_references: int, num_parts
     start = time.process_time()
     with pytest.raises(PromptError, match="lead to more than 20000 schemas and names; use fewer"):
         Grammar.json_schema(schema, strict=True)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 1.5

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "row_kernels.h"
-#include "unrolled.h"
 
 namespace bita {
 namespace {
@@ -31,24 +30,33 @@ constexpr int at_a_time(int queries) {
 
 using Scores = float[kMaxQueries][kChunk];
 
+// Without the pragmas g++ keeps the sums in memory on aarch64, and stores each after each product.
+
 // Scores of Q queries with the keys of P pages, to out[query][16 * page].
 template <int Q, int P, class Cell>
 void score_pages(const float* queries, const void* const* pages, int64_t size, float* out) {
   Lanes sums[Q][P];
   const Cell* keys[P];
   for (int p = 0; p < P; ++p) keys[p] = static_cast<const Cell*>(pages[p]);
-  unrolled<Q>([&](auto q) { unrolled<P>([&](auto p) { sums[q][p].clear(); }); });
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) sums[q][p].clear();
   for (int64_t d = 0; d < size; ++d) {
     Lanes key[P];
-    unrolled<P>([&](auto p) { key[p] = load_cells(keys[p] + d * kPage); });
-    unrolled<Q>([&](auto q) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) key[p] = load_cells(keys[p] + d * kPage);
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) {
       const Lanes query = Lanes::all(queries[q * size + d]);
-      unrolled<P>([&](auto p) { sums[q][p].add_product(key[p], query); });
-    });
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) sums[q][p].add_product(key[p], query);
+    }
   }
-  unrolled<Q>([&](auto q) {
-    unrolled<P>([&](auto p) { sums[q][p].store(out + q * kChunk + p * kPage); });
-  });
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) sums[q][p].store(out + q * kChunk + p * kPage);
 }
 
 // values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk,
@@ -57,25 +65,30 @@ template <int Q, int W, class Cell>
 void add_values(const float* weights, const void* const* pages, int64_t first, int64_t last,
                 int64_t size, int64_t start, float* values) {
   Lanes sums[Q][W];
-  unrolled<Q>([&](auto q) {
-    unrolled<W>([&](auto w) { sums[q][w].read(values + q * size + start + w * 16); });
-  });
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 16
+    for (int w = 0; w < W; ++w) sums[q][w].read(values + q * size + start + w * 16);
   while (first < last) {
     const int64_t stop = std::min(last, (first / kPage + 1) * kPage);
     const Cell* slots =
         static_cast<const Cell*>(pages[first / kPage]) + (kPage + first % kPage) * size + start;
     for (; first < stop; ++first, slots += size) {
       Lanes value[W];
-      unrolled<W>([&](auto w) { value[w] = load_cells(slots + w * 16); });
-      unrolled<Q>([&](auto q) {
+#pragma GCC unroll 16
+      for (int w = 0; w < W; ++w) value[w] = load_cells(slots + w * 16);
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) {
         const Lanes weight = Lanes::all(weights[q * kChunk + first]);
-        unrolled<W>([&](auto w) { sums[q][w].add_product(weight, value[w]); });
-      });
+#pragma GCC unroll 16
+        for (int w = 0; w < W; ++w) sums[q][w].add_product(weight, value[w]);
+      }
     }
   }
-  unrolled<Q>([&](auto q) {
-    unrolled<W>([&](auto w) { sums[q][w].store(values + q * size + start + w * 16); });
-  });
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 16
+    for (int w = 0; w < W; ++w) sums[q][w].store(values + q * size + start + w * 16);
 }
 
 // The keys of `count` pages, for Q queries.

@@ -10,7 +10,6 @@
 #pragma once
 
 #include "linear_rows.h"
-#include "unrolled.h"
 
 namespace bita {
 namespace {
@@ -106,7 +105,8 @@ inline void part_rows(const TileTask& task, int first, float (&out)[R][16]) {
       inputs[r] =
           reinterpret_cast<const int8_t*>(task.rows + r * row_bytes(task.blocks)) + block * kBlock;
     fetch_ahead<Bits, Halves>(task, first, block);
-    unrolled<Halves>([&](auto h) {
+#pragma GCC unroll 2
+    for (int h = 0; h < Halves; ++h) {
       const int half = first + h;
       const uint8_t* values = task.values + block * (64 * kLines) + half * 32;
       Products<Bits> products[R];
@@ -115,7 +115,7 @@ inline void part_rows(const TileTask& task, int first, float (&out)[R][16]) {
       const Scaling<Bits, HasMinima> scaling(task, block * kTile + half * 8);
       for (int r = 0; r < R; ++r)
         totals[h][r] = added(totals[h][r], products[r], scaling, task, r, block);
-    });
+    }
   }
   for (int h = 0; h < Halves; ++h)
     for (int r = 0; r < R; ++r) _mm256_storeu_ps(out[r] + (first + h) * 8, totals[h][r]);

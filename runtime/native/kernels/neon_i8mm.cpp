@@ -99,7 +99,8 @@ void pair_rows(const TileTask& task, int first) {
   }
   for (int64_t block = 0; block < task.blocks; ++block) {
     if constexpr (Q < 4) fetch_ahead<Bits, Q>(task, first, block);
-    unrolled<Q>([&](auto q) {
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
       const Quarter quarter =
           load_quarter<Bits>(task.values + block * (64 * Bits) + 16 * (first + q));
       const Scaling<Bits, HasMinima> scaling(task, block * kTile + 4 * (first + q));
@@ -107,9 +108,10 @@ void pair_rows(const TileTask& task, int first) {
         alone[q] = added(alone[q], products<Bits>(quarter, block_of_row(task, R - 1, block)),
                          scaling, task, R - 1, block);
       const Pairs weights(quarter);
-      unrolled<kPairs>(
-          [&](auto p) { pairs[p][q].add(weights, scaling, TwoRows(task, 2 * p), block); });
-    });
+#pragma GCC unroll 4
+      for (int p = 0; p < kPairs; ++p)
+        pairs[p][q].add(weights, scaling, TwoRows(task, 2 * p), block);
+    }
   }
   for (int q = 0; q < Q; ++q) {
     for (int r = 0; r < 2 * kPairs; ++r)

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "linear_rows.h"
-#include "unrolled.h"
 
 namespace bita {
 namespace {
@@ -98,14 +97,17 @@ inline void fetch_ahead(const TileTask& task, int first, int64_t block) {
   for (int line = 0; line < kPart; line += 64) __builtin_prefetch(part + line);
 }
 
+// Without the pragmas g++ keeps the totals in memory.
 template <int R, int Bits, bool HasMinima, int Q>
 void dot_rows(const TileTask& task, int first) {
   float32x4_t totals[R][Q];
-  unrolled<R>([&](auto r) { unrolled<Q>([&](auto q) { totals[r][q] = vdupq_n_f32(0.0f); }); });
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) totals[r][q] = vdupq_n_f32(0.0f);
   for (int64_t block = 0; block < task.blocks; ++block) {
     const uint8_t* values = task.values + block * (64 * Bits);
     if constexpr (Q < 4) fetch_ahead<Bits, Q>(task, first, block);
-    // not `unrolled`, with which g++ keeps totals of five rows and more in memory
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
       const Quarter quarter = load_quarter<Bits>(values + 16 * (first + q));
@@ -117,8 +119,10 @@ void dot_rows(const TileTask& task, int first) {
       }
     }
   }
-  unrolled<R>(
-      [&](auto r) { unrolled<Q>([&](auto q) { store_four(totals[r][q], task, r, first + q); }); });
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) store_four(totals[r][q], task, r, first + q);
 }
 
 template <int R, int Bits, bool HasMinima>

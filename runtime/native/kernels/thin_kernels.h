@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "row_kernels.h"
-#include "unrolled.h"
 
 namespace bita {
 namespace {
@@ -23,18 +22,24 @@ void thin_in_part(const ThinInTask& task, int64_t column, int64_t row) {
   const uint16_t* down = task.down + column * width;
   const uint8_t* rows = task.rows + row * stride;
   Lanes sums[K][R];
-  unrolled<K>([&](auto k) { unrolled<R>([&](auto r) { sums[k][r].clear(); }); });
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) sums[k][r].clear();
   for (int64_t at = 0; at < width; at += 16) {
     Lanes inputs[R];
-    unrolled<R>([&](auto r) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
       const uint8_t* values = rows + r * stride;
       inputs[r] = Lanes::load_bytes(reinterpret_cast<const int8_t*>(values) + at) *
                   Lanes::all(row_scales(values, task.blocks)[at / kBlock]);
-    });
-    unrolled<K>([&](auto k) {
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
       const Lanes weight = Lanes::load_half(down + k * width + at);
-      unrolled<R>([&](auto r) { sums[k][r].add_product(weight, inputs[r]); });
-    });
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sums[k][r].add_product(weight, inputs[r]);
+    }
   }
   for (int r = 0; r < R; ++r)
     for (int k = 0; k < K; ++k) task.thin[(row + r) * task.rank + column + k] = sums[k][r].sum();
