@@ -30,9 +30,8 @@ constexpr int at_a_time(int queries) {
 
 using Scores = float[kMaxQueries][kChunk];
 
-// Without the pragmas g++ keeps the sums in memory on aarch64, and stores each after each product.
-
-// Scores of Q queries with the keys of P pages, to out[query][16 * page].
+// Scores of Q queries with the keys of P pages, to out[query][16 * page]. Without the pragmas, here
+// and in add_values, g++ keeps the sums in memory on aarch64 and stores one after each product.
 template <int Q, int P, class Cell>
 void score_pages(const float* queries, const void* const* pages, int64_t size, float* out) {
   Lanes sums[Q][P];
