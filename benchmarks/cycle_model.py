@@ -162,7 +162,7 @@ def errors_of(steps: dict[str, Any], most_by_others: float) -> dict[str, float]:
 
 
 def check(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Of all roads that run here and have a model."""
+    """Check every road that runs here and has a model."""
     report: dict[str, Any] = {"machine": describe_machine(2)}
     for road in loaded_operators().roads:
         if road not in AT_HAND:

@@ -88,7 +88,7 @@ UNIT unit_rank(const float* values, int64_t count, float* out) {
   out[0] = static_cast<float>(above);
 }
 
-// Run one of the units above so many times.
+// Runs one of the units above `times` times.
 CALLED unit_repeat(void (*unit)(const float*, int64_t, void*), const float* values, int64_t count,
                    void* out, int64_t times) {
   for (int64_t i = 0; i < times; ++i) unit(values, count, out);

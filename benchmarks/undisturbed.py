@@ -16,8 +16,8 @@ def least_seconds(
 ) -> tuple[float, float]:
     """The least time of a run, and the processors that others kept busy meanwhile.
 
-    Runs are timed in bursts; so many have to pass undisturbed, which means that others leave
-    `num_threads` processors idle. After PATIENCE the burst with the least disturbance counts.
+    Runs are timed in bursts; `bursts` of them have to pass undisturbed: others then
+    leave `num_threads` processors idle. After PATIENCE the burst with the least disturbance counts.
     """
     limit = (os.cpu_count() or 1) - num_threads + MAX_OTHERS
     run()
@@ -49,7 +49,7 @@ def _burst(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _busy_seconds() -> float:
-    """Of all processors, since the machine started."""
+    """Seconds that all processors were busy since the machine started."""
     fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
     user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

@@ -34,7 +34,7 @@ class KernelCycles:
     gate: float  # of a block: activation(gate) * up, quantized
 
     def block(self, kind: str, num_rows: int) -> float:
-        """Cycles of a block of a tile for so many rows, cut as in linear_rows.h (`all_tiles`)."""
+        """Cycles of a block of a tile for `num_rows` rows, grouped as in linear_rows.h."""
         cycles = self.linear[kind]
         return sum(cycles[rows - 1] for rows in row_groups(num_rows, len(cycles)))
 

@@ -59,7 +59,7 @@ class StepShape:
 
     @property
     def slot_bytes(self) -> int:
-        """Of a token's keys and values in all layers, in float16."""
+        """Bytes of a token's keys and values in all layers, in float16."""
         return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
@@ -125,7 +125,7 @@ def _product(shape: Sequence[object], has_minima: bool) -> Product:
 
 
 def step_ms(shape: StepShape, processor: Processor, num_rows: int, length: int) -> float:
-    """Of a step after `length` tokens of text, all of whose rows give tokens."""
+    """Milliseconds of a step after `length` tokens of text; every row gives a token."""
     cycles = processor.cycles
     cores_hertz = processor.cores * processor.gigahertz * 1e9
     multiplied = ARITHMETIC * linear_cycles(shape, cycles, num_rows) / cores_hertz
@@ -184,7 +184,7 @@ def _block_cycles(head_dim: int, cycles: KernelCycles, num_queries: int, slots: 
 
 
 def row_cycles(shape: StepShape, cycles: KernelCycles) -> float:
-    """Of a row, in all that is neither a linear layer nor attention to the cache."""
+    """Cycles of a row outside linear layers and attention to the cache."""
     normed = shape.hidden_size / BLOCK * (cycles.scale + 2 * cycles.squares)
     added = shape.hidden_size / 16 * cycles.add
     heads = shape.num_heads * shape.head_dim

@@ -1,4 +1,4 @@
-"""The same logits, to the bit, and the same token ids on every processor: hashes made on x86.
+"""Every processor gives the same logits, to the bit, and the same token ids: hashes made on x86.
 
 `PYTHONPATH=tests/support python tests/runtime/test_logit_hashes.py` writes them again, after an
 intended change of the arithmetic. It needs the default model.

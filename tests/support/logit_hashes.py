@@ -49,7 +49,7 @@ def hashes_by_road(engine: Engine, roads: Sequence[str], num_threads: int = 2) -
 
 
 def logit_hashes(engine: Engine, num_threads: int = 2) -> Hashes:
-    """Of steps of 1 to 64 rows, alternatives after one text, and of a tree with its mask rows."""
+    """Hash the logits of steps of 1 to 64 rows after one text, and of a tree with masks."""
     backend, adapter = OrtBackend(engine, num_threads), read_adapter(engine)
     top = min(engine.manifest.vocab_size, 40_000)
     text = np.random.default_rng(0).integers(FIRST_ID, top, TEXT_LENGTH)
@@ -63,7 +63,7 @@ def logit_hashes(engine: Engine, num_threads: int = 2) -> Hashes:
 
 
 def weights_hash(engine: Engine) -> str:
-    """Of all files of weights."""
+    """Hash all files of weights."""
     whole = hashlib.sha256()
     for path in sorted(engine.path.glob("*.data")) or sorted(engine.path.glob("*.onnx")):
         whole.update(path.read_bytes())

@@ -78,7 +78,7 @@ def _link(processor: str, compiler: list[str], objects: list[str], target: Path)
 
 
 def _objects(folder: Path) -> list[str]:
-    """Those of the library now; the folder may have objects of sources that were removed."""
+    """Object files of the library; the folder may also hold those of removed sources."""
     commands = json.loads((folder / "compile_commands.json").read_text(encoding="utf-8"))
     words = (shlex.split(command["command"]) for command in commands)
     outputs = {command[command.index("-o") + 1] for command in words}
