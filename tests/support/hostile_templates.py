@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_BYTES = 1 << 30  # that all of them together may take
 MAX_SECONDS = 1.5  # of one rendering
+MAX_COMPILE_SECONDS = 60.0  # what is tested is rendering, also on a machine that others use
 _LOOP = "{% for i in range(60) %}"
 # Values that share their parts: 60 lists that print as 2^60.
 _START = "{% set ns = namespace(x=(1,), y=(1,)) %}"
@@ -152,7 +153,8 @@ def _costs() -> Iterator[dict[str, Any]]:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MAX_BYTES, resource.RLIM_INFINITY))
     for name, source in REFUSED.items():
-        template = ChatTemplate(source, limits=TemplateLimits(seconds=MAX_SECONDS))
+        template = ChatTemplate(source, limits=TemplateLimits(seconds=MAX_COMPILE_SECONDS))
+        template.limits = TemplateLimits(seconds=MAX_SECONDS)
         began, end = time.process_time(), "rendered"
         try:
             template.render([{"role": "user", "content": "Hi"}])
