@@ -16,11 +16,32 @@ target_include_directories(bita_runtime SYSTEM PUBLIC ${NLOHMANN_INCLUDE_DIR} ${
 target_include_directories(bita_runtime PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/include)
 target_link_libraries(bita_runtime PUBLIC PkgConfig::PCRE2 ${UTF8PROC_LIBRARY} Threads::Threads ${CMAKE_DL_LIBS})
 
+add_library(bita SHARED ${api_sources})
+bita_target(bita)
+target_link_libraries(bita PRIVATE bita_runtime)
+bita_link_compiler_library(bita)
+set(exports ${CMAKE_CURRENT_SOURCE_DIR}/build_tools/library_exports.map)
+target_link_options(bita PRIVATE -Wl,--version-script=${exports})
+# The soname grows when a program that was built with an older header could not run.
+set_target_properties(bita PROPERTIES LINK_DEPENDS ${exports} SOVERSION 0 VERSION 0.1.0)
+
 if(BITA_TESTS)
   file(GLOB library_tests CONFIGURE_DEPENDS library_tests/*.cpp)
   add_executable(library_tests ${library_tests} ${api_sources})
   bita_target(library_tests)
   target_link_libraries(library_tests PRIVATE bita_runtime)
+
+  # Programs for tests: of parts of the library, and of the library as others see it.
+  file(GLOB api_tools CONFIGURE_DEPENDS library_tests/api/*.cpp)
+  foreach(tool IN LISTS api_tools)
+    get_filename_component(name ${tool} NAME_WE)
+    add_executable(${name} ${tool})
+    target_compile_options(${name} PRIVATE ${BITA_COMPILE_OPTIONS})
+    target_link_options(${name} PRIVATE ${BITA_SANITIZE_OPTIONS})
+    target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/include)
+    target_include_directories(${name} SYSTEM PRIVATE ${NLOHMANN_INCLUDE_DIR})
+    target_link_libraries(${name} PRIVATE bita Threads::Threads)
+  endforeach()
 
   file(GLOB tools CONFIGURE_DEPENDS library_tests/tools/*.cpp)
   foreach(tool IN LISTS tools)

@@ -74,6 +74,6 @@ void tile_rows(const TileTask& task) {
 
 const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,    add_norm,    quantize, gate,
                                     turn,          write_key, write_value, attend,   merge,
-                                    mean,          thin_in,   thin_out,    cap,      rank};
+                                    mean,          thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
 
 }  // namespace bita

@@ -37,6 +37,6 @@ struct Products<8> {
 
 const Kernels kAvxVnniKernels = {"avx-vnni", linear,    add_norm,    quantize, gate,
                                  turn,       write_key, write_value, attend,   merge,
-                                 mean,       thin_in,   thin_out,    cap,      rank};
+                                 mean,       thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
 
 }  // namespace bita

@@ -108,6 +108,8 @@ struct Partial {
   float* values;   // [head_dim] values, weighted by these
 };
 
+constexpr int64_t kSumBlock = 256;  // weights that are summed before a draw looks closer
+
 // The best logits of a row so far, best first; of equal ones the lower id.
 struct Ranking {
   float* logits;
@@ -148,6 +150,10 @@ struct Kernels {
   void (*cap)(float* values, int64_t size, float cap);
   // Rank logits of ids from `first_id` on.
   void (*rank)(const float* logits, int64_t size, int64_t first_id, Ranking& ranking);
+  // Logits to e^((logit - best) / temperature), 0 for what is below e^-87.
+  void (*weigh)(float* logits, int64_t size, float best, float temperature);
+  // The sums of kSumBlock numbers each, and of what is left.
+  void (*sum_blocks)(const float* values, int64_t size, float* sums);
 };
 
 // The roads that were compiled in; null where they were not.

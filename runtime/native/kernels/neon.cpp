@@ -53,6 +53,6 @@ void part_rows(const TileTask& task, int first) {
 
 const Kernels kNeonKernels = {"neon", linear,    add_norm,    quantize, gate,
                               turn,   write_key, write_value, attend,   merge,
-                              mean,   thin_in,   thin_out,    cap,      rank};
+                              mean,   thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
 
 }  // namespace bita

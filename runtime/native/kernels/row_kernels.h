@@ -188,5 +188,24 @@ void rank(const float* logits, int64_t size, int64_t first_id, Ranking& ranking)
   }
 }
 
+// The least exponential is taken off, so that it is 0; larger ones than 1e-30 do not change by it.
+void weigh(float* logits, int64_t size, float best, float temperature) {
+  const Lanes least = exponential(Lanes::all(-87.0f));
+  const Lanes largest = Lanes::all(best), divisor = Lanes::all(temperature);
+  for (int64_t i = 0; i < size; i += 16) {
+    const Lanes x = (load_at(logits, i, size) - largest) / divisor;
+    store_at(exponential(x) - least, logits, i, size);
+  }
+}
+
+void sum_blocks(const float* values, int64_t size, float* sums) {
+  for (int64_t start = 0; start < size; start += kSumBlock) {
+    const int64_t end = std::min(start + kSumBlock, size);
+    Lanes sum = Lanes::all(0.0f);
+    for (int64_t i = start; i < end; i += 16) sum = sum + load_at(values, i, end);
+    sums[start / kSumBlock] = sum.sum();
+  }
+}
+
 }  // namespace
 }  // namespace bita

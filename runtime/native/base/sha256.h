@@ -1,0 +1,17 @@
+// SHA-256 (FIPS 180-4) of files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+namespace bita {
+
+// Hex digest of bytes.
+std::string sha256(std::string_view bytes);
+
+// Hex digest of a file, read in pieces. Throws std::runtime_error if it cannot be read.
+std::string sha256_of_file(const std::filesystem::path& path);
+
+}  // namespace bita

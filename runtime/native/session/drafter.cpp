@@ -1,0 +1,98 @@
+#include "drafter.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "../decoding/draft_order.h"
+
+namespace bita {
+
+namespace {
+
+// The drafts of a mask as children of a token, best first.
+class Ordered {
+ public:
+  Ordered(const PairTables& pairs, const Drafts& drafts)
+      : pairs_(pairs), drafts_(drafts), tokens_(static_cast<size_t>(drafts.num_ranks)) {}
+
+  int64_t at(int64_t mask, int64_t parent, int64_t rank) {
+    if (mask != mask_ || parent != parent_) order(mask, parent);
+    return tokens_[static_cast<size_t>(rank)];
+  }
+
+ private:
+  void order(int64_t mask, int64_t parent) {
+    DraftOrder task{};
+    task.pairs = {pairs_.left.data(), pairs_.right.data(), pairs_.rank};
+    task.ids = drafts_.ids_of(mask);
+    task.logits = drafts_.logits_of(mask);
+    task.count = drafts_.num_ranks;
+    task.before = parent;
+    task.scale = 1.0f;
+    task.ordered = tokens_.data();
+    if (order_drafts(task) != 0) {  // more drafts than are ordered: as the mask has them
+      std::copy(task.ids, task.ids + task.count, tokens_.begin());
+    }
+    mask_ = mask;
+    parent_ = parent;
+  }
+
+  const PairTables& pairs_;
+  const Drafts& drafts_;
+  std::vector<int64_t> tokens_;
+  int64_t mask_ = -1, parent_ = -1;
+};
+
+}  // namespace
+
+void Drafts::read(const int64_t* top_ids, const float* top_logits, int64_t count) {
+  num_masks = count;
+  std::copy(top_ids, top_ids + count * num_ranks, ids.begin());
+  std::copy(top_logits, top_logits + count * num_ranks, logits.begin());
+}
+
+Drafter::Drafter(const Tree& tree, std::shared_ptr<const PairTables> pairs)
+    : pairs_(std::move(pairs)) {
+  for (int64_t node = 1; node < tree.num_nodes(); ++node) {
+    const auto at = static_cast<size_t>(node);
+    const int64_t depth = tree.depths()[at], parent = tree.parents()[at];
+    const bool is_on_spine = depth - 1 <= tree.spine_length() && parent == depth - 1;
+    nodes_.push_back({node, parent, depth - 1, tree.ranks()[at] - 1, is_on_spine});
+  }
+  std::stable_sort(nodes_.begin(), nodes_.end(), [](const Node& a, const Node& b) {
+    return std::tie(a.mask, a.parent) < std::tie(b.mask, b.parent);
+  });
+}
+
+void Drafter::fill(int64_t* tokens, const Drafts& drafts, const Guess& guess) const {
+  if (pairs_) {
+    fill_by_pairs(tokens, drafts, guess);
+    return;
+  }
+  for (const Node& node : nodes_) {
+    const bool is_guessed = node.is_on_spine && node.mask < static_cast<int64_t>(guess.size());
+    if (!is_guessed) {
+      tokens[node.node] = drafts.ids_of(node.mask)[node.rank];
+      continue;
+    }
+    const auto& candidates = guess[static_cast<size_t>(node.mask)];
+    const auto rank = static_cast<size_t>(node.rank);
+    if (rank < candidates.size()) tokens[node.node] = candidates[rank];
+  }
+}
+
+void Drafter::fill_by_pairs(int64_t* tokens, const Drafts& drafts, const Guess& guess) const {
+  Ordered ordered(*pairs_, drafts);
+  for (const Node& node : nodes_) {
+    const bool is_guessed = node.is_on_spine && node.mask < static_cast<int64_t>(guess.size());
+    if (!is_guessed) {
+      tokens[node.node] = ordered.at(node.mask, tokens[node.parent], node.rank);
+      continue;
+    }
+    const auto& candidates = guess[static_cast<size_t>(node.mask)];
+    const auto rank = static_cast<size_t>(node.rank);
+    if (rank < candidates.size()) tokens[node.node] = candidates[rank];
+  }
+}
+
+}  // namespace bita

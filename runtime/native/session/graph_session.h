@@ -1,0 +1,77 @@
+// An engine's graph as a session of ONNX Runtime, checked against the manifest.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../engine/engine_directory.h"
+#include "held_file.h"
+#include "log.h"
+
+namespace bita {
+
+// Releases an object of ONNX Runtime.
+template <class T>
+struct OrtRelease {
+  void operator()(T* object) const;
+};
+template <class T>
+using OrtPointer = std::unique_ptr<T, OrtRelease<T>>;
+
+// An input or output: its type, and the sizes that are fixed; -1 for free.
+struct GraphValue {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> shape;
+};
+using GraphValues = std::map<std::string, GraphValue>;
+
+struct SessionSettings {
+  int num_threads = 0;           // 0 for one for each core that the process may use
+  bool maps_weights = false;     // leave the weights of native operators in the file's pages
+  std::string onnxruntime_path;  // empty: see `ort_library`
+};
+
+// A tensor over memory of ours, which has to live as long.
+OrtPointer<OrtValue> tensor_over(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
+                                 ONNXTensorElementDataType type);
+
+class GraphSession {
+ public:
+  // Throws a Fault.
+  GraphSession(const EngineDirectory& engine, const SessionSettings& settings, const Log& log);
+
+  const GraphValues& inputs() const { return inputs_; }
+  const GraphValues& outputs() const { return outputs_; }
+  bool has_input(const std::string& name) const { return inputs_.count(name) != 0; }
+  // Of past and present caches.
+  ONNXTensorElementDataType cache_type() const { return cache_type_; }
+  int64_t least_slots() const { return least_slots_; }  // of the cache that a step writes
+  bool has_weights_in_memory() const { return has_weights_in_memory_; }
+  int num_threads() const { return num_threads_; }
+
+  OrtPointer<OrtIoBinding> new_binding() const;
+  // Executes a step. Throws a Fault if an operator fails, or the file of the weights was changed.
+  void run(const OrtIoBinding& binding);
+
+ private:
+  void load(const SessionSettings& settings);
+  void read_values();
+  void read_metadata();
+
+  const EngineDirectory& engine_;
+  const OrtApi& api_;
+  HeldFile weights_;
+  OrtPointer<OrtEnv> environment_;
+  OrtPointer<OrtSession> session_;
+  GraphValues inputs_, outputs_;
+  ONNXTensorElementDataType cache_type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  int64_t least_slots_ = 1;
+  bool has_weights_in_memory_ = false;
+  int num_threads_ = 0;
+};
+
+}  // namespace bita

@@ -1,0 +1,195 @@
+#include "loaded_engine.h"
+
+#include <algorithm>
+#include <exception>
+#include <thread>
+
+#include "../base/files.h"
+
+namespace bita {
+
+namespace {
+
+constexpr uint64_t kMaxTokenizerBytes = 256u << 20;  // the largest in use has 35 MB
+constexpr uint64_t kMaxPiecesBytes = 16u << 20;
+constexpr const char* kRebuild = "build the engine again: make engine";
+constexpr const char* kRenderElsewhere =
+    "render the messages elsewhere (transformers' apply_chat_template, or bita in Python) and give "
+    "the prompt as text without special tokens added, or as token ids";
+
+std::string content_of(const fs::path& path, uint64_t max_bytes) {
+  try {
+    return read_regular_file(path, max_bytes);
+  } catch (const std::runtime_error& error) {
+    throw Fault(FaultKind::kEngine,
+                text_of(path) + " cannot be read (" + error.what() + "); " + kRebuild);
+  }
+}
+
+// Runs work on another thread, or here where there is none; what it throws comes with `finish`.
+class Beside {
+ public:
+  template <class Work>
+  explicit Beside(Work work) {
+    const auto guarded = [this, work] {
+      try {
+        work();
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+    };
+    try {
+      thread_ = std::thread(guarded);
+    } catch (const std::system_error&) {
+      guarded();
+    }
+  }
+  ~Beside() {
+    if (thread_.joinable()) thread_.join();
+  }
+  Beside(const Beside&) = delete;
+  Beside& operator=(const Beside&) = delete;
+
+  void finish() {
+    if (thread_.joinable()) thread_.join();
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::thread thread_;
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+Drafting::Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
+                   bool accepts_branches, std::shared_ptr<const PairTables> pairs)
+    : host_(host),
+      adapter_(std::move(adapter)),
+      table_(std::move(table)),
+      accepts_branches_(accepts_branches),
+      pairs_(std::move(pairs)) {
+  decoder(DraftPolicy::kEngine);  // whose faults are found at once
+}
+
+TreeDecoder& Drafting::decoder(DraftPolicy policy) {
+  std::unique_ptr<TreeDecoder>& found = decoders_[static_cast<size_t>(policy)];
+  if (!found) {
+    found = std::make_unique<TreeDecoder>(host_, adapter_, table_for(policy), accepts_branches_,
+                                          pairs_);
+  }
+  return *found;
+}
+
+TreeTable Drafting::table_for(DraftPolicy policy) const {
+  if (policy == DraftPolicy::kOff) return TreeTable::of(Tree::root_only());
+  TreeTable table = table_;
+  if (policy == DraftPolicy::kEngine) return table;
+  table.costs.clear();
+  if (!table.is_ar()) return table;
+  const int64_t num_masks = adapter_->adapter().num_masks();
+  return TreeTable::of(Tree::chain(num_masks, num_masks));
+}
+
+LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
+    : settings_(std::move(settings)), directory_(open_directory(path, settings_.checks_hashes)) {
+  const Manifest& manifest = directory_.manifest;
+  if (!manifest.is_native()) {
+    throw Fault(FaultKind::kEngine,
+                "engine " + text_of(path) + " is of dialect " + manifest.dialect +
+                    " for backend " + manifest.backend +
+                    "; this library runs engines of native operators: build it with PRECISION=int4 "
+                    "or int8 and --dialect native, or run it from Python");
+  }
+  defaults_ = read_generation_defaults(directory_.file(kGenerationFile), manifest.vocab_size);
+  Beside text([this] { read_text(); });
+  TreeTable table = read_trees(directory_.file(kTreeFile), "rebuild the engine");
+  own_adapter_ = std::make_shared<const Adapter>(read_own_adapter(directory_));
+  pairs_ = read_pair_tables(directory_);
+  host_ = std::make_unique<StepHost>(directory_, settings_.session, settings_.cache_bytes,
+                                     settings_.log);
+  own_ = make_drafting(own_adapter_, std::move(table));
+  text.finish();
+}
+
+const TextCodec& LoadedEngine::codec() const {
+  if (codec_) return *codec_;
+  throw Fault(FaultKind::kUse,
+              "the engine was opened for token ids only; open it without token_ids_only for text");
+}
+
+std::string LoadedEngine::render(const std::vector<ChatMessage>& messages,
+                                 bool add_generation_prompt) const {
+  codec();
+  const std::string reason = chat_reason();
+  if (!reason.empty()) throw Fault(FaultKind::kPrompt, reason);
+  return template_->render(messages, add_generation_prompt);
+}
+
+std::string LoadedEngine::chat_reason() const {
+  if (!chat_reason_.empty()) return chat_reason_;
+  return template_ ? template_->reason() : "";
+}
+
+std::shared_ptr<Drafting> LoadedEngine::drafting(const std::string& tree_path,
+                                                 const std::string& adapter_path) {
+  if (tree_path.empty() && adapter_path.empty()) return own_;
+  TreeTable table = tree_path.empty() ? own_->table() : read_trees(tree_path, "use another tree");
+  std::shared_ptr<const Adapter> adapter = own_adapter_;
+  if (!adapter_path.empty()) {
+    adapter = std::make_shared<const Adapter>(read_adapter(adapter_path));
+    check_adapter(directory_, *adapter);
+  }
+  const Turn turn(turns_);
+  return make_drafting(std::move(adapter), std::move(table));
+}
+
+std::shared_ptr<Drafting> LoadedEngine::make_drafting(std::shared_ptr<const Adapter> adapter,
+                                                      TreeTable table) {
+  std::shared_ptr<const PairTables> pairs;
+  if (!adapter->pairs.empty()) {
+    const auto same = [](const auto& ours, const auto& theirs) {
+      return ours.first == theirs.first && ours.second.values == theirs.second.values;
+    };
+    if (!pairs_ || !std::equal(adapter->pairs.begin(), adapter->pairs.end(),
+                               own_adapter_->pairs.begin(), own_adapter_->pairs.end(), same)) {
+      throw Fault(FaultKind::kAdapter, "the adapter has other pair scores than engine " +
+                                           text_of(directory_.path) +
+                                           ": build an engine with it (ADAPTER=...)");
+    }
+    pairs = pairs_;
+  }
+  auto bound = std::make_shared<const BoundAdapter>(*host_, std::move(adapter));
+  // rows of native operators have the same bits wherever they stand, so branches are exact too
+  return std::make_shared<Drafting>(*host_, std::move(bound), std::move(table), true,
+                                    std::move(pairs));
+}
+
+void LoadedEngine::read_text() {
+  if (settings_.is_without_text) return;
+  const fs::path path = directory_.file(kTokenizerFile);
+  const std::string fix = std::string(kRebuild) + ", or open it for token ids only";
+  codec_ = TextCodec::parse(content_of(path, kMaxTokenizerBytes), text_of(path), fix,
+                            manifest().vocab_size);
+  read_chat_template();
+}
+
+void LoadedEngine::read_chat_template() {
+  if (!directory_.has(kTemplateFile)) {
+    chat_reason_ = "this engine's model has no chat template; give the prompt as text";
+    return;
+  }
+  if (!directory_.has(kPiecesFile)) {
+    chat_reason_ = "engine " + text_of(directory_.path) + " was built without " + kPiecesFile +
+                   ", which messages need here: build it again, or " + kRenderElsewhere;
+    return;
+  }
+  const fs::path path = directory_.file(kPiecesFile);
+  template_ = ChatTemplate::parse(content_of(path, kMaxPiecesBytes), text_of(path));
+  if (template_->template_sha256() != directory_.files.at(kTemplateFile).sha256) {
+    chat_reason_ = text_of(path) + " was made from another " + kTemplateFile +
+                   ": build the engine again, or " + kRenderElsewhere;
+  }
+}
+
+}  // namespace bita

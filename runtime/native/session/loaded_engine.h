@@ -1,0 +1,100 @@
+// An engine in memory: what the sessions on it share.
+#pragma once
+
+#include <array>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "../engine/engine_directory.h"
+#include "../engine/generation_defaults.h"
+#include "../text/chat_template.h"
+#include "../text/token_text.h"
+#include "options.h"
+#include "step_host.h"
+#include "tree_decoder.h"
+#include "turns.h"
+
+namespace bita {
+
+struct EngineSettings {
+  SessionSettings session;
+  bool checks_hashes = false;   // hash the weights too
+  bool is_without_text = false;  // token ids only: no tokenizer and no chat template is read
+  int64_t cache_bytes = 256 << 20;  // of further pages, for more texts than one of full length
+  Log log;
+};
+
+// An adapter and a table of trees, with a decoder for each policy of drafts.
+class Drafting {
+ public:
+  Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
+           bool accepts_branches, std::shared_ptr<const PairTables> pairs);
+
+  // Made when it is first asked for. The caller has the engine's turn, but for the engine's own
+  // policy.
+  TreeDecoder& decoder(DraftPolicy policy);
+  const TreeTable& table() const { return table_; }
+  const std::shared_ptr<const BoundAdapter>& adapter() const { return adapter_; }
+
+ private:
+  TreeTable table_for(DraftPolicy policy) const;
+
+  StepHost& host_;
+  std::shared_ptr<const BoundAdapter> adapter_;
+  TreeTable table_;
+  bool accepts_branches_;
+  std::shared_ptr<const PairTables> pairs_;
+  std::array<std::unique_ptr<TreeDecoder>, 3> decoders_;
+};
+
+class LoadedEngine {
+ public:
+  // Check and load the engine at a path. Throws a Fault that lists what is wrong.
+  LoadedEngine(const std::filesystem::path& path, EngineSettings settings);
+
+  const EngineDirectory& directory() const { return directory_; }
+  const Manifest& manifest() const { return directory_.manifest; }
+  const GenerationDefaults& defaults() const { return defaults_; }
+  StepHost& host() { return *host_; }
+  Turns& turns() { return turns_; }
+  const Log& log() const { return settings_.log; }
+  int num_threads() const { return host_->graph().num_threads(); }
+  bool has_weights_in_memory() const { return host_->graph().has_weights_in_memory(); }
+
+  bool has_text() const { return codec_.has_value(); }
+  // Throws a Fault where the engine was opened for token ids only.
+  const TextCodec& codec() const;
+  // The text of messages by the model's template. Throws a Fault.
+  std::string render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
+  // Why messages cannot be rendered here; empty if they can.
+  std::string chat_reason() const;
+
+  // The engine's own adapter and trees, or others from files; empty for its own.
+  std::shared_ptr<Drafting> drafting(const std::string& tree_path,
+                                     const std::string& adapter_path);
+  // Whether its own trees draft anything.
+  bool uses_drafts() const { return !own_->table().is_ar(); }
+  // The longest prompt that leaves room for an answer of one token.
+  int64_t max_prompt_tokens() { return own_->decoder(DraftPolicy::kEngine).max_prompt_tokens(); }
+
+ private:
+  void read_text();
+  void read_chat_template();
+  std::shared_ptr<Drafting> make_drafting(std::shared_ptr<const Adapter> adapter, TreeTable table);
+
+  EngineSettings settings_;
+  EngineDirectory directory_;
+  GenerationDefaults defaults_;
+  std::optional<TextCodec> codec_;
+  std::optional<ChatTemplate> template_;
+  std::string chat_reason_;
+  std::shared_ptr<const Adapter> own_adapter_;
+  std::shared_ptr<const PairTables> pairs_;
+  std::unique_ptr<StepHost> host_;
+  std::shared_ptr<Drafting> own_;
+  Turns turns_;
+};
+
+}  // namespace bita

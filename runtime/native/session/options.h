@@ -1,0 +1,44 @@
+// What may be asked of an answer, and what is refused (`runtime/options.py`).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace bita {
+
+enum class DraftPolicy {
+  kEngine,  // as calibration decided
+  kOn,      // the engine's trees in every step, also where they cost more than they give
+  kOff,     // plain decoding
+};
+
+// The order of what is done to a row of logits: penalties, biases, temperature, top_k, top_p,
+// min_p. With the defaults decoding is greedy and unchanged.
+struct Options {
+  int64_t max_new_tokens = 256;
+  std::vector<std::string> stops;
+  std::vector<int64_t> stop_token_ids;
+  bool ignores_eos = false;
+  double temperature = 0.0;  // below 1e-5: the best token
+  int64_t top_k = 0;
+  double top_p = 1.0, min_p = 0.0;
+  double repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0;
+  std::vector<std::pair<int64_t, double>> logit_bias;
+  std::optional<uint64_t> seed;  // none: a new one
+  std::optional<double> timeout_s;
+  DraftPolicy drafts = DraftPolicy::kEngine;
+
+  bool is_greedy() const;  // the best token is taken, and nothing drawn
+  bool penalizes() const;
+  bool needs_logits() const;  // more is wanted of a step than its best tokens
+  // Whether biases and penalties are added in double precision, to keep what logits differ by.
+  bool has_large_numbers() const;
+
+  // Throws a Fault that lists every value that is refused. vocab_size: V.
+  void check(int64_t vocab_size) const;
+};
+
+}  // namespace bita

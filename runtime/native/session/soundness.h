@@ -1,0 +1,21 @@
+// Whether what a step gave are numbers that mean something (`runtime/decoding/soundness.py`).
+#pragma once
+
+#include <string>
+
+#include "../base/fault.h"
+
+namespace bita {
+
+// What a step gave are not numbers; nothing was chosen or kept of it.
+class UnsoundFault : public Fault {
+ public:
+  using Fault::Fault;
+};
+
+inline std::string unsound_message(const std::string& what, const std::string& where) {
+  return "the model's logits are " + what + " (" + where +
+         "): its activations overflow; build the engine with PRECISION=fp32, or from other weights";
+}
+
+}  // namespace bita

@@ -1,0 +1,71 @@
+#include "slow_expressions.h"
+
+#include <chrono>
+
+#include "utf8.h"
+
+namespace bita {
+
+namespace {
+
+constexpr size_t kMaxProbes = 32;                     // letters that are tried
+constexpr size_t kMaxLength = 256;                    // times each
+constexpr std::chrono::milliseconds kMaxTime{100};    // a probe takes below a millisecond
+
+// The letters to try: usual ones, and those that the expressions name.
+std::vector<std::string> letters_of(const std::vector<std::string>& expressions) {
+  std::vector<std::string> letters;
+  std::string all = " a1\n!\u00e9";
+  for (const std::string& expression : expressions) all += expression;
+  for (size_t at = 0; at < all.size() && letters.size() < kMaxProbes; at += utf8_length(all[at])) {
+    const std::string letter = all.substr(at, utf8_length(all[at]));
+    bool is_new = true;
+    for (const std::string& known : letters) is_new = is_new && known != letter;
+    if (is_new) letters.push_back(letter);
+  }
+  return letters;
+}
+
+bool is_fast(const TokenizerParts& parts, const std::string& text) {
+  try {
+    words_of(parts, text, Deadline(kMaxTime));
+  } catch (const TooSlow&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void check_speed(const TokenizerParts& parts, std::vector<std::string>& faults) {
+  if (parts.expressions.empty()) return;
+  const std::vector<std::string> letters = letters_of(parts.expressions);
+  std::string end;  // for an expression that tries nothing where some letter is missing
+  for (const std::string& letter : letters) end += letter;
+  for (const std::string& letter : letters) {
+    std::string run;
+    for (size_t length = 1; length <= kMaxLength; ++length) {
+      run += letter;
+      const bool is_probe = length >= 16 && (length & (length - 1)) == 0;
+      // a second try distinguishes slow expressions from a machine that is busy
+      if (!is_probe || is_fast(parts, run + end) || is_fast(parts, run + end)) continue;
+      faults.push_back("its regular expression takes too long for " + std::to_string(length) +
+                       " times " + shown(letter) + "; simplify it");
+      return;
+    }
+  }
+}
+
+SplitText words_of(const TokenizerParts& parts, std::string_view text, const Deadline& deadline) {
+  SplitText words = parts.added_tokens.extract(text, parts.normalizer, deadline);
+  for (const WordStep& step : parts.word_steps) {
+    if (step.split) {
+      split_pieces(words, *step.split, deadline);
+    } else {
+      rewrite_pieces(words, step.rewrite, deadline);
+    }
+  }
+  return words;
+}
+
+}  // namespace bita

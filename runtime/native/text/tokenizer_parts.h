@@ -1,0 +1,41 @@
+// The stages that a text passes on its way to tokens.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../base/json.h"
+#include "added_tokens.h"
+#include "bpe_model.h"
+#include "rewrites.h"
+#include "split_text.h"
+#include "tokenizer.h"
+
+namespace bita {
+
+// One step by which a text is cut into words: a split or a rewrite.
+struct WordStep {
+  std::optional<Split> split;
+  Rewrite rewrite;
+};
+
+// Ids that are put around a text. The text itself may come several times.
+struct TextTemplate {
+  static constexpr int32_t kText = -1;
+  std::vector<int32_t> ids = {kText};
+};
+
+struct TokenizerParts {
+  AddedTokens added_tokens;
+  Normalizer normalizer;
+  std::vector<WordStep> word_steps;
+  BpeModel model;
+  TextTemplate text_template;
+  Json decoder;
+  std::vector<SpecialToken> special_tokens;
+  std::vector<std::string> expressions;  // regular ones of the file, which may be slow
+};
+
+}  // namespace bita

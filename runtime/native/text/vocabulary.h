@@ -1,0 +1,59 @@
+// Strings and ids of tokens, each found by the other.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace bita {
+
+// A number that nobody outside of the process knows, for hash tables of what a file holds.
+uint64_t hash_seed();
+
+// All strings lie in one block of memory, after one another: 262,144 tokens take 8 MB.
+class Vocabulary {
+ public:
+  static constexpr uint32_t kMaxId = (1u << 22) - 1;
+
+  // Adds a token; returns false if its string or its id is there already.
+  bool add(std::string_view token, uint32_t id);
+
+  // Gives back the memory that was kept for more tokens.
+  void shrink();
+
+  std::optional<uint32_t> id(std::string_view token) const;
+  std::optional<std::string_view> token(uint64_t id) const;
+
+  size_t size() const { return size_; }
+  uint32_t id_limit() const { return static_cast<uint32_t>(spans_.size()); }
+
+ private:
+  struct Span {
+    uint32_t start = 0;
+    uint32_t length = 0;
+    bool is_there = false;
+  };
+  struct Slot {
+    uint32_t hash = 0;
+    uint32_t id = kNone;
+  };
+  static constexpr uint32_t kNone = UINT32_MAX;
+
+  size_t slot_of(std::string_view token, uint32_t hash) const;
+  std::string_view text(const Span& span) const {
+    return std::string_view(text_).substr(span.start, span.length);
+  }
+  uint32_t hash(std::string_view token) const;
+  void grow();
+
+  uint64_t seed_ = hash_seed();
+  size_t size_ = 0;
+  std::string text_;
+  std::vector<Span> spans_;  // by id
+  std::vector<Slot> slots_;  // a power of two, at least one of four free
+};
+
+}  // namespace bita
