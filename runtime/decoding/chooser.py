@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bita.runtime.backends.backend import Step
-from bita.runtime.decoding.sampling import Draws, best_tokens, candidates, log_partition
+from bita.runtime.decoding.sampling import Draws, best_tokens, drawn_place, log_partition
 from bita.runtime.decoding.soundness import check_logits
 from bita.runtime.options import Options
 from bita.runtime.text.grammar import GrammarMatcher
@@ -110,9 +110,9 @@ class Chooser:
         kept = self._changed(logits, ids)
         if options.is_greedy:
             place = int(kept.argmax())
-            token = place if ids is None else int(ids[place])
         else:
-            token = candidates(kept, options, ids).token(self._draws.next())
+            place = drawn_place(kept, options, self._draws.next())
+        token = place if ids is None else int(ids[place])
         if own is not None:
             self.logprobs.append(self._described(own, token))
         self._take(token)

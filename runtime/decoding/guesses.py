@@ -17,7 +17,7 @@ from bita.errors import LibraryMissingError
 from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.native_guesses import MAX_DRAFTS, NativeGuesses
 from bita.runtime.decoding.plain_guesses import PlainGuesses
-from bita.runtime.native.library import guess_library
+from bita.runtime.native.library import decoding_library
 
 
 class Guesses(Protocol):
@@ -65,7 +65,7 @@ def make_guesses(table: Continuations | None, bonuses: Bonuses, drafts: Drafts) 
     fits = all(side.dtype == np.float16 and side.flags.c_contiguous for side in tables)
     if fits and drafts.ids.shape[1] <= MAX_DRAFTS:
         try:
-            return NativeGuesses(table, bonuses, drafts, guess_library())
+            return NativeGuesses(table, bonuses, drafts, decoding_library())
         except LibraryMissingError:
             pass
     return PlainGuesses(table, bonuses, drafts)

@@ -8,10 +8,14 @@ The draw inverts the cumulative distribution in the order of token ids, not of p
 logits differ by rounding (mode "tree"), the borders between tokens move by as little.
 """
 
+import ctypes
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from bita.errors import LibraryMissingError
+from bita.runtime.native.library import decoding_library
 from bita.runtime.options import Options
 from bita.tensors import Float32Array, Int64Array
 
@@ -50,6 +54,50 @@ class Draws:
     def next(self) -> float:
         """The number of the next position."""
         return (int(self._blocks.random_raw(4)[0]) >> 11) * 2.0**-53
+
+
+class _DrawTask(ctypes.Structure):
+    """`DrawTask` of runtime/native/decoding/sampling.h."""
+
+    _fields_ = (
+        ("logits", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("top_k", ctypes.c_int64),
+        ("number", ctypes.c_double),
+        ("place", ctypes.c_int64),
+    )
+
+
+def drawn_place(logits: Float32Array, options: Options, number: float) -> int:
+    """The place in a row at `number` in [0, 1) of what temperature, top_k, top_p and min_p leave.
+
+    logits: [n], contiguous, overwritten; the largest is finite. The library of native operators
+    draws, so that the place is the same on every processor, and in the C library. Without it numpy
+    does, whose exponentials differ in their last digits.
+    """
+    draw = _native_draw()
+    if draw is None:
+        return candidates(logits, options).token(number)
+    row = np.ascontiguousarray(logits)
+    task = _DrawTask(
+        *(row.ctypes.data, len(row), options.temperature, options.top_p, options.min_p),
+        *(min(options.top_k, len(row)), number, 0),
+    )
+    if draw(ctypes.byref(task)) != 0:
+        raise MemoryError("there is no memory for a draw")
+    place: int = task.place
+    return place
+
+
+@cache
+def _native_draw() -> "ctypes._NamedFuncPointer | None":
+    try:
+        return decoding_library().bita_operators_draw
+    except LibraryMissingError:
+        return None
 
 
 def candidates(logits: Float32Array, options: Options, ids: Int64Array | None = None) -> Candidates:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bita.errors import LibraryMissingError
 
-VERSION = 4  # of its C functions and operators
+VERSION = 5  # of its C functions and operators
 NAMES = {"win32": "bita_operators.dll", "darwin": "libbita_operators.dylib"}
 
 
@@ -82,8 +82,8 @@ def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
         place.in_memory = library.bita_operators_take_weights() == 0
 
 
-def guess_library() -> ctypes.CDLL:
-    """The library, for `runtime/decoding/native_guesses.py`.
+def decoding_library() -> ctypes.CDLL:
+    """The library, for guesses and draws in `runtime/decoding/`.
 
     LibraryMissingError if the operators cannot be loaded.
     """
@@ -123,4 +123,5 @@ def _declare(library: ctypes.CDLL) -> None:
     library.bita_operators_drop_guesses.restype = None
     library.bita_operators_extend_guesses.argtypes = [pointer, ctypes.c_int, pointer, number]
     library.bita_operators_look_guesses.argtypes = [pointer, number, number, pointer]
+    library.bita_operators_draw.argtypes = [pointer]
     library.RegisterCustomOps  # noqa: B018

@@ -30,7 +30,7 @@ def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise LibraryMissingError("none")
 
-    monkeypatch.setattr(guesses_module, "guess_library", missing)
+    monkeypatch.setattr(guesses_module, "decoding_library", missing)
 
 
 @pytest.fixture(params=[NativeGuesses, PlainGuesses], autouse=True)

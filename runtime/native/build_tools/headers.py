@@ -19,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HEADER = "onnxruntime_c_api.h"
@@ -60,9 +60,14 @@ def find_headers() -> Path:
 
 def cached_folder() -> Path:
     """Where downloaded headers are kept."""
+    return cached(f"onnxruntime-{RELEASE}") / "include"
+
+
+def cached(name: str) -> Path:
+    """A folder of what is downloaded, by its name."""
     base = os.environ.get("XDG_CACHE_HOME")
     cache = Path(base) if base else Path.home() / ".cache"
-    return cache / "bita-edge" / f"onnxruntime-{RELEASE}" / "include"
+    return cache / "bita-edge" / name
 
 
 def _fault(folder: Path) -> str | None:
@@ -123,13 +128,23 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _from_system_package(work: Path) -> Path:
-    return _unpack_package(work, [])
+    return _headers_of_package(work, [])
 
 
 def _from_debian_package(work: Path) -> Path:
-    """From the mirror that this system uses, by apt with folders of its own.
+    return _headers_of_package(work, debian_options(work, SUITE))
 
-    That needs no root and changes nothing in the system; apt checks the signatures of Debian.
+
+def _headers_of_package(work: Path, options: list[str]) -> Path:
+    download_packages(work, [PACKAGE], options)
+    return work / "package" / "usr" / "include" / "onnxruntime"
+
+
+def debian_options(work: Path, suite: str, architecture: str = "") -> list[str]:
+    """Options of apt for a release of Debian, from the mirror that this system uses.
+
+    Its folders are in `work`, so that needs no root and changes nothing in the system; apt checks
+    the signatures of Debian. architecture: Debian's name of it, "" for this system's.
     """
     keyring = next(filter(Path.is_file, KEYRINGS), None)
     if keyring is None:
@@ -138,7 +153,8 @@ def _from_debian_package(work: Path) -> Path:
     for name in ("state/lists/partial", "cache/archives/partial"):
         (work / name).mkdir(parents=True)
     sources = work / "sources.list"
-    sources.write_text(f"deb [signed-by={keyring}] {mirror} {SUITE} main\n", encoding="utf-8")
+    marks = f"signed-by={keyring}" + (f" arch={architecture}" if architecture else "")
+    sources.write_text(f"deb [{marks}] {mirror} {suite} main\n", encoding="utf-8")
     values = {
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "/dev/null",
@@ -149,10 +165,21 @@ def _from_debian_package(work: Path) -> Path:
         "Dir::Cache": work / "cache",
         "Acquire::Languages": "none",
         "Acquire::Retries": "0",
+        **({"APT::Architecture": architecture} if architecture else {}),
     }
     options = [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
     _run(["apt-get", *options, "update"], work)
-    return _unpack_package(work, options)
+    return options
+
+
+def download_packages(work: Path, names: Sequence[str], options: Sequence[str]) -> None:
+    """Unpack Debian's packages into work / "package". Raises HeadersError."""
+    _run(["apt-get", *options, "download", *names], work)
+    packages = [*work.glob("*.deb")]
+    if len(packages) < len(names):
+        raise HeadersError("apt-get downloaded nothing")
+    for package in packages:
+        _run(["dpkg-deb", "-x", str(package), str(work / "package")], work)
 
 
 def _mirror(work: Path) -> str:
@@ -163,15 +190,6 @@ def _mirror(work: Path) -> str:
     if not mirrors:
         raise HeadersError("apt has no source of a Debian release")
     return mirrors[0]
-
-
-def _unpack_package(work: Path, options: list[str]) -> Path:
-    _run(["apt-get", *options, "download", PACKAGE], work)
-    packages = [*work.glob(f"{PACKAGE}_*.deb")]
-    if not packages:
-        raise HeadersError("apt-get downloaded nothing")
-    _run(["dpkg-deb", "-x", str(packages[0]), str(work / "package")], work)
-    return work / "package" / "usr" / "include" / "onnxruntime"
 
 
 def _run(command: list[str], work: Path) -> str:

@@ -1,29 +1,75 @@
 # libbita: the runtime in C and C++, with the operators in it.
-find_package(PkgConfig REQUIRED)
+#
+#   cmake --install build --prefix /usr/local
+#
+# BITA_PACKAGES  prefix of PCRE2, utf8proc and nlohmann-json; else packages.py finds or downloads them
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
 find_package(Threads REQUIRED)
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-find_path(UTF8PROC_INCLUDE_DIR utf8proc.h REQUIRED)
-find_library(UTF8PROC_LIBRARY utf8proc REQUIRED)
-find_path(NLOHMANN_INCLUDE_DIR nlohmann/json.hpp REQUIRED)
+
+set(BITA_PACKAGES "" CACHE PATH "Prefix of PCRE2, utf8proc and nlohmann-json")
+if(NOT BITA_PACKAGES)
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  execute_process(
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/build_tools/packages.py
+    OUTPUT_VARIABLE found_packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_VARIABLE reason RESULT_VARIABLE failed)
+  if(failed)
+    message(STATUS "${reason}")
+    set(found_packages "/usr")  # a system that has them elsewhere
+  endif()
+  set(BITA_PACKAGES ${found_packages} CACHE PATH "" FORCE)
+endif()
+
+# What is linked in need not be on the device, so a static library is taken where there is one.
+set(places PATHS ${BITA_PACKAGES} PATH_SUFFIXES lib/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu lib64 lib)
+find_path(BITA_PCRE2_INCLUDE pcre2.h PATHS ${BITA_PACKAGES}/include NO_DEFAULT_PATH)
+find_path(BITA_PCRE2_INCLUDE pcre2.h REQUIRED)
+find_library(BITA_PCRE2 NAMES libpcre2-8.a pcre2-8 ${places} NO_DEFAULT_PATH)
+find_library(BITA_PCRE2 NAMES libpcre2-8.a pcre2-8 REQUIRED)
+find_path(BITA_UTF8PROC_INCLUDE utf8proc.h PATHS ${BITA_PACKAGES}/include NO_DEFAULT_PATH)
+find_path(BITA_UTF8PROC_INCLUDE utf8proc.h REQUIRED)
+find_library(BITA_UTF8PROC NAMES libutf8proc.a utf8proc ${places} NO_DEFAULT_PATH)
+find_library(BITA_UTF8PROC NAMES libutf8proc.a utf8proc REQUIRED)
+find_path(BITA_NLOHMANN_INCLUDE nlohmann/json.hpp PATHS ${BITA_PACKAGES}/include NO_DEFAULT_PATH)
+find_path(BITA_NLOHMANN_INCLUDE nlohmann/json.hpp REQUIRED)
 
 file(GLOB runtime_sources CONFIGURE_DEPENDS base/*.cpp engine/*.cpp text/*.cpp session/*.cpp)
 file(GLOB api_sources CONFIGURE_DEPENDS api/*.cpp)
 
-# All of the runtime but the C functions, once for the library and its tests.
+# All of the runtime but the C functions, once for the library and its tests. System headers of another
+# processor, as in a cross build, must not come before the compiler's own.
 add_library(bita_runtime OBJECT ${runtime_sources} ${kernels} ${operators})
 bita_target(bita_runtime)
-target_include_directories(bita_runtime SYSTEM PUBLIC ${NLOHMANN_INCLUDE_DIR} ${UTF8PROC_INCLUDE_DIR})
+foreach(folder IN ITEMS ${BITA_NLOHMANN_INCLUDE} ${BITA_PCRE2_INCLUDE} ${BITA_UTF8PROC_INCLUDE})
+  if(NOT folder STREQUAL "/usr/include")
+    target_include_directories(bita_runtime SYSTEM PUBLIC ${folder})
+  endif()
+endforeach()
 target_include_directories(bita_runtime PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/include)
-target_link_libraries(bita_runtime PUBLIC PkgConfig::PCRE2 ${UTF8PROC_LIBRARY} Threads::Threads ${CMAKE_DL_LIBS})
+target_link_libraries(bita_runtime PUBLIC ${BITA_PCRE2} ${BITA_UTF8PROC} Threads::Threads ${CMAKE_DL_LIBS})
 
 add_library(bita SHARED ${api_sources})
+add_library(bita::bita ALIAS bita)
 bita_target(bita)
-target_link_libraries(bita PRIVATE bita_runtime)
+target_include_directories(bita PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>
+                                       $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+target_link_libraries(bita PRIVATE $<BUILD_INTERFACE:bita_runtime>)
 bita_link_compiler_library(bita)
 set(exports ${CMAKE_CURRENT_SOURCE_DIR}/build_tools/library_exports.map)
-target_link_options(bita PRIVATE -Wl,--version-script=${exports})
+target_link_options(bita PRIVATE -Wl,--version-script=${exports} -Wl,--exclude-libs,ALL)
 # The soname grows when a program that was built with an older header could not run.
-set_target_properties(bita PROPERTIES LINK_DEPENDS ${exports} SOVERSION 0 VERSION 0.1.0)
+set_target_properties(bita PROPERTIES LINK_DEPENDS ${exports} SOVERSION 0 VERSION ${PROJECT_VERSION})
+
+install(TARGETS bita EXPORT bitaTargets)
+install(FILES include/bita/bita.h include/bita/bita.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/bita)
+set(package ${CMAKE_INSTALL_LIBDIR}/cmake/bita)
+install(EXPORT bitaTargets NAMESPACE bita:: DESTINATION ${package})
+configure_package_config_file(build_tools/bitaConfig.cmake.in bitaConfig.cmake INSTALL_DESTINATION ${package})
+write_basic_package_version_file(bitaConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+configure_file(build_tools/bita.pc.in bita.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bitaConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/bitaConfigVersion.cmake
+        DESTINATION ${package})
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bita.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
 if(BITA_TESTS)
   file(GLOB library_tests CONFIGURE_DEPENDS library_tests/*.cpp)
@@ -31,15 +77,16 @@ if(BITA_TESTS)
   bita_target(library_tests)
   target_link_libraries(library_tests PRIVATE bita_runtime)
 
-  # Programs for tests: of parts of the library, and of the library as others see it.
+  # Programs for tests: of the library as others see it, and of its parts.
   file(GLOB api_tools CONFIGURE_DEPENDS library_tests/api/*.cpp)
   foreach(tool IN LISTS api_tools)
     get_filename_component(name ${tool} NAME_WE)
     add_executable(${name} ${tool})
     target_compile_options(${name} PRIVATE ${BITA_COMPILE_OPTIONS})
     target_link_options(${name} PRIVATE ${BITA_SANITIZE_OPTIONS})
-    target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/include)
-    target_include_directories(${name} SYSTEM PRIVATE ${NLOHMANN_INCLUDE_DIR})
+    if(NOT BITA_NLOHMANN_INCLUDE STREQUAL "/usr/include")
+      target_include_directories(${name} SYSTEM PRIVATE ${BITA_NLOHMANN_INCLUDE})
+    endif()
     target_link_libraries(${name} PRIVATE bita Threads::Threads)
   endforeach()
 

@@ -24,11 +24,11 @@ constexpr int kSureBits = 7;  // of a value of continuations; the others are the
 
 // For adapters that have none of their own (`bita.bonuses.DEFAULT_BONUSES`).
 constexpr std::array<float, kNumBonuses> kDefaultBonuses = {
-    0.63f,                                                                                    //
-    1.5f,  2.5f,   2.5f,  2.5f,  2.65f, 2.8f,  3.4f,  3.4f,  3.4f,  3.4f, 4.6f, 5.0f,         //
-    0.35f, 0.45f,  0.75f, 0.95f, 0.95f, 1.25f, 1.7f,  1.95f, 2.75f, 4.0f, 5.5f,               //
-    -1.3f, 0.05f,  0.45f, 0.6f,  1.1f,  1.2f,  1.65f, 1.65f, 1.7f,  1.75f, 2.3f, 3.6f,        //
-    -2.0f, -1.75f, -1.5f, -1.3f, -1.1f, -0.7f, -0.5f, -0.1f, 0.45f, 1.8f, 2.8f,               //
+    0.63f,                                                                              //
+    1.5f,  2.5f,   2.5f,  2.5f,  2.65f, 2.8f,  3.4f,  3.4f,  3.4f,  3.4f,  4.6f, 5.0f,  //
+    0.35f, 0.45f,  0.75f, 0.95f, 0.95f, 1.25f, 1.7f,  1.95f, 2.75f, 4.0f,  5.5f,        //
+    -1.3f, 0.05f,  0.45f, 0.6f,  1.1f,  1.2f,  1.65f, 1.65f, 1.7f,  1.75f, 2.3f, 3.6f,  //
+    -2.0f, -1.75f, -1.5f, -1.3f, -1.1f, -0.7f, -0.5f, -0.1f, 0.45f, 1.8f,  2.8f,        //
     1.8f};
 
 // The model that an adapter was made for: its sizes, as far as they are needed here.
@@ -108,8 +108,8 @@ class AdapterReader {
       }
     }
     const auto version = metadata_.find("format_version");
-    if (version != metadata_.end() && (version->second.size() != 1 || version->second < "1" ||
-                                       version->second > "4")) {
+    if (version != metadata_.end() &&
+        (version->second.size() != 1 || version->second < "1" || version->second > "4")) {
       faults_.push_back("format_version is " + shown(version->second) +
                         ", this bita-edge reads '1', '2', '3', '4': upgrade it");
     }
@@ -251,9 +251,8 @@ class AdapterReader {
     const Shape& left = arrays_["pair_left"].shape;
     const int64_t rank = left.size() == 2 ? left[1] : 0;
     const int64_t hidden = identity_ ? identity_->hidden_size : left.empty() ? 0 : left[0];
-    const std::pair<const char*, Shape> wanted[] = {{"pair_left", {hidden, rank}},
-                                                    {"pair_bias", {rank}},
-                                                    {"pair_right", {hidden, rank}}};
+    const std::pair<const char*, Shape> wanted[] = {
+        {"pair_left", {hidden, rank}}, {"pair_bias", {rank}}, {"pair_right", {hidden, rank}}};
     for (const auto& [name, shape] : wanted) {
       const Shape& found = arrays_[name].shape;
       if (found != shape || std::count(found.begin(), found.end(), 0)) {
@@ -270,8 +269,8 @@ class AdapterReader {
     if (axis >= array->second.shape.size()) return;
     const int64_t size = array->second.shape[axis];
     if (stated->second != std::to_string(size)) {
-      faults_.push_back("metadata " + key + " is " + shown(stated->second) + ", " + name +
-                        " has " + std::to_string(size));
+      faults_.push_back("metadata " + key + " is " + shown(stated->second) + ", " + name + " has " +
+                        std::to_string(size));
     }
   }
 
@@ -306,8 +305,8 @@ class AdapterReader {
       return;
     }
     if (has_keys && marks->second.shape == values->second.shape) {
-      adapter.continuations = keyed_table(marks->second.numbers<uint64_t>(),
-                                          values->second.numbers<uint32_t>());
+      adapter.continuations =
+          keyed_table(marks->second.numbers<uint64_t>(), values->second.numbers<uint32_t>());
       check_table(*adapter.continuations);
       return;
     }
@@ -354,9 +353,8 @@ class AdapterReader {
       return;
     }
     adapter.bonuses = found->second.floats();
-    const bool are_fine =
-        std::all_of(adapter.bonuses.begin(), adapter.bonuses.end(),
-                    [](float bonus) { return std::fabs(bonus) <= kMaxBonus; });
+    const bool are_fine = std::all_of(adapter.bonuses.begin(), adapter.bonuses.end(),
+                                      [](float bonus) { return std::fabs(bonus) <= kMaxBonus; });
     if (!are_fine || adapter.bonuses[0] <= 0) {
       faults_.emplace_back(
           "guess_bonuses has numbers beyond 50, or a scale of masks that is not above 0");
@@ -411,8 +409,7 @@ int64_t Adapter::pair_rank() const {
 }
 
 Adapter read_adapter(const fs::path& path) {
-  const TensorFile file =
-      read_tensor_file(path, FaultKind::kAdapter, "copy or download it again");
+  const TensorFile file = read_tensor_file(path, FaultKind::kAdapter, "copy or download it again");
   return AdapterReader(file).read(text_of(path));
 }
 
@@ -421,8 +418,8 @@ Adapter parse_adapter(std::string content, const std::string& subject) {
   try {
     file = parse_tensor_file(std::move(content));
   } catch (const std::runtime_error& error) {
-    throw Fault(FaultKind::kAdapter, subject + " is not a whole safetensors file (" +
-                                         error.what() + "); copy or download it again");
+    throw Fault(FaultKind::kAdapter, subject + " is not a whole safetensors file (" + error.what() +
+                                         "); copy or download it again");
   }
   return AdapterReader(file).read(subject);
 }
@@ -466,12 +463,12 @@ Adapter read_own_adapter(const EngineDirectory& engine) {
   Faults faults;
   for (const auto& [name, found, stated] : counts) {
     if (found != stated) {
-      faults.push_back(std::string(name) + " is " + std::to_string(found) +
-                       ", the manifest says " + std::to_string(stated));
+      faults.push_back(std::string(name) + " is " + std::to_string(found) + ", the manifest says " +
+                       std::to_string(stated));
     }
   }
-  raise_faults(FaultKind::kAdapter,
-               text_of(path) + " is not this engine's; rebuild the engine", faults);
+  raise_faults(FaultKind::kAdapter, text_of(path) + " is not this engine's; rebuild the engine",
+               faults);
   check_adapter(engine, adapter);
   return adapter;
 }

@@ -22,7 +22,8 @@ struct FloatArray {
   std::vector<float> values;
 };
 
-// What usually follows a few tokens (`bita/continuations.py`). marks, values: [S], S a power of two.
+// What usually follows a few tokens (`bita/continuations.py`). marks, values: [S], S a power of
+// two.
 struct ContinuationTable {
   std::vector<uint16_t> marks;
   std::vector<uint32_t> values;
@@ -34,8 +35,8 @@ constexpr std::array<const char*, 4> kLoraSites = {"qkv", "o", "gate_up", "down"
 // All arrays are cut off where steps read them, so that no text depends on them however large the
 // values are (`Adapter.bounded` of Python).
 struct Adapter {
-  FloatArray mask_embeddings;             // [M, hidden]
-  FloatArray prefix_keys, prefix_values;  // [L, H, P, D]
+  FloatArray mask_embeddings;               // [M, hidden]
+  FloatArray prefix_keys, prefix_values;    // [L, H, P, D]
   std::map<std::string, FloatArray> lora;   // lora_{site}_{side}; empty for none
   std::map<std::string, FloatArray> pairs;  // pair_left, pair_bias, pair_right; not cut off
   std::optional<ContinuationTable> continuations;

@@ -62,8 +62,8 @@ std::map<std::string, FileEntry> parse_table(const Json& files, std::vector<std:
     const Json bytes = entry.is_object() ? entry.value("bytes", Json()) : Json();
     const Json digest = entry.is_object() ? entry.value("sha256", Json()) : Json();
     if (fault.empty() && !(bytes.is_number_unsigned() && is_digest(digest))) {
-      fault = "files: entry of " + shown(name) + " is " + shown(entry) +
-              ", not its size and sha256";
+      fault =
+          "files: entry of " + shown(name) + " is " + shown(entry) + ", not its size and sha256";
     }
     if (!fault.empty()) {
       faults.push_back(std::string(kManifestFile) + ": " + fault);
@@ -94,10 +94,9 @@ std::string file_fault(const fs::path& path, const FileEntry& entry, bool checks
   const std::string name = path.filename().string();
   struct stat status = {};
   if (stat(path.c_str(), &status) != 0) {
-    return errno == ENOENT
-               ? name + " is missing; copy the whole directory or rebuild the engine"
-               : name + " cannot be read (" + std::strerror(errno) +
-                     "); copy it again or rebuild the engine";
+    return errno == ENOENT ? name + " is missing; copy the whole directory or rebuild the engine"
+                           : name + " cannot be read (" + std::strerror(errno) +
+                                 "); copy it again or rebuild the engine";
   }
   if (!S_ISREG(status.st_mode)) {
     return name + " is not a regular file; copy the whole directory or rebuild the engine";

@@ -1,7 +1,7 @@
 #include "graph_weights.h"
 
-#include <cstdint>
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <stdexcept>
@@ -15,7 +15,17 @@ constexpr std::string_view kLocation = "location";  // key of the entry of a ten
 constexpr int kMaxDepth = 100;                      // of messages in messages, as in protobuf
 constexpr int kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5;  // wire types of protobuf
 
-enum class Kind { kModel, kTraining, kFunction, kGraph, kNode, kAttribute, kSparse, kTensor, kEntry };
+enum class Kind {
+  kModel,
+  kTraining,
+  kFunction,
+  kGraph,
+  kNode,
+  kAttribute,
+  kSparse,
+  kTensor,
+  kEntry
+};
 
 // Fields of onnx.proto that lead to tensors: number of the field, kind of what is in it.
 const std::map<uint64_t, Kind>& parts_of(Kind kind) {

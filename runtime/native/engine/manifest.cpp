@@ -99,8 +99,8 @@ void add_misfits(const Manifest& manifest, Fields& fields) {
 Json read_manifest(const fs::path& directory) {
   std::error_code ignored;
   if (!fs::is_directory(directory, ignored)) {
-    throw Fault(FaultKind::kEngine, text_of(directory) +
-                                        " is not a directory; build one: make engine MODEL=...");
+    throw Fault(FaultKind::kEngine,
+                text_of(directory) + " is not a directory; build one: make engine MODEL=...");
   }
   const fs::path path = directory / kManifestFile;
   if (!fs::exists(path, ignored)) {
@@ -137,10 +137,10 @@ Manifest parse_manifest(const Json& data, std::vector<std::string>& faults) {
   found.precision = take_choice(fields, "precision", {"fp32", "fp16", "int8", "int4", "fp8"});
   found.mode = take_choice(fields, "mode", {"exact", "tree"});
   const std::pair<const char*, int64_t*> sizes[] = {
-      {"num_layers", &found.num_layers},   {"num_kv_heads", &found.num_kv_heads},
-      {"head_dim", &found.head_dim},       {"hidden_size", &found.hidden_size},
-      {"vocab_size", &found.vocab_size},   {"capacity", &found.capacity},
-      {"num_ranks", &found.num_ranks},     {"num_masks", &found.num_masks},
+      {"num_layers", &found.num_layers},       {"num_kv_heads", &found.num_kv_heads},
+      {"head_dim", &found.head_dim},           {"hidden_size", &found.hidden_size},
+      {"vocab_size", &found.vocab_size},       {"capacity", &found.capacity},
+      {"num_ranks", &found.num_ranks},         {"num_masks", &found.num_masks},
       {"prefix_length", &found.prefix_length}, {"lora_rank", &found.lora_rank},
       {"pair_rank", &found.pair_rank}};
   for (size_t i = 0; i < std::size(sizes); ++i) {

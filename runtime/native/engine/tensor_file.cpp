@@ -19,9 +19,9 @@ constexpr int64_t kMaxItems = int64_t{1} << 48;
 
 int64_t item_bytes(const std::string& type) {
   static const std::map<std::string, int64_t> known = {
-      {"F64", 8},     {"F32", 4},     {"F16", 2},     {"BF16", 2},        {"BOOL", 1},
-      {"C64", 8},     {"I8", 1},      {"I16", 2},     {"I32", 4},         {"I64", 8},
-      {"U8", 1},      {"U16", 2},     {"U32", 4},     {"U64", 8},         {"F8_E4M3", 1},
+      {"F64", 8},     {"F32", 4},     {"F16", 2},         {"BF16", 2},       {"BOOL", 1},
+      {"C64", 8},     {"I8", 1},      {"I16", 2},         {"I32", 4},        {"I64", 8},
+      {"U8", 1},      {"U16", 2},     {"U32", 4},         {"U64", 8},        {"F8_E4M3", 1},
       {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"F8_E4M3FNUZ", 1}, {"F8_E5M2FNUZ", 1}};
   const auto found = known.find(type);
   return found == known.end() ? 0 : found->second;
@@ -65,8 +65,7 @@ void place_tensor(const std::string& name, const Json& entry, uint64_t first, Te
     faults.push_back(name + " has " + std::to_string(tensor.shape.size()) + " dimensions and " +
                      std::to_string(offsets.size()) + " offsets");
   } else if (count < 0) {
-    faults.push_back(name + " has the shape " + shown(Json(tensor.shape)) +
-                     ", which is too large");
+    faults.push_back(name + " has the shape " + shown(Json(tensor.shape)) + ", which is too large");
   } else if (offsets[1] - offsets[0] != count * bytes || offsets[1] < offsets[0]) {
     faults.push_back(name + " " + shown(Json(tensor.shape)) + " " + tensor.type + " takes " +
                      std::to_string(count * bytes) + " bytes, but the header gives it [" +
@@ -86,9 +85,9 @@ void check_gaps(std::vector<Span>& spans, uint64_t first, uint64_t num_bytes) {
   uint64_t end = first;
   for (const Span& span : spans) {
     if (span.start != end) {
-      throw std::runtime_error("its header is broken: " + span.name +
-                               (span.start < end ? " overlaps the tensor before it"
-                                                 : " follows a gap"));
+      throw std::runtime_error(
+          "its header is broken: " + span.name +
+          (span.start < end ? " overlaps the tensor before it" : " follows a gap"));
     }
     end = span.stop;
   }
@@ -179,8 +178,8 @@ TensorFile read_tensor_file(const fs::path& path, FaultKind kind, const std::str
   try {
     return parse_tensor_file(std::move(content));
   } catch (const std::runtime_error& error) {
-    throw Fault(kind, text_of(path) + " is not a whole safetensors file (" + error.what() + "); " +
-                          fix);
+    throw Fault(kind,
+                text_of(path) + " is not a whole safetensors file (" + error.what() + "); " + fix);
   }
 }
 

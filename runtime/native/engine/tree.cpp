@@ -14,8 +14,8 @@ namespace {
 constexpr const char* kForm = "{\"nodes\": [{\"path\": [1], \"masks\": 3}, ...]}";
 constexpr const char* kTableForm =
     "{\"trees\": [...], \"levels\": [0, ...], \"by_state\": [[number of a tree, ...], ...]}";
-constexpr size_t kMaxNodes = 512;    // far beyond what pays; guards against a broken file
-constexpr int64_t kMaxRows = 8192;   // of nodes and masks, likewise
+constexpr size_t kMaxNodes = 512;   // far beyond what pays; guards against a broken file
+constexpr int64_t kMaxRows = 8192;  // of nodes and masks, likewise
 constexpr int64_t kMaxRank = 1 << 20;
 constexpr size_t kMaxTrees = 256, kMaxStates = 1024;
 constexpr double kMaxCost = 1e6;
@@ -61,7 +61,7 @@ void check_count(size_t num_nodes) {
 Json listed_items(const Json& data, const std::string& name, size_t most, Faults& faults) {
   const auto found = data.find(name);
   if (found != data.end() && found->is_array() && found->size() <= most) return *found;
-  const std::string what = found == data.end()  ? "None"
+  const std::string what = found == data.end() ? "None"
                            : found->is_array() ? "a list of " + std::to_string(found->size())
                                                : shown(*found);
   faults.push_back(name + " is " + what + ", not a list of " + std::to_string(most) + " at most");
@@ -115,8 +115,7 @@ void check_table(const TreeTable& table) {
 
 }  // namespace
 
-Tree::Tree(std::vector<std::pair<Path, int64_t>> nodes, int64_t min_level)
-    : min_level_(min_level) {
+Tree::Tree(std::vector<std::pair<Path, int64_t>> nodes, int64_t min_level) : min_level_(min_level) {
   std::sort(nodes.begin(), nodes.end(),
             [](const auto& a, const auto& b) { return comes_before(a.first, b.first); });
   std::map<Path, int64_t> index;
@@ -143,7 +142,8 @@ Tree Tree::root_only(int64_t num_masks) { return Tree({{Path(), num_masks}}, 0);
 
 Tree Tree::chain(int64_t depth, int64_t num_masks) {
   std::vector<std::pair<Path, int64_t>> nodes;
-  for (int64_t d = 0; d <= depth; ++d) nodes.emplace_back(Path(static_cast<size_t>(d), 1), num_masks);
+  for (int64_t d = 0; d <= depth; ++d)
+    nodes.emplace_back(Path(static_cast<size_t>(d), 1), num_masks);
   return Tree(std::move(nodes), 0);
 }
 
@@ -238,8 +238,8 @@ void Tree::add_misfits(int64_t num_masks, int64_t num_ranks, int64_t num_slots,
   };
   if (max_masks() > num_masks) add(max_masks(), " masks on a node; the adapter has ", num_masks);
   if (max_rank() > num_ranks) {
-    faults.push_back(prefix + "rank " + std::to_string(max_rank()) +
-                     " is used; the engine gives " + std::to_string(num_ranks));
+    faults.push_back(prefix + "rank " + std::to_string(max_rank()) + " is used; the engine gives " +
+                     std::to_string(num_ranks));
   }
   if (num_rows() >= num_slots) add(num_rows(), " rows; the cache has room for ", num_slots);
 }
@@ -305,9 +305,8 @@ bool TreeTable::is_ar() const {
 }
 
 bool TreeTable::uses_text() const {
-  return levels.size() > 1 || std::any_of(trees.begin(), trees.end(), [](const Tree& tree) {
-           return tree.min_level() > 0;
-         });
+  return levels.size() > 1 || std::any_of(trees.begin(), trees.end(),
+                                          [](const Tree& tree) { return tree.min_level() > 0; });
 }
 
 Faults TreeTable::misfits(int64_t num_masks, int64_t num_ranks, int64_t num_slots) const {

@@ -54,8 +54,8 @@ class Tree {
                    const std::string& prefix, std::vector<std::string>& faults) const;
 
   bool operator==(const Tree& other) const {
-    return parents_ == other.parents_ && ranks_ == other.ranks_ &&
-           num_masks_ == other.num_masks_ && min_level_ == other.min_level_;
+    return parents_ == other.parents_ && ranks_ == other.ranks_ && num_masks_ == other.num_masks_ &&
+           min_level_ == other.min_level_;
   }
   bool operator<(const Tree& other) const;
 

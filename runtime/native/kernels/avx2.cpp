@@ -42,8 +42,8 @@ struct Products<8> {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", linear,    add_norm,    quantize, gate,
-                              turn,   write_key, write_value, attend,   merge,
-                              mean,   thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
+const Kernels kAvx2Kernels = {"avx2",    linear,      add_norm, quantize, gate,      turn,
+                              write_key, write_value, attend,   merge,    mean,      thin_in,
+                              thin_out,  cap,         rank,     weigh,    sum_blocks};
 
 }  // namespace bita

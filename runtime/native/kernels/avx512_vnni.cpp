@@ -72,8 +72,8 @@ void tile_rows(const TileTask& task) {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512-vnni", linear,    add_norm,    quantize, gate,
-                                    turn,          write_key, write_value, attend,   merge,
-                                    mean,          thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
+const Kernels kAvx512VnniKernels = {
+    "avx512-vnni", linear, add_norm, quantize, gate, turn, write_key, write_value, attend,
+    merge,         mean,   thin_in,  thin_out, cap,  rank, weigh,     sum_blocks};
 
 }  // namespace bita

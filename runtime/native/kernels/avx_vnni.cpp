@@ -35,8 +35,8 @@ struct Products<8> {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {"avx-vnni", linear,    add_norm,    quantize, gate,
-                                 turn,       write_key, write_value, attend,   merge,
-                                 mean,       thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
+const Kernels kAvxVnniKernels = {"avx-vnni", linear,      add_norm, quantize, gate,      turn,
+                                 write_key,  write_value, attend,   merge,    mean,      thin_in,
+                                 thin_out,   cap,         rank,     weigh,    sum_blocks};
 
 }  // namespace bita

@@ -51,8 +51,8 @@ void part_rows(const TileTask& task, int first) {
 
 }  // namespace
 
-const Kernels kNeonKernels = {"neon", linear,    add_norm,    quantize, gate,
-                              turn,   write_key, write_value, attend,   merge,
-                              mean,   thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
+const Kernels kNeonKernels = {"neon",    linear,      add_norm, quantize, gate,      turn,
+                              write_key, write_value, attend,   merge,    mean,      thin_in,
+                              thin_out,  cap,         rank,     weigh,    sum_blocks};
 
 }  // namespace bita

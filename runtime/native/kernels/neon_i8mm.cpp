@@ -130,8 +130,8 @@ void part_rows(const TileTask& task, int first) {
 
 }  // namespace
 
-const Kernels kNeonI8mmKernels = {"neon-i8mm", linear,    add_norm,    quantize, gate,
-                                  turn,        write_key, write_value, attend,   merge,
-                                  mean,        thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
+const Kernels kNeonI8mmKernels = {"neon-i8mm", linear,      add_norm, quantize, gate,      turn,
+                                  write_key,   write_value, attend,   merge,    mean,      thin_in,
+                                  thin_out,    cap,         rank,     weigh,    sum_blocks};
 
 }  // namespace bita

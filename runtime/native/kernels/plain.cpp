@@ -7,8 +7,8 @@
 
 namespace bita {
 
-const Kernels kPlainKernels = {"plain", linear,    add_norm,    quantize, gate,
-                               turn,    write_key, write_value, attend,   merge,
-                               mean,    thin_in,   thin_out,    cap,      rank,     weigh,       sum_blocks};
+const Kernels kPlainKernels = {"plain",   linear,      add_norm, quantize, gate,      turn,
+                               write_key, write_value, attend,   merge,    mean,      thin_in,
+                               thin_out,  cap,         rank,     weigh,    sum_blocks};
 
 }  // namespace bita

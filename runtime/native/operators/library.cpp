@@ -2,6 +2,7 @@
 #include <string>
 
 #include "../decoding/guesses.h"
+#include "../decoding/sampling.h"
 #include "../kernels/roads.h"
 #include "add_norm.h"
 #include "attention_sublayer.h"
@@ -18,7 +19,7 @@
 namespace bita {
 namespace {
 
-constexpr int kVersion = 4;  // of the C functions and of the operators
+constexpr int kVersion = 5;  // of the C functions and of the operators
 
 void add_operators(OrtCustomOpDomain* domain) {
   static const Operator<Embed> embed;
@@ -133,4 +134,9 @@ BITA_EXPORT int bita_operators_extend_guesses(bita::Guesses* guesses, int forget
 BITA_EXPORT int bita_operators_look_guesses(bita::Guesses* guesses, int64_t num_masks,
                                             int64_t count, bita::GuessesFound* found) {
   return bita::holds([&] { return guesses->look(num_masks, count, *found) == 0; }) ? 0 : -1;
+}
+
+// As `draw` of decoding/sampling.h has it; -1 for lack of memory too.
+BITA_EXPORT int bita_operators_draw(bita::DrawTask* task) {
+  return bita::holds([&] { return task && bita::draw(*task) == 0; }) ? 0 : -1;
 }

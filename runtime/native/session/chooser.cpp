@@ -82,7 +82,7 @@ int64_t Chooser::choose(float* logits, int64_t vocab_size) {
   if (options_.is_greedy()) {
     token = best_of(logits, vocab_size).token;
   } else {
-    DrawTask task{logits,         vocab_size,      options_.temperature, options_.top_p,
+    DrawTask task{logits,         vocab_size,     options_.temperature, options_.top_p,
                   options_.min_p, options_.top_k, draws_.next(),        0};
     if (draw(task) != 0) {
       throw Fault(FaultKind::kEngine,

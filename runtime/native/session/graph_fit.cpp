@@ -53,9 +53,9 @@ std::map<std::string, Wanted> small_inputs(const Manifest& manifest) {
        {{kFloat32}, {kAny, manifest.hidden_size}, "M, " + number(manifest.hidden_size)}},
   };
   const std::map<std::string, Wanted> paged = {
-      {"row_slots", {{kWhole}, {kAny}, "Q"}},       {"row_texts", {{kWhole}, {kAny}, "Q"}},
-      {"text_lengths", {{kWhole}, {kAny}, "T"}},    {"text_pages", {{kWhole}, {kAny, kAny}, "T, W"}},
-      {"prefix_pages", {{kWhole}, {kAny}, "X"}},    {"wants_logits", {{kTruth}, {1}, "1"}},
+      {"row_slots", {{kWhole}, {kAny}, "Q"}},    {"row_texts", {{kWhole}, {kAny}, "Q"}},
+      {"text_lengths", {{kWhole}, {kAny}, "T"}}, {"text_pages", {{kWhole}, {kAny, kAny}, "T, W"}},
+      {"prefix_pages", {{kWhole}, {kAny}, "X"}}, {"wants_logits", {{kTruth}, {1}, "1"}},
   };
   const std::map<std::string, Wanted> slotted = {{"cache_length", {{kWhole}, {1}, "1"}},
                                                  {"slots", {{kWhole}, {kAny}, "S"}}};
@@ -101,9 +101,9 @@ class Checker {
   void check_needed() {
     std::vector<std::string> needed = {"token_ids", "mask_embeddings", "output_rows"};
     if (manifest_.is_native()) {
-      for (const char* name : {"positions", "sees", "sees_prefix", "prefix_length", "row_slots",
-                               "row_texts", "text_lengths", "text_pages", "prefix_pages",
-                               "wants_logits"}) {
+      for (const char* name :
+           {"positions", "sees", "sees_prefix", "prefix_length", "row_slots", "row_texts",
+            "text_lengths", "text_pages", "prefix_pages", "wants_logits"}) {
         needed.emplace_back(name);
       }
     }
@@ -125,8 +125,8 @@ class Checker {
     }
     const size_t sides = manifest_.is_native() ? 1 : 2;
     const auto num_layers = static_cast<int64_t>(layers.size());
-    const bool are_all = !layers.empty() && *layers.rbegin() == num_layers - 1 &&
-                         count == sides * layers.size();
+    const bool are_all =
+        !layers.empty() && *layers.rbegin() == num_layers - 1 && count == sides * layers.size();
     if (!are_all || !are_of_form || num_layers != manifest_.num_layers) {
       faults_.push_back("the graph has " + number(static_cast<int64_t>(count)) + " " + time +
                         " caches, of " + number(num_layers) + " layers; num_layers is " +
@@ -171,10 +171,12 @@ class Checker {
         faults_.push_back("input " + name + " is of a layer that is not there; num_layers is " +
                           number(manifest_.num_layers));
       }
-      const std::string in = is_first ? number(hidden) : "in", out = is_first ? "out" : number(hidden);
+      const std::string in = is_first ? number(hidden) : "in",
+                        out = is_first ? "out" : number(hidden);
       check_value(name, value,
-                  side == "down" ? Wanted{{kFloat32}, {is_first ? hidden : kAny, kAny}, in + ", r"}
-                                 : Wanted{{kFloat32}, {kAny, is_first ? kAny : hidden}, "r, " + out});
+                  side == "down"
+                      ? Wanted{{kFloat32}, {is_first ? hidden : kAny, kAny}, in + ", r"}
+                      : Wanted{{kFloat32}, {kAny, is_first ? kAny : hidden}, "r, " + out});
       return;
     }
     const int64_t layers = manifest_.num_layers, blocks = (hidden + 31) / 32 * 32;

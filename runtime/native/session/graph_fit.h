@@ -1,6 +1,7 @@
 // Whether a graph has the inputs and outputs that its engine's manifest says.
 //
-// Buffers are allocated by the manifest and bound to the graph, so this is seen before the first is.
+// Buffers are allocated by the manifest and bound to the graph, so this is seen before the first
+// is.
 #pragma once
 
 #include <string>

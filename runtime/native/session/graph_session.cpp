@@ -193,9 +193,10 @@ GraphSession::GraphSession(const EngineDirectory& engine, const SessionSettings&
   weights_.check_loaded();
   read_values();
   read_metadata();
-  raise_faults(FaultKind::kEngine,
-               text_of(engine.file(kGraphFile)) + " is not what the manifest says; rebuild the engine",
-               graph_faults(engine.manifest, inputs_, outputs_));
+  raise_faults(
+      FaultKind::kEngine,
+      text_of(engine.file(kGraphFile)) + " is not what the manifest says; rebuild the engine",
+      graph_faults(engine.manifest, inputs_, outputs_));
   const auto cache = inputs_.find(engine.manifest.is_native() ? "past.0.pages" : "past.0.key");
   cache_type_ = cache->second.type;
   log(LogLevel::kInfo, "ONNX Runtime " + ort_version() + ", " +
@@ -239,8 +240,9 @@ void GraphSession::read_values() {
     for (size_t i = 0; i < count; ++i) {
       OwnedText name;
       OrtTypeInfo* info = nullptr;
-      check(is_input ? api_.SessionGetInputName(session_.get(), i, name.allocator(), name.place())
-                     : api_.SessionGetOutputName(session_.get(), i, name.allocator(), name.place()));
+      check(is_input
+                ? api_.SessionGetInputName(session_.get(), i, name.allocator(), name.place())
+                : api_.SessionGetOutputName(session_.get(), i, name.allocator(), name.place()));
       check(is_input ? api_.SessionGetInputTypeInfo(session_.get(), i, &info)
                      : api_.SessionGetOutputTypeInfo(session_.get(), i, &info));
       const OrtPointer<OrtTypeInfo> held(info);
@@ -255,7 +257,8 @@ void GraphSession::read_metadata() {
   const OrtPointer<OrtModelMetadata> metadata(created);
   const auto find = [&](const char* key) {
     OwnedText value;
-    check(api_.ModelMetadataLookupCustomMetadataMap(created, value.allocator(), key, value.place()));
+    check(
+        api_.ModelMetadataLookupCustomMetadataMap(created, value.allocator(), key, value.place()));
     return value.text();
   };
   const std::string graph = text_of(engine_.file(kGraphFile));
@@ -273,8 +276,7 @@ void GraphSession::read_metadata() {
          std::to_string(capacity) + "; rebuild the engine");
   }
   if (!engine_.manifest.is_native() && outputs_.count(kNewRows)) {
-    fail("engine " + text_of(engine_.path) + " has a graph of dialect " +
-         engine_.manifest.dialect +
+    fail("engine " + text_of(engine_.path) + " has a graph of dialect " + engine_.manifest.dialect +
          " that leaves its cache to the runtime, which this library does not do: build it with "
          "--dialect native, or run it from Python");
   }
@@ -291,8 +293,8 @@ void GraphSession::run(const OrtIoBinding& binding) {
   try {
     check(api_.RunWithBinding(session_.get(), nullptr, &binding));
   } catch (const std::runtime_error& error) {
-    fail("ONNX Runtime " + ort_version() + " cannot run a step of engine " +
-         text_of(engine_.path) + ": " + first_line(error.what()) + "; rebuild the engine");
+    fail("ONNX Runtime " + ort_version() + " cannot run a step of engine " + text_of(engine_.path) +
+         ": " + first_line(error.what()) + "; rebuild the engine");
   }
   if (!has_weights_in_memory_) weights_.check();  // else the next step sees it soon enough
 }

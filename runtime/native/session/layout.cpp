@@ -38,8 +38,8 @@ void pad(Layout& layout, Sights& sights, int64_t num_rows) {
 }  // namespace
 
 int64_t Layout::first_mask_row() const {
-  const auto first = std::find_if(mask_index.begin(), mask_index.end(),
-                                  [](int64_t index) { return index >= 0; });
+  const auto first =
+      std::find_if(mask_index.begin(), mask_index.end(), [](int64_t index) { return index >= 0; });
   return first - mask_index.begin();
 }
 

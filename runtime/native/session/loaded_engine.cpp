@@ -96,8 +96,8 @@ LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
   const Manifest& manifest = directory_.manifest;
   if (!manifest.is_native()) {
     throw Fault(FaultKind::kEngine,
-                "engine " + text_of(path) + " is of dialect " + manifest.dialect +
-                    " for backend " + manifest.backend +
+                "engine " + text_of(path) + " is of dialect " + manifest.dialect + " for backend " +
+                    manifest.backend +
                     "; this library runs engines of native operators: build it with PRECISION=int4 "
                     "or int8 and --dialect native, or run it from Python");
   }

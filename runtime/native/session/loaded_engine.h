@@ -20,8 +20,8 @@ namespace bita {
 
 struct EngineSettings {
   SessionSettings session;
-  bool checks_hashes = false;   // hash the weights too
-  bool is_without_text = false;  // token ids only: no tokenizer and no chat template is read
+  bool checks_hashes = false;       // hash the weights too
+  bool is_without_text = false;     // token ids only: no tokenizer and no chat template is read
   int64_t cache_bytes = 256 << 20;  // of further pages, for more texts than one of full length
   Log log;
 };
@@ -72,8 +72,7 @@ class LoadedEngine {
   std::string chat_reason() const;
 
   // The engine's own adapter and trees, or others from files; empty for its own.
-  std::shared_ptr<Drafting> drafting(const std::string& tree_path,
-                                     const std::string& adapter_path);
+  std::shared_ptr<Drafting> drafting(const std::string& tree_path, const std::string& adapter_path);
   // Whether its own trees draft anything.
   bool uses_drafts() const { return !own_->table().is_ar(); }
   // The longest prompt that leaves room for an answer of one token.

@@ -28,9 +28,8 @@ void check_range(Faults& faults, const std::string& name, double value, double l
                  bool excludes_low = false) {
   // false for NaN
   if (value >= low && value <= high && !(excludes_low && value == low)) return;
-  const std::string span = excludes_low
-                               ? "above " + shortest(low) + ", up to " + shortest(high)
-                               : "from " + shortest(low) + " to " + shortest(high);
+  const std::string span = excludes_low ? "above " + shortest(low) + ", up to " + shortest(high)
+                                        : "from " + shortest(low) + " to " + shortest(high);
   faults.push_back(name + " is " + shortest(value) + "; pass a finite number " + span);
 }
 
@@ -55,9 +54,7 @@ bool Options::penalizes() const {
   return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;
 }
 
-bool Options::needs_logits() const {
-  return !is_greedy() || penalizes() || !logit_bias.empty();
-}
+bool Options::needs_logits() const { return !is_greedy() || penalizes() || !logit_bias.empty(); }
 
 bool Options::has_large_numbers() const {
   double largest = 0;

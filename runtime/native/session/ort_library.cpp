@@ -66,8 +66,9 @@ OrtLibrary open_library(const std::string& path) {
   OrtLibrary library;
   library.base = get_base ? get_base() : nullptr;
   if (!library.base) {
-    throw Fault(FaultKind::kSystem, names.front() + " is no library of ONNX Runtime; give the "
-                                                    "file of one as onnxruntime_path");
+    throw Fault(FaultKind::kSystem, names.front() +
+                                        " is no library of ONNX Runtime; give the "
+                                        "file of one as onnxruntime_path");
   }
   library.version = library.base->GetVersionString();
   library.api = library.base->GetApi(BITA_ORT_API_VERSION);

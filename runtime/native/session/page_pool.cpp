@@ -145,8 +145,7 @@ void PagePool::clear_slots(int64_t page, int64_t first) {
 void PagePool::write_prefix(const Adapter& adapter, int64_t index, int64_t page, int64_t slot) {
   const int64_t side = kPageSlots * width_, length = adapter.prefix_length();
   const auto write = [&](auto* cells, int64_t layer, int64_t head) {
-    const auto first =
-        static_cast<size_t>(((layer * num_heads_ + head) * length + index) * width_);
+    const auto first = static_cast<size_t>(((layer * num_heads_ + head) * length + index) * width_);
     cells += head * 2 * side;
     for (int64_t d = 0; d < width_; ++d) {
       const size_t at = first + static_cast<size_t>(d);

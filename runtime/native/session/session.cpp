@@ -14,9 +14,9 @@ uint64_t new_seed() {
   return static_cast<uint64_t>(source()) << 32 | source();
 }
 
-int64_t common_length(const std::vector<int64_t>& a, const std::vector<int64_t>& b,
-                      int64_t most) {
-  const auto size = std::min({static_cast<int64_t>(a.size()), static_cast<int64_t>(b.size()), most});
+int64_t common_length(const std::vector<int64_t>& a, const std::vector<int64_t>& b, int64_t most) {
+  const auto size =
+      std::min({static_cast<int64_t>(a.size()), static_cast<int64_t>(b.size()), most});
   return std::mismatch(a.begin(), a.begin() + size, b.begin()).first - a.begin();
 }
 
@@ -40,9 +40,7 @@ Session::Session(std::shared_ptr<LoadedEngine> engine, const TextSettings& setti
 }
 
 Session::Session(std::shared_ptr<LoadedEngine> engine, std::shared_ptr<Drafting> drafting)
-    : engine_(std::move(engine)),
-      drafting_(std::move(drafting)),
-      text_(engine_->host().pool()) {}
+    : engine_(std::move(engine)), drafting_(std::move(drafting)), text_(engine_->host().pool()) {}
 
 Session::~Session() {
   const Turn turn(engine_->turns());
@@ -65,8 +63,7 @@ std::unique_ptr<Session> Session::fork() {
   return other;
 }
 
-void Session::start_text(std::string_view prompt, bool add_special_tokens,
-                         const Options& options) {
+void Session::start_text(std::string_view prompt, bool add_special_tokens, const Options& options) {
   std::vector<int64_t> ids = widened(engine_->codec().encode(prompt, add_special_tokens));
   start(std::move(ids), options, engine_->defaults().eos_ids, true, false);
 }
@@ -92,8 +89,9 @@ void Session::start(std::vector<int64_t> prompt_ids, const Options& options,
                     std::vector<int64_t> eos_ids, bool continues, bool is_chat) {
   options.check(engine_->manifest().vocab_size);
   if (!engine_->has_text() && !options.stops.empty()) {
-    throw Fault(FaultKind::kUse, "stop strings need text, and the engine was opened for token ids "
-                                 "only; give stop token ids");
+    throw Fault(FaultKind::kUse,
+                "stop strings need text, and the engine was opened for token ids "
+                "only; give stop token ids");
   }
   if (options.ignores_eos) eos_ids.clear();
   TreeDecoder* decoder = nullptr;
@@ -120,9 +118,14 @@ void Session::start(std::vector<int64_t> prompt_ids, const Options& options,
     deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                   std::chrono::duration<double>(*options.timeout_s));
   }
-  auto answer = std::unique_ptr<Answer>(
-      new Answer{decoder->begin(std::move(prompt_ids), std::move(chooser)), decoder,
-                 std::move(rule), {}, std::move(ends), options.max_new_tokens, deadline});
+  auto answer =
+      std::unique_ptr<Answer>(new Answer{decoder->begin(std::move(prompt_ids), std::move(chooser)),
+                                         decoder,
+                                         std::move(rule),
+                                         {},
+                                         std::move(ends),
+                                         options.max_new_tokens,
+                                         deadline});
   end_running();
   answer_ = std::move(answer);
   reason_ = FinishReason::kNone;
@@ -279,11 +282,6 @@ void Session::note_answer() {
   if (reason_ == FinishReason::kEos) ids.pop_back();
   known_.text += answer_text_;
   known_.ids.insert(known_.ids.end(), ids.begin(), ids.end());
-}
-
-void Session::cancel() {
-  is_cancelled_ = true;
-  engine_->turns().wake();
 }
 
 void Session::clear() {

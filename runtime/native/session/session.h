@@ -51,8 +51,8 @@ class Session {
   // Run steps until the answer gets further; false if it had ended before. Throws a Fault, and then
   // the answer has ended.
   bool step(StepResult& result);
-  // End the answer before its next step. Any thread may call it.
-  void cancel();
+  // End the answer before its next step. Any thread may call it, and a signal handler.
+  void cancel() { is_cancelled_ = true; }
   // Begin another conversation; what is cached stays for texts that begin alike.
   void clear();
 
@@ -82,8 +82,8 @@ class Session {
 
   Session(std::shared_ptr<LoadedEngine> engine, std::shared_ptr<Drafting> drafting);
 
-  void start(std::vector<int64_t> prompt_ids, const Options& options,
-             std::vector<int64_t> eos_ids, bool continues, bool is_chat);
+  void start(std::vector<int64_t> prompt_ids, const Options& options, std::vector<int64_t> eos_ids,
+             bool continues, bool is_chat);
   void end_running();
   Known fitting(std::vector<ChatMessage> messages, const Options& options, int64_t& num_dropped);
   Known prompt_of(const std::vector<ChatMessage>& messages) const;

@@ -41,8 +41,7 @@ BoundAdapter::BoundAdapter(StepHost& host, std::shared_ptr<const Adapter> adapte
   values_["mask_embeddings"] =
       tensor_over(masks.data(), masks.size() * sizeof(float), mask_shape_, kFloat32);
   values_["prefix_length"] = tensor_over(&prefix_length_, sizeof prefix_length_, {1}, kWhole);
-  values_["prefix_pages"] =
-      wholes(prefix_pages_, {static_cast<int64_t>(prefix_pages_.size())});
+  values_["prefix_pages"] = wholes(prefix_pages_, {static_cast<int64_t>(prefix_pages_.size())});
   bind_lora();
   write_prefix();
 }
@@ -87,8 +86,8 @@ void BoundAdapter::bind_lora() {
     uint16_t* place = lora_memory_.data() + lora_memory_.size();
     const auto& halves = found->second.values;
     lora_memory_.insert(lora_memory_.end(), halves.begin(), halves.end());
-    values_[name] = tensor_over(place, halves.size() * sizeof(uint16_t), found->second.shape,
-                                kFloat16);
+    values_[name] =
+        tensor_over(place, halves.size() * sizeof(uint16_t), found->second.shape, kFloat16);
   }
 }
 

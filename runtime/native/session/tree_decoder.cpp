@@ -69,10 +69,10 @@ void TreeDecoder::check_prompt(const std::vector<int64_t>& token_ids) const {
   const auto count = static_cast<int64_t>(token_ids.size());
   if (!count) throw Fault(FaultKind::kPrompt, "the prompt is empty; give at least one token");
   if (count > max_prompt_tokens()) {
-    throw Fault(FaultKind::kPrompt,
-                "the prompt has " + std::to_string(count) + " tokens; this engine holds " +
-                    std::to_string(max_prompt_tokens()) +
-                    ": shorten it, or rebuild with a larger CAPACITY");
+    throw Fault(FaultKind::kPrompt, "the prompt has " + std::to_string(count) +
+                                        " tokens; this engine holds " +
+                                        std::to_string(max_prompt_tokens()) +
+                                        ": shorten it, or rebuild with a larger CAPACITY");
   }
   const int64_t size = host_.manifest().vocab_size;
   for (const int64_t token : token_ids) {
@@ -91,13 +91,10 @@ TokenSequence TreeDecoder::begin(std::vector<int64_t> prompt_ids, Chooser choose
   const Adapter& adapter = adapter_->adapter();
   const int64_t num_ranks = host_.manifest().num_ranks;
   const auto num_prompt = static_cast<int64_t>(prompt_ids.size());
-  TokenSequence sequence{{},
-                         num_prompt,
-                         Drafts(std::max(depth_, adapter.num_masks()), num_ranks),
-                         nullptr,
-                         std::move(chooser),
-                         std::nullopt,
-                         std::nullopt};
+  TokenSequence sequence{
+      {},          num_prompt,         Drafts(std::max(depth_, adapter.num_masks()), num_ranks),
+      nullptr,     std::move(chooser), std::nullopt,
+      std::nullopt};
   if (table_.uses_text() && num_ranks <= kMaxDrafts) {
     GuessSources sources{};
     if (adapter.continuations) {
@@ -129,8 +126,7 @@ std::vector<int64_t> TreeDecoder::step(TokenSequence& sequence, CachedText& text
     next_step(sequence, text, stats);
   }
   sequence.num_read = std::max(sequence.num_read, text.length());
-  return {sequence.token_ids.begin() + static_cast<int64_t>(num_tokens),
-          sequence.token_ids.end()};
+  return {sequence.token_ids.begin() + static_cast<int64_t>(num_tokens), sequence.token_ids.end()};
 }
 
 void TreeDecoder::next_step(TokenSequence& sequence, CachedText& text, Stats& stats) {
@@ -200,9 +196,8 @@ void TreeDecoder::advance(TokenSequence& sequence, CachedText& text, Stats& stat
     emitted.push_back(chosen(sequence, bound.step, node));
     if (sequence.chooser.has_ended()) break;
     const auto& children = bound.children[static_cast<size_t>(node)];
-    const auto child = std::find_if(children.begin(), children.end(), [&](int64_t each) {
-      return tokens[each] == emitted.back();
-    });
+    const auto child = std::find_if(children.begin(), children.end(),
+                                    [&](int64_t each) { return tokens[each] == emitted.back(); });
     if (child == children.end()) break;
     path.push_back(*child);
   }
@@ -292,8 +287,8 @@ TreeDecoder::BoundTree& TreeDecoder::bound_tree(size_t number, bool with_logits)
   if (tree == Tree::root_only()) return narrow_tree(with_logits);
   std::unique_ptr<BoundTree>& bound = bound_[{number, with_logits}];
   if (!bound) {
-    bound = std::make_unique<BoundTree>(host_, tree, *adapter_, with_logits, pairs_,
-                                        accepts_branches_);
+    bound =
+        std::make_unique<BoundTree>(host_, tree, *adapter_, with_logits, pairs_, accepts_branches_);
   }
   return *bound;
 }

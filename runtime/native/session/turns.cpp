@@ -4,6 +4,14 @@
 
 namespace bita {
 
+namespace {
+
+// How long a waiting thread sleeps before it looks whether it was cancelled: a signal handler, which
+// may cancel, must not lock anything to wake it.
+constexpr std::chrono::milliseconds kLook(5);
+
+}  // namespace
+
 bool Turns::wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled) {
   std::unique_lock<std::mutex> lock(mutex_);
   const uint64_t number = next_++;
@@ -11,10 +19,15 @@ bool Turns::wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled
   const auto may_go = [&] {
     return (!is_taken_ && waiting_.front() == number) || (is_cancelled && *is_cancelled);
   };
-  if (deadline) {
-    changed_.wait_until(lock, *deadline, may_go);
-  } else {
-    changed_.wait(lock, may_go);
+  while (!may_go()) {
+    auto until = std::chrono::steady_clock::now() + kLook;
+    if (deadline && *deadline <= std::chrono::steady_clock::now()) break;
+    if (deadline) until = std::min(until, *deadline);
+    if (is_cancelled || deadline) {
+      changed_.wait_until(lock, until, may_go);
+    } else {
+      changed_.wait(lock, may_go);
+    }
   }
   const bool has_turn = !is_taken_ && waiting_.front() == number;
   waiting_.erase(std::find(waiting_.begin(), waiting_.end(), number));
@@ -26,11 +39,6 @@ bool Turns::wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled
 void Turns::end() {
   const std::lock_guard<std::mutex> lock(mutex_);
   is_taken_ = false;
-  changed_.notify_all();
-}
-
-void Turns::wake() {
-  const std::lock_guard<std::mutex> lock(mutex_);
   changed_.notify_all();
 }
 

@@ -20,8 +20,6 @@ class Turns {
   // Wait for a turn; false if the deadline passes or `is_cancelled` becomes true before it comes.
   bool wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled);
   void end();
-  // Let those who wait look at what may have cancelled them.
-  void wake();
 
  private:
   std::mutex mutex_;

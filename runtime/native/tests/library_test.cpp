@@ -28,7 +28,7 @@ const Adds registration("The library registers its operators of the domain bita,
 });
 
 const Adds about_roads("The library names its roads and takes those that are there", [] {
-  expect(bita_operators_version() == 4, "the version");
+  expect(bita_operators_version() == 5, "the version");
   const std::string names = bita_operators_roads();
   for (const Kernels* road : roads()) {
     expect(names.find(road->name) != std::string::npos, "a road is named");

@@ -1,10 +1,11 @@
-// Answers requests through the C interface: answer_tool ENGINE, a JSON object a line each way.
+// Answers requests through the C interface: answer_tool ONNXRUNTIME ENGINE [OPTIONS],
+// a JSON object a line each way.
 //
 // A request names a session, which is made when it is first named: {"session": "a", "text": "..."},
 // or "token_ids" or "messages" instead of "text"; "options" as bita_answer_options has them; "tree"
 // and "adapter", files of a new session; "fork": the name of a session that it continues; "clear":
-// true; "free": true; "cancel_after": steps. The reply has token_ids, text, finish, seed, steps (the
-// number of tokens of each) and stats, or status and error.
+// true; "free": true; "cancel_after": steps. The reply has token_ids, text, finish, seed, steps
+// (the number of tokens of each) and stats, or status and error.
 #include <bita/bita.h>
 
 #include <cstdio>
@@ -184,11 +185,17 @@ Json reply(Tool& tool, const std::string& line) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count < 2) return 2;
+  if (count < 3) return 2;
   bita_engine_options options = BITA_ENGINE_OPTIONS_INIT;
-  if (count > 2) options.num_threads = std::atoi(arguments[2]);
+  options.onnxruntime_path = arguments[1];
+  const Json given = count > 3 ? Json::parse(arguments[3]) : Json::object();
+  options.num_threads = given.value("num_threads", 0);
+  options.check_hashes = given.value("check_hashes", false);
+  options.map_weights = given.value("map_weights", false);
+  options.token_ids_only = given.value("token_ids_only", false);
+  options.cache_bytes = given.value("cache_bytes", int64_t{0});
   bita_engine* engine = nullptr;
-  const bita_status status = bita_engine_open(arguments[1], &options, &engine);
+  const bita_status status = bita_engine_open(arguments[2], &options, &engine);
   if (status < 0) {
     std::cout << Json{{"status", status}, {"error", bita_error()}} << "\n";
     return 1;

@@ -1,0 +1,304 @@
+// bita in C++17: classes that free what they hold, and exceptions for errors. Header only, over
+// bita.h, whose comments say what everything means.
+//
+//   bita::Engine engine("engines/smollm2-135m-instruct-int4");
+//   bita::Session session(engine);
+//   session.start_chat({{"user", "How do plants make food?"}});
+//   while (auto step = session.next()) std::cout << step->text << std::flush;
+#ifndef BITA_BITA_HPP
+#define BITA_BITA_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "bita.h"
+
+namespace bita {
+
+// What a call of the library says when it fails.
+class Error : public std::runtime_error {
+ public:
+  Error(bita_status status, const std::string& message)
+      : std::runtime_error(message), status_(status) {}
+  bita_status status() const { return status_; }  // BITA_ERROR_PROMPT and so on
+
+ private:
+  bita_status status_;
+};
+
+inline void check(bita_status status) {
+  if (status < 0) throw Error(status, bita_error());
+}
+
+struct Message {
+  std::string role, content;
+};
+
+struct EngineOptions {
+  int num_threads = 0;
+  bool check_hashes = false;
+  bool map_weights = false;
+  bool token_ids_only = false;
+  std::int64_t cache_bytes = 0;
+  std::string onnxruntime_path;
+  // Called by threads that call the engine; it must not throw.
+  std::function<void(int level, const char* message)> log;
+  int log_level = BITA_LOG_DEBUG;
+};
+
+struct SessionOptions {
+  std::string tree_path, adapter_path;  // empty: the engine's own
+  bool drops_oldest = false;            // messages of a conversation that outgrows the cache
+};
+
+// As bita_answer_options; defaults are those of Python.
+struct AnswerOptions {
+  std::int64_t max_new_tokens = 256;
+  std::vector<std::string> stops;
+  std::vector<std::int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  std::optional<std::uint64_t> seed;
+  double temperature = 0.0;
+  std::int64_t top_k = 0;
+  double top_p = 1.0;
+  double min_p = 0.0;
+  double repetition_penalty = 1.0;
+  double presence_penalty = 0.0;
+  double frequency_penalty = 0.0;
+  std::vector<std::pair<std::int32_t, double>> logit_bias;
+  double timeout_s = 0.0;  // 0: none
+  int drafts = BITA_DRAFTS_ENGINE;
+};
+
+// What a step gave; `text` and `token_ids` live until the next call on the session.
+struct Step {
+  std::string_view text;
+  const std::int32_t* token_ids = nullptr;
+  std::size_t num_token_ids = 0;
+  bita_finish finish = BITA_FINISH_NONE;
+  std::uint64_t seed = 0;
+  std::int64_t num_dropped = 0;
+};
+
+class Engine {
+ public:
+  explicit Engine(const std::string& directory, EngineOptions options = {})
+      : log_(options.log ? std::make_shared<Log>(std::move(options.log)) : nullptr) {
+    bita_engine_options given = BITA_ENGINE_OPTIONS_INIT;
+    given.num_threads = options.num_threads;
+    given.check_hashes = options.check_hashes;
+    given.map_weights = options.map_weights;
+    given.token_ids_only = options.token_ids_only;
+    given.cache_bytes = options.cache_bytes;
+    if (!options.onnxruntime_path.empty())
+      given.onnxruntime_path = options.onnxruntime_path.c_str();
+    if (log_) {
+      given.log = [](void* context, std::int32_t level, const char* message) {
+        (*static_cast<Log*>(context))(level, message);
+      };
+      given.log_context = log_.get();
+      given.log_level = options.log_level;
+    }
+    bita_engine* opened = nullptr;
+    check(bita_engine_open(directory.c_str(), &given, &opened));
+    engine_.reset(opened, bita_engine_free);
+  }
+
+  bita_engine* get() const { return engine_.get(); }
+
+  // Strings in it live as long as the engine.
+  bita_engine_info info() const {
+    bita_engine_info info = BITA_ENGINE_INFO_INIT;
+    check(bita_engine_describe(get(), &info));
+    return info;
+  }
+
+  std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens = true) const {
+    std::vector<std::int32_t> ids(text.size() + 16);
+    std::size_t count = 0;
+    const auto encode = [&] {
+      return bita_encode(get(), text.data(), text.size(), add_special_tokens, ids.data(),
+                         ids.size(), &count);
+    };
+    bita_status status = encode();
+    if (status == BITA_ERROR_SIZE) {
+      ids.resize(count);
+      status = encode();
+    }
+    check(status);
+    ids.resize(count);
+    return ids;
+  }
+
+  std::string decode(const std::vector<std::int32_t>& ids) const {
+    return text_of(8 * ids.size() + 1, [&](char* text, std::size_t capacity, std::size_t* size) {
+      return bita_decode(get(), ids.data(), ids.size(), text, capacity, size);
+    });
+  }
+
+  std::string render(const std::vector<Message>& messages,
+                     bool add_generation_prompt = true) const {
+    const std::vector<bita_message> given = pointers(messages);
+    return text_of(4096, [&](char* text, std::size_t capacity, std::size_t* size) {
+      return bita_render(get(), given.data(), given.size(), add_generation_prompt, text, capacity,
+                         size);
+    });
+  }
+
+  static std::vector<bita_message> pointers(const std::vector<Message>& messages) {
+    std::vector<bita_message> found;
+    for (const Message& each : messages) found.push_back({each.role.c_str(), each.content.c_str()});
+    return found;
+  }
+
+ private:
+  using Log = std::function<void(int, const char*)>;
+
+  // A text of unknown size, asked for again where the first buffer is too small.
+  template <class Ask>
+  static std::string text_of(std::size_t capacity, Ask ask) {
+    std::string text(capacity, '\0');
+    std::size_t size = 0;
+    bita_status status = ask(text.data(), text.size(), &size);
+    if (status == BITA_ERROR_SIZE) {
+      text.resize(size + 1);
+      status = ask(text.data(), text.size(), &size);
+    }
+    check(status);
+    text.resize(size);
+    return text;
+  }
+
+  std::shared_ptr<Log> log_;
+  std::shared_ptr<bita_engine> engine_;
+};
+
+// One text's state; for one thread at a time, but for `cancel`.
+class Session {
+ public:
+  explicit Session(const Engine& engine, const SessionOptions& options = {}) : engine_(engine) {
+    bita_session_options given = BITA_SESSION_OPTIONS_INIT;
+    if (!options.tree_path.empty()) given.tree_path = options.tree_path.c_str();
+    if (!options.adapter_path.empty()) given.adapter_path = options.adapter_path.c_str();
+    given.overflow = options.drops_oldest ? BITA_OVERFLOW_DROP_OLDEST : BITA_OVERFLOW_REFUSE;
+    bita_session* made = nullptr;
+    check(bita_session_new(engine.get(), &given, &made));
+    session_.reset(made);
+  }
+
+  bita_session* get() const { return session_.get(); }
+  const Engine& engine() const { return engine_; }
+
+  Session fork() {
+    bita_session* other = nullptr;
+    check(bita_session_fork(get(), &other));
+    return Session(engine_, other);
+  }
+
+  void start_text(const std::string& text, const AnswerOptions& options = {},
+                  bool add_special_tokens = true) {
+    const Given given(options);
+    check(bita_start_text(get(), text.c_str(), add_special_tokens, &given.options));
+  }
+
+  void start_tokens(const std::vector<std::int32_t>& ids, const AnswerOptions& options = {}) {
+    const Given given(options);
+    check(bita_start_tokens(get(), ids.data(), ids.size(), &given.options));
+  }
+
+  // Add messages to the conversation and answer it.
+  void start_chat(const std::vector<Message>& messages, const AnswerOptions& options = {}) {
+    const Given given(options);
+    const std::vector<bita_message> pointers = Engine::pointers(messages);
+    check(bita_start_chat(get(), pointers.data(), pointers.size(), &given.options));
+  }
+
+  // What the next step gives; none when the answer has ended and all of it was given.
+  std::optional<Step> next() {
+    bita_step found = BITA_STEP_INIT;
+    const bita_status status = bita_next(get(), &found);
+    check(status);
+    if (status == BITA_DONE) return std::nullopt;
+    return Step{std::string_view(found.text, found.num_bytes),
+                found.token_ids,
+                found.num_token_ids,
+                found.finish,
+                found.seed,
+                found.num_dropped};
+  }
+
+  // The text of the rest of the answer.
+  std::string rest() {
+    std::string text;
+    while (const std::optional<Step> step = next()) text += step->text;
+    return text;
+  }
+
+  void cancel() noexcept { bita_cancel(get()); }
+  void clear() { check(bita_session_clear(get())); }
+
+  bita_stats stats() const {
+    bita_stats stats = {};
+    stats.struct_size = sizeof stats;
+    check(bita_session_stats(get(), &stats));
+    return stats;
+  }
+
+ private:
+  struct Free {
+    void operator()(bita_session* session) const { bita_session_free(session); }
+  };
+
+  // Options for C, and what their pointers look at.
+  struct Given {
+    explicit Given(const AnswerOptions& from) {
+      options.max_new_tokens = from.max_new_tokens;
+      for (const std::string& stop : from.stops) stops.push_back(stop.c_str());
+      options.stops = stops.data();
+      options.num_stops = stops.size();
+      options.stop_token_ids = from.stop_token_ids.data();
+      options.num_stop_token_ids = from.stop_token_ids.size();
+      options.ignore_eos = from.ignore_eos;
+      options.has_seed = from.seed.has_value();
+      options.seed = from.seed.value_or(0);
+      options.temperature = from.temperature;
+      options.top_k = from.top_k;
+      options.top_p = from.top_p;
+      options.min_p = from.min_p;
+      options.repetition_penalty = from.repetition_penalty;
+      options.presence_penalty = from.presence_penalty;
+      options.frequency_penalty = from.frequency_penalty;
+      for (const auto& [token, bias] : from.logit_bias) {
+        bias_ids.push_back(token);
+        biases.push_back(bias);
+      }
+      options.bias_token_ids = bias_ids.data();
+      options.biases = biases.data();
+      options.num_biases = biases.size();
+      options.timeout_s = from.timeout_s;
+      options.drafts = from.drafts;
+    }
+
+    bita_answer_options options = BITA_ANSWER_OPTIONS_INIT;
+    std::vector<const char*> stops;
+    std::vector<std::int32_t> bias_ids;
+    std::vector<double> biases;
+  };
+
+  Session(Engine engine, bita_session* made) : engine_(std::move(engine)), session_(made) {}
+
+  Engine engine_;  // which the session needs
+  std::unique_ptr<bita_session, Free> session_;
+};
+
+}  // namespace bita
+
+#endif
