@@ -9,6 +9,7 @@ tree.json            the tree, and what it was chosen by
 calibration.json     what was measured: its error against float32, acceptance, latency
 calibration.png      the same as a picture; both are optional
 tokenizer.json, generation.json, chat_template.jinja
+chat_pieces.json     the chat template for programs without Jinja, or why it has no such form
 """
 
 import json
@@ -38,6 +39,7 @@ TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 CALIBRATION_FILE = "calibration.json"
 MAX_CALIBRATION_BYTES = 40 << 20  # 2 million tokens of answers; usual ones have below 1 MB
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
+CHAT_PIECES_FILE = "chat_pieces.json"
 REQUIRED_FILES = (
     *(GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE),
 )
@@ -98,8 +100,9 @@ def _missing(directory: Path, files: Mapping[str, Any], manifest: Manifest | Non
     further = [PAIRS_FILE] if manifest and manifest.pair_rank else []
     further += [PLAN_FILE] if manifest and manifest.plan else []
     # what is read if it is there; is_symlink: one that leads nowhere is there too
-    template = directory / TEMPLATE_FILE
-    further += [TEMPLATE_FILE] if template.exists() or template.is_symlink() else []
+    for name in (TEMPLATE_FILE, CHAT_PIECES_FILE):
+        path = directory / name
+        further += [name] if path.exists() or path.is_symlink() else []
     required = [name for name in (*REQUIRED_FILES, *further) if name not in files]
     return [f"{MANIFEST_FILE} does not list {name}" for name in required]
 

@@ -19,6 +19,7 @@ from bita.dialect_spec import (
 )
 from bita.engine import (
     ADAPTER_FILE,
+    CHAT_PIECES_FILE,
     GENERATION_FILE,
     OPERATORS,
     OPERATORS_VERSION,
@@ -32,6 +33,7 @@ from bita.engine import (
 )
 from bita.errors import EngineError, ModelError, raise_faults
 from bita.export.architecture import Architecture, read_architecture
+from bita.export.chat_pieces import pieces_file
 from bita.export.check_texts import check_texts
 from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.dialects.decoder import (
@@ -289,6 +291,8 @@ def _write_texts(texts: TextAssets, directory: Path) -> None:
     (directory / TOKENIZER_FILE).write_text(texts.tokenizer_json, encoding="utf-8")
     if texts.chat_template is not None:
         (directory / TEMPLATE_FILE).write_text(texts.chat_template, encoding="utf-8")
+        pieces = pieces_file(texts.chat_template, texts.defaults.special_tokens)
+        (directory / CHAT_PIECES_FILE).write_text(pieces, encoding="utf-8")
     texts.defaults.save(directory / GENERATION_FILE)
 
 

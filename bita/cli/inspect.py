@@ -84,12 +84,36 @@ def _engine_rows(path: Path) -> Rows:
         ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
+        ("messages", _messages(engine)),
         ("cache", f"{manifest.capacity} slots, {cache_bytes / 1e6:.0f} MB when full"),
         ("drafts per mask", f"up to {manifest.num_ranks}"),
         ("files", f"{len(engine.files)}, {engine.num_bytes / 1e6:.1f} MB, hashes match"),
         ("needs", ", ".join(map(" ".join, manifest.requires.items()))),
         ("made by", manifest.created_by),
     ]
+
+
+def _messages(engine: Any) -> str:
+    """Where the engine takes messages: the C++ library has no Jinja for its chat template."""
+    from bita.engine import CHAT_PIECES_FILE, TEMPLATE_FILE
+    from bita.errors import EngineError
+    from bita.json_values import Fields, read_json_object
+
+    if TEMPLATE_FILE not in engine.files:
+        return "none, since there is no chat template: prompts are text"
+    if CHAT_PIECES_FILE not in engine.files:
+        return "in Python only; rebuild the engine for those in C++"
+    path = engine.file(CHAT_PIECES_FILE)
+    fields = Fields(read_json_object(path, EngineError, "rebuild the engine"))
+    source = fields.text("template_sha256")
+    reason = fields.text("reason", "")
+    covers = fields.text("covers", "") if reason else fields.text("covers")
+    fields.check(EngineError, f"{path} (rebuild the engine)")
+    if source != engine.files[TEMPLATE_FILE]["sha256"]:
+        return "in Python only: the template was edited; rebuild the engine for those in C++"
+    if reason:
+        return f"in Python only: the C++ library cannot write the prompts, since {reason}"
+    return f"in Python; in C++: {covers}"
 
 
 def _plan_rows(manifest: Any) -> list[tuple[str, object]]:

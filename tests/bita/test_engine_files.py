@@ -131,6 +131,13 @@ def test_a_template_that_is_not_listed_is_not_taken(engine: Path) -> None:
     assert not Session.open(engine).has_chat_template
 
 
+def test_chat_pieces_that_are_not_listed_are_not_taken(engine: Path) -> None:
+    open_engine(engine)  # engines of older builds have none
+    (engine / "chat_pieces.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"does not list chat_pieces\.json"):
+        open_engine(engine)
+
+
 def test_the_table_has_an_end(engine: Path) -> None:
     edit_manifest(engine, files={str(number): ONE for number in range(MAX_FILES + 1)})
     with pytest.raises(EngineError, match=r"lists 1001 files; an engine has at most 1000"):

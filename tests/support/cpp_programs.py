@@ -79,9 +79,10 @@ class AnswerTool:
         return reply
 
 
-def open_fault(engine: Path) -> str:
+def open_fault(engine: Path, options: Mapping[str, Any] | None = None) -> str:
     """What libbita says of an engine that it cannot open."""
     command = [str(cpp_program("answer_tool")), str(onnxruntime_library()), str(engine)]
+    command.append(json.dumps(options or {}))
     result = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result
     message: str = json.loads(result.stdout)["error"]

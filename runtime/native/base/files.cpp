@@ -29,23 +29,6 @@ class Descriptor {
 
 [[noreturn]] void fail() { throw std::runtime_error(std::strerror(errno)); }
 
-// Bytes of the character that begins with these, 0 for what is none.
-size_t length_of_character(const unsigned char* bytes, size_t count) {
-  const unsigned char first = bytes[0];
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xC2 && first < 0xE0   ? 2
-                        : first >= 0xE0 && first < 0xF0 ? 3
-                        : first >= 0xF0 && first < 0xF5 ? 4
-                                                        : 0;
-  if (length == 0 || length > count) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((bytes[i] & 0xC0) != 0x80) return 0;
-  }
-  const bool is_overlong = (first == 0xE0 && bytes[1] < 0xA0) || (first == 0xF0 && bytes[1] < 0x90);
-  const bool is_beyond = (first == 0xED && bytes[1] > 0x9F) || (first == 0xF4 && bytes[1] > 0x8F);
-  return is_overlong || is_beyond ? 0 : length;
-}
-
 }  // namespace
 
 std::string read_regular_file(const fs::path& path, uint64_t max_bytes) {
@@ -69,16 +52,6 @@ std::string read_regular_file(const fs::path& path, uint64_t max_bytes) {
     place += static_cast<size_t>(count);
   }
   return content;
-}
-
-bool is_utf8(std::string_view text) {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(text.data());
-  for (size_t place = 0; place < text.size();) {
-    const size_t length = length_of_character(bytes + place, text.size() - place);
-    if (length == 0) return false;
-    place += length;
-  }
-  return true;
 }
 
 std::string text_of(const fs::path& path) { return path.string(); }

@@ -1,11 +1,9 @@
 // Files of unknown origin, read whole and with limits.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <string>
-#include <string_view>
 
 namespace bita {
 
@@ -17,9 +15,6 @@ constexpr uint64_t kMaxObjectBytes = 16u << 20;  // of a file that becomes a tre
 // opened: reading one may wait forever. Throws std::runtime_error with half a sentence: "No such
 // file or directory", "it is not a regular file".
 std::string read_regular_file(const fs::path& path, uint64_t max_bytes);
-
-// Whether a text is UTF-8 without surrogates, overlong forms and numbers past U+10FFFF.
-bool is_utf8(std::string_view text);
 
 // A path for a message.
 std::string text_of(const fs::path& path);

@@ -66,6 +66,8 @@ set(package ${CMAKE_INSTALL_LIBDIR}/cmake/bita)
 install(EXPORT bitaTargets NAMESPACE bita:: DESTINATION ${package})
 configure_package_config_file(build_tools/bitaConfig.cmake.in bitaConfig.cmake INSTALL_DESTINATION ${package})
 write_basic_package_version_file(bitaConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+# relative, so that the prefix may be named when it is installed, and moved later
+file(RELATIVE_PATH BITA_UP_FROM_PC /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(build_tools/bita.pc.in bita.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bitaConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/bitaConfigVersion.cmake
         DESTINATION ${package})
@@ -96,6 +98,14 @@ if(BITA_TESTS)
     add_executable(${name} ${tool})
     bita_target(${name})
     target_link_libraries(${name} PRIVATE bita_runtime)
+  endforeach()
+endif()
+
+if(BITA_TESTS)
+  add_custom_target(library_programs DEPENDS bita library_tests)
+  foreach(tool IN LISTS api_tools tools)
+    get_filename_component(name ${tool} NAME_WE)
+    add_dependencies(library_programs ${name})
   endforeach()
 endif()
 

@@ -396,6 +396,37 @@ std::vector<uint16_t> halves_of(const StoredTensor& tensor) {
   return halves;
 }
 
+// Throws a Fault if the tables of a file are not those of an engine.
+PairTables tables_of(const TensorFile& file, const Manifest& manifest, const std::string& subject) {
+  const Shape wanted = {manifest.vocab_size, manifest.pair_rank};
+  PairTables tables;
+  tables.rank = manifest.pair_rank;
+  Faults faults;
+  for (const char* side : {"left", "right"}) {
+    const auto found = file.tensors.find(side);
+    if (found == file.tensors.end()) {
+      faults.push_back(std::string("there is no table ") + side);
+    } else if (found->second.shape != wanted || !found->second.is_float()) {
+      faults.push_back(std::string(side) + " is " + found->second.type + " " +
+                       text_of(found->second.shape) + ", not " + text_of(wanted) +
+                       " of F32, F16, BF16");
+    } else {
+      auto& table = std::string(side) == "left" ? tables.left : tables.right;
+      table = halves_of(found->second);
+      if (!is_within(table)) {
+        faults.push_back(std::string(side) + " has values that are not finite, or beyond 65504");
+      }
+    }
+  }
+  for (const auto& [name, tensor] : file.tensors) {
+    if (name != "left" && name != "right") {
+      faults.push_back(shown(name) + " is not a table of pair scores");
+    }
+  }
+  raise_faults(FaultKind::kEngine, subject + " is broken; rebuild the engine", faults);
+  return tables;
+}
+
 }  // namespace
 
 int64_t Adapter::lora_rank() const {
@@ -435,8 +466,12 @@ void check_adapter(const EngineDirectory& engine, const Adapter& adapter) {
                      " slots: build an engine with --capacity");
   }
   if (adapter.prefix_keys.shape != wanted) {
-    faults.push_back("prefix has shape " + text_of(adapter.prefix_keys.shape) + ", expected " +
-                     text_of(wanted));
+    const auto sizes = [](const Shape& shape) {
+      const std::string listed = text_of(shape);
+      return "(" + listed.substr(1, listed.size() - 2) + ")";
+    };
+    faults.push_back("prefix has shape " + sizes(adapter.prefix_keys.shape) + ", expected " +
+                     sizes(wanted));
   }
   const int64_t width = adapter.mask_embeddings.shape[1];
   if (width != manifest.hidden_size) {
@@ -447,8 +482,7 @@ void check_adapter(const EngineDirectory& engine, const Adapter& adapter) {
     faults.push_back("it has LoRA of rank " + std::to_string(adapter.lora_rank()) +
                      ", the engine was built for an adapter without: build one with ADAPTER=...");
   }
-  raise_faults(FaultKind::kAdapter, "the adapter does not fit engine " + text_of(engine.path),
-               faults);
+  raise_faults(FaultKind::kAdapter, "adapter of engine " + text_of(engine.path), faults);
 }
 
 Adapter read_own_adapter(const EngineDirectory& engine) {
@@ -473,38 +507,23 @@ Adapter read_own_adapter(const EngineDirectory& engine) {
   return adapter;
 }
 
+PairTables parse_pair_tables(std::string content, const Manifest& manifest,
+                             const std::string& subject) {
+  TensorFile file;
+  try {
+    file = parse_tensor_file(std::move(content));
+  } catch (const std::runtime_error& error) {
+    throw Fault(FaultKind::kEngine, subject + " is not a whole safetensors file (" + error.what() +
+                                        "); rebuild the engine");
+  }
+  return tables_of(file, manifest, subject);
+}
+
 std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine) {
-  const Manifest& manifest = engine.manifest;
-  if (!manifest.pair_rank) return nullptr;
+  if (!engine.manifest.pair_rank) return nullptr;
   const fs::path path = engine.file(kPairsFile);
   const TensorFile file = read_tensor_file(path, FaultKind::kEngine, "rebuild the engine");
-  const Shape wanted = {manifest.vocab_size, manifest.pair_rank};
-  auto tables = std::make_shared<PairTables>();
-  tables->rank = manifest.pair_rank;
-  Faults faults;
-  for (const char* side : {"left", "right"}) {
-    const auto found = file.tensors.find(side);
-    if (found == file.tensors.end()) {
-      faults.push_back(std::string("there is no table ") + side);
-    } else if (found->second.shape != wanted || !found->second.is_float()) {
-      faults.push_back(std::string(side) + " is " + found->second.type + " " +
-                       text_of(found->second.shape) + ", not " + text_of(wanted) +
-                       " of F32, F16, BF16");
-    } else {
-      auto& table = std::string(side) == "left" ? tables->left : tables->right;
-      table = halves_of(found->second);
-      if (!is_within(table)) {
-        faults.push_back(std::string(side) + " has values that are not finite, or beyond 65504");
-      }
-    }
-  }
-  for (const auto& [name, tensor] : file.tensors) {
-    if (name != "left" && name != "right") {
-      faults.push_back(shown(name) + " is not a table of pair scores");
-    }
-  }
-  raise_faults(FaultKind::kEngine, text_of(path) + " is broken; rebuild the engine", faults);
-  return tables;
+  return std::make_shared<const PairTables>(tables_of(file, engine.manifest, text_of(path)));
 }
 
 }  // namespace bita

@@ -66,6 +66,10 @@ struct PairTables {
   std::vector<uint16_t> left, right;
 };
 
+// Those of a file's content, for an engine with this manifest; `subject` names it. Throws a Fault.
+PairTables parse_pair_tables(std::string content, const Manifest& manifest,
+                             const std::string& subject);
+
 // Null for an engine without pair scores. Throws a Fault if the tables are not its.
 std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine);
 

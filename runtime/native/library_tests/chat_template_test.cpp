@@ -120,6 +120,10 @@ void broken_files_are_refused() {
   expect_part(fault("[]"), "it holds [], not a JSON object");
   expect_part(fault(R"({"format": 2})"), "format is 2, not 1");
   expect_part(fault(R"({"format": 1})"), "states is missing");
+  expect_part(fault(R"({"format": 1, "covers": 3, "refusals": [{"message": ""}]})"),
+              "covers is 3, not a text");
+  expect_part(fault(R"({"format": 1, "refusals": [{"message": ""}]})"),
+              "refusals[0].is_template is missing");
   expect_part(fault(R"({"format": 1, "template_sha256": "a"})"), "template_sha256 is 'a', not 64");
   expect_part(fault(kHead + R"("reason": ""})"), "reason is empty");
   expect_part(fault(std::string(5'000'000, ' ')), "it has 5000000 bytes");

@@ -59,8 +59,8 @@ Drafter::Drafter(const Tree& tree, std::shared_ptr<const PairTables> pairs)
     const bool is_on_spine = depth - 1 <= tree.spine_length() && parent == depth - 1;
     nodes_.push_back({node, parent, depth - 1, tree.ranks()[at] - 1, is_on_spine});
   }
-  std::stable_sort(nodes_.begin(), nodes_.end(), [](const Node& a, const Node& b) {
-    return std::tie(a.mask, a.parent) < std::tie(b.mask, b.parent);
+  std::sort(nodes_.begin(), nodes_.end(), [](const Node& a, const Node& b) {
+    return std::tie(a.mask, a.parent, a.node) < std::tie(b.mask, b.parent, b.node);
   });
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "../base/fault.h"
 #include "character_classes.h"
 #include "utf8.h"
 
@@ -11,6 +12,14 @@ namespace bita {
 namespace {
 
 constexpr size_t kTokensPerCheck = 64;  // of the clock
+
+// The `tokenizers` package fails on such a prompt too.
+[[noreturn]] void refuse_overlap(const AddedToken& token) {
+  throw Fault(FaultKind::kPrompt,
+              "the prompt cannot be turned into tokens: the token '" + token.content +
+                  "' lies in white space that the token before it takes; change the prompt, or use "
+                  "another model");
+}
 
 }  // namespace
 
@@ -25,7 +34,7 @@ void AddedTokens::prepare() {
   for (const bool special : {true, false}) {
     for (size_t i = 0; i < tokens_.size(); ++i) {
       const AddedToken& token = tokens_[i];
-      if (token.special != special || token.shown.empty()) continue;
+      if (token.special != special) continue;
       if (token.single_word && !word_) word_.emplace(rust_word());
       (token.normalized ? normalized_ : plain_).add(token.shown, static_cast<uint32_t>(i));
     }
@@ -66,7 +75,8 @@ SplitText AddedTokens::extract(std::string_view text, const Normalizer& normaliz
   return split_text;
 }
 
-// Tokens and what is between them. White space that two tokens take may belong to both.
+// Tokens and what is between them. White space that two tokens take may belong to both; a token
+// that is left with none of its own is dropped.
 std::vector<Piece> AddedTokens::find(const TokenMatcher& matcher, std::string_view text,
                                      const Deadline& deadline) const {
   std::vector<Piece> pieces;
@@ -88,8 +98,9 @@ std::vector<Piece> AddedTokens::find(const TokenMatcher& matcher, std::string_vi
       start = done + trailing_space(text.substr(done, start - done));
     }
     if (token.rstrip) end += leading_space(text.substr(end));
+    if (start > end) refuse_overlap(token);
     add_text(start);
-    pieces.push_back({start, end, start == 0, token.id});
+    if (start < end) pieces.push_back({start, end, start == 0, token.id});
     done = end;
   }
   add_text(text.size());

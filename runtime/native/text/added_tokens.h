@@ -23,13 +23,13 @@ struct AddedToken {
   bool normalized = false;   // it is looked for in the normalized text
   bool special = false;
   int32_t id = -1;
-  std::string shown;  // the content, normalized for a normalized token; "" is not found
+  std::string shown;  // the content, normalized for a normalized token
 };
 
 // Immutable after `prepare`: several threads may use one.
 class AddedTokens {
  public:
-  // To be called in the order of the file; `shown` and the id are set, and the content is not empty.
+  // To be called in the order of the file; `shown` and the id are set, and neither text is empty.
   void add(AddedToken token);
   void prepare();
 

@@ -33,9 +33,10 @@ class AddedIds {
   int32_t next(const std::string& content) {
     const auto found = vocabulary_.id(content);
     const auto size = static_cast<int64_t>(vocabulary_.size());
-    const int64_t id = found ? int64_t{*found} : largest_ < 0 ? size
-                       : largest_ >= size || size == 0        ? largest_ + 1
-                                                              : size;
+    const int64_t id = found                           ? int64_t{*found}
+                       : largest_ < 0                  ? size
+                       : largest_ >= size || size == 0 ? largest_ + 1
+                                                       : size;
     largest_ = std::max(largest_, id);
     if (id > Vocabulary::kMaxId) throw std::runtime_error("it has too many added tokens");
     return static_cast<int32_t>(id);
@@ -59,7 +60,12 @@ void read_added_tokens(const Json& part, TokenizerParts& parts) {
       throw std::runtime_error("the added token " + shown(token.content) + " is there twice");
     }
     token.id = ids.next(token.content);
-    token.shown = token.normalized ? parts.normalizer.apply(token.content, deadline) : token.content;
+    token.shown =
+        token.normalized ? parts.normalizer.apply(token.content, deadline) : token.content;
+    if (token.shown.empty()) {  // the `tokenizers` package finds it between all bytes
+      throw std::runtime_error("the added token " + shown(token.content) +
+                               " is empty when it is normalized");
+    }
     if (token.special) parts.special_tokens.push_back({token.id, token.content});
     parts.added_tokens.add(std::move(token));
   }

@@ -37,15 +37,12 @@ constexpr const char* kNewNd =
     "\\x{10d40}-\\x{10d49}\\x{116d0}-\\x{116e3}\\x{11bf0}-\\x{11bf9}\\x{11f50}-\\x{11f59}"
     "\\x{16130}-\\x{16139}\\x{16d70}-\\x{16d79}\\x{1ccf0}-\\x{1ccf9}\\x{1e4f0}-\\x{1e4f9}"
     "\\x{1e5f1}-\\x{1e5fa}";
-constexpr const char* kNewNo =
-    "\\x{1d2c0}-\\x{1d2d3}";
-constexpr const char* kNewPd =
-    "\\x{10d6e}";
+constexpr const char* kNewNo = "\\x{1d2c0}-\\x{1d2d3}";
+constexpr const char* kNewPd = "\\x{10d6e}";
 constexpr const char* kNewPo =
     "\\x{1b4e}-\\x{1b4f}\\x{1b7f}\\x{113d4}-\\x{113d5}\\x{113d7}-\\x{113d8}"
     "\\x{11b00}-\\x{11b09}\\x{11be1}\\x{11f43}-\\x{11f4f}\\x{16d6d}-\\x{16d6f}\\x{1e5ff}";
-constexpr const char* kNewSm =
-    "\\x{10d8e}-\\x{10d8f}";
+constexpr const char* kNewSm = "\\x{10d8e}-\\x{10d8f}";
 constexpr const char* kNewSo =
     "\\x{2427}-\\x{2429}\\x{2ffc}-\\x{2fff}\\x{31e4}-\\x{31e5}\\x{31ef}\\x{1cc00}-\\x{1ccef}"
     "\\x{1cd00}-\\x{1ceb3}\\x{1f6dc}\\x{1f774}-\\x{1f776}\\x{1f77b}-\\x{1f77f}\\x{1f7d9}"
@@ -53,8 +50,7 @@ constexpr const char* kNewSo =
     "\\x{1fa8f}\\x{1faad}-\\x{1faaf}\\x{1fabb}-\\x{1fabf}\\x{1fac6}\\x{1face}-\\x{1facf}"
     "\\x{1fada}-\\x{1fadc}\\x{1fadf}\\x{1fae8}-\\x{1fae9}\\x{1faf7}-\\x{1faf8}"
     "\\x{1fbcb}-\\x{1fbef}";
-constexpr const char* kNewCf =
-    "\\x{13439}-\\x{1343f}";
+constexpr const char* kNewCf = "\\x{13439}-\\x{1343f}";
 
 constexpr const char* kHan =
     "\\x{2e80}-\\x{2e99}\\x{2e9b}-\\x{2ef3}\\x{2f00}-\\x{2fd5}\\x{3005}\\x{3007}"
@@ -76,8 +72,7 @@ constexpr const char* kHangul =
     "\\x{3260}-\\x{327e}\\x{a960}-\\x{a97c}\\x{ac00}-\\x{d7a3}\\x{d7b0}-\\x{d7c6}"
     "\\x{d7cb}-\\x{d7fb}\\x{ffa0}-\\x{ffbe}\\x{ffc2}-\\x{ffc7}\\x{ffca}-\\x{ffcf}"
     "\\x{ffd2}-\\x{ffd7}\\x{ffda}-\\x{ffdc}";
-constexpr const char* kThai =
-    "\\x{e01}-\\x{e3a}\\x{e40}-\\x{e5b}";
+constexpr const char* kThai = "\\x{e01}-\\x{e3a}\\x{e40}-\\x{e5b}";
 
 constexpr const char* kNoPunctuation =
     "\\x{61d}\\x{9fd}\\x{a76}\\x{c77}\\x{c84}\\x{1b4e}-\\x{1b4f}\\x{1b7d}-\\x{1b7f}"
@@ -109,7 +104,7 @@ constexpr const char* kNoAccents =
     "\\x{1e130}-\\x{1e136}\\x{1e2ae}\\x{1e2ec}-\\x{1e2ef}\\x{1e4ec}-\\x{1e4ef}"
     "\\x{1e5ee}-\\x{1e5ef}";
 
-// Letters, marks and numbers that are words; Oniguruma counts some superscripts and fractions too.
+// Letters, marks and numbers that are words.
 constexpr const char* kWord =
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"
     "\\x{1f170}-\\x{1f189}";
@@ -175,7 +170,7 @@ std::string property_members(std::string_view name) {
 }
 
 std::string space_members() { return kSpace; }
-std::string word_members() { return words() + kWordOfOniguruma; }
+std::string word_members(bool in_set) { return in_set ? words() : words() + kWordOfOniguruma; }
 std::string hex_members() { return "0-9A-Fa-f"; }
 
 std::string rust_word() { return "[" + words() + kWordOfRust + "]"; }

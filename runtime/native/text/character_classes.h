@@ -15,13 +15,14 @@ namespace bita {
 // is not supported.
 std::string property_members(std::string_view name);
 
-// Members of \s, \w and \h (hexadecimal digits) in Oniguruma.
+// Members of \s, \w and \h (hexadecimal digits) in Oniguruma. Its \w has some superscripts and
+// fractions too, but not between [ and ].
 std::string space_members();
-std::string word_members();
+std::string word_members(bool in_set);
 std::string hex_members();
 
 // Regular expressions for PCRE2, of what the package finds without Oniguruma.
-std::string rust_word();            // one character of a word
+std::string rust_word();             // one character of a word
 std::string rust_words_and_marks();  // words, and runs of what is neither word nor space
 std::string numeric_character();
 std::string punctuation_character();

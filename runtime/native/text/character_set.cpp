@@ -51,15 +51,15 @@ void read_property(PatternCursor& cursor, CharacterSet& set, bool negated, bool 
   }
 }
 
-void add_class(CharacterSet& set, char mark, bool caseless) {
+void add_class(CharacterSet& set, char mark, EscapePlace place) {
   std::string members;
   const char lower = static_cast<char>(mark | 0x20);
   if (lower == 's') members = space_members();
   if (lower == 'd') members = property_members("Nd");
-  if (lower == 'w' && !caseless) members = word_members();
-  if (lower == 'h' && !caseless) members = hex_members();
+  if (lower == 'w' && !place.caseless) members = word_members(place.in_set);
+  if (lower == 'h' && !place.caseless) members = hex_members();
   if (members.empty()) {
-    refuse_pattern(std::string("\\") + mark + (caseless ? " with (?i)" : ""));
+    refuse_pattern(std::string("\\") + mark + (place.caseless ? " with (?i)" : ""));
   }
   if (mark == lower) {
     set.add(members);
@@ -71,7 +71,7 @@ void add_class(CharacterSet& set, char mark, bool caseless) {
 std::optional<uint32_t> set_character(PatternCursor& cursor, CharacterSet& set, bool caseless) {
   if (!cursor.take("\\")) return code_point_at(cursor.character(), 0);
   if (cursor.take("b")) return 0x08;
-  return read_escape(cursor, set, caseless);
+  return read_escape(cursor, set, {caseless, true});
 }
 
 // Whether a - comes next that does not stand at the end.
@@ -128,7 +128,7 @@ std::string escaped_character(uint32_t code_point) {
   return text.data();
 }
 
-std::optional<uint32_t> read_escape(PatternCursor& cursor, CharacterSet& set, bool caseless) {
+std::optional<uint32_t> read_escape(PatternCursor& cursor, CharacterSet& set, EscapePlace place) {
   static constexpr std::string_view kNames = "tnrfvae";
   static constexpr std::string_view kMeant = "\t\n\r\f\v\a\x1b";
   const std::string_view character = cursor.character();
@@ -137,14 +137,14 @@ std::optional<uint32_t> read_escape(PatternCursor& cursor, CharacterSet& set, bo
   if (found != std::string_view::npos) return static_cast<uint32_t>(kMeant[found]);
   if (mark == 'x' || mark == 'u') return hexadecimal(cursor, mark == 'u');
   if (mark == 'p' || mark == 'P') {
-    read_property(cursor, set, mark == 'P', caseless);
+    read_property(cursor, set, mark == 'P', place.caseless);
     return std::nullopt;
   }
   const char lower = static_cast<char>(mark | 0x20);
   if ((lower < 'a' || lower > 'z') && (mark < '0' || mark > '9')) {
     return code_point_at(character, 0);
   }
-  add_class(set, mark, caseless);
+  add_class(set, mark, place);
   return std::nullopt;
 }
 

@@ -27,13 +27,18 @@ class CharacterSet {
   std::vector<std::string> complements_;
 };
 
+// Where a class stands in an expression.
+struct EscapePlace {
+  bool caseless;  // case does not matter, where classes of letters differ between the two
+  bool in_set;    // between [ and ], where Oniguruma's \w has fewer characters
+};
+
 // A character as PCRE2 writes it anywhere.
 std::string escaped_character(uint32_t code_point);
 
 // Reads what follows a backslash: a character, or a class that is added to `set`.
-// caseless: case does not matter, where classes of letters differ between the two.
 // Throws std::runtime_error for what is not supported.
-std::optional<uint32_t> read_escape(PatternCursor& cursor, CharacterSet& set, bool caseless);
+std::optional<uint32_t> read_escape(PatternCursor& cursor, CharacterSet& set, EscapePlace place);
 
 // Reads what follows a [, up to its ]; returns an expression for it.
 std::string read_set(PatternCursor& cursor, bool caseless);

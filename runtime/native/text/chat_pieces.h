@@ -71,6 +71,7 @@ struct State {
 struct ChatPieces {
   std::string reason;  // why there are no states; empty if there are
   std::string template_sha256;
+  std::string covers;            // the conversations that the pieces were proved for, in words
   bool covers_developer = true;  // whether the role "developer" is read as "system"
   std::vector<std::string> refusals;
   std::vector<State> states;  // the first is the one without messages

@@ -26,7 +26,8 @@ constexpr const char* kSupported =
 
 std::string kinds_of(const std::vector<Json>& rules, size_t from) {
   std::string kinds;
-  for (size_t i = from; i < rules.size(); ++i) kinds += (i == from ? "" : " + ") + type_of(rules[i]);
+  for (size_t i = from; i < rules.size(); ++i)
+    kinds += (i == from ? "" : " + ") + type_of(rules[i]);
   return kinds;
 }
 
@@ -153,8 +154,9 @@ DecodingRule DecodingRule::parse(const Json& decoder) try {
   if (end != "Fuse + Strip") return rule;
   const DecodingStep strip = step_of(rules.back());
   if (strip.max_end > 0) {
-    refuse("strips the end of the text, which cannot be shown while the text grows; choose "
-           "another model");
+    refuse(
+        "strips the end of the text, which cannot be shown while the text grows; choose "
+        "another model");
   }
   rule.strip_text_ = strip.old;
   rule.strip_count_ = strip.max_start;

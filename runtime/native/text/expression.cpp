@@ -14,10 +14,10 @@ namespace bita {
 
 namespace {
 
-constexpr uint32_t kMaxSteps = 1000000;   // of one search; it takes about 10 ms
-constexpr uint32_t kMaxHeapKib = 20000;   // of one search without JIT
+constexpr uint32_t kMaxSteps = 1000000;    // of one search; it takes about 10 ms
+constexpr uint32_t kMaxHeapKib = 20000;    // of one search without JIT
 constexpr size_t kMaxPattern = 256 << 10;  // bytes, after classes were written out
-constexpr size_t kWindow = 512;           // starts that are tried before the clock is looked at
+constexpr size_t kWindow = 512;            // starts that are tried before the clock is looked at
 constexpr size_t kMatchesPerCheck = 16;
 
 const pcre2_code* code_of(const void* code) { return static_cast<const pcre2_code*>(code); }
@@ -32,7 +32,10 @@ std::string message_of(int error) {
 class Search {
  public:
   Search(const pcre2_code* code, std::string_view text, const Deadline& deadline)
-      : code_(code), text_(text), deadline_(deadline), context_(pcre2_match_context_create(nullptr)),
+      : code_(code),
+        text_(text),
+        deadline_(deadline),
+        context_(pcre2_match_context_create(nullptr)),
         data_(pcre2_match_data_create(1, nullptr)) {
     if (!context_ || !data_) throw std::bad_alloc();
     pcre2_set_match_limit(context_.get(), kMaxSteps);
@@ -67,10 +70,12 @@ class Search {
   int search(size_t from) {
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text_.data());
     uint32_t options = PCRE2_NO_UTF_CHECK;
-    int result = pcre2_match(code_, subject, text_.size(), from, options, data_.get(), context_.get());
+    int result =
+        pcre2_match(code_, subject, text_.size(), from, options, data_.get(), context_.get());
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) {
       options |= PCRE2_NO_JIT;
-      result = pcre2_match(code_, subject, text_.size(), from, options, data_.get(), context_.get());
+      result =
+          pcre2_match(code_, subject, text_.size(), from, options, data_.get(), context_.get());
     }
     return result;
   }

@@ -17,7 +17,7 @@ constexpr std::string_view kQuantifiers = "*+?{";
 
 // Where a word begins or ends, or where not.
 std::string boundary(bool negated) {
-  const std::string word = "[" + word_members() + "]";
+  const std::string word = "[" + word_members(false) + "]";
   const std::string inside = "(?<=" + word + ")(?=" + word + ")";
   const std::string outside = "(?<!" + word + ")(?!" + word + ")";
   const std::string enters = "(?<!" + word + ")(?=" + word + ")";
@@ -137,7 +137,7 @@ class Translator {
     CharacterSet set;
     std::optional<uint32_t> code_point;
     if (cursor_.take("\\")) {
-      code_point = read_escape(cursor_, set, caseless);
+      code_point = read_escape(cursor_, set, {caseless, false});
     } else {
       code_point = code_point_at(cursor_.character(), 0);
     }

@@ -62,7 +62,8 @@ std::vector<Json> flat_rules(const Json& part, const char* children) {
 Expression pattern_field(const Json& rule) {
   const Json& pattern = field(rule, "pattern");
   if (pattern.is_object() && pattern.size() == 1) {
-    if (pattern.contains("String")) return Expression(literal_pattern(text_field(pattern, "String")));
+    if (pattern.contains("String"))
+      return Expression(literal_pattern(text_field(pattern, "String")));
     if (pattern.contains("Regex")) return Expression(pcre2_pattern(text_field(pattern, "Regex")));
   }
   throw std::runtime_error("pattern is " + shown(pattern) + ", not a String or a Regex");

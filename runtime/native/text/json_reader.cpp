@@ -1,5 +1,6 @@
 #include "json_reader.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "../base/json.h"
@@ -58,7 +59,8 @@ uint64_t JsonReader::number() {
     value = value * 10 + static_cast<uint64_t>(text_[at_] - '0');
   }
   const bool has_zero = at_ - from > 1 && text_[from] == '0';
-  const bool has_more = at_ < text_.size() && std::string_view(".eE").find(text_[at_]) != std::string_view::npos;
+  const bool has_more =
+      at_ < text_.size() && std::string_view(".eE").find(text_[at_]) != std::string_view::npos;
   if (at_ == from || has_zero || has_more) fail();
   return value;
 }
@@ -98,16 +100,19 @@ void JsonReader::end() {
 }
 
 void JsonReader::skip_space() {
-  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) ++at_;
+  while (at_ < text_.size() &&
+         (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
+    ++at_;
 }
 
 void JsonReader::skip_string() {
-  for (++at_; at_ < text_.size() && text_[at_] != '"'; ++at_) {
-    if (text_[at_] == '\\') ++at_;
-  }
-  if (at_ >= text_.size()) {
-    at_ = text_.size();
-    fail();
+  for (;;) {
+    const size_t from = ++at_;
+    at_ = std::min(text_.find('"', from), text_.size());
+    if (at_ == text_.size()) fail();
+    size_t backslashes = 0;
+    while (at_ - backslashes > from && text_[at_ - backslashes - 1] == '\\') ++backslashes;
+    if (backslashes % 2 == 0) break;
   }
   ++at_;
 }
@@ -171,7 +176,9 @@ uint32_t JsonReader::hex4() {
 }
 
 void JsonReader::fail() const {
-  throw std::runtime_error("byte " + std::to_string(at_ + 1) + " is not what a tokenizer has there");
+  const auto before = static_cast<size_t>(text_.data() - whole_.data());
+  throw std::runtime_error("byte " + std::to_string(before + at_ + 1) +
+                           " is not what a tokenizer has there");
 }
 
 }  // namespace bita

@@ -18,7 +18,10 @@ namespace bita {
 // until the next string is read.
 class JsonReader {
  public:
-  explicit JsonReader(std::string_view text) : text_(text) {}
+  explicit JsonReader(std::string_view text) : JsonReader(text, text) {}
+
+  // whole: the text that `text` is a part of, which messages count the bytes of.
+  JsonReader(std::string_view text, std::string_view whole) : text_(text), whole_(whole) {}
 
   // Enters an object or an array: `bracket` is '{' or '['.
   void open(char bracket);
@@ -54,6 +57,7 @@ class JsonReader {
   [[noreturn]] void fail() const;
 
   std::string_view text_;
+  std::string_view whole_;
   size_t at_ = 0;
   bool is_first_ = false;  // nothing of the array or object just entered was read
   std::string unescaped_;

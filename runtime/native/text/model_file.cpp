@@ -15,8 +15,7 @@ namespace {
 
 std::string as_text(std::string_view token) { return shown(Json(std::string(token))); }
 
-void read_vocabulary(std::string_view json, Vocabulary& vocabulary) {
-  JsonReader reader(json);
+void read_vocabulary(JsonReader reader, Vocabulary& vocabulary) {
   reader.open('{');
   std::string_view token;
   std::string copy;
@@ -37,7 +36,8 @@ void read_vocabulary(std::string_view json, Vocabulary& vocabulary) {
 // Adds merges to a model whose vocabulary is read.
 class MergesReader {
  public:
-  MergesReader(std::string_view json, BpeModel& model) : reader_(json), model_(model) {}
+  MergesReader(JsonReader reader, BpeModel& model)
+      : reader_(std::move(reader)), model_(model) {}
 
   void read() {
     reader_.open('[');
@@ -134,8 +134,9 @@ void read_option(const std::string& name, const Json& value, BpeOptions& options
 
 }  // namespace
 
-void read_model(std::string_view json, BpeModel& model, std::vector<std::string>& faults) {
-  JsonReader reader(json);
+void read_model(std::string_view json, std::string_view file, BpeModel& model,
+                std::vector<std::string>& faults) {
+  JsonReader reader(json, file);
   std::string_view vocabulary;
   std::string_view merges;
   std::set<std::string> names;
@@ -156,8 +157,8 @@ void read_model(std::string_view json, BpeModel& model, std::vector<std::string>
   reader.end();
   if (!faults.empty()) return;  // models of other types have other vocabularies
   if (vocabulary.empty() || merges.empty()) fail("its model has no vocab and merges");
-  read_vocabulary(vocabulary, model.vocabulary);
-  MergesReader(merges, model).read();
+  read_vocabulary(JsonReader(vocabulary, file), model.vocabulary);
+  MergesReader(JsonReader(merges, file), model).read();
   model.prepare();
 }
 

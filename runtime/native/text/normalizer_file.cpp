@@ -61,7 +61,8 @@ Rewrite rewrite_of(const Json& rule, const std::string& type) {
   if (type == "NFKC") return to_form(UnicodeForm::kNfkc);
   if (type == "NFKD") return to_form(UnicodeForm::kNfkd);
   if (type == "Lowercase") return to_lowercase();
-  if (type == "Strip") return stripping(flag_field(rule, "strip_left"), flag_field(rule, "strip_right"));
+  if (type == "Strip")
+    return stripping(flag_field(rule, "strip_left"), flag_field(rule, "strip_right"));
   if (type == "StripAccents") return replacing(Expression(combining_mark()), "");
   if (type == "Prepend") return prefixing(text_field(rule, "prepend"), {});
   if (type == "Replace") return replacement(rule);

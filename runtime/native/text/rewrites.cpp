@@ -22,9 +22,8 @@ Rewrite to_form(UnicodeForm form) {
 }
 
 Rewrite to_lowercase() {
-  return [](const RewriteInput& input, std::string& result) {
-    append_lowercase(input.text, result);
-  };
+  return
+      [](const RewriteInput& input, std::string& result) { append_lowercase(input.text, result); };
 }
 
 Rewrite to_byte_characters() {

@@ -35,8 +35,8 @@ Rewrite replacing(Expression expression, std::string content);
 Rewrite replacing_character(char old, std::string content);
 
 struct PrefixOptions {
-  bool unless_there = false;     // not before a text that begins with it
-  bool only_at_start = false;    // not before later pieces of a prompt
+  bool unless_there = false;   // not before a text that begins with it
+  bool only_at_start = false;  // not before later pieces of a prompt
 };
 
 // Writes `prefix` before every text that is not empty.

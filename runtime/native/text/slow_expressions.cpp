@@ -2,15 +2,16 @@
 
 #include <chrono>
 
+#include "../base/fault.h"
 #include "utf8.h"
 
 namespace bita {
 
 namespace {
 
-constexpr size_t kMaxProbes = 32;                     // letters that are tried
-constexpr size_t kMaxLength = 256;                    // times each
-constexpr std::chrono::milliseconds kMaxTime{100};    // a probe takes below a millisecond
+constexpr size_t kMaxProbes = 32;                   // letters that are tried
+constexpr size_t kMaxLength = 256;                  // times each
+constexpr std::chrono::milliseconds kMaxTime{100};  // a probe takes below a millisecond
 
 // The letters to try: usual ones, and those that the expressions name.
 std::vector<std::string> letters_of(const std::vector<std::string>& expressions) {
@@ -31,6 +32,8 @@ bool is_fast(const TokenizerParts& parts, const std::string& text) {
     words_of(parts, text, Deadline(kMaxTime));
   } catch (const TooSlow&) {
     return false;
+  } catch (const Fault&) {  // such a text is refused whatever the expressions are
+    return true;
   }
   return true;
 }
@@ -54,18 +57,6 @@ void check_speed(const TokenizerParts& parts, std::vector<std::string>& faults) 
       return;
     }
   }
-}
-
-SplitText words_of(const TokenizerParts& parts, std::string_view text, const Deadline& deadline) {
-  SplitText words = parts.added_tokens.extract(text, parts.normalizer, deadline);
-  for (const WordStep& step : parts.word_steps) {
-    if (step.split) {
-      split_pieces(words, *step.split, deadline);
-    } else {
-      rewrite_pieces(words, step.rewrite, deadline);
-    }
-  }
-  return words;
 }
 
 }  // namespace bita

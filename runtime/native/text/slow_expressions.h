@@ -12,7 +12,4 @@ namespace bita {
 // takes minutes for a page of text.
 void check_speed(const TokenizerParts& parts, std::vector<std::string>& faults);
 
-// Cuts a prompt into added tokens and words. Throws TooSlow.
-SplitText words_of(const TokenizerParts& parts, std::string_view text, const Deadline& deadline);
-
 }  // namespace bita

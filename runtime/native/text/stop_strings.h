@@ -48,8 +48,8 @@ class StopStrings {
 
   std::vector<std::string> stops_;
   size_t found_ = kNone;  // index of a stop string
-  size_t longest_ = 0;  // bytes of the longest beginning that is not a whole stop string
-  std::string held_;    // the longest end of the text that may begin a stop string
+  size_t longest_ = 0;    // bytes of the longest beginning that is not a whole stop string
+  std::string held_;      // the longest end of the text that may begin a stop string
 };
 
 }  // namespace bita

@@ -7,12 +7,14 @@ namespace bita {
 
 void TokenMatcher::add(std::string text, uint32_t value) {
   begins_[static_cast<unsigned char>(text[0])] = true;
-  entries_.push_back({std::move(text), value});
+  entries_.push_back({std::move(text), value, entries_.size()});
 }
 
 void TokenMatcher::prepare() {
-  std::stable_sort(entries_.begin(), entries_.end(),
-                   [](const Entry& a, const Entry& b) { return a.text < b.text; });
+  std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
+    const int order = a.text.compare(b.text);
+    return order != 0 ? order < 0 : a.order < b.order;
+  });
   const auto end = std::unique(entries_.begin(), entries_.end(),
                                [](const Entry& a, const Entry& b) { return a.text == b.text; });
   entries_.erase(end, entries_.end());

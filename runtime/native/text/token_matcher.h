@@ -37,6 +37,7 @@ class TokenMatcher {
   struct Entry {
     std::string text;
     uint32_t value;
+    size_t order;  // in which they were added
   };
 
   std::vector<Entry> entries_;

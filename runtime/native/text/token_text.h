@@ -97,7 +97,7 @@ class IncrementalText {
   bool is_first_;       // no token has been shown, and the first one is written in its own way
   size_t strip_count_;  // how often the rule's `strip_text` is still taken off
   Utf8Decoder utf8_;
-  std::string bytes_;   // of one token, kept for its memory
+  std::string bytes_;  // of one token, kept for its memory
 };
 
 }  // namespace bita

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "../base/fault.h"
-#include "slow_expressions.h"
 #include "tokenizer_file.h"
 #include "tokenizer_parts.h"
 #include "utf8.h"
@@ -52,14 +51,15 @@ std::vector<int32_t> ids_of(const TokenizerParts& parts, const SplitText& words)
   return ids;
 }
 
+// A text that the template has several times comes as often without added tokens.
 std::vector<int32_t> put_around(const TextTemplate& text_template,
-                                const std::vector<int32_t>& text_ids) {
+                                const std::vector<int32_t>& text_ids, bool add_special_tokens) {
   std::vector<int32_t> ids;
   ids.reserve(text_ids.size() + text_template.ids.size());
   for (const int32_t id : text_template.ids) {
     if (id == TextTemplate::kText) {
       ids.insert(ids.end(), text_ids.begin(), text_ids.end());
-    } else {
+    } else if (add_special_tokens) {
       ids.push_back(id);
     }
   }
@@ -96,11 +96,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
   std::vector<int32_t> ids;
   try {
     ids = ids_of(*parts_, words_of(*parts_, text, deadline_for(text)));
+    ids = put_around(parts_->text_template, ids, add_special_tokens);
   } catch (const TooSlow& error) {
     refuse_prompt("cannot be turned into tokens: a regular expression of the tokenizer fails (" +
                   std::string(error.what()) + "); change the prompt, or use another model");
   }
-  if (add_special_tokens) ids = put_around(parts_->text_template, ids);
   const auto largest = std::max_element(ids.begin(), ids.end());
   if (num_rows_ >= 0 && largest != ids.end() && *largest >= num_rows_) {
     refuse_prompt("holds the token '" + std::string(token(*largest).value_or("")) + "' with id " +

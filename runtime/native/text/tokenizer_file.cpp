@@ -57,7 +57,7 @@ std::unique_ptr<TokenizerParts> read_tokenizer_file(std::string_view json,
   read_word_steps(section(sections, "pre_tokenizer"), *parts, faults);
   read_text_template(section(sections, "post_processor"), *parts, faults);
   parts->decoder = section(sections, "decoder");
-  read_model(model->second, parts->model, faults);
+  read_model(model->second, json, parts->model, faults);
   if (!faults.empty()) return parts;
   read_added_tokens(section(sections, "added_tokens"), *parts);
   check_speed(*parts, faults);

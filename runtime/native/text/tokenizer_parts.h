@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../base/json.h"
@@ -37,5 +38,9 @@ struct TokenizerParts {
   std::vector<SpecialToken> special_tokens;
   std::vector<std::string> expressions;  // regular ones of the file, which may be slow
 };
+
+// Cuts a prompt into added tokens and words. Throws TooSlow, and Fault(kPrompt) for a prompt in
+// which added tokens overlap.
+SplitText words_of(const TokenizerParts& parts, std::string_view text, const Deadline& deadline);
 
 }  // namespace bita

@@ -38,9 +38,9 @@ constexpr Range kUnknownCharacters[] = {
 
 bool is_unknown(uint32_t code_point) {
   if (code_point < kUnknownCharacters[0].first) return false;
-  const Range* after = std::upper_bound(
-      std::begin(kUnknownCharacters), std::end(kUnknownCharacters), code_point,
-      [](uint32_t value, const Range& range) { return value < range.first; });
+  const Range* after =
+      std::upper_bound(std::begin(kUnknownCharacters), std::end(kUnknownCharacters), code_point,
+                       [](uint32_t value, const Range& range) { return value < range.first; });
   return code_point <= std::prev(after)->last;
 }
 
@@ -66,10 +66,9 @@ struct Free {
 void append_known(std::string_view text, UnicodeForm form, std::string& result) {
   if (text.empty()) return;
   utf8proc_uint8_t* mapped = nullptr;
-  const utf8proc_ssize_t size =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &mapped,
-                   static_cast<utf8proc_option_t>(options_of(form)));
+  const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                             static_cast<utf8proc_ssize_t>(text.size()), &mapped,
+                                             static_cast<utf8proc_option_t>(options_of(form)));
   const std::unique_ptr<utf8proc_uint8_t, Free> owner(mapped);
   if (size < 0) throw std::bad_alloc();  // the text is UTF-8 and short, so nothing else can fail
   result.append(reinterpret_cast<const char*>(mapped), static_cast<size_t>(size));
@@ -128,8 +127,9 @@ void append_lowercase(std::string_view text, std::string& result) {
     } else if (const uint32_t newer = newer_lowercase(code_point)) {
       append_utf8(newer, result);
     } else {
-      append_utf8(static_cast<uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(code_point))),
-                  result);
+      append_utf8(
+          static_cast<uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(code_point))),
+          result);
     }
   }
 }

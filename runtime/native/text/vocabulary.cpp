@@ -30,8 +30,10 @@ bool Vocabulary::add(std::string_view token, uint32_t id) {
   Slot& slot = slots_[slot_of(token, token_hash)];
   if (id >= spans_.size()) spans_.resize(id + 1);
   if (slot.id != kNone || spans_[id].is_there) return false;
-  slot = {token_hash, id};
-  spans_[id] = {static_cast<uint32_t>(text_.size()), static_cast<uint32_t>(token.size()), true};
+  const auto start = static_cast<uint32_t>(text_.size());
+  const auto length = static_cast<uint32_t>(token.size());
+  slot = {token_hash, id, start, length};
+  spans_[id] = {start, length, true};
   text_.append(token);
   ++size_;
   return true;
@@ -51,14 +53,14 @@ std::optional<uint32_t> Vocabulary::id(std::string_view token) const {
 
 std::optional<std::string_view> Vocabulary::token(uint64_t id) const {
   if (id >= spans_.size() || !spans_[id].is_there) return std::nullopt;
-  return text(spans_[id]);
+  return text(spans_[id].start, spans_[id].length);
 }
 
 // The slot that holds the token, or the free one where it belongs.
 size_t Vocabulary::slot_of(std::string_view token, uint32_t hash) const {
   size_t at = hash & (slots_.size() - 1);
   while (slots_[at].id != kNone &&
-         (slots_[at].hash != hash || text(spans_[slots_[at].id]) != token)) {
+         (slots_[at].hash != hash || text(slots_[at].start, slots_[at].length) != token)) {
     at = (at + 1) & (slots_.size() - 1);
   }
   return at;

@@ -64,9 +64,7 @@ class WordStepsReader {
     parts_.word_steps.push_back({Split{std::move(expression), behavior, invert}, {}});
   }
 
-  void rewrite(Rewrite rewrite) {
-    parts_.word_steps.push_back({std::nullopt, std::move(rewrite)});
-  }
+  void rewrite(Rewrite rewrite) { parts_.word_steps.push_back({std::nullopt, std::move(rewrite)}); }
 
   void byte_level(const Json& rule) {
     if (flag_field(rule, "add_prefix_space")) rewrite(prefixing(" ", {true, false}));

@@ -15,7 +15,6 @@
 #include <chrono>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -107,9 +106,8 @@ Json answer(const TextCodec& codec, const Json& question, double load_us) {
   if (question.contains("decode")) return decoded(codec, question);
   if (question.contains("stop")) return stopped(codec, question);
   if (question.contains("info")) {
-    return {{"num_tokens", codec.num_tokens()},
-            {"load_us", load_us},
-            {"peak_kib", peak_memory_kib()}};
+    return {
+        {"num_tokens", codec.num_tokens()}, {"load_us", load_us}, {"peak_kib", peak_memory_kib()}};
   }
   return about_token(codec, question);
 }
@@ -119,8 +117,10 @@ void print(const Json& line) {
 }
 
 int run(const char* path, const char* num_rows) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string json((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  std::string json(static_cast<size_t>(std::max<std::streamoff>(file.tellg(), 0)), '\0');
+  file.seekg(0);
+  file.read(json.data(), static_cast<std::streamsize>(json.size()));
   const auto start = Clock::now();
   std::optional<int64_t> rows;
   if (num_rows) rows = std::stoll(num_rows);

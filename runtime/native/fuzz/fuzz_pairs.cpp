@@ -1,0 +1,21 @@
+// A file of pair scores of any content, for a model of 4 tokens and rank 2: it is refused with a
+// message, or its tables have the sizes that they should have.
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "../base/fault.h"
+#include "../engine/adapter.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  bita::Manifest manifest;
+  manifest.vocab_size = 4;
+  manifest.pair_rank = 2;
+  try {
+    const bita::PairTables tables = bita::parse_pair_tables(
+        std::string(reinterpret_cast<const char*>(data), size), manifest, "pairs");
+    if (tables.left.size() != 8 || tables.right.size() != 8) __builtin_trap();
+  } catch (const bita::Fault&) {
+  }
+  return 0;
+}
