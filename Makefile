@@ -14,6 +14,8 @@ TORCH ?= torch==2.13.0
 NATIVE := runtime/native
 NATIVE_SOURCES := $(wildcard $(addprefix $(NATIVE)/,CMakeLists.txt build_tools/*.* */*.cpp */*.h))
 NATIVE_BUILD := build/native
+CPP_FILES := $(wildcard $(addprefix $(NATIVE)/,*/*.cpp */*.h */*/*.cpp */*/*.h */*/*.hpp) examples/*/*.c examples/*/*.cpp)
+CPP_BUILD := build/cpp
 
 DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
@@ -46,7 +48,7 @@ PEERS := .cache/peers
 WHEEL_TOOLS := .cache/wheels
 
 .PHONY: help demo engine adapter bench bench-options model-given model native wheels native-check native-check-address native-check-thread \
-  check lint format test test-aarch64 clean FORCE-MODULES
+  cpp cpp-programs cpp-check cpp-check-address cpp-check-thread cpp-fuzz check lint format test test-aarch64 clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -114,6 +116,39 @@ native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
 	@echo 'operator_tests, $(SANITIZERS):'
 	@timeout 120 $(NATIVE_BUILD)-$*/operator_tests
 
+# libbita, as an application has it: installed, found by cmake, an example built beside it and run.
+cpp: $(VENV)/.cmake ## build libbita, install it in build/prefix, and run the C++ example on the demo engine
+	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 OUT=$(DEMO_ENGINE)
+	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null; \
+	cmake --build $(CPP_BUILD) --target bita -- --quiet; \
+	cmake --install $(CPP_BUILD) --prefix build/prefix > /dev/null; \
+	cmake -S examples/cpp -B build/example -G Ninja -DCMAKE_PREFIX_PATH="$(abspath build/prefix)" > /dev/null; \
+	cmake --build build/example -- --quiet
+	@printf '\n> %s\n' "$$BITA_DEMO_PROMPT"
+	@printf '%s\n' "$$BITA_DEMO_PROMPT" | LD_LIBRARY_PATH="$$($(BIN)/python $(NATIVE)/build_tools/runtime_folder.py)" \
+	  build/example/chat $(DEMO_ENGINE)
+
+cpp-programs: $(VENV)/.cmake ## build libbita and the programs that its tests run, in build/cpp
+	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null; \
+	cmake --build $(CPP_BUILD) --target library_programs -- --quiet
+
+cpp-check: cpp-programs ## tests of libbita with sanitizers, and its files with clang-tidy
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target cpp-check-address cpp-check-thread
+	@sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(CPP_BUILD)/compile_commands.json | \
+	  grep -E '/native/(api|base|engine|session|text|fuzz|library_tests)/' | sort -u | xargs -P 2 -d '\n' -n 4 \
+	  $(BIN)/clang-tidy --quiet -p $(CPP_BUILD)
+
+cpp-check-address: SANITIZERS := address,undefined
+cpp-check-thread: SANITIZERS := thread
+cpp-check-address cpp-check-thread: cpp-check-%: $(VENV)/.cmake
+	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	cmake -S $(NATIVE) -B $(CPP_BUILD)-$* -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null; \
+	cmake --build $(CPP_BUILD)-$* --target library_programs -- --quiet
+	@echo 'library_tests, $(SANITIZERS):'
+	@timeout 300 $(CPP_BUILD)-$*/library_tests
+
 # Tests run side by side; a process that has finished its own takes over those of another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
@@ -128,7 +163,7 @@ lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dock
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES))
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	@# what the compiler is given here; nothing without a compiler
 	test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
 	  sort -u | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
@@ -136,7 +171,7 @@ lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dock
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE_SOURCES))
+	$(BIN)/clang-format -i $(CPP_FILES)
 
 test: $(VENV)/.dev $(VENV)/.native ## all tests, with all they need (torch, the default model)
 	@# first what must work without torch, which a fresh environment does not have yet
