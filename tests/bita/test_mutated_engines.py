@@ -3,7 +3,6 @@
 python tests/bita/test_mutated_engines.py COUNT [SEED] tries more of them, and prints what they did.
 """
 
-import copy
 import json
 import random
 import resource
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from engine_edits import copy_engine, edit_files, give_pairs, read_manifest
 from make_tiny_engine import TINY_ENGINE
+from mutations import mutated_bytes, mutated_json
 
 from bita.errors import BitaError
 from bita.runtime.session import Session
@@ -27,69 +27,7 @@ TREE_TABLE = (
     '{"trees": [{"nodes": [{"path": [], "masks": 3}, {"path": [1], "masks": 1}]}, '
     '{"nodes": [], "min_level": 2}], "matches": [0, 3], "by_state": [[0, 1], [1, 0]]}'
 )
-LEAVES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 2, 3, 2**31, 2**40, 2**63, 2**64, 10**30, -(2**63), 0.5, 1e400),
-    *(
-        float("nan"),
-        "",
-        "x",
-        "3",
-        "a" * 5000,
-        "../x",
-        "\0",
-        "\ud800",
-        "9" * 5000,
-        [],
-        {},
-        [[]],
-        [1],
-    ),
-    *([0] * 5000, {"a": {}}, [{"path": [1], "masks": 10**9}], {"bytes": 0, "sha256": "0" * 64}),
-]
 MAX_SECONDS, MAX_BYTES = 2.0, 1 << 30
-
-
-def mutated_json(value: Any, rng: random.Random) -> Any:
-    """A copy with one to three other leaves, other keys, or parts doubled or left out."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.randint(1, 3)):
-        value = _mutate(value, rng)
-    return value
-
-
-def _mutate(value: Any, rng: random.Random) -> Any:
-    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.1:
-        return copy.deepcopy(rng.choice(LEAVES))
-    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-    key, choice = rng.choice(keys), rng.random()
-    if choice < 0.15:
-        del value[key]
-    elif choice < 0.25 and isinstance(value, dict):
-        value[rng.choice(["x", "", "nodes", "__metadata__", "plan"])] = value.pop(key)
-    elif choice < 0.3 and isinstance(value, list):
-        value.extend(copy.deepcopy(value) * rng.randint(1, 3))
-    else:
-        value[key] = _mutate(value[key], rng)
-    return value
-
-
-def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, cut off, doubled or put in; most changes are in the first part."""
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 6)):
-        place = rng.randrange(min(len(changed), rng.choice([16, 400, 10**9])) or 1)
-        choice = rng.random()
-        if choice < 0.7:
-            changed[place : place + 1] = bytes(
-                [rng.choice([*b'0129{}[]",:-e', rng.randrange(256)])]
-            )
-        elif choice < 0.8:
-            del changed[place : place + rng.randint(1, 50)]
-        elif choice < 0.9:
-            changed[place:place] = changed[place : place + rng.randint(1, 50)]
-        else:
-            changed[place:place] = rng.choice([b"[" * 3000, b"9" * 5000, b"\xff\xff", b"\0" * 8])
-    return bytes(changed)
 
 
 def mutated(name: str, data: bytes, rng: random.Random) -> bytes:

@@ -2,15 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
-from paths import ROOT
-
-BUILD = ROOT / "build" / "cpp"
+from answer_tool import BUILD, AnswerTool, tool_command
 
 
 def cpp_program(name: str) -> Path:
@@ -21,68 +18,16 @@ def cpp_program(name: str) -> Path:
     return path
 
 
-def onnxruntime_library() -> Path:
-    """The library of ONNX Runtime in the Python package."""
-    import onnxruntime
-
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    return next(iter(sorted(folder.glob("libonnxruntime.so*"))))
-
-
-class AnswerTool:
-    """`answer_tool`: answers requests through the C interface of libbita, in a process of its own.
-
-    options: of the engine, by the names of bita_engine_options. program: how to run another one,
-    such as an emulator's command.
-    """
-
-    def __init__(
-        self,
-        engine: Path,
-        options: Mapping[str, Any] | None = None,
-        program: Sequence[str] | None = None,
-    ) -> None:
-        command = program or [str(cpp_program("answer_tool")), str(onnxruntime_library())]
-        self._process = subprocess.Popen(
-            [*command, str(engine), json.dumps({"num_threads": 1, **(options or {})})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> "AnswerTool":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.wait(60) == 0 or kind is not None
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """The reply to a request, as answer_tool.cpp describes both."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        reply: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return reply
-
-    def answer(self, **request: Any) -> Mapping[str, Any]:
-        """The reply to a request, which has to be an answer."""
-        reply = self.ask(**request)
-        assert "error" not in reply, reply
-        return reply
+def answer_tool(engine: Path, options: Mapping[str, Any] | None = None) -> AnswerTool:
+    """A process that answers on one thread; options: more of the engine."""
+    cpp_program("answer_tool")
+    return AnswerTool(tool_command(engine, {"num_threads": 1, **(options or {})}))
 
 
 def open_fault(engine: Path, options: Mapping[str, Any] | None = None) -> str:
     """What libbita says of an engine that it cannot open."""
-    command = [str(cpp_program("answer_tool")), str(onnxruntime_library()), str(engine)]
-    command.append(json.dumps(options or {}))
+    cpp_program("answer_tool")
+    command = tool_command(engine, options)
     result = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result
     message: str = json.loads(result.stdout)["error"]

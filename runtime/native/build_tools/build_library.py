@@ -70,10 +70,16 @@ def build(target: Path) -> None:
         print(f"{target}: built in {time.monotonic() - start:.1f} s")
 
 
-def compile_library(folder: Path, compiler: Sequence[str], more: Sequence[str] = ()) -> str:
+def compile_library(
+    folder: Path,
+    compiler: Sequence[str],
+    more: Sequence[str] = (),
+    target: str = "bita_operators",
+) -> str:
     """Bring the library in a build folder up to date, and return what the tools print.
 
     more: further settings of cmake, such as the processor that the compiler is for.
+    target: of cmake, for another library.
     """
     cmake, ninja = _tools()
     settings = [
@@ -87,7 +93,7 @@ def compile_library(folder: Path, compiler: Sequence[str], more: Sequence[str] =
     places = ["-S", str(SOURCES), "-B", str(folder)]
     tools = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     out = run([cmake, *places, *tools, *settings])
-    return out + run([ninja, "-C", str(folder), "bita_operators"])
+    return out + run([ninja, "-C", str(folder), target])
 
 
 def missing_tools() -> list[str]:

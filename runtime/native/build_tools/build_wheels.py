@@ -1,10 +1,11 @@
-"""Builds wheels with the native operators, for Linux on x86_64 and aarch64.
+"""Builds wheels with the native operators and libbita, for Linux on x86_64 and aarch64.
 
     python build_wheels.py [--processor x86_64] [--into dist]
 
 A wheel runs with any Python 3 and with glibc 2.28 or later; auditwheel checks that and names the
-file. It has a library for its processor, or there is no wheel: nothing is taken from an earlier
-build of the package, and a wheel is put in place last. $CXX may name the g++ for this processor;
+file. It has both libraries for its processor, or there is no wheel: nothing is taken from an
+earlier build of the package, and a wheel is put in place last. With libbita come its headers, what
+cmake needs to find it, and the licenses of what is linked in. $CXX may name the g++ for this processor;
 CXXFLAGS, LDFLAGS and CMAKE_BUILD_TYPE do not count here. Needs wheel_requirements.txt.
 """
 
@@ -29,9 +30,17 @@ REQUIREMENTS = Path(__file__).with_name("wheel_requirements.txt")
 FOLDERS = ("adapters", "bita", "calibration", "export", "runtime")  # what a wheel is built from
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.py")
 PACKAGES = {"auditwheel": "auditwheel", "build": "build", "ziglang": "ziglang"}  # by module
-LIBRARY = f"bita/runtime/native/{older_glibc.LIBRARY}"
+PLACE = "bita/runtime/native"
+LIBRARIES = sorted(f"{PLACE}/{library.name}" for library in older_glibc.LIBRARIES)
+BESIDE = {  # what a wheel has for programs that are built with libbita, and where it is from
+    "include/bita/bita.h": build_library.SOURCES / "include" / "bita" / "bita.h",
+    "include/bita/bita.hpp": build_library.SOURCES / "include" / "bita" / "bita.hpp",
+    "cmake/bitaConfig.cmake": older_glibc.TOOLS / "wheelConfig.cmake",
+    "third_party_licenses.txt": older_glibc.TOOLS / "third_party_licenses.txt",
+}
+VERSION_FILE = "cmake/bitaConfigVersion.cmake"
 ADAPTER = "bita/adapters/smollm2-135m-instruct.safetensors"
-FROM_GLIBC = {"expf", "memcpy"}  # as fast as on the system, and the same bits
+FROM_GLIBC = {"exp", "expf", "memcpy"}  # as fast as on the system, and the same bits
 
 
 def build_wheel(processor: str, into: Path) -> Path:
@@ -40,12 +49,23 @@ def build_wheel(processor: str, into: Path) -> Path:
     build_library.BUILD.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wheel-", dir=build_library.BUILD.parent) as name:
         work = Path(name)
-        library = work / older_glibc.LIBRARY
-        older_glibc.build(processor, library)
-        check_imports(library)
-        wheel = _audited(_packed(processor, library, work / "packed"), work / "audited")
+        native = work / "native"
+        write_native(processor, native)
+        wheel = _audited(_packed(processor, native, work / "packed"), work / "audited")
         check_wheel(wheel, processor)
         return _put(wheel, into)
+
+
+def write_native(processor: str, folder: Path) -> None:
+    """What the package has in its folder of native code, besides Python."""
+    folder.mkdir()
+    for library in older_glibc.LIBRARIES:
+        older_glibc.build(processor, library, folder / library.name)
+        check_imports(folder / library.name)
+    built = older_glibc.build_folder(processor, older_glibc.LIBBITA)
+    for name, source in {**BESIDE, VERSION_FILE: built / Path(VERSION_FILE).name}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / name)
 
 
 def check_imports(library: Path) -> None:
@@ -57,22 +77,24 @@ def check_imports(library: Path) -> None:
         imported = {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF"}
     if not imported >= FROM_GLIBC:
         lacking = ", ".join(sorted(FROM_GLIBC - imported))
-        raise BuildError("faults", f"zig linked its own {lacking} into the library")
+        raise BuildError("faults", f"zig linked its own {lacking} into {library.name}")
 
 
 def check_wheel(wheel: Path, processor: str) -> None:
     """BuildError with all that is wrong with a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        faults = [f"it lacks {name}" for name in (LIBRARY, ADAPTER) if name not in names]
-        libraries = sorted(name for name in names if ".so" in name or name.endswith(".o"))
-        if libraries not in ([], [LIBRARY]):
-            faults.append(f"it has the libraries {', '.join(libraries)}")
-        if LIBRARY in names:
+        beside = [f"{PLACE}/{name}" for name in (*BESIDE, VERSION_FILE)]
+        wanted = [*LIBRARIES, *beside, ADAPTER]
+        faults = [f"it lacks {name}" for name in wanted if name not in names]
+        found = {name for name in names if ".so" in name or name.endswith(".o")}
+        if not found <= {*LIBRARIES}:
+            faults.append(f"it has the libraries {', '.join(sorted(found))}")
+        for name in sorted(found & {*LIBRARIES}):
             try:
-                older_glibc.check_machine(archive.read(LIBRARY), processor)
+                older_glibc.check_machine(archive.read(name), processor)
             except BuildError as error:
-                faults.append(str(error))
+                faults.append(f"{name}: {error}")
     faults += _faults_of_name(wheel.name, processor)
     if faults:
         raise BuildError("faults", f"{wheel.name} is not right: {'; '.join(faults)}")
@@ -87,8 +109,8 @@ def _faults_of_name(name: str, processor: str) -> list[str]:
     return [f"it asks for a glibc later than {older_glibc.GLIBC}"] if is_too_new else []
 
 
-def _packed(processor: str, library: Path, folder: Path) -> Path:
-    """A wheel with this library, built from a copy, where no earlier build left anything."""
+def _packed(processor: str, native: Path, folder: Path) -> Path:
+    """A wheel with this native code, built from a copy, where no earlier build left anything."""
     source = folder / "source"
     source.mkdir(parents=True)
     leave_out = shutil.ignore_patterns("__pycache__", "*bita_operators.*")
@@ -96,7 +118,7 @@ def _packed(processor: str, library: Path, folder: Path) -> Path:
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave_out)
     for name in FILES:
         shutil.copy(ROOT / name, source)
-    options = [f"--library={library}", f"--plat-name=linux_{processor}"]
+    options = [f"--native={native}", f"--plat-name=linux_{processor}"]
     settings = [f"--config-setting=--build-option={option}" for option in options]
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", *settings]
     build_library.run([*command, "--outdir", str(folder), str(source)])
@@ -132,6 +154,7 @@ def _check_tools(processors: Sequence[str]) -> None:
         )
     for processor in processors:
         older_glibc.find_compiler(processor)
+        older_glibc.find_packages(processor)
 
 
 def _main(processors: Sequence[str], into: Path) -> None:

@@ -1,5 +1,10 @@
-// What the library and g++'s C++ library look up in newer glibcs, for older ones.
+// What the libraries and g++'s C++ library look up in newer glibcs, for older ones.
 // The linker leaves out what is not looked up.
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <time.h>
 
 #define BITA_HIDDEN __attribute__((visibility("hidden")))
 
@@ -25,5 +30,39 @@ BITA_HIDDEN long long __isoc23_strtoll(const char* text, char** end, int base) {
 }
 BITA_HIDDEN unsigned long long __isoc23_strtoull(const char* text, char** end, int base) {
   return older_strtoull(text, end, base);
+}
+// What std::random_device calls where g++ was built with 2.36 or later.
+BITA_HIDDEN unsigned older_arc4random() __asm__("arc4random");
+unsigned older_arc4random() {
+  unsigned number = 0;
+  if (getentropy(&number, sizeof number) != 0) abort();  // as arc4random does
+  return number;
+}
+
+// What std::condition_variable::wait_until calls for a steady clock (2.30). Where there is none,
+// the time is converted once, as g++'s C++ library did for such systems.
+using ClockWait = int (*)(pthread_cond_t*, pthread_mutex_t*, clockid_t, const timespec*);
+
+BITA_HIDDEN int older_clockwait(pthread_cond_t*, pthread_mutex_t*, clockid_t,
+                                const timespec*) __asm__("pthread_cond_clockwait");
+int older_clockwait(pthread_cond_t* condition, pthread_mutex_t* mutex, clockid_t clock,
+                    const timespec* until) {
+  static const auto newer =
+      reinterpret_cast<ClockWait>(dlsym(RTLD_DEFAULT, "pthread_cond_clockwait"));
+  if (newer) return newer(condition, mutex, clock, until);
+  constexpr long kSecond = 1000000000;
+  timespec given, real;
+  clock_gettime(clock, &given);
+  clock_gettime(CLOCK_REALTIME, &real);
+  real.tv_sec += until->tv_sec - given.tv_sec;
+  real.tv_nsec += until->tv_nsec - given.tv_nsec;
+  if (real.tv_nsec < 0) {
+    real.tv_nsec += kSecond;
+    --real.tv_sec;
+  } else if (real.tv_nsec >= kSecond) {
+    real.tv_nsec -= kSecond;
+    ++real.tv_sec;
+  }
+  return pthread_cond_timedwait(condition, mutex, &real);
 }
 }

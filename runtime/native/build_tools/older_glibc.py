@@ -1,9 +1,9 @@
-"""Builds the library of native operators for systems with glibc 2.28 or later.
+"""Builds the libraries of a wheel for systems with glibc 2.28 or later.
 
-g++ compiles it, as it does for this system: it makes faster steps than zig's clang. Zig links it,
-since zig knows what each version of glibc has; a library that g++ links asks for functions of the
-glibc that it was built with. The C++ library comes from g++, and the code that unwinds exceptions
-from zig, since g++'s own asks for glibc 2.35.
+They are the native operators and libbita. g++ compiles them, as it does for this system: it makes
+faster steps than zig's clang. Zig links them, since zig knows what each version of glibc has; a
+library that g++ links asks for functions of the glibc that it was built with. The C++ library comes
+from g++, and the code that unwinds exceptions from zig, since g++'s own asks for glibc 2.35.
 """
 
 import json
@@ -11,29 +11,61 @@ import platform
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import build_library
+import packages
 from build_library import BuildError
+from headers import HeadersError
 
 GLIBC = "2.28"  # of 2018; the newest ONNX Runtime asks for it too
 MACHINES = {"x86_64": 62, "aarch64": 183}  # in an ELF file: EM_X86_64, EM_AARCH64
-LIBRARY = "libbita_operators.so"
 TOOLS = Path(__file__).resolve().parent
 
 
-def build(processor: str, target: Path) -> None:
-    """Write the library for a processor of MACHINES, whatever the processor here."""
+@dataclass(frozen=True)
+class Library:
+    """A library of a wheel."""
+
+    name: str  # of its file; its soname too
+    target: str  # of cmake
+    objects: tuple[str, ...]  # cmake's targets that it is linked from
+    exports: str  # the linker's script
+
+
+OPERATORS = Library(
+    "libbita_operators.so", "bita_operators", ("bita_operators",), "exports.map"
+)
+LIBBITA = Library("libbita.so.0", "bita", ("bita_runtime", "bita"), "library_exports.map")
+LIBRARIES = (OPERATORS, LIBBITA)
+
+
+def build(processor: str, library: Library, target: Path) -> None:
+    """Write a library for a processor of MACHINES, whatever the processor here."""
     compiler = find_compiler(processor)
-    is_cross = processor != platform.machine()
-    folder = build_library.BUILD
+    folder = build_folder(processor, library)
     settings = []
-    if is_cross:
-        folder = folder.with_name(f"native-{processor}")
+    if processor != platform.machine():
         settings = ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={processor}"]
-    build_library.compile_library(folder, compiler, settings)
-    _link(processor, compiler, _objects(folder), target)
+    archives = []
+    if library is LIBBITA:
+        prefix = find_packages(processor)
+        settings += ["-DBITA_LIBRARY=ON", f"-DBITA_PACKAGES={prefix}"]
+        archives = packages.static_libraries(prefix, packages.ARCHITECTURES[processor])
+    build_library.compile_library(folder, compiler, settings, library.target)
+    inputs = [*_objects(folder, library), *map(str, archives)]
+    _link(processor, compiler, library, inputs, target)
     check_machine(target.read_bytes(), processor)
+
+
+def build_folder(processor: str, library: Library) -> Path:
+    """Where the object files are kept. That of the operators is also `make native`'s."""
+    folder = build_library.BUILD
+    if library is LIBBITA:
+        return folder.with_name(f"libbita-{processor}")
+    is_own = processor == platform.machine()
+    return folder if is_own else folder.with_name(f"native-{processor}")
 
 
 def find_compiler(processor: str) -> list[str]:
@@ -53,6 +85,15 @@ def find_compiler(processor: str) -> list[str]:
     return compiler
 
 
+def find_packages(processor: str) -> Path:
+    """The prefix of what libbita is linked with. BuildError if there is none."""
+    try:
+        return packages.find_packages(packages.ARCHITECTURES[processor])
+    except HeadersError as error:
+        names = " ".join(packages.PACKAGES)
+        raise BuildError("headers", f"there are no {names} for {processor}: {error}") from error
+
+
 def check_machine(library: bytes, processor: str) -> None:
     """BuildError unless these are the bytes of an ELF file for this processor."""
     machine = int.from_bytes(library[18:20], "little")
@@ -60,7 +101,9 @@ def check_machine(library: bytes, processor: str) -> None:
         raise BuildError("faults", f"the library is not for {processor} (ELF machine {machine})")
 
 
-def _link(processor: str, compiler: list[str], objects: list[str], target: Path) -> None:
+def _link(
+    processor: str, compiler: list[str], library: Library, inputs: list[str], target: Path
+) -> None:
     shim = target.with_name("older_glibc.o")
     source = str(TOOLS / "older_glibc.cpp")
     build_library.run([*compiler, "-O2", "-fPIC", "-c", source, "-o", str(shim)])
@@ -69,20 +112,24 @@ def _link(processor: str, compiler: list[str], objects: list[str], target: Path)
         _file_of(compiler, "-print-file-name=libstdc++.a"),
         _file_of(compiler, "-print-libgcc-file-name"),
     ]
-    exports = TOOLS / "exports.map"
-    rules = [f"--version-script={exports}", f"-soname={LIBRARY}", "--gc-sections", "--no-undefined"]
+    rules = [f"--version-script={TOOLS / library.exports}", f"-soname={library.name}"]
+    rules += ["--gc-sections", "--no-undefined"]
     zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{processor}-linux-gnu.{GLIBC}"]
-    inputs = [*objects, str(shim), *archives, "-lm", "-lunwind"]
+    inputs = [*inputs, str(shim), *archives, "-lm", "-lunwind"]
     options = ["-O3", "-shared", "-nostdlib++", *[f"-Wl,{rule}" for rule in rules]]
     build_library.run([*zig, *options, *inputs, "-o", str(target)])
+    shim.unlink()
 
 
-def _objects(folder: Path) -> list[str]:
-    """Object files of the library; the folder may also hold those of removed sources."""
+def _objects(folder: Path, library: Library) -> list[str]:
+    """Object files of a library; the folder may also hold those of removed sources."""
     commands = json.loads((folder / "compile_commands.json").read_text(encoding="utf-8"))
     words = (shlex.split(command["command"]) for command in commands)
     outputs = {command[command.index("-o") + 1] for command in words}
-    return sorted(str(folder / path) for path in outputs if "/bita_operators.dir/" in path)
+    folders = tuple(f"/{name}.dir/" for name in library.objects)
+    return sorted(
+        str(folder / path) for path in outputs if any(each in path for each in folders)
+    )
 
 
 def _file_of(compiler: list[str], question: str) -> str:

@@ -36,6 +36,12 @@ def find_packages(architecture: str) -> Path:
     return _download(architecture, is_own)
 
 
+def static_libraries(prefix: Path, architecture: str) -> list[Path]:
+    """Files of the libraries in a prefix of `find_packages`."""
+    folder = prefix / "lib" / TRIPLES.get(architecture, "")
+    return [folder / name for name in LIBRARIES]
+
+
 def own_architecture() -> str:
     """Debian's name of this processor's."""
     machine = platform.machine()
@@ -48,9 +54,8 @@ def cached_prefix(architecture: str) -> Path:
 
 
 def _fault(prefix: Path, architecture: str) -> str | None:
-    folder = prefix / "lib" / TRIPLES.get(architecture, "")
     wanted = [*(prefix / "include" / name for name in HEADERS)]
-    wanted += [folder / name for name in LIBRARIES]
+    wanted += static_libraries(prefix, architecture)
     missing = [path for path in wanted if not path.is_file()]
     return f"there is no {missing[0]}" if missing else None
 

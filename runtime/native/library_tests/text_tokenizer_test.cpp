@@ -87,6 +87,7 @@ void broken_files_are_refused() {
   expect_fault("{}", "it has no model");
   expect_fault("{\"model\": \"\xff\"}", "byte 12 is not UTF-8");
   expect_fault("{\"model\": " + std::string(100000, '['), "nested over 100 deep");
+  expect_fault(tokenizer_json("{\"a\": 0}", "[]", "\"decoder\": 1e999,"), "not a tokenizer");
   expect_fault(tokenizer_json(R"({"a": "b"})", "[]"), "is not what a tokenizer has there");
   expect_fault(tokenizer_json(R"({"a": -1})", "[]"), "is not what a tokenizer has there");
   expect_fault(tokenizer_json(R"({"a": 1099511627776})", "[]"), "has the id 1099511627776, over");
@@ -110,10 +111,9 @@ void all_that_is_not_supported_is_listed() {
 void rules_that_are_too_much_are_refused() {
   const std::string grows = R"({"type": "Replace", "pattern": {"String": "a"}, "content":
     "aaaaaaaa"})";
-  expect_fault(tokenizer_json("{\"a\": 0}", "[]",
-                              R"("normalizer": {"type": "Sequence", "normalizers": [)" + grows +
-                                  "," + grows + "," + grows + "]},"),
-               "512 times longer; at most 64");
+  std::string parts = R"("normalizer": {"type": "Sequence", "normalizers": [)";
+  parts.append(grows).append(",").append(grows).append(",").append(grows).append("]},");
+  expect_fault(tokenizer_json("{\"a\": 0}", "[]", parts), "512 times longer; at most 64");
   const std::string slow = R"("pre_tokenizer": {"type": "Split", "pattern": {"Regex":
     "(?:a|a)*[bc]d"}, "behavior": "Isolated", "invert": false},)";
   expect_fault(tokenizer_json("{\"a\": 0}", "[]", slow), "takes too long for");

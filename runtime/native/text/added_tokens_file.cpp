@@ -8,7 +8,7 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxContent = 4096;  // bytes; each place of a text may be compared with all
+constexpr size_t kMaxContent = 512;  // bytes; each place of a text may be compared with all
 constexpr std::chrono::seconds kMaxTime{10};  // for all tokens to be normalized
 
 AddedToken read_token(const Json& item) {

@@ -100,7 +100,7 @@ std::string replaced(const std::string& token, const std::string& old, const std
   return result.append(token, done, std::string::npos);
 }
 
-std::string stripped(std::string token, const DecodingStep& step) {
+std::string stripped(const std::string& token, const DecodingStep& step) {
   const std::string& mark = step.old;
   size_t start = 0;
   for (size_t i = 0; i < step.max_start && token.compare(start, mark.size(), mark) == 0; ++i) {
@@ -178,7 +178,7 @@ void DecodingRule::append(std::string_view token, bool is_first, std::string& by
     if (step.kind == DecodingStep::Kind::kReplace) {
       now = replaced(now, step.old, is_first ? step.first_replacement : step.replacement);
     } else if (step.kind == DecodingStep::Kind::kStrip) {
-      now = stripped(std::move(now), step);
+      now = stripped(now, step);
     } else if (const int byte = byte_of(now); byte >= 0) {
       bytes.push_back(static_cast<char>(byte));
       return;

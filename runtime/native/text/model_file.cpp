@@ -18,7 +18,6 @@ std::string as_text(std::string_view token) { return shown(Json(std::string(toke
 void read_vocabulary(JsonReader reader, Vocabulary& vocabulary) {
   reader.open('{');
   std::string_view token;
-  std::string copy;
   while (reader.next_key(token)) {
     const uint64_t id = reader.number();
     if (id > Vocabulary::kMaxId) {
@@ -36,8 +35,7 @@ void read_vocabulary(JsonReader reader, Vocabulary& vocabulary) {
 // Adds merges to a model whose vocabulary is read.
 class MergesReader {
  public:
-  MergesReader(JsonReader reader, BpeModel& model)
-      : reader_(std::move(reader)), model_(model) {}
+  MergesReader(JsonReader reader, BpeModel& model) : reader_(std::move(reader)), model_(model) {}
 
   void read() {
     reader_.open('[');

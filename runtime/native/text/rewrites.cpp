@@ -12,6 +12,7 @@ namespace {
 
 constexpr size_t kMaxByteGrowth = 256;  // the file was checked for 64 characters, of up to 4 bytes
 constexpr size_t kFewBytes = 1 << 16;
+constexpr size_t kMaxBytes = size_t{1} << 31;  // places in a word are 32-bit numbers
 
 }  // namespace
 
@@ -125,6 +126,7 @@ std::string Normalizer::apply(std::string_view text, const Deadline& deadline) c
 }
 
 void check_growth(size_t before, size_t after) {
+  if (after > kMaxBytes) throw TooSlow("it becomes too long");
   if (after > kFewBytes && after / kMaxByteGrowth > before) {
     throw TooSlow("it becomes " + std::to_string(after / (before + 1)) + " times longer");
   }

@@ -14,9 +14,9 @@ size_t checked_limit(int64_t max_new_tokens) {
                                       "; pass an integer from 1 on");
 }
 
-const std::vector<std::string>& checked_stops(const std::vector<std::string>& stops) {
+SpecialMarks checked_marks(const std::vector<std::string>& stops, const TextCodec& codec) {
   raise_faults(FaultKind::kPrompt, "stop strings", stop_faults(stops));
-  return stops;
+  return {stops, codec};
 }
 
 }  // namespace
@@ -48,7 +48,7 @@ StopRule::StopRule(IncrementalText text, const StopOptions& options)
       eos_ids_(options.eos_ids.begin(), options.eos_ids.end()),
       stop_token_ids_(options.stop_token_ids.begin(), options.stop_token_ids.end()),
       max_new_tokens_(checked_limit(options.max_new_tokens)),
-      marks_(checked_stops(options.stops), text_.codec()),
+      marks_(checked_marks(options.stops, text_.codec())),
       stops_(options.stops, marks_.stops()) {}
 
 void StopRule::feed(int32_t token_id) {

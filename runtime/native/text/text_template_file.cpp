@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cstddef>
 #include <stdexcept>
 
 #include "file_fields.h"
@@ -7,7 +9,8 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxAddedIds = 256;  // that are put around a text
+constexpr size_t kMaxAddedIds = 256;     // that are put around a text
+constexpr std::ptrdiff_t kMaxTexts = 4;  // the same one each time
 
 int32_t id_of(const Json& value) {
   if (value.is_number_unsigned() && value.get<uint64_t>() <= Vocabulary::kMaxId) {
@@ -24,6 +27,14 @@ const Json& ids_of(const Json& rule, const std::string& token) {
   const Json& ids = field(tokens[token], "ids");
   if (!ids.is_array()) throw std::runtime_error("ids is " + shown(ids) + ", not a list");
   return ids;
+}
+
+void add_text(TextTemplate& text_template) {
+  auto& ids = text_template.ids;
+  if (std::count(ids.begin(), ids.end(), TextTemplate::kText) >= kMaxTexts) {
+    throw std::runtime_error("it repeats a text over " + std::to_string(kMaxTexts) + " times");
+  }
+  ids.push_back(TextTemplate::kText);
 }
 
 void add_id(TextTemplate& text_template, int32_t id) {
@@ -44,7 +55,7 @@ TextTemplate read_template(const Json& rule) {
       if (text_field(item["Sequence"], "id") != "A") {
         throw std::runtime_error("single has another sequence than A");
       }
-      add_id(text_template, TextTemplate::kText);
+      add_text(text_template);
     } else {
       const std::string token = text_field(field(item, "SpecialToken"), "id");
       for (const Json& id : ids_of(rule, token)) add_id(text_template, id_of(id));

@@ -14,7 +14,7 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxPrompt = size_t{1} << 28;  // bytes; places in a word are 32-bit numbers
+constexpr size_t kMaxPrompt = size_t{1} << 28;  // bytes
 constexpr std::chrono::seconds kUsualTime{2};   // for a prompt, a page takes below a millisecond
 constexpr std::chrono::microseconds kTimePerByte{2};
 
@@ -72,10 +72,15 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& subject,
                            const std::string& fix) {
   std::vector<std::string> faults;
   std::unique_ptr<TokenizerParts> parts;
+  const auto refuse = [&](const std::exception& error) {
+    throw Fault(FaultKind::kEngine, subject + " is not a tokenizer: " + error.what() + "; " + fix);
+  };
   try {
     parts = read_tokenizer_file(json, faults);
   } catch (const std::runtime_error& error) {
-    throw Fault(FaultKind::kEngine, subject + " is not a tokenizer: " + error.what() + "; " + fix);
+    refuse(error);
+  } catch (const Json::exception& error) {  // a value of another type than was asked for
+    refuse(error);
   }
   if (!faults.empty()) faults.back() += "; " + fix;
   raise_faults(FaultKind::kEngine, subject + " cannot be used", faults);
@@ -98,7 +103,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
     ids = ids_of(*parts_, words_of(*parts_, text, deadline_for(text)));
     ids = put_around(parts_->text_template, ids, add_special_tokens);
   } catch (const TooSlow& error) {
-    refuse_prompt("cannot be turned into tokens: a regular expression of the tokenizer fails (" +
+    refuse_prompt("cannot be turned into tokens: the tokenizer's rules fail on it (" +
                   std::string(error.what()) + "); change the prompt, or use another model");
   }
   const auto largest = std::max_element(ids.begin(), ids.end());

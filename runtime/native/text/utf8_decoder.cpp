@@ -1,5 +1,7 @@
 #include "utf8_decoder.h"
 
+#include <algorithm>
+
 #include "utf8.h"
 
 namespace bita {
@@ -20,7 +22,8 @@ void Utf8Decoder::push(std::string_view bytes, std::string& text) {
 }
 
 void Utf8Decoder::flush(std::string& text) {
-  if (num_held_ > 0) text.append(kReplacement);
+  const size_t count = is_surrogate() ? num_held_ : std::min<size_t>(num_held_, 1);
+  for (size_t i = 0; i < count; ++i) text.append(kReplacement);
   num_held_ = 0;
 }
 
@@ -39,6 +42,7 @@ void Utf8Decoder::add(unsigned char byte, std::string& text) {
   }
   held_[num_held_++] = static_cast<char>(byte);
   if (num_held_ < length_) return;
+  if (is_surrogate()) return flush(text);
   text.append(held_, num_held_);
   num_held_ = 0;
 }
@@ -49,10 +53,13 @@ bool Utf8Decoder::continues(unsigned char byte) const {
   if (num_held_ > 1) return true;
   const auto lead = static_cast<unsigned char>(held_[0]);
   if (lead == 0xE0) return byte >= 0xA0;
-  if (lead == 0xED) return byte <= 0x9F;
   if (lead == 0xF0) return byte >= 0x90;
   if (lead == 0xF4) return byte <= 0x8F;
   return true;
+}
+
+bool Utf8Decoder::is_surrogate() const {
+  return num_held_ > 1 && held_[0] == '\xED' && static_cast<unsigned char>(held_[1]) >= 0xA0;
 }
 
 }  // namespace bita

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import AnswerTool
+from answer_tool import AnswerTool
+from cpp_programs import answer_tool
 from native_engines import FEATURES, lora_adapter, native_engine, require_library
 from random_drafts import AR, prompt_ids, random_tree
 
@@ -46,7 +47,7 @@ def session(engine: Path) -> Session:
 
 @pytest.fixture(scope="module")
 def tool(engine: Path) -> Iterator[AnswerTool]:
-    with AnswerTool(engine) as tool:
+    with answer_tool(engine) as tool:
         yield tool
 
 
@@ -311,7 +312,7 @@ def test_the_oldest_messages_of_a_long_conversation_are_left_out(
 
 def test_sessions_that_lose_their_pages_go_on(engine: Path, session: Session) -> None:
     """With room for little more than one text, others' rows are computed again."""
-    with AnswerTool(engine, options={"cache_bytes": 1}) as tool:
+    with answer_tool(engine, options={"cache_bytes": 1}) as tool:
         texts = {str(seed): prompt_ids(seed, 300) for seed in range(4)}
         for turn in range(2):
             for name, ids in texts.items():

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import AnswerTool, open_fault
+from cpp_programs import answer_tool, open_fault
 from engine_edits import copy_engine, edit_files, edit_manifest, read_manifest
+from mutations import mutated_bytes, mutated_json
 from native_engines import FEATURES, native_engine, require_library
 
 from bita.errors import BitaError
@@ -155,7 +156,7 @@ def test_engines_of_other_dialects_are_refused_with_the_way_around(tiny_engine: 
 
 def test_weights_are_hashed_on_request(engine: Path) -> None:
     change_byte("model.onnx.data")(engine)
-    with AnswerTool(engine) as tool:  # by default they are not, which would take seconds
+    with answer_tool(engine) as tool:  # by default they are not, which would take seconds
         assert tool.answer(token_ids=[5], options={"max_new_tokens": 1})["finish"] == "length"
     assert "model.onnx.data is damaged (sha256 differs)" in open_fault(
         engine, {"check_hashes": True}
@@ -164,8 +165,6 @@ def test_weights_are_hashed_on_request(engine: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_an_engine_is_refused_where_python_refuses_it(seed: int, engine: Path) -> None:
-    from test_mutated_engines import mutated_bytes, mutated_json
-
     rng = random.Random(seed)
     name = rng.choice(["manifest.json", "tree.json", "generation.json", "adapter.safetensors"])
     content = (engine / name).read_bytes()
@@ -180,7 +179,7 @@ def test_an_engine_is_refused_where_python_refuses_it(seed: int, engine: Path) -
     try:
         python_fault(engine)
     except AssertionError:
-        with AnswerTool(engine) as tool:
+        with answer_tool(engine) as tool:
             tool.answer(token_ids=[5], options={"max_new_tokens": 3})
     else:
         assert open_fault(engine)

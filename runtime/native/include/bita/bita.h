@@ -39,7 +39,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(BITA_BUILDS)
+#if defined(_WIN32) && defined(BITA_BUILDS)
+#define BITA_API __declspec(dllexport)
+#elif defined(_WIN32)
+#define BITA_API __declspec(dllimport)
+#elif defined(BITA_BUILDS) && defined(__GNUC__)
 #define BITA_API __attribute__((visibility("default")))
 #else
 #define BITA_API

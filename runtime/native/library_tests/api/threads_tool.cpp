@@ -43,7 +43,7 @@ std::vector<Task> make_tasks(const bita::Engine& engine) {
   bita::Session session(engine);
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     Task& task = tasks[i];
-    for (std::size_t length = 0; length < 5 + 20 * i; ++length)
+    for (std::size_t length = 0; length < 5 + 8 * i; ++length)
       task.prompt.push_back(token(random));
     task.options.max_new_tokens = kTokens;
     task.options.ignore_eos = true;

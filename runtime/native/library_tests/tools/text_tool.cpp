@@ -13,6 +13,7 @@
 // A fault is {"fault": MESSAGE}. Without a usable tokenizer the only line is its fault.
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <string>
@@ -113,7 +114,7 @@ Json answer(const TextCodec& codec, const Json& question, double load_us) {
 }
 
 void print(const Json& line) {
-  std::cout << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+  std::cout << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush;
 }
 
 int run(const char* path, const char* num_rows) {
@@ -146,5 +147,8 @@ int main(int count, char** arguments) {
   } catch (const bita::Fault& fault) {
     bita::print({{"fault", fault.what()}});
     return 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
   }
 }

@@ -1,0 +1,245 @@
+"""Whether libbita writes the tokens that Python writes, on an engine and a prompt file.
+
+    python benchmarks/cpp_transcripts.py ENGINE --prompts mt_bench.jsonl \
+        --out benchmarks/results/cpp_transcripts.json
+
+Every part is a way to make answers: greedy, sampled, conversations of two turns, forks, plain
+decoding, tables of random trees, random adapters. Both sides get the same prompts; what is compared
+are token ids, texts and reasons to end. Results of several engines are kept in one file.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from answer_tool import AnswerTool, tool_command
+from peer_report import describe_machine
+
+from bita.adapter import random_adapter
+from bita.cli.shared.progress import progress_bars
+from bita.data.prompts import evenly, read_questions
+from bita.errors import BitaError
+from bita.runtime.generation import Generation
+from bita.runtime.session import Session
+from bita.tree import MAX_LEVEL, Tree
+from bita.tree_table import TreeTable
+
+SAMPLINGS: Sequence[dict[str, Any]] = (
+    {"temperature": 0.7, "top_p": 0.9},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 40, "repetition_penalty": 1.1},
+    {"temperature": 1.2, "min_p": 0.05, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+)
+
+
+@dataclass
+class Part:
+    """answers: made by both sides. tokens: of them. different: how many were not the same.
+
+    steps: of libbita and of Python, where they are counted. They differ by a few where pair scores
+    of drafts are nearly equal, which each side sums in its own order.
+    """
+
+    answers: int = 0
+    tokens: int = 0
+    different: int = 0
+    steps: list[int] = field(default_factory=lambda: [0, 0])
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def compare(self, found: dict[str, Any], wanted: Generation) -> None:
+        self.answers += 1
+        self.tokens += len(wanted.token_ids)
+        ours = (found["token_ids"], found["text"], found["finish"])
+        self.different += ours != (wanted.token_ids, wanted.text, wanted.finish_reason)
+        self.digest.update(json.dumps(found["token_ids"]).encode())
+
+    def described(self) -> dict[str, Any]:
+        return {
+            **{"answers": self.answers, "tokens": self.tokens, "different": self.different},
+            **({"steps": self.steps} if any(self.steps) else {}),
+            "sha256_of_token_ids": self.digest.hexdigest(),
+        }
+
+
+class Transcripts:
+    """Both sides of one engine."""
+
+    def __init__(self, args: argparse.Namespace, tool: AnswerTool, folder: Path) -> None:
+        self.session = Session.open(args.engine, num_threads=args.threads)
+        self.questions = evenly(read_questions(args.prompts), args.limit)
+        self.max_new_tokens = args.max_new_tokens
+        self._tool = tool
+        self._folder = folder
+
+    def ask(self, session: str, messages: Any, **more: Any) -> dict[str, Any]:
+        options = {"max_new_tokens": self.max_new_tokens, **more.pop("options", {})}
+        return self._tool.answer(session=session, messages=messages, options=options, **more)
+
+    def greedy(self) -> Iterator[Part]:
+        part = Part()
+        for question in self.questions:
+            found = self.ask("greedy", question.messages, clear=True)
+            part.compare(found, self.session.generate(question.messages, self.max_new_tokens))
+            yield part
+
+    def plain(self) -> Iterator[Part]:
+        """Without drafts in C++, with trees in Python."""
+        part = Part()
+        for question in self.questions[:10]:
+            found = self.ask("plain", question.messages, clear=True, options={"drafts": 2})
+            part.compare(found, self.session.generate(question.messages, self.max_new_tokens))
+            yield part
+
+    def sampled(self) -> Iterator[Part]:
+        part = Part()
+        for seed, question in enumerate(self.questions[:40]):
+            options = {**SAMPLINGS[seed % len(SAMPLINGS)], "seed": seed}
+            found = self.ask("sampled", question.messages, clear=True, options=options)
+            wanted = self.session.generate(question.messages, self.max_new_tokens, **options)
+            part.compare(found, wanted)
+            yield part
+
+    def two_turns(self) -> Iterator[Part]:
+        """The conversation that goes on, and two forks of it after its first answer."""
+        part = Part()
+        for number, question in enumerate(self.questions[:20]):
+            talk = self.session.conversation()
+            name = f"talk {number}"
+            content = question.messages[-1]["content"]
+            first = talk.send(content, max_new_tokens=self.max_new_tokens).run()
+            part.compare(self.ask(name, [{"role": "user", "content": content}]), first)
+            fork = talk.fork()
+            self._tool.ask(session=f"fork {number}", fork=name)
+            for side, content in ((talk, "Say it in other words."), (fork, "Why is that so?")):
+                place = name if side is talk else f"fork {number}"
+                wanted = side.send(content, max_new_tokens=self.max_new_tokens).run()
+                part.compare(self.ask(place, [{"role": "user", "content": content}]), wanted)
+            for place in (name, f"fork {number}"):
+                self._tool.ask(session=place, free=True)
+            yield part
+
+    def trees(self) -> Iterator[Part]:
+        """Tables of random trees; steps are counted too."""
+        part = Part()
+        for number in range(5):
+            table = random_table(number, self.session)
+            path = self._folder / f"tree{number}.json"
+            path.write_text(table.to_json(), encoding="utf-8")
+            side, steps = self.session.using(tree=table), (0, 0)
+            for question in self.questions[number::20]:
+                found = self.ask(f"tree {number}", question.messages, clear=True, tree=str(path))
+                part.compare(found, side.generate(question.messages, self.max_new_tokens))
+                steps = found["stats"]["num_steps"], side.stats.num_steps
+            part.steps = [a + b for a, b in zip(part.steps, steps, strict=True)]
+            yield part
+
+    def adapters(self) -> Iterator[Part]:
+        """Adapters of random numbers, whose drafts are garbage."""
+        part = Part()
+        identity = self.session.adapter.identity
+        for seed in range(3):
+            path = self._folder / f"adapter{seed}.safetensors"
+            random_adapter(identity, 1 + seed, 8 * seed, scale=3.0, seed=seed).save(path)
+            tree = self._folder / f"chain{seed}.json"
+            tree.write_text(Tree.chain(1 + seed).to_json(), encoding="utf-8")
+            for question in self.questions[seed::20]:
+                found = self.ask(
+                    f"adapter {seed}",
+                    question.messages,
+                    **{"clear": True, "adapter": str(path), "tree": str(tree)},
+                    options={"drafts": 1},
+                )
+                part.compare(found, self.session.generate(question.messages, self.max_new_tokens))
+            yield part
+
+
+def random_table(seed: int, session: Session) -> TreeTable:
+    """Four random trees by state, of at most twelve rows each; every second table has costs."""
+    rng = random.Random(seed)
+    num_masks = session.adapter.num_masks
+    trees = []
+    for _ in range(4):
+        paths: list[tuple[int, ...]] = [()]
+        for _ in range(rng.randint(1, 5)):
+            parent = rng.choice(paths)
+            paths.append((*parent, 1 + sum(path[:-1] == parent != path for path in paths)))
+        masks = {path: rng.randint(0, min(num_masks, 2)) for path in paths[:3]}
+        trees.append(Tree.from_paths(paths, masks).with_guesses(rng.randint(0, 3)))
+    levels = (0, *sorted(rng.sample(range(1, MAX_LEVEL), 2)))
+    by_state = tuple(tuple(rng.randrange(4) for _ in levels) for _ in range(3))
+    table = TreeTable(tuple(trees), levels, by_state)
+    return table.with_costs([1 + row / 20 for row in range(table.num_rows)]) if seed % 2 else table
+
+
+PARTS: dict[str, Callable[[Transcripts], Iterator[Part]]] = {
+    "greedy": Transcripts.greedy,
+    "without drafts": Transcripts.plain,
+    "sampled": Transcripts.sampled,
+    "two turns and forks": Transcripts.two_turns,
+    "tables of trees": Transcripts.trees,
+    "random adapters": Transcripts.adapters,
+}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    program = args.program.split() if args.program else None
+    command = tool_command(args.engine, {"num_threads": args.threads}, program, args.library)
+    results: dict[str, Any] = {
+        **describe_machine(args.threads),
+        **{"prompts": args.prompts.name, "max_new_tokens": args.max_new_tokens},
+        "libbita": args.described,
+    }
+    with tempfile.TemporaryDirectory() as folder, AnswerTool(command) as tool:
+        transcripts = Transcripts(args, tool, Path(folder))
+        with progress_bars() as show:
+            for name in args.parts:
+                began = time.monotonic()
+                part = Part()
+                for done, so_far in enumerate(PARTS[name](transcripts), 1):
+                    part = so_far
+                    show(name, done, done + 1)
+                results[name] = {**part.described(), "seconds": round(time.monotonic() - began, 1)}
+                print(f"{name}: {results[name]}", file=sys.stderr)
+    return results
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--prompts", type=Path, required=True, help="prompt file (JSON lines)")
+    parser.add_argument("--limit", type=int, help="prompts, evenly from the file")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--program", help="command of another answer_tool, such as an emulator's")
+    parser.add_argument("--library", type=Path, help="ONNX Runtime's library for it")
+    parser.add_argument("--described", default="here", help="where libbita runs, for the result")
+    parser.add_argument("--name", help="of the result; default: the engine's")
+    parser.add_argument("--out", type=Path, help="JSON file, where other engines' results stay")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    args = parse()
+    try:
+        results = measure(args)
+    except BitaError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if args.out:
+        kept = json.loads(args.out.read_text()) if args.out.exists() else {}
+        kept[args.name or args.engine.name] = results
+        args.out.write_text(json.dumps(kept, indent=2) + "\n")
+    return int(any(part["different"] for part in results.values() if isinstance(part, dict)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+# find_package(bita) gives the target bita::bita: libbita of this Python package, and its headers.
+# A wheel has this file as bita/runtime/native/cmake/bitaConfig.cmake.
+if(NOT TARGET bita::bita)
+  get_filename_component(bita_folder "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+  add_library(bita::bita SHARED IMPORTED)
+  set_target_properties(bita::bita PROPERTIES
+    IMPORTED_LOCATION "${bita_folder}/libbita.so.0"
+    IMPORTED_SONAME libbita.so.0
+    INTERFACE_INCLUDE_DIRECTORIES "${bita_folder}/include")
+  unset(bita_folder)
+endif()

@@ -1,0 +1,199 @@
+"""Programs that were built with an older header run with the newest libbita."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cpp_programs import BUILD, onnxruntime_library
+from libbita_programs import (
+    compile_c,
+    needs_c,
+    needs_libbita,
+    printed,
+    tiny_engine,
+)
+from paths import DATA, ROOT
+
+from bita.runtime.session import Session
+
+NATIVE = ROOT / "runtime" / "native"
+HEADER = NATIVE / "include" / "bita" / "bita.h"
+FIRST_HEADER = DATA / "bita_0_1_0.h"
+ABI = NATIVE / "abi" / "libbita.abi"
+HERE = Path(__file__).parent
+PROMPT = "The tree asks"
+
+needs_abigail = pytest.mark.skipif(
+    shutil.which("abidiff") is None, reason="needs abigail-tools (Debian: apt install)"
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_engine(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The module that compares interfaces can be imported."""
+    monkeypatch.syspath_prepend(str(NATIVE / "build_tools"))
+    yield
+    sys.modules.pop("library_abi", None)
+
+
+def first_include(folder: Path) -> Path:
+    """A folder of headers with the first one."""
+    (folder / "bita").mkdir(parents=True)
+    shutil.copy(FIRST_HEADER, folder / "bita" / "bita.h")
+    return folder
+
+
+@pytest.mark.slow
+@needs_abigail
+@needs_libbita
+def test_the_interface_has_what_it_had() -> None:
+    """If it fails: what it says."""
+    script = NATIVE / "build_tools" / "library_abi.py"
+    command = [sys.executable, str(script), "--check", "--build", str(BUILD)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+FIELD = """      <data-member access='public' layout-offset-in-bits='{}'>
+        <var-decl name='later' type-id='9da381c4' visibility='default'/>
+      </data-member>
+"""
+
+
+def struct(text: str, name: str) -> str:
+    """Its element in a file of abidw."""
+    (found,) = re.findall(rf"    <class-decl name='{name}' size.*?</class-decl>\n", text, re.DOTALL)
+    assert isinstance(found, str)
+    return found
+
+
+def with_field(text: str, name: str, offset: int, size: int) -> str:
+    """With a field at the end of a struct, which then has this size."""
+    old = struct(text, name)
+    new = old.replace("    </class-decl>", FIELD.format(offset) + "    </class-decl>")
+    return text.replace(old, re.sub(r"size-in-bits='\d+'", f"size-in-bits='{size}'", new, count=1))
+
+
+def element(text: str, kind: str, name: str) -> str:
+    pattern = rf"    <{kind} name='{name}'(?:[^>]*/>|.*?</{kind}>)\n"
+    (found,) = re.findall(pattern, text, re.DOTALL)
+    assert isinstance(found, str)
+    return found
+
+
+def edited(text: str, edit: str) -> str:
+    """The interface after an edit of the header."""
+    symbol = element(text, "elf-symbol", "bita_cancel")
+    function = element(text, "function-decl", "bita_cancel")
+    seed = "<var-decl name='seed' type-id='9c313c2d'"
+    double = seed.replace("9c313c2d", "a0eb0f08")
+    renamed = ("bita_cancel", "bita_stop")
+    edits = {
+        "a field at the end": lambda: with_field(text, "bita_step", 512, 576),
+        "a function": lambda: text.replace(symbol, symbol + symbol.replace(*renamed)).replace(
+            function, function + function.replace(*renamed)
+        ),
+        "a field in the padding": lambda: with_field(text, "bita_session_options", 224, 256),
+        "a field of another type": lambda: text.replace(seed, double),
+        "both": lambda: with_field(text, "bita_step", 512, 576).replace(seed, double),
+        "a field of another name": lambda: text.replace("'num_dropped'", "'num_left'"),
+        "a function less": lambda: text.replace(symbol, "").replace(function, ""),
+        "a parameter of another type": lambda: text.replace(
+            "<parameter type-id='c894953d'/>", "<parameter type-id='9da381c4'/>"
+        ),
+    }
+    found: str = edits[edit]()
+    assert found != text
+    return found
+
+
+@needs_abigail
+@pytest.mark.usefixtures("tool")
+@pytest.mark.parametrize("edit", ["a field at the end", "a function"])
+def test_additions_are_no_changes(edit: str, tmp_path: Path) -> None:
+    import library_abi
+
+    (tmp_path / "new.abi").write_text(edited(ABI.read_text(encoding="utf-8"), edit))
+    assert library_abi.changes(ABI, tmp_path / "new.abi") == ""
+
+
+@needs_abigail
+@pytest.mark.usefixtures("tool")
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("a field in the padding", "1 data member insertion"),
+        ("a field of another type", "from 'typedef uint64_t' to compatible type 'double'"),
+        ("both", "from 'typedef uint64_t' to compatible type 'double'"),
+        ("a field of another name", "name of 'bita_step::num_dropped' changed"),
+        ("a function less", "[D] 'function void bita_cancel(bita_session*)'"),
+        ("a parameter of another type", "'function bita_status bita_start_text("),
+    ],
+)
+def test_changes_are_named(edit: str, said: str, tmp_path: Path) -> None:
+    import library_abi
+
+    (tmp_path / "new.abi").write_text(edited(ABI.read_text(encoding="utf-8"), edit))
+    assert said in library_abi.changes(ABI, tmp_path / "new.abi")
+
+
+def layout_program(header: str) -> str:
+    """A C program that prints each constant, and each field's place, that a header has."""
+    constants = re.findall(r"^  (BITA_\w+) = ", header, flags=re.MULTILINE)
+    constants += re.findall(r"enum \{(.*?)\}", header.replace("\n", " "))[0:0]
+    constants += re.findall(r"\b(BITA_(?:LOG|OVERFLOW)_\w+) =", header)
+    constants.append("BITA_STATS_DEPTHS")
+    lines = [f'  printf("{name} %d\\n", (int){name});' for name in sorted({*constants})]
+    for name, body in re.findall(r"typedef struct (\w+) \{\n(.*?)\n\} \1;", header, re.DOTALL):
+        body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
+        for field in re.findall(r"(\w+)(?:\[\w+\])?(?=[,;])", body):
+            place = f"offsetof({name}, {field})"
+            lines.append(f'  printf("{name}.{field} %d\\n", (int){place});')
+    text = "\n".join(lines)
+    return (
+        f"#include <bita/bita.h>\n#include <stdio.h>\nint main(void) {{\n{text}\n  return 0;\n}}\n"
+    )
+
+
+@needs_c
+def test_constants_and_fields_are_where_they_were(tmp_path: Path) -> None:
+    """Of the first header: those of enumerations are in no file of abidw."""
+    source = tmp_path / "layout.c"
+    source.write_text(layout_program(FIRST_HEADER.read_text(encoding="utf-8")), encoding="utf-8")
+    first = compile_c(source, tmp_path / "first", first_include(tmp_path / "include"))
+    newest = compile_c(source, tmp_path / "newest", NATIVE / "include")
+    lines = printed(first)
+    assert len(lines.splitlines()) > 80
+    assert "BITA_ERROR_SIZE -7\n" in lines
+    assert "bita_engine_info.min_p 88\n" in lines
+    assert printed(newest) == lines
+
+
+@needs_c
+@needs_libbita
+def test_a_program_of_the_first_header_runs(engine: Path, tmp_path: Path) -> None:
+    source = ROOT / "examples" / "c" / "generate.c"
+    include = first_include(tmp_path / "include")
+    program = compile_c(source, tmp_path / "generate", include, with_library=True)
+    text, _, figures = printed(program, str(engine), PROMPT).rpartition("\n")[0].rpartition("\n")
+    assert text == Session.open(engine, num_threads=1).generate(PROMPT, max_new_tokens=256).text
+    assert "tokens a step" in figures
+
+
+@needs_c
+@needs_libbita
+def test_structs_may_be_shorter(engine: Path, tmp_path: Path) -> None:
+    """As those of a header that did not have their last fields."""
+    source = HERE / "short_structs.c"
+    program = compile_c(source, tmp_path / "short", NATIVE / "include", with_library=True)
+    text = printed(program, str(onnxruntime_library()), str(engine), PROMPT)
+    assert text == Session.open(engine, num_threads=1).generate(PROMPT, max_new_tokens=40).text
