@@ -155,9 +155,10 @@ def test_a_source_distribution_has_what_builds_the_library(dist: Path) -> None:
     with tarfile.open(path) as archive:
         packed = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
     native = ROOT / "runtime" / "native"
-    kinds = ("CMakeLists.txt", "build_tools/[a-z]*.*", "*/*.cpp", "*/*.h")
-    sources = {path for kind in kinds for path in native.glob(kind)}
-    assert len(sources) >= 6
+    kinds = ("CMakeLists.txt", "build_tools/[a-z]*.*", "**/*.cpp", "**/*.h", "**/*.hpp")
+    sources = {path for kind in (*kinds, "fuzz/seeds/*/*", "abi/*") for path in native.glob(kind)}
+    folders = {path.relative_to(native).parts[0] for path in sources}
+    assert folders >= {"api", "build_tools", "fuzz", "include", "library_tests", "text"}
     assert {path.relative_to(ROOT) for path in sources} | {Path("setup.py")} <= packed
     assert not [path for path in packed if path.suffix in (".so", ".dylib", ".dll", ".pyc")]
 

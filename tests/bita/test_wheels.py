@@ -10,15 +10,29 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
-from native_engines import FEATURES, native_engine, require_library
+from libbita_programs import answer_of_generate, answers_of_chat, run, tiny_engine
+from native_engines import require_library
 from paths import ROOT
 
 from bita import Session
 
 TOOLS = ROOT / "runtime" / "native" / "build_tools"
 PYTHON = ROOT / ".cache" / "wheels" / "bin" / "python"  # that of `make wheels`
-LIBRARY = "bita/runtime/native/libbita_operators.so"
+NATIVE = "bita/runtime/native"
+LIBRARY = f"{NATIVE}/libbita_operators.so"
+LIBBITA = f"{NATIVE}/libbita.so.0"
+FOR_PROGRAMS = [  # of C and C++
+    f"{NATIVE}/{name}"
+    for name in (
+        "include/bita/bita.h",
+        "include/bita/bita.hpp",
+        "cmake/bitaConfig.cmake",
+        "cmake/bitaConfigVersion.cmake",
+        "third_party_licenses.txt",
+    )
+]
 ADAPTER = "bita/adapters/smollm2-135m-instruct.safetensors"
 MACHINES = {"x86_64": 62, "aarch64": 183}
 HERE = platform.machine()
@@ -32,7 +46,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The modules of the build can be imported."""
     monkeypatch.syspath_prepend(str(TOOLS))
     yield
-    for name in ("build_wheels", "older_glibc", "build_library"):
+    for name in ("build_wheels", "older_glibc", "packages", "headers", "build_library"):
         sys.modules.pop(name, None)
 
 
@@ -49,8 +63,17 @@ def write_wheel(folder: Path, tag: str, files: dict[str, bytes]) -> Path:
     return path
 
 
-GOOD = {LIBRARY: library_of("aarch64"), ADAPTER: b""}
+GOOD = {
+    LIBRARY: library_of("aarch64"),
+    LIBBITA: library_of("aarch64"),
+    **dict.fromkeys([*FOR_PROGRAMS, ADAPTER], b""),
+}
 TAG = "py3-none-manylinux_2_27_aarch64"
+
+
+def without(name: str) -> dict[str, bytes]:
+    """The files of a wheel that is right, but this one."""
+    return {each: content for each, content in GOOD.items() if each != name}
 
 
 @pytest.mark.usefixtures("checks")
@@ -64,11 +87,15 @@ def test_a_wheel_that_is_right_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tag", "files", "fault"),
     [
-        (TAG, {ADAPTER: b""}, f"it lacks {LIBRARY}"),
-        (TAG, {LIBRARY: library_of("aarch64")}, f"it lacks {ADAPTER}"),
+        *[(TAG, without(name), f"it lacks {name}") for name in GOOD],
         (TAG, {**GOOD, LIBRARY: library_of("x86_64")}, r"not for aarch64 \(ELF machine 62\)"),
+        (
+            TAG,
+            {**GOOD, LIBBITA: library_of("x86_64")},
+            f"{LIBBITA}: the library is not for aarch64",
+        ),
         (TAG, {**GOOD, LIBRARY: b"not a library"}, "not for aarch64"),
-        (TAG, {**GOOD, "bita/other.so": b""}, f"the libraries bita/other.so, {LIBRARY}"),
+        (TAG, {**GOOD, "bita/other.so": b""}, f"the libraries bita/other.so, {LIBBITA}, {LIBRARY}"),
         ("py3-none-any", GOOD, "does not end with py3-none-manylinux_X_Y_aarch64"),
         ("py3-none-linux_aarch64", GOOD, "does not end with py3-none-manylinux_X_Y_aarch64"),
         ("py3-none-manylinux_2_27_x86_64", GOOD, "does not end with"),
@@ -137,18 +164,24 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-def test_a_wheel_has_the_library_of_its_processor(built: Path) -> None:
+def test_a_wheel_has_the_libraries_of_its_processor(built: Path) -> None:
     """And the package as it is here, without tests, sources or a library of this system."""
     with zipfile.ZipFile(built) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-        library = archive.read(LIBRARY)
-    assert library[:4] == b"\x7fELF"
-    assert int.from_bytes(library[18:20], "little") == MACHINES[built.parent.name]
+        libraries = [archive.read(name) for name in (LIBRARY, LIBBITA)]
+        header = archive.read(f"{NATIVE}/include/bita/bita.h")
+    for library in libraries:
+        assert library[:4] == b"\x7fELF"
+        assert int.from_bytes(library[18:20], "little") == MACHINES[built.parent.name]
     assert ADAPTER in names
-    assert [name for name in names if name.endswith((".so", ".o", ".cpp", ".h"))] == [LIBRARY]
+    native = {name for name in names if name.startswith(f"{NATIVE}/")}
+    python = {name for name in native if name.endswith(".py")}
+    assert native - python == {LIBRARY, LIBBITA, *FOR_PROGRAMS}
+    assert [name for name in names - native if name.endswith((".so", ".o", ".cpp", ".h"))] == []
+    assert header == (ROOT / "runtime" / "native" / "include" / "bita" / "bita.h").read_bytes()
     assert {name.split("/")[0] for name in names} == {"bita", "bita_edge-0.1.0.dist-info"}
     assert "tests" not in {part for name in names for part in name.split("/")}
-    assert built.stat().st_size < 5e6
+    assert built.stat().st_size < 6e6
 
 
 @pytest.mark.slow
@@ -160,28 +193,72 @@ def test_auditwheel_agrees_with_the_name(built: Path) -> None:
     assert tag.endswith(f"_{built.parent.name}")
 
 
-@pytest.mark.slow
-def test_an_installed_wheel_decodes(built: Path, tmp_path: Path) -> None:
-    """By the library that it has, and with the tokens of the one here."""
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with the wheel of this processor, and ONNX Runtime beside it."""
     if built.parent.name != HERE:
         pytest.skip(f"runs on {built.parent.name}")
     require_library()
-    engine = native_engine(FEATURES["llama3"], tmp_path).path
-    installed = tmp_path / "installed"
+    folder = tmp_path_factory.mktemp("installed")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*command, "--target", str(installed), str(built)], check=True)
+    subprocess.run([*command, "--target", str(folder), str(built)], check=True)
+    (folder / "onnxruntime").symlink_to(Path(onnxruntime.__file__).parent)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_engine(tmp_path_factory.mktemp("native"))
+
+
+def run_python(installed: Path, code: str, *words: str) -> list[str]:
+    """The lines that a program prints with the installed packages."""
+    command = [sys.executable, "-c", code, *words]
+    return run(command, folder=installed, PYTHONPATH=str(installed)).splitlines()
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_decodes(installed: Path, engine: Path) -> None:
+    """By the library that it has, and with the tokens of the one here."""
     code = (
         "import sys; from bita import Session\n"
         "from bita.runtime.native.library import loaded_operators\n"
         "print(loaded_operators().path)\n"
         "print(Session.open(sys.argv[1]).generate('hello', max_new_tokens=12).token_ids)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(engine)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-    )
     expected = Session.open(engine).generate("hello", max_new_tokens=12).token_ids
-    assert result.stdout.splitlines() == [str(installed / LIBRARY), str(expected)], result.stderr
+    lines = run_python(installed, code, str(engine))
+    assert lines == [str(installed / LIBRARY), str(expected)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_c_programs_are_built_with_an_installed_wheel(
+    installed: Path, engine: Path, tmp_path: Path
+) -> None:
+    """As the guide says; libbita finds ONNX Runtime among the packages."""
+    code = "import bita.native as n; print(n.include_dir()); print(n.library_dir())"
+    include, folder = run_python(installed, code)
+    program = tmp_path / "generate"
+    source = ROOT / "examples" / "c" / "generate.c"
+    link = [f"-L{folder}", "-l:libbita.so.0", f"-Wl,-rpath,{folder}"]
+    run(["gcc", str(source), f"-I{include}", *link, "-o", str(program)])
+    out = run([str(program), str(engine), "hello"], LD_LIBRARY_PATH="")
+    wanted = Session.open(engine, num_threads=1).generate("hello", max_new_tokens=256).text
+    assert answer_of_generate(out) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("g++", "cmake", "ninja"))), reason="needs g++, cmake and ninja"
+)
+def test_cmake_finds_the_library_of_an_installed_wheel(
+    installed: Path, engine: Path, tmp_path: Path
+) -> None:
+    (folder,) = run_python(installed, "import bita.native as n; print(n.cmake_dir())")
+    place = ["-S", str(ROOT / "examples" / "cpp"), "-B", str(tmp_path), "-G", "Ninja"]
+    run(["cmake", *place, f"-Dbita_DIR={folder}"])
+    run(["cmake", "--build", str(tmp_path)])
+    out = run([str(tmp_path / "chat"), str(engine)], "Hello\n", LD_LIBRARY_PATH="")
+    wanted = Session.open(engine, num_threads=1).conversation().send("Hello", max_new_tokens=256)
+    assert answers_of_chat(out) == [wanted.run().text]

@@ -1,12 +1,14 @@
-"""Programs of tests that are built with libbita as an application is: by its header and its file."""
+"""Programs of tests that are built with libbita as an application is: by header and library."""
 
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cpp_programs import BUILD, onnxruntime_library
+from answer_tool import BUILD, onnxruntime_library
 from native_engines import FEATURES, native_engine, require_library
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
@@ -32,13 +34,21 @@ def compile_c(source: Path, program: Path, include: Path, with_library: bool = F
     return program
 
 
-def run(command: list[str], **more: str) -> str:
-    """What a command prints, with these variables too; the test fails if it does."""
+def run(command: Sequence[str], given: str = "", folder: Path | None = None, **more: str) -> str:
+    """What a command prints, in this folder, with this input and these variables.
+
+    The test fails if it does. Carriage returns stay.
+    """
     result = subprocess.run(
-        command, env={**os.environ, **more}, capture_output=True, text=True, timeout=300
+        command,
+        input=given.encode(),
+        cwd=folder,
+        env={**os.environ, **more},
+        capture_output=True,
+        timeout=300,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    assert result.returncode == 0, (result.stdout + result.stderr).decode(errors="replace")
+    return result.stdout.decode()
 
 
 def loader_folder(folder: Path) -> Path:
@@ -48,9 +58,27 @@ def loader_folder(folder: Path) -> Path:
     return folder
 
 
-def printed(program: Path, *words: str) -> str:
-    """What a program prints that finds ONNX Runtime by its soname."""
+def printed(program: Path, *words: str, given: str = "", libraries: str = "") -> str:
+    """What a program prints that finds ONNX Runtime by its soname.
+
+    given: its input. libraries: more folders for the loader.
+    """
     folder = program.with_name(f"{program.name} libraries")
     if not folder.is_dir():
         loader_folder(folder)
-    return run([str(program), *words], LD_LIBRARY_PATH=str(folder))
+    folders = os.pathsep.join([str(folder), *([libraries] if libraries else [])])
+    return run([str(program), *words], given, LD_LIBRARY_PATH=folders)
+
+
+def answer_of_generate(out: str) -> str:
+    """The text in what examples/c/generate.c prints."""
+    found = re.fullmatch(r"(.*)\n\d+ tokens/s, [\d.]+ tokens a step\n", out, flags=re.DOTALL)
+    assert found, out
+    return found[1]
+
+
+def answers_of_chat(out: str) -> list[str]:
+    """The texts in what examples/cpp/chat.cpp prints."""
+    figures = r"\n\[[\d.e+]+ tokens/s, [\d.]+ tokens a step\]\n"
+    assert out.endswith("> \n"), out
+    return [part.removeprefix("> ") for part in re.split(figures, out)[:-1]]

@@ -5,8 +5,8 @@
 A wheel runs with any Python 3 and with glibc 2.28 or later; auditwheel checks that and names the
 file. It has both libraries for its processor, or there is no wheel: nothing is taken from an
 earlier build of the package, and a wheel is put in place last. With libbita come its headers, what
-cmake needs to find it, and the licenses of what is linked in. $CXX may name the g++ for this processor;
-CXXFLAGS, LDFLAGS and CMAKE_BUILD_TYPE do not count here. Needs wheel_requirements.txt.
+cmake needs to find it, and the licenses of what is linked in. $CXX may name the g++ for this
+processor; CXXFLAGS, LDFLAGS and CMAKE_BUILD_TYPE do not count here. Needs wheel_requirements.txt.
 """
 
 import argparse

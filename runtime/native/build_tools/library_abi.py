@@ -3,10 +3,10 @@
     python library_abi.py [--check] [--build build/cpp] [--file runtime/native/abi/libbita.abi]
 
 --check compares the sources with the file, and fails if a program that was built before would no
-longer run. The file has the functions, and the types that they reach, as far as the public headers show them. The C
-functions are compiled once more with debug information, by the command that the build folder has,
-and linked alone: what they call does not matter here. The file is the same for every build and for
-all 64-bit processors. Needs the standard library only.
+longer run. The file has the functions, and the types that they reach, as far as the public headers
+show them. The C functions are compiled once more with debug information, by the command that the
+build folder has, and linked alone: what they call does not matter here. The file is the same for
+every build and for all 64-bit processors. Needs the standard library only.
 """
 
 import argparse
@@ -104,9 +104,9 @@ def _check(build: Path, file: Path) -> None:
         found = changes(file, now)
     if found:
         raise AbiError(
-            f"programs that were built with libbita before would not run with this one:\n{found}\n"
-            "Add functions, and fields at the end of structs, instead. If it has to be, raise "
-            "SOVERSION in library.cmake and the soname here, in older_glibc.py and in bita/native.py, "
+            f"programs that were built with an older libbita would not run with this:\n{found}\n"
+            "Add functions instead, and fields at the end of structs, beyond their old size. If "
+            "it has to be, raise the soname (SOVERSION in library.cmake, and where the tests say), "
             "then run `make abi`"
         )
 

@@ -34,9 +34,7 @@ class Library:
     exports: str  # the linker's script
 
 
-OPERATORS = Library(
-    "libbita_operators.so", "bita_operators", ("bita_operators",), "exports.map"
-)
+OPERATORS = Library("libbita_operators.so", "bita_operators", ("bita_operators",), "exports.map")
 LIBBITA = Library("libbita.so.0", "bita", ("bita_runtime", "bita"), "library_exports.map")
 LIBRARIES = (OPERATORS, LIBBITA)
 
@@ -127,9 +125,7 @@ def _objects(folder: Path, library: Library) -> list[str]:
     words = (shlex.split(command["command"]) for command in commands)
     outputs = {command[command.index("-o") + 1] for command in words}
     folders = tuple(f"/{name}.dir/" for name in library.objects)
-    return sorted(
-        str(folder / path) for path in outputs if any(each in path for each in folders)
-    )
+    return sorted(str(folder / path) for path in outputs if any(each in path for each in folders))
 
 
 def _file_of(compiler: list[str], question: str) -> str:

@@ -2,8 +2,8 @@
 
     python packages.py [--architecture arm64]
 
-They are PCRE2, utf8proc and nlohmann-json: headers, and libraries to link in. They are looked for in
-this order: the system; the cache ($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge); Debian's
+They are PCRE2, utf8proc and nlohmann-json: headers, and libraries to link in. They are looked for
+in this order: the system; the cache ($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge); Debian's
 packages, from the system's own sources or from Debian 12. A download takes seconds and is kept in
 the cache. Nothing is installed, and no file of the system is changed. Where all fails, each reason
 is printed on stderr and the exit status is 1. Needs the standard library only.

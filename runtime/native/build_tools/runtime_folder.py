@@ -20,7 +20,9 @@ def main() -> int:
     places = found.submodule_search_locations if found else None
     libraries = [*Path(places[0], "capi").glob("libonnxruntime.so.*")] if places else []
     if not libraries:
-        print("the package onnxruntime has no library here: pip install onnxruntime", file=sys.stderr)
+        print(
+            "the package onnxruntime has no library here: pip install onnxruntime", file=sys.stderr
+        )
         return 1
     version = re.sub(r"[^0-9a-zA-Z.]", "", libraries[0].name)
     folder = cached(f"onnxruntime-library-{version}")

@@ -14,7 +14,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const bita::PairTables tables = bita::parse_pair_tables(
         std::string(reinterpret_cast<const char*>(data), size), manifest, "pairs");
-    if (tables.left.size() != 8 || tables.right.size() != 8) __builtin_trap();
+    int sum = 0;
+    for (int i = 0; i < 8; ++i) sum += tables.left[i] + tables.right[i];
+    if (sum < 0) __builtin_trap();
   } catch (const bita::Fault&) {
   }
   return 0;

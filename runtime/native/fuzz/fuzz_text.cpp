@@ -97,20 +97,33 @@ std::string in_pieces(const TextCodec& codec, const std::vector<int32_t>& ids,
   return all + text.flush();
 }
 
-void check_stops(const TextCodec& codec, const std::vector<int32_t>& ids, const std::string& whole,
-                 std::string_view stop) {
-  stop = stop.substr(0, bita::utf8_error(stop));
-  if (stop.empty()) return;
-  bita::StopRule rule(IncrementalText(codec), {{}, 1 << 20, {std::string(stop), "a<s>"}, {}});
+// What a stop rule shows of `ids`.
+std::string shown_with(const TextCodec& codec, const std::vector<int32_t>& ids,
+                       const std::vector<std::string>& stops, bool& is_stopped) {
+  bita::StopRule rule(IncrementalText(codec), {{}, 1 << 20, stops, {}});
   std::string shown;
   for (const int32_t id : ids) {
     rule.feed(id);
     shown += rule.take_text();
   }
-  shown += rule.close();
+  is_stopped = rule.finish_reason() != bita::FinishReason::kNone;
+  return shown + rule.close();
+}
+
+void check_stops(const TextCodec& codec, const std::vector<int32_t>& ids, const std::string& whole,
+                 std::string_view bytes) {
+  const std::string stop(bytes.substr(0, bita::utf8_error(bytes)));
+  if (stop.empty()) return;
+  bool is_stopped = false;
+  const std::string shown = shown_with(codec, ids, {stop}, is_stopped);
   check(whole.compare(0, shown.size(), shown) == 0);
-  check(shown.find(stop) == std::string::npos);
-  if (rule.finish_reason() == bita::FinishReason::kNone) check(shown == whole);
+  if (stop.find("<s>") == std::string::npos)
+    check(whole.find(stop) == (is_stopped ? shown.size() : std::string::npos));
+  // Between text and text, a special token that a stop string has is a mark: "b" is not next to
+  // "a".
+  const std::string marked = shown_with(codec, ids, {stop, "a<s>"}, is_stopped);
+  check(whole.compare(0, marked.size(), marked) == 0);
+  if (!is_stopped) check(marked == whole);
 }
 
 void check_codec(const TextCodec& codec, std::string_view text, const std::string& expected,

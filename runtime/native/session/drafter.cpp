@@ -23,7 +23,7 @@ class Ordered {
  private:
   void order(int64_t mask, int64_t parent) {
     DraftOrder task{};
-    task.pairs = {pairs_.left.data(), pairs_.right.data(), pairs_.rank};
+    task.pairs = {pairs_.left, pairs_.right, pairs_.rank};
     task.ids = drafts_.ids_of(mask);
     task.logits = drafts_.logits_of(mask);
     task.count = drafts_.num_ranks;

@@ -1,5 +1,9 @@
 #include "loaded_engine.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <exception>
 #include <thread>
@@ -60,6 +64,13 @@ class Beside {
   std::exception_ptr error_;
 };
 
+// Reading files and making the session took memory that nobody needs any more.
+void give_back_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace
 
 Drafting::Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
@@ -110,6 +121,7 @@ LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
                                      settings_.log);
   own_ = make_drafting(own_adapter_, std::move(table));
   text.finish();
+  give_back_memory();
 }
 
 const TextCodec& LoadedEngine::codec() const {

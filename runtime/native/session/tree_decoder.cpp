@@ -102,7 +102,7 @@ TokenSequence TreeDecoder::begin(std::vector<int64_t> prompt_ids, Chooser choose
       sources.values = adapter.continuations->values.data();
       sources.num_slots = static_cast<int64_t>(adapter.continuations->values.size());
     }
-    if (pairs_) sources.pairs = {pairs_->left.data(), pairs_->right.data(), pairs_->rank};
+    if (pairs_) sources.pairs = {pairs_->left, pairs_->right, pairs_->rank};
     sources.ids = sequence.drafts.ids.data();
     sources.logits = sequence.drafts.logits.data();
     sources.max_masks = static_cast<int64_t>(sequence.drafts.ids.size()) / num_ranks;

@@ -6,8 +6,8 @@ namespace bita {
 
 namespace {
 
-// How long a waiting thread sleeps before it looks whether it was cancelled: a signal handler, which
-// may cancel, must not lock anything to wake it.
+// How long a waiting thread sleeps before it looks whether it was cancelled: a signal handler,
+// which may cancel, must not lock anything to wake it.
 constexpr std::chrono::milliseconds kLook(5);
 
 }  // namespace

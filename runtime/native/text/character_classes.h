@@ -3,7 +3,8 @@
 // They are those of the `tokenizers` package (0.23), measured over all code points: its regular
 // expressions, Oniguruma's, know Unicode 16, other parts of it know other versions. PCRE2 is the
 // system's, from Unicode 14 (10.40) on, so what came later is written out. A PCRE2 that knows a
-// later Unicode than 16 has some more letters, in scripts that no model was trained on.
+// later Unicode than 16 has some more letters, in scripts that no model was trained on. One
+// difference is known: up to 10.42 PCRE2 has U+1171E in \p{Mn}, not in \p{Mc}.
 #pragma once
 
 #include <string>
