@@ -5,7 +5,7 @@
 
 Every tokenizer encodes the same lines in both; a line counts as equal if all ids are. The result
 is benchmarks/results/tokenizer_equality.json: lines, differences, and for each model the time to
-read its tokenizer.json and the memory of the whole process.
+read its tokenizer.json (the best of 7) and the memory of the whole process, that file included.
 """
 
 import argparse
@@ -372,8 +372,9 @@ def main() -> None:
         row = {"tokens": about["num_tokens"], "lines": about["num_compared"]}
         row["differences"] = len(differing)
         if name in models_tested:
+            asked = (answers(args.program, tokenizer.to_str(), [{"info": None}]) for _ in range(7))
             row |= {
-                "read_ms": round(about["load_us"] / 1000, 1),
+                "read_ms": round(min(found["load_us"] for (found,) in asked) / 1000, 1),
                 "peak_memory_mb": round(about["peak_kib"] / 1024, 1),
             }
         report["tokenizers"][name] = row

@@ -202,6 +202,44 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / link).exists(), (page.name, link)
 
 
+def guide_to_c() -> list[tuple[str, str]]:
+    """Language and text of the blocks in C, C++ and cmake of docs/cpp.md."""
+    text = (ROOT / "docs" / "cpp.md").read_text(encoding="utf-8")
+    return re.findall(r"^```(c|cpp|cmake)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("language", "file"),
+    [("c", "c/generate.c"), ("cpp", "cpp/chat.cpp"), ("cmake", "cpp/CMakeLists.txt")],
+)
+def test_the_guide_to_c_has_the_examples(language: str, file: str) -> None:
+    assert (language, (ROOT / "examples" / file).read_text(encoding="utf-8")) in guide_to_c()
+
+
+@pytest.mark.parametrize(("language", "compiler"), [("c", "gcc"), ("cpp", "g++")])
+def test_pieces_of_programs_compile(language: str, compiler: str, tmp_path: Path) -> None:
+    """With an engine and a session at hand, as the page has them before."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    begin = {
+        "c": "#include <bita/bita.h>\n#include <stdio.h>\n"
+        "void piece(bita_engine *engine, bita_session *session) {\n(void)engine;\n",
+        "cpp": "#include <bita/bita.hpp>\n#include <iostream>\n"
+        "void piece(bita::Engine& engine, bita::Session& session) {\n"
+        "(void)engine, (void)session;\n",
+    }
+    found = [text for kind, text in guide_to_c() if kind == language and "#include" not in text]
+    assert found
+    include = ROOT / "runtime" / "native" / "include"
+    command = [compiler, f"-std={'c99' if language == 'c' else 'c++17'}", "-Wall", "-Wextra"]
+    for number, text in enumerate(found):
+        source = tmp_path / f"piece{number}.{language}"
+        source.write_text(f"{begin[language]}{text}}}\n", encoding="utf-8")
+        subprocess.run(
+            [*command, "-Werror", "-pedantic", f"-I{include}", "-fsyntax-only", source], check=True
+        )
+
+
 def test_every_metric_is_described() -> None:
     pytest.importorskip("prometheus_client")
     from bita.runtime.serving.metrics import Metrics

@@ -72,7 +72,8 @@ bita_status guarded(Work work) noexcept {
 
 [[noreturn]] void misused(const std::string& message) { throw Fault(FaultKind::kUse, message); }
 
-void need(const void* pointer, const char* name) {
+template <class T>
+void need(T* pointer, const char* name) {
   if (!pointer) misused(std::string(name) + " is NULL");
 }
 

@@ -203,7 +203,7 @@ double Fields::number(const std::string& key, double least, double most,
   return found.value_or(neutral);
 }
 
-std::string Fields::text(const std::string& key, std::optional<std::string> otherwise) {
+std::string Fields::text(const std::string& key, const std::optional<std::string>& otherwise) {
   const Json* value = find(key, otherwise.has_value(), "a text");
   if (!value) return otherwise.value_or("");
   if (value->is_string()) return value->get<std::string>();
@@ -212,7 +212,7 @@ std::string Fields::text(const std::string& key, std::optional<std::string> othe
 }
 
 std::vector<int64_t> Fields::wholes(const std::string& key, int64_t least, int64_t most,
-                                    std::optional<std::vector<int64_t>> otherwise) {
+                                    const std::optional<std::vector<int64_t>>& otherwise) {
   const std::string what = whole_span("a list of whole numbers", least, most);
   const Json* value = find(key, otherwise.has_value(), what);
   std::vector<int64_t> found;
@@ -229,7 +229,7 @@ std::vector<int64_t> Fields::wholes(const std::string& key, int64_t least, int64
 }
 
 std::vector<double> Fields::numbers(const std::string& key, double least, double most,
-                                    std::optional<std::vector<double>> otherwise) {
+                                    const std::optional<std::vector<double>>& otherwise) {
   const std::string what = number_span("a list of numbers", least, most);
   const Json* value = find(key, otherwise.has_value(), what);
   std::vector<double> found;

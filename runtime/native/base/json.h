@@ -49,11 +49,12 @@ class Fields {
                 std::optional<int64_t> otherwise = std::nullopt);
   double number(const std::string& key, double least, double most,
                 std::optional<double> otherwise = std::nullopt);
-  std::string text(const std::string& key, std::optional<std::string> otherwise = std::nullopt);
+  std::string text(const std::string& key,
+                   const std::optional<std::string>& otherwise = std::nullopt);
   std::vector<int64_t> wholes(const std::string& key, int64_t least, int64_t most,
-                              std::optional<std::vector<int64_t>> otherwise = std::nullopt);
+                              const std::optional<std::vector<int64_t>>& otherwise = std::nullopt);
   std::vector<double> numbers(const std::string& key, double least, double most,
-                              std::optional<std::vector<double>> otherwise = std::nullopt);
+                              const std::optional<std::vector<double>>& otherwise = std::nullopt);
   // An object; an empty one after a fault.
   Json table(const std::string& key, bool is_optional = false);
   void add_fault(const std::string& fault) { faults_.push_back(prefix_ + fault); }

@@ -72,6 +72,7 @@ configure_file(build_tools/bita.pc.in bita.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bitaConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/bitaConfigVersion.cmake
         DESTINATION ${package})
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bita.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+install(FILES build_tools/third_party_licenses.txt DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 if(BITA_TESTS)
   file(GLOB library_tests CONFIGURE_DEPENDS library_tests/*.cpp)

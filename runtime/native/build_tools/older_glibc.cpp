@@ -2,7 +2,7 @@
 // The linker leaves out what is not looked up.
 #include <dlfcn.h>
 #include <pthread.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <sys/random.h>
 #include <time.h>
 
@@ -31,12 +31,21 @@ BITA_HIDDEN long long __isoc23_strtoll(const char* text, char** end, int base) {
 BITA_HIDDEN unsigned long long __isoc23_strtoull(const char* text, char** end, int base) {
   return older_strtoull(text, end, base);
 }
-// What std::random_device calls where g++ was built with 2.36 or later.
+
+// What std::random_device calls where g++ was built with 2.36 or later. Kernels before 3.17 have no
+// getentropy; seeds need not be secret, so that the clock is the last resort.
 BITA_HIDDEN unsigned older_arc4random() __asm__("arc4random");
 unsigned older_arc4random() {
   unsigned number = 0;
-  if (getentropy(&number, sizeof number) != 0) abort();  // as arc4random does
-  return number;
+  if (getentropy(&number, sizeof number) == 0) return number;
+  if (FILE* file = fopen("/dev/urandom", "rb")) {
+    const bool is_read = fread(&number, sizeof number, 1, file) == 1;
+    fclose(file);
+    if (is_read) return number;
+  }
+  timespec now = {};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<unsigned>(now.tv_nsec ^ now.tv_sec << 16);
 }
 
 // What std::condition_variable::wait_until calls for a steady clock (2.30). Where there is none,

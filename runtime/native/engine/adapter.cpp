@@ -282,16 +282,16 @@ class AdapterReader {
         num_infinite += !std::isfinite(value);
         num_large += std::isfinite(value) && std::fabs(value) > kMaxValue;
       }
-      const std::string of_all = " of " + std::to_string(array.values.size()) + " values ";
-      if (num_infinite) {
-        faults_.push_back(name + " has " + std::to_string(num_infinite) + of_all +
-                          "that are not finite");
-      }
-      if (num_large) {
-        faults_.push_back(name + " has " + std::to_string(num_large) + of_all +
-                          "beyond 65504, the largest that float16 can hold");
-      }
+      add_value_fault(name, array, num_infinite, "that are not finite");
+      add_value_fault(name, array, num_large, "beyond 65504, the largest that float16 can hold");
     }
+  }
+
+  void add_value_fault(const std::string& name, const FloatArray& array, int64_t count,
+                       const char* what) {
+    if (!count) return;
+    faults_.push_back(name + " has " + std::to_string(count) + " of " +
+                      std::to_string(array.values.size()) + " values " + what);
   }
 
   void read_continuations(Adapter& adapter) {
@@ -308,7 +308,7 @@ class AdapterReader {
     if (has_keys && marks->second.shape == values->second.shape) {
       adapter.continuations =
           keyed_table(marks->second.numbers<uint64_t>(), values->second.numbers<uint32_t>());
-      check_table(*adapter.continuations);
+      check_table(*adapter.continuations, identity_->vocab_size);
       return;
     }
     const auto size = static_cast<uint64_t>(marks->second.size());
@@ -319,11 +319,11 @@ class AdapterReader {
       return;
     }
     ContinuationTable table{marks->second.numbers<uint16_t>(), values->second.numbers<uint32_t>()};
-    check_table(table);
+    check_table(table, identity_->vocab_size);
     adapter.continuations = std::move(table);
   }
 
-  void check_table(const ContinuationTable& table) {
+  void check_table(const ContinuationTable& table, int64_t vocab_size) {
     uint32_t last_token = 0, most_percent = 0;
     bool has_empty = false;
     for (const uint32_t value : table.values) {
@@ -332,10 +332,10 @@ class AdapterReader {
       has_empty |= value == 0;
     }
     if (!has_empty) faults_.emplace_back("the table of continuations has no empty slot");
-    if (last_token >= identity_->vocab_size || most_percent > 100) {
+    if (last_token >= vocab_size || most_percent > 100) {
       faults_.push_back("the table of continuations holds token " + std::to_string(last_token) +
                         " and " + std::to_string(most_percent) + " percent, not tokens below " +
-                        std::to_string(identity_->vocab_size) + " and at most 100");
+                        std::to_string(vocab_size) + " and at most 100");
     }
   }
 

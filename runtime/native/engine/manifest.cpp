@@ -41,8 +41,8 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 std::string take_text(Fields& fields, const std::string& name,
-                      std::optional<std::string> otherwise = std::nullopt) {
-  std::string text = fields.text(name, std::move(otherwise));
+                      const std::optional<std::string>& otherwise = std::nullopt) {
+  std::string text = fields.text(name, otherwise);
   if (text.size() > kMaxText) {
     fields.add_fault(name + " has " + std::to_string(text.size()) + " bytes, not " +
                      std::to_string(kMaxText) + " at most");
@@ -52,8 +52,8 @@ std::string take_text(Fields& fields, const std::string& name,
 
 std::string take_choice(Fields& fields, const std::string& name,
                         const std::vector<std::string>& known,
-                        std::optional<std::string> otherwise = std::nullopt) {
-  std::string text = fields.text(name, std::move(otherwise));
+                        const std::optional<std::string>& otherwise = std::nullopt) {
+  std::string text = fields.text(name, otherwise);
   const bool is_text = fields.has(name) && fields.at(name).is_string();
   if (is_text && std::find(known.begin(), known.end(), text) == known.end()) {
     fields.add_fault(name + " " + shown(text) + " is not one of " + joined(known));

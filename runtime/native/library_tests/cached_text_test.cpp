@@ -1,6 +1,7 @@
 // Texts in pages: what they share, what they copy, and what they give back.
 #include "../session/cached_text.h"
 
+#include <numeric>
 #include <vector>
 
 #include "../base/fault.h"
@@ -89,8 +90,8 @@ void expect_values(Cache& cache, const CachedText& text, const std::vector<float
 }
 
 std::vector<float> counted(int64_t count, float first = 1.0f) {
-  std::vector<float> values;
-  for (int64_t i = 0; i < count; ++i) values.push_back(first + static_cast<float>(i));
+  std::vector<float> values(static_cast<size_t>(count));
+  std::iota(values.begin(), values.end(), first);
   return values;
 }
 

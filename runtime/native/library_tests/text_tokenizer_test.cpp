@@ -25,9 +25,12 @@ std::string fault_of(const std::string& json) {
   return "";
 }
 
+void expect_part(const std::string& message, const std::string& part) {
+  expect(message.find(part) != std::string::npos, message + " has " + part);
+}
+
 void expect_fault(const std::string& json, const std::string& part) {
-  const std::string fault = fault_of(json);
-  expect(fault.find(part) != std::string::npos, "'" + fault + "' has '" + part + "'");
+  expect_part(fault_of(json), part);
 }
 
 void merges_go_by_rank() {
@@ -77,7 +80,7 @@ void prompts_are_checked() {
       expect(fault.kind() == FaultKind::kPrompt, "it is a fault of the prompt");
       message = fault.what();
     }
-    expect(message.find(part) != std::string::npos, "'" + message + "' has '" + part + "'");
+    expect_part(message, part);
   }
 }
 

@@ -19,12 +19,11 @@ constexpr int64_t kNothing = -1;
 }  // namespace
 
 GuardedTrees::GuardedTrees(const TreeTable& table) : trees_(table.trees) {
-  std::vector<Tree> others;
-  for (const Tree& tree : table.trees) others.push_back(tree.without_masks());
-  others.push_back(Tree::root_only());
-  for (const Tree& tree : others) {
+  const auto add = [&](const Tree& tree) {
     if (std::find(trees_.begin(), trees_.end(), tree) == trees_.end()) trees_.push_back(tree);
-  }
+  };
+  for (const Tree& tree : table.trees) add(tree.without_masks());
+  add(Tree::root_only());
   const auto cost = [&](int64_t rows) { return table.costs[static_cast<size_t>(rows - 1)]; };
   guess_loss_ = cost(std::min<int64_t>(2, static_cast<int64_t>(table.costs.size()))) - 1;
   const size_t root = number_of(Tree::root_only());

@@ -44,8 +44,9 @@ int64_t Layout::first_mask_row() const {
 }
 
 std::vector<uint8_t> Layout::sees_prefix() const {
-  std::vector<uint8_t> found;
-  for (const int64_t index : mask_index) found.push_back(index >= 0);
+  std::vector<uint8_t> found(mask_index.size());
+  std::transform(mask_index.begin(), mask_index.end(), found.begin(),
+                 [](int64_t index) { return index >= 0; });
   return found;
 }
 

@@ -134,7 +134,7 @@ std::string LoadedEngine::render(const std::vector<ChatMessage>& messages,
                                  bool add_generation_prompt) const {
   codec();
   const std::string reason = chat_reason();
-  if (!reason.empty()) throw Fault(FaultKind::kPrompt, reason);
+  if (!template_ || !reason.empty()) throw Fault(FaultKind::kPrompt, reason);
   return template_->render(messages, add_generation_prompt);
 }
 

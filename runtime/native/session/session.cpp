@@ -34,7 +34,7 @@ std::pair<size_t, size_t> oldest(const std::vector<ChatMessage>& messages) {
 
 }  // namespace
 
-Session::Session(std::shared_ptr<LoadedEngine> engine, const TextSettings& settings)
+Session::Session(const std::shared_ptr<LoadedEngine>& engine, const TextSettings& settings)
     : Session(engine, engine->drafting(settings.tree_path, settings.adapter_path)) {
   overflow_ = settings.overflow;
 }
@@ -64,12 +64,12 @@ std::unique_ptr<Session> Session::fork() {
 }
 
 void Session::start_text(std::string_view prompt, bool add_special_tokens, const Options& options) {
-  std::vector<int64_t> ids = widened(engine_->codec().encode(prompt, add_special_tokens));
-  start(std::move(ids), options, engine_->defaults().eos_ids, true, false);
+  const std::vector<int64_t> ids = widened(engine_->codec().encode(prompt, add_special_tokens));
+  start(ids, options, engine_->defaults().eos_ids, true, false);
 }
 
-void Session::start_tokens(std::vector<int64_t> prompt_ids, const Options& options) {
-  start(std::move(prompt_ids), options, engine_->defaults().eos_ids, false, false);
+void Session::start_tokens(const std::vector<int64_t>& prompt_ids, const Options& options) {
+  start(prompt_ids, options, engine_->defaults().eos_ids, false, false);
 }
 
 void Session::start_chat(const std::vector<ChatMessage>& messages, const Options& options) {
@@ -85,7 +85,7 @@ void Session::start_chat(const std::vector<ChatMessage>& messages, const Options
   num_dropped_ = num_dropped;
 }
 
-void Session::start(std::vector<int64_t> prompt_ids, const Options& options,
+void Session::start(const std::vector<int64_t>& prompt_ids, const Options& options,
                     std::vector<int64_t> eos_ids, bool continues, bool is_chat) {
   options.check(engine_->manifest().vocab_size);
   if (!engine_->has_text() && !options.stops.empty()) {
@@ -118,14 +118,13 @@ void Session::start(std::vector<int64_t> prompt_ids, const Options& options,
     deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                   std::chrono::duration<double>(*options.timeout_s));
   }
-  auto answer =
-      std::unique_ptr<Answer>(new Answer{decoder->begin(std::move(prompt_ids), std::move(chooser)),
-                                         decoder,
-                                         std::move(rule),
-                                         {},
-                                         std::move(ends),
-                                         options.max_new_tokens,
-                                         deadline});
+  auto answer = std::unique_ptr<Answer>(new Answer{decoder->begin(prompt_ids, std::move(chooser)),
+                                                   decoder,
+                                                   std::move(rule),
+                                                   {},
+                                                   std::move(ends),
+                                                   options.max_new_tokens,
+                                                   deadline});
   end_running();
   answer_ = std::move(answer);
   reason_ = FinishReason::kNone;
@@ -274,7 +273,7 @@ void Session::finish(FinishReason reason, StepResult& result) {
 
 // What is known when an answer has ended; an EOS at its end is written by the template.
 void Session::note_answer() {
-  if (!is_chat_) return;
+  if (!is_chat_ || !answer_->rule) return;
   messages_.push_back({"assistant", answer_text_});
   known_ = prompt_;
   if (reason_ == FinishReason::kStop) return;  // the tokens say more than the text

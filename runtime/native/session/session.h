@@ -33,7 +33,7 @@ struct StepResult {
 // Used by one thread at a time, but for `cancel`.
 class Session {
  public:
-  Session(std::shared_ptr<LoadedEngine> engine, const TextSettings& settings);
+  Session(const std::shared_ptr<LoadedEngine>& engine, const TextSettings& settings);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -44,7 +44,7 @@ class Session {
 
   // Start an answer. Throws a Fault, and then nothing has changed.
   void start_text(std::string_view prompt, bool add_special_tokens, const Options& options);
-  void start_tokens(std::vector<int64_t> prompt_ids, const Options& options);
+  void start_tokens(const std::vector<int64_t>& prompt_ids, const Options& options);
   // Add messages to the conversation and answer them; the answer is added when it has ended.
   void start_chat(const std::vector<ChatMessage>& messages, const Options& options);
 
@@ -82,8 +82,8 @@ class Session {
 
   Session(std::shared_ptr<LoadedEngine> engine, std::shared_ptr<Drafting> drafting);
 
-  void start(std::vector<int64_t> prompt_ids, const Options& options, std::vector<int64_t> eos_ids,
-             bool continues, bool is_chat);
+  void start(const std::vector<int64_t>& prompt_ids, const Options& options,
+             std::vector<int64_t> eos_ids, bool continues, bool is_chat);
   void end_running();
   Known fitting(std::vector<ChatMessage> messages, const Options& options, int64_t& num_dropped);
   Known prompt_of(const std::vector<ChatMessage>& messages) const;

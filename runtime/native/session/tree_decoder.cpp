@@ -87,7 +87,7 @@ bool TreeDecoder::is_full(const TokenSequence& sequence) const {
          static_cast<int64_t>(sequence.token_ids.size()) - 1 > max_prompt_tokens();
 }
 
-TokenSequence TreeDecoder::begin(std::vector<int64_t> prompt_ids, Chooser chooser) const {
+TokenSequence TreeDecoder::begin(const std::vector<int64_t>& prompt_ids, Chooser chooser) const {
   const Adapter& adapter = adapter_->adapter();
   const int64_t num_ranks = host_.manifest().num_ranks;
   const auto num_prompt = static_cast<int64_t>(prompt_ids.size());

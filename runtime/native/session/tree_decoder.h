@@ -50,7 +50,7 @@ class TreeDecoder {
   void check_prompt(const std::vector<int64_t>& token_ids) const;
   // Whether the cache has no room for another step of a sequence.
   bool is_full(const TokenSequence& sequence) const;
-  TokenSequence begin(std::vector<int64_t> prompt_ids, Chooser chooser) const;
+  TokenSequence begin(const std::vector<int64_t>& prompt_ids, Chooser chooser) const;
 
   // Run the step that a sequence needs next and return the tokens that it emitted: none for a piece
   // of the prompt that is not its last, one for that, 1 to depth + 1 for a round.

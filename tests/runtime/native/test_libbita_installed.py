@@ -62,6 +62,7 @@ def test_a_program_that_cmake_builds_answers(prefix: Path, engine: Path, tmp_pat
     conversation = Session.open(engine, num_threads=1).conversation()
     wanted = [conversation.send(each, max_new_tokens=256).run().text for each in questions]
     assert answers_of_chat(out.removeprefix("> ")) == wanted
+    assert (prefix / "share" / "doc" / "bita" / "third_party_licenses.txt").is_file()
 
 
 @pytest.mark.slow

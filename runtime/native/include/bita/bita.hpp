@@ -155,6 +155,7 @@ class Engine {
 
   static std::vector<bita_message> pointers(const std::vector<Message>& messages) {
     std::vector<bita_message> found;
+    found.reserve(messages.size());
     for (const Message& each : messages) found.push_back({each.role.c_str(), each.content.c_str()});
     return found;
   }

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,13 +20,18 @@ namespace {
 
 using Json = nlohmann::json;
 
-struct Failure {
-  bita_status status;
-  std::string message;
+class Failure : public std::runtime_error {
+ public:
+  Failure(bita_status status, const std::string& message)
+      : std::runtime_error(message), status_(status) {}
+  bita_status status() const { return status_; }
+
+ private:
+  bita_status status_;
 };
 
 void check(bita_status status) {
-  if (status < 0) throw Failure{status, bita_error()};
+  if (status < 0) throw Failure(status, bita_error());
 }
 
 // Options of an answer, and what their pointers look at.
@@ -178,13 +184,13 @@ Json reply(Tool& tool, const std::string& line) {
   try {
     return tool.answer(Json::parse(line));
   } catch (const Failure& failure) {
-    return {{"status", failure.status}, {"error", failure.message}};
+    return {{"status", failure.status()}, {"error", failure.what()}};
   }
 }
 
 }  // namespace
 
-int main(int count, char** arguments) {
+int main(int count, char** arguments) try {
   if (count < 3) return 2;
   bita_engine_options options = BITA_ENGINE_OPTIONS_INIT;
   options.onnxruntime_path = arguments[1];
@@ -208,4 +214,7 @@ int main(int count, char** arguments) {
   }
   bita_engine_free(engine);
   return 0;
+} catch (const std::exception& error) {
+  std::cerr << error.what() << "\n";
+  return 1;
 }

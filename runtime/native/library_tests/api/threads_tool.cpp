@@ -6,11 +6,11 @@
 #include <atomic>
 #include <bita/bita.hpp>
 #include <chrono>
-#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <mutex>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -43,8 +43,7 @@ std::vector<Task> make_tasks(const bita::Engine& engine) {
   bita::Session session(engine);
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     Task& task = tasks[i];
-    for (std::size_t length = 0; length < 5 + 8 * i; ++length)
-      task.prompt.push_back(token(random));
+    for (std::size_t length = 0; length < 5 + 8 * i; ++length) task.prompt.push_back(token(random));
     task.options.max_new_tokens = kTokens;
     task.options.ignore_eos = true;
     task.options.seed = i;
@@ -106,8 +105,8 @@ void answer_all(const bita::Engine& engine, const std::vector<Task>& tasks, int 
 
 int main(int count, char** arguments) try {
   if (count < 3) return 2;
-  const int num_answers = count > 3 ? std::atoi(arguments[3]) : 200;
-  const int num_threads = count > 4 ? std::atoi(arguments[4]) : 4;
+  const int num_answers = count > 3 ? std::stoi(arguments[3]) : 200;
+  const int num_threads = count > 4 ? std::stoi(arguments[4]) : 4;
   bita::EngineOptions options;
   options.onnxruntime_path = arguments[1];
   options.num_threads = 1;
@@ -125,6 +124,7 @@ int main(int count, char** arguments) try {
     }
   });
   std::vector<std::thread> threads;
+  threads.reserve(targets.size());
   for (int i = 0; i < num_threads; ++i) {
     threads.emplace_back([&, i] {
       answer_all(engine, tasks, num_answers / num_threads, static_cast<unsigned>(i),
@@ -137,7 +137,7 @@ int main(int count, char** arguments) try {
   std::cout << "{\"answers\": " << counts.answers << ", \"cancelled\": " << counts.cancelled
             << ", \"wrong\": " << counts.wrong << "}\n";
   return counts.wrong == 0 && counts.answers > 0 ? 0 : 1;
-} catch (const bita::Error& error) {
+} catch (const std::exception& error) {
   std::cerr << error.what() << "\n";
   return 1;
 }
