@@ -24,7 +24,7 @@ DEMO_PROMPT ?= How do plants make food from sunlight? Explain photosynthesis.
 # Variables that become the option of the same name of `bita engine`, which has the defaults and explains them.
 VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE OUT
 SWITCHES := UNCALIBRATED FORCE
-OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT PROCESSOR
+OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT PROCESSOR FUZZ_SECONDS FUZZ_CXX
 
 # ADAPTER= asks for an untuned engine, and no word of it for the one that belongs to the model
 NO_ADAPTER := $(if $(filter undefined,$(origin ADAPTER)),,$(if $(value ADAPTER),,--adapter=none))
@@ -48,7 +48,7 @@ PEERS := .cache/peers
 WHEEL_TOOLS := .cache/wheels
 
 .PHONY: help demo engine adapter bench bench-options model-given model native wheels native-check native-check-address native-check-thread \
-  cpp cpp-programs cpp-check cpp-check-address cpp-check-thread cpp-fuzz check lint format test test-aarch64 clean FORCE-MODULES
+  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz check lint format test test-aarch64 clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,7 +96,7 @@ BUILD_LIBRARY := $(NATIVE)/build_tools/build_library.py
 native: $(VENV)/.cmake ## build the library of native operators
 	@$(BIN)/python $(BUILD_LIBRARY) --into $(NATIVE)
 
-wheels: $(WHEEL_TOOLS)/.ready ## build a wheel for x86_64 and one for aarch64 in dist/, or one only: [PROCESSOR=x86_64]
+wheels: $(WHEEL_TOOLS)/.ready ## build a wheel with both libraries for x86_64 and one for aarch64 in dist/, or one only: [PROCESSOR=x86_64]
 	@$(WHEEL_TOOLS)/bin/python $(NATIVE)/build_tools/build_wheels.py $(call given,PROCESSOR)
 
 # The files of a road may hold nothing that the linker shares with other files: it would take one of the copies,
@@ -134,6 +134,11 @@ cpp-programs: $(VENV)/.cmake ## build libbita and the programs that its tests ru
 	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null; \
 	cmake --build $(CPP_BUILD) --target library_programs -- --quiet
 
+abi: $(VENV)/.cmake ## write libbita's interface down, which a test compares, with abigail-tools
+	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null
+	@$(BIN)/python $(NATIVE)/build_tools/library_abi.py
+
 cpp-check: cpp-programs ## tests of libbita with sanitizers, and its files with clang-tidy
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target cpp-check-address cpp-check-thread
 	@sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(CPP_BUILD)/compile_commands.json | \
@@ -141,13 +146,30 @@ cpp-check: cpp-programs ## tests of libbita with sanitizers, and its files with 
 	  $(BIN)/clang-tidy --quiet -p $(CPP_BUILD)
 
 cpp-check-address: SANITIZERS := address,undefined
+cpp-check-address: PROGRAMS := library_programs
 cpp-check-thread: SANITIZERS := thread
+cpp-check-thread: PROGRAMS := library_tests threads_tool
 cpp-check-address cpp-check-thread: cpp-check-%: $(VENV)/.cmake
 	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
 	cmake -S $(NATIVE) -B $(CPP_BUILD)-$* -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null; \
-	cmake --build $(CPP_BUILD)-$* --target library_programs -- --quiet
+	cmake --build $(CPP_BUILD)-$* --target $(PROGRAMS) -- --quiet
 	@echo 'library_tests, $(SANITIZERS):'
 	@timeout 300 $(CPP_BUILD)-$*/library_tests
+
+# A target for each parser of files; FUZZ_SECONDS=600 and more finds what half a minute does not.
+FUZZ_CXX ?= $(firstword $(foreach name,clang++ $(addprefix clang++-,20 19 18 17 16 15 14),$(shell command -v $(name))))
+FUZZ_SECONDS ?= 5
+cpp-fuzz: $(VENV)/.cmake ## feed the parsers of libbita with changed files, with clang: [FUZZ_SECONDS=5] for each
+	@test -n "$(FUZZ_CXX)" || { echo 'make: no clang++, which has libFuzzer: nothing is fuzzed' >&2; exit 0; }; \
+	export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	cmake -S $(NATIVE) -B $(CPP_BUILD)-fuzz -G Ninja -DBITA_LIBRARY=ON -DBITA_FUZZ=ON -DBITA_SANITIZE=address,undefined \
+	  -DBITA_WERROR=OFF -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) > /dev/null; \
+	cmake --build $(CPP_BUILD)-fuzz --target fuzzers -- --quiet; \
+	for source in $(NATIVE)/fuzz/*.cpp; do \
+	  name=$$(basename $$source .cpp); mkdir -p $(CPP_BUILD)-fuzz/corpus/$$name; \
+	  $(CPP_BUILD)-fuzz/$$name -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -max_len=8192 -verbosity=0 \
+	    -artifact_prefix=$(CPP_BUILD)-fuzz/$$name- $(CPP_BUILD)-fuzz/corpus/$$name $(NATIVE)/fuzz/seeds/$$name || exit 1; \
+	done; echo 'fuzzed: $(basename $(notdir $(wildcard $(NATIVE)/fuzz/*.cpp)))'
 
 # Tests run side by side; a process that has finished its own takes over those of another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
@@ -173,7 +195,7 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-test: $(VENV)/.dev $(VENV)/.native ## all tests, with all they need (torch, the default model)
+test: $(VENV)/.dev $(VENV)/.native cpp-programs ## all tests, with all they need (torch, the default model)
 	@# first what must work without torch, which a fresh environment does not have yet
 	$(PYTEST) -m 'not torch and not slow and not model'
 	@$(MAKE) --no-print-directory $(VENV)/.test $(VENV)/.model $(WHEEL_TOOLS)/.ready

@@ -1,11 +1,10 @@
 // Texts in pages: what they share, what they copy, and what they give back.
-#include "../session/cached_text.h"
-
 #include <numeric>
 #include <vector>
 
 #include "../base/fault.h"
 #include "../kernels/numbers.h"
+#include "../session/paged_text.h"
 #include "../tests/check.h"
 
 namespace bita::tests {
@@ -30,13 +29,13 @@ class Cache {
   Cache(int64_t capacity, ONNXTensorElementDataType type, int64_t extra_bytes = 0)
       : pool(manifest_of(capacity), type, extra_bytes) {}
 
-  void write(const CachedText& text, int64_t slot, float value) {
+  void write(const PagedText& text, int64_t slot, float value) {
     each_cell(text, slot,
               [&](int64_t page, int64_t layer, int64_t cell) { set(page, layer, cell, value); });
   }
 
   // The value of a slot, which has to be the same in all of its cells.
-  float read(const CachedText& text, int64_t slot) {
+  float read(const PagedText& text, int64_t slot) {
     std::vector<float> found;
     each_cell(text, slot, [&](int64_t page, int64_t layer, int64_t cell) {
       found.push_back(get(page, layer, cell));
@@ -49,7 +48,7 @@ class Cache {
 
  private:
   template <class Use>
-  void each_cell(const CachedText& text, int64_t slot, Use use) {
+  void each_cell(const PagedText& text, int64_t slot, Use use) {
     const int64_t page = text.pages()[static_cast<size_t>(slot / kPageSlots)];
     const int64_t at = slot % kPageSlots, side = kPageSlots * kWidth;
     for (int64_t layer = 0; layer < kLayers; ++layer)
@@ -75,14 +74,14 @@ class Cache {
 };
 
 // Read tokens from `first` on into a text.
-void append(Cache& cache, CachedText& text, int64_t count, float first) {
+void append(Cache& cache, PagedText& text, int64_t count, float first) {
   text.reserve(count);
   for (int64_t i = 0; i < count; ++i)
     cache.write(text, text.length() + i, first + static_cast<float>(i));
   text.append(count);
 }
 
-void expect_values(Cache& cache, const CachedText& text, const std::vector<float>& wanted) {
+void expect_values(Cache& cache, const PagedText& text, const std::vector<float>& wanted) {
   expect(text.length() == static_cast<int64_t>(wanted.size()), "the length");
   for (size_t i = 0; i < wanted.size(); ++i)
     expect(cache.read(text, static_cast<int64_t>(i)) == wanted[i],
@@ -98,7 +97,7 @@ std::vector<float> counted(int64_t count, float first = 1.0f) {
 const Adds commits("accepted rows move to the end of the text, over pages", [] {
   for (const auto type : {kHalf, kSingle}) {
     Cache cache(200, type);
-    CachedText text(cache.pool);
+    PagedText text(cache.pool);
     append(cache, text, 14, 1.0f);
     text.reserve(6);  // a step of six rows, over the end of a page
     for (int64_t row = 0; row < 6; ++row)
@@ -112,7 +111,7 @@ const Adds commits("accepted rows move to the end of the text, over pages", [] {
 
 const Adds shares("texts share pages, and copy before they write", [] {
   Cache cache(200, kHalf, 1 << 20);
-  CachedText trunk(cache.pool), branch(cache.pool);
+  PagedText trunk(cache.pool), branch(cache.pool);
   append(cache, trunk, 20, 1.0f);
   const int64_t num_free = cache.pool.num_free();
   branch.share(trunk);
@@ -134,7 +133,7 @@ const Adds gives_back("pages that nobody holds are zeros, and used again", [] {
   const int64_t num_free = cache.pool.num_free();
   int64_t page = -1;
   {
-    CachedText text(cache.pool);
+    PagedText text(cache.pool);
     append(cache, text, 40, 1.0f);
     page = text.pages().back();
     text.keep(17);
@@ -143,7 +142,7 @@ const Adds gives_back("pages that nobody holds are zeros, and used again", [] {
     expect(text.length() == 17, "keeping more changes nothing");
   }
   expect(cache.pool.num_free() == num_free, "all pages are free");
-  CachedText other(cache.pool);
+  PagedText other(cache.pool);
   other.reserve(64);
   for (int64_t slot = 0; slot < 64; ++slot) expect(cache.read(other, slot) == 0.0f, "zeros");
   expect(page >= 0, "there was a page");
@@ -151,7 +150,7 @@ const Adds gives_back("pages that nobody holds are zeros, and used again", [] {
 
 const Adds ends("a pool without a free page says so", [] {
   Cache cache(32, kHalf);
-  CachedText text(cache.pool), other(cache.pool);
+  PagedText text(cache.pool), other(cache.pool);
   text.reserve(32);
   other.reserve(1);  // the one page more that texts and prefix may need
   std::string message;
@@ -165,7 +164,7 @@ const Adds ends("a pool without a free page says so", [] {
 
 const Adds clears("what steps left after a text becomes zeros", [] {
   Cache cache(64, kSingle);
-  CachedText text(cache.pool);
+  PagedText text(cache.pool);
   append(cache, text, 10, 1.0f);
   text.reserve(20);
   for (int64_t slot = 10; slot < 30; ++slot) cache.write(text, slot, 9.0f);

@@ -1,43 +1,43 @@
-// The rows of one text in the cache: pages in the order of its slots.
+// The rows of one text in the cache.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
-#include "page_pool.h"
+#include "../engine/adapter.h"
 
 namespace bita {
 
 class CachedText {
  public:
-  explicit CachedText(PagePool& pool) : pool_(pool) {}
-  ~CachedText() { keep(0); }
+  CachedText() = default;
+  virtual ~CachedText() = default;
   CachedText(const CachedText&) = delete;
   CachedText& operator=(const CachedText&) = delete;
 
   int64_t length() const { return length_; }  // tokens
-  int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
-  const std::vector<int64_t>& pages() const { return pages_; }
 
-  // Keep the first tokens only, and no page after theirs.
-  void keep(int64_t num_tokens);
-  // Free pages that `reserve` takes.
-  int64_t num_missing(int64_t num_slots) const;
-  // Take pages for the slots after the text, which nobody else has then. Throws a Fault if there
-  // are too few.
-  void reserve(int64_t num_slots);
+  // Keep the first tokens only.
+  virtual void keep(int64_t num_tokens) { length_ = std::min(length_, num_tokens); }
+  // Free pages of a pool that `reserve` takes.
+  virtual int64_t num_missing(int64_t) const { return 0; }
+  // Make the slots after the text ones that nobody else has. Throws a Fault if that cannot be.
+  virtual void reserve(int64_t) {}
   // Keep the rows of the accepted path, in order from the root, and forget the step's other rows.
   void commit(const std::vector<int64_t>& path);
   void append(int64_t num_tokens) { length_ += num_tokens; }
   // Make zeros of what steps left after the text.
-  void clear_rest();
-  // Share the pages of another text, which this one continues.
-  void share(const CachedText& other);
+  virtual void clear_rest() = 0;
+  // Have what the text's steps read of an adapter, in the cache.
+  virtual void take_prefix(const Adapter&) {}
+  // Take the rows of another text of the same engine, which this one continues.
+  virtual void share(const CachedText& other) = 0;
 
- private:
-  PagePool& pool_;
-  std::vector<int64_t> pages_;
+ protected:
+  // Copy the row of one slot of the text to another one.
+  virtual void move_slot(int64_t source, int64_t target) = 0;
+
   int64_t length_ = 0;
 };
 

@@ -20,7 +20,6 @@ namespace {
 constexpr const char* kOperators = "bita.operators";  // in manifests and graphs
 constexpr const char* kOperatorsVersion = "3";  // of those that run here, and of their weights
 constexpr const char* kLeastSlots = "bita.least_slots";
-constexpr const char* kNewRows = "rows";  // output of a graph whose cache the runtime writes
 constexpr const char* kWeightsFolder = "session.model_external_initializers_file_folder_path";
 
 [[noreturn]] void fail(const std::string& message) { throw Fault(FaultKind::kEngine, message); }
@@ -274,11 +273,6 @@ void GraphSession::read_metadata() {
   if ((!text.empty() && !is_number) || least_slots_ > capacity) {
     fail(graph + ": " + kLeastSlots + " is " + shown(text) + ", not 1 to " +
          std::to_string(capacity) + "; rebuild the engine");
-  }
-  if (!engine_.manifest.is_native() && outputs_.count(kNewRows)) {
-    fail("engine " + text_of(engine_.path) + " has a graph of dialect " + engine_.manifest.dialect +
-         " that leaves its cache to the runtime, which this library does not do: build it with "
-         "--dialect native, or run it from Python");
   }
 }
 

@@ -49,6 +49,8 @@ class GraphSession {
   bool has_input(const std::string& name) const { return inputs_.count(name) != 0; }
   // Of past and present caches.
   ONNXTensorElementDataType cache_type() const { return cache_type_; }
+  // Whether the graph leaves it to the runtime to write the cache.
+  bool gives_rows() const { return !engine_.manifest.is_native() && outputs_.count("rows") != 0; }
   int64_t least_slots() const { return least_slots_; }  // of the cache that a step writes
   bool has_weights_in_memory() const { return has_weights_in_memory_; }
   int num_threads() const { return num_threads_; }

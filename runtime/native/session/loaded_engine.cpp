@@ -74,11 +74,11 @@ void give_back_memory() {
 }  // namespace
 
 Drafting::Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
-                   bool accepts_branches, std::shared_ptr<const PairTables> pairs)
+                   const StepRules& rules, std::shared_ptr<const PairTables> pairs)
     : host_(host),
       adapter_(std::move(adapter)),
       table_(std::move(table)),
-      accepts_branches_(accepts_branches),
+      rules_(rules),
       pairs_(std::move(pairs)) {
   decoder(DraftPolicy::kEngine);  // whose faults are found at once
 }
@@ -86,8 +86,7 @@ Drafting::Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, 
 TreeDecoder& Drafting::decoder(DraftPolicy policy) {
   std::unique_ptr<TreeDecoder>& found = decoders_[static_cast<size_t>(policy)];
   if (!found) {
-    found = std::make_unique<TreeDecoder>(host_, adapter_, table_for(policy), accepts_branches_,
-                                          pairs_);
+    found = std::make_unique<TreeDecoder>(host_, adapter_, table_for(policy), rules_, pairs_);
   }
   return *found;
 }
@@ -105,12 +104,11 @@ TreeTable Drafting::table_for(DraftPolicy policy) const {
 LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
     : settings_(std::move(settings)), directory_(open_directory(path, settings_.checks_hashes)) {
   const Manifest& manifest = directory_.manifest;
-  if (!manifest.is_native()) {
+  if (manifest.backend != "ort-cpu") {
     throw Fault(FaultKind::kEngine,
-                "engine " + text_of(path) + " is of dialect " + manifest.dialect + " for backend " +
-                    manifest.backend +
-                    "; this library runs engines of native operators: build it with PRECISION=int4 "
-                    "or int8 and --dialect native, or run it from Python");
+                "engine " + text_of(path) + " was built for " + manifest.backend +
+                    "; this library runs engines for ort-cpu: build one with BACKEND=ort-cpu, or "
+                    "run it from Python");
   }
   defaults_ = read_generation_defaults(directory_.file(kGenerationFile), manifest.vocab_size);
   Beside text([this] { read_text(); });
@@ -172,9 +170,19 @@ std::shared_ptr<Drafting> LoadedEngine::make_drafting(std::shared_ptr<const Adap
     pairs = pairs_;
   }
   auto bound = std::make_shared<const BoundAdapter>(*host_, std::move(adapter));
-  // rows of native operators have the same bits wherever they stand, so branches are exact too
-  return std::make_shared<Drafting>(*host_, std::move(bound), std::move(table), true,
+  const StepRules rules = rules_for(*bound, table);
+  return std::make_shared<Drafting>(*host_, std::move(bound), std::move(table), rules,
                                     std::move(pairs));
+}
+
+// Rows of native operators have the same bits wherever they stand. With others a branch may be
+// accepted in mode "tree" only, and the smallest step has two rows where a step of one has other
+// bits; an engine that decodes plainly is its own reference.
+StepRules LoadedEngine::rules_for(const BoundAdapter& adapter, const TreeTable& table) {
+  if (manifest().is_native()) return {};
+  if (!least_rows_) least_rows_ = host_->least_rows(adapter);
+  const bool is_plain = !own_ && table.is_ar();
+  return {is_plain ? 1 : least_rows_, 128, manifest().mode == "tree"};
 }
 
 void LoadedEngine::read_text() {

@@ -30,7 +30,7 @@ struct EngineSettings {
 class Drafting {
  public:
   Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
-           bool accepts_branches, std::shared_ptr<const PairTables> pairs);
+           const StepRules& rules, std::shared_ptr<const PairTables> pairs);
 
   // Made when it is first asked for. The caller has the engine's turn, but for the engine's own
   // policy.
@@ -44,7 +44,7 @@ class Drafting {
   StepHost& host_;
   std::shared_ptr<const BoundAdapter> adapter_;
   TreeTable table_;
-  bool accepts_branches_;
+  StepRules rules_;
   std::shared_ptr<const PairTables> pairs_;
   std::array<std::unique_ptr<TreeDecoder>, 3> decoders_;
 };
@@ -82,6 +82,7 @@ class LoadedEngine {
   void read_text();
   void read_chat_template();
   std::shared_ptr<Drafting> make_drafting(std::shared_ptr<const Adapter> adapter, TreeTable table);
+  StepRules rules_for(const BoundAdapter& adapter, const TreeTable& table);
 
   EngineSettings settings_;
   EngineDirectory directory_;
@@ -92,6 +93,7 @@ class LoadedEngine {
   std::shared_ptr<const Adapter> own_adapter_;
   std::shared_ptr<const PairTables> pairs_;
   std::unique_ptr<StepHost> host_;
+  int64_t least_rows_ = 0;  // 0 until it is known
   std::shared_ptr<Drafting> own_;
   Turns turns_;
 };

@@ -40,12 +40,14 @@ Session::Session(const std::shared_ptr<LoadedEngine>& engine, const TextSettings
 }
 
 Session::Session(std::shared_ptr<LoadedEngine> engine, std::shared_ptr<Drafting> drafting)
-    : engine_(std::move(engine)), drafting_(std::move(drafting)), text_(engine_->host().pool()) {}
+    : engine_(std::move(engine)),
+      drafting_(std::move(drafting)),
+      text_(engine_->host().new_text()) {}
 
 Session::~Session() {
   const Turn turn(engine_->turns());
-  engine_->host().forget(text_);
-  text_.keep(0);
+  engine_->host().forget(*text_);
+  text_.reset();
   answer_.reset();
   drafting_.reset();  // gives back the pages of its prefix
 }
@@ -55,11 +57,11 @@ std::unique_ptr<Session> Session::fork() {
   std::unique_ptr<Session> other(new Session(engine_, drafting_));
   const Turn turn(engine_->turns());
   other->overflow_ = overflow_;
-  other->text_.share(text_);
+  other->text_->share(*text_);
   other->held_ids_ = held_ids_;
   other->messages_ = messages_;
   other->known_ = known_;
-  engine_->host().note_use(other->text_);
+  engine_->host().note_use(*other->text_);
   return other;
 }
 
@@ -188,7 +190,7 @@ bool Session::step(StepResult& result) {
   try {
     return advance(result);
   } catch (...) {
-    text_.keep(0);  // what is cached is not to be trusted
+    text_->keep(0);  // what is cached is not to be trusted
     finish(FinishReason::kCancelled, result);
     result = {};
     throw;
@@ -214,7 +216,7 @@ bool Session::advance(StepResult& result) {
       return true;
     }
     const bool is_decode_step = sequence.has_answer();
-    const std::vector<int64_t> tokens = answer_->decoder->step(sequence, text_, stats_);
+    const std::vector<int64_t> tokens = answer_->decoder->step(sequence, *text_, stats_);
     held_ids_ = sequence.token_ids;
     const size_t num_before = result.token_ids.size();
     feed(tokens, result);
@@ -237,10 +239,10 @@ bool Session::advance(StepResult& result) {
 
 // Keep of the cached rows those of the beginning that the sequence has too.
 void Session::take_cache() {
-  engine_->host().note_use(text_);
+  engine_->host().note_use(*text_);
   const auto& ids = answer_->sequence.token_ids;
-  const auto most = std::min<int64_t>(text_.length(), static_cast<int64_t>(ids.size()) - 1);
-  text_.keep(common_length(held_ids_, ids, most));
+  const auto most = std::min<int64_t>(text_->length(), static_cast<int64_t>(ids.size()) - 1);
+  text_->keep(common_length(held_ids_, ids, most));
 }
 
 void Session::feed(const std::vector<int64_t>& tokens, StepResult& result) {

@@ -97,7 +97,7 @@ class Session {
   std::shared_ptr<LoadedEngine> engine_;
   std::shared_ptr<Drafting> drafting_;
   Overflow overflow_ = Overflow::kRefuse;
-  CachedText text_;
+  std::unique_ptr<CachedText> text_;
   std::vector<int64_t> held_ids_;  // tokens whose rows are cached, and more
   std::unique_ptr<Answer> answer_;
   std::atomic<bool> is_cancelled_{false};

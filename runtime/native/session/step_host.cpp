@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
-#include "../base/files.h"
 #include "../engine/packed_lora.h"
 #include "../operators/ort.h"
+#include "buckets.h"
+#include "paged_text.h"
+#include "slab_text.h"
 #include "soundness.h"
 
 namespace bita {
@@ -28,6 +31,25 @@ int64_t size_of(const std::vector<int64_t>& shape) {
   return size;
 }
 
+// Copy a layer of stacked LoRA, [L, rows, columns], into an array that may have more ranks.
+void fill_lora(const std::string& name, bool is_down, const FloatArray& stacked, int64_t layer,
+               FloatArray& array) {
+  const int64_t rows = stacked.shape[1], columns = stacked.shape[2];
+  const int64_t wide_rows = array.shape[0], wide_columns = array.shape[1];
+  const bool fits = is_down ? rows == wide_rows && columns <= wide_columns
+                            : rows <= wide_rows && columns == wide_columns;
+  if (!fits) {
+    throw Fault(FaultKind::kAdapter,
+                "the adapter's LoRA has shape " + text_of(std::vector<int64_t>{rows, columns}) +
+                    " for " + name + ", the engine was built for " + text_of(array.shape) +
+                    ": build an engine with ADAPTER=...");
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto first = stacked.values.begin() + (layer * rows + row) * columns;
+    std::copy(first, first + columns, array.values.begin() + row * wide_columns);
+  }
+}
+
 }  // namespace
 
 BoundAdapter::BoundAdapter(StepHost& host, std::shared_ptr<const Adapter> adapter)
@@ -41,19 +63,45 @@ BoundAdapter::BoundAdapter(StepHost& host, std::shared_ptr<const Adapter> adapte
   values_["mask_embeddings"] =
       tensor_over(masks.data(), masks.size() * sizeof(float), mask_shape_, kFloat32);
   values_["prefix_length"] = tensor_over(&prefix_length_, sizeof prefix_length_, {1}, kWhole);
+  if (!host_.is_native()) {
+    bind_lora();
+    return;
+  }
   values_["prefix_pages"] = wholes(prefix_pages_, {static_cast<int64_t>(prefix_pages_.size())});
-  bind_lora();
+  bind_packed_lora();
   write_prefix();
 }
 
 BoundAdapter::~BoundAdapter() {
   for (int64_t i = 0; i < num_prefix_pages_; ++i) {
-    host_.pool().release(prefix_pages_[static_cast<size_t>(i)]);
+    host_.pool()->release(prefix_pages_[static_cast<size_t>(i)]);
+  }
+}
+
+// By layer and site, zeros where the adapter has none, or less of a fixed rank.
+void BoundAdapter::bind_lora() {
+  for (const auto& [name, value] : host_.graph().inputs()) {
+    if (name.rfind("lora.", 0) != 0) continue;
+    const size_t layer_end = name.find('.', 5), site_end = name.find('.', layer_end + 1);
+    const int64_t layer = std::stoll(name.substr(5, layer_end - 5));
+    const std::string site = name.substr(layer_end + 1, site_end - layer_end - 1);
+    const std::string side = name.substr(site_end + 1);
+    const auto found = adapter_->lora.find("lora_" + site + "_" + side);
+    FloatArray& array = lora_arrays_[name];
+    array.shape = value.shape;
+    for (size_t i = 0; i < 2; ++i) {
+      const int64_t own = found == adapter_->lora.end() ? 1 : found->second.shape[i + 1];
+      if (array.shape[i] < 0) array.shape[i] = own;
+    }
+    array.values.resize(static_cast<size_t>(size_of(array.shape)));
+    if (found != adapter_->lora.end()) fill_lora(name, side == "down", found->second, layer, array);
+    values_[name] = tensor_over(array.values.data(), array.values.size() * sizeof(float),
+                                array.shape, kFloat32);
   }
 }
 
 // One piece of memory, as Python has it: threads read it from one end to the other.
-void BoundAdapter::bind_lora() {
+void BoundAdapter::bind_packed_lora() {
   std::map<std::string, HalfArray> packed = packed_lora(*adapter_);
   size_t num_halves = 0;
   for (const auto& [name, array] : packed) num_halves += array.values.size();
@@ -92,7 +140,7 @@ void BoundAdapter::bind_lora() {
 }
 
 void BoundAdapter::write_prefix() {
-  PagePool& pool = host_.pool();
+  PagePool& pool = *host_.pool();
   host_.make_room(pages_for(prefix_length_), nullptr);
   for (int64_t i = 0; i < prefix_length_; ++i) {
     if (i % kPageSlots == 0) {
@@ -108,23 +156,45 @@ StepHost::StepHost(const EngineDirectory& engine, const SessionSettings& setting
                    int64_t extra_cache_bytes, const Log& log)
     : manifest_(engine.manifest),
       graph_(engine, settings, log),
-      pool_(manifest_, graph_.cache_type(), extra_cache_bytes),
       text_lengths_(1),
       text_pages_(static_cast<size_t>(pages_for(manifest_.capacity))) {
+  if (!is_native()) return;
+  pool_ = std::make_unique<PagePool>(manifest_, graph_.cache_type(), extra_cache_bytes);
   values_["text_lengths"] = wholes(text_lengths_, {1});
   values_["text_pages"] = wholes(text_pages_, {1, static_cast<int64_t>(text_pages_.size())});
-  const std::vector<int64_t> shape = {pool_.num_pages(), manifest_.num_kv_heads, 2,
+  const std::vector<int64_t> shape = {pool_->num_pages(), manifest_.num_kv_heads, 2,
                                       kPageSlots * manifest_.head_dim};
   for (int64_t layer = 0; layer < manifest_.num_layers; ++layer) {
-    layers_.push_back(tensor_over(pool_.layer(layer),
-                                  static_cast<size_t>(pool_.num_pages() * pool_.page_bytes()),
-                                  shape, pool_.type()));
+    layers_.push_back(tensor_over(pool_->layer(layer),
+                                  static_cast<size_t>(pool_->num_pages() * pool_->page_bytes()),
+                                  shape, pool_->type()));
   }
 }
 
+std::unique_ptr<CachedText> StepHost::new_text() {
+  if (pool_) return std::make_unique<PagedText>(*pool_);
+  return std::make_unique<SlabText>(manifest_, graph_.cache_type());
+}
+
+int64_t StepHost::least_rows(const BoundAdapter& adapter) {
+  if (is_native()) return 1;
+  if (graph_.least_slots() <= 1) return 2;
+  const std::unique_ptr<CachedText> text = new_text();
+  text->take_prefix(adapter.adapter());
+  std::vector<float> logits[2];
+  for (int64_t rows = 1; rows <= 2; ++rows) {
+    BoundStep step(*this, tree_layout(Tree::root_only(), rows), adapter, false);
+    step.token_ids()[0] = 1;
+    step.run(*text);
+    logits[rows - 1].assign(step.top_logits(0), step.top_logits(0) + manifest_.num_ranks);
+  }
+  return logits[0] == logits[1] ? 1 : 2;
+}
+
 void StepHost::point_at(const CachedText& text) {
+  const auto& pages = static_cast<const PagedText&>(text).pages();
   text_lengths_[0] = text.length();
-  std::copy(text.pages().begin(), text.pages().end(), text_pages_.begin());
+  std::copy(pages.begin(), pages.end(), text_pages_.begin());
 }
 
 OrtPointer<OrtIoBinding> StepHost::new_binding() {
@@ -156,7 +226,7 @@ void StepHost::make_room(CachedText& text, int64_t num_slots) {
 
 void StepHost::make_room(int64_t num_pages, const CachedText* kept) {
   for (CachedText* text : used_) {
-    if (pool_.num_free() >= num_pages) return;
+    if (!pool_ || pool_->num_free() >= num_pages) return;
     if (text != kept) text->keep(0);
   }
 }
@@ -167,6 +237,7 @@ BoundStep::BoundStep(StepHost& host, const Layout& layout, const BoundAdapter& a
       num_rows_(layout.num_rows()),
       num_ranks_(host.manifest().num_ranks),
       vocab_size_(host.manifest().vocab_size),
+      prefix_length_(adapter.prefix_length()),
       num_slots_(std::max(num_rows_, host.graph().least_slots())),
       max_length_(host.capacity() - adapter.prefix_length() - num_slots_),
       offsets_(layout.offsets),
@@ -210,6 +281,16 @@ BoundStep::BoundStep(StepHost& host, const Layout& layout, const BoundAdapter& a
     bind_output("logits", own(logits_.data(), logits_.size() * sizeof(float),
                               {num_outputs, vocab_size_}, kFloat32));
   }
+  bind_input("cache_length", own(&cache_length_, sizeof cache_length_, {1}, kWhole));
+  num_known_ = output_rows_[0] + 1;
+  if (host_.graph().gives_rows()) {
+    const Manifest& manifest = host.manifest();
+    const auto type = host_.graph().cache_type();
+    const std::vector<int64_t> shape = {2 * manifest.num_layers, manifest.num_kv_heads, num_rows_,
+                                        manifest.head_dim};
+    new_rows_.resize(static_cast<size_t>(size_of(shape)) * (type == kFloat16 ? 2 : 4));
+    bind_output("rows", own(new_rows_.data(), new_rows_.size(), shape, type));
+  }
 }
 
 void BoundStep::run(CachedText& text) {
@@ -222,13 +303,44 @@ void BoundStep::run(CachedText& text) {
   }
   host_.make_room(text, num_slots_);
   text.reserve(num_slots_);
-  host_.point_at(text);
+  bind_cache(text);
   for (size_t row = 0; row < positions_.size(); ++row) {
     positions_[row] = offsets_[row] + length;
     row_slots_[row] = static_cast<int64_t>(row) + length;
   }
   host_.graph().run(*binding_);
   check_results(length);
+  if (!new_rows_.empty()) static_cast<SlabText&>(text).write(new_rows_.data(), num_rows_);
+}
+
+// Let the step read and write the cache of a text.
+void BoundStep::bind_cache(CachedText& text) {
+  if (host_.is_native()) {
+    host_.point_at(text);
+    return;
+  }
+  auto& slab = static_cast<SlabText&>(text);
+  cache_length_ = prefix_length_ + text.length();
+  bind_slots(cache_length_);
+  if (bound_text_ == slab.number()) return;
+  for (const auto& [name, value] : slab.values()) {
+    check(ort().BindInput(binding_.get(), ("past." + name).c_str(), value.get()));
+    if (!new_rows_.empty()) continue;
+    check(ort().BindOutput(binding_.get(), ("present." + name).c_str(), value.get()));
+  }
+  bound_text_ = slab.number();
+}
+
+// Let the step look at as many slots as the text needs, where the graph lets us say.
+void BoundStep::bind_slots(int64_t num_used) {
+  if (!host_.graph().has_input("slots")) return;
+  const int64_t bucket = bucket_of(host_.capacity(), num_used, num_known_, num_slots_);
+  if (bucket == bucket_) return;
+  bucket_ = bucket;
+  slots_.resize(static_cast<size_t>(bucket));
+  std::iota(slots_.begin(), slots_.end(), 0);
+  slots_value_ = wholes(slots_, {bucket});
+  check(ort().BindInput(binding_.get(), "slots", slots_value_.get()));
 }
 
 OrtValue* BoundStep::own(void* data, size_t num_bytes, const std::vector<int64_t>& shape,

@@ -1,4 +1,4 @@
-// What all steps of an engine share: its graph, the pages of its cache, and where a text is in it.
+// What all steps of an engine share: its graph, its cache, and where a text is in it.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,7 @@ class BoundAdapter {
   bool has_mask_rows() const { return has_mask_rows_; }
 
  private:
+  void bind_packed_lora();
   void bind_lora();
   void write_prefix();
 
@@ -43,7 +44,8 @@ class BoundAdapter {
   std::vector<int64_t> prefix_pages_, mask_shape_;
   int64_t num_prefix_pages_ = 0;
   bool has_mask_rows_ = true;
-  std::vector<uint16_t> lora_memory_;
+  std::vector<uint16_t> lora_memory_;              // of native operators
+  std::map<std::string, FloatArray> lora_arrays_;  // of others
   std::map<std::string, OrtPointer<OrtValue>> values_;
 };
 
@@ -55,12 +57,19 @@ class StepHost {
 
   const Manifest& manifest() const { return manifest_; }
   GraphSession& graph() { return graph_; }
-  PagePool& pool() { return pool_; }
+  PagePool* pool() { return pool_.get(); }  // null but for native operators
+  bool is_native() const { return manifest_.is_native(); }
   int64_t capacity() const { return manifest_.capacity; }
 
-  // Say where a text is, for the steps that follow.
+  std::unique_ptr<CachedText> new_text();
+  // 1 where a step of one row gives the bits of larger ones here, else 2. Native operators do;
+  // whether other linear layers depend on the number of rows is up to the processor, so it is
+  // tried.
+  int64_t least_rows(const BoundAdapter& adapter);
+  // Say where a text is in the pages, for the steps that follow.
   void point_at(const CachedText& text);
-  // A binding in which past and present caches are the pages, and where a text is in them.
+  // A binding; of native operators past and present caches are the pages, and it says where a text
+  // is in them.
   OrtPointer<OrtIoBinding> new_binding();
 
   // Texts that may give up their pages, the least recently used first. The caller has the turn.
@@ -73,7 +82,7 @@ class StepHost {
  private:
   const Manifest& manifest_;
   GraphSession graph_;
-  PagePool pool_;
+  std::unique_ptr<PagePool> pool_;
   std::vector<int64_t> text_lengths_, text_pages_;
   std::map<std::string, OrtPointer<OrtValue>> values_;
   std::vector<OrtPointer<OrtValue>> layers_;
@@ -89,7 +98,7 @@ class BoundStep {
 
   int64_t num_rows() const { return num_rows_; }
   int64_t num_slots() const { return num_slots_; }  // of the cache, that it writes after the text
-  // Cache slots that the text may have for this step.
+  // Tokens that the text may have for this step.
   int64_t max_length() const { return max_length_; }
   int64_t* token_ids() { return token_ids_.data(); }  // mask rows are filled already
   const int64_t* top_ids(int64_t row) const { return top_ids_.data() + row * num_ranks_; }
@@ -102,6 +111,8 @@ class BoundStep {
   void run(CachedText& text);
 
  private:
+  void bind_cache(CachedText& text);
+  void bind_slots(int64_t num_used);
   OrtValue* own(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
                 ONNXTensorElementDataType type);
   void bind_input(const char* name, OrtValue* value);
@@ -109,13 +120,19 @@ class BoundStep {
   void check_results(int64_t position) const;
 
   StepHost& host_;
-  const int64_t num_rows_, num_ranks_, vocab_size_;
+  const int64_t num_rows_, num_ranks_, vocab_size_, prefix_length_;
   int64_t num_slots_, max_length_;
   std::vector<int64_t> offsets_, token_ids_, positions_, row_slots_, row_texts_, output_rows_;
   std::vector<int64_t> first_mask_row_, top_ids_;
   std::vector<uint8_t> sees_, sees_prefix_;
   std::vector<float> top_logits_, logits_;
   uint8_t wants_logits_;
+  // of caches in slots
+  int64_t cache_length_ = 0, bucket_ = 0, num_known_ = 0;
+  uint64_t bound_text_ = 0;
+  std::vector<int64_t> slots_;
+  std::vector<uint8_t> new_rows_;
+  OrtPointer<OrtValue> slots_value_;
   std::vector<OrtPointer<OrtValue>> values_;
   OrtPointer<OrtIoBinding> binding_;
 };

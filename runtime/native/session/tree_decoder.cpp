@@ -9,9 +9,6 @@ namespace bita {
 
 namespace {
 
-constexpr int64_t kPrefillRows = 256;  // most prompt tokens of a step: bounds its memory
-constexpr int64_t kMinRows = 1;        // native operators give a row the same bits in every step
-
 using Clock = std::chrono::steady_clock;
 
 double milliseconds(Clock::time_point began, Clock::time_point ended) {
@@ -39,19 +36,19 @@ void TokenSequence::extend(const std::vector<int64_t>& ids) {
 
 TreeDecoder::BoundTree::BoundTree(StepHost& host, const Tree& bound, const BoundAdapter& adapter,
                                   bool with_logits, std::shared_ptr<const PairTables> pairs,
-                                  bool accepts_branches)
+                                  const StepRules& rules)
     : tree(bound),
-      step(host, tree_layout(bound, kMinRows), adapter, with_logits),
+      step(host, tree_layout(bound, rules.min_rows), adapter, with_logits),
       drafter(bound, std::move(pairs)),
-      children(accepted_children(bound, accepts_branches)) {}
+      children(accepted_children(bound, rules.accepts_branches)) {}
 
 TreeDecoder::TreeDecoder(StepHost& host, std::shared_ptr<const BoundAdapter> adapter,
-                         TreeTable table, bool accepts_branches,
+                         TreeTable table, const StepRules& rules,
                          std::shared_ptr<const PairTables> pairs)
     : host_(host),
       adapter_(std::move(adapter)),
       table_(std::move(table)),
-      accepts_branches_(accepts_branches),
+      rules_(rules),
       depth_(table_.max_depth()),
       pairs_(std::move(pairs)) {
   raise_faults(FaultKind::kTree, "the tree does not fit the engine",
@@ -61,7 +58,7 @@ TreeDecoder::TreeDecoder(StepHost& host, std::shared_ptr<const BoundAdapter> ada
 }
 
 int64_t TreeDecoder::max_prompt_tokens() const {
-  const int64_t num_slots = std::max<int64_t>(kMinRows, host_.manifest().is_native() ? 1 : 2);
+  const int64_t num_slots = std::max(rules_.min_rows, host_.graph().least_slots());
   return host_.capacity() - adapter_->prefix_length() - num_slots;
 }
 
@@ -131,6 +128,7 @@ std::vector<int64_t> TreeDecoder::step(TokenSequence& sequence, CachedText& text
 
 void TreeDecoder::next_step(TokenSequence& sequence, CachedText& text, Stats& stats) {
   if (!sequence.num_reused) {
+    text.take_prefix(adapter_->adapter());
     sequence.num_reused = text.length();
     stats.num_prompt_tokens += sequence.num_prompt_tokens;
     stats.num_reused_tokens += text.length();
@@ -146,8 +144,8 @@ void TreeDecoder::next_step(TokenSequence& sequence, CachedText& text, Stats& st
 }
 
 void TreeDecoder::read(TokenSequence& sequence, CachedText& text, int64_t num_missing) {
-  if (sequence.has_answer() || num_missing > kPrefillRows) {
-    const int64_t count = std::min(num_missing - 1, kPrefillRows);
+  if (sequence.has_answer() || num_missing > rules_.prefill_rows) {
+    const int64_t count = std::min(num_missing - 1, rules_.prefill_rows);
     read_piece(sequence.token_ids.data() + text.length(), count, text);
   } else {
     read_end(sequence, text, num_missing);
@@ -155,11 +153,12 @@ void TreeDecoder::read(TokenSequence& sequence, CachedText& text, int64_t num_mi
 }
 
 void TreeDecoder::read_piece(const int64_t* tokens, int64_t count, CachedText& text) {
-  const bool is_whole = count == kPrefillRows;
+  const bool is_whole = count == rules_.prefill_rows;
   std::unique_ptr<BoundStep> made;
   std::unique_ptr<BoundStep>& step = is_whole ? whole_piece_ : made;
   if (!step) {
-    step = std::make_unique<BoundStep>(host_, prefill_layout(count, 0, kMinRows), *adapter_, false);
+    step = std::make_unique<BoundStep>(host_, prefill_layout(count, 0, rules_.min_rows), *adapter_,
+                                       false);
   }
   std::copy(tokens, tokens + count, step->token_ids());
   step->run(text);
@@ -170,7 +169,7 @@ void TreeDecoder::read_piece(const int64_t* tokens, int64_t count, CachedText& t
 void TreeDecoder::read_end(TokenSequence& sequence, CachedText& text, int64_t count) {
   const int64_t room = host_.capacity() - adapter_->prefix_length() - text.length() - count;
   const int64_t num_masks = sequence.is_plain ? 0 : std::min(table_.max_masks(), room);
-  BoundStep step(host_, prefill_layout(count, num_masks, kMinRows), *adapter_,
+  BoundStep step(host_, prefill_layout(count, num_masks, rules_.min_rows), *adapter_,
                  sequence.chooser.needs_logits());
   const int64_t* tokens = sequence.token_ids.data() + text.length();
   std::copy(tokens, tokens + count, step.token_ids());
@@ -287,8 +286,7 @@ TreeDecoder::BoundTree& TreeDecoder::bound_tree(size_t number, bool with_logits)
   if (tree == Tree::root_only()) return narrow_tree(with_logits);
   std::unique_ptr<BoundTree>& bound = bound_[{number, with_logits}];
   if (!bound) {
-    bound =
-        std::make_unique<BoundTree>(host_, tree, *adapter_, with_logits, pairs_, accepts_branches_);
+    bound = std::make_unique<BoundTree>(host_, tree, *adapter_, with_logits, pairs_, rules_);
   }
   return *bound;
 }
@@ -297,7 +295,7 @@ TreeDecoder::BoundTree& TreeDecoder::narrow_tree(bool with_logits) {
   std::unique_ptr<BoundTree>& bound = narrow_[with_logits];
   if (!bound) {
     bound = std::make_unique<BoundTree>(host_, Tree::root_only(), *adapter_, with_logits, pairs_,
-                                        accepts_branches_);
+                                        rules_);
   }
   return *bound;
 }

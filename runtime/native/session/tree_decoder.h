@@ -33,15 +33,22 @@ struct TokenSequence {
   void extend(const std::vector<int64_t>& ids);
 };
 
+// How an engine's steps are made. min_rows: rows of the smallest step. prefill_rows: most prompt
+// tokens of a step. accepts_branches: all nodes may be accepted, not those of the spine alone.
+struct StepRules {
+  int64_t min_rows = 1;
+  int64_t prefill_rows = 256;
+  bool accepts_branches = true;
+};
+
 // Decodes sequences, a step at a time, over preallocated buffers. Whoever steps has the engine's
 // turn.
 class TreeDecoder {
  public:
   // table: a tree for each state; of one with costs, each text takes smaller trees where its drafts
-  // do not pay. accepts_branches: all nodes may be accepted, not those of the spine alone. pairs:
-  // of the engine, null for none. Throws a Fault if a tree does not fit.
+  // do not pay. pairs: of the engine, null for none. Throws a Fault if a tree does not fit.
   TreeDecoder(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
-              bool accepts_branches, std::shared_ptr<const PairTables> pairs);
+              const StepRules& rules, std::shared_ptr<const PairTables> pairs);
 
   // The longest prompt that leaves room for a step.
   int64_t max_prompt_tokens() const;
@@ -61,7 +68,7 @@ class TreeDecoder {
   // A tree with all that a step of it needs.
   struct BoundTree {
     BoundTree(StepHost& host, const Tree& tree, const BoundAdapter& adapter, bool with_logits,
-              std::shared_ptr<const PairTables> pairs, bool accepts_branches);
+              std::shared_ptr<const PairTables> pairs, const StepRules& rules);
 
     Tree tree;
     BoundStep step;
@@ -97,7 +104,7 @@ class TreeDecoder {
   std::shared_ptr<const BoundAdapter> adapter_;
   TreeTable table_;
   std::unique_ptr<GuardedTrees> guarded_;  // null for a table without costs
-  const bool accepts_branches_;
+  const StepRules rules_;
   const int64_t depth_;
   std::shared_ptr<const PairTables> pairs_;
   std::map<std::pair<size_t, bool>, std::unique_ptr<BoundTree>> bound_;

@@ -104,6 +104,7 @@ def edited(text: str, edit: str) -> str:
             function, function + function.replace(*renamed)
         ),
         "a field in the padding": lambda: with_field(text, "bita_session_options", 224, 256),
+        "a field of a struct without size": lambda: with_field(text, "bita_message", 128, 192),
         "a field of another type": lambda: text.replace(seed, double),
         "both": lambda: with_field(text, "bita_step", 512, 576).replace(seed, double),
         "a field of another name": lambda: text.replace("'num_dropped'", "'num_left'"),
@@ -133,6 +134,7 @@ def test_additions_are_no_changes(edit: str, tmp_path: Path) -> None:
     ("edit", "said"),
     [
         ("a field in the padding", "1 data member insertion"),
+        ("a field of a struct without size", "type size changed from 128 to 192"),
         ("a field of another type", "from 'typedef uint64_t' to compatible type 'double'"),
         ("both", "from 'typedef uint64_t' to compatible type 'double'"),
         ("a field of another name", "name of 'bita_step::num_dropped' changed"),

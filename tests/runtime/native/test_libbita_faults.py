@@ -148,10 +148,11 @@ def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
     assert open_fault(missing) == python_fault(missing)
 
 
-def test_engines_of_other_dialects_are_refused_with_the_way_around(tiny_engine: Path) -> None:
-    found = open_fault(tiny_engine)
-    assert "is of dialect ort for backend ort-cpu; this library runs engines of native" in found
-    assert "--dialect native, or run it from Python" in found
+def test_engines_of_other_backends_are_refused_with_the_way_around(engine: Path) -> None:
+    edit_manifest(engine, backend="tensorrt-rtx", dialect="standard", precision="int8")
+    found = open_fault(engine)
+    assert "was built for tensorrt-rtx; this library runs engines for ort-cpu: build one" in found
+    assert found.endswith("or run it from Python")
 
 
 def test_weights_are_hashed_on_request(engine: Path) -> None:
