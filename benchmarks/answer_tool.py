@@ -1,6 +1,7 @@
 """Answers of libbita, by `answer_tool`: a program that its tests have too (make cpp-programs)."""
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "cpp"
+# Another build, such as cpp-address with sanitizers, by its name in build/.
+BUILD = ROOT / "build" / os.environ.get("BITA_CPP_BUILD", "cpp")
 
 
 def onnxruntime_library() -> Path:

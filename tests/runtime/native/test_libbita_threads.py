@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from answer_tool import BUILD, onnxruntime_library
+from answer_tool import onnxruntime_library
 from native_engines import FEATURES, native_engine, require_library
 from paths import ROOT
 
@@ -28,7 +28,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("build", "answers"), [("cpp", 200), ("cpp-address", 40), ("cpp-thread", 16)]
 )
 def test_answers_of_threads_are_those_of_one(build: str, answers: int, engine: Path) -> None:
-    program = BUILD.parent / build / "threads_tool"
+    program = ROOT / "build" / build / "threads_tool"
     if not program.is_file():
         pytest.skip(f"{program} is not built: make cpp-programs, or make cpp-check")
     result = subprocess.run(
