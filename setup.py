@@ -28,7 +28,7 @@ class BuildNative(Command):
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
         self.editable_mode = False
-        self.given: str | None = None  # a library that is taken as it is
+        self.given: str | None = None  # a folder whose files are taken as they are
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"))
@@ -36,8 +36,7 @@ class BuildNative(Command):
     def run(self) -> None:
         target = self._source() if self.editable_mode else self.library()
         if self.given:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.given, target)
+            shutil.copytree(self.given, target.parent, dirs_exist_ok=True)
             return
         build_library.main(["--optional", "--into", str(target.parent)])
 
@@ -46,8 +45,9 @@ class BuildNative(Command):
         return Path(self.build_lib or "", "bita", self._source())
 
     def get_source_files(self) -> list[str]:
-        """What a source distribution has."""
-        kinds = ("CMakeLists.txt", "build_tools/*", "*/*.cpp", "*/*.h")
+        """What a source distribution has: all that libbita and its tests are built from, too."""
+        kinds = ("CMakeLists.txt", "build_tools/*", "**/*.cpp", "**/*.h", "**/*.hpp")
+        kinds += ("abi/*", "fuzz/seeds/**/*")
         paths = {path for kind in kinds for path in NATIVE.glob(kind) if path.is_file()}
         return sorted(path.as_posix() for path in paths)
 
@@ -72,21 +72,21 @@ class Build(build):
 class BdistWheel(bdist_wheel):
     """A wheel for this system if it has the library, and for every system if not.
 
-    --library and --plat-name make one for another system (build_wheels.py).
+    --native and --plat-name make one for another system (build_wheels.py).
     """
 
     user_options = [  # noqa: RUF012
         *bdist_wheel.user_options,
-        ("library=", None, "a library that is built already, for the system of --plat-name"),
+        ("native=", None, "a folder of libraries built already, for the system of --plat-name"),
     ]
 
     def initialize_options(self) -> None:
         super().initialize_options()
-        self.library: str | None = None
+        self.native: str | None = None
 
     def run(self) -> None:
         native = self.get_finalized_command("build_native")
-        native.given = self.library
+        native.given = self.native
         self.run_command("build")
         if native.library().is_file():
             self.root_is_pure = False

@@ -62,7 +62,7 @@ def write_abi(build: Path, out: Path) -> None:
 def changes(old: Path, new: Path) -> str:
     """What abidiff finds in `new` that breaks programs built with `old`; "" if nothing does.
 
-    New functions do not, nor do fields at the end of a struct, which begins with its size.
+    New functions do not, nor do fields at the end of a struct that begins with its size.
     """
     if shutil.which("abidiff") is None:
         raise AbiError("there is no abidiff; install abigail-tools")
@@ -77,7 +77,7 @@ def changes(old: Path, new: Path) -> str:
 
 
 def _cut_added_fields(old: Path, new: Path, cut: Path) -> None:
-    """Write `new` with the structs of `old` as long as they were.
+    """Write `new` with those structs of `old` that begin with their size as long as they were.
 
     A field that lies where an old struct has padding is no addition: the caller's struct_size says
     that it is there, and nobody has set it.
@@ -88,8 +88,9 @@ def _cut_added_fields(old: Path, new: Path, cut: Path) -> None:
         before = structs.get(struct.get("name"))
         size = 0 if before is None else int(before.get("size-in-bits", 0))
         fields = struct.findall("data-member")
+        has_size = bool(fields) and fields[0].find("var-decl[@name='struct_size']") is not None
         added = [each for each in fields if int(each.get("layout-offset-in-bits", 0)) >= size]
-        if size and added:
+        if size and has_size and added:
             for field in added:
                 struct.remove(field)
             struct.set("size-in-bits", str(size))

@@ -15,7 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kName = "libonnxruntime.so.1";
+// By its own name, and by what Debian calls it.
+constexpr const char* kNames[] = {"libonnxruntime.so.1", "libonnxruntime.so.1.21",
+                                  "libonnxruntime.so"};
 
 std::mutex mutex;
 OrtLibrary opened;
@@ -50,7 +52,7 @@ OrtLibrary open_library(const std::string& path) {
   std::vector<std::string> names = {path};
   if (path.empty()) {
     names = beside_package();
-    names.insert(names.begin(), kName);
+    names.insert(names.begin(), std::begin(kNames), std::end(kNames));
   }
   std::string reasons;
   void* handle = open_first(names, reasons);

@@ -31,10 +31,10 @@ static int was_written(const uint64_t* guards) {
   } while (0)
 
 int main(int count, char** arguments) {
-  GUARDED(opened, int32_t num_threads; bool check_hashes; bool map_weights; bool token_ids_only;
-          int64_t cache_bytes; const char* onnxruntime_path;);
+  GUARDED(opened, int32_t num_threads; int32_t log_level; bool check_hashes; bool map_weights;
+          bool token_ids_only; int64_t cache_bytes; const char* onnxruntime_path;);
   GUARDED(info, const char* model;);
-  GUARDED(asked, const char* tree_path;);
+  GUARDED(asked, int32_t overflow; const char* tree_path;);
   GUARDED(options, int64_t max_new_tokens;);
   GUARDED(step, const int32_t* token_ids; size_t num_token_ids; const char* text;
           size_t num_bytes;);

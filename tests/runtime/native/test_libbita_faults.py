@@ -58,6 +58,14 @@ def remove(name: str) -> Edit:
     return lambda engine: (engine / name).unlink()
 
 
+def replace_by_directory(name: str) -> Edit:
+    def edit(engine: Path) -> None:
+        (engine / name).unlink()
+        (engine / name).mkdir()
+
+    return edit
+
+
 def cut(name: str) -> Edit:
     return lambda engine: edit_files(engine, {name: (engine / name).read_bytes()[:-3]})
 
@@ -87,10 +95,7 @@ EDITS: dict[str, Edit] = {
     "another size": lambda engine: (engine / "tree.json").write_text("x"),
     "damage": change_byte("adapter.safetensors"),
     "damage of the graph": change_byte("model.onnx"),
-    "a directory for a file": lambda engine: [
-        (engine / "tree.json").unlink(),
-        (engine / "tree.json").mkdir(),
-    ],
+    "a directory for a file": replace_by_directory("tree.json"),
     "a tree that is none": edit_json("tree.json", nodes=3),
     "a tree without parents": edit_json("tree.json", nodes=[{"path": [1, 1], "masks": 0}]),
     "a tree of texts": edit_json("tree.json", nodes=[{"path": ["x"], "masks": -1}, 3]),

@@ -21,6 +21,7 @@ void* bita_operators_make_guesses(const void*) { return nullptr; }
 void bita_operators_drop_guesses(void*) {}
 int bita_operators_extend_guesses(void*, int, const long long*, long long) { return -1; }
 int bita_operators_look_guesses(void*, long long, long long, void*) { return -1; }
+int bita_operators_draw(void* task) { return -1; }
 void* RegisterCustomOps(void*, const void*) { return nullptr; }
 int bita_operators_version(void) { return VERSION; }
 }

@@ -88,6 +88,7 @@ typedef void (*bita_log_function)(void* context, int32_t level, const char* mess
 typedef struct bita_engine_options {
   size_t struct_size;
   int32_t num_threads; /* of a step; 0: one for each core that the process may use */
+  int32_t log_level;   /* the least that is logged */
   bool check_hashes;   /* hash the weights before they are loaded, about a second for a GB */
   bool map_weights;    /* leave the weights in the pages of their file, which processes share,
                           rather than read them into huge pages, with which steps are faster */
@@ -99,10 +100,9 @@ typedef struct bita_engine_options {
                                    finds, or the Python package's beside this library */
   bita_log_function log;        /* NULL: silent. Called by the thread that calls the library */
   void* log_context;
-  int32_t log_level; /* the least that is logged */
 } bita_engine_options;
 #define BITA_ENGINE_OPTIONS_INIT \
-  {sizeof(bita_engine_options), 0, false, false, false, 0, NULL, NULL, NULL, 0}
+  {sizeof(bita_engine_options), 0, 0, false, false, false, 0, NULL, NULL, NULL}
 
 /* Check and load the engine in a directory. options: NULL for the defaults. The caller frees it. */
 BITA_API bita_status bita_engine_open(const char* directory, const bita_engine_options* options,
@@ -164,12 +164,12 @@ enum { BITA_OVERFLOW_REFUSE = 0, BITA_OVERFLOW_DROP_OLDEST = 1 };
 
 typedef struct bita_session_options {
   size_t struct_size;
-  const char* tree_path;    /* a tree.json instead of the engine's own; NULL: its own */
+  int32_t overflow;      /* of a conversation that outgrows the cache: refuse it, or leave out the
+                            oldest messages but a system message */
+  const char* tree_path; /* a tree.json instead of the engine's own; NULL: its own */
   const char* adapter_path; /* an adapter file instead of the engine's own; NULL: its own */
-  int32_t overflow; /* of a conversation that outgrows the cache: refuse it, or leave out the
-                       oldest messages but a system message */
 } bita_session_options;
-#define BITA_SESSION_OPTIONS_INIT {sizeof(bita_session_options), NULL, NULL, BITA_OVERFLOW_REFUSE}
+#define BITA_SESSION_OPTIONS_INIT {sizeof(bita_session_options), BITA_OVERFLOW_REFUSE, NULL, NULL}
 
 /* A session on an engine. options: NULL for the defaults. The caller frees it. */
 BITA_API bita_status bita_session_new(bita_engine* engine, const bita_session_options* options,
@@ -201,7 +201,8 @@ typedef struct bita_answer_options {
   const int32_t* stop_token_ids; /* tokens that end it, besides the model's own */
   size_t num_stop_token_ids;
   bool ignore_eos;
-  bool has_seed; /* else each answer has a new seed, see bita_step */
+  bool has_seed;  /* else each answer has a new seed, see bita_step */
+  int32_t drafts; /* BITA_DRAFTS_ENGINE and so on; the text is the same */
   uint64_t seed;
   double temperature;            /* 0: the best token; 1: the model's own distribution */
   int64_t top_k;                 /* the k best tokens, and those equal to the k-th; 0: all */
@@ -214,30 +215,12 @@ typedef struct bita_answer_options {
   const double* biases;          /* as many */
   size_t num_biases;
   double timeout_s; /* seconds from the start until the answer ends, waiting included; 0: none */
-  int32_t drafts;   /* BITA_DRAFTS_ENGINE and so on; the text is the same */
 } bita_answer_options;
+/* clang-format off */
 #define BITA_ANSWER_OPTIONS_INIT \
-  {sizeof(bita_answer_options),  \
-   0,                            \
-   NULL,                         \
-   0,                            \
-   NULL,                         \
-   0,                            \
-   false,                        \
-   false,                        \
-   0,                            \
-   0,                            \
-   0,                            \
-   0,                            \
-   0,                            \
-   0,                            \
-   0,                            \
-   0,                            \
-   NULL,                         \
-   NULL,                         \
-   0,                            \
-   0,                            \
-   BITA_DRAFTS_ENGINE}
+  {sizeof(bita_answer_options), 0, NULL, 0, NULL, 0, false, false, BITA_DRAFTS_ENGINE, 0, 0, 0, 0, \
+   0, 0, 0, 0, NULL, NULL, 0, 0}
+/* clang-format on */
 
 /* Start an answer to a text, which is continued as it is. add_special_tokens: as in bita_encode.
  * What is cached of an earlier text that begins alike is not computed again. An answer that is

@@ -1,0 +1,75 @@
+"""Where libbita lies, the library for programs in C and C++ (docs/cpp.md).
+
+    g++ program.cpp -I$(python -c 'import bita.native as n; print(n.include_dir())') \\
+        -L$(python -c 'import bita.native as n; print(n.library_dir())') -l:libbita.so.0
+    cmake -Dbita_DIR=$(python -c 'import bita.native as n; print(n.cmake_dir())') ...
+
+Wheels of `make wheels` have it. In a checkout it is where `make cpp` installs it.
+"""
+
+from pathlib import Path
+
+from bita.errors import BitaError
+
+LIBRARY = "libbita.so.0"
+PACKAGE = Path(__file__).resolve().parent  # of a strict editable install: that of the sources
+
+
+class LibbitaMissingError(BitaError):
+    """This installation has no libbita, or no headers of it."""
+
+
+def include_dir() -> Path:
+    """The folder of `bita/bita.h` and `bita/bita.hpp`. LibbitaMissingError if there is none."""
+    folder = (PACKAGE / "runtime" / "native" / "include").resolve()
+    if not (folder / "bita" / "bita.h").is_file():
+        raise _missing(f"no file {folder / 'bita' / 'bita.h'}")
+    return folder
+
+
+def library_dir() -> Path:
+    """The folder of `libbita.so.0`. LibbitaMissingError if there is none."""
+    return _library().parent
+
+
+def cmake_dir() -> Path:
+    """The folder of `bitaConfig.cmake`, for `bita_DIR`. LibbitaMissingError if there is none."""
+    folder = _library().parent
+    for place in (folder / "cmake", folder / "cmake" / "bita"):  # of a wheel; of `make cpp`
+        if (place / "bitaConfig.cmake").is_file():
+            return place
+    raise _missing(f"no bitaConfig.cmake for {folder / LIBRARY}")
+
+
+def _library() -> Path:
+    """The library in the package, else the one that `make cpp` installed in a checkout."""
+    in_package = (PACKAGE / "runtime" / "native").resolve() / LIBRARY
+    if in_package.is_file():
+        return in_package
+    if _is_checkout():
+        for path in sorted(_installed().glob(f"lib*/{LIBRARY}")):
+            return path
+    raise _missing(f"no file {in_package}")
+
+
+def _installed() -> Path:
+    """The prefix of `make cpp`."""
+    return PACKAGE.parent / "build" / "prefix"
+
+
+def _is_checkout() -> bool:
+    return (PACKAGE.parent / "runtime" / "native" / "CMakeLists.txt").is_file()
+
+
+def _missing(fault: str) -> LibbitaMissingError:
+    """With the fix that works for this kind of installation."""
+    if _is_checkout():
+        where = f" nor in {_installed()}"
+        fix = f"Run `make cpp` in {PACKAGE.parent}"
+    else:
+        where = ""
+        fix = "Run `make cpp` in a checkout of bita-edge"
+    return LibbitaMissingError(
+        f"libbita is not in this installation: {fault}{where}. {fix}, or install a wheel of "
+        "`make wheels`, which has it"
+    )
