@@ -33,6 +33,7 @@ INCLUDE = ROOT / "runtime" / "native" / "include"
 COMPILER = ("g++", "-std=c++17", "-O2", "-Wall", "-Wextra")
 NUM_STARTS = 5
 SHORT = 8  # tokens of the prompt that a start is measured with
+PAUSE_S = 0.3  # before each answer: threads of the last side go on looking for work for a while
 
 
 class Side:
@@ -144,6 +145,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         replies: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         for done, prompt in enumerate([prompts[0], *prompts]):  # the first warms up
             for name, side in sides.items():
+                time.sleep(PAUSE_S)
                 reply = side.ask(prompt, args.max_new_tokens)
                 if done:
                     replies[name].append(reply)

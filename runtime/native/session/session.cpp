@@ -216,7 +216,13 @@ bool Session::advance(StepResult& result) {
       return true;
     }
     const bool is_decode_step = sequence.has_answer();
+    const bool was_plain = sequence.is_plain;
     const std::vector<int64_t> tokens = answer_->decoder->step(sequence, *text_, stats_);
+    if (sequence.is_plain && !was_plain) {
+      engine_->log()(LogLevel::kWarning,
+                     "the adapter makes the model's values overflow: this text is decoded without "
+                     "drafts; tune another adapter");
+    }
     held_ids_ = sequence.token_ids;
     const size_t num_before = result.token_ids.size();
     feed(tokens, result);
@@ -268,6 +274,9 @@ void Session::feed(const std::vector<int64_t>& tokens, StepResult& result) {
 
 void Session::finish(FinishReason reason, StepResult& result) {
   reason_ = reason;
+  engine_->log()(LogLevel::kDebug, std::string("an answer ended (") + finish_reason_name(reason) +
+                                       ") after " + std::to_string(stats_.num_steps) +
+                                       " decode steps of the session");
   if (answer_->rule) result.text += answer_->rule->close();
   answer_text_ += result.text;
   note_answer();
