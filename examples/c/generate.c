@@ -2,9 +2,9 @@
 #include <bita/bita.h>
 #include <stdio.h>
 
-int main(int count, char **arguments) {
-  bita_engine *engine = NULL;
-  bita_session *session = NULL;
+int main(int count, char** arguments) {
+  bita_engine* engine = NULL;
+  bita_session* session = NULL;
   bita_step step = BITA_STEP_INIT;
   bita_stats stats = {.struct_size = sizeof stats};
   bita_status status = BITA_ERROR_USE;
