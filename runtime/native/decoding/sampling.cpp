@@ -71,9 +71,8 @@ Best best_of(const float* logits, int64_t count, int64_t k) {
 std::vector<double> sums_of(Row& row) {
   std::vector<float> blocks(static_cast<size_t>((row.count() + kSumBlock - 1) / kSumBlock));
   kernels().sum_blocks(row.values(), row.count(), blocks.data());
-  std::vector<double> sums;
-  double sum = 0.0;
-  for (const float block : blocks) sums.push_back(sum += static_cast<double>(block));
+  std::vector<double> sums(blocks.begin(), blocks.end());
+  for (size_t i = 1; i < sums.size(); ++i) sums[i] += sums[i - 1];
   return sums;
 }
 
