@@ -1,6 +1,7 @@
 #include "drafter.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "../decoding/draft_order.h"
@@ -65,33 +66,19 @@ Drafter::Drafter(const Tree& tree, std::shared_ptr<const PairTables> pairs)
 }
 
 void Drafter::fill(int64_t* tokens, const Drafts& drafts, const Guess& guess) const {
-  if (pairs_) {
-    fill_by_pairs(tokens, drafts, guess);
-    return;
-  }
+  std::optional<Ordered> ordered;
+  if (pairs_) ordered.emplace(*pairs_, drafts);
   for (const Node& node : nodes_) {
-    const bool is_guessed = node.is_on_spine && node.mask < static_cast<int64_t>(guess.size());
-    if (!is_guessed) {
-      tokens[node.node] = drafts.ids_of(node.mask)[node.rank];
-      continue;
+    int64_t& token = tokens[node.node];
+    if (node.is_on_spine && node.mask < static_cast<int64_t>(guess.size())) {
+      const auto& candidates = guess[static_cast<size_t>(node.mask)];
+      const auto rank = static_cast<size_t>(node.rank);
+      if (rank < candidates.size()) token = candidates[rank];
+    } else if (ordered) {
+      token = ordered->at(node.mask, tokens[node.parent], node.rank);
+    } else {
+      token = drafts.ids_of(node.mask)[node.rank];
     }
-    const auto& candidates = guess[static_cast<size_t>(node.mask)];
-    const auto rank = static_cast<size_t>(node.rank);
-    if (rank < candidates.size()) tokens[node.node] = candidates[rank];
-  }
-}
-
-void Drafter::fill_by_pairs(int64_t* tokens, const Drafts& drafts, const Guess& guess) const {
-  Ordered ordered(*pairs_, drafts);
-  for (const Node& node : nodes_) {
-    const bool is_guessed = node.is_on_spine && node.mask < static_cast<int64_t>(guess.size());
-    if (!is_guessed) {
-      tokens[node.node] = ordered.at(node.mask, tokens[node.parent], node.rank);
-      continue;
-    }
-    const auto& candidates = guess[static_cast<size_t>(node.mask)];
-    const auto rank = static_cast<size_t>(node.rank);
-    if (rank < candidates.size()) tokens[node.node] = candidates[rank];
   }
 }
 

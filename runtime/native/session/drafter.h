@@ -47,8 +47,6 @@ class Drafter {
     bool is_on_spine = false;  // a child of the spine's node
   };
 
-  void fill_by_pairs(int64_t* tokens, const Drafts& drafts, const Guess& guess) const;
-
   std::shared_ptr<const PairTables> pairs_;
   std::vector<Node> nodes_;  // by depth, then by parent
 };

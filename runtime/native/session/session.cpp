@@ -144,7 +144,7 @@ void Session::end_running() {
 
 Session::Known Session::fitting(std::vector<ChatMessage> messages, const Options& options,
                                 int64_t& num_dropped) {
-  const int64_t most = engine_->max_prompt_tokens();
+  const int64_t most = drafting_->decoder(DraftPolicy::kEngine).max_prompt_tokens();
   const int64_t room = std::min(options.max_new_tokens, most / 2);
   Known prompt = prompt_of(messages);
   while (overflow_ == Overflow::kDropOldest &&
