@@ -3,8 +3,8 @@
 The wheel for aarch64 is unpacked for an emulated Python (prepare.sh), and what it computes is
 compared with this machine's: the operators' own tests on three processors, hashes of the logits of
 tiny models of all families and of the default model, an engine built from the GGUF file, the golden
-transcripts, `bita generate` and `bita verify`. Emulated steps take about a second a row, so the
-texts are short. Stops at the first difference, with exit status 1.
+transcripts, `bita generate`, libbita's answers and `bita verify`. Emulated steps take about a second
+a row, so the texts are short. Stops at the first difference, with exit status 1.
 """
 
 import argparse
@@ -184,6 +184,37 @@ def verified(emulated: Emulated, prompts: Path | None, limit: int, num_tokens: i
     return "; ".join(line for line in printed.splitlines() if "adapter:" in line)
 
 
+def libbita(emulated: Emulated, prompts: Path | None) -> str:
+    """Answers of libbita, cross-compiled, against those of Python here."""
+    native, build = ROOT / "runtime" / "native", ROOT / "build" / "cpp-aarch64"
+    packages = here(native / "build_tools" / "packages.py", "--architecture", "arm64").strip()
+    settings = {
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_CXX_COMPILER": "aarch64-linux-gnu-g++",
+        "BITA_LIBRARY": "ON",
+        "BITA_TESTS": "ON",
+        "BITA_PACKAGES": packages,
+    }
+    given = [f"-D{name}={value}" for name, value in settings.items()]
+    run(["cmake", "-S", str(native), "-B", str(build), "-G", "Ninja", *given])
+    run(["cmake", "--build", str(build), "--target", "answer_tool"])
+    (library,) = PLACE.glob("site/onnxruntime/capi/libonnxruntime.so.1.*")
+    emulator = f"{PLACE / 'qemu'} -cpu max -L {PLACE / 'root'} -E LD_LIBRARY_PATH={build}"
+    if not (PLACE / "engine").is_dir():
+        built_engine(emulated)
+    out = PLACE / "libbita.json"
+    out.unlink(missing_ok=True)
+    here(
+        *(ROOT / "benchmarks" / "cpp_transcripts.py", PLACE / "engine", "--threads", 1),
+        *("--prompts", (prompts or ROOT / "benchmarks" / "prompts.jsonl").resolve()),
+        *("--limit", 3, "--max-new-tokens", 10, "--out", out, "--library", library),
+        *("--program", f"{emulator} {build / 'answer_tool'}", "--described", "emulated aarch64"),
+    )
+    parts = [part for part in json.loads(out.read_text())["engine"].values() if type(part) is dict]
+    return f"{sum(part['answers'] for part in parts)} answers, the same token ids and texts"
+
+
 def unpacked_wheel() -> Path:
     """The wheel for aarch64, built and unpacked, with a link to the default model beside it."""
     packages = PLACE / "packages"
@@ -229,6 +260,7 @@ def main() -> int:
             "default model": default_model,
             "transcripts": transcripts,
             "generate": generated_text,
+            "libbita": lambda machine: libbita(machine, options.prompts),
             "verify": lambda machine: verified(
                 machine, options.prompts, options.limit, options.max_new_tokens
             ),
