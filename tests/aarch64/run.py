@@ -3,8 +3,8 @@
 The wheel for aarch64 is unpacked for an emulated Python (prepare.sh), and what it computes is
 compared with this machine's: the operators' own tests on three processors, hashes of the logits of
 tiny models of all families and of the default model, an engine built from the GGUF file, the golden
-transcripts, `bita generate`, libbita's answers and `bita verify`. Emulated steps take about a second
-a row, so the texts are short. Stops at the first difference, with exit status 1.
+transcripts, `bita generate`, libbita's answers and `bita verify`. An emulated step takes about a
+second for a row, so the texts are short. Stops at the first difference, with exit status 1.
 """
 
 import argparse
