@@ -84,9 +84,10 @@ void BoundAdapter::bind_lora() {
     if (name.rfind("lora.", 0) != 0) continue;
     const size_t layer_end = name.find('.', 5), site_end = name.find('.', layer_end + 1);
     const int64_t layer = std::stoll(name.substr(5, layer_end - 5));
-    const std::string site = name.substr(layer_end + 1, site_end - layer_end - 1);
-    const std::string side = name.substr(site_end + 1);
-    const auto found = adapter_->lora.find("lora_" + site + "_" + side);
+    std::string own_name = "lora_";
+    own_name.append(name, layer_end + 1, site_end - layer_end - 1).append("_");
+    own_name.append(name, site_end + 1);
+    const auto found = adapter_->lora.find(own_name);
     FloatArray& array = lora_arrays_[name];
     array.shape = value.shape;
     for (size_t i = 0; i < 2; ++i) {
@@ -94,7 +95,8 @@ void BoundAdapter::bind_lora() {
       if (array.shape[i] < 0) array.shape[i] = own;
     }
     array.values.resize(static_cast<size_t>(size_of(array.shape)));
-    if (found != adapter_->lora.end()) fill_lora(name, side == "down", found->second, layer, array);
+    if (found != adapter_->lora.end())
+      fill_lora(name, name.compare(site_end + 1, 4, "down") == 0, found->second, layer, array);
     values_[name] = tensor_over(array.values.data(), array.values.size() * sizeof(float),
                                 array.shape, kFloat32);
   }
