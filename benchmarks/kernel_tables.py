@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "runtime" / "native"
 UNITS = ROOT / "benchmarks" / "kernel_units.cpp"
 TOOLS = ("llvm-mca-22", "llvm-mca")
+MIN_LLVM = 22  # earlier ones do not know the processors, or their pipes
 COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
 ROWS = re.compile(r"_rows<(\d+), ([48]), (true|false)")
 UNIT_NAMES = (
@@ -55,11 +56,16 @@ MODELS = {
 
 
 def mca_tool() -> str:
-    """The command of llvm-mca. Raises SystemExit if there is none."""
-    for tool in TOOLS:
-        if shutil.which(tool):
+    """The command of llvm-mca. Raises SystemExit if there is none that knows the processors."""
+    for tool in filter(shutil.which, TOOLS):
+        text = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"LLVM version (\d+)", text)
+        if version and int(version[1]) >= MIN_LLVM:
             return tool
-    raise SystemExit(f"llvm-mca is missing: none of {', '.join(TOOLS)} (apt-get install llvm-22)")
+    raise SystemExit(
+        f"there is no llvm-mca of LLVM {MIN_LLVM} or later, as one of {', '.join(TOOLS)} "
+        f"(apt-get install llvm-{MIN_LLVM})"
+    )
 
 
 def compile_command(road: str, triple: str, folder: Path) -> list[str]:
