@@ -74,42 +74,50 @@ class Transcripts:
 
     def __init__(self, args: argparse.Namespace, tool: AnswerTool, folder: Path) -> None:
         self.session = Session.open(args.engine, num_threads=args.threads)
-        self.questions = evenly(read_questions(args.prompts), args.limit)
+        questions = evenly(read_questions(args.prompts), args.limit)
+        self.questions = questions
+        # messages, or the text of the last one for a model without chat
+        self.prompts = [self.session.as_prompt(question.messages) for question in questions]
         self.max_new_tokens = args.max_new_tokens
         self._tool = tool
         self._folder = folder
 
-    def ask(self, session: str, messages: Any, **more: Any) -> dict[str, Any]:
+    def ask(self, session: str, prompt: Any, **more: Any) -> dict[str, Any]:
+        """prompt: messages, or a text."""
         options = {"max_new_tokens": self.max_new_tokens, **more.pop("options", {})}
-        return self._tool.answer(session=session, messages=messages, options=options, **more)
+        kind = "text" if isinstance(prompt, str) else "messages"
+        return self._tool.answer(session=session, options=options, **{kind: prompt}, **more)
 
     def greedy(self) -> Iterator[Part]:
         part = Part()
-        for question in self.questions:
-            found = self.ask("greedy", question.messages, clear=True)
-            part.compare(found, self.session.generate(question.messages, self.max_new_tokens))
+        for prompt in self.prompts:
+            found = self.ask("greedy", prompt, clear=True)
+            part.compare(found, self.session.generate(prompt, self.max_new_tokens))
             yield part
 
     def plain(self) -> Iterator[Part]:
         """Without drafts in C++, with trees in Python."""
         part = Part()
-        for question in self.questions[:10]:
-            found = self.ask("plain", question.messages, clear=True, options={"drafts": 2})
-            part.compare(found, self.session.generate(question.messages, self.max_new_tokens))
+        for prompt in self.prompts[:10]:
+            found = self.ask("plain", prompt, clear=True, options={"drafts": 2})
+            part.compare(found, self.session.generate(prompt, self.max_new_tokens))
             yield part
 
     def sampled(self) -> Iterator[Part]:
         part = Part()
-        for seed, question in enumerate(self.questions[:40]):
+        for seed, prompt in enumerate(self.prompts[:40]):
             options = {**SAMPLINGS[seed % len(SAMPLINGS)], "seed": seed}
-            found = self.ask("sampled", question.messages, clear=True, options=options)
-            wanted = self.session.generate(question.messages, self.max_new_tokens, **options)
+            found = self.ask("sampled", prompt, clear=True, options=options)
+            wanted = self.session.generate(prompt, self.max_new_tokens, **options)
             part.compare(found, wanted)
             yield part
 
     def two_turns(self) -> Iterator[Part]:
-        """The conversation that goes on, and two forks of it after its first answer."""
+        """The conversation that goes on, and a fork of it after its first answer."""
         part = Part()
+        if not self.session.has_chat_template:
+            yield part
+            return
         for number, question in enumerate(self.questions[:20]):
             talk = self.session.conversation()
             name = f"talk {number}"
@@ -134,9 +142,9 @@ class Transcripts:
             path = self._folder / f"tree{number}.json"
             path.write_text(table.to_json(), encoding="utf-8")
             side, steps = self.session.using(tree=table), (0, 0)
-            for question in self.questions[number::20]:
-                found = self.ask(f"tree {number}", question.messages, clear=True, tree=str(path))
-                part.compare(found, side.generate(question.messages, self.max_new_tokens))
+            for prompt in self.prompts[number::20]:
+                found = self.ask(f"tree {number}", prompt, clear=True, tree=str(path))
+                part.compare(found, side.generate(prompt, self.max_new_tokens))
                 steps = found["stats"]["num_steps"], side.stats.num_steps
             part.steps = [a + b for a, b in zip(part.steps, steps, strict=True)]
             yield part
@@ -150,14 +158,14 @@ class Transcripts:
             random_adapter(identity, 1 + seed, 8 * seed, scale=3.0, seed=seed).save(path)
             tree = self._folder / f"chain{seed}.json"
             tree.write_text(Tree.chain(1 + seed).to_json(), encoding="utf-8")
-            for question in self.questions[seed::20]:
+            for prompt in self.prompts[seed::20]:
                 found = self.ask(
                     f"adapter {seed}",
-                    question.messages,
+                    prompt,
                     **{"clear": True, "adapter": str(path), "tree": str(tree)},
                     options={"drafts": 1},
                 )
-                part.compare(found, self.session.generate(question.messages, self.max_new_tokens))
+                part.compare(found, self.session.generate(prompt, self.max_new_tokens))
             yield part
 
 
