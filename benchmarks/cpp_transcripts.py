@@ -116,7 +116,6 @@ class Transcripts:
         """The conversation that goes on, and a fork of it after its first answer."""
         part = Part()
         if not self.session.has_chat_template:
-            yield part
             return
         for number, question in enumerate(self.questions[:20]):
             talk = self.session.conversation()
@@ -210,10 +209,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         with progress_bars() as show:
             for name in args.parts:
                 began = time.monotonic()
-                part = Part()
+                part = None
                 for done, so_far in enumerate(PARTS[name](transcripts), 1):
                     part = so_far
                     show(name, done, done + 1)
+                if part is None:
+                    print(f"{name}: nothing for this model", file=sys.stderr)
+                    continue
                 results[name] = {**part.described(), "seconds": round(time.monotonic() - began, 1)}
                 print(f"{name}: {results[name]}", file=sys.stderr)
     return results
