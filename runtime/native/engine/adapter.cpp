@@ -5,7 +5,6 @@
 
 #include "../base/files.h"
 #include "../base/json.h"
-#include "../base/mapped_file.h"
 #include "../kernels/numbers.h"
 
 namespace bita {
@@ -365,9 +364,9 @@ class AdapterReader {
   // Put an array where it belongs, cut off where steps read it.
   static void place(Adapter& adapter, const std::string& name, FloatArray array) {
     const bool is_pair = name.rfind("pair_", 0) == 0;
-    const float most = name == "mask_embeddings" ? kMaxValue : kMaxRead;
+    const float max = name == "mask_embeddings" ? kMaxValue : kMaxRead;
     if (!is_pair) {
-      for (float& value : array.values) value = std::min(std::max(value, -most), most);
+      for (float& value : array.values) value = std::min(std::max(value, -max), max);
     }
     FloatArray& target = name == "mask_embeddings" ? adapter.mask_embeddings
                          : name == "prefix_keys"   ? adapter.prefix_keys
@@ -383,63 +382,6 @@ class AdapterReader {
   std::map<std::string, FloatArray> arrays_;
   Faults faults_;
 };
-
-bool is_within(const std::vector<uint16_t>& halves) {
-  return std::all_of(halves.begin(), halves.end(),
-                     [](uint16_t half) { return (half & 0x7FFF) <= 0x7BFF; });
-}
-
-std::vector<uint16_t> halves_of(const StoredTensor& tensor) {
-  if (tensor.type == "F16") return tensor.numbers<uint16_t>();
-  const std::vector<float> floats = tensor.floats();
-  std::vector<uint16_t> halves(floats.size());
-  std::transform(floats.begin(), floats.end(), halves.begin(), to_half);
-  return halves;
-}
-
-// What is wrong with the tables of a file for an engine.
-Faults pair_table_faults(const TensorFile& file, const Manifest& manifest) {
-  const Shape wanted = {manifest.vocab_size, manifest.pair_rank};
-  Faults faults;
-  for (const char* side : {"left", "right"}) {
-    const auto found = file.tensors.find(side);
-    if (found == file.tensors.end()) {
-      faults.push_back(std::string("there is no table ") + side);
-    } else if (found->second.shape != wanted || !found->second.is_float()) {
-      faults.push_back(std::string(side) + " is " + found->second.type + " " +
-                       text_of(found->second.shape) + ", not " + text_of(wanted) +
-                       " of F32, F16, BF16");
-    } else if (!is_within(halves_of(found->second))) {
-      faults.push_back(std::string(side) + " has values that are not finite, or beyond 65504");
-    }
-  }
-  for (const auto& [name, tensor] : file.tensors) {
-    if (name != "left" && name != "right") {
-      faults.push_back(shown(name) + " is not a table of pair scores");
-    }
-  }
-  return faults;
-}
-
-// The tables of a file, copied.
-PairTables copied_tables(const TensorFile& file, int64_t rank) {
-  struct Copies {
-    std::vector<uint16_t> left, right;
-  };
-  auto copies = std::make_shared<Copies>();
-  copies->left = halves_of(file.tensors.at("left"));
-  copies->right = halves_of(file.tensors.at("right"));
-  return {rank, copies->left.data(), copies->right.data(), copies};
-}
-
-// Where a tensor of a file lies in a mapping of it; null where that is no place for a number.
-const uint16_t* mapped_halves(const TensorFile& file, const StoredTensor& tensor,
-                              const MappedFile& mapping) {
-  const auto offset = static_cast<size_t>(tensor.data.data() - file.content->data());
-  const bool fits = tensor.type == "F16" && offset % alignof(uint16_t) == 0 &&
-                    mapping.size() == file.content->size();
-  return fits ? reinterpret_cast<const uint16_t*>(mapping.data() + offset) : nullptr;
-}
 
 }  // namespace
 
@@ -467,86 +409,6 @@ Adapter parse_adapter(std::string content, const std::string& subject) {
                                          "); copy or download it again");
   }
   return AdapterReader(file).read(subject);
-}
-
-void check_adapter(const EngineDirectory& engine, const Adapter& adapter) {
-  const Manifest& manifest = engine.manifest;
-  const Shape wanted = {manifest.num_layers, manifest.num_kv_heads, adapter.prefix_length(),
-                        manifest.head_dim};
-  Faults faults;
-  if (adapter.prefix_length() >= manifest.capacity) {
-    faults.push_back("its prefix of " + std::to_string(adapter.prefix_length()) +
-                     " does not fit a cache of " + std::to_string(manifest.capacity) +
-                     " slots: build an engine with --capacity");
-  }
-  if (adapter.prefix_keys.shape != wanted) {
-    const auto sizes = [](const Shape& shape) {
-      const std::string listed = text_of(shape);
-      return "(" + listed.substr(1, listed.size() - 2) + ")";
-    };
-    faults.push_back("prefix has shape " + sizes(adapter.prefix_keys.shape) + ", expected " +
-                     sizes(wanted));
-  }
-  const int64_t width = adapter.mask_embeddings.shape[1];
-  if (width != manifest.hidden_size) {
-    faults.push_back("mask embeddings are " + std::to_string(width) + " wide, the model is " +
-                     std::to_string(manifest.hidden_size));
-  }
-  if (adapter.lora_rank() && !manifest.lora_rank) {
-    faults.push_back("it has LoRA of rank " + std::to_string(adapter.lora_rank()) +
-                     ", the engine was built for an adapter without: build one with ADAPTER=...");
-  }
-  raise_faults(FaultKind::kAdapter, "adapter of engine " + text_of(engine.path), faults);
-}
-
-Adapter read_own_adapter(const EngineDirectory& engine) {
-  const fs::path path = engine.file(kAdapterFile);
-  Adapter adapter = read_adapter(path);
-  const Manifest& manifest = engine.manifest;
-  const std::tuple<const char*, int64_t, int64_t> counts[] = {
-      {"num_masks", adapter.num_masks(), manifest.num_masks},
-      {"prefix_length", adapter.prefix_length(), manifest.prefix_length},
-      {"lora_rank", adapter.lora_rank(), manifest.lora_rank},
-      {"pair_rank", adapter.pair_rank(), manifest.pair_rank}};
-  Faults faults;
-  for (const auto& [name, found, stated] : counts) {
-    if (found != stated) {
-      faults.push_back(std::string(name) + " is " + std::to_string(found) + ", the manifest says " +
-                       std::to_string(stated));
-    }
-  }
-  raise_faults(FaultKind::kAdapter, text_of(path) + " is not this engine's; rebuild the engine",
-               faults);
-  check_adapter(engine, adapter);
-  return adapter;
-}
-
-PairTables parse_pair_tables(std::string content, const Manifest& manifest,
-                             const std::string& subject) {
-  TensorFile file;
-  try {
-    file = parse_tensor_file(std::move(content));
-  } catch (const std::runtime_error& error) {
-    throw Fault(FaultKind::kEngine, subject + " is not a whole safetensors file (" + error.what() +
-                                        "); rebuild the engine");
-  }
-  raise_faults(FaultKind::kEngine, subject + " is broken; rebuild the engine",
-               pair_table_faults(file, manifest));
-  return copied_tables(file, manifest.pair_rank);
-}
-
-std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine) {
-  if (!engine.manifest.pair_rank) return nullptr;
-  const fs::path path = engine.file(kPairsFile);
-  const TensorFile file = read_tensor_file(path, FaultKind::kEngine, "rebuild the engine");
-  raise_faults(FaultKind::kEngine, text_of(path) + " is broken; rebuild the engine",
-               pair_table_faults(file, engine.manifest));
-  const int64_t rank = engine.manifest.pair_rank;
-  const auto mapping = std::make_shared<const MappedFile>(path);
-  const uint16_t* left = mapped_halves(file, file.tensors.at("left"), *mapping);
-  const uint16_t* right = mapped_halves(file, file.tensors.at("right"), *mapping);
-  if (!left || !right) return std::make_shared<const PairTables>(copied_tables(file, rank));
-  return std::make_shared<const PairTables>(PairTables{rank, left, right, mapping});
 }
 
 }  // namespace bita

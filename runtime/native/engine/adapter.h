@@ -5,13 +5,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "../decoding/guesses.h"
-#include "engine_directory.h"
 #include "tensor_file.h"
 
 namespace bita {
@@ -53,28 +51,5 @@ Adapter read_adapter(const std::filesystem::path& path);
 
 // The same for a file in memory, which tests make; `subject` names it.
 Adapter parse_adapter(std::string content, const std::string& subject);
-
-// Throws a Fault that lists why the engine's graph cannot run this adapter.
-void check_adapter(const EngineDirectory& engine, const Adapter& adapter);
-
-// The engine's own adapter. Throws a Fault, also if it is not as the manifest says.
-Adapter read_own_adapter(const EngineDirectory& engine);
-
-// The pair scores of an engine: float16 [V, r] each, in memory that `owner` holds.
-struct PairTables {
-  int64_t rank = 0;
-  const uint16_t* left = nullptr;
-  const uint16_t* right = nullptr;
-  std::shared_ptr<const void> owner;
-};
-
-// Those of a file's content, for an engine with this manifest; `subject` names it. Throws a Fault.
-PairTables parse_pair_tables(std::string content, const Manifest& manifest,
-                             const std::string& subject);
-
-// Null for an engine without pair scores. They stay in their file, of which a text needs a few
-// pages: a file that is changed meanwhile changes drafts, and no text. Throws a Fault if the tables
-// are not the engine's.
-std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine);
 
 }  // namespace bita

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "../base/fault.h"
-#include "../engine/adapter.h"
+#include "../engine/pair_tables.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   bita::Manifest manifest;

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "../engine/adapter.h"
+#include "../engine/pair_tables.h"
 #include "../engine/tree.h"
 
 namespace bita {

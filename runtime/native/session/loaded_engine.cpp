@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "../base/files.h"
+#include "../engine/engine_adapter.h"
 
 namespace bita {
 

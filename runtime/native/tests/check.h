@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,23 @@ inline void expect(bool holds, const std::string& what) {
   if (holds) return;
   ++num_failures();
   std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Runs all cases, or those whose name has the first argument in it; the status for main to return.
+inline int run_cases(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 4096);  // a sanitizer may end the process
+  int num_run = 0;
+  for (const Case& one : cases()) {
+    if (count > 1 && one.name.find(arguments[1]) == std::string::npos) continue;
+    try {
+      one.run();
+    } catch (const std::exception& error) {
+      expect(false, one.name + ": " + error.what());
+    }
+    ++num_run;
+  }
+  std::printf("%d passed, %d failed\n", num_run, num_failures());
+  return num_failures() || !num_run ? 1 : 0;
 }
 
 // Bit for bit, so that NaN equals NaN and 0 is not -0.

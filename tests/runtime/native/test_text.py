@@ -3,12 +3,12 @@
 import json
 import random
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cpp_programs import cpp_program
+from text_decoders import DECODERS, B, F, R, codec_of
 from text_lines import text_lines
 from tiny_codecs import CODECS, SENTENCES
 from tokenizer_equality import answers, differences, kinds, lines, mixture
@@ -20,6 +20,9 @@ from bita.runtime.text.stopping import StopRule
 
 KINDS = kinds()
 TEXTS = [*text_lines(150), *SENTENCES, *lines(250, seed=11)]
+# the package panics where both sides of a token are one letter; the runtimes do not
+BOTH_SIDES = {"strip both sides of each": [R, decoders.Strip(" ", 1, 1)]}
+STEPS = {**DECODERS, **BOTH_SIDES}
 STOP_LETTERS = "ab\né▁ <|end|>"
 
 
@@ -185,33 +188,6 @@ def test_a_model_with_fewer_rows_refuses_later_ids(program: Path, tmp_path: Path
 
 # --- decoding -----------------------------------------------------------------------------------
 
-WORDS = ["<s>", "▁", "▁▁", "a", "▁a", "a▁b", "b▁", "##c", "é", "<0xC3>", "<0xA9>", "<0x41>", "c"]
-R, F, B = decoders.Replace("▁", " "), decoders.Fuse(), decoders.ByteFallback()
-M, NEVER = decoders.Metaspace(), decoders.Metaspace(prepend_scheme="never")
-DECODERS: dict[str, list[Any]] = {
-    "llama 2": [R, B, F, decoders.Strip(" ", 1, 0)],
-    "gemma": [R, B, F],
-    "metaspace": [M],
-    "metaspace fused": [M, F],
-    "metaspace never": [NEVER],
-    "bytes, metaspace": [B, M, F],
-    "metaspace, bytes": [M, B, F],
-    "strip each": [R, decoders.Strip(" ", 1, 1)],
-    "strip each, fused": [R, decoders.Strip(" ", 2, 0), F, decoders.Strip("a", 3, 0)],
-    "replace longer": [decoders.Replace("a▁b", "ab"), R, F],
-    "nested": [decoders.Sequence([R, decoders.Sequence([B])]), F],
-    "none": [],
-}
-
-
-def codec_of(steps: Sequence[Any]) -> TextCodec:
-    vocab = {word: index for index, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
-    tokenizer.add_special_tokens(["<s>"])
-    if steps:
-        tokenizer.decoder = decoders.Sequence([*steps]) if len(steps) > 1 else steps[0]
-    return TextCodec(tokenizer)
-
 
 def check_decoding(program: Path, codec: TextCodec, seed: int, num_cases: int = 200) -> None:
     rng = random.Random(seed)
@@ -229,9 +205,9 @@ def check_decoding(program: Path, codec: TextCodec, seed: int, num_cases: int = 
     assert ask(program, codec.tokenizer, *questions) == expected
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", STEPS)
 def test_every_decoder_gives_the_same_pieces(program: Path, name: str) -> None:
-    check_decoding(program, codec_of(DECODERS[name]), seed=1)
+    check_decoding(program, codec_of(STEPS[name]), seed=1)
 
 
 @pytest.mark.parametrize("name", CODECS)
