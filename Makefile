@@ -118,7 +118,7 @@ native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
 
 # libbita, as an application has it: installed, found by cmake, an example built beside it and run.
 cpp: $(VENV)/.cmake ## build libbita, install it in build/prefix, and run the C++ example on the demo engine
-	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 OUT=$(DEMO_ENGINE)
+	@test -f $(DEMO_ENGINE)/manifest.json || $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
 	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null; \
 	cmake --build $(CPP_BUILD) --target bita -- --quiet; \
