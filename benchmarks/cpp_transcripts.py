@@ -113,7 +113,7 @@ class Transcripts:
             yield part
 
     def two_turns(self) -> Iterator[Part]:
-        """The conversation that goes on, and a fork of it after its first answer."""
+        """A conversation of two turns, and a fork of it after its first answer."""
         part = Part()
         if not self.session.has_chat_template:
             return

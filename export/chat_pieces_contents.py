@@ -72,7 +72,7 @@ def _moved(prober: Prober, skeleton: Skeleton) -> Strip:
 
 
 def _conversations(skeleton: Skeleton) -> Iterator[tuple[Roles, bool]]:
-    """Those that show the first message's content outside its own piece."""
+    """Conversations that show the first message's content outside its own piece."""
     for (number, role, follower), (roles, _, prompt) in skeleton.witnesses.items():
         piece = skeleton.states[number].pieces[role, follower]
         if isinstance(piece, Piece) and _has_first(piece.before):

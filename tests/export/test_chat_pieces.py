@@ -75,7 +75,7 @@ def test_random_conversations_are_rendered_as_the_template_does(name: str) -> No
 
 @pytest.mark.parametrize("name", PIECES)
 def test_plain_conversations_are_covered(name: str) -> None:
-    """Those that chats are made of: a system message or none, then turns."""
+    """Chats are made of these: a system message or none, then turns."""
     for turns in ([USER], [USER, ANSWER, USER], [USER, ANSWER] * 9 + [USER]):
         for messages in (turns, [SYSTEM, *turns]):
             assert is_covered(name, messages, True)

@@ -168,7 +168,7 @@ def layout_program(header: str) -> str:
 
 @needs_c
 def test_constants_and_fields_are_where_they_were(tmp_path: Path) -> None:
-    """Of the first header: those of enumerations are in no file of abidw."""
+    """The first header's are compared by a program: abidw writes no enumeration constants."""
     source = tmp_path / "layout.c"
     source.write_text(layout_program(FIRST_HEADER.read_text(encoding="utf-8")), encoding="utf-8")
     first = compile_c(source, tmp_path / "first", first_include(tmp_path / "include"))
