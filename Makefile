@@ -142,7 +142,7 @@ abi: $(VENV)/.cmake ## write libbita's interface down, which a test compares, wi
 cpp-check: cpp-programs ## tests of libbita with sanitizers, and its files with clang-tidy
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target cpp-check-address cpp-check-thread
 	@sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(CPP_BUILD)/compile_commands.json | \
-	  grep -E '/native/(api|base|engine|session|text|fuzz|library_tests)/' | sort -u | xargs -P 2 -d '\n' -n 4 \
+	  grep -E '/native/(api|base|device|engine|session|text|fuzz|library_tests)/' | sort -u | xargs -P 2 -d '\n' -n 4 \
 	  $(BIN)/clang-tidy --quiet -p $(CPP_BUILD)
 
 cpp-check-address: SANITIZERS := address,undefined

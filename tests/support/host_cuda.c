@@ -5,7 +5,7 @@
 #include <string.h>
 
 typedef void (*callback_t)(void *);
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100,
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_HANDLE = 400,
        CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 enum kind { COPY, COPY_ROWS, FILL, CALL };
 
@@ -19,12 +19,13 @@ typedef struct {
     void *data;
 } op_t;
 typedef struct { op_t *ops; size_t count, room; } graph_t;
-typedef struct { graph_t *capturing; int invalid; } stream_t;
+typedef struct { graph_t *capturing; int invalid, device; } stream_t;
 typedef struct block { char *start; size_t size; struct block *next; op_t late; } block_t;
 
 static block_t *blocks;
 static size_t limit = (size_t)1 << 40, used;
 static int major = 8, minor = 9, devices = 1, version = 13000, num_live, num_launches;
+static _Thread_local int current_device, capture_mode;
 
 void host_cuda_reset(void) { limit = (size_t)1 << 40; major = 8; minor = 9; devices = 1; version = 13000; }
 void host_cuda_set_limit(size_t bytes) { limit = bytes; }
@@ -89,6 +90,7 @@ static void perform_late(void) {
 
 static int put(stream_t *stream, op_t op) {
     graph_t *graph = stream->capturing;
+    if (stream->device != current_device) return INVALID_HANDLE;
     if (!graph) { perform(&op); return OK; }
     if (stream->invalid) return CAPTURE_INVALIDATED;
     if (graph->count == graph->room)
@@ -101,7 +103,18 @@ int cudaGetDeviceCount(int *count) {
     *count = devices;
     return devices ? OK : NO_DEVICE;
 }
-int cudaSetDevice(int device) { return device < devices ? OK : INVALID_VALUE; }
+int cudaSetDevice(int device) {
+    if (device < 0 || device >= devices) return INVALID_VALUE;
+    current_device = device;
+    return OK;
+}
+int cudaGetDevice(int *device) { *device = current_device; return OK; }
+int cudaThreadExchangeStreamCaptureMode(int *mode) {
+    int before = capture_mode;
+    capture_mode = *mode;
+    *mode = before;
+    return OK;
+}
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     (void)device;
     *value = attribute == 75 ? major : attribute == 76 ? minor : attribute == 16 ? 4 : 0;
@@ -149,7 +162,9 @@ int cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *source, siz
 }
 int cudaStreamCreateWithFlags(void **out, unsigned flags) {
     (void)flags;
-    *out = calloc(1, sizeof(stream_t));
+    stream_t *stream = calloc(1, sizeof(stream_t));
+    stream->device = current_device;
+    *out = stream;
     num_live++;
     return OK;
 }
@@ -211,6 +226,7 @@ const char *cudaGetErrorName(int status) {
     return status == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation"
          : status == INVALID_VALUE ? "cudaErrorInvalidValue"
          : status == NO_DEVICE ? "cudaErrorNoDevice"
+         : status == INVALID_HANDLE ? "cudaErrorInvalidResourceHandle"
          : status == CAPTURE_UNSUPPORTED ? "cudaErrorStreamCaptureUnsupported"
          : status == CAPTURE_INVALIDATED ? "cudaErrorStreamCaptureInvalidated" : "cudaErrorUnknown";
 }
@@ -218,6 +234,7 @@ const char *cudaGetErrorString(int status) {
     return status == OUT_OF_MEMORY ? "out of memory"
          : status == INVALID_VALUE ? "invalid argument"
          : status == NO_DEVICE ? "no CUDA-capable device is detected"
+         : status == INVALID_HANDLE ? "invalid resource handle"
          : status == CAPTURE_UNSUPPORTED ? "operation not permitted when stream is capturing"
          : status == CAPTURE_INVALIDATED
              ? "operation failed due to a previous error during capture" : "unknown error";

@@ -9,7 +9,8 @@
 #include <vector>
 
 #include "../session/ort_library.h"
-#include "../session/session.h"
+#include "options.h"
+#include "structs.h"
 
 struct bita_engine {
   std::shared_ptr<bita::LoadedEngine> loaded;
@@ -25,6 +26,8 @@ namespace {
 
 using bita::Fault;
 using bita::FaultKind;
+using bita::api::give;
+using bita::api::need;
 
 thread_local std::string last_error;
 
@@ -68,122 +71,6 @@ bita_status guarded(Work work) noexcept {
   } catch (...) {
     return failed(BITA_ERROR_SYSTEM, "an unknown error");
   }
-}
-
-[[noreturn]] void misused(const std::string& message) { throw Fault(FaultKind::kUse, message); }
-
-template <class T>
-void need(T* pointer, const char* name) {
-  if (!pointer) misused(std::string(name) + " is NULL");
-}
-
-// The caller's options, with defaults for fields that its header did not have.
-template <class Options>
-Options completed(const Options* given, const Options& defaults, const char* name) {
-  Options options = defaults;
-  if (!given) return options;
-  const size_t size = given->struct_size;
-  if (size < sizeof(size_t) || size > (1u << 16)) {
-    misused(std::string(name) + ".struct_size is " + std::to_string(size) +
-            "; begin with the header's INIT macro for it");
-  }
-  std::memcpy(&options, given, std::min(size, sizeof(Options)));
-  options.struct_size = sizeof(Options);
-  return options;
-}
-
-// Fill a caller's struct as far as its header knows it.
-template <class Result>
-void give(const Result& filled, Result* target, const char* name) {
-  need(target, name);
-  const size_t size = target->struct_size;
-  if (size < sizeof(size_t) || size > (1u << 16)) {
-    misused(std::string(name) + "->struct_size is " + std::to_string(size) +
-            "; set it to the size of the struct");
-  }
-  const size_t known = std::min(size, sizeof(Result));
-  std::memcpy(reinterpret_cast<char*>(target) + sizeof(size_t),
-              reinterpret_cast<const char*>(&filled) + sizeof(size_t), known - sizeof(size_t));
-}
-
-std::string text_or_empty(const char* text) { return text ? text : ""; }
-
-int32_t checked_choice(int32_t value, int32_t most, const char* name) {
-  if (value < 0 || value > most) {
-    misused(std::string(name) + " is " + std::to_string(value) + ", not 0 to " +
-            std::to_string(most));
-  }
-  return value;
-}
-
-bita::EngineSettings settings_of(const bita_engine_options& options) {
-  bita::EngineSettings settings;
-  if (options.num_threads < 0 || options.num_threads > 1024) {
-    misused("num_threads is " + std::to_string(options.num_threads) + ", not 0 to 1024");
-  }
-  if (options.cache_bytes < 0) {
-    misused("cache_bytes is " + std::to_string(options.cache_bytes) + ", not 0 or more");
-  }
-  settings.session.num_threads = options.num_threads;
-  settings.session.maps_weights = options.map_weights;
-  settings.session.onnxruntime_path = text_or_empty(options.onnxruntime_path);
-  settings.checks_hashes = options.check_hashes;
-  settings.is_without_text = options.token_ids_only;
-  if (options.cache_bytes) settings.cache_bytes = options.cache_bytes;
-  if (options.log) {
-    const auto level = checked_choice(options.log_level, BITA_LOG_WARNING, "log_level");
-    const auto write = [log = options.log, context = options.log_context](
-                           bita::LogLevel at, const std::string& message) {
-      log(context, static_cast<int32_t>(at), message.c_str());
-    };
-    settings.log = bita::Log(write, static_cast<bita::LogLevel>(level));
-  }
-  return settings;
-}
-
-bita::Options options_of(const bita_answer_options* given) {
-  const bita_answer_options from =
-      completed(given, bita_answer_options BITA_ANSWER_OPTIONS_INIT, "options");
-  bita::Options options;
-  if (from.max_new_tokens) options.max_new_tokens = from.max_new_tokens;
-  if (from.num_stops) need(from.stops, "options.stops");
-  for (size_t i = 0; i < from.num_stops; ++i) {
-    need(from.stops[i], "options.stops[i]");
-    options.stops.emplace_back(from.stops[i]);
-  }
-  if (from.num_stop_token_ids) need(from.stop_token_ids, "options.stop_token_ids");
-  options.stop_token_ids.assign(from.stop_token_ids, from.stop_token_ids + from.num_stop_token_ids);
-  options.ignores_eos = from.ignore_eos;
-  if (from.has_seed) options.seed = from.seed;
-  options.temperature = from.temperature;
-  options.top_k = from.top_k;
-  if (from.top_p != 0) options.top_p = from.top_p;
-  options.min_p = from.min_p;
-  if (from.repetition_penalty != 0) options.repetition_penalty = from.repetition_penalty;
-  options.presence_penalty = from.presence_penalty;
-  options.frequency_penalty = from.frequency_penalty;
-  if (from.num_biases) {
-    need(from.bias_token_ids, "options.bias_token_ids");
-    need(from.biases, "options.biases");
-  }
-  for (size_t i = 0; i < from.num_biases; ++i) {
-    options.logit_bias.emplace_back(from.bias_token_ids[i], from.biases[i]);
-  }
-  if (from.timeout_s != 0) options.timeout_s = from.timeout_s;
-  options.drafts = static_cast<bita::DraftPolicy>(
-      checked_choice(from.drafts, BITA_DRAFTS_OFF, "options.drafts"));
-  return options;
-}
-
-std::vector<bita::ChatMessage> messages_of(const bita_message* messages, size_t count) {
-  if (count) need(messages, "messages");
-  std::vector<bita::ChatMessage> found;
-  for (size_t i = 0; i < count; ++i) {
-    need(messages[i].role, "messages[i].role");
-    need(messages[i].content, "messages[i].content");
-    found.push_back({messages[i].role, messages[i].content});
-  }
-  return found;
 }
 
 // Copy a text and a zero into a caller's buffer.
@@ -235,12 +122,11 @@ bita_status bita_engine_open(const char* directory, const bita_engine_options* o
   return guarded([&] {
     need(directory, "directory");
     need(engine, "engine");
-    const bita_engine_options known =
-        completed(options, bita_engine_options BITA_ENGINE_OPTIONS_INIT, "options");
+    const bita::EngineSettings settings = bita::api::settings_of(options);
     auto opened = std::make_unique<bita_engine>();
-    opened->loaded = std::make_shared<bita::LoadedEngine>(directory, settings_of(known));
-    opened->chat_reason = known.token_ids_only ? "the engine was opened for token ids only"
-                                               : opened->loaded->chat_reason();
+    opened->loaded = std::make_shared<bita::LoadedEngine>(directory, settings);
+    opened->chat_reason = settings.is_without_text ? "the engine was opened for token ids only"
+                                                   : opened->loaded->chat_reason();
     opened->onnxruntime = bita::ort_version();
     *engine = opened.release();
     return BITA_OK;
@@ -265,6 +151,7 @@ bita_status bita_engine_describe(const bita_engine* engine, bita_engine_info* in
     found.num_threads = loaded.num_threads();
     found.uses_drafts = loaded.uses_drafts();
     found.has_weights_in_memory = loaded.has_weights_in_memory();
+    found.backend = loaded.backend().c_str();
     const auto& sampling = loaded.defaults().sampling;
     const auto recommended = [&](const char* name, double otherwise) {
       const auto number = sampling.find(name);
@@ -318,8 +205,8 @@ bita_status bita_render(const bita_engine* engine, const bita_message* messages,
   if (num_bytes) *num_bytes = 0;
   return guarded([&] {
     need(engine, "engine");
-    const std::string prompt =
-        engine->loaded->render(messages_of(messages, num_messages), add_generation_prompt);
+    const std::string prompt = engine->loaded->render(
+        bita::api::messages_of(messages, num_messages), add_generation_prompt);
     return give_text(prompt, text, capacity, num_bytes);
   });
 }
@@ -330,15 +217,9 @@ bita_status bita_session_new(bita_engine* engine, const bita_session_options* op
   return guarded([&] {
     need(engine, "engine");
     need(session, "session");
-    const bita_session_options known =
-        completed(options, bita_session_options BITA_SESSION_OPTIONS_INIT, "options");
-    bita::TextSettings settings;
-    settings.tree_path = text_or_empty(known.tree_path);
-    settings.adapter_path = text_or_empty(known.adapter_path);
-    settings.overflow = static_cast<bita::Overflow>(
-        checked_choice(known.overflow, BITA_OVERFLOW_DROP_OLDEST, "options.overflow"));
     auto made = std::make_unique<bita_session>();
-    made->session = std::make_unique<bita::Session>(engine->loaded, settings);
+    made->session =
+        std::make_unique<bita::Session>(engine->loaded, bita::api::text_settings_of(options));
     *session = made.release();
     return BITA_OK;
   });
@@ -363,7 +244,7 @@ bita_status bita_start_text(bita_session* session, const char* text, bool add_sp
   return guarded([&] {
     need(session, "session");
     need(text, "text");
-    session->session->start_text(text, add_special_tokens, options_of(options));
+    session->session->start_text(text, add_special_tokens, bita::api::options_of(options));
     return BITA_OK;
   });
 }
@@ -373,7 +254,8 @@ bita_status bita_start_tokens(bita_session* session, const int32_t* ids, size_t 
   return guarded([&] {
     need(session, "session");
     if (num_ids) need(ids, "ids");
-    session->session->start_tokens(std::vector<int64_t>(ids, ids + num_ids), options_of(options));
+    session->session->start_tokens(std::vector<int64_t>(ids, ids + num_ids),
+                                   bita::api::options_of(options));
     return BITA_OK;
   });
 }
@@ -382,7 +264,8 @@ bita_status bita_start_chat(bita_session* session, const bita_message* messages,
                             size_t num_messages, const bita_answer_options* options) {
   return guarded([&] {
     need(session, "session");
-    session->session->start_chat(messages_of(messages, num_messages), options_of(options));
+    session->session->start_chat(bita::api::messages_of(messages, num_messages),
+                                 bita::api::options_of(options));
     return BITA_OK;
   });
 }
@@ -437,6 +320,7 @@ bita_status bita_session_stats(const bita_session* session, bita_stats* stats) {
     found.step_ms = counted.step_ms;
     found.backend_ms = counted.backend_ms;
     found.peak_memory_bytes = bita::peak_host_bytes();
+    found.peak_device_bytes = session->session->engine().peak_device_bytes();
     give(found, stats, "stats");
     return BITA_OK;
   });

@@ -33,7 +33,7 @@ find_library(BITA_UTF8PROC NAMES libutf8proc.a utf8proc REQUIRED)
 find_path(BITA_NLOHMANN_INCLUDE nlohmann/json.hpp PATHS ${BITA_PACKAGES}/include NO_DEFAULT_PATH)
 find_path(BITA_NLOHMANN_INCLUDE nlohmann/json.hpp REQUIRED)
 
-file(GLOB runtime_sources CONFIGURE_DEPENDS base/*.cpp engine/*.cpp text/*.cpp session/*.cpp)
+file(GLOB runtime_sources CONFIGURE_DEPENDS base/*.cpp engine/*.cpp text/*.cpp session/*.cpp device/*.cpp)
 file(GLOB api_sources CONFIGURE_DEPENDS api/*.cpp)
 
 # All of the runtime but the C functions, once for the library and its tests. System headers of another

@@ -20,13 +20,15 @@ class CachedText {
 
   // Keep the first tokens only.
   virtual void keep(int64_t num_tokens) { length_ = std::min(length_, num_tokens); }
-  // Free pages of a pool that `reserve` takes.
+  // Pages or slabs that the text takes to write so many slots after it.
   virtual int64_t num_missing(int64_t) const { return 0; }
   // Make the slots after the text ones that nobody else has. Throws a Fault if that cannot be.
   virtual void reserve(int64_t) {}
   // Keep the rows of the accepted path, in order from the root, and forget the step's other rows.
   void commit(const std::vector<int64_t>& path);
   void append(int64_t num_tokens) { length_ += num_tokens; }
+  // Keep nothing, and leave the memory to other texts.
+  virtual void give_up() { keep(0); }
   // Make zeros of what steps left after the text.
   virtual void clear_rest() = 0;
   // Have what the text's steps read of an adapter, in the cache.

@@ -136,57 +136,13 @@ class OwnedText {
 
 }  // namespace
 
-template <>
-void OrtRelease<OrtEnv>::operator()(OrtEnv* object) const {
-  ort().ReleaseEnv(object);
-}
-template <>
-void OrtRelease<OrtSession>::operator()(OrtSession* object) const {
-  ort().ReleaseSession(object);
-}
-template <>
-void OrtRelease<OrtSessionOptions>::operator()(OrtSessionOptions* object) const {
-  ort().ReleaseSessionOptions(object);
-}
-template <>
-void OrtRelease<OrtIoBinding>::operator()(OrtIoBinding* object) const {
-  ort().ReleaseIoBinding(object);
-}
-template <>
-void OrtRelease<OrtValue>::operator()(OrtValue* object) const {
-  ort().ReleaseValue(object);
-}
-template <>
-void OrtRelease<OrtMemoryInfo>::operator()(OrtMemoryInfo* object) const {
-  ort().ReleaseMemoryInfo(object);
-}
-template <>
-void OrtRelease<OrtTypeInfo>::operator()(OrtTypeInfo* object) const {
-  ort().ReleaseTypeInfo(object);
-}
-template <>
-void OrtRelease<OrtModelMetadata>::operator()(OrtModelMetadata* object) const {
-  ort().ReleaseModelMetadata(object);
-}
-
-OrtPointer<OrtValue> tensor_over(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
-                                 ONNXTensorElementDataType type) {
-  static char nothing;  // of a tensor without elements
-  OrtMemoryInfo* info = nullptr;
-  check(ort().CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &info));
-  const OrtPointer<OrtMemoryInfo> held(info);
-  OrtValue* value = nullptr;
-  check(ort().CreateTensorWithDataAsOrtValue(info, data ? data : &nothing, num_bytes, shape.data(),
-                                             shape.size(), type, &value));
-  return OrtPointer<OrtValue>(value);
-}
-
-GraphSession::GraphSession(const EngineDirectory& engine, const SessionSettings& settings,
-                           const Log& log)
+GraphSession::GraphSession(const EngineDirectory& engine, Device& device,
+                           const SessionSettings& settings, const Log& log)
     : engine_(engine),
+      device_(device),
       api_(*ort_library(settings.onnxruntime_path).api),
       weights_(engine.file(kWeightsFile), engine.files.at(kWeightsFile).sha256) {
-  check_processor(engine);
+  if (device.is_host()) check_processor(engine);
   check_versions(engine, ort_version());
   load(settings);
   weights_.check_loaded();
@@ -198,8 +154,10 @@ GraphSession::GraphSession(const EngineDirectory& engine, const SessionSettings&
       graph_faults(engine.manifest, inputs_, outputs_));
   const auto cache = inputs_.find(engine.manifest.is_native() ? "past.0.pages" : "past.0.key");
   cache_type_ = cache->second.type;
-  log(LogLevel::kInfo, "ONNX Runtime " + ort_version() + ", " +
-                           (has_weights_in_memory_ ? "weights in huge pages" : "weights mapped"));
+  const char* place = !device.is_host()        ? "on a GPU"
+                      : has_weights_in_memory_ ? "weights in huge pages"
+                                               : "weights mapped";
+  log(LogLevel::kInfo, "ONNX Runtime " + ort_version() + ", " + place);
 }
 
 void GraphSession::load(const SessionSettings& settings) {
@@ -212,6 +170,7 @@ void GraphSession::load(const SessionSettings& settings) {
   num_threads_ = settings.num_threads ? settings.num_threads : default_threads();
   check(api_.SetIntraOpNumThreads(created, num_threads_));
   check(api_.SetSessionLogSeverityLevel(created, ORT_LOGGING_LEVEL_FATAL));
+  device_.add_provider(created, text_of(engine_.path));
   const bool is_native = engine_.manifest.is_native();
   if (is_native) check(RegisterCustomOps(created, ort_library("").base));
   const std::string folder = weights_folder(engine_);
@@ -220,7 +179,7 @@ void GraphSession::load(const SessionSettings& settings) {
   if (reads_ahead) read_session_weights(engine_.file(kWeightsFile).c_str());
   OrtSession* session = nullptr;
   OrtStatus* status =
-      api_.CreateSession(environment, engine_.file(kGraphFile).c_str(), created, &session);
+      device_.create_session(environment, engine_.file(kGraphFile).c_str(), created, &session);
   session_.reset(session);
   if (reads_ahead) has_weights_in_memory_ = take_session_weights();
   try {
@@ -282,10 +241,10 @@ OrtPointer<OrtIoBinding> GraphSession::new_binding() const {
   return OrtPointer<OrtIoBinding>(binding);
 }
 
-void GraphSession::run(const OrtIoBinding& binding) {
+void GraphSession::run(const OrtIoBinding& binding, const OrtRunOptions* options) {
   weights_.check();
   try {
-    check(api_.RunWithBinding(session_.get(), nullptr, &binding));
+    check(device_.run(session_.get(), options, &binding));
   } catch (const std::runtime_error& error) {
     fail("ONNX Runtime " + ort_version() + " cannot run a step of engine " + text_of(engine_.path) +
          ": " + first_line(error.what()) + "; rebuild the engine");

@@ -4,23 +4,15 @@
 #include <onnxruntime_c_api.h>
 
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "../device/device.h"
 #include "../engine/engine_directory.h"
 #include "held_file.h"
 #include "log.h"
 
 namespace bita {
-
-// Releases an object of ONNX Runtime.
-template <class T>
-struct OrtRelease {
-  void operator()(T* object) const;
-};
-template <class T>
-using OrtPointer = std::unique_ptr<T, OrtRelease<T>>;
 
 // An input or output: its type, and the sizes that are fixed; -1 for free.
 struct GraphValue {
@@ -35,14 +27,11 @@ struct SessionSettings {
   std::string onnxruntime_path;  // empty: see `ort_library`
 };
 
-// A tensor over memory of ours, which has to live as long.
-OrtPointer<OrtValue> tensor_over(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
-                                 ONNXTensorElementDataType type);
-
 class GraphSession {
  public:
   // Throws a Fault.
-  GraphSession(const EngineDirectory& engine, const SessionSettings& settings, const Log& log);
+  GraphSession(const EngineDirectory& engine, Device& device, const SessionSettings& settings,
+               const Log& log);
 
   const GraphValues& inputs() const { return inputs_; }
   const GraphValues& outputs() const { return outputs_; }
@@ -56,8 +45,9 @@ class GraphSession {
   int num_threads() const { return num_threads_; }
 
   OrtPointer<OrtIoBinding> new_binding() const;
-  // Executes a step. Throws a Fault if an operator fails, or the file of the weights was changed.
-  void run(const OrtIoBinding& binding);
+  // Execute a step, or put it into a GPU's stream. options: null for none. Throws a Fault if an
+  // operator fails, or the file of the weights was changed.
+  void run(const OrtIoBinding& binding, const OrtRunOptions* options);
 
  private:
   void load(const SessionSettings& settings);
@@ -65,6 +55,7 @@ class GraphSession {
   void read_metadata();
 
   const EngineDirectory& engine_;
+  Device& device_;
   const OrtApi& api_;
   HeldFile weights_;
   OrtPointer<OrtEnv> environment_;

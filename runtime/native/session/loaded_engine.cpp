@@ -9,7 +9,9 @@
 #include <thread>
 
 #include "../base/files.h"
+#include "../device/host_device.h"
 #include "../engine/engine_adapter.h"
+#include "ort_library.h"
 
 namespace bita {
 
@@ -65,6 +67,25 @@ class Beside {
   std::exception_ptr error_;
 };
 
+// Every engine runs on a CPU, and those for ONNX Runtime's CUDA provider on it.
+void check_backend(const EngineDirectory& engine, const std::string& wanted) {
+  const std::string& built_for = engine.manifest.backend;
+  const std::string& backend = wanted.empty() ? built_for : wanted;
+  const std::string place = "engine " + text_of(engine.path) + " was built for " + built_for;
+  if (backend == "ort-cpu" || (backend == "ort-cuda" && built_for == backend)) return;
+  if (wanted.empty()) {
+    throw Fault(FaultKind::kEngine, place +
+                                        ", which this library does not run: open it with backend "
+                                        "\"ort-cpu\", build one with BACKEND=ort-cuda, or run it "
+                                        "from Python");
+  }
+  if (backend == "ort-cuda") {
+    throw Fault(FaultKind::kEngine, place + ", not for ort-cuda: make engine MODEL=" +
+                                        engine.manifest.model + " BACKEND=ort-cuda");
+  }
+  throw Fault(FaultKind::kUse, "backend " + shown(wanted) + " is not one of ort-cpu, ort-cuda");
+}
+
 // Reading files and making the session took memory that nobody needs any more.
 void give_back_memory() {
 #ifdef __GLIBC__
@@ -105,22 +126,24 @@ TreeTable Drafting::table_for(DraftPolicy policy) const {
 LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
     : settings_(std::move(settings)), directory_(open_directory(path, settings_.checks_hashes)) {
   const Manifest& manifest = directory_.manifest;
-  if (manifest.backend != "ort-cpu") {
-    throw Fault(FaultKind::kEngine,
-                "engine " + text_of(path) + " was built for " + manifest.backend +
-                    "; this library runs engines for ort-cpu: build one with BACKEND=ort-cpu, or "
-                    "run it from Python");
-  }
+  check_backend(directory_, settings_.backend);
   defaults_ = read_generation_defaults(directory_.file(kGenerationFile), manifest.vocab_size);
   Beside text([this] { read_text(); });
   TreeTable table = read_trees(directory_.file(kTreeFile), "rebuild the engine");
   own_adapter_ = std::make_shared<const Adapter>(read_own_adapter(directory_));
   pairs_ = read_pair_tables(directory_);
-  host_ = std::make_unique<StepHost>(directory_, settings_.session, settings_.cache_bytes,
-                                     settings_.log);
+  ort_library(settings_.session.onnxruntime_path);
+  host_ = std::make_unique<StepHost>(directory_, open_device(), settings_.session,
+                                     settings_.cache_bytes, settings_.log);
   own_ = make_drafting(own_adapter_, std::move(table));
   text.finish();
   give_back_memory();
+}
+
+std::unique_ptr<Device> LoadedEngine::open_device() const {
+  if (backend() == "ort-cpu") return std::make_unique<HostDevice>();
+  if (settings_.new_device) return settings_.new_device();
+  return std::make_unique<CudaDevice>(settings_.cuda);
 }
 
 const TextCodec& LoadedEngine::codec() const {
@@ -178,12 +201,18 @@ std::shared_ptr<Drafting> LoadedEngine::make_drafting(std::shared_ptr<const Adap
 
 // Rows of native operators have the same bits wherever they stand. With others a branch may be
 // accepted in mode "tree" only, and the smallest step has two rows where a step of one has other
-// bits; an engine that decodes plainly is its own reference.
+// bits; an engine that decodes plainly is its own reference. On CPUs attention computes what
+// causality hides too, so smaller pieces of a prompt are faster.
 StepRules LoadedEngine::rules_for(const BoundAdapter& adapter, const TreeTable& table) {
   if (manifest().is_native()) return {};
-  if (!least_rows_) least_rows_ = host_->least_rows(adapter);
+  const bool on_host = host_->device().is_host();
+  if (!least_rows_ || !on_host) {
+    std::vector<int64_t> sizes = {std::max<int64_t>(least_rows_, 1)};
+    for (const Tree& tree : table.trees) sizes.push_back(tree.num_rows());
+    least_rows_ = std::max(least_rows_, host_->least_rows(adapter, std::move(sizes)));
+  }
   const bool is_plain = !own_ && table.is_ar();
-  return {is_plain ? 1 : least_rows_, 128, manifest().mode == "tree"};
+  return {is_plain ? 1 : least_rows_, on_host ? 128 : 256, manifest().mode == "tree"};
 }
 
 void LoadedEngine::read_text() {

@@ -3,10 +3,12 @@
 
 #include <array>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "../device/cuda_device.h"
 #include "../engine/engine_directory.h"
 #include "../engine/generation_defaults.h"
 #include "../text/chat_template.h"
@@ -20,10 +22,13 @@ namespace bita {
 
 struct EngineSettings {
   SessionSettings session;
+  std::string backend;  // "ort-cpu" or "ort-cuda"; empty: what the engine was built for
+  CudaSettings cuda;
   bool checks_hashes = false;       // hash the weights too
   bool is_without_text = false;     // token ids only: no tokenizer and no chat template is read
   int64_t cache_bytes = 256 << 20;  // of further pages, for more texts than one of full length
   Log log;
+  std::function<std::unique_ptr<Device>()> new_device;  // for tests: instead of a CudaDevice
 };
 
 // An adapter and a table of trees, with a decoder for each policy of drafts.
@@ -62,6 +67,11 @@ class LoadedEngine {
   const Log& log() const { return settings_.log; }
   int num_threads() const { return host_->graph().num_threads(); }
   bool has_weights_in_memory() const { return host_->graph().has_weights_in_memory(); }
+  // What runs the steps.
+  const std::string& backend() const {
+    return settings_.backend.empty() ? manifest().backend : settings_.backend;
+  }
+  int64_t peak_device_bytes() const { return host_->device().peak_bytes(); }
 
   bool has_text() const { return codec_.has_value(); }
   // Throws a Fault where the engine was opened for token ids only.
@@ -79,6 +89,7 @@ class LoadedEngine {
   int64_t max_prompt_tokens() { return own_->decoder(DraftPolicy::kEngine).max_prompt_tokens(); }
 
  private:
+  std::unique_ptr<Device> open_device() const;
   void read_text();
   void read_chat_template();
   std::shared_ptr<Drafting> make_drafting(std::shared_ptr<const Adapter> adapter, TreeTable table);
@@ -93,7 +104,7 @@ class LoadedEngine {
   std::shared_ptr<const Adapter> own_adapter_;
   std::shared_ptr<const PairTables> pairs_;
   std::unique_ptr<StepHost> host_;
-  int64_t least_rows_ = 0;  // 0 until it is known
+  int64_t least_rows_ = 0;  // of all trees so far; 0 until it is known
   std::shared_ptr<Drafting> own_;
   Turns turns_;
 };

@@ -57,11 +57,10 @@ std::unique_ptr<Session> Session::fork() {
   std::unique_ptr<Session> other(new Session(engine_, drafting_));
   const Turn turn(engine_->turns());
   other->overflow_ = overflow_;
-  other->text_->share(*text_);
+  engine_->host().fork(*text_, *other->text_);
   other->held_ids_ = held_ids_;
   other->messages_ = messages_;
   other->known_ = known_;
-  engine_->host().note_use(*other->text_);
   return other;
 }
 

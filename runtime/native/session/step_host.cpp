@@ -9,7 +9,6 @@
 #include "../operators/ort.h"
 #include "buckets.h"
 #include "paged_text.h"
-#include "slab_text.h"
 #include "soundness.h"
 
 namespace bita {
@@ -20,16 +19,6 @@ constexpr auto kWhole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr auto kTruth = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 constexpr auto kFloat32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kFloat16 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-
-OrtPointer<OrtValue> wholes(std::vector<int64_t>& values, const std::vector<int64_t>& shape) {
-  return tensor_over(values.data(), values.size() * sizeof(int64_t), shape, kWhole);
-}
-
-int64_t size_of(const std::vector<int64_t>& shape) {
-  int64_t size = 1;
-  for (const int64_t each : shape) size *= each;
-  return size;
-}
 
 // Copy a layer of stacked LoRA, [L, rows, columns], into an array that may have more ranks.
 void fill_lora(const std::string& name, bool is_down, const FloatArray& stacked, int64_t layer,
@@ -56,18 +45,17 @@ BoundAdapter::BoundAdapter(StepHost& host, std::shared_ptr<const Adapter> adapte
     : host_(host),
       adapter_(std::move(adapter)),
       prefix_length_(adapter_->prefix_length()),
-      prefix_pages_(static_cast<size_t>(pages_for(host.capacity()))),
-      mask_shape_(adapter_->mask_embeddings.shape) {
-  // ONNX Runtime takes inputs that it does not write as memory that may be written
-  auto& masks = const_cast<std::vector<float>&>(adapter_->mask_embeddings.values);
-  values_["mask_embeddings"] =
-      tensor_over(masks.data(), masks.size() * sizeof(float), mask_shape_, kFloat32);
-  values_["prefix_length"] = tensor_over(&prefix_length_, sizeof prefix_length_, {1}, kWhole);
+      prefix_pages_(static_cast<size_t>(pages_for(host.capacity()))) {
+  const FloatArray& masks = adapter_->mask_embeddings;
+  add_value("mask_embeddings", masks.values.data(), masks.values.size() * sizeof(float),
+            masks.shape, kFloat32);
+  add_value("prefix_length", &prefix_length_, sizeof prefix_length_, {1}, kWhole);
   if (!host_.is_native()) {
     bind_lora();
     return;
   }
-  values_["prefix_pages"] = wholes(prefix_pages_, {static_cast<int64_t>(prefix_pages_.size())});
+  add_value("prefix_pages", prefix_pages_.data(), prefix_pages_.size() * sizeof(int64_t),
+            {static_cast<int64_t>(prefix_pages_.size())}, kWhole);
   bind_packed_lora();
   write_prefix();
 }
@@ -76,6 +64,20 @@ BoundAdapter::~BoundAdapter() {
   for (int64_t i = 0; i < num_prefix_pages_; ++i) {
     host_.pool()->release(prefix_pages_[static_cast<size_t>(i)]);
   }
+}
+
+void BoundAdapter::add_value(const std::string& name, const void* data, size_t num_bytes,
+                             const std::vector<int64_t>& shape, ONNXTensorElementDataType type) {
+  Device& device = host_.device();
+  // ONNX Runtime takes inputs that it does not write as memory that may be written
+  void* place = const_cast<void*>(data);
+  if (!device.is_host() && num_bytes) {
+    copies_.push_back(std::make_unique<DeviceMemory>(device, num_bytes));
+    place = copies_.back()->address();
+    device.copy(place, data, num_bytes);
+    device.wait();
+  }
+  values_[name] = device.tensor(place, num_bytes, shape, type);
 }
 
 // By layer and site, zeros where the adapter has none, or less of a fixed rank.
@@ -88,17 +90,18 @@ void BoundAdapter::bind_lora() {
     own_name.append(name, layer_end + 1, site_end - layer_end - 1).append("_");
     own_name.append(name, site_end + 1);
     const auto found = adapter_->lora.find(own_name);
-    FloatArray& array = lora_arrays_[name];
+    FloatArray array;
     array.shape = value.shape;
     for (size_t i = 0; i < 2; ++i) {
       const int64_t own = found == adapter_->lora.end() ? 1 : found->second.shape[i + 1];
       if (array.shape[i] < 0) array.shape[i] = own;
     }
-    array.values.resize(static_cast<size_t>(size_of(array.shape)));
+    array.values.resize(static_cast<size_t>(num_elements(array.shape)));
     if (found != adapter_->lora.end())
       fill_lora(name, name.compare(site_end + 1, 4, "down") == 0, found->second, layer, array);
-    values_[name] = tensor_over(array.values.data(), array.values.size() * sizeof(float),
-                                array.shape, kFloat32);
+    const FloatArray& kept =
+        host_.device().is_host() ? lora_arrays_[name] = std::move(array) : array;
+    add_value(name, kept.values.data(), kept.values.size() * sizeof(float), kept.shape, kFloat32);
   }
 }
 
@@ -115,8 +118,8 @@ void BoundAdapter::bind_packed_lora() {
     if (found == packed.end()) {  // it adds nothing
       has_mask_rows_ = false;
       for (int64_t& size : shape) size = std::max<int64_t>(size, 0);
-      values_[name] = tensor_over(nullptr, 0, shape, kFloat16);
-      if (size_of(shape) != 0) {
+      add_value(name, nullptr, 0, shape, kFloat16);
+      if (num_elements(shape) != 0) {
         throw Fault(FaultKind::kAdapter,
                     "the graph needs LoRA of a fixed rank, and the adapter has none: build an "
                     "engine with ADAPTER=...");
@@ -136,8 +139,7 @@ void BoundAdapter::bind_packed_lora() {
     uint16_t* place = lora_memory_.data() + lora_memory_.size();
     const auto& halves = found->second.values;
     lora_memory_.insert(lora_memory_.end(), halves.begin(), halves.end());
-    values_[name] =
-        tensor_over(place, halves.size() * sizeof(uint16_t), found->second.shape, kFloat16);
+    add_value(name, place, halves.size() * sizeof(uint16_t), found->second.shape, kFloat16);
   }
 }
 
@@ -154,43 +156,75 @@ void BoundAdapter::write_prefix() {
   }
 }
 
-StepHost::StepHost(const EngineDirectory& engine, const SessionSettings& settings,
-                   int64_t extra_cache_bytes, const Log& log)
+StepHost::StepHost(const EngineDirectory& engine, std::unique_ptr<Device> device,
+                   const SessionSettings& settings, int64_t extra_cache_bytes, const Log& log)
     : manifest_(engine.manifest),
-      graph_(engine, settings, log),
+      device_(std::move(device)),
+      graph_(engine, *device_, settings, log),
       text_lengths_(1),
       text_pages_(static_cast<size_t>(pages_for(manifest_.capacity))) {
-  if (!is_native()) return;
+  if (!is_native()) {
+    slabs_ =
+        std::make_unique<SlabPool>(*device_, manifest_, graph_.cache_type(), extra_cache_bytes);
+    if (graph_.has_input("slots")) fill_slot_numbers();
+    return;
+  }
   pool_ = std::make_unique<PagePool>(manifest_, graph_.cache_type(), extra_cache_bytes);
-  values_["text_lengths"] = wholes(text_lengths_, {1});
-  values_["text_pages"] = wholes(text_pages_, {1, static_cast<int64_t>(text_pages_.size())});
+  const auto add_wholes = [&](const char* name, std::vector<int64_t>& values,
+                              const std::vector<int64_t>& shape) {
+    values_[name] = device_->tensor(values.data(), values.size() * sizeof(int64_t), shape, kWhole);
+  };
+  add_wholes("text_lengths", text_lengths_, {1});
+  add_wholes("text_pages", text_pages_, {1, static_cast<int64_t>(text_pages_.size())});
   const std::vector<int64_t> shape = {pool_->num_pages(), manifest_.num_kv_heads, 2,
                                       kPageSlots * manifest_.head_dim};
   for (int64_t layer = 0; layer < manifest_.num_layers; ++layer) {
-    layers_.push_back(tensor_over(pool_->layer(layer),
-                                  static_cast<size_t>(pool_->num_pages() * pool_->page_bytes()),
-                                  shape, pool_->type()));
+    layers_.push_back(device_->tensor(pool_->layer(layer),
+                                      static_cast<size_t>(pool_->num_pages() * pool_->page_bytes()),
+                                      shape, pool_->type()));
   }
+}
+
+void StepHost::fill_slot_numbers() {
+  std::vector<int64_t> numbers(static_cast<size_t>(manifest_.capacity));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  const size_t num_bytes = numbers.size() * sizeof(int64_t);
+  slot_numbers_ = std::make_unique<DeviceMemory>(*device_, num_bytes);
+  device_->copy(slot_numbers_->address(), numbers.data(), num_bytes);
+  device_->wait();
+}
+
+OrtPointer<OrtValue> StepHost::slots(int64_t count) {
+  return device_->tensor(slot_numbers_->address(), static_cast<size_t>(count) * sizeof(int64_t),
+                         {count}, kWhole);
 }
 
 std::unique_ptr<CachedText> StepHost::new_text() {
   if (pool_) return std::make_unique<PagedText>(*pool_);
-  return std::make_unique<SlabText>(manifest_, graph_.cache_type());
+  return std::make_unique<SlabText>(*slabs_);
 }
 
-int64_t StepHost::least_rows(const BoundAdapter& adapter) {
+int64_t StepHost::least_rows(const BoundAdapter& adapter, std::vector<int64_t> sizes) {
   if (is_native()) return 1;
-  if (graph_.least_slots() <= 1) return 2;
+  if (device_->is_host()) {
+    if (graph_.least_slots() <= 1) return 2;
+    sizes = {1, 2};
+  }
   const std::unique_ptr<CachedText> text = new_text();
-  text->take_prefix(adapter.adapter());
-  std::vector<float> logits[2];
-  for (int64_t rows = 1; rows <= 2; ++rows) {
+  take_prefix(*text, adapter.adapter());
+  std::sort(sizes.begin(), sizes.end(), std::greater<>());
+  std::vector<float> expected;
+  int64_t least = sizes.front();
+  for (const int64_t rows : sizes) {
     BoundStep step(*this, tree_layout(Tree::root_only(), rows), adapter, false);
     step.token_ids()[0] = 1;
     step.run(*text);
-    logits[rows - 1].assign(step.top_logits(0), step.top_logits(0) + manifest_.num_ranks);
+    const std::vector<float> found(step.top_logits(0), step.top_logits(0) + manifest_.num_ranks);
+    if (expected.empty()) expected = found;
+    if (found != expected) break;
+    least = rows;
   }
-  return logits[0] == logits[1] ? 1 : 2;
+  return least;
 }
 
 void StepHost::point_at(const CachedText& text) {
@@ -226,73 +260,108 @@ void StepHost::make_room(CachedText& text, int64_t num_slots) {
   make_room(text.num_missing(num_slots), &text);
 }
 
-void StepHost::make_room(int64_t num_pages, const CachedText* kept) {
+bool StepHost::has_free(int64_t num_missing) {
+  if (!num_missing) return true;
+  return pool_ ? pool_->num_free() >= num_missing : slabs_->has_free();
+}
+
+void StepHost::make_room(int64_t num_missing, const CachedText* kept) {
   for (CachedText* text : used_) {
-    if (!pool_ || pool_->num_free() >= num_pages) return;
-    if (text != kept) text->keep(0);
+    if (has_free(num_missing)) return;
+    if (text != kept) text->give_up();
   }
+}
+
+void StepHost::take_prefix(CachedText& text, const Adapter& adapter) {
+  make_room(text, 0);
+  text.take_prefix(adapter);
+}
+
+void StepHost::fork(CachedText& text, CachedText& other) {
+  note_use(text);
+  make_room(other.num_missing(0), &text);
+  if (has_free(other.num_missing(0))) other.share(text);
+  note_use(other);
 }
 
 BoundStep::BoundStep(StepHost& host, const Layout& layout, const BoundAdapter& adapter,
                      bool with_logits)
     : host_(host),
+      adapter_(adapter),
       num_rows_(layout.num_rows()),
+      num_outputs_(static_cast<int64_t>(layout.output_rows.size())),
       num_ranks_(host.manifest().num_ranks),
       vocab_size_(host.manifest().vocab_size),
       prefix_length_(adapter.prefix_length()),
       num_slots_(std::max(num_rows_, host.graph().least_slots())),
       max_length_(host.capacity() - adapter.prefix_length() - num_slots_),
+      num_known_(layout.output_rows[0] + 1),
+      captures_(num_outputs_ == num_rows_),
       offsets_(layout.offsets),
-      token_ids_(static_cast<size_t>(num_rows_)),
-      positions_(static_cast<size_t>(num_rows_)),
-      row_slots_(static_cast<size_t>(num_rows_)),
-      row_texts_(static_cast<size_t>(num_rows_)),
-      output_rows_(layout.output_rows),
-      first_mask_row_{adapter.has_mask_rows() ? layout.first_mask_row()
-                                              : std::numeric_limits<int64_t>::max()},
-      top_ids_(output_rows_.size() * static_cast<size_t>(num_ranks_)),
-      sees_(layout.sees),
-      sees_prefix_(layout.sees_prefix()),
-      top_logits_(top_ids_.size()),
-      logits_(with_logits ? output_rows_.size() * static_cast<size_t>(vocab_size_) : 0),
-      wants_logits_(with_logits),
-      binding_(host.new_binding()) {
-  for (size_t row = 0; row < token_ids_.size(); ++row) {
-    if (layout.mask_index[row] >= 0) token_ids_[row] = vocab_size_ + layout.mask_index[row];
+      given_(host.device()),
+      fixed_(host.device()),
+      results_(host.device()) {
+  make_given(layout);
+  make_fixed(layout, with_logits);
+  make_results(with_logits);
+  if (host_.graph().gives_rows()) make_new_rows();
+}
+
+// What changes from step to step.
+void BoundStep::make_given(const Layout& layout) {
+  const size_t token_ids = given_.add("token_ids", {1, num_rows_}, kWhole);
+  const size_t positions = given_.add("positions", {1, num_rows_}, kWhole);
+  const size_t row_slots = given_.add("row_slots", {num_rows_}, kWhole);
+  const size_t cache_length = given_.add("cache_length", {1}, kWhole);
+  given_.allocate();
+  token_ids_ = given_.host<int64_t>(token_ids);
+  positions_ = given_.host<int64_t>(positions);
+  row_slots_ = given_.host<int64_t>(row_slots);
+  cache_length_ = given_.host<int64_t>(cache_length);
+  for (int64_t row = 0; row < num_rows_; ++row) {
+    const int64_t mask = layout.mask_index[static_cast<size_t>(row)];
+    if (mask >= 0) token_ids_[row] = vocab_size_ + mask;
   }
-  const auto bind_wholes = [&](const char* name, std::vector<int64_t>& values,
-                               const std::vector<int64_t>& shape) {
-    bind_input(name, own(values.data(), values.size() * sizeof(int64_t), shape, kWhole));
-  };
-  const auto num_outputs = static_cast<int64_t>(output_rows_.size());
-  bind_wholes("token_ids", token_ids_, {1, num_rows_});
-  bind_wholes("positions", positions_, {1, num_rows_});
-  bind_wholes("row_slots", row_slots_, {num_rows_});
-  bind_wholes("row_texts", row_texts_, {num_rows_});
-  bind_wholes("output_rows", output_rows_, {num_outputs});
-  bind_wholes("first_mask_row", first_mask_row_, {1});
-  bind_input("sees", own(sees_.data(), sees_.size(), {num_rows_, num_rows_}, kTruth));
-  bind_input("sees_prefix", own(sees_prefix_.data(), sees_prefix_.size(), {num_rows_}, kTruth));
-  bind_input("wants_logits", own(&wants_logits_, 1, {1}, kTruth));
-  for (const auto& [name, value] : adapter.values()) bind_input(name.c_str(), value.get());
-  bind_output("top_ids", own(top_ids_.data(), top_ids_.size() * sizeof(int64_t),
-                             {num_outputs, num_ranks_}, kWhole));
-  bind_output("top_logits", own(top_logits_.data(), top_logits_.size() * sizeof(float),
-                                {num_outputs, num_ranks_}, kFloat32));
-  if (with_logits) {
-    bind_output("logits", own(logits_.data(), logits_.size() * sizeof(float),
-                              {num_outputs, vocab_size_}, kFloat32));
-  }
-  bind_input("cache_length", own(&cache_length_, sizeof cache_length_, {1}, kWhole));
-  num_known_ = output_rows_[0] + 1;
-  if (host_.graph().gives_rows()) {
-    const Manifest& manifest = host.manifest();
-    const auto type = host_.graph().cache_type();
-    const std::vector<int64_t> shape = {2 * manifest.num_layers, manifest.num_kv_heads, num_rows_,
-                                        manifest.head_dim};
-    new_rows_.resize(static_cast<size_t>(size_of(shape)) * (type == kFloat16 ? 2 : 4));
-    bind_output("rows", own(new_rows_.data(), new_rows_.size(), shape, type));
-  }
+}
+
+void BoundStep::make_fixed(const Layout& layout, bool with_logits) {
+  const size_t row_texts = fixed_.add("row_texts", {num_rows_}, kWhole);
+  const size_t output_rows = fixed_.add("output_rows", {num_outputs_}, kWhole);
+  const size_t first_mask_row = fixed_.add("first_mask_row", {1}, kWhole);
+  const size_t sees = fixed_.add("sees", {num_rows_, num_rows_}, kTruth);
+  const size_t sees_prefix = fixed_.add("sees_prefix", {num_rows_}, kTruth);
+  const size_t wants_logits = fixed_.add("wants_logits", {1}, kTruth);
+  fixed_.allocate();
+  std::fill_n(fixed_.host<int64_t>(row_texts), num_rows_, 0);  // all are of the same
+  const auto& rows = layout.output_rows;
+  std::copy(rows.begin(), rows.end(), fixed_.host<int64_t>(output_rows));
+  *fixed_.host<int64_t>(first_mask_row) =
+      adapter_.has_mask_rows() ? layout.first_mask_row() : std::numeric_limits<int64_t>::max();
+  std::copy(layout.sees.begin(), layout.sees.end(), fixed_.host<uint8_t>(sees));
+  const std::vector<uint8_t> seeing = layout.sees_prefix();
+  std::copy(seeing.begin(), seeing.end(), fixed_.host<uint8_t>(sees_prefix));
+  *fixed_.host<uint8_t>(wants_logits) = with_logits;
+  fixed_.upload();
+}
+
+void BoundStep::make_results(bool with_logits) {
+  const size_t top_ids = results_.add("top_ids", {num_outputs_, num_ranks_}, kWhole);
+  const size_t top_logits = results_.add("top_logits", {num_outputs_, num_ranks_}, kFloat32);
+  if (with_logits) results_.add("logits", {num_outputs_, vocab_size_}, kFloat32);
+  results_.allocate();
+  top_ids_ = results_.host<int64_t>(top_ids);
+  top_logits_ = results_.host<float>(top_logits);
+  if (with_logits) logits_ = results_.host<float>(top_logits + 1);
+}
+
+void BoundStep::make_new_rows() {
+  const Manifest& manifest = host_.manifest();
+  const auto type = host_.graph().cache_type();
+  const std::vector<int64_t> shape = {2 * manifest.num_layers, manifest.num_kv_heads, num_rows_,
+                                      manifest.head_dim};
+  const size_t num_bytes = static_cast<size_t>(num_elements(shape)) * element_bytes(type);
+  new_rows_ = std::make_unique<DeviceMemory>(host_.device(), num_bytes);
+  new_rows_value_ = host_.device().tensor(new_rows_->address(), num_bytes, shape, type);
 }
 
 void BoundStep::run(CachedText& text) {
@@ -305,62 +374,71 @@ void BoundStep::run(CachedText& text) {
   }
   host_.make_room(text, num_slots_);
   text.reserve(num_slots_);
-  bind_cache(text);
-  for (size_t row = 0; row < positions_.size(); ++row) {
-    positions_[row] = offsets_[row] + length;
-    row_slots_[row] = static_cast<int64_t>(row) + length;
+  if (host_.is_native()) host_.point_at(text);
+  for (int64_t row = 0; row < num_rows_; ++row) {
+    positions_[row] = offsets_[static_cast<size_t>(row)] + length;
+    row_slots_[row] = row + length;
   }
-  host_.graph().run(*binding_);
+  *cache_length_ = prefix_length_ + length;
+  const Binding& binding = binding_for(text);
+  given_.upload();
+  host_.graph().run(*binding.values, binding.options.get());
+  results_.download();
+  if (new_rows_) static_cast<SlabText&>(text).write(new_rows_->address(), num_rows_);
+  host_.device().wait();
   check_results(length);
-  if (!new_rows_.empty()) static_cast<SlabText&>(text).write(new_rows_.data(), num_rows_);
 }
 
-// Let the step read and write the cache of a text.
-void BoundStep::bind_cache(CachedText& text) {
-  if (host_.is_native()) {
-    host_.point_at(text);
-    return;
+const BoundStep::Binding& BoundStep::binding_for(const CachedText& text) {
+  uint64_t slab = 0;
+  int64_t num_seen = 0;
+  if (!host_.is_native()) slab = static_cast<const SlabText&>(text).slab().number();
+  if (host_.graph().has_input("slots")) {
+    num_seen = bucket_of(host_.capacity(), *cache_length_, num_known_, num_slots_);
   }
-  auto& slab = static_cast<SlabText&>(text);
-  cache_length_ = prefix_length_ + text.length();
-  bind_slots(cache_length_);
-  if (bound_text_ == slab.number()) return;
-  for (const auto& [name, value] : slab.values()) {
-    check(ort().BindInput(binding_.get(), ("past." + name).c_str(), value.get()));
-    if (!new_rows_.empty()) continue;
-    check(ort().BindOutput(binding_.get(), ("present." + name).c_str(), value.get()));
+  const auto found = bindings_.find({slab, num_seen});
+  if (found != bindings_.end()) return found->second;
+  if (host_.device().is_host()) bindings_.clear();  // nothing was captured, and slabs are many
+  Binding& binding = bindings_[{slab, num_seen}];
+  try {
+    bind(binding, text, num_seen);
+  } catch (...) {
+    bindings_.erase({slab, num_seen});
+    throw;
   }
-  bound_text_ = slab.number();
+  return binding;
 }
 
-// Let the step look at as many slots as the text needs, where the graph lets us say.
-void BoundStep::bind_slots(int64_t num_used) {
-  if (!host_.graph().has_input("slots")) return;
-  const int64_t bucket = bucket_of(host_.capacity(), num_used, num_known_, num_slots_);
-  if (bucket == bucket_) return;
-  bucket_ = bucket;
-  slots_.resize(static_cast<size_t>(bucket));
-  std::iota(slots_.begin(), slots_.end(), 0);
-  slots_value_ = wholes(slots_, {bucket});
-  check(ort().BindInput(binding_.get(), "slots", slots_value_.get()));
-}
-
-OrtValue* BoundStep::own(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
-                         ONNXTensorElementDataType type) {
-  values_.push_back(tensor_over(data, num_bytes, shape, type));
-  return values_.back().get();
-}
-
-void BoundStep::bind_input(const char* name, OrtValue* value) {
-  if (host_.graph().has_input(name)) check(ort().BindInput(binding_.get(), name, value));
-}
-
-void BoundStep::bind_output(const char* name, OrtValue* value) {
-  check(ort().BindOutput(binding_.get(), name, value));
+void BoundStep::bind(Binding& binding, const CachedText& text, int64_t num_seen) const {
+  binding.values = host_.new_binding();
+  binding.options = host_.device().run_options(captures_);
+  const auto bind_input = [&](const char* name, OrtValue* value) {
+    if (host_.graph().has_input(name)) check(ort().BindInput(binding.values.get(), name, value));
+  };
+  const auto bind_output = [&](const char* name, OrtValue* value) {
+    check(ort().BindOutput(binding.values.get(), name, value));
+  };
+  for (const ValueBlock* block : {&given_, &fixed_}) {
+    for (size_t i = 0; i < block->size(); ++i) bind_input(block->name(i), block->value(i));
+  }
+  for (const auto& [name, value] : adapter_.values()) bind_input(name.c_str(), value.get());
+  for (size_t i = 0; i < results_.size(); ++i) bind_output(results_.name(i), results_.value(i));
+  if (num_seen) {
+    binding.slots = host_.slots(num_seen);
+    bind_input("slots", binding.slots.get());
+  }
+  if (new_rows_) bind_output("rows", new_rows_value_.get());
+  if (host_.is_native()) return;
+  for (const auto& [name, value] : static_cast<const SlabText&>(text).slab().values()) {
+    bind_input(("past." + name).c_str(), value.get());
+    if (!new_rows_) bind_output(("present." + name).c_str(), value.get());
+  }
 }
 
 void BoundStep::check_results(int64_t position) const {
-  for (const int64_t id : top_ids_) {
+  const int64_t num_results = num_outputs_ * num_ranks_;
+  for (int64_t i = 0; i < num_results; ++i) {
+    const int64_t id = top_ids_[i];
     if (id >= 0 && id < vocab_size_) continue;
     throw Fault(FaultKind::kEngine, "the graph gave token id " + std::to_string(id) +
                                         ", not one in [0, " + std::to_string(vocab_size_) +
@@ -371,9 +449,9 @@ void BoundStep::check_results(int64_t position) const {
                        unsound_message(what, "step at position " + std::to_string(position)));
   };
   const auto is_finite = [](float logit) { return std::isfinite(logit); };
-  if (!std::all_of(top_logits_.begin(), top_logits_.end(), is_finite)) fail("not numbers");
+  if (!std::all_of(top_logits_, top_logits_ + num_results, is_finite)) fail("not numbers");
   const auto is_zero = [](float logit) { return logit == 0.0f; };
-  if (std::all_of(top_logits_.begin(), top_logits_.begin() + num_ranks_, is_zero)) {
+  if (std::all_of(top_logits_, top_logits_ + num_ranks_, is_zero)) {
     fail("all zero");
   }
 }

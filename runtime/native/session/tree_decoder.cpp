@@ -128,7 +128,7 @@ std::vector<int64_t> TreeDecoder::step(TokenSequence& sequence, CachedText& text
 
 void TreeDecoder::next_step(TokenSequence& sequence, CachedText& text, Stats& stats) {
   if (!sequence.num_reused) {
-    text.take_prefix(adapter_->adapter());
+    host_.take_prefix(text, adapter_->adapter());
     sequence.num_reused = text.length();
     stats.num_prompt_tokens += sequence.num_prompt_tokens;
     stats.num_reused_tokens += text.length();

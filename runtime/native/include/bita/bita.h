@@ -82,6 +82,7 @@ BITA_API const char* bita_error(void);
 
 /* ---- engines ---- */
 
+enum { BITA_CUDA_GRAPHS_ON = 0, BITA_CUDA_GRAPHS_OFF = 1 };
 enum { BITA_LOG_DEBUG = 0, BITA_LOG_INFO = 1, BITA_LOG_WARNING = 2 };
 typedef void (*bita_log_function)(void* context, int32_t level, const char* message);
 
@@ -95,14 +96,18 @@ typedef struct bita_engine_options {
   bool token_ids_only; /* read no tokenizer: text functions fail, and steps have no text */
   int64_t cache_bytes; /* for keys and values beyond one text of full length, in which sessions
                           stay while others have their turns; 0: 256 MB. What does not fit is
-                          computed again */
+                          computed again. On a GPU each session takes that of a full length */
   const char* onnxruntime_path; /* file of ONNX Runtime's library; NULL: the one that the loader
                                    finds, or the Python package's beside this library */
   bita_log_function log;        /* NULL: silent. Called by the thread that calls the library */
   void* log_context;
+  const char* backend; /* what runs the steps: "ort-cpu", on which every engine runs, or "ort-cuda",
+                          ONNX Runtime on a GPU; NULL: what the engine was built for */
+  int32_t device;      /* number of the GPU */
+  int32_t cuda_graphs; /* BITA_CUDA_GRAPHS_ON: decode steps are captured and launched as a whole */
 } bita_engine_options;
 #define BITA_ENGINE_OPTIONS_INIT \
-  {sizeof(bita_engine_options), 0, 0, false, false, false, 0, NULL, NULL, NULL}
+  {sizeof(bita_engine_options), 0, 0, false, false, false, 0, NULL, NULL, NULL, NULL, 0, 0}
 
 /* Check and load the engine in a directory. options: NULL for the defaults. The caller frees it. */
 BITA_API bita_status bita_engine_open(const char* directory, const bita_engine_options* options,
@@ -126,9 +131,13 @@ typedef struct bita_engine_info {
   bool has_sampling;          /* whether the model's authors say how to sample from it */
   double temperature, top_p, min_p, repetition_penalty; /* as they say, or an option's default */
   int64_t top_k;
+  const char* backend; /* what runs its steps, "ort-cpu" or "ort-cuda" */
 } bita_engine_info;
+/* clang-format off */
 #define BITA_ENGINE_INFO_INIT \
-  {sizeof(bita_engine_info), NULL, NULL, NULL, NULL, 0, 0, 0, 0, false, false, false, 0, 0, 0, 0, 0}
+  {sizeof(bita_engine_info), NULL, NULL, NULL, NULL, 0, 0, 0, 0, false, false, false, 0, 0, 0, 0, \
+   0, NULL}
+/* clang-format on */
 
 /* Fill in what an engine is. */
 BITA_API bita_status bita_engine_describe(const bita_engine* engine, bita_engine_info* info);
@@ -290,6 +299,7 @@ typedef struct bita_stats {
   double step_ms;                           /* time of all decode steps */
   double backend_ms;                        /* the part of it in ONNX Runtime */
   int64_t peak_memory_bytes;                /* of the process */
+  int64_t peak_device_bytes;                /* GPU memory of the engine at most; 0 on a CPU */
 } bita_stats;
 
 /* Fill in a session's figures; stats->struct_size has to be set. */

@@ -52,6 +52,9 @@ struct EngineOptions {
   // Called by threads that call the engine; it must not throw.
   std::function<void(int level, const char* message)> log;
   int log_level = BITA_LOG_DEBUG;
+  std::string backend;  // "ort-cpu" or "ort-cuda"; empty: what the engine was built for
+  int device = 0;       // number of the GPU
+  bool cuda_graphs = true;
 };
 
 struct SessionOptions {
@@ -107,6 +110,9 @@ class Engine {
       given.log_context = log_.get();
       given.log_level = options.log_level;
     }
+    if (!options.backend.empty()) given.backend = options.backend.c_str();
+    given.device = options.device;
+    given.cuda_graphs = options.cuda_graphs ? BITA_CUDA_GRAPHS_ON : BITA_CUDA_GRAPHS_OFF;
     bita_engine* opened = nullptr;
     check(bita_engine_open(directory.c_str(), &given, &opened));
     engine_.reset(opened, bita_engine_free);

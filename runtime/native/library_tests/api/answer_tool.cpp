@@ -173,7 +173,8 @@ class Tool {
               {"prompt_ms", stats.prompt_ms},
               {"step_ms", stats.step_ms},
               {"backend_ms", stats.backend_ms},
-              {"peak_memory_bytes", stats.peak_memory_bytes}}}};
+              {"peak_memory_bytes", stats.peak_memory_bytes},
+              {"peak_device_bytes", stats.peak_device_bytes}}}};
   }
 
   bita_engine* engine_;
@@ -200,6 +201,10 @@ int main(int count, char** arguments) try {
   options.map_weights = given.value("map_weights", false);
   options.token_ids_only = given.value("token_ids_only", false);
   options.cache_bytes = given.value("cache_bytes", int64_t{0});
+  const std::string backend = given.value("backend", "");
+  if (!backend.empty()) options.backend = backend.c_str();
+  options.device = given.value("device", 0);
+  options.cuda_graphs = given.value("cuda_graphs", 0);
   bita_engine* engine = nullptr;
   const bita_status status = bita_engine_open(arguments[2], &options, &engine);
   if (status < 0) {

@@ -1,0 +1,145 @@
+#include "cuda_library.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <vector>
+
+#include "../base/fault.h"
+
+namespace bita {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kOldest = 12;  // of CUDA, which ONNX Runtime needs too
+constexpr const char* kNames[] = {"libcudart.so.13", "libcudart.so.12"};  // for the loader
+constexpr const char* kSystemPlaces[] = {
+    "/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib",
+    "/usr/local/cuda/targets/aarch64-linux/lib", "/usr/local/cuda/targets/sbsa-linux/lib"};
+constexpr const char* kPackagedPlaces[] = {"cu13/lib", "cuda_runtime/lib"};  // CUDA 13's, 12's
+constexpr const char* kFix =
+    "install CUDA's runtime (cuda-cudart of NVIDIA's packages, or pip install nvidia-cuda-runtime) "
+    "and let the loader find it (LD_LIBRARY_PATH, ldconfig), or run the engine on the CPU: "
+    "backend \"ort-cpu\"";
+
+// libcudart.so.* of a folder, the newest first.
+void add_libraries(const fs::path& folder, std::vector<std::string>& found) {
+  std::error_code ignored;
+  const size_t num_before = found.size();
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    if (entry.path().filename().string().rfind("libcudart.so.", 0) == 0)
+      found.push_back(entry.path().string());
+  }
+  std::sort(found.begin() + static_cast<std::ptrdiff_t>(num_before), found.end(), std::greater<>());
+}
+
+// Where the library may be: the loader's paths, pip's packages beside this library where it lies in
+// bita's, a toolkit.
+std::vector<std::string> candidates() {
+  std::vector<std::string> found(std::begin(kNames), std::end(kNames));
+  Dl_info own = {};
+  if (dladdr(reinterpret_cast<void*>(&candidates), &own) && own.dli_fname) {
+    std::error_code ignored;
+    const fs::path folder = fs::weakly_canonical(own.dli_fname, ignored).parent_path();
+    const fs::path packages = folder.parent_path().parent_path().parent_path();
+    for (const char* place : kPackagedPlaces) add_libraries(packages / "nvidia" / place, found);
+  }
+  for (const char* place : kSystemPlaces) add_libraries(place, found);
+  found.emplace_back("libcudart.so");
+  return found;
+}
+
+std::string joined(const std::vector<std::string>& texts) {
+  std::string all;
+  for (const std::string& text : texts) all += (all.empty() ? "" : ", ") + text;
+  return all;
+}
+
+// A handle, which stays open to the end of the process, as CUDA itself does.
+void* open_first(const std::vector<std::string>& names, std::string& opened) {
+  for (const std::string& name : names) {
+    if (void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+      opened = name;
+      return handle;
+    }
+  }
+  throw Fault(FaultKind::kSystem,
+              "no CUDA runtime library was found, looked for " + joined(names) + "; " + kFix);
+}
+
+template <class Function>
+void find(void* handle, const std::string& library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(handle, name));
+  if (!function)
+    throw Fault(FaultKind::kSystem, library + " has no " + name + "; " + std::string(kFix));
+}
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+}  // namespace
+
+CudaLibrary::CudaLibrary(const std::string& path) {
+  std::string library;
+  void* handle = open_first(path.empty() ? candidates() : std::vector<std::string>{path}, library);
+  const auto take = [&](const char* name, auto& function) {
+    find(handle, library, name, function);
+  };
+#define BITA_TAKE(name) take(#name, calls_.name)
+  BITA_TAKE(cudaGetDeviceCount);
+  BITA_TAKE(cudaGetDevice);
+  BITA_TAKE(cudaSetDevice);
+  BITA_TAKE(cudaThreadExchangeStreamCaptureMode);
+  BITA_TAKE(cudaRuntimeGetVersion);
+  BITA_TAKE(cudaDriverGetVersion);
+  BITA_TAKE(cudaMemGetInfo);
+  BITA_TAKE(cudaMalloc);
+  BITA_TAKE(cudaFree);
+  BITA_TAKE(cudaMallocHost);
+  BITA_TAKE(cudaFreeHost);
+  BITA_TAKE(cudaMemsetAsync);
+  BITA_TAKE(cudaMemcpyAsync);
+  BITA_TAKE(cudaMemcpy2DAsync);
+  BITA_TAKE(cudaStreamCreateWithFlags);
+  BITA_TAKE(cudaStreamDestroy);
+  BITA_TAKE(cudaStreamSynchronize);
+  BITA_TAKE(cudaGetLastError);
+  BITA_TAKE(cudaGetErrorName);
+  BITA_TAKE(cudaGetErrorString);
+#undef BITA_TAKE
+  int version = 0;
+  check(calls_.cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
+  if (version / 1000 < kOldest) {
+    throw Fault(FaultKind::kSystem, "the CUDA runtime " + library + " is " + version_text(version) +
+                                        ", needed is " + std::to_string(kOldest) + " or later; " +
+                                        kFix);
+  }
+}
+
+void CudaLibrary::check(int status, const char* call) const {
+  if (status) throw Fault(FaultKind::kSystem, std::string(call) + " failed: " + reason(status));
+}
+
+std::string CudaLibrary::reason(int status) const {
+  calls_.cudaGetLastError();
+  return std::string(calls_.cudaGetErrorName(status)) + " (" + std::to_string(status) + "), " +
+         calls_.cudaGetErrorString(status);
+}
+
+std::string CudaLibrary::runtime_version() const {
+  int version = 0;
+  check(calls_.cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
+  return version_text(version);
+}
+
+std::string CudaLibrary::driver_version() const {
+  int version = 0;
+  check(calls_.cudaDriverGetVersion(&version), "cudaDriverGetVersion");
+  return version_text(version);
+}
+
+}  // namespace bita
