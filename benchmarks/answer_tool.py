@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+ThisTool = TypeVar("ThisTool", bound="AnswerTool")
 
 ROOT = Path(__file__).resolve().parents[1]
 # Another build, such as cpp-address with sanitizers, by its name in build/.
@@ -44,7 +46,7 @@ class AnswerTool:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def __enter__(self) -> "AnswerTool":
+    def __enter__(self: ThisTool) -> ThisTool:
         return self
 
     def __exit__(

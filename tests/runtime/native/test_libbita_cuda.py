@@ -1,4 +1,4 @@
-"""libbita on a GPU: its memory and streams are a stand-in's, its steps ONNX Runtime's on the host."""
+"""libbita on a GPU that is a stand-in: its memory, its streams, and steps that run on the host."""
 
 import json
 import random
@@ -22,20 +22,20 @@ from bita.tree import Tree
 CAPACITY = 450  # two buckets
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "int4"])
+@pytest.fixture(scope="module", params=["fp32 tree", "fp16 exact", "int4 exact"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return cuda_engine(tmp_path_factory.mktemp("engine"), request.param)
+    precision, mode = request.param.split()
+    return cuda_engine(tmp_path_factory.mktemp("engine"), precision, mode)
 
 
 @pytest.fixture(scope="module")
 def single_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return cuda_engine(tmp_path_factory.mktemp("engine"), "fp32")
+    return cuda_engine(tmp_path_factory.mktemp("engine"), "fp32", "tree")
 
 
-def cuda_engine(folder: Path, precision: str) -> Engine:
-    config = FEATURES["long"]
-    options = {"backend": "ort-cuda", "dialect": "cuda", "mode": "tree"}
-    return native_engine(config, folder, precision, CAPACITY, **options)
+def cuda_engine(folder: Path, precision: str, mode: str) -> Engine:
+    options: dict[str, Any] = {"backend": "ort-cuda", "dialect": "cuda", "mode": mode}
+    return native_engine(FEATURES["long"], folder, precision, CAPACITY, **options)
 
 
 class GpuTool(AnswerTool):
@@ -60,9 +60,10 @@ class GpuTool(AnswerTool):
         return left
 
 
-def expected(engine: Engine, ids: list[int], **options: Any) -> list[int]:
+def expected(engine: Engine, ids: list[int], max_new_tokens: int = 60, **options: Any) -> list[int]:
+    """What Python answers on the CPU."""
     session = Session.open(engine.path, backend="ort-cpu", num_threads=1)
-    return list(session.generate(ids, **options).token_ids)
+    return list(session.generate(ids, max_new_tokens, ignore_eos=True, **options).token_ids)
 
 
 def slab_bytes(engine: Engine) -> int:
@@ -70,7 +71,9 @@ def slab_bytes(engine: Engine) -> int:
     return layers * heads * slots * width * (2 if engine.manifest.precision == "fp16" else 4)
 
 
-ANSWER = {"max_new_tokens": 60, "ignore_eos": True}
+ANSWER: Mapping[str, Any] = {"max_new_tokens": 60, "ignore_eos": True}
+LONG: Mapping[str, Any] = {"max_new_tokens": 350, "ignore_eos": True}
+SHORT: Mapping[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
 
 
 def test_answers_are_those_of_the_cpu(engine: Engine) -> None:
@@ -78,9 +81,10 @@ def test_answers_are_those_of_the_cpu(engine: Engine) -> None:
     with GpuTool(engine) as tool:
         for seed in range(4):
             ids = prompt_ids(seed, 5 + 90 * seed)
-            for options in (ANSWER, {**ANSWER, "temperature": 0.8, "seed": seed}):
-                found = tool.answer(token_ids=ids, options=options)
-                assert found["token_ids"] == expected(engine, ids, **options)
+            draws: dict[str, Any] = {"temperature": 0.8, "seed": seed}
+            for drawn in ({}, draws):
+                found = tool.answer(token_ids=ids, options={**ANSWER, **drawn})
+                assert found["token_ids"] == expected(engine, ids, **drawn)
         assert found["peak_device_bytes"] >= slab_bytes(engine)
         assert found["num_graphs"] > 2
         assert tool.num_left() == 0
@@ -102,80 +106,85 @@ def test_python_and_the_library_run_the_same_steps(single_engine: Engine) -> Non
     assert plain["stats"]["peak_device_bytes"] == 0
 
 
-@pytest.mark.parametrize("num_slabs", [1, 2, 8])
-def test_sessions_take_turns_with_the_memory_there_is(
-    single_engine: Engine, num_slabs: int
-) -> None:
-    """With less than they need each is computed again, and none is another."""
-    texts = {name: prompt_ids(seed, 40 + 30 * seed) for seed, name in enumerate("abcd")}
-    cache_bytes = (num_slabs - 1) * slab_bytes(single_engine)
-    with GpuTool(single_engine, cache_bytes=cache_bytes) as tool:
-        for _ in range(3):
-            for name, ids in texts.items():
-                options = {"max_new_tokens": 12, "ignore_eos": True}
-                found = tool.answer(session=name, token_ids=ids, options=options)
-                assert found["token_ids"] == expected(single_engine, ids, **options)
-                ids += [*found["token_ids"], 5, 6]
-        one = {"max_new_tokens": 1}
-        reused = [
-            tool.answer(session=name, token_ids=ids, options=one)["num_reused_tokens"]
-            for name, ids in texts.items()
-        ]
-        assert all(reused) == (num_slabs == 8)
-        assert tool.num_left() == 0
+def test_sessions_take_turns_with_the_memory_there_is(single_engine: Engine) -> None:
+    """With less than they need each is computed again, in as many steps, and none is another."""
+    num_steps, has_kept = [], []
+    for num_slabs in (1, 2, 8):
+        texts = {name: prompt_ids(seed, 40 + 30 * seed) for seed, name in enumerate("abcd")}
+        cache_bytes = (num_slabs - 1) * slab_bytes(single_engine)
+        with GpuTool(single_engine, cache_bytes=cache_bytes) as tool:
+            for _ in range(3):
+                replies = {
+                    name: tool.answer(session=name, token_ids=ids, options=SHORT)
+                    for name, ids in texts.items()
+                }
+                for name, reply in replies.items():
+                    assert reply["token_ids"] == expected(single_engine, texts[name], 12)
+                    texts[name] += [*reply["token_ids"], 5, 6]
+            num_steps.append([reply["num_steps"] for reply in replies.values()])
+            has_kept.append(all(reply["num_reused_tokens"] for reply in replies.values()))
+            assert tool.num_left() == 0
+    assert num_steps == num_steps[:1] * 3
+    assert has_kept == [False, False, True]
 
 
 def test_a_small_gpu_holds_as_many_texts_as_it_has_room_for(single_engine: Engine) -> None:
     """What others took meanwhile is no reason to fail, unless there is no room for one text."""
     ids = prompt_ids(1, 60)
-    options = {"max_new_tokens": 10, "ignore_eos": True}
-    wanted = expected(single_engine, ids, **options)
+    wanted = expected(single_engine, ids, 12)
     with GpuTool(single_engine) as tool:
-        held = tool.answer(session="a", token_ids=ids, options=options)["peak_device_bytes"]
+        held = tool.answer(session="a", token_ids=ids, options=SHORT)["peak_device_bytes"]
         tool.ask(session="a", limit_bytes=held + 200_000)  # for steps, not for another slab
         for name in "bcab":
-            assert tool.answer(session=name, token_ids=ids, options=options)["token_ids"] == wanted
+            assert tool.answer(session=name, token_ids=ids, options=SHORT)["token_ids"] == wanted
         assert tool.num_left() == 0
     with GpuTool(single_engine, limit_bytes=20_000) as tool:
         assert tool.opened["error"].startswith("the GPU has no 0 MB free: 0 of 0 MB are; end other")
         assert tool.num_left() == 0
 
 
-def test_forks_go_on_from_the_rows_of_their_text(single_engine: Engine) -> None:
+@pytest.mark.parametrize("num_slabs", [1, 2, 4])
+def test_forks_go_on_from_the_rows_of_their_text(single_engine: Engine, num_slabs: int) -> None:
+    """Another session leaves its place to the fork; with one place the text that is there stays."""
     ids = prompt_ids(2, 120)
-    options = {"max_new_tokens": 20, "ignore_eos": True}
-    for num_slabs in (1, 4):
-        with GpuTool(
-            single_engine, cache_bytes=(num_slabs - 1) * slab_bytes(single_engine)
-        ) as tool:
-            tool.answer(session="a", token_ids=ids, options={"max_new_tokens": 4})
-            tool.ask(session="b", fork="a")
-            for name, more in (("b", [7, 8]), ("a", [9]), ("b", [10, 11])):
-                prompt = [*ids, *more]
-                found = tool.answer(session=name, token_ids=prompt, options=options)
-                assert found["token_ids"] == expected(single_engine, prompt, **options)
-                if num_slabs > 1:
-                    assert found["num_reused_tokens"] >= 120
-            assert tool.num_left() == 0
-
-
-def test_another_adapter_and_tree(engine: Engine, tmp_path: Path) -> None:
-    """Its prefix has another length than the engine's own, whose text stays where it is."""
-    adapter = lora_adapter(engine.path.parent / "model", prefix_length=3, seed=5)
-    adapter.save(tmp_path / "adapter.safetensors")
-    tree = Tree.triangle((3, 2))
-    (tmp_path / "tree.json").write_text(tree.to_json(), encoding="utf-8")
-    files = {"adapter": str(tmp_path / "adapter.safetensors"), "tree": str(tmp_path / "tree.json")}
-    cpu = Session.open(engine.path, backend="ort-cpu", num_threads=1, adapter=adapter, tree=tree)
-    ids = prompt_ids(4, 50)
-    wanted = cpu.generate(ids, **ANSWER).token_ids
-    with GpuTool(engine) as tool:
-        for name, more in (("own", {}), ("other", files), ("own", {}), ("other", files)):
-            found = tool.answer(session=name, token_ids=ids, options=ANSWER, **more)
-            assert found["token_ids"] == wanted
-        tool.ask(session="other", free=True)
-        assert tool.answer(session="own", token_ids=ids, options=ANSWER)["token_ids"] == wanted
+    cache_bytes = (num_slabs - 1) * slab_bytes(single_engine)
+    with GpuTool(single_engine, cache_bytes=cache_bytes) as tool:
+        tool.answer(session="another", token_ids=[5, 6, 7], options=SHORT)
+        first = tool.answer(session="a", token_ids=ids, options={"max_new_tokens": 4})
+        held = [*ids, *first["token_ids"]]
+        tool.answer(session="b", fork="a")
+        for name, more in (("a", [9]), ("b", [7]), ("b", [10, 11])):
+            prompt = [*held, *more]
+            found = tool.answer(session=name, token_ids=prompt, options=ANSWER)
+            assert found["token_ids"] == expected(single_engine, prompt)
+            if num_slabs > 1 or name == "a":
+                assert found["num_reused_tokens"] >= len(held) - 1
         assert tool.num_left() == 0
+
+
+def test_another_adapter_and_tree(single_engine: Engine, tmp_path: Path) -> None:
+    """Its prefix has another length than the engine's own; each text has its own again when it
+    takes the place of the other's.
+    """
+    adapter = lora_adapter(single_engine.path.parent / "model", prefix_length=3, seed=5)
+    adapter.save(tmp_path / "adapter.safetensors")
+    (tmp_path / "tree.json").write_text(Tree.triangle((3, 2)).to_json(), encoding="utf-8")
+    files = {"adapter": str(tmp_path / "adapter.safetensors"), "tree": str(tmp_path / "tree.json")}
+    prompts = [prompt_ids(seed, 50) for seed in range(4, 7)]
+    wanted = [expected(single_engine, ids, 350) for ids in prompts]
+    num_steps = []
+    for num_slabs in (1, 3):
+        cache_bytes = (num_slabs - 1) * slab_bytes(single_engine)
+        with GpuTool(single_engine, cache_bytes=cache_bytes) as tool:
+            for own, others in (({}, files), (files, {})):
+                for ids, tokens in zip(prompts, wanted, strict=True):
+                    found = tool.answer(session=f"{own}", token_ids=ids, options=LONG, **own)
+                    num_steps.append(found["num_steps"])
+                    assert found["token_ids"] == tokens
+                    tool.answer(session="between", token_ids=[7], options=SHORT, **others)
+                tool.answer(session="between", free=True)
+            assert tool.num_left() == 0
+    assert num_steps[:6] == num_steps[6:]
 
 
 def test_graphs_are_captured_again_for_no_text(single_engine: Engine) -> None:
@@ -195,7 +204,7 @@ def test_graphs_are_captured_again_for_no_text(single_engine: Engine) -> None:
 def test_answers_that_are_left_and_taken_up_again(single_engine: Engine) -> None:
     rng = random.Random(3)
     texts = {name: prompt_ids(seed, 20 + 40 * seed) for seed, name in enumerate("abc")}
-    wanted = {name: expected(single_engine, ids, **ANSWER) for name, ids in texts.items()}
+    wanted = {name: expected(single_engine, ids) for name, ids in texts.items()}
     with GpuTool(single_engine, cache_bytes=slab_bytes(single_engine)) as tool:
         for _ in range(20):
             name = rng.choice("abc")
@@ -210,7 +219,7 @@ def test_the_current_device_of_a_program_stays(single_engine: Engine) -> None:
     ids = prompt_ids(6, 30)
     with GpuTool(single_engine, device=1, num_devices=2) as tool:
         found = tool.answer(token_ids=ids, options=ANSWER)
-        assert found["token_ids"] == expected(single_engine, ids, **ANSWER)
+        assert found["token_ids"] == expected(single_engine, ids)
         assert found["current_device"] == 0
         assert tool.num_left() == 0
 
