@@ -2,10 +2,12 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from cpp_programs import answer_tool
 from make_tiny_engine import CONFIG, write_plain_model
 
 from bita.adapter import random_adapter
@@ -92,3 +94,22 @@ def test_captured_graphs_give_the_same_text(backend: str, tmp_path: Path) -> Non
         for cuda_graph in (True, False)
     ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
+def test_libbita_writes_what_python_does(backend: str, precision: str, tmp_path: Path) -> None:
+    """Greedily and drawn, with captured graphs and without, in sessions that take turns."""
+    if backend != "ort-cuda":
+        pytest.skip("libbita runs no plans of TensorRT")
+    path = build(backend, precision, tmp_path / "engine")
+    session = Session.open(path)
+    for cuda_graphs in (0, 1):
+        with answer_tool(path, {"cuda_graphs": cuda_graphs, "token_ids_only": True}) as tool:
+            for temperature in (0.0, 0.8):
+                options: dict[str, Any] = {"temperature": temperature, "seed": 3}
+                for name, ids in (("a", PROMPT), ("b", [5]), ("a", PROMPT)):
+                    given = {**options, "max_new_tokens": 60, "ignore_eos": True}
+                    found = tool.answer(session=name, token_ids=ids, options=given)
+                    wanted = session.generate(ids, 60, ignore_eos=True, **options)
+                    assert found["token_ids"] == wanted.token_ids
+            assert found["stats"]["peak_device_bytes"] > 0

@@ -156,7 +156,7 @@ def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
 def test_engines_of_other_backends_are_refused_with_the_way_around(engine: Path) -> None:
     edit_manifest(engine, backend="tensorrt-rtx", dialect="standard", precision="int8")
     found = open_fault(engine)
-    assert "was built for tensorrt-rtx; this library runs engines for ort-cpu: build one" in found
+    assert "was built for tensorrt-rtx, which this library does not run: open it with" in found
     assert found.endswith("or run it from Python")
 
 
