@@ -7,6 +7,8 @@
 Wheels of `make wheels` have it. In a checkout it is where `make cpp` installs it.
 """
 
+import ctypes
+import os
 from pathlib import Path
 
 from bita.errors import BitaError
@@ -39,6 +41,28 @@ def cmake_dir() -> Path:
         if (place / "bitaConfig.cmake").is_file():
             return place
     raise _missing(f"no bitaConfig.cmake for {folder / LIBRARY}")
+
+
+def text_fault(engine: Path, library: Path | None = None) -> str:
+    """Why libbita cannot hold the tokenizer of an engine; "" if it can.
+
+    library: file of another libbita. Raises LibbitaMissingError if there is none, or one that is
+    too old to say.
+    """
+    path = library or _library()
+    try:
+        loaded = ctypes.CDLL(str(path))
+        check = loaded.bita_check_text
+    except (OSError, AttributeError) as error:
+        raise LibbitaMissingError(
+            f"{path} is no libbita of this bita-edge ({error}); run `make cpp` again"
+        ) from error
+    check.argtypes, check.restype = [ctypes.c_char_p], ctypes.c_int32
+    loaded.bita_error.restype = ctypes.c_char_p
+    if check(os.fsencode(engine)) == 0:
+        return ""
+    message: bytes = loaded.bita_error()
+    return message.decode(errors="replace")
 
 
 def _library() -> Path:

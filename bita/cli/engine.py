@@ -122,7 +122,19 @@ def run(args: argparse.Namespace) -> int:
     size = f"{args.precision}, {engine.num_bytes / 1e6:.0f} MB"
     print(f"{request.out}: {size}, built in {time.perf_counter() - began:.1f} s{report}")
     print(_adapter_of(request, engine))
+    if fault := _text_fault(request.out):
+        print(f"C and C++: programs give token ids to this engine: {fault}")
     return 0
+
+
+def _text_fault(engine: Path) -> str:
+    """Why libbita cannot hold an engine's tokenizer; "" if it can, or is not here to say."""
+    from bita.native import LibbitaMissingError, text_fault
+
+    try:
+        return text_fault(engine)
+    except LibbitaMissingError:
+        return ""
 
 
 def _read(args: argparse.Namespace) -> _Request:

@@ -84,6 +84,7 @@ def _engine_rows(path: Path) -> Rows:
         ("adapter", f"{manifest.num_masks} masks, prefix of {prefix}{more}, {tuned}"),
         ("layers", manifest.num_layers),
         ("vocabulary", manifest.vocab_size),
+        ("text in C++", _text(path)),
         ("messages", _messages(engine)),
         ("cache", f"{manifest.capacity} slots, {cache_bytes / 1e6:.0f} MB when full"),
         ("drafts per mask", f"up to {manifest.num_ranks}"),
@@ -91,6 +92,17 @@ def _engine_rows(path: Path) -> Rows:
         ("needs", ", ".join(map(" ".join, manifest.requires.items()))),
         ("made by", manifest.created_by),
     ]
+
+
+def _text(path: Path) -> str:
+    """Whether the C++ library has what the tokenizer is made of."""
+    from bita.native import LibbitaMissingError, text_fault
+
+    try:
+        fault = text_fault(path)
+    except LibbitaMissingError:
+        return "not known, since libbita is not in this installation"
+    return f"none, give token ids: {fault}" if fault else "as in Python"
 
 
 def _messages(engine: Any) -> str:

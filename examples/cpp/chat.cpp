@@ -1,6 +1,7 @@
 // Talks with a model: chat ENGINE. Each answer is written while it is made.
 #include <bita/bita.hpp>
 #include <csignal>
+#include <iomanip>
 #include <iostream>
 
 namespace {
@@ -12,7 +13,7 @@ void cancel(int) { bita_cancel(answering); }
 }  // namespace
 
 int main(int count, char** arguments) try {
-  if (count != 2) {
+  if (count != 2 || arguments[1][0] == '-') {
     std::cerr << "usage: chat ENGINE\n";
     return 2;
   }
@@ -26,7 +27,8 @@ int main(int count, char** arguments) try {
     session.start_chat({{"user", line}});
     while (const auto step = session.next()) std::cout << step->text << std::flush;
     const bita_stats stats = session.stats();
-    std::cout << "\n[" << 1000 * stats.num_tokens / stats.step_ms << " tokens/s, "
+    std::cout << std::fixed << std::setprecision(1) << "\n["
+              << 1000 * stats.num_tokens / stats.step_ms << " tokens/s, "
               << static_cast<double>(stats.num_tokens) / stats.num_steps << " tokens a step]\n";
   }
   std::cout << "\n";

@@ -122,11 +122,10 @@ bita_status bita_engine_open(const char* directory, const bita_engine_options* o
   return guarded([&] {
     need(directory, "directory");
     need(engine, "engine");
-    const bita::EngineSettings settings = bita::api::settings_of(options);
     auto opened = std::make_unique<bita_engine>();
-    opened->loaded = std::make_shared<bita::LoadedEngine>(directory, settings);
-    opened->chat_reason = settings.is_without_text ? "the engine was opened for token ids only"
-                                                   : opened->loaded->chat_reason();
+    opened->loaded =
+        std::make_shared<bita::LoadedEngine>(directory, bita::api::settings_of(options));
+    opened->chat_reason = opened->loaded->text().chat_reason();
     opened->onnxruntime = bita::ort_version();
     *engine = opened.release();
     return BITA_OK;
@@ -168,13 +167,21 @@ bita_status bita_engine_describe(const bita_engine* engine, bita_engine_info* in
   });
 }
 
+bita_status bita_check_text(const char* directory) {
+  return guarded([&] {
+    need(directory, "directory");
+    const bita::EngineText text(bita::open_directory(directory, false));
+    return BITA_OK;
+  });
+}
+
 bita_status bita_encode(const bita_engine* engine, const char* text, size_t num_bytes,
                         bool add_special_tokens, int32_t* ids, size_t capacity, size_t* num_ids) {
   if (num_ids) *num_ids = 0;
   return guarded([&]() -> bita_status {
     need(engine, "engine");
     if (num_bytes) need(text, "text");
-    const std::vector<int32_t> found = engine->loaded->codec().encode(
+    const std::vector<int32_t> found = engine->loaded->text().codec().encode(
         std::string_view(num_bytes ? text : "", num_bytes), add_special_tokens);
     if (num_ids) *num_ids = found.size();
     if (found.size() > capacity) {
@@ -195,7 +202,7 @@ bita_status bita_decode(const bita_engine* engine, const int32_t* ids, size_t nu
     need(engine, "engine");
     if (num_ids) need(ids, "ids");
     const std::vector<int32_t> held(ids, ids + num_ids);
-    return give_text(engine->loaded->codec().decode(held), text, capacity, num_bytes);
+    return give_text(engine->loaded->text().codec().decode(held), text, capacity, num_bytes);
   });
 }
 
@@ -205,7 +212,7 @@ bita_status bita_render(const bita_engine* engine, const bita_message* messages,
   if (num_bytes) *num_bytes = 0;
   return guarded([&] {
     need(engine, "engine");
-    const std::string prompt = engine->loaded->render(
+    const std::string prompt = engine->loaded->text().render(
         bita::api::messages_of(messages, num_messages), add_generation_prompt);
     return give_text(prompt, text, capacity, num_bytes);
   });

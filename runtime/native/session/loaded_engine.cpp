@@ -17,22 +17,6 @@ namespace bita {
 
 namespace {
 
-constexpr uint64_t kMaxTokenizerBytes = 256u << 20;  // the largest in use has 35 MB
-constexpr uint64_t kMaxPiecesBytes = 16u << 20;
-constexpr const char* kRebuild = "build the engine again: make engine";
-constexpr const char* kRenderElsewhere =
-    "render the messages elsewhere (transformers' apply_chat_template, or bita in Python) and give "
-    "the prompt as text without special tokens added, or as token ids";
-
-std::string content_of(const fs::path& path, uint64_t max_bytes) {
-  try {
-    return read_regular_file(path, max_bytes);
-  } catch (const std::runtime_error& error) {
-    throw Fault(FaultKind::kEngine,
-                text_of(path) + " cannot be read (" + error.what() + "); " + kRebuild);
-  }
-}
-
 // Runs work on another thread, or here where there is none; what it throws comes with `finish`.
 class Beside {
  public:
@@ -128,7 +112,9 @@ LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
   const Manifest& manifest = directory_.manifest;
   check_backend(directory_, settings_.backend);
   defaults_ = read_generation_defaults(directory_.file(kGenerationFile), manifest.vocab_size);
-  Beside text([this] { read_text(); });
+  Beside text([this] {
+    if (!settings_.is_without_text) text_ = EngineText(directory_);
+  });
   TreeTable table = read_trees(directory_.file(kTreeFile), "rebuild the engine");
   own_adapter_ = std::make_shared<const Adapter>(read_own_adapter(directory_));
   pairs_ = read_pair_tables(directory_);
@@ -144,25 +130,6 @@ std::unique_ptr<Device> LoadedEngine::open_device() const {
   if (backend() == "ort-cpu") return std::make_unique<HostDevice>();
   if (settings_.new_device) return settings_.new_device();
   return std::make_unique<CudaDevice>(settings_.cuda);
-}
-
-const TextCodec& LoadedEngine::codec() const {
-  if (codec_) return *codec_;
-  throw Fault(FaultKind::kUse,
-              "the engine was opened for token ids only; open it without token_ids_only for text");
-}
-
-std::string LoadedEngine::render(const std::vector<ChatMessage>& messages,
-                                 bool add_generation_prompt) const {
-  codec();
-  const std::string reason = chat_reason();
-  if (!template_ || !reason.empty()) throw Fault(FaultKind::kPrompt, reason);
-  return template_->render(messages, add_generation_prompt);
-}
-
-std::string LoadedEngine::chat_reason() const {
-  if (!chat_reason_.empty()) return chat_reason_;
-  return template_ ? template_->reason() : "";
 }
 
 std::shared_ptr<Drafting> LoadedEngine::drafting(const std::string& tree_path,
@@ -213,33 +180,6 @@ StepRules LoadedEngine::rules_for(const BoundAdapter& adapter, const TreeTable& 
   }
   const bool is_plain = !own_ && table.is_ar();
   return {is_plain ? 1 : least_rows_, on_host ? 128 : 256, manifest().mode == "tree"};
-}
-
-void LoadedEngine::read_text() {
-  if (settings_.is_without_text) return;
-  const fs::path path = directory_.file(kTokenizerFile);
-  const std::string fix = std::string(kRebuild) + ", or open it for token ids only";
-  codec_ = TextCodec::parse(content_of(path, kMaxTokenizerBytes), text_of(path), fix,
-                            manifest().vocab_size);
-  read_chat_template();
-}
-
-void LoadedEngine::read_chat_template() {
-  if (!directory_.has(kTemplateFile)) {
-    chat_reason_ = "this engine's model has no chat template; give the prompt as text";
-    return;
-  }
-  if (!directory_.has(kPiecesFile)) {
-    chat_reason_ = "engine " + text_of(directory_.path) + " was built without " + kPiecesFile +
-                   ", which messages need here: build it again, or " + kRenderElsewhere;
-    return;
-  }
-  const fs::path path = directory_.file(kPiecesFile);
-  template_ = ChatTemplate::parse(content_of(path, kMaxPiecesBytes), text_of(path));
-  if (template_->template_sha256() != directory_.files.at(kTemplateFile).sha256) {
-    chat_reason_ = text_of(path) + " was made from another " + kTemplateFile +
-                   ": build the engine again, or " + kRenderElsewhere;
-  }
 }
 
 }  // namespace bita

@@ -5,14 +5,12 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "../device/cuda_device.h"
 #include "../engine/engine_directory.h"
 #include "../engine/generation_defaults.h"
-#include "../text/chat_template.h"
-#include "../text/token_text.h"
+#include "engine_text.h"
 #include "options.h"
 #include "step_host.h"
 #include "tree_decoder.h"
@@ -73,13 +71,7 @@ class LoadedEngine {
   }
   int64_t peak_device_bytes() const { return host_->device().peak_bytes(); }
 
-  bool has_text() const { return codec_.has_value(); }
-  // Throws a Fault where the engine was opened for token ids only.
-  const TextCodec& codec() const;
-  // The text of messages by the model's template. Throws a Fault.
-  std::string render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
-  // Why messages cannot be rendered here; empty if they can.
-  std::string chat_reason() const;
+  const EngineText& text() const { return text_; }
 
   // The engine's own adapter and trees, or others from files; empty for its own.
   std::shared_ptr<Drafting> drafting(const std::string& tree_path, const std::string& adapter_path);
@@ -90,17 +82,13 @@ class LoadedEngine {
 
  private:
   std::unique_ptr<Device> open_device() const;
-  void read_text();
-  void read_chat_template();
   std::shared_ptr<Drafting> make_drafting(std::shared_ptr<const Adapter> adapter, TreeTable table);
   StepRules rules_for(const BoundAdapter& adapter, const TreeTable& table);
 
   EngineSettings settings_;
   EngineDirectory directory_;
   GenerationDefaults defaults_;
-  std::optional<TextCodec> codec_;
-  std::optional<ChatTemplate> template_;
-  std::string chat_reason_;
+  EngineText text_;
   std::shared_ptr<const Adapter> own_adapter_;
   std::shared_ptr<const PairTables> pairs_;
   std::unique_ptr<StepHost> host_;

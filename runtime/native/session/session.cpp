@@ -65,7 +65,8 @@ std::unique_ptr<Session> Session::fork() {
 }
 
 void Session::start_text(std::string_view prompt, bool add_special_tokens, const Options& options) {
-  const std::vector<int64_t> ids = widened(engine_->codec().encode(prompt, add_special_tokens));
+  const std::vector<int64_t> ids =
+      widened(engine_->text().codec().encode(prompt, add_special_tokens));
   start(ids, options, engine_->defaults().eos_ids, true, false);
 }
 
@@ -89,7 +90,7 @@ void Session::start_chat(const std::vector<ChatMessage>& messages, const Options
 void Session::start(const std::vector<int64_t>& prompt_ids, const Options& options,
                     std::vector<int64_t> eos_ids, bool continues, bool is_chat) {
   options.check(engine_->manifest().vocab_size);
-  if (!engine_->has_text() && !options.stops.empty()) {
+  if (!engine_->text().has_codec() && !options.stops.empty()) {
     throw Fault(FaultKind::kUse,
                 "stop strings need text, and the engine was opened for token ids "
                 "only; give stop token ids");
@@ -106,13 +107,13 @@ void Session::start(const std::vector<int64_t>& prompt_ids, const Options& optio
   const uint64_t seed = options.seed ? *options.seed : new_seed();
   Chooser chooser(options, prompt_ids, ends, seed, 0);
   std::optional<StopRule> rule;
-  if (engine_->has_text()) {
+  if (engine_->text().has_codec()) {
     StopOptions stopping;
     stopping.eos_ids.assign(eos_ids.begin(), eos_ids.end());
     stopping.max_new_tokens = options.max_new_tokens;
     stopping.stops = options.stops;
     stopping.stop_token_ids.assign(options.stop_token_ids.begin(), options.stop_token_ids.end());
-    rule.emplace(IncrementalText(engine_->codec(), continues), stopping);
+    rule.emplace(IncrementalText(engine_->text().codec(), continues), stopping);
   }
   Deadline deadline;
   if (options.timeout_s) {
@@ -162,8 +163,8 @@ Session::Known Session::fitting(std::vector<ChatMessage> messages, const Options
 // as the model wrote them. Encoding its text again might give others, and the cache would be of no
 // use.
 Session::Known Session::prompt_of(const std::vector<ChatMessage>& messages) const {
-  Known prompt{engine_->render(messages, true), {}};
-  const TextCodec& codec = engine_->codec();
+  Known prompt{engine_->text().render(messages, true), {}};
+  const TextCodec& codec = engine_->text().codec();
   const bool continues = !known_.text.empty() && prompt.text.size() > known_.text.size() &&
                          prompt.text.compare(0, known_.text.size(), known_.text) == 0;
   const std::string_view rest =

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import answer_tool, open_fault
+from cpp_programs import answer_tool, cpp_program, open_fault
 from engine_edits import copy_engine, edit_files, edit_manifest, read_manifest
+from make_tiny_engine import write_plain_model
 from mutations import mutated_bytes, mutated_json
 from native_engines import FEATURES, native_engine, require_library
+from tokenizers import Tokenizer, models
 
+from bita import native
+from bita.cli.main import main
 from bita.errors import BitaError
 from bita.runtime.session import Session
 
@@ -189,3 +193,50 @@ def test_an_engine_is_refused_where_python_refuses_it(seed: int, engine: Path) -
             tool.answer(token_ids=[5], options={"max_new_tokens": 3})
     else:
         assert open_fault(engine)
+
+
+def unigram(folder: Path) -> None:
+    """The model in a folder has a tokenizer of pieces with scores then, which Python can use."""
+    path = folder / "tokenizer.json"
+    vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    pieces = [(piece, -1.0) for piece in sorted(vocabulary, key=vocabulary.get)]
+    Tokenizer(models.Unigram(pieces, 0, byte_fallback=False)).save(str(path))
+
+
+def test_a_tokenizer_that_libbita_has_not_is_told_when_an_engine_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And by `bita inspect`; without libbita neither says more than it knows."""
+    library = cpp_program("libbita.so.0")
+    write_plain_model(tmp_path / "model")
+    build = ["engine", str(tmp_path / "model"), "--uncalibrated", "--precision", "fp32"]
+    show = ["inspect", str(tmp_path / "engine")]
+    said = {
+        "before": "as in Python",
+        "after": "none, give token ids",
+        "without": "not known, since",
+    }
+    for state in said:
+        if state == "after":
+            unigram(tmp_path / "model")
+        with monkeypatch.context() as patch:
+            if state == "without":
+                patch.setattr(native, "PACKAGE", tmp_path / "packages")
+            else:
+                patch.setattr(native, "_library", lambda: library)
+            assert main([*build, "--out", str(tmp_path / "engine"), "--capacity", "384"]) == 0
+            line = "C and C++: programs give token ids to this engine: "
+            assert (line in capsys.readouterr().out) == (state == "after")
+            assert main(show) == 0
+        assert said[state] in capsys.readouterr().out
+    fault = native.text_fault(tmp_path / "engine", library)
+    assert fault == open_fault(tmp_path / "engine")
+    assert "its model is of type 'Unigram', not BPE; open the engine for token ids" in fault
+    with answer_tool(tmp_path / "engine", {"token_ids_only": True}) as tool:
+        assert tool.answer(token_ids=[5, 6], options={"max_new_tokens": 3})["token_ids"]
+
+
+def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "libbita.so.0").write_bytes(b"none")
+    with pytest.raises(native.LibbitaMissingError, match="is no libbita of this bita-edge"):
+        native.text_fault(tmp_path, tmp_path / "libbita.so.0")

@@ -144,6 +144,10 @@ BITA_API bita_status bita_engine_describe(const bita_engine* engine, bita_engine
 
 /* ---- text: optional, token ids do without ---- */
 
+/* Whether the tokenizer of the engine in a directory can be used here, without loading weights:
+ * BITA_OK, or the error with which bita_engine_open fails unless token_ids_only is set. */
+BITA_API bita_status bita_check_text(const char* directory);
+
 /* Token ids of a text of num_bytes. add_special_tokens: put around it what the tokenizer adds by
  * itself, such as BOS: true for raw text, false for a rendered chat template. Writes up to capacity
  * ids, and their whole number to num_ids; BITA_ERROR_SIZE if that is more. */
