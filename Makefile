@@ -48,7 +48,7 @@ PEERS := .cache/peers
 WHEEL_TOOLS := .cache/wheels
 
 .PHONY: help demo engine adapter bench bench-options model-given model native wheels native-check native-check-address native-check-thread \
-  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz check lint format test test-aarch64 clean FORCE-MODULES
+  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz cpp-fuzz-address check lint format test test-aarch64 clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -103,18 +103,24 @@ wheels: $(WHEEL_TOOLS)/.ready ## build a wheel with both libraries for x86_64 an
 # which may have instructions that the processor does not know.
 native-check: native ## tests of the native operators with sanitizers
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target native-check-address native-check-thread
-	@find $(NATIVE_BUILD)/CMakeFiles/bita_operators.dir \( -name '*avx*.o' -o -name '*neon*.o' \) \
+	@find $(NATIVE_BUILD)/CMakeFiles/bita_operator_objects.dir \( -name '*avx*.o' -o -name '*neon*.o' \) \
 	  -exec nm --defined-only --demangle {} + > $(NATIVE_BUILD)/names.txt
 	@! grep -E ' [uVW] ' $(NATIVE_BUILD)/names.txt || { echo 'make: put these names of one road into a namespace without a name' >&2; exit 1; }
 
-native-check-address: SANITIZERS := address,undefined
-native-check-thread: SANITIZERS := thread
+# With sanitizers the operators and libbita are built in one place. clang has libFuzzer too, and would see other
+# warnings than g++. Without what libbita needs there are the operators.
+FUZZ_CXX ?= $(firstword $(foreach name,$(addprefix clang++,-20 -19 -18 -17 -16 -15 -14) clang++,$(shell command -v $(name))))
+SANITIZED = cmake -S $(NATIVE) -B $(CPP_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) $(COMPILER)
+%-address: SANITIZERS := address,undefined
+%-address: COMPILER = $(if $(FUZZ_CXX),--fresh -DBITA_FUZZ=ON -DBITA_WERROR=OFF -DCMAKE_CXX_FLAGS=-w -DCMAKE_CXX_COMPILER=$(FUZZ_CXX))
+%-thread: SANITIZERS := thread
+
 native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
 	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
-	cmake -S $(NATIVE) -B $(NATIVE_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null; \
-	cmake --build $(NATIVE_BUILD)-$* --target operator_tests -- --quiet
+	$(SANITIZED) -DBITA_LIBRARY=ON > /dev/null 2>&1 || $(SANITIZED) -DBITA_LIBRARY=OFF > /dev/null; \
+	cmake --build $(CPP_BUILD)-$* --target operator_tests -- --quiet
 	@echo 'operator_tests, $(SANITIZERS):'
-	@timeout 120 $(NATIVE_BUILD)-$*/operator_tests
+	@timeout 120 $(CPP_BUILD)-$*/operator_tests
 
 # libbita, as an application has it: installed, found by cmake, an example built beside it and run.
 cpp: $(VENV)/.cmake ## build libbita, install it in build/prefix, and run the C++ example on the demo engine
@@ -145,30 +151,28 @@ cpp-check: cpp-programs ## tests of libbita with sanitizers, and its files with 
 	  grep -E '/native/(api|base|device|engine|session|text|fuzz|library_tests)/' | sort -u | xargs -P 2 -d '\n' -n 4 \
 	  $(BIN)/clang-tidy --quiet -p $(CPP_BUILD)
 
-cpp-check-address: SANITIZERS := address,undefined
 cpp-check-address: PROGRAMS := library_programs
-cpp-check-thread: SANITIZERS := thread
 cpp-check-thread: PROGRAMS := library_tests threads_tool
 cpp-check-address cpp-check-thread: cpp-check-%: $(VENV)/.cmake
 	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
-	cmake -S $(NATIVE) -B $(CPP_BUILD)-$* -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) > /dev/null; \
+	$(SANITIZED) -DBITA_LIBRARY=ON > /dev/null; \
 	cmake --build $(CPP_BUILD)-$* --target $(PROGRAMS) -- --quiet
 	@echo 'library_tests, $(SANITIZERS):'
 	@timeout 300 $(CPP_BUILD)-$*/library_tests
 
 # A target for each parser of files; FUZZ_SECONDS=600 and more finds what half a minute does not.
-FUZZ_CXX ?= $(firstword $(foreach name,clang++ $(addprefix clang++-,20 19 18 17 16 15 14),$(shell command -v $(name))))
 FUZZ_SECONDS ?= 5
-cpp-fuzz: $(VENV)/.cmake ## feed the parsers of libbita with changed files, with clang: [FUZZ_SECONDS=5] for each
-	@test -n "$(FUZZ_CXX)" || { echo 'make: no clang++, which has libFuzzer: nothing is fuzzed' >&2; exit 0; }; \
-	export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
-	cmake -S $(NATIVE) -B $(CPP_BUILD)-fuzz -G Ninja -DBITA_LIBRARY=ON -DBITA_FUZZ=ON -DBITA_SANITIZE=address,undefined \
-	  -DBITA_WERROR=OFF -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) > /dev/null; \
-	cmake --build $(CPP_BUILD)-fuzz --target fuzzers -- --quiet; \
+cpp-fuzz: ## feed the parsers of libbita with changed files, with clang: [FUZZ_SECONDS=5] for each
+	@$(if $(FUZZ_CXX),$(MAKE) --no-print-directory cpp-fuzz-address,echo 'make: no clang++, which has libFuzzer: nothing is fuzzed' >&2)
+
+cpp-fuzz-address: cpp-fuzz-%: $(VENV)/.cmake
+	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	$(SANITIZED) -DBITA_LIBRARY=ON > /dev/null; \
+	cmake --build $(CPP_BUILD)-$* --target fuzzers -- --quiet; \
 	for source in $(NATIVE)/fuzz/*.cpp; do \
-	  name=$$(basename $$source .cpp); mkdir -p $(CPP_BUILD)-fuzz/corpus/$$name; \
-	  $(CPP_BUILD)-fuzz/$$name -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -max_len=8192 -verbosity=0 \
-	    -artifact_prefix=$(CPP_BUILD)-fuzz/$$name- $(CPP_BUILD)-fuzz/corpus/$$name $(NATIVE)/fuzz/seeds/$$name || exit 1; \
+	  name=$$(basename $$source .cpp); corpus=$(CPP_BUILD)-$*/corpus/$$name; mkdir -p $$corpus; \
+	  $(CPP_BUILD)-$*/$$name -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -max_len=8192 -verbosity=0 \
+	    -artifact_prefix=$(CPP_BUILD)-$*/$$name- $$corpus $(NATIVE)/fuzz/seeds/$$name || exit 1; \
 	done; echo 'fuzzed: $(basename $(notdir $(wildcard $(NATIVE)/fuzz/*.cpp)))'
 
 # Tests run side by side; a process that has finished its own takes over those of another.

@@ -106,12 +106,19 @@ function(bita_export_only_ours target)
   endif()
 endfunction()
 
+# So that the linker leaves out what nobody calls.
+function(bita_divide_into_sections target)
+  if(NOT MSVC AND NOT APPLE AND NOT BITA_SANITIZE)
+    target_compile_options(${target} PRIVATE -ffunction-sections -fdata-sections)
+  endif()
+endfunction()
+
 # The C++ library is linked in: the device need not have the compiler's.
 function(bita_link_compiler_library target)
+  bita_divide_into_sections(${target})
   if(MSVC)
     set_target_properties(${target} PROPERTIES MSVC_RUNTIME_LIBRARY MultiThreaded)
   elseif(NOT APPLE AND NOT BITA_SANITIZE)
-    target_compile_options(${target} PRIVATE -ffunction-sections -fdata-sections)
     # names stay, for perf
     target_link_options(${target} PRIVATE -static-libstdc++ -static-libgcc -Wl,--gc-sections
                         -Wl,--no-undefined $<$<CONFIG:Release>:-Wl,--strip-debug>)

@@ -36,10 +36,12 @@ find_path(BITA_NLOHMANN_INCLUDE nlohmann/json.hpp REQUIRED)
 file(GLOB runtime_sources CONFIGURE_DEPENDS base/*.cpp engine/*.cpp text/*.cpp session/*.cpp device/*.cpp)
 file(GLOB api_sources CONFIGURE_DEPENDS api/*.cpp)
 
-# All of the runtime but the C functions, once for the library and its tests. System headers of another
-# processor, as in a cross build, must not come before the compiler's own.
-add_library(bita_runtime OBJECT ${runtime_sources} ${kernels} ${operators})
+# All of the runtime but the C functions, once for the library and its tests; who links it has the operators
+# too. System headers of another processor, as in a cross build, must not come before the compiler's own.
+add_library(bita_runtime OBJECT ${runtime_sources})
 bita_target(bita_runtime)
+bita_divide_into_sections(bita_runtime)
+target_sources(bita_runtime INTERFACE ${operator_objects})
 foreach(folder IN ITEMS ${BITA_NLOHMANN_INCLUDE} ${BITA_PCRE2_INCLUDE} ${BITA_UTF8PROC_INCLUDE})
   if(NOT folder STREQUAL "/usr/include")
     target_include_directories(bita_runtime SYSTEM PUBLIC ${folder})
