@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 from paths import ROOT
 
 import bita
@@ -92,9 +93,8 @@ def test_links_point_to_the_rooms() -> None:
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source distribution, and the wheel that was built from it, as pip builds it."""
     pytest.importorskip("build")
-    folder = tmp_path_factory.mktemp("dist")
-    build(ROOT, folder, {"CMAKE_BUILD_TYPE": "None"})  # not optimized: the library builds faster
-    return folder
+    options = {"CMAKE_BUILD_TYPE": "None"}  # not optimized: the library builds faster
+    return made_once(tmp_path_factory, "dist", lambda folder: build(ROOT, folder, options))
 
 
 @pytest.fixture

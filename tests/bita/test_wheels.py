@@ -13,6 +13,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from libbita_programs import answer_of_generate, answers_of_chat, run, tiny_engine
+from made_once import made_once
 from native_engines import require_library
 from paths import ROOT
 
@@ -189,12 +190,14 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     compiler = "c++" if processor == HERE else f"{processor}-linux-gnu-g++"
     if not PYTHON.is_file() or shutil.which(compiler) is None:
         pytest.skip(f"needs .cache/wheels and {compiler}")
-    folder = tmp_path_factory.mktemp("dist") / processor
-    result = run_build(PYTHON, folder, processor)
-    if "there are no libpcre2-dev" in result.stderr:
-        pytest.skip(f"needs libraries of {processor}, of the system or by a network")
-    assert result.returncode == 0, result.stderr
-    (wheel,) = folder.iterdir()
+
+    def build(folder: Path) -> None:
+        result = run_build(PYTHON, folder / processor, processor)
+        if "there are no libpcre2-dev" in result.stderr:
+            pytest.skip(f"needs libraries of {processor}, of the system or by a network")
+        assert result.returncode == 0, result.stderr
+
+    (wheel,) = (made_once(tmp_path_factory, f"wheel-{processor}", build) / processor).iterdir()
     return wheel
 
 

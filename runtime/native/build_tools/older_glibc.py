@@ -34,8 +34,12 @@ class Library:
     exports: str  # the linker's script
 
 
-OPERATORS = Library("libbita_operators.so", "bita_operators", ("bita_operators",), "exports.map")
-LIBBITA = Library("libbita.so.0", "bita", ("bita_runtime", "bita"), "library_exports.map")
+OPERATORS = Library(
+    "libbita_operators.so", "bita_operators", ("bita_operator_objects",), "exports.map"
+)
+LIBBITA = Library(
+    "libbita.so.0", "bita", (*OPERATORS.objects, "bita_runtime", "bita"), "library_exports.map"
+)
 LIBRARIES = (OPERATORS, LIBBITA)
 
 
@@ -58,12 +62,13 @@ def build(processor: str, library: Library, target: Path) -> None:
 
 
 def build_folder(processor: str, library: Library) -> Path:
-    """Where the object files are kept. That of the operators is also `make native`'s."""
+    """Where the object files are kept: for this processor's operators where `make native` has
+    them, which does without libbita's packages; for another processor both libraries' are together.
+    """
     folder = build_library.BUILD
-    if library is LIBBITA:
-        return folder.with_name(f"libbita-{processor}")
-    is_own = processor == platform.machine()
-    return folder if is_own else folder.with_name(f"native-{processor}")
+    if processor != platform.machine():
+        return folder.with_name(f"native-{processor}")
+    return folder.with_name(f"libbita-{processor}") if library is LIBBITA else folder
 
 
 def find_compiler(processor: str) -> list[str]:
