@@ -17,6 +17,14 @@ constexpr const char* kNotCaptured = "-1";
 
 std::string megabytes(size_t num_bytes) { return std::to_string((num_bytes + 500000) / 1000000); }
 
+// What ONNX Runtime says in its first line, without the place in its sources.
+std::string reason_of(const std::string& message) {
+  constexpr const char* kBegin = " : FAIL : ";
+  const std::string line = message.substr(0, message.find('\n'));
+  const size_t begin = line.find(kBegin);
+  return begin == std::string::npos ? line : line.substr(begin + std::strlen(kBegin));
+}
+
 }  // namespace
 
 // While it lives, this thread's calls are for our device. Another engine's thread may be capturing
@@ -179,11 +187,10 @@ void CudaDevice::add_provider(OrtSessionOptions* options, const std::string& eng
   } catch (const Fault&) {
     throw;
   } catch (const std::runtime_error& error) {
-    const std::string reason = error.what();
     throw Fault(FaultKind::kSystem,
                 "engine " + engine +
                     " needs ONNX Runtime's CUDA provider, which cannot be loaded (" +
-                    reason.substr(0, reason.find('\n')) +
+                    reason_of(error.what()) +
                     "): install onnxruntime-gpu (its release archive, or the Python package), with "
                     "CUDA and cuDNN where the loader finds them (LD_LIBRARY_PATH, ldconfig), or "
                     "run the engine on the CPU: backend \"ort-cpu\"");
