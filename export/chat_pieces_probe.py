@@ -1,7 +1,6 @@
 """A chat template asked what it makes of conversations, for freezing it."""
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from bita.errors import PromptError
 from bita.export.chat_pieces_form import WAY_AROUND, Refusal
 from bita.runtime.text.chat_template import ChatTemplate, LostMessageError
 from bita.runtime.text.message_forms import RejectedError
-from bita.runtime.text.template_meter import TemplateLimits
+from bita.runtime.text.template_meter import Spent, TemplateLimits
 
 ROLES = ("system", "user", "assistant", "tool")
 REFUSED = (
@@ -25,10 +24,12 @@ _LOST = (
     "the chat template does not write what the user says last; give the prompt as text, or use "
     "another template"
 )
-_MAX_SECONDS = 60.0  # of all renderings; usual templates take one or two, emulated processors 20
+# Of all renderings, on any processor the same; usual templates have 5,500, 300,000 and 18 million.
+_MAX_RENDERINGS = 50_000
+_MAX_SPENT = Spent(steps=20_000_000, characters=1_000_000_000)
 _MAX_LITERAL = 200  # characters of a text of the template that contents are tried with
 _MAX_LITERALS = 150
-_LIMITS = replace(TemplateLimits(), seconds=2.0)
+_LIMITS = replace(TemplateLimits(), steps=200_000, seconds=60.0)  # of one rendering
 
 Roles = tuple[str, ...]
 Tokens = tuple[str | int, ...]  # a text with the number of a message where its content is
@@ -66,12 +67,12 @@ class Domain:
 
 
 class Prober:
-    """Renders conversations with one template, within a time for all of them."""
+    """Renders conversations with one template, within limits for all of them."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises PromptError if the template does not compile."""
         self._template = ChatTemplate(source, special_tokens, _LIMITS)
-        self._deadline = time.monotonic() + _MAX_SECONDS
+        self._num_renderings = 0
         self._known: dict[tuple[Roles, bool], Tokens | Refusal] = {}
         self._stem = _stem(source)
         self.word = f"{self._stem}00Xv"  # a content
@@ -85,10 +86,14 @@ class Prober:
 
         prompt: add the generation prompt. with_date: else what has the current date is refused.
         """
-        if time.monotonic() > self._deadline:
-            raise HopelessTemplateError(
-                f"it takes more than {_MAX_SECONDS:.0f} s to find its pieces"
-            )
+        self._num_renderings += 1
+        spent = self._template.spent
+        if (
+            self._num_renderings > _MAX_RENDERINGS
+            or spent.steps > _MAX_SPENT.steps
+            or spent.characters > _MAX_SPENT.characters
+        ):
+            raise HopelessTemplateError("it takes too many steps to find its pieces")
         try:
             # a text is not called: the template fails where it asks for the date
             variables = {_DATE: _DATE} if self.may_date and not with_date else {}

@@ -24,6 +24,7 @@ from bita.runtime.text.roles import known_roles
 from bita.runtime.text.template_filters import TemplateRefusalError
 from bita.runtime.text.template_meter import (
     Meter,
+    Spent,
     TemplateLimitError,
     TemplateLimits,
     current_meter,
@@ -65,6 +66,7 @@ class ChatTemplate:
         special_tokens: what the template may write by name: {"bos_token": "<s>", …}.
         """
         self.limits = limits or TemplateLimits()
+        self.spent = Spent()  # by all renderings
         self._special_tokens = dict(special_tokens or {})
         self._source = source
         self._template = _compiled(source, self.limits)
@@ -200,6 +202,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         token = current_meter.set(meter)
+        steps, characters = meter.steps, meter.characters
         try:
             return self._generate(context, meter.limits.output_characters)
         except TemplateLimitError as error:
@@ -218,6 +221,8 @@ class ChatTemplate:
             ) from error
         finally:
             current_meter.reset(token)
+            self.spent.steps += steps - meter.steps
+            self.spent.characters += characters - meter.characters
 
     def _generate(self, context: Mapping[str, Any], max_characters: int) -> str:
         pieces = []

@@ -38,6 +38,14 @@ class TemplateLimits:
     seconds: float = 5.0  # wall clock, looked at in every step; as long for compiling
 
 
+@dataclass
+class Spent:
+    """What renderings have used so far: steps, and characters made on the way."""
+
+    steps: int = 0
+    characters: int = 0
+
+
 class Size(NamedTuple):
     """The size of a value as a tree: parts, characters of its texts, and depth of nesting."""
 

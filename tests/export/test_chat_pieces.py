@@ -4,8 +4,9 @@ import hashlib
 import json
 import random
 from functools import cache
-from itertools import product
+from itertools import count, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from bita.export.build import BuildOptions, build_engine, check_build
 from bita.export.chat_pieces import Unfrozen, freeze, pieces_file
 from bita.export.chat_pieces_form import SPACES, ChatPieces, UncoveredError
 from bita.export.sources import open_checkpoint
+from bita.runtime.text import template_meter, template_sandbox
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.prompt_encoder import PromptEncoder
 
@@ -214,7 +216,21 @@ def test_the_time_is_not_the_templates_to_choose() -> None:
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     found = freeze(loop + PIECES["chatml"], {})
     assert isinstance(found, Unfrozen)
-    assert "takes more than" in found.reason
+    assert "takes more than 200000 steps" in found.reason
+
+
+def test_the_limits_are_the_same_on_slow_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All renderings together are bound by what they do, not by the time that it takes."""
+    loop = "{% for i in range(9999) %}{% endfor %}"
+    found = freeze(loop + PIECES["chatml"], {})
+    assert isinstance(found, Unfrozen)
+    assert found.reason == "it takes too many steps to find its pieces"
+    looks = count()
+    slow = SimpleNamespace(monotonic=lambda: next(looks) * 0.003)  # seconds
+    monkeypatch.setattr(template_meter, "time", slow)
+    monkeypatch.setattr(template_sandbox, "time", slow)
+    assert isinstance(freeze(PIECES["chatml"], {}), ChatPieces)
+    assert next(looks) * 0.003 > 500
 
 
 # --- in engines ---------------------------------------------------------------------------------
