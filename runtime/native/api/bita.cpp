@@ -19,7 +19,29 @@ struct bita_engine {
 
 struct bita_session {
   std::unique_ptr<bita::Session> session;
-  bita::StepResult result;  // which the last step's pointers look at
+  // which the last step's pointers look at
+  bita::StepResult result;
+  std::vector<double> logprobs, best_logprobs;
+  std::vector<int32_t> best_token_ids;
+
+  // Lay out the log-probabilities of the result, and point at them.
+  void give_logprobs(bita_step& step) {
+    logprobs.clear();
+    best_logprobs.clear();
+    best_token_ids.clear();
+    for (const bita::TokenLogprob& token : result.logprobs) {
+      logprobs.push_back(token.logprob);
+      for (const auto& [id, logprob] : token.best) {
+        best_token_ids.push_back(id);
+        best_logprobs.push_back(logprob);
+      }
+    }
+    if (logprobs.empty()) return;
+    step.logprobs = logprobs.data();
+    step.num_best = result.logprobs[0].best.size();
+    step.best_token_ids = best_token_ids.data();
+    step.best_logprobs = best_logprobs.data();
+  }
 };
 
 namespace {
@@ -291,6 +313,7 @@ bita_status bita_next(bita_session* session, bita_step* step) {
     found.finish = finish_of(session->session->finish_reason());
     found.seed = session->session->seed();
     found.num_dropped = session->session->num_dropped();
+    session->give_logprobs(found);
     give(found, step, "step");
     return has_more ? BITA_OK : BITA_DONE;
   });

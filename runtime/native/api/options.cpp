@@ -64,6 +64,12 @@ Options options_of(const bita_answer_options* given) {
     options.logit_bias.emplace_back(from.bias_token_ids[i], from.biases[i]);
   }
   if (from.timeout_s != 0) options.timeout_s = from.timeout_s;
+  const int32_t num_best = from.num_best;
+  if (checked_choice(from.logprobs, 1, "options.logprobs")) {
+    options.logprobs = num_best;
+  } else if (num_best) {
+    misused("options.num_best is " + std::to_string(num_best) + " without logprobs; set them to 1");
+  }
   options.drafts =
       static_cast<DraftPolicy>(checked_choice(from.drafts, BITA_DRAFTS_OFF, "options.drafts"));
   return options;

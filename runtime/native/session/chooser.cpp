@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "../base/fault.h"
 #include "../kernels/roads.h"
@@ -24,6 +25,28 @@ Best best_of(const float* logits, int64_t count) {
   kernels().rank(logits, count, 0, ranking);
   best.is_sound = !ranking.has_nan && ranking.count == 1 && std::isfinite(logit);
   return best;
+}
+
+// What a token's logit and those of the best say of its row, [count].
+TokenLogprob described(const std::vector<float>& row, int64_t token, int64_t num_best) {
+  const float best = *std::max_element(row.begin(), row.end());
+  double sum = 0.0;
+  for (const float logit : row) sum += static_cast<double>(std::exp(logit - best));
+  const double total = static_cast<double>(best) + std::log(sum);
+  const auto logprob = [&](int64_t id) {
+    return static_cast<double>(row[static_cast<size_t>(id)]) - total;
+  };
+  TokenLogprob found;
+  found.logprob = logprob(token);
+  std::vector<int32_t> ids(row.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto last = ids.begin() + std::min(num_best, static_cast<int64_t>(row.size()));
+  std::partial_sort(ids.begin(), last, ids.end(), [&](int32_t a, int32_t b) {
+    const float left = row[static_cast<size_t>(a)], right = row[static_cast<size_t>(b)];
+    return left != right ? left > right : a < b;
+  });
+  for (auto id = ids.begin(); id != last; ++id) found.best.emplace_back(*id, logprob(*id));
+  return found;
 }
 
 }  // namespace
@@ -77,6 +100,8 @@ int64_t Chooser::choose(float* logits, int64_t vocab_size) {
   if (!best_of(logits, vocab_size).is_sound) {
     throw Fault(FaultKind::kEngine, unsound_message("not numbers", "some of a row"));
   }
+  std::vector<float> own;
+  if (options_.logprobs) own.assign(logits, logits + vocab_size);
   change(logits, vocab_size);
   int64_t token = 0;
   if (options_.is_greedy()) {
@@ -90,6 +115,7 @@ int64_t Chooser::choose(float* logits, int64_t vocab_size) {
     }
     token = task.place;
   }
+  if (options_.logprobs) logprobs_.push_back(described(own, token, *options_.logprobs));
   if (penalties_) penalties_->count(token);
   has_ended_ = eos_ids_.count(token) != 0;
   return token;

@@ -8,6 +8,7 @@
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "../decoding/sampling.h"
@@ -32,6 +33,12 @@ class Penalties {
   std::unordered_map<int64_t, size_t> place_;
 };
 
+// A token and how probable the model itself finds it, before any option: natural logarithms.
+struct TokenLogprob {
+  double logprob = 0.0;
+  std::vector<std::pair<int32_t, double>> best;  // the best tokens at its place, best first
+};
+
 // The choices of one answer.
 class Chooser {
  public:
@@ -43,6 +50,9 @@ class Chooser {
   // Whether the last choice was an EOS or stop token; never where the best tokens are taken, whose
   // answer the stop rule cuts.
   bool has_ended() const { return has_ended_; }
+
+  // Of all tokens that were chosen, where they are asked for.
+  const std::vector<TokenLogprob>& logprobs() const { return logprobs_; }
 
   // The token that follows a row of logits, [V], which is overwritten. Throws a Fault if they are
   // not numbers.
@@ -58,6 +68,7 @@ class Chooser {
   std::unordered_set<int64_t> eos_ids_;
   Draws draws_;
   std::optional<Penalties> penalties_;
+  std::vector<TokenLogprob> logprobs_;
 };
 
 }  // namespace bita

@@ -15,6 +15,7 @@ constexpr double kMaxTemperature = 1e30, kMaxPenalty = 1e6, kMaxRepetitionPenalt
 constexpr double kMaxBias = 1e9, kMaxTimeoutS = 4e6;
 constexpr double kLargeBias = 1e3, kLargePenalty = 16.0;  // float32 would round logits away
 constexpr size_t kMaxBiasFaults = 3;
+constexpr int64_t kMaxLogprobs = 20;
 
 using Faults = std::vector<std::string>;
 
@@ -54,7 +55,9 @@ bool Options::penalizes() const {
   return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;
 }
 
-bool Options::needs_logits() const { return !is_greedy() || penalizes() || !logit_bias.empty(); }
+bool Options::needs_logits() const {
+  return !is_greedy() || penalizes() || !logit_bias.empty() || logprobs.has_value();
+}
 
 bool Options::has_large_numbers() const {
   double largest = 0;
@@ -74,6 +77,10 @@ void Options::check(int64_t vocab_size) const {
   check_range(faults, "presence_penalty", presence_penalty, -kMaxPenalty, kMaxPenalty);
   check_range(faults, "frequency_penalty", frequency_penalty, -kMaxPenalty, kMaxPenalty);
   check_whole(faults, "top_k", top_k, 0, " (0: all tokens)");
+  if (logprobs && (*logprobs < 0 || *logprobs > kMaxLogprobs)) {
+    faults.push_back("num_best is " + std::to_string(*logprobs) + "; pass an integer from 0 to " +
+                     std::to_string(kMaxLogprobs));
+  }
   if (timeout_s) check_range(faults, "timeout_s", *timeout_s, 0, kMaxTimeoutS, true);
   size_t num_biases = 0;
   for (const auto& [token, bias] : logit_bias) {

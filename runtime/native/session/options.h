@@ -27,6 +27,8 @@ struct Options {
   double top_p = 1.0, min_p = 0.0;
   double repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0;
   std::vector<std::pair<int64_t, double>> logit_bias;
+  // Tokens to tell beside each new one, with their log-probabilities; none: no log-probabilities.
+  std::optional<int64_t> logprobs;
   std::optional<uint64_t> seed;  // none: a new one
   std::optional<double> timeout_s;
   DraftPolicy drafts = DraftPolicy::kEngine;

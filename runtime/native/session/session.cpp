@@ -257,12 +257,12 @@ void Session::feed(const std::vector<int64_t>& tokens, StepResult& result) {
     if (answer_->rule) {
       const size_t num_before = answer_->rule->token_ids().size();
       answer_->rule->feed(id);
-      if (answer_->rule->token_ids().size() > num_before) result.token_ids.push_back(id);
+      if (answer_->rule->token_ids().size() > num_before) give(id, num_before, result);
       continue;
     }
     if (reason_ != FinishReason::kNone) continue;  // after the end
+    give(id, answer_->token_ids.size(), result);
     answer_->token_ids.push_back(id);
-    result.token_ids.push_back(id);
     const auto& ends = answer_->end_ids;
     if (std::find(ends.begin(), ends.end(), token) != ends.end()) {
       reason_ = FinishReason::kEos;
@@ -270,6 +270,13 @@ void Session::feed(const std::vector<int64_t>& tokens, StepResult& result) {
       reason_ = FinishReason::kLength;
     }
   }
+}
+
+// number: of the token in the answer.
+void Session::give(int32_t token, size_t number, StepResult& result) const {
+  result.token_ids.push_back(token);
+  const std::vector<TokenLogprob>& logprobs = answer_->sequence.chooser.logprobs();
+  if (number < logprobs.size()) result.logprobs.push_back(logprobs[number]);
 }
 
 void Session::finish(FinishReason reason, StepResult& result) {

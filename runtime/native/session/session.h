@@ -26,8 +26,9 @@ struct TextSettings {
 
 // What one step gave.
 struct StepResult {
-  std::vector<int32_t> token_ids;  // that were accepted and count
-  std::string text;                // whole characters that are safe to show
+  std::vector<int32_t> token_ids;      // that were accepted and count
+  std::vector<TokenLogprob> logprobs;  // of these, where they are asked for
+  std::string text;                    // whole characters that are safe to show
 };
 
 // Used by one thread at a time, but for `cancel`.
@@ -91,6 +92,7 @@ class Session {
   bool advance(StepResult& result);
   bool has_reason_to_end();
   void feed(const std::vector<int64_t>& tokens, StepResult& result);
+  void give(int32_t token, size_t number, StepResult& result) const;
   void finish(FinishReason reason, StepResult& result);
   void note_answer();
 

@@ -216,6 +216,31 @@ def test_answers_end_where_pythons_do(session: Session, tool: AnswerTool) -> Non
             assert_same(found, session, ids, **options)
 
 
+@pytest.mark.parametrize("count", [0, 3, 20])
+def test_log_probabilities_are_pythons(count: int, session: Session, tool: AnswerTool) -> None:
+    """Of tokens that count, whatever options chose them; the steps and tokens stay the same."""
+    ids = prompt_ids(9)
+    plain = session.generate(ids, 40, ignore_eos=True)
+    for options in (
+        {"ignore_eos": True},
+        {"temperature": 1.0, "top_k": 8, "repetition_penalty": 1.3, "seed": 4},
+        {"logit_bias": {7: 2000.0}, "max_new_tokens": 9},
+        {"stop_token_ids": [plain.token_ids[20]], "ignore_eos": True},
+        {"stop": [plain.text[12:15]], "ignore_eos": True},
+    ):
+        given: dict[str, Any] = {"max_new_tokens": 40, **options, "logprobs": count}
+        found = tool.ask(session="logprobs", token_ids=ids, options=given)
+        assert_same(found, session, ids, **given)
+        wanted = session.generate(ids, **given).logprobs
+        assert len(found["logprobs"]) == len(wanted) == len(found["token_ids"])
+        for (token, logprob, best), each in zip(found["logprobs"], wanted, strict=True):
+            assert token == each.token_id
+            assert logprob == pytest.approx(each.logprob, abs=1e-6)
+            assert [one for one, _ in best] == [one for one, _ in each.best]
+            assert [more for _, more in best] == pytest.approx([m for _, m in each.best], abs=1e-6)
+    assert tool.ask(session="logprobs", token_ids=ids)["logprobs"] == []
+
+
 def test_answers_end_where_the_cache_is_full(session: Session, tool: AnswerTool) -> None:
     ids = prompt_ids(2, 650)
     found = tool.ask(
@@ -357,6 +382,8 @@ def test_an_answer_out_of_time_ends(tool: AnswerTool) -> None:
         ({"token_ids": [1], "options": {"logit_bias": {"999": 1.0}}}, -4, "token id 999 is not in"),
         ({"token_ids": [1], "options": {"stop_token_ids": [-3]}}, -4, "token id -3 is not in"),
         ({"token_ids": [1], "options": {"drafts": 9}}, -5, "options.drafts is 9, not 0 to 2"),
+        ({"token_ids": [1], "options": {"logprobs": 21}}, -4, "num_best is 21; pass an integer "),
+        ({"token_ids": [1], "options": {"logprobs": -1}}, -4, "num_best is -1; pass an integer "),
         ({"messages": []}, -4, "there are 0 messages; pass 1 to 2048"),
         (
             {"messages": [{"role": "wizard", "content": "Hi"}]},

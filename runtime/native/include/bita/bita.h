@@ -228,11 +228,13 @@ typedef struct bita_answer_options {
   const double* biases;          /* as many */
   size_t num_biases;
   double timeout_s; /* seconds from the start until the answer ends, waiting included; 0: none */
+  int32_t logprobs; /* 1: steps give the log-probability of each token, by the model itself */
+  int32_t num_best; /* and of so many tokens that are the best at its place; 20 at most */
 } bita_answer_options;
 /* clang-format off */
 #define BITA_ANSWER_OPTIONS_INIT \
   {sizeof(bita_answer_options), 0, NULL, 0, NULL, 0, false, false, BITA_DRAFTS_ENGINE, 0, 0, 0, 0, \
-   0, 0, 0, 0, NULL, NULL, 0, 0}
+   0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0}
 /* clang-format on */
 
 /* Start an answer to a text, which is continued as it is. add_special_tokens: as in bita_encode.
@@ -269,10 +271,15 @@ typedef struct bita_step {
   const char* text; /* new text: whole characters, nothing that a stop string may take back */
   size_t num_bytes; /* of it; a text may hold zero bytes */
   bita_finish finish;
-  uint64_t seed;       /* that gives the same answer again */
-  int64_t num_dropped; /* messages that were left out of the prompt, see overflow */
+  uint64_t seed;                 /* that gives the same answer again */
+  int64_t num_dropped;           /* messages that were left out of the prompt, see overflow */
+  const double* logprobs;        /* natural logarithms, of each token; NULL unless asked for */
+  const int32_t* best_token_ids; /* num_best for each token, best first */
+  const double* best_logprobs;
+  size_t num_best;
 } bita_step;
-#define BITA_STEP_INIT {sizeof(bita_step), NULL, 0, NULL, 0, BITA_FINISH_NONE, 0, 0}
+#define BITA_STEP_INIT \
+  {sizeof(bita_step), NULL, 0, NULL, 0, BITA_FINISH_NONE, 0, 0, NULL, NULL, NULL, 0}
 
 /* Run a step of the answer and give what it accepted: BITA_OK, with `finish` set in the last one;
  * then BITA_DONE. After an error the answer has ended. */

@@ -79,6 +79,7 @@ struct AnswerOptions {
   std::vector<std::pair<std::int32_t, double>> logit_bias;
   double timeout_s = 0.0;  // 0: none
   int drafts = BITA_DRAFTS_ENGINE;
+  std::optional<int> logprobs;  // log-probabilities, and those of so many best tokens beside each
 };
 
 // What a step gave; `text` and `token_ids` live until the next call on the session.
@@ -89,6 +90,11 @@ struct Step {
   bita_finish finish = BITA_FINISH_NONE;
   std::uint64_t seed = 0;
   std::int64_t num_dropped = 0;
+  // Where they are asked for: of each token, and of the num_best best ones at its place.
+  const double* logprobs = nullptr;
+  const std::int32_t* best_token_ids = nullptr;
+  const double* best_logprobs = nullptr;
+  std::size_t num_best = 0;
 };
 
 class Engine {
@@ -239,7 +245,11 @@ class Session {
                 found.num_token_ids,
                 found.finish,
                 found.seed,
-                found.num_dropped};
+                found.num_dropped,
+                found.logprobs,
+                found.best_token_ids,
+                found.best_logprobs,
+                found.num_best};
   }
 
   // The text of the rest of the answer.
@@ -292,6 +302,8 @@ class Session {
       options.num_biases = biases.size();
       options.timeout_s = from.timeout_s;
       options.drafts = from.drafts;
+      options.logprobs = from.logprobs.has_value();
+      options.num_best = from.logprobs.value_or(0);
     }
 
     bita_answer_options options = BITA_ANSWER_OPTIONS_INIT;

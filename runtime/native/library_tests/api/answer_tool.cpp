@@ -65,6 +65,8 @@ struct AnswerOptions {
     options.num_biases = biases.size();
     options.timeout_s = given.value("timeout_s", 0.0);
     options.drafts = given.value("drafts", 0);
+    options.logprobs = given.contains("logprobs");
+    options.num_best = given.value("logprobs", 0);
   }
 
   bita_answer_options options = BITA_ANSWER_OPTIONS_INIT;
@@ -142,7 +144,7 @@ class Tool {
                                          "capacity", "timeout", "cancelled"};
     std::vector<int32_t> ids;
     std::string text;
-    Json steps = Json::array();
+    Json steps = Json::array(), logprobs = Json::array();
     bita_step step = BITA_STEP_INIT;
     for (;;) {
       if (cancel_after-- == 0) bita_cancel(session);
@@ -152,6 +154,13 @@ class Tool {
       ids.insert(ids.end(), step.token_ids, step.token_ids + step.num_token_ids);
       text.append(step.text, step.num_bytes);
       steps.push_back(step.num_token_ids);
+      for (size_t i = 0; step.logprobs && i < step.num_token_ids; ++i) {
+        Json best = Json::array();
+        for (size_t j = i * step.num_best; j < (i + 1) * step.num_best; ++j) {
+          best.push_back({step.best_token_ids[j], step.best_logprobs[j]});
+        }
+        logprobs.push_back({step.token_ids[i], step.logprobs[i], best});
+      }
     }
     bita_stats stats = {};
     stats.struct_size = sizeof stats;
@@ -162,6 +171,7 @@ class Tool {
             {"seed", step.seed},
             {"num_dropped", step.num_dropped},
             {"steps", steps},
+            {"logprobs", logprobs},
             {"stats",
              {{"num_steps", stats.num_steps},
               {"num_tokens", stats.num_tokens},
