@@ -77,9 +77,11 @@ def struct(text: str, name: str) -> str:
     return found
 
 
-def with_field(text: str, name: str, offset: int, size: int) -> str:
-    """With a field at the end of a struct, which then has this size."""
+def with_field(text: str, name: str, num_padded: int = 0) -> str:
+    """With a field of 64 bits at the end of a struct, or in so many bits of its padding."""
     old = struct(text, name)
+    before = int(re.findall(r"size-in-bits='(\d+)'", old)[0])
+    offset, size = before - num_padded, before + 64 - 2 * num_padded
     new = old.replace("    </class-decl>", FIELD.format(offset) + "    </class-decl>")
     return text.replace(old, re.sub(r"size-in-bits='\d+'", f"size-in-bits='{size}'", new, count=1))
 
@@ -99,14 +101,14 @@ def edited(text: str, edit: str) -> str:
     double = seed.replace("9c313c2d", "a0eb0f08")
     renamed = ("bita_cancel", "bita_stop")
     edits = {
-        "a field at the end": lambda: with_field(text, "bita_step", 512, 576),
+        "a field at the end": lambda: with_field(text, "bita_step"),
         "a function": lambda: text.replace(symbol, symbol + symbol.replace(*renamed)).replace(
             function, function + function.replace(*renamed)
         ),
-        "a field in the padding": lambda: with_field(text, "bita_session_options", 224, 256),
-        "a field of a struct without size": lambda: with_field(text, "bita_message", 128, 192),
+        "a field in the padding": lambda: with_field(text, "bita_session_options", 32),
+        "a field of a struct without size": lambda: with_field(text, "bita_message"),
         "a field of another type": lambda: text.replace(seed, double),
-        "both": lambda: with_field(text, "bita_step", 512, 576).replace(seed, double),
+        "both": lambda: with_field(text, "bita_step").replace(seed, double),
         "a field of another name": lambda: text.replace("'num_dropped'", "'num_left'"),
         "a function less": lambda: text.replace(symbol, "").replace(function, ""),
         "a parameter of another type": lambda: text.replace(
