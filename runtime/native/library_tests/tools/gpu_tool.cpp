@@ -3,10 +3,10 @@
 //
 //   gpu_tool ONNXRUNTIME LIBCUDART ENGINE '{"device": 0, "cache_bytes": 0, "provider": false}'
 //
-// "library": another libcudart. "provider": whether ONNX Runtime's CUDA provider is asked for. Then requests, a line of JSON
-// each, and a line for each answer: {"session": "a", "token_ids": [...]}, "options"
-// (max_new_tokens, temperature, seed), "tree" and "adapter" (files of a new session), "fork" (a
-// session that a new one continues), "free": true, "max_steps" (leave the answer there),
+// "library": another libcudart. "provider": whether ONNX Runtime's CUDA provider is asked for. Then
+// requests, a line of JSON each, and a line for each answer: {"session": "a", "token_ids": [...]},
+// "options" (max_new_tokens, temperature, seed), "tree" and "adapter" (files of a new session),
+// "fork" (a session that a new one continues), "free": true, "max_steps" (leave the answer there),
 // "limit_bytes" (of the GPU's memory from then on). The last line says what is left when all is
 // freed.
 #include <dlfcn.h>
