@@ -127,7 +127,7 @@ typedef struct bita_engine_info {
   int64_t max_prompt_tokens;  /* of a prompt that leaves room for an answer */
   int32_t num_threads;        /* of a step; 0: one for each physical core */
   bool uses_drafts;           /* whether its own trees draft anything: calibration decided that */
-  bool has_weights_in_memory; /* in huge pages; else they are mapped */
+  bool has_weights_in_memory; /* in huge pages; else they are mapped, or on a GPU */
   bool has_sampling;          /* whether the model's authors say how to sample from it */
   double temperature, top_p, min_p, repetition_penalty; /* as they say, or an option's default */
   int64_t top_k;
