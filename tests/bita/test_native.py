@@ -60,7 +60,8 @@ def test_the_headers_of_an_editable_installation_are_the_sources() -> None:
     assert native.include_dir() == ROOT / "runtime" / "native" / "include"
 
 
-def test_the_library_has_the_name_of_its_soname() -> None:
+def test_the_library_has_the_name_of_its_soname(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "runtime" / "native" / "build_tools")
     import older_glibc
 
     assert older_glibc.LIBBITA.name == native.LIBRARY
