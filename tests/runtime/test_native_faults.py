@@ -266,6 +266,7 @@ def test_inputs_beyond_what_is_there(step: BoundStep, name: str, value: int) -> 
 
 @pytest.mark.parametrize("value", [-1, -LARGE])
 def test_a_first_mask_row_before_the_first_row(step: BoundStep, value: int) -> None:
+    step.run()  # which fills in where the rows are
     array = arrays_of(step)["first_mask_row"]
     kept = array.copy()
     array[0] = value
