@@ -87,10 +87,10 @@ void CudaDevice::check_devices() const {
   }
 }
 
-size_t CudaDevice::free_bytes() const {
-  size_t free = 0, total = 0;
-  library_.check(cuda_.cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  return free;
+CudaDevice::Memory CudaDevice::memory() const {
+  Memory found;
+  library_.check(cuda_.cudaMemGetInfo(&found.free, &found.total), "cudaMemGetInfo");
+  return found;
 }
 
 void CudaDevice::count(int64_t num_bytes) {
@@ -99,8 +99,7 @@ void CudaDevice::count(int64_t num_bytes) {
 }
 
 void CudaDevice::refuse_memory(size_t num_bytes) const {
-  size_t free = 0, total = 0;
-  library_.check(cuda_.cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  const auto [free, total] = memory();
   throw Fault(FaultKind::kSystem,
               "the GPU has no " + megabytes(num_bytes) + " MB free: " + megabytes(free) + " of " +
                   megabytes(total) +
@@ -200,9 +199,9 @@ void CudaDevice::add_provider(OrtSessionOptions* options, const std::string& eng
 OrtStatus* CudaDevice::create_session(const OrtEnv* environment, const char* path,
                                       const OrtSessionOptions* options, OrtSession** session) {
   const Current current(*this);
-  const auto before = static_cast<int64_t>(free_bytes());
+  const auto before = static_cast<int64_t>(memory().free);
   OrtStatus* status = ort().CreateSession(environment, path, options, session);
-  session_bytes_ = std::max<int64_t>(before - static_cast<int64_t>(free_bytes()), 0);
+  session_bytes_ = std::max<int64_t>(before - static_cast<int64_t>(memory().free), 0);
   return status;
 }
 

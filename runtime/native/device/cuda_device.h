@@ -46,9 +46,12 @@ class CudaDevice : public Device {
 
  private:
   class Current;
+  struct Memory {
+    size_t free = 0, total = 0;  // bytes
+  };
 
   void check_devices() const;
-  size_t free_bytes() const;
+  Memory memory() const;
   void count(int64_t num_bytes);
   [[noreturn]] void refuse_memory(size_t num_bytes) const;
 

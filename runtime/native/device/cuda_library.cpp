@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../base/fault.h"
+#include "../base/shared_library.h"
 
 namespace bita {
 
@@ -40,12 +41,8 @@ void add_libraries(const fs::path& folder, std::vector<std::string>& found) {
 // bita's, a toolkit.
 std::vector<std::string> candidates() {
   std::vector<std::string> found(std::begin(kNames), std::end(kNames));
-  Dl_info own = {};
-  if (dladdr(reinterpret_cast<void*>(&candidates), &own) && own.dli_fname) {
-    std::error_code ignored;
-    const fs::path folder = fs::weakly_canonical(own.dli_fname, ignored).parent_path();
-    const fs::path packages = folder.parent_path().parent_path().parent_path();
-    for (const char* place : kPackagedPlaces) add_libraries(packages / "nvidia" / place, found);
+  for (const char* place : kPackagedPlaces) {
+    add_libraries(packages_folder() / "nvidia" / place, found);
   }
   for (const char* place : kSystemPlaces) add_libraries(place, found);
   found.emplace_back("libcudart.so");
@@ -56,18 +53,6 @@ std::string joined(const std::vector<std::string>& texts) {
   std::string all;
   for (const std::string& text : texts) all += (all.empty() ? "" : ", ") + text;
   return all;
-}
-
-// A handle, which stays open to the end of the process, as CUDA itself does.
-void* open_first(const std::vector<std::string>& names, std::string& opened) {
-  for (const std::string& name : names) {
-    if (void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-      opened = name;
-      return handle;
-    }
-  }
-  throw Fault(FaultKind::kSystem,
-              "no CUDA runtime library was found, looked for " + joined(names) + "; " + kFix);
 }
 
 template <class Function>
@@ -84,10 +69,15 @@ std::string version_text(int version) {
 }  // namespace
 
 CudaLibrary::CudaLibrary(const std::string& path) {
-  std::string library;
-  void* handle = open_first(path.empty() ? candidates() : std::vector<std::string>{path}, library);
+  const std::vector<std::string> names =
+      path.empty() ? candidates() : std::vector<std::string>{path};
+  const SharedLibrary opened = open_first(names);
+  if (!opened.handle) {
+    throw Fault(FaultKind::kSystem,
+                "no CUDA runtime library was found, looked for " + joined(names) + "; " + kFix);
+  }
   const auto take = [&](const char* name, auto& function) {
-    find(handle, library, name, function);
+    find(opened.handle, opened.name, name, function);
   };
 #define BITA_TAKE(name) take(#name, calls_.name)
   BITA_TAKE(cudaGetDeviceCount);
@@ -114,9 +104,9 @@ CudaLibrary::CudaLibrary(const std::string& path) {
   int version = 0;
   check(calls_.cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
   if (version / 1000 < kOldest) {
-    throw Fault(FaultKind::kSystem, "the CUDA runtime " + library + " is " + version_text(version) +
-                                        ", needed is " + std::to_string(kOldest) + " or later; " +
-                                        kFix);
+    throw Fault(FaultKind::kSystem, "the CUDA runtime " + opened.name + " is " +
+                                        version_text(version) + ", needed is " +
+                                        std::to_string(kOldest) + " or later; " + kFix);
   }
 }
 

@@ -20,8 +20,8 @@ class CachedText {
 
   // Keep the first tokens only.
   virtual void keep(int64_t num_tokens) { length_ = std::min(length_, num_tokens); }
-  // Pages or slabs that the text takes to write so many slots after it.
-  virtual int64_t num_missing(int64_t) const { return 0; }
+  // The number of pages or slabs that the text still needs to write num_slots after it.
+  virtual int64_t num_missing(int64_t /*num_slots*/) const { return 0; }
   // Make the slots after the text ones that nobody else has. Throws a Fault if that cannot be.
   virtual void reserve(int64_t) {}
   // Keep the rows of the accepted path, in order from the root, and forget the step's other rows.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "../base/fault.h"
 #include "../kernels/roads.h"
@@ -38,14 +37,12 @@ TokenLogprob described(const std::vector<float>& row, int64_t token, int64_t num
   };
   TokenLogprob found;
   found.logprob = logprob(token);
-  std::vector<int32_t> ids(row.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const auto last = ids.begin() + std::min(num_best, static_cast<int64_t>(row.size()));
-  std::partial_sort(ids.begin(), last, ids.end(), [&](int32_t a, int32_t b) {
-    const float left = row[static_cast<size_t>(a)], right = row[static_cast<size_t>(b)];
-    return left != right ? left > right : a < b;
-  });
-  for (auto id = ids.begin(); id != last; ++id) found.best.emplace_back(*id, logprob(*id));
+  const auto count = std::min(num_best, static_cast<int64_t>(row.size()));
+  std::vector<float> logits(static_cast<size_t>(count));
+  std::vector<int64_t> ids(logits.size());
+  Ranking ranking{logits.data(), ids.data(), count, 0, false};
+  if (count) kernels().rank(row.data(), static_cast<int64_t>(row.size()), 0, ranking);
+  for (const int64_t id : ids) found.best.emplace_back(static_cast<int32_t>(id), logprob(id));
   return found;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../base/fault.h"
+#include "../base/shared_library.h"
 #include "../operators/ort.h"
 
 namespace bita {
@@ -22,30 +23,16 @@ constexpr const char* kNames[] = {"libonnxruntime.so.1", "libonnxruntime.so.1.21
 std::mutex mutex;
 OrtLibrary opened;
 
-// Libraries of the Python package onnxruntime, where this one lies in bita's package.
+// Libraries of the Python package onnxruntime beside bita's.
 std::vector<std::string> beside_package() {
-  Dl_info own = {};
-  if (!dladdr(reinterpret_cast<void*>(&ort_version), &own) || !own.dli_fname) return {};
   std::error_code ignored;
-  const fs::path folder = fs::weakly_canonical(own.dli_fname, ignored).parent_path();
-  const fs::path packages = folder.parent_path().parent_path().parent_path();
   std::vector<std::string> found;
-  for (const auto& entry : fs::directory_iterator(packages / "onnxruntime" / "capi", ignored)) {
+  const fs::path folder = packages_folder() / "onnxruntime" / "capi";
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
     if (name.rfind("libonnxruntime.so", 0) == 0) found.push_back(entry.path().string());
   }
   return found;
-}
-
-// A handle, which stays open to the end of the process: kernels may run when the last engine is
-// freed by another thread.
-void* open_first(const std::vector<std::string>& names, std::string& reasons) {
-  for (const std::string& name : names) {
-    if (void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return handle;
-    const char* reason = dlerror();
-    reasons += (reasons.empty() ? "" : "; ") + std::string(reason ? reason : name);
-  }
-  return nullptr;
 }
 
 OrtLibrary open_library(const std::string& path) {
@@ -54,21 +41,20 @@ OrtLibrary open_library(const std::string& path) {
     names = beside_package();
     names.insert(names.begin(), std::begin(kNames), std::end(kNames));
   }
-  std::string reasons;
-  void* handle = open_first(names, reasons);
-  if (!handle) {
+  const SharedLibrary opening = open_first(names);
+  if (!opening.handle) {
     throw Fault(FaultKind::kSystem,
-                "ONNX Runtime's library cannot be opened (" + reasons +
+                "ONNX Runtime's library cannot be opened (" + opening.reasons +
                     "); install it (its release archive for this system, or pip install "
                     "onnxruntime), and let the loader find it (LD_LIBRARY_PATH, ldconfig), or give "
                     "its file as onnxruntime_path");
   }
   using GetBase = const OrtApiBase*(ORT_API_CALL*)();
-  const auto get_base = reinterpret_cast<GetBase>(dlsym(handle, "OrtGetApiBase"));
+  const auto get_base = reinterpret_cast<GetBase>(dlsym(opening.handle, "OrtGetApiBase"));
   OrtLibrary library;
   library.base = get_base ? get_base() : nullptr;
   if (!library.base) {
-    throw Fault(FaultKind::kSystem, names.front() +
+    throw Fault(FaultKind::kSystem, opening.name +
                                         " is no library of ONNX Runtime; give the "
                                         "file of one as onnxruntime_path");
   }

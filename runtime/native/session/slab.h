@@ -53,8 +53,8 @@ class Slab {
   std::vector<std::pair<std::string, OrtPointer<OrtValue>>> values_;
 };
 
-// The slabs of an engine's texts. On a GPU there are only so many, which stay: a captured graph
-// knows where a slab is.
+// The slabs of an engine's texts. On a GPU their number is limited and they are reused rather than
+// freed, since a captured graph knows the address of the slab that it was captured with.
 class SlabPool {
  public:
   // extra_bytes: of GPU memory for more slabs than one.

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../device/value_block.h"
-#include "../engine/adapter.h"
+#include "bound_adapter.h"
 #include "cached_text.h"
 #include "graph_session.h"
 #include "layout.h"
@@ -16,44 +16,6 @@
 #include "slab_text.h"
 
 namespace bita {
-
-class StepHost;
-
-// An adapter as steps read it: its values as tensors, and its prefix in pages of its own.
-class BoundAdapter {
- public:
-  // Throws a Fault if the graph cannot take it. Whoever makes or frees one has the engine's turn.
-  BoundAdapter(StepHost& host, std::shared_ptr<const Adapter> adapter);
-  ~BoundAdapter();
-  BoundAdapter(const BoundAdapter&) = delete;
-  BoundAdapter& operator=(const BoundAdapter&) = delete;
-
-  const Adapter& adapter() const { return *adapter_; }
-  int64_t prefix_length() const { return prefix_length_; }
-  // Inputs of a step by their names in the graph.
-  const std::map<std::string, OrtPointer<OrtValue>>& values() const { return values_; }
-  // Whether rows of a step are mask rows; none is where the graph has LoRA and the adapter none.
-  bool has_mask_rows() const { return has_mask_rows_; }
-
- private:
-  // Have a value of the host's among the inputs: as it lies there, or a copy on a GPU.
-  void add_value(const std::string& name, const void* data, size_t num_bytes,
-                 const std::vector<int64_t>& shape, ONNXTensorElementDataType type);
-  void bind_packed_lora();
-  void bind_lora();
-  void write_prefix();
-
-  StepHost& host_;
-  std::shared_ptr<const Adapter> adapter_;
-  int64_t prefix_length_;
-  std::vector<int64_t> prefix_pages_;
-  int64_t num_prefix_pages_ = 0;
-  bool has_mask_rows_ = true;
-  std::vector<uint16_t> lora_memory_;              // of native operators
-  std::map<std::string, FloatArray> lora_arrays_;  // of others, on a CPU
-  std::vector<std::unique_ptr<DeviceMemory>> copies_;
-  std::map<std::string, OrtPointer<OrtValue>> values_;
-};
 
 class StepHost {
  public:

@@ -78,7 +78,10 @@ def struct(text: str, name: str) -> str:
 
 
 def with_field(text: str, name: str, num_padded: int = 0) -> str:
-    """With a field of 64 bits at the end of a struct, or in so many bits of its padding."""
+    """The interface with a new field of 64 bits at the end of a struct.
+
+    num_padded: bits of padding at its end that the field takes.
+    """
     old = struct(text, name)
     before = int(re.findall(r"size-in-bits='(\d+)'", old)[0])
     offset, size = before - num_padded, before + 64 - 2 * num_padded

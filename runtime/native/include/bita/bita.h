@@ -229,7 +229,7 @@ typedef struct bita_answer_options {
   size_t num_biases;
   double timeout_s; /* seconds from the start until the answer ends, waiting included; 0: none */
   int32_t logprobs; /* 1: steps give the log-probability of each token, by the model itself */
-  int32_t num_best; /* and of so many tokens that are the best at its place; 20 at most */
+  int32_t num_best; /* and of the num_best most probable tokens at its place, up to 20 */
 } bita_answer_options;
 /* clang-format off */
 #define BITA_ANSWER_OPTIONS_INIT \

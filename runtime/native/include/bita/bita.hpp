@@ -79,7 +79,8 @@ struct AnswerOptions {
   std::vector<std::pair<std::int32_t, double>> logit_bias;
   double timeout_s = 0.0;  // 0: none
   int drafts = BITA_DRAFTS_ENGINE;
-  std::optional<int> logprobs;  // log-probabilities, and those of so many best tokens beside each
+  // Give log-probabilities: of each token, and of this number of the best ones at its place.
+  std::optional<int> logprobs;
 };
 
 // What a step gave; `text` and `token_ids` live until the next call on the session.
