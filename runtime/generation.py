@@ -1,14 +1,13 @@
 """One answer while it is made."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import RLock
 from time import monotonic
 
 from bita.runtime.decoding.chooser import TokenLogprob
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.tree_decoder import TreeDecoder
 from bita.runtime.text.stopping import FinishReason, StopRule
+from bita.runtime.turns import Turns
 
 
 class Generation(Iterator[str]):
@@ -16,18 +15,19 @@ class Generation(Iterator[str]):
 
     text: so far. finish_reason: None while it runs, then "eos", "stop" (a stop string or token),
     "grammar" (complete, nothing can follow), "length" (max_new_tokens), "capacity" (the cache is
-    full), "timeout" or "cancelled". seed: that gives the same answer again.
+    full), "timeout" or "cancelled". error: that ended it, or None. seed: that gives the same answer
+    again.
 
-    Several on one engine may be iterated over by turns, in one thread or in several: a turn has the
-    engine for itself, and continues where the answer was. What another text took from the cache is
-    put back, without a copy where caches have pages, or computed again within the turn if it was
-    not kept; so one answer after the other is fastest.
+    Several on one engine may be iterated over by turns, or in several threads, and are what they
+    are alone. Threads that want a step at the same time share it where the backend can do that
+    (native operators). Where an answer had to leave the cache, it is put back without a copy if
+    caches have pages, or is computed again if it was not kept.
     """
 
     def __init__(
         self,
+        turns: Turns,
         decoder: TreeDecoder,
-        lock: RLock,
         sequence: TokenSequence,
         rule: StopRule,
         seed: int,
@@ -35,7 +35,7 @@ class Generation(Iterator[str]):
         is_kept: bool = False,
         on_end: "Callable[[Generation], None]" = lambda generation: None,
     ) -> None:
-        """lock: of the engine, held while a step runs.
+        """turns: what runs its steps.
         timeout_s: seconds until it ends, waiting included; None: no limit.
         is_kept: whether its cached rows are wanted when it has ended.
         on_end: called with it then.
@@ -43,10 +43,11 @@ class Generation(Iterator[str]):
         self.prompt_ids: Sequence[int] = tuple(sequence.token_ids)
         self.text = ""
         self.finish_reason: FinishReason | None = None
+        self.error: BaseException | None = None
         self.seed = seed
-        self._decoder = decoder
-        self._lock = lock
-        self._sequence = sequence
+        self.decoder = decoder
+        self.sequence = sequence
+        self._turns = turns
         self._rule = rule
         self._ends_at = None if timeout_s is None else monotonic() + timeout_s
         self._is_kept = is_kept
@@ -66,12 +67,12 @@ class Generation(Iterator[str]):
     @property
     def logprobs(self) -> list[TokenLogprob]:
         """Of each of `token_ids`, if the option was given."""
-        return [*self._sequence.chooser.logprobs[: len(self.token_ids)]]
+        return [*self.sequence.chooser.logprobs[: len(self.token_ids)]]
 
     @property
     def num_reused(self) -> int:
         """Prompt tokens that were in the cache already."""
-        return self._sequence.num_reused or 0
+        return self.sequence.num_reused or 0
 
     def cancel(self) -> None:
         """End the answer before its next step. May be called from another thread or a signal."""
@@ -85,56 +86,67 @@ class Generation(Iterator[str]):
         further steps, so that every call gets further than all before it. Raises PromptError if the
         grammar gets too complex, and EngineError; the answer has ended then.
         """
-        if self.finish_reason is not None:
+        if self.has_ended:
             raise StopIteration
-        if not self._lock.acquire(timeout=self._patience()):
-            return self._finish("timeout")
-        try:
-            return self._step()
-        except BaseException:  # an interrupt can come anywhere: the rows are not to be used
-            self._decoder.shared_cache.invalidate()
-            self._finish("cancelled")
-            raise
-        finally:
-            self._lock.release()
+        known = len(self.text)
+        self._served(self._turns.step)
+        return self.text[known:]
 
     def run(self) -> "Generation":
-        """Run to the end, with the engine for itself."""
-        with self._turn():
-            for _ in self:
-                pass
+        """Run to the end."""
+        if not self.has_ended:
+            self._served(self._turns.run)
         return self
 
-    @contextmanager
-    def _turn(self) -> Iterator[bool]:
-        """Hold the engine's lock; yields False if the deadline passes first."""
-        if not self._lock.acquire(timeout=self._patience()):
-            yield False
-            return
+    def _served(self, serve: "Callable[[Generation], None]") -> None:
         try:
-            yield True
-        finally:
-            self._lock.release()
+            serve(self)
+        except BaseException:
+            self._finish("cancelled")
+            raise
+        if self.error is not None:
+            raise self.error
 
-    def _patience(self) -> float:
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing more to come."""
+        return self.finish_reason is not None
+
+    def patience(self) -> float:
         """Seconds that it may wait for the engine; -1 for any time."""
         if self._ends_at is None:
             return -1
         return max(self._ends_at - monotonic(), 0)
 
-    def _step(self) -> str:
-        """Run steps until one gets further than the answer has been before."""
-        num_read = self._sequence.num_read
-        while self._sequence.num_read == num_read:
-            reason = self._reason_to_end()
-            if reason is not None:
-                return self._finish(reason)
-            self._run_step()
+    def wants_step(self) -> bool:
+        """Whether a step is to follow; ends it if not. Called by `Turns`."""
+        reason = self._reason_to_end()
+        if reason is not None:
+            self._finish(reason)
+        return reason is None
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Take what a step emitted. Called by `Turns`."""
+        num_before = len(self.token_ids)
+        for token in tokens:
+            self._rule.feed(token)
+        if self.sequence.num_steps:  # else it read the prompt
+            self.decoder.stats.num_tokens += len(self.token_ids) - num_before
         if self._rule.finish_reason is not None:
-            return self._finish(self._rule.finish_reason)
-        if self._sequence.chooser.matches_grammar:
-            return self._finish("grammar")
-        return self._add(self._rule.take_text())
+            self._finish(self._rule.finish_reason)
+        elif self.sequence.chooser.matches_grammar:
+            self._finish("grammar")
+        else:
+            self.text += self._rule.take_text()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, which the next call raises. Called by `Turns`."""
+        self.error = error
+        self._finish("cancelled")
+
+    def expire(self) -> None:
+        """End because the time is over. Called by `Turns`."""
+        self._finish("timeout")
 
     def _reason_to_end(self) -> FinishReason | None:
         """Why no step is to follow."""
@@ -142,24 +154,13 @@ class Generation(Iterator[str]):
             return "cancelled"
         if self._ends_at is not None and monotonic() >= self._ends_at:
             return "timeout"
-        return "capacity" if self._decoder.is_full(self._sequence) else None
+        return "capacity" if self.decoder.is_full(self.sequence) else None
 
-    def _run_step(self) -> None:
-        is_decode_step = self._sequence.has_answer  # else it reads the prompt
-        num_before = len(self.token_ids)
-        for token in self._decoder.step(self._sequence):
-            self._rule.feed(token)
-        if is_decode_step:
-            self._decoder.stats.num_tokens += len(self.token_ids) - num_before
-
-    def _finish(self, reason: FinishReason) -> str:
+    def _finish(self, reason: FinishReason) -> None:
+        if self.has_ended:
+            return
         self.finish_reason = reason
-        self._sequence.is_wanted = self._is_kept
-        self._sequence.chooser.close()
-        piece = self._add(self._rule.close())
+        self.sequence.is_wanted = self._is_kept
+        self.sequence.chooser.close()
+        self.text += self._rule.close()
         self._on_end(self)
-        return piece
-
-    def _add(self, piece: str) -> str:
-        self.text += piece
-        return piece

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import RLock
 from time import monotonic
 from typing import Any
 
@@ -33,6 +32,7 @@ from bita.runtime.text.prompt_encoder import (
     has_large_tokenizer,
 )
 from bita.runtime.text.stopping import StopRule
+from bita.runtime.turns import EngineLock
 from bita.tree_table import Trees, read_trees
 
 
@@ -110,7 +110,7 @@ class Session:
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
-        decoder = TreeDecoder(opened, adapter, tree, mode, min_rows, loaded.shared_cache)
+        decoder = loaded.decoder(adapter, tree, mode, min_rows)
         check_unchanged(engine.path, (MANIFEST_FILE, *engine.files), marks)
         loaded.memory.loaded(opened.device_bytes)
         return cls(loaded, decoder, least_rows)
@@ -131,12 +131,12 @@ class Session:
         adapter = adapter or self._decoder.adapter
         check_adapter(self.engine, adapter)
         tree, least_rows, loaded = tree or self.tree, self.least_rows, self._loaded
-        with loaded.lock:
+        with loaded.turns.lock:
             if tree is not self.tree:
                 sizes = (least_rows, *_sizes(tree))
                 least_rows = max(least_rows, loaded.backend.least_rows(adapter, sizes))
             rows = min_rows or least_rows
-            decoder = TreeDecoder(loaded.backend, adapter, tree, mode, rows, loaded.shared_cache)
+            decoder = loaded.decoder(adapter, tree, mode, rows)
         return Session(loaded, decoder, least_rows)
 
     def generate(
@@ -153,7 +153,7 @@ class Session:
     def generate_several(
         self, prompt: Prompt, count: int, max_new_tokens: int = 256, **options: Any
     ) -> list[Generation]:
-        """`count` answers to one prompt, one after the other; the prompt is computed once.
+        """`count` answers to one prompt, which is computed once; together where that is possible.
 
         The first is what `generate` gives with the same seed; the others draw other numbers.
         """
@@ -162,7 +162,26 @@ class Session:
         wanted = Options.of(max_new_tokens=max_new_tokens, **options)
         seed = wanted.seed if wanted.seed is not None else new_seed()
         started = [self.start(prompt, wanted, seed=seed, choice=choice) for choice in range(count)]
-        return [generation.run() for generation in started]
+        self.run_together(started)
+        return started
+
+    def run_together(self, generations: Sequence[Generation]) -> None:
+        """Run answers to their ends, several in one step where the backend can do that. Each is
+        what it is alone. Raises what the first of them raises that fails.
+        """
+        while running := [each for each in generations if not each.has_ended]:
+            self.advance(running)
+        for error in (each.error for each in generations):
+            if error is not None:
+                raise error
+
+    def advance(self, generations: Sequence[Generation]) -> None:
+        """Run one step of all these answers, or of as many as the backend can run together: the
+        first in the list have precedence. `text` has then what it added.
+
+        An answer that fails ends, with its `error`; the others are not concerned.
+        """
+        self._loaded.turns.advance(generations)
 
     def stream(
         self,
@@ -223,8 +242,8 @@ class Session:
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
         return Generation(
+            self._loaded.turns,
             self._decoder,
-            self.lock,
             self._decoder.begin(prompt_ids, chooser),
             rule,
             seed,
@@ -271,8 +290,7 @@ class Session:
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""
-        with self.lock:
-            self._loaded.shared_cache.forget()
+        self._loaded.turns.forget()
 
     def conversation(
         self, messages: Sequence[Message] = (), overflow: Overflow = "refuse"
@@ -298,9 +316,9 @@ class Session:
             return self._decoder.margin(token_ids)
 
     @property
-    def lock(self) -> RLock:
+    def lock(self) -> EngineLock:
         """Held while a step runs; whoever runs steps of the backend holds it."""
-        return self._loaded.lock
+        return self._loaded.turns.lock
 
     @property
     def has_chat_template(self) -> bool:

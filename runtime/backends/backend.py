@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from shlex import quote
 from typing import Protocol
 
@@ -15,27 +16,66 @@ from bita.errors import EngineError, LibraryMissingError
 from bita.plan import BACKENDS, LIBRARIES
 from bita.runtime.backends.cache import Cache
 from bita.runtime.backends.layout import Layout
+from bita.runtime.backends.paged_cache import PagedCache
 from bita.runtime.backends.pair_scores import EnginePairs
 from bita.runtime.native.library import weights_in_memory
+from bita.tensors import Float32Array, Int64Array
 
 
-class Step(Protocol):
+class StepResults(Protocol):
+    """What a step gave for output rows: top_ids [R, k], top_logits [R, k], logits [R, V] or None;
+    overwritten by the next step.
+    """
+
+    top_ids: npt.NDArray[np.int64]
+    top_logits: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32] | None
+
+
+class Step(StepResults, Protocol):
     """A step with fixed buffers: fill `token_ids` and run.
 
     num_rows: Q. num_slots: cache slots that it writes behind the text. token_ids: int64 [1, Q];
-    mask rows are filled already. top_ids [R, k], top_logits [R, k], logits [R, V] or None:
-    overwritten by `run`.
+    mask rows are filled already.
     """
 
     num_rows: int
     num_slots: int
     token_ids: npt.NDArray[np.int64]
-    top_ids: npt.NDArray[np.int64]
-    top_logits: npt.NDArray[np.float32]
-    logits: npt.NDArray[np.float32] | None
 
     def run(self) -> None:
         """Execute the step behind the cached text; raises EngineError if it has no room there."""
+
+
+@dataclass(eq=False)
+class Part:
+    """The rows of one text in a joint step.
+
+    cache: where the text is. layout: of its rows, text before masks. tokens: ids of its text rows.
+    top_ids [R, k], top_logits [R, k], logits [R, V] or None: what the step gave for the layout's
+    output rows, overwritten by the next step.
+    """
+
+    cache: PagedCache
+    layout: Layout
+    tokens: Int64Array
+    top_ids: Int64Array = field(init=False)
+    top_logits: Float32Array = field(init=False)
+    logits: Float32Array | None = field(init=False, default=None)
+
+    @property
+    def num_rows(self) -> int:
+        return self.layout.num_rows
+
+
+class JointStep(Protocol):
+    """Runs the rows of several texts at once, with one adapter."""
+
+    def run(self, parts: Sequence[Part], with_logits: bool = False) -> None:
+        """Execute the step; each part has its results then. The caches have reserved the slots.
+
+        Raises EngineError if that fails.
+        """
 
 
 class Backend(Protocol):
@@ -63,6 +103,11 @@ class Backend(Protocol):
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> Step:
         """A step of this layout, or of one with rows behind it that nothing sees, with this
         adapter. with_logits: also give the logits of the output rows, 4 * R * V bytes a step.
+        """
+
+    def joint_step(self, adapter: Adapter) -> JointStep | None:
+        """What runs several texts in one step with this adapter, each with the bits that it has
+        alone; None where that is not possible.
         """
 
     def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:

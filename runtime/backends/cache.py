@@ -13,12 +13,23 @@ import numpy.typing as npt
 
 from bita.adapter import Adapter
 from bita.errors import EngineError
-from bita.runtime.backends.page_store import PageStore
+from bita.runtime.backends.page_store import Kept, PageStore
 from bita.tensors import FloatArray, Int64Array
 
 COPIED_TOKENS = 32  # whose rows are copied together when a text leaves
 MIN_COPIED = 8  # tokens; fewer are computed again as fast
 Shape = tuple[int, int, int, int]
+
+
+@dataclass
+class PrefixSlots:
+    """What the first slots of a cache hold.
+
+    adapter: whose prefix they are for. is_there: whether they hold it; they hold zeros otherwise.
+    """
+
+    adapter: Adapter | None = None
+    is_there: bool = False
 
 
 class Cache(ABC):
@@ -34,14 +45,13 @@ class Cache(ABC):
         self.dtype = np.dtype(dtype)
         self.length = 0  # tokens of text
         self.text_number = 0  # grows with every text that is started
-        self._adapter: Adapter | None = None
-        self._has_prefix = False  # the adapter's, whose slots are zeros otherwise
+        self._prefix_slots = PrefixSlots()
         self._num_written = 0  # slots that hold anything: all after them are zeros
 
     @property
     def adapter(self) -> Adapter | None:
         """Whose prefix is in the first slots."""
-        return self._adapter
+        return self._prefix_slots.adapter
 
     @property
     def capacity(self) -> int:
@@ -53,7 +63,8 @@ class Cache(ABC):
 
     @property
     def prefix_length(self) -> int:
-        return self._adapter.prefix_length if self._adapter else 0
+        adapter = self._prefix_slots.adapter
+        return adapter.prefix_length if adapter else 0
 
     def start(self, adapter: Adapter, num_kept: int = 0) -> None:
         """Begin another text, and have this adapter's prefix in the first slots.
@@ -63,9 +74,10 @@ class Cache(ABC):
         """
         self.length = num_kept
         self.text_number += 1
-        if adapter is not self._adapter or not self._has_prefix:
+        prefix = self._prefix_slots
+        if adapter is not prefix.adapter or not prefix.is_there:
             self._write_prefix(adapter)
-            self._adapter, self._has_prefix = adapter, True
+            prefix.adapter, prefix.is_there = adapter, True
             self._note_written(adapter.prefix_length)
 
     def can_keep_text(self, adapter: Adapter) -> bool:
@@ -78,7 +90,11 @@ class Cache(ABC):
         """What keeps the rows of texts that leave: copies in host memory, of `max_bytes` at the
         most.
         """
-        return PageStore(max_bytes, self._copy, COPIED_TOKENS, MIN_COPIED)
+        return PageStore(max_bytes, COPIED_TOKENS, MIN_COPIED)
+
+    def keep(self, start: int, stop: int) -> Kept:
+        """Tokens [start, stop) of the text as a store keeps them."""
+        return CopiedRows(self.read(start, stop))
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Take the slots after the text that a step of `num_rows` is to write.
@@ -99,7 +115,7 @@ class Cache(ABC):
         The prefix is back when the next text is started.
         """
         self._zero(0, self.prefix_length)
-        self._has_prefix = False
+        self._prefix_slots.is_there = False
         if self._num_written > self.num_slots_used:
             self._zero(self.num_slots_used, self._num_written)
             self._num_written = self.num_slots_used
@@ -122,9 +138,6 @@ class Cache(ABC):
         self._put(rows)
         self.length += rows.shape[2]
         self._note_written(self.num_slots_used)
-
-    def _copy(self, start: int, stop: int) -> "CopiedRows":
-        return CopiedRows(self, self.read(start, stop))
 
     def _note_written(self, num_slots: int) -> None:
         self._num_written = max(self._num_written, num_slots)
@@ -153,16 +166,15 @@ class Cache(ABC):
 class CopiedRows:
     """A copy of a cache's rows in host memory, [2L, H, n, D]."""
 
-    cache: Cache
     rows: FloatArray
 
     @property
     def num_bytes(self) -> int:
         return self.rows.nbytes
 
-    def restore(self, num_tokens: int) -> None:
+    def restore(self, cache: Cache, num_tokens: int) -> None:
         """Copy the first of them back, after the text in the cache."""
-        self.cache.append(self.rows[:, :, :num_tokens])
+        cache.append(self.rows[:, :, :num_tokens])
 
     def release(self) -> None:
         """Nothing: the memory is freed with this object."""

@@ -18,6 +18,7 @@ from bita.adapter import Adapter
 from bita.dialect_spec import DIALECTS, NATIVE
 from bita.engine import NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
 from bita.errors import EngineError
+from bita.runtime.backends.backend import JointStep
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.cache import HostCache
 from bita.runtime.backends.held_file import HeldFile
@@ -108,6 +109,14 @@ class OrtBackend:
         outputs of the graph, allocated anew in each step.
         """
         return BoundStep(self, layout, adapter, with_logits, probes)
+
+    def joint_step(self, adapter: Adapter) -> JointStep | None:
+        """What runs several texts in one step; None without native operators."""
+        if not isinstance(self.cache, PagedCache):
+            return None
+        from bita.runtime.backends.joint_step import OrtJointStep
+
+        return OrtJointStep(self, adapter)
 
     def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """1 where a step of one row gives the bits of larger ones here, else 2; the first time it

@@ -9,6 +9,10 @@ from bita.errors import EngineError
 Copy = Callable[[int, int], None]  # the content of a page to another one
 
 
+class PagesInUseError(EngineError):
+    """Every page has a holder; it may help to end a text."""
+
+
 class PagePool:
     """Numbers of pages, each with the number of its holders: lists, and what is kept of texts."""
 
@@ -24,10 +28,10 @@ class PagePool:
 
     def allocate(self) -> int:
         """A page that nobody uses, one that was used before if there is any, since that takes no
-        more memory. Raises EngineError if there is none left.
+        more memory. Raises PagesInUseError if there is none left.
         """
         if not self.num_free:
-            raise EngineError(
+            raise PagesInUseError(
                 f"all {self._num_pages} pages of the cache are in use; end a text first"
             )
         if self._free:
@@ -70,7 +74,7 @@ class PageList:
         """Take pages up to slot `stop`; those of slots [start, stop) become this list's alone.
 
         copy: called for each that was shared, before another one takes its place. Raises
-        EngineError if there are too few pages.
+        PagesInUseError if there are too few pages.
         """
         while len(self.pages) < num_pages(stop):
             self.pages.append(self.pool.allocate())

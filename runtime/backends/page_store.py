@@ -2,13 +2,13 @@
 
 What a page keeps of its rows, a copy or a place in the cache, is up to the cache. Sequences that
 begin alike share pages. The least recently used page goes first. Pages form a tree over prefixes of
-token ids: SGLang's RadixAttention (arXiv 2312.07104), here for one sequence at a time.
+token ids: SGLang's RadixAttention (arXiv 2312.07104).
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import ref
 
 
@@ -18,14 +18,18 @@ class Kept(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
-    def restore(self, num_tokens: int) -> None:
-        """Append the rows of the first of them to the text in the cache."""
+    def restore(self, cache: Any, num_tokens: int) -> None:
+        """Append the rows of the first of them to the text in a cache that the store is for."""
 
     def release(self) -> None:
         """Give the rows up. They cannot be restored after that."""
 
 
-Keep = Callable[[int, int], Kept]  # tokens [start, stop) of the text in the cache -> their rows
+class Keeping(Protocol):
+    """A cache, as far as a store asks it."""
+
+    def keep(self, start: int, stop: int) -> Kept:
+        """The rows of tokens [start, stop) of its text."""
 
 
 @dataclass(eq=False)
@@ -52,39 +56,38 @@ class Page:
 class PageStore:
     """Finds cached rows by token ids.
 
-    max_bytes: of all pages together; 0 keeps nothing. keep: called for each page that is new.
-    page_tokens: of a page, but that a sequence's last may have fewer. min_tokens: a text that loses
-    fewer than these when it leaves is not worth keeping.
+    max_bytes: of all pages together; 0 keeps nothing. page_tokens: of a page, but that a sequence's
+    last may have fewer. min_tokens: a text that loses fewer than these when it leaves is not worth
+    keeping.
     """
 
-    def __init__(self, max_bytes: int, keep: Keep, page_tokens: int, min_tokens: int = 0) -> None:
+    def __init__(self, max_bytes: int, page_tokens: int, min_tokens: int = 0) -> None:
         self.max_bytes = max_bytes
         self.min_tokens = min_tokens
         self.num_bytes = 0
-        self._keep = keep
         self._page_tokens = page_tokens
         self._start = Page()
         self._used: OrderedDict[Page, None] = OrderedDict()  # least recently first
 
-    def save(self, token_ids: Sequence[int]) -> None:
-        """Keep what is not known yet of the text in the cache, whose tokens these are, as far as
+    def save(self, token_ids: Sequence[int], cache: Keeping) -> None:
+        """Keep what is not known yet of the text in a cache, whose tokens these are, as far as
         there is room.
         """
         page, ids = self._start, tuple(token_ids)
         for start in range(0, len(ids), self._page_tokens):
             tokens = ids[start : start + self._page_tokens]
             known = page.children.get(tokens) or self._beginning_with(tokens, page)
-            page = known or self._add(page, tokens, self._keep(start, start + len(tokens)))
+            page = known or self._add(page, tokens, cache.keep(start, start + len(tokens)))
         self._touch(page)
         while self.num_bytes > self.max_bytes and self.drop_oldest():
             pass
 
-    def restore(self, token_ids: Sequence[int]) -> None:
-        """Append the longest known beginning of a sequence to the cache, where a text was begun."""
+    def restore(self, token_ids: Sequence[int], cache: Keeping) -> None:
+        """Append the longest known beginning of a sequence to a cache, where a text was begun."""
         page = self._start
         for page, count in self._known(tuple(token_ids)):
             assert page.kept is not None
-            page.kept.restore(count)
+            page.kept.restore(cache, count)
         self._touch(page)
 
     def match_length(self, token_ids: Sequence[int]) -> int:

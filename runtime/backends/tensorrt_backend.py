@@ -84,6 +84,9 @@ class TensorRtBackend:
         launcher = _Launcher(self._plan, self.device.stream, profile, capture)
         return DeviceStep(self.device, layout, adapter, with_logits, launcher, unasked)
 
+    def joint_step(self, adapter: Adapter) -> None:
+        """None: its caches hold one text."""
+
     def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """Rows from which on steps give a row the same bits; ends the text."""
         return rows_with_equal_bits(self.bind, self.device.cache, adapter, sizes or (1,))

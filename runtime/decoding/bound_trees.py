@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bita.adapter import Adapter
 from bita.pairs import PairTables
 from bita.runtime.backends.backend import Backend, Step
-from bita.runtime.backends.layout import tree_layout
+from bita.runtime.backends.layout import Layout, tree_layout
 from bita.runtime.decoding.drafting import Drafter, spine_children
 from bita.tree import Tree
 
@@ -14,18 +14,25 @@ ROOT_ONLY = Tree.root_only()
 
 
 @dataclass(frozen=True, eq=False)
-class BoundTree:
-    """A tree with all that a step of it needs.
+class PlacedTree:
+    """A tree with all that a round of it needs but the step.
 
-    children: of each node, those that may be accepted.
-    groups: the mask rows of each node.
+    layout: of its rows. children: of each node, those that may be accepted. groups: the mask rows
+    of each node.
     """
 
     tree: Tree
-    step: Step
+    layout: Layout
     drafter: Drafter
     children: tuple[tuple[int, ...], ...]
     groups: tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundTree(PlacedTree):
+    """A tree with a step of its own."""
+
+    step: Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +47,15 @@ class Binder:
     accepts_branches: bool
 
     def __call__(self, tree: Tree) -> BoundTree:
-        layout = tree_layout(tree, self.min_rows)
-        return BoundTree(
+        placed = self.placed(tree)
+        step = self.backend.bind(placed.layout, self.adapter, self.with_logits)
+        return BoundTree(**vars(placed), step=step)
+
+    def placed(self, tree: Tree) -> PlacedTree:
+        """The tree without a step."""
+        return PlacedTree(
             tree,
-            self.backend.bind(layout, self.adapter, self.with_logits),
+            tree_layout(tree, self.min_rows),
             Drafter(tree, self.pairs),
             tree.children if self.accepts_branches else spine_children(tree),
             tuple(slice(group.start, group.stop) for group in tree.groups),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bita.runtime.backends.backend import Step
+from bita.runtime.backends.backend import StepResults
 from bita.runtime.decoding.sampling import Draws, best_tokens, drawn_place, log_partition
 from bita.runtime.decoding.soundness import check_logits
 from bita.runtime.options import Options
@@ -36,7 +36,7 @@ class GreedyChooser:
     matches_grammar = False
     logprobs: tuple[TokenLogprob, ...] = ()
 
-    def choices(self, step: Step) -> Callable[[int], int]:
+    def choices(self, step: StepResults) -> Callable[[int], int]:
         """The token that follows an output row of a step that has run."""
         best: list[int] = step.top_ids[:, 0].tolist()
         return best.__getitem__
@@ -88,7 +88,7 @@ class Chooser:
         """Whether a grammar ended the answer."""
         return self._matcher is not None and self._matcher.is_complete
 
-    def choices(self, step: Step) -> Callable[[int], int]:
+    def choices(self, step: StepResults) -> Callable[[int], int]:
         """The token that follows an output row of a step that has run; ask along the path."""
         logits = step.logits
         assert logits is not None

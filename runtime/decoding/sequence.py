@@ -18,6 +18,7 @@ class TokenSequence:
     num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
     is_plain: whether it is decoded without drafts, because its step overflowed with them.
     num_read: tokens that the cache has held, at the most; those that it lost to others count too.
+    num_steps: decode steps that it took part in.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class TokenSequence:
         self.num_reused: int | None = None
         self.is_plain = False
         self.num_read = 0
+        self.num_steps = 0
         if guesses is not None:
             guesses.extend(self.token_ids)
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from bita.errors import EngineError
-from bita.runtime.backends.backend import Step
+from bita.runtime.backends.backend import Step, StepResults
 from bita.runtime.backends.step_values import FEW
 from bita.tensors import Float32Array
 
@@ -27,9 +27,14 @@ def run_soundly(step: Step, position: int) -> None:
     which is text, are zero. Cost of the check of few rows: about 5 µs.
     """
     step.run()
-    if not _are_finite(step.top_logits):
+    check_sound(step, position)
+
+
+def check_sound(results: StepResults, position: int) -> None:
+    """What `run_soundly` does after the step."""
+    if not _are_finite(results.top_logits):
         raise UnsoundError(_message("not numbers", f"step at position {position}"))
-    if not any(step.top_logits[0].tolist()):
+    if not any(results.top_logits[0].tolist()):
         raise UnsoundError(_message("all zero", f"step at position {position}"))
 
 

@@ -12,14 +12,15 @@ from bita.tree import Path
 class Stats:
     """Figures of one generation, or of several since the session was opened.
 
-    num_steps: decode steps.
+    num_steps: decode steps of each text; several texts may share one.
     num_guarded_steps: those of them whose tree the guard made smaller.
     num_tokens: tokens of the answers that decode steps emitted; the prefill's one is not counted.
     num_prompt_tokens: tokens of all prompts.
     num_reused_tokens: those of them that the cache held already, from a text that begins alike.
     prefill_ms: time of all prefills.
-    step_ms: time of each decode step.
+    step_ms: time of each decode step, once if several texts share it.
     backend_ms: the part of it inside the backend.
+    num_rows: of all decode steps.
     num_accepted: by path of a node, how often it was accepted; the root () in every step.
     num_from_text: accepted nodes whose draft was no mask's: a guess from the text so far or from
     the adapter's table of continuations, or what a grammar forced.
@@ -34,6 +35,7 @@ class Stats:
     prefill_ms: float = 0.0
     step_ms: "array[float]" = field(default_factory=lambda: array("d"))
     backend_ms: "array[float]" = field(default_factory=lambda: array("d"))
+    num_rows: int = 0
     num_accepted: "Counter[Path]" = field(default_factory=Counter)
     num_from_text: int = 0
     memory: MemoryWatch = field(default_factory=MemoryWatch)
@@ -43,16 +45,18 @@ class Stats:
         self.num_prompt_tokens += num_tokens
         self.num_reused_tokens += num_reused
 
-    def count_step(
-        self, path: Path, step_ms: float, backend_ms: float, num_guesses: int = 0
-    ) -> None:
-        """Add one decode step that accepted `path`; who keeps its tokens counts them.
+    def count_step(self, step_ms: float, backend_ms: float, num_rows: int) -> None:
+        """Add the time of a decode step."""
+        self.step_ms.append(step_ms)
+        self.backend_ms.append(backend_ms)
+        self.num_rows += num_rows
+
+    def count_path(self, path: Path, num_guesses: int = 0) -> None:
+        """Add that a text's decode step accepted `path`; who keeps its tokens counts them.
 
         num_guesses: nodes of the spine, from the root on, whose draft was no mask's.
         """
         self.num_steps += 1
-        self.step_ms.append(step_ms)
-        self.backend_ms.append(backend_ms)
         for depth in range(len(path) + 1):
             self.num_accepted[path[:depth]] += 1
         for rank in path[:num_guesses]:

@@ -2,38 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple
 from warnings import warn
 
 from bita.adapter import Adapter
 from bita.errors import PromptError, PromptTooLongError, TreeError, raise_faults
 from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, Step
+from bita.runtime.backends.cache import Cache
 from bita.runtime.backends.layout import prefill_layout
-from bita.runtime.decoding.bound_trees import Binder, BoundTree, BoundTrees
+from bita.runtime.decoding.bound_trees import Binder, BoundTree, BoundTrees, PlacedTree
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
-from bita.runtime.decoding.drafting import Drafts, accept
+from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.guard import Guard, GuardedTrees
 from bita.runtime.decoding.guesses import make_guesses
+from bita.runtime.decoding.places import Places
 from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
+from bita.runtime.decoding.rounds import PickedTree, finish_round
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.soundness import UnsoundError, run_soundly
 from bita.runtime.decoding.stats import Stats
-from bita.tree import MAX_LEVEL
+from bita.tree import MAX_LEVEL, Tree
 from bita.tree_table import Trees, TreeTable
 
 Record = Callable[[str, float, float, int], None]
-
-
-class PickedTree(NamedTuple):
-    """guess: what the spine and its siblings hold instead of mask drafts, for each depth the
-    candidates, best first. from_masks: whether only a mask says the first of it.
-    """
-
-    bound: BoundTree
-    guess: Sequence[Sequence[int]] = ()
-    from_masks: bool = False
 
 
 class TreeDecoder:
@@ -46,6 +38,7 @@ class TreeDecoder:
     min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
     kernels for one row sum in another order; 1 is fastest.
     shared_cache: what decoders on one backend share; None: a new one.
+    places: of texts that are decoded together, from which one comes back when it is alone.
     record: None, or called after each part of a step with the part's name, when it began and ended
     in seconds of `perf_counter`, and the rows of the step.
 
@@ -60,6 +53,7 @@ class TreeDecoder:
         mode: str,
         min_rows: int,
         shared_cache: SharedCache | None = None,
+        places: Places | None = None,
     ) -> None:
         _check_fit(trees, adapter, backend)
         self.trees = trees
@@ -68,13 +62,14 @@ class TreeDecoder:
         self.shared_cache = shared_cache or SharedCache(backend.cache)
         self.stats = Stats()
         self.record: Record | None = None
+        self._places = places
         self._backend = backend
         self._cache = backend.cache
         self._min_rows = min_rows
-        self._table = TreeTable.of(trees)
-        self._guarded = GuardedTrees(self._table) if self._table.costs else None
+        self.table = TreeTable.of(trees)
+        self._guarded = GuardedTrees(self.table) if self.table.costs else None
         self._accepts_branches = mode == "tree" or backend.exact_trees
-        self._depth = max(tree.max_depth for tree in self._table.trees)
+        self._depth = max(tree.max_depth for tree in self.table.trees)
         self._pairs = backend.pairs.tables(adapter)
         self._bound = self._bind_all(with_logits=False)
         self._bound_with_logits: BoundTrees | None = None
@@ -86,6 +81,11 @@ class TreeDecoder:
         """The longest prompt that leaves room for a step."""
         num_slots = self._bound.narrow.step.num_slots
         return self._cache.capacity - self.adapter.prefix_length - num_slots
+
+    @property
+    def prefill_rows(self) -> int:
+        """Prompt tokens of a step, at most."""
+        return self._backend.prefill_rows
 
     @property
     def steps(self) -> list[Step]:
@@ -118,7 +118,7 @@ class TreeDecoder:
         num_masks = max(self._depth, self.adapter.num_masks)
         table, bonuses = self.adapter.continuations, self.adapter.bonuses
         drafts = Drafts(num_masks, self._backend.num_ranks, self._pairs)
-        guesses = make_guesses(table, bonuses, drafts) if self._table.uses_text else None
+        guesses = make_guesses(table, bonuses, drafts) if self.table.uses_text else None
         guard = Guard(self._guarded) if self._guarded else None
         return TokenSequence(prompt_ids, drafts, guesses, chooser, guard)
 
@@ -145,12 +145,7 @@ class TreeDecoder:
             self._cache.clear_around_text()
         step = self._next_step(sequence)
         if is_first:
-            warn(
-                "the adapter makes the model's values overflow: this text is decoded without "
-                "drafts; tune another adapter",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn_of_overflow()
         return step
 
     def _next_step(self, sequence: TokenSequence) -> Step:
@@ -170,11 +165,26 @@ class TreeDecoder:
 
     def _missing(self, sequence: TokenSequence) -> list[int]:
         """Make the cache hold a sequence, and return its tokens that are not cached yet."""
+        if self._places is not None and self.shared_cache.holder is not sequence:
+            self._places.bring_home(sequence)
         self.shared_cache.take(sequence, self.adapter)
-        if sequence.num_reused is None:
-            sequence.num_reused = self._cache.length
-            self.stats.count_prompt(sequence.num_prompt_tokens, sequence.num_reused)
+        self.note_begun(sequence, self._cache.length)
         return sequence.token_ids[self._cache.length :]
+
+    def note_begun(self, sequence: TokenSequence, num_cached: int) -> None:
+        """Count a prompt when it is begun. num_cached: tokens of it that are in the cache."""
+        if sequence.num_reused is None:
+            sequence.num_reused = num_cached
+            self.stats.count_prompt(sequence.num_prompt_tokens, num_cached)
+
+    def num_first_masks(self, sequence: TokenSequence, cache: Cache, num_tokens: int) -> int:
+        """Masks after the last piece of a prompt, of `num_tokens` that are not cached yet."""
+        room = cache.capacity - cache.num_slots_used - num_tokens
+        return 0 if sequence.is_plain else min(self.table.max_masks, room)
+
+    def placed_tree(self, tree: Tree) -> PlacedTree:
+        """A tree for steps that several texts share."""
+        return self._binder(with_logits=False).placed(tree)
 
     def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step:
         """Read a piece of what is missing. At the prompt's end, add the token that follows, which
@@ -194,37 +204,30 @@ class TreeDecoder:
 
     def _advance(self, sequence: TokenSequence, began: float) -> Step:
         """One draft-verify round."""
-        bound, guess, from_masks = self.pick_tree(sequence)
-        tree, step = bound.tree, bound.step
+        picked = self.pick_tree(sequence)
+        step, tree = picked.placed.step, picked.placed.tree
         nodes = step.token_ids[0, : tree.num_nodes]
-        nodes[0] = sequence.root
-        bound.drafter.fill(nodes, sequence.drafts, guess)
+        picked.fill(nodes, sequence)
         ran = perf_counter()
         run_soundly(step, self._cache.length)
         returned = perf_counter()
-        tokens = nodes.tolist()
-        chooser = sequence.chooser
-        path, bonus = accept(bound.children, tokens, chooser.choices(step), chooser.has_ended)
-        self._cache.commit(path)
-        group = bound.groups[path[-1]]
-        sequence.drafts.read(step.top_ids[group], step.top_logits[group])
-        emitted = [*(tokens[node] for node in path[1:]), bonus]
+        path, emitted = finish_round(picked, nodes.tolist(), sequence, self._cache, step)
         if sequence.guard is not None:
+            guess = picked.guess
             is_right = bool(guess) and guess[0][0] == emitted[0]
             is_smaller = sequence.guard.count(len(emitted), is_right)
             self.stats.num_guarded_steps += is_smaller
-        sequence.extend(emitted)
         ended = perf_counter()
         step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
-        num_guesses = 0 if from_masks else len(guess)
-        self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, num_guesses)
+        self.stats.count_step(step_ms, backend_ms, step.num_rows)
+        self.stats.count_path(path, picked.num_guesses)
         if self.record is not None:
             self.record("draft", began, ran, step.num_rows)
             self.record("backend", ran, returned, step.num_rows)
             self.record("accept and commit", returned, ended, step.num_rows)
         return step
 
-    def pick_tree(self, sequence: TokenSequence) -> "PickedTree":
+    def pick_tree(self, sequence: TokenSequence) -> PickedTree[BoundTree]:
         """The tree of a sequence's next round: that of its state, a smaller one where the guard
         says so, or the root where the cache has no room for the state's.
 
@@ -236,7 +239,7 @@ class TreeDecoder:
             return PickedTree(trees.narrow)
         forced = sequence.chooser.forced() if self._depth else []
         level = 0 if sequence.guesses is None else sequence.guesses.level()
-        number = self._table.number(sequence.drafts.num_masks, MAX_LEVEL if forced else level)
+        number = self.table.number(sequence.drafts.num_masks, MAX_LEVEL if forced else level)
         bound = trees[number]
         if self._cache.num_slots_used + bound.step.num_slots > self._cache.capacity:
             return PickedTree(trees.narrow)
@@ -262,23 +265,34 @@ class TreeDecoder:
         return self._bound_with_logits
 
     def _bind_all(self, with_logits: bool) -> BoundTrees:
-        trees = self._guarded.trees if self._guarded else self._table.trees
-        binder = Binder(
+        trees = self._guarded.trees if self._guarded else self.table.trees
+        return BoundTrees(trees, len(self.table.trees), self._binder(with_logits))
+
+    def _binder(self, with_logits: bool) -> Binder:
+        return Binder(
             *(self._backend, self.adapter, self._pairs, self._min_rows, with_logits),
             self._accepts_branches,
         )
-        return BoundTrees(trees, len(self._table.trees), binder)
 
     def _read_end(self, sequence: TokenSequence, tokens: Sequence[int]) -> Step:
         """Read the last piece of the prompt, with the first mask group after it."""
-        room = self._cache.capacity - self._cache.num_slots_used - len(tokens)
-        num_masks = 0 if sequence.is_plain else min(self._table.max_masks, room)
+        num_masks = self.num_first_masks(sequence, self._cache, len(tokens))
         layout = prefill_layout(len(tokens), num_masks, self._min_rows)
         step = self._backend.bind(layout, self.adapter, sequence.chooser.needs_logits)
         run_piece(step, self._cache, tokens)
         masks = slice(1, 1 + num_masks)
         sequence.drafts.read(step.top_ids[masks], step.top_logits[masks])
         return step
+
+
+def warn_of_overflow() -> None:
+    """Say that a text is decoded without drafts."""
+    warn(
+        "the adapter makes the model's values overflow: this text is decoded without drafts; tune "
+        "another adapter",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _check_fit(trees: Trees, adapter: Adapter, backend: Backend) -> None:

@@ -35,11 +35,11 @@ def test_texts_part_where_the_first_token_differs(
 
 def test_accepted_nodes_of_the_spine_come_from_the_guess_as_far_as_it_goes() -> None:
     stats = Stats()
-    stats.count_step((1, 1, 1), 1.0, 1.0, num_guesses=2)  # the third is a mask's
-    stats.count_step((1, 2), 1.0, 1.0, num_guesses=2)  # the second lies beside the spine
-    stats.count_step((2, 1), 1.0, 1.0, num_guesses=2)
-    stats.count_step((1, 1), 1.0, 1.0)
-    stats.count_step((), 1.0, 1.0, num_guesses=3)
+    stats.count_path((1, 1, 1), num_guesses=2)  # the third is a mask's
+    stats.count_path((1, 2), num_guesses=2)  # the second lies beside the spine
+    stats.count_path((2, 1), num_guesses=2)
+    stats.count_path((1, 1))
+    stats.count_path((), num_guesses=3)
     assert (stats.num_from_text, stats.num_from_masks) == (3, 6)
 
 

@@ -24,7 +24,8 @@ from cache_rows import (
 from bita.adapter import Adapter
 from bita.engine import PAGE_SLOTS
 from bita.runtime.backends.page_store import Page, common_length
-from bita.runtime.backends.paged_cache import KeptPage, PagedCache
+from bita.runtime.backends.paged_cache import PagedCache
+from bita.runtime.backends.pages import KeptPage
 from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
@@ -85,7 +86,7 @@ class Turns:
         )
         kept = dict(self.kept())
         assert self.store.num_bytes == len(kept) * PAGE_BYTES <= self.store.max_bytes
-        used = {*cache._text.pages, *cache._prefix.pages, *kept}
+        used = {*cache._text.pages, *cache.pages.prefix.pages, *kept}
         assert self.pool.num_free == cache.slab.shape[1] - len(used)
         assert not np.delete(cache.slab, [*used], axis=1).any()
         for page, ids in kept.items():
@@ -141,7 +142,7 @@ def test_whatever_takes_turns(seed: int, kept_pages: int, max_pages: int) -> Non
         else:
             turns.check(text, adapter)
     turns.shared.forget()
-    assert turns.num_used == len(turns.cache._text.pages) + len(turns.cache._prefix.pages)
+    assert turns.num_used == len(turns.cache._text.pages) + len(turns.cache.pages.prefix.pages)
 
 
 def test_what_is_known_of_a_text_that_comes_back() -> None:
@@ -279,7 +280,7 @@ def test_an_interrupted_copy_is_made_when_the_text_is_written_to(
     turns.take(text_of([9]))
     turns.take(text)
     with monkeypatch.context() as patches:
-        patches.setattr(turns.cache, "_keys", None)
+        patches.setattr(turns.cache.pages, "keys", None)
         with pytest.raises(TypeError):
             turns.cache.reserve(1, 1)
     turns.cache.reserve(1, 1)

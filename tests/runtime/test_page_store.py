@@ -37,14 +37,14 @@ class SavedTexts:
         self.cache.start(adapter_of(5))
         self.cache.append(rows_of(ids))
         self.cache.copied.clear()
-        self.store.save(ids)
+        self.store.save(ids, self.cache)
         return [*self.cache.copied]
 
     def found(self, ids: list[int]) -> int:
         """How many tokens of a text are known; their rows are the right ones."""
         self.cache.start(adapter_of(5))
         assert self.cache.length == 0
-        self.store.restore(ids)
+        self.store.restore(ids, self.cache)
         length = self.cache.length
         np.testing.assert_array_equal(self.cache.read(0, length), rows_of(ids[:length]))
         assert self.store.match_length(ids) == length

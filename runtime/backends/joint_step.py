@@ -1,0 +1,203 @@
+"""A step of several texts on the native operators: the rows of all of them, side by side.
+
+A row's bits depend on its own text alone, so each text is the one that it is by itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bita.adapter import Adapter
+from bita.runtime.backends.backend import Part
+from bita.runtime.backends.ort_backend import OrtBackend, ort_values
+from bita.runtime.backends.paged_cache import PagedCache
+from bita.runtime.backends.step_values import Arrays, IdCheck, adapter_values
+from bita.tensors import Float32Array
+
+MIN_TEXTS, MIN_ROWS = 8, 64  # that buffers are made for; they grow
+
+
+class OrtJointStep:
+    """Runs the rows of several texts at once, with one adapter.
+
+    Whoever runs it holds the engine's lock.
+    """
+
+    def __init__(self, backend: OrtBackend, adapter: Adapter) -> None:
+        self._backend = backend
+        self._first_mask_row = np.zeros(1, np.int64)
+        fixed: Arrays = {**adapter_values(adapter), "first_mask_row": self._first_mask_row}
+        self._fixed = {
+            **ort_values(backend.known_inputs(fixed)),
+            **backend.adapter_inputs(adapter),
+        }
+        self._texts = _Texts(backend, MIN_TEXTS)
+        self._rows = _Rows(backend, MIN_ROWS)
+        self._outputs = {False: _Outputs(backend, False), True: _Outputs(backend, True)}
+        self._bindings: dict[bool, ort.IOBinding] = {}
+
+    def run(self, parts: Sequence[Part], with_logits: bool = False) -> None:
+        """Execute the step; each part has its results then. The caches have reserved the slots.
+
+        Raises EngineError if an operator fails, or gives ids of no tokens.
+        """
+        num_rows = sum(part.num_rows for part in parts)
+        num_outputs = sum(len(part.layout.output_rows) for part in parts)
+        if num_rows > self._rows.size:
+            self._rows = _Rows(self._backend, 2 * num_rows)
+        if len(parts) > len(self._texts.lengths):
+            self._texts = _Texts(self._backend, 2 * len(parts))
+            self._bindings.clear()
+        outputs = self._outputs[with_logits].of(num_outputs)
+        self._place(parts, num_rows)
+        binding = self._binding(with_logits)
+        for name, value in self._rows.values(num_rows, num_outputs).items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.values.items():
+            binding.bind_ortvalue_output(name, value)
+        self._backend.run(binding)
+        outputs.check.check()
+        start = 0
+        for part in parts:
+            stop = start + len(part.layout.output_rows)
+            part.top_ids, part.top_logits = (
+                outputs.top_ids[start:stop],
+                outputs.top_logits[start:stop],
+            )
+            part.logits = None if outputs.logits is None else outputs.logits[start:stop]
+            start = stop
+
+    def _binding(self, with_logits: bool) -> ort.IOBinding:
+        if with_logits not in self._bindings:
+            binding = self._backend.new_binding()
+            wants = self._outputs[with_logits].wants
+            for name, value in {**self._fixed, **self._texts.values, **wants}.items():
+                binding.bind_ortvalue_input(name, value)
+            self._bindings[with_logits] = binding
+        return self._bindings[with_logits]
+
+    def _place(self, parts: Sequence[Part], num_rows: int) -> None:
+        """Write where the rows of all parts are: text rows first, mask rows after all of them."""
+        rows, texts = self._rows, self._texts
+        texts.lengths[len(parts) :] = 0
+        sees = rows.sees_of(num_rows)
+        sees[:] = False
+        num_texts = sum(len(part.tokens) for part in parts)
+        rows.sees_prefix[:num_texts], rows.sees_prefix[num_texts:num_rows] = False, True
+        self._first_mask_row[0] = num_texts
+        text, mask, output = 0, num_texts, 0
+        for number, part in enumerate(parts):
+            layout, length = part.layout, part.cache.length
+            texts.lengths[number] = length
+            texts.pages[number] = part.cache.text_pages
+            count, num_masks = len(part.tokens), layout.num_rows - len(part.tokens)
+            own, after = slice(text, text + count), slice(mask, mask + num_masks)
+            rows.token_ids[own] = part.tokens
+            for at, of in ((own, slice(count)), (after, slice(count, count + num_masks))):
+                rows.positions[at] = layout.offsets[of]
+                rows.row_slots[at] = rows.numbers[of]
+                rows.row_texts[at] = number
+            sees[own, own] = layout.sees[:count, :count]
+            if num_masks:
+                rows.token_ids[after] = layout.mask_index[count:]
+                rows.token_ids[after] += self._backend.vocab_size
+                sees[after, own] = layout.sees[count:, :count]
+                sees[after, after] = layout.sees[count:, count:]
+            for at in (own, after):
+                rows.positions[at] += length
+                rows.row_slots[at] += length
+            given = layout.output_rows
+            stop = output + len(given)
+            rows.output_rows[output:stop] = given + np.where(given < count, text, mask - count)
+            text, mask, output = text + count, mask + num_masks, stop
+
+
+class _Texts:
+    """Inputs of a step by text, with room for `size` of them."""
+
+    def __init__(self, backend: OrtBackend, size: int) -> None:
+        cache = backend.cache
+        assert isinstance(cache, PagedCache)
+        self.lengths = np.zeros(size, np.int64)
+        self.pages = np.zeros((size, len(cache.text_pages)), np.int64)
+        self.values = ort_values({"text_lengths": self.lengths, "text_pages": self.pages})
+
+
+class _Rows:
+    """Inputs of a step by row, with room for `size` of them, and OrtValues of each number."""
+
+    def __init__(self, backend: OrtBackend, size: int) -> None:
+        self.size = size
+        self._backend = backend
+        self.token_ids, self.positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.row_slots, self.row_texts = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.output_rows = np.zeros(size, np.int64)
+        self.sees_prefix = np.zeros(size, np.bool_)
+        self.numbers = np.arange(size)
+        self._sees = np.zeros(size * size, np.bool_)
+        self._by_rows: dict[int, dict[str, ort.OrtValue]] = {}
+        self._by_outputs: dict[int, dict[str, ort.OrtValue]] = {}
+
+    def sees_of(self, num_rows: int) -> npt.NDArray[np.bool_]:
+        """The square of a step with so many rows."""
+        return self._sees[: num_rows * num_rows].reshape(num_rows, num_rows)
+
+    def values(self, num_rows: int, num_outputs: int) -> dict[str, ort.OrtValue]:
+        """By the graph's names; they share the arrays' memory."""
+        if num_rows not in self._by_rows:
+            self._by_rows[num_rows] = self._fitting(
+                {
+                    "token_ids": self.token_ids[None, :num_rows],
+                    "positions": self.positions[None, :num_rows],
+                    "row_slots": self.row_slots[:num_rows],
+                    "row_texts": self.row_texts[:num_rows],
+                    "sees": self.sees_of(num_rows),
+                    "sees_prefix": self.sees_prefix[:num_rows],
+                }
+            )
+        if num_outputs not in self._by_outputs:
+            self._by_outputs[num_outputs] = self._fitting(
+                {"output_rows": self.output_rows[:num_outputs]}
+            )
+        return {**self._by_rows[num_rows], **self._by_outputs[num_outputs]}
+
+    def _fitting(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
+        return ort_values(self._backend.known_inputs(arrays))
+
+
+class _Outputs:
+    """Results of steps by their number of output rows."""
+
+    def __init__(self, backend: OrtBackend, with_logits: bool) -> None:
+        self._backend = backend
+        self._with_logits = with_logits
+        self.wants = ort_values({"wants_logits": np.array([with_logits])})
+        self._memory = np.zeros(0, np.float32)  # of logits
+        self._known: dict[int, _Results] = {}
+
+    def of(self, num_outputs: int) -> "_Results":
+        """The buffers of so many rows, made when they are first asked for."""
+        if num_outputs not in self._known:
+            size = num_outputs * self._backend.vocab_size if self._with_logits else 0
+            if size > len(self._memory):
+                self._memory = np.zeros(size, np.float32)
+                self._known.clear()
+            self._known[num_outputs] = _Results(self._backend, num_outputs, self._memory[:size])
+        return self._known[num_outputs]
+
+
+class _Results:
+    """top_ids [R, k], top_logits [R, k], logits [R, V] or None."""
+
+    def __init__(self, backend: OrtBackend, num_outputs: int, memory: Float32Array) -> None:
+        self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
+        self.top_logits = np.zeros((num_outputs, backend.num_ranks), np.float32)
+        self.logits = memory.reshape(num_outputs, -1) if len(memory) else None
+        self.check = IdCheck(self.top_ids, backend.vocab_size)
+        outputs: Arrays = {"top_ids": self.top_ids, "top_logits": self.top_logits}
+        if self.logits is not None:
+            outputs["logits"] = self.logits
+        self.values = ort_values(outputs)

@@ -1,0 +1,250 @@
+"""Decodes several texts in one step: each with its tree, and prompts a piece at a time.
+
+A text is what it would be alone, to the bit; only the time of its tokens differs. Prompts in pieces
+beside answers that continue: Sarathi-Serve (arXiv 2403.02310), chunked prefills.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from bita.errors import BitaError
+from bita.runtime.backends.backend import JointStep, Part
+from bita.runtime.backends.layout import prefill_layout
+from bita.runtime.backends.page_pool import PagesInUseError, num_pages
+from bita.runtime.backends.page_store import common_length
+from bita.runtime.decoding.bound_trees import PlacedTree
+from bita.runtime.decoding.joint_trees import JointTrees
+from bita.runtime.decoding.places import Place, Places
+from bita.runtime.decoding.rounds import PickedTree, finish_round
+from bita.runtime.decoding.sequence import TokenSequence
+from bita.runtime.decoding.soundness import UnsoundError, check_sound
+from bita.runtime.decoding.tree_decoder import TreeDecoder, warn_of_overflow
+
+MAX_GAP_MS = 50.0  # of a step with pieces of prompts, while other texts wait for their tokens
+MIN_PIECE = 16  # tokens of prompts that a step reads in any case
+MIN_SHARED = 16  # tokens at the beginning that make it worth waiting for another prompt
+FIRST_ROW_MS = 0.5  # until a step has been timed
+ROW_MS_MEMORY = 0.8  # of the mean time of a row, with each further step
+
+
+@dataclass(eq=False)
+class _Share:
+    """What one text has in a step.
+
+    picked: its tree; None while tokens are read. level: how sure its guess is. had_masks: whether
+    masks had drafted for it. ends_prompt: whether the piece that is read is the last of the prompt.
+    """
+
+    number: int
+    sequence: TokenSequence
+    place: Place
+    part: Part
+    picked: PickedTree[PlacedTree] | None = None
+    level: int = 0
+    had_masks: bool = False
+    ends_prompt: bool = False
+
+
+class JointDecoder:
+    """Rounds of several sequences of one decoder. Whoever steps holds the engine's lock."""
+
+    def __init__(self, decoder: TreeDecoder, step: JointStep, places: Places) -> None:
+        """step: with the decoder's adapter."""
+        self._decoder = decoder
+        self._places = places
+        self._pages = places.main.cache.pages
+        self._step = step
+        self._trees = JointTrees(decoder)
+        self._row_ms = FIRST_ROW_MS
+
+    def step(self, sequences: Sequence[TokenSequence]) -> list[list[int] | BitaError]:
+        """Run a step of these sequences and return the tokens that it emitted for each.
+
+        Those that come first in the list have precedence where there is room in the step, or in
+        the cache, for some only; the others emit nothing, and may lose rows, which they read again
+        later. Where a text fails there is its error instead; the others are not concerned.
+        """
+        began = perf_counter()
+        outcomes: list[list[int] | BitaError] = [[] for _ in sequences]
+        shares = self._shares(sequences)
+        shares = self._reserved(shares, sequences)
+        needs_logits = any(each.sequence.chooser.needs_logits for each in shares)
+        ran = perf_counter()
+        self._step.run([each.part for each in shares], needs_logits)
+        returned = perf_counter()
+        for share in shares:
+            try:
+                outcomes[share.number] = self._finish(share)
+            except BitaError as error:
+                share.place.invalidate()
+                outcomes[share.number] = error
+        self._count(shares, began, ran, returned)
+        return outcomes
+
+    def release(self, sequence: TokenSequence) -> None:
+        """Give up the place of a sequence that has ended; its rows are kept if they are wanted."""
+        self._places.release(sequence)
+
+    def _shares(self, sequences: Sequence[TokenSequence]) -> list[_Share]:
+        """Those that decode, each with a tree; then as many that read as the step has room for."""
+        decoding, reading = [], []
+        for number, sequence in enumerate(sequences):
+            place = self._places.hold(sequence)
+            if place is not None and sequence.has_answer:
+                place.take(sequence, self._decoder.adapter)
+                if place.cache.length == len(sequence.token_ids) - 1:
+                    decoding.append((number, sequence, place))
+                    continue
+            reading.append((number, sequence))
+        shares = self._rounds(decoding)
+        room = self._room() if shares else self._decoder.prefill_rows
+        busy = {each.sequence for each in shares}
+        begun: list[TokenSequence] = []
+        for number, sequence in reading:
+            if room <= 0 or self._waits(sequence, begun, has_first=bool(busy)):
+                continue
+            busy.add(sequence)
+            share = self._reading(number, sequence, room, busy)
+            room -= share.part.num_rows
+            begun.append(sequence)
+            shares.append(share)
+        return shares
+
+    def _room(self) -> int:
+        """Rows of prompts that a step may have while other texts wait for tokens."""
+        fitting = int(MAX_GAP_MS / self._row_ms)
+        return min(max(fitting, MIN_PIECE), self._decoder.prefill_rows)
+
+    def _rounds(self, decoding: Sequence[tuple[int, TokenSequence, Place]]) -> list[_Share]:
+        picked = self._trees.pick([(sequence, place.cache) for _, sequence, place in decoding])
+        shares = []
+        for (number, sequence, place), (tree, level) in zip(decoding, picked, strict=True):
+            tokens = np.zeros(tree.placed.tree.num_nodes, np.int64)
+            tree.fill(tokens, sequence)
+            part = Part(place.cache, tree.placed.layout, tokens)
+            had_masks = sequence.drafts.num_masks > 0
+            shares.append(_Share(number, sequence, place, part, tree, level, had_masks))
+        return shares
+
+    def _waits(
+        self, sequence: TokenSequence, begun: Sequence[TokenSequence], has_first: bool
+    ) -> bool:
+        """Whether a sequence had better be read later.
+
+        That is where one that is read in this step begins alike, so that its rows can be shared,
+        and where it would take pages from texts before it.
+        """
+        place, ids = self._places.hold(sequence), sequence.token_ids[:-1]
+        store = self._places.main.store
+        known = place.cache.length if place is not None else store.match_length(ids)
+        if store.max_bytes and place is None:
+            for other in begun:
+                if common_length(ids, other.token_ids) >= known + MIN_SHARED:
+                    return True
+        missing = num_pages(len(ids) - known) + 1
+        return has_first and not self._pages.make_room(missing)
+
+    def _reading(
+        self, number: int, sequence: TokenSequence, room: int, busy: set[TokenSequence]
+    ) -> _Share:
+        """A piece of what is missing of a sequence, of at most `room` tokens."""
+        place = self._places.take(sequence, self._decoder.adapter, busy)
+        self._decoder.note_begun(sequence, place.cache.length)
+        missing = sequence.token_ids[place.cache.length :]
+        ends_prompt = not sequence.has_answer and len(missing) <= room
+        if not ends_prompt:
+            missing = missing[:-1][:room]
+        num_masks = self._decoder.num_first_masks(sequence, place.cache, len(missing))
+        layout = prefill_layout(len(missing), num_masks if ends_prompt else 0, 1)
+        part = Part(place.cache, layout, np.array(missing, np.int64))
+        return _Share(number, sequence, place, part, ends_prompt=ends_prompt)
+
+    def _reserved(
+        self, shares: Sequence[_Share], sequences: Sequence[TokenSequence]
+    ) -> list[_Share]:
+        """Take the slots of a step's rows. Texts that come last give up theirs for the first."""
+        kept: list[_Share] = []
+        given_up: set[TokenSequence] = set()
+        for share in shares:
+            if share.sequence in given_up:
+                continue
+            victims = self._victims(share, kept, sequences)
+            while not self._reserve(share):
+                if self._places.release_others(set(sequences)):
+                    continue
+                if victims:
+                    given_up.add(victims[0])
+                    self._places.release(victims.pop(0))
+                elif kept:
+                    break
+                else:
+                    share.part.cache.reserve(share.part.num_rows, share.part.num_rows)
+            else:
+                kept.append(share)
+        return kept
+
+    def _victims(
+        self, share: _Share, kept: Sequence[_Share], sequences: Sequence[TokenSequence]
+    ) -> list[TokenSequence]:
+        """The sequences that may lose their places for a share's, the last first."""
+        safe = {share.sequence, *(each.sequence for each in kept)}
+        others = [each for each in reversed(sequences) if each not in safe]
+        return [each for each in others if self._places.hold(each) is not None]
+
+    def _reserve(self, share: _Share) -> bool:
+        try:
+            share.part.cache.reserve(share.part.num_rows, share.part.num_rows)
+        except PagesInUseError:
+            return False
+        return True
+
+    def _finish(self, share: _Share) -> list[int]:
+        """Take what the step gave a text; returns the tokens that it emitted."""
+        sequence, part = share.sequence, share.part
+        try:
+            check_sound(part, part.cache.length)
+        except UnsoundError:
+            if sequence.is_plain:
+                raise
+            sequence.is_plain = True
+            warn_of_overflow()
+            return []
+        if share.picked is None:
+            emitted = self._read(share)
+        else:
+            tokens = part.tokens.tolist()
+            path, emitted = finish_round(share.picked, tokens, sequence, part.cache, part)
+            self._decoder.stats.count_path(path, share.picked.num_guesses)
+            self._trees.enter(share.picked, share.level, share.had_masks, len(emitted) - 1)
+        sequence.num_read = max(sequence.num_read, part.cache.length)
+        return emitted
+
+    def _read(self, share: _Share) -> list[int]:
+        sequence, part = share.sequence, share.part
+        part.cache.length += len(part.tokens)
+        share.place.publish()
+        if not share.ends_prompt:
+            return []
+        sequence.drafts.read(part.top_ids[1:], part.top_logits[1:])
+        token = sequence.chooser.choices(part)(0)
+        sequence.extend([token])
+        return [token]
+
+    def _count(self, shares: Sequence[_Share], began: float, ran: float, returned: float) -> None:
+        ended = perf_counter()
+        num_rows = sum(each.part.num_rows for each in shares)
+        if num_rows >= MIN_PIECE:
+            row_ms = 1000 * (returned - ran) / num_rows
+            self._row_ms = ROW_MS_MEMORY * self._row_ms + (1 - ROW_MS_MEMORY) * row_ms
+        stats, record = self._decoder.stats, self._decoder.record
+        if any(each.picked is not None for each in shares):
+            stats.count_step(1000 * (ended - began), 1000 * (returned - ran), num_rows)
+        else:
+            stats.prefill_ms += 1000 * (ended - began)
+        if record is not None:
+            record("draft", began, ran, num_rows)
+            record("backend", ran, returned, num_rows)
+            record("accept and commit", returned, ended, num_rows)

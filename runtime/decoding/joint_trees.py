@@ -1,0 +1,115 @@
+"""The trees that texts take in a step that they share."""
+
+from collections.abc import Sequence
+
+from bita.runtime.backends.cache import Cache
+from bita.runtime.decoding.bound_trees import ROOT_ONLY, PlacedTree
+from bita.runtime.decoding.guard import GuardedTrees
+from bita.runtime.decoding.rounds import PickedTree
+from bita.runtime.decoding.row_choice import Gains, MaskGain, StepTimes, Wish, shared_rows
+from bita.runtime.decoding.sequence import TokenSequence
+from bita.runtime.decoding.tree_decoder import TreeDecoder
+from bita.tree import MAX_LEVEL, Tree
+
+MAX_CHAIN = 4  # guesses one after the other, without masks, that a text may take instead of a tree
+UNKNOWN_SHARE = 0.4  # how often a draft is right of which nothing is known
+LATER_SHARE = 0.85  # times that of the first, of a draft after another that is right
+
+Picked = tuple[PickedTree[PlacedTree], int]
+
+
+class JointTrees:
+    """Picks the trees of a step by the rows that its texts are worth (`row_choice`).
+
+    Of a table without costs every text takes one row, since nothing says what rows cost.
+    """
+
+    def __init__(self, decoder: TreeDecoder) -> None:
+        table = decoder.table
+        self._table = table
+        self._place = decoder.placed_tree
+        self._depth = max(tree.max_depth for tree in table.trees)
+        self._times = StepTimes(table.costs) if table.costs else None
+        guarded = GuardedTrees(table) if table.costs else None
+        self._choices = guarded.choices if guarded else ()
+        trees = guarded.trees if guarded else table.trees
+        longest = min(self._depth, MAX_CHAIN)
+        chains = [Tree.chain(depth, 0).with_guesses(1) for depth in range(1, longest + 1)]
+        self._trees: tuple[Tree, ...] = (*trees, *chains)
+        self._chains = range(len(trees), len(self._trees)) if table.uses_text else range(0)
+        self._numbers = {tree: number for number, tree in enumerate(self._trees)}
+        self._placed: dict[int, PlacedTree] = {}
+        self._root = decoder.placed_tree(ROOT_ONLY)
+        self._gains = Gains()
+        self._masks = MaskGain()
+
+    def pick(self, texts: Sequence[tuple[TokenSequence, Cache]]) -> list[Picked]:
+        """A tree for each text, and how sure its guess is."""
+        wishes, levels = [], []
+        for sequence, cache in texts:
+            level, own = self._wishes(sequence, cache)
+            wishes.append(own)
+            levels.append(level)
+        if self._times is None or not texts:
+            return [(PickedTree(self._root), level) for level in levels]
+        taken = shared_rows(wishes, self._times)
+        return [
+            (self._picked(sequence, wish), level)
+            for (sequence, _), wish, level in zip(texts, taken, levels, strict=True)
+        ]
+
+    def enter(self, picked: PickedTree[PlacedTree], level: int, had_masks: bool, gain: int) -> None:
+        """Note what a tree gave a text, in tokens beyond one, with masks' drafts or without."""
+        self._masks.enter(had_masks, gain)
+        if picked.placed is not self._root:
+            self._gains.enter(self._numbers[picked.placed.tree], level, gain)
+
+    def _wishes(self, sequence: TokenSequence, cache: Cache) -> tuple[int, list[Wish]]:
+        if sequence.is_plain or self._times is None:
+            return 0, []
+        forced = sequence.chooser.forced() if self._depth else []
+        guesses = sequence.guesses
+        level = MAX_LEVEL if forced else 0 if guesses is None else guesses.level()
+        share = 1.0 if forced else guesses.share if guesses is not None else UNKNOWN_SHARE
+        choice = self._choices[self._table.number(sequence.drafts.num_masks, level)]
+        numbers = {choice.whole, choice.lean}
+        if forced or level:
+            numbers.update(self._chains)
+        room = cache.capacity - cache.num_slots_used
+        wishes = []
+        for number in numbers:
+            tree = self._trees[number]
+            if 1 < tree.num_rows <= room:
+                gain = first = _expected(tree, share, len(forced))
+                if not forced:
+                    gain = self._gains.expected(number, level, first)
+                if tree.num_rows > tree.num_nodes:
+                    gain += self._masks.expected
+                wishes.append(Wish(number, tree.num_rows, gain))
+        return level, wishes
+
+    def _picked(self, sequence: TokenSequence, wish: Wish | None) -> PickedTree[PlacedTree]:
+        if wish is None:
+            return PickedTree(self._root)
+        if wish.number not in self._placed:
+            self._placed[wish.number] = self._place(self._trees[wish.number])
+        placed = self._placed[wish.number]
+        tree, guesses = placed.tree, sequence.guesses
+        forced = sequence.chooser.forced()
+        if forced:
+            return PickedTree(placed, [[token] for token in forced[: tree.spine_length]])
+        if guesses is None or not tree.min_level:
+            return PickedTree(placed)
+        found = guesses.candidates(tree.max_depth, tree.min_level)
+        return PickedTree(placed, found, guesses.from_masks)
+
+
+def _expected(tree: Tree, share: float, num_forced: int) -> float:
+    """Tokens beyond one that a tree gives whose first draft is right with probability `share`."""
+    if num_forced:
+        return float(min(num_forced, tree.spine_length))
+    expected, reached = 0.0, share
+    for _ in range(tree.max_depth):
+        expected += reached
+        reached *= LATER_SHARE * share
+    return expected

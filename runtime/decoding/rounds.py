@@ -1,0 +1,65 @@
+"""What a draft-verify round does before its step and after it."""
+
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from bita.runtime.backends.backend import StepResults
+from bita.runtime.backends.cache import Cache
+from bita.runtime.decoding.bound_trees import PlacedTree
+from bita.runtime.decoding.drafting import accept
+from bita.runtime.decoding.sequence import TokenSequence
+from bita.tensors import Int64Array
+from bita.tree import Path
+
+AnyTree = TypeVar("AnyTree", bound=PlacedTree, covariant=True)
+
+
+class PickedTree(NamedTuple, Generic[AnyTree]):
+    """The tree of a round.
+
+    guess: what the spine and its siblings hold instead of mask drafts, for each depth the
+    candidates, best first. from_masks: whether only a mask says the first of it.
+    """
+
+    placed: AnyTree
+    guess: Sequence[Sequence[int]] = ()
+    from_masks: bool = False
+
+    def fill(self, nodes: Int64Array, sequence: TokenSequence) -> None:
+        """Write the sequence's root and its drafts into the token ids of the nodes, [N]."""
+        nodes[0] = sequence.root
+        self.placed.drafter.fill(nodes, sequence.drafts, self.guess)
+
+    @property
+    def num_guesses(self) -> int:
+        """Nodes of the spine whose draft is not from a mask."""
+        return 0 if self.from_masks else len(self.guess)
+
+
+class Outcome(NamedTuple):
+    """What a round gave a text. path: ranks of the accepted nodes. tokens: that it emitted."""
+
+    path: Path
+    tokens: list[int]
+
+
+def finish_round(
+    picked: PickedTree[PlacedTree],
+    tokens: Sequence[int],
+    sequence: TokenSequence,
+    cache: Cache,
+    results: StepResults,
+) -> Outcome:
+    """Accept nodes, commit their rows, read the next drafts and extend the sequence.
+
+    tokens: that the nodes held. cache: where the step wrote the sequence's rows.
+    """
+    tree, chooser = picked.placed, sequence.chooser
+    path, bonus = accept(tree.children, tokens, chooser.choices(results), chooser.has_ended)
+    cache.commit(path)
+    group = tree.groups[path[-1]]
+    sequence.drafts.read(results.top_ids[group], results.top_logits[group])
+    emitted = [*(tokens[node] for node in path[1:]), bonus]
+    sequence.extend(emitted)
+    sequence.num_steps += 1
+    return Outcome(tree.tree.paths[path[-1]], emitted)

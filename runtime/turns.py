@@ -1,0 +1,299 @@
+"""Who runs the steps of an engine, and which texts share one.
+
+Threads that want a step at the same time share it: the first runs the steps, and those of the
+others with them, until its own answer is served; then another one does. A thread that is alone
+waits for nobody.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Protocol
+from weakref import WeakKeyDictionary, ref
+
+from bita.errors import BitaError
+from bita.runtime.backends.backend import Backend
+from bita.runtime.decoding.joint_decoder import JointDecoder
+from bita.runtime.decoding.places import Places
+from bita.runtime.decoding.sequence import TokenSequence
+from bita.runtime.decoding.shared_cache import SharedCache
+from bita.runtime.decoding.tree_decoder import TreeDecoder
+
+MAX_TEXTS = 64  # of a step
+SLICE_STEPS = 16  # of one text after the other, where a backend cannot run them together
+GATHER_SECONDS = 0.0003  # that a step waits for threads that took part in the last
+
+
+class Answer(Protocol):
+    """What takes part in steps."""
+
+    decoder: TreeDecoder
+    sequence: TokenSequence
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    def wants_step(self) -> bool:
+        """Whether a step is to follow; ends the answer if not."""
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Take what a step emitted."""
+
+    def fail(self, error: BaseException) -> None:
+        """End because of an error."""
+
+    def expire(self) -> None:
+        """End because the time is over."""
+
+    def patience(self) -> float:
+        """Seconds that it may wait for the engine; -1 for any time."""
+
+
+class EngineLock:
+    """Held while a step runs. The thread that holds it may take it again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner, self._depth = 0, 0
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread holds it."""
+        return self._owner == threading.get_ident()
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Take it; says whether that was possible within so many seconds (-1: any time)."""
+        if not self._lock.acquire(timeout=timeout):
+            return False
+        self._owner, self._depth = threading.get_ident(), self._depth + 1
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+        self._lock.release()
+
+    def __enter__(self) -> "EngineLock":
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+@dataclass(eq=False)
+class _Member:
+    """An answer that a thread waits for, until it has got further or to its end."""
+
+    answer: Answer
+    to_end: bool
+    is_running: bool = False
+
+    def __post_init__(self) -> None:
+        self._num_read = self.answer.sequence.num_read
+
+    @property
+    def is_served(self) -> bool:
+        if self.answer.has_ended:
+            return True
+        return not self.to_end and self.answer.sequence.num_read > self._num_read
+
+
+class Turns:
+    """The steps of one engine.
+
+    places: of texts that share steps; None for backends that run one text at a time, which get
+    slices of some steps by turns.
+    """
+
+    def __init__(self, backend: Backend, shared_cache: SharedCache, places: Places | None) -> None:
+        self.lock = EngineLock()
+        self._backend = backend
+        self._shared_cache = shared_cache
+        self._places = places
+        self._joint: WeakKeyDictionary[TreeDecoder, JointDecoder] = WeakKeyDictionary()
+        self._changed = threading.Condition()
+        self._members: list[_Member] = []
+        self._is_led = False
+        self._expected: set[int] = set()  # answers of the last step whose threads may come back
+        self._slice: ref[Answer] | None = None  # whose steps these are, and how many are left
+        self._num_left = 0
+
+    def step(self, answer: Answer) -> None:
+        """Run steps until an answer has got further than it has been before."""
+        self._serve(_Member(answer, to_end=False))
+
+    def run(self, answer: Answer) -> None:
+        """Run steps until an answer has ended."""
+        self._serve(_Member(answer, to_end=True))
+
+    def advance(self, answers: Sequence[Answer]) -> None:
+        """Run one step of all these answers, or of as many as the backend can run together.
+
+        An answer that fails has its error; the others are not concerned. The first in the list
+        have precedence.
+        """
+        with self.lock:
+            wanting = [each for each in answers if self._wants_step(each)]
+            by_decoder: dict[TreeDecoder, list[Answer]] = {}
+            for answer in wanting:
+                by_decoder.setdefault(answer.decoder, []).append(answer)
+            for decoder, group in by_decoder.items():
+                self._advance(decoder, group)
+
+    def forget(self) -> None:
+        """Forget all texts."""
+        with self.lock:
+            (self._places or self._shared_cache).forget()
+
+    def _serve(self, member: _Member) -> None:
+        if self.lock.is_mine:  # the caller has the engine for itself
+            while not member.is_served:
+                self.advance([member.answer])
+            return
+        try:
+            if self._wait(member):
+                self._lead(member)
+        except BaseException:
+            self._give_up(member)
+            raise
+
+    def _wait(self, member: _Member) -> bool:
+        """Join the next steps; says whether it is on this thread to run them, else the answer has
+        been served.
+        """
+        with self._changed:
+            self._members.append(member)
+            self._changed.notify_all()
+            while not member.is_served:
+                if not self._is_led:
+                    self._is_led = True
+                    return True
+                seconds = member.answer.patience()
+                timed_out = not self._changed.wait(None if seconds < 0 else seconds)
+                if timed_out and not member.is_running:
+                    member.answer.expire()
+            self._remove(member)
+            return False
+
+    def _lead(self, member: _Member) -> None:
+        """Run steps until an answer is served, with those of other members."""
+        members: list[_Member] = []
+        try:
+            while not member.is_served:
+                if not self.lock.acquire(timeout=member.answer.patience()):
+                    member.answer.expire()
+                    return
+                try:
+                    members = self._gathered()
+                    self.advance([each.answer for each in members])
+                finally:
+                    self.lock.release()
+                    self._end_step(members)
+        finally:
+            with self._changed:
+                self._is_led = False
+                self._remove(member)
+                self._changed.notify_all()
+
+    def _gathered(self) -> list[_Member]:
+        """Those who take part in the next step, after a moment for those who did in the last."""
+        ends_at = monotonic() + GATHER_SECONDS
+        with self._changed:
+            while True:
+                absent = self._expected - {id(each.answer) for each in self._members}
+                rest = ends_at - monotonic()
+                if not absent or rest <= 0:
+                    break
+                self._changed.wait(rest)
+            members = self._members[:MAX_TEXTS]
+            for each in members:
+                each.is_running = True
+        return members
+
+    def _end_step(self, members: Sequence[_Member]) -> None:
+        with self._changed:
+            for each in members:
+                each.is_running = False
+            self._expected = {id(each.answer) for each in members if not each.answer.has_ended}
+            self._changed.notify_all()
+
+    def _give_up(self, member: _Member) -> None:
+        """Take part no more, after an interrupt."""
+        with self._changed:
+            while member.is_running:
+                self._changed.wait()
+            self._remove(member)
+
+    def _remove(self, member: _Member) -> None:
+        if member in self._members:
+            self._members.remove(member)
+
+    def _advance(self, decoder: TreeDecoder, group: Sequence[Answer]) -> None:
+        try:
+            if len(group) > 1 and self._places is not None:
+                self._advance_together(decoder, group[:MAX_TEXTS], self._places)
+            else:
+                self._advance_one(self._whose_slice(group))
+        except BaseException:  # an interrupt can come anywhere: the rows are not to be used
+            (self._places or self._shared_cache).invalidate()
+            raise
+
+    def _advance_together(
+        self, decoder: TreeDecoder, group: Sequence[Answer], places: Places
+    ) -> None:
+        if decoder not in self._joint:
+            step = self._backend.joint_step(decoder.adapter)
+            assert step is not None
+            self._joint[decoder] = JointDecoder(decoder, step, places)
+        try:
+            outcomes = self._joint[decoder].step([each.sequence for each in group])
+        except BitaError as error:
+            places.invalidate()
+            outcomes = [error] * len(group)
+        for answer, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, BitaError):
+                answer.fail(outcome)
+            else:
+                answer.take(outcome)
+            if answer.has_ended:
+                places.end(answer.sequence)
+
+    def _wants_step(self, answer: Answer) -> bool:
+        if answer.has_ended:
+            return False
+        if answer.wants_step():
+            return True
+        if self._places is not None:
+            self._places.end(answer.sequence)
+        return False
+
+    def _advance_one(self, answer: Answer) -> None:
+        try:
+            answer.take(answer.decoder.step(answer.sequence))
+        except BitaError as error:
+            self._shared_cache.invalidate()
+            answer.fail(error)
+
+    def _whose_slice(self, group: Sequence[Answer]) -> Answer:
+        """Of answers that cannot share a step, the one whose step is next."""
+        if len(group) == 1:
+            return group[0]
+        owner = None if self._slice is None else self._slice()
+        if owner is None or owner not in group:
+            owner, self._num_left = group[0], SLICE_STEPS
+        elif not self._num_left:
+            owner = group[(group.index(owner) + 1) % len(group)]
+            self._num_left = SLICE_STEPS
+        self._slice = ref(owner)
+        self._num_left -= 1
+        return owner
