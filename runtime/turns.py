@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
-from bita.errors import BitaError
+from bita.errors import BitaError, EngineError
 from bita.runtime.backends.backend import Backend
 from bita.runtime.decoding.joint_decoder import JointDecoder
 from bita.runtime.decoding.places import Places
@@ -23,6 +23,7 @@ from bita.runtime.decoding.tree_decoder import TreeDecoder
 
 MAX_TEXTS = 64  # of a step
 SLICE_STEPS = 16  # of one text after the other, where a backend cannot run them together
+INTERRUPTED = "the answer was interrupted; ask again"
 GATHER_SECONDS = 0.0003  # that a step waits for threads that took part in the last
 
 
@@ -239,34 +240,55 @@ class Turns:
             self._members.remove(member)
 
     def _advance(self, decoder: TreeDecoder, group: Sequence[Answer]) -> None:
+        if len(group) > 1 and self._places is not None:
+            group = group[:MAX_TEXTS]
+        else:
+            group = [self._whose_slice(group)]
         try:
-            if len(group) > 1 and self._places is not None:
-                self._advance_together(decoder, group[:MAX_TEXTS], self._places)
-            else:
-                self._advance_one(self._whose_slice(group))
-        except BaseException:  # an interrupt can come anywhere: the rows are not to be used
+            outcomes = self._outcomes(decoder, group)
+        except BaseException:  # an interrupt can come anywhere: rows and answers are half made
             (self._places or self._shared_cache).invalidate()
+            for answer in group:
+                answer.fail(EngineError(INTERRUPTED))
             raise
+        interrupts = [self._deliver(*pair) for pair in zip(group, outcomes, strict=True)]
+        for interrupt in filter(None, interrupts):
+            raise interrupt
 
-    def _advance_together(
-        self, decoder: TreeDecoder, group: Sequence[Answer], places: Places
-    ) -> None:
+    def _outcomes(
+        self, decoder: TreeDecoder, group: Sequence[Answer]
+    ) -> Sequence[list[int] | BitaError]:
+        """Run a step; returns what it emitted for each answer, or why it failed."""
+        try:
+            if len(group) == 1:
+                return [decoder.step(group[0].sequence)]
+            return self._joint_decoder(decoder).step([each.sequence for each in group])
+        except BitaError as error:
+            (self._places or self._shared_cache).invalidate()
+            return [error] * len(group)
+
+    def _joint_decoder(self, decoder: TreeDecoder) -> JointDecoder:
         if decoder not in self._joint:
             step = self._backend.joint_step(decoder.adapter)
             assert step is not None
-            self._joint[decoder] = JointDecoder(decoder, step, places)
-        try:
-            outcomes = self._joint[decoder].step([each.sequence for each in group])
-        except BitaError as error:
-            places.invalidate()
-            outcomes = [error] * len(group)
-        for answer, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, BitaError):
-                answer.fail(outcome)
-            else:
+            assert self._places is not None
+            self._joint[decoder] = JointDecoder(decoder, step, self._places)
+        return self._joint[decoder]
+
+    def _deliver(self, answer: Answer, outcome: list[int] | BitaError) -> BaseException | None:
+        """Give an answer what a step emitted; returns what interrupted that."""
+        interrupt = None
+        if isinstance(outcome, BitaError):
+            answer.fail(outcome)
+        else:
+            try:
                 answer.take(outcome)
-            if answer.has_ended:
-                places.end(answer.sequence)
+            except BaseException as error:  # the others get theirs all the same
+                interrupt = error
+                answer.fail(EngineError(INTERRUPTED))
+        if answer.has_ended and self._places is not None:
+            self._places.end(answer.sequence)
+        return interrupt
 
     def _wants_step(self, answer: Answer) -> bool:
         if answer.has_ended:

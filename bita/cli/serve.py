@@ -44,6 +44,15 @@ def add_parser(subparsers: Any) -> None:
         "--queue", type=not_negative, default=32, help="requests in line; more are told 429"
     )
     limits.add_argument(
+        "--parallel", type=positive, default=32, help="answers given at once, which share steps"
+    )
+    limits.add_argument(
+        "--answer-tokens",
+        type=positive,
+        default=1024,
+        help="the most of an answer whose request names no limit",
+    )
+    limits.add_argument(
         "--max-connections", type=positive, default=256, help="at once; idle ones make room"
     )
     limits.add_argument("--request-seconds", type=float, default=600.0, help="waiting included")
@@ -86,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         model_name=args.model_name or args.engine.absolute().name,
         api_key=key,
         num_waiting=args.queue,
+        num_running=args.parallel,
+        answer_tokens=args.answer_tokens,
         max_body_bytes=args.max_body_bytes,
         max_messages=args.max_messages,
         request_seconds=args.request_seconds,

@@ -89,7 +89,11 @@ class JointDecoder:
         self._places.release(sequence)
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> list[_Share]:
-        """Those that decode, each with a tree; then as many that read as the step has room for."""
+        """Those that decode, each with a tree; then as many that read as the step has room for.
+
+        The first that reads leaves half of the room to the others, so that short prompts need not
+        wait for long ones.
+        """
         decoding, reading = [], []
         for number, sequence in enumerate(sequences):
             place = self._places.hold(sequence)
@@ -103,11 +107,16 @@ class JointDecoder:
         room = self._room() if shares else self._decoder.prefill_rows
         busy = {each.sequence for each in shares}
         begun: list[TokenSequence] = []
-        for number, sequence in reading:
+        for count, (number, sequence) in enumerate(reading, start=1):
             if room <= 0 or self._waits(sequence, begun, has_first=bool(busy)):
                 continue
             busy.add(sequence)
-            share = self._reading(number, sequence, room, busy)
+            place = self._places.take(sequence, self._decoder.adapter, busy)
+            if sequence.has_answer and place.cache.length == len(sequence.token_ids) - 1:
+                shares += self._rounds([(number, sequence, place)])
+                continue
+            is_last = begun or count == len(reading)
+            share = self._reading(number, sequence, place, room if is_last else max(room // 2, 1))
             room -= share.part.num_rows
             begun.append(sequence)
             shares.append(share)
@@ -147,11 +156,8 @@ class JointDecoder:
         missing = num_pages(len(ids) - known) + 1
         return has_first and not self._pages.make_room(missing)
 
-    def _reading(
-        self, number: int, sequence: TokenSequence, room: int, busy: set[TokenSequence]
-    ) -> _Share:
+    def _reading(self, number: int, sequence: TokenSequence, place: Place, room: int) -> _Share:
         """A piece of what is missing of a sequence, of at most `room` tokens."""
-        place = self._places.take(sequence, self._decoder.adapter, busy)
         self._decoder.note_begun(sequence, place.cache.length)
         missing = sequence.token_ids[place.cache.length :]
         ends_prompt = not sequence.has_answer and len(missing) <= room

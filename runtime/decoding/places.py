@@ -91,6 +91,8 @@ class Places:
     def forget(self) -> None:
         """Forget every sequence, so that each is computed again."""
         self.invalidate()
+        for place in self._all[1:]:
+            place.cache.release()
         self.main.store.clear()
 
     def _free(self, busy: Collection[TokenSequence]) -> Place:

@@ -10,6 +10,7 @@ from bita.json_values import shown
 from bita.runtime.backends.backend import Backend, Step
 from bita.runtime.backends.cache import Cache
 from bita.runtime.backends.layout import prefill_layout
+from bita.runtime.backends.page_pool import PagesInUseError
 from bita.runtime.decoding.bound_trees import Binder, BoundTree, BoundTrees, PlacedTree
 from bita.runtime.decoding.chooser import GREEDY, AnyChooser
 from bita.runtime.decoding.drafting import Drafts
@@ -149,6 +150,14 @@ class TreeDecoder:
         return step
 
     def _next_step(self, sequence: TokenSequence) -> Step:
+        try:
+            return self._step_alone(sequence)
+        except PagesInUseError:
+            if self._places is None or not self._places.release_others([sequence]):
+                raise
+        return self._step_alone(sequence)
+
+    def _step_alone(self, sequence: TokenSequence) -> Step:
         began = perf_counter()
         missing = self._missing(sequence)
         if sequence.has_answer and len(missing) == 1:

@@ -20,7 +20,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bita.errors import BitaError, PromptError, PromptTooLongError
-from bita.runtime.decoding.stats import Stats
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options
 from bita.runtime.serving.errors import RequestError, error_body
@@ -44,7 +43,9 @@ class ServerSettings:
 
     model_name: str  # that clients ask for
     api_key: str | None = None  # that they have to send; None: none
-    num_waiting: int = 32  # requests in line beside the one that is answered
+    num_waiting: int = 32  # requests in line beside those that are answered
+    num_running: int = 32  # answers that are given at once
+    answer_tokens: int = 1024  # of an answer whose request names no limit
     max_body_bytes: int = 1 << 20
     max_messages: int = 256  # of a conversation
     request_seconds: float = 600.0  # from coming to the end of the answer; then it is cut
@@ -64,7 +65,13 @@ class Server:
         self._created = int(time())
         self._fingerprint = f"bita_{session.engine.files['model.onnx']['sha256'][:12]}"
         self.metrics = Metrics()
-        self.line = Line(session, settings.num_waiting, self._count)
+        self.line = Line(
+            session,
+            settings.num_waiting,
+            settings.num_running,
+            self.metrics.count_steps,
+            self._count,
+        )
         self.metrics.watch(
             "requests_waiting", "requests in line", lambda: float(self.line.num_waiting)
         )
@@ -184,7 +191,9 @@ class Server:
             asked = await _parsed(kind, body)
             self._check_asked(asked)
             generations = await self._started(request, asked)
-            job = Job(generations, asyncio.get_running_loop())
+            job = Job(
+                generations, asyncio.get_running_loop(), asked.stream, _client_of(request, asked)
+            )
             form = Form(
                 isinstance(asked, ChatRequest),
                 self._settings.model_name,
@@ -251,7 +260,8 @@ class Server:
     def _start(self, asked: AnswerRequest, is_wanted: Callable[[], bool]) -> list[Generation]:
         """The answers to a request, none of them begun. Raises PromptError."""
         ends_at = monotonic() + self._settings.request_seconds
-        options = asked.options(self._settings.defaults, self._session.engine.manifest.capacity)
+        most = min(self._settings.answer_tokens, self._session.engine.manifest.capacity)
+        options = asked.options(self._settings.defaults, most)
         if options.grammar is not None:
             self._session.check_grammar(options.grammar, is_wanted)
         seconds = max(ends_at - monotonic(), 0.001)
@@ -290,19 +300,18 @@ class Server:
         self, asked: AnswerRequest, form: Form, job: Job, event: Piece | None
     ) -> AsyncIterator[bytes]:
         """The events of a stream."""
-        index = -1
+        opened: set[int] = set()
         try:
             while event is not None:
-                while index < event.index:
-                    if index >= 0:
-                        yield event_bytes(form.closing(index, job.generations[index]))
-                    index += 1
-                    if form.is_chat:
-                        yield event_bytes(form.opening(index))
-                if piece := form.piece(index, event.text, job.generations[index]):
+                index, generation = event.index, job.generations[event.index]
+                if form.is_chat and index not in opened:
+                    opened.add(index)
+                    yield event_bytes(form.opening(index))
+                if piece := form.piece(index, event.text, generation):
                     yield event_bytes(piece)
+                if event.has_ended:
+                    yield event_bytes(form.closing(index, generation))
                 event = _checked(await job.events.get())
-            yield event_bytes(form.closing(index, job.generations[index]))
             if asked.includes_usage:
                 yield event_bytes(form.usage_chunk(job.generations))
             yield b"data: [DONE]\n\n"
@@ -312,18 +321,24 @@ class Server:
             log.exception("a stream failed")
             yield event_bytes(error_body("the server failed; see its log", "server_error"))
 
-    def _count(self, job: Job, stats: Stats) -> None:
+    def _count(self, job: Job) -> None:
         now = monotonic()
-        self.metrics.count(job, stats, now)
+        self.metrics.count(job, now)
         log.info(
             "%s: prompt of %d tokens, %d cached; %d tokens in %d steps; %.3f s in line, %.3f s",
             ", ".join(each.finish_reason or "failed" for each in job.generations),
-            *(stats.num_prompt_tokens, stats.num_reused_tokens),
+            sum(len(each.prompt_ids) for each in job.generations),
+            sum(each.num_reused for each in job.generations),
             sum(len(each.token_ids) for each in job.generations),
-            stats.num_steps,
+            job.num_steps,
             (job.started_at or now) - job.came_at,
             now - job.came_at,
         )
+
+
+def _client_of(request: Request, asked: AnswerRequest) -> str:
+    """Who shares the engine with others: the user that a request names, or its address."""
+    return asked.user or (request.client.host if request.client else "")
 
 
 async def _parsed(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:

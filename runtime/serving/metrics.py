@@ -41,9 +41,10 @@ class Metrics:
         self._reused = counter("prompt_tokens_reused", "of them, those that were in the cache")
         self._tokens = counter("generated_tokens", "tokens of answers")
         self._decoded = counter("decoded_tokens", "of them, those that decode steps emitted")
-        self._steps = counter("steps", "decode steps")
+        self._steps = counter("steps", "decode steps of each text; several texts may share one")
+        self._rows = counter("step_rows", "rows of decode steps, those of prompts in them included")
         self._accepted = counter("accepted_drafts", "accepted nodes, by depth in the tree", "depth")
-        self._step = seconds("step", "time of a decode step", STEP_SECONDS)
+        self._step = seconds("step", "time of a decode step, once if texts share it", STEP_SECONDS)
         self._wait = seconds("wait", "time in line", REQUEST_SECONDS)
         self._first = seconds("first_token", "from coming to the first token", REQUEST_SECONDS)
         self._request = seconds("request", "from coming to the end", REQUEST_SECONDS)
@@ -56,15 +57,12 @@ class Metrics:
         """A gauge that is looked up when it is asked for."""
         Gauge(f"bita_{name}", text, registry=self._registry).set_function(value)
 
-    def count(self, job: Job, stats: Stats, now: float) -> None:
-        """Add a request that has ended."""
-        for generation in job.generations:
-            if generation.finish_reason is not None:
-                self._answers.labels(generation.finish_reason).inc()
-            self._tokens.inc(len(generation.token_ids))
+    def count_steps(self, stats: Stats) -> None:
+        """Add steps that have run."""
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._reused.inc(stats.num_reused_tokens)
         self._steps.inc(stats.num_steps)
+        self._rows.inc(stats.num_rows)
         self._decoded.inc(stats.num_tokens)
         for path, count in stats.num_accepted.items():
             if path:
@@ -74,6 +72,13 @@ class Metrics:
         self._num_steps += stats.num_steps
         self._num_decoded += stats.num_tokens
         self._per_step.set(self._num_decoded / self._num_steps if self._num_steps else 0)
+
+    def count(self, job: Job, now: float) -> None:
+        """Add a request that has ended."""
+        for generation in job.generations:
+            if generation.finish_reason is not None:
+                self._answers.labels(generation.finish_reason).inc()
+            self._tokens.inc(len(generation.token_ids))
         if job.started_at is not None:
             self._wait.observe(job.started_at - job.came_at)
         if job.first_token_at is not None:

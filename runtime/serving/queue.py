@@ -1,14 +1,14 @@
-"""Requests in line for the engine: one is answered at a time, from its start to its end."""
+"""Requests in line for the engine, and those that it answers, together where it can."""
 
 import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 
-from bita.errors import BitaError
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.generation import Generation
 from bita.runtime.serving.errors import RequestError
@@ -19,27 +19,51 @@ log = logging.getLogger("bita.serve")
 
 @dataclass
 class Piece:
-    """Text that was added to one of a request's answers."""
+    """Text that was added to one of a request's answers; has_ended: none follows."""
 
     index: int
     text: str
+    has_ended: bool = False
+
+
+Event = Piece | BaseException | None
 
 
 @dataclass(eq=False)
 class Job:
-    """One request. events: Pieces, then None at its end, or the error that ended it."""
+    """One request. events: Pieces if it is a stream, then None at its end, or the error that ended
+    it.
+
+    client: who sent it; clients have equal shares of the engine.
+    """
 
     generations: Sequence[Generation]
     loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[Piece | BaseException | None]" = field(default_factory=asyncio.Queue)
+    is_stream: bool = True
+    client: str = ""
+    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
     came_at: float = field(default_factory=monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
     is_cancelled: bool = False
 
-    def tell(self, event: "Piece | BaseException | None") -> None:
-        """Called from the worker."""
-        self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+    def __post_init__(self) -> None:
+        self._told = [(0, False)] * len(self.generations)  # tokens of each, and whether it ended
+        self._num_characters = [0] * len(self.generations)
+
+    @property
+    def has_ended(self) -> bool:
+        return all(each.has_ended for each in self.generations)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended one of its answers."""
+        return next((each.error for each in self.generations if each.error is not None), None)
+
+    @property
+    def num_steps(self) -> int:
+        """Decode steps of all its answers."""
+        return sum(each.sequence.num_steps for each in self.generations)
 
     def cancel(self) -> None:
         """End it before its next step; it needs no more of the engine."""
@@ -47,25 +71,48 @@ class Job:
         for generation in self.generations:
             generation.cancel()
 
+    def news(self) -> Iterator[Event]:
+        """What there is to tell since this was last asked."""
+        for index, generation in enumerate(self.generations):
+            state = len(generation.token_ids), generation.has_ended
+            if state != self._told[index]:
+                self._told[index] = state
+                if self.first_token_at is None:
+                    self.first_token_at = monotonic()
+                if self.is_stream and not self.is_cancelled and generation.error is None:
+                    start, text = self._num_characters[index], generation.text
+                    self._num_characters[index] = len(text)
+                    yield Piece(index, text[start:], generation.has_ended)
+        if self.error is not None:
+            self.cancel()
+        if self.has_ended:
+            yield self.error
+
 
 class Line:
-    """The places of requests, and the thread that answers them in the order of their coming.
+    """The places of requests, and the thread that answers them.
 
-    num_waiting: places for requests beside the one that is answered. on_answer: called with a job
-    when it has ended, and the figures of its steps.
+    num_waiting: places for requests beside those that are answered. num_running: answers that are
+    given at once, at the most; they share steps. Where several clients wait, the one with the
+    fewest answers is next. on_steps: called with the figures of steps now and then. on_answer:
+    called with a job when it has ended.
     """
 
     def __init__(
         self,
         session: Session,
         num_waiting: int,
-        on_answer: Callable[[Job, Stats], None] = lambda job, stats: None,
+        num_running: int = 1,
+        on_steps: Callable[[Stats], None] = lambda stats: None,
+        on_answer: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self._session = session
-        self._num_places = num_waiting + 1
+        self._num_places = num_waiting + num_running
+        self._max_running = num_running
+        self._on_steps = on_steps
         self._on_answer = on_answer
-        self._jobs: deque[Job] = deque()
-        self._running: Job | None = None
+        self._jobs: list[Job] = []
+        self._running: list[Job] = []
         self._num_taken = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -76,16 +123,16 @@ class Line:
     def num_waiting(self) -> int:
         """Requests that have a place and are not answered yet."""
         with self._changed:
-            return self._num_taken - (self._running is not None)
+            return self._num_taken - len(self._running)
 
     @property
     def num_taken(self) -> int:
-        """Places that requests have, the one that is answered included."""
+        """Places that requests have, those that are answered included."""
         return self._num_taken
 
     @property
     def num_running(self) -> int:
-        return int(self._running is not None)
+        return len(self._running)
 
     def take_place(self) -> None:
         """Have a place until `leave`. Raises RequestError 429 if all are taken."""
@@ -129,42 +176,75 @@ class Line:
         """End all jobs and the thread."""
         with self._changed:
             self._is_closed = True
-            for job in (*self._jobs, self._running):
-                if job is not None:
-                    job.cancel()
+            for job in (*self._jobs, *self._running):
+                job.cancel()
             self._changed.notify_all()
         self._thread.join()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs and not self._is_closed:
-                    self._changed.wait()
-                if not self._jobs:
-                    return
-                self._running = self._jobs.popleft()
-            self._answer(self._running)
-            with self._changed:
-                self._running = None
+        while self._admitted():
+            self._step()
+            jobs = self._running
+            self._end(job for job in jobs if job.has_ended)
+            self._tell(jobs)
 
-    def _answer(self, job: Job) -> None:
-        job.started_at = monotonic()
-        self._session.reset_stats()
-        error: BaseException | None = None
+    def _admitted(self) -> bool:
+        """Take jobs out of the line while there is room; wait for one if there is none at all.
+        Says whether there is something to do.
+        """
+        with self._changed:
+            while not self._jobs and not self._running:
+                if self._is_closed:
+                    return False
+                self._changed.wait()
+            num_answers = sum(len(job.generations) for job in self._running)
+            while self._jobs and (not self._running or num_answers < self._max_running):
+                job = self._next()
+                self._jobs.remove(job)
+                job.started_at = monotonic()
+                self._running.append(job)
+                num_answers += len(job.generations)
+            return True
+
+    def _next(self) -> Job:
+        """The job in line whose client has the fewest answers; of these the first that came."""
+        answers = Counter(job.client for job in self._running)
+        return min(self._jobs, key=lambda job: answers[job.client])
+
+    def _step(self) -> None:
+        """One step of all answers."""
+        answers = [each for job in self._running for each in job.generations if not each.has_ended]
         try:
-            for index, generation in enumerate(job.generations):
-                self._run(job, index, generation)
-        except BitaError as refusal:
-            error = refusal
+            self._session.advance(answers)
         except Exception as fault:
-            log.exception("an answer failed")
-            error = fault
-        self._on_answer(job, self._session.stats)
-        job.tell(error)
+            log.exception("a step failed")
+            for answer in answers:
+                answer.fail(fault)
 
-    def _run(self, job: Job, index: int, generation: Generation) -> None:
-        for text in generation:
-            if generation.token_ids and job.first_token_at is None:
-                job.first_token_at = monotonic()
-            if not job.is_cancelled:
-                job.tell(Piece(index, text))
+    def _end(self, jobs: Iterable[Job]) -> None:
+        """Count jobs that have ended, and make room for others."""
+        ended = [*jobs]
+        if not ended:
+            return
+        stats = self._session.stats
+        self._session.reset_stats()
+        self._on_steps(stats)
+        with self._changed:
+            self._running = [job for job in self._running if job not in ended]
+        for job in ended:
+            self._on_answer(job)
+
+    def _tell(self, jobs: Iterable[Job]) -> None:
+        """Give the news of this step to whoever waits for them, all in one go."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Event]]] = {}
+        for job in jobs:
+            for event in job.news():
+                by_loop.setdefault(job.loop, []).append((job, event))
+        for loop, events in by_loop.items():
+            with suppress(RuntimeError):  # it is closed, and nobody waits
+                loop.call_soon_threadsafe(_put, events)
+
+
+def _put(events: Iterable[tuple[Job, Event]]) -> None:
+    for job, event in events:
+        job.events.put_nowait(event)

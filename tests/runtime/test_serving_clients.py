@@ -11,11 +11,12 @@ import pytest
 from running_server import MESSAGES, running
 
 from bita.runtime.decoding.sequence import TokenSequence
+from bita.runtime.turns import SLICE_STEPS
 
 
 def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
     """The first stream is read to its end while the second has not begun."""
-    with running(tiny_engine) as server, ThreadPoolExecutor() as pool:
+    with running(tiny_engine, num_running=1) as server, ThreadPoolExecutor() as pool:
         order: list[str] = []
 
         def stream(name: str) -> str:
@@ -43,8 +44,28 @@ def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
         assert len(sequences) == 2  # no step of the second before the last of the first
 
 
+def test_two_are_answered_in_slices_where_they_cannot_share_steps(tiny_engine: Path) -> None:
+    with running(tiny_engine) as server, ThreadPoolExecutor() as pool:
+        ask = {"messages": MESSAGES, "max_tokens": 60, "ignore_eos": True, "seed": 1}
+        with server.gate.closed():
+            first = pool.submit(server.post, json=ask)
+            server.wait_until(lambda: server.gate.num_waiting == 1)
+            second = pool.submit(server.post, json=ask)
+            server.wait_until(lambda: server.server.line.num_taken == 2)
+        texts = [
+            each.result().json()["choices"][0]["message"]["content"] for each in (first, second)
+        ]
+        assert texts == 2 * [server.alone(MESSAGES, 60, ignore_eos=True).text]
+        slices = [len([*steps]) for _, steps in groupby(server.gate.sequences)]
+        assert len(slices) > 2
+        assert max(slices) <= SLICE_STEPS + 1  # a step came before the second
+
+
 def test_a_full_line_is_told(tiny_engine: Path) -> None:
-    with running(tiny_engine, num_waiting=1) as server, ThreadPoolExecutor() as pool:
+    with (
+        running(tiny_engine, num_waiting=1, num_running=1) as server,
+        ThreadPoolExecutor() as pool,
+    ):
         request = {"messages": MESSAGES, "max_tokens": 5}
         with server.gate.closed():
             first = pool.submit(server.post, json=request)

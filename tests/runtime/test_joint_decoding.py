@@ -1,0 +1,222 @@
+"""Texts that share steps are to the bit what each is alone, whatever they take from each other."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from deadlines import stopped_if_it_hangs
+from native_engines import FEATURES, native_engine, require_library
+from random_drafts import drafting_adapter, prompt_ids, random_tree
+
+from bita.errors import BitaError
+from bita.runtime.backends.paged_cache import PagedCache
+from bita.runtime.generation import Generation
+from bita.runtime.session import Session
+from bita.runtime.text.grammar import Grammar
+from bita.tree import Tree
+from bita.tree_table import TreeTable
+
+CAPACITY = 400
+OPTIONS: dict[str, Any] = {"ignore_eos": True, "logprobs": 3}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, int4, C = 400, three masks, prefix of 5."""
+    require_library()
+    return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", CAPACITY).path
+
+
+def page_bytes(session: Session) -> int:
+    cache = session.backend.cache
+    assert isinstance(cache, PagedCache)
+    return cache.slab[:, 0].nbytes
+
+
+def open_session(engine: Path, kept_pages: int = 1000, **options: Any) -> Session:
+    kept_text_bytes = kept_pages * page_bytes(Session.open(engine, num_threads=1))
+    return Session.open(engine, num_threads=1, kept_text_bytes=kept_text_bytes, **options)
+
+
+def random_table(seed: int, slope: float) -> TreeTable:
+    """Trees of any form, with and without guesses, a row of which costs `slope` plain steps."""
+    trees = [random_tree(seed), random_tree(seed + 1).with_guesses(2), Tree.root_only(3)]
+    table = TreeTable(tuple(trees), (0, 4), ((2, 1), (0, 1)))
+    return table.with_costs([1 + slope * row for row in range(table.num_rows)])
+
+
+def some_options(rng: random.Random, seed: int) -> dict[str, Any]:
+    """Greedy, sampled, penalized, with a grammar, ended early."""
+    grammar = {"grammar": Grammar.regex("[a-z ]{3,20}"), "ignore_eos": False}
+    return {
+        **OPTIONS,
+        "max_new_tokens": rng.randint(1, 40),
+        "seed": seed,
+        **rng.choice([{}, {"temperature": 0.8}, {"repetition_penalty": 1.3}, grammar]),
+    }
+
+
+def assert_as_alone(other: Session, found: Generation, options: dict[str, Any]) -> None:
+    """The tokens and log-probabilities of another session that reads the prompt whole."""
+    other.forget()
+    alone = other.generate(list(found.prompt_ids), **options)
+    assert found.token_ids == alone.token_ids
+    assert found.logprobs == alone.logprobs
+    assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason)
+
+
+def num_held(session: Session) -> int:
+    """Pages that anything holds."""
+    cache = session.backend.cache
+    assert isinstance(cache, PagedCache)
+    return cache.slab.shape[1] - cache.pages.pool.num_free
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("kept_pages", [0, 6, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_texts_that_come_and_go(engine: Path, seed: int, kept_pages: int, slope: float) -> None:
+    """Up to nine at once, of prompts that begin alike, where rows are free or dear and pages few;
+    some are cancelled.
+    """
+    rng = random.Random(seed)
+    session = open_session(engine, kept_pages, keep_answers=rng.random() < 0.5)
+    session = session.using(
+        tree=random_table(seed, slope), adapter=drafting_adapter(session, rng.choice((0, 5, 17)), 1)
+    )
+    other = Session.open(engine, num_threads=1)
+    begin = prompt_ids(seed, 60)
+    jobs: list[tuple[Generation, dict[str, Any]]] = []
+    running: list[Generation] = []
+    with stopped_if_it_hangs():
+        while len(jobs) < 24 or running:
+            while len(running) < rng.randint(1, 9) and len(jobs) < 24:
+                prompt = [*begin[: rng.randint(0, 60)], *prompt_ids(len(jobs), rng.randint(1, 90))]
+                options = some_options(rng, len(jobs))
+                answer = session.stream(prompt, **options)
+                jobs.append((answer, options))
+                running.append(answer)
+            if rng.random() < 0.02:
+                rng.choice(running).cancel()
+            session.advance(running)
+            running = [each for each in running if not each.has_ended]
+    for answer, options in jobs:
+        if answer.finish_reason != "cancelled":
+            assert_as_alone(other, answer, options)
+    session.forget()
+    session.generate([7], 1)
+    assert num_held(session) <= 2 + 1  # of a prefix, and of [7]
+
+
+def test_a_system_prompt_is_read_once(engine: Path) -> None:
+    session = open_session(engine)
+    begin = prompt_ids(1, 200)
+    first, *others = [
+        session.stream([*begin, *prompt_ids(seed, 10)], max_new_tokens=8, ignore_eos=True)
+        for seed in range(5)
+    ]
+    session.run_together([first, *others])
+    assert first.num_reused == 0
+    assert all(each.num_reused >= 200 for each in others)
+    late = session.stream([*begin, *prompt_ids(9, 10)], max_new_tokens=8)
+    session.run_together([late])
+    assert late.num_reused >= 200
+
+
+def test_running_answers_go_on_while_a_long_prompt_is_read(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token each step, and pieces as long as the time allows; a short prompt does not wait for
+    the long one's end.
+    """
+    monkeypatch.setattr("bita.runtime.decoding.joint_decoder.MAX_GAP_MS", 0.001)
+    session = open_session(engine)
+    running = session.stream(prompt_ids(1), max_new_tokens=300, ignore_eos=True)
+    session.advance([running])
+    long = session.stream(prompt_ids(2, 300), max_new_tokens=4, ignore_eos=True)
+    short = session.stream(prompt_ids(3, 6), max_new_tokens=4, ignore_eos=True)
+    rows: list[int] = []
+    session.record(lambda name, began, ended, num_rows: rows.append(num_rows))
+    tokens = len(running.token_ids)
+    first: dict[str, int] = {}
+    for step in range(80):
+        session.advance([running, long, short])
+        assert len(running.token_ids) > tokens
+        tokens = len(running.token_ids)
+        for name, answer in (("long", long), ("short", short)):
+            if answer.token_ids:
+                first.setdefault(name, step)
+    assert first["short"] < 3
+    assert 300 / 16 <= first["long"] < 300 / 8 + 3
+    assert max(rows) <= 16 + 3 + session.tree.num_rows + 4
+
+
+def test_one_that_fails_does_not_end_the_others(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = open_session(engine), Session.open(engine, num_threads=1)
+    answers = [session.stream(prompt_ids(seed), max_new_tokens=12, **OPTIONS) for seed in range(3)]
+    chooser = answers[1].sequence.chooser
+
+    def fails(logits: np.ndarray) -> int:
+        raise BitaError("no more")
+
+    session.advance(answers)
+    monkeypatch.setattr(chooser, "choose", fails)
+    with pytest.raises(BitaError, match="no more"):
+        session.run_together(answers)
+    for answer in (answers[0], answers[2]):
+        assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 12})
+
+
+def test_a_step_that_fails_ends_all_of_its_answers_and_no_later_ones(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = open_session(engine), Session.open(engine, num_threads=1)
+    answers = [session.stream(prompt_ids(seed), max_new_tokens=12) for seed in range(3)]
+    session.advance(answers)
+    with monkeypatch.context() as patches:
+        patches.setattr(session.backend, "run", lambda binding: (_ for _ in ()).throw(KeyError()))
+        with pytest.raises(KeyError):
+            session.advance(answers)
+    again = [session.stream(prompt_ids(seed), max_new_tokens=12, **OPTIONS) for seed in range(3)]
+    session.run_together(again)
+    for answer in again:
+        assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 12})
+
+
+def test_several_answers_are_what_each_is_alone(engine: Path) -> None:
+    session, other = open_session(engine), Session.open(engine, num_threads=1)
+    found = session.generate_several(prompt_ids(1), 4, 20, temperature=1.0, seed=5)
+    for number, answer in enumerate(found):
+        other.forget()
+        alone = other.start(prompt_ids(1), options_of(20), seed=5, choice=number).run()
+        assert answer.token_ids == alone.token_ids
+    assert len({tuple(answer.token_ids) for answer in found}) > 1
+    assert sum(answer.num_reused for answer in found[1:]) >= 3 * 16
+
+
+def options_of(max_new_tokens: int) -> Any:
+    from bita.runtime.options import Options
+
+    return Options(max_new_tokens=max_new_tokens, temperature=1.0)
+
+
+def answers_of(session: Session, seeds: Sequence[int], **options: Any) -> list[Generation]:
+    return [session.stream(prompt_ids(seed), **{**OPTIONS, **options}) for seed in seeds]
+
+
+def test_texts_of_two_adapters_take_turns(engine: Path) -> None:
+    """They cannot share a step; each has its own prefix."""
+    session, other = open_session(engine), Session.open(engine, num_threads=1)
+    second = session.using(adapter=drafting_adapter(session, 17, 4))
+    answers = [
+        *answers_of(session, range(3), max_new_tokens=20),
+        *answers_of(second, range(3), max_new_tokens=20),
+    ]
+    session.run_together(answers)
+    for answer in answers:
+        assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 20})
