@@ -3,21 +3,36 @@
 A row's bits depend on its own text alone, so each text is the one that it is by itself.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from bita.adapter import Adapter
-from bita.runtime.backends.backend import Part
-from bita.runtime.backends.ort_backend import OrtBackend, ort_values
+from bita.runtime.backends.ort_session import ort_values
 from bita.runtime.backends.paged_cache import PagedCache
+from bita.runtime.backends.parts import Part
 from bita.runtime.backends.step_values import Arrays, IdCheck, adapter_values
 from bita.tensors import Float32Array
 
 MIN_TEXTS, MIN_ROWS = 8, 64  # that buffers are made for; they grow
+
+
+class JointBackend(Protocol):
+    """What a joint step asks of the backend that runs it; see `OrtBackend`."""
+
+    vocab_size: int
+    num_ranks: int
+
+    def known_inputs(self, arrays: Arrays) -> Arrays: ...
+
+    def adapter_inputs(self, adapter: Adapter) -> Mapping[str, ort.OrtValue]: ...
+
+    def new_binding(self) -> ort.IOBinding: ...
+
+    def run(self, binding: ort.IOBinding) -> None: ...
 
 
 class OrtJointStep:
@@ -26,15 +41,17 @@ class OrtJointStep:
     Whoever runs it holds the engine's lock.
     """
 
-    def __init__(self, backend: OrtBackend, adapter: Adapter) -> None:
+    def __init__(self, backend: JointBackend, cache: PagedCache, adapter: Adapter) -> None:
+        """cache: of one of the texts."""
         self._backend = backend
+        self._width = len(cache.text_pages)
         self._first_mask_row = np.zeros(1, np.int64)
         fixed: Arrays = {**adapter_values(adapter), "first_mask_row": self._first_mask_row}
         self._fixed = {
             **ort_values(backend.known_inputs(fixed)),
             **backend.adapter_inputs(adapter),
         }
-        self._texts = _Texts(backend, MIN_TEXTS)
+        self._texts = _Texts(self._width, MIN_TEXTS)
         self._rows = _Rows(backend, MIN_ROWS)
         self._outputs = {False: _Outputs(backend, False), True: _Outputs(backend, True)}
         self._bindings: dict[bool, ort.IOBinding] = {}
@@ -49,7 +66,7 @@ class OrtJointStep:
         if num_rows > self._rows.size:
             self._rows = _Rows(self._backend, 2 * num_rows)
         if len(parts) > len(self._texts.lengths):
-            self._texts = _Texts(self._backend, 2 * len(parts))
+            self._texts = _Texts(self._width, 2 * len(parts))
             self._bindings.clear()
         outputs = self._outputs[with_logits].of(num_outputs)
         self._place(parts, num_rows)
@@ -118,18 +135,17 @@ class OrtJointStep:
 class _Texts:
     """Inputs of a step by text, with room for `size` of them."""
 
-    def __init__(self, backend: OrtBackend, size: int) -> None:
-        cache = backend.cache
-        assert isinstance(cache, PagedCache)
+    def __init__(self, width: int, size: int) -> None:
+        """width: pages of the longest text."""
         self.lengths = np.zeros(size, np.int64)
-        self.pages = np.zeros((size, len(cache.text_pages)), np.int64)
+        self.pages = np.zeros((size, width), np.int64)
         self.values = ort_values({"text_lengths": self.lengths, "text_pages": self.pages})
 
 
 class _Rows:
     """Inputs of a step by row, with room for `size` of them, and OrtValues of each number."""
 
-    def __init__(self, backend: OrtBackend, size: int) -> None:
+    def __init__(self, backend: JointBackend, size: int) -> None:
         self.size = size
         self._backend = backend
         self.token_ids, self.positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -171,7 +187,7 @@ class _Rows:
 class _Outputs:
     """Results of steps by their number of output rows."""
 
-    def __init__(self, backend: OrtBackend, with_logits: bool) -> None:
+    def __init__(self, backend: JointBackend, with_logits: bool) -> None:
         self._backend = backend
         self._with_logits = with_logits
         self.wants = ort_values({"wants_logits": np.array([with_logits])})
@@ -192,7 +208,7 @@ class _Outputs:
 class _Results:
     """top_ids [R, k], top_logits [R, k], logits [R, V] or None."""
 
-    def __init__(self, backend: OrtBackend, num_outputs: int, memory: Float32Array) -> None:
+    def __init__(self, backend: JointBackend, num_outputs: int, memory: Float32Array) -> None:
         self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)
         self.top_logits = np.zeros((num_outputs, backend.num_ranks), np.float32)
         self.logits = memory.reshape(num_outputs, -1) if len(memory) else None

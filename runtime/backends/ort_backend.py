@@ -7,7 +7,6 @@ operators have pages for caches, and know a row by its text's pages; else they a
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,21 +17,23 @@ from bita.adapter import Adapter
 from bita.dialect_spec import DIALECTS, NATIVE
 from bita.engine import NEW_ROWS, SLOTS, WEIGHTS_FILE, Engine
 from bita.errors import EngineError
-from bita.runtime.backends.backend import JointStep
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.cache import HostCache
 from bita.runtime.backends.held_file import HeldFile
+from bita.runtime.backends.joint_step import OrtJointStep
 from bita.runtime.backends.layout import CPU_PREFILL_ROWS, PREFILL_ROWS, Layout, tree_layout
 from bita.runtime.backends.ort_session import (
     cache_type,
     check_session,
     least_slots,
     load_session,
+    ort_values,
     session_options,
     step_error,
 )
 from bita.runtime.backends.paged_cache import PagedCache
 from bita.runtime.backends.pair_scores import EnginePairs
+from bita.runtime.backends.parts import JointStep
 from bita.runtime.backends.step_values import (
     Arrays,
     IdCheck,
@@ -114,9 +115,7 @@ class OrtBackend:
         """What runs several texts in one step; None without native operators."""
         if not isinstance(self.cache, PagedCache):
             return None
-        from bita.runtime.backends.joint_step import OrtJointStep
-
-        return OrtJointStep(self, adapter)
+        return OrtJointStep(self, self.cache, adapter)
 
     def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """1 where a step of one row gives the bits of larger ones here, else 2; the first time it
@@ -305,11 +304,3 @@ def _allocate(engine: Engine, dtype: npt.DTypeLike, kept_bytes: int = 0) -> Host
             f"a cache of {gigabytes:.0f} GB, for {shape[2]} slots, cannot be allocated; rebuild "
             f"engine {engine.path} with a smaller --capacity"
         ) from error
-
-
-def ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
-    """OrtValues over the memory of numpy arrays."""
-    return {
-        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-        for name, array in arrays.items()
-    }

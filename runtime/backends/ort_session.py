@@ -1,7 +1,7 @@
 """An engine's graph as a session of ONNX Runtime, checked against the manifest."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +185,11 @@ def _check_processor(engine: Engine) -> None:
 def _numbers(version: str) -> list[int]:
     """1.23.2 -> [1, 23, 2]; what follows the numbers is left out."""
     return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
+
+
+def ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
+    """OrtValues over the memory of numpy arrays."""
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        for name, array in arrays.items()
+    }

@@ -12,7 +12,8 @@ from bita.errors import EngineError
 from bita.identity import ModelIdentity
 from bita.runtime.backends.cache import lazy_zeros
 from bita.runtime.backends.layout import Layout, prefill_layout
-from bita.runtime.backends.ort_backend import OrtBackend, ort_values
+from bita.runtime.backends.ort_backend import OrtBackend
+from bita.runtime.backends.ort_session import ort_values
 from bita.runtime.backends.page_pool import num_pages
 from bita.runtime.backends.page_store import common_length
 from bita.runtime.backends.paged_cache import PagedCache

@@ -11,10 +11,10 @@ from time import perf_counter
 import numpy as np
 
 from bita.errors import BitaError
-from bita.runtime.backends.backend import JointStep, Part
 from bita.runtime.backends.layout import prefill_layout
 from bita.runtime.backends.page_pool import PagesInUseError, num_pages
 from bita.runtime.backends.page_store import common_length
+from bita.runtime.backends.parts import JointStep, Part
 from bita.runtime.decoding.bound_trees import PlacedTree
 from bita.runtime.decoding.joint_trees import JointTrees
 from bita.runtime.decoding.places import Place, Places
@@ -23,8 +23,8 @@ from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.soundness import UnsoundError, check_sound
 from bita.runtime.decoding.tree_decoder import TreeDecoder, warn_of_overflow
 
-MAX_GAP_MS = 50.0  # of a step with pieces of prompts, while other texts wait for their tokens
-MIN_PIECE = 16  # tokens of prompts that a step reads in any case
+MAX_GAP_MS = 80.0  # of a step with pieces of prompts, while other texts wait for their tokens
+MIN_PIECE = 32  # tokens of prompts that a step reads in any case
 MIN_SHARED = 16  # tokens at the beginning that make it worth waiting for another prompt
 FIRST_ROW_MS = 0.5  # until a step has been timed
 ROW_MS_MEMORY = 0.8  # of the mean time of a row, with each further step

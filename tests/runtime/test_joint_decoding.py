@@ -133,6 +133,7 @@ def test_running_answers_go_on_while_a_long_prompt_is_read(
     the long one's end.
     """
     monkeypatch.setattr("bita.runtime.decoding.joint_decoder.MAX_GAP_MS", 0.001)
+    monkeypatch.setattr("bita.runtime.decoding.joint_decoder.MIN_PIECE", 16)
     session = open_session(engine)
     running = session.stream(prompt_ids(1), max_new_tokens=300, ignore_eos=True)
     session.advance([running])
