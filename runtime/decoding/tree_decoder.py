@@ -213,8 +213,9 @@ class TreeDecoder:
             is_right = bool(guess) and guess[0][0] == emitted[0]
             is_smaller = sequence.guard.count(len(emitted), is_right)
             self.stats.num_guarded_steps += is_smaller
-        sequence.extend(emitted)
+        sequence.extend(emitted, len(path) - 1)
         ended = perf_counter()
+        sequence.count_step(ended - began)
         step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
         num_guesses = 0 if from_masks else len(guess)
         self.stats.count_step(tree.paths[path[-1]], step_ms, backend_ms, num_guesses)
