@@ -110,13 +110,15 @@ function showFailure(turn, pane, error) {
   if (error.status === 401) askForKey(() => again.click());
 }
 
-function noteOf({ finish, figures }) {
+/** What is said below an answer; its speed is not, where a table has it. */
+function noteOf({ finish, figures }, isCompared = false) {
   const share = figures.tokens ? Math.round((100 * figures.drafted) / figures.tokens) : 0;
-  const parts = [
-    `${figures.tokens_per_second.toFixed(1)} tokens/s`,
-    `${figures.tokens_per_step.toFixed(2)} tokens per step`,
-    `${figures.tokens} tokens, ${share} % of them drafted`,
-  ];
+  const parts = [`${figures.tokens} tokens, ${share ? `${share} %` : "none"} of them drafted`];
+  if (!isCompared)
+    parts.unshift(
+      `${figures.tokens_per_second.toFixed(1)} tokens/s`,
+      `${figures.tokens_per_step.toFixed(2)} tokens per step`,
+    );
   if (finish === "length") parts.push("cut at the limit");
   return parts.join(" · ");
 }
@@ -124,8 +126,10 @@ function noteOf({ finish, figures }) {
 /** What follows the answers of a turn: the other way, or the comparison of both. */
 function showMore(turn) {
   const complete = turn.panes.filter((pane) => pane.end);
-  if (complete.length === 2) turn.more.replaceChildren(...comparison(complete));
-  else if (complete.length === 1 && turn.panes.length === 1) {
+  if (complete.length === 2) {
+    for (const pane of complete) pane.note.textContent = noteOf(pane.end, true);
+    turn.more.replaceChildren(...comparison(complete));
+  } else if (complete.length === 1 && turn.panes.length === 1) {
     const drafts = !complete[0].drafts;
     const text = `Answer again ${WAYS[drafts].toLowerCase()}`;
     turn.more.replaceChildren(button(text, () => answer(turn, drafts)));
