@@ -16,6 +16,7 @@ class DraftMarks:
     def __init__(self) -> None:
         self._num_told = 0  # tokens whose text has been told to its end
         self._num_shown = 0  # characters of the pieces
+        self._has_part = False  # whether a part of the next token has been told
 
     def of_piece(self, text: str, generation: Generation) -> dict[str, Any]:
         """The `bita` object of a piece. The generation may have got further meanwhile."""
@@ -24,9 +25,8 @@ class DraftMarks:
     def of_end(self, text: str, generation: Generation) -> dict[str, Any]:
         """The `bita` object of the last piece of an answer that has ended: with its figures."""
         tokens = self._tokens(text, generation)
-        were_drafts = generation.were_drafts
-        rest = were_drafts[self._num_told : generation.num_text_tokens]
-        self._num_told += len(rest)
+        begin = self._num_told + self._has_part
+        rest = generation.were_drafts[begin : generation.num_text_tokens]
         tokens += [_entry("", was_draft) for was_draft in rest]
         return {"tokens": tokens, "figures": figures(generation)}
 
@@ -41,7 +41,8 @@ class DraftMarks:
             part = text[place - begin : until - begin]
             entries.append(_entry(part, were_drafts[self._num_told]))
             place += len(part)
-            if until > end:
+            self._has_part = until > end
+            if self._has_part:
                 return entries
             self._num_told += 1
         if place < end:  # an unfinished character at the end, which belongs to the last token

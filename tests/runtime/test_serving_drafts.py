@@ -108,6 +108,22 @@ def test_a_stream_has_the_marks_of_its_pieces(server: Running, path: str, stop: 
     assert figures.items() <= whole["bita"]["figures"].items()
 
 
+def test_a_token_that_a_stop_string_parts(server: Running) -> None:
+    """What is held back is told with the same token, and so is what is cut off."""
+    (whole,) = choices(server, **MARKED)
+    texts = [token["text"] for token in whole["bita"]["tokens"]]
+    place = texts.index(" model")
+    asked = {**MARKED, "stop": ["l and more"]}
+    pieces = [piece["bita"]["tokens"] for piece in chunks(server, **asked) if "bita" in piece]
+    told = [token["text"] for tokens in pieces for token in tokens]
+    assert told == [*texts[:place], " mode", "l", *texts[place + 1 :]]
+    (cut,) = choices(server, **MARKED, stop=[f"l{texts[place + 1]}"])
+    marks = cut["bita"]["tokens"]
+    assert [token["text"] for token in marks] == [*texts[:place], " mode", ""]
+    assert flags(marks) == flags(whole["bita"]["tokens"])[: place + 2]
+    assert cut["bita"]["figures"]["tokens"] == place + 2
+
+
 def test_without_drafts_a_step_gives_one_token(server: Running) -> None:
     (drafted,) = choices(server, **MARKED, temperature=0.8, seed=2)
     (plain,) = choices(server, **MARKED, temperature=0.8, seed=2, drafts=False)
