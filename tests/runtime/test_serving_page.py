@@ -254,6 +254,22 @@ def test_html_is_shown_and_not_interpreted(opened: Page, tiny_engine: Path) -> N
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("drafted", [False, True])
+def test_html_in_one_token_is_not_interpreted(page: Page, drafted: bool) -> None:
+    script = """
+        const element = document.createElement("div"), shown = new TokenText(element);
+        const [text, drafted] = arguments;
+        shown.add([{ text: `${text} **${text}** \`${text}\`\n\`\`\`\n${text}`, drafted }]);
+        shown.show();
+        const tags = [...element.querySelectorAll("*")].map((each) => each.tagName);
+        return [tags.filter((tag) => tag !== "MARK"), element.textContent];
+    """
+    tags, text = page.run(script, HARM, drafted)
+    assert tags == ["P", "STRONG", "CODE", "PRE"]
+    assert text.count(HARM) == 4
+
+
+@pytest.mark.browser
 def test_text_in_blocks_is_the_same_however_it_comes(page: Page) -> None:
     text = (
         "# One\ntwo **three** four\nfive\n\n```py\ndef six():\n\n    `7`\n```\neight `nine` ** *\n"
