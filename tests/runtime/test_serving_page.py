@@ -256,7 +256,7 @@ def test_html_is_shown_and_not_interpreted(opened: Page, tiny_engine: Path) -> N
 @pytest.mark.browser
 @pytest.mark.parametrize("drafted", [False, True])
 def test_html_in_one_token_is_not_interpreted(page: Page, drafted: bool) -> None:
-    script = """
+    script = r"""
         const element = document.createElement("div"), shown = new TokenText(element);
         const [text, drafted] = arguments;
         shown.add([{ text: `${text} **${text}** \`${text}\`\n\`\`\`\n${text}`, drafted }]);
