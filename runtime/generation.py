@@ -70,6 +70,28 @@ class Generation(Iterator[str]):
         return [*self.sequence.chooser.logprobs[: len(self.token_ids)]]
 
     @property
+    def text_ends(self) -> Sequence[int]:
+        """Of each of `token_ids`, where its text ends in the text of all of them. A token that
+        completes no character ends where it begins; a stop string may end `text` before.
+        """
+        return self._rule.text_ends
+
+    @property
+    def were_drafts(self) -> Sequence[int]:
+        """Of each of `token_ids`, whether it was a draft that a step accepted: 1 or 0."""
+        return self.sequence.were_drafts[: len(self.token_ids)]
+
+    @property
+    def num_steps(self) -> int:
+        """Decode steps so far; the first token comes before them, of the prompt's last step."""
+        return self.sequence.num_steps
+
+    @property
+    def step_seconds(self) -> float:
+        """The time of these steps."""
+        return self.sequence.step_seconds
+
+    @property
     def num_reused(self) -> int:
         """Prompt tokens that were in the cache already."""
         return self.sequence.num_reused or 0

@@ -215,13 +215,14 @@ class Session:
         is_kept: bool | None = None,
         on_end: Callable[[Generation], None] = lambda generation: None,
         eos_ids: Sequence[int] | None = None,
+        drafts: bool = True,
     ) -> Generation:
         """Start an answer; what `stream` does, for those who have `Options`.
 
         seed: instead of the options'. choice: number of the answer among several to a prompt, which
         draws other numbers. is_kept: whether the cached rows are wanted when it has ended; None: as
         the session was opened. on_end: called then. eos_ids: tokens that end the answer, unless the
-        options ignore them; None for `end_ids`.
+        options ignore them; None for `end_ids`. drafts: False decodes plainly, a token a step.
         """
         began = monotonic()
         prompt_ids = self.encode(prompt)
@@ -241,10 +242,12 @@ class Session:
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
+        sequence = self._decoder.begin(prompt_ids, chooser)
+        sequence.is_plain = not drafts
         return Generation(
             self._loaded.turns,
             self._decoder,
-            self._decoder.begin(prompt_ids, chooser),
+            sequence,
             rule,
             seed,
             None if options.timeout_s is None else options.timeout_s - (monotonic() - began),

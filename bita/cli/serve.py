@@ -111,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
     config = server_config(
         server.app, limits, log_config=_logging(), timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
-    line = f"{settings.model_name} at http://{place}/v1 (Ctrl-C ends it)"
+    line = (
+        f"{settings.model_name} at http://{place}/v1, a page to chat at http://{place}/ "
+        "(Ctrl-C ends it)"
+    )
     AnnouncedServer(config, line).run(sockets=[listener])
     return 0
 

@@ -245,6 +245,9 @@ class JointDecoder:
         if num_rows >= MIN_PIECE:
             row_ms = 1000 * (returned - ran) / num_rows
             self._row_ms = ROW_MS_MEMORY * self._row_ms + (1 - ROW_MS_MEMORY) * row_ms
+        for share in shares:
+            if share.picked is not None:
+                share.sequence.count_step(ended - began)
         stats, record = self._decoder.stats, self._decoder.record
         if any(each.picked is not None for each in shares):
             stats.count_step(1000 * (ended - began), 1000 * (returned - ran), num_rows)

@@ -60,6 +60,5 @@ def finish_round(
     group = tree.groups[path[-1]]
     sequence.drafts.read(results.top_ids[group], results.top_logits[group])
     emitted = [*(tokens[node] for node in path[1:]), bonus]
-    sequence.extend(emitted)
-    sequence.num_steps += 1
+    sequence.extend(emitted, len(path) - 1)
     return Outcome(tree.tree.paths[path[-1]], emitted)

@@ -16,9 +16,11 @@ class TokenSequence:
     guard: what picks smaller trees where its drafts do not pay; None: nothing does.
     is_wanted: whether its cached rows are worth keeping when another sequence takes the cache.
     num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
-    is_plain: whether it is decoded without drafts, because its step overflowed with them.
+    is_plain: whether it is decoded without drafts, as was asked for, or because its step overflowed
+    with them.
     num_read: tokens that the cache has held, at the most; those that it lost to others count too.
-    num_steps: decode steps that it took part in.
+    were_drafts: for each token of the answer whether it was an accepted draft: 1 or 0.
+    num_steps, step_seconds: its decode steps, and the time that they took.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class TokenSequence:
         self.num_reused: int | None = None
         self.is_plain = False
         self.num_read = 0
+        self.were_drafts = bytearray()
         self.num_steps = 0
+        self.step_seconds = 0.0
         if guesses is not None:
             guesses.extend(self.token_ids)
 
@@ -52,8 +56,14 @@ class TokenSequence:
         """Whether the prompt has been read to its end."""
         return len(self.token_ids) > self.num_prompt_tokens
 
-    def extend(self, token_ids: Sequence[int]) -> None:
-        """Add new tokens."""
+    def count_step(self, seconds: float) -> None:
+        """Add a decode step."""
+        self.num_steps += 1
+        self.step_seconds += seconds
+
+    def extend(self, token_ids: Sequence[int], num_drafts: int = 0) -> None:
+        """Add new tokens, the first `num_drafts` of which were accepted drafts."""
+        self.were_drafts += b"\1" * num_drafts + bytes(len(token_ids) - num_drafts)
         self.token_ids.extend(token_ids)
         if self.guesses is not None:
             self.guesses.extend(token_ids)

@@ -227,6 +227,7 @@ class TreeDecoder:
             is_smaller = sequence.guard.count(len(emitted), is_right)
             self.stats.num_guarded_steps += is_smaller
         ended = perf_counter()
+        sequence.count_step(ended - began)
         step_ms, backend_ms = 1000 * (ended - began), 1000 * (returned - ran)
         self.stats.count_step(step_ms, backend_ms, step.num_rows)
         self.stats.count_path(path, picked.num_guesses)

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from bita.errors import BitaError, PromptError, PromptTooLongError
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options
+from bita.runtime.serving.chat_page import chat_page
 from bita.runtime.serving.errors import RequestError, error_body
 from bita.runtime.serving.metrics import Metrics
 from bita.runtime.serving.queue import Job, Line, Piece
@@ -88,6 +89,7 @@ class Server:
             self._route("/v1/models/{name:path}", self._model, "GET"),
             self._route("/metrics", self._metrics, "GET"),
             Route("/health", self._health, methods=["GET"]),
+            Route("/", chat_page, methods=["GET"]),
         ]
         middleware = [
             Middleware(TrustedHostMiddleware, allowed_hosts=list(self._settings.allowed_hosts)),
@@ -201,6 +203,7 @@ class Server:
                 self._session.codec,
                 asked.num_logprobs() is not None,
                 asked.n,
+                asked.draft_marks,
             )
             self.line.join(job)
             if asked.stream:
@@ -268,7 +271,7 @@ class Server:
         options = Options.of(**{**vars(options), "timeout_s": seconds})
         seed = options.seed if options.seed is not None else new_seed()
         return [
-            self._session.start(prompt, options, seed=seed, choice=choice)
+            self._session.start(prompt, options, seed=seed, choice=choice, drafts=asked.drafts)
             for prompt in asked.prompts()
             for choice in range(asked.n)
         ]

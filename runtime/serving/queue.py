@@ -63,7 +63,7 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Decode steps of all its answers."""
-        return sum(each.sequence.num_steps for each in self.generations)
+        return sum(each.num_steps for each in self.generations)
 
     def cancel(self) -> None:
         """End it before its next step; it needs no more of the engine."""

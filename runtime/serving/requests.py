@@ -95,7 +95,7 @@ class StreamOptions(BaseModel):
 
 
 class AnswerRequest(BaseModel):
-    """What both kinds of requests have. top_k to stop_token_ids are additions of ours."""
+    """What both kinds of requests have. top_k to draft_marks are additions of ours."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     model: str | None = None
@@ -116,6 +116,8 @@ class AnswerRequest(BaseModel):
     repetition_penalty: Number | None = None
     ignore_eos: StrictBool | None = None
     stop_token_ids: Annotated[list[int] | None, PlainValidator(read_token_ids)] = None
+    drafts: StrictBool = True  # False: decoded plainly
+    draft_marks: StrictBool = False  # which tokens were drafts, and figures of the steps
 
     @property
     def includes_usage(self) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -10,6 +10,7 @@ from typing import Any
 
 from bita.runtime.decoding.chooser import TokenLogprob
 from bita.runtime.generation import Generation
+from bita.runtime.serving.draft_marks import DraftMarks
 from bita.runtime.text.codec import TextCodec
 
 FINISH = {
@@ -23,6 +24,7 @@ class Form:
     """How one request is answered.
 
     is_chat: of /v1/chat/completions, else of /v1/completions. num_choices: answers to each prompt.
+    with_marks: say which tokens were drafts.
     """
 
     is_chat: bool
@@ -31,6 +33,7 @@ class Form:
     codec: TextCodec
     with_logprobs: bool
     num_choices: int = 1
+    with_marks: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -38,6 +41,7 @@ class Form:
         self.id = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._told: Counter[int] = Counter()  # tokens of each choice
         self._offsets: Counter[int] = Counter()  # characters of their text
+        self._marks: defaultdict[int, DraftMarks] = defaultdict(DraftMarks)  # of each choice
 
     def whole(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """The answer to a request without `stream`."""
@@ -55,15 +59,23 @@ class Form:
         if not text and not logprobs:
             return None
         if self.is_chat:
-            return self._chunk(index, {"content": text}, logprobs, None)
-        return self._text_chunk(index, text, logprobs, None)
+            chunk = self._chunk(index, {"content": text}, logprobs, None)
+        else:
+            chunk = self._text_chunk(index, text, logprobs, None)
+        if self.with_marks:
+            chunk["choices"][0]["bita"] = self._marks[index].of_piece(text, generation)
+        return chunk
 
     def closing(self, index: int, generation: Generation) -> dict[str, Any]:
         """The last piece of a choice."""
         finish = FINISH[generation.finish_reason or "stop"]
         if self.is_chat:
-            return self._chunk(index, {}, None, finish)
-        return self._text_chunk(index, "", None, finish)
+            chunk = self._chunk(index, {}, None, finish)
+        else:
+            chunk = self._text_chunk(index, "", None, finish)
+        if self.with_marks:
+            chunk["choices"][0]["bita"] = self._marks[index].of_end("", generation)
+        return chunk
 
     def usage_chunk(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """What `include_usage` asks for."""
@@ -78,6 +90,8 @@ class Form:
         finish = FINISH[generation.finish_reason or "stop"]
         logprobs = self._new_logprobs(index, generation)
         shared = {"index": index, "logprobs": logprobs, "finish_reason": finish}
+        if self.with_marks:
+            shared["bita"] = self._marks[index].of_end(generation.text, generation)
         if self.is_chat:
             message = {"role": "assistant", "content": generation.text, "refusal": None}
             return {**shared, "message": message}

@@ -5,6 +5,7 @@ looks at one token after the other: what it keeps does not depend on how the ste
 speculative and plain decoding stop at the same token with the same text.
 """
 
+from array import array
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -129,6 +130,7 @@ class StopRule:
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {max_new_tokens!r}; pass an integer from 1 on")
         self.token_ids: list[int] = []
+        self.text_ends = array("q")  # of each token, where its text ends in that of all tokens
         self.finish_reason: FinishReason | None = None
         self.ended_at_token = False  # one that is no text: EOS, a stop token, a special token
         self._text = text
@@ -146,6 +148,7 @@ class StopRule:
         if self.finish_reason is not None:
             return
         self.token_ids.append(token_id)
+        self.text_ends.append(self.text_ends[-1] if self.text_ends else 0)
         if self._marks is not None and (mark := self._marks.by_id.get(token_id)):
             self._feed_mark(token_id, mark)
             if self.finish_reason is not None:
@@ -155,6 +158,7 @@ class StopRule:
             self.ended_at_token = True
             return
         if piece := self._text.push((token_id,)):
+            self.text_ends[-1] += len(piece)
             self._ready.append(self._stops.push(piece))
         if self._stops.found is not None:
             self.finish_reason = "stop"

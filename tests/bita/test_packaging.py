@@ -127,6 +127,8 @@ def expected_contents() -> set[str]:
     expected = {"bita/py.typed", "bita/data/openings.txt", "bita/data/prompts.jsonl"}
     expected |= {f"bita/data/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
     expected |= {f"bita/adapters/smollm2-135m-instruct.{kind}" for kind in ("safetensors", "md")}
+    page = ROOT / "runtime" / "serving" / "page"
+    expected |= {f"bita/runtime/serving/page/{path.name}" for path in page.iterdir()}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             inside = path.relative_to(ROOT)

@@ -23,6 +23,7 @@ from bita.export.dialects.step_graph import Seen
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 from bita.lora import site_sizes, starting_lora
+from bita.runtime.options import Options
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -200,5 +201,8 @@ def test_a_text_that_overflows_is_decoded_plainly_and_the_next_is_not(tmp_path: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         after = [good.generate(prompt, 30, ignore_eos=True).token_ids for prompt in prompts]
-    assert after == expected
+        asked = Options.of(max_new_tokens=30, ignore_eos=True)
+        plainly = [large.start(prompt, asked, drafts=False).run() for prompt in prompts]
+    assert after == [each.token_ids for each in plainly] == expected
+    assert {each.num_steps for each in plainly} == {29}
     assert good.stats.num_accepted == num_alone  # it has its prefix again

@@ -155,6 +155,15 @@ def test_text_taken_is_never_taken_back() -> None:
     assert rule.finish_reason == "stop"
 
 
+def test_where_the_text_of_each_token_ends() -> None:
+    """The bytes of one character end where it begins, but for the last; EOS has no text."""
+    rule = make_rule(["zz"])
+    for token_id in [AAB, *ROCKET, B, EOS, A]:
+        rule.feed(token_id)
+    assert list(rule.text_ends) == [3, 3, 3, 3, 4, 5, 5]
+    assert rule.close() == "aab🚀b"
+
+
 # --- stop strings of special tokens -------------------------------------------------------------
 
 SPECIAL = {"<|end|>": 0, "<|tool|>": 1, "<|pad|>": 2}

@@ -34,8 +34,9 @@ def start(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
 
 def address_of(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
-    match = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+    match = re.search(r"at (http://\S+)/v1, a page to chat at (\S+) ", process.stdout.readline())
     assert match, process.communicate()
+    assert match[2] == f"{match[1]}/"
     return match[1]
 
 
@@ -61,6 +62,7 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
         ]
         assert answers[0] == answers[1]  # the seed of the command line, temperature 1
         assert client.models.retrieve("small/one").id == "small/one"
+        assert "<title>bita-edge</title>" in httpx.get(f"{url}/").text
         with client.chat.completions.create(
             model="small/one",
             messages=messages,

@@ -1,0 +1,53 @@
+"""The chat page at `/`: one file, made of those in `page/`, that asks nothing of other places."""
+
+from base64 import b64encode
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+FOLDER = Path(__file__).with_name("page")
+SCRIPTS = ("answers.js", "text.js", "chat.js")  # in this order
+STYLE_PLACE, SCRIPT_PLACE = "/* style */", "/* script */"
+
+
+async def chat_page(request: Request) -> HTMLResponse:
+    """The page, which needs no key; what it asks the server for may."""
+    text, headers = _page()
+    return HTMLResponse(text, headers=headers)
+
+
+@cache
+def _page() -> tuple[str, dict[str, str]]:
+    style = (FOLDER / "chat.css").read_text(encoding="utf-8")
+    script = "".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    text = (FOLDER / "chat.html").read_text(encoding="utf-8")
+    text = text.replace(STYLE_PLACE, style).replace(SCRIPT_PLACE, script)
+    return text, {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": _policy(style, script),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _policy(style: str, script: str) -> str:
+    """What the page may do: run its own style and script, and ask the server that it came from."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src {_hash(style)}",
+            f"script-src {_hash(script)}",
+            "connect-src 'self'",
+            "img-src data:",  # its icon
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
