@@ -169,11 +169,19 @@ class Session:
         """Run answers to their ends, several in one step where the backend can do that. Each is
         what it is alone. Raises what the first of them raises that fails.
         """
+        if not self.shares_steps:
+            for generation in generations:
+                generation.run()
         while running := [each for each in generations if not each.has_ended]:
             self.advance(running)
         for error in (each.error for each in generations):
             if error is not None:
                 raise error
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether the backend runs several texts in one step, as native operators do."""
+        return self._loaded.places is not None
 
     def advance(self, generations: Sequence[Generation]) -> None:
         """Run one step of all these answers, or of as many as the backend can run together: the

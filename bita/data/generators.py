@@ -4,11 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from bita.data.batch_decoding import decode_batch, import_torch
-from bita.data.bulk_decoding import decode_in_bulk, new_batch
 from bita.data.dataset import Finish
 from bita.errors import ModelError, raise_faults
 from bita.identity import ModelIdentity
-from bita.runtime.backends.paged_cache import PagedCache
 from bita.runtime.session import Session
 
 
@@ -43,8 +41,8 @@ BULK_PROMPTS = 128  # at once, since the last ones of them leave steps half empt
 class EngineGenerator:
     """Our own engine, by its tree or plainly (open the session with Tree.root_only()).
 
-    An engine of native operators that decodes plainly runs several texts in a step; they are the
-    same, and are done 4 to 5 times as fast. Raises PromptError for a prompt that does not fit the
+    An engine of native operators runs several texts in a step; they are the same, and are done 4 to
+    5 times as fast. Raises PromptError for a prompt that does not fit the
     engine's capacity.
     """
 
@@ -63,15 +61,14 @@ class EngineGenerator:
             "mode": session.mode,
             "rows": session.tree.num_rows,
         }
-        self._is_bulk = session.tree.is_ar and isinstance(session.backend.cache, PagedCache)
-        self.batch_size = BULK_PROMPTS if self._is_bulk else 1
+        self.batch_size = BULK_PROMPTS if session.shares_steps else 1
         self.warnings: tuple[str, ...] = ()
         self._session = session
 
     @property
     def bulk_session(self) -> Session | None:
         """The session, if it runs several texts in a step."""
-        return self._session if self._is_bulk else None
+        return self._session if self._session.shares_steps else None
 
     def longest_prompt(self, max_new_tokens: int) -> int:
         """The longest prompt whose whole response fits the engine's cache."""
@@ -82,29 +79,12 @@ class EngineGenerator:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:
         """A full cache ends an answer like the limit does ("length")."""
-        if self._is_bulk:
-            return self._complete_in_bulk(prompts, max_new_tokens)
-        answers = [self._session.generate(list(ids), max_new_tokens) for ids in prompts]
+        answers = [self._session.stream(list(ids), max_new_tokens) for ids in prompts]
+        self._session.run_together(answers)
         return [
             Completion(answer.token_ids, "eos" if answer.finish_reason == "eos" else "length")
             for answer in answers
         ]
-
-    def _complete_in_bulk(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
-    ) -> Sequence[Completion]:
-        session, eos_ids = self._session, self._session.end_ids([0])
-        for ids in prompts:
-            session.decoder.check_prompt(ids)
-        with session.lock:
-            answers = decode_in_bulk(
-                new_batch(session, prompts, max_new_tokens),
-                prompts,
-                lambda results, _rows, _steps: results.best_ids.tolist(),
-                max_new_tokens,
-                eos_ids,
-            )
-        return [cut_at_eos(answer, eos_ids) for answer in answers]
 
 
 class TransformersGenerator:

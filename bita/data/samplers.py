@@ -6,14 +6,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from bita.data.batch_decoding import decode_batch, import_torch
-from bita.data.bulk_decoding import decode_in_bulk, new_batch
+from bita.data.generators import BULK_PROMPTS
 from bita.errors import TuningError
-from bita.runtime.backends.text_batch import Results
 from bita.runtime.session import Session
-from bita.tensors import Float32Array
 
 HEAD_TOKENS = 256
-_LOWEST_LOGS = (-6.0, -10.0, -np.inf)  # of tokens that are looked at, below the likeliest
 
 
 class Sampler(Protocol):
@@ -81,9 +78,8 @@ class TransformersSampler:
 
 
 class EngineSampler:
-    """Samples from an engine of native operators, several texts in a step; else like the other.
-
-    Raises TuningError for such a temperature or top_p, EngineError for another engine.
+    """Samples from an engine, several texts in a step where it can run them so; else like the
+    other. Raises TuningError for such a temperature or top_p.
     """
 
     def __init__(self, session: Session, temperature: float = 1.0, top_p: float = 0.95) -> None:
@@ -95,7 +91,7 @@ class EngineSampler:
             "top_p": top_p,
             "precision": manifest.precision,
         }
-        self.batch_size = 128
+        self.batch_size = BULK_PROMPTS
         self._session = session
         self._temperature = temperature
         self._top_p = top_p
@@ -107,36 +103,21 @@ class EngineSampler:
         max_new_tokens: int,
         stop_ids: Collection[int],
     ) -> Sequence[Sequence[int]]:
-        """A few prompts in each step."""
-        draws = np.stack([uniform_draws(seed, max_new_tokens) for seed in seeds])
-
-        def pick(results: Results, rows: Sequence[int], steps: Sequence[int]) -> list[int]:
-            assert results.logits is not None
-            return [
-                draw_token(logits, draw, self._temperature, self._top_p)
-                for logits, draw in zip(results.logits, draws[rows, steps], strict=True)
-            ]
-
-        with self._session.lock:
-            batch = new_batch(self._session, prompts, max_new_tokens, with_logits=True)
-            return decode_in_bulk(batch, prompts, pick, max_new_tokens, stop_ids)
-
-
-def draw_token(logits: Float32Array, draw: float, temperature: float, top_p: float) -> int:
-    """What `pick_nucleus` picks from logits [V], without torch; ties may differ."""
-    scaled = logits / temperature
-    scaled -= scaled.max()
-    weights = np.exp(scaled)
-    wanted = top_p * float(weights.sum(dtype=np.float64))
-    for lowest in _LOWEST_LOGS:  # sorting a vocabulary is slow
-        head = np.flatnonzero(scaled >= lowest)
-        head = head[np.argsort(-weights[head], kind="stable")]
-        mass = np.cumsum(weights[head], dtype=np.float64)
-        if mass[-1] >= wanted:
-            break
-    size = min(int((mass < wanted).sum()), len(head) - 1) + 1
-    place = int((mass <= draw * mass[size - 1]).sum())
-    return int(head[min(place, size - 1)])
+        """Several prompts in each step."""
+        answers = [
+            self._session.stream(
+                list(prompt),
+                max_new_tokens,
+                ignore_eos=True,
+                stop_token_ids=[*stop_ids],
+                temperature=self._temperature,
+                top_p=self._top_p,
+                seed=seed,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        self._session.run_together(answers)
+        return [answer.token_ids for answer in answers]
 
 
 def pick_nucleus(logits: Any, draws: Any, temperature: float, top_p: float) -> Any:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from native_engines import FEATURES, native_engine, require_library
 
-from bita.data.bulk_decoding import decode_in_bulk, new_batch
 from bita.data.generators import EngineGenerator
-from bita.data.samplers import EngineSampler, draw_token, uniform_draws
+from bita.data.samplers import EngineSampler
 from bita.engine import Engine
-from bita.errors import EngineError, PromptError, TuningError
+from bita.errors import PromptError, TuningError
 from bita.runtime.session import Session
 from bita.tree import Tree
 
@@ -44,23 +43,6 @@ def test_texts_are_those_of_one_at_a_time(session: Session) -> None:
     assert again.token_ids == alone[0]
 
 
-def test_an_answer_ends_at_a_stop_token_and_the_next_prompt_takes_its_place(
-    session: Session,
-) -> None:
-    whole = [session.generate(p, NUM_NEW, ignore_eos=True).token_ids for p in PROMPTS]
-    stop_ids = {ids[4] for ids in whole[::3]}
-    found = decode_in_bulk(
-        new_batch(session, PROMPTS, NUM_NEW),
-        PROMPTS,
-        lambda results, _rows, _steps: results.best_ids.tolist(),
-        NUM_NEW,
-        stop_ids,
-    )
-    for ids, expected in zip(found, whole, strict=True):
-        end = next((n + 1 for n, token in enumerate(expected) if token in stop_ids), NUM_NEW)
-        assert ids == expected[:end]
-
-
 def test_a_full_cache_ends_like_the_limit(session: Session) -> None:
     prompt = [5] * 150
     answers = EngineGenerator(session).complete([prompt, PROMPTS[0]], 100)
@@ -86,22 +68,9 @@ def test_drawn_texts_depend_on_their_seeds_alone(session: Session) -> None:
         EngineSampler(session, 0)
 
 
-def test_tokens_are_drawn_from_the_nucleus() -> None:
-    logits = np.log(np.array([0.1, 0.5, 0.25, 0.15], np.float32))
-    drawn = [draw_token(logits, draw, 1.0, 0.8) for draw in uniform_draws(3, 4000)]
-    shares = np.bincount(drawn, minlength=4) / len(drawn)
-    # the nucleus is the three likeliest, 0.9 together
-    np.testing.assert_allclose(shares, [0, 0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9], atol=0.03)
-    flat = np.zeros(5000, np.float32)  # all tokens are needed, in the order of their ids
-    assert draw_token(flat, 0.5, 1.0, 1.0) == 2500
-    spread = np.linspace(0, 30, 5000).astype(np.float32)
-    assert draw_token(spread, 0.0, 1.0, 1.0) == 4999
-    assert draw_token(spread, 0.999999, 10.0, 1.0) < 1500
-
-
 def test_engines_of_other_operators_decode_one_text_at_a_time(tiny_engine: Path) -> None:
     session = Session.open(tiny_engine, tree=Tree.root_only(), num_threads=1)
     generator = EngineGenerator(session)
     assert (generator.batch_size, generator.bulk_session) == (1, None)
-    with pytest.raises(EngineError, match="build it again with --dialect native"):
-        new_batch(session, PROMPTS[:2], 4)
+    alone = [session.generate(prompt, 8).token_ids for prompt in PROMPTS[:3]]
+    assert [each.token_ids for each in generator.complete(PROMPTS[:3], 8)] == alone
