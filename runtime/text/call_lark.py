@@ -25,9 +25,10 @@ def calls_lark(text: str) -> str:
     if order["join"] is not None:
         more = f"({_sequence(order['join'])} call){{0,{order['max_calls'] - 1}}}"
     answer = f"{_sequence(order['opening'])} call {more} {closing}"
+    if order["otherwise"] is not None:
+        answer = f"({answer} | otherwise)"
     lines = [*_first_lines(order["first"], answer), f"call: {' | '.join(calls)}", *schemas]
     if order["otherwise"] is not None:
-        lines[0] += " | otherwise"
         lines.append(f"otherwise: %json {json.dumps(order['otherwise'])}")
     return "\n".join(lines)
 

@@ -59,6 +59,12 @@ class Grammar:
                 "Unicode"
             ) from error
 
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that it is; None for other kinds."""
+        found: Any = json.loads(self.text) if self.kind == "json_schema" else None
+        return found if isinstance(found, dict) else None
+
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str, strict: bool = False) -> "Grammar":
         """JSON that is valid under a schema; the parts of JSON Schema that llguidance knows.

@@ -215,7 +215,6 @@ def _is_sound(form: CallForm, end: str) -> bool:
     return not (has_early_id or ends_early or any(each in parts for each in found))
 
 
-
 def _join(two: str | None, middle: str) -> str | None:
     """What stands between the arguments of a call and the name of the next; None for one call."""
     if two is None:
