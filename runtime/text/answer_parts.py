@@ -147,9 +147,9 @@ class AnswerReader:
     def _read_head(self, opening: str, otherwise: Any) -> Iterator[Part]:
         assert self._form is not None
         for name in self._names:
-            head = f"{opening}{name}{self._form.middle}"
+            head = f"{opening}{name}{self._form.middle}{{"
             if self._buffer.startswith(head):
-                self._buffer, self._read = self._buffer[len(head) :], self._read_arguments
+                self._buffer, self._read = self._buffer[len(head) - 1 :], self._read_arguments
                 self._arguments_end = JsonEnd()
                 self.num_calls += 1
                 yield Part("call", name)
