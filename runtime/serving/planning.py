@@ -42,9 +42,21 @@ def planned(
 ) -> Plan:
     """The plan of a request. Raises RequestError, PromptError."""
     options = asked.options(defaults, most_new_tokens)
+    _check_ids(options, encoder.codec)
     if not isinstance(asked, ChatRequest):
         return Plan(asked.prompts(), options)
     return _ChatPlanner(asked, encoder, options).plan()
+
+
+def _check_ids(options: Options, codec: TextCodec) -> None:
+    """Raises RequestError for ids of tokens that the model does not have."""
+    size = codec.num_tokens if codec.num_rows is None else codec.num_rows
+    for name in ("logit_bias", "stop_token_ids"):
+        for token in getattr(options, name):
+            if not 0 <= token < size:
+                raise RequestError(
+                    400, f"{name}: token id {token} is not in [0, {size})", param=name
+                )
 
 
 class _ChatPlanner:

@@ -268,10 +268,12 @@ def _check_together(request: AnswerRequest) -> None:
 
 
 def _field_at_fault(options: Mapping[str, Any]) -> str | None:
-    """The field of a request whose option is refused by itself."""
+    """The first field of a request whose option is refused, together with those before it."""
+    given: dict[str, Any] = {}
     for name, value in options.items():
+        given[name] = value
         try:
-            Options.of(**{name: value})
+            Options.of(**given)
         except PromptError:
             return FIELD_OF.get(name, name)
     return None

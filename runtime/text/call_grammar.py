@@ -11,6 +11,7 @@ from bita.runtime.text.call_lark import Part
 from bita.runtime.text.codec import TextCodec
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.grammar_size import MAX_CHARACTERS
+from bita.runtime.text.grammar_source import white_space
 from bita.runtime.text.reasoning import Reasoning
 from bita.runtime.text.strict_schema import closed
 from bita.runtime.text.tools import Tool
@@ -63,7 +64,7 @@ class CallGrammars:
             "closing": self.parts(self.form.closing),
             "max_calls": MAX_CALLS,
             "tools": [[tool.name, _arguments(tool, self.form)] for tool in tools],
-            "otherwise": otherwise,
+            "otherwise": None if otherwise is None else _spaced(otherwise),
         }
         text = json.dumps(order)
         if len(text) > MAX_CHARACTERS:
@@ -98,6 +99,13 @@ class CallGrammars:
             elif mark:
                 yield {"token": tokens[mark]}
             text = text[place + len(mark) :]
+
+
+def _spaced(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema that says which white space it allows."""
+    given = schema.get("x-guidance")
+    options = given if isinstance(given, dict) else {}
+    return {**schema, "x-guidance": {**white_space(schema), **options}}
 
 
 def _control_tokens(codec: TextCodec) -> dict[str, int]:

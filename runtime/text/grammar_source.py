@@ -1,7 +1,7 @@
 """Grammars in the words of llguidance, and its faults in ours."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,15 +46,17 @@ def _schema(text: str) -> Any:
     """A JSON schema with the white space that it allows."""
     from llguidance import LLMatcher
 
-    given = json.loads(text).get("x-guidance")
-    options: dict[str, Any] = given if isinstance(given, dict) else {}
-    defaults: Any = COMPACT
-    if "whitespace_pattern" in options:
-        defaults = {}
-    elif options.get("whitespace_flexible"):
-        defaults = FLEXIBLE
-    whole = LLMatcher.grammar_from_json_schema(text, defaults=defaults)
+    whole = LLMatcher.grammar_from_json_schema(text, defaults=white_space(json.loads(text)))
     return json.loads(whole)["grammars"][0]["json_schema"]
+
+
+def white_space(schema: Mapping[str, Any]) -> Any:
+    """What a JSON schema that says nothing else of white space allows."""
+    given = schema.get("x-guidance")
+    options: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    if "whitespace_pattern" in options:
+        return {}
+    return FLEXIBLE if options.get("whitespace_flexible") else COMPACT
 
 
 def _lark(kind: str, text: str) -> str:

@@ -19,11 +19,12 @@ class Reasoning:
 
 def reasoning_of(template: str, prompt: str) -> Reasoning | None:
     """How the answer to a prompt that a template made is thought about; None where the template
-    knows of no thinking.
+    knows of no thinking, or the prompt has ended it.
     """
-    if CLOSE not in template and OPEN not in template:
+    end = prompt.rstrip()
+    if (CLOSE not in template and OPEN not in template) or end.endswith(CLOSE):
         return None
-    return Reasoning(starts_inside=prompt.rstrip().endswith(OPEN))
+    return Reasoning(starts_inside=end.endswith(OPEN))
 
 
 def effort_variables(template: str, effort: str | None) -> dict[str, Any]:

@@ -192,6 +192,29 @@ XML = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}
 """
+# One that takes few tokens of the tiny engine.
+TINY = """\
+{%- for tool in tools or [] %}{{- tool.function.name + ';' }}{%- endfor %}
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- (call.function.arguments | tojson) + '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}
+"""
+TINY_THINKING = (
+    TINY
+    + """\
+{%- if add_generation_prompt and enable_thinking %}
+    {{- '<think>\\n' }}
+{%- elif add_generation_prompt and enable_thinking is false %}
+    {{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+"""
+)
 WITH_TOOLS = {
     **{"qwen": QWEN, "llama 3.1": LLAMA31, "mistral": MISTRAL, "mistral, new": MISTRAL_NEW},
     **{"smollm3": SMOLLM3, "deepseek": DEEPSEEK},
