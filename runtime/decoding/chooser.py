@@ -87,6 +87,7 @@ class Chooser:
         self._bias_ids = np.fromiter(options.logit_bias, np.int64)
         self._bias = np.fromiter(options.logit_bias.values(), np.float32)
         self._is_wide = options.has_large_numbers
+        self._ends_freely = options.grammar is not None and options.grammar.kind == "calls"
 
     @property
     def needs_logits(self) -> bool:
@@ -123,15 +124,30 @@ class Chooser:
         options = self._options
         own = None if options.logprobs is None else logits.copy()
         ids = None if self._matcher is None else self._matcher.allowed()
-        kept = self._changed(logits, ids)
-        if options.is_greedy:
-            place = int(kept.argmax())
+        end = None if ids is None or not self._ends_freely else self._end_in(ids)
+        if ids is None or end is not None:
+            token = self._place(self._changed(logits, None))
+            if end is not None and ids is not None and not _holds(ids, token):
+                token = end
         else:
-            place = drawn_place(kept, options, self._draws.next())
-        token = place if ids is None else int(ids[place])
+            token = int(ids[self._place(self._changed(logits, ids))])
         if own is not None:
             self.logprobs.append(self._described(own, token))
         return self._taken(token)
+
+    def _end_in(self, ids: Int64Array) -> int | None:
+        """The first end among tokens that are allowed beside others. Calls may end there, and they
+        do unless the model of itself begins another one: among few tokens it would go on and on.
+        """
+        if len(ids) == 1:
+            return None
+        return next((token for token in sorted(self._eos_ids) if _holds(ids, token)), None)
+
+    def _place(self, logits: Float32Array) -> int:
+        """The place of the token that is taken among these."""
+        if self._options.is_greedy:
+            return int(logits.argmax())
+        return drawn_place(logits, self._options, self._draws.next())
 
     def _changed(self, logits: Float32Array, ids: Int64Array | None) -> Float32Array:
         """Penalties and biases, then the logits of `ids` alone (None: of all tokens).
@@ -185,6 +201,12 @@ class Chooser:
         best = best_tokens(logits, self._options.logprobs or 0)
         beside = tuple((each, float(logits[each]) - total) for each in best)
         return TokenLogprob(token, float(logits[token]) - total, beside)
+
+
+def _holds(ids: Int64Array, token: int) -> bool:
+    """Whether ascending ids have one of them."""
+    place = int(ids.searchsorted(token))
+    return place < len(ids) and int(ids[place]) == token
 
 
 class CallSwitch:

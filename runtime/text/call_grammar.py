@@ -55,12 +55,16 @@ class CallGrammars:
         first: Sequence[Any],
         otherwise: Mapping[str, Any] | None,
     ) -> Grammar:
-        join = None if is_single or self.form.join is None else self.form.join
+        join = None if is_single else self.form.join
+        between = None  # where a call has its end before the next one begins
+        if join is not None and join.startswith(self.form.closing):
+            between = join[len(self.form.closing) :]
         order = {
             "first": first,
             "opening": self.parts(opening),
             "middle": self.parts(self.form.middle),
             "join": None if join is None else self.parts(join),
+            "between": None if between is None else self.parts(between),
             "closing": self.parts(self.form.closing),
             "max_calls": MAX_CALLS,
             "tools": [[tool.name, _arguments(tool, self.form)] for tool in tools],

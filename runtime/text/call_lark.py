@@ -21,16 +21,27 @@ def calls_lark(text: str) -> str:
         f"arguments_{place}: %json {json.dumps(schema)}"
         for place, (_, schema) in enumerate(order["tools"])
     ]
-    more = ""
-    if order["join"] is not None:
-        more = f"({_sequence(order['join'])} call){{0,{order['max_calls'] - 1}}}"
-    answer = f"{_sequence(order['opening'])} call {more} {closing}"
+    answer = _answer(order, closing)
     if order["otherwise"] is not None:
         answer = f"({answer} | otherwise)"
     lines = [*_first_lines(order["first"], answer), f"call: {' | '.join(calls)}", *schemas]
     if order["otherwise"] is not None:
         lines.append(f"otherwise: %json {json.dumps(order['otherwise'])}")
     return "\n".join(lines)
+
+
+def _answer(order: Mapping[str, Any], closing: str) -> str:
+    """The calls of an answer. Where each has its own end the model may stop after it, or after a
+    space, in which another could begin.
+    """
+    opening, most = _sequence(order["opening"]), order["max_calls"] - 1
+    if order["between"] is not None:
+        more = f"({_sequence(order['between'])} call {closing}){{0,{most}}}"
+        return f"{opening} call {closing} {more} /[ \\n]/?"
+    more = ""
+    if order["join"] is not None:
+        more = f"({_sequence(order['join'])} call){{0,{most}}}"
+    return f"{opening} call {more} {closing}"
 
 
 def _first_lines(first: Sequence[Mapping[str, Any]], answer: str) -> list[str]:

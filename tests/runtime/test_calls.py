@@ -92,7 +92,7 @@ def test_what_a_grammar_of_calls_allows_is_read_as_valid_calls(
     grammars = CallGrammars(form, session.codec)
     whole, rest = grammars.whole(TOOLS, is_single), grammars.rest(TOOLS, is_single)
     counts = []
-    for seed in range(4):
+    for seed in range(8):
         for grammar, before in ((whole, ""), (rest, form.trigger)):
             text = before + walked(session, session._loaded.grammars.compile(grammar), seed)
             reader = AnswerReader(form, NAMES)
