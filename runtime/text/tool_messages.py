@@ -40,20 +40,14 @@ def with_tools(
 
 
 def description(tools: Sequence[Tool], forms: ToolForms) -> str:
-    """What a model is told of tools that its template does not describe."""
-    lines = [json.dumps(tool.described(), ensure_ascii=False) for tool in tools]
+    """What a model is told of tools that its template does not describe; short, since all of it is
+    read before the first answer.
+    """
+    functions = [tool.described()["function"] for tool in tools]
+    lines = [json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in functions]
     example = forms.form.written([("NAME", "{ARGUMENTS}")])
     return "\n".join(
-        (
-            "# Tools",
-            "",
-            "You may call functions to help with the user's request. Their signatures are within "
-            "<tools></tools>:",
-            *("<tools>", *lines, "</tools>", ""),
-            "To call a function, answer with its name and a JSON object of its arguments in this "
-            "form:",
-            example,
-        )
+        ("You can call these functions:", *lines, "To call one, answer in this form:", example)
     )
 
 

@@ -1,6 +1,5 @@
 """What chat templates do with tools: found by asking them, and written for those that know none."""
 
-import json
 from typing import Any
 
 import pytest
@@ -89,7 +88,7 @@ def test_a_conversation_with_a_call_has_it_in_the_form_of_the_template(name: str
 @pytest.mark.parametrize("name", sorted({*PIECES} - {"mistral, last", "qwen 2.5", "qwen 3"}))
 def test_templates_without_tools_get_them_in_messages_that_they_know(name: str) -> None:
     text = rendered(PIECES[name], [USER, CALLED, RESULT, {"role": "user", "content": "Thanks."}])
-    assert text.count('"name": "weather", "description": "The weather in a city."') == 1
+    assert text.count('"name":"weather","description":"The weather in a city."') == 1
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     assert text.count(call) == 1
     rest = text[text.index(call) :]
@@ -107,13 +106,15 @@ def test_what_a_template_does_not_know_is_told_whole() -> None:
         CALLED,
         *results,
     ]
-    tool = json.dumps(TOOLS[0].described())
+    tool = (
+        '{"name":"weather","description":"The weather in a city.","parameters":'
+        '{"type":"object","properties":{"city":{"type":"string"}}}}'
+    )
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     assert rendered(source, messages) == (
-        "[system]Be brief.\n\n# Tools\n\nYou may call functions to help with the user's request. "
-        f"Their signatures are within <tools></tools>:\n<tools>\n{tool}\n</tools>\n\n"
-        "To call a function, answer with its name and a JSON object of its arguments in this form:"
-        '\n<tool_call>\n{"name": "NAME", "arguments": {ARGUMENTS}}\n</tool_call>'
+        f"[system]Be brief.\n\nYou can call these functions:\n{tool}\n"
+        "To call one, answer in this form:\n"
+        '<tool_call>\n{"name": "NAME", "arguments": {ARGUMENTS}}\n</tool_call>'
         f"[user]Is it warm in Oslo?[assistant]{call}"
         "[user]<tool_response>\n21\n</tool_response>\n<tool_response>\n22\n</tool_response>"
     )
