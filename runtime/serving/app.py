@@ -255,7 +255,7 @@ class Server:
         ends_at = monotonic() + self._settings.request_seconds
         capacity = self._session.engine.manifest.capacity
         plan = planned(asked, self._session.encoder, self._settings.defaults, capacity)
-        self._check_grammars(plan.options, is_wanted)
+        plan.check_grammars(lambda grammar: self._session.check_grammar(grammar, is_wanted))
         is_chat = isinstance(asked, ChatRequest)
         with blaming("messages" if is_chat else "prompt"):
             form = self._form(asked, plan, self._echoes(asked))
@@ -279,16 +279,6 @@ class Server:
             for choice in range(asked.n)
         ]
         return Started(generations, form)
-
-    def _check_grammars(self, options: Options, is_wanted: Callable[[], bool]) -> None:
-        """Raises RequestError for a grammar that answers cannot follow."""
-        if options.grammar is not None:
-            is_of_tools = options.grammar.kind == "calls"
-            with blaming("tools" if is_of_tools else "response_format"):
-                self._session.check_grammar(options.grammar, is_wanted)
-        if options.calls is not None:
-            with blaming("tools"):
-                self._session.check_grammar(options.calls.grammar, is_wanted)
 
     def _echoes(self, asked: AnswerRequest) -> list[Echo]:
         """The prompts of a request that are part of its answers."""

@@ -27,7 +27,7 @@ class Deltas:
 
     def finish(self, reason: str) -> str:
         """The reason to finish, which is another one after calls."""
-        return "tool_calls" if reason == "stop" and self._num_told else reason
+        return finish_of(self._reader, reason)
 
     def _told(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         return [self._delta(part) for part in parts]
@@ -43,8 +43,16 @@ class Deltas:
         return {"tool_calls": [call]}
 
 
-def message_of(reader: AnswerReader, text: str) -> tuple[dict[str, Any], bool]:
-    """The message of a whole answer, and whether it has calls."""
+def finish_of(reader: AnswerReader, reason: str) -> str:
+    """The reason to finish: "tool_calls" where an answer that was not cut ends with all its calls
+    whole.
+    """
+    has_whole_calls = bool(reader.num_calls) and not reader.is_within_call
+    return "tool_calls" if reason == "stop" and has_whole_calls else reason
+
+
+def message_of(reader: AnswerReader, text: str) -> dict[str, Any]:
+    """The message of a whole answer."""
     parts = [*reader.push(text), *reader.close()]
     content = "".join(part.text for part in parts if part.kind == "content")
     thought = "".join(part.text for part in parts if part.kind == "reasoning")
@@ -64,7 +72,7 @@ def message_of(reader: AnswerReader, text: str) -> tuple[dict[str, Any], bool]:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
-    return message, bool(calls)
+    return message
 
 
 def _new_call(name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bita.errors import PromptError
 from bita.runtime.options import Options
 from bita.runtime.serving.errors import RequestError, blaming
 from bita.runtime.serving.requests import AnswerRequest, ChatRequest
@@ -14,9 +15,12 @@ from bita.runtime.text.call_rule import CallRule
 from bita.runtime.text.chat_prompt import ChatPrompt, PromptWish, chat_prompt
 from bita.runtime.text.codec import TextCodec
 from bita.runtime.text.grammar import Grammar
+from bita.runtime.text.grammar_size import is_simple
 from bita.runtime.text.prompt_encoder import Prompt, PromptEncoder
 from bita.runtime.text.reasoning import Reasoning, effort_variables
-from bita.runtime.text.tools import ToolChoice
+from bita.runtime.text.tools import Tool, ToolChoice
+
+MAX_BLAMED = 4  # tools that are looked at for one at fault, a second each at most
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,38 @@ class Plan:
     eos_ids: Sequence[int] | None = None
     continues: bool | None = None
     reader: Callable[[], AnswerReader] | None = None
+    tools: Sequence[Tool] = ()
+
+    def check_grammars(self, check: Callable[[Grammar], None]) -> None:
+        """Raise RequestError for a grammar that answers cannot follow, and name a tool at fault.
+
+        check: raises PromptError for one.
+        """
+        options = self.options
+        grammars = (options.grammar, None if options.calls is None else options.calls.grammar)
+        for grammar in grammars:
+            if grammar is None:
+                continue
+            if grammar.kind != "calls":
+                with blaming("response_format"):
+                    check(grammar)
+                continue
+            with blaming("tools"):
+                try:
+                    check(grammar)
+                except PromptError as error:
+                    self._blame_a_tool(check)
+                    raise error
+
+    def _blame_a_tool(self, check: Callable[[Grammar], None]) -> None:
+        """Raise PromptError with the name of a tool whose schema alone is refused."""
+        schemas = [(each.name, Grammar.json_schema(each.parameters)) for each in self.tools]
+        doubtful = [pair for pair in schemas if not is_simple("json_schema", pair[1].text)]
+        for name, grammar in doubtful[:MAX_BLAMED]:
+            try:
+                check(grammar)
+            except PromptError as error:
+                raise PromptError(f"tools: the parameters of {name!r}: {error}") from error
 
 
 def planned(
@@ -85,6 +121,7 @@ class _ChatPlanner:
             self._encoder.defaults.chat_eos_ids,
             self._asked.continue_final_message or options.grammar is not None,
             None if is_plain else lambda: AnswerReader(form, names, reasoning),
+            choice.tools,
         )
 
     def _form(self) -> CallForm:
@@ -97,7 +134,8 @@ class _ChatPlanner:
         given = asked.chat_template_kwargs or {}
         variables = {**effort_variables(source, asked.reasoning_effort), **given}
         begins = asked.add_generation_prompt is not False
-        wish = PromptWish(choice.tools, variables, begins, bool(asked.continue_final_message))
+        told = (asked.tools or ()) if choice.tools else ()  # the same text for every choice
+        wish = PromptWish(told, variables, begins, bool(asked.continue_final_message))
         return chat_prompt(self._encoder, asked.messages, wish)
 
     def _with_calls(self, form: CallForm, choice: ToolChoice, prompt: ChatPrompt) -> Options:

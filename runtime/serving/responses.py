@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from bita.runtime.decoding.chooser import TokenLogprob
 from bita.runtime.serving.echoes import Echo
-from bita.runtime.serving.messages import Deltas, message_of
+from bita.runtime.serving.messages import Deltas, finish_of, message_of
 from bita.runtime.text.answer_parts import AnswerReader
 from bita.runtime.text.codec import TextCodec
 from bita.runtime.text.stopping import FinishReason
@@ -142,8 +142,9 @@ class Form:
         if self.reader is None:
             message = {"role": "assistant", "content": generation.text, "refusal": None}
         else:
-            message, has_calls = message_of(self.reader(), generation.text)
-            finish = "tool_calls" if has_calls and finish == "stop" else finish
+            reader = self.reader()
+            message = message_of(reader, generation.text)
+            finish = finish_of(reader, finish)
         shared = {"index": index, "logprobs": logprobs, "finish_reason": finish}
         return {**shared, "message": message}
 

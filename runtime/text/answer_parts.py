@@ -47,6 +47,11 @@ class AnswerReader:
         if reasoning is not None:
             self._read = self._read_thought if reasoning.starts_inside else self._read_start
 
+    @property
+    def is_within_call(self) -> bool:
+        """Whether the text so far ends before the arguments of a call do."""
+        return self._read in (self._read_arguments, self._read_name)
+
     def push(self, text: str) -> list[Part]:
         """Add text; the parts that are certain now."""
         self._buffer += text

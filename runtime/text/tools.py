@@ -133,7 +133,7 @@ def read_choice(value: Any, tools: Sequence[Tool], allows_several: bool) -> Tool
             raise PromptError("tool_choice is 'required', but there are no tools; pass some")
         return ToolChoice(tools, must_call=True, is_single=not allows_several)
     if isinstance(value, dict) and value.get("type") == "function":
-        named = [_named(value.get("function"), tools)]
+        named = [_named(value.get("function", value), tools)]
         return ToolChoice(named, must_call=True, is_single=True)
     if isinstance(value, dict) and value.get("type") == "allowed_tools":
         return _allowed(value.get("allowed_tools"), tools, allows_several)
@@ -151,7 +151,7 @@ def _allowed(value: Any, tools: Sequence[Tool], allows_several: bool) -> ToolCho
             f"tool_choice.allowed_tools is {shown(value)}; "
             'pass {"mode": "auto" or "required", "tools": […]}'
         )
-    functions = [each.get("function") if isinstance(each, dict) else None for each in listed]
+    functions = [each.get("function", each) if isinstance(each, dict) else None for each in listed]
     chosen = [_named(each, tools) for each in functions[:MAX_TOOLS]]
     return ToolChoice(chosen, must_call=mode == "required", is_single=not allows_several)
 

@@ -177,6 +177,16 @@ def _streamed(chunks: Any) -> tuple[list[list[str]], str]:
     return texts, chunk.choices[0].finish_reason
 
 
+def test_a_stop_within_a_call_is_no_whole_call(server: Running) -> None:
+    options: Any = {"tools": TOOLS, "tool_choice": NAMED, "stop": ['", "height']}
+    whole = ask(server, **options).choices[0]
+    assert whole.finish_reason == "stop"
+    (call,) = whole.message.tool_calls
+    assert call.function.arguments in ('{"kind": "oak', '{"kind": "fir')
+    chunks = [chunk.choices[0] for chunk in ask(server, **options, stream=True)]
+    assert chunks[-1].finish_reason == "stop"
+
+
 def test_results_of_calls_come_back(server: Running) -> None:
     first = ask(server, tools=TOOLS, tool_choice=NAMED).choices[0].message
     (call,) = first.tool_calls
@@ -280,14 +290,14 @@ def test_hostile_schemas_of_tools_are_refused(server: Running) -> None:
         kind, text = HOSTILE[name]
         inner = json.loads(text) if kind == "json_schema" else {"type": "string", "pattern": text}
         parameters = {"type": "object", "properties": {"x": inner}, "required": ["x"]}
-        tool = {"type": "function", "function": {"name": "bad", "parameters": parameters}}
+        bad = {"type": "function", "function": {"name": "bad", "parameters": parameters}}
         for choice in ("auto", "required"):
-            body = {"messages": SHORT, "tools": [tool], "tool_choice": choice, "max_tokens": 5}
+            body = {"messages": SHORT, "tools": [GROW, bad], "tool_choice": choice, "max_tokens": 5}
             response = server.post(json=body)
             assert response.status_code == 400, name
             error = response.json()["error"]
             assert error["param"] == "tools"
-            assert "the calls grammar" in error["message"]
+            assert "the parameters of 'bad': the json_schema grammar" in error["message"]
 
 
 def test_an_answer_is_continued(server: Running) -> None:
