@@ -23,6 +23,7 @@ _KEY, _VALUE, _RESULT, _SAID = "bita_key_2764", "bita_value_9137", "BitaResult64
 _SHORT_ID, _OTHER_ID, _LONG_ID = "call00000", "call00001", "call_0123456789abcdef01234567"
 _ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"(\s*:\s*)"{_VALUE}"\s*\}}')
 _END_TOKEN = re.compile(r"(<\|[a-z_]{1,40}\|>|</s>|<end_of_turn>)$")
+_BEGUN_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")  # what two tags have in common
 _UNKNOWN_ROLE = "bitarole"
 TOOLS_VARIABLES = ("tools", "xml_tools")
 
@@ -121,7 +122,8 @@ class _Probe:
         start = 0
         while start < min(len(header), len(call)) and header[start] == call[start]:
             start += 1
-        return start, end
+        begun = _BEGUN_TAG.search(call[:start]) if start < len(header) else None
+        return begun.start() if begun else start, end
 
     def _with_results(self, forms: ToolForms) -> ToolForms:
         """What is known, and how the template takes results and ids."""

@@ -268,3 +268,15 @@ def test_likelihoods_of_continuations_can_be_compared(server: Running) -> None:
         assert is_greedy == (token == best)
         found[token] = logprobs["token_logprobs"][place]
     assert found[best] > found[best + 1]
+
+
+def test_scoring_a_prompt_leaves_other_answers_as_they_are(server: Running) -> None:
+    other = server.other
+    expected = server.alone(MESSAGES, 30).token_ids
+    other.forget()
+    running = other.stream(MESSAGES, 30)
+    for number, _ in enumerate(running):
+        if number % 4 == 1:
+            longest = [5 + each % 90 for each in range(other.max_prompt_tokens)]
+            assert len(scored(server, longest)) == len(longest) - 1
+    assert running.token_ids == expected

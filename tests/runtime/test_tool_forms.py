@@ -48,10 +48,14 @@ FORMS = {
         "\n```<|call_end|><|calls_end|>",
         "\n```<|call_end|>\n<|call_begin|>function<|sep|>",
     ),
+    "thinks first": CallForm(
+        '<TOOLCALL>[{"name": "', '", "arguments": ', "}]</TOOLCALL>", '}, {"name": "'
+    ),
 }
 TRIGGERS = {
     **{"qwen": "<tool_call>", "llama 3.1": '{"name"', "mistral": "[TOOL_CALLS]"},
     **{"mistral, new": "[TOOL_CALLS]", "smollm3": "<tool_call>", "deepseek": "<|calls_begin|>"},
+    "thinks first": "<TOOLCALL>",
 }
 
 

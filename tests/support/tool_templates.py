@@ -177,6 +177,25 @@ DEEPSEEK = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}
 """
+# Its texts begin with thinking, and its calls do not.
+THINKS_FIRST = """\
+{{- '<T>System\\n' }}{%- for tool in tools or [] %}{{- tool.function | tojson }}{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and message.tool_calls %}
+        {{- '<T>Assistant\\n<TOOLCALL>[' }}
+        {%- for call in message.tool_calls %}
+            {{- '{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- (call.function.arguments | tojson) + '}' + (', ' if not loop.last else '') }}
+        {%- endfor %}
+        {{- ']</TOOLCALL>\\n<E>\\n\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<T>Assistant\\n<think>\\n\\n' + message.content + '\\n<E>\\n\\n' }}
+    {%- elif message.role == 'tool' %}
+        {{- '<T>User\\n<TOOL_RESPONSE>[' + message.content + ']</TOOL_RESPONSE>\\n\\n' }}
+    {%- else %}{{- '<T>' + message.role + '\\n' + message.content + '\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<T>Assistant\\n<think>\\n\\n' }}{%- endif %}
+"""
 XML = """\
 {%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
 {%- for message in messages %}
@@ -217,5 +236,5 @@ TINY_THINKING = (
 )
 WITH_TOOLS = {
     **{"qwen": QWEN, "llama 3.1": LLAMA31, "mistral": MISTRAL, "mistral, new": MISTRAL_NEW},
-    **{"smollm3": SMOLLM3, "deepseek": DEEPSEEK},
+    **{"smollm3": SMOLLM3, "deepseek": DEEPSEEK, "thinks first": THINKS_FIRST},
 }
