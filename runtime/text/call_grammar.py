@@ -16,7 +16,7 @@ from bita.runtime.text.reasoning import Reasoning
 from bita.runtime.text.strict_schema import closed
 from bita.runtime.text.tools import Tool
 
-MAX_CALLS = 16  # of an answer that has to call
+MAX_CALLS = 8  # of an answer that has to call: small models may repeat themselves
 
 
 @dataclass(frozen=True)
