@@ -55,7 +55,8 @@ def chat_prompt(
     else:
         text = template.render(changed, wish.begins_answer, variables)
     token_ids = encoder.codec.encode(text, add_special_tokens=False)
-    return ChatPrompt(text, token_ids, reasoning_of(template.source, text))
+    begun = text_of(changed[-1].get("content")) if wish.continues_last else None
+    return ChatPrompt(text, token_ids, reasoning_of(template.source, text, begun))
 
 
 def _continued(

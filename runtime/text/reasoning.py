@@ -17,14 +17,19 @@ class Reasoning:
     closing: str = CLOSE
 
 
-def reasoning_of(template: str, prompt: str) -> Reasoning | None:
+def reasoning_of(template: str, prompt: str, begun: str | None = None) -> Reasoning | None:
     """How the answer to a prompt that a template made is thought about; None where the template
-    knows of no thinking, or the prompt has ended it.
+    knows of no thinking, or the thinking is over.
+
+    begun: the text of the answer that the prompt has, where it is to be continued.
     """
-    end = prompt.rstrip()
-    if (CLOSE not in template and OPEN not in template) or end.endswith(CLOSE):
+    if CLOSE not in template and OPEN not in template:
         return None
-    return Reasoning(starts_inside=end.endswith(OPEN))
+    if begun is not None and begun.strip():
+        is_open = begun.rfind(OPEN) > begun.rfind(CLOSE)
+        return Reasoning(starts_inside=True) if is_open else None
+    end = prompt.rstrip()
+    return None if end.endswith(CLOSE) else Reasoning(starts_inside=end.endswith(OPEN))
 
 
 def effort_variables(template: str, effort: str | None) -> dict[str, Any]:

@@ -234,6 +234,18 @@ def test_thinking_is_apart(thinking: Running) -> None:
     assert without.choices[0].message.content is not None
 
 
+@pytest.mark.parametrize(
+    ("begun", "thinks"),
+    [("<think>\nWell", True), ("<think>\nWell</think>So", False), ("So", False)],
+)
+def test_thinking_that_has_begun_is_continued(thinking: Running, begun: str, thinks: bool) -> None:
+    messages = [*SHORT, {"role": "assistant", "content": begun}]
+    fields = {"continue_final_message": True}
+    message = ask(thinking, messages=messages, max_tokens=9, extra_body=fields).choices[0].message
+    assert (message.content is None) == thinks
+    assert (getattr(message, "reasoning_content", None) is not None) == thinks
+
+
 def test_thinking_that_is_switched_off_does_not_come_before_calls(thinking: Running) -> None:
     for off in (
         {"reasoning_effort": "none"},
