@@ -136,8 +136,11 @@ class AnswerReader:
 
     def _read_text(self) -> Iterator[Part]:
         """Content in which no call begins; spaces after a call may be the answer's end."""
-        if self._buffer and not (self.num_calls and self._buffer.isspace()):
+        if self.num_calls:
+            text = self._cut("")
+        else:
             text, self._buffer = self._buffer, ""
+        if text:
             yield Part("content", text)
 
     def _read_call(self) -> Iterator[Part]:

@@ -167,6 +167,7 @@ class IncrementalText:
         prompt that space separates the last word of the prompt from the first new one.
         """
         self.codec = codec
+        self._shown_ids = shown_ids
         self._token_bytes: Mapping[int, bytes] = codec.token_bytes
         if shown_ids:
             self._token_bytes = _WithShown(codec, shown_ids)
@@ -192,6 +193,9 @@ class IncrementalText:
         """`push` while no token has been shown: the first one is written in its own way."""
         waiting = iter(ids)
         for token_id in waiting:
+            if token_id in self._shown_ids:  # what follows it is not the first
+                self._first_to_bytes = None
+                return self.push((token_id, *waiting))
             token = self.codec.shown_token(token_id)
             if token is not None and self._first_to_bytes is not None:
                 text = self._utf8.decode(self._first_to_bytes(token))

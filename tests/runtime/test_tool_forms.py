@@ -1,5 +1,6 @@
 """What chat templates do with tools: found by asking them, and written for those that know none."""
 
+import random
 from typing import Any
 
 import pytest
@@ -301,3 +302,41 @@ def test_thinking_is_apart(form: CallForm | None, cuts: int) -> None:
     assert parts_of("Never ends", cuts, form, True) == [Part("reasoning", "Never ends")]
     assert parts_of("<think>\n\n</think>\n\nYes.", cuts, form, False) == [content("Yes.")]
     assert parts_of("<thin", cuts, form, False) == [content("<thin")]
+
+
+def pieces_of(form: CallForm) -> list[str]:
+    """Pieces of calls, of thinking and of other texts."""
+    written = form.written([("weather", '{"a": "b"}'), ("weather_now", "{}")])
+    return [
+        *(form.trigger, form.opening, form.middle, form.closing, form.join or "", written),
+        *(form.trigger[:-1], form.opening[:-2], written[:-3], form.end_tag or "x"),
+        *(
+            "weather",
+            "weather_now",
+            "other",
+            "{",
+            "}",
+            '"',
+            "\\",
+            "{}",
+            '{"city": [1, "}"]}',
+            "[",
+            "]",
+        ),
+        *("<think>", "</think>", "<thi", "</thin", " ", "\n", "\n\n", "word", "<", "é"),
+    ]
+
+
+@pytest.mark.parametrize("thinks", [None, True, False])
+@pytest.mark.parametrize("name", FORMS)
+def test_parts_do_not_depend_on_how_a_text_is_cut(name: str, thinks: bool | None) -> None:
+    form, draws = FORMS[name], random.Random(len(name))
+    pieces = pieces_of(form)
+    kinds = set()
+    for _ in range(400):
+        text = "".join(draws.choices(pieces, k=draws.randint(1, 9)))
+        whole = parts_of(text, 10_000, form, thinks)
+        for cuts in (1, 2, 5):
+            assert parts_of(text, cuts, form, thinks) == whole, text
+        kinds |= {part.kind for part in whole}
+    assert kinds >= {"content", "call", "arguments"} - ({"content"} if thinks else set())
