@@ -3,13 +3,17 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tool_templates import WITH_TOOLS
 
 from bita.adapter import random_adapter
 from bita.errors import PromptError
+from bita.runtime.decoding.chooser import CallSwitch, Chooser
+from bita.runtime.decoding.drafting import accept
 from bita.runtime.options import Options
 from bita.runtime.session import Session
 from bita.runtime.text.answer_parts import AnswerReader, Part
@@ -192,6 +196,40 @@ def test_a_call_begins_in_a_free_answer_and_trees_change_nothing(
         assert expected.finish_reason == "grammar"
         assert len(calls) == 1
     json.loads(calls[0].partition(";")[0])
+
+
+def walked_chain(chooser: Chooser, session: Session, held: list[int]) -> tuple[int, int]:
+    """How many tokens of a chain are accepted by a walk in which the model finds each of them best,
+    and the last token that is chosen.
+    """
+    best = np.array([*held, 40])
+    logits = np.zeros((len(best), session.engine.manifest.vocab_size), np.float32)
+    logits[np.arange(len(best)), best] = 9
+    needs_logits = chooser.needs_logits
+    step: Any = SimpleNamespace(top_ids=best[:, None], logits=logits if needs_logits else None)
+    children = [[place + 1] for place in range(len(held))] + [[]]
+    path, bonus = accept(children, [7, *held], chooser.choices(step), chooser.has_ended)
+    return len(path) - 1, bonus
+
+
+@pytest.mark.parametrize("may_repeat", [True, False])
+def test_a_walk_stops_where_a_call_begins_and_where_it_ends(
+    session: Session, may_repeat: bool
+) -> None:
+    rule = rule_for(session, "he", may_repeat)
+    codec, grammars = session.codec, session._loaded.grammars
+    watch = CallWatch(rule, codec, frozenset())
+    switch = CallSwitch(watch, lambda: grammars.compile(rule.grammar))
+    chooser = Chooser(Options(calls=rule), [5], [1], 0, calls=switch)
+    begins = codec.encode("ahe", add_special_tokens=False)
+    assert walked_chain(chooser, session, [*begins, 41, 42]) == (len(begins) - 1, begins[-1])
+    assert chooser.needs_logits
+    call = codec.encode('{"name": "grow_more", "arguments": {}};', add_special_tokens=False)
+    assert walked_chain(chooser, session, [*call, 41, 42]) == (len(call) - 1, call[-1])
+    assert chooser.needs_logits != may_repeat
+    assert chooser.matches_grammar != may_repeat
+    if may_repeat:
+        assert walked_chain(chooser, session, [41, 42]) == (2, 40)
 
 
 def test_a_free_answer_without_calls_is_the_greedy_one_without_logits(session: Session) -> None:
