@@ -11,6 +11,7 @@ from typing import Any
 
 from bita.errors import PromptError, raise_faults
 from bita.json_values import shown
+from bita.runtime.text.call_rule import CallRule
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.stopping import stop_faults
 
@@ -50,6 +51,8 @@ class Options:
     seed: int | None = None  # 0 to 2^64 - 1; None: a new one, see `Generation.seed`
     logprobs: int | None = None  # tokens to tell beside each new one, 0 to 20; None: no logprobs
     grammar: Grammar | None = None  # what the whole answer has to match
+    calls: CallRule | None = None  # what a call has to match, once one begins in a free answer
+    shown_token_ids: Sequence[int] = ()  # special tokens that are part of the answer's text
     timeout_s: float | None = None  # seconds from the start, waiting included, to 4e6; None: any
 
     def __post_init__(self) -> None:
@@ -124,6 +127,8 @@ class Options:
             yield f"grammar is {shown(self.grammar)}; make one: Grammar.json_schema({{...}})"
         if self.grammar is not None and self.ignore_eos:
             yield "ignore_eos cannot go with a grammar, which ends where it is complete"
+        if self.calls is not None and (self.grammar is not None or self.ignore_eos):
+            yield "calls cannot go with a grammar or with ignore_eos; leave one of them out"
         yield from islice(self._bias_faults(), MAX_BIAS_FAULTS)
         yield from self._token_faults()
 

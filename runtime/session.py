@@ -16,13 +16,14 @@ from bita.json_values import shown
 from bita.manifest import MANIFEST_FILE
 from bita.runtime.backends.backend import Backend, open_backend, weights_read_ahead
 from bita.runtime.conversation import Conversation, Overflow
-from bita.runtime.decoding.chooser import GREEDY, AnyChooser, Chooser
+from bita.runtime.decoding.chooser import GREEDY, AnyChooser, CallSwitch, Chooser
 from bita.runtime.decoding.guard import trees_to_run
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
 from bita.runtime.loaded_engine import LoadedEngine
 from bita.runtime.options import SEEDS, Options
+from bita.runtime.text.call_rule import CallWatch
 from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import (
@@ -224,6 +225,7 @@ class Session:
         on_end: Callable[[Generation], None] = lambda generation: None,
         eos_ids: Sequence[int] | None = None,
         drafts: bool = True,
+        continues: bool | None = None,
     ) -> Generation:
         """Start an answer; what `stream` does, for those who have `Options`.
 
@@ -231,6 +233,8 @@ class Session:
         draws other numbers. is_kept: whether the cached rows are wanted when it has ended; None: as
         the session was opened. on_end: called then. eos_ids: tokens that end the answer, unless the
         options ignore them; None for `end_ids`. drafts: False decodes plainly, a token a step.
+        continues: whether spaces at the answer's start are kept, because it continues a text; None:
+        for a prompt that is text, or a grammar.
         """
         began = monotonic()
         prompt_ids = self.encode(prompt)
@@ -243,10 +247,9 @@ class Session:
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
         chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
-        continues = (
-            isinstance(prompt, str) or options.grammar is not None
-        )  # which matched each space
-        text = IncrementalText(self.codec, continues)
+        if continues is None:  # a grammar has matched each space
+            continues = isinstance(prompt, str) or options.grammar is not None
+        text = IncrementalText(self.codec, continues, options.shown_token_ids)
         rule = StopRule(
             text, eos_ids, options.max_new_tokens, options.stops, options.stop_token_ids
         )
@@ -282,12 +285,19 @@ class Session:
         seed: int,
         choice: int,
     ) -> AnyChooser:
-        if not options.needs_logits:
+        if not options.needs_logits and options.calls is None:
             return GREEDY
         grammar = options.grammar
         matcher = None if grammar is None else self._loaded.grammars.compile(grammar)
         ends = {*eos_ids, *options.stop_token_ids}
-        return Chooser(options, prompt_ids, ends, seed, choice, matcher)
+        switch = None if options.calls is None else self._call_switch(options)
+        return Chooser(options, prompt_ids, ends, seed, choice, matcher, switch)
+
+    def _call_switch(self, options: Options) -> CallSwitch:
+        rule, grammars = options.calls, self._loaded.grammars
+        assert rule is not None
+        watch = CallWatch(rule, self.codec, frozenset(options.shown_token_ids))
+        return CallSwitch(watch, lambda: grammars.compile(rule.grammar))
 
     def _check_token_ids(self, options: Options) -> None:
         size = self.engine.manifest.vocab_size
@@ -316,6 +326,11 @@ class Session:
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `generate` would use them."""
         return self._loaded.encoder.encode(prompt)
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Prompts to token ids: tokenizer, chat template, and how answers end."""
+        return self._loaded.encoder
 
     def as_prompt(self, messages: Sequence[Message]) -> Prompt:
         """The messages themselves, or the text of the last one for a model without chat."""

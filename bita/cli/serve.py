@@ -28,7 +28,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
     parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
     parser.add_argument(
-        "--model-name", type=text, help="that clients ask for; default: the engine's folder"
+        "--model-name",
+        type=text,
+        action="append",
+        default=[],
+        help="that clients ask for, may be given several times; default: the engine's folder",
     )
     parser.add_argument(
         "--api-key-file", type=Path, help=f"file of the key; default: the variable {KEY_VARIABLE}"
@@ -38,6 +42,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--allow-origin", action="append", default=[], help="of web pages that may use it"
+    )
+    parser.add_argument(
+        "--allow-host",
+        type=text,
+        action="append",
+        default=[],
+        help="name in the Host header to answer to, beside those of this machine; * for any",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
@@ -91,8 +102,10 @@ def run(args: argparse.Namespace) -> int:
         )
     listener = open_listener(args.host, args.port)
     session = open_session(args, keep_answers=True, kept_text_bytes=args.kept_text_mb << 20)
+    names = args.model_name or [args.engine.absolute().name]
     settings = ServerSettings(
-        model_name=args.model_name or args.engine.absolute().name,
+        model_name=names[0],
+        other_names=names[1:],
         api_key=key,
         num_waiting=args.queue,
         num_running=args.parallel,
@@ -100,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         max_body_bytes=args.max_body_bytes,
         max_messages=args.max_messages,
         request_seconds=args.request_seconds,
-        allowed_hosts=LOOPBACK_NAMES if is_local else ("*",),
+        allowed_hosts=_hosts(args.allow_host, is_local),
         allowed_origins=args.allow_origin,
         defaults={"temperature": 1.0, **session.sampling, **sampling_of(args)},
     )
@@ -112,11 +125,27 @@ def run(args: argparse.Namespace) -> int:
         server.app, limits, log_config=_logging(), timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
     line = (
-        f"{settings.model_name} at http://{place}/v1, a page to chat at http://{place}/ "
+        f"{', '.join(settings.names)} at http://{place}/v1, a page to chat at http://{place}/ "
         "(Ctrl-C ends it)"
     )
     AnnouncedServer(config, line).run(sockets=[listener])
     return 0
+
+
+def _hosts(allowed: list[str], is_local: bool) -> list[str]:
+    """Names that the server answers to: any, unless it listens to this machine or names are given.
+
+    Raises PromptError for what cannot be a name in a Host header.
+    """
+    for name in allowed:
+        if "/" in name or " " in name or (":" in name and not name.startswith("[")):
+            raise PromptError(
+                f"--allow-host {name!r} is not a host's name: leave out scheme, port and path, as "
+                "in --allow-host host.docker.internal"
+            )
+    if not is_local and not allowed:
+        return ["*"]
+    return [*LOOPBACK_NAMES, *allowed]
 
 
 def _port(text: str) -> int:

@@ -13,6 +13,7 @@ from bita.runtime.backends.backend import StepResults
 from bita.runtime.decoding.sampling import Draws, best_tokens, drawn_place, log_partition
 from bita.runtime.decoding.soundness import check_logits
 from bita.runtime.options import Options
+from bita.runtime.text.call_rule import CallWatch
 from bita.runtime.text.grammar import GrammarMatcher
 from bita.tensors import Float32Array, Float64Array, Int64Array
 
@@ -59,9 +60,9 @@ class Chooser:
     prompt_ids: of its prompt.
     eos_ids: tokens that end the answer, EOS or stop.
     choice: number of the answer among several to the prompt.
+    matcher: of the whole answer.
+    calls: what makes a call of an answer that is free until then.
     """
-
-    needs_logits = True
 
     def __init__(
         self,
@@ -71,9 +72,13 @@ class Chooser:
         seed: int,
         choice: int = 0,
         matcher: GrammarMatcher | None = None,
+        calls: "CallSwitch | None" = None,
     ) -> None:
         self.logprobs: list[TokenLogprob] = []
         self._has_ended = False
+        self._pauses = False  # whether the walk of this step has to stop here
+        self._is_complete = False
+        self._calls = calls
         self._options = options
         self._eos_ids = frozenset(eos_ids)
         self._draws = Draws(seed, choice, len(prompt_ids))
@@ -82,21 +87,33 @@ class Chooser:
         self._bias_ids = np.fromiter(options.logit_bias, np.int64)
         self._bias = np.fromiter(options.logit_bias.values(), np.float32)
         self._is_wide = options.has_large_numbers
+        self._ends_freely = options.grammar is not None and options.grammar.kind == "calls"
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the next step has to give them; this changes where a call begins or ends."""
+        return self._matcher is not None or self._options.needs_logits
 
     @property
     def matches_grammar(self) -> bool:
         """Whether a grammar ended the answer."""
-        return self._matcher is not None and self._matcher.is_complete
+        return self._is_complete
 
     def choices(self, step: StepResults) -> Callable[[int], int]:
         """The token that follows an output row of a step that has run; ask along the path."""
-        logits = step.logits
-        assert logits is not None
-        return lambda row: self.choose(logits[row])
+        self._pauses = False
+        logits = step.logits if self.needs_logits else None
+        if logits is not None:
+            return lambda row: self.choose(logits[row])
+        assert not self.needs_logits
+        best: list[int] = step.top_ids[:, 0].tolist()
+        return lambda row: self._taken(best[row])
 
     def has_ended(self) -> bool:
-        """Whether the last choice was an EOS or stop token, or completed the grammar."""
-        return self._has_ended
+        """Whether the last choice was an EOS or stop token, completed the grammar, or changed what
+        the next step has to give.
+        """
+        return self._has_ended or self._pauses
 
     def choose(self, logits: Float32Array) -> int:
         """The token that follows a row of logits, [V], which is overwritten.
@@ -107,16 +124,30 @@ class Chooser:
         options = self._options
         own = None if options.logprobs is None else logits.copy()
         ids = None if self._matcher is None else self._matcher.allowed()
-        kept = self._changed(logits, ids)
-        if options.is_greedy:
-            place = int(kept.argmax())
+        end = None if ids is None or not self._ends_freely else self._end_in(ids)
+        if ids is None or end is not None:
+            token = self._place(self._changed(logits, None))
+            if end is not None and ids is not None and not _holds(ids, token):
+                token = end
         else:
-            place = drawn_place(kept, options, self._draws.next())
-        token = place if ids is None else int(ids[place])
+            token = int(ids[self._place(self._changed(logits, ids))])
         if own is not None:
             self.logprobs.append(self._described(own, token))
-        self._take(token)
-        return token
+        return self._taken(token)
+
+    def _end_in(self, ids: Int64Array) -> int | None:
+        """The first end among tokens that are allowed beside others. Calls may end there, and they
+        do unless the model of itself begins another one: among few tokens it would go on and on.
+        """
+        if len(ids) == 1:
+            return None
+        return next((token for token in sorted(self._eos_ids) if _holds(ids, token)), None)
+
+    def _place(self, logits: Float32Array) -> int:
+        """The place of the token that is taken among these."""
+        if self._options.is_greedy:
+            return int(logits.argmax())
+        return drawn_place(logits, self._options, self._draws.next())
 
     def _changed(self, logits: Float32Array, ids: Int64Array | None) -> Float32Array:
         """Penalties and biases, then the logits of `ids` alone (None: of all tokens).
@@ -142,19 +173,70 @@ class Chooser:
         if self._matcher is not None:
             self._matcher.close()
 
-    def _take(self, token: int) -> None:
+    def _taken(self, token: int) -> int:
+        """Count a token that was chosen, and return it."""
         if self._penalties is not None:
             self._penalties.count(token)
         self._has_ended = token in self._eos_ids
         if self._matcher is not None:
-            self._matcher.take(token)
-            self._has_ended = self._has_ended or self._matcher.is_complete
+            self._follow(self._matcher, token)
+        elif self._calls is not None and not self._has_ended:
+            self._matcher = self._calls.push(token)
+            self._pauses = self._matcher is not None
+        return token
+
+    def _follow(self, matcher: GrammarMatcher, token: int) -> None:
+        """Continue in the grammar; after a call the answer may be free again."""
+        matcher.take(token)
+        if not matcher.is_complete:
+            return
+        if self._calls is not None and self._calls.resume() and not self._has_ended:
+            matcher.close()
+            self._matcher, self._pauses = None, True
+        else:
+            self._is_complete = self._has_ended = True
 
     def _described(self, logits: Float32Array, token: int) -> TokenLogprob:
         total = log_partition(logits)
         best = best_tokens(logits, self._options.logprobs or 0)
         beside = tuple((each, float(logits[each]) - total) for each in best)
         return TokenLogprob(token, float(logits[token]) - total, beside)
+
+
+def _holds(ids: Int64Array, token: int) -> bool:
+    """Whether ascending ids have one of them."""
+    place = int(ids.searchsorted(token))
+    return place < len(ids) and int(ids[place]) == token
+
+
+class CallSwitch:
+    """Constrains an answer from where a call begins to where the call ends.
+
+    matcher: makes one at the start of the rule's grammar.
+    """
+
+    def __init__(self, watch: CallWatch, matcher: Callable[[], GrammarMatcher]) -> None:
+        self._watch = watch
+        self._make = matcher
+
+    def push(self, token: int) -> GrammarMatcher | None:
+        """Take a token of a free answer; what constrains those that follow, if a call begins.
+
+        A call whose beginning cannot be continued as the grammar wants is left free.
+        """
+        rest = self._watch.push(token)
+        if rest is None:
+            return None
+        matcher = self._make()
+        if matcher.take_text(rest):
+            return matcher
+        matcher.close()
+        return None
+
+    def resume(self) -> bool:
+        """A call has ended: whether the answer may continue, and have another one."""
+        self._watch.resume()
+        return self._watch.rule.may_repeat
 
 
 AnyChooser = GreedyChooser | Chooser

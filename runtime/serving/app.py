@@ -6,25 +6,29 @@ import hmac
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from time import monotonic, time
+from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 import anyio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from bita.errors import BitaError, PromptError, PromptTooLongError
+from bita.errors import BitaError, PromptError
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options
 from bita.runtime.serving.chat_page import chat_page
-from bita.runtime.serving.errors import RequestError, error_body
+from bita.runtime.serving.echo_alone import echoed
+from bita.runtime.serving.echoes import Echo, echo_of
+from bita.runtime.serving.endpoints import Endpoints
+from bita.runtime.serving.errors import RequestError, blaming, code_of, error_body
+from bita.runtime.serving.hosts import HostGate
 from bita.runtime.serving.metrics import Metrics
+from bita.runtime.serving.planning import Plan, planned
 from bita.runtime.serving.queue import Job, Line, Piece
 from bita.runtime.serving.requests import AnswerRequest, ChatRequest, CompletionRequest, parsed
 from bita.runtime.serving.responses import Form
@@ -43,6 +47,7 @@ class ServerSettings:
     """Limits of a server, and who may use it."""
 
     model_name: str  # that clients ask for
+    other_names: Sequence[str] = ()  # that they may ask for too
     api_key: str | None = None  # that they have to send; None: none
     num_waiting: int = 32  # requests in line beside those that are answered
     num_running: int = 32  # answers that are given at once
@@ -54,6 +59,19 @@ class ServerSettings:
     allowed_origins: Sequence[str] = ()  # web pages that may use it
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of Options
 
+    @property
+    def names(self) -> list[str]:
+        """All names of the model."""
+        return list(dict.fromkeys((self.model_name, *self.other_names)))
+
+
+@dataclass
+class Started:
+    """The answers to a request, none of them begun, and how they are told."""
+
+    generations: list[Generation]
+    form: Form
+
 
 class Server:
     """One engine's answers over HTTP. `app` is the ASGI application."""
@@ -63,7 +81,7 @@ class Server:
         Options.of(**{**settings.defaults, "timeout_s": settings.request_seconds})
         self._session = session
         self._settings = settings
-        self._created = int(time())
+        self._more = Endpoints(session, settings.names, self._body)
         self._fingerprint = f"bita_{session.engine.files['model.onnx']['sha256'][:12]}"
         self.metrics = Metrics()
         self.line = Line(
@@ -82,17 +100,21 @@ class Server:
         self.app = self._application()
 
     def _application(self) -> Starlette:
+        more = self._more
         routes = [
+            self._route("/tokenize", more.tokenize, "POST"),
+            self._route("/detokenize", more.detokenize, "POST"),
+            self._route("/props", more.props, "GET"),
             self._route("/v1/chat/completions", self._chat, "POST"),
             self._route("/v1/completions", self._complete, "POST"),
-            self._route("/v1/models", self._models, "GET"),
-            self._route("/v1/models/{name:path}", self._model, "GET"),
+            self._route("/v1/models", more.models, "GET"),
+            self._route("/v1/models/{name:path}", more.model, "GET"),
             self._route("/metrics", self._metrics, "GET"),
             Route("/health", self._health, methods=["GET"]),
             Route("/", chat_page, methods=["GET"]),
         ]
         middleware = [
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(self._settings.allowed_hosts)),
+            Middleware(HostGate, names=list(self._settings.allowed_hosts)),
         ]
         if self._settings.allowed_origins:
             origins = list(self._settings.allowed_origins)
@@ -126,7 +148,7 @@ class Server:
             except RequestError as refusal:
                 response = JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)
             except PromptError as refusal:
-                body = error_body(str(refusal), "invalid_request_error", _code(refusal))
+                body = error_body(str(refusal), "invalid_request_error", code_of(refusal))
                 response = JSONResponse(body, 400)
             except ClientDisconnect:
                 response = Response(status_code=499)
@@ -143,8 +165,10 @@ class Server:
 
     def _check_key(self, request: Request) -> None:
         key = self._settings.api_key
-        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes as they came
-        if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        came = given.strip().encode("latin-1")  # the bytes as they came
+        is_right = scheme.lower() == "bearer" and hmac.compare_digest(came, (key or "").encode())
+        if key and not is_right:
             raise RequestError(
                 401,
                 "the API key is missing or wrong; send it as: Authorization: Bearer KEY",
@@ -159,26 +183,6 @@ class Server:
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model_card()]})
-
-    async def _model(self, request: Request) -> Response:
-        self._check_model(request.path_params["name"])
-        return JSONResponse(self._model_card())
-
-    def _model_card(self) -> dict[str, Any]:
-        card = {"id": self._settings.model_name, "object": "model", "created": self._created}
-        return {**card, "owned_by": "bita-edge", "max_model_len": self._session.max_prompt_tokens}
-
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._settings.model_name:
-            raise RequestError(
-                404,
-                f"there is no model {name!r:.100}; this server has {self._settings.model_name!r}",
-                code="model_not_found",
-                param="model",
-            )
-
     async def _chat(self, request: Request) -> Response:
         return await self._answer(request, ChatRequest)
 
@@ -192,18 +196,17 @@ class Server:
         try:
             asked = await _parsed(kind, body)
             self._check_asked(asked)
-            generations = await self._started(request, asked)
+            started = await self._started(request, asked)
+            form = started.form
+            if not started.generations:
+                response = echoed(form, asked.n, asked.stream, asked.includes_usage)
+                self.line.leave()
+                return response
             job = Job(
-                generations, asyncio.get_running_loop(), asked.stream, _client_of(request, asked)
-            )
-            form = Form(
-                isinstance(asked, ChatRequest),
-                self._settings.model_name,
-                self._fingerprint,
-                self._session.codec,
-                asked.num_logprobs() is not None,
-                asked.n,
-                asked.draft_marks,
+                started.generations,
+                asyncio.get_running_loop(),
+                asked.stream,
+                _client_of(request, asked),
             )
             self.line.join(job)
             if asked.stream:
@@ -221,10 +224,11 @@ class Server:
 
     def _check_asked(self, asked: AnswerRequest) -> None:
         """Raises RequestError, PromptError."""
-        self._check_model(asked.model)
+        self._more.check_model(asked.model)
         most = self._settings.max_messages
         if isinstance(asked, ChatRequest) and len(asked.messages) > most:
-            raise PromptError(f"there are {len(asked.messages)} messages; send at most {most}")
+            with blaming("messages"):
+                raise PromptError(f"there are {len(asked.messages)} messages; send at most {most}")
 
     async def _body(self, request: Request) -> bytes:
         """The body of a request, if it is JSON and small enough."""
@@ -251,7 +255,7 @@ class Server:
             ) from None
         return bytes(body)
 
-    async def _started(self, request: Request, asked: AnswerRequest) -> list[Generation]:
+    async def _started(self, request: Request, asked: AnswerRequest) -> Started:
         """`_start` in a thread, given up if the client goes away."""
         is_gone = threading.Event()
         try:
@@ -260,21 +264,55 @@ class Server:
         finally:
             is_gone.set()
 
-    def _start(self, asked: AnswerRequest, is_wanted: Callable[[], bool]) -> list[Generation]:
-        """The answers to a request, none of them begun. Raises PromptError."""
+    def _start(self, asked: AnswerRequest, is_wanted: Callable[[], bool]) -> Started:
+        """The answers to a request, none of them begun. Raises RequestError, PromptError."""
         ends_at = monotonic() + self._settings.request_seconds
         most = min(self._settings.answer_tokens, self._session.engine.manifest.capacity)
-        options = asked.options(self._settings.defaults, most)
-        if options.grammar is not None:
-            self._session.check_grammar(options.grammar, is_wanted)
+        plan = planned(asked, self._session.encoder, self._settings.defaults, most)
+        plan.check_grammars(lambda grammar: self._session.check_grammar(grammar, is_wanted))
+        is_chat = isinstance(asked, ChatRequest)
+        with blaming("messages" if is_chat else "prompt"):
+            form = self._form(asked, plan, self._echoes(asked))
+            if isinstance(asked, CompletionRequest) and asked.max_tokens == 0:
+                return Started([], form)
+            for prompt in plan.prompts:
+                self._session.decoder.check_prompt(self._session.encode(prompt))
         seconds = max(ends_at - monotonic(), 0.001)
-        options = Options.of(**{**vars(options), "timeout_s": seconds})
+        options = replace(plan.options, timeout_s=seconds)
         seed = options.seed if options.seed is not None else new_seed()
-        return [
-            self._session.start(prompt, options, seed=seed, choice=choice, drafts=asked.drafts)
-            for prompt in asked.prompts()
+        generations = [
+            self._session.start(
+                prompt,
+                options,
+                seed=seed,
+                choice=choice,
+                drafts=asked.drafts,
+                eos_ids=plan.eos_ids,
+                continues=plan.continues,
+            )
+            for prompt in plan.prompts
             for choice in range(asked.n)
         ]
+        return Started(generations, form)
+
+    def _echoes(self, asked: AnswerRequest) -> list[Echo]:
+        """The prompts of a request that are part of its answers."""
+        if not isinstance(asked, CompletionRequest) or not asked.echo:
+            return []
+        return [echo_of(self._session, prompt, asked.logprobs) for prompt in asked.prompts()]
+
+    def _form(self, asked: AnswerRequest, plan: Plan, echoes: list[Echo]) -> Form:
+        return Form(
+            isinstance(asked, ChatRequest),
+            asked.model or self._settings.model_name,
+            self._fingerprint,
+            self._session.codec,
+            asked.num_logprobs() is not None,
+            asked.n,
+            plan.reader,
+            echoes,
+            asked.draft_marks,
+        )
 
     async def _until_end(self, job: Job) -> None:
         event = await self._first_event(job)
@@ -307,13 +345,15 @@ class Server:
         try:
             while event is not None:
                 index, generation = event.index, job.generations[event.index]
-                if form.is_chat and index not in opened:
+                if index not in opened:
                     opened.add(index)
-                    yield event_bytes(form.opening(index))
-                if piece := form.piece(index, event.text, generation):
-                    yield event_bytes(piece)
+                    for chunk in form.opening(index):
+                        yield event_bytes(chunk)
+                for chunk in form.pieces(index, event.text, generation):
+                    yield event_bytes(chunk)
                 if event.has_ended:
-                    yield event_bytes(form.closing(index, generation))
+                    for chunk in form.closing(index, generation):
+                        yield event_bytes(chunk)
                 event = _checked(await job.events.get())
             if asked.includes_usage:
                 yield event_bytes(form.usage_chunk(job.generations))
@@ -341,7 +381,7 @@ class Server:
 
 def _client_of(request: Request, asked: AnswerRequest) -> str:
     """Who shares the engine with others: the user that a request names, or its address."""
-    return asked.user or (request.client.host if request.client else "")
+    return asked.client or (request.client.host if request.client else "")
 
 
 async def _parsed(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
@@ -355,11 +395,6 @@ def _checked(event: Piece | BaseException | None) -> Piece | None:
     if isinstance(event, BaseException):
         raise event
     return event
-
-
-def _code(refusal: PromptError) -> str | None:
-    """What clients look for where a prompt is too long."""
-    return "context_length_exceeded" if isinstance(refusal, PromptTooLongError) else None
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

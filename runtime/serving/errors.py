@@ -1,7 +1,11 @@
 """Refusals in the form that OpenAI's clients know."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from bita.errors import PromptError, PromptTooLongError
 
 MAX_MESSAGE, MAX_PARAM = 1000, 100  # characters, of up to six bytes in JSON each
 
@@ -29,6 +33,20 @@ def error_body(
     param = None if param is None else _short(param, MAX_PARAM)
     message = _short(message, MAX_MESSAGE)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@contextmanager
+def blaming(param: str) -> Iterator[None]:
+    """Name the field of a request that a PromptError is about."""
+    try:
+        yield
+    except PromptError as error:
+        raise RequestError(400, str(error), code=code_of(error), param=param) from error
+
+
+def code_of(refusal: PromptError) -> str | None:
+    """What clients look for where a prompt is too long."""
+    return "context_length_exceeded" if isinstance(refusal, PromptTooLongError) else None
 
 
 def _short(text: str, most: int) -> str:

@@ -6,9 +6,12 @@ The readers raise ValueError with a message of one line that is short whatever t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bita.errors import PromptError
 from bita.json_values import parse_json, shown
 from bita.runtime.serving.errors import RequestError
 from bita.runtime.text.stopping import stop_faults
+from bita.runtime.text.tool_forms import TOOLS_VARIABLES
+from bita.runtime.text.tools import Tool, read_tools
 
 MAX_PROMPTS = 16
 MAX_CONTAINERS = 1 << 17  # lists and objects of a body; each may take 100 times its bytes
@@ -17,6 +20,7 @@ MAX_FIELDS = 128  # of a request, or of an inner object of a fixed form
 Inner = Mapping[str, "Inner"]
 # Objects of a fixed form inside a request, and inside each other.
 INNER_OBJECTS: Inner = {"stream_options": {}, "response_format": {"json_schema": {}}}
+RENDERED = ("messages", "add_generation_prompt")  # variables of templates with their own fields
 PROMPT_FORMS = "pass text, a list of texts, token ids, or a list of lists of token ids"
 
 
@@ -95,6 +99,24 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
     if not value:
         raise ValueError("there are none; pass at least one message")
     _check_items(value, dict, 'a message such as {"role": "user", "content": "..."}')
+    return value
+
+
+def read_tool_list(value: Any) -> list[Tool]:
+    """Tools that the answer may call."""
+    try:
+        return read_tools(value)
+    except PromptError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_variables(value: Any) -> dict[str, Any]:
+    """Variables of a chat template."""
+    if not isinstance(value, dict):
+        raise ValueError(f"pass an object of the template's variables (given: {told(value)})")
+    taken = [name for name in (*RENDERED, *TOOLS_VARIABLES) if name in value]
+    if taken:
+        raise ValueError(f"{taken[0]!r} has a field of its own in a request; set it there")
     return value
 
 

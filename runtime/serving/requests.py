@@ -16,7 +16,7 @@ from pydantic import (
 from bita.errors import PromptError
 from bita.json_values import shown
 from bita.runtime.options import SEEDS, Options
-from bita.runtime.serving.errors import RequestError
+from bita.runtime.serving.errors import RequestError, blaming
 from bita.runtime.serving.request_values import (
     json_object,
     read_biases,
@@ -24,29 +24,40 @@ from bita.runtime.serving.request_values import (
     read_prompt,
     read_stops,
     read_token_ids,
+    read_tool_list,
+    read_variables,
     told,
     without_nulls,
 )
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import Prompt
+from bita.runtime.text.tools import Tool, ToolChoice, read_choice
 
 MOST_CHOICES = 16
 MAX_FAULTS = 5  # that an answer lists
 LEAST_SEED = -(2**63)  # OpenAI's are signed
-# Fields of OpenAI's interface that change nothing here, as long as they have these values.
+# Fields of other servers that change nothing of an answer here, whatever they hold.
+IGNORED = frozenset(
+    (
+        *("metadata", "store", "service_tier", "user", "safety_identifier", "verbosity"),
+        *("prompt_cache_key", "prompt_cache_retention", "prediction", "cache_prompt"),
+        *("keep_alive", "reasoning_effort"),
+    )
+)
+# Those that change nothing as long as they have these values.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
 }
+INSTEAD = {"functions": "tools", "function_call": "tool_choice"}  # of fields that are older
+# Names of options in a request, where they differ.
+FIELD_OF = {"max_new_tokens": "max_tokens", "grammar": "response_format"}
 Number = Annotated[float, Field(strict=True)]
 
 
@@ -110,7 +121,6 @@ class AnswerRequest(BaseModel):
     logit_bias: Annotated[dict[int, float] | None, PlainValidator(read_biases)] = None
     seed: StrictInt | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
     top_k: StrictInt | None = None
     min_p: Number | None = None
     repetition_penalty: Number | None = None
@@ -118,6 +128,13 @@ class AnswerRequest(BaseModel):
     stop_token_ids: Annotated[list[int] | None, PlainValidator(read_token_ids)] = None
     drafts: StrictBool = True  # False: decoded plainly
     draft_marks: StrictBool = False  # which tokens were drafts, and figures of the steps
+
+    @property
+    def client(self) -> str | None:
+        """Who asks, as far as the request says."""
+        extra = self.model_extra or {}
+        names = [extra.get(field) for field in ("safety_identifier", "user")]
+        return next((name for name in names if isinstance(name, str) and name), None)
 
     @property
     def includes_usage(self) -> bool:
@@ -134,14 +151,19 @@ class AnswerRequest(BaseModel):
             *("frequency_penalty", "repetition_penalty", "ignore_eos", "stop_token_ids"),
         )
         given = {name: getattr(self, name) for name in names}
-        given["seed"] = None if self.seed is None else _seed(self.seed)
+        with blaming("seed"):
+            given["seed"] = None if self.seed is None else _seed(self.seed)
         given["logit_bias"] = self.logit_bias
         if self.response_format is not None:
-            given["grammar"] = self.response_format.to_grammar()
+            with blaming("response_format"):
+                given["grammar"] = self.response_format.to_grammar()
         given["logprobs"] = self.num_logprobs()
         given["max_new_tokens"] = self.token_limit() or most_new_tokens
         told = {name: value for name, value in given.items() if value is not None}
-        return Options.of(**{**defaults, **told})
+        try:
+            return Options.of(**{**defaults, **told})
+        except PromptError as error:
+            raise RequestError(400, str(error), param=_field_at_fault(told)) from error
 
     def num_logprobs(self) -> int | None:
         raise NotImplementedError
@@ -152,20 +174,35 @@ class AnswerRequest(BaseModel):
 
 
 class ChatRequest(AnswerRequest):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. chat_template_kwargs, add_generation_prompt and
+    continue_final_message are additions of vLLM's.
+    """
 
     messages: Annotated[list[dict[str, Any]], PlainValidator(read_messages)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool] | None, PlainValidator(read_tool_list)] = None
+    tool_choice: Any = None
+    parallel_tool_calls: StrictBool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, PlainValidator(read_variables)] = None
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
+
+    def choice(self) -> ToolChoice:
+        """The tools that the answer may call. Raises PromptError."""
+        return read_choice(
+            self.tool_choice, self.tools or [], self.parallel_tool_calls is not False
+        )
 
     def prompts(self) -> list[Prompt]:
         return [self.messages]
 
     def num_logprobs(self) -> int | None:
         if self.top_logprobs is not None and not self.logprobs:
-            raise PromptError("top_logprobs needs logprobs: true")
+            raise RequestError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def token_limit(self) -> int | None:
@@ -176,7 +213,8 @@ class CompletionRequest(AnswerRequest):
     """POST /v1/completions."""
 
     prompt: Annotated[Prompt | list[Prompt], PlainValidator(read_prompt)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = 16
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = 16
+    echo: StrictBool = False
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
     def prompts(self) -> list[Prompt]:
@@ -189,7 +227,7 @@ class CompletionRequest(AnswerRequest):
         return self.logprobs
 
     def token_limit(self) -> int | None:
-        return self.max_tokens
+        return self.max_tokens  # 0: none, of an echo
 
 
 Kind = TypeVar("Kind", bound=AnswerRequest)
@@ -210,14 +248,44 @@ def parsed(kind: type[Kind], body: bytes) -> Kind:
     refused = [
         name
         for name, value in (request.model_extra or {}).items()
-        if value not in NEUTRAL.get(name, ())
+        if name not in IGNORED and value not in NEUTRAL.get(name, ())
     ]
     if refused:
         names = ", ".join(f"{name:.60}" for name in refused[:MAX_FAULTS])
         more = f" and {len(refused) - MAX_FAULTS} more" if len(refused) > MAX_FAULTS else ""
-        message = f"not supported here: {names}{more}; leave that out"
+        fix = f"use {INSTEAD[refused[0]]}" if refused[0] in INSTEAD else "leave that out"
+        message = f"not supported here: {names}{more}; {fix}"
         raise RequestError(400, message, code="unsupported_parameter", param=refused[0])
+    _check_together(request)
     return request
+
+
+def _check_together(request: AnswerRequest) -> None:
+    """Raise RequestError for fields that exclude each other."""
+    chat = request if isinstance(request, ChatRequest) else None
+    if chat is not None and chat.continue_final_message and chat.add_generation_prompt:
+        raise RequestError(
+            400,
+            "add_generation_prompt and continue_final_message exclude each other; set one of them "
+            "to false",
+            param="add_generation_prompt",
+        )
+    if isinstance(request, CompletionRequest) and request.max_tokens == 0 and not request.echo:
+        raise RequestError(
+            400, "max_tokens is 0, which needs echo: true; pass 1 or more", param="max_tokens"
+        )
+
+
+def _field_at_fault(options: Mapping[str, Any]) -> str | None:
+    """The first field of a request whose option is refused, together with those before it."""
+    given: dict[str, Any] = {}
+    for name, value in options.items():
+        given[name] = value
+        try:
+            Options.of(**given)
+        except PromptError:
+            return FIELD_OF.get(name, name)
+    return None
 
 
 def _faults(error: ValidationError) -> tuple[str, str | None]:
@@ -233,6 +301,9 @@ def _faults(error: ValidationError) -> tuple[str, str | None]:
 def _fault(each: Mapping[str, Any]) -> str:
     place = ".".join(f"{part!s:.60}" for part in each["loc"])
     text = each["msg"].removeprefix("Value error, ")
+    if text.startswith(f"{place}."):  # it names an inner field
+        return f"{text:.300}"
+    text = text.removeprefix(f"{place}: ")
     given = "" if each["type"] in ("missing", "value_error") else f" (given: {told(each['input'])})"
     return f"{place}: {text:.200}{given}"
 

@@ -3,15 +3,19 @@
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from bita.runtime.decoding.chooser import TokenLogprob
 from bita.runtime.generation import Generation
 from bita.runtime.serving.draft_marks import DraftMarks
+from bita.runtime.serving.echoes import Echo
+from bita.runtime.serving.messages import Deltas, finish_of, message_of
+from bita.runtime.text.answer_parts import AnswerReader
 from bita.runtime.text.codec import TextCodec
+from bita.runtime.text.stopping import FinishReason
 
 FINISH = {
     **dict.fromkeys(("eos", "stop", "grammar"), "stop"),
@@ -19,12 +23,32 @@ FINISH = {
 }
 
 
+class Answer(Protocol):
+    """What is told of an answer; a `Generation` is one."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def num_text_tokens(self) -> int: ...
+    @property
+    def num_reused(self) -> int: ...
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+
+
 @dataclass
 class Form:
     """How one request is answered.
 
     is_chat: of /v1/chat/completions, else of /v1/completions. num_choices: answers to each prompt.
-    with_marks: say which tokens were drafts.
+    reader: makes what takes an answer apart; None: it is content, all of it. echoes: of each
+    prompt, where it is part of its answers. with_marks: say which tokens were drafts.
     """
 
     is_chat: bool
@@ -33,6 +57,8 @@ class Form:
     codec: TextCodec
     with_logprobs: bool
     num_choices: int = 1
+    reader: Callable[[], AnswerReader] | None = None
+    echoes: Sequence[Echo] = ()
     with_marks: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -41,43 +67,90 @@ class Form:
         self.id = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._told: Counter[int] = Counter()  # tokens of each choice
         self._offsets: Counter[int] = Counter()  # characters of their text
+        self._deltas: dict[int, Deltas] = {}  # of choices that are taken apart
         self._marks: defaultdict[int, DraftMarks] = defaultdict(DraftMarks)  # of each choice
 
-    def whole(self, generations: Sequence[Generation]) -> dict[str, Any]:
+    def whole(self, generations: Sequence[Answer]) -> dict[str, Any]:
         """The answer to a request without `stream`."""
         choices = [self._choice(index, generation) for index, generation in enumerate(generations)]
         kind = "chat.completion" if self.is_chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": self.usage(generations)}
+        body = {**self._head(kind), "choices": choices, "usage": self.usage(generations)}
+        for index, generation in enumerate(generations):
+            self._mark(choices[index], generation.text, generation)
+        return body
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first piece of a choice."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+    def opening(self, index: int) -> Iterator[dict[str, Any]]:
+        """The first piece of a choice, where it has one before its text."""
+        if self.is_chat:
+            content = "" if self.reader is None else None
+            yield self._chunk(index, {"role": "assistant", "content": content}, None, None)
+        elif self.echoes:
+            echo = self._echo(index)
+            logprobs = self._echo_logprobs(index, echo) if self.with_logprobs else None
+            yield self._text_chunk(index, echo.text, logprobs, None)
 
-    def piece(self, index: int, text: str, generation: Generation) -> dict[str, Any] | None:
-        """What was added to a choice since the last piece; None if that is nothing to tell."""
+    def pieces(self, index: int, text: str, generation: Answer) -> Iterator[dict[str, Any]]:
+        """What was added to a choice since the last pieces."""
         logprobs = self._new_logprobs(index, generation)
-        if not text and not logprobs:
-            return None
-        if self.is_chat:
-            chunk = self._chunk(index, {"content": text}, logprobs, None)
+        if self.reader is None:
+            chunks = [*self._text_pieces(index, text, logprobs)]
         else:
-            chunk = self._text_chunk(index, text, logprobs, None)
-        if self.with_marks:
-            chunk["choices"][0]["bita"] = self._marks[index].of_piece(text, generation)
-        return chunk
+            deltas = self._reading(index).push(text)
+            chunks = [*self._delta_chunks(index, deltas, logprobs)]
+        if self.with_marks and text:
+            chunks = chunks or [self._chunk(index, {}, None, None)]
+            self._mark(chunks[0]["choices"][0], text, generation)
+        yield from chunks
 
-    def closing(self, index: int, generation: Generation) -> dict[str, Any]:
-        """The last piece of a choice."""
+    def closing(self, index: int, generation: Answer) -> Iterator[dict[str, Any]]:
+        """The last pieces of a choice."""
         finish = FINISH[generation.finish_reason or "stop"]
+        chunks: list[dict[str, Any]] = []
+        if self.is_chat and self.reader is not None:
+            reading = self._reading(index)
+            chunks += self._delta_chunks(index, reading.close(), None)
+            finish = reading.finish(finish)
         if self.is_chat:
-            chunk = self._chunk(index, {}, None, finish)
+            chunks.append(self._chunk(index, {}, None, finish))
         else:
-            chunk = self._text_chunk(index, "", None, finish)
-        if self.with_marks:
-            chunk["choices"][0]["bita"] = self._marks[index].of_end("", generation)
-        return chunk
+            chunks.append(self._text_chunk(index, "", None, finish))
+        self._mark(chunks[-1]["choices"][0], "", generation)
+        yield from chunks
 
-    def usage_chunk(self, generations: Sequence[Generation]) -> dict[str, Any]:
+    def _mark(self, choice: dict[str, Any], text: str, generation: Answer) -> None:
+        """Say in a choice with this text which tokens were drafts; figures at the answer's end."""
+        if not self.with_marks or not isinstance(generation, Generation):
+            return
+        marks = self._marks[choice["index"]]
+        if choice["finish_reason"] is None:
+            choice["bita"] = marks.of_piece(text, generation)
+        else:
+            choice["bita"] = marks.of_end(text, generation)
+
+    def _text_pieces(self, index: int, text: str, logprobs: Any) -> Iterator[dict[str, Any]]:
+        if not text and not logprobs:
+            return
+        if self.is_chat:
+            yield self._chunk(index, {"content": text}, logprobs, None)
+        else:
+            yield self._text_chunk(index, text, logprobs, None)
+
+    def _delta_chunks(
+        self, index: int, deltas: Sequence[dict[str, Any]], logprobs: Any
+    ) -> Iterator[dict[str, Any]]:
+        """The chunks of some deltas; the first has the log-probabilities."""
+        if logprobs and not deltas:
+            deltas = [{}]
+        for place, delta in enumerate(deltas):
+            yield self._chunk(index, delta, None if place else logprobs, None)
+
+    def _reading(self, index: int) -> Deltas:
+        assert self.reader is not None
+        if index not in self._deltas:
+            self._deltas[index] = Deltas(self.reader())
+        return self._deltas[index]
+
+    def usage_chunk(self, generations: Sequence[Answer]) -> dict[str, Any]:
         """What `include_usage` asks for."""
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage(generations)}
@@ -86,16 +159,42 @@ class Form:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return {**head, "system_fingerprint": self.fingerprint}
 
-    def _choice(self, index: int, generation: Generation) -> dict[str, Any]:
+    def _choice(self, index: int, generation: Answer) -> dict[str, Any]:
         finish = FINISH[generation.finish_reason or "stop"]
+        if not self.is_chat:
+            return self._text_choice(index, generation, finish)
         logprobs = self._new_logprobs(index, generation)
-        shared = {"index": index, "logprobs": logprobs, "finish_reason": finish}
-        if self.with_marks:
-            shared["bita"] = self._marks[index].of_end(generation.text, generation)
-        if self.is_chat:
+        if self.reader is None:
             message = {"role": "assistant", "content": generation.text, "refusal": None}
-            return {**shared, "message": message}
-        return {**shared, "text": generation.text}
+        else:
+            reader = self.reader()
+            message = message_of(reader, generation.text)
+            finish = finish_of(reader, finish)
+        shared = {"index": index, "logprobs": logprobs, "finish_reason": finish}
+        return {**shared, "message": message}
+
+    def _text_choice(self, index: int, generation: Answer, finish: str) -> dict[str, Any]:
+        text, logprobs = generation.text, None
+        if self.echoes:
+            echo = self._echo(index)
+            text = echo.text + text
+            logprobs = self._echo_logprobs(index, echo) if self.with_logprobs else None
+        new = self._new_logprobs(index, generation)
+        if logprobs is not None and new is not None:
+            new = {name: [*logprobs[name], *new[name]] for name in new}
+        shared = {"index": index, "logprobs": new or logprobs, "finish_reason": finish}
+        return {**shared, "text": text}
+
+    def _echo(self, index: int) -> Echo:
+        return self.echoes[index // self.num_choices]
+
+    def _echo_logprobs(self, index: int, echo: Echo) -> dict[str, Any]:
+        """Of a prompt, whose first token nothing goes before."""
+        assert echo.scores is not None
+        first = TokenLogprob(echo.token_ids[0], 0.0, ())
+        found = self._text_logprobs(index, [first, *echo.scores])
+        found["token_logprobs"][0] = found["top_logprobs"][0] = None
+        return found
 
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None
@@ -109,7 +208,7 @@ class Form:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head("text_completion"), "choices": [choice]}
 
-    def _new_logprobs(self, index: int, generation: Generation) -> dict[str, Any] | None:
+    def _new_logprobs(self, index: int, generation: Answer) -> dict[str, Any] | None:
         """Of the tokens that were not told yet, if logprobs are wanted and there are any."""
         if not self.with_logprobs:
             return None
@@ -127,7 +226,8 @@ class Form:
 
     def _text_logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         texts = [self._text(each.token_id) for each in tokens]
-        offsets = list(accumulate(map(len, texts), initial=self._offsets[index]))
+        sizes = [len(self._shown(each.token_id)) for each in tokens]
+        offsets = list(accumulate(sizes, initial=self._offsets[index]))
         self._offsets[index] = offsets.pop()
         best = [{self._text(token): value for token, value in each.best} for each in tokens]
         return {
@@ -143,10 +243,13 @@ class Form:
         return {"token": text, "logprob": logprob, "bytes": given}
 
     def _text(self, token_id: int) -> str:
-        known = self.codec.token_bytes[token_id].decode("utf-8", "replace")
-        return known or self.codec.tokenizer.id_to_token(token_id) or ""
+        return self._shown(token_id) or self.codec.tokenizer.id_to_token(token_id) or ""
 
-    def usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
+    def _shown(self, token_id: int) -> str:
+        """What a text has for a token: nothing for a special one."""
+        return self.codec.token_bytes[token_id].decode("utf-8", "replace")
+
+    def usage(self, generations: Sequence[Answer]) -> dict[str, Any]:
         """Tokens of prompts, each counted once, and of all answers to them."""
         prompts = generations[:: self.num_choices]
         prompt_tokens = sum(len(each.prompt_ids) for each in prompts)

@@ -19,6 +19,7 @@ from bita.runtime.text.messages import (
     checked_messages,
     lost_message,
     plain_json,
+    without_nulls,
 )
 from bita.runtime.text.roles import known_roles
 from bita.runtime.text.template_filters import TemplateRefusalError
@@ -30,6 +31,9 @@ from bita.runtime.text.template_meter import (
     current_meter,
 )
 from bita.runtime.text.template_sandbox import MeteredEnvironment
+from bita.runtime.text.tool_forms import ToolForms, find_tool_forms
+from bita.runtime.text.tool_messages import uses_tools, with_tools
+from bita.runtime.text.tools import Tool
 
 _PROBE_SHARE = 20  # of the limits
 _MAX_ERROR_CHARACTERS = 1_000  # of what a template says in an error
@@ -109,6 +113,41 @@ class ChatTemplate:
         if lost is not None:
             raise _loss(lost)
         return text
+
+    @property
+    def source(self) -> str:
+        """The template itself."""
+        return self._source
+
+    def with_tools(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()
+    ) -> tuple[list[Message], dict[str, Any]]:
+        """A conversation with calls and results of tools as this template takes it, and the
+        variables that describe the tools; both are for `render`.
+
+        Raises PromptError for messages that are not usable. Cost: at the first tool of a template
+        some thirty renderings of a few words.
+        """
+        known = known_roles(messages, self._source)
+        checked = checked_messages(without_nulls(known), self.limits.messages)
+        if not uses_tools(checked, tools):
+            return checked, {}
+        return with_tools(checked, tools, self.tool_forms)
+
+    @cached_property
+    def tool_forms(self) -> ToolForms:
+        """What the template does with tools."""
+
+        def render(
+            messages: list[Message], add_generation_prompt: bool, variables: Mapping[str, Any]
+        ) -> str:
+            meter = Meter(self._probe_limits)
+            return self._rendered(messages, add_generation_prompt, variables, meter)
+
+        def say(role: str, text: str) -> Any:
+            return self._forms[role].of_string(text)
+
+        return find_tool_forms(self._source, render, say)
 
     def check(self) -> None:
         """Raise PromptError if the template fails, or does not write what a user says.

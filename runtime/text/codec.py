@@ -8,7 +8,7 @@ raises ("Invalid prefix encountered") as soon as a run of byte tokens turns out 
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -157,14 +157,20 @@ class IncrementalText:
     1 µs, however long the text is.
     """
 
-    def __init__(self, codec: TextCodec, continues: bool = False) -> None:
-        """continues: the ids follow other text, so a space at their start stays.
+    def __init__(
+        self, codec: TextCodec, continues: bool = False, shown_ids: Collection[int] = ()
+    ) -> None:
+        """continues: the ids follow other text, so a space at their start stays. shown_ids: special
+        tokens whose strings are part of the text.
 
         SentencePiece writes one space before a text and takes it off when decoding; after a raw
         prompt that space separates the last word of the prompt from the first new one.
         """
         self.codec = codec
-        self._token_bytes = codec.token_bytes
+        self._shown_ids = shown_ids
+        self._token_bytes: Mapping[int, bytes] = codec.token_bytes
+        if shown_ids:
+            self._token_bytes = _WithShown(codec, shown_ids)
         self._first_to_bytes = None if continues else codec.rule.first_to_bytes
         self._strip_text = codec.rule.strip_text
         self._strip_count = 0 if continues else codec.rule.strip_count
@@ -187,6 +193,9 @@ class IncrementalText:
         """`push` while no token has been shown: the first one is written in its own way."""
         waiting = iter(ids)
         for token_id in waiting:
+            if token_id in self._shown_ids:  # what follows it is not the first
+                self._first_to_bytes = None
+                return self.push((token_id, *waiting))
             token = self.codec.shown_token(token_id)
             if token is not None and self._first_to_bytes is not None:
                 text = self._utf8.decode(self._first_to_bytes(token))
@@ -214,3 +223,16 @@ class _TokenBytes(dict[int, bytes]):
         token = self._shown_token(token_id)
         self[token_id] = b"" if token is None else self._to_bytes(token)
         return self[token_id]
+
+
+class _WithShown(dict[int, bytes]):
+    """Bytes of each token id, some special tokens among them."""
+
+    def __init__(self, codec: TextCodec, shown_ids: Collection[int]) -> None:
+        super().__init__()
+        self._codec = codec
+        for token_id in shown_ids:
+            self[token_id] = codec.special_tokens.get(token_id, "").encode()
+
+    def __missing__(self, token_id: int) -> bytes:
+        return self._codec.token_bytes[token_id]

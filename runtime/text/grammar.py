@@ -35,8 +35,8 @@ MAX_VERDICTS = 256
 class Grammar:
     """What a whole answer matches.
 
-    kind: "json_schema", "regex", "lark" or "choice". text: JSON, the expression, the grammar, or a
-    list of texts as JSON.
+    kind: "json_schema", "regex", "lark", "choice" or "calls". text: JSON, the expression, the
+    grammar, a list of texts as JSON, or what `CallGrammars` makes.
 
     Made by `json_schema`, `json_object`, `regex`, `lark` and `choice`. Raises PromptError.
     """
@@ -59,6 +59,12 @@ class Grammar:
                 "Unicode"
             ) from error
 
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that it is; None for other kinds."""
+        found: Any = json.loads(self.text) if self.kind == "json_schema" else None
+        return found if isinstance(found, dict) else None
+
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str, strict: bool = False) -> "Grammar":
         """JSON that is valid under a schema; the parts of JSON Schema that llguidance knows.
@@ -66,9 +72,9 @@ class Grammar:
         strict: objects take no properties but those that the schema names, unless it says
         otherwise by "additionalProperties"; inside arrays, alternatives and definitions too.
 
-        Up to 20 spaces and line ends may stand between tokens; "x-guidance" at the top of the
-        schema changes that: {"whitespace_flexible": false} for none, {"whitespace_pattern": "…"}
-        for an expression of your own.
+        Nothing stands between tokens, as in {"n":1,"l":[]}; "x-guidance" at the top of the schema
+        changes that: {"whitespace_flexible": true} for up to 20 spaces and line ends,
+        {"whitespace_pattern": "…"} for an expression of your own.
         """
         if isinstance(schema, str):
             try:
@@ -141,6 +147,17 @@ class GrammarMatcher:
         if not len(ids):
             raise self._failure("no token of the model continues it")
         return ids
+
+    def take_text(self, text: bytes) -> bool:
+        """Continue with a text, however it is cut into tokens; says whether that is possible.
+
+        If it is not, nothing may be asked of the matcher any more.
+        """
+        try:
+            tokens = self._tokens(text.decode())
+        except (UnicodeDecodeError, PromptError):
+            return False
+        return self._started().try_consume_tokens(tokens) == len(tokens)
 
     def take(self, token: int) -> None:
         """Continue with one of the allowed tokens."""

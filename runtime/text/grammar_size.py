@@ -22,6 +22,8 @@ _SIMPLE_SCHEMA_CHARACTERS = 1 << 14
 _SIMPLE_SCHEMA_DEPTH = 32
 _SIMPLE_DEFINITIONS = 64
 
+_SIMPLE_SPACES: list[Any] = [{}, {"whitespace_flexible": False}, {"whitespace_flexible": True}]
+
 _NOTES = frozenset(
     ("title", "description", "default", "examples", "deprecated", "$schema", "$comment")
 )
@@ -45,9 +47,19 @@ def is_simple(kind: str, text: str) -> bool:
         return len(text) <= _SIMPLE_REGEX_CHARACTERS
     if kind == "choice":
         return True
+    if kind == "calls":
+        return len(text) <= _SIMPLE_SCHEMA_CHARACTERS and _are_simple_calls(json.loads(text))
     if kind != "json_schema" or len(text) > _SIMPLE_SCHEMA_CHARACTERS:
         return False
     return _is_simple_schema(json.loads(text), _SIMPLE_SCHEMA_DEPTH)
+
+
+def _are_simple_calls(order: dict[str, Any]) -> bool:
+    """order: of call_grammar."""
+    schemas = [{**schema, "x-guidance": {}} for _, schema in order["tools"]]
+    if order["otherwise"] is not None:
+        schemas.append(order["otherwise"])
+    return all(_is_simple_schema(each, _SIMPLE_SCHEMA_DEPTH) for each in schemas)
 
 
 def _is_simple_schema(schema: Any, depth: int) -> bool:
@@ -72,7 +84,7 @@ def _has_simple_keys(schema: dict[str, Any]) -> bool:
         return False
     if len(schema.get("$defs", {})) + len(schema.get("definitions", {})) > _SIMPLE_DEFINITIONS:
         return False
-    if schema.get("x-guidance", {}) not in ({}, {"whitespace_flexible": False}):
+    if schema.get("x-guidance", {}) not in _SIMPLE_SPACES:
         return False
     if keys & {"$ref", "anyOf"}:
         return len(keys) == 1

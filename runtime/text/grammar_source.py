@@ -1,15 +1,18 @@
 """Grammars in the words of llguidance, and its faults in ours."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from bita.errors import MissingExtraError, PromptError
+from bita.runtime.text.call_lark import calls_lark
 from bita.runtime.text.grammar_tokens import NO_TOKEN
 
+# Blanks between tokens of JSON are the model's to choose, and cost three times the steps.
+COMPACT: dict[str, Any] = {"whitespace_flexible": False}
 # Room for line ends and indents; without a bound, small models write spaces until the limit.
-JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"[ \t\n]{0,20}"}
+FLEXIBLE: dict[str, Any] = {"whitespace_pattern": r"[ \t\n]{0,20}"}
 _NO_FORCING = '%llguidance {"no_forcing": true}'
 _FAULT_CHARACTERS = 400
 
@@ -43,12 +46,17 @@ def _schema(text: str) -> Any:
     """A JSON schema with the white space that it allows."""
     from llguidance import LLMatcher
 
-    given = json.loads(text).get("x-guidance")
-    options: dict[str, Any] = given if isinstance(given, dict) else {}
-    says_space = "whitespace_pattern" in options or options.get("whitespace_flexible") is False
-    defaults: Any = {} if says_space else JSON_OPTIONS
-    whole = LLMatcher.grammar_from_json_schema(text, defaults=defaults)
+    whole = LLMatcher.grammar_from_json_schema(text, defaults=white_space(json.loads(text)))
     return json.loads(whole)["grammars"][0]["json_schema"]
+
+
+def white_space(schema: Mapping[str, Any]) -> Any:
+    """What a JSON schema that says nothing else of white space allows."""
+    given = schema.get("x-guidance")
+    options: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    if "whitespace_pattern" in options:
+        return {}
+    return FLEXIBLE if options.get("whitespace_flexible") else COMPACT
 
 
 def _lark(kind: str, text: str) -> str:
@@ -57,6 +65,8 @@ def _lark(kind: str, text: str) -> str:
     if kind == "regex":
         whole = LLMatcher.grammar_from_regex(text)
         return str(json.loads(whole)["grammars"][0]["lark_grammar"])
+    if kind == "calls":
+        return calls_lark(text)
     if kind == "choice":
         choices = (json.dumps(each, ensure_ascii=False) for each in json.loads(text))
         return "start: CHOICE\nCHOICE: " + " | ".join(choices)

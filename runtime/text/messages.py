@@ -38,6 +38,30 @@ def checked_messages(messages: Any, max_messages: int) -> list[Message]:
     return checked
 
 
+def without_nulls(messages: Any) -> Any:
+    """Messages without their fields that are null or an empty list of calls, which say nothing; a
+    template may ask whether they are there. What is no list of messages stays as it is.
+    """
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        return messages
+    return [_without_nulls(each) if isinstance(each, Mapping) else each for each in messages]
+
+
+def _without_nulls(message: Mapping[str, Any]) -> Message:
+    kept = {key: value for key, value in message.items() if key == "content" or value is not None}
+    calls = kept.get("tool_calls")
+    if calls == []:
+        del kept["tool_calls"]
+    elif isinstance(calls, list):
+        kept["tool_calls"] = [
+            {key: value for key, value in call.items() if value is not None}
+            if isinstance(call, Mapping)
+            else call
+            for call in calls
+        ]
+    return kept
+
+
 def plain_json(value: Mapping[str, Any], index: int | str, faults: list[str]) -> Message:
     """A copy made of JSON types only: other objects have methods that a sandbox cannot know."""
     try:

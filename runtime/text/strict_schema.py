@@ -11,22 +11,23 @@ _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 MAX_VISITS = 20_000  # of schemas and names, about 1 µs each; references may ask for any number
 
 
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+def closed(schema: Mapping[str, Any], keeps_unnamed: bool = False) -> dict[str, Any]:
     """A copy of a schema in which every object that does not say so itself takes no properties but
     those it names: inside arrays, alternatives and definitions too.
 
     An object says so itself by "additionalProperties", "patternProperties" or
     "unevaluatedProperties". A schema that names no properties and no type stays any JSON. Where
     several schemas hold for one object (allOf, or properties beside anyOf or $ref), it takes what
-    any of them names. Raises ValueError where that takes too long, RecursionError where nesting is
-    too deep.
+    any of them names. keeps_unnamed: objects of which no property is named stay open. Raises
+    ValueError where that takes too long, RecursionError where nesting is too deep.
     """
-    return _Closing(schema).run()
+    return _Closing(schema, keeps_unnamed).run()
 
 
 class _Closing:
-    def __init__(self, root: Mapping[str, Any]) -> None:
+    def __init__(self, root: Mapping[str, Any], keeps_unnamed: bool) -> None:
         self._root = root
+        self._keeps_unnamed = keeps_unnamed
         self._open_names: dict[str, str] = {}  # of definitions, by the $ref to what they copy
         self._open_schemas: dict[str, Any] = {}
         self._num_visits = 0
@@ -53,6 +54,8 @@ class _Closing:
             return result
         names = {name: True for part in parts for name in _properties(part)}
         self._count(sum(len(_properties(part)) for part in parts))
+        if not names and self._keeps_unnamed and not any("properties" in each for each in parts):
+            return result
         if names:
             result["properties"] = {**names, **_properties(result)}
         return {**result, "additionalProperties": False}

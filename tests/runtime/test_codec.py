@@ -150,3 +150,31 @@ def test_engine_tokenizer_is_read_and_faults_name_the_file(tmp_path: Path) -> No
     wordpiece.save(str(path))
     with pytest.raises(EngineError, match=r"tokenizer.json: .* by WordPiece, .* not supported"):
         TextCodec.open(tmp_path)
+
+
+def metaspace() -> TextCodec:
+    """A codec that writes the first token in its own way."""
+    tokenizer = Tokenizer.from_str(CODECS["llama2"].tokenizer.to_str())
+    tokenizer.decoder = decoders.Metaspace()
+    return TextCodec(tokenizer)
+
+
+@pytest.mark.parametrize("name", [*CODECS, "metaspace"])
+def test_special_tokens_may_be_part_of_a_text(name: str) -> None:
+    """They are shown as they are, and a space after them stays."""
+    codec = metaspace() if name == "metaspace" else CODECS[name]
+    special = next(iter(codec.hidden_tokens))
+    mark = codec.hidden_tokens[special]
+    words = codec.encode("two spaces", add_special_tokens=False)
+    inner = b"".join(codec.token_bytes[token] for token in words).decode()
+    for ids, text in (
+        ([special, *words], mark + inner),
+        ([special, special, *words], mark + mark + inner),
+        ([*words, special], codec.decode(words) + mark),
+    ):
+        shown = IncrementalText(codec, shown_ids=(special,))
+        pieces = [shown.push((token,)) for token in ids]
+        assert "".join([*pieces, shown.flush()]) == text
+        at_once = IncrementalText(codec, shown_ids=(special,))
+        assert at_once.push(ids) + at_once.flush() == text
+        assert mark not in codec.decode(ids)

@@ -20,6 +20,8 @@ FIELDS = (
     *("top_k", "min_p", "repetition_penalty", "ignore_eos", "stop_token_ids", "logprobs"),
     *("max_completion_tokens", "top_logprobs", "tools", "tool_choice", "functions", "store"),
     *("parallel_tool_calls", "modalities", "service_tier", "suffix", "echo", "best_of", "unknown"),
+    *("reasoning_effort", "chat_template_kwargs", "add_generation_prompt", "metadata"),
+    *("continue_final_message", "verbosity", "safety_identifier", "prompt_cache_key"),
 )
 KINDS = pytest.mark.parametrize(
     ("kind", "least"), [(ChatRequest, CHAT), (CompletionRequest, TEXT)], ids=["chat", "completion"]
@@ -129,6 +131,29 @@ HOSTILE: dict[str, tuple[type[AnswerRequest], str]] = {
     "a list in every field": (
         ChatRequest,
         "{" + ",".join(f'"{field}":{items("true", 3000)}' for field in FIELDS) + "}",
+    ),
+    "many tools": (
+        ChatRequest,
+        '{"messages":[{}],"tools":' + items('{"function":{"name":"a"}}', 30_000) + "}",
+    ),
+    "tools that are numbers": (ChatRequest, f'{{"messages":[{{}}],"tools":{items("1", 400_000)}}}'),
+    "a large tool": (
+        ChatRequest,
+        '{"messages":[{}],"tools":[{"function":{"name":"a","description":"'
+        + "x" * 900_000
+        + '"}}]}',
+    ),
+    "unknown fields of a tool": (
+        ChatRequest,
+        f'{{"messages":[{{}}],"tools":[{{"function":{pairs("x", "1", 90_000)}}}]}}',
+    ),
+    "a tool of wrong names": (
+        ChatRequest,
+        f'{{"messages":[{{}}],"tools":[{{"function":{{"name":{pairs("x", "1", 90_000)}}}}}]}}',
+    ),
+    "variables of the renderer": (
+        ChatRequest,
+        '{"messages":[{}],"chat_template_kwargs":{"messages":[]}}',
     ),
     "deep nesting": (ChatRequest, '{"messages":' + "[" * 60_000 + "]" * 60_000 + "}"),
     "nesting that can be read": (ChatRequest, '{"messages":' + "[" * 900 + "]" * 900 + "}"),

@@ -207,8 +207,13 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "wizard"),
     ({"messages": [{"role": "user", "content": "word " * 400}]}, 400, "this engine holds"),
     ({"model": "gpt-5"}, 404, "there is no model 'gpt-5'; this server has 'tiny'"),
-    ({"tools": [{"type": "function"}]}, 400, "not supported here: tools; leave that out"),
-    ({"reasoning_effort": "high", "audio": {}}, 400, "not supported here: reasoning_effort, audio"),
+    (
+        {"tools": [{"type": "function"}]},
+        400,
+        "tools.0.function is None; pass an object with a name",
+    ),
+    ({"web_search_options": {}, "audio": {}}, 400, "not supported here: web_search_options, audio"),
+    ({"functions": [{}]}, 400, "not supported here: functions; use tools"),
     ({"top_logprobs": 3}, 400, "top_logprobs needs logprobs: true"),
     ({"logprobs": True, "top_logprobs": 21}, 400, "less than or equal to 20"),
     ({"logit_bias": {"x": 1}}, 400, "'x' is not a token id"),
@@ -253,13 +258,17 @@ def test_the_code_of_a_refusal_does_not_depend_on_its_words(
 
 
 def test_what_means_nothing_here_is_taken(server: Running) -> None:
-    neutral = {
+    neutral: dict[str, Any] = {
         "tools": [],
         "tool_choice": "auto",
         "parallel_tool_calls": True,
-        "store": False,
+        "store": True,
         "user": "me",
-        "metadata": None,
+        "metadata": {"run": "1"},
+        "prompt_cache_key": "x",
+        "safety_identifier": "y",
+        "verbosity": "low",
+        "reasoning_effort": "high",
         "modalities": ["text"],
         "service_tier": "auto",
     }
@@ -290,7 +299,7 @@ def test_requests_that_are_no_requests(server: Running) -> None:
     assert httpx.get(f"{server.url}/v1/chat/completions").status_code == 405
     assert server.post("completions", json={"prompt": []}).status_code == 400
     assert server.post("completions", json={"prompt": ["a"] * 17}).status_code == 400
-    assert server.post("completions", json={"prompt": "a", "echo": True}).status_code == 400
+    assert server.post("completions", json={"prompt": "a", "suffix": "b"}).status_code == 400
     with pytest.raises(openai.NotFoundError, match="there is no model 'nope'"):
         server.client().models.retrieve("nope")
 

@@ -57,8 +57,8 @@ def test_two_are_answered_in_slices_where_they_cannot_share_steps(tiny_engine: P
         ]
         assert texts == 2 * [server.alone(MESSAGES, 60, ignore_eos=True).text]
         slices = [len([*steps]) for _, steps in groupby(server.gate.sequences)]
-        assert len(slices) > 2
-        assert max(slices) <= SLICE_STEPS + 1  # a step came before the second
+        assert len(slices) > 3
+        assert max(slices[1:-1]) == SLICE_STEPS  # the first may have begun before
 
 
 def test_a_full_line_is_told(tiny_engine: Path) -> None:

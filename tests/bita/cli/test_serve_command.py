@@ -80,6 +80,21 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
     assert "Hello" not in err  # what people write is not logged
 
 
+def test_names_of_the_model_and_of_the_host(tiny_engine: Path) -> None:
+    names = ("--model-name", "one", "--model-name", "two")
+    process = start(tiny_engine, "--port", 0, *names, "--allow-host", "proxy.example")
+    try:
+        url = address_of(process)
+        for host, status in (("proxy.example", 200), ("127.0.0.1", 200), ("other.example", 400)):
+            found = httpx.get(f"{url}/v1/models", headers={"Host": host})
+            assert found.status_code == status
+            if status == 200:
+                assert [each["id"] for each in found.json()["data"]] == ["one", "two"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_an_interrupt_right_after_the_first_line(tiny_engine: Path) -> None:
     process = start(tiny_engine, "--port", 0)
     address_of(process)

@@ -1,0 +1,98 @@
+"""How a model writes a call of a tool: the text around the name and the arguments."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+ID_SLOT = "\ue000"  # stands in a form for the id that the model gives a call
+ID_PATTERN = "[a-zA-Z0-9]{9}"
+_TAG = re.compile(r"<[^<>\s]{1,60}>|\[[A-Z_/]{2,40}\]")
+_KEY = re.compile(r'"\s*:\s*"?\s*$')
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """The text of calls: opening NAME middle ARGUMENTS (join NAME middle ARGUMENTS)* closing.
+
+    join: None where the model writes one call an answer. closing and join may hold ID_SLOT.
+    key_separator, item_separator: what the JSON of the arguments has after keys and after values.
+    """
+
+    opening: str
+    middle: str
+    closing: str
+    join: str | None
+    key_separator: str = ": "
+    item_separator: str = ", "
+
+    @cached_property
+    def trigger(self) -> str:
+        """The text with which a call certainly begins: a tag such as <tool_call>, else all up to
+        the key of the name, such as {"name".
+        """
+        tag = _TAG.match(self.opening)
+        if tag is not None:
+            return tag[0]
+        place = self.opening.find("{")
+        if self.has_plain_start:
+            return _KEY.sub('"', self.opening)
+        return (self.opening[:place] if place > 0 else self.opening).strip()
+
+    @property
+    def has_plain_start(self) -> bool:
+        """Whether a call has no mark: it begins with JSON, where the answer begins."""
+        return self.opening[:1] in ("{", "[") and _TAG.match(self.opening) is None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether each of several calls begins with the trigger and ends with the closing."""
+        return self.join is not None and not self.has_plain_start and self.trigger in self.join
+
+    @property
+    def rest_of_opening(self) -> str:
+        """What stands between the trigger and the name."""
+        return self.opening[len(self.trigger) :]
+
+    @cached_property
+    def end_tag(self) -> str | None:
+        """The tag that ends a call, such as </tool_call>."""
+        tags = _TAG.findall(self.closing)
+        return tags[-1] if tags else None
+
+    def written(self, calls: Sequence[tuple[str, str]]) -> str:
+        """The text of calls, each the name and the JSON of its arguments."""
+        between = self.join if self.join is not None else self.closing + "\n" + self.opening
+        return (
+            self.opening
+            + between.join(f"{name}{self.middle}{arguments}" for name, arguments in calls)
+            + self.closing
+        ).replace(ID_SLOT, "000000000")
+
+    def dumped(self, value: object) -> str:
+        """JSON as the form writes it."""
+        separators = (self.item_separator, self.key_separator)
+        return json.dumps(value, ensure_ascii=False, separators=separators)
+
+
+def tagged_form(start: str, space: str, key: str, end: str) -> CallForm:
+    """A JSON object between two tags. key: "arguments" or "parameters"."""
+    opening = f'{start}{space}{{"name": "'
+    closing = f"}}{space}{end}"
+    return CallForm(opening, f'", "{key}": ', closing, f"{closing}\n{opening}")
+
+
+HERMES = tagged_form("<tool_call>", "\n", "arguments", "</tool_call>")
+_DESCRIBED = re.compile(
+    r"(?P<start><[\w|]{1,40}>)(?P<space>\s{0,4})\{\s{0,4}\"name\"[^\n]{0,200}"
+    r"\"(?P<key>arguments|parameters)\"[^\n]{0,200}\}\s{0,4}(?P<end></[\w|]{1,40}>)"
+)
+
+
+def described_form(text: str) -> CallForm | None:
+    """The form of which a prompt gives an example: a JSON object between two tags."""
+    found = _DESCRIBED.search(text)
+    if found is None:
+        return None
+    return tagged_form(found["start"], found["space"], found["key"], found["end"])
