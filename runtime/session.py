@@ -15,15 +15,16 @@ from bita.file_marks import check_unchanged, marks_of
 from bita.json_values import shown
 from bita.manifest import MANIFEST_FILE
 from bita.runtime.backends.backend import Backend, open_backend, weights_read_ahead
+from bita.runtime.choosing import check_token_ids, chooser_for
 from bita.runtime.conversation import Conversation, Overflow
-from bita.runtime.decoding.chooser import GREEDY, AnyChooser, CallSwitch, Chooser
+from bita.runtime.decoding.chooser import TokenLogprob
 from bita.runtime.decoding.guard import trees_to_run
+from bita.runtime.decoding.prompt_scores import score_prompt
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
 from bita.runtime.loaded_engine import LoadedEngine
 from bita.runtime.options import SEEDS, Options
-from bita.runtime.text.call_rule import CallWatch
 from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import (
@@ -38,7 +39,7 @@ from bita.tree_table import Trees, read_trees
 
 
 class Session:
-    """A loaded engine. Threads may share it: they take turns, a step or a whole answer each.
+    """A loaded engine. Threads may share it, and share its steps where the backend can do that.
 
     Open it with `Session.open`. A prompt that begins like the text in the cache, as the next turn
     of a conversation does, is computed from where the two differ.
@@ -239,14 +240,14 @@ class Session:
         began = monotonic()
         prompt_ids = self.encode(prompt)
         self._decoder.check_prompt(prompt_ids)
-        self._check_token_ids(options)
+        check_token_ids(options, self.engine.manifest.vocab_size)
         if eos_ids is None:
             eos_ids = self.end_ids(prompt)
         if options.ignore_eos:
             eos_ids = ()
         if seed is None:
             seed = options.seed if options.seed is not None else new_seed()
-        chooser = self._chooser(options, prompt_ids, eos_ids, seed, choice)
+        chooser = chooser_for(self._loaded, options, prompt_ids, eos_ids, seed, choice)
         if continues is None:  # a grammar has matched each space
             continues = isinstance(prompt, str) or options.grammar is not None
         text = IncrementalText(self.codec, continues, options.shown_token_ids)
@@ -276,38 +277,6 @@ class Session:
     def load_grammars(self) -> None:
         """Do what the first grammar would have to wait for (0.1 to 2 s)."""
         self._loaded.grammars.load()
-
-    def _chooser(
-        self,
-        options: Options,
-        prompt_ids: Sequence[int],
-        eos_ids: Sequence[int],
-        seed: int,
-        choice: int,
-    ) -> AnyChooser:
-        if not options.needs_logits and options.calls is None:
-            return GREEDY
-        grammar = options.grammar
-        matcher = None if grammar is None else self._loaded.grammars.compile(grammar)
-        ends = {*eos_ids, *options.stop_token_ids}
-        switch = None if options.calls is None else self._call_switch(options)
-        return Chooser(options, prompt_ids, ends, seed, choice, matcher, switch)
-
-    def _call_switch(self, options: Options) -> CallSwitch:
-        rule, grammars = options.calls, self._loaded.grammars
-        assert rule is not None
-        watch = CallWatch(rule, self.codec, frozenset(options.shown_token_ids))
-        return CallSwitch(watch, lambda: grammars.compile(rule.grammar))
-
-    def _check_token_ids(self, options: Options) -> None:
-        size = self.engine.manifest.vocab_size
-        for name, ids in (
-            ("logit_bias", options.logit_bias),
-            ("stop_token_ids", options.stop_token_ids),
-        ):
-            for token in ids:
-                if not 0 <= token < size:
-                    raise PromptError(f"{name}: token id {shown(token)} is not in [0, {size})")
 
     def forget(self) -> None:
         """Forget all texts, so that the next prompt is computed whole."""
@@ -340,6 +309,18 @@ class Session:
         """How far the best logit after these tokens is above the second."""
         with self.lock:
             return self._decoder.margin(token_ids)
+
+    def score(self, prompt: Prompt, num_best: int = 0) -> list[TokenLogprob]:
+        """How probable the model finds each token of a prompt but the first, and the `num_best`
+        most probable ones at its place.
+
+        Holds the engine until the prompt is read. Raises PromptError for a prompt that is not
+        usable.
+        """
+        token_ids = self.encode(prompt)
+        self._decoder.check_prompt(token_ids)
+        with self._loaded.turns.alone():
+            return score_prompt(self.backend, self.adapter, token_ids, num_best)
 
     @property
     def lock(self) -> EngineLock:

@@ -6,7 +6,8 @@ waits for nobody.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -150,6 +151,14 @@ class Turns:
                 by_decoder.setdefault(answer.decoder, []).append(answer)
             for decoder, group in by_decoder.items():
                 self._advance(decoder, group)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the engine, whose own cache is free for another text then."""
+        with self.lock:
+            if self._places is not None:
+                self._places.clear_main()
+            yield
 
     def forget(self) -> None:
         """Forget all texts."""

@@ -81,12 +81,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bita.runtime.options import MAX_TIMEOUT_S
-    from bita.runtime.serving.app import Server, ServerSettings
+    from bita.runtime.serving.app import Server
     from bita.runtime.serving.connections import (
         AnnouncedServer,
         ConnectionLimits,
         server_config,
     )
+    from bita.runtime.serving.settings import ServerSettings
 
     key = _api_key(args.api_key_file)
     is_local = _is_loopback(args.host)

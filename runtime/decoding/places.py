@@ -57,10 +57,10 @@ class Places:
         if place is not None and place is not self.main:
             self.main.exchange(place)
 
-    def publish(self) -> None:
-        """Let what begins alike share the rows of all texts that have a place."""
-        for place in self._all:
-            place.publish()
+    def clear_main(self) -> None:
+        """Let the main place be free, and its text have another one."""
+        if self.main.holder is not None:
+            self.main.exchange(self._free([self.main.holder]))
 
     def release(self, sequence: TokenSequence) -> None:
         """Give up a sequence's place, if it has one."""

@@ -5,10 +5,9 @@ import contextlib
 import hmac
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any
 
 import anyio
 from starlette.applications import Starlette
@@ -32,6 +31,7 @@ from bita.runtime.serving.planning import Plan, planned
 from bita.runtime.serving.queue import Job, Line, Piece
 from bita.runtime.serving.requests import AnswerRequest, ChatRequest, CompletionRequest, parsed
 from bita.runtime.serving.responses import Form
+from bita.runtime.serving.settings import ServerSettings
 from bita.runtime.serving.streams import Stream, event_bytes, unless_gone
 from bita.runtime.session import Session, new_seed
 
@@ -40,29 +40,6 @@ Handler = Callable[[Request], Awaitable[Response]]
 BODY_SECONDS = 30.0  # within which a request's body has to come
 TAKING_SECONDS = 30.0  # after the last token, in which a client takes the rest of a stream
 SMALL_BODY = 1 << 14  # bytes that are parsed at once, whatever they hold
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """Limits of a server, and who may use it."""
-
-    model_name: str  # that clients ask for
-    other_names: Sequence[str] = ()  # that they may ask for too
-    api_key: str | None = None  # that they have to send; None: none
-    num_waiting: int = 32  # requests in line beside those that are answered
-    num_running: int = 32  # answers that are given at once
-    answer_tokens: int = 1024  # of an answer whose request names no limit
-    max_body_bytes: int = 1 << 20
-    max_messages: int = 256  # of a conversation
-    request_seconds: float = 600.0  # from coming to the end of the answer; then it is cut
-    allowed_hosts: Sequence[str] = ("*",)  # names in the Host header
-    allowed_origins: Sequence[str] = ()  # web pages that may use it
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of Options
-
-    @property
-    def names(self) -> list[str]:
-        """All names of the model."""
-        return list(dict.fromkeys((self.model_name, *self.other_names)))
 
 
 @dataclass

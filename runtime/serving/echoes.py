@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bita.runtime.decoding.chooser import TokenLogprob
-from bita.runtime.decoding.prompt_scores import score_prompt
 from bita.runtime.session import Session
 from bita.runtime.text.prompt_encoder import Prompt
 from bita.runtime.text.stopping import FinishReason
@@ -40,8 +39,5 @@ def echo_of(session: Session, prompt: Prompt, num_best: int | None) -> Echo:
     token_ids = session.encode(prompt)
     session.decoder.check_prompt(token_ids)
     text = prompt if isinstance(prompt, str) else session.codec.decode(token_ids)
-    if num_best is None:
-        return Echo(text, token_ids, None)
-    with session.lock:
-        scores = score_prompt(session.backend, session.adapter, token_ids, num_best)
+    scores = None if num_best is None else session.score(token_ids, num_best)
     return Echo(text, token_ids, scores)

@@ -14,8 +14,9 @@ import uvicorn
 from deadlines import wait_until
 
 from bita.runtime.decoding.sequence import TokenSequence
-from bita.runtime.serving.app import Server, ServerSettings
+from bita.runtime.serving.app import Server
 from bita.runtime.serving.connections import ConnectionLimits, server_config
+from bita.runtime.serving.settings import ServerSettings
 from bita.runtime.session import Session
 
 MESSAGES: Any = [{"role": "user", "content": "Hello tree"}]
