@@ -4,6 +4,7 @@ Every number has a finite range: at its ends, all of them together, no sum or pr
 logits leaves float32, and no waiting time leaves the clock.
 """
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -147,6 +148,11 @@ class Options:
         ids = self.stop_token_ids
         if not isinstance(ids, Sequence) or not all(_is_whole(each) for each in ids):
             yield f"stop_token_ids is {shown(ids)}; pass a list of token ids"
+
+
+def new_seed() -> int:
+    """A seed that nobody asked for."""
+    return secrets.randbelow(SEEDS)
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """The runtime's front door: open an engine, give it a prompt, get text."""
 
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -18,13 +17,13 @@ from bita.runtime.backends.backend import Backend, open_backend, weights_read_ah
 from bita.runtime.choosing import check_token_ids, chooser_for
 from bita.runtime.conversation import Conversation, Overflow
 from bita.runtime.decoding.chooser import TokenLogprob
-from bita.runtime.decoding.guard import trees_to_run
+from bita.runtime.decoding.guard import sizes_to_run
 from bita.runtime.decoding.prompt_scores import score_prompt
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
 from bita.runtime.loaded_engine import LoadedEngine
-from bita.runtime.options import SEEDS, Options
+from bita.runtime.options import Options, new_seed
 from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import (
@@ -88,10 +87,9 @@ class Session:
         backend: what executes the steps. None: what the engine was built for; every engine runs on
         "ort-cpu" too.
         cuda_graph: launch decode steps as captured graphs.
-        kept_text_bytes: host memory for keys and values of texts that had to leave the cache to
-        others: conversations and unfinished answers. Native operators leave them in their pages,
-        which texts that begin alike share; else they are copied. What does not fit is computed
-        again when it is needed.
+        kept_text_bytes: host memory for keys and values of all texts beyond one: conversations and
+        unfinished answers. Native operators leave them in their pages, which texts that begin alike
+        share; else they are copied. What does not fit is computed again when it is needed.
         keep_answers: keep those of finished answers too.
         map_weights: leave the weights of native operators in the pages of their file, which
         processes share, rather than read them into huge pages, with which steps are faster.
@@ -108,7 +106,7 @@ class Session:
                 engine, backend, num_threads, cuda_graph, kept_text_bytes, map_weights
             )
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
-        least_rows = opened.least_rows(adapter, _sizes(tree or own_tree))
+        least_rows = opened.least_rows(adapter, sizes_to_run(tree or own_tree))
         if min_rows is None:
             min_rows = 1 if own_tree.is_ar and tree is None else least_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
@@ -135,7 +133,7 @@ class Session:
         tree, least_rows, loaded = tree or self.tree, self.least_rows, self._loaded
         with loaded.turns.lock:
             if tree is not self.tree:
-                sizes = (least_rows, *_sizes(tree))
+                sizes = (least_rows, *sizes_to_run(tree))
                 least_rows = max(least_rows, loaded.backend.least_rows(adapter, sizes))
             rows = min_rows or least_rows
             decoder = loaded.decoder(adapter, tree, mode, rows)
@@ -405,16 +403,6 @@ class Session:
         self._decoder.stats = Stats(memory=self._loaded.memory)
 
 
-def new_seed() -> int:
-    """A seed that nobody asked for."""
-    return secrets.randbelow(SEEDS)
-
-
 def read_tree(engine: Engine) -> Trees:
     """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
     return read_trees(engine.file(TREE_FILE), "rebuild the engine")
-
-
-def _sizes(trees: Trees) -> tuple[int, ...]:
-    """Rows of AR and of each tree."""
-    return (1, *{tree.num_rows for tree in trees_to_run(trees)})

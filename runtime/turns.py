@@ -316,15 +316,19 @@ class Turns:
             answer.fail(error)
 
     def _whose_slice(self, group: Sequence[Answer]) -> Answer:
-        """Of answers that cannot share a step, the one whose step is next."""
+        """Of answers that cannot share a step, the one whose step is next. Those that have no
+        token yet come before the others.
+        """
         if len(group) == 1:
             return group[0]
         owner = None if self._slice is None else self._slice()
         if owner is None or owner not in group:
             owner, self._num_left = group[0], SLICE_STEPS
         elif not self._num_left:
-            owner = group[(group.index(owner) + 1) % len(group)]
-            self._num_left = SLICE_STEPS
+            place = group.index(owner) + 1
+            others = [*group[place:], *group[: place - 1]]
+            unread = [each for each in others if not each.sequence.has_answer]
+            owner, self._num_left = (unread or others)[0], SLICE_STEPS
         self._slice = ref(owner)
         self._num_left -= 1
         return owner

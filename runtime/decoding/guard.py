@@ -156,5 +156,10 @@ def trees_to_run(trees: Trees) -> tuple[Tree, ...]:
     return GuardedTrees(table).trees if table.costs else table.trees
 
 
+def sizes_to_run(trees: Trees) -> tuple[int, ...]:
+    """Rows of AR and of each tree that decoding with these may take."""
+    return (1, *{tree.num_rows for tree in trees_to_run(trees)})
+
+
 def _without_masks(tree: Tree) -> Tree:
     return replace(tree, num_masks=(0,) * tree.num_nodes)

@@ -12,6 +12,7 @@ from bita.runtime.decoding.tree_decoder import TreeDecoder
 from bita.tree import MAX_LEVEL, Tree
 
 MAX_CHAIN = 4  # guesses one after the other, without masks, that a text may take instead of a tree
+DOUBT = 0.1  # of how sure a guess says it is
 UNKNOWN_SHARE = 0.4  # how often a draft is right of which nothing is known
 LATER_SHARE = 0.85  # times that of the first, of a draft after another that is right
 
@@ -45,14 +46,15 @@ class JointTrees:
 
     def pick(self, texts: Sequence[tuple[TokenSequence, Cache]]) -> list[Picked]:
         """A tree for each text, and how sure its guess is."""
-        wishes, levels = [], []
+        times = self._times
+        if times is None or not texts:
+            return [(PickedTree(self._root), 0) for _ in texts]
+        least, wishes, levels = times.least_share(len(texts)) - DOUBT, [], []
         for sequence, cache in texts:
-            level, own = self._wishes(sequence, cache)
+            level, own = self._wishes(sequence, cache, least)
             wishes.append(own)
             levels.append(level)
-        if self._times is None or not texts:
-            return [(PickedTree(self._root), level) for level in levels]
-        taken = shared_rows(wishes, self._times)
+        taken = shared_rows(wishes, times)
         return [
             (self._picked(sequence, wish), level)
             for (sequence, _), wish, level in zip(texts, taken, levels, strict=True)
@@ -64,13 +66,20 @@ class JointTrees:
         if picked.placed is not self._root:
             self._gains.enter(self._numbers[picked.placed.tree], level, gain)
 
-    def _wishes(self, sequence: TokenSequence, cache: Cache) -> tuple[int, list[Wish]]:
-        if sequence.is_plain or self._times is None:
+    def _wishes(
+        self, sequence: TokenSequence, cache: Cache, least_share: float
+    ) -> tuple[int, list[Wish]]:
+        """How sure a text's guess is, and the trees that it may take. None where the first draft is
+        less likely to be right than `least_share`: no row pays then.
+        """
+        if sequence.is_plain:
             return 0, []
         forced = sequence.chooser.forced() if self._depth else []
         guesses = sequence.guesses
         level = MAX_LEVEL if forced else 0 if guesses is None else guesses.level()
         share = 1.0 if forced else guesses.share if guesses is not None else UNKNOWN_SHARE
+        if share < least_share:
+            return level, []
         choice = self._choices[self._table.number(sequence.drafts.num_masks, level)]
         numbers = {choice.whole, choice.lean}
         if forced or level:

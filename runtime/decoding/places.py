@@ -1,6 +1,7 @@
 """The places of texts that are decoded together: a cache for each, in the same pages."""
 
 from collections.abc import Collection
+from weakref import WeakKeyDictionary
 
 from bita.adapter import Adapter
 from bita.runtime.backends.paged_cache import PagedCache
@@ -36,10 +37,17 @@ class Places:
     def __init__(self, main: Place) -> None:
         self.main = main
         self._all = [main]
+        self._last: WeakKeyDictionary[TokenSequence, Place] = WeakKeyDictionary()
 
     def hold(self, sequence: TokenSequence) -> Place | None:
         """The place that a sequence has; None if it has none."""
-        return next((place for place in self._all if place.holder is sequence), None)
+        last = self._last.get(sequence)
+        if last is not None and last.holder is sequence:
+            return last
+        found = next((place for place in self._all if place.holder is sequence), None)
+        if found is not None:
+            self._last[sequence] = found
+        return found
 
     def take(
         self, sequence: TokenSequence, adapter: Adapter, busy: Collection[TokenSequence]

@@ -38,6 +38,11 @@ class StepTimes:
         rises = [right - left for left, right in pairwise(last)]
         self._slope = max(sum(rises) / len(rises) if rises else 0.0, 0.0)
 
+    def least_share(self, num_texts: int) -> float:
+        """How often a draft has to be right to be worth a row beside those of so many texts."""
+        now = self(num_texts)
+        return (self(num_texts + 1) - now) * num_texts / now
+
     def __call__(self, num_rows: int) -> float:
         known = len(self._costs) - 1
         if num_rows <= known:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from bita.errors import BitaError, PromptError
 from bita.runtime.generation import Generation
-from bita.runtime.options import Options
+from bita.runtime.options import Options, new_seed
 from bita.runtime.serving.chat_page import chat_page
 from bita.runtime.serving.echo_alone import echoed
 from bita.runtime.serving.echoes import Echo, echo_of
@@ -33,7 +33,7 @@ from bita.runtime.serving.requests import AnswerRequest, ChatRequest, Completion
 from bita.runtime.serving.responses import Form
 from bita.runtime.serving.settings import ServerSettings
 from bita.runtime.serving.streams import Stream, event_bytes, unless_gone
-from bita.runtime.session import Session, new_seed
+from bita.runtime.session import Session
 
 log = logging.getLogger("bita.serve")
 Handler = Callable[[Request], Awaitable[Response]]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +15,11 @@ from bita.runtime.serving.errors import RequestError
 from bita.runtime.session import Session
 
 log = logging.getLogger("bita.serve")
+MAX_CLIENTS = 4096  # that are remembered
+# A piece of a stream takes 0.1 ms of a processor, which steps lack then: with many streams each has
+# fewer and longer pieces. The first comes at once.
+PIECES_A_SECOND = 500
+MAX_PAUSE = 0.05  # seconds between the pieces of a stream, because of others
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Job:
     def __post_init__(self) -> None:
         self._told = [(0, False)] * len(self.generations)  # tokens of each, and whether it ended
         self._num_characters = [0] * len(self.generations)
+        self._told_at = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -71,8 +77,15 @@ class Job:
         for generation in self.generations:
             generation.cancel()
 
-    def news(self) -> Iterator[Event]:
-        """What there is to tell since this was last asked."""
+    def news(self, now: float, pause: float) -> Iterator[Event]:
+        """What there is to tell since there was news last, which is `pause` seconds ago at least
+        unless the job has begun or ended.
+
+        now: by `monotonic`.
+        """
+        if self.first_token_at and now < self._told_at + pause and not self.has_ended:
+            return
+        self._told_at = now
         for index, generation in enumerate(self.generations):
             state = len(generation.token_ids), generation.has_ended
             if state != self._told[index]:
@@ -94,8 +107,8 @@ class Line:
 
     num_waiting: places for requests beside those that are answered. num_running: answers that are
     given at once, at the most; they share steps. Where several clients wait, the one with the
-    fewest answers is next. on_steps: called with the figures of steps now and then. on_answer:
-    called with a job when it has ended.
+    fewest answers is next, or the one that was not for longest. on_steps: called with the figures
+    of steps now and then. on_answer: called with a job when it has ended.
     """
 
     def __init__(
@@ -114,6 +127,8 @@ class Line:
         self._jobs: list[Job] = []
         self._running: list[Job] = []
         self._num_taken = 0
+        self._num_next = 0
+        self._last_next: OrderedDict[str, int] = OrderedDict()  # by client, when it was next
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="bita-engine", daemon=True)
@@ -207,9 +222,17 @@ class Line:
             return True
 
     def _next(self) -> Job:
-        """The job in line whose client has the fewest answers; of these the first that came."""
-        answers = Counter(job.client for job in self._running)
-        return min(self._jobs, key=lambda job: answers[job.client])
+        """The job in line whose client has the fewest answers, or was not next for longest; of
+        these the first that came.
+        """
+        answers, last = Counter(job.client for job in self._running), self._last_next
+        found = min(self._jobs, key=lambda job: (answers[job.client], last.get(job.client, 0)))
+        self._num_next += 1
+        last[found.client] = self._num_next
+        last.move_to_end(found.client)
+        if len(last) > MAX_CLIENTS:
+            last.popitem(last=False)
+        return found
 
     def _step(self) -> None:
         """One step of all answers."""
@@ -237,8 +260,10 @@ class Line:
     def _tell(self, jobs: Iterable[Job]) -> None:
         """Give the news of this step to whoever waits for them, all in one go."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Event]]] = {}
+        pause = min(sum(job.is_stream for job in jobs) / PIECES_A_SECOND, MAX_PAUSE)
+        now = monotonic()
         for job in jobs:
-            for event in job.news():
+            for event in job.news(now, pause):
                 by_loop.setdefault(job.loop, []).append((job, event))
         for loop, events in by_loop.items():
             with suppress(RuntimeError):  # it is closed, and nobody waits
