@@ -175,6 +175,31 @@ def waits_its_turn(server: Served, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def in_threads(
+    session: Session, prompts: Sequence[Any], expected: Sequence[str], max_new_tokens: int
+) -> dict[str, Any]:
+    """Eight threads on one session; how many texts are what they are alone, and how fast."""
+    right: list[bool] = []
+
+    def ask(number: int) -> None:
+        which = number % len(prompts)
+        options: dict[str, Any] = {"temperature": 0.7 * (which % 2), "seed": which}
+        text = session.generate(prompts[which], max_new_tokens, **options).text
+        right.append(text == expected[which])
+
+    session.reset_stats()
+    began = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(400)))
+    seconds, stats = time.perf_counter() - began, session.stats
+    return {
+        "answers": len(right),
+        "right": sum(right),
+        "tokens_per_second": round(stats.num_tokens / seconds, 1),
+        "texts_per_step": round(stats.num_steps / len(stats.step_ms), 2),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
@@ -191,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options: dict[str, Any] = {"temperature": 0.7 * (seed % 2), "seed": seed}
         expected.append(session.generate(prompt, args.max_new_tokens, **options).text)
         session.forget()
+    threads = in_threads(session, prompts, expected, args.max_new_tokens)
     del session
     jobs = [
         {
@@ -204,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     with served(args.engine, args.threads, queue=16) as server:
         report = {
+            "threads_on_a_session": threads,
             "waits_its_turn": waits_its_turn(server, {**jobs[0], "max_tokens": 100}),
             "load": load(server, jobs, expected, args.requests),
             "goes_away": goes_away(server, jobs[0]),
@@ -212,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.write_text(text + "\n", encoding="utf-8")
     for name, figures in report.items():
         print(name, figures)
-    return int(report["load"]["right"] < args.requests)
+    return int(report["load"]["right"] < args.requests or threads["right"] < threads["answers"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ waits for nobody.
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Protocol
@@ -92,22 +91,25 @@ class EngineLock:
         self.release()
 
 
-@dataclass(eq=False)
 class _Member:
-    """An answer that a thread waits for, until it has got further or to its end."""
+    """An answer that a thread waits for, until it has got further or, `to_end`, to its end.
 
-    answer: Answer
-    to_end: bool
-    is_running: bool = False
+    wake: notified when it is served, or when it is its thread's turn to run steps. is_running:
+    whether a step of it runs.
+    """
 
-    def __post_init__(self) -> None:
-        self._num_read = self.answer.sequence.num_read
+    def __init__(self, answer: Answer, to_end: bool, mutex: threading.Lock) -> None:
+        self.answer = answer
+        self.wake = threading.Condition(mutex)
+        self.is_running = False
+        self._to_end = to_end
+        self._num_read = answer.sequence.num_read
 
     @property
     def is_served(self) -> bool:
         if self.answer.has_ended:
             return True
-        return not self.to_end and self.answer.sequence.num_read > self._num_read
+        return not self._to_end and self.answer.sequence.num_read > self._num_read
 
 
 class Turns:
@@ -123,20 +125,21 @@ class Turns:
         self._shared_cache = shared_cache
         self._places = places
         self._joint: WeakKeyDictionary[TreeDecoder, JointDecoder] = WeakKeyDictionary()
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()  # of what follows; held for moments only
+        self._joined = threading.Condition(self._mutex)  # a member has
         self._members: list[_Member] = []
-        self._is_led = False
+        self._is_led = False  # whether a thread runs their steps
         self._expected: set[int] = set()  # answers of the last step whose threads may come back
         self._slice: ref[Answer] | None = None  # whose steps these are, and how many are left
         self._num_left = 0
 
     def step(self, answer: Answer) -> None:
         """Run steps until an answer has got further than it has been before."""
-        self._serve(_Member(answer, to_end=False))
+        self._serve(_Member(answer, False, self._mutex))
 
     def run(self, answer: Answer) -> None:
         """Run steps until an answer has ended."""
-        self._serve(_Member(answer, to_end=True))
+        self._serve(_Member(answer, True, self._mutex))
 
     def advance(self, answers: Sequence[Answer]) -> None:
         """Run one step of all these answers, or of as many as the backend can run together.
@@ -181,28 +184,28 @@ class Turns:
         """Join the next steps; says whether it is on this thread to run them, else the answer has
         been served.
         """
-        with self._changed:
+        with self._mutex:
             self._members.append(member)
-            self._changed.notify_all()
+            self._joined.notify()
             while not member.is_served:
                 if not self._is_led:
                     self._is_led = True
                     return True
                 seconds = member.answer.patience()
-                timed_out = not self._changed.wait(None if seconds < 0 else seconds)
+                timed_out = not member.wake.wait(None if seconds < 0 else seconds)
                 if timed_out and not member.is_running:
                     member.answer.expire()
-            self._remove(member)
+            self._leave(member)
             return False
 
     def _lead(self, member: _Member) -> None:
         """Run steps until an answer is served, with those of other members."""
-        members: list[_Member] = []
         try:
             while not member.is_served:
                 if not self.lock.acquire(timeout=member.answer.patience()):
                     member.answer.expire()
                     return
+                members: list[_Member] = []
                 try:
                     members = self._gathered()
                     self.advance([each.answer for each in members])
@@ -210,43 +213,45 @@ class Turns:
                     self.lock.release()
                     self._end_step(members)
         finally:
-            with self._changed:
+            with self._mutex:
                 self._is_led = False
-                self._remove(member)
-                self._changed.notify_all()
+                self._leave(member)
 
     def _gathered(self) -> list[_Member]:
         """Those who take part in the next step, after a moment for those who did in the last."""
         ends_at = monotonic() + GATHER_SECONDS
-        with self._changed:
-            while True:
-                absent = self._expected - {id(each.answer) for each in self._members}
+        with self._mutex:
+            while self._expected - {id(each.answer) for each in self._members}:
                 rest = ends_at - monotonic()
-                if not absent or rest <= 0:
+                if rest <= 0:
                     break
-                self._changed.wait(rest)
+                self._joined.wait(rest)
             members = self._members[:MAX_TEXTS]
             for each in members:
                 each.is_running = True
         return members
 
     def _end_step(self, members: Sequence[_Member]) -> None:
-        with self._changed:
+        with self._mutex:
+            self._expected = {id(each.answer) for each in members if not each.answer.has_ended}
             for each in members:
                 each.is_running = False
-            self._expected = {id(each.answer) for each in members if not each.answer.has_ended}
-            self._changed.notify_all()
+                if each.is_served:
+                    each.wake.notify()
 
     def _give_up(self, member: _Member) -> None:
         """Take part no more, after an interrupt."""
-        with self._changed:
+        with self._mutex:
             while member.is_running:
-                self._changed.wait()
-            self._remove(member)
+                member.wake.wait(GATHER_SECONDS)
+            self._leave(member)
 
-    def _remove(self, member: _Member) -> None:
+    def _leave(self, member: _Member) -> None:
+        """Take a member out; if nobody runs steps, the first that is left is to do it."""
         if member in self._members:
             self._members.remove(member)
+        if self._members and not self._is_led:
+            self._members[0].wake.notify()
 
     def _advance(self, decoder: TreeDecoder, group: Sequence[Answer]) -> None:
         if len(group) > 1 and self._places is not None:
@@ -307,13 +312,6 @@ class Turns:
         if self._places is not None:
             self._places.end(answer.sequence)
         return False
-
-    def _advance_one(self, answer: Answer) -> None:
-        try:
-            answer.take(answer.decoder.step(answer.sequence))
-        except BitaError as error:
-            self._shared_cache.invalidate()
-            answer.fail(error)
 
     def _whose_slice(self, group: Sequence[Answer]) -> Answer:
         """Of answers that cannot share a step, the one whose step is next. Those that have no

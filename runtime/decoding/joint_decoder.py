@@ -7,6 +7,7 @@ beside answers that continue: Sarathi-Serve (arXiv 2403.02310), chunked prefills
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from weakref import proxy
 
 import numpy as np
 
@@ -52,8 +53,9 @@ class JointDecoder:
     """Rounds of several sequences of one decoder. Whoever steps holds the engine's lock."""
 
     def __init__(self, decoder: TreeDecoder, step: JointStep, places: Places) -> None:
-        """step: with the decoder's adapter."""
-        self._decoder = decoder
+        """step: with the decoder's adapter. The decoder is not held: with its last
+        session it may go."""
+        self._decoder = proxy(decoder)
         self._places = places
         self._pages = places.main.cache.pages
         self._step = step

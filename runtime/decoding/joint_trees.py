@@ -28,7 +28,7 @@ class JointTrees:
     def __init__(self, decoder: TreeDecoder) -> None:
         table = decoder.table
         self._table = table
-        self._place = decoder.placed_tree
+        self._place = decoder.place_trees()
         self._depth = max(tree.max_depth for tree in table.trees)
         self._times = StepTimes(table.costs) if table.costs else None
         guarded = GuardedTrees(table) if table.costs else None
@@ -40,7 +40,7 @@ class JointTrees:
         self._chains = range(len(trees), len(self._trees)) if table.uses_text else range(0)
         self._numbers = {tree: number for number, tree in enumerate(self._trees)}
         self._placed: dict[int, PlacedTree] = {}
-        self._root = decoder.placed_tree(ROOT_ONLY)
+        self._root = self._place(ROOT_ONLY)
         self._gains = Gains()
         self._masks = MaskGain()
 

@@ -191,9 +191,9 @@ class TreeDecoder:
         room = cache.capacity - cache.num_slots_used - num_tokens
         return 0 if sequence.is_plain else min(self.table.max_masks, room)
 
-    def placed_tree(self, tree: Tree) -> PlacedTree:
-        """A tree for steps that several texts share."""
-        return self._binder(with_logits=False).placed(tree)
+    def place_trees(self) -> Callable[[Tree], PlacedTree]:
+        """What makes trees for steps that several texts share; it does not hold the decoder."""
+        return self._binder(with_logits=False).placed
 
     def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step:
         """Read a piece of what is missing. At the prompt's end, add the token that follows, which

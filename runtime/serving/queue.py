@@ -18,7 +18,7 @@ log = logging.getLogger("bita.serve")
 MAX_CLIENTS = 4096  # that are remembered
 # A piece of a stream takes 0.1 ms of a processor, which steps lack then: with many streams each has
 # fewer and longer pieces. The first comes at once.
-PIECES_A_SECOND = 500
+PIECES_A_SECOND, MANY_STREAMS = 500, 4
 MAX_PAUSE = 0.05  # seconds between the pieces of a stream, because of others
 
 
@@ -260,10 +260,11 @@ class Line:
     def _tell(self, jobs: Iterable[Job]) -> None:
         """Give the news of this step to whoever waits for them, all in one go."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Event]]] = {}
-        pause = min(sum(job.is_stream for job in jobs) / PIECES_A_SECOND, MAX_PAUSE)
+        num_streams = sum(job.is_stream for job in jobs)
+        pause = 0.0 if num_streams < MANY_STREAMS else num_streams / PIECES_A_SECOND
         now = monotonic()
         for job in jobs:
-            for event in job.news(now, pause):
+            for event in job.news(now, min(pause, MAX_PAUSE)):
                 by_loop.setdefault(job.loop, []).append((job, event))
         for loop, events in by_loop.items():
             with suppress(RuntimeError):  # it is closed, and nobody waits

@@ -1,6 +1,8 @@
 """Texts that share steps are to the bit what each is alone, whatever they take from each other."""
 
+import gc
 import random
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,57 @@ def test_texts_of_two_adapters_take_turns(engine: Path) -> None:
     session.run_together(answers)
     for answer in answers:
         assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 20})
+
+
+def test_a_text_that_is_alone_again_goes_on_where_it_is(engine: Path) -> None:
+    """It comes to the place that single steps use, and nothing of it is read again."""
+    session, other = open_session(engine, kept_pages=0), Session.open(engine, num_threads=1)
+    short, long = (session.stream(prompt_ids(seed), 30, **OPTIONS) for seed in range(2))
+    while len(long.token_ids) < 10:
+        session.advance([short, long])
+    short.cancel()
+    rows: list[tuple[str, int]] = []
+    session.record(lambda name, began, ended, num_rows: rows.append((name, num_rows)))
+    cache = session.backend.cache
+    assert isinstance(cache, PagedCache)
+    length = len(long.token_ids)
+    session.advance([short, long])
+    assert short.finish_reason == "cancelled"
+    assert len(long.token_ids) > length
+    assert "prefill" not in [name for name, _ in rows]
+    assert cache.length == 20 + len(long.token_ids) - 1
+    long.run()
+    assert "prefill" not in [name for name, _ in rows]
+    assert_as_alone(other, long, {**OPTIONS, "max_new_tokens": 30})
+
+
+def test_drafts_are_left_out_where_rows_are_dear(engine: Path) -> None:
+    """And taken where they cost nothing; a table without costs says nothing of rows."""
+    sizes = {}
+    for name, slope in (("free", 0.0), ("dear", 1.0), ("unknown", None)):
+        table = random_table(3, slope or 0.0)
+        tree = table if slope is not None else TreeTable(table.trees, table.levels, table.by_state)
+        session = open_session(engine).using(tree=tree)
+        answers = answers_of(session, range(4), max_new_tokens=40)
+        session.run_together(answers)
+        stats = session.stats
+        sizes[name] = (stats.num_rows - 4 * 20) / len(stats.step_ms)
+    assert sizes["dear"] <= 4
+    assert sizes["unknown"] <= 4
+    assert sizes["free"] > 3 * 4
+
+
+def test_a_dropped_session_gives_its_memory_back_at_once(engine: Path) -> None:
+    session = open_session(engine)
+    other = session.using(tree=random_table(1, 0.0))
+    for each in (session, other):
+        each.run_together(answers_of(each, range(3), max_new_tokens=8))
+    gone: list[weakref.ref[Any]] = [weakref.ref(other.decoder), weakref.ref(session.backend)]
+    gc.disable()
+    try:
+        del other, each
+        assert gone[0]() is None
+        del session
+        assert gone[1]() is None
+    finally:
+        gc.enable()
