@@ -17,6 +17,7 @@ from bita.runtime.backends.parts import Part
 from bita.runtime.backends.step_values import Arrays, IdCheck, adapter_values
 from bita.tensors import Float32Array
 
+BoolArray = npt.NDArray[np.bool_]
 MIN_TEXTS, MIN_ROWS = 8, 64  # that buffers are made for; they grow
 
 
@@ -55,6 +56,7 @@ class OrtJointStep:
         self._rows = _Rows(backend, MIN_ROWS)
         self._outputs = {False: _Outputs(backend, False), True: _Outputs(backend, True)}
         self._bindings: dict[bool, ort.IOBinding] = {}
+        self._bound: dict[bool, tuple[_Rows, int, _Results]] = {}  # what each has of other sizes
 
     def run(self, parts: Sequence[Part], with_logits: bool = False) -> None:
         """Execute the step; each part has its results then. The caches have reserved the slots.
@@ -68,13 +70,17 @@ class OrtJointStep:
         if len(parts) > len(self._texts.lengths):
             self._texts = _Texts(self._width, 2 * len(parts))
             self._bindings.clear()
+            self._bound.clear()
         outputs = self._outputs[with_logits].of(num_outputs)
         self._place(parts, num_rows)
         binding = self._binding(with_logits)
-        for name, value in self._rows.values(num_rows, num_outputs).items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.values.items():
-            binding.bind_ortvalue_output(name, value)
+        bound = self._rows, num_rows, outputs
+        if self._bound.get(with_logits) != bound:
+            for name, value in self._rows.values(num_rows, num_outputs).items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in outputs.values.items():
+                binding.bind_ortvalue_output(name, value)
+            self._bound[with_logits] = bound
         self._backend.run(binding)
         outputs.check.check()
         start = 0
@@ -97,39 +103,70 @@ class OrtJointStep:
         return self._bindings[with_logits]
 
     def _place(self, parts: Sequence[Part], num_rows: int) -> None:
-        """Write where the rows of all parts are: text rows first, mask rows after all of them."""
+        """Write where the rows of all parts are: text rows first, those of one row at the front,
+        and mask rows after all of them.
+        """
         rows, texts = self._rows, self._texts
+        texts.lengths[: len(parts)] = [part.cache.length for part in parts]
         texts.lengths[len(parts) :] = 0
-        sees = rows.sees_of(num_rows)
-        sees[:] = False
         num_texts = sum(len(part.tokens) for part in parts)
         rows.sees_prefix[:num_texts], rows.sees_prefix[num_texts:num_rows] = False, True
         self._first_mask_row[0] = num_texts
-        text, mask, output = 0, num_texts, 0
+        sees = rows.sees_of(num_rows)
+        sees[:] = False
+        plain = [number for number, part in enumerate(parts) if part.num_rows == 1]
+        text, mask, output = len(plain), num_texts, 0
+        outputs: list[int] = []  # of the plain ones
         for number, part in enumerate(parts):
-            layout, length = part.layout, part.cache.length
-            texts.lengths[number] = length
             texts.pages[number] = part.cache.text_pages
-            count, num_masks = len(part.tokens), layout.num_rows - len(part.tokens)
-            own, after = slice(text, text + count), slice(mask, mask + num_masks)
-            rows.token_ids[own] = part.tokens
-            for at, of in ((own, slice(count)), (after, slice(count, count + num_masks))):
-                rows.positions[at] = layout.offsets[of]
-                rows.row_slots[at] = rows.numbers[of]
-                rows.row_texts[at] = number
-            sees[own, own] = layout.sees[:count, :count]
-            if num_masks:
-                rows.token_ids[after] = layout.mask_index[count:]
-                rows.token_ids[after] += self._backend.vocab_size
-                sees[after, own] = layout.sees[count:, :count]
-                sees[after, after] = layout.sees[count:, count:]
-            for at in (own, after):
-                rows.positions[at] += length
-                rows.row_slots[at] += length
-            given = layout.output_rows
-            stop = output + len(given)
-            rows.output_rows[output:stop] = given + np.where(given < count, text, mask - count)
-            text, mask, output = text + count, mask + num_masks, stop
+            if part.num_rows == 1:
+                outputs.append(output)
+                output += 1
+                continue
+            self._place_part(number, part, sees, text, mask, output)
+            text += len(part.tokens)
+            mask += part.num_rows - len(part.tokens)
+            output += len(part.layout.output_rows)
+        self._place_plain(parts, plain, outputs, sees)
+
+    def _place_plain(
+        self, parts: Sequence[Part], plain: list[int], outputs: list[int], sees: BoolArray
+    ) -> None:
+        """Parts of one row, all at once. outputs: their places among the output rows."""
+        rows, count = self._rows, len(plain)
+        lengths = self._texts.lengths[plain]
+        rows.token_ids[:count] = [int(parts[number].tokens[0]) for number in plain]
+        rows.positions[:count] = lengths
+        rows.row_slots[:count] = lengths
+        rows.row_texts[:count] = plain
+        rows.output_rows[outputs] = rows.numbers[:count]
+        sees.reshape(-1)[: count * (len(sees) + 1) : len(sees) + 1] = True
+
+    def _place_part(
+        self, number: int, part: Part, sees: BoolArray, text: int, mask: int, output: int
+    ) -> None:
+        """A part of several rows. text, mask: its first rows of both kinds. output: its first place
+        among the output rows.
+        """
+        rows, layout, length = self._rows, part.layout, part.cache.length
+        count, num_masks = len(part.tokens), layout.num_rows - len(part.tokens)
+        own, after = slice(text, text + count), slice(mask, mask + num_masks)
+        rows.token_ids[own] = part.tokens
+        for at, of in ((own, slice(count)), (after, slice(count, count + num_masks))):
+            rows.positions[at] = layout.offsets[of]
+            rows.positions[at] += length
+            rows.row_slots[at] = rows.numbers[of]
+            rows.row_slots[at] += length
+            rows.row_texts[at] = number
+        sees[own, own] = layout.sees[:count, :count]
+        if num_masks:
+            rows.token_ids[after] = layout.mask_index[count:]
+            rows.token_ids[after] += self._backend.vocab_size
+            sees[after, own] = layout.sees[count:, :count]
+            sees[after, after] = layout.sees[count:, count:]
+        given = layout.output_rows
+        places = given + np.where(given < count, text, mask - count)
+        rows.output_rows[output : output + len(given)] = places
 
 
 class _Texts:
@@ -157,7 +194,7 @@ class _Rows:
         self._by_rows: dict[int, dict[str, ort.OrtValue]] = {}
         self._by_outputs: dict[int, dict[str, ort.OrtValue]] = {}
 
-    def sees_of(self, num_rows: int) -> npt.NDArray[np.bool_]:
+    def sees_of(self, num_rows: int) -> BoolArray:
         """The square of a step with so many rows."""
         return self._sees[: num_rows * num_rows].reshape(num_rows, num_rows)
 

@@ -4,7 +4,7 @@ A text is what it would be alone, to the bit; only the time of its tokens differ
 beside answers that continue: Sarathi-Serve (arXiv 2403.02310), chunked prefills.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from weakref import proxy
@@ -53,8 +53,9 @@ class JointDecoder:
     """Rounds of several sequences of one decoder. Whoever steps holds the engine's lock."""
 
     def __init__(self, decoder: TreeDecoder, step: JointStep, places: Places) -> None:
-        """step: with the decoder's adapter. The decoder is not held: with its last
-        session it may go."""
+        """step: with the decoder's adapter. The decoder is not held: it may go with its last
+        session.
+        """
         self._decoder = proxy(decoder)
         self._places = places
         self._pages = places.main.cache.pages
@@ -85,10 +86,6 @@ class JointDecoder:
                 outcomes[share.number] = error
         self._count(shares, began, ran, returned)
         return outcomes
-
-    def release(self, sequence: TokenSequence) -> None:
-        """Give up the place of a sequence that has ended; its rows are kept if they are wanted."""
-        self._places.release(sequence)
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> list[_Share]:
         """Those that decode, each with a tree; then as many that read as the step has room for.
@@ -179,13 +176,13 @@ class JointDecoder:
         for share in shares:
             if share.sequence in given_up:
                 continue
-            victims = self._victims(share, kept, sequences)
             while not self._reserve(share):
                 if self._places.release_others(set(sequences)):
                     continue
-                if victims:
-                    given_up.add(victims[0])
-                    self._places.release(victims.pop(0))
+                victim = next(self._victims(share, kept, sequences), None)
+                if victim is not None:
+                    given_up.add(victim)
+                    self._places.release(victim)
                 elif kept:
                     break
                 else:
@@ -196,11 +193,12 @@ class JointDecoder:
 
     def _victims(
         self, share: _Share, kept: Sequence[_Share], sequences: Sequence[TokenSequence]
-    ) -> list[TokenSequence]:
+    ) -> Iterator[TokenSequence]:
         """The sequences that may lose their places for a share's, the last first."""
         safe = {share.sequence, *(each.sequence for each in kept)}
-        others = [each for each in reversed(sequences) if each not in safe]
-        return [each for each in others if self._places.hold(each) is not None]
+        for each in reversed(sequences):
+            if each not in safe and self._places.hold(each) is not None:
+                yield each
 
     def _reserve(self, share: _Share) -> bool:
         try:

@@ -12,7 +12,6 @@ from bita.runtime.decoding.tree_decoder import TreeDecoder
 from bita.tree import MAX_LEVEL, Tree
 
 MAX_CHAIN = 4  # guesses one after the other, without masks, that a text may take instead of a tree
-DOUBT = 0.1  # of how sure a guess says it is
 UNKNOWN_SHARE = 0.4  # how often a draft is right of which nothing is known
 LATER_SHARE = 0.85  # times that of the first, of a draft after another that is right
 
@@ -49,7 +48,7 @@ class JointTrees:
         times = self._times
         if times is None or not texts:
             return [(PickedTree(self._root), 0) for _ in texts]
-        least, wishes, levels = times.least_share(len(texts)) - DOUBT, [], []
+        least, wishes, levels = times.least_share(len(texts)), [], []
         for sequence, cache in texts:
             level, own = self._wishes(sequence, cache, least)
             wishes.append(own)

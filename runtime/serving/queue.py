@@ -18,7 +18,7 @@ log = logging.getLogger("bita.serve")
 MAX_CLIENTS = 4096  # that are remembered
 # A piece of a stream takes 0.1 ms of a processor, which steps lack then: with many streams each has
 # fewer and longer pieces. The first comes at once.
-PIECES_A_SECOND, MANY_STREAMS = 500, 4
+PIECES_A_SECOND, MANY_STREAMS = 250, 4
 MAX_PAUSE = 0.05  # seconds between the pieces of a stream, because of others
 
 
