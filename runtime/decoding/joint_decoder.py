@@ -104,6 +104,7 @@ class JointDecoder:
             reading.append((number, sequence))
         shares = self._rounds(decoding)
         room = self._room() if shares else self._decoder.prefill_rows
+        has_masks = self._trees.wants_masks(len(sequences))
         busy = {each.sequence for each in shares}
         begun: list[TokenSequence] = []
         for count, (number, sequence) in enumerate(reading, start=1):
@@ -115,7 +116,8 @@ class JointDecoder:
                 shares += self._rounds([(number, sequence, place)])
                 continue
             is_last = begun or count == len(reading)
-            share = self._reading(number, sequence, place, room if is_last else max(room // 2, 1))
+            own = room if is_last else max(room // 2, 1)
+            share = self._reading(number, sequence, place, own, has_masks)
             room -= share.part.num_rows
             begun.append(sequence)
             shares.append(share)
@@ -155,15 +157,21 @@ class JointDecoder:
         missing = num_pages(len(ids) - known) + 1
         return has_first and not self._pages.make_room(missing)
 
-    def _reading(self, number: int, sequence: TokenSequence, place: Place, room: int) -> _Share:
-        """A piece of what is missing of a sequence, of at most `room` tokens."""
+    def _reading(
+        self, number: int, sequence: TokenSequence, place: Place, room: int, has_masks: bool
+    ) -> _Share:
+        """A piece of what is missing of a sequence, of at most `room` tokens; at the prompt's end
+        with masks, if such are wanted.
+        """
         self._decoder.note_begun(sequence, place.cache.length)
         missing = sequence.token_ids[place.cache.length :]
         ends_prompt = not sequence.has_answer and len(missing) <= room
         if not ends_prompt:
             missing = missing[:-1][:room]
-        num_masks = self._decoder.num_first_masks(sequence, place.cache, len(missing))
-        layout = prefill_layout(len(missing), num_masks if ends_prompt else 0, 1)
+        num_masks = 0
+        if ends_prompt and has_masks:
+            num_masks = self._decoder.num_first_masks(sequence, place.cache, len(missing))
+        layout = prefill_layout(len(missing), num_masks, 1)
         part = Part(place.cache, layout, np.array(missing, np.int64))
         return _Share(number, sequence, place, part, ends_prompt=ends_prompt)
 
@@ -248,6 +256,8 @@ class JointDecoder:
         for share in shares:
             if share.picked is not None:
                 share.sequence.count_step(ended - began)
+        if all(each.picked is not None for each in shares):
+            self._trees.enter_time(num_rows, 1000 * (ended - began))
         stats, record = self._decoder.stats, self._decoder.record
         if any(each.picked is not None for each in shares):
             stats.count_step(1000 * (ended - began), 1000 * (returned - ran), num_rows)

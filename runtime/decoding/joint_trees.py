@@ -12,6 +12,7 @@ from bita.runtime.decoding.tree_decoder import TreeDecoder
 from bita.tree import MAX_LEVEL, Tree
 
 MAX_CHAIN = 4  # guesses one after the other, without masks, that a text may take instead of a tree
+MAX_MASK_SHARE = 0.4  # that a draft needs, for masks to be worth rows: theirs are right less often
 UNKNOWN_SHARE = 0.4  # how often a draft is right of which nothing is known
 LATER_SHARE = 0.85  # times that of the first, of a draft after another that is right
 
@@ -59,6 +60,16 @@ class JointTrees:
             for (sequence, _), wish, level in zip(texts, taken, levels, strict=True)
         ]
 
+    def wants_masks(self, num_texts: int) -> bool:
+        """Whether masks may be worth their rows in steps of so many texts."""
+        times = self._times
+        return times is not None and times.least_share(num_texts) <= MAX_MASK_SHARE
+
+    def enter_time(self, num_rows: int, step_ms: float) -> None:
+        """Note what a step of decoding texts took."""
+        if self._times is not None:
+            self._times.enter(num_rows, step_ms)
+
     def enter(self, picked: PickedTree[PlacedTree], level: int, had_masks: bool, gain: int) -> None:
         """Note what a tree gave a text, in tokens beyond one, with masks' drafts or without."""
         self._masks.enter(had_masks, gain)
@@ -87,11 +98,14 @@ class JointTrees:
         wishes = []
         for number in numbers:
             tree = self._trees[number]
+            has_masks = tree.num_rows > tree.num_nodes
+            if has_masks and least_share > MAX_MASK_SHARE:
+                continue
             if 1 < tree.num_rows <= room:
                 gain = first = _expected(tree, share, len(forced))
                 if not forced:
                     gain = self._gains.expected(number, level, first)
-                if tree.num_rows > tree.num_nodes:
+                if has_masks:
                     gain += self._masks.expected
                 wishes.append(Wish(number, tree.num_rows, gain))
         return level, wishes
