@@ -58,7 +58,7 @@ class Server:
         Options.of(**{**settings.defaults, "timeout_s": settings.request_seconds})
         self._session = session
         self._settings = settings
-        self._more = Endpoints(session, settings.names, self._body)
+        self._more = Endpoints(session, settings.names, settings.num_running, self._body)
         self._fingerprint = f"bita_{session.engine.files['model.onnx']['sha256'][:12]}"
         self.metrics = Metrics()
         self.line = Line(

@@ -31,9 +31,13 @@ class Endpoints:
     names: of the model. read_body: the bytes of a request, checked for their kind and size.
     """
 
-    def __init__(self, session: Session, names: list[str], read_body: ReadBody) -> None:
+    def __init__(
+        self, session: Session, names: list[str], num_running: int, read_body: ReadBody
+    ) -> None:
+        """num_running: answers that are given at once."""
         self._session = session
         self._names = names
+        self._num_running = num_running
         self._read_body = read_body
         self.created = int(time())
 
@@ -147,7 +151,7 @@ class Endpoints:
         return JSONResponse(
             {
                 "default_generation_settings": {"n_ctx": engine.manifest.capacity},
-                "total_slots": 1,
+                "total_slots": self._num_running,
                 "model_alias": self._names[0],
                 "model_names": self._names,
                 "max_prompt_tokens": self._session.max_prompt_tokens,

@@ -223,6 +223,7 @@ def test_props_say_what_is_served(server: Running) -> None:
     assert props["default_generation_settings"]["n_ctx"] == server.other.engine.manifest.capacity
     assert "<|assistant|>" in props["chat_template"]
     assert props["model_names"] == ["tiny", "gpt-4o"]
+    assert props["total_slots"] == server.server.line._max_running
     assert httpx.get(f"{server.url}/props").status_code == 401
 
 
