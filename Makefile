@@ -189,9 +189,9 @@ lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dock
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	@# what the compiler is given here; nothing without a compiler
-	test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
+	@test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
 	  sort -u | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
 
 format: $(VENV)/.dev ## format the code
