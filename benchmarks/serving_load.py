@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _medians(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the rounds, by server and clients."""
+    """The medians of the rounds, by server and number of clients."""
     keys = dict.fromkeys((run["server"], run["clients"]) for run in runs)
     found = []
     for server, clients in keys:

@@ -71,14 +71,14 @@ class Generation(Iterator[str]):
 
     @property
     def text_ends(self) -> Sequence[int]:
-        """Of each of `token_ids`, where its text ends in the text of all of them. A token that
+        """For each of `token_ids` the place where its text ends in the text of all. A token that
         completes no character ends where it begins; a stop string may end `text` before.
         """
         return self._rule.text_ends
 
     @property
     def were_drafts(self) -> Sequence[int]:
-        """Of each of `token_ids`, whether it was a draft that a step accepted: 1 or 0."""
+        """For each of `token_ids`, 1 if it was a draft that a step accepted, else 0."""
         return self.sequence.were_drafts[: len(self.token_ids)]
 
     @property

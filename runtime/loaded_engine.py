@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from bita.adapter import Adapter
-from bita.engine import Engine
+from bita.engine import TREE_FILE, Engine
 from bita.runtime.backends.backend import Backend
 from bita.runtime.backends.paged_cache import PagedCache
 from bita.runtime.decoding.memory import MemoryWatch
@@ -14,7 +14,7 @@ from bita.runtime.spare_memory import give_back
 from bita.runtime.text.grammar import GrammarCompiler
 from bita.runtime.text.prompt_encoder import PromptEncoder
 from bita.runtime.turns import Turns
-from bita.tree_table import Trees
+from bita.tree_table import Trees, read_trees
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,11 @@ class LoadedEngine:
         turns = Turns(backend, shared_cache, places)
         give_back()
         return cls(engine, encoder, grammars, backend, shared_cache, places, turns, keep_answers)
+
+
+def read_tree(engine: Engine) -> Trees:
+    """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
+    return read_trees(engine.file(TREE_FILE), "rebuild the engine")
 
 
 def _caches(backend: Backend, kept_text_bytes: int) -> tuple[SharedCache, Places | None]:

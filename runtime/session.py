@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from bita.adapter import Adapter
-from bita.engine import TREE_FILE, Engine, open_engine
+from bita.engine import open_engine
 from bita.engine_access import undisturbed
 from bita.engine_adapter import check_adapter, read_adapter
 from bita.errors import PromptError
@@ -22,7 +22,7 @@ from bita.runtime.decoding.prompt_scores import score_prompt
 from bita.runtime.decoding.stats import Stats
 from bita.runtime.decoding.tree_decoder import Record, TreeDecoder
 from bita.runtime.generation import Generation
-from bita.runtime.loaded_engine import LoadedEngine
+from bita.runtime.loaded_engine import LoadedEngine, read_tree
 from bita.runtime.options import Options, new_seed
 from bita.runtime.text.codec import IncrementalText, TextCodec
 from bita.runtime.text.grammar import Grammar
@@ -34,7 +34,7 @@ from bita.runtime.text.prompt_encoder import (
 )
 from bita.runtime.text.stopping import StopRule
 from bita.runtime.turns import EngineLock
-from bita.tree_table import Trees, read_trees
+from bita.tree_table import Trees
 
 
 class Session:
@@ -342,9 +342,7 @@ class Session:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """How the model's authors sample from it, as fields of Options; empty where they do not
-        say. Answers are greedy unless they are given.
-        """
+        """The authors' way to sample, as fields of Options, or empty; it is not applied by itself."""
         return dict(self._loaded.encoder.defaults.sampling)
 
     @property
@@ -353,9 +351,7 @@ class Session:
         return self._loaded.encoder.defaults.eos_ids
 
     def end_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """The tokens that end an answer to a prompt: `eos_ids`, and for messages those with which
-        the chat template ends a turn.
-        """
+        """The tokens that end an answer: `eos_ids`, and after messages those that end a turn."""
         return self._loaded.encoder.eos_ids(prompt)
 
     @property
@@ -401,8 +397,3 @@ class Session:
     def reset_stats(self) -> None:
         """Count from zero again."""
         self._decoder.stats = Stats(memory=self._loaded.memory)
-
-
-def read_tree(engine: Engine) -> Trees:
-    """The tree, or the trees by state, that an engine decodes with. Raises TreeError."""
-    return read_trees(engine.file(TREE_FILE), "rebuild the engine")

@@ -55,7 +55,7 @@ def _engine_rows(path: Path) -> Rows:
     from bita.engine import open_engine, read_calibration
     from bita.engine_adapter import read_adapter
     from bita.runtime.backends.pair_scores import read_tables
-    from bita.runtime.session import read_tree
+    from bita.runtime.loaded_engine import read_tree
 
     engine = open_engine(path, check_hashes=True)
     tree = read_tree(engine)

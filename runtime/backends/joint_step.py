@@ -195,7 +195,7 @@ class _Rows:
         self._by_outputs: dict[int, dict[str, ort.OrtValue]] = {}
 
     def sees_of(self, num_rows: int) -> BoolArray:
-        """The square of a step with so many rows."""
+        """`sees` of a step of `num_rows` rows, [Q, Q]."""
         return self._sees[: num_rows * num_rows].reshape(num_rows, num_rows)
 
     def values(self, num_rows: int, num_outputs: int) -> dict[str, ort.OrtValue]:
@@ -232,7 +232,7 @@ class _Outputs:
         self._known: dict[int, _Results] = {}
 
     def of(self, num_outputs: int) -> "_Results":
-        """The buffers of so many rows, made when they are first asked for."""
+        """The buffers for `num_outputs` output rows; they are made at the first request."""
         if num_outputs not in self._known:
             size = num_outputs * self._backend.vocab_size if self._with_logits else 0
             if size > len(self._memory):

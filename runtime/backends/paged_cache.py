@@ -76,7 +76,7 @@ class PagedCache(Cache):
         return row
 
     def release(self) -> None:
-        """Have no text, and give its pages up."""
+        """Drop the text and release its pages."""
         self._writable = range(0)
         self.pages.give_back(self._text.cut(0))
         self.length = 0

@@ -88,7 +88,8 @@ class JointDecoder:
         return outcomes
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> list[_Share]:
-        """Those that decode, each with a tree; then as many that read as the step has room for.
+        """What each text gets of a step: first the texts that decode, each with a tree, then as
+        many of those that read as the step has room for.
 
         The first that reads leaves half of the room to the others, so that short prompts need not
         wait for long ones.
@@ -104,6 +105,8 @@ class JointDecoder:
             reading.append((number, sequence))
         shares = self._rounds(decoding)
         room = self._room() if shares else self._decoder.prefill_rows
+        if any(self._places.hold(sequence) is None for _, sequence in reading):
+            self._places.publish()
         has_masks = self._trees.wants_masks(len(sequences))
         busy = {each.sequence for each in shares}
         begun: list[TokenSequence] = []

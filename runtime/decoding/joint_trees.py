@@ -61,7 +61,7 @@ class JointTrees:
         ]
 
     def wants_masks(self, num_texts: int) -> bool:
-        """Whether masks may be worth their rows in steps of so many texts."""
+        """Whether masks may be worth their rows in a step of `num_texts` texts."""
         times = self._times
         return times is not None and times.least_share(num_texts) <= MAX_MASK_SHARE
 

@@ -65,6 +65,12 @@ class Places:
         if place is not None and place is not self.main:
             self.main.exchange(place)
 
+    def publish(self) -> None:
+        """Let texts that begin alike share the rows of those that have a place already."""
+        for place in self._all:
+            if not place.is_published:
+                place.publish()
+
     def clear_main(self) -> None:
         """Let the main place be free, and its text have another one."""
         if self.main.holder is not None:

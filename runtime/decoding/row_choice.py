@@ -76,7 +76,7 @@ class StepTimes:
             self._rise = max(self._of_both / self._of_rows, 0.0)
 
     def least_share(self, num_texts: int) -> float:
-        """How often a draft has to be right to be worth a row beside those of so many texts."""
+        """The share of right drafts that makes a draft worth its row beside `num_texts` texts."""
         now = self(num_texts)
         return (self(num_texts + 1) - now) * num_texts / now / SURPLUS
 
@@ -130,7 +130,7 @@ class Gains:
     _counts: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def expected(self, number: int, level: int, first: float) -> float:
-        """Of tree `number` at a sureness `level`. first: what it is before anything is known."""
+        """The gain of tree `number` at a sureness `level`. first: the estimate before any step."""
         key = number, level
         known = self._counts.get(key, 0.0)
         return (WEIGHT * first + self._sums.get(key, 0.0)) / (WEIGHT + known)

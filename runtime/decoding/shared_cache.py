@@ -20,6 +20,7 @@ class SharedCache:
         self.store = cache.new_store(max_bytes) if store is None else store
         self.cache = cache
         self._holder: TokenSequence | None = None
+        self._published: TokenSequence | None = None  # whose rows others may share
         self._text_number = 0  # the cache's, as long as nobody else has started a text in it
 
     @property
@@ -53,6 +54,12 @@ class SharedCache:
         held = self.holder
         if held is not None and self.store.max_bytes:
             self.store.save(held.token_ids[: self.cache.length], self.cache)
+            self._published = held
+
+    @property
+    def is_published(self) -> bool:
+        """Whether `publish` has been called for the text in the cache, if there is one."""
+        return self.holder is None or self._published is self.holder
 
     def invalidate(self) -> None:
         """Mark the cached rows invalid."""

@@ -44,7 +44,7 @@ SMALL_BODY = 1 << 14  # bytes that are parsed at once, whatever they hold
 
 @dataclass
 class Started:
-    """The answers to a request, none of them begun, and how they are told."""
+    """The answers to a request before their first step, and the form in which they are sent."""
 
     generations: list[Generation]
     form: Form

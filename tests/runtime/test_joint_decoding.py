@@ -128,6 +128,16 @@ def test_a_system_prompt_is_read_once(engine: Path) -> None:
     assert late.num_reused >= 200
 
 
+def test_who_joins_shares_the_beginning_of_a_text_that_was_alone(engine: Path) -> None:
+    session, begin = open_session(engine), prompt_ids(1, 200)
+    first = session.stream([*begin, 7], max_new_tokens=60, ignore_eos=True)
+    for _ in range(5):
+        next(first)
+    second = session.stream([*begin, 8, 9], max_new_tokens=8, ignore_eos=True)
+    session.run_together([first, second])
+    assert second.num_reused >= 200
+
+
 def test_running_answers_go_on_while_a_long_prompt_is_read(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
