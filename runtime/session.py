@@ -342,7 +342,7 @@ class Session:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """The authors' way to sample, as fields of Options, or empty; it is not applied by itself."""
+        """The authors' way to sample, as fields of Options; answers do not use it unasked."""
         return dict(self._loaded.encoder.defaults.sampling)
 
     @property
