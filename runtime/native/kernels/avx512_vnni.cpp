@@ -10,15 +10,26 @@
 namespace bita {
 namespace {
 
-constexpr int64_t kAhead = 8192;  // bytes that are fetched before their use
+// Weights are fetched so many bytes before their use. One or two rows wait for memory: it is best
+// to have their weights in the first cache.
+constexpr int64_t kAhead = 8192, kFarAhead = 16384;
+constexpr int kFewRows = 2;
+
+template <int R>
+inline void fetch(const uint8_t* line) {
+  if constexpr (R <= kFewRows)
+    _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
+  else
+    _mm_prefetch(reinterpret_cast<const char*>(line + kFarAhead), _MM_HINT_T1);
+}
 
 // The values of a block as eight registers, of 4 inputs a lane each, unsigned; 8-bit values have
 // 128 added, which `kept` takes back.
-template <int Bits>
+template <int Bits, int R>
 inline void load_block(const uint8_t* values, __m512i (&groups)[8]) {
   constexpr int kLines = Bits == 4 ? 4 : 8;
   for (int line = 0; line < kLines; ++line) {
-    _mm_prefetch(reinterpret_cast<const char*>(values + kAhead + line * 64), _MM_HINT_T0);
+    fetch<R>(values + line * 64);
     const __m512i both = _mm512_loadu_si512(values + line * 64);
     if constexpr (Bits == 4) {
       const __m512i low = _mm512_set1_epi8(15);
@@ -49,7 +60,7 @@ void tile_rows(const TileTask& task) {
   for (int r = 0; r < R; ++r) totals[r] = Lanes::all(0.0f);
   for (int64_t block = 0; block < task.blocks; ++block) {
     __m512i groups[8];
-    load_block<Bits>(task.values + block * (Bits == 4 ? 256 : 512), groups);
+    load_block<Bits, R>(task.values + block * (Bits == 4 ? 256 : 512), groups);
     const Lanes scale = Lanes::load_half(task.scales + block * kTile);
     Lanes minimum;
     if constexpr (HasMinima)

@@ -99,6 +99,8 @@ struct ChunkTask {
   float* maxima;                // [num_queries] largest score of the chunk; outputs
   float* sums;                  // [num_queries] sum of exponentials
   float* values;                // [num_queries, head_dim] values, weighted by exponentials
+  const void* const* next;      // pages that will be read next, which are fetched meanwhile
+  int64_t num_next;             // 0 to kChunk / kPage
 };
 
 // Attention of one query to some of its keys.

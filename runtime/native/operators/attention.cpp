@@ -264,13 +264,27 @@ void AttentionStep::compute(const Item& item) const {
   const int64_t count = num_queries(sights_.blocks[static_cast<size_t>(item.block)]);
   for (int64_t start = 0; start < count; start += kMaxQueries) {
     const Results results = results_at(item.result + start);
-    compute_chunk(item, item.chunk, start, results);
+    compute_chunk(item, 0, start, results);
     for (int64_t i = 1; i < item.num_chunks; ++i)
       if (merges_)
-        add_chunk(item, item.chunk + i, start, results);
+        add_chunk(item, i, start, results);
       else
-        compute_chunk(item, item.chunk + i, start, results_at(item.result + i * count + start));
+        compute_chunk(item, i, start, results_at(item.result + i * count + start));
   }
+}
+
+// Pages of one chunk of an item, which are at most those of a whole chunk.
+AttentionStep::ChunkPages AttentionStep::pages_of(const Item& item, int64_t in_item) const {
+  const RowBlock& block = sights_.blocks[static_cast<size_t>(item.block)];
+  const BlockWork& work = works_[item.block];
+  const int64_t chunk = item.chunk + in_item;
+  if (chunk < work.prefix_chunks) {
+    const auto count = static_cast<int64_t>(sights_.prefix_pages.size());
+    return {prefix_pages_ + item.kv_head * count, kChunk * chunk, count};
+  }
+  const TextPages& text = sights_.texts[static_cast<size_t>(block.text)];
+  return {text_pages_ + shape_.num_kv_heads * text.first_page + item.kv_head * text.num_pages,
+          kChunk * (chunk - work.prefix_chunks + work.skipped), text.num_pages};
 }
 
 AttentionStep::Results AttentionStep::results_at(int64_t result) const {
@@ -278,25 +292,24 @@ AttentionStep::Results AttentionStep::results_at(int64_t result) const {
 }
 
 // Attend to one more chunk, and merge it.
-void AttentionStep::add_chunk(const Item& item, int64_t chunk, int64_t start,
+void AttentionStep::add_chunk(const Item& item, int64_t in_item, int64_t start,
                               const Results& totals) const {
   thread_local Scratch<float> scratch;
   float maxima[kMaxQueries], sums[kMaxQueries];
   const int64_t size = shape_.head_dim;
   const Results results{maxima, sums, scratch.take(kMaxQueries * size)};
-  const int64_t count = compute_chunk(item, chunk, start, results);
+  const int64_t count = compute_chunk(item, in_item, start, results);
   for (int64_t q = 0; q < count; ++q)
     kernels().merge(results.at(q, size), size, totals.at(q, size));
 }
 
 // Queries from `start` on, kMaxQueries at most, in one chunk; returns how many they are.
-int64_t AttentionStep::compute_chunk(const Item& item, int64_t chunk, int64_t start,
+int64_t AttentionStep::compute_chunk(const Item& item, int64_t in_item, int64_t start,
                                      const Results& results) const {
   const RowBlock& block = sights_.blocks[static_cast<size_t>(item.block)];
   const TextPages& text = sights_.texts[static_cast<size_t>(block.text)];
-  const BlockWork& work = works_[item.block];
-  const bool is_prefix = chunk < work.prefix_chunks;
-  const int64_t group = shape_.group(), heads = shape_.num_kv_heads;
+  const bool is_prefix = item.chunk + in_item < works_[item.block].prefix_chunks;
+  const int64_t group = shape_.group();
   int64_t first[kMaxQueries], stop[kMaxQueries];
   const int32_t* tails[kMaxQueries];
   ChunkTask task{};
@@ -307,12 +320,16 @@ int64_t AttentionStep::compute_chunk(const Item& item, int64_t chunk, int64_t st
     stop[q] = is_prefix ? sights_.prefix_length : sight.stop;
     tails[q] = is_prefix ? nullptr : sights_.tails.data() + sight.tail + block.num_common;
   }
-  const int64_t in_text = chunk - work.prefix_chunks + work.skipped;
-  task.begin = kChunk * (is_prefix ? chunk : in_text);
+  const ChunkPages own = pages_of(item, in_item);
+  task.begin = own.begin;
   task.shared = is_prefix ? sights_.prefix_length : text.length + block.num_common;
-  task.pages =
-      is_prefix ? prefix_pages_ + item.kv_head * static_cast<int64_t>(sights_.prefix_pages.size())
-                : text_pages_ + heads * text.first_page + item.kv_head * text.num_pages;
+  task.pages = own.pages;
+  const bool is_last = in_item + 1 == item.num_chunks;
+  if (!is_last || &item + 1 < items_ + num_items_) {
+    const ChunkPages next = is_last ? pages_of(*(&item + 1), 0) : pages_of(item, in_item + 1);
+    task.next = next.pages + next.begin / kPage;
+    task.num_next = std::min(kChunk, next.num_pages * kPage - next.begin) / kPage;
+  }
   task.head_dim = shape_.head_dim;
   task.softcap = own_.softcap_;
   task.is_half = is_half_;

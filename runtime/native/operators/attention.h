@@ -73,6 +73,10 @@ class AttentionStep {
   struct BlockWork;
   struct Memory;
   struct Results;
+  struct ChunkPages {
+    const void** pages;
+    int64_t begin, num_pages;
+  };
 
   static Memory& memory_of_thread();
 
@@ -91,8 +95,9 @@ class AttentionStep {
   void compute_piece(int64_t piece) const;
   void compute(const Item& item) const;
   Results results_at(int64_t result) const;
-  void add_chunk(const Item& item, int64_t chunk, int64_t start, const Results& totals) const;
-  int64_t compute_chunk(const Item& item, int64_t chunk, int64_t start,
+  void add_chunk(const Item& item, int64_t in_item, int64_t start, const Results& totals) const;
+  ChunkPages pages_of(const Item& item, int64_t in_item) const;
+  int64_t compute_chunk(const Item& item, int64_t in_item, int64_t start,
                         const Results& results) const;
   void finish_row(int64_t row, uint8_t* out) const;
 

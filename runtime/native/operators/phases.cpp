@@ -2,20 +2,15 @@
 
 namespace bita {
 
-void Progress::start(size_t num_phases, int64_t most_pieces) {
+void Progress::start(size_t num_phases, int64_t members) {
   is_finished_.store(false, std::memory_order_relaxed);
-  most_pieces_ = static_cast<size_t>(most_pieces);
-  const size_t num_taken = num_phases * most_pieces_;
-  if (num_taken > num_taken_) {
-    taken_.reset(new Apart<bool>[num_taken]);
-    num_taken_ = num_taken;
+  members_ = members;
+  const size_t num_counts = num_phases * static_cast<size_t>(members + 1);
+  if (num_counts > num_counts_) {
+    counts_.reset(new Count[num_counts]);
+    num_counts_ = num_counts;
   }
-  if (num_phases > num_phases_) {
-    done_.reset(new Apart<int64_t>[num_phases]);
-    num_phases_ = num_phases;
-  }
-  for (size_t i = 0; i < num_taken; ++i) taken_[i].value.store(false, std::memory_order_relaxed);
-  for (size_t i = 0; i < num_phases; ++i) done_[i].value.store(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < num_counts; ++i) counts_[i].value.store(0, std::memory_order_relaxed);
 }
 
 Progress& progress_of_thread() {

@@ -52,19 +52,28 @@ auto even_phase(int64_t total, const Body& body) {
 }
 
 // Which pieces of the phases of one loop are taken, and how many are done.
+//
+// Each member of the loop has a share of a phase's pieces, one after the other, and a count of
+// those that are taken; when all of its own are, it takes from the shares of others. So most counts
+// stay in the cache of one processor.
 class Progress {
  public:
   // All pieces of `num_phases` phases are free.
-  void start(size_t num_phases, int64_t most_pieces);
+  void start(size_t num_phases, int64_t members);
 
-  // Take a piece that is still free.
-  bool take(size_t phase, int64_t piece) {
-    std::atomic<bool>& taken = taken_[phase * most_pieces_ + static_cast<size_t>(piece)].value;
-    return !taken.load(std::memory_order_relaxed) && !taken.exchange(true);
+  // Take a piece of a member's share, which ends before `stop`, and begins with `first`; -1 if none
+  // is free.
+  int64_t take(size_t phase, int64_t member, int64_t first, int64_t stop) {
+    std::atomic<int64_t>& taken = at(phase, member);
+    if (first + taken.load(std::memory_order_relaxed) >= stop) return -1;
+    const int64_t piece = first + taken.fetch_add(1, std::memory_order_relaxed);
+    return piece < stop ? piece : -1;
   }
-  void count(size_t phase) { done_[phase].value.fetch_add(1, std::memory_order_release); }
+  void count(size_t phase, int64_t pieces) {
+    at(phase, members_).fetch_add(pieces, std::memory_order_release);
+  }
   bool has_ended(size_t phase, int64_t pieces) const {
-    return done_[phase].value.load(std::memory_order_acquire) == pieces;
+    return at(phase, members_).load(std::memory_order_acquire) == pieces;
   }
 
   // All phases have ended: who comes now need not look for pieces.
@@ -73,13 +82,18 @@ class Progress {
 
  private:
   // Each has a line of the cache of its own.
-  template <class T>
-  struct alignas(64) Apart {
-    std::atomic<T> value;
+  struct alignas(64) Count {
+    std::atomic<int64_t> value;
   };
-  std::unique_ptr<Apart<bool>[]> taken_;
-  std::unique_ptr<Apart<int64_t>[]> done_;
-  size_t most_pieces_ = 0, num_taken_ = 0, num_phases_ = 0;
+
+  // Pieces that are taken of a member's share; with members_, all that are done.
+  std::atomic<int64_t>& at(size_t phase, int64_t member) const {
+    return counts_[phase * static_cast<size_t>(members_ + 1) + static_cast<size_t>(member)].value;
+  }
+
+  std::unique_ptr<Count[]> counts_;
+  size_t num_counts_ = 0;
+  int64_t members_ = 0;
   std::atomic<bool> is_finished_{false};
 };
 
@@ -109,7 +123,7 @@ template <class... Phases>
 void run_phases(const NodeRun& node, const Phases&... phases) {
   const int64_t members = num_processors();
   Progress& progress = progress_of_thread();
-  progress.start(sizeof...(phases), std::max({phases.pieces...}));
+  progress.start(sizeof...(phases), members);
   node.parallel(members, [&](int64_t member) {
     if (progress.is_finished()) return;  // as for a thread's second member
     size_t index = 0;
@@ -120,16 +134,18 @@ void run_phases(const NodeRun& node, const Phases&... phases) {
     const auto take_part = [&](const auto& phase) {
       constexpr bool kIsEarly = std::decay_t<decltype(phase)>::kIsEarly;
       if constexpr (!kIsEarly) await_before();
-      const int64_t pieces = phase.pieces, first = pieces * member / members;
-      for (int64_t i = 0; i < pieces; ++i) {
-        const int64_t piece = (first + i) % pieces;
-        if (!progress.take(index, piece)) continue;
-        if constexpr (kIsEarly)
-          phase.body(piece, await_before);
-        else
-          phase.body(piece);
-        progress.count(index);
+      const int64_t pieces = phase.pieces;
+      int64_t done = 0;
+      for (int64_t i = 0; pieces && i < members; ++i) {
+        const int64_t of = (member + i) % members;
+        const int64_t first = pieces * of / members, stop = pieces * (of + 1) / members;
+        for (int64_t piece; (piece = progress.take(index, of, first, stop)) >= 0; ++done)
+          if constexpr (kIsEarly)
+            phase.body(piece, await_before);
+          else
+            phase.body(piece);
       }
+      if (done) progress.count(index, done);
       if constexpr (kIsEarly) await_before();
       pieces_before = pieces;
       ++index;

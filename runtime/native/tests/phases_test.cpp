@@ -200,14 +200,17 @@ void run_with_late(Work& work, int count, int64_t start, uint32_t order) {
 
 const Adds one_taker("A piece is taken by one thread, however many try at once", [] {
   constexpr int64_t kPieces = 200000;
+  constexpr int64_t kMembers = 3;
   Progress progress;
-  progress.start(1, kPieces);
+  progress.start(1, kMembers);
   std::vector<std::atomic<int>> num_takers(kPieces);
   // slower threads find pieces taken, and soon try for the same ones
   const auto take_all = [&] {
-    for (int64_t piece = 0; piece < kPieces; ++piece)
-      if (progress.take(0, piece))
+    for (int64_t member = 0; member < kMembers; ++member) {
+      const int64_t first = kPieces * member / kMembers, stop = kPieces * (member + 1) / kMembers;
+      for (int64_t piece; (piece = progress.take(0, member, first, stop)) >= 0;)
         num_takers[static_cast<size_t>(piece)].fetch_add(1, std::memory_order_relaxed);
+    }
   };
   std::thread others[] = {std::thread(take_all), std::thread(take_all)};
   take_all();
