@@ -230,7 +230,8 @@ def _medians(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "first_token_p50_ms": statistics.median(run["first_token_ms"]["p50"] for run in own),
             "first_token_p95_ms": statistics.median(run["first_token_ms"]["p95"] for run in own),
         }
-        found.append({"server": server, "clients": clients, **figures})
+        rounded = {name: round(value, 1) for name, value in figures.items()}
+        found.append({"server": server, "clients": clients, **rounded})
     return found
 
 
