@@ -48,7 +48,7 @@ PEERS := .cache/peers
 WHEEL_TOOLS := .cache/wheels
 
 .PHONY: help demo engine adapter bench bench-options model-given model native wheels native-check native-check-address native-check-thread \
-  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz cpp-fuzz-address check lint format test test-aarch64 clean FORCE-MODULES
+  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz cpp-fuzz-address check lint lint-types lint-cpp format test test-aarch64 clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -184,13 +184,18 @@ check: lint ## lint and fast tests
 lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/mypy tests
-	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
-	@# what the compiler is given here; nothing without a compiler
+	@$(MAKE) --no-print-directory --jobs 2 lint-types lint-cpp
+
+lint-types: $(VENV)/.dev
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+	$(BIN)/mypy benchmarks
+
+# What the compiler is given here; nothing without a compiler.
+lint-cpp: $(VENV)/.dev $(VENV)/.native
 	@test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
 	  sort -u | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
 
