@@ -273,7 +273,7 @@ void AttentionStep::compute(const Item& item) const {
   }
 }
 
-// Pages of one chunk of an item, which are at most those of a whole chunk.
+// The pages among which those of an item's chunk are. in_item: its number in the item.
 AttentionStep::ChunkPages AttentionStep::pages_of(const Item& item, int64_t in_item) const {
   const RowBlock& block = sights_.blocks[static_cast<size_t>(item.block)];
   const BlockWork& work = works_[item.block];

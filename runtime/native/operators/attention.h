@@ -74,8 +74,9 @@ class AttentionStep {
   struct Memory;
   struct Results;
   struct ChunkPages {
-    const void** pages;
-    int64_t begin, num_pages;
+    const void** pages;  // of the prefix or of a text, of one head
+    int64_t begin;       // the chunk's first position
+    int64_t num_pages;
   };
 
   static Memory& memory_of_thread();
