@@ -24,10 +24,10 @@ class Part:
     top_ids: Int64Array = field(init=False)
     top_logits: Float32Array = field(init=False)
     logits: Float32Array | None = field(init=False, default=None)
-    num_rows: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.num_rows = self.layout.num_rows
+    @property
+    def num_rows(self) -> int:
+        return self.layout.num_rows
 
 
 class JointStep(Protocol):

@@ -57,8 +57,7 @@ class Stats:
         num_guesses: nodes of the spine, from the root on, whose draft was no mask's.
         """
         self.num_steps += 1
-        self.num_accepted[()] += 1
-        for depth in range(1, len(path) + 1):
+        for depth in range(len(path) + 1):
             self.num_accepted[path[:depth]] += 1
         for rank in path[:num_guesses]:
             if rank != 1:  # beside the spine, a mask's draft

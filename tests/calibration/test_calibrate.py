@@ -139,7 +139,7 @@ def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
             assert tree.spine_length == tree.num_nodes - 1
 
 
-@pytest.mark.parametrize(("seed", "cost"), [(0, 0.3), (2, 0.45)])
+@pytest.mark.parametrize(("seed", "cost"), [(0, 0.3), (2, 0.3), (2, 0.45)])
 def test_searches_begin_with_masks_and_without(seed: int, cost: float) -> None:
     """One that begins with the best single tree is up to 8 % slower here."""
     acceptance = repeating(seed)

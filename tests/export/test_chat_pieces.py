@@ -30,7 +30,7 @@ USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Yes."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 DATED = OTHERS["the date"][0]
-MANY = 120  # conversations of each template
+MANY = 300  # conversations of each template
 
 
 @cache

@@ -94,8 +94,8 @@ def test_texts_that_come_and_go(engine: Path, seed: int, kept_pages: int, slope:
     jobs: list[tuple[Generation, dict[str, Any]]] = []
     running: list[Generation] = []
     with stopped_if_it_hangs():
-        while len(jobs) < 16 or running:
-            while len(running) < rng.randint(1, 9) and len(jobs) < 16:
+        while len(jobs) < 24 or running:
+            while len(running) < rng.randint(1, 9) and len(jobs) < 24:
                 prompt = [*begin[: rng.randint(0, 60)], *prompt_ids(len(jobs), rng.randint(1, 90))]
                 options = some_options(rng, len(jobs))
                 answer = session.stream(prompt, **options)

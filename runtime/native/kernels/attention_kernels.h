@@ -30,16 +30,16 @@ constexpr int at_a_time(int queries) {
 
 using Scores = float[kMaxQueries][kChunk];
 
-// Of a line of the processor's cache.
+// Cells in a line of the processor's cache.
 template <class Cell>
 constexpr int64_t kLineCells = 64 / sizeof(Cell);
 
-// Fetch a line into the second cache: the first is full of what is computed with now.
+// Fetch a line into the L2 cache: the L1 cache is full of what is computed with now.
 inline void fetch_later(const void* line) { __builtin_prefetch(line, 0, 2); }
 
-// Scores of Q queries with the keys of P pages, to out[query][16 * page]; the keys of the pages
-// `ahead` are fetched. Without the pragmas, here and in add_values, g++ keeps the sums in memory on
-// aarch64 and stores one after each product.
+// Scores of Q queries with the keys of P pages, to out[query][16 * page]. Meanwhile it fetches the
+// keys of the pages `ahead`. Without the pragmas, here and in add_values, g++ keeps the sums in
+// memory on aarch64 and stores one after each product.
 template <int Q, int P, class Cell>
 void score_pages(const float* queries, const void* const* pages, int64_t size,
                  const void* const* ahead, float* out) {
@@ -71,7 +71,7 @@ void score_pages(const float* queries, const void* const* pages, int64_t size,
 }
 
 // values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk,
-// for W * 16 dimensions from `start` on; those of the pages `ahead` are fetched.
+// for W * 16 dimensions from `start` on. Meanwhile it fetches the values of the pages `ahead`.
 template <int Q, int W, class Cell>
 void add_values(const float* weights, const void* const* pages, int64_t first, int64_t last,
                 int64_t size, int64_t start, const void* const* ahead, float* values) {
@@ -264,7 +264,7 @@ class Chunk {
   const int64_t end_;                  // position after the chunk's last
   const int64_t shared_end_;           // after the last position of the chunk that all queries see
   const void* const* pages_;           // from the chunk's first page on
-  const void* ahead_[kChunk / kPage];  // pages that are fetched
+  const void* ahead_[kChunk / kPage];  // pages that are fetched meanwhile
   alignas(64) Scores scores_;
   int64_t cursor_[kMaxQueries];
 };

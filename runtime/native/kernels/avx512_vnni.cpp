@@ -10,8 +10,8 @@
 namespace bita {
 namespace {
 
-// Weights are fetched so many bytes before their use. One or two rows wait for memory: it is best
-// to have their weights in the first cache.
+// How many bytes before its use a weight is fetched. Steps of one or two rows wait for memory and
+// are faster with weights in the L1 cache; with more rows, L2 is near enough.
 constexpr int64_t kAhead = 8192, kFarAhead = 16384;
 constexpr int kFewRows = 2;
 

@@ -53,22 +53,23 @@ auto even_phase(int64_t total, const Body& body) {
 
 // Which pieces of the phases of one loop are taken, and how many are done.
 //
-// Each member of the loop has a share of a phase's pieces, one after the other, and a count of
-// those that are taken; when all of its own are, it takes from the shares of others. So most counts
-// stay in the cache of one processor.
+// Each member of the loop has a share of a phase's pieces and a count of those that are taken. A
+// member whose share is taken takes from those of the others. So most counts stay in the cache of
+// one processor.
 class Progress {
  public:
   // All pieces of `num_phases` phases are free.
   void start(size_t num_phases, int64_t members);
 
-  // Take a piece of a member's share, which ends before `stop`, and begins with `first`; -1 if none
-  // is free.
-  int64_t take(size_t phase, int64_t member, int64_t first, int64_t stop) {
+  // Take a piece of a member's share of `pieces`; returns its number, or -1 if none is free.
+  int64_t take(size_t phase, int64_t member, int64_t pieces) {
+    const int64_t first = pieces * member / members_, stop = pieces * (member + 1) / members_;
     std::atomic<int64_t>& taken = at(phase, member);
-    if (first + taken.load(std::memory_order_relaxed) >= stop) return -1;
+    if (first == stop || first + taken.load(std::memory_order_relaxed) >= stop) return -1;
     const int64_t piece = first + taken.fetch_add(1, std::memory_order_relaxed);
     return piece < stop ? piece : -1;
   }
+  // Add pieces that are done.
   void count(size_t phase, int64_t pieces) {
     at(phase, members_).fetch_add(pieces, std::memory_order_release);
   }
@@ -86,7 +87,7 @@ class Progress {
     std::atomic<int64_t> value;
   };
 
-  // Pieces that are taken of a member's share; with members_, all that are done.
+  // The pieces that are taken of a member's share; for members_, the pieces that are done.
   std::atomic<int64_t>& at(size_t phase, int64_t member) const {
     return counts_[phase * static_cast<size_t>(members_ + 1) + static_cast<size_t>(member)].value;
   }
@@ -136,10 +137,9 @@ void run_phases(const NodeRun& node, const Phases&... phases) {
       if constexpr (!kIsEarly) await_before();
       const int64_t pieces = phase.pieces;
       int64_t done = 0;
-      for (int64_t i = 0; pieces && i < members; ++i) {
+      for (int64_t i = 0; i < members; ++i) {
         const int64_t of = (member + i) % members;
-        const int64_t first = pieces * of / members, stop = pieces * (of + 1) / members;
-        for (int64_t piece; (piece = progress.take(index, of, first, stop)) >= 0; ++done)
+        for (int64_t piece; (piece = progress.take(index, of, pieces)) >= 0; ++done)
           if constexpr (kIsEarly)
             phase.body(piece, await_before);
           else

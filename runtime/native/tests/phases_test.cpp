@@ -206,11 +206,9 @@ const Adds one_taker("A piece is taken by one thread, however many try at once",
   std::vector<std::atomic<int>> num_takers(kPieces);
   // slower threads find pieces taken, and soon try for the same ones
   const auto take_all = [&] {
-    for (int64_t member = 0; member < kMembers; ++member) {
-      const int64_t first = kPieces * member / kMembers, stop = kPieces * (member + 1) / kMembers;
-      for (int64_t piece; (piece = progress.take(0, member, first, stop)) >= 0;)
+    for (int64_t member = 0; member < kMembers; ++member)
+      for (int64_t piece; (piece = progress.take(0, member, kPieces)) >= 0;)
         num_takers[static_cast<size_t>(piece)].fetch_add(1, std::memory_order_relaxed);
-    }
   };
   std::thread others[] = {std::thread(take_all), std::thread(take_all)};
   take_all();

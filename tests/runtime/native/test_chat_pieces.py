@@ -17,7 +17,7 @@ from bita.export.chat_pieces import pieces_file
 from bita.runtime.text.chat_template import ChatTemplate
 
 USER = {"role": "user", "content": "Hi"}
-MANY = 120  # conversations of each template
+MANY = 300  # conversations of each template
 
 
 @cache

@@ -25,7 +25,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("build", "answers"), [("cpp", 200), ("cpp-address", 16), ("cpp-thread", 8)]
+    ("build", "answers"), [("cpp", 200), ("cpp-address", 40), ("cpp-thread", 16)]
 )
 def test_answers_of_threads_are_those_of_one(build: str, answers: int, engine: Path) -> None:
     program = ROOT / "build" / build / "threads_tool"
