@@ -59,7 +59,7 @@ help: ## list the targets
 demo: ## install, build the default engine, measure it, verify, answer a prompt plainly and with drafts
 	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@printf '\nWhich tree is fastest here? bita calibrate tree, in short:\n'
-	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 24 --max-new-tokens 64 --repeats 3 --most-rows 24
+	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 24 --max-new-tokens 64 --repeats 3 --max-rows 24
 	@printf '\nDo trees give the text of plain decoding? bita verify, with a chain of three drafts:\n'
 	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
 	@printf '\nWhat do drafts gain? bita generate --compare:\n\n> %s\n\n' "$$BITA_DEMO_PROMPT"

@@ -28,7 +28,7 @@ import numpy as np
 from kernel_tables import MODELS, UNIT_NAMES, compile_units, kernel_cycles
 from peer_report import describe_machine, read_bandwidth
 from rows import Subject
-from undisturbed import MAX_OTHERS, least_seconds
+from undisturbed import MAX_OTHERS, min_seconds
 
 from bita.calibration.kernel_cycles import KernelCycles
 from bita.calibration.step_model import Processor, StepShape, step_ms, step_shape
@@ -53,7 +53,7 @@ class Units:
         self._values = self._random.standard_normal(1 << 16).astype(np.float32)
         self._out = np.zeros(1 << 18, np.uint8)
         times = 20_000
-        self.gigahertz = 8 * times / 1e9 / least_seconds(partial(self._call, "clock", times))[0]
+        self.gigahertz = 8 * times / 1e9 / min_seconds(partial(self._call, "clock", times))[0]
 
     def _call(self, name: str, *arguments: Any) -> None:
         values = [
@@ -65,7 +65,7 @@ class Units:
 
     def _cycles(self, name: str, *arguments: Any) -> float:
         return (
-            1e9 * self.gigahertz * least_seconds(partial(self._call, name, *arguments), bursts=4)[0]
+            1e9 * self.gigahertz * min_seconds(partial(self._call, name, *arguments), bursts=4)[0]
         )
 
     def unit(self, name: str) -> float:
@@ -135,7 +135,7 @@ def check_steps(engine_path: Path, processor: Processor, road: str) -> dict[str,
 
 def check_step(step: Step, shape: StepShape, processor: Processor, length: int) -> dict[str, float]:
     rows = step.token_ids.size
-    seconds, others = least_seconds(step.run, processor.cores)
+    seconds, others = min_seconds(step.run, processor.cores)
     return {
         "measured_ms": round(1000 * seconds, 3),
         "modelled_ms": round(step_ms(shape, processor, rows, length), 3),
@@ -143,13 +143,13 @@ def check_step(step: Step, shape: StepShape, processor: Processor, length: int) 
     }
 
 
-def errors_of(steps: dict[str, Any], most_by_others: float) -> dict[str, float]:
+def errors_of(steps: dict[str, Any], max_by_others: float) -> dict[str, float]:
     """How far the model's T(q) is off, where others kept no more processors busy than that."""
     off = [
         step["modelled_ms"] / step["measured_ms"] - 1
         for rows in steps.values()
         for step in rows.values()
-        if step["busy_by_others"] <= most_by_others
+        if step["busy_by_others"] <= max_by_others
     ]
     if not off:
         return {"steps": 0}

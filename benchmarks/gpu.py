@@ -79,7 +79,7 @@ def verified(args: argparse.Namespace) -> Report:
     comparisons = verify(session, prompts, args.max_new_tokens)
     return {
         "mode": session.mode,
-        "least_rows": session.least_rows,
+        "min_exact_rows": session.min_exact_rows,
         "comparisons": {each.name: _compared(each) for each in comparisons},
     }
 
@@ -127,7 +127,9 @@ def sessions_of(
             faults[name] = str(error)
             continue
         sessions[f"AR, {name}"] = session.using(tree=Tree.root_only(), min_rows=1)
-        sessions[f"AR in {session.least_rows} rows, {name}"] = session.using(tree=Tree.root_only())
+        sessions[f"AR in {session.min_exact_rows} rows, {name}"] = session.using(
+            tree=Tree.root_only()
+        )
         sessions[f"tree, {name}"] = session
         for label, tree in trees.items() if cuda_graph else ():
             free = session.using(tree=tree, mode="tree", min_rows=1)
@@ -168,7 +170,7 @@ def _speed(runs: Sequence[Timed], plain: Sequence[Timed], session: Session) -> R
 
 def latencies(args: argparse.Namespace) -> Report:
     """T(q) at several lengths of the text."""
-    latency = measure_latency(open_engine(args.engine), args.most_rows, repeats=args.repeats)
+    latency = measure_latency(open_engine(args.engine), args.max_rows, repeats=args.repeats)
     rows = list(latency.rows)
     short = latency.fitted[0]
     report: Report = latency.to_json()
@@ -286,7 +288,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--verified", type=int, default=80, help="prompts for verify")
     p.add_argument("--timed", type=int, default=16, help="prompts for the speeds")
     p.add_argument("--max-new-tokens", type=int, default=128)
-    p.add_argument("--most-rows", type=int, default=ROWS[-1])
+    p.add_argument("--max-rows", type=int, default=ROWS[-1])
     p.add_argument("--repeats", type=int, default=15)
     p.add_argument("--torch-device", default="cuda")
     p.add_argument("--torch-dtype", default="float16")

@@ -80,7 +80,7 @@ def best_table_of(engine: Engine, acceptance: Acceptance, latency: Latency) -> T
     spec = DIALECTS[manifest.dialect]
     rows = 1 if spec.exact_trees else 2
     accepts = spec.accepts(manifest.mode)
-    forecast = forecast_trees(acceptance, latency, manifest.num_masks, accepts, least_rows=rows)
+    forecast = forecast_trees(acceptance, latency, manifest.num_masks, accepts, min_exact_rows=rows)
     return TreeTable.of(forecast.trees[0].tree)
 
 

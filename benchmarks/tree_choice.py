@@ -72,7 +72,7 @@ class Calibrated:
             masks,
             self._accepts,
             **sources,
-            least_rows=self.session.least_rows,
+            min_exact_rows=self.session.min_exact_rows,
         )
         return forecast.trees
 
@@ -87,7 +87,7 @@ class Calibrated:
         """Tokens per step and per second by calibration."""
         if tree.is_ar:
             return {"tokens_per_step": 1.0, "tokens_per_second": round(self._ar_speed(), 2)}
-        rows = self.session.least_rows
+        rows = self.session.min_exact_rows
         found = expected_of(tree, self.acceptance, self.latency, self._accepts, rows)
         return {
             "tokens_per_step": round(found.expected_tokens, 4),

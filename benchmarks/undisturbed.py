@@ -11,7 +11,7 @@ PATIENCE = 8.0  # seconds until a disturbed burst is taken, for lack of another
 PAUSE = 0.2  # seconds
 
 
-def least_seconds(
+def min_seconds(
     run: Callable[[], object], num_threads: int = 1, bursts: int = 2
 ) -> tuple[float, float]:
     """The least time of a run, and the processors that others kept busy meanwhile.

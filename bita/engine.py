@@ -44,7 +44,7 @@ REQUIRED_FILES = (
     *(GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE),
 )
 LARGE_FILES = (WEIGHTS_FILE, PLAN_FILE)  # hashed on request only; a plan when it is loaded
-LEAST_SLOTS = "bita.least_slots"  # metadata of a graph: cache slots that a step writes at least
+MIN_SLOTS = "bita.least_slots"  # metadata of a graph: cache slots that a step writes at least
 NEW_ROWS = "rows"  # output of a graph that leaves it to the runtime to write the cache
 SLOTS = "slots"  # input of a graph that looks at the first slots of the cache only
 OPERATORS = "bita.operators"  # in manifests and graphs: version of the native operators it has

@@ -105,12 +105,13 @@ def forecast_trees(
     num_masks: int,
     mode: str,
     min_levels: Sequence[int] = MIN_LEVELS,
-    least_rows: int = 2,
+    min_exact_rows: int = 2,
 ) -> TreeForecast:
     """Find the trees expected to be fastest: one for each number of rows, and trees by state.
 
     num_masks: 0 for drafts from the text alone. min_levels: those that trees may have; (0,) for
-    drafts of the masks alone. mode: "exact" knows nodes of the spine only. least_rows: of a step.
+    drafts of the masks alone. mode: "exact" knows nodes of the spine only. min_exact_rows: the
+    smallest step whose rows have the bits of larger ones.
     Expected tokens are counted by replay on the acceptance's own texts; T(q) is taken at their mean
     length. The trees that are expected to be fastest have the costs of steps, by which a guard
     takes smaller ones for texts whose drafts do not pay.
@@ -121,27 +122,27 @@ def forecast_trees(
 
     ar = Candidate(Tree.root_only(), 1.0, 1000 / milliseconds(1), 1)
     found, widest = _best_by_rows(acceptance, milliseconds, num_masks, mode, min_levels)
-    counted = [expected_of(tree, acceptance, latency, mode, least_rows) for tree in found]
+    counted = [expected_of(tree, acceptance, latency, mode, min_exact_rows) for tree in found]
     by_rows = sorted(counted, key=lambda c: c.tree.num_rows)
     trees: list[Candidate] = []
     others: list[Candidate] = []
     if counted:
-        times = [milliseconds(max(rows, least_rows)) for rows in range(1, widest + 1)]
+        times = [milliseconds(max(rows, min_exact_rows)) for rows in range(1, widest + 1)]
 
-        def by_state(start: Trees, cost: float = 1.0, most_masks: int = num_masks) -> Trees:
+        def by_state(start: Trees, cost: float = 1.0, max_masks: int = num_masks) -> Trees:
             scaled = [times[0] + cost * (each - times[0]) for each in times]
-            return best_table(acceptance, scaled, most_masks, mode, start, any(min_levels))
+            return best_table(acceptance, scaled, max_masks, mode, start, any(min_levels))
 
         def guarded(trees: Trees) -> Candidate:
             table = TreeTable.of(trees).with_costs(times)
-            return expected_of(table, acceptance, latency, mode, least_rows)
+            return expected_of(table, acceptance, latency, mode, min_exact_rows)
 
         start = max(counted, key=lambda c: c.expected_speed).tree
         for_costs = [*dict.fromkeys(by_state(start, cost) for cost in OTHER_COSTS)]
         others = [*map(guarded, for_costs)]
         # a search ends at the best that is near to where it began, so that one which begins with
         # masks gives none of them up, and one without finds few
-        starts = [start, *for_costs, by_state(Tree.root_only(), most_masks=0)]
+        starts = [start, *for_costs, by_state(Tree.root_only(), max_masks=0)]
         if num_masks:
             starts.append(Tree.chain(1, 1))
         searched = [guarded(by_state(trees)) for trees in dict.fromkeys(starts)]
@@ -174,12 +175,12 @@ def _best_by_rows(
 
 
 def expected_of(
-    trees: Trees, acceptance: Acceptance, latency: Latency, mode: str, least_rows: int = 2
+    trees: Trees, acceptance: Acceptance, latency: Latency, mode: str, min_exact_rows: int = 2
 ) -> Candidate:
-    """What a replay finds, and the speed that T(q) makes of it. least_rows: of a step."""
+    """What a replay finds, and the speed that T(q) makes of it. min_exact_rows: of a step."""
     table = TreeTable.of(trees)
     rows = [visit.tree.num_rows for visits in replay(acceptance, table, mode) for visit in visits]
-    times = {q: latency.at(max(q, least_rows), acceptance.mean_length) for q in {*rows}}
+    times = {q: latency.at(max(q, min_exact_rows), acceptance.mean_length) for q in {*rows}}
     num_tokens, milliseconds = acceptance.num_positions, sum(times[q] for q in rows)
     speed = 1000 * num_tokens / milliseconds
     return Candidate(trees, num_tokens / len(rows), speed, sum(rows) / len(rows))
@@ -232,9 +233,9 @@ def _without(chosen: Candidate, candidates: Sequence[Candidate]) -> tuple[Candid
     return tuple(candidate for candidate in candidates if candidate is not chosen)
 
 
-def _last_that_can_win(milliseconds: Callable[[int], float], most_tokens: float) -> int:
-    """The largest step that would beat AR if it gave `most_tokens`."""
-    fit = [q for q in range(2, MAX_ROWS + 1) if milliseconds(q) <= most_tokens * milliseconds(1)]
+def _last_that_can_win(milliseconds: Callable[[int], float], max_tokens: float) -> int:
+    """The largest step that would beat AR if it gave `max_tokens`."""
+    fit = [q for q in range(2, MAX_ROWS + 1) if milliseconds(q) <= max_tokens * milliseconds(1)]
     return max(fit, default=1)
 
 

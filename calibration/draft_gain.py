@@ -70,8 +70,8 @@ def measure_gain(
 ) -> DraftGain:
     """Answer a prompt `rounds` times plainly and with the session's trees, in turns.
 
-    Plain steps have as many rows as bit-identical texts need (`Session.least_rows`: one with native
-    operators). options: of every answer, with a seed if it samples. Raises PromptError.
+    Plain steps have as many rows as bit-identical texts need (`Session.min_exact_rows`: one with
+    native operators). options: of every answer, with a seed if it samples. Raises PromptError.
     """
     sessions = [session.using(tree=Tree.root_only()), session]
     plain, drafted = decode_in_turns(

@@ -10,4 +10,4 @@ class Effort:
     num_prompts: int = 60  # read from the prompt file; a third of them is to time trees on
     max_new_tokens: int = 96  # of each answer
     repeats: int = 5  # turns in which each size of step is timed
-    most_rows: int = 128  # of the steps that are timed
+    max_rows: int = 128  # of the steps that are timed

@@ -110,13 +110,13 @@ class Latency:
 
 def measure_latency(
     engine: Engine,
-    most_rows: int = ROWS[-1],
+    max_rows: int = ROWS[-1],
     filled: Sequence[float] = FILLED,
     repeats: int = 15,
     num_threads: int = 0,
     on_progress: OnCount = ignore_count,
 ) -> Latency:
-    """Time steps of every size up to `most_rows` rows, each `repeats` times, in turns.
+    """Time steps of every size up to `max_rows` rows, each `repeats` times, in turns.
 
     Steps too slow for any tree are timed less often (`time_steps`). filled: shares of the capacity
     that the text takes. A sample is the mean of a burst that follows steps of its own size. Raises
@@ -124,8 +124,8 @@ def measure_latency(
     """
     backend = open_backend(engine, num_threads=num_threads)
     adapter = read_adapter(engine)
-    rows, slots = sizes_of(engine, most_rows), text_slots(engine)
-    lengths = lengths_of(filled, slots, slots - max(rows[-1], backend.least_slots))
+    rows, slots = sizes_of(engine, max_rows), text_slots(engine)
+    lengths = lengths_of(filled, slots, slots - max(rows[-1], backend.min_slots))
     rounds = counted_rounds(repeats, on_progress)
     times = time_steps(backend, adapter, rows, lengths, rounds, _burst)
     quartiles = [[np.percentile(cell, (25, 50, 75)) for cell in cells] for cells in times]

@@ -48,7 +48,7 @@ class Positions:
 
     num_masks: int  # M, of the adapter
     uses_text: bool  # whether drafts may come from the text so far
-    least_levels: tuple[int, ...]  # of each group: how sure guesses are
+    min_levels: tuple[int, ...]  # of each group: how sure guesses are
     groups: Int64Array  # [M + 1, P]: of each position, by the masks drafted
     texts: Int64Array  # [P]: number of the position's text
     ends: Int64Array  # [P]: the first place after the position's text
@@ -59,7 +59,7 @@ class Positions:
         """The measured positions. Without `uses_text` there is one group, of all levels."""
         positions, lengths = [*acceptance.positions()], [*map(len, acceptance.texts)]
         found = np.array([[p.guess(d).level for p in positions] for d in range(num_masks + 1)])
-        least = tuple(_least_levels(found)) if uses_text else (0,)
+        least = tuple(_min_levels(found)) if uses_text else (0,)
         max_rank = max_end_rank(acceptance, mode)
         free_paths = {
             (num_drafted, guesses): FreePaths(
@@ -70,7 +70,7 @@ class Positions:
         return cls(
             num_masks=num_masks,
             uses_text=uses_text,
-            least_levels=least,
+            min_levels=least,
             groups=np.searchsorted(least, found, "right") - 1,
             texts=np.repeat(np.arange(len(lengths)), lengths),
             ends=np.repeat(np.cumsum(lengths), lengths),
@@ -83,17 +83,17 @@ class Positions:
     @property
     def states(self) -> list[State]:
         """Every number of masks drafted with every group of levels."""
-        return [*product(range(self.num_masks + 1), range(len(self.least_levels)))]
+        return [*product(range(self.num_masks + 1), range(len(self.min_levels)))]
 
     def may_guess(self, state: State) -> bool:
         """Whether the spine of a state's tree may hold a guess from the text.
 
         Where positions without a guess are a group of their own, it never has one.
         """
-        return self.uses_text and (state[1] > 0 or len(self.least_levels) == 1)
+        return self.uses_text and (state[1] > 0 or len(self.min_levels) == 1)
 
 
-def _least_levels(found: Int64Array) -> Iterator[int]:
+def _min_levels(found: Int64Array) -> Iterator[int]:
     """The least level of each group; every group but the first has enough positions.
 
     found: [M + 1, P], levels by the masks drafted; each number of masks counts a share.

@@ -35,7 +35,7 @@ class Probe:
         self._steps: dict[bool, BoundStep] = {}  # the last of whole pieces, and of others
         self._prefill = Prefill(self._backend.cache, PIECE, self._bind)
         room = engine.manifest.capacity - self._adapter.prefix_length
-        self.max_tokens = room + 1 - self._backend.least_slots  # the last piece may have one row
+        self.max_tokens = room + 1 - self._backend.min_slots  # the last piece may have one row
 
     def read(self, token_ids: Sequence[int]) -> Iterator[Values]:
         """Piece by piece: the values named, and "logits" [rows, V]; all [rows, width].

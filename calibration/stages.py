@@ -101,17 +101,17 @@ class Calibrator:
 
     def latency(self, anew: bool = False) -> Latency:
         """T(q) of this device; what was measured before on it is taken as it is."""
-        most_rows = self._effort.most_rows
+        max_rows = self._effort.max_rows
         data = read_calibration(self.engine).get("latency")
         if data is not None and not anew:
             latency = Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
             same_device = latency.device == describe_device(self._num_threads)
-            if same_device and {*sizes_of(self.engine, most_rows)} <= {*latency.rows}:
+            if same_device and {*sizes_of(self.engine, max_rows)} <= {*latency.rows}:
                 self.kept.append("latency")
                 return latency
         latency = measure_latency(
             self.engine,
-            most_rows,
+            max_rows,
             repeats=self._effort.repeats,
             num_threads=self._num_threads,
             on_progress=lambda done, total: self._on_progress("latency", done, total),
@@ -151,7 +151,7 @@ class Calibrator:
         session = Session.open(self.engine.path, num_threads=self._num_threads)
         return measure_choice(
             session,
-            self._forecast(acceptance, latency, least_rows=session.least_rows),
+            self._forecast(acceptance, latency, min_exact_rows=session.min_exact_rows),
             self._timed,
             self._effort.max_new_tokens,
             on_progress=lambda done, total: self._on_progress("timing trees", done, total),
@@ -162,14 +162,14 @@ class Calibrator:
         acceptance: Acceptance,
         latency: Latency,
         mode: str | None = None,
-        least_rows: int | None = None,
+        min_exact_rows: int | None = None,
     ) -> TreeForecast:
-        """mode: None for the engine's own. least_rows: of a step; None where it was not tried."""
+        """mode: None for the engine's own. min_exact_rows: None where it was not tried."""
         manifest = self.engine.manifest
         spec = DIALECTS[manifest.dialect]
         accepts = spec.accepts(mode or manifest.mode)
-        rows = least_rows or (1 if spec.exact_trees else 2)
-        return forecast_trees(acceptance, latency, manifest.num_masks, accepts, least_rows=rows)
+        rows = min_exact_rows or (1 if spec.exact_trees else 2)
+        return forecast_trees(acceptance, latency, manifest.num_masks, accepts, min_exact_rows=rows)
 
     def _files(self) -> list[str]:
         """The hashes of what decides the engine's text and drafts."""

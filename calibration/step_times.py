@@ -68,13 +68,13 @@ def counted_rounds(total: int, on_progress: OnCount = ignore_count) -> Iterator[
         on_progress(number + 1, total)
 
 
-def sizes_of(engine: Engine, most_rows: int) -> list[int]:
-    """Rows of the steps to time: at most `most_rows`, what the cache has room for, and only sizes
+def sizes_of(engine: Engine, max_rows: int) -> list[int]:
+    """Rows of the steps to time: at most `max_rows`, what the cache has room for, and only sizes
     that a compiled engine has. Raises EngineError if none is left.
     """
     plan = engine.manifest.plan
     sizes = PlanInfo.from_manifest(plan).decode_rows if plan else ROWS
-    fit = [size for size in sizes if size <= most_rows and size < text_slots(engine)]
+    fit = [size for size in sizes if size <= max_rows and size < text_slots(engine)]
     if not fit:
         raise EngineError(f"a cache of {engine.manifest.capacity} slots has no room for a step")
     return fit

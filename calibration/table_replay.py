@@ -61,7 +61,7 @@ class Stepper:
 
     def replay_table(self, table: TreeTable) -> "Replay":
         """Replay a table whose groups of levels may be others; each group has its least level's."""
-        least = self.positions.least_levels
+        least = self.positions.min_levels
         return self.replay(
             {(d, m): table.trees[table.number(d, least[m])] for d, m in self.positions.states}
         )
@@ -151,7 +151,7 @@ class Replay:
 
         Another state has the tree of its neighbour with less sure guesses, or with fewer masks.
         """
-        num_groups = len(self.positions.least_levels)
+        num_groups = len(self.positions.min_levels)
         num_counts = 1 + int(self.drafted.max())
         used = {*zip(self.drafted.tolist(), self.groups.tolist(), strict=True)}
         filled: dict[State, Tree] = {}
@@ -165,7 +165,7 @@ class Replay:
             tuple(numbers[filled[d, group]] for group in range(num_groups))
             for d in range(num_counts)
         )
-        return TreeTable(tuple(numbers), self.positions.least_levels, by_state)
+        return TreeTable(tuple(numbers), self.positions.min_levels, by_state)
 
 
 def _walk(

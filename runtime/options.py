@@ -16,9 +16,9 @@ from bita.runtime.text.call_rule import CallRule
 from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.stopping import stop_faults
 
-MOST_LOGPROBS = 20  # per token
+MAX_LOGPROBS = 20  # per token
 SEEDS = 2**64
-LEAST_TEMPERATURE = 1e-5  # below it the best token is taken: float32 has no room for a draw
+MIN_TEMPERATURE = 1e-5  # below it the best token is taken: float32 has no room for a draw
 MAX_TEMPERATURE = 1e30  # all tokens are equally probable long before; float32 holds it
 MAX_PENALTY = 1e6  # taken off for each time a token occurs
 MAX_REPETITION_PENALTY = 1e3  # its inverse is the least
@@ -76,7 +76,7 @@ class Options:
     @property
     def is_greedy(self) -> bool:
         """Whether the best token is taken, and nothing drawn."""
-        return self.temperature < LEAST_TEMPERATURE
+        return self.temperature < MIN_TEMPERATURE
 
     @property
     def penalizes(self) -> bool:
@@ -117,9 +117,9 @@ class Options:
         if self.seed is not None and not (_is_whole(self.seed) and 0 <= self.seed < SEEDS):
             yield f"seed is {shown(self.seed)}; pass an integer from 0 to 2^64 - 1"
         if self.logprobs is not None and not (
-            _is_whole(self.logprobs) and 0 <= self.logprobs <= MOST_LOGPROBS
+            _is_whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
         ):
-            yield f"logprobs is {shown(self.logprobs)}; pass an integer from 0 to {MOST_LOGPROBS}"
+            yield f"logprobs is {shown(self.logprobs)}; pass an integer from 0 to {MAX_LOGPROBS}"
         if self.timeout_s is not None:
             yield from _range_fault(
                 "timeout_s", self.timeout_s, 0, MAX_TIMEOUT_S, excludes_low=True

@@ -44,14 +44,14 @@ class Session:
     of a conversation does, is computed from where the two differ.
 
     engine: the files it was loaded from.
-    least_rows: rows of the smallest step whose results are bit-identical in all larger ones, a rule
-    of mode "exact": 1 or 2 on a processor (1 with native operators); on a GPU up to the rows of
-    the largest tree.
+    min_exact_rows: rows of the smallest step whose results are bit-identical in all larger ones, a
+    rule of mode "exact": 1 or 2 on a processor (1 with native operators); on a GPU up to the rows
+    of the largest tree.
     """
 
-    def __init__(self, loaded: LoadedEngine, decoder: TreeDecoder, least_rows: int) -> None:
+    def __init__(self, loaded: LoadedEngine, decoder: TreeDecoder, min_exact_rows: int) -> None:
         self.engine = loaded.engine
-        self.least_rows = least_rows
+        self.min_exact_rows = min_exact_rows
         self._loaded = loaded
         self._decoder = decoder
         self.reset_stats()
@@ -80,8 +80,9 @@ class Session:
         tree for each state.
         adapter: instead of the engine's own.
         mode: instead of the engine's own, "exact" or "tree".
-        min_rows: rows of the smallest step. None: `least_rows`, which makes AR and tree decoding
-        bit-identical, or 1 for an engine whose own tree is the root (it is its own reference).
+        min_rows: rows of the smallest step. None: `min_exact_rows`, which makes AR and tree
+        decoding bit-identical, or 1 for an engine whose own tree is the root (it is its own
+        reference).
         num_threads: 0 for one per physical core it may use.
         check_hashes: hash the weights before loading.
         backend: what executes the steps. None: what the engine was built for; every engine runs on
@@ -106,14 +107,14 @@ class Session:
                 engine, backend, num_threads, cuda_graph, kept_text_bytes, map_weights
             )
         loaded = LoadedEngine.of(engine, encoder, opened, kept_text_bytes, keep_answers)
-        least_rows = opened.least_rows(adapter, sizes_to_run(tree or own_tree))
+        min_exact_rows = opened.min_exact_rows(adapter, sizes_to_run(tree or own_tree))
         if min_rows is None:
-            min_rows = 1 if own_tree.is_ar and tree is None else least_rows
+            min_rows = 1 if own_tree.is_ar and tree is None else min_exact_rows
         tree, mode = tree or own_tree, mode or engine.manifest.mode
         decoder = loaded.decoder(adapter, tree, mode, min_rows)
         check_unchanged(engine.path, (MANIFEST_FILE, *engine.files), marks)
         loaded.memory.loaded(opened.device_bytes)
-        return cls(loaded, decoder, least_rows)
+        return cls(loaded, decoder, min_exact_rows)
 
     def using(
         self,
@@ -125,19 +126,19 @@ class Session:
     ) -> "Session":
         """Another session on the same loaded weights and cache; what is not given stays.
 
-        min_rows: None for `least_rows`.
+        min_rows: None for `min_exact_rows`.
         """
         mode = mode or self.mode
         adapter = adapter or self._decoder.adapter
         check_adapter(self.engine, adapter)
-        tree, least_rows, loaded = tree or self.tree, self.least_rows, self._loaded
+        tree, min_exact_rows, loaded = tree or self.tree, self.min_exact_rows, self._loaded
         with loaded.turns.lock:
             if tree is not self.tree:
-                sizes = (least_rows, *sizes_to_run(tree))
-                least_rows = max(least_rows, loaded.backend.least_rows(adapter, sizes))
-            rows = min_rows or least_rows
+                sizes = (min_exact_rows, *sizes_to_run(tree))
+                min_exact_rows = max(min_exact_rows, loaded.backend.min_exact_rows(adapter, sizes))
+            rows = min_rows or min_exact_rows
             decoder = loaded.decoder(adapter, tree, mode, rows)
-        return Session(loaded, decoder, least_rows)
+        return Session(loaded, decoder, min_exact_rows)
 
     def generate(
         self,

@@ -49,7 +49,7 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
         ("--limit", USUAL.num_prompts, "prompts read; a third is for timing trees"),
         ("--max-new-tokens", USUAL.max_new_tokens, "of each answer"),
         ("--repeats", USUAL.repeats, "turns in which each size of step is timed"),
-        ("--most-rows", USUAL.most_rows, "of the steps that are timed"),
+        ("--max-rows", USUAL.max_rows, "of the steps that are timed"),
     ):
         parser.add_argument(
             name, type=positive, default=default, help=f"{text}; default: {default}"
@@ -73,7 +73,7 @@ def _calibrator(args: argparse.Namespace, engine: Any) -> Iterator[Any]:
     from bita.calibration.stages import Calibrator
     from bita.cli.shared.progress import progress_bars
 
-    effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.most_rows)
+    effort = Effort(args.limit, args.max_new_tokens, args.repeats, args.max_rows)
     with progress_bars() as show:
         yield Calibrator(engine, args.threads, show, args.prompts, effort)
 

@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         default=20,
         help="for the steps of each engine, warm-up included (default 20); 0: one turn each",
     )
-    parser.add_argument("--most-rows", type=positive, default=64, help="of the largest step")
+    parser.add_argument("--max-rows", type=positive, default=64, help="of the largest step")
     add_backend(parser)
     add_threads(parser)
     parser.set_defaults(run=run)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     options = ProfileOptions(
         max_new_tokens=args.max_new_tokens,
         latency_seconds=args.latency_seconds,
-        most_rows=args.most_rows,
+        max_rows=args.max_rows,
         num_threads=args.threads,
         backend=args.backend,
         with_trace=args.trace is not None,

@@ -51,7 +51,7 @@ class ProfileOptions:
 
     max_new_tokens: int = 96  # of each answer
     latency_seconds: float = 20.0  # for all steps of an engine, warm-up included; 0: a turn each
-    most_rows: int = 64  # of the largest step
+    max_rows: int = 64  # of the largest step
     num_threads: int = 0  # 0: one per physical core
     backend: str | None = None  # None: what the engine was built for
     with_trace: bool = False  # record the parts of each decode step
@@ -129,8 +129,8 @@ def _open(path: Path, options: ProfileOptions) -> OpenedEngine:
 def step_latency(session: Session, options: ProfileOptions, show: OnProgress) -> StepLatency:
     """Percentiles of single steps of every size at several lengths of the text."""
     backend, adapter = session.backend, session.adapter
-    rows, slots = sizes_of(session.engine, options.most_rows), backend.cache.capacity
-    room = slots - adapter.prefix_length - max(rows[-1], backend.least_slots)
+    rows, slots = sizes_of(session.engine, options.max_rows), backend.cache.capacity
+    room = slots - adapter.prefix_length - max(rows[-1], backend.min_slots)
     lengths = lengths_of(FILLED, slots, room)
     steps: dict[int, Step] = {}
 

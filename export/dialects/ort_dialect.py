@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bita.dialect_spec import FLOAT_PRECISIONS
-from bita.engine import LEAST_SLOTS
+from bita.engine import MIN_SLOTS
 from bita.export.architecture import Architecture, Layer
 from bita.export.dialects.graph_options import GraphOptions
 from bita.export.dialects.linear import HEAD_LABEL, Linear
@@ -20,7 +20,7 @@ from bita.export.onnx.visibility import StepInputs, Visibility
 from bita.export.onnx.writer import FLOAT, INT32, MICROSOFT, GraphWriter
 
 OPSETS = {"": 23, MICROSOFT: 1}
-LEAST_ATTENDING = 2  # rows of attention, however few the step has
+MIN_ATTENDING = 2  # rows of attention, however few the step has
 
 
 class OrtDialect:
@@ -46,7 +46,7 @@ class OrtDialect:
 
     def place(self, inputs: StepInputs) -> None:
         self._step = StepContext(self.graph, inputs, self._capacity)
-        self.graph.metadata[LEAST_SLOTS] = str(LEAST_ATTENDING)
+        self.graph.metadata[MIN_SLOTS] = str(MIN_ATTENDING)
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
         """In 8 bits beside linear layers of 8 or 4: half the size, and of the resident memory."""
@@ -188,7 +188,7 @@ class StepContext:
         self._zeros: dict[int, ir.Value] = {}
         zero = graph.constant([0])
         self.num_rows = graph.op("Shape", inputs.sees_prefix)
-        rows = graph.op("Max", self.num_rows, graph.constant([LEAST_ATTENDING]))
+        rows = graph.op("Max", self.num_rows, graph.constant([MIN_ATTENDING]))
         self._extra = graph.op("Sub", rows, self.num_rows)
         end = graph.op("Concat", zero, zero, zero, self._extra, axis=0)
         self.positions = graph.op("Pad", inputs.positions, end)

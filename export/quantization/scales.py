@@ -7,7 +7,7 @@ from bita.tensors import Float32Array
 
 MIN_SCALE = np.float32(2.0**-14)  # float16 has fewer digits below
 _FLOAT16_STEP = np.float32(2.0**-24)  # between float16 numbers below MIN_SCALE
-_LEAST_FLOAT32 = np.float32(np.finfo(np.float32).tiny)  # 1 over a smaller number is infinite
+_MIN_FLOAT32 = np.float32(np.finfo(np.float32).tiny)  # 1 over a smaller number is infinite
 
 
 def stored_scales(scales: Float32Array, dtype: npt.DTypeLike = np.float32) -> Float32Array:
@@ -19,11 +19,11 @@ def stored_scales(scales: Float32Array, dtype: npt.DTypeLike = np.float32) -> Fl
     half = np.dtype(dtype) == np.float16
     with np.errstate(over="ignore"):
         near = scales.astype(np.float16).astype(np.float32) if half else scales
-    least = MIN_SCALE if half else _LEAST_FLOAT32
+    least = MIN_SCALE if half else _MIN_FLOAT32
     small = np.abs(scales) < least
     if not small.any():
         return near
-    step = _FLOAT16_STEP if half else _LEAST_FLOAT32
+    step = _FLOAT16_STEP if half else _MIN_FLOAT32
     up = np.copysign(np.ceil(np.abs(scales) / step) * step, scales)
     stored: Float32Array = np.where(small, up, near)
     return stored

@@ -23,7 +23,7 @@ ALPHA = 0.5  # how much of the input's unevenness goes to the weights, 0 to 1
 # The same for scales of each row. KL to float32 of the default model: 0.037 without, 0.012 with
 # 0.5 or 0.6, 0.021 with 0.75; by maxima instead of root mean squares 0.015.
 ROW_ALPHA = 0.6
-LEAST_FACTOR = np.float32(2.0**-14)  # float16 has all its digits for it, and for 1 over it
+MIN_FACTOR = np.float32(2.0**-14)  # float16 has all its digits for it, and for 1 over it
 LEAST = 1e-3  # of the largest, for inputs that calibration saw little of
 
 
@@ -50,7 +50,7 @@ def smoothing(
     used = (largest > 0) & (columns > 0)
     factors = np.ones_like(largest)
     factors[used] = largest[used] ** alpha / columns[used] ** (1 - alpha) if alpha else 1
-    factors = np.clip(factors, LEAST_FACTOR, 1 / LEAST_FACTOR)
+    factors = np.clip(factors, MIN_FACTOR, 1 / MIN_FACTOR)
     factors = factors.astype(np.float16).astype(np.float32)  # as the graph has them
     return Smoothing(factors, np.float32(scale_of((largest / factors).max(), most)))
 

@@ -48,14 +48,14 @@ class Step(StepResults, Protocol):
 class Backend(Protocol):
     """One engine loaded, and its cache.
 
-    vocab_size: V. num_ranks: k. least_slots: that any step writes. prefill_rows: prompt tokens of a
+    vocab_size: V. num_ranks: k. min_slots: that any step writes. prefill_rows: prompt tokens of a
     step, at most. exact_trees: whether an accepted row has plain decoding's bits on a branch too,
     not on the spine alone.
     """
 
     vocab_size: int
     num_ranks: int
-    least_slots: int
+    min_slots: int
     prefill_rows: int
     exact_trees: bool
     pairs: EnginePairs
@@ -77,7 +77,7 @@ class Backend(Protocol):
         alone; None where that is not possible.
         """
 
-    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
+    def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """Rows from which on steps give a row the same bits, up to the largest of `sizes`; ends the
         text.
         """

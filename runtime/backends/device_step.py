@@ -22,7 +22,7 @@ from bita.runtime.backends.step_values import (
 from bita.tree import Tree
 
 DeviceArrays = dict[str, DeviceArray]
-MOST_ADAPTERS = 2  # that are kept on the GPU: one's own, and one to compare with
+MAX_ADAPTERS = 2  # that are kept on the GPU: one's own, and one to compare with
 
 
 class Launcher(Protocol):
@@ -65,7 +65,7 @@ class Device:
     def adapter_arrays(self, adapter: Adapter) -> DeviceArrays:
         """Its mask embeddings, prefix length and LoRA."""
         if id(adapter) not in self._adapters:
-            while len(self._adapters) >= MOST_ADAPTERS:
+            while len(self._adapters) >= MAX_ADAPTERS:
                 self._adapters.pop(next(iter(self._adapters)))
             values = {**adapter_values(adapter), **lora_values(self._lora_shapes, adapter)}
             self._adapters[id(adapter)] = adapter, upload(self.cuda, self.stream, values)

@@ -25,8 +25,8 @@ from bita.runtime.backends.layout import CPU_PREFILL_ROWS, PREFILL_ROWS, Layout,
 from bita.runtime.backends.ort_session import (
     cache_type,
     check_session,
-    least_slots,
     load_session,
+    min_slots,
     ort_values,
     session_options,
     step_error,
@@ -87,10 +87,10 @@ class OrtBackend:
         self._lora: WeakKeyDictionary[Adapter, Mapping[str, ort.OrtValue]] = WeakKeyDictionary()
         self.cache = _allocate(engine, cache_type(self._session), kept_bytes)
         self.pairs = EnginePairs(engine)
-        self.least_slots = least_slots(engine, self._session)  # that a step writes
+        self.min_slots = min_slots(engine, self._session)  # that a step writes
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
         self.exact_trees = DIALECTS[manifest.dialect].exact_trees
-        self._least_rows = 1 if self.exact_trees else None
+        self._min_exact_rows = 1 if self.exact_trees else None
         # native operators compute what rows see, and nothing beside it
         self.prefill_rows = PREFILL_ROWS if self.exact_trees else CPU_PREFILL_ROWS
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
@@ -117,7 +117,7 @@ class OrtBackend:
             return None
         return OrtJointStep(self, self.cache, adapter)
 
-    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
+    def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """1 where a step of one row gives the bits of larger ones here, else 2; the first time it
         ends the text.
 
@@ -125,9 +125,9 @@ class OrtBackend:
         rows in any case. Whether the products of their linear layers depend on the number of rows
         is up to the processor, so it is tried.
         """
-        if self._least_rows is None:
-            self._least_rows = self._try_one_row(adapter) if self.least_slots > 1 else 2
-        return self._least_rows
+        if self._min_exact_rows is None:
+            self._min_exact_rows = self._try_one_row(adapter) if self.min_slots > 1 else 2
+        return self._min_exact_rows
 
     def _try_one_row(self, adapter: Adapter) -> int:
         self.cache.start(adapter)
@@ -213,7 +213,7 @@ class BoundStep:
         self._layout = layout
         num_rows, num_outputs = layout.num_rows, len(layout.output_rows)
         self.num_rows = num_rows
-        self.num_slots = max(num_rows, backend.least_slots)
+        self.num_slots = max(num_rows, backend.min_slots)
         self.token_ids = np.zeros((1, num_rows), np.int64)
         fill_masks(self.token_ids, layout, backend.vocab_size)
         self.positions = np.zeros((1, num_rows), np.int64)

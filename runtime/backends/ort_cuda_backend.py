@@ -29,7 +29,7 @@ class OrtCudaBackend:
     """
 
     provider, device_type = "CUDAExecutionProvider", "cuda"
-    least_slots = 1
+    min_slots = 1
     prefill_rows = PREFILL_ROWS
     exact_trees = False
 
@@ -72,7 +72,7 @@ class OrtCudaBackend:
     def joint_step(self, adapter: Adapter) -> None:
         """None: its caches hold one text."""
 
-    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
+    def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """Rows from which on steps give a row the same bits; ends the text."""
         return rows_with_equal_bits(self.bind, self.device.cache, adapter, sizes or (1,))
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from bita.dialect_spec import NATIVE
 from bita.engine import (
     GRAPH_FILE,
-    LEAST_SLOTS,
+    MIN_SLOTS,
     OPERATORS,
     OPERATORS_VERSION,
     WEIGHTS_FILE,
@@ -148,14 +148,14 @@ def step_error(engine: Engine, error: Exception) -> EngineError:
     )
 
 
-def least_slots(engine: Engine, session: ort.InferenceSession) -> int:
+def min_slots(engine: Engine, session: ort.InferenceSession) -> int:
     """Cache slots that a step writes at least. Raises EngineError."""
-    text = session.get_modelmeta().custom_metadata_map.get(LEAST_SLOTS, "1")
+    text = session.get_modelmeta().custom_metadata_map.get(MIN_SLOTS, "1")
     capacity = engine.manifest.capacity
     if re.fullmatch(r"[1-9][0-9]{0,8}", text) and int(text) <= capacity:
         return int(text)
     raise EngineError(
-        f"{engine.file(GRAPH_FILE)}: {LEAST_SLOTS} is {shown(text)}, not 1 to {capacity}; rebuild "
+        f"{engine.file(GRAPH_FILE)}: {MIN_SLOTS} is {shown(text)}, not 1 to {capacity}; rebuild "
         "the engine"
     )
 

@@ -37,7 +37,7 @@ class TensorRtBackend:
     or for another GPU or library.
     """
 
-    least_slots = 1
+    min_slots = 1
     prefill_rows = PREFILL_ROWS
     exact_trees = False
 
@@ -87,7 +87,7 @@ class TensorRtBackend:
     def joint_step(self, adapter: Adapter) -> None:
         """None: its caches hold one text."""
 
-    def least_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
+    def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
         """Rows from which on steps give a row the same bits; ends the text."""
         return rows_with_equal_bits(self.bind, self.device.cache, adapter, sizes or (1,))
 

@@ -49,7 +49,7 @@ class JointTrees:
         times = self._times
         if times is None or not texts:
             return [(PickedTree(self._root), 0) for _ in texts]
-        least, wishes, levels = times.least_share(len(texts)), [], []
+        least, wishes, levels = times.min_share(len(texts)), [], []
         for sequence, cache in texts:
             level, own = self._wishes(sequence, cache, least)
             wishes.append(own)
@@ -63,7 +63,7 @@ class JointTrees:
     def wants_masks(self, num_texts: int) -> bool:
         """Whether masks may be worth their rows in a step of `num_texts` texts."""
         times = self._times
-        return times is not None and times.least_share(num_texts) <= MAX_MASK_SHARE
+        return times is not None and times.min_share(num_texts) <= MAX_MASK_SHARE
 
     def enter_time(self, num_rows: int, step_ms: float) -> None:
         """Note what a step of decoding texts took."""
@@ -77,10 +77,10 @@ class JointTrees:
             self._gains.enter(self._numbers[picked.placed.tree], level, gain)
 
     def _wishes(
-        self, sequence: TokenSequence, cache: Cache, least_share: float
+        self, sequence: TokenSequence, cache: Cache, min_share: float
     ) -> tuple[int, list[Wish]]:
         """How sure a text's guess is, and the trees that it may take. None where the first draft is
-        less likely to be right than `least_share`: no row pays then.
+        less likely to be right than `min_share`: no row pays then.
         """
         if sequence.is_plain:
             return 0, []
@@ -88,7 +88,7 @@ class JointTrees:
         guesses = sequence.guesses
         level = MAX_LEVEL if forced else 0 if guesses is None else guesses.level()
         share = 1.0 if forced else guesses.share if guesses is not None else UNKNOWN_SHARE
-        if share < least_share:
+        if share < min_share:
             return level, []
         choice = self._choices[self._table.number(sequence.drafts.num_masks, level)]
         numbers = {choice.whole, choice.lean}
@@ -99,7 +99,7 @@ class JointTrees:
         for number in numbers:
             tree = self._trees[number]
             has_masks = tree.num_rows > tree.num_nodes
-            if has_masks and least_share > MAX_MASK_SHARE:
+            if has_masks and min_share > MAX_MASK_SHARE:
                 continue
             if 1 < tree.num_rows <= room:
                 gain = first = _expected(tree, share, len(forced))

@@ -75,7 +75,7 @@ class StepTimes:
         if self._num_steps >= MEASURED_STEPS and self._of_rows > MIN_VARIANCE:
             self._rise = max(self._of_both / self._of_rows, 0.0)
 
-    def least_share(self, num_texts: int) -> float:
+    def min_share(self, num_texts: int) -> float:
         """The share of right drafts that makes a draft worth its row beside `num_texts` texts."""
         now = self(num_texts)
         return (self(num_texts + 1) - now) * num_texts / now / SURPLUS

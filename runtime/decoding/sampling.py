@@ -112,11 +112,11 @@ def candidates(logits: Float32Array, options: Options, ids: Int64Array | None = 
         kept = np.flatnonzero(logits >= least)
         logits, ids = logits[kept], kept if ids is None else ids[kept]
     weights = _weights(logits, options.temperature)
-    least_weight = options.min_p  # the best one weighs 1
+    min_weight = options.min_p  # the best one weighs 1
     if options.top_p < 1:
-        least_weight = max(least_weight, _least_of_nucleus(weights, options.top_p))
-    if least_weight > 0:
-        kept = np.flatnonzero(weights >= least_weight)
+        min_weight = max(min_weight, _nucleus_threshold(weights, options.top_p))
+    if min_weight > 0:
+        kept = np.flatnonzero(weights >= min_weight)
         weights, ids = weights[kept], kept if ids is None else ids[kept]
     return Candidates(ids, weights)
 
@@ -148,7 +148,7 @@ def _weights(logits: Float32Array, temperature: float) -> Float32Array:
     return np.exp(scaled).astype(np.float32)
 
 
-def _least_of_nucleus(weights: Float32Array, top_p: float) -> float:
+def _nucleus_threshold(weights: Float32Array, top_p: float) -> float:
     """The weight of the lightest of the heaviest tokens that together have `top_p` of all weight.
 
     Only tokens above an even share of the rest are sorted: all below it weigh less than the rest.

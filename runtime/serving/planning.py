@@ -74,10 +74,10 @@ def planned(
     asked: AnswerRequest,
     encoder: PromptEncoder,
     defaults: Mapping[str, Any],
-    most_new_tokens: int,
+    token_limit: int,
 ) -> Plan:
     """The plan of a request. Raises RequestError, PromptError."""
-    options = asked.options(defaults, most_new_tokens)
+    options = asked.options(defaults, token_limit)
     _check_ids(options, encoder.codec)
     if not isinstance(asked, ChatRequest):
         return Plan(asked.prompts(), options)

@@ -33,9 +33,9 @@ from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.prompt_encoder import Prompt
 from bita.runtime.text.tools import Tool, ToolChoice, read_choice
 
-MOST_CHOICES = 16
+MAX_CHOICES = 16
 MAX_FAULTS = 5  # that an answer lists
-LEAST_SEED = -(2**63)  # OpenAI's are signed
+MIN_SEED = -(2**63)  # OpenAI's are signed
 # Fields of other servers that change nothing of an answer here, whatever they hold.
 IGNORED = frozenset(
     (
@@ -110,7 +110,7 @@ class AnswerRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     model: str | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] = 1
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     stop: Annotated[Sequence[str] | None, PlainValidator(read_stops)] = None
@@ -144,7 +144,7 @@ class AnswerRequest(BaseModel):
         """What is answered."""
         raise NotImplementedError
 
-    def options(self, defaults: Mapping[str, Any], most_new_tokens: int) -> Options:
+    def options(self, defaults: Mapping[str, Any], token_limit: int) -> Options:
         """Raises PromptError. defaults: for what the request does not say."""
         names = (
             *("stop", "temperature", "top_p", "top_k", "min_p", "presence_penalty"),
@@ -158,7 +158,7 @@ class AnswerRequest(BaseModel):
             with blaming("response_format"):
                 given["grammar"] = self.response_format.to_grammar()
         given["logprobs"] = self.num_logprobs()
-        given["max_new_tokens"] = self.token_limit() or most_new_tokens
+        given["max_new_tokens"] = self.token_limit() or token_limit
         told = {name: value for name, value in given.items() if value is not None}
         try:
             return Options.of(**{**defaults, **told})
@@ -310,6 +310,6 @@ def _fault(each: Mapping[str, Any]) -> str:
 
 def _seed(seed: int) -> int:
     """The seed as ours, which are not negative. Raises PromptError."""
-    if not LEAST_SEED <= seed < SEEDS:
+    if not MIN_SEED <= seed < SEEDS:
         raise PromptError(f"seed is {shown(seed)}; pass an integer from -2^63 to 2^64 - 1")
     return seed % SEEDS

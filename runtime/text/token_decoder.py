@@ -124,8 +124,8 @@ def _step(step: Mapping[str, Any], is_first: bool) -> _Step | None:
     if kind == "ByteFallback":
         return None
     if kind == "Strip":
-        mark, most_start, most_stop = step["content"], step["start"], step["stop"]
-        return lambda token: _stripped(token, mark, most_start, most_stop)
+        mark, max_start, max_stop = step["content"], step["start"], step["stop"]
+        return lambda token: _stripped(token, mark, max_start, max_stop)
     if kind == "Replace":
         old, new = step["pattern"]["String"], step["content"]
     else:  # Metaspace: all marks of the first token stand for nothing
@@ -134,11 +134,11 @@ def _step(step: Mapping[str, Any], is_first: bool) -> _Step | None:
     return lambda token: token.replace(old, new)
 
 
-def _stripped(token: str, mark: str, most_start: int, most_stop: int) -> str:
+def _stripped(token: str, mark: str, max_start: int, max_stop: int) -> str:
     rest = token.lstrip(mark)
-    token = token[min(len(token) - len(rest), most_start) :]
+    token = token[min(len(token) - len(rest), max_start) :]
     rest = token.rstrip(mark)
-    return token[: len(token) - min(len(token) - len(rest), most_stop)]
+    return token[: len(token) - min(len(token) - len(rest), max_stop)]
 
 
 def _byte_level_bytes(token: str) -> bytes:

@@ -17,7 +17,7 @@ from bita.export.sources import open_checkpoint
 
 TINY = (
     *("--backend", "ort-cpu", "--precision", "fp32", "--capacity", "320", "--verified", "1"),
-    *("--timed", "1", "--max-new-tokens", "12", "--most-rows", "32", "--repeats", "1"),
+    *("--timed", "1", "--max-new-tokens", "12", "--max-rows", "32", "--repeats", "1"),
     *("--torch-device", "cpu", "--torch-dtype", "float32", "--copied-bytes", "1000000"),
 )
 

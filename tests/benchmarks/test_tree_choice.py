@@ -24,7 +24,7 @@ def calibrated(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """T(q) is made up, so that the trees to expect do not hang on how busy this machine is."""
     path = tmp_path_factory.mktemp("choice") / "engine"
     shutil.copytree(tiny_engine, path)
-    effort = Effort(num_prompts=6, max_new_tokens=40, repeats=1, most_rows=8)
+    effort = Effort(num_prompts=6, max_new_tokens=40, repeats=1, max_rows=8)
     calibrator = Calibrator(open_engine(path), 1, lambda *_: None, effort=effort)
     acceptance, timed = calibrator.acceptance(), calibrator.latency()
     curve = tuple(1 + rows / 100 for rows in timed.rows)

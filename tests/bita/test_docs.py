@@ -38,9 +38,9 @@ SMALLER = SHORTER | {
     "init smollm2": "init tiny/smollm2",
     "bita verify ": "bita verify --threads 1 ",
     "--max-minutes 60": "--prompts mine.jsonl --num-steps 1 --max-new-tokens 8 --held-out 2",
-    "calibrate tree": f"calibrate tree {FEW} --most-rows 4 --repeats 1",
+    "calibrate tree": f"calibrate tree {FEW} --max-rows 4 --repeats 1",
     "calibrate acceptance": f"calibrate acceptance {FEW}",
-    "calibrate latency": "calibrate latency --threads 1 --most-rows 4 --repeats 1",
+    "calibrate latency": "calibrate latency --threads 1 --max-rows 4 --repeats 1",
 }
 
 

@@ -94,7 +94,7 @@ def test_the_current_directory_stays_the_same_one(
 ) -> None:
     """A shell in it would otherwise be in a directory that is gone."""
     monkeypatch.chdir(engine)
-    few = ["--most-rows", "2", "--repeats", "1", "--threads", "1"]
+    few = ["--max-rows", "2", "--repeats", "1", "--threads", "1"]
     for path in (".", f"../{engine.name}/"):
         assert main(["calibrate", "latency", path, *few, "--anew"]) == 0
         assert Path.cwd() == engine

@@ -27,7 +27,7 @@ COMMANDS = {
     "inspect": ("inspect", "{}"),
     "generate": ("generate", "{}", "hi", "--max-new-tokens", "4", "--threads", "1"),
     "verify": ("verify", "{}", "--limit", "1", "--max-new-tokens", "4", "--threads", "1"),
-    "latency": ("calibrate", "latency", "{}", "--repeats", "1", "--most-rows", "2"),
+    "latency": ("calibrate", "latency", "{}", "--repeats", "1", "--max-rows", "2"),
     "profile": ("profile", "{}", "--max-new-tokens", "4", "--latency-seconds", "1"),
     "compile": ("compile", "{}", "--backend", "tensorrt"),
 }

@@ -71,7 +71,7 @@ def acceptance(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 def test_every_size_of_step_is_timed(engine: Engine) -> None:
-    latency = measure_latency(engine, most_rows=33, repeats=2, num_threads=1)
+    latency = measure_latency(engine, max_rows=33, repeats=2, num_threads=1)
     assert latency.rows == (*range(1, 9), 10, 12, 14, 16, 20, 24, 32)
     assert latency.cache_lengths == (23, 95, 191, 350)  # of 382; with room for 32 rows at last
     assert np.array(latency.median).shape == (4, 15)
@@ -144,7 +144,7 @@ def test_searches_begin_with_masks_and_without(seed: int, cost: float) -> None:
     """One that begins with the best single tree is up to 8 % slower here."""
     acceptance = repeating(seed)
     rows_cost = device([1.0, 1.0 + cost * 63], [1, 64])
-    found = forecast_trees(acceptance, rows_cost, 3, "tree", least_rows=1).trees[0]
+    found = forecast_trees(acceptance, rows_cost, 3, "tree", min_exact_rows=1).trees[0]
     times = [rows_cost.at(rows, acceptance.mean_length) for rows in range(1, 17)]
     for start, num_masks in ((Tree.root_only(), 0), (Tree.chain(1, 1), 3)):
         trees = TreeTable.of(best_table(acceptance, times, num_masks, "tree", start))
@@ -173,7 +173,7 @@ def test_trees_for_rows_that_cost_less_or_more(
     """They are searched and timed too, and taken where they are faster."""
     acceptance = in_texts(random_acceptance(3, 16, 0, length=2000), 100)
     rows_cost = device([1.0, 1.0 + 0.1 * 63], [1, 64])
-    forecast = forecast_trees(acceptance, rows_cost, 3, "tree", least_rows=1)
+    forecast = forecast_trees(acceptance, rows_cost, 3, "tree", min_exact_rows=1)
     cheap, dear = forecast.for_other_costs
     assert cheap.mean_rows > forecast.trees[0].mean_rows > dear.mean_rows
     assert max(cheap.expected_speed, dear.expected_speed) < forecast.trees[0].expected_speed
@@ -235,18 +235,18 @@ def test_branches_are_searched_where_exact_decoding_accepts_them(
 
 
 def test_the_latency_of_another_device_is_measured_again(engine: Engine) -> None:
-    calibrator = calibrator_of(engine, most_rows=4)
+    calibrator = calibrator_of(engine, max_rows=4)
     own = calibrator.latency()
-    again = calibrator_of(calibrator.engine, most_rows=3)
+    again = calibrator_of(calibrator.engine, max_rows=3)
     assert again.latency() == own
-    elsewhere = calibrator_of(calibrator.engine, num_threads=2, most_rows=4).latency()
+    elsewhere = calibrator_of(calibrator.engine, num_threads=2, max_rows=4).latency()
     assert elsewhere.device != own.device
 
 
 def test_a_latency_without_the_sizes_wanted_is_measured_again(engine: Engine) -> None:
-    calibrator = calibrator_of(engine, most_rows=4)
+    calibrator = calibrator_of(engine, max_rows=4)
     assert calibrator.latency().rows == (1, 2, 3, 4)
-    assert calibrator_of(calibrator.engine, most_rows=6).latency().rows == (1, 2, 3, 4, 5, 6)
+    assert calibrator_of(calibrator.engine, max_rows=6).latency().rows == (1, 2, 3, 4, 5, 6)
 
 
 def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
@@ -262,7 +262,7 @@ def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
     monkeypatch.setattr(Session, "stream", noted)
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"Hello {word}"}) for word in "abcdef"))
-    calibrator = calibrator_of(engine, prompts=path, most_rows=4)
+    calibrator = calibrator_of(engine, prompts=path, max_rows=4)
     acceptance, latency = calibrator.acceptance(), calibrator.latency()
     assert len(acceptance.texts) == 4
     told, asked[:] = len(asked), []
@@ -278,7 +278,7 @@ def test_a_model_without_a_chat_template(engine: Engine) -> None:
     if manifest["files"].pop("chat_template.jinja", None):
         engine.file("chat_template.jinja").unlink()
     path.write_text(json.dumps(manifest))
-    calibrator = calibrator_of(open_engine(engine.path), most_rows=4)
+    calibrator = calibrator_of(open_engine(engine.path), max_rows=4)
     assert calibrator.tree(calibrator.acceptance(), calibrator.latency()).ar.measured_speed > 0
 
 

@@ -204,7 +204,7 @@ def test_a_build_ends_with_the_tree_that_was_timed(
         if name == killed_in and done:
             raise StoppedError
 
-    effort = Effort(num_prompts=5, max_new_tokens=8, repeats=1, most_rows=8)
+    effort = Effort(num_prompts=5, max_new_tokens=8, repeats=1, max_rows=8)
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS, effort=effort)
     out = tmp_path / "engine"
     if killed_in:

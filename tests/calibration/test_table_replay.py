@@ -30,7 +30,7 @@ def replay_of(acceptance: Acceptance, table: TreeTable, mode: str) -> Replay:
 def test_a_replay_on_arrays_takes_the_same_steps(seed: int, mode: str) -> None:
     acceptance = in_texts(random_acceptance(1, 2, seed, length=1000), 90)
     ours = replay_of(acceptance, TABLE, mode)
-    assert ours.positions.least_levels[:3] == (0, 1, 2)
+    assert ours.positions.min_levels[:3] == (0, 1, 2)
     starts = np.cumsum([0, *map(len, acceptance.texts)])
     visits = [
         (start + visit.place, visit.num_drafted)

@@ -18,7 +18,7 @@ from bita.files import write_whole
 from bita.identity import identify
 from bita.pairs import PAIR_TENSORS
 
-FEW = ["--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--most-rows", "3"]
+FEW = ["--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--max-rows", "3"]
 
 
 @pytest.fixture(params=slow_but([0o022, 0o027, 0o002], 0o027))

@@ -174,7 +174,7 @@ def test_the_text_with_large_pair_scores(
     options = BuildOptions("fp32", capacity=220, tree=Tree.triangle((4, 3, 2), 3))
     build_engine(check_build(checkpoint, adapter, tmp_path / "engine", options))
     session = Session.open(tmp_path / "engine", num_threads=1)
-    plain = session.using(tree=Tree.root_only(), min_rows=session.least_rows)
+    plain = session.using(tree=Tree.root_only(), min_rows=session.min_exact_rows)
     for mode in ("exact", "tree"):
         assert texts(session.using(mode=mode)) == texts(plain)
 

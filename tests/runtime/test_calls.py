@@ -174,7 +174,7 @@ def test_a_call_begins_in_a_free_answer_and_trees_change_nothing(
     trigger, _ = a_trigger(session, prompt)
     rule = rule_for(session, trigger, may_repeat=bool(seed % 2))
     wanted = Options.of(max_new_tokens=200, calls=rule, seed=seed, **options)
-    plain = session.using(tree=Tree.root_only(), min_rows=session.least_rows)
+    plain = session.using(tree=Tree.root_only(), min_rows=session.min_exact_rows)
     expected = plain.start(prompt, wanted).run()
     adapter = random_adapter(session.adapter.identity, 3, 2, 1.0, 3, session.adapter.lora)
     for tree in (Tree.chain(4, 2), Tree.triangle((6, 4, 2), 3)):

@@ -105,7 +105,7 @@ def other_type(model: onnx.ModelProto) -> None:
     value.type.tensor_type.elem_type = onnx.TensorProto.INT32
 
 
-def least_slots(text: str) -> Callable[[onnx.ModelProto], object]:
+def min_slots(text: str) -> Callable[[onnx.ModelProto], object]:
     def edit(model: onnx.ModelProto) -> None:
         model.metadata_props[0].value = text
 
@@ -116,7 +116,7 @@ def least_slots(text: str) -> Callable[[onnx.ModelProto], object]:
     "edit",
     [
         *(drop_output, more_inputs, other_type),
-        *map(least_slots, ("", "0", "-1", "two", "9" * 5000, "385", "1e3", "٣")),
+        *map(min_slots, ("", "0", "-1", "two", "9" * 5000, "385", "1e3", "٣")),
     ],
 )
 def test_graphs_that_no_export_writes(

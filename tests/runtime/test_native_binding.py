@@ -63,7 +63,7 @@ def test_trees_write_what_plain_decoding_writes(engine: Path) -> None:
     """Own and garbage drafts, until the cache is full; branches are accepted in mode exact."""
     session = Session.open(engine)
     assert session.mode == "exact"
-    assert session.least_rows == 1
+    assert session.min_exact_rows == 1
     plain = session.using(tree=Tree.root_only())
     assert [step.num_rows for step in plain.decoder.steps] == [1]
     expected = plain.generate(PROMPT, 200, ignore_eos=True)

@@ -58,7 +58,7 @@ def prompt(seed: int, length: int) -> list[int]:
 def test_one_row_has_the_bits_of_many(model: str, precision: str, tmp_path: Path) -> None:
     engine = engine_of(model, precision, tmp_path)
     session = Session.open(engine.path, num_threads=1)
-    assert session.least_rows == 1
+    assert session.min_exact_rows == 1
     backend, adapter = session.backend, session.adapter
     backend.cache.start(adapter)
     text = prompt(1, 60)
@@ -118,7 +118,7 @@ def test_linear_layers_that_depend_on_the_rows_are_found_out(
 
     monkeypatch.setattr(BoundStep, "run", other_order)
     session = Session.open(engine.path, num_threads=1)
-    assert session.least_rows == 2
+    assert session.min_exact_rows == 2
     assert session.using(tree=Tree.root_only()).decoder.steps[0].num_rows == 2
 
 
@@ -127,7 +127,7 @@ def test_graphs_that_do_not_say_that_they_pad_have_two_rows(tiny_engine: Path) -
     del graph.metadata_props[:]
     engine = open_engine(tiny_engine)
     backend = OrtBackend(engine, num_threads=1, graph=graph.SerializeToString())
-    assert backend.least_rows(Adapter.load(engine.file(ADAPTER_FILE))) == 2
+    assert backend.min_exact_rows(Adapter.load(engine.file(ADAPTER_FILE))) == 2
 
 
 def test_a_step_writes_two_slots_and_needs_them(tiny_engine: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_step_writes_two_slots_and_needs_them(tiny_engine: Path) -> None:
 def test_measurements_stay_inside_the_cache(tiny_engine: Path) -> None:
     """Their last steps have one row, and the text ends where the cache does."""
     engine = open_engine(tiny_engine)
-    latency = measure_latency(engine, most_rows=1, repeats=1, num_threads=1)
+    latency = measure_latency(engine, max_rows=1, repeats=1, num_threads=1)
     prefix = engine.manifest.prefix_length
     assert latency.cache_lengths[-1] == engine.manifest.capacity - prefix - 2
     probe = Probe(engine, [], 1)

@@ -34,8 +34,8 @@ def test_times_continue_as_the_last_rows_rose() -> None:
 def test_the_share_that_makes_a_draft_worth_its_row() -> None:
     """Four texts of one row take 1.3; a fifth row 0.2, in which they give 0.2 * 4 / 1.3 tokens."""
     times = StepTimes([1.0, 1.0, 1.1, 1.3, 1.5])
-    assert times.least_share(4) == pytest.approx(0.2 * 4 / 1.3 / SURPLUS)
-    assert times.least_share(1) == 0
+    assert times.min_share(4) == pytest.approx(0.2 * 4 / 1.3 / SURPLUS)
+    assert times.min_share(1) == 0
 
 
 def test_free_rows_are_all_taken_and_dear_ones_by_sure_drafts_only() -> None:
@@ -84,7 +84,7 @@ def test_measured_times_take_the_place_of_the_tuners() -> None:
     for _ in range(2000):  # of one size, which say nothing new of a row
         times.enter(8, 7.6)
     assert (times(12) - times(4)) / 8 == pytest.approx(0.7, rel=0.3)
-    assert times.least_share(8) == pytest.approx(0.7 * 8 / 7.6 / SURPLUS, rel=0.35)
+    assert times.min_share(8) == pytest.approx(0.7 * 8 / 7.6 / SURPLUS, rel=0.35)
 
 
 def test_steps_of_one_size_say_nothing_of_rows() -> None:

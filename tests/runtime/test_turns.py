@@ -40,7 +40,7 @@ def by_turns(streams: Sequence[Generation], rng: random.Random) -> int:
     return num_calls
 
 
-def most_calls(stream: Generation, prefill_rows: int) -> int:
+def max_calls(stream: Generation, prefill_rows: int) -> int:
     """If each reads a piece of the prompt or gives a token, and one more sees that it has ended."""
     return -(-len(stream.prompt_ids) // prefill_rows) + len(stream.token_ids) + 1
 
@@ -77,7 +77,7 @@ def test_two_answers_in_alternation_end(
     prompts = [prompt_ids(1, length), prompt_ids(2, length)]
     streams = [session.stream(prompt, 10, ignore_eos=True) for prompt in prompts]
     with stopped_if_it_hangs(30):
-        for _ in range(most_calls(streams[0], session.backend.prefill_rows) + 10):
+        for _ in range(max_calls(streams[0], session.backend.prefill_rows) + 10):
             for stream in streams:
                 next(stream, None)
     assert [stream.finish_reason for stream in streams] == ["length", "length"]
@@ -101,7 +101,7 @@ def test_answers_by_turns_are_those_alone_whatever_is_kept(tiny_engine: Path, se
     streams = [own.stream(prompt, NEW_TOKENS, **options) for own, prompt, options in jobs]
     with stopped_if_it_hangs():
         num_calls = by_turns(streams, rng)
-    assert num_calls <= sum(most_calls(each, session.backend.prefill_rows) for each in streams)
+    assert num_calls <= sum(max_calls(each, session.backend.prefill_rows) for each in streams)
     for (own, prompt, options), stream in zip(jobs, streams, strict=True):
         session.forget()
         alone = own.generate(prompt, NEW_TOKENS, **options)

@@ -34,7 +34,7 @@ from bita.runtime.session import Session
 
 PROMPT, NUM_TOKENS = "Hello tree", 6
 CORE = (GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE)
-FEW = ("--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--most-rows", "3")
+FEW = ("--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--max-rows", "3")
 BUILD = ("--uncalibrated", "--precision", "fp32", "--capacity", "384")
 WRONG = ("mixed", "broken", "lost", "left over", "reader: mixed", "reader: broken")
 SPAN_S = 1.5  # in which writers begin, and are killed

@@ -78,7 +78,7 @@ std::vector<double> sums_of(Row& row) {
 
 // The weight of the lightest of the heaviest tokens that together have `top_p` of all weight. Only
 // tokens above an even share of the rest are sorted: all below it weigh less than the rest.
-float least_of_nucleus(Row& row, double top_p) {
+float nucleus_threshold(Row& row, double top_p) {
   const double total = sums_of(row).back();
   const double share = (1.0 - top_p) * total / static_cast<double>(row.count());
   std::vector<float> heavy;
@@ -130,7 +130,7 @@ int draw(DrawTask& task) {
   if (cuts) row.keep_from(best.last);
   kernels().weigh(row.values(), row.count(), best.first, static_cast<float>(task.temperature));
   auto least = static_cast<float>(task.min_p);  // the best one weighs 1
-  if (task.top_p < 1) least = std::max(least, least_of_nucleus(row, task.top_p));
+  if (task.top_p < 1) least = std::max(least, nucleus_threshold(row, task.top_p));
   if (least > 0) row.keep_from(least);
   task.place = row.place(place_at(row, task.number));
   return 0;

@@ -295,17 +295,17 @@ class AdapterReader {
   }
 
   void check_table(const ContinuationTable& table, int64_t vocab_size) {
-    uint32_t last_token = 0, most_percent = 0;
+    uint32_t last_token = 0, max_percent = 0;
     bool has_empty = false;
     for (const uint32_t value : table.values) {
       last_token = std::max(last_token, value >> kSureBits);
-      most_percent = std::max(most_percent, value & ((1u << kSureBits) - 1));
+      max_percent = std::max(max_percent, value & ((1u << kSureBits) - 1));
       has_empty |= value == 0;
     }
     if (!has_empty) faults_.emplace_back("the table of continuations has no empty slot");
-    if (last_token >= vocab_size || most_percent > 100) {
+    if (last_token >= vocab_size || max_percent > 100) {
       faults_.push_back("the table of continuations holds token " + std::to_string(last_token) +
-                        " and " + std::to_string(most_percent) + " percent, not tokens below " +
+                        " and " + std::to_string(max_percent) + " percent, not tokens below " +
                         std::to_string(vocab_size) + " and at most 100");
     }
   }

@@ -304,11 +304,11 @@ void merge(const Partial& chunk, int64_t size, const Partial& total) {
 
 // Chunks of a query that are merged at a time, so that their exponentials share lanes.
 struct MergedChunks {
-  static constexpr int64_t kMost = 16;
+  static constexpr int64_t kMax = 16;
 
-  alignas(64) float old_shares[kMost], new_shares[kMost];
-  const float* values[kMost];
-  float sums[kMost];
+  alignas(64) float old_shares[kMax], new_shares[kMax];
+  const float* values[kMax];
+  float sums[kMax];
   int64_t count;
 };
 
@@ -319,9 +319,9 @@ void mean(const Partial& chunks, int64_t stride, int64_t count, int64_t size, fl
   float top = 0.0f, sum = 0.0f;
   std::fill_n(out, size, 0.0f);
   for (int64_t chunk = 0; chunk < count;) {
-    std::fill_n(some.old_shares, MergedChunks::kMost, 0.0f);
-    std::fill_n(some.new_shares, MergedChunks::kMost, 0.0f);
-    for (some.count = 0; chunk < count && some.count < MergedChunks::kMost; ++chunk) {
+    std::fill_n(some.old_shares, MergedChunks::kMax, 0.0f);
+    std::fill_n(some.new_shares, MergedChunks::kMax, 0.0f);
+    for (some.count = 0; chunk < count && some.count < MergedChunks::kMax; ++chunk) {
       const float maximum = chunks.maximum[chunk * stride], own = chunks.sum[chunk * stride];
       const float* values = chunks.values + chunk * stride * size;
       if (own == 0.0f) continue;

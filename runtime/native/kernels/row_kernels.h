@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLeast = 1e-30f;  // smaller magnitudes count as zero: 127 / x has to be finite
+constexpr float kMin = 1e-30f;  // smaller magnitudes count as zero: 127 / x has to be finite
 
 // e to the power of x, for x clamped to [-87, 88]; within 2 units of the last digit. The
 // polynomial is the Taylor series of e^f with coefficients fitted for |f| <= ln(2) / 2.
@@ -57,7 +57,7 @@ inline void quantize_block(Lanes a, Lanes b, int64_t index, int64_t blocks, uint
   const uint32_t bits = Lanes::largest_bits(a, b);
   const float largest = float_of(bits);
   const bool is_finite = bits < 0x7f800000u;
-  if (!is_finite || largest < kLeast) {
+  if (!is_finite || largest < kMin) {
     std::memset(values, 0, kBlock);
     *count = 0;
     *scale = *sum = is_finite ? 0.0f : kNaN;

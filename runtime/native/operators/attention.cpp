@@ -222,17 +222,17 @@ void AttentionStep::list_items() {
   const auto num_blocks = static_cast<int64_t>(sights_.blocks.size());
   merges_ = num_blocks * heads >= kManyItems;
   works_ = memory_.works.take(num_blocks);
-  int64_t num_results = 0, most_items = 0;
+  int64_t num_results = 0, max_items = 0;
   for (int64_t index = 0; index < num_blocks; ++index) {
     const RowBlock& block = sights_.blocks[static_cast<size_t>(index)];
     BlockWork& work = works_[index];
     work = work_of(block);
     work.num_results = merges_ ? 1 : work.num_chunks;
     work.result = num_results;
-    most_items += heads * work.num_results;
+    max_items += heads * work.num_results;
     num_results += heads * work.num_results * num_queries(block);
   }
-  items_ = memory_.items.take(most_items);
+  items_ = memory_.items.take(max_items);
   num_items_ = 0;
   for (int64_t index = 0; index < num_blocks; ++index) {
     const int64_t num_chunks = works_[index].num_chunks;

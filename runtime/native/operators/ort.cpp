@@ -58,7 +58,7 @@ Tensor tensor_of(const OrtValue* value) {
   check(ort().GetTensorElementType(owner.shape, &tensor.type));
   size_t num_dims = 0;
   check(ort().GetDimensionsCount(owner.shape, &num_dims));
-  if (num_dims > Dims::kMost)
+  if (num_dims > Dims::kMax)
     throw std::runtime_error("a tensor has " + std::to_string(num_dims) + " dimensions");
   tensor.dims.resize(num_dims);
   check(ort().GetDimensions(owner.shape, tensor.dims.data(), num_dims));

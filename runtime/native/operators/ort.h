@@ -25,7 +25,7 @@ void check(OrtStatus* status);
 // Sizes of a tensor, of which the operators have four at most.
 class Dims {
  public:
-  static constexpr size_t kMost = 4;
+  static constexpr size_t kMax = 4;
 
   Dims() = default;
   Dims(std::initializer_list<int64_t> sizes) : count_(sizes.size()) {
@@ -41,7 +41,7 @@ class Dims {
   const int64_t* end() const { return sizes_.data() + count_; }
 
  private:
-  std::array<int64_t, kMost> sizes_{};
+  std::array<int64_t, kMax> sizes_{};
   size_t count_ = 0;
 };
 

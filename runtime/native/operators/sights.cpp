@@ -9,7 +9,7 @@
 namespace bita {
 namespace {
 
-constexpr int64_t kMostSlots = int64_t{1} << 30;
+constexpr int64_t kMaxSlots = int64_t{1} << 30;
 constexpr size_t kKept = 16;  // steps that a thread remembers, more than a graph has windows
 
 struct KeptSights {
@@ -48,13 +48,13 @@ struct StepInputs {
     check_shapes(prefix);
     prefix_length = prefix.as<int64_t>()[0];
     // text_pages may be as wide as it likes where there are no texts
-    const int64_t text_slots = std::min(kMostSlots / kPage, pages_per_text) * kPage;
-    check_range("positions", positions, kMostSlots);
+    const int64_t text_slots = std::min(kMaxSlots / kPage, pages_per_text) * kPage;
+    check_range("positions", positions, kMaxSlots);
     check_range("row_slots", row_slots, text_slots - 1);
     check_range("row_texts", row_texts, num_texts - 1);
     check_range("text_lengths", text_lengths, text_slots);
-    check_range("text_pages", text_pages, kMostSlots);
-    check_range("prefix_pages", prefix_pages, kMostSlots);
+    check_range("text_pages", text_pages, kMaxSlots);
+    check_range("prefix_pages", prefix_pages, kMaxSlots);
     check_range("prefix_length", prefix, prefix_pages.dims[0] * kPage);
     for (int64_t row = 0; row < num_rows; ++row)
       if (slot(row) < length(text(row)))
@@ -148,7 +148,7 @@ int64_t count_common(const StepSights& found, const Sight& sight, int64_t length
 }
 
 void list_blocks(const StepInputs& step, StepSights& found) {
-  const int64_t most_rows = std::max<int64_t>(1, kMaxQueries / found.group);
+  const int64_t max_rows = std::max<int64_t>(1, kMaxQueries / found.group);
   found.blocks.clear();
   found.block_of_row.clear();
   for (int64_t row = 0; row < step.num_rows; ++row) {
@@ -157,7 +157,7 @@ void list_blocks(const StepInputs& step, StepSights& found) {
     const bool sees_prefix = step.does_see_prefix(row);
     const int64_t common = count_common(found, sight, step.length(text));
     const RowBlock* last = found.blocks.empty() ? nullptr : &found.blocks.back();
-    if (!last || last->num_rows == most_rows || last->text != text ||
+    if (!last || last->num_rows == max_rows || last->text != text ||
         last->sees_prefix != sees_prefix)
       found.blocks.push_back({row, 0, text, sees_prefix, common, sight.first, sight.stop});
     RowBlock& block = found.blocks.back();

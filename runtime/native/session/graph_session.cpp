@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kOperators = "bita.operators";  // in manifests and graphs
 constexpr const char* kOperatorsVersion = "3";  // of those that run here, and of their weights
-constexpr const char* kLeastSlots = "bita.least_slots";
+constexpr const char* kMinSlots = "bita.least_slots";
 constexpr const char* kWeightsFolder = "session.model_external_initializers_file_folder_path";
 
 [[noreturn]] void fail(const std::string& message) { throw Fault(FaultKind::kEngine, message); }
@@ -224,13 +224,13 @@ void GraphSession::read_metadata() {
     const std::string version = find(kOperators);
     if (version != kOperatorsVersion) refuse_operators(graph, version);
   }
-  const std::string text = find(kLeastSlots);
+  const std::string text = find(kMinSlots);
   const int64_t capacity = engine_.manifest.capacity;
   const bool is_number = !text.empty() && text.size() <= 9 && text[0] != '0' &&
                          text.find_first_not_of("0123456789") == std::string::npos;
-  if (is_number) least_slots_ = std::stoll(text);
-  if ((!text.empty() && !is_number) || least_slots_ > capacity) {
-    fail(graph + ": " + kLeastSlots + " is " + shown(text) + ", not 1 to " +
+  if (is_number) min_slots_ = std::stoll(text);
+  if ((!text.empty() && !is_number) || min_slots_ > capacity) {
+    fail(graph + ": " + kMinSlots + " is " + shown(text) + ", not 1 to " +
          std::to_string(capacity) + "; rebuild the engine");
   }
 }

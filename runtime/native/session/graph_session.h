@@ -40,7 +40,7 @@ class GraphSession {
   ONNXTensorElementDataType cache_type() const { return cache_type_; }
   // Whether the graph leaves it to the runtime to write the cache.
   bool gives_rows() const { return !engine_.manifest.is_native() && outputs_.count("rows") != 0; }
-  int64_t least_slots() const { return least_slots_; }  // of the cache that a step writes
+  int64_t min_slots() const { return min_slots_; }  // of the cache that a step writes
   bool has_weights_in_memory() const { return has_weights_in_memory_; }
   int num_threads() const { return num_threads_; }
 
@@ -62,7 +62,7 @@ class GraphSession {
   OrtPointer<OrtSession> session_;
   GraphValues inputs_, outputs_;
   ONNXTensorElementDataType cache_type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  int64_t least_slots_ = 1;
+  int64_t min_slots_ = 1;
   bool has_weights_in_memory_ = false;
   int num_threads_ = 0;
 };

@@ -173,13 +173,13 @@ std::shared_ptr<Drafting> LoadedEngine::make_drafting(std::shared_ptr<const Adap
 StepRules LoadedEngine::rules_for(const BoundAdapter& adapter, const TreeTable& table) {
   if (manifest().is_native()) return {};
   const bool on_host = host_->device().is_host();
-  if (!least_rows_ || !on_host) {
-    std::vector<int64_t> sizes = {std::max<int64_t>(least_rows_, 1)};
+  if (!min_exact_rows_ || !on_host) {
+    std::vector<int64_t> sizes = {std::max<int64_t>(min_exact_rows_, 1)};
     for (const Tree& tree : table.trees) sizes.push_back(tree.num_rows());
-    least_rows_ = std::max(least_rows_, host_->least_rows(adapter, std::move(sizes)));
+    min_exact_rows_ = std::max(min_exact_rows_, host_->min_exact_rows(adapter, std::move(sizes)));
   }
   const bool is_plain = !own_ && table.is_ar();
-  return {is_plain ? 1 : least_rows_, on_host ? 128 : 256, manifest().mode == "tree"};
+  return {is_plain ? 1 : min_exact_rows_, on_host ? 128 : 256, manifest().mode == "tree"};
 }
 
 }  // namespace bita

@@ -92,7 +92,7 @@ class LoadedEngine {
   std::shared_ptr<const Adapter> own_adapter_;
   std::shared_ptr<const PairTables> pairs_;
   std::unique_ptr<StepHost> host_;
-  int64_t least_rows_ = 0;  // of all trees so far; 0 until it is known
+  int64_t min_exact_rows_ = 0;  // of all trees so far; 0 until it is known
   std::shared_ptr<Drafting> own_;
   Turns turns_;
 };

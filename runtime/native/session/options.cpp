@@ -10,7 +10,7 @@ namespace bita {
 
 namespace {
 
-constexpr double kLeastTemperature = 1e-5;  // below it float32 has no room for a draw
+constexpr double kMinTemperature = 1e-5;  // below it float32 has no room for a draw
 constexpr double kMaxTemperature = 1e30, kMaxPenalty = 1e6, kMaxRepetitionPenalty = 1e3;
 constexpr double kMaxBias = 1e9, kMaxTimeoutS = 4e6;
 constexpr double kLargeBias = 1e3, kLargePenalty = 16.0;  // float32 would round logits away
@@ -49,7 +49,7 @@ void check_ids(Faults& faults, const std::string& name, int64_t token, int64_t v
 
 }  // namespace
 
-bool Options::is_greedy() const { return temperature < kLeastTemperature; }
+bool Options::is_greedy() const { return temperature < kMinTemperature; }
 
 bool Options::penalizes() const {
   return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;

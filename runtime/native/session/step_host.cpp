@@ -68,10 +68,10 @@ std::unique_ptr<CachedText> StepHost::new_text() {
   return std::make_unique<SlabText>(*slabs_);
 }
 
-int64_t StepHost::least_rows(const BoundAdapter& adapter, std::vector<int64_t> sizes) {
+int64_t StepHost::min_exact_rows(const BoundAdapter& adapter, std::vector<int64_t> sizes) {
   if (is_native()) return 1;
   if (device_->is_host()) {
-    if (graph_.least_slots() <= 1) return 2;
+    if (graph_.min_slots() <= 1) return 2;
     sizes = {1, 2};
   }
   const std::unique_ptr<CachedText> text = new_text();
@@ -157,7 +157,7 @@ BoundStep::BoundStep(StepHost& host, const Layout& layout, const BoundAdapter& a
       num_ranks_(host.manifest().num_ranks),
       vocab_size_(host.manifest().vocab_size),
       prefix_length_(adapter.prefix_length()),
-      num_slots_(std::max(num_rows_, host.graph().least_slots())),
+      num_slots_(std::max(num_rows_, host.graph().min_slots())),
       max_length_(host.capacity() - adapter.prefix_length() - num_slots_),
       num_known_(layout.output_rows[0] + 1),
       captures_(num_outputs_ == num_rows_),

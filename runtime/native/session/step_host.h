@@ -35,7 +35,7 @@ class StepHost {
   // `sizes`. Native operators always do; on CPUs other linear layers do from two rows on, and
   // whether one row does is up to the processor; a GPU's libraries take another kernel by the
   // number of rows. So it is tried.
-  int64_t least_rows(const BoundAdapter& adapter, std::vector<int64_t> sizes);
+  int64_t min_exact_rows(const BoundAdapter& adapter, std::vector<int64_t> sizes);
   // Say where a text is in the pages, for the steps that follow.
   void point_at(const CachedText& text);
   // A binding; of native operators past and present caches are the pages, and it says where a text

@@ -58,7 +58,7 @@ TreeDecoder::TreeDecoder(StepHost& host, std::shared_ptr<const BoundAdapter> ada
 }
 
 int64_t TreeDecoder::max_prompt_tokens() const {
-  const int64_t num_slots = std::max(rules_.min_rows, host_.graph().least_slots());
+  const int64_t num_slots = std::max(rules_.min_rows, host_.graph().min_slots());
   return host_.capacity() - adapter_->prefix_length() - num_slots;
 }
 

@@ -17,7 +17,7 @@ COMMANDS = (
     ("inspect", "{}"),
     ("generate", "{}", "hi", "--max-new-tokens", "2"),
     ("verify", "{}", "--limit", "1", "--max-new-tokens", "2"),
-    ("calibrate", "latency", "{}", "--repeats", "1", "--most-rows", "2"),
+    ("calibrate", "latency", "{}", "--repeats", "1", "--max-rows", "2"),
     ("compile", "{}", "--backend", "tensorrt"),
 )
 TABLE = b'{"trees": [{"nodes": []}], "matches": [%s], "by_state": [[%s]]}'

@@ -15,7 +15,7 @@ from bita.engine import open_engine, revise_engine
 from bita.export.sources import open_checkpoint
 from bita.identity import identify
 
-FEW = ["--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--most-rows", "3"]
+FEW = ["--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--max-rows", "3"]
 
 
 @pytest.fixture(autouse=True)
