@@ -1,4 +1,4 @@
-# Targets of bita-edge; `make help` lists them. Every target can be repeated and interrupted.
+# Targets of bita-edge; `make help` lists them. Every target can be repeated, and interrupted at any time.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# A CPU build of torch serves the tests: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# A CPU build of torch is enough for the tests: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
 NATIVE := runtime/native
@@ -21,16 +21,16 @@ DEMO_MODEL := smollm2-135m-instruct
 DEMO_ENGINE := engines/$(DEMO_MODEL)-int4
 DEMO_PROMPT ?= How do plants make food from sunlight? Explain photosynthesis.
 
-# Variables that become the option of the same name of `bita engine`, which has the defaults and explains them.
+# Each of these variables becomes the option of the same name of `bita engine`, which has the defaults and explains them.
 VALUES := PRECISION ADAPTER BACKEND TARGET ROWS QUANTIZER DIALECT CALIBRATION_PROMPTS CAPACITY TREE MODE OUT
 SWITCHES := UNCALIBRATED FORCE
 OTHERS := PYTHON VENV TORCH MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT PROCESSOR FUZZ_SECONDS FUZZ_CXX
 
-# ADAPTER= asks for an untuned engine, and no word of it for the one that belongs to the model
+# An empty ADAPTER= asks for an untuned engine; without the variable the model's own adapter is used.
 NO_ADAPTER := $(if $(filter undefined,$(origin ADAPTER)),,$(if $(value ADAPTER),,--adapter=none))
 
-# Names may have spaces, colons or dollars, which make would take apart. They are never part of a target, and
-# commands get them from the environment, as they were typed.
+# Names may contain spaces, colons or dollars, which make would split. So they are never part of a target, and commands
+# read them from the environment, exactly as they were typed.
 TYPED := $(VALUES) MODEL PROMPTS LIMIT MINUTES LORA_RANK DEMO_PROMPT PROCESSOR
 $(foreach name,$(TYPED),$(eval export BITA_$(name) := $$(value $(name))))
 unexport $(TYPED)
@@ -42,13 +42,13 @@ IS_DEMO = $(if $(subst <$(DEMO_MODEL)>,,<$(value MODEL)>),,yes)
 
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(VALUES) $(SWITCHES) $(OTHERS) -%,$(GIVEN))
-$(if $(UNKNOWN),$(error no variable $(UNKNOWN); there are $(VALUES) $(SWITCHES) $(OTHERS)))
+$(if $(UNKNOWN),$(error unknown variable $(UNKNOWN); the variables are $(VALUES) $(SWITCHES) $(OTHERS)))
 
 PEERS := .cache/peers
 WHEEL_TOOLS := .cache/wheels
 
 .PHONY: help demo engine adapter bench bench-options model-given model native wheels native-check native-check-address native-check-thread \
-  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz cpp-fuzz-address check lint lint-types lint-cpp format test test-aarch64 clean FORCE-MODULES
+  cpp cpp-programs abi cpp-check cpp-check-address cpp-check-thread cpp-fuzz cpp-fuzz-address check docs lint lint-types lint-cpp format test test-thorough test-aarch64 clean FORCE-MODULES
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,20 +60,20 @@ demo: ## install, build the default engine, measure it, verify, answer a prompt 
 	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@printf '\nWhich tree is fastest here? bita calibrate tree, in short:\n'
 	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 24 --max-new-tokens 64 --repeats 3 --max-rows 24
-	@printf '\nDo trees give the text of plain decoding? bita verify, with a chain of three drafts:\n'
+	@printf '\nIs the text with drafts that of plain decoding? bita verify, with a chain of three drafts:\n'
 	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
-	@printf '\nWhat do drafts gain? bita generate --compare:\n\n> %s\n\n' "$$BITA_DEMO_PROMPT"
+	@printf '\nHow much faster are drafts? bita generate --compare:\n\n> %s\n\n' "$$BITA_DEMO_PROMPT"
 	@$(BIN)/bita generate $(DEMO_ENGINE) --max-new-tokens 256 --compare -- "$$BITA_DEMO_PROMPT"
 
-# `bita engine` knows whether the engine is whole and was built from the same.
+# `bita engine` decides whether the engine is complete and was built from the same inputs.
 engine: model-given $(VENV)/.export $(VENV)/.native $(if $(filter tensorrt-rtx,$(BACKEND)),$(VENV)/.tensorrt-rtx) $(if $(IS_DEMO),$(VENV)/.model) ## build an engine directory: make engine MODEL=...
 	@$(BIN)/bita engine $(ENGINE_OPTIONS) --if-needed -- "$$BITA_MODEL"
 
 adapter: model-given $(VENV)/.tune $(if $(IS_DEMO),$(VENV)/.model) ## tune an adapter: make adapter MODEL=... [PROMPTS=...] [MINUTES=...] [LORA_RANK=...]
 	$(BIN)/bita tune $(call given,PROMPTS) $(call given,MINUTES,--max-minutes) $(call given,LORA_RANK) -- "$$BITA_MODEL"
 
-# The peers need gigabytes and minutes, once; a run that was stopped continues with the same command.
-bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/.optimum $(PEERS)/llama.cpp/.ready ## speed, memory and start beside other engines: [PROMPTS=...] [LIMIT=...]
+# The other engines need gigabytes and minutes, once. A run that was stopped continues with the same command.
+bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/.optimum $(PEERS)/llama.cpp/.ready ## compare speed, memory and start-up with other engines: [PROMPTS=...] [LIMIT=...]
 	@for precision in int4 int8 fp32; do \
 	  $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=$$precision; done
 	$(BIN)/python benchmarks/peers.py \
@@ -83,7 +83,7 @@ bench: bench-options $(VENV)/.dev $(VENV)/.model $(PEERS)/.env $(PEERS)/.optimum
 	  $(call given,PROMPTS) $(call given,LIMIT)
 
 bench-options: # before anything is built
-	@test -z "$$BITA_PROMPTS" -o -f "$$BITA_PROMPTS" || { echo "make: PROMPTS $$BITA_PROMPTS does not exist; give a prompt file (JSON lines), or PROMPTS= for our own set" >&2; exit 2; }
+	@test -z "$$BITA_PROMPTS" -o -f "$$BITA_PROMPTS" || { echo "make: PROMPTS $$BITA_PROMPTS does not exist; give a prompt file (JSON lines), or an empty PROMPTS= for the bundled set" >&2; exit 2; }
 	@[[ "$$BITA_LIMIT" =~ ^([1-9][0-9]*)?$$ ]] || { echo "make: LIMIT $$BITA_LIMIT is not a number of prompts, 1 or more" >&2; exit 2; }
 
 model-given:
@@ -99,18 +99,18 @@ native: $(VENV)/.cmake ## build the library of native operators
 wheels: $(WHEEL_TOOLS)/.ready ## build a wheel with both libraries for x86_64 and one for aarch64 in dist/, or one only: [PROCESSOR=x86_64]
 	@$(WHEEL_TOOLS)/bin/python $(NATIVE)/build_tools/build_wheels.py $(call given,PROCESSOR)
 
-# The files of a road may hold nothing that the linker shares with other files: it would take one of the copies,
-# which may have instructions that the processor does not know.
+# Objects of one instruction set must not define anything that the linker shares with other files: it keeps one of the
+# copies, which may contain instructions that the processor does not know.
 native-check: native ## tests of the native operators with sanitizers
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target native-check-address native-check-thread
 	@find $(NATIVE_BUILD)/CMakeFiles/bita_operator_objects.dir \( -name '*avx*.o' -o -name '*neon*.o' \) \
 	  -exec nm --defined-only --demangle {} + > $(NATIVE_BUILD)/names.txt
-	@! grep -E ' [uVW] ' $(NATIVE_BUILD)/names.txt || { echo 'make: put these names of one road into a namespace without a name' >&2; exit 1; }
+	@! grep -E ' [uVW] ' $(NATIVE_BUILD)/names.txt || { echo 'make: put these names of one instruction set into an anonymous namespace' >&2; exit 1; }
 
-# With sanitizers the operators and libbita are built in one place. clang has libFuzzer too, and would see other
-# warnings than g++. Without what libbita needs there are the operators.
+# With sanitizers the operators and libbita share one build folder. clang also has libFuzzer, and its warnings differ from
+# those of g++. If libbita's requirements are missing, only the operators are built.
 FUZZ_CXX ?= $(firstword $(foreach name,$(addprefix clang++,-20 -19 -18 -17 -16 -15 -14) clang++,$(shell command -v $(name))))
-SANITIZED = cmake -S $(NATIVE) -B $(CPP_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_SANITIZE=$(SANITIZERS) $(COMPILER)
+SANITIZED = cmake -S $(NATIVE) -B $(CPP_BUILD)-$* -G Ninja -DBITA_TESTS=ON -DBITA_UNITY=ON -DBITA_SANITIZE=$(SANITIZERS) $(COMPILER)
 %-address: SANITIZERS := address,undefined
 %-address: COMPILER = $(if $(FUZZ_CXX),--fresh -DBITA_FUZZ=ON -DBITA_WERROR=OFF -DCMAKE_CXX_FLAGS=-w -DCMAKE_CXX_COMPILER=$(FUZZ_CXX))
 %-thread: SANITIZERS := thread
@@ -122,7 +122,7 @@ native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
 	@echo 'operator_tests, $(SANITIZERS):'
 	@timeout 120 $(CPP_BUILD)-$*/operator_tests
 
-# libbita, as an application has it: installed, found by cmake, an example built beside it and run.
+# libbita as an application uses it: it is installed, found by cmake, and an example is built with it and run.
 cpp: $(VENV)/.cmake ## build libbita, install it in build/prefix, and run the C++ example on the demo engine
 	@test -f $(DEMO_ENGINE)/manifest.json || $(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
@@ -140,16 +140,13 @@ cpp-programs: $(VENV)/.cmake ## build libbita and the programs that its tests ru
 	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null; \
 	cmake --build $(CPP_BUILD) --target library_programs -- --quiet
 
-abi: $(VENV)/.cmake ## write libbita's interface down, which a test compares, with abigail-tools
+abi: $(VENV)/.cmake ## record libbita's binary interface, which a test compares, with abigail-tools
 	@export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
 	cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON > /dev/null
 	@$(BIN)/python $(NATIVE)/build_tools/library_abi.py
 
-cpp-check: cpp-programs ## tests of libbita with sanitizers, and its files with clang-tidy
+cpp-check: ## tests of libbita with sanitizers
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target cpp-check-address cpp-check-thread
-	@sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(CPP_BUILD)/compile_commands.json | \
-	  grep -E '/native/(api|base|device|engine|session|text|fuzz|library_tests)/' | sort -u | xargs -P 2 -d '\n' -n 4 \
-	  $(BIN)/clang-tidy --quiet -p $(CPP_BUILD)
 
 cpp-check-address: PROGRAMS := library_programs
 cpp-check-thread: PROGRAMS := library_tests threads_tool
@@ -160,9 +157,9 @@ cpp-check-address cpp-check-thread: cpp-check-%: $(VENV)/.cmake
 	@echo 'library_tests, $(SANITIZERS):'
 	@timeout 300 $(CPP_BUILD)-$*/library_tests
 
-# A target for each parser of files; FUZZ_SECONDS=600 and more finds what half a minute does not.
+# There is a fuzz target for each parser of files. FUZZ_SECONDS=600 and more finds what a few seconds do not.
 FUZZ_SECONDS ?= 5
-cpp-fuzz: ## feed the parsers of libbita with changed files, with clang: [FUZZ_SECONDS=5] for each
+cpp-fuzz: ## feed mutated files to libbita's parsers, with clang: [FUZZ_SECONDS=5] for each
 	@$(if $(FUZZ_CXX),$(MAKE) --no-print-directory cpp-fuzz-address,echo 'make: no clang++, which has libFuzzer: nothing is fuzzed' >&2)
 
 cpp-fuzz-address: cpp-fuzz-%: $(VENV)/.cmake
@@ -175,17 +172,18 @@ cpp-fuzz-address: cpp-fuzz-%: $(VENV)/.cmake
 	    -artifact_prefix=$(CPP_BUILD)-$*/$$name- $$corpus $(NATIVE)/fuzz/seeds/$$name || exit 1; \
 	done; echo 'fuzzed: $(basename $(notdir $(wildcard $(NATIVE)/fuzz/*.cpp)))'
 
-# Tests run side by side; a process that has finished its own takes over those of another.
+# Tests run in several processes; one that has finished its tests takes some from another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint ## lint and fast tests
-	$(PYTEST) -m 'not slow and not model'
+	$(PYTEST) -m 'not slow and not thorough and not model'
 
-lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dockerfile
+lint: $(VENV)/.dev $(VENV)/.native ## format, lint, types, import contract, Dockerfile, words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/python docs/words.py
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	@$(MAKE) --no-print-directory --jobs 2 lint-types lint-cpp
 
@@ -193,33 +191,46 @@ lint-types: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/mypy benchmarks
+	$(BIN)/mypy docs
 
-# What the compiler is given here; nothing without a compiler.
-lint-cpp: $(VENV)/.dev $(VENV)/.native
-	@test ! -f $(NATIVE_BUILD)/compile_commands.json || sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' $(NATIVE_BUILD)/compile_commands.json | \
-	  sort -u | xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet -p $(NATIVE_BUILD)
+# clang-tidy reads eight files at a time, so that their headers are parsed once. Without a compiler it reads nothing, and
+# if libbita's requirements are missing it reads the operators only.
+TIDY = cmake -S $(NATIVE) -B build/tidy -G Ninja -DBITA_TESTS=ON -DBITA_UNITY=ON
+lint-cpp: $(VENV)/.dev $(VENV)/.native $(VENV)/.cmake
+	@test -f $(NATIVE_BUILD)/compile_commands.json || exit 0; export PATH="$(abspath $(BIN)):$$PATH"; unset MAKEFLAGS; \
+	$(TIDY) -DBITA_LIBRARY=ON > /dev/null 2>&1 || $(TIDY) -DBITA_LIBRARY=OFF > /dev/null; \
+	sed -n 's/^ *"file": "\(.*\)",*$$/\1/p' build/tidy/compile_commands.json | sort -u | \
+	  xargs -P 2 -d '\n' -n 1 $(BIN)/clang-tidy --quiet --checks=-bugprone-suspicious-include -p build/tidy
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-test: $(VENV)/.dev $(VENV)/.native ## all tests, with all they need (torch, the default model)
+test: $(VENV)/.dev $(VENV)/.native ## the tests, with everything they need (torch, the default model)
 	@$(MAKE) --no-print-directory cpp-programs || echo 'make: libbita cannot be built; its tests are skipped' >&2
-	@# first what must work without torch, which a fresh environment does not have yet
-	$(PYTEST) -m 'not torch and not slow and not model'
+	@# First come the tests that must work without torch, which a fresh environment does not have yet.
+	$(PYTEST) -m 'not torch and not slow and not thorough and not model'
 	@$(MAKE) --no-print-directory $(VENV)/.test $(VENV)/.model $(WHEEL_TOOLS)/.ready
-	$(PYTEST) -m 'torch or slow or model'
+	$(PYTEST) -m '(torch or slow or model) and not thorough'
 
-test-aarch64: $(VENV)/.dev $(VENV)/.native $(VENV)/.model $(WHEEL_TOOLS)/.ready ## the whole road on an emulated aarch64, with g++-aarch64-linux-gnu: [PROMPTS=...] [LIMIT=...]
+test-thorough: $(VENV)/.test $(VENV)/.native $(VENV)/.model $(WHEEL_TOOLS)/.ready cpp-check ## what `make test` leaves out, before a release: more variants, long runs, a minute of fuzzing for each parser
+	$(PYTEST) -m thorough
+	@$(MAKE) --no-print-directory cpp-fuzz FUZZ_SECONDS=60
+
+test-aarch64: $(VENV)/.dev $(VENV)/.native $(VENV)/.model $(WHEEL_TOOLS)/.ready ## test the aarch64 wheel end to end in an emulator, with g++-aarch64-linux-gnu: [PROMPTS=...] [LIMIT=...]
 	@PATH="$(abspath $(WHEEL_TOOLS))/bin:$$PATH" $(BIN)/python tests/aarch64/run.py $(call given,PROMPTS) $(call given,LIMIT)
 
-clean: ## remove what the targets made
+docs: $(VENV)/.dev ## build the documentation as a site in build/site; a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'build/site/index.html'
+
+clean: ## remove everything that the targets made
 	rm -rf $(VENV) .cache engines tuning build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -f $(NATIVE)/*bita_operators.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# TensorRT of a Jetson lies with the system's Python
+# A Jetson's TensorRT is installed for the system's Python.
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(if $(filter tensorrt,$(BACKEND)),--system-site-packages) $(VENV)
 	@touch $@
@@ -229,7 +240,7 @@ EXTRAS.dev := export,serve,profile,dev
 EXTRAS.tune := export,tune
 EXTRAS.tensorrt-rtx := export,tensorrt-rtx
 $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.export
-# torch first: a requirement that only names it may bring CUDA builds of several GB
+# torch comes first: a requirement that only names it may bring CUDA builds of several GB.
 $(VENV)/.export $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx: $(VENV)/.venv pyproject.toml setup.py $(VENV)/.modules
 	$(if $(filter .tune,$(suffix $@)),$(PIP) $(TORCH))
 	$(PIP) --config-settings editable_mode=strict --editable '.[$(EXTRAS$(suffix $@))]'
@@ -257,16 +268,16 @@ $(VENV)/.model: $(VENV)/.export
 $(VENV)/.test: $(VENV)/.dev $(VENV)/.tune $(VENV)/.tensorrt-rtx
 	@touch $@
 
-# An environment of their own: where zig is installed, the library would be built with it for want of another compiler.
+# Wheels have their own environment: if zig is installed and no other compiler is, the library would be built with zig.
 WHEEL_REQUIREMENTS := $(NATIVE)/build_tools/wheel_requirements.txt
 $(WHEEL_TOOLS)/.ready: $(WHEEL_REQUIREMENTS)
 	@$(PYTHON) -m venv $(WHEEL_TOOLS)
 	@$(WHEEL_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $< || { \
-	  echo 'make: wheels need the packages of $<, from PyPI or from where PIP_FIND_LINKS says' >&2; exit 1; }
+	  echo 'make: wheels need the packages of $<, from PyPI or from the folder named by PIP_FIND_LINKS' >&2; exit 1; }
 	@touch $@
 
-# torch stays the one that is there; torchvision would be a CUDA build that it does not load
-# An environment of peers: $(1) is its folder's name, $(2) its requirements.
+# Create an environment for other engines: $(1) is its folder's name, $(2) its requirements. The installed torch stays;
+# torchvision is removed because it would be a CUDA build that this torch does not load.
 define peers-environment
 	mkdir -p $(PEERS)
 	$(PYTHON) -m venv $(PEERS)/$(1)

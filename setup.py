@@ -1,8 +1,9 @@
-"""Builds the library of native operators with the package; all else is in pyproject.toml.
+"""Build of the library of native operators with the package; the rest is in pyproject.toml.
 
-In an editable install the library lies in runtime/native/, in a wheel in bita/runtime/native/, and
-the wheel is for this system and any Python 3. Where it cannot be built the package installs without
-it, and a wheel is for every system; a line on stderr says why (`pip install -v` shows it).
+An editable install has the library in runtime/native/, a wheel in bita/runtime/native/. A wheel
+with the library is for this system and any Python 3. If the library cannot be built, the package
+installs without it, and a wheel is for every system; a line on stderr says why (`pip install -v`
+shows it).
 """
 
 import shutil
@@ -20,7 +21,7 @@ import build_library  # noqa: E402
 
 
 class BuildNative(Command):
-    """Builds the library where the package is taken from: in its sources, or in `build_lib`."""
+    """Build the library where the package is loaded from: in the sources, or in `build_lib`."""
 
     description = "build the library of native operators"
     user_options = []  # noqa: RUF012
@@ -28,7 +29,7 @@ class BuildNative(Command):
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
         self.editable_mode = False
-        self.given: str | None = None  # a folder whose files are taken as they are
+        self.given: str | None = None  # a folder of libraries to copy instead of building
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"))
@@ -41,11 +42,11 @@ class BuildNative(Command):
         build_library.main(["--optional", "--into", str(target.parent)])
 
     def library(self) -> Path:
-        """Where a package has the library, if it could be built."""
+        """Return the path of the library in a package, where it is missing if it was not built."""
         return Path(self.build_lib or "", "bita", self._source())
 
     def get_source_files(self) -> list[str]:
-        """What a source distribution has: all that libbita and its tests are built from, too."""
+        """Return the files for a source distribution, including those of libbita and its tests."""
         kinds = ("CMakeLists.txt", "build_tools/*", "**/*.cpp", "**/*.h", "**/*.hpp")
         kinds += ("abi/*", "fuzz/seeds/**/*")
         paths = {path for kind in kinds for path in NATIVE.glob(kind) if path.is_file()}
@@ -56,7 +57,7 @@ class BuildNative(Command):
         return [str(self.library())] if built.is_file() else []
 
     def get_output_mapping(self) -> dict[str, str]:
-        """Of an editable install: where a package has the library, and where it lies."""
+        """Map the library's path in a package to its path in an editable install."""
         if not self.editable_mode:
             return {}
         return {output: str(self._source()) for output in self.get_outputs()}
@@ -70,14 +71,14 @@ class Build(build):
 
 
 class BdistWheel(bdist_wheel):
-    """A wheel for this system if it has the library, and for every system if not.
+    """Build a wheel for this system if it has the library, otherwise for every system.
 
-    --native and --plat-name make one for another system (build_wheels.py).
+    --native and --plat-name build one for another system (build_wheels.py).
     """
 
     user_options = [  # noqa: RUF012
         *bdist_wheel.user_options,
-        ("native=", None, "a folder of libraries built already, for the system of --plat-name"),
+        ("native=", None, "a folder of prebuilt libraries for the system of --plat-name"),
     ]
 
     def initialize_options(self) -> None:

@@ -1,4 +1,4 @@
-"""Answers of libbita, by `answer_tool`: a program that its tests have too (make cpp-programs)."""
+"""Get answers of libbita from `answer_tool`, a program of its tests (make cpp-programs)."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 ThisTool = TypeVar("ThisTool", bound="AnswerTool")
 
 ROOT = Path(__file__).resolve().parents[1]
-# Another build, such as cpp-address with sanitizers, by its name in build/.
+# BITA_CPP_BUILD names another build in build/, such as cpp-address with sanitizers.
 BUILD = ROOT / "build" / os.environ.get("BITA_CPP_BUILD", "cpp")
 
 
 def onnxruntime_library() -> Path:
-    """The library of ONNX Runtime in the Python package."""
+    """Return the path of ONNX Runtime's library in its Python package."""
     import onnxruntime
 
     folder = Path(onnxruntime.__file__).parent / "capi"
@@ -29,10 +29,13 @@ def tool_command(
     program: Sequence[str] | None = None,
     library: Path | None = None,
 ) -> list[str]:
-    """The command of the program for an engine.
+    """Return the command of the program for an engine.
 
-    options: of the engine, by the names of bita_engine_options. program: how to run another one,
-    such as an emulator's command. library: of ONNX Runtime, for that.
+    Args:
+        engine: Directory of the engine.
+        options: Options of the engine, named as in bita_engine_options.
+        program: Command of another program, such as an emulator's. None runs that of BUILD.
+        library: Library of ONNX Runtime. None takes that of the Python package.
     """
     command = [*(program or [str(BUILD / "answer_tool")]), str(library or onnxruntime_library())]
     return [*command, str(engine), json.dumps(options or {})]
@@ -60,7 +63,7 @@ class AnswerTool:
         assert self._process.wait(60) == 0 or kind is not None
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """The reply to a request."""
+        """Send a request and return the reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -69,7 +72,7 @@ class AnswerTool:
         return reply
 
     def answer(self, **request: Any) -> dict[str, Any]:
-        """The reply to a request, which has to be an answer."""
+        """Send a request and return the reply, which must not be an error."""
         reply = self.ask(**request)
         assert "error" not in reply, reply
         return reply

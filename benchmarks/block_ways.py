@@ -1,4 +1,4 @@
-"""Ways to round the linear layers of a checkpoint to blocks, and what each of them loses."""
+"""Ways to round the linear layers of a checkpoint to blocks, and the error of each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,35 +21,32 @@ from bita.export.quantization.nearest_blocks import nearest_int4, nearest_int8
 from bita.lora import SITES
 from bita.tensors import Float32Array, UInt8Array
 
-GRID = Int4Grid(scale_type=np.float16)  # symmetric blocks as Q4_0 has them
+GRID = Int4Grid(scale_type=np.float16)  # symmetric blocks as in Q4_0
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to round linear layers.
+    """A way to round linear layers."""
 
-    round: rows [N, K] to blocks, for the inputs that a spread stands for or, if not `sees`, for
-    none. precision: of the engine that keeps these blocks.
-    """
-
+    # rounds rows [N, K] to blocks, for the inputs that a spread describes if `sees`
     round: Callable[[Float32Array, ErrorSpread | None], Blocks]
     sees: bool = False
-    precision: str = "int4"
+    precision: str = "int4"  # of the engine that keeps these blocks
 
 
 def symmetric(rows: Float32Array, spread: ErrorSpread | None) -> Blocks:
-    """Symmetric blocks of 4 bits: GPTQ for a spread, the nearest values without."""
+    """Round to symmetric 4-bit blocks: GPTQ with a spread, the nearest values without."""
     packed, scales = quantize_int4_for(rows, spread) if spread else quantize_int4(rows, GRID)
-    return Blocks(unpacked_int4(packed), scales.astype(np.float16), None, 4)
+    return Blocks(unpack_int4(packed), scales.astype(np.float16), None, 4)
 
 
 def with_minima(rows: Float32Array, spread: ErrorSpread | None) -> Blocks:
-    """Blocks of 4 bits with minima, as a build makes them."""
+    """Round to 4-bit blocks with minima, as a build does."""
     return quantize_blocks_for(rows, spread) if spread else nearest_int4(rows)
 
 
-def unpacked_int4(packed: UInt8Array) -> UInt8Array:
-    """The values [..., B] of pairs [..., B / 2], the low nibble first."""
+def unpack_int4(packed: UInt8Array) -> UInt8Array:
+    """Unpack pairs [..., B / 2] to values [..., B], the low nibble first."""
     pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
     values: UInt8Array = pairs.reshape(*packed.shape[:-1], -1)
     return values
@@ -65,15 +62,15 @@ WAYS = {
 
 
 def sites(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The label of each site, and the names of its linear layers."""
+    """Yield the label of each site, and the names of its linear layers."""
     for index in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{index}."
         for site, layers in SITES.items():
             yield f"{prefix}{LABELS[site]}", [f"{prefix}{layer}.weight" for layer in layers]
 
 
-def rounded(checkpoint: Checkpoint, way: Way, moments: Moments) -> dict[str, Blocks]:
-    """All linear layers as blocks."""
+def round_layers(checkpoint: Checkpoint, way: Way, moments: Moments) -> dict[str, Blocks]:
+    """Round all linear layers to blocks."""
     blocks: dict[str, Blocks] = {}
     for label, names in sites(checkpoint.config):
         spread = spread_of(moments, label, GRID) if way.sees else None
@@ -84,9 +81,9 @@ def rounded(checkpoint: Checkpoint, way: Way, moments: Moments) -> dict[str, Blo
 def output_errors(
     checkpoint: Checkpoint, blocks: Mapping[str, Blocks], moments: Moments
 ) -> dict[str, float]:
-    """By kind of layer, the error of the outputs relative to them, for inputs of these moments.
+    """Return the relative error of the outputs by kind of layer, for inputs with these moments.
 
-    The root of the mean square over layers.
+    It is the root mean square over layers.
     """
     squares: dict[str, list[float]] = {}
     for label, names in sites(checkpoint.config):
@@ -100,12 +97,12 @@ def output_errors(
 
 
 def _output_size(weights: Float32Array, moments: Float32Array) -> float:
-    """The sum of the squares of all outputs."""
+    """Return the sum of the squares of all outputs."""
     return float(np.einsum("ij,ij->", weights @ moments, weights, dtype=np.float64))
 
 
 def weight_errors(checkpoint: Checkpoint, blocks: Mapping[str, Blocks]) -> dict[str, float]:
-    """By kind of layer, the error of the weights relative to them."""
+    """Return the relative error of the weights by kind of layer."""
     sums: dict[str, list[float]] = {}
     for name, found in blocks.items():
         weights = checkpoint.read(name)
@@ -117,7 +114,7 @@ def weight_errors(checkpoint: Checkpoint, blocks: Mapping[str, Blocks]) -> dict[
 
 
 def num_bytes(blocks: Mapping[str, Blocks]) -> int:
-    """What the blocks take in an engine."""
+    """Return the bytes that the blocks take in an engine."""
     return sum(
         each.values.size * each.bits // 8
         + each.scales.nbytes

@@ -1,10 +1,10 @@
-"""Builds llama.cpp, of the sources that llama-cpp-python brings, for the processor at hand.
+"""Build llama.cpp from the sources in llama-cpp-python for the processor of this machine.
 
     python build_llama_cpp.py MODEL.gguf OUT
 
-Leaves llama-server, llama-quantize and llama-bench in OUT/bin. Needs pip, cmake, ninja and a C++
-compiler. All that the processor says it has is used; where a build dies of an illegal instruction
-(virtual machines may announce AMX and not have it), it is built again without AMX.
+Writes llama-server, llama-quantize and llama-bench to OUT/bin. Needs pip, cmake, ninja and a C++
+compiler. The build uses all instruction sets that the processor reports. If it does not run
+(virtual machines may report AMX without having it), it is built again without AMX.
 """
 
 import platform
@@ -21,7 +21,7 @@ OPTIONS = [
     *("-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_APP=OFF"),
 ]
 PROGRAMS = ("llama-server", "llama-quantize", "llama-bench")
-FLAGS = {  # of /proc/cpuinfo, and the build's name for them
+FLAGS = {  # flags of /proc/cpuinfo, and their names in the build
     **{"avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2"},
     **{"avx_vnni": "AVX_VNNI", "avx512f": "AVX512", "avx512vbmi": "AVX512_VBMI"},
     **{"avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16"},
@@ -29,7 +29,7 @@ FLAGS = {  # of /proc/cpuinfo, and the build's name for them
 
 
 def fetch(folder: Path) -> Path:
-    """The sources of llama.cpp."""
+    """Download the sources of llama.cpp."""
     command = ["pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
     run([sys.executable, "-m", *command, "-d", str(folder), SOURCES])
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
@@ -39,19 +39,19 @@ def fetch(folder: Path) -> Path:
 
 
 def without_amx() -> list[str]:
-    """Options for all that the processor has but AMX."""
+    """Return build options for all instruction sets of the processor except AMX."""
     words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return ["-DGGML_NATIVE=OFF", *(f"-DGGML_{FLAGS[f]}=ON" for f in FLAGS if f in words)]
 
 
 def build(sources: Path, out: Path, options: Sequence[str]) -> None:
-    """With these options; what needs no other compilation is kept."""
+    """Build incrementally with these options."""
     run(["cmake", "-S", str(sources), "-B", str(out), *OPTIONS, *options])
     run(["ninja", "-C", str(out), *PROGRAMS])
 
 
 def works(out: Path, model: Path) -> bool:
-    """Whether it decodes."""
+    """Return whether the build decodes."""
     command = [str(out / "bin" / "llama-bench"), "-m", str(model), "-p", "64", "-n", "2", "-r", "1"]
     return subprocess.run(command, check=False).returncode == 0
 
@@ -61,15 +61,15 @@ def run(command: Sequence[str]) -> None:
 
 
 def main(model: Path, out: Path) -> None:
-    """Fetch, build, try."""
+    """Fetch, build, and try."""
     out.mkdir(parents=True, exist_ok=True)
     sources = next(out.glob("llama_cpp_python-*/vendor/llama.cpp"), None) or fetch(out)
     build(sources, out, ["-DGGML_NATIVE=ON"])
     if not works(out, model) and platform.machine() == "x86_64":
-        print("built again without AMX")
+        print("building again without AMX")
         build(sources, out, without_amx())
     if not works(out, model):
-        sys.exit(f"the llama.cpp that was built in {out} does not decode {model}")
+        sys.exit(f"the llama.cpp built in {out} does not decode {model}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Speed, memory and start of libbita, beside Python's runtime and llama.cpp's C API.
+"""Compare speed, memory and start of libbita with the Python runtime and llama.cpp's C API.
 
     python benchmarks/cpp_speed.py ENGINE --prompts mt_bench.jsonl --gguf MODEL.gguf \
         --llama-cpp SOURCES BUILD --out benchmarks/results/cpp_speed.json
 
-Each side is a process of its own that stays; prompts go to one after the other in turns, each is
-computed from its first token on, and decoding is greedy. --llama-cpp: the sources of llama.cpp, and
-a build of them with the shared library. Starts are of fresh processes, up to the first token of a
-short prompt.
+Each side runs in a process that stays open, except for Python, which runs in this one. All sides
+answer each prompt one after the other. Prompts are computed without a cached prefix, and decoding
+is greedy. --llama-cpp takes the sources of llama.cpp and a build of them with the shared library.
+The start is the time of a fresh process until the first token of a short prompt.
 """
 
 import argparse
@@ -32,12 +32,12 @@ HERE = Path(__file__).parent
 INCLUDE = ROOT / "runtime" / "native" / "include"
 COMPILER = ("g++", "-std=c++17", "-O2", "-Wall", "-Wextra")
 NUM_STARTS = 5
-SHORT = 8  # tokens of the prompt that a start is measured with
-PAUSE_S = 0.3  # before each answer: threads of the last side go on looking for work for a while
+SHORT = 8  # tokens of the prompt to measure a start with
+PAUSE_S = 0.3  # before each answer, since threads of the last side spin for a while
 
 
 class Side:
-    """One program, started. open_ms: what it took to load."""
+    """A running program; `open_ms` is the time it took to load."""
 
     def __init__(self, command: Sequence[str], paths: str) -> None:
         environment = {**os.environ, "LD_LIBRARY_PATH": paths}
@@ -53,7 +53,7 @@ class Side:
         return self._line()
 
     def end(self) -> float:
-        """End it, and return its peak memory in MB."""
+        """End the program and return its peak memory in MB."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         memory: float = self._line()["peak_memory_mb"]
@@ -67,7 +67,7 @@ class Side:
 
 
 class PythonSide:
-    """The runtime in Python, in this process."""
+    """The Python runtime, in this process."""
 
     def __init__(self, engine: Path, threads: int) -> None:
         self._session = Session.open(engine, num_threads=threads, keep_answers=False)
@@ -90,7 +90,7 @@ class PythonSide:
 
 
 def commands(args: argparse.Namespace, folder: Path) -> dict[str, tuple[list[str], str]]:
-    """The programs by name, compiled: their commands, and where their libraries are."""
+    """Compile the programs; return their commands and library directories by name."""
     bita, llama = folder / "speed_bita", folder / "speed_llama"
     own = [f"-I{INCLUDE}", f"-L{BUILD}", "-lbita"]
     subprocess.run(
@@ -114,7 +114,7 @@ def commands(args: argparse.Namespace, folder: Path) -> dict[str, tuple[list[str
 
 
 def start_ms(command: Sequence[str], paths: str, prompt: Sequence[int]) -> float:
-    """From the start of the process to the first token."""
+    """Measure the ms from the start of the process to the first token."""
     began = time.perf_counter()
     side = Side(command, paths)
     side.ask(prompt, 1)
@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "sides": {
             name: {
                 **figures(replies[name]),
-                **({"start_to_first_token_ms": _rounded(starts[name])} if name in starts else {}),
+                **({"start_to_first_token_ms": _summarize(starts[name])} if name in starts else {}),
                 **({"peak_memory_mb": memory[name]} if name in memory else {}),
                 "same_text_as_python": [reply["token_ids"] for reply in replies[name]] == texts,
             }
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures(replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Speed of decoding, of whole answers, and of the first token."""
+    """Summarize the speed of decoding and of whole answers, and the time of the first token."""
     tokens = sum(len(reply["token_ids"]) - 1 for reply in replies)
     decode_ms = sum(reply["whole_ms"] - reply["first_ms"] for reply in replies)
     return {
@@ -181,7 +181,7 @@ def figures(replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _rounded(values: Sequence[float]) -> dict[str, float]:
+def _summarize(values: Sequence[float]) -> dict[str, float]:
     return {
         **{"median": round(statistics.median(values), 1), "least": round(min(values), 1)},
         "most": round(max(values), 1),
@@ -192,7 +192,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("engine", type=Path)
     parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="prompts, evenly from the file")
+    parser.add_argument("--limit", type=int, help="prompts, spread evenly over the file")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gguf", type=Path, nargs="*", default=[], help="models for llama.cpp")

@@ -1,11 +1,12 @@
-"""Whether libbita writes the tokens that Python writes, on an engine and a prompt file.
+"""Check that libbita writes the same tokens as Python, on an engine and a prompt file.
 
     python benchmarks/cpp_transcripts.py ENGINE --prompts mt_bench.jsonl \
         --out benchmarks/results/cpp_transcripts.json
 
-Every part is a way to make answers: greedy, sampled, conversations of two turns, forks, plain
-decoding, tables of random trees, random adapters. Both sides get the same prompts; what is compared
-are token ids, texts and reasons to end. Results of several engines are kept in one file.
+Each part makes answers in a different way: greedy, sampled, conversations of two turns, forks,
+plain decoding, tables of random trees, and random adapters. Both sides get the same prompts; their
+token ids, texts and finish reasons are compared. The results of several engines are kept in one
+file.
 """
 
 import argparse
@@ -42,15 +43,13 @@ SAMPLINGS: Sequence[dict[str, Any]] = (
 
 @dataclass
 class Part:
-    """answers: made by both sides. tokens: of them. different: how many were not the same.
+    """Result of a part."""
 
-    steps: of libbita and of Python, where they are counted. They differ by a few where pair scores
-    of drafts are nearly equal, which each side sums in its own order.
-    """
-
-    answers: int = 0
-    tokens: int = 0
-    different: int = 0
+    answers: int = 0  # made by both sides
+    tokens: int = 0  # of all answers
+    different: int = 0  # answers that differ between the sides
+    # of libbita and of Python, if counted; they differ by a few if pair scores of drafts are nearly
+    # equal, since each side sums them in its own order
     steps: list[int] = field(default_factory=lambda: [0, 0])
     digest: Any = field(default_factory=hashlib.sha256)
 
@@ -70,20 +69,20 @@ class Part:
 
 
 class Transcripts:
-    """Both sides of one engine."""
+    """Both sides with one engine."""
 
     def __init__(self, args: argparse.Namespace, tool: AnswerTool, folder: Path) -> None:
         self.session = Session.open(args.engine, num_threads=args.threads)
         questions = evenly(read_questions(args.prompts), args.limit)
         self.questions = questions
-        # messages, or the text of the last one for a model without chat
+        # messages, or the text of the last one for a model without a chat template
         self.prompts = [self.session.as_prompt(question.messages) for question in questions]
         self.max_new_tokens = args.max_new_tokens
         self._tool = tool
         self._folder = folder
 
     def ask(self, session: str, prompt: Any, **more: Any) -> dict[str, Any]:
-        """prompt: messages, or a text."""
+        """Ask libbita for an answer to a prompt, which is a list of messages or a text."""
         options = {"max_new_tokens": self.max_new_tokens, **more.pop("options", {})}
         kind = "text" if isinstance(prompt, str) else "messages"
         return self._tool.answer(session=session, options=options, **{kind: prompt}, **more)
@@ -96,7 +95,7 @@ class Transcripts:
             yield part
 
     def plain(self) -> Iterator[Part]:
-        """Without drafts in C++, with trees in Python."""
+        """Decode without drafts in C++, and with trees in Python."""
         part = Part()
         for prompt in self.prompts[:10]:
             found = self.ask("plain", prompt, clear=True, options={"drafts": 2})
@@ -113,7 +112,7 @@ class Transcripts:
             yield part
 
     def two_turns(self) -> Iterator[Part]:
-        """A conversation of two turns, and a fork of it after its first answer."""
+        """Hold conversations of two turns, and fork each after its first answer."""
         part = Part()
         if not self.session.has_chat_template:
             return
@@ -134,7 +133,7 @@ class Transcripts:
             yield part
 
     def trees(self) -> Iterator[Part]:
-        """Tables of random trees; steps are counted too."""
+        """Decode with tables of random trees, and count steps too."""
         part = Part()
         for number in range(5):
             table = random_table(number, self.session)
@@ -149,7 +148,7 @@ class Transcripts:
             yield part
 
     def adapters(self) -> Iterator[Part]:
-        """Adapters of random numbers, whose drafts are garbage."""
+        """Decode with adapters of random numbers, whose drafts are garbage."""
         part = Part()
         identity = self.session.adapter.identity
         for seed in range(3):
@@ -169,7 +168,7 @@ class Transcripts:
 
 
 def random_table(seed: int, session: Session) -> TreeTable:
-    """Four random trees by state, of at most twelve rows each; every second table has costs."""
+    """Return four random trees by state with at most twelve rows; every second table has costs."""
     rng = random.Random(seed)
     num_masks = session.adapter.num_masks
     trees = []
@@ -214,7 +213,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     part = so_far
                     show(name, done, done + 1)
                 if part is None:
-                    print(f"{name}: nothing for this model", file=sys.stderr)
+                    print(f"{name}: not applicable to this model", file=sys.stderr)
                     continue
                 results[name] = {**part.described(), "seconds": round(time.monotonic() - began, 1)}
                 print(f"{name}: {results[name]}", file=sys.stderr)
@@ -225,15 +224,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("engine", type=Path)
     parser.add_argument("--prompts", type=Path, required=True, help="prompt file (JSON lines)")
-    parser.add_argument("--limit", type=int, help="prompts, evenly from the file")
+    parser.add_argument("--limit", type=int, help="prompts, spread evenly over the file")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--program", help="command of another answer_tool, such as an emulator's")
-    parser.add_argument("--library", type=Path, help="ONNX Runtime's library for it")
+    parser.add_argument("--library", type=Path, help="ONNX Runtime library for --program")
     parser.add_argument("--described", default="here", help="where libbita runs, for the result")
-    parser.add_argument("--name", help="of the result; default: the engine's")
-    parser.add_argument("--out", type=Path, help="JSON file, where other engines' results stay")
+    parser.add_argument("--name", help="name of the result; default: the engine's")
+    parser.add_argument("--out", type=Path, help="JSON file; other engines' results are kept")
     return parser.parse_args(arguments)
 
 

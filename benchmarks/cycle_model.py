@@ -1,13 +1,13 @@
-"""A static model of the native operators on processors that are not at hand, and its check.
+"""Model the native operators statically on processors that are not available; check the model here.
 
     python benchmarks/cycle_model.py ENGINE --out benchmarks/results/cycle_model.json
 
-It compiles the kernels as the build does (g++, aarch64-linux-gnu-g++), asks llvm-mca for the cycles
-of their loops, and writes them by processor; --constants writes those of the devices, for
-calibration/arm_cycles.py.
-Then it checks the model on the processor at hand: kernels on data in the cache, and T(q) of the
-engine on each road that can run here, against what the same model predicts. Its clock, and what it
-reads from memory, are measured too. The least time counts, of bursts that nobody else disturbed.
+It compiles the kernels as the build does (g++, aarch64-linux-gnu-g++), computes the cycles of their
+loops with llvm-mca, and writes them by processor; --constants writes those of the boards to a
+module such as calibration/arm_cycles.py. Then it checks the model on the processor of this machine:
+it compares kernels on data in the cache, and T(q) of the engine on each ISA that runs here, with
+the predictions of the same model. It also measures the processor's clock and memory bandwidth. The
+minimum time over bursts that no other process disturbed counts.
 """
 
 import argparse
@@ -41,11 +41,11 @@ from bita.tree import Tree
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 LENGTHS = (127, 1000)  # tokens of text
 HEAD_DIM = 64
-AT_HAND = {"avx2": "zen 3"}  # the processor at hand, by its road
+AT_HAND = {"avx2": "zen 3"}  # model of this machine's processor, by ISA
 
 
 class Units:
-    """The functions of kernel_units.cpp, compiled for the processor at hand."""
+    """Functions of kernel_units.cpp, compiled for the processor of this machine."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
@@ -69,16 +69,16 @@ class Units:
         )
 
     def unit(self, name: str) -> float:
-        """Cycles of one pass of a unit's loop, on data in the first cache."""
+        """Measure the cycles of one pass of a unit's loop, on data in the L1 cache."""
         values = self._values.copy()
         if name == "rank":
-            values[0] = 1000  # all logits are below
+            values[0] = 1000  # all logits are below this
         unit, times, count = self._library[f"unit_{name}"], 256, 56
         return self._cycles("repeat", unit, values, count, self._out, times) / times / count
 
     def block(self, bits: int, has_minima: bool, rows: int) -> float:
-        """Cycles of a block of a tile, with its share of what a tile takes."""
-        tiles, blocks = 4, 32  # which fit the second cache
+        """Measure the cycles of a tile's block, including its share of the cycles per tile."""
+        tiles, blocks = 4, 32  # fit the L2 cache
         num_values = tiles * blocks * 64 * bits
         halves = np.full(tiles * blocks * 16 * (1 + has_minima), 0.01, np.float16)
         weights = np.zeros(num_values + 2 * halves.size, np.uint8)
@@ -89,7 +89,7 @@ class Units:
         return self._cycles("linear", weights, *sizes) / 64 / tiles / blocks
 
     def attend(self, queries: int) -> float:
-        """Cycles of 64 slots of a cache in float16."""
+        """Measure the cycles of attention to 64 slots of a float16 cache."""
         pages = self._random.standard_normal((16, 32 * HEAD_DIM)).astype(np.float16)
         places = np.array([page.ctypes.data for page in pages], np.uint64)
         sizes = (256, HEAD_DIM, queries, 1, self._values, self._out, 64)
@@ -97,7 +97,7 @@ class Units:
 
 
 def check_kernels(units: Units, cycles: KernelCycles) -> dict[str, Any]:
-    """Measured and modelled cycles of every kernel."""
+    """Return the measured and the modelled cycles of every kernel."""
     found = {
         name: {"measured": units.unit(name), "modelled": getattr(cycles, name)}
         for name in UNIT_NAMES
@@ -116,16 +116,16 @@ def check_kernels(units: Units, cycles: KernelCycles) -> dict[str, Any]:
     return {key: {k: round(v, 1) for k, v in values.items()} for key, values in found.items()}
 
 
-def check_steps(engine_path: Path, processor: Processor, road: str) -> dict[str, Any]:
-    """T(q) as measured on a road, by the text's length, beside the model's."""
+def check_steps(engine_path: Path, processor: Processor, isa: str) -> dict[str, Any]:
+    """Measure T(q) on an ISA by the text's length, and return it next to the model's."""
     shape = step_shape(open_engine(engine_path))
     session = Session.open(engine_path, tree=Tree.root_only(), num_threads=processor.cores)
-    subject = Subject(road, session, road)
+    subject = Subject(isa, session, isa)
     text = np.random.default_rng(0).integers(100, 1000, LENGTHS[-1] + ROWS[-1]).tolist()
     found: dict[str, Any] = {}
     for length in LENGTHS:
         subject.read(text[:length])
-        subject.take_road()
+        subject.take_isa()
         found[str(length)] = {
             str(rows): check_step(subject.bind(rows, text), shape, processor, length)
             for rows in ROWS
@@ -139,12 +139,15 @@ def check_step(step: Step, shape: StepShape, processor: Processor, length: int) 
     return {
         "measured_ms": round(1000 * seconds, 3),
         "modelled_ms": round(step_ms(shape, processor, rows, length), 3),
-        "busy_by_others": round(others, 2),  # processors
+        "busy_by_others": round(others, 2),  # number of processors
     }
 
 
 def errors_of(steps: dict[str, Any], max_by_others: float) -> dict[str, float]:
-    """How far the model's T(q) is off, where others kept no more processors busy than that."""
+    """Return the relative errors of the model's T(q).
+
+    Steps during which others kept more than `max_by_others` processors busy do not count.
+    """
     off = [
         step["modelled_ms"] / step["measured_ms"] - 1
         for rows in steps.values()
@@ -162,14 +165,14 @@ def errors_of(steps: dict[str, Any], max_by_others: float) -> dict[str, float]:
 
 
 def check(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Check every road that runs here and has a model."""
+    """Check the model for every ISA that runs here and has one."""
     report: dict[str, Any] = {"machine": describe_machine(2)}
-    for road in loaded_operators().roads:
-        if road not in AT_HAND:
+    for isa in loaded_operators().isas:
+        if isa not in AT_HAND:
             continue
-        name = AT_HAND[road]
-        library = folder / f"{road}.so"
-        assembly = compile_units(MODELS[name].road, "x86_64", folder, library)
+        name = AT_HAND[isa]
+        library = folder / f"{isa}.so"
+        assembly = compile_units(MODELS[name].isa, "x86_64", folder, library)
         cycles = kernel_cycles(name, folder, assembly)
         units = Units(library)
         found: dict[str, Any] = {"model": name, "gigahertz": round(units.gigahertz, 2)}
@@ -177,22 +180,23 @@ def check(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for threads in map(int, args.threads.split(",")):
             gigabytes = max(read_bandwidth(threads) for _ in range(5))
             processor = Processor(cycles, threads, units.gigahertz, gigabytes)
-            steps = check_steps(args.engine, processor, road)
+            steps = check_steps(args.engine, processor, isa)
             off = errors_of(steps, (os.cpu_count() or 1) - threads + 1.5 * MAX_OTHERS)
             found[f"{threads} threads"] = {
                 "read_gb_per_s": round(gigabytes, 1),
                 "after": steps,
                 "off": off,
             }
-            print(f"{road}, {threads} threads: {off}", flush=True)
-        report[road] = found
+            print(f"{isa}, {threads} threads: {off}", flush=True)
+        report[isa] = found
     return report
 
 
 def constants(report: dict[str, Any]) -> str:
-    """The module calibration/arm_cycles.py."""
+    """Return the source of the module calibration/arm_cycles.py."""
     lines = [
-        '"""Cycles of the native kernels on processors of boards: benchmarks/cycle_model.py."""',
+        '"""Cycles of the native kernels on board processors, computed by '
+        'benchmarks/cycle_model.py."""',
         "",
         "from bita.calibration.kernel_cycles import KernelCycles",
     ]
@@ -206,9 +210,9 @@ def constants(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--threads", default="1", help="of the steps that are checked")
-    parser.add_argument("--no-check", action="store_true", help="keep the check of --out as it is")
-    parser.add_argument("--constants", type=Path, help="write a module with those of the devices")
+    parser.add_argument("--threads", default="1", help="threads of the checked steps, such as 1,2")
+    parser.add_argument("--no-check", action="store_true", help="keep the check in --out as it is")
+    parser.add_argument("--constants", type=Path, help="write a module with the boards' cycles")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     report: dict[str, Any] = {"processors": {}}

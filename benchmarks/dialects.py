@@ -1,11 +1,11 @@
-"""Whether graphs for GPUs give the text of the CPU's own graph, on the CPU.
+"""Check on the CPU that graphs for GPUs give the same text as the graph for CPUs.
 
     python benchmarks/dialects.py smollm2-135m-instruct \\
         --adapter adapters/smollm2-135m-instruct.safetensors --prompts mt_bench.jsonl \\
         --out benchmarks/results/dialects.json
 
-Each dialect that has float32, decoded by its tree and compared token by token with the ort
-dialect's; and the largest difference of the logits of a tree's rows after the same text.
+Each dialect with float32 decodes with the same tree and is compared token by token with the dialect
+ort. The largest difference of the logits of a tree's rows after the same text is reported too.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bita.runtime.backends.layout import prefill_layout, tree_layout
 from bita.runtime.session import Session
 from bita.tree import Tree
 
-READ = 200  # tokens of the text behind which logits are compared
+READ = 200  # tokens of the text after which logits are compared
 
 
 def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
@@ -52,11 +52,11 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Session]:
 
 
 def logits_after(session: Session, token_ids: Sequence[int]) -> np.ndarray:
-    """[R, V] of the tree's rows after a text, whose nodes hold its last tokens."""
+    """Return the logits [R, V] of a tree's rows after a text; the nodes hold its last tokens."""
     backend, adapter, tree = session.backend, session.adapter, session.tree
     if not isinstance(tree, Tree):
         raise SystemExit(
-            "the engine has a table of trees; build one that has a single tree: --tree chain"
+            "the engine has a table of trees; build one with a single tree: --tree chain"
         )
     backend.cache.start(adapter)
     for start in range(0, len(token_ids), 64):
@@ -72,7 +72,7 @@ def logits_after(session: Session, token_ids: Sequence[int]) -> np.ndarray:
     return step.logits.copy()
 
 
-def compared(sessions: dict[str, Session], timed: list[list[Timed]]) -> dict[str, Any]:
+def compare(sessions: dict[str, Session], timed: list[list[Timed]]) -> dict[str, Any]:
     expected = [answer.token_ids for answer in timed[0]]
     text = [token for ids in expected for token in ids][:READ]
     reference = logits_after(sessions["ort"], text)
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--adapter", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, required=True, help="questions as MT-Bench's")
+    parser.add_argument("--prompts", type=Path, required=True, help="questions in MT-Bench format")
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--tree", default="chain")
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.max_new_tokens,
             lambda done, total: show("decoding", done, total),
         )
-        report = compared(sessions, timed)
+        report = compare(sessions, timed)
     options = {"model": args.model, "tree": args.tree, "max_new_tokens": args.max_new_tokens}
     device = describe_device(args.threads)
     text = json.dumps({"device": device, "options": options, "dialects": report}, indent=1)

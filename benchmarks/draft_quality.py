@@ -1,14 +1,14 @@
-"""Tokens per step of adapters on prompts, by replay: greedy text does not depend on the drafts.
+"""Count tokens per step of adapters by replay, since greedy text does not depend on drafts.
 
     python benchmarks/draft_quality.py smollm2-135m-instruct --prompts mt_bench.jsonl \
         --adapters untuned a.safetensors --trees-from tuning/smollm2-135m-instruct/data \
         --out results.json
 
-The base model answers once; its answers are kept below --cache, so that another adapter costs one
-forward of its mask rows. Steps are counted as a session in mode "tree" counts them (the chain: in
+The base model answers once. Its answers are stored in --cache, so that another adapter costs only
+one forward of its mask rows. Steps are counted as in a session in mode "tree" (for the chain, in
 mode "exact" too). The best trees of some sizes are chosen on the held-out part of the adapters'
-tuning data (--trees-from), or without it on the measured text itself, which flatters them; the
-report says which.
+tuning data (--trees-from). Without it they are chosen on the measured text itself, which flatters
+them; the report says so.
 """
 
 import argparse
@@ -44,20 +44,20 @@ from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, u
 
 UNTUNED = "untuned"
 SAME_TEXT = "the measured texts themselves, which flatters the best trees"
-NUM_RESAMPLES = 1000  # of the texts, for the spread of a mean
+NUM_RESAMPLES = 1000  # of the texts, for the interval of a mean
 
 
 @dataclass(frozen=True)
 class MeasuredTexts:
-    """Texts to measure on, texts to choose trees on (None: the same), and where they come from."""
+    """Texts to measure on."""
 
     texts: list[TrainingText]
-    tree_texts: list[TrainingText] | None
-    source: dict[str, Any]
+    tree_texts: list[TrainingText] | None  # to choose trees on; None for the same texts
+    source: dict[str, Any]  # description for the report
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Answer the prompts, or take the answers that are there, and replay them per adapter."""
+    """Answer the prompts, or read existing answers, and replay them for each adapter."""
     machine = describe_machine(torch.get_num_threads())
     if args.device != "cpu":
         machine["accelerator"] = torch.cuda.get_device_name(args.device)
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_adapter(name: str, checkpoint: Checkpoint, args: argparse.Namespace) -> Adapter:
-    """An adapter file that fits the model, or the untuned one. Raises AdapterError."""
+    """Load an adapter file that fits the model, or the untuned one. Raises AdapterError."""
     if name == UNTUNED:
         return untuned_adapter(checkpoint, args.num_masks, args.prefix_length)
     adapter = Adapter.load(name)
@@ -112,19 +112,22 @@ def read_texts(checkpoint: Checkpoint, model: MaskModel, args: argparse.Namespac
 
 
 def held_out_texts(about: ModelTexts, args: argparse.Namespace) -> list[TrainingText]:
-    """What a tuning run on the data directory kept out of its training."""
+    """Return the texts that a tuning run on the data directory held out."""
     data = Dataset.load(args.trees_from, about.identity, about.tokenizer_sha256)
     texts = [cut_text(c.prompt_ids, c.response_ids, args.max_tokens) for c in data]
     _, held_out = split_held_out(usable(texts), args.held_out, args.seed)
     if not held_out:
-        raise TuningError(f"{args.trees_from} has {len(texts)} conversations; 5 hold one out")
+        raise TuningError(
+            f"{args.trees_from} has {len(texts)} conversations; at least 5 are needed to hold one "
+            "out"
+        )
     return held_out
 
 
 def figures(
     name: str, model: MaskModel, adapter: Adapter, measured: MeasuredTexts
 ) -> dict[str, Any]:
-    """The report of one adapter on the measured texts, with spread and trees."""
+    """Measure one adapter on the texts, with intervals and trees."""
     began = time.perf_counter()
     parameters = AdapterParameters(adapter).to(model.device)
     quality = ranks_of(name, model, parameters, measured.texts)
@@ -144,7 +147,7 @@ def figures(
 def ranks_of(
     name: str, model: MaskModel, parameters: AdapterParameters, texts: Sequence[TrainingText]
 ) -> DraftQuality:
-    """As `evaluate`, with a progress bar."""
+    """Evaluate as `evaluate` does, with a progress bar."""
     tables, pairs = [], parameters.pair_tables(model)
     with progress_bars() as show:
         for number, text in enumerate(texts):
@@ -155,7 +158,7 @@ def ranks_of(
 
 
 def interval(quality: DraftQuality, tree: Tree) -> list[float]:
-    """2.5th and 97.5th percentile of the tokens per step over resampled texts (bootstrap)."""
+    """Return the 95 % interval of the tokens per step over resampled texts (bootstrap)."""
     tokens = np.array([len(table) for table in quality.tables])
     steps = np.array(quality.num_steps(tree))
     drawn = np.random.default_rng(0).integers(len(steps), size=(NUM_RESAMPLES, len(steps)))
@@ -164,7 +167,7 @@ def interval(quality: DraftQuality, tree: Tree) -> list[float]:
 
 
 def describe(name: str, adapter: Adapter) -> dict[str, Any]:
-    """Whose figures these are."""
+    """Describe an adapter for the report."""
     described = {
         "adapter": name if name == UNTUNED else Path(name).name,
         "num_masks": adapter.num_masks,
@@ -177,7 +180,7 @@ def describe(name: str, adapter: Adapter) -> dict[str, Any]:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Two short tables for one adapter."""
+    """Print two short tables for one adapter."""
     shape = f"{result['num_masks']} masks, prefix of {result['prefix_length']}"
     print(f"\n{result['adapter']}: {shape}, {result['num_groups']} groups")
     print("tree            rows  tokens per step  95 %")
@@ -187,28 +190,28 @@ def print_result(result: Mapping[str, Any]) -> None:
         print(f"{name:15} {rows:4}  {value:15.3f}  {low:.2f}-{high:.2f}")
     ranks = ", ".join(map(str, REPORTED_RANKS))
     print(f"mask  right at rank {ranks}  if all before it are right")
-    for mask, (alone, behind) in enumerate(
+    for mask, (alone, conditional) in enumerate(
         zip(result["accuracy"], result["conditional"], strict=True)
     ):
-        shares = (" ".join(f"{share:.3f}" for share in side) for side in (alone, behind))
+        shares = (" ".join(f"{share:.3f}" for share in side) for side in (alone, conditional))
         print(f"{mask:4}  {'  '.join(f'{side:22}' for side in shares)}".rstrip())
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="as for `bita engine`")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL, or MT-Bench's file")
-    parser.add_argument("--limit", type=int, help="the first answers only")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL or MT-Bench file")
+    parser.add_argument("--limit", type=int, help="use only this many prompts, from the start")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--adapters", nargs="+", default=[UNTUNED], help=f"files, or {UNTUNED!r}")
-    parser.add_argument("--num-masks", type=int, default=3, help=f"of {UNTUNED!r}")
-    parser.add_argument("--prefix-length", type=int, default=0, help=f"of {UNTUNED!r}")
+    parser.add_argument("--num-masks", type=int, default=3, help=f"masks of {UNTUNED!r}")
+    parser.add_argument("--prefix-length", type=int, default=0, help=f"prefix of {UNTUNED!r}")
     trees = parser.add_argument_group("the text that trees are chosen on")
     trees.add_argument("--trees-from", type=Path, help="data directory of the tuning run")
-    trees.add_argument("--held-out", type=int, default=40, help="as the tuning run was told")
-    trees.add_argument("--seed", type=int, default=0, help="as the tuning run was told")
-    trees.add_argument("--max-tokens", type=int, default=1024, help="as the tuning run was told")
+    trees.add_argument("--held-out", type=int, default=40, help="same as in the tuning run")
+    trees.add_argument("--seed", type=int, default=0, help="same as in the tuning run")
+    trees.add_argument("--max-tokens", type=int, default=1024, help="same as in the tuning run")
     parser.add_argument("--cache", type=Path, default=Path(".cache/draft_quality"))
     parser.add_argument("--batch-size", type=int, default=16, help="prompts answered at once")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -218,7 +221,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, write the JSON."""
+    """Measure, print tables, and write the JSON."""
     args = parse_arguments(argv)
     try:
         report = measure(args)

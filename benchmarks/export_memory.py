@@ -1,8 +1,9 @@
-"""Peak memory of exporting a random checkpoint of Llama 3.2 1B's shape in float32.
+"""Measure the peak memory of exporting a random float32 checkpoint with Llama 3.2 1B's shape.
 
     python benchmarks/export_memory.py --work DIR --out benchmarks/results/export_memory.json
 
-The goal: below the largest tensor plus 600 MB, so that a 7B model exports on an 8 GB device.
+The goal is to stay below the largest tensor plus 600 MB, so that a 7B model exports on an 8 GB
+device.
 """
 
 import argparse
@@ -39,7 +40,7 @@ GOAL_BEYOND_LARGEST_MB = 600
 
 
 def write_checkpoint(directory: Path) -> None:
-    """config.json and model.safetensors of about 5 GB, written tensor by tensor."""
+    """Write config.json and a model.safetensors of about 5 GB, tensor by tensor."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(CONFIG))
     shapes = expected_shapes(read_architecture(CONFIG, 1))
@@ -75,7 +76,7 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def export(model: Path, precision: str, out: Path) -> None:
-    """Run in a process of its own: export, then print the peak as JSON."""
+    """Export and print the peak memory as JSON; runs in a separate process."""
     from bita.adapter import untuned_adapter
     from bita.export.build import BuildOptions, build_engine, check_build
     from bita.export.sources import open_checkpoint

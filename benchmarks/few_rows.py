@@ -1,12 +1,13 @@
-"""Tokens per step at a few rows, the drafts of masks alone, of n-grams alone, and of both.
+"""Compute tokens per step at few rows with drafts of masks, of n-grams, and of both.
 
     python benchmarks/few_rows.py engines/a-int4 engines/b-int4 --prompts mt_bench.jsonl \
         --out benchmarks/results/few_rows.json
 
-For each engine, drafts are measured after every token of its answers to our own prompts and to
-those given. Trees by state are searched on our own for a cost of 1 + s * (q - 1) of q rows, for
-many s, and replayed on the others: how many rows a step has on average, and how many tokens. In
-between two of them figures are interpolated. Intervals: 95 % of resampled texts.
+For each engine, drafts are measured after every token of its answers to the bundled prompts and to
+the given ones. Trees by state are searched on the bundled prompts, for many slopes s of a cost of
+1 + s * (q - 1) for q rows. They are replayed on the given prompts, which yields the mean rows and
+tokens of a step; between two slopes these figures are interpolated. Intervals cover 95 % of
+resampled texts.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from bita.tensors import Float64Array
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
-BUDGETS = (2, 3, 3.5, 4, 6, 8, 16)  # rows of a step on average
+BUDGETS = (2, 3, 3.5, 4, 6, 8, 16)  # mean rows of a step
 SLOPES = (0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.14, 0.17, 0.2, 0.25, 0.3, 0.37, 0.45, 0.6, 0.9)
 MAX_ROWS = 24
 RESAMPLED = 200
@@ -43,15 +44,15 @@ SOURCES = {"masks": (True, False), "n-grams": (False, True), "both": (True, True
 
 @dataclass(frozen=True)
 class Steps:
-    """What trees by state make of some texts; [texts] each. tokens: that their steps give."""
+    """Replay of some texts with trees by state."""
 
-    tokens: Float64Array
-    steps: Float64Array
-    rows: Float64Array
+    tokens: Float64Array  # [texts], that the steps give
+    steps: Float64Array  # [texts]
+    rows: Float64Array  # [texts], of all steps
 
 
 def count_steps(acceptance: Acceptance, trees: Trees) -> Steps:
-    """Replay the texts."""
+    """Replay the texts and count steps and rows."""
     sizes = [tree.num_rows for tree in TreeTable.of(trees).trees]
     visits = replay(acceptance, trees)
     return Steps(
@@ -62,20 +63,20 @@ def count_steps(acceptance: Acceptance, trees: Trees) -> Steps:
 
 
 def mean_time(counted: Steps, slope: float) -> float:
-    """Time of a token, in steps of one row."""
+    """Return the mean time of a token, in units of a step of one row."""
     total = counted.steps + slope * (counted.rows - counted.steps)
     return float(total.sum() / counted.tokens.sum())
 
 
 def tokens_at(curve: Sequence[Steps], texts: np.ndarray[Any, Any]) -> list[float]:
-    """Tokens per step at each of BUDGETS, over some of the texts."""
+    """Return the tokens per step at each of BUDGETS, over the given texts."""
     rows, tokens = [1.0], [1.0]
     for steps in curve:
         count = steps.steps[texts].sum()
         rows.append(float(steps.rows[texts].sum() / count))
         tokens.append(float(steps.tokens[texts].sum() / count))
     order = np.argsort(rows)
-    # a step may have fewer rows than it is allowed: take the best that has so many at most
+    # a step may have fewer rows than its budget: take the best of at most that size
     best = np.maximum.accumulate(np.array(tokens)[order])
     return [float(np.interp(budget, np.array(rows)[order], best)) for budget in BUDGETS]
 
@@ -83,13 +84,13 @@ def tokens_at(curve: Sequence[Steps], texts: np.ndarray[Any, Any]) -> list[float
 def measure_source(
     own: Acceptance, others: Acceptance, num_masks: int, uses_masks: bool, uses_text: bool
 ) -> dict[str, Any]:
-    """Tokens per step by rows, with intervals."""
+    """Compute the tokens per step by rows, with intervals."""
     curve = []
     for slope in SLOPES:
         times = 1 + slope * np.arange(MAX_ROWS)
         masks = num_masks if uses_masks else 0
-        # a mask pays in the next step, so that no search finds it from the root alone, and no
-        # search from masks gives all of them up
+        # a mask pays only in the next step, so a search that begins with the root alone does not
+        # find it, and one that begins with masks does not give all of them up
         starts: list[Trees] = [Tree.root_only()]
         if uses_text:
             starts.append(best_table(own, times.tolist(), 0, "tree", starts[0]))
@@ -111,7 +112,7 @@ def measure_source(
 def _measure(
     engine: Engine, prompts: Sequence[Prompt], args: argparse.Namespace, show: OnCount, kept: str
 ) -> Acceptance:
-    """The drafts after each token of the answers, or what an earlier run kept in `args.work`."""
+    """Measure the drafts after each token of the answers, or read them from `args.work`."""
     file = args.work / f"{kept}.json" if args.work else None
     if file and file.exists():
         return Acceptance.from_json(json.loads(file.read_text(encoding="utf-8")))
@@ -126,7 +127,7 @@ def _measure(
 
 
 def measure_engine(path: Path, args: argparse.Namespace, show: OnProgress) -> dict[str, Any]:
-    """All figures of an engine."""
+    """Measure all figures of an engine."""
     engine = open_engine(path)
     encoder = PromptEncoder.of_engine(engine)
     sets = {"own prompts": read_prompts(), "prompts": read_prompts(args.prompts)}
@@ -164,7 +165,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=80, help="prompts of each set")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="folder that keeps what was measured")
+    parser.add_argument("--work", type=Path, help="folder to keep measured drafts in")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     try:

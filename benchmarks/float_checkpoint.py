@@ -1,15 +1,15 @@
-"""Four ways to 4 bits for a checkpoint of floats: symmetric or with minima, nearest or GPTQ.
+"""Compare ways to quantize a float checkpoint: symmetric or with minima, nearest or GPTQ.
 
     python benchmarks/float_checkpoint.py --rewriting rotate,reorder    # the default model
     python benchmarks/float_checkpoint.py MODEL --as-it-is              # MODEL has floats
 
-Where the file's weights are blocks, they are rewritten into others that give the same function and
-lie on no grid (`float_rewriting.py`). Each way makes an engine of native operators, which keeps its
-blocks as they are, and the engines are compared with the float32 engine on its own answers to
-prompts that nothing was calibrated on. Beside KL and argmax stands the error of what linear layers
-give for the inputs that the float32 model has on these answers. A run that was stopped continues;
-a run that has ended keeps the float32 engine, its answers and the moments in the work directory.
-Results of other models in the output file are kept. Memory: about 10 bytes a weight.
+If the file's weights are blocks, they are first rewritten to weights that compute the same function
+but are not on a grid (`float_rewriting.py`). Each way makes an engine with native operators, which
+keeps its blocks as they are. The engines are compared with the float32 engine on its own answers to
+prompts that were not used for calibration. The report has KL, argmax, and the error of the outputs
+of linear layers for the inputs of the float32 model on these answers. A run that was stopped
+continues. One that has finished keeps the float32 engine, its answers and the moments in the work
+directory. Results of other models in the output file are kept. Memory: about 10 bytes per weight.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from block_ways import WAYS, Way, num_bytes, output_errors, rounded, weight_errors
+from block_ways import WAYS, Way, num_bytes, output_errors, round_layers, weight_errors
 from float_rewriting import STEPS, ArrayCheckpoint, BlocksCheckpoint, read_all, rewrite
 from peer_report import describe_machine
 from peers import Journal, say
@@ -49,12 +49,12 @@ from bita.export.sources import open_checkpoint
 from bita.tree import Tree
 
 HERE = Path(__file__).resolve().parent
-GROUPS = 8  # of the texts to judge by, whose figures say how far the mean can be trusted
+GROUPS = 8  # groups of the texts to judge by, which yield the standard error of the mean
 Figures = dict[str, Any]
 
 
 class Experiment:
-    """One model: its float32 engine, its answers, and what its layers read."""
+    """Experiment with one model: its float32 engine, its answers, and its layer inputs."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -68,7 +68,7 @@ class Experiment:
         self.journal_path = self._folder / "journal.jsonl"
 
     def run(self) -> Figures:
-        """The figures of the model."""
+        """Measure all ways to round the model."""
         reference = self._float32("float32", self._checkpoint)
         train, held_out = self._answers(reference)
         seen = self._moments(reference, train, "train")
@@ -80,13 +80,13 @@ class Experiment:
         for name, way in WAYS.items():
             ways[name] = journal.get("way", name)
             if ways[name] is None:
-                found = self._measured(way, reference, texts, seen, judging)
+                found = self._measure(way, reference, texts, seen, judging)
                 ways[name] = journal.add("way", name, found)
                 say(f"{name}: KL {found['kl']:.4f}, same argmax {found['same_greedy']:.2%}")
         rewriting = None
         if not self._args.as_it_is:
             plain = self._float32("before", ArrayCheckpoint(self._source, read_all(self._source)))
-            rewriting = judged(reference, plain, texts)
+            rewriting = judge(reference, plain, texts)
         return {
             "rewriting": rewriting,
             "calibrated_on": {"texts": len(train), "tokens": sum(len(ids_of(t)) for t in train)},
@@ -107,7 +107,7 @@ class Experiment:
         return check_build(checkpoint, None, path, options)
 
     def _answers(self, reference: Engine) -> tuple[list[Conversation], list[Conversation]]:
-        """Answers to a build's own prompts, to calibrate on, and to other prompts, to judge by."""
+        """Answer a build's own prompts, to calibrate on, and other prompts, to judge by."""
         texts, new_tokens = ModelTexts.of(self._checkpoint), self._args.new_tokens
         pairs = [
             answer_prompts(reference, texts, prompts, folder, new_tokens, show_answers)
@@ -124,7 +124,7 @@ class Experiment:
         folder = self._folder / f"moments-{name}"
         return collect_moments(reference, build.architecture, [*map(ids_of, texts)], folder)
 
-    def _measured(
+    def _measure(
         self,
         way: Way,
         reference: Engine,
@@ -132,12 +132,12 @@ class Experiment:
         seen: Moments,
         judging: Moments,
     ) -> Figures:
-        blocks = rounded(self._checkpoint, way, seen)
+        blocks = round_layers(self._checkpoint, way, seen)
         path = self._folder / "engine"
         checkpoint = BlocksCheckpoint(self._source, self._tensors, blocks)
         build_engine(self._checked(checkpoint, path, way.precision))
         return {
-            **judged(reference, open_engine(path), texts),
+            **judge(reference, open_engine(path), texts),
             "linear_bytes": num_bytes(blocks),
             "output_error": output_errors(self._checkpoint, blocks, judging),
             "output_error_on_calibration": output_errors(self._checkpoint, blocks, seen),
@@ -146,7 +146,7 @@ class Experiment:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """The key of a model and of its rewriting, in the results and the work directory."""
+    """Return the key of a model and its rewriting, for the results and the work directory."""
     done = "as-it-is" if args.as_it_is else f"{args.rewriting.replace(',', '-')}-{args.seed}"
     return f"{Path(args.model).stem}-{done}"
 
@@ -160,8 +160,8 @@ def show_answers(done: int, total: int) -> None:
         say(f"answers: {done} of {total}")
 
 
-def judged(reference: Engine, engine: Engine, texts: Sequence[Scored]) -> Figures:
-    """The quality of all texts, and the standard error of the mean of groups of them."""
+def judge(reference: Engine, engine: Engine, texts: Sequence[Scored]) -> Figures:
+    """Measure the quality on all texts, and its standard error from groups of them."""
     parts = [measure_quality(reference, engine, texts[start::GROUPS]) for start in range(GROUPS)]
     positions = np.array([part.num_tokens for part in parts])
     report: Figures = {"positions": int(positions.sum())}
@@ -175,10 +175,10 @@ def judged(reference: Engine, engine: Engine, texts: Sequence[Scored]) -> Figure
 
 
 def print_table(report: Figures) -> None:
-    """One line for each way."""
+    """Print one line for each way."""
     positions = report["judged_by"]["positions"]
     kinds = next(iter(report["ways"].values()))["output_error"]
-    print(f"\n{positions} positions; KL in nats, same argmax and errors of outputs in %")
+    print(f"\n{positions} positions; KL in nats; same argmax and output errors in %")
     print(f"{'':20}{'KL':>15}{'argmax':>8}{'MB':>6}" + "".join(f"{kind:>10}" for kind in kinds))
     for name, way in report["ways"].items():
         errors = "".join(f"{100 * error:10.2f}" for error in way["output_error"].values())
@@ -191,11 +191,11 @@ def print_table(report: Figures) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", nargs="?", default="smollm2-135m-instruct", help="as of `bita`")
+    parser.add_argument("model", nargs="?", default="smollm2-135m-instruct", help="as for `bita`")
     parser.add_argument("--as-it-is", action="store_true", help="do not rewrite its weights")
     parser.add_argument("--rewriting", default=",".join(STEPS), help="steps; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the rewriting")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the rewriting")
+    parser.add_argument("--new-tokens", type=int, default=64, help="limit of each answer")
     parser.add_argument("--work-dir", type=Path, default=Path(".cache/float_checkpoint"))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "float_checkpoint.json")
     return parser.parse_args(argv)

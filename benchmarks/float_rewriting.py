@@ -1,9 +1,12 @@
-"""Checkpoints of floats: a model without the blocks of its file, or rewritten off their grids.
+"""Float checkpoints: a model without the blocks of its file, or rewritten off their grids.
 
-Rewriting changes the weights and not the function. "fold": norms become part of the linear layers
-that follow. "rotate": values, and the layer that reads them, are turned by a random rotation for
-each head of the cache. "reorder": hidden and inner channels change places, so that neighbours in
-a block of 32 come from different blocks.
+Rewriting changes the weights but not the function:
+
+- "fold" multiplies norms into the linear layers that follow.
+- "rotate" applies a random rotation for each head of the cache to the values, and its inverse to
+  the layer that reads them.
+- "reorder" permutes hidden and inner channels, so that neighbours in a block of 32 come from
+  different blocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,17 +20,17 @@ from bita.export.checkpoint import Checkpoint, TextAssets
 from bita.export.quantization.blocks import Blocks
 from bita.tensors import EMBEDDINGS, HEAD, Float32Array, Int64Array
 
-# What families add to the weights of their norms. They have one norm before attention and one
-# before the MLP, and no biases.
+# Offset that a family adds to the weights of its norms. All these families have one norm before
+# attention and one before the MLP, and have no biases.
 NORM_OFFSETS = {"llama": 0.0, "mistral": 0.0, "gemma2": 1.0, "gemma3_text": 1.0}
 FINAL_NORM = "model.norm.weight"
 STEPS = ("fold", "rotate", "reorder")
-# What lies along the residual stream with its first axis; of a norm the only one.
+# Tensors whose first axis is the residual stream; norms have only that axis.
 WRITERS = ("o_proj.weight", "down_proj.weight", "layernorm.weight")
 
 
 class ArrayCheckpoint:
-    """The Checkpoint of weights in memory, with the config and the texts of another one."""
+    """A Checkpoint of weights in memory, with the config and the text assets of another one."""
 
     def __init__(self, source: Checkpoint, tensors: Mapping[str, Float32Array]) -> None:
         self.name, self.path, self.license = source.name, source.path, source.license
@@ -49,7 +52,7 @@ class ArrayCheckpoint:
 
 
 class BlocksCheckpoint(ArrayCheckpoint):
-    """A checkpoint some of whose tensors are blocks, as those of a GGUF file are."""
+    """A checkpoint with some tensors in blocks, as in a GGUF file."""
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class BlocksCheckpoint(ArrayCheckpoint):
 
 
 def read_all(checkpoint: Checkpoint) -> dict[str, Float32Array]:
-    """All tensors as floats; 4 bytes of memory a weight."""
+    """Read all tensors as floats, with 4 bytes of memory per weight."""
     return {name: checkpoint.read(name) for name in sorted(checkpoint.names())}
 
 
@@ -84,9 +87,9 @@ def rewrite(
     seed: int,
     steps: Sequence[str] = STEPS,
 ) -> None:
-    """Rewrite the tensors of a model in place.
+    """Rewrite the tensors of a model in place with some of STEPS.
 
-    steps: of STEPS. Raises ModelError for others, and for families that this does not know.
+    Raises ModelError for unknown steps and unsupported families.
     """
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
@@ -110,9 +113,9 @@ def rewrite(
 
 
 def fold_norms(tensors: dict[str, Float32Array], prefix: str, offset: np.float32) -> None:
-    """Multiply the columns of linear layers by the norm that they read, which becomes ones.
+    """Multiply the columns of linear layers by the norm before them, which becomes ones.
 
-    offset: what the family adds to the weights of norms.
+    The family adds `offset` to the weights of norms.
     """
     before_mlp = f"{prefix}.pre_feedforward_layernorm.weight"
     if before_mlp not in tensors:
@@ -135,7 +138,7 @@ def rotate_values(
     config: Mapping[str, Any],
     rng: np.random.Generator,
 ) -> None:
-    """Turn the values of each head of the cache, and what the output layer reads of it back."""
+    """Rotate the values of each head of the cache, and rotate back in the output layer."""
     value, output = f"{attention}.v_proj.weight", f"{attention}.o_proj.weight"
     head_dim, kv_heads = config["head_dim"], config["num_key_value_heads"]
     turns = np.linalg.qr(rng.standard_normal((kv_heads, head_dim, head_dim)))[0]
@@ -148,14 +151,14 @@ def rotate_values(
 
 
 def reorder_inner(tensors: dict[str, Float32Array], mlp: str, order: Int64Array) -> None:
-    """Let the inner channels of an MLP change places."""
+    """Permute the inner channels of an MLP."""
     for layer in ("gate", "up"):
         tensors[f"{mlp}.{layer}_proj.weight"] = tensors[f"{mlp}.{layer}_proj.weight"][order]
     tensors[f"{mlp}.down_proj.weight"] = tensors[f"{mlp}.down_proj.weight"][:, order]
 
 
 def reorder_hidden(tensors: dict[str, Float32Array], order: Int64Array) -> None:
-    """Let the channels of the residual stream change places."""
+    """Permute the channels of the residual stream."""
     for name, weight in tensors.items():
         if name.endswith(WRITERS) or name == FINAL_NORM:
             tensors[name] = weight[order]

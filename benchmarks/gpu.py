@@ -1,16 +1,20 @@
-"""The whole proof of an engine on a GPU, in one go: a short table, and a JSON.
+"""Check and measure an engine on a GPU in one run; print a short table and write a JSON file.
 
     python benchmarks/gpu.py smollm2-135m-instruct \
         --adapter adapters/smollm2-135m-instruct.safetensors \
         --backend ort-cuda --precision fp16 --prompts mt_bench.jsonl --out gpu.json
 
-Builds the engine if `--engine` has none, then: tokens/s of AR and of the tree with and without
-CUDA graphs, T(q) for q = 2 to 128, host time of a step, memory, verify (own and random adapter),
-transformers' `generate` and a hand-made CUDA-graph loop in torch, and the bandwidth reached against
-that of a copy. `--trees` takes more trees from a report of `benchmarks/draft_quality.py`, those
-that it found best for the same adapter; they are decoded in mode "tree", with graphs. Every part
-that fails is named in the report, and the others continue. On a CPU (`--backend ort-cpu`) the same
-runs without graphs.
+Builds the engine if `--engine` has none, then measures
+
+- tokens/s of AR and of the tree, with and without CUDA graphs
+- T(q) for q = 2 to 128, the host time of a step, and memory
+- losslessness with the engine's own and a random adapter (verify)
+- `generate` of transformers and a hand-written CUDA-graph loop in torch
+- the bandwidth reached, relative to that of a copy
+
+`--trees` adds the best trees for the same adapter from a report of `benchmarks/draft_quality.py`;
+they are decoded in mode "tree", with graphs. If a part fails, the report says so and the other
+parts continue. On a CPU (`--backend ort-cpu`) everything runs without graphs.
 """
 
 import argparse
@@ -44,7 +48,7 @@ Report = dict[str, Any]
 
 
 def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
-    """The engine, unless there is one; sizes and seconds."""
+    """Build the engine unless it exists; report its size and the seconds."""
     if (args.engine / "manifest.json").is_file():
         return {"engine": str(args.engine), "built": False}
     began = time.perf_counter()
@@ -72,19 +76,19 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
     }
 
 
-def verified(args: argparse.Namespace) -> Report:
-    """Trees against AR in mode exact, own and random adapter."""
+def verify_engine(args: argparse.Namespace) -> Report:
+    """Compare the engine's trees with AR, with its own and a random adapter."""
     session = Session.open(args.engine, check_hashes=True)
     prompts = read_prompts(args.prompts, args.verified)
     comparisons = verify(session, prompts, args.max_new_tokens)
     return {
         "mode": session.mode,
         "min_exact_rows": session.min_exact_rows,
-        "comparisons": {each.name: _compared(each) for each in comparisons},
+        "comparisons": {each.name: _describe(each) for each in comparisons},
     }
 
 
-def _compared(comparison: Comparison) -> Report:
+def _describe(comparison: Comparison) -> Report:
     return {
         "prompts": comparison.num_prompts,
         "identical": comparison.num_identical,
@@ -96,7 +100,7 @@ def _compared(comparison: Comparison) -> Report:
 
 
 def speeds(args: argparse.Namespace) -> Report:
-    """AR and the tree, with and without graphs, in turns; what a session of its own takes."""
+    """Time AR and the tree, with and without graphs, interleaved; report a session's memory."""
     prompts = read_prompts(args.prompts, args.timed)
     sessions, faults = sessions_of(args, prompts[0])
     timed = decode_in_turns([*sessions.values()], prompts, args.max_new_tokens)
@@ -115,7 +119,7 @@ def speeds(args: argparse.Namespace) -> Report:
 def sessions_of(
     args: argparse.Namespace, prompt: Prompt
 ) -> tuple[dict[str, Session], dict[str, str]]:
-    """What is decoded, and of what cannot be decoded here the reason."""
+    """Open the sessions to time; also return the reason for each that does not run here."""
     trees = best_trees(args.trees, args.adapter) if args.trees else {}
     sessions: dict[str, Session] = {}
     faults: dict[str, str] = {}
@@ -140,7 +144,7 @@ def sessions_of(
 
 
 def best_trees(report: Path, adapter: Path) -> dict[str, Tree]:
-    """The trees of a report of `benchmarks/draft_quality.py` for this adapter, one of each size."""
+    """Read the best tree of each size for this adapter from a report of draft_quality.py."""
     sha256 = hashlib.sha256(adapter.read_bytes()).hexdigest()
     for each in json.loads(report.read_text(encoding="utf-8"))["adapters"]:
         if each.get("sha256") == sha256:
@@ -153,8 +157,10 @@ def best_trees(report: Path, adapter: Path) -> dict[str, Tree]:
 
 
 def _speed(runs: Sequence[Timed], plain: Sequence[Timed], session: Session) -> Report:
-    """host_share: of a step, in the last answer; what the backend's run does not take.
-    same_text_as_ar: answers with the tokens of the first AR.
+    """Summarize the answers of a session.
+
+    "host_share" is the share of a step outside the backend's run, in the last answer;
+    "same_text_as_ar" counts the answers with the tokens of the first AR session.
     """
     timed = together(runs)
     return {
@@ -169,7 +175,7 @@ def _speed(runs: Sequence[Timed], plain: Sequence[Timed], session: Session) -> R
 
 
 def latencies(args: argparse.Namespace) -> Report:
-    """T(q) at several lengths of the text."""
+    """Measure T(q) at several lengths of the text."""
     latency = measure_latency(open_engine(args.engine), args.max_rows, repeats=args.repeats)
     rows = list(latency.rows)
     short = latency.fitted[0]
@@ -180,7 +186,7 @@ def latencies(args: argparse.Namespace) -> Report:
 
 
 def ceilings(args: argparse.Namespace, checkpoint: Checkpoint) -> Report:
-    """torch on the same device: tokens/s of plain decoding, and a copy's bandwidth."""
+    """Measure torch on the same device: tokens/s of plain decoding, and a copy's bandwidth."""
     from gpu_baselines import HandLoop, Transformers, copy_bandwidth
 
     session = Session.open(args.engine)
@@ -223,7 +229,7 @@ def _weights(path: Path) -> int:
 
 
 def run_parts(parts: dict[str, Callable[[], Report]], out: Path, report: Report) -> Report:
-    """Each part in its turn; the report is written behind each, so that nothing is lost."""
+    """Run the parts one after the other; write the report after each, so that nothing is lost."""
     for name, part in parts.items():
         began = time.perf_counter()
         try:
@@ -237,7 +243,7 @@ def run_parts(parts: dict[str, Callable[[], Report]], out: Path, report: Report)
 
 
 def table(report: Report) -> str:
-    """What matters of it, a line each."""
+    """Return the main results of the report as lines of text."""
     lines = [f"{name}: FAILED: {part['failed']}" for name, part in failed(report).items()]
     for name, why in report.get("speed", {}).get("not_decoded", {}).items():
         lines.append(f"{name}: NOT DECODED: {why}")
@@ -245,9 +251,9 @@ def table(report: Report) -> str:
         lines.append(f"verify, {name}: {each['identical']} of {each['prompts']} identical")
     for name, speed in report.get("speed", {}).get("speeds", {}).items():
         lines.append(
-            f"{name}: {speed['tokens_per_second']} tokens/s, {speed['tokens_per_step']} a step of "
-            f"{speed['step_ms']} ms, {100 * speed['host_share']:.1f} % on the host, "
-            f"{speed['same_text_as_ar']} of {report['speed']['prompts']} texts as AR's"
+            f"{name}: {speed['tokens_per_second']} tokens/s, {speed['tokens_per_step']} per step "
+            f"of {speed['step_ms']} ms, {100 * speed['host_share']:.1f} % on the host, "
+            f"{speed['same_text_as_ar']} of {report['speed']['prompts']} texts equal AR's"
         )
     for when, memory in report.get("speed", {}).get("memory_bytes", {}).items():
         lines.append(
@@ -278,15 +284,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--backend", default="ort-cuda")
     p.add_argument("--precision", default="fp16")
     p.add_argument("--mode", default="exact")
-    p.add_argument("--tree", default="chain", help="of the engine, as `bita engine --tree`")
-    p.add_argument("--trees", type=Path, help="report of draft_quality.py, for more trees")
+    p.add_argument("--tree", default="chain", help="the engine's tree, as in `bita engine --tree`")
+    p.add_argument("--trees", type=Path, help="report of draft_quality.py with more trees")
     p.add_argument("--capacity", type=int, default=2048)
-    p.add_argument("--target", help="of a plan")
+    p.add_argument("--target", help="target of a plan")
     p.add_argument("--rows", default=",".join(map(str, ROWS)), help="step sizes of a plan")
     p.add_argument("--force", action="store_true")
-    p.add_argument("--prompts", type=Path, help="JSONL; default: bita-edge's own")
-    p.add_argument("--verified", type=int, default=80, help="prompts for verify")
-    p.add_argument("--timed", type=int, default=16, help="prompts for the speeds")
+    p.add_argument("--prompts", type=Path, help="JSONL file; default: the bundled prompts")
+    p.add_argument("--verified", type=int, default=80, help="verified prompts")
+    p.add_argument("--timed", type=int, default=16, help="timed prompts")
     p.add_argument("--max-new-tokens", type=int, default=128)
     p.add_argument("--max-rows", type=int, default=ROWS[-1])
     p.add_argument("--repeats", type=int, default=15)
@@ -308,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "build": lambda: build(args, checkpoint),
         "speed": lambda: speeds(args),
         "latency": lambda: latencies(args),
-        "verify": lambda: verified(args),
+        "verify": lambda: verify_engine(args),
         "ceiling": lambda: ceilings(args, checkpoint),
     }
     chosen = {name: part for name, part in parts.items() if name not in args.skip}
@@ -316,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start: Report = {"device": describe_device(0), "options": options}
     report = run_parts(chosen, args.out, start)
     print(table(report))
-    print(f"written: {args.out}")
+    print(f"written to {args.out}")
     return int(bool(failed(report)))
 
 

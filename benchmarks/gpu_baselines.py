@@ -1,7 +1,7 @@
-"""What plain decoding takes in torch on the same device: the ceiling, and transformers as it comes.
+"""Baselines of plain decoding in torch on the same device: a hand-written loop and transformers.
 
-`HandLoop` is a Llama written for nothing but decoding one token at a time in one captured CUDA
-graph, with merged projections and a static cache: what a runtime could reach at best with torch's
+`HandLoop` is a Llama that only decodes one token at a time in one captured CUDA graph, with merged
+projections and a static cache. It is an upper bound of what a runtime can reach with torch's
 kernels. On a CPU the same code runs without a graph.
 """
 
@@ -25,10 +25,10 @@ WARM_UP = 3  # runs before a capture
 
 @dataclass(frozen=True)
 class Decoded:
-    """token_ids: new ones, the prefill's included. step_ms: mean of the others."""
+    """Result of decoding."""
 
-    token_ids: list[int]
-    step_ms: float
+    token_ids: list[int]  # new ones, including that of the prefill
+    step_ms: float  # mean ms of a token, without the prefill
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,16 @@ class _Layer:
 
 
 class HandLoop:
-    """Plain decoding of a Llama without further features. capacity: tokens of prompt and answer.
+    """Plain decoding of a Llama without further features.
 
-    Raises ModelError for another architecture.
+    Args:
+        checkpoint: The model.
+        capacity: Tokens of prompt and answer.
+        dtype: Name of the torch type.
+        device: Name of the torch device.
+
+    Raises:
+        ModelError: if the architecture is another one.
     """
 
     def __init__(self, checkpoint: Checkpoint, capacity: int, dtype: str, device: str) -> None:
@@ -69,7 +76,7 @@ class HandLoop:
 
     @torch.no_grad()
     def decode(self, prompt_ids: Sequence[int], num_tokens: int) -> Decoded:
-        """Greedily; the prompt is read token by token, which is not timed."""
+        """Decode greedily; the prompt is read token by token, which is not timed."""
         for position, token in enumerate(prompt_ids):
             self._token.fill_(token)
             self._position.fill_(position)
@@ -84,12 +91,12 @@ class HandLoop:
 
     @property
     def bytes_per_step(self) -> int:
-        """Weights that a step reads."""
+        """Bytes of weights that a step reads."""
         matrices = [self._head, *(m for layer in self._layers for m in _matrices(layer))]
         return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
 
     def _step(self) -> None:
-        """The token at its position gives way to the next."""
+        """Replace the token at the current position by the next one."""
         if self._device == "cpu":
             self._token.copy_(self._forward())
             return
@@ -116,14 +123,14 @@ class HandLoop:
         cos, sin = self._cos[self._position], self._sin[self._position]
         mask = (self._slots <= self._position)[None]
         for layer in self._layers:
-            normed = self._normed(hidden, layer.norm)
+            normed = self._normalize(hidden, layer.norm)
             heads = functional.linear(normed, layer.qkv).view(-1, arch.head_dim)
             sizes = [arch.num_heads, arch.num_kv_heads, arch.num_kv_heads]
             query, key, value = heads.split(sizes)
-            layer.keys.index_copy_(1, self._position, _turned(key, cos, sin)[:, None])
+            layer.keys.index_copy_(1, self._position, _rotate(key, cos, sin)[:, None])
             layer.values.index_copy_(1, self._position, value[:, None])
             attended = functional.scaled_dot_product_attention(
-                _turned(query, cos, sin)[None, :, None],
+                _rotate(query, cos, sin)[None, :, None],
                 layer.keys[None],
                 layer.values[None],
                 attn_mask=mask,
@@ -131,12 +138,12 @@ class HandLoop:
                 enable_gqa=True,
             )
             hidden = hidden + functional.linear(attended.reshape(1, -1), layer.out)
-            normed = self._normed(hidden, layer.mlp_norm)
+            normed = self._normalize(hidden, layer.mlp_norm)
             gate, up = functional.linear(normed, layer.gate_up).chunk(2, -1)
             hidden = hidden + functional.linear(functional.silu(gate) * up, layer.down)
-        return functional.linear(self._normed(hidden, self._norm), self._head).argmax(-1)
+        return functional.linear(self._normalize(hidden, self._norm), self._head).argmax(-1)
 
-    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def _normalize(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(hidden, weight.shape, weight, self._arch.norm_eps)
 
     def _load_layer(self, index: int) -> _Layer:
@@ -161,20 +168,20 @@ class HandLoop:
 
 
 class Transformers:
-    """`generate` with a static cache, which transformers compiles on a GPU."""
+    """`generate` of transformers with a static cache, which it compiles on a GPU."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, device: str) -> None:
         self._model = load_base_model(checkpoint, dtype, device)
         self._device = device
 
     def decode(self, prompt_ids: Sequence[int], num_tokens: int) -> Decoded:
-        """Greedily. The step is the difference of two runs, so that the prefill falls out."""
+        """Decode greedily; the difference of two runs gives the time of a step without prefill."""
         short = max(num_tokens // 4, 1)
-        _, short_ms = self._timed(prompt_ids, short)
-        found, long_ms = self._timed(prompt_ids, num_tokens)
+        _, short_ms = self._generate(prompt_ids, short)
+        found, long_ms = self._generate(prompt_ids, num_tokens)
         return Decoded(found, (long_ms - short_ms) / max(num_tokens - short, 1))
 
-    def _timed(self, prompt_ids: Sequence[int], num_tokens: int) -> tuple[list[int], float]:
+    def _generate(self, prompt_ids: Sequence[int], num_tokens: int) -> tuple[list[int], float]:
         ids = torch.tensor([list(prompt_ids)], device=self._device)
         began = time.perf_counter()
         output = self._model.generate(
@@ -191,7 +198,7 @@ class Transformers:
 
 
 def copy_bandwidth(device: str, num_bytes: int = 1 << 30, repeats: int = 10) -> float:
-    """Bytes per second that a copy inside the device's memory reads and writes."""
+    """Measure the bytes per second that a copy within the device's memory reads and writes."""
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     best = float("inf")
@@ -209,8 +216,8 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [heads, D]."""
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary embedding to [heads, D]."""
     first, second = heads.float().chunk(2, -1)
     other = torch.cat([-second, first], -1)
     return (heads.float() * cos + other * sin).to(heads.dtype)
@@ -232,4 +239,4 @@ def _check_plain(arch: Architecture) -> None:
         and 2 * len(first.rope.inv_freq) == arch.head_dim
     )
     if not plain:
-        raise ModelError(f"the hand-made loop knows plain Llamas only, not {arch.family}")
+        raise ModelError(f"the hand-written loop supports plain Llamas only, not {arch.family}")

@@ -1,14 +1,15 @@
-"""How decoding grows with the model: random Llamas of 0.1 to 3 billion parameters.
+"""Measure how decoding scales with the model, with random Llamas of 0.1 to 3 billion parameters.
 
     python benchmarks/growth.py --drafts engines/smollm2-135m-instruct-int4 \
         --out benchmarks/results/growth.json
 
-Of each shape a GGUF file is written (linear layers in Q4_0, the table in Q8_0), an int4 engine is
-built without calibration, and a step of each number of rows is timed after 127 tokens. Tokens per
-second with trees are modelled: the drafts measured on another engine's text (--drafts, calibrated)
-are replayed with the trees by state that the shape's own T(q) makes best, and each step costs T(q)
-and what the host takes. So they say what drafts of that quality would give, not what these random
-models do. Files and engines are removed after each shape; a run that was stopped continues.
+For each shape, a GGUF file is written (linear layers in Q4_0, the embedding table in Q8_0), an int4
+engine is built without calibration, and a step of each number of rows is timed after 127 tokens.
+Tokens per second with trees are modelled: the drafts measured on the text of a calibrated engine
+(--drafts) are replayed with the trees by state that are best for the shape's own T(q), and each
+step costs T(q) plus the time of the host. So they show what drafts of that quality would give, not
+what these random models do. Files and engines are removed after each shape. A run that was stopped
+continues.
 """
 
 import argparse
@@ -43,12 +44,12 @@ from bita.tree_table import TreeTable
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "docs" / "images" / "growth.svg"
 LENGTH, ROWS = 127, (1, 2, 3, 4, 6, 8, 12, 16)
-HOST_MS = {"plain": 0.035, "trees": 0.085}  # of a step, beside the backend's part
+HOST_MS = {"plain": 0.035, "trees": 0.085}  # of a step, in addition to the backend's part
 KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size"),
 )
-# named by their parameters in billions, with whose shape they have
+# by billions of parameters: the model with the same shape, and the values of KEYS
 SHAPES = {
     "0.1": ("SmolLM2 135M", (576, 1536, 30, 9, 3, 64, 49152)),
     "0.5": ("Qwen2.5 0.5B", (896, 4864, 24, 14, 2, 64, 151936)),
@@ -93,7 +94,7 @@ def measure_shape(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_speed(found: dict[str, Any], acceptance: Acceptance) -> dict[str, float]:
-    """Tokens per second plainly, and with the trees by state that this T(q) makes best."""
+    """Compute tokens per second plainly, and with the best trees by state for this T(q)."""
     medians = [found["step_ms"][str(rows)]["p50_ms"] for rows in ROWS]
     curve = np.interp(np.arange(1, ROWS[-1] + 1), ROWS, np.maximum.accumulate(medians))
     times = curve + HOST_MS["trees"]
@@ -117,7 +118,7 @@ def model_speed(found: dict[str, Any], acceptance: Acceptance) -> dict[str, floa
 
 
 def drafts_of(path: Path) -> Acceptance:
-    """What the calibration of an engine measured."""
+    """Read the drafts that an engine's calibration measured."""
     report = read_calibration(open_engine(path))
     if "acceptance" not in report:
         raise EngineError(f"engine {path} is not calibrated; run: bita calibrate tree {path}")
@@ -125,7 +126,7 @@ def drafts_of(path: Path) -> Acceptance:
 
 
 def table_of(report: dict[str, Any]) -> list[list[str]]:
-    """Cells of the report's table, the heads first."""
+    """Return the cells of the report's table, the heads first."""
     heads = ["billions", "shape of", "file MB", "build s", "session MB", "T(1) ms"]
     heads += ["T(2)", "T(4)", "T(8)", "of a copy", "plain tok/s", "trees tok/s", "times"]
     cells = [heads]
@@ -146,7 +147,7 @@ def table_of(report: dict[str, Any]) -> list[list[str]]:
 
 
 def draw(report: dict[str, Any], out: Path) -> None:
-    """T(q) / T(1) of each shape, and tokens per second plainly and with trees."""
+    """Draw T(q) / T(1) of each shape, and tokens per second plainly and with trees."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -160,7 +161,7 @@ def draw(report: dict[str, Any], out: Path) -> None:
         ratios = [ms / medians[0] for ms in medians]
         left.plot(ROWS, ratios, marker="o", ms=3, color=color, label=f"{name} billion")
     left.set_xlabel("rows of a step", fontsize=9)
-    left.set_ylabel("time, in times one row's", fontsize=9)
+    left.set_ylabel("time relative to one row", fontsize=9)
     left.set_ylim(bottom=0)
     left.legend(fontsize=8, frameon=False)
     for place, row in enumerate(report["shapes"].values()):
@@ -171,7 +172,7 @@ def draw(report: dict[str, Any], out: Path) -> None:
     right.set_yscale("log")
     right.set_ylim(10, 2 * max(r["trees_tokens_per_second"] for r in report["shapes"].values()))
     right.set_xticks(range(len(report["shapes"])), list(report["shapes"]))
-    right.set_xlabel("billions of parameters; grey: plainly, blue: trees, modelled", fontsize=9)
+    right.set_xlabel("billions of parameters; grey: plain, blue: trees, modelled", fontsize=9)
     right.set_ylabel("tokens per second", fontsize=9)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -180,7 +181,7 @@ def draw(report: dict[str, Any], out: Path) -> None:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is missing, and model."""
+    """Measure the missing shapes, and model the speed with trees."""
     args.work_dir.mkdir(parents=True, exist_ok=True)
     acceptance = drafts_of(args.drafts)
     settings = {"shapes": SHAPES, "threads": args.threads, "bursts": args.bursts}
@@ -203,7 +204,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--drafts", type=Path, required=True, help="a calibrated engine")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
-    parser.add_argument("--gguf", type=Path, default=find_default_gguf(), help="its tokenizer")
+    parser.add_argument(
+        "--gguf", type=Path, default=find_default_gguf(), help="GGUF file with the tokenizer to use"
+    )
     parser.add_argument("--work-dir", type=Path, default=Path(".cache/growth"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bursts", type=int, default=4)
@@ -218,7 +221,7 @@ def main() -> int:
     print_table(table_of(report))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        with contextlib.suppress(ImportError):  # the chart's package is one of the developers'
+        with contextlib.suppress(ImportError):  # matplotlib is a package for developers
             draw(report, args.chart)
     return 0
 

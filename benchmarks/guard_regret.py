@@ -1,13 +1,13 @@
-"""What the guard of trees by state saves single texts, and what it costs, counted by replay.
+"""Count by replay what the guard of trees by state saves and costs on single texts.
 
     python benchmarks/guard_regret.py engines/*-int4 --prompts mt_bench.jsonl \
         --out benchmarks/results/guard_regret.json
 
-Each text is decoded on paper three times, from its measured drafts and the costs T(q) / T(1) of
-steps: plainly, with the trees that calibration expects to be fastest, and with the same trees and
-their guard. So there is no noise of a clock in it. Regret is the time of a text beyond the shorter
-of plain decoding and the trees without a guard. Trees are those of the acceptance in the engine's
-calibration.json; without --prompts they are judged by the same texts.
+Each text is replayed from its measured drafts and the costs T(q) / T(1) of steps, so the result is
+free of timing noise. It is replayed plainly, with the trees that calibration expects to be fastest,
+and with the same trees and their guard. Regret is the time of a text beyond the shorter one of
+plain decoding and the trees without a guard. The trees are found with the acceptance in the
+engine's calibration.json; without --prompts they are judged by the same texts.
 """
 
 import argparse
@@ -33,16 +33,16 @@ from bita.runtime.text.prompt_encoder import PromptEncoder
 from bita.tensors import Float64Array
 from bita.tree_table import TreeTable
 
-MANY = 64  # rows up to which costs that are given go on on their last slope
+MANY = 64  # rows up to which given costs continue with their last slope
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All engines; the file is rewritten after each."""
+    """Measure all engines; rewrite the file after each one."""
     report: dict[str, Any] = {"prompts": args.prompts.name if args.prompts else "calibration's own"}
     report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}
     for path in args.engines:
         engine = open_engine(path)
-        known, latency = measured(engine, args.costs)
+        known, latency = read_measurements(engine, args.costs)
         table = best_table_of(engine, known, latency)
         acceptance = acceptance_on(engine, args) if args.prompts else known
         result = {"tree": str(table), "costs": table.costs, **figures(acceptance, table, engine)}
@@ -54,8 +54,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def measured(engine: Engine, costs: Sequence[float]) -> tuple[Acceptance, Latency]:
-    """Acceptance in the engine's calibration, and its latency, or one with these costs."""
+def read_measurements(engine: Engine, costs: Sequence[float]) -> tuple[Acceptance, Latency]:
+    """Return the engine's measured acceptance, and its latency or one with the given costs."""
     report = read_calibration(engine)
     wanted = ("acceptance",) if costs else ("acceptance", "latency")
     missing = [topic for topic in wanted if topic not in report]
@@ -75,7 +75,7 @@ def measured(engine: Engine, costs: Sequence[float]) -> tuple[Acceptance, Latenc
 
 
 def best_table_of(engine: Engine, acceptance: Acceptance, latency: Latency) -> TreeTable:
-    """The trees that are expected to be fastest, with their costs."""
+    """Return the trees expected to be fastest, with their costs."""
     manifest = engine.manifest
     spec = DIALECTS[manifest.dialect]
     rows = 1 if spec.exact_trees else 2
@@ -85,7 +85,7 @@ def best_table_of(engine: Engine, acceptance: Acceptance, latency: Latency) -> T
 
 
 def acceptance_on(engine: Engine, args: argparse.Namespace) -> Acceptance:
-    """Which drafts are right on the engine's answers to the prompts."""
+    """Measure the drafts on the engine's answers to the prompts."""
     encoder = PromptEncoder.of_engine(engine)
     prompts = [encoder.as_prompt(each) for each in read_prompts(args.prompts, args.limit)]
     with progress_bars() as show:
@@ -99,7 +99,11 @@ def acceptance_on(engine: Engine, args: argparse.Namespace) -> Acceptance:
 
 
 def figures(acceptance: Acceptance, table: TreeTable, engine: Engine) -> dict[str, Any]:
-    """Speeds are times plain decoding; `texts` has tokens, and both times in plain steps."""
+    """Compute the figures of an engine.
+
+    Speeds are relative to plain decoding. Each entry of "texts" has the tokens of a text, and its
+    time without and with the guard, in plain steps.
+    """
     mode = DIALECTS[engine.manifest.dialect].accepts(engine.manifest.mode)
     free, _ = step_costs(acceptance, replace(table, costs=()), table.costs, mode)
     guarded, share = step_costs(acceptance, table, table.costs, mode)
@@ -134,7 +138,7 @@ def figures(acceptance: Acceptance, table: TreeTable, engine: Engine) -> dict[st
 def step_costs(
     acceptance: Acceptance, table: TreeTable, costs: Sequence[float], mode: str
 ) -> tuple[Float64Array, float]:
-    """The time of each text in plain steps, and the share of steps with a smaller tree."""
+    """Return the time of each text in plain steps, and the share of steps with a smaller tree."""
     visits = replay(acceptance, table, mode)
     smaller = [visit.tree != table.trees[visit.number] for text in visits for visit in text]
     times = [sum(costs[visit.tree.num_rows - 1] for visit in text) for text in visits]
@@ -150,7 +154,7 @@ def ratio_of_worst(plain: Float64Array, other: Float64Array) -> float:
 
 
 def costs_of(text: str) -> list[float]:
-    """Costs as the command line has them."""
+    """Parse the costs of the command line."""
     costs = [float(part) for part in text.split(",")]
     if len(costs) < 2 or costs[0] != 1 or sorted(costs) != costs:
         raise argparse.ArgumentTypeError("give two or more numbers that rise from 1")
@@ -160,9 +164,11 @@ def costs_of(text: str) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("engines", type=Path, nargs="+", help="with acceptance and latency")
-    parser.add_argument("--prompts", type=Path, help="to judge by; without: calibration's texts")
-    parser.add_argument("--limit", type=int, help="of the prompts")
+    parser.add_argument(
+        "engines", type=Path, nargs="+", help="engines with measured acceptance and latency"
+    )
+    parser.add_argument("--prompts", type=Path, help="to judge by; default: calibration's texts")
+    parser.add_argument("--limit", type=int, help="number of prompts")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument(
         "--costs", type=costs_of, default=[], help="T(1), T(2), ... / T(1) instead of the engine's"

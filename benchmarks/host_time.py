@@ -1,9 +1,9 @@
-"""Time outside the backend per decode step: drafting, accepting, committing, text.
+"""Measure the time per decode step outside the backend: drafting, accepting, committing, text.
 
     python benchmarks/host_time.py ENGINE [ENGINE ...] --out benchmarks/results/host_time.json
 
-Everything between the first and the last token of an answer counts as a step's time, the stop rule
-and the text included; the backend's part is what its run call takes.
+The time of a step is everything between the first and the last token of an answer, divided by the
+steps, including the stop rule and the text. The backend's part is the time of its run call.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TREES = {"ar": Tree.root_only(), "chain": Tree.chain(3), "triangle": Tree.triang
 
 
 def measure(session: Session, num_prompts: int, num_tokens: int) -> dict[str, Any]:
-    """Medians of whole answers after one to warm up."""
+    """Return medians over whole answers, the first of which is a warm-up."""
     steps: list[tuple[float, float]] = []
     for prompt in read_prompts(limit=num_prompts + 1):
         session.reset_stats()

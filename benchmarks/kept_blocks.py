@@ -1,4 +1,4 @@
-"""What an engine of native operators has of its model's blocks: every weight, compared."""
+"""Compare every weight of an engine with native operators with the blocks of its model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,16 +14,17 @@ from bita.export.quantization.tiles import GATED_ROWS, TILE_ROWS, Tiles, unpacke
 from bita.lora import SITES
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource
 
-TABLE_ROWS = 4096  # of the embedding table at a time
-LOOKUPS = ("Embed", "Gather")  # read a few rows of a weight
+TABLE_ROWS = 4096  # rows of the embedding table read at a time
+LOOKUPS = ("Embed", "Gather")  # nodes that read only a few rows of a weight
 Initializers = Mapping[str, ir.Value]
 
 
 def count_kept(engine: Engine, checkpoint: TensorSource) -> dict[str, int]:
-    """How many weights of the linear layers and the embedding table there are, and how many are
-    bit for bit what the checkpoint reads, by the package that wrote it.
+    """Count the weights of linear layers and the embedding table, and the bit-identical ones.
 
-    engine: of dialect native, of a model whose inner width is a multiple of GATED_ROWS.
+    Args:
+        engine: Engine of dialect native whose inner size is a multiple of GATED_ROWS.
+        checkpoint: Its model, whose values are dequantized by the package that wrote it.
     """
     initializers = ir.load(engine.file(GRAPH_FILE)).graph.initializers
     kept = total = 0
@@ -35,7 +36,7 @@ def count_kept(engine: Engine, checkpoint: TensorSource) -> dict[str, int]:
 
 
 def step_weight_bytes(engine: Engine) -> int:
-    """Bytes of weights that each decode step reads: tables of which it takes rows are left out."""
+    """Return the bytes of weights that each decode step reads, without lookup tables."""
     initializers = ir.load(engine.file(GRAPH_FILE)).graph.initializers.values()
     return sum(_num_bytes(value) for value in initializers if not _is_looked_up(value))
 
@@ -49,7 +50,7 @@ def _num_bytes(value: ir.Value) -> int:
 
 
 def _expected(checkpoint: TensorSource) -> Iterator[tuple[str, int, Float32Array]]:
-    """The label of a weight of the graph, its first row, and rows as they should be."""
+    """Yield the label of each weight in the graph, its first row, and the expected rows."""
     for index in range(checkpoint.config["num_hidden_layers"]):
         prefix = f"model.layers.{index}."
         for site, names in SITES.items():
@@ -62,7 +63,7 @@ def _expected(checkpoint: TensorSource) -> Iterator[tuple[str, int, Float32Array
 
 
 def _side_by_side(layers: Sequence[Float32Array], is_gated: bool) -> Float32Array:
-    """The rows of layers in the order of the graph."""
+    """Return the rows of merged layers in the order of the graph."""
     if not is_gated:
         return np.concatenate(layers)
     width = layers[0].shape[1]
@@ -73,7 +74,7 @@ def _side_by_side(layers: Sequence[Float32Array], is_gated: bool) -> Float32Arra
 def _read(
     initializers: Initializers, label: str, first_row: int, num_rows: int, width: int
 ) -> Float32Array:
-    """Rows of a weight of the graph; `first_row` is a multiple of TILE_ROWS."""
+    """Read rows of a weight in the graph; `first_row` must be a multiple of TILE_ROWS."""
     tiles = slice(first_row // TILE_ROWS, -(-(first_row + num_rows) // TILE_ROWS))
 
     def part(name: str) -> npt.NDArray[Any] | None:

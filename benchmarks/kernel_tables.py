@@ -1,4 +1,4 @@
-"""Cycles of the native kernels by processor: compiled as the build compiles them, for llvm-mca."""
+"""Compute the native kernels' cycles by processor with llvm-mca, compiled as in the build."""
 
 import json
 import re
@@ -18,28 +18,28 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "runtime" / "native"
 UNITS = ROOT / "benchmarks" / "kernel_units.cpp"
 TOOLS = ("llvm-mca-22", "llvm-mca")
-MIN_LLVM = 22  # earlier ones do not know the processors, or their pipes
+MIN_LLVM = 22  # earlier versions do not model the processors, or their pipes
 COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
 ROWS = re.compile(r"_rows<(\d+), ([48]), (true|false)")
 UNIT_NAMES = (
     *("weigh", "mean", "turn", "add", "squares"),
     *("rank", "scale", "quantize", "gate"),
 )
-PRODUCTS = 512  # of a block of a tile with one row
+PRODUCTS = 512  # per row of a tile's block
 
 
 @dataclass(frozen=True)
 class Model:
-    """A road of the kernels on a processor."""
+    """The kernels of an instruction set on a processor."""
 
-    road: str  # as its file is named
+    isa: str  # stem of the kernels' file
     target: Target
-    note: str  # which scheduling model that is, and why
+    note: str  # which scheduling model is used, and why
 
 
 ARM = "+dotprod,+fullfp16"
-# LLVM 22 gives cortex-a76, -a78 and -a78ae the model of Cortex-A57, which has other pipes. It gives
-# Zen 5 that of Zen 4, with half of its 512-bit pipes, so the road of AVX-512 is not modelled.
+# LLVM 22 uses the model of Cortex-A57, which has other pipes, for cortex-a76, -a78 and -a78ae. For
+# Zen 5 it uses that of Zen 4, with half of its 512-bit pipes, so AVX-512 is not modelled.
 MODELS = {
     "cortex-a76": Model(
         "neon_dotprod",
@@ -49,52 +49,55 @@ MODELS = {
     "cortex-a78": Model(
         "neon_dotprod",
         Target("aarch64", "neoverse-n2", ARM, dispatch=6),
-        "Neoverse N2, whose thirteen pipes A78 has too, with A78's width of 6 instead of 5",
+        "Neoverse N2, which has the same thirteen pipes, with A78's width of 6 instead of 5",
     ),
     "zen 3": Model("avx2", Target("x86_64", "znver3"), "Zen 3"),
 }
 
 
 def mca_tool() -> str:
-    """The command of llvm-mca. Raises SystemExit if there is none that knows the processors."""
+    """Find the command of llvm-mca. Raises SystemExit if none models the processors."""
     for tool in filter(shutil.which, TOOLS):
         text = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"LLVM version (\d+)", text)
         if version and int(version[1]) >= MIN_LLVM:
             return tool
     raise SystemExit(
-        f"there is no llvm-mca of LLVM {MIN_LLVM} or later, as one of {', '.join(TOOLS)} "
+        f"llvm-mca of LLVM {MIN_LLVM} or later is missing; tried {', '.join(TOOLS)} "
         f"(apt-get install llvm-{MIN_LLVM})"
     )
 
 
-def compile_command(road: str, triple: str, folder: Path) -> list[str]:
-    """The build's command for a road's file, without its input and output.
+def compile_command(isa: str, triple: str, folder: Path) -> list[str]:
+    """Get the build's compile command for an ISA's file from cmake, without input and output.
 
-    folder: for cmake, which is asked for it. Raises RuntimeError if the build leaves the road out.
+    cmake runs in `folder`. Raises RuntimeError if the build leaves out the file.
     """
     place = folder / triple
     settings = {
         "CMAKE_CXX_COMPILER": COMPILERS[triple],
         "CMAKE_SYSTEM_NAME": "Linux",
         "CMAKE_SYSTEM_PROCESSOR": triple,
-        "ONNXRUNTIME_INCLUDE_DIR": str(folder),  # kernels need none
+        "ONNXRUNTIME_INCLUDE_DIR": str(folder),  # the kernels do not need it
     }
     command = ["cmake", "-S", str(NATIVE), "-B", str(place), "-G", "Ninja"]
     command += [f"-D{key}={value}" for key, value in settings.items()]
     subprocess.run(command, check=True, capture_output=True)
     for entry in json.loads((place / "compile_commands.json").read_text(encoding="utf-8")):
-        if Path(entry["file"]) == NATIVE / "kernels" / f"{road}.cpp":
+        if Path(entry["file"]) == NATIVE / "kernels" / f"{isa}.cpp":
             words = shlex.split(entry["command"])
             return words[: words.index("-o")]
-    raise RuntimeError(f"the build for {triple} has no {road}.cpp")
+    raise RuntimeError(f"the build for {triple} does not contain {isa}.cpp")
 
 
-def compile_units(road: str, triple: str, folder: Path, library: Path | None = None) -> str:
-    """Assembly of kernel_units.cpp with a road's kernels; with `library` also that file."""
-    command = compile_command(road, triple, folder)
-    command += [f'-DBITA_ROAD_FILE="kernels/{road}.cpp"', str(UNITS)]
-    out = folder / f"{road}.s"
+def compile_units(isa: str, triple: str, folder: Path, library: Path | None = None) -> str:
+    """Compile kernel_units.cpp with an ISA's kernels and return the assembly.
+
+    If `library` is given, a shared library is written there too.
+    """
+    command = compile_command(isa, triple, folder)
+    command += [f'-DBITA_ISA_FILE="kernels/{isa}.cpp"', str(UNITS)]
+    out = folder / f"{isa}.s"
     subprocess.run([*command, "-S", "-o", str(out)], check=True)
     if library:
         subprocess.run([*command, "-shared", "-o", str(library)], check=True)
@@ -102,9 +105,9 @@ def compile_units(road: str, triple: str, folder: Path, library: Path | None = N
 
 
 def kernel_cycles(name: str, folder: Path, assembly: str | None = None) -> KernelCycles:
-    """What llvm-mca says of a processor in MODELS."""
+    """Compute the cycles of a processor in MODELS with llvm-mca."""
     model, tool = MODELS[name], mca_tool()
-    loops = loops_of(assembly or compile_units(model.road, model.target.triple, folder))
+    loops = loops_of(assembly or compile_units(model.isa, model.target.triple, folder))
 
     def cycles(loop: Loop) -> float:
         return loop_cycles(loop.instructions, model.target, tool).cycles
@@ -127,9 +130,9 @@ def kernel_cycles(name: str, folder: Path, assembly: str | None = None) -> Kerne
 
 
 def tile_loops(loops: Sequence[Loop]) -> dict[tuple[str, int], list[Loop]]:
-    """Loops over blocks of a tile, by the kind of the weight and the rows at a time.
+    """Find the loops over blocks of a tile, by the kind of the weight and the rows at a time.
 
-    Where several functions have such loops (copies that the compiler made), those of one count.
+    If several functions have such loops (copies by the compiler), those of one function count.
     """
     found: dict[tuple[str, int], dict[str, list[Loop]]] = defaultdict(lambda: defaultdict(list))
     for loop in loops:
@@ -144,22 +147,29 @@ def tile_loops(loops: Sequence[Loop]) -> dict[tuple[str, int], list[Loop]]:
 
 
 def tile_passes(kind: str, num_rows: int, loops: Sequence[Loop]) -> float:
-    """How often the loops run for a block: over halves and quarters of a tile, by what they
-    multiply. Raises RuntimeError if that is not a whole number.
+    """Return how often the loops run for a block, since they may cover a half or quarter of a tile.
+
+    Raises RuntimeError if their number of products does not divide that of a block.
     """
     made = sum(loop.products for loop in loops)
     passes = num_rows * PRODUCTS / made
     if passes != int(passes):
         raise RuntimeError(
-            f"{num_rows} rows of {kind}: the loops found make {made} products, which do not divide "
-            f"the {num_rows * PRODUCTS} of a block"
+            f"{num_rows} rows of {kind}: the loops found make {made} products, which does not "
+            f"divide the {num_rows * PRODUCTS} of a block"
         )
     return passes
 
 
 def attention_loops(loops: Sequence[Loop], part: str) -> list[tuple[Loop, float]]:
-    """The main loop for 1, 2, ... queries at a time, of a cache in float16, and what share of its
-    cycles sixteen products of each query take. part: "score" or "add".
+    """Find the main loop for 1, 2, ... queries at a time with a float16 cache.
+
+    Args:
+        loops: All loops.
+        part: "score" or "add".
+
+    Returns:
+        Each loop, with the share of its cycles that sixteen products of each query take.
     """
     name = re.compile(rf"\b{part}_\w+<(\d+),.*Half")
     best: dict[int, Loop] = {}
@@ -171,7 +181,7 @@ def attention_loops(loops: Sequence[Loop], part: str) -> list[tuple[Loop, float]
 
 
 def unit_loops(loops: Sequence[Loop]) -> Mapping[str, Loop]:
-    """The longest loop of each unit of kernel_units.cpp."""
+    """Find the longest loop of each unit of kernel_units.cpp."""
     names = {f"unit_{name}" for name in UNIT_NAMES}
     longest: dict[str, Loop] = {}
     for loop in loops:

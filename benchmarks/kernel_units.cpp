@@ -1,14 +1,14 @@
-// Loops over units of what a step's kernels do, each a function of its own, so that their assembly
-// is found by name and their time can be taken: benchmarks/cycle_model.py compiles this with the
-// options of a road, whose file is BITA_ROAD_FILE.
-#include BITA_ROAD_FILE
+// Loops over units of the work of a step's kernels. Each is a separate function, so that its
+// assembly can be found by name and its time can be measured. benchmarks/cycle_model.py compiles
+// this file with the options of an ISA, whose kernels are in BITA_ISA_FILE.
+#include BITA_ISA_FILE
 
 #define CALLED extern "C" __attribute__((visibility("default"))) void
 #define UNIT extern "C" __attribute__((visibility("default"), flatten)) void
 
 namespace bita {
 
-// A block of an activated row: 32 values of the gate and 32 of up.
+// Activates blocks of a row: 32 values of the gate and 32 of up.
 UNIT unit_gate(const float* values, int64_t blocks, uint8_t* row) {
   for (int64_t block = 0; block < blocks; ++block)
     gate(values + block * 64, values + block * 64 + 32, false, kBlock, block, blocks, row);
@@ -20,7 +20,7 @@ UNIT unit_quantize(const float* values, int64_t blocks, uint8_t* row) {
                    blocks, row);
 }
 
-// A block of a normed and quantized row, without its sum of squares.
+// Normalizes and quantizes blocks of a row, without its sum of squares.
 UNIT unit_scale(const float* values, int64_t blocks, uint8_t* row) {
   const Lanes inverse = Lanes::all(values[0]);
   for (int64_t block = 0; block < blocks; ++block) {
@@ -31,7 +31,7 @@ UNIT unit_scale(const float* values, int64_t blocks, uint8_t* row) {
   }
 }
 
-// Sixteen values of a sum of squares.
+// Adds sixteen values to a sum of squares at a time.
 UNIT unit_squares(const float* values, int64_t count, float* out) {
   Lanes squares = Lanes::all(0.0f);
   for (int64_t i = 0; i < count; ++i) {
@@ -41,14 +41,14 @@ UNIT unit_squares(const float* values, int64_t count, float* out) {
   squares.store(out);
 }
 
-// Sixteen values of a residual sum.
+// Adds sixteen values of a residual sum at a time.
 UNIT unit_add(const float* values, int64_t count, float* out) {
   const Lanes scale = Lanes::all(values[0]);
   for (int64_t i = 0; i < count; ++i)
     (Lanes::load(out + i * 16) + Lanes::load(values + i * 16) * scale).store(out + i * 16);
 }
 
-// Sixteen pairs of a head that turn.
+// Rotates sixteen pairs of a head at a time.
 UNIT unit_turn(const float* values, int64_t count, float* out) {
   for (int64_t i = 0; i < count * 16; i += 16) {
     const Lanes x = Lanes::load(out + i), y = Lanes::load(out + 1024 + i);
@@ -58,7 +58,7 @@ UNIT unit_turn(const float* values, int64_t count, float* out) {
   }
 }
 
-// Sixteen scores of a query to exponentials.
+// Converts sixteen scores of a query to exponentials at a time.
 UNIT unit_weigh(const float* values, int64_t count, float* out) {
   Lanes sums = Lanes::all(0.0f);
   const Lanes largest = Lanes::all(values[0]);
@@ -71,16 +71,16 @@ UNIT unit_weigh(const float* values, int64_t count, float* out) {
   sums.store(out);
 }
 
-// Sixteen dimensions of a chunk that is merged.
+// Merges sixteen dimensions of a chunk at a time.
 UNIT unit_mean(const float* values, int64_t count, float* out) {
   Lanes total = Lanes::all(0.0f);
   for (int64_t i = 0; i < count; ++i)
-    total = total * Lanes::all(values[i]) +
-            Lanes::load(values + i * 16) * Lanes::all(values[i + 1024]);
+    total =
+        total * Lanes::all(values[i]) + Lanes::load(values + i * 16) * Lanes::all(values[i + 1024]);
   total.store(out);
 }
 
-// Sixteen logits none of which is among the best.
+// Compares sixteen logits at a time, none of which is among the best.
 UNIT unit_rank(const float* values, int64_t count, float* out) {
   int64_t above = 0;
   for (int64_t i = 0; i < count; ++i)
@@ -88,20 +88,19 @@ UNIT unit_rank(const float* values, int64_t count, float* out) {
   out[0] = static_cast<float>(above);
 }
 
-// Runs one of the units above `times` times.
+// Runs a unit `times` times.
 CALLED unit_repeat(void (*unit)(const float*, int64_t, void*), const float* values, int64_t count,
                    void* out, int64_t times) {
   for (int64_t i = 0; i < times; ++i) unit(values, count, out);
 }
 
-// `times` times eight additions, each of which waits for the one before: eight cycles.
+// Runs eight dependent additions `times` times; they take eight cycles.
 CALLED unit_clock(int64_t times) {
   int64_t sum = 0;
   for (int64_t i = 0; i < times; ++i) {
 #if defined(__x86_64__)
-    asm volatile(
-        "inc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0"
-        : "+r"(sum));
+    asm volatile("inc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0\n\tinc %0"
+                 : "+r"(sum));
 #elif defined(__aarch64__)
     asm volatile(
         "add %0, %0, 1\n\tadd %0, %0, 1\n\tadd %0, %0, 1\n\tadd %0, %0, 1\n\t"
@@ -111,20 +110,21 @@ CALLED unit_clock(int64_t times) {
   }
 }
 
-// Tiles of a linear layer; the weights lie in one piece, scales after values, minima after scales.
+// Multiplies tiles of a linear layer. The weights are contiguous: values, then scales, then minima.
 CALLED unit_linear(const uint8_t* weights, int64_t tiles, int64_t blocks, int64_t bits,
-                 int64_t has_minima, const uint8_t* rows, int64_t num_rows, float* out, int64_t times) {
+                   int64_t has_minima, const uint8_t* rows, int64_t num_rows, float* out,
+                   int64_t times) {
   const uint16_t* scales =
       reinterpret_cast<const uint16_t*>(weights + tiles * blocks * (bits == 4 ? 256 : 512));
   const uint16_t* minima = has_minima ? scales + tiles * blocks * kTile : nullptr;
-  const Weights all{weights, scales,       minima,
+  const Weights all{weights,         scales,        minima,
                     blocks * kBlock, tiles * kTile, static_cast<int>(bits)};
   for (int64_t i = 0; i < times; ++i) linear({&all, rows, num_rows, out, tiles * kTile}, 0, tiles);
 }
 
-// Attention of queries to `slots` positions of pages of one head; both in float16 and float32.
+// Computes attention of queries to `slots` positions in pages of one head, in float16 or float32.
 CALLED unit_attend(const void* const* pages, int64_t slots, int64_t head_dim, int64_t num_queries,
-                 int64_t is_half, const float* queries, float* out, int64_t times) {
+                   int64_t is_half, const float* queries, float* out, int64_t times) {
   int64_t first[kMaxQueries] = {}, stop[kMaxQueries];
   const int32_t* tails[kMaxQueries] = {};
   std::fill_n(stop, kMaxQueries, slots);

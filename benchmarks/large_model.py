@@ -1,11 +1,12 @@
-"""Random Llamas of the shape of Llama 3.2 1B as GGUF files.
+"""Write a random Llama with the shape of Llama 3.2 1B as a GGUF file.
 
     python benchmarks/large_model.py OUT.gguf Q4_1 --tokenizer MODEL.gguf
 
-Linear layers have the format named, the embedding table, which is the output layer too, has Q8_0,
-and norms are ones in float32. Weights are normal with a standard deviation of 0.02; a tensor has
-the same weights in every format. The tokenizer is that of another GGUF file, whose vocabulary is
-filled up with unused tokens to the 128256 rows of the table. Memory: one quantized tensor twice.
+Linear layers have the given format. The embedding table, which is the output layer too, has Q8_0,
+and norms are float32 ones. Weights are normally distributed with a standard deviation of 0.02; a
+tensor has the same weights in every format. The tokenizer is that of another GGUF file, whose
+vocabulary is padded with unused tokens to the 128256 rows of the table. Memory: one quantized
+tensor twice.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from bita.export.gguf.file import read_gguf
 
 STANDARD_DEVIATION = 0.02
 PIECE_ROWS = 2048  # quantized at a time
-NORMAL, UNUSED = 1, 5  # tokenizer.ggml.token_type
+NORMAL, UNUSED = 1, 5  # values of tokenizer.ggml.token_type
 TOKENIZER = "tokenizer.ggml."
 
 
@@ -40,7 +41,7 @@ class RandomTensor:
     kind: Kind
 
     def data(self) -> npt.NDArray[Any]:
-        """As the file has it: ones for a vector, else random rows, quantized piece by piece."""
+        """Return the data to write: ones for a vector, else random rows, quantized in pieces."""
         if len(self.shape) == 1:
             return np.ones(self.shape, np.float32)
         rng = np.random.default_rng(self.index)
@@ -54,7 +55,7 @@ class RandomTensor:
 
 
 def tensors_of(config: dict[str, Any], kind: Kind) -> Iterator[RandomTensor]:
-    """All tensors of a Llama with tied embeddings, under the names of GGUF files."""
+    """Yield all tensors of a Llama with tied embeddings, with their GGUF names."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     query = config["num_attention_heads"] * config["head_dim"]
     kv = config["num_key_value_heads"] * config["head_dim"]
@@ -73,7 +74,7 @@ def tensors_of(config: dict[str, Any], kind: Kind) -> Iterator[RandomTensor]:
 
 
 def add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """The metadata of the architecture."""
+    """Add the metadata of the architecture."""
     writer.add_name(f"Random Llama, {config['num_hidden_layers']} layers")
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -90,7 +91,7 @@ def add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, source: dict[str, Any], vocab_size: int) -> None:
-    """The tokenizer in the metadata `source` of another file, filled up to `vocab_size` tokens."""
+    """Add the tokenizer of another file's metadata `source`, padded to `vocab_size` tokens."""
     tokens = source[f"{TOKENIZER}tokens"]
     types = source.get(f"{TOKENIZER}token_type", np.full(len(tokens), NORMAL)).tolist()
     unused = range(len(tokens), vocab_size)
@@ -106,7 +107,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, source: dict[str, Any], vocab_size: i
 
 
 def write_model(path: Path, kind: Kind, tokenizer: Path, config: dict[str, Any] = CONFIG) -> None:
-    """Write the GGUF file `path`. tokenizer: a GGUF file of a byte-level tokenizer."""
+    """Write the GGUF file `path`; `tokenizer` is a GGUF file with a byte-level tokenizer."""
     writer = gguf.GGUFWriter(path, "llama")
     add_sizes(writer, config)
     add_tokenizer(writer, read_gguf(tokenizer).metadata, config["vocab_size"])
@@ -128,8 +129,8 @@ def write_model(path: Path, kind: Kind, tokenizer: Path, config: dict[str, Any] 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("format", help="of linear layers, such as Q4_0 or Q4_1")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("format", help="format of linear layers, such as Q4_0 or Q4_1")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="GGUF file with a tokenizer")
     args = parser.parse_args()
     partial = args.out.with_name(f"{args.out.name}.partial")
     write_model(partial, Kind[args.format], args.tokenizer)

@@ -1,13 +1,13 @@
-"""A model of 1.2 billion parameters beside llama.cpp: what a step costs, and what a build takes.
+"""Compare a model of 1.2 billion parameters with llama.cpp: the cost of a step and of a build.
 
     python benchmarks/large_shape.py --llama-cpp .cache/peers/llama.cpp/bin
 
-Makes random Llamas of the shape of Llama 3.2 1B in Q4_0 and Q4_1 (`large_model.py`), builds int4
-engines of them in the dialects native and ort, and measures by turns: a burst of steps of each size
-with each engine, then llama-bench with each file, and again. Weights are random, so that nothing is
-calibrated and nothing drafted. A run that was stopped continues; one that has ended leaves 4.5 GB
-of models and engines in the work directory for the next (remove it after changes of the export).
-The bandwidth that weights are read with comes from the median step of one row.
+Makes random Llamas with the shape of Llama 3.2 1B in Q4_0 and Q4_1 (`large_model.py`) and builds
+int4 engines of them in the dialects native and ort. Each round measures a burst of steps of each
+size with each engine, then llama-bench with each file. Weights are random, so nothing is calibrated
+and nothing is drafted. A run that was stopped continues. One that has finished leaves 4.5 GB of
+models and engines in the work directory for the next run; remove it after changing the export. The
+bandwidth of reading weights is computed from the median step of one row.
 """
 
 import argparse
@@ -38,16 +38,16 @@ from bita.tree import Tree
 
 HERE = Path(__file__).resolve().parent
 FORMATS = ("Q4_0", "Q4_1")
-ENGINES = (("native", "Q4_0"), ("native", "Q4_1"), ("ort", "Q4_0"))  # dialects, files
+ENGINES = (("native", "Q4_0"), ("native", "Q4_1"), ("ort", "Q4_0"))  # (dialect, file format)
 SETTLE_SECONDS = 0.5  # between programs
-VOCABULARY = "the default model's tokens, filled up with unused ones"
+VOCABULARY = "the default model's tokens, padded with unused ones"
 
 
 def run_measured(command: Sequence[str]) -> Figures:
-    """What a program writes, the seconds that it takes, and its peak of memory.
+    """Run a program and return its output, its seconds, and its peak memory.
 
-    The peak is never less than that of this process so far, which lends its memory to the program
-    until that is loaded: measure before anything large is done here.
+    The peak is at least that of this process so far, whose memory the program shares until it is
+    loaded. So measure before this process needs much memory.
     """
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -56,7 +56,7 @@ def run_measured(command: Sequence[str]) -> Figures:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise PeerError(f"{' '.join(command)} ended with {process.returncode}")
+        raise PeerError(f"{' '.join(command)} ended with exit status {process.returncode}")
     return {
         "seconds": round(time.perf_counter() - began, 1),
         "peak_mb": round(usage.ru_maxrss / 1024),
@@ -65,12 +65,12 @@ def run_measured(command: Sequence[str]) -> Figures:
 
 
 def gguf_of(args: argparse.Namespace, name: str) -> Path:
-    """The file of a format."""
+    """Return the path of the model file with a format."""
     return Path(args.work_dir / f"llama-1b-random.{name}.gguf")
 
 
 def engine_of(args: argparse.Namespace, dialect: str, name: str) -> Path:
-    """The engine of a file in a dialect."""
+    """Return the path of the engine of a file in a dialect."""
     return Path(args.work_dir / f"{dialect}-{name}")
 
 
@@ -88,26 +88,26 @@ def make_files(args: argparse.Namespace, journal: Journal) -> None:
 
 
 def make_once(path: Path, key: str, command: Sequence[str], journal: Journal) -> None:
-    """Run a script of Python that makes a file or engine, unless it did."""
+    """Run a Python script that makes a file or an engine, unless it is done."""
     if path.exists() and journal.get("made", key) is not None:
         return
     say(f"making {path}")
     made = journal.add("made", key, run_measured([sys.executable, *command]))
-    say(f"{path}: {made['seconds']} s, at most {made['peak_mb']} MB")
+    say(f"{path}: {made['seconds']} s, peak memory {made['peak_mb']} MB")
 
 
 def check_kept(args: argparse.Namespace, journal: Journal) -> None:
-    """Compare all weights of the native engines with their files."""
+    """Compare all weights of the native engines with those of their files."""
     for dialect, name in ENGINES:
         if dialect == NATIVE.name and journal.get("kept", name) is None:
             engine = open_engine(engine_of(args, dialect, name))
             found = count_kept(engine, open_checkpoint(str(gguf_of(args, name))))
             journal.add("kept", name, found)
-            say(f"{engine.path}: {found['kept']} of {found['weights']} weights as in the file")
+            say(f"{engine.path}: {found['kept']} of {found['weights']} weights equal the file's")
 
 
 def measure_sessions(args: argparse.Namespace, journal: Journal) -> None:
-    """The peak of a process that opens an engine and decodes plainly."""
+    """Measure the peak memory of processes that open an engine and decode plainly."""
     for dialect, name in ENGINES:
         if journal.get("session_mb", f"{dialect} {name}") is None:
             path = engine_of(args, dialect, name)
@@ -118,7 +118,7 @@ def measure_sessions(args: argparse.Namespace, journal: Journal) -> None:
 
 
 def open_subjects(args: argparse.Namespace) -> list[Subject]:
-    """A session of each engine."""
+    """Open a session of each engine."""
     return [
         Subject(
             f"{dialect} {name}",
@@ -132,7 +132,7 @@ def open_subjects(args: argparse.Namespace) -> list[Subject]:
 
 
 def time_llama_cpp(args: argparse.Namespace, name: str) -> Figures:
-    """The bytes of weights, and ms a token of each repetition of llama-bench."""
+    """Run llama-bench; return the bytes of weights, and the ms per token of each repetition."""
     command = [str(args.llama_cpp / "llama-bench"), "-m", str(gguf_of(args, name))]
     command += ["-t", str(args.threads), "-p", "0", "-n", str(args.tokens), "-o", "json"]
     command += ["-d", str(args.length), "-r", str(args.repetitions)]
@@ -144,7 +144,7 @@ def time_llama_cpp(args: argparse.Namespace, name: str) -> Figures:
 
 
 def time_round(args: argparse.Namespace, subjects: Sequence[Subject], number: int) -> Figures:
-    """All engines, then all of llama.cpp's files; the order turns around in every other round."""
+    """Time all engines, then all of llama.cpp's files; every other round reverses the order."""
     turn = -1 if number % 2 else 1
     sizes = [int(size) for size in args.rows.split(",")]
     steps = time_rows(subjects[::turn], args.length, sizes, args.bursts)
@@ -159,7 +159,7 @@ def time_round(args: argparse.Namespace, subjects: Sequence[Subject], number: in
 
 
 def measure(args: argparse.Namespace, journal: Journal) -> list[Figures]:
-    """All rounds; those that are known are not measured again."""
+    """Measure all rounds that are not in the journal."""
     known = [journal.get("round", str(number)) for number in range(args.rounds)]
     if None not in known:
         return known
@@ -172,7 +172,7 @@ def measure(args: argparse.Namespace, journal: Journal) -> list[Figures]:
 
 
 def settings_of(args: argparse.Namespace) -> Figures:
-    """What rounds must have in common."""
+    """Return the settings that all rounds must have in common."""
     names = ("threads", "rows", "length", "tokens", "repetitions", "bursts")
     engines = {
         f"{dialect} {name}": open_engine(engine_of(args, dialect, name)).files[WEIGHTS_FILE]
@@ -183,7 +183,7 @@ def settings_of(args: argparse.Namespace) -> Figures:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Make what is missing, measure, report."""
+    """Make the missing files, measure, and report."""
     versions = {"shape": CONFIG, "operators": OPERATORS_VERSION}
     built = Journal(args.work_dir / "built.jsonl", versions)
     make_files(args, built)
@@ -200,7 +200,7 @@ def compare(args: argparse.Namespace) -> int:
     report = {
         **describe_machine(args.threads),
         **{name: getattr(args, name) for name in ("threads", "rounds", "repetitions", "tokens")},
-        **{"road": loaded_operators().road, "shape": CONFIG, "vocabulary": VOCABULARY},
+        **{"isa": loaded_operators().isa, "shape": CONFIG, "vocabulary": VOCABULARY},
         "built": built.stage("made"),
         "kept": built.stage("kept"),
         "session_mb": built.stage("session_mb"),
@@ -217,15 +217,19 @@ def compare(args: argparse.Namespace) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--llama-cpp", type=Path, required=True, help="folder of llama-bench")
-    parser.add_argument("--gguf", type=Path, default=find_default_gguf(), help="has a tokenizer")
+    parser.add_argument(
+        "--gguf", type=Path, default=find_default_gguf(), help="GGUF file with the tokenizer to use"
+    )
     parser.add_argument("--work-dir", type=Path, default=Path(".cache/large_shape"))
     parser.add_argument("--make-only", action="store_true", help="make the files, measure nothing")
-    parser.add_argument("--rows", default="1,2,4,8", help="of steps")
+    parser.add_argument("--rows", default="1,2,4,8", help="sizes of steps")
     parser.add_argument("--length", type=int, default=128, help="tokens of text before the steps")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--bursts", type=int, default=1, help="of 12 steps, in each round")
-    parser.add_argument("--tokens", type=int, default=32, help="that llama-bench generates")
-    parser.add_argument("--repetitions", type=int, default=2, help="of llama-bench, in each round")
+    parser.add_argument("--bursts", type=int, default=1, help="bursts of 12 steps in each round")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens llama-bench generates")
+    parser.add_argument(
+        "--repetitions", type=int, default=2, help="repetitions of llama-bench in each round"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "large_shape.json")
     return parser.parse_args(argv)

@@ -1,15 +1,15 @@
-"""What the rounds of large_shape.py say together, as figures and as a table."""
+"""Summarize the rounds of large_shape.py as figures and as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rows import described, summary
+from rows import describe_rows, summary
 
 Figures = dict[str, Any]
 
 
 def speeds(step: Mapping[str, float], num_bytes: int, copy_speed: float) -> Figures:
-    """What a step of one row, or a token, says of the memory."""
+    """Compute the speed and memory bandwidth from the time of a step of one row, or of a token."""
     speed = num_bytes / step["p50_ms"] / 1e6
     return {
         "weight_bytes": num_bytes,
@@ -22,16 +22,16 @@ def speeds(step: Mapping[str, float], num_bytes: int, copy_speed: float) -> Figu
 def summarize(
     rounds: Sequence[Figures], step_bytes: Mapping[str, int], length: int
 ) -> dict[str, Any]:
-    """Figures of all rounds together. step_bytes: of weights that a step of each engine reads."""
+    """Compute the figures over all rounds; each engine's step reads `step_bytes` of weights."""
     copy_speed = max(found["copy_gb_per_s"] for found in rounds)
     report: Figures = {"copy_gb_per_s": round(copy_speed, 2), "engines": {}, "llama_cpp": {}}
     for name, sizes in rounds[0]["step_ms"].items():
-        times = {int(q): joined([found["step_ms"][name][q] for found in rounds]) for q in sizes}
+        times = {int(q): join([found["step_ms"][name][q] for found in rounds]) for q in sizes}
         first = summary(next(iter(times.values())))
         figures = speeds(first, step_bytes[name], copy_speed)
-        report["engines"][name] = {**figures, "after": {str(length): described(times)}}
+        report["engines"][name] = {**figures, "after": {str(length): describe_rows(times)}}
     for name, found in rounds[0]["llama_cpp"].items():
-        tokens = summary(joined([found["llama_cpp"][name]["token_ms"] for found in rounds]))
+        tokens = summary(join([found["llama_cpp"][name]["token_ms"] for found in rounds]))
         figures = speeds(tokens, found["weight_bytes"], copy_speed)
         report["llama_cpp"][name] = {**figures, "token_ms": tokens}
     for name, figures in report["engines"].items():
@@ -41,13 +41,13 @@ def summarize(
     return report
 
 
-def joined(lists: Sequence[Sequence[float]]) -> list[float]:
+def join(lists: Sequence[Sequence[float]]) -> list[float]:
     return [each for part in lists for each in part]
 
 
 def print_table(report: Figures, length: int) -> None:
-    """One line for each engine and file."""
-    print(f"\nms a step after {length} tokens; a copy reaches {report['copy_gb_per_s']} GB/s")
+    """Print one line for each engine and file."""
+    print(f"\nms per step after {length} tokens; a copy reaches {report['copy_gb_per_s']} GB/s")
     sizes = next(iter(report["engines"].values()))["after"][str(length)]
     heads = [f"T({size})" for size in sizes]
     print(f"{'':22}{'MB':>7}{''.join(f'{head:>8}' for head in heads)}  tok/s   GB/s  of copy")

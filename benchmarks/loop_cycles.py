@@ -1,7 +1,7 @@
-"""Cycles of a compiled function's loops, as llvm-mca models a processor.
+"""Find the loops of compiled functions and compute their cycles with llvm-mca's processor models.
 
-A loop is what lies between a label and a branch back to it. llvm-mca knows the ports, latencies and
-width of a processor, and assumes that all loads hit the first cache.
+A loop is the code between a label and a branch back to it. llvm-mca models the ports, latencies and
+width of a processor, and assumes that all loads hit the L1 cache.
 """
 
 import re
@@ -10,61 +10,61 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-ITERATIONS = 200  # of a loop, so that its start counts little
+ITERATIONS = 200  # of a loop, so that its start has little weight
 LABEL = re.compile(r"^(\.L\w+):")
 FUNCTION = re.compile(r"^(_?\w[\w.$]*):")
 INSTRUCTION = re.compile(r"^\t((?:\{vex\}\s+)?[a-z][\w.]*)\b(.*)$")
 # jne .L5; b.ne .L5; cbnz x0, .L5; tbnz x0, 3, .L5
 BRANCH = re.compile(r"^(?:j\w+|b|b\.\w+|b[a-z]{2}|cbn?z|tbn?z)\s+(?:[^.]*,\s*)?(\.L\w+)$")
-X86_BYTES = {"x": 16, "y": 32, "z": 64}  # of a register, by its first letter
+X86_BYTES = {"x": 16, "y": 32, "z": 64}  # size of a register by its first letter
 STACK = re.compile(r"\[(?:sp|x29)\b|\((?:%rsp|%rbp)[,)]")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A processor that llvm-mca is asked about."""
+    """A processor model of llvm-mca."""
 
     triple: str  # "aarch64" or "x86_64"
-    cpu: str  # of `-mcpu`: the scheduling model
-    features: str = ""  # of `-mattr`: what the code uses and that model's processor may lack
-    dispatch: int = 0  # micro-operations a cycle; 0: the model's own width
+    cpu: str  # value of `-mcpu`, which selects the scheduling model
+    features: str = ""  # value of `-mattr`: features of the code that the model may lack
+    dispatch: int = 0  # micro-operations per cycle; 0 for the model's own width
 
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop: its instructions in their order, the branch back last."""
+    """An innermost loop of a function."""
 
-    function: str  # demangled
-    instructions: tuple[str, ...]
+    function: str  # demangled name
+    instructions: tuple[str, ...]  # in order; the branch back is last
 
     @property
     def products(self) -> int:
-        """Products of two bytes that an iteration makes."""
+        """Products of two bytes per iteration."""
         return sum(map(byte_products, self.instructions))
 
     @property
     def fused(self) -> int:
-        """Fused multiply-adds of two floats that an iteration makes."""
+        """Fused multiply-adds of two floats per iteration."""
         return sum(map(float_products, self.instructions))
 
     @property
     def stack_accesses(self) -> int:
-        """Instructions that read or write the stack: registers that were spilled."""
+        """Number of instructions that read or write the stack because registers were spilled."""
         return sum(bool(STACK.search(line)) for line in self.instructions)
 
 
 @dataclass(frozen=True)
 class LoopCycles:
-    """What llvm-mca says of a loop."""
+    """Cycles of a loop according to llvm-mca."""
 
-    cycles: float  # of an iteration, among many
-    least: float  # by the ports and the width alone, without any latency
-    micro_operations: float  # of an iteration
-    pressure: dict[str, float]  # cycles of an iteration in which a port is taken
+    cycles: float  # per iteration, averaged over many
+    least: float  # lower bound by ports and width alone, without latencies
+    micro_operations: float  # per iteration
+    pressure: dict[str, float]  # cycles per iteration in which a port is busy
 
 
 def functions(assembly: str) -> Iterator[tuple[str, list[str]]]:
-    """Names, and the lines between the label and the end of each."""
+    """Yield the name of each function, and the lines between its label and its end."""
     name, lines = "", list[str]()
     for line in assembly.splitlines():
         if match := FUNCTION.match(line):
@@ -77,7 +77,7 @@ def functions(assembly: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def innermost_loops(function: str, lines: Sequence[str]) -> list[Loop]:
-    """Loops that have no other one inside, in their order."""
+    """Return the loops that contain no other loop, in order."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     spans: list[tuple[int, int]] = []
@@ -100,13 +100,13 @@ def innermost_loops(function: str, lines: Sequence[str]) -> list[Loop]:
 
 
 def loops_of(assembly: str) -> list[Loop]:
-    """Innermost loops of all functions; names are demangled."""
+    """Return the innermost loops of all functions, with demangled names."""
     found = dict(functions(assembly))
-    names = dict(zip(found, demangled(list(found)), strict=True))
+    names = dict(zip(found, demangle(list(found)), strict=True))
     return [loop for name in found for loop in innermost_loops(names[name], found[name])]
 
 
-def demangled(names: Sequence[str]) -> list[str]:
+def demangle(names: Sequence[str]) -> list[str]:
     done = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     )
@@ -114,7 +114,7 @@ def demangled(names: Sequence[str]) -> list[str]:
 
 
 def byte_products(instruction: str) -> int:
-    """Products of bytes that an instruction makes."""
+    """Count the products of bytes of an instruction."""
     name, _, operands = instruction.removeprefix("{vex} ").partition(" ")
     if name in ("vpdpbusd", "vpmaddubsw"):
         return _x86_bytes(operands)
@@ -122,14 +122,14 @@ def byte_products(instruction: str) -> int:
 
 
 def float_products(instruction: str) -> int:
-    """Fused multiply-adds of floats that an instruction makes."""
+    """Count the fused multiply-adds of floats of an instruction."""
     name, _, operands = instruction.partition(" ")
     if re.match(r"vfmadd\d+ps", name):
         return _x86_bytes(operands) // 4
     return 4 if name == "fmla" and ".4s" in operands else 0
 
 
-BYTE_LONG = ("smull", "smlal")  # eight bytes by eight, to 16 bits
+BYTE_LONG = ("smull", "smlal")  # multiply eight pairs of bytes to 16 bits
 
 
 def _x86_bytes(operands: str) -> int:
@@ -137,7 +137,10 @@ def _x86_bytes(operands: str) -> int:
 
 
 def loop_cycles(instructions: Sequence[str], target: Target, tool: str) -> LoopCycles:
-    """Ask llvm-mca. tool: its command. Raises RuntimeError if it cannot read an instruction."""
+    """Run llvm-mca, whose command is `tool`, on a loop.
+
+    Raises RuntimeError if it cannot read an instruction.
+    """
     command = [tool, f"-mtriple={target.triple}", f"-mcpu={target.cpu}"]
     command += [f"-iterations={ITERATIONS}", "-instruction-info=0", "-resource-pressure=1"]
     command += [f"-mattr={target.features}"] if target.features else []
@@ -146,11 +149,11 @@ def loop_cycles(instructions: Sequence[str], target: Target, tool: str) -> LoopC
     done = subprocess.run(command, input=code, capture_output=True, text=True)
     if done.returncode != 0 or "error:" in done.stderr:
         raise RuntimeError(f"{tool} cannot read a loop: {done.stderr.strip()[:500]}")
-    return parsed_cycles(done.stdout)
+    return parse_cycles(done.stdout)
 
 
-def parsed_cycles(output: str) -> LoopCycles:
-    """What llvm-mca prints of one loop."""
+def parse_cycles(output: str) -> LoopCycles:
+    """Parse the output of llvm-mca for one loop."""
     numbers = {
         key: float(value)
         for key, value in re.findall(r"^([A-Z][\w ]+):\s+([\d.]+)$", output, re.MULTILINE)
@@ -174,7 +177,7 @@ def _pressure(output: str) -> dict[str, float]:
 
 
 def _by_name(names: Sequence[str], taken: Sequence[float]) -> dict[str, float]:
-    """Ports of a name (two load units, say) are added up."""
+    """Sum the cycles of ports with the same name, such as two load units."""
     sums: dict[str, float] = {}
     for name, cycles in zip(names, taken, strict=True):
         sums[name] = round(sums.get(name, 0.0) + cycles, 2)

@@ -1,11 +1,15 @@
-"""What options of answers cost, and that trees write what plain decoding does under all of them.
+"""Measure the cost of answer options, and check that trees write the text of plain decoding.
 
     python benchmarks/options.py engines/smollm2-135m-instruct-int4 --prompts mt_bench.jsonl \\
         --out benchmarks/results/options.json
 
-Three parts: sampled text of the engine's trees against AR's, token by token, with its own adapter
-and a random one; answers under a JSON schema, checked by `jsonschema` (pip install jsonschema) and
-against AR's; and milliseconds a step beside plain greedy decoding, all options taking turns.
+There are three parts:
+
+- sampled text of the engine's trees, compared with AR's token by token, with its own and a random
+  adapter
+- answers under a JSON schema, checked by `jsonschema` (pip install jsonschema) and compared with
+  AR's
+- milliseconds per step compared with plain greedy decoding, all options interleaved
 """
 
 import argparse
@@ -57,7 +61,7 @@ COSTS: dict[str, Options] = {
     "repetition penalty": {"repetition_penalty": 1.1},
     "presence and frequency penalties": {"presence_penalty": 0.5, "frequency_penalty": 0.3},
     "logit bias of 1 token": {"logit_bias": {5: 1.0}},
-    "logprobs, 5 beside": {"logprobs": 5},
+    "logprobs, 5 alternatives": {"logprobs": 5},
     "stop string": {"stop": ["\x00"]},
     "JSON schema": {"grammar": Grammar.json_schema(SCHEMA)},
     "regular expression": {"grammar": Grammar.regex("[A-Za-z ,.]+")},
@@ -65,7 +69,7 @@ COSTS: dict[str, Options] = {
 
 
 def equality(session: Session, prompts: Sequence[Any], max_new_tokens: int, show: Any) -> Any:
-    """Per setting: texts that are AR's, of how many, with the own and a random adapter."""
+    """Count, for each setting, the texts equal to AR's, with the own and a random adapter."""
     report = {}
     for number, (name, options) in enumerate(SETTINGS.items()):
         seed = 1000 * number
@@ -87,7 +91,7 @@ def equality(session: Session, prompts: Sequence[Any], max_new_tokens: int, show
 
 
 def structured(session: Session, prompts: Sequence[Any], show: Any) -> Any:
-    """Answers under the schema: valid ones, and those that are AR's."""
+    """Count the answers under the schema that are valid, and those that are equal to AR's."""
     from jsonschema import Draft202012Validator
 
     validator = Draft202012Validator(SCHEMA)
@@ -125,7 +129,7 @@ def _is_valid(validator: Any, text: str) -> bool:
 
 
 def costs(session: Session, prompts: Sequence[Any], max_new_tokens: int, show: Any) -> Any:
-    """Medians in ms of a step of plain decoding in one row: all of it, and outside the backend."""
+    """Measure median ms of a plain step in one row: the whole step, and outside the backend."""
     plain = session.using(tree=Tree.root_only(), min_rows=1)
     step: dict[str, list[float]] = {name: [] for name in COSTS}
     host: dict[str, list[float]] = {name: [] for name in COSTS}
@@ -154,7 +158,7 @@ def costs(session: Session, prompts: Sequence[Any], max_new_tokens: int, show: A
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engines", type=Path, nargs="+")
-    parser.add_argument("--prompts", type=Path, required=True, help="questions as MT-Bench's")
+    parser.add_argument("--prompts", type=Path, required=True, help="questions in MT-Bench format")
     parser.add_argument("--limit", type=int, default=40, help="prompts for each setting")
     parser.add_argument("--structured", type=int, default=100, help="prompts under a schema")
     parser.add_argument("--max-new-tokens", type=int, default=48)
@@ -199,12 +203,12 @@ def _passes(report: Mapping[str, Any]) -> bool:
 def _print(name: str, report: Mapping[str, Any]) -> None:
     print(name, report["mode"], report["tree"])
     for setting, figures in report["equality"].items():
-        told = [
+        counts = [
             f"{which} {each['identical']} of {each['prompts']}"
             for which, each in figures.items()
             if isinstance(each, dict)
         ]
-        print(f"  {setting}: {', '.join(told)}")
+        print(f"  {setting}: {', '.join(counts)}")
     print("  under a schema:", {k: v for k, v in report["structured"].items() if k != "schema"})
     for option, figures in report["costs"].items():
         print(f"  {option}: {figures}")

@@ -1,4 +1,4 @@
-"""What an engine of `peer_worker.py` gives."""
+"""Interface of the engines of `peer_worker.py`."""
 
 import os
 import time
@@ -10,26 +10,26 @@ Settings = Mapping[str, Any]
 
 
 class PeerEngine:
-    """One engine. packages: those whose versions are reported. precision: as the table shows it."""
+    """An engine to compare."""
 
-    packages: tuple[str, ...] = ()
-    precision = ""
+    packages: tuple[str, ...] = ()  # whose versions are reported
+    precision = ""  # as shown in the table
 
     @property
     def pid(self) -> int:
-        """The process that computes."""
+        """Id of the process that computes."""
         return os.getpid()
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in self.packages}
 
     def close(self) -> None:
-        """End what it started."""
+        """End the processes that it started."""
 
     def generate(
         self, token_ids: list[int], num_new_tokens: int, eos_ids: list[int]
     ) -> tuple[list[int], list[float]]:
-        """New tokens, and the time in ms at which each was known; EOS may be the last."""
+        """Return new tokens, and the ms at which each was known; the last may be EOS."""
         raise NotImplementedError
 
 

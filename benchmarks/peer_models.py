@@ -1,11 +1,16 @@
-"""The peers' models, made of the GGUF file that our engine was built from.
+"""Make the peers' models from the GGUF file that our engine was built from.
 
     python peer_models.py MODEL.gguf WORK_DIR LLAMA_QUANTIZE NAME...
 
-Writes into WORK_DIR, as far as they are named: hf (transformers' dequantized weights, tokenizer,
-chat template), genai (onnxruntime-genai's int4 build of it), openvino (optimum-intel's), and
-MODEL.Q4_0.gguf (llama-quantize's). What is there already is kept. Needs torch, transformers, gguf,
-onnxruntime-genai, onnx-ir, optimum-intel, nncf, openvino-genai.
+Writes those that are named into WORK_DIR:
+
+- hf: weights dequantized by transformers, with tokenizer and chat template
+- genai: int4 build of hf by onnxruntime-genai
+- openvino: int4 export of hf by optimum-intel
+- MODEL.Q4_0.gguf: requantized by llama-quantize
+
+Existing ones are kept. Needs torch, transformers, gguf, onnxruntime-genai, onnx-ir, optimum-intel,
+nncf and openvino-genai.
 """
 
 import os
@@ -23,7 +28,7 @@ OPENVINO_OPTIONS = [
 
 
 def make_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """Make a file or directory unless it exists; a killed run leaves nothing under its name."""
+    """Make a file or directory atomically unless it exists."""
     if not path.exists():
         partial = path.with_name(f"{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -46,7 +51,7 @@ def dequantize(gguf: Path, directory: Path) -> None:
 
 
 def build_genai(hf_directory: Path, directory: Path) -> None:
-    """Run onnxruntime-genai's model builder; its int4 for CPUs."""
+    """Run onnxruntime-genai's model builder for int4 on CPUs."""
     cache = directory.with_name("genai.cache")
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     paths = ["-i", str(hf_directory), "-o", str(directory), "-c", str(cache)]
@@ -55,24 +60,24 @@ def build_genai(hf_directory: Path, directory: Path) -> None:
 
 
 def build_openvino(hf_directory: Path, directory: Path) -> None:
-    """Run optimum-intel's export with nncf's int4 weights."""
+    """Run optimum-intel's export with int4 weights by nncf."""
     program = Path(sys.executable).parent / "optimum-cli"
     paths = ["-m", str(hf_directory), str(directory)]
     subprocess.run([str(program), "export", "openvino", *OPENVINO_OPTIONS, *paths], check=True)
 
 
 def requantize(program: str, gguf: Path, out: Path) -> None:
-    """llama.cpp's Q4_0 of the same weights."""
+    """Quantize the same weights to llama.cpp's Q4_0."""
     command = [program, "--allow-requantize", str(gguf), str(out), "Q4_0"]
     subprocess.run(command, check=True)
 
 
 def main() -> None:
-    """Make what is missing."""
+    """Make the models that are missing."""
     os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
     gguf, work_dir, llama_quantize = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     wanted, hf_directory = sys.argv[4:], work_dir / "hf"
-    if any(not name.endswith(".gguf") for name in wanted):  # all others are made of it
+    if any(not name.endswith(".gguf") for name in wanted):  # all others are made from hf
         make_once(hf_directory, lambda partial: dequantize(gguf, partial))
     if "genai" in wanted:
         make_once(work_dir / "genai", lambda partial: build_genai(hf_directory, partial))

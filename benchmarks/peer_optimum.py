@@ -1,10 +1,14 @@
-"""optimum-onnx's models, made of the float weights that peer_models.py wrote.
+"""Make optimum-onnx's models from the float weights that peer_models.py wrote.
 
     python peer_optimum.py WORK_DIR
 
-Reads WORK_DIR/hf and writes optimum (its ONNX export with cached keys and values, float32) and
-optimum-int8 (its dynamic quantization of that, for this processor). What is there already is kept.
-It has an environment of its own, since optimum-onnx 0.1 wants transformers before 5.
+Reads WORK_DIR/hf and writes
+
+- optimum: float32 ONNX export with cached keys and values
+- optimum-int8: dynamic quantization of optimum for this processor
+
+Existing ones are kept. It needs a separate environment, since optimum-onnx 0.1 requires
+transformers before 5.
 """
 
 import os
@@ -15,14 +19,14 @@ from peer_models import make_once
 
 
 def export(hf_directory: Path, directory: Path) -> None:
-    """What `optimum-cli export onnx` does for text generation."""
+    """Export as `optimum-cli export onnx` does for text generation."""
     from optimum.exporters.onnx import main_export
 
     main_export(str(hf_directory), output=directory, task="text-generation-with-past")
 
 
 def quantize(source: Path, directory: Path) -> None:
-    """Weights and activations in 8 bits, ranges found while it runs."""
+    """Quantize weights and activations to 8 bits, with ranges computed at run time."""
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -39,7 +43,7 @@ def quantize(source: Path, directory: Path) -> None:
 
 
 def main() -> None:
-    """Make what is missing."""
+    """Make the models that are missing."""
     os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
     work_dir = Path(sys.argv[1])
     plain = make_once(work_dir / "optimum", lambda partial: export(work_dir / "hf", partial))

@@ -1,4 +1,4 @@
-"""The rows of a comparison of engines, each in a process of its own (`peer_worker.py`)."""
+"""The rows of a comparison of engines, each in a separate process (`peer_worker.py`)."""
 
 import contextlib
 import json
@@ -22,27 +22,27 @@ class PeerError(BitaError):
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row of the table. plain: the row whose text it has to equal. model: what `size` counts."""
+    """A row of the table."""
 
     name: str
-    engine: str
-    python: str
-    model: Path
-    plain: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    engine: str  # key of `peer_worker.ENGINES`
+    python: str  # interpreter that runs the worker
+    model: Path  # file or directory of the model
+    plain: str  # name of the row whose text it must equal
+    settings: Mapping[str, Any] = field(default_factory=dict)  # {} for plain decoding
 
     @property
     def num_bytes(self) -> int:
-        """What a device has to hold."""
+        """Size of the model on disk."""
         files = [self.model] if self.model.is_file() else self.model.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
 class Worker:
-    """One contestant in a process of its own, idle unless asked."""
+    """A contestant in a separate process, idle between requests."""
 
     def __init__(self, contestant: Contestant, num_threads: int, log: Path) -> None:
-        """Start it and wait until the model is loaded."""
+        """Start the process and wait until the model is loaded."""
         self.name = contestant.name
         self._log = log
         command = [contestant.python, str(WORKER), contestant.engine]
@@ -57,7 +57,7 @@ class Worker:
     def generate(
         self, token_ids: Sequence[int], num_new_tokens: int, eos_ids: Sequence[int]
     ) -> Run:
-        """Decode; raises PeerError if it fails."""
+        """Decode an answer. Raises PeerError if the process fails."""
         request = {"token_ids": [*token_ids], "num_new_tokens": num_new_tokens}
         reply = self._ask({**request, "eos_ids": [*eos_ids]})
         ids, times = reply["token_ids"], reply["token_ms"]
@@ -66,11 +66,11 @@ class Worker:
         return Run(ids, times)
 
     def about(self) -> dict[str, Any]:
-        """Versions, precision, and MB of memory as /proc tells."""
+        """Return versions, precision, and MB of memory as reported by /proc."""
         return self._ask({"about": True})
 
     def close(self) -> None:
-        """End the process: by the end of its input, or else by force."""
+        """Close the input of the process so that it ends; kill it if it does not."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -82,7 +82,7 @@ class Worker:
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then reading says why it ended
+        with contextlib.suppress(BrokenPipeError):  # then `_read` reports why it ended
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._read()

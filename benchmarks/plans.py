@@ -1,9 +1,9 @@
-"""What plans take to build, without a GPU: seconds, memory, size, by precision and GPU generation.
+"""Measure seconds, memory and size of building plans without a GPU.
 
     python benchmarks/plans.py smollm2-135m-instruct --out benchmarks/results/plans.json
 
-Each plan is built in a process of its own, whose peak of memory is told beside the estimate that a
-build would have been refused by.
+Plans are built for several precisions and GPU generations, each in a separate process. Its peak
+memory is reported next to the estimate by which a build is refused.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TREE = Tree.from_paths(
 
 
 def compile_one(path: str, targets: str, rows: str) -> None:
-    """In a process of its own: one line of JSON."""
+    """Compile one plan and print a line of JSON; runs in a separate process."""
     began = time.perf_counter()
     sizes = tuple(map(int, rows.split(","))) if rows else None
     options = CompileOptions("tensorrt-rtx", tuple(targets.split(",")), sizes, force=True)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--precisions", default="fp16,int4")
     parser.add_argument("--dialects", default="standard,plain")
-    parser.add_argument("--rows", default="", help="step sizes; default: AR's and the tree's 32")
+    parser.add_argument("--rows", default="", help="step sizes; default: those of AR and the tree")
     parser.add_argument("--targets", nargs="*", default=[*PORTABLE, ",".join(PORTABLE)])
     parser.add_argument("--capacity", type=int, default=2048)
     parser.add_argument("--out", type=Path, required=True)

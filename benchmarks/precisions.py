@@ -1,14 +1,16 @@
-"""What each precision of a model costs and gives: one table of calibrated engines.
+"""Compare the precisions of a model: speed, memory, error and losslessness of calibrated engines.
 
     python benchmarks/precisions.py engines/*-fp32 engines/*-int8 engines/*-int4 \
         --prompts mt_bench.jsonl --out benchmarks/results/precisions.json
 
-Speeds: AR with one row and the tree, or trees by state, expected to be fastest, all engines taking
-turns on the same prompts. Memory: the peak of a process that opens the engine and answers.
-Error: perplexity and KL of every engine on the answers that the float32 engine among them writes to
-the same prompts; without one, from the engine's calibration. Verify: trees against AR on the same
-engine, own and random adapter: the trees expected to be fastest in mode "exact", where nothing may
-differ, and BiTA's triangle with its branches in mode "tree".
+- Speeds: AR with one row, and the tree or trees by state expected to be fastest. All engines answer
+  the same prompts alternately.
+- Memory: peak of a process that opens the engine and answers.
+- Error: perplexity and KL of every engine on the answers that the float32 engine among them writes
+  to the same prompts. Without such an engine, they come from each engine's calibration.
+- Verify: trees compared with AR on the same engine, with its own and a random adapter. In mode
+  "exact", where nothing may differ, these are the trees expected to be fastest; in mode "tree",
+  BiTA's triangle with its branches.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from bita.tree import Tree
 
 
 def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[str, Any]:
-    """AR and the best tree of every engine, in turns."""
+    """Time AR and the best tree of every engine, interleaved."""
     sessions: dict[str, tuple[Session, Session]] = {
         name: (engine.using(Tree.root_only()), engine.using(engine.best()))
         for name, engine in engines.items()
@@ -64,7 +66,7 @@ def speeds(engines: Mapping[str, Calibrated], args: argparse.Namespace) -> dict[
 def answers_to_judge(
     engines: Mapping[str, Calibrated], args: argparse.Namespace
 ) -> tuple[Calibrated, list[Scored]] | None:
-    """What the first float32 engine answers to the timed prompts; None without such an engine."""
+    """Answer the timed prompts with the first float32 engine; None without such an engine."""
     exact = [e for e in engines.values() if e.session.engine.manifest.precision == "fp32"]
     if not exact or not args.timed:
         return None
@@ -83,7 +85,7 @@ def answers_to_judge(
 def error_of(
     engine: Calibrated, judged_by: tuple[Calibrated, list[Scored]] | None
 ) -> Quality | None:
-    """What the precision costs."""
+    """Measure the error of an engine, or read it from its calibration."""
     if judged_by is None:
         return read_quality(engine.session.engine)
     reference, texts = judged_by
@@ -96,8 +98,8 @@ def error_of(
         )
 
 
-def verified(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
-    """Identical answers by mode and adapter."""
+def verify_trees(engine: Calibrated, args: argparse.Namespace) -> dict[str, Any]:
+    """Count identical answers by mode and adapter."""
     report = {}
     for mode, tree, count in (
         ("exact", engine.best(), args.verified),
@@ -135,7 +137,7 @@ def _counts(comparison: Comparison) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All engines; the file is written anew after each stage."""
+    """Measure all engines; rewrite the file after each one."""
     report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
     report |= {"timed": args.timed, "verified": args.verified, "branched": args.branched}
     report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}
@@ -155,7 +157,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             row |= {"perplexity": quality.perplexity, "kl": quality.kl}
             row |= {"same_greedy": quality.same_greedy, "judged_tokens": quality.num_tokens}
         if args.verified:
-            row["verify"] = verified(engine, args)
+            row["verify"] = verify_trees(engine, args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"{path.name}: {json.dumps(row)}")
@@ -163,13 +165,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a line an engine, write the JSON. Exit status 1 if "exact" was not."""
+    """Measure, print a line per engine, write the JSON; return 1 if mode "exact" differed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engines", type=Path, nargs="+")
-    parser.add_argument("--prompts", type=Path, required=True, help="MT-Bench's file")
-    parser.add_argument("--timed", type=int, default=24, help="prompts; 0: no speeds")
-    parser.add_argument("--verified", type=int, default=80, help="prompts; 0: no verify")
-    parser.add_argument("--branched", type=int, default=16, help="prompts of verify in mode tree")
+    parser.add_argument("--prompts", type=Path, required=True, help="file of MT-Bench questions")
+    parser.add_argument("--timed", type=int, default=24, help="timed prompts; 0: none")
+    parser.add_argument("--verified", type=int, default=80, help="verified prompts; 0: none")
+    parser.add_argument("--branched", type=int, default=16, help="prompts verified in mode tree")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,10 +1,11 @@
-"""What profiling itself costs: steps that are recorded against steps that are not.
+"""Measure the cost of profiling: compare recorded steps with steps that are not recorded.
 
     python benchmarks/profiling_overhead.py ENGINE [--prompts mt_bench.jsonl] [--out FILE]
 
-On: `session.record` with a `Recorder`, as in `bita profile --trace`; answers take turns. The share
-is measured in two ways: from the times of the steps, which hold the machine's noise, and from the
-recorder's own work, timed alone. Off: only the question remains whether there is a recorder.
+With profiling on, `session.record` has a `Recorder`, as in `bita profile --trace`; with profiling
+off, only the check for a recorder remains. Answers alternate between both. The overhead is measured
+in two ways: from the times of steps, which include the machine's noise, and from the recorder's own
+work, timed separately.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from bita.data.prompts import read_prompts
 from bita.errors import BitaError
 from bita.runtime.session import Session
 
-PARTS = 3  # of a step: draft, backend, accept and commit
+PARTS = 3  # recorded phases of a step: draft, backend, accept and commit
 CALLS = 200_000
 
 
 def step_times(session: Session, args: argparse.Namespace) -> dict[str, list[float]]:
-    """ms of the steps of all answers, in turns with a recorder and without."""
+    """Return the ms of the steps of all answers, alternately with and without a recorder."""
     times: dict[str, list[float]] = {"off": [], "on": []}
     for number, prompt in enumerate(read_prompts(args.prompts, args.limit)):
         for turn in (0, 1):
@@ -42,8 +43,8 @@ def step_times(session: Session, args: argparse.Namespace) -> dict[str, list[flo
     return times
 
 
-def alone() -> tuple[float, float]:
-    """ms of a step's records, and of the question whether to record."""
+def time_recorder() -> tuple[float, float]:
+    """Return the ms of recording a step, and of checking whether to record it."""
     recorder = Recorder()
     record = timeit.timeit(lambda: recorder.add("draft", 0.0, 1.0, 4), number=CALLS)
     holder = argparse.Namespace(record=None)
@@ -53,7 +54,7 @@ def alone() -> tuple[float, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The share, measured in both ways."""
+    """Measure the overhead in both ways."""
     session = Session.open(args.engine)
     session.generate(read_prompts(args.prompts, 1)[0], 32)
     times = step_times(session, args)
@@ -64,7 +65,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         / float(np.median(rng.choice(times["off"], len(times["off"]))))
         for _ in range(500)
     ]
-    record_ms, ask_ms = alone()
+    record_ms, ask_ms = time_recorder()
     low, high = np.percentile(ratios, (2.5, 97.5))
     return {
         **describe_machine(2),
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
     parser.add_argument("--prompts", type=Path)

@@ -1,12 +1,12 @@
-"""What rows cost: T(q), long texts and prompts of several engines, by turns in one process.
+"""Measure T(q), long texts and prompts of several engines, interleaved in one process.
 
     python benchmarks/rows.py engines/smollm2-135m-instruct-int4 engines/OTHER \\
         --lengths 127,2000 --out benchmarks/results/rows.json
 
-Engines take turns in bursts of steps, with a pause before each, so that the threads of the other
-session have stopped spinning. `--roads` forces code paths of the native operators. Beside it stands
-what copying memory reaches on this machine, the bytes of weights that a step of one row reads, and
-the share of the copy's bandwidth which that makes.
+Engines run alternately in bursts of steps, with a pause before each, so that the threads of the
+other session have stopped spinning. `--isas` forces instruction sets of the native operators. The
+report also has the bandwidth of copying memory on this machine, the bytes of weights that a step of
+one row reads, and the share of the copy's bandwidth which that reaches.
 """
 
 import argparse
@@ -27,29 +27,30 @@ from bita.engine import WEIGHTS_FILE
 from bita.runtime.backends.backend import Step
 from bita.runtime.backends.layout import Layout
 from bita.runtime.decoding.prefill import Prefill, text_steps
-from bita.runtime.native.library import loaded_operators, use_road
+from bita.runtime.native.library import loaded_operators, use_isa
 from bita.runtime.session import Session
 from bita.tree import Tree
 
-BURST, WARM_UP, PAUSE = 12, 4, 0.03  # steps; seconds, in which idle threads stop spinning
+BURST, WARM_UP = 12, 4  # steps of a burst, and how many of them do not count
+PAUSE = 0.03  # seconds, in which idle threads stop spinning
 PROMPT_TOKENS = 512
-COPIED = 256 << 20  # bytes of a copy, far more than caches hold
+COPIED = 256 << 20  # bytes of a copy, far more than the caches hold
 
 
 @dataclass
 class Subject:
-    """An engine on one road."""
+    """An engine that runs with one instruction set."""
 
     name: str
     session: Session
-    road: str | None  # of native operators
+    isa: str | None  # of the native operators; None for the default
 
-    def take_road(self) -> None:
-        if self.road is not None:
-            use_road(self.road)
+    def take_isa(self) -> None:
+        if self.isa is not None:
+            use_isa(self.isa)
 
     def read(self, token_ids: Sequence[int]) -> None:
-        """Make the cache hold these tokens."""
+        """Fill the cache with these tokens."""
         backend, adapter = self.session.backend, self.session.adapter
         backend.cache.start(adapter)
         prefill = Prefill(backend.cache, backend.prefill_rows, text_steps(backend, adapter, 1))
@@ -57,7 +58,7 @@ class Subject:
             pass
 
     def bind(self, num_rows: int, token_ids: Sequence[int]) -> Step:
-        """A step of a chain, all of whose rows give tokens."""
+        """Bind a step of a chain in which all rows give tokens."""
         index = np.arange(num_rows)
         layout = Layout(index, np.full(num_rows, -1), np.tri(num_rows, dtype=np.bool_), index)
         step = self.session.backend.bind(layout, self.session.adapter)
@@ -70,16 +71,16 @@ def open_subjects(args: argparse.Namespace) -> list[Subject]:
     for path in args.engines:
         session = Session.open(path, tree=Tree.root_only(), num_threads=args.threads)
         is_native = session.engine.manifest.dialect == NATIVE.name
-        for road in args.roads.split(",") if is_native and args.roads else [None]:
-            name = path.name if road is None else f"{path.name} ({road})"
-            subjects.append(Subject(name, session, road))
+        for isa in args.isas.split(",") if is_native and args.isas else [None]:
+            name = path.name if isa is None else f"{path.name} ({isa})"
+            subjects.append(Subject(name, session, isa))
     return subjects
 
 
 def time_rows(
     subjects: Sequence[Subject], length: int, sizes: Sequence[int], rounds: int
 ) -> dict[str, dict[int, list[float]]]:
-    """Milliseconds of each timed step, by subject and rows, after `length` tokens of text."""
+    """Time steps after `length` tokens of text; return all ms by subject and rows."""
     rng = np.random.default_rng(0)
     text = rng.integers(100, 1000, length + max(sizes)).tolist()
     found: dict[str, dict[int, list[float]]] = {
@@ -91,33 +92,33 @@ def time_rows(
         for size in sizes:
             for subject in subjects:
                 step = subject.bind(size, text)
-                subject.take_road()
+                subject.take_isa()
                 time.sleep(PAUSE)
-                times = [timed(step.run) for _ in range(BURST)]
+                times = [time_ms(step.run) for _ in range(BURST)]
                 found[subject.name][size] += times[WARM_UP:]
     return found
 
 
 def time_prompts(subjects: Sequence[Subject], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds that a prompt takes, by subject."""
+    """Time a prompt; return all ms by subject."""
     prompt = np.random.default_rng(1).integers(100, 1000, PROMPT_TOKENS).tolist()
     found: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     for _ in range(rounds):
         for subject in subjects:
-            subject.take_road()
+            subject.take_isa()
             time.sleep(PAUSE)
-            found[subject.name].append(timed(lambda subject=subject: subject.read(prompt)))
+            found[subject.name].append(time_ms(lambda subject=subject: subject.read(prompt)))
     return found
 
 
-def timed(run: Any) -> float:
+def time_ms(run: Any) -> float:
     began = time.perf_counter()
     run()
     return 1000 * (time.perf_counter() - began)
 
 
 def copy_gigabytes_per_second(num_threads: int) -> float:
-    """Bytes read and written per second by copies on all threads, the best of several."""
+    """Measure the GB per second that copies on all threads read and write, the best of several."""
     size = COPIED // num_threads
     pairs = [(np.ones(size, np.uint8), np.zeros(size, np.uint8)) for _ in range(num_threads)]
 
@@ -128,7 +129,7 @@ def copy_gigabytes_per_second(num_threads: int) -> float:
         for thread in threads:
             thread.join()
 
-    return 2 * COPIED / min(timed(copy) for _ in range(8)) / 1e6
+    return 2 * COPIED / min(time_ms(copy) for _ in range(8)) / 1e6
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
@@ -139,8 +140,8 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     }
 
 
-def described(rows: dict[int, list[float]]) -> dict[str, Any]:
-    """By rows: times, and their ratios to those of the first size."""
+def describe_rows(rows: dict[int, list[float]]) -> dict[str, Any]:
+    """Summarize times by rows, with their ratios to those of the first size."""
     base = summary(next(iter(rows.values())))
     return {
         str(size): {
@@ -162,13 +163,13 @@ def report_of(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[str
         report["engines"][subject.name] = {
             "dialect": engine.manifest.dialect,
             "precision": engine.manifest.precision,
-            "road": subject.road or (loaded_operators().road if is_native(subject) else None),
+            "isa": subject.isa or (loaded_operators().isa if is_native(subject) else None),
             "weight_bytes": engine.files[WEIGHTS_FILE]["bytes"],
             "after": {},
         }
     for length in lengths:
         for name, rows in time_rows(subjects, length, sizes, args.rounds).items():
-            report["engines"][name]["after"][str(length)] = described(rows)
+            report["engines"][name]["after"][str(length)] = describe_rows(rows)
             shown = (
                 f"{q}: {min(t):.2f} ({min(t) / min(rows[sizes[0]]):.2f})" for q, t in rows.items()
             )
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("engines", nargs="+", type=Path)
     parser.add_argument("--lengths", default="127", help="tokens of text before the steps")
     parser.add_argument("--rows", default="1,2,3,4,6,8,12,16,32")
-    parser.add_argument("--roads", help="of native operators, such as avx512-vnni,avx2")
+    parser.add_argument("--isas", help="of the native operators, such as avx512-vnni,avx2")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path)

@@ -1,11 +1,11 @@
-"""`bita serve` under load: 2,000 answers for 16 clients, some of whom go away, and how they wait.
+"""Put `bita serve` under load: 2,000 answers for 16 clients, some of which disconnect early.
 
     python benchmarks/serving.py engines/smollm2-135m-instruct-int4 --prompts mt_bench.jsonl \\
         --out benchmarks/results/serving.json
 
-Clients use the openai library; half of the requests stream, and of these one in five is closed
-after a few pieces. Every text is compared with the one that the engine writes alone, as far as it
-came. Memory is the server's, of /proc.
+Clients use the openai library. Half of the requests stream, and one in five of these is closed
+after a few pieces. Every text that arrives is compared with the one that the engine writes alone.
+Memory is that of the server according to /proc.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Served:
 
 
 @contextmanager
-def served(engine: Path, threads: int, queue: int) -> Iterator[Served]:
+def run_server(engine: Path, threads: int, queue: int) -> Iterator[Served]:
     options = f"--port 0 --threads {threads} --queue {queue} --temperature 0".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "bita", "serve", str(engine), *options],
@@ -78,7 +78,7 @@ def served(engine: Path, threads: int, queue: int) -> Iterator[Served]:
 def load(
     server: Served, jobs: Sequence[dict[str, Any]], expected: Sequence[str], count: int
 ) -> dict[str, Any]:
-    """Ask `count` times from CLIENTS clients and compare."""
+    """Send `count` requests from CLIENTS clients and compare the texts."""
     right: list[bool] = []
     memory, seconds, first = list[float](), list[float](), list[float]()
     lock, num_left = threading.Lock(), 0
@@ -89,24 +89,24 @@ def load(
         client, which = server.client(), number % len(jobs)
         leaves_after = 7 if number % 10 == 1 else None
         if number % 2:
-            text, told = "", None
+            text, arrived = "", None
             stream = client.chat.completions.create(stream=True, **jobs[which])
             for pieces, chunk in enumerate(stream):
                 text += chunk.choices[0].delta.content or ""
-                told = told or time.perf_counter()
+                arrived = arrived or time.perf_counter()
                 if pieces == leaves_after:
                     stream.close()
                     break
         else:
             text = client.chat.completions.create(**jobs[which]).choices[0].message.content or ""
-            told = None
+            arrived = None
         with lock:
             whole = expected[which]
             right.append(whole.startswith(text) if leaves_after else text == whole)
             num_left += leaves_after is not None
             seconds.append(time.perf_counter() - began)
-            if told is not None:
-                first.append(told - began)
+            if arrived is not None:
+                first.append(arrived - began)
             if len(right) % (count // 8) == 0:
                 memory.append(round(server.resident_mb(), 1))
 
@@ -131,8 +131,8 @@ def load(
     }
 
 
-def goes_away(server: Served, job: dict[str, Any]) -> dict[str, Any]:
-    """Close a stream after its tenth piece; how long its place stays taken, and a step's time."""
+def measure_disconnects(server: Served, job: dict[str, Any]) -> dict[str, Any]:
+    """Close streams after the tenth piece; measure how long each still occupies its slot."""
     waits = []
     for _ in range(10):
         stream = server.client().chat.completions.create(
@@ -154,8 +154,8 @@ def goes_away(server: Served, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def waits_its_turn(server: Served, job: dict[str, Any]) -> dict[str, Any]:
-    """Two clients stream at once: when each got its first and last piece, in ms."""
+def measure_two_streams(server: Served, job: dict[str, Any]) -> dict[str, Any]:
+    """Stream to two clients at once; measure in ms when each gets its first and last piece."""
     times: dict[str, list[float]] = {"first": [], "second": []}
     began = time.perf_counter()
 
@@ -175,10 +175,10 @@ def waits_its_turn(server: Served, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_threads(
+def measure_threads(
     session: Session, prompts: Sequence[Any], expected: Sequence[str], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Eight threads on one session; how many texts are what they are alone, and how fast."""
+    """Answer with eight threads on one session; count the texts that are the same as alone."""
     right: list[bool] = []
 
     def ask(number: int) -> None:
@@ -203,7 +203,7 @@ def in_threads(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--prompts", type=Path, required=True, help="questions as MT-Bench's")
+    parser.add_argument("--prompts", type=Path, required=True, help="questions in MT-Bench format")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--requests", type=int, default=2000)
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options: dict[str, Any] = {"temperature": 0.7 * (seed % 2), "seed": seed}
         expected.append(session.generate(prompt, args.max_new_tokens, **options).text)
         session.forget()
-    threads = in_threads(session, prompts, expected, args.max_new_tokens)
+    threads = measure_threads(session, prompts, expected, args.max_new_tokens)
     del session
     jobs = [
         {
@@ -228,12 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for seed, prompt in enumerate(prompts)
     ]
-    with served(args.engine, args.threads, queue=16) as server:
+    with run_server(args.engine, args.threads, queue=16) as server:
         report = {
             "threads_on_a_session": threads,
-            "waits_its_turn": waits_its_turn(server, {**jobs[0], "max_tokens": 100}),
+            "waits_its_turn": measure_two_streams(server, {**jobs[0], "max_tokens": 100}),
             "load": load(server, jobs, expected, args.requests),
-            "goes_away": goes_away(server, jobs[0]),
+            "goes_away": measure_disconnects(server, jobs[0]),
         }
     text = json.dumps({"device": describe_device(args.threads), **report}, indent=1)
     args.out.write_text(text + "\n", encoding="utf-8")

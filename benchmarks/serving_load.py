@@ -1,13 +1,14 @@
-"""`bita serve` beside llama.cpp's server: 1, 4, 8 and 30 clients, who ask again when answered.
+"""Compare `bita serve` with llama.cpp's server under load from 1, 4, 8 and 30 clients.
 
     python benchmarks/serving_load.py engines/smollm2-135m-instruct-int4 --prompts mt_bench.jsonl \\
         --llama-server .cache/peers/llama.cpp/bin/llama-server --gguf MODEL.gguf \\
         --out benchmarks/results/serving_load.json
 
-Both servers have the same model file, threads and as many slots as clients, and get the same greedy
-requests, one server after the other. Clients stream and share the machine with the server; they are
-one process that looks at little more than the time of what comes. Tokens are those that the servers
-report; of answers that are cut at the end, their share by characters.
+Both servers have the same model file, the same number of threads, and as many slots as clients.
+They get the same greedy requests, one server after the other. Each client sends its next request as
+soon as it has its answer. Clients stream and share the machine with the server; they run in one
+process that does little more than record the arrival times. Tokens are those that the servers
+report; answers that are cut off at the end count by their share of characters.
 """
 
 import argparse
@@ -38,16 +39,16 @@ CONTENT = re.compile(rb'"(?:content|text)":"((?:[^"\\]|\\.)+)"')
 
 @dataclass
 class Answer:
-    """What came of one request. Times are seconds after its sending."""
+    """Timing of the answer to one request."""
 
-    began: float
-    first: float | None = None
-    gaps: list[float] = field(default_factory=list)  # between pieces
-    characters: list[tuple[float, int]] = field(default_factory=list)  # by the clock
-    tokens: int = 0
+    began: float  # clock time at which the request was sent
+    first: float | None = None  # seconds from then to the first piece
+    gaps: list[float] = field(default_factory=list)  # seconds between pieces
+    characters: list[tuple[float, int]] = field(default_factory=list)  # (clock time, number)
+    tokens: int = 0  # as reported by the server
 
     def tokens_until(self, end: float) -> float:
-        """Its tokens that came before a time."""
+        """Return the tokens that arrived until a clock time, by their share of characters."""
         total = sum(count for _, count in self.characters)
         before = sum(count for at, count in self.characters if at <= end)
         return self.tokens * before / total if total else 0.0
@@ -87,7 +88,7 @@ async def ask(url: str, body: dict[str, Any]) -> Answer:
 async def load(
     url: str, requests: Sequence[dict[str, Any]], num_clients: int, seconds: float
 ) -> dict[str, Any]:
-    """Clients that ask one request after the other; figures of this time."""
+    """Run clients that send one request after the other; return the figures of this time."""
     began, answers = time.perf_counter(), list[Answer]()
     end = began + seconds
 
@@ -112,7 +113,7 @@ async def load(
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    """In milliseconds."""
+    """Return percentiles of sorted seconds, in milliseconds."""
     if not values:
         return {}
     of = {name: values[int(share * (len(values) - 1))] for name, share in _SHARES.items()}
@@ -124,7 +125,7 @@ _SHARES = {"p50": 0.5, "p95": 0.95, "max": 1.0}
 
 @contextmanager
 def bita_server(engine: Path, threads: int, slots: int, more: Sequence[str]) -> Iterator[str]:
-    """A running `bita serve`; yields its address."""
+    """Run `bita serve`; yield its address."""
     options = f"--port 0 --threads {threads} --parallel {slots} --temperature 0".split()
     command = [sys.executable, "-m", "bita", "serve", str(engine), *options, *more]
     process = subprocess.Popen(
@@ -143,7 +144,7 @@ def bita_server(engine: Path, threads: int, slots: int, more: Sequence[str]) -> 
 
 @contextmanager
 def llama_server(program: Path, gguf: Path, threads: int, slots: int) -> Iterator[str]:
-    """A running llama-server; yields its address."""
+    """Run llama-server; yield its address."""
     port = 18080 + random.randrange(1000)
     options = f"--port {port} -t {threads} -tb {threads} -np {slots} -c {2048 * slots}".split()
     process = subprocess.Popen(
@@ -171,7 +172,7 @@ def llama_server(program: Path, gguf: Path, threads: int, slots: int) -> Iterato
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--prompts", type=Path, required=True, help="questions as MT-Bench's")
+    parser.add_argument("--prompts", type=Path, required=True, help="questions in MT-Bench format")
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _medians(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The medians of the rounds, by server and number of clients."""
+    """Return the medians over the rounds, by server and number of clients."""
     keys = dict.fromkeys((run["server"], run["clients"]) for run in runs)
     found = []
     for server, clients in keys:

@@ -1,10 +1,11 @@
-"""How much faster or slower single answers are with drafts, beside what plain decoding differs by.
+"""Measure the speed of single answers with drafts, next to the noise of plain decoding.
 
     python benchmarks/single_answers.py ENGINE --prompts mt_bench.jsonl \
         --out benchmarks/results/single_answers.json
 
-Every prompt is answered plainly, with the engine's trees, and plainly once more, several times in
-turns. An answer's time is the median of its turns; the second plain one says what is noise.
+Every prompt is answered plainly, with the engine's trees, and plainly again, several times
+alternately. The time of an answer is the median of its rounds. The second plain answer shows the
+noise.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from bita.tree import Tree
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Speeds of every answer in times its first plain one."""
+    """Measure the speed of every answer relative to its first plain one."""
     own = Session.open(args.engine, num_threads=args.threads)
     plain = own.using(tree=Tree.root_only())
     questions = evenly(read_questions(args.prompts), args.limit)
@@ -73,7 +74,7 @@ def _tokens(runs: Sequence[Timed]) -> int:
 
 
 def _spread(ratios: Any) -> dict[str, float]:
-    """The range of speeds, which are in multiples of that of plain decoding."""
+    """Summarize speeds relative to plain decoding."""
     return {
         "min": round(float(ratios.min()), 3),
         "median": round(float(statistics.median(ratios.tolist())), 3),
@@ -82,12 +83,14 @@ def _spread(ratios: Any) -> dict[str, float]:
     }
 
 
-def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--prompts", type=Path, required=True, help="MT-Bench's file")
-    parser.add_argument("--limit", type=int, default=32, help="prompts, from all over the file")
+    parser.add_argument("--prompts", type=Path, required=True, help="file of MT-Bench questions")
+    parser.add_argument(
+        "--limit", type=int, default=32, help="prompts, spread evenly over the file"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -96,7 +99,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parsed()
+    args = parse_arguments()
     try:
         report = measure(args)
     except BitaError as error:

@@ -3,9 +3,10 @@
     python benchmarks/tokenizer_equality.py --program build/cpp/text_tool \\
         --model smollm2-135m-instruct --model gemma.gguf --texts questions.jsonl --count 5000
 
-Every tokenizer encodes the same lines in both; a line counts as equal if all ids are. The result
-is benchmarks/results/tokenizer_equality.json: lines, differences, and for each model the time to
-read its tokenizer.json (the best of 7) and the memory of the whole process, that file included.
+Both encode the same lines with every tokenizer; a line counts as equal if all its ids are. The
+result is written to benchmarks/results/tokenizer_equality.json: lines, differences, and for each
+model the time to read its tokenizer.json (the best of 7) and the peak memory of the whole process,
+including that file.
 """
 
 import argparse
@@ -58,7 +59,7 @@ EXPRESSIONS = (
     *(r"\p{Han}|\p{Hiragana}|\p{Katakana}", r"[\x{300}-\x{36f}]|\u00e9", r"(?>a|ab)c|(?!x)\p{^L}"),
     *(r"[\D\S]\Z", r"\Aa*+|\p{Sc}|\p{Mn}", r"[^\p{L}\P{M}x]", r"\p{Thai}+?\p{Cf}{,2}"),
 )
-# Characters of every kind of script, and what tokenizers treat in their own way.
+# Characters of every kind of script, and those that tokenizers treat specially.
 SCRIPTS = (
     *((0x20, 0x7E), (0xA0, 0x17F), (0x370, 0x3FF), (0x400, 0x4FF), (0x530, 0x58F), (0x591, 0x5F4)),
     *((0x600, 0x6FF), (0x900, 0x97F), (0x980, 0x9FE), (0xB80, 0xBFF), (0xE00, 0xE5B)),
@@ -123,7 +124,7 @@ WORDS = (
 
 
 def lines(count: int, seed: int, texts: Sequence[str] = ()) -> list[str]:
-    """`count` lines: words, characters of all scripts, spaces, and pieces of `texts`."""
+    """Return `count` lines of words, characters of all scripts, spaces, and pieces of `texts`."""
     rng = random.Random(seed)
     return ["".join(_parts(rng, texts)) for _ in range(count)]
 
@@ -146,11 +147,11 @@ def _parts(rng: random.Random, texts: Sequence[str]) -> Iterator[str]:
             yield rng.choice("ab \n中1") * rng.randint(2, 70)
         else:
             code_point = rng.choice((rng.randrange(0x11000), rng.randrange(0x110000)))
-            yield "" if 0xD800 <= code_point < 0xE000 else chr(code_point)  # half a pair is no text
+            yield "" if 0xD800 <= code_point < 0xE000 else chr(code_point)  # no lone surrogates
 
 
 def kinds() -> dict[str, Tokenizer]:
-    """A small tokenizer of every kind that is supported, by name."""
+    """Build a small tokenizer of every supported kind, by name."""
     found: dict[str, Tokenizer] = {}
     for name in ("gpt-2", "smollm", "llama3", "qwen2", "tekken", "gpt-4o", "default"):
         rule = PRE_TOKENIZERS[name]
@@ -173,7 +174,7 @@ def kinds() -> dict[str, Tokenizer]:
 
 
 def mixture(seed: int) -> Tokenizer:
-    """A small tokenizer whose parts are drawn by chance."""
+    """Build a small tokenizer of randomly chosen parts."""
     rng = random.Random(seed)
     steps = rng.choices(_normalizers(rng), k=rng.randint(0, 2))
     words = rng.choices(_pre_tokenizers(rng), k=rng.randint(0, 2))
@@ -189,7 +190,7 @@ def mixture(seed: int) -> Tokenizer:
     for content in ("<mask>", "word", "Two Words É", " ", "ab", "\n\n", "中"):
         token = AddedToken(content, **{flag: rng.random() < 0.4 for flag in flags})
         if normalizer is not None and not normalizer.normalize_str(content):
-            continue  # the package finds nothing everywhere, and fails
+            continue  # the package would match an empty string everywhere, and fail
         if rng.random() < 0.5:
             tokenizer.add_special_tokens([token])
         elif rng.random() < 0.7:
@@ -236,20 +237,20 @@ def _post_processors() -> list[Any]:
 def byte_level(
     pre_tokenizer: Any, normalizer: Any = None, ignore_merges: bool = False
 ) -> Tokenizer:
-    """A byte-level vocabulary of 600 tokens, trained on lines of all kinds."""
+    """Train a byte-level vocabulary of 600 tokens on lines of all kinds."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return _trained(tokenizer, 600, alphabet, ["<s>", "</s>", "<|end|>"])
+    return _train(tokenizer, 600, alphabet, ["<s>", "</s>", "<|end|>"])
 
 
 def sentencepiece(
     normalizer: Any, pre_tokenizer: Any = None, byte_fallback: bool = True, fuse_unk: bool = False
 ) -> Tokenizer:
-    """A vocabulary of characters and their merges; rare ones are bytes or unknown."""
+    """Train a vocabulary of characters and their merges; rare ones are bytes or unknown."""
     model = models.BPE(unk_token="<unk>", byte_fallback=byte_fallback, fuse_unk=fuse_unk)
     tokenizer = Tokenizer(model)
     if normalizer is not None:
@@ -260,13 +261,13 @@ def sentencepiece(
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     some_bytes = [f"<0x{byte:02X}>" for byte in range(256) if byte_fallback or byte < 0xE5]
     tokens = ["<s>", "</s>", "<unk>", "<|end|>", *some_bytes]
-    tokenizer = _trained(tokenizer, 900, [], tokens, limit_alphabet=300)
+    tokenizer = _train(tokenizer, 900, [], tokens, limit_alphabet=300)
     data = json.loads(tokenizer.to_str())
     hidden = [token for token in data["added_tokens"] if not token["content"].startswith("<0x")]
     return Tokenizer.from_str(json.dumps({**data, "added_tokens": hidden}))
 
 
-def _trained(
+def _train(
     tokenizer: Tokenizer, size: int, alphabet: list[str], tokens: list[str], **options: Any
 ) -> Tokenizer:
     trainer = trainers.BpeTrainer(
@@ -282,7 +283,7 @@ def _trained(
 
 
 def answers(program: Path, tokenizer_json: str, questions: Iterable[Any]) -> list[Any]:
-    """What the program answers about a tokenizer; the first line only, if that is its fault."""
+    """Ask the program about a tokenizer; it answers with one line only if it rejects that."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "tokenizer.json"
         path.write_text(tokenizer_json, encoding="utf-8")
@@ -302,7 +303,7 @@ def answers(program: Path, tokenizer_json: str, questions: Iterable[Any]) -> lis
 def differences(
     program: Path, tokenizer: Tokenizer, texts: Sequence[str]
 ) -> tuple[list[str], Mapping[str, Any]]:
-    """The texts whose ids differ, and what the program says about itself."""
+    """Return the texts whose ids differ, and the program's information about itself."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     specials = [index % 2 == 1 for index in range(len(texts))]
@@ -320,11 +321,14 @@ def differences(
 
 
 def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int] | None:
-    """None where the package panics, as it does where two tokens take the same white space."""
+    """Return the ids of a text, or None if the package panics.
+
+    It does so if two tokens take the same white space.
+    """
     try:
         (found,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # which has no importable name
+        if type(error).__name__ != "PanicException":  # cannot be imported
             raise
         return None
     ids: list[int] = found.ids
@@ -338,7 +342,7 @@ def _model_tokenizer(model: str) -> Tokenizer:
 
 
 def _texts(paths: Iterable[Path]) -> list[str]:
-    """Every string of some files of JSON lines."""
+    """Return every string in some files of JSON lines."""
 
     def strings(value: Any) -> Iterator[str]:
         if isinstance(value, str) and value:
@@ -358,7 +362,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="a model or a .gguf file")
     parser.add_argument("--texts", type=Path, action="append", default=[], help="JSON lines")
     parser.add_argument("--count", type=int, default=5000, help="lines for each tokenizer")
-    parser.add_argument("--mixtures", type=int, default=20, help="tokenizers drawn by chance")
+    parser.add_argument("--mixtures", type=int, default=20, help="randomly built tokenizers")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     tested = {Path(model).name: _model_tokenizer(model) for model in args.model}

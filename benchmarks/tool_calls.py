@@ -1,13 +1,14 @@
-"""How many answers that have to call a tool are valid calls, streamed and whole.
+"""Count the valid calls among answers that must call a tool, streamed and whole.
 
     python benchmarks/tool_calls.py engines/smollm2-135m-instruct-int4 --prompts mt_bench.jsonl \\
         --out benchmarks/results/tool_calls.json
 
-Starts a server of the engine and asks it as OpenAI's clients do, with `tool_choice` "required":
-each question once whole and once as a stream, sampled at temperature 0.7 with its number as the
-seed. A call is valid if its tool is one of those that were sent and `jsonschema` (pip install
-jsonschema) takes its arguments. With more questions than the file has they come again, with other
-seeds. Then the same questions with "auto", where the model decides; what it does is counted.
+Starts a server of the engine and sends requests as OpenAI's clients do, with `tool_choice`
+"required". Each question is asked once whole and once as a stream, sampled at temperature 0.7 with
+its number as the seed. A call is valid if its tool is one of those that were sent and `jsonschema`
+(pip install jsonschema) accepts its arguments. If --limit exceeds the questions in the file, they
+are repeated with other seeds. Then the same questions are asked with "auto", where the model
+decides, and its calls are counted.
 """
 
 import argparse
@@ -75,8 +76,8 @@ SCHEMAS = {each["function"]["name"]: each["function"]["parameters"] for each in 
 
 
 @contextmanager
-def served(engine: Path, threads: int) -> Iterator[str]:
-    """A server of an engine; yields its address."""
+def run_server(engine: Path, threads: int) -> Iterator[str]:
+    """Run a server of an engine; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "bita", "serve", str(engine), "--port", str(port)]
@@ -100,7 +101,7 @@ def _is_up(address: str) -> bool:
 
 
 def ask(address: str, question: Any, seed: int, **fields: Any) -> tuple[list[Any], str, int]:
-    """The calls of an answer as (name, arguments), its reason to finish, and its tokens."""
+    """Return the calls of an answer as (name, arguments), its finish reason, and its tokens."""
     body = {
         "messages": question,
         "tools": TOOLS,
@@ -112,7 +113,7 @@ def ask(address: str, question: Any, seed: int, **fields: Any) -> tuple[list[Any
     response = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=600)
     response.raise_for_status()
     if fields.get("stream"):
-        return _streamed(response.text)
+        return _parse_stream(response.text)
     answer = response.json()
     choice = answer["choices"][0]
     calls = choice["message"].get("tool_calls", [])
@@ -120,7 +121,7 @@ def ask(address: str, question: Any, seed: int, **fields: Any) -> tuple[list[Any
     return found, choice["finish_reason"], answer["usage"]["completion_tokens"]
 
 
-def _streamed(text: str) -> tuple[list[Any], str, int]:
+def _parse_stream(text: str) -> tuple[list[Any], str, int]:
     calls: list[list[str]] = []
     finish, num_tokens = "", 0
     for line in text.splitlines():
@@ -140,7 +141,7 @@ def _streamed(text: str) -> tuple[list[Any], str, int]:
 
 
 def fault_of(calls: Sequence[Any], finish: str) -> str | None:
-    """Why an answer is not valid calls; None if it is."""
+    """Return why an answer does not consist of valid calls; None if it does."""
     if not calls or finish != "tool_calls":
         return f"{len(calls)} calls, finish_reason {finish}"
     for name, arguments in calls:
@@ -189,14 +190,14 @@ def auto(address: str, questions: Sequence[Any]) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--prompts", type=Path, required=True, help="questions as MT-Bench's")
+    parser.add_argument("--prompts", type=Path, required=True, help="questions in MT-Bench format")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     given = read_prompts(args.prompts)
     questions = [given[number % len(given)] for number in range(args.limit)]
-    with served(args.engine, args.threads) as address:
+    with run_server(args.engine, args.threads) as address:
         report = {
             "engine": args.engine.name,
             "version": __version__,

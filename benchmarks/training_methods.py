@@ -1,4 +1,4 @@
-"""Two ways to train the same mask rows: our two forwards, and BiTA's joint forward and backward."""
+"""Two methods to train the same mask rows: our two forwards, and BiTA's joint forward."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,28 +23,28 @@ from bita.tuning.training_texts import TrainingText
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts, the mask rows that are trained on them, and where read texts are kept."""
+    """Texts, and the mask rows to train on them."""
 
     texts: list[TrainingText]
     rows: list[MaskRows]
-    kept: Contexts
+    kept: Contexts  # cache of the texts that the base model has read
 
     @property
     def num_rows(self) -> int:
         return sum(len(rows.anchors) for rows in self.rows)
 
     def tokens(self) -> np.ndarray:
-        """[n]: what each row drafts, text by text."""
+        """Return the token [n] that each row should draft, text by text."""
         pairs = zip(self.texts, self.rows, strict=True)
         return np.concatenate([np.asarray(t.token_ids)[r.labels] for t, r in pairs])
 
 
 @dataclass(frozen=True)
 class Forward:
-    """The loss of a step; drafts: gives the logits [n, V] of its mask rows, text by text."""
+    """Result of a step's forward."""
 
     loss: Tensor
-    drafts: Callable[[], Tensor]
+    drafts: Callable[[], Tensor]  # returns the logits [n, V] of the mask rows, text by text
 
 
 Method = Callable[[MaskModel, AdapterParameters, Batch, float], Forward]
@@ -58,7 +58,10 @@ def two_phases(
     loss: str = "ce",
     kept: bool = False,
 ) -> Forward:
-    """As `Trainer.train_step`: the text without gradient, or what is kept of it; then the masks."""
+    """Run the forwards of `Trainer.train_step`: the text without gradients, then the masks.
+
+    With `kept`, the text's result comes from the batch's cache.
+    """
     if kept:
         context = batch.kept.read(batch.texts)
     else:
@@ -74,7 +77,7 @@ def two_phases(
 
 
 def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float) -> Forward:
-    """Text and mask rows in one forward that all needs gradients, the prefix as its past."""
+    """Run text and mask rows in one forward with gradients; the prefix is the past."""
     device, num_texts = model.device, len(batch.texts)
     num_tokens = 1 + max(int(rows.anchors.max()) for rows in batch.rows)
     num_rows = max(len(rows.anchors) for rows in batch.rows)
@@ -106,7 +109,7 @@ def joint(model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: 
 
 
 def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, decay: float) -> Tensor:
-    """The loss of a step, as a trainer weighs its rows."""
+    """Return the loss of a step, with the rows weighted as in training."""
     num_masks = len(parameters.mask_embeddings)
     counts = torch.bincount(masks, minlength=num_masks)
     return decayed_mean(sums_by_mask(losses, masks, num_masks), counts, decay)
@@ -115,14 +118,14 @@ def mean_loss(losses: Tensor, masks: Tensor, parameters: AdapterParameters, deca
 def checkpointed(
     model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> Forward:
-    """The joint forward of which the backward recomputes each layer."""
+    """Run the joint forward, whose backward recomputes each layer."""
     with recomputed_layers(model.base):
         return joint(model, parameters, batch, decay)
 
 
 @contextmanager
 def recomputed_layers(base: Any) -> Iterator[None]:
-    """Inside the block the layers of a model keep only their inputs for the backward."""
+    """Make the layers of a model keep only their inputs for the backward inside the block."""
     layers = base.get_decoder().layers
     for layer in layers:
         layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
@@ -130,13 +133,16 @@ def recomputed_layers(base: Any) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the instance's; the class's is behind it
+            del layer.forward  # the instance's attribute, so that the class's method is used again
 
 
 def joint_mask(
     model: MaskModel, parameters: AdapterParameters, batch: Batch, num_tokens: int, num_rows: int
 ) -> Any:
-    """Additive [B, 1, T + R, P + T + R]: text is causal and sees no prefix, masks as ever."""
+    """Return the additive mask [B, 1, T + R, P + T + R].
+
+    Text is causal and does not see the prefix; mask rows see what they usually see.
+    """
     prefix_length = parameters.prefix_keys.shape[2]
 
     def additive(window: int | None) -> Tensor:
@@ -154,9 +160,9 @@ def joint_mask(
 
 
 class PrefixCache(DynamicCache):
-    """The prefix as the past of every layer, windowed ones too; keeps nothing of what it is given.
+    """The prefix as the past of every layer, including windowed ones.
 
-    So a layer can be run again.
+    It does not store new keys and values, so that a layer can be recomputed.
     """
 
     def __init__(self, model: MaskModel, parameters: AdapterParameters, num_texts: int) -> None:
@@ -169,7 +175,7 @@ class PrefixCache(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> Any:
-        """Prefix and rows, [B, H, P + R, D] each."""
+        """Return the keys and values of prefix and rows, [B, H, P + R, D] each."""
         given = (key_states, value_states)
         return tuple(
             torch.cat([prefix[layer_idx], rows], dim=2)

@@ -1,13 +1,16 @@
-"""The tree that an engine's calibration chose, against others, on prompts it was not chosen on.
+"""Compare the tree that calibration chose with others, on prompts it was not chosen on.
 
     python benchmarks/tree_choice.py engines/*-int4 engines/*-fp32 --prompts mt_bench.jsonl \
         --out benchmarks/results/tree_choice.json
 
-Contest: the engine's tree, AR with one row, the trees that calibration would take if AR were not
-there, by state and for all states, BiTA's triangle, and random trees of 2 rows up to the most of
-any state, on a few prompts of each category, all in turns. Sources: the best trees with drafts of
-the masks alone, of the text alone (n-grams) and of both, by category. Each with what calibration
-expects of it. Run it with nothing else running, on the device that the engines were calibrated on.
+- Contest: the engine's tree, AR with one row, the best trees by state, the best single tree, BiTA's
+  triangle, and random trees of 2 rows up to the largest tree of any state. All answer a few prompts
+  of each category, interleaved.
+- Sources: the best trees with drafts of masks alone, of the text alone (n-grams), and of both, by
+  category.
+
+All figures are reported with those that calibration expects. Run it on an otherwise idle device, on
+which the engines were calibrated.
 """
 
 import argparse
@@ -43,7 +46,7 @@ RANDOM_RANKS = 5  # of nodes in random trees, as in the triangle
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An engine that is loaded, with what its calibration.json has."""
+    """A loaded engine with the measurements in its calibration.json."""
 
     session: Session
     acceptance: Acceptance
@@ -64,7 +67,7 @@ class Calibrated:
         return cls(Session.open(path, num_threads=num_threads), acceptance, latency)
 
     def planned(self, num_masks: int | None = None, **sources: Any) -> Sequence[Candidate]:
-        """Trees, and trees by state, those expected to be fastest first."""
+        """Return trees and trees by state, those expected to be fastest first."""
         masks = self.session.adapter.num_masks if num_masks is None else num_masks
         forecast = forecast_trees(
             self.acceptance,
@@ -77,14 +80,14 @@ class Calibrated:
         return forecast.trees
 
     def best(self, num_masks: int | None = None, **sources: Any) -> Trees:
-        """The trees that are expected to be fastest."""
+        """Return the trees expected to be fastest."""
         return self.planned(num_masks, **sources)[0].tree
 
     def using(self, tree: Trees) -> Session:
         return self.session.using(tree=tree, min_rows=1 if tree.is_ar else None)
 
     def expected(self, tree: Trees) -> dict[str, float]:
-        """Tokens per step and per second by calibration."""
+        """Return the tokens per step and per second that calibration expects."""
         if tree.is_ar:
             return {"tokens_per_step": 1.0, "tokens_per_second": round(self._ar_speed(), 2)}
         rows = self.session.min_exact_rows
@@ -104,7 +107,7 @@ class Calibrated:
 
 
 def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: OnProgress) -> Any:
-    """The chosen tree against the others, in turns."""
+    """Time the chosen tree and the others, interleaved."""
     planned = engine.planned()
     single = next(each.tree for each in planned if len(TreeTable.of(each.tree).trees) == 1)
     trees: dict[str, Trees] = {AR: Tree.root_only(), CHOSEN: engine.session.tree}
@@ -113,25 +116,25 @@ def contest(engine: Calibrated, prompts: Sequence[Question], args: Any, show: On
     sizes = range(2, max(planned[0].tree.num_rows, 2) + 1)
     for number in range(args.num_random):
         trees[f"random {number}"] = random_tree(sizes[number % len(sizes)], num_masks, rng)
-    timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("contest", d, t))
-    return {name: described(engine, trees[name], runs, timed[AR]) for name, runs in timed.items()}
+    timed = time_by_name(engine, trees, prompts, args, lambda d, t: show("contest", d, t))
+    return {name: describe(engine, trees[name], runs, timed[AR]) for name, runs in timed.items()}
 
 
 def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: OnProgress) -> Any:
-    """By category: drafts of the masks alone, of the text alone, of both."""
+    """Time drafts of masks alone, of the text alone, and of both, by category."""
     trees: dict[str, Trees] = {
         AR: Tree.root_only(),
         "masks": engine.best(min_levels=(0,)),
         "n-grams": engine.best(0, min_levels=(1,)),
         "both": engine.best(),
     }
-    timed = timed_by_name(engine, trees, prompts, args, lambda d, t: show("sources", d, t))
+    timed = time_by_name(engine, trees, prompts, args, lambda d, t: show("sources", d, t))
     places: dict[str, list[int]] = {}
     for place, question in enumerate(prompts):
         places.setdefault(question.category, []).append(place)
     report: dict[str, Any] = {}
     for name, runs in timed.items():
-        report[name] = described(engine, trees[name], runs, timed[AR])
+        report[name] = describe(engine, trees[name], runs, timed[AR])
         report[name]["by_category"] = {
             category: figures([runs[i] for i in inside], [timed[AR][i] for i in inside])
             for category, inside in places.items()
@@ -139,21 +142,21 @@ def sources(engine: Calibrated, prompts: Sequence[Question], args: Any, show: On
     return report
 
 
-def timed_by_name(
+def time_by_name(
     engine: Calibrated,
     trees: Mapping[str, Trees],
     prompts: Sequence[Question],
     args: Any,
     on_progress: OnCount,
 ) -> dict[str, list[Timed]]:
-    """Decode with all trees in turns; the same tree under two names is run twice."""
+    """Decode with all trees, interleaved; the same tree under two names runs twice."""
     sessions = [engine.using(tree) for tree in trees.values()]
     texts = [engine.session.as_prompt(question.messages) for question in prompts]
     timed = decode_in_turns(sessions, texts, args.max_new_tokens, on_progress)
     return dict(zip(trees, timed, strict=True))
 
 
-def described(
+def describe(
     engine: Calibrated, tree: Trees, runs: Sequence[Timed], ar: Sequence[Timed]
 ) -> dict[str, Any]:
     return {
@@ -166,7 +169,7 @@ def described(
 
 
 def figures(runs: Sequence[Timed], ar: Sequence[Timed]) -> dict[str, Any]:
-    """Sums over answers; same_text: answers with the token ids of AR's, which has one row here."""
+    """Sum up answers; "same_text" counts those with the token ids of AR in one row."""
     total, plain = together(runs), together(ar)
     return {
         "tokens_per_step": round(total.tokens_per_step, 4),
@@ -178,7 +181,7 @@ def figures(runs: Sequence[Timed], ar: Sequence[Timed]) -> dict[str, Any]:
 
 
 def random_tree(num_rows: int, num_masks: int, rng: np.random.Generator) -> Tree:
-    """Nodes at random places, up to the rank and depth of the triangle, and masks at random."""
+    """Return a tree of random nodes, up to the rank and depth of the triangle, and random masks."""
     masks: dict[tuple[int, ...], int] = {(): 1}
     used = 2
     while used < num_rows:
@@ -210,7 +213,7 @@ def print_table(title: str, report: Mapping[str, Any]) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All engines; the file is rewritten after each."""
+    """Measure all engines; rewrite the file after each one."""
     questions = read_questions(args.prompts)
     report = {**describe_machine(args.threads or 1), "prompts": args.prompts.name}
     report |= {"max_new_tokens": args.max_new_tokens, "engines": {}}
@@ -235,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("engines", type=Path, nargs="+")
-    parser.add_argument("--prompts", type=Path, required=True, help="MT-Bench's file")
+    parser.add_argument("--prompts", type=Path, required=True, help="file of MT-Bench questions")
     parser.add_argument("--contest", type=int, default=16, help="prompts of the contest; 0: none")
     parser.add_argument("--sources", type=int, default=80, help="prompts of the sources; 0: none")
     parser.add_argument("--num-random", type=int, default=20)

@@ -1,21 +1,23 @@
-"""Seconds per 1,000 mask rows: our two forwards against BiTA's joint forward and backward.
+"""Measure seconds per 1,000 mask rows: our two forwards, and BiTA's joint forward and backward.
 
     python benchmarks/tuning_cost.py smollm2-135m-instruct \
         --data tuning/smollm2-135m-instruct/data --out benchmarks/results/tuning_cost.json
 
-The authors' code concatenates the embedding table with the mask embeddings and looks all rows up in
-the result, so the rows of the text need gradients too, and it goes back through them. Both methods
-train the same rows here, and before anything is timed their logits, losses and gradients are
-compared in float32. In the joint forward the text ends with the last anchor and the output layer
-runs on mask rows only, more favourable to it than the authors' code. A step is forward, loss and
-backward; the optimizer, the same for both, is left out. The methods take turns on each batch, in an
-order that rotates, and ratios are taken within a batch.
+The authors' code concatenates the embedding table with the mask embeddings and looks up all rows in
+the result, so the rows of the text need gradients too, and the backward runs through them. Here
+both methods train the same rows. Before anything is timed, their logits, losses and gradients are
+compared in float32. In the joint forward the text ends with the last anchor, and the output layer
+runs on mask rows only, which is more favourable than the authors' code. A step is forward, loss and
+backward; the optimizer, the same for both, is left out. The methods run on each batch in an order
+that rotates, and ratios are taken within a batch.
 
-two phases, kl: what `bita tune` does with a text for the first time; the output layer runs on the
-teacher's rows as well, and on some rows at a time. two phases, kept texts, kl: the same in later
-epochs, when what the base computed of the text is there. two phases, ce: the first with the
-authors' loss. joint, ce: the authors' method. checkpointed, ce: the same with gradient
-checkpointing of every layer, as the authors run it to fit their memory.
+- two phases, kl: `bita tune` on a text for the first time. The output layer runs on the teacher's
+  rows as well, and on some rows at a time.
+- two phases, kept texts, kl: the same in later epochs, when the base model's result is cached
+- two phases, ce: the first one with the authors' loss
+- joint, ce: the authors' method
+- checkpointed, ce: the authors' method with gradient checkpointing of every layer, as they run it
+  to fit their memory
 """
 
 import argparse
@@ -56,9 +58,9 @@ SYNTHETIC = (64, 128)  # tokens of prompt and response, without --data
 def check_agreement(
     model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> dict[str, float]:
-    """Largest differences of our method from the others, by the largest value of each kind.
+    """Return the largest differences between our method and the others, for each kind of value.
 
-    Raises TuningError where one is above TOLERANCE.
+    They are relative to the largest value. Raises TuningError if one is above TOLERANCE.
     """
     ours, *others = (
         values_of(method, model, parameters, batch, decay)
@@ -71,14 +73,14 @@ def check_agreement(
         for name, value in ours.items()
     }
     if far := {name: value for name, value in differences.items() if not value <= TOLERANCE}:
-        raise TuningError(f"the methods differ, by shares of the largest value: {far}")
+        raise TuningError(f"the methods differ, relative to the largest value: {far}")
     return differences
 
 
 def values_of(
     method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> dict[str, Tensor]:
-    """Logits, loss, and the gradient of every parameter."""
+    """Compute logits, loss, and the gradient of every parameter."""
     parameters.zero_grad(set_to_none=True)
     forward = method(model, parameters, batch, decay)
     forward.loss.backward()
@@ -90,10 +92,10 @@ def values_of(
 def saved_mb(
     method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> float:
-    """MB that the forward keeps for the backward, weights left out."""
+    """Return the MB that the forward keeps for the backward, without weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.base.parameters()}
     sizes: dict[int, int] = {}
-    kept = []  # alive to the end, so that no address is used twice
+    kept = []  # keeps tensors alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -110,7 +112,7 @@ def saved_mb(
 def step_seconds(
     method: Method, model: MaskModel, parameters: AdapterParameters, batch: Batch, decay: float
 ) -> float:
-    """One forward and backward."""
+    """Time one forward and backward."""
     parameters.zero_grad(set_to_none=True)
     wait(model.device)
     began = time.perf_counter()
@@ -127,7 +129,7 @@ def wait(device: torch.device) -> None:
 def measure_layout(
     model: MaskModel, parameters: AdapterParameters, batches: Sequence[Batch], decay: float
 ) -> dict[str, Any]:
-    """All methods on all batches; the first batch warms up and is not counted."""
+    """Run all methods on all batches; the first batch is a warm-up and does not count."""
     names = list(METHODS)
     memory = {n: saved_mb(METHODS[n], model, parameters, batches[0], decay) for n in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -166,7 +168,7 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 def read_texts(
     checkpoint: Checkpoint, settings: TuneSettings, data: Path | None
 ) -> list[TrainingText]:
-    """The conversations of a data directory, or random ids, which cost the same."""
+    """Read the conversations of a data directory, or return random ids, which cost the same."""
     about = ModelTexts.of(checkpoint)
     if data is None:
         rng = np.random.default_rng(settings.seed)
@@ -179,7 +181,7 @@ def read_texts(
 def make_batches(
     model: MaskModel, texts: list[TrainingText], settings: TuneSettings, count: int
 ) -> list[Batch]:
-    """As a trainer draws them."""
+    """Draw batches as a trainer does."""
     kept = Contexts(model, KEPT_BYTES)
     batches = []
     for step in range(count):
@@ -240,9 +242,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_layout(name: str, result: dict[str, Any]) -> None:
-    """One line per method."""
+    """Print one line per method."""
     tokens, rows = result["text_tokens_per_step"], result["mask_rows_per_step"]
-    print(f"\n{name}: {rows:.0f} mask rows on {tokens:.0f} text tokens a step, n = {result['n']}")
+    print(f"\n{name}: {rows:.0f} mask rows on {tokens:.0f} text tokens per step, n = {result['n']}")
     print("method                     s / 1000 rows  p25-p75       times ours  p25-p75    MB kept")
     for method, figures in result["methods"].items():
         per_1000, times = figures["seconds_per_1000_rows"], figures["times_ours"]
@@ -254,7 +256,7 @@ def print_layout(name: str, result: dict[str, Any]) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="as for `bita engine`")
     parser.add_argument("--data", type=Path, help="conversations; default: random ids")
@@ -271,7 +273,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, write the JSON."""
+    """Measure, print tables, and write the JSON."""
     args = parse_arguments(argv)
     try:
         report = measure(args)

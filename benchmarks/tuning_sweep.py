@@ -1,16 +1,16 @@
-"""What each tuning setting is worth: short runs of equal steps on the same text, one change each.
+"""Measure the effect of tuning settings with short runs that change one setting each.
 
     python benchmarks/tuning_sweep.py MODEL --data DIR --out sweep.jsonl [--steps 60] [--only NAME]
     python benchmarks/tuning_sweep_page.py sweep.jsonl     # differences, with intervals
 
-A line per run goes to --out; runs that it has already are left out, so a sweep can be interrupted.
-Several can share the work: each run is claimed by a file beside --out, to be removed if its process
-was killed. Every run sees the same conversations in the same order and is judged on the same
-held-out ones; settings of anchors keep the number of mask rows. What the base computed of a text
-serves all runs.
+Each run writes a line to --out. Runs that are already there are skipped, so a sweep can be
+interrupted. Several processes can share the work: each run is claimed by a file next to --out,
+which must be removed if its process was killed. All runs have the same number of steps, see the
+same conversations in the same order, and are judged on the same held-out ones. Settings of anchors
+keep the number of mask rows. The base model's results for a text are shared by all runs.
 
-Two sets of runs: `three-masks` for the many rows that a GPU has, `few-rows` for a CPU, where the
-first mask is what pays.
+There are two sets of runs: `three-masks` for the many rows of a GPU, and `few-rows` for a CPU,
+where mainly the first mask pays.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from bita.tuning.start import starting_adapter, starting_parameters
 from bita.tuning.trainer import Trainer
 from bita.tuning.training_texts import TrainingText, cut_text, split_held_out, usable
 
-# What every run changes one thing of: the defaults, but for the rates, which a sweep raised.
+# The base settings, of which each run changes one: the defaults, with rates raised by a sweep.
 THREE_MASKS: dict[str, Any] = {"mask_rate": 1e-2, "prefix_rate": 1e-2, "pair_rank": 0}
 # the recipe of the default adapter's second run
 FEW_ROWS: dict[str, Any] = {
@@ -113,14 +113,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="conversations of `bita tune`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--set", choices=SETS, default="three-masks", help="of runs")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="in this order")
-    parser.add_argument("--texts", type=int, help="that are trained on; default: all")
+    parser.add_argument("--set", choices=SETS, default="three-masks", help="set of runs")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these runs, in this order")
+    parser.add_argument("--texts", type=int, help="texts to train on; default: all")
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--context-gb", type=float, default=4.0, help="memory for texts read")
+    parser.add_argument("--context-gb", type=float, default=4.0, help="memory for cached texts")
     args = parser.parse_args()
     base, runs = SETS[args.set]
     if unknown := set(args.only or ()) - set(runs):
@@ -158,7 +158,7 @@ def run(
     settings: TuneSettings,
     contexts: Contexts,
 ) -> dict[str, Any]:
-    """Tune from the start and judge; seconds are those of the training steps."""
+    """Tune from the start and judge; "seconds" is the time of the training steps."""
     adapter = starting_adapter(checkpoint, model, train, settings)
     parameters = starting_parameters(model, adapter, settings)
     with tempfile.TemporaryDirectory() as directory:
@@ -188,19 +188,22 @@ def run(
 
 
 def by_text(quality: DraftQuality, texts: list[TrainingText]) -> list[list[int]]:
-    """Four numbers for each text: its places, those where the first draft of mask 0 is right, the
-    places that no n-gram of the text matches, and those of them where that draft is right.
+    """Count places in each text.
+
+    Returns:
+        For each text: all places, those where the first draft of mask 0 is right, those without a
+        matching n-gram of the text, and those without a match where the draft is right.
     """
     found = []
     for ranks, text in zip(quality.tables, texts, strict=True):
         right = ranks[:, 0] == 1
-        is_new = ~_matched(text, len(right))
+        is_new = ~_find_matches(text, len(right))
         found.append([len(right), int(right.sum()), int(is_new.sum()), int(right[is_new].sum())])
     return found
 
 
-def _matched(text: TrainingText, num_places: int) -> BoolArray:
-    """[num_places]: whether a match of the text's n-grams guesses the token that mask 0 drafts."""
+def _find_matches(text: TrainingText, num_places: int) -> BoolArray:
+    """Return [num_places], whether the text's n-grams guess the token that mask 0 drafts."""
     index, first = NgramIndex(), max(text.num_prompt - 1, 0) + 1
     index.start(text.token_ids[:first])
     found = np.zeros(num_places, np.bool_)

@@ -1,10 +1,10 @@
-"""The table of a sweep: what each run changes, and what it gains over the first, with intervals.
+"""Print the table of a sweep: each run's gain over the first one, with intervals.
 
     python benchmarks/tuning_sweep_page.py benchmarks/results/tuning_sweep_few_rows.jsonl
 
-All runs are judged on the same texts, so differences are taken text by text. Intervals: 95 % of
-resampled texts. They say how sure a difference is for these two runs; how much runs differ that
-differ in the seed alone is in the table too.
+All runs are judged on the same texts, so differences are taken text by text. Intervals cover 95 %
+of resampled texts. They show how certain a difference between these two runs is; the table also
+shows how much runs differ that differ only in the seed.
 """
 
 import argparse
@@ -19,17 +19,17 @@ import numpy as np
 from bita.tensors import Float64Array
 
 RESAMPLED = 2000
-ALL, NEW = slice(0, 2), slice(2, 4)  # of a text's counts: places and right ones
+ALL, NEW = slice(0, 2), slice(2, 4)  # (places, right ones) in a text's counts
 
 
 def share(texts: Float64Array, kind: slice) -> float:
-    """Percent of the places of [n, 4] whose first draft is right."""
+    """Return the percentage of places whose first draft is right, given counts [n, 4]."""
     places, right = texts[:, kind].sum(0)
     return 100 * float(right / max(places, 1))
 
 
 def difference(texts: Float64Array, first: Float64Array, kind: slice) -> tuple[float, float, float]:
-    """Points of percent over the first run, and its interval."""
+    """Return the gain over the first run in percentage points, and its interval."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(RESAMPLED):
@@ -40,7 +40,7 @@ def difference(texts: Float64Array, first: Float64Array, kind: slice) -> tuple[f
 
 
 def rows(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """A line of Markdown for each run."""
+    """Return a row of a Markdown table for each run."""
     first = np.array(runs[0]["texts"], np.float64)
     lines = []
     for run in runs:

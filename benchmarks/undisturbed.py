@@ -1,23 +1,23 @@
-"""Timings on a machine that others use too: what they disturbed is dropped."""
+"""Time runs on a shared machine, dropping those that other processes disturbed."""
 
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-BURST_SECONDS = 0.12  # of runs that are accepted or dropped together: the clock of /proc has 10 ms
-MAX_OTHERS = 0.1  # processors that others may keep busy, beside those that the run leaves idle
-PATIENCE = 8.0  # seconds until a disturbed burst is taken, for lack of another
-PAUSE = 0.2  # seconds
+BURST_SECONDS = 0.12  # runs are accepted or dropped in bursts, since /proc has ticks of 10 ms
+MAX_OTHERS = 0.1  # processors that others may keep busy, in addition to those the run leaves idle
+PATIENCE = 8.0  # seconds after which the least disturbed burst is accepted
+PAUSE = 0.2  # seconds to wait after a disturbed burst
 
 
 def min_seconds(
     run: Callable[[], object], num_threads: int = 1, bursts: int = 2
 ) -> tuple[float, float]:
-    """The least time of a run, and the processors that others kept busy meanwhile.
+    """Return the minimum seconds of a run, and the processors that others kept busy meanwhile.
 
-    Runs are timed in bursts; `bursts` of them have to pass undisturbed: others then
-    leave `num_threads` processors idle. After PATIENCE the burst with the least disturbance counts.
+    Runs are timed in bursts until `bursts` of them were undisturbed, which means that others left
+    `num_threads` processors idle. After PATIENCE the least disturbed burst counts.
     """
     limit = (os.cpu_count() or 1) - num_threads + MAX_OTHERS
     run()
@@ -36,7 +36,7 @@ def min_seconds(
 
 
 def _burst(run: Callable[[], object]) -> tuple[float, float]:
-    """The least time of its runs, and the processors that others kept busy."""
+    """Return the minimum seconds of a burst's runs, and the processors that others kept busy."""
     others, own, began = _busy_seconds(), time.process_time(), time.perf_counter()
     least = float("inf")
     while time.perf_counter() - began < BURST_SECONDS:
@@ -49,7 +49,7 @@ def _burst(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _busy_seconds() -> float:
-    """Seconds that all processors were busy since the machine started."""
+    """Return the seconds that all processors together were busy since the machine started."""
     fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
     user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

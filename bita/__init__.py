@@ -1,11 +1,11 @@
 """bita-edge: compile and run BiTA-accelerated language models on edge devices.
 
-The names below are imported when they are first used, so that `import bita` costs nothing.
+The names below are imported on first use, so that `import bita` itself is cheap.
 """
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as in `typing`, whose import would be most of the cost
+TYPE_CHECKING = False  # as in `typing`, whose import would account for most of the cost
 if TYPE_CHECKING:
     from bita.adapter import Adapter
     from bita.errors import (
@@ -66,7 +66,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The names of `__all__`; errors are in `bita.errors`."""
+    """Import a name of `__all__` on first use; errors come from `bita.errors`."""
     if name not in __all__:
         raise AttributeError(f"module 'bita' has no attribute {name!r}")
     value: object = getattr(import_module(_HOMES.get(name, "bita.errors")), name)

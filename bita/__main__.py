@@ -1,7 +1,7 @@
-"""`python -m bita` is the command `bita`.
+"""Entry point of `python -m bita`, which is the command `bita`.
 
-Python puts the working directory in front of all places that modules are found in. It may be an
-engine of anybody's with a numpy.py in it, so it is taken away before anything else is imported.
+Python searches the working directory before all other places for modules. It may be an untrusted
+engine directory that contains a numpy.py, so it is removed before anything else is imported.
 """
 
 import os
@@ -9,16 +9,17 @@ import sys
 
 
 def forget_working_directory() -> None:
-    """Take the working directory from the front of `sys.path`, unless `bita` is found there.
+    """Remove the working directory from the front of `sys.path`, unless `bita` is found there.
 
-    It is so in a checkout of the source. With the option -P, Python has not put it there.
+    `bita` is found there in a checkout of the source. With the option -P, Python does not add the
+    directory in the first place.
     """
     if getattr(sys.flags, "safe_path", False) or sys.flags.isolated:
         return
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         here = os.getcwd()
-    except OSError:  # it was removed
+    except OSError:  # the directory was removed
         here = ""
     if sys.path[:1] in ([""], [here]) and here != root:
         del sys.path[0]

@@ -1,8 +1,8 @@
 """The adapter: everything BiTA learns about one model, in one small safetensors file.
 
-Mask embeddings are rows of the embedding table, before any scale the model applies to them (such
-as Gemma's sqrt(hidden)). Prefix keys are used as they are, without rotation or k-norm. Method:
-BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
+Mask embeddings are like rows of the embedding table, before any scale that the model applies to
+them (such as Gemma's sqrt(hidden)). Prefix keys are used as stored, without rotation or k-norm.
+Method: BiTA (arXiv 2401.12522), sections 3.1 and 3.2.
 """
 
 import json
@@ -42,37 +42,32 @@ from bita.lora import (
 from bita.pairs import PAIR_TENSORS, Pairs, pair_rank
 from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, row_chunks
 
-_PREFIX_SCALE = 0.02  # as the authors start it: the usual init of a transformer's weights
-# Of what a step reads; tuned adapters stay below 25. Rows that do not see the masks and the prefix
-# weigh them with zero, and zero times infinity is NaN, so that nothing may overflow on the way:
-# scores of the prefix in float16, and sums of sums of LoRA in float32. Mask embeddings are normed
-# before anything else is done with them.
+_PREFIX_SCALE = 0.02  # the authors' choice: the usual initialization of a transformer's weights
+# Largest magnitude that a step reads, by tensor; tuned adapters stay below 25. Rows that do not see
+# the masks and the prefix weight them with zero, and zero times infinity is NaN, so nothing may
+# overflow in between: neither the scores of the prefix in float16 nor the nested sums of LoRA in
+# float32. Mask embeddings are normalized before any other use, so they may be larger.
 MAX_READ = {"mask_embeddings": MAX_VALUE}
 MAX_READ_ELSE = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What a model needs to draft for itself; all arrays float32.
+    """Everything that lets a model draft for itself; all arrays are float32.
 
-    mask_embeddings: [M, hidden], M >= 1. prefix_keys, prefix_values: [L, H, P, D], P may be 0.
-    identity: the model it was made for. tuned_on: what the tuning text was, or "untuned".
-    lora: what mask rows get beside the linear layers (`bita.lora`); empty for nothing.
-    pairs: how drafts are scored by the token before them (`bita.pairs`); empty for none.
-    continuations: what usually follows a few tokens (`bita.continuations`); None for no table.
-    bonuses: how much text, table and masks say for what they guess (`bita.bonuses`).
-    Raises AdapterError that lists every shape that does not fit the others or the identity.
+    Raises:
+        AdapterError: if shapes do not fit each other or the identity; it lists them all.
     """
 
-    mask_embeddings: Float32Array
-    prefix_keys: Float32Array
-    prefix_values: Float32Array
-    identity: ModelIdentity
-    tuned_on: str = "untuned"
-    lora: Lora = field(default_factory=dict)
-    pairs: Pairs = field(default_factory=dict)
-    continuations: Continuations | None = None
-    bonuses: Bonuses = DEFAULT_BONUSES
+    mask_embeddings: Float32Array  # [M, hidden]: embeddings of the mask tokens, M >= 1
+    prefix_keys: Float32Array  # [L, H, P, D]: keys of the prefix; P may be 0
+    prefix_values: Float32Array  # [L, H, P, D]: values of the prefix
+    identity: ModelIdentity  # the model that the adapter was made for
+    tuned_on: str = "untuned"  # description of the tuning text; "untuned" without any
+    lora: Lora = field(default_factory=dict)  # LoRA for mask rows (`bita.lora`); empty for none
+    pairs: Pairs = field(default_factory=dict)  # pair scores (`bita.pairs`); empty for none
+    continuations: Continuations | None = None  # table of likely continuations; None for none
+    bonuses: Bonuses = DEFAULT_BONUSES  # scores of guesses by their source (`bita.bonuses`)
 
     def __post_init__(self) -> None:
         for name in TENSORS:
@@ -92,41 +87,45 @@ class Adapter:
 
     @property
     def num_masks(self) -> int:
-        """M."""
+        """Number of mask tokens, M."""
         return self.mask_embeddings.shape[0]
 
     @property
     def prefix_length(self) -> int:
-        """P."""
+        """Length of the prefix in cache slots, P."""
         return self.prefix_keys.shape[2]
 
     @property
     def lora_rank(self) -> int:
-        """r; 0 without LoRA."""
+        """Rank of LoRA, r; 0 without LoRA."""
         return lora_rank(self.lora)
 
     @property
     def pair_rank(self) -> int:
-        """Rank of the pair scores; 0 without."""
+        """Rank of the pair scores; 0 without pair scores."""
         return pair_rank(self.pairs)
 
     def tensors(self) -> dict[str, Float32Array]:
-        """The arrays of floats by their names in the file."""
+        """Return the arrays of floats by their names in the file."""
         return {**{name: getattr(self, name) for name in TENSORS}, **self.lora, **self.pairs}
 
     @cached_property
     def bounded(self) -> dict[str, Float32Array]:
-        """The tensors as steps read them: cut off at MAX_READ, and 0 for what is not a number.
+        """The tensors as steps read them: clipped to MAX_READ, with 0 in place of NaN.
 
-        However large the values are, no text depends on them then.
+        Clipping keeps large values from overflowing, so that they cannot change the text.
         """
         return {
-            name: _cut_off(array, MAX_READ.get(name, MAX_READ_ELSE))
+            name: _clip(array, MAX_READ.get(name, MAX_READ_ELSE))
             for name, array in self.tensors().items()
         }
 
     def check_fits(self, identity: ModelIdentity) -> None:
-        """Raise AdapterError that lists every reason why the model `identity` is not ours."""
+        """Check that the adapter was made for the model `identity`.
+
+        Raises:
+            AdapterError: if it was not; the message lists every difference.
+        """
         raise_faults(
             AdapterError,
             f"adapter does not fit this model (adapter against model; {MAKE_ANOTHER})",
@@ -134,10 +133,14 @@ class Adapter:
         )
 
     def save(self, path: Path | str, lora_type: npt.DTypeLike = np.float32) -> None:
-        """Write the file whole or not at all.
+        """Write the adapter to `path`, atomically.
 
-        lora_type: of LoRA in the file; float16 is what native operators compute with.
-        Raises AdapterError if a value is not finite, or larger than float16 can hold.
+        Args:
+            path: The file to write; its directory is created if it is missing.
+            lora_type: Type of the LoRA tensors in the file. Native operators compute with float16.
+
+        Raises:
+            AdapterError: if a value is not finite, or larger than float16 can hold.
         """
         path = Path(path)
         raise_faults(AdapterError, f"{path} was not written", value_faults(self.tensors()))
@@ -149,35 +152,37 @@ class Adapter:
             "tuned_on": self.tuned_on,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        # one entry: safetensors writes several in no fixed order, and equal adapters should be
-        # equal files
+        # A single entry: safetensors writes several entries in no fixed order, and equal adapters
+        # should give equal files.
         stored = {FORMAT: json.dumps(metadata, sort_keys=True)}
         lora = {name: array.astype(lora_type) for name, array in self.lora.items()}
         arrays = {**self.tensors(), **lora, **self._host_arrays()}
         write_whole(path, to_safetensors(arrays, stored))
 
     def _version(self) -> str:
-        """The oldest that knows all it has."""
+        """Return the oldest format version that can store this adapter."""
         if self.continuations is not None:
             return TABLE_VERSION
         return FULL_VERSION if self.lora or self.pairs else PLAIN_VERSION
 
     def _host_arrays(self) -> Mapping[str, npt.NDArray[Any]]:
-        """What no step reads."""
+        """Return the arrays that only the host reads; they are not inputs of a step."""
         table = self.continuations.arrays() if self.continuations is not None else {}
         own = self.bonuses != DEFAULT_BONUSES
         return {**table, BONUS_TENSOR: self.bonuses.array()} if own else table
 
     def hash_pieces(self) -> Iterator[bytes]:
-        """The name and content of each tensor, ordered by name, for a hash of the adapter."""
+        """Yield the name and content of each tensor, ordered by name, for a hash of the adapter."""
         for name, array in sorted({**self.tensors(), **self._host_arrays()}.items()):
             yield name.encode() + array.tobytes()
 
     @classmethod
     def load(cls, path: Path | str) -> "Adapter":
-        """Read and check a file; float16 and bfloat16 become float32.
+        """Read and check an adapter file; float16 and bfloat16 are converted to float32.
 
-        Raises AdapterError that names the path, every fault of the file, and the fix.
+        Raises:
+            AdapterError: if the file is missing or broken; it names the path, every fault and the
+                fix.
         """
         parts = read_adapter_file(Path(path))
         tensors = parts.tensors
@@ -203,10 +208,10 @@ def untuned_adapter(
     seed: int = 0,
     rank: int = 0,
 ) -> Adapter:
-    """Where tuning starts: every mask at the mean embedding, the prefix small and random.
+    """Create the adapter that tuning starts from.
 
-    rank: of LoRA that adds nothing yet; 0 for none. Reads the whole embedding table, a few MB at
-    a time.
+    Every mask is the mean embedding; the prefix is small and random. Reads the whole embedding
+    table, a few MB at a time. `rank` is the rank of LoRA, which adds nothing yet; 0 for no LoRA.
     """
     identity = identify(checkpoint)
     total = np.zeros(identity.hidden_size)
@@ -219,7 +224,7 @@ def untuned_adapter(
 
 
 def blank_adapter(identity: ModelIdentity, num_masks: int = 3) -> Adapter:
-    """Masks of zeros and nothing else, for engines that only decode plainly."""
+    """Create an adapter of zero masks and nothing else, for engines that only decode plainly."""
     keys, values = _random_prefix(identity, 0, 0.0, 0)
     masks = np.zeros((num_masks, identity.hidden_size), np.float32)
     return Adapter(masks, keys, values, identity, "untuned")
@@ -233,9 +238,9 @@ def random_adapter(
     seed: int = 0,
     lora_like: Lora | None = None,
 ) -> Adapter:
-    """Garbage of standard deviation `scale`: its drafts are wrong, and text must not change.
+    """Create garbage of standard deviation `scale`; its drafts are wrong, but text must not change.
 
-    lora_like: garbage of these sizes too.
+    With `lora_like`, garbage LoRA of the same sizes is included.
     """
     rng = np.random.default_rng(seed)
     masks = rng.normal(0, scale, (num_masks, identity.hidden_size)).astype(np.float32)
@@ -254,8 +259,8 @@ def _random_prefix(
     return keys, values
 
 
-def _cut_off(array: Float32Array, most: float) -> Float32Array:
-    """The array itself if it lies within ±most."""
-    if not array.size or np.abs(array).max() <= most:  # not so if a value is not a number
+def _clip(array: Float32Array, most: float) -> Float32Array:
+    """Clip to ±`most`, without a copy if no value exceeds that."""
+    if not array.size or np.abs(array).max() <= most:  # false if there is a NaN
         return array
     return np.nan_to_num(array, nan=0.0, posinf=most, neginf=-most).clip(-most, most)

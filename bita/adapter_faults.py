@@ -1,4 +1,4 @@
-"""What can be wrong with the tensors of an adapter."""
+"""Checks of the shapes and values of an adapter's tensors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +11,12 @@ from bita.tensors import Float32Array
 
 TENSORS = ("mask_embeddings", "prefix_keys", "prefix_values")
 KNOWN_TENSORS = (*TENSORS, *LORA_TENSORS, *PAIR_TENSORS)
-MAX_VALUE = float(np.finfo(np.float16).max)  # of any tensor; engines compute in float16 too
-Shapes = Mapping[str, Sequence[int]]  # by the tensors' names
+MAX_VALUE = float(np.finfo(np.float16).max)  # for all tensors; engines also compute in float16
+Shapes = Mapping[str, Sequence[int]]  # by tensor name
 
 
 def shape_faults(given: Shapes, identity: ModelIdentity | None) -> list[str]:
-    """Where shapes differ from the identity's (its letters stay free where it is unknown)."""
+    """Describe each shape that does not fit the identity; None leaves its dimensions free."""
     layers, heads, size, hidden = "L", "H", "D", "hidden"
     if identity:
         layers, heads = str(identity.num_layers), str(identity.num_kv_heads)
@@ -39,14 +39,14 @@ def shape_faults(given: Shapes, identity: ModelIdentity | None) -> list[str]:
 
 
 def _matches(shape: Sequence[int], wanted: Sequence[str]) -> bool:
-    """Equal sizes, where a letter or a word stands for any size."""
+    """Return whether the sizes are equal; a letter or a word in `wanted` matches any size."""
     return len(shape) == len(wanted) and all(
         name.isalpha() or size == int(name) for size, name in zip(shape, wanted, strict=True)
     )
 
 
 def value_faults(tensors: Mapping[str, Float32Array]) -> list[str]:
-    """Where values are not finite, or larger than float16 can hold."""
+    """Describe the tensors with values that are not finite, or larger than float16 can hold."""
     faults = []
     for name, array in tensors.items():
         is_finite = np.isfinite(array)

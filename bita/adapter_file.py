@@ -1,4 +1,4 @@
-"""The file of an adapter, read and checked."""
+"""Reading and checking of adapter files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from bita.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
 from bita.tensors import Float32Array
 
 FORMAT = "bita-adapter"
-# What knows no LoRA or pair scores, or no continuations, must refuse them. Tables had keys first.
+# Each version adds tensors that older readers must refuse: LoRA and pair scores, then a table of
+# continuations with keys, then one with marks.
 PLAIN_VERSION, FULL_VERSION, KEYED_VERSION, TABLE_VERSION = "1", "2", "3", "4"
 VERSIONS = (PLAIN_VERSION, FULL_VERSION, KEYED_VERSION, TABLE_VERSION)
 METADATA = ("format_version", "identity", "num_masks", "prefix_length", "tuned_on")
@@ -31,9 +32,9 @@ MAKE_ANOTHER = "use the adapter tuned for this model, or tune one"
 
 @dataclass(frozen=True)
 class AdapterParts:
-    """What a file holds. tensors: by KNOWN_TENSORS, in float32."""
+    """The content of an adapter file."""
 
-    tensors: dict[str, Float32Array]
+    tensors: dict[str, Float32Array]  # by name, out of KNOWN_TENSORS
     identity: ModelIdentity
     tuned_on: str
     continuations: Continuations | None
@@ -41,9 +42,10 @@ class AdapterParts:
 
 
 def read_adapter_file(path: Path) -> AdapterParts:
-    """Read and check a file; float16 and bfloat16 become float32.
+    """Read and check an adapter file; float16 and bfloat16 are converted to float32.
 
-    Raises AdapterError that names the path, every fault of the file, and the fix.
+    Raises:
+        AdapterError: if the file is missing or broken; it names the path, every fault and the fix.
     """
     file = read_tensor_file(path, AdapterError, "copy or download it again")
     metadata = _read_metadata(path, file.metadata)
@@ -59,19 +61,19 @@ def read_adapter_file(path: Path) -> AdapterParts:
     continuations = _read_continuations(file.tensors, identity, faults)
     bonuses = _read_bonuses(file.tensors, faults)
     raise_faults(AdapterError, f"{path} is broken ({MAKE_ANOTHER})", faults)
-    assert identity is not None  # else it is among the faults
+    assert identity is not None  # otherwise it is among the faults
     return AdapterParts(tensors, identity, metadata["tuned_on"], continuations, bonuses)
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    """The adapter's part of a file's metadata. Raises AdapterError if there is none."""
+    """Return the adapter's part of a file's metadata. Raises AdapterError if there is none."""
     try:
         stated = parse_json(metadata.get(FORMAT, "{}"))
     except ValueError:
         stated = None
     if not stated or not isinstance(stated, dict):
         raise AdapterError(
-            f"{path} is a safetensors file but no adapter: its metadata has no {FORMAT!r}; "
+            f"{path} is a safetensors file but not an adapter: its metadata has no {FORMAT!r}; "
             f"{MAKE_ANOTHER}"
         )
     values = Fields(stated, "metadata ")
@@ -99,7 +101,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> tuple[ModelIdentity | None, 
 def _read_continuations(
     stored: Mapping[str, StoredTensor], identity: ModelIdentity | None, faults: list[str]
 ) -> Continuations | None:
-    """The table in a file, None if there is none; what is wrong is added to `faults`."""
+    """Return the table in a file, or None if there is none; append what is wrong to `faults`."""
     has_keys = KEYED_TENSORS[0] in stored
     names = KEYED_TENSORS if has_keys else CONTINUATION_TENSORS
     present = [stored[name] for name in names if name in stored]
@@ -123,7 +125,7 @@ def _read_continuations(
 
 
 def _read_bonuses(stored: Mapping[str, StoredTensor], faults: list[str]) -> Bonuses:
-    """The bonuses in a file, or the default ones; what is wrong is added to `faults`."""
+    """Return the bonuses in a file, or the default ones; append what is wrong to `faults`."""
     if BONUS_TENSOR not in stored:
         return DEFAULT_BONUSES
     tensor = stored[BONUS_TENSOR]
@@ -138,7 +140,7 @@ def _read_bonuses(stored: Mapping[str, StoredTensor], faults: list[str]) -> Bonu
 
 
 def _type_faults(stored: Mapping[str, StoredTensor]) -> list[str]:
-    """What is missing, and what is not of a type that a float32 array can be made of."""
+    """Describe tensors that are missing, or of a type that cannot be converted to float32."""
     known = ", ".join(FLOAT_TYPES)
     faults = [f"tensor {name!r} is missing" for name in TENSORS if name not in stored]
     return faults + [
@@ -149,7 +151,7 @@ def _type_faults(stored: Mapping[str, StoredTensor]) -> list[str]:
 
 
 def _count_faults(shapes: Shapes, metadata: Mapping[str, str]) -> list[str]:
-    """Where the counts in the metadata are not those of the tensors."""
+    """Describe counts in the metadata that differ from those of the tensors."""
     stated = {"num_masks": ("mask_embeddings", 0), "prefix_length": ("prefix_keys", 2)}
     faults = []
     for key, (name, axis) in stated.items():

@@ -1,10 +1,11 @@
-"""How much each source of guesses says for the token that it guesses: numbers of an adapter.
+"""Scores that an adapter gives to guesses, by their source: mask, text or table.
 
-What may come next has a score. A mask's draft has the mask's logit and pair score, times
-`mask_scale`; text and table add bonuses to what they guess, larger the surer they are. The softmax
-of the scores says how sure the best is. Without a mask the rest of the vocabulary has the score 0,
-and text and table have other bonuses. All are fitted by logistic regression, so that what is said
-to be right in 60 % of the cases is (`bita.tuning.bonus_fit`).
+Each candidate for the next token has a score. A draft of a mask scores the mask's logit plus its
+pair score, times `mask_scale`. Text and table each add a bonus to the token that they guess, which
+grows with their confidence. The softmax of the scores is the confidence in the best candidate.
+Without a mask, the rest of the vocabulary has the score 0, and text and table have separate
+bonuses. All are fitted by logistic regression, so that of the guesses with a confidence of 60 %,
+60 % are right (`bita.tuning.bonus_fit`).
 """
 
 from dataclasses import dataclass
@@ -16,29 +17,26 @@ import numpy.typing as npt
 from bita.tensors import Float32Array
 
 BONUS_TENSOR = "guess_bonuses"
-MAX_MATCH = 12  # tokens of a match in the text that are counted
-TABLE_STEPS = 11  # tens of the table's percent, 0 to 100
+MAX_MATCH = 12  # longest match in the text that has its own bonus, in tokens
+TABLE_STEPS = 11  # bonuses for 0, 10, ... 100 percent of the table
 MAX_BONUS = 50.0
-ABSENT = 1.0  # by which a guess that the mask does not draft scores less than its last draft
+ABSENT = 1.0  # a guess that the mask does not draft scores this much less than its last draft
 SIZE = 2 * (MAX_MATCH + TABLE_STEPS + 1)
 
 
 @dataclass(frozen=True)
 class Bonuses:
-    """text_…: by the length of the text's match, 1 to MAX_MATCH. table_…: by tens of percent.
+    """Bonuses of an adapter."""
 
-    agree_alone: added where text and table guess the same, without a mask.
-    """
-
-    mask_scale: float
-    text_beside: tuple[float, ...]
-    table_beside: tuple[float, ...]
-    text_alone: tuple[float, ...]
-    table_alone: tuple[float, ...]
-    agree_alone: float
+    mask_scale: float  # factor of a mask's logit plus pair score
+    text_beside: tuple[float, ...]  # with a mask: by length of the match in the text, from 1
+    table_beside: tuple[float, ...]  # with a mask: by tens of the table's percent, from 0
+    text_alone: tuple[float, ...]  # without a mask: by length of the match in the text, from 1
+    table_alone: tuple[float, ...]  # without a mask: by tens of the table's percent, from 0
+    agree_alone: float  # without a mask: added if text and table guess the same token
 
     def array(self) -> Float32Array:
-        """[SIZE], in the order of the fields."""
+        """Return the fields in their order as one array [SIZE]."""
         parts = (
             *(self.mask_scale, *self.text_beside, *self.table_beside),
             *(*self.text_alone, *self.table_alone, self.agree_alone),
@@ -47,17 +45,17 @@ class Bonuses:
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> "Bonuses":
-        """The bonuses in an array that `array` gave."""
+        """Return the bonuses in an array as `array` returns it."""
         scale, *rest = np.asarray(array, np.float32).tolist()
         ends = np.cumsum([MAX_MATCH, TABLE_STEPS, MAX_MATCH, TABLE_STEPS])
-        beside, table, alone, table_alone = (
+        text, table, text_alone, table_alone = (
             tuple(rest[start:end]) for start, end in zip((0, *ends), ends, strict=False)
         )
-        return cls(scale, beside, table, alone, table_alone, rest[-1])
+        return cls(scale, text, table, text_alone, table_alone, rest[-1])
 
 
-# Of the default model's first adapter with LoRA (docs/LOG.md, 2026-11-29): for adapters that have
-# none of their own.
+# Fitted to the default model's first adapter with LoRA (docs/LOG.md, 2026-11-29); used for adapters
+# without bonuses of their own.
 DEFAULT_BONUSES = Bonuses(
     mask_scale=0.63,
     text_beside=(1.5, 2.5, 2.5, 2.5, 2.65, 2.8, 3.4, 3.4, 3.4, 3.4, 4.6, 5.0),
@@ -69,7 +67,7 @@ DEFAULT_BONUSES = Bonuses(
 
 
 def bonus_faults(array: npt.NDArray[Any]) -> list[str]:
-    """Why an array is none of bonuses; empty if it is one."""
+    """Return why an array does not hold valid bonuses; empty if it does."""
     if array.shape != (SIZE,):
         return [f"{BONUS_TENSOR} is {list(array.shape)}, not [{SIZE}]"]
     if not np.isfinite(array).all() or np.abs(array).max() > MAX_BONUS or array[0] <= 0:

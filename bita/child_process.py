@@ -1,13 +1,13 @@
-"""Python processes of our own, which find modules only where this process finds them.
+"""Python child processes that import modules only from the paths of this process.
 
-`python -m` puts the working directory in front of all other places. That may be an engine of
-anybody's, with a numpy.py in it.
+`python -m` searches the working directory before all other paths. It may be an untrusted engine
+directory that contains a numpy.py.
 """
 
 import sys
 
-# `sys` is built in, so nothing is looked for before the entries are set. (From Python 3.11 on the
-# option -P keeps the working directory away too.)
+# `sys` is built in, so no path is searched before the entries are set. (Since Python 3.11 the
+# option -P leaves out the working directory too.)
 _RUN = (
     "import sys; sys.path[:] = {entries!r}; import runpy; "
     "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
@@ -15,6 +15,6 @@ _RUN = (
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module as `python -m` does, but not from the working directory."""
+    """Return a command like `python -m MODULE` that does not search the working directory."""
     entries = [entry for entry in sys.path if entry]  # "" is the working directory
     return [sys.executable, "-c", _RUN.format(entries=entries, module=module), *arguments]

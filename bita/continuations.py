@@ -1,15 +1,16 @@
-"""What usually follows a few tokens in a model's own answers: drafts that take no row of a step.
+"""Table of the tokens that usually follow a few others: drafts that take no row of a step.
 
-A table counts, in conversations that the model wrote, which token came after each run of one, two
-or three tokens, and how surely. It finds the longest run that it knows. Looking up costs no mask
-row and no time of the model, so it is the cheapest draft where a text says what the model often
-says; where it does not, the table says that too, by how sure it is.
+The table is counted in conversations that the model wrote. For runs of one, two or three tokens it
+holds the token that followed most often, and how sure that is. A lookup uses the longest run that
+the table knows. It needs no mask row and no work of the model, so it is the cheapest draft where a
+text repeats what the model often writes; elsewhere its low percentage marks the guess as a poor
+one.
 
-The table lies in two arrays as it is looked up. A run of tokens a, b, c is the key
-(a + 1) << 42 | (b + 1) << 21 | (c + 1), with 0 for what a shorter run lacks. The key's hash names a
-slot, and the run lies in it or in the next one that was empty, with 16 other bits of the hash as
-its mark. A run that is not in the table is taken for another one with a probability of about 1 in
-10,000, which costs a wrong guess. Empty slots have the value 0.
+The table is a hash table in two arrays. A run of tokens a, b, c has the key
+(a + 1) << 42 | (b + 1) << 21 | (c + 1), with 0 for each token that a shorter run lacks. The key's
+hash selects a slot; the run is stored there, or in the next slot that was empty, with 16 other bits
+of the hash as its mark. A run that is missing from the table is mistaken for another one with a
+probability of about 1 in 10,000, which costs a wrong guess. Empty slots have the value 0.
 """
 
 from collections import Counter, defaultdict
@@ -22,14 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 CONTINUATION_TENSORS = ("continuation_marks", "continuation_values")
-KEYED_TENSORS = ("continuation_keys", "continuation_values")  # of files that have keys, not marks
+KEYED_TENSORS = ("continuation_keys", "continuation_values")  # in files with keys instead of marks
 LONGEST_RUN = 3
 MAX_TOKEN = (1 << 21) - 2
-SURE_BITS = 7  # of a value; the others are the token
+SURE_BITS = 7  # low bits of a value, which hold the percentage; the others hold the token
 MIN_SURE = 15  # percent; entries below are left out
-MIN_GAIN = 8  # percent by which a longer run has to be more or less sure to say the same
-DISCOUNT = 0.5  # of what was seen: once is not always
-MAX_LOAD = 0.7  # of the slots
+MIN_GAIN = 8  # percent: least difference from the shorter run that is worth an entry of its own
+DISCOUNT = 0.5  # subtracted from each count, since one sighting does not make a rule
+MAX_LOAD = 0.7  # largest share of the slots in use
 _MIX, _MIX_AGAIN, _MASK = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, (1 << 64) - 1
 _MARK_SHIFT, _MARK_MASK = 24, (1 << 16) - 1
 _LONGEST_FIRST = tuple((1 << 21 * length) - 1 for length in range(LONGEST_RUN, 0, -1))
@@ -41,19 +42,19 @@ Values: TypeAlias = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """marks, values: [S] each, S a power of two; a value is token << SURE_BITS | percent."""
+    """A table of likely continuations."""
 
-    marks: Marks
-    values: Values
+    marks: Marks  # [S], S a power of two
+    values: Values  # [S]: token << SURE_BITS | percent; 0 for an empty slot
 
     def find(self, before: Sequence[int]) -> tuple[int, int]:
-        """What follows the last of these tokens, and how surely in percent; (0, 0) if not known."""
+        """Return the token likely to follow `before`, and its percentage; (0, 0) if unknown."""
         marks, values, bits = self._views
         key = 0
         for token in before[-LONGEST_RUN:]:
             key = key << 21 | token + 1
         for mask in _LONGEST_FIRST:
-            if key > mask >> 21:  # the run is as long
+            if key > mask >> 21:  # `before` has that many tokens
                 slot, own = _place(key & mask, bits)
                 while (found := values[slot]) and marks[slot] != own:
                     slot = slot + 1 if slot + 1 < len(values) else 0
@@ -66,13 +67,14 @@ class Continuations:
         return int(np.count_nonzero(self.values))
 
     def arrays(self) -> dict[str, npt.NDArray[np.unsignedinteger]]:
-        """By CONTINUATION_TENSORS."""
+        """Return the two arrays, by the names in CONTINUATION_TENSORS."""
         return dict(zip(CONTINUATION_TENSORS, (self.marks, self.values), strict=True))
 
     @cached_property
     def _views(self) -> tuple[memoryview, memoryview, int]:
-        """Marks and values for Python, which reads single numbers faster so, and by how many bits a
-        hash is shifted to name a slot.
+        """Memory views of marks and values, and the shift that turns a hash into a slot.
+
+        Python reads single numbers faster from a memory view than from an array.
         """
         return self.marks.data, self.values.data, 64 - (len(self.values).bit_length() - 1)
 
@@ -80,10 +82,12 @@ class Continuations:
 def count_continuations(
     texts: Iterable[tuple[Sequence[int], int]], max_entries: int
 ) -> Continuations | None:
-    """The table of some texts; None without an entry. Memory: about 200 bytes a token.
+    """Count the continuations in `texts`; None if there are none. Takes about 200 bytes a token.
 
-    texts: token ids of each, and how many of them are the prompt's, which are no continuations.
-    max_entries: those that were seen most are kept.
+    Args:
+        texts: Token ids of each text, and how many at its start belong to the prompt. The prompt's
+            tokens are not counted as continuations.
+        max_entries: Size of the table, which keeps the entries seen most often; 0 for no table.
     """
     if not max_entries:
         return None
@@ -110,10 +114,9 @@ def count_continuations(
 def best_continuations(
     tables: Iterable[Continuations | None], texts: Sequence[tuple[Sequence[int], int]]
 ) -> Continuations | None:
-    """The table that guesses the most tokens of some texts, the first of equal ones; None if there
-    is none.
+    """Return the table that guesses the most tokens of `texts`, the first in a tie; None if none.
 
-    texts: as for `count_continuations`, and not among those that a table was counted in.
+    The texts are as for `count_continuations`. No table may have been counted in them.
     """
     found = [table for table in tables if table is not None]
     return max(found, key=lambda table: _num_right(table, texts), default=None)
@@ -134,10 +137,10 @@ def _entry(
     counts: Sequence[Mapping[tuple[int, ...], Counter[int]]],
     entries: Mapping[tuple[int, ...], tuple[int, int, int]],
 ) -> tuple[int, int, int] | None:
-    """What to say of a run, or None if the table says as much without it.
+    """Return the entry of a run, or None if shorter runs in the table say as much.
 
-    A run seen n times is believed n - DISCOUNT times, and what the run without its first token says
-    once.
+    A run seen n times has a weight of n - DISCOUNT, and the run without its first token a weight
+    of one.
     """
     token, times = max(following.items(), key=lambda item: (item[1], -item[0]))
     total = sum(following.values())
@@ -158,13 +161,13 @@ def _entry(
 def keyed_continuations(
     keys: npt.NDArray[np.uint64], values: npt.NDArray[np.uint32]
 ) -> Continuations:
-    """The table of a file that has keys instead of marks. keys, values: as many; key 0 for none."""
+    """Return the table of a file that has keys instead of marks; key 0 marks an empty slot."""
     used = keys != 0
     return _table(zip(keys[used].tolist(), values[used].tolist(), strict=True), int(used.sum()))
 
 
 def _place(key: int, bits: int) -> tuple[int, int]:
-    """The slot that a key's hash names, and its mark. bits: as `Continuations._views` has them."""
+    """Return the slot that a key's hash selects, and its mark; `bits` is the shift of `_views`."""
     mixed = key * _MIX & _MASK
     mixed = (mixed ^ mixed >> 32) * _MIX_AGAIN & _MASK
     return mixed >> bits, mixed >> _MARK_SHIFT & _MARK_MASK
@@ -178,9 +181,9 @@ def _key(run: Sequence[int]) -> int:
 
 
 def _table(entries: Iterable[tuple[int, int]], count: int) -> Continuations:
-    """entries: keys and values; where two of them would be taken for each other, the first stays.
+    """Build a table of at most `count` keys and values.
 
-    count: of the entries, at most.
+    Of two entries that would be mistaken for each other, the first is kept.
     """
     size = max(int(count / MAX_LOAD).bit_length(), 1)
     marks, values = [0] * (1 << size), [0] * (1 << size)
@@ -196,7 +199,7 @@ def _table(entries: Iterable[tuple[int, int]], count: int) -> Continuations:
 def continuation_faults(
     marks: npt.NDArray[Any], values: npt.NDArray[Any], vocab_size: int
 ) -> list[str]:
-    """Why two arrays are no table for a vocabulary; empty if they are one."""
+    """Return why two arrays are not a table for this vocabulary; empty if they are."""
     size = marks.size
     if marks.dtype != np.uint16 or values.dtype != np.uint32:
         return [

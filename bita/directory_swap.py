@@ -1,10 +1,10 @@
-"""How a finished directory takes the place of an engine: at once, or file by file.
+"""Replacement of an engine by a finished directory: atomically, or file by file.
 
-At once: the two directories change names in one step of the kernel, and there is no moment without
-an engine. Where that cannot be (a mount point, the current directory, file systems without it),
-the new files are first gathered in INCOMING inside the engine. From then on they are the engine's:
-they take their places by renames, the manifest last, and if the process is killed in between, the
-next one that opens or writes the engine completes that.
+Atomically, the kernel exchanges the names of the two directories, so that there is no moment
+without an engine. Where that is not possible (a mount point, the current directory, a file system
+without support), the new files are first collected in INCOMING inside the engine. From then on they
+belong to the engine: renames move them into place, the manifest last. If the process is killed in
+between, the next process that opens or writes the engine completes the replacement.
 """
 
 import errno
@@ -20,14 +20,14 @@ from bita.json_values import parse_json, read_regular_file
 from bita.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-# Without it: kernels and sandboxes, file systems, layers of a container, mount points.
+# Errors of kernels, sandboxes, file systems, container layers and mount points without support.
 CANNOT = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EBUSY)
 
 
 def put(finished: Path, place: Place) -> None:
-    """Make the directory `finished` the engine of `place`; what was there is removed.
+    """Make the directory `finished` the engine at `place`, and remove the old one.
 
-    All of it is on the disk before the engine changes. Raises OSError.
+    All files are flushed to disk before the engine changes. Raises OSError.
     """
     _sync_all(finished)
     target = place.target
@@ -36,18 +36,18 @@ def put(finished: Path, place: Place) -> None:
     elif place.keeps_directory or not _exchange(finished, target):
         _put_within(finished, target)
     _sync(target.parent)
-    shutil.rmtree(finished, ignore_errors=True)  # by now what was there
+    shutil.rmtree(finished, ignore_errors=True)  # after an exchange, this is the old engine
 
 
 def complete(target: Path) -> None:
-    """Let the files of INCOMING take their places, if there is such a directory.
+    """Move the files of INCOMING into place, if that directory exists.
 
-    Another process may do the same at the same time. Raises OSError.
+    Another process may do this at the same time. Raises OSError.
     """
     incoming = target / INCOMING
     manifest = incoming / MANIFEST_FILE
     with suppress(FileNotFoundError):
-        names = _listed(manifest)
+        names = _list_files(manifest)
         for name in names:
             _move(incoming / name, target / name)
         for path in target.iterdir():
@@ -60,10 +60,10 @@ def complete(target: Path) -> None:
         shutil.rmtree(incoming, ignore_errors=True)
 
 
-def _listed(manifest: Path) -> Collection[str]:
-    """The names of the files in a manifest; an OSError if one of them leads out of the engine."""
+def _list_files(manifest: Path) -> Collection[str]:
+    """Return the file names in a manifest. Raises OSError if one leads out of the engine."""
     if manifest.parent.is_symlink():
-        raise OSError(errno.EINVAL, "it is a link", str(manifest.parent))
+        raise OSError(errno.EINVAL, "it is a symbolic link", str(manifest.parent))
     try:
         data = parse_json(read_regular_file(manifest, MAX_MANIFEST_BYTES))
     except ValueError as error:
@@ -90,7 +90,7 @@ def _put_within(finished: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two directories change names; False where that cannot be done."""
+    """Exchange the names of two directories; return False if that is not supported."""
     import ctypes
 
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -106,7 +106,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Two links to one file are not renamed by the kernel, so the source is removed after it."""
+    """Rename a file; the kernel ignores renames between links to one file, so remove the source."""
     with suppress(FileNotFoundError):
         os.replace(source, target)
         source.unlink(missing_ok=True)
@@ -123,15 +123,15 @@ def _sync_all(directory: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names of a directory, are on the disk."""
+    """Flush a file, or the names in a directory, to disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
-        return  # it may be written all the same
+        return  # the file may still reach the disk
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of directories on some file systems
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # directories on some file systems
             raise
     finally:
         os.close(descriptor)

@@ -1,13 +1,13 @@
-"""The engine directory: the only thing that crosses from the build machine to the device.
+"""The engine directory: the only thing that is copied from the build machine to the device.
 
-manifest.json        what the engine is, and size and sha256 of every other file
+manifest.json        description of the engine; size and sha256 of every other file
 model.onnx(.data)    the step graph
-model.plan           the same compiled for GPUs, in engines of the TensorRT backends
+model.plan           the graph compiled for GPUs, in engines of the TensorRT backends
 adapter.safetensors  mask embeddings, prefix, LoRA, pair scores
 pairs.safetensors    left, right [V, r] of the pair scores, if the adapter has them
-tree.json            the tree, and what it was chosen by
-calibration.json     what was measured: its error against float32, acceptance, latency
-calibration.png      the same as a picture; both are optional
+tree.json            the tree, or the table of trees
+calibration.json     measurements: error against float32, acceptance, latency; optional
+calibration.png      the measurements as a picture; optional
 tokenizer.json, generation.json, chat_template.jinja
 chat_pieces.json     the chat template for programs without Jinja, or why it has no such form
 """
@@ -37,19 +37,19 @@ GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE = "model.onnx", "model.onnx.data", "adapt
 PAIRS_FILE, PLAN_FILE = "pairs.safetensors", "model.plan"
 TREE_FILE, TOKENIZER_FILE = "tree.json", "tokenizer.json"
 CALIBRATION_FILE = "calibration.json"
-MAX_CALIBRATION_BYTES = 40 << 20  # 2 million tokens of answers; usual ones have below 1 MB
+MAX_CALIBRATION_BYTES = 40 << 20  # for 2 million tokens of answers; usually below 1 MB
 GENERATION_FILE, TEMPLATE_FILE = "generation.json", "chat_template.jinja"
 CHAT_PIECES_FILE = "chat_pieces.json"
 REQUIRED_FILES = (
     *(GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_FILE),
 )
-LARGE_FILES = (WEIGHTS_FILE, PLAN_FILE)  # hashed on request only; a plan when it is loaded
-MIN_SLOTS = "bita.least_slots"  # metadata of a graph: cache slots that a step writes at least
-NEW_ROWS = "rows"  # output of a graph that leaves it to the runtime to write the cache
-SLOTS = "slots"  # input of a graph that looks at the first slots of the cache only
-OPERATORS = "bita.operators"  # in manifests and graphs: version of the native operators it has
-OPERATORS_VERSION = "3"  # of those that are written and run here, and of their weights' layout
-PAGE_SLOTS = 16  # slots of a page of a cache in pages
+LARGE_FILES = (WEIGHTS_FILE, PLAN_FILE)  # hashed on request only; a plan also when it is loaded
+MIN_SLOTS = "bita.least_slots"  # metadata of a graph: fewest cache slots that a step writes
+NEW_ROWS = "rows"  # output of a graph that leaves writing the cache to the runtime
+SLOTS = "slots"  # input of a graph that reads only the first slots of the cache
+OPERATORS = "bita.operators"  # in manifests and graphs: version of the native operators in use
+OPERATORS_VERSION = "3"  # version written and run here; covers the layout of the weights too
+PAGE_SLOTS = 16  # slots per page of a paged cache
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Engine:
 
     path: Path
     manifest: Manifest
-    files: dict[str, dict[str, Any]]
+    files: dict[str, dict[str, Any]]  # the manifest's entries by file name
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -72,12 +72,16 @@ class Engine:
 def open_engine(
     path: str | Path, check_hashes: bool = False, unchecked: Container[str] = ()
 ) -> Engine:
-    """Check an engine directory and return it; nothing of it is loaded.
+    """Check an engine directory and return it, without loading any of it.
 
-    check_hashes: hash the weights and the plan too (about a second per GB); all other files always
-    are.
-    unchecked: files that may be missing or damaged.
-    Raises EngineError that lists every fault.
+    Args:
+        path: The engine directory.
+        check_hashes: Hash the weights and the plan too, which takes about a second per GB. All
+            other files are always hashed.
+        unchecked: Files that may be missing or damaged.
+
+    Raises:
+        EngineError: if the engine is broken; it lists every fault.
     """
     directory = Path(path)
     data = read_manifest(directory)
@@ -89,17 +93,19 @@ def open_engine(
     if broken := table_faults(files):
         faults += [f"{MANIFEST_FILE}: {fault}" for fault in broken]
     else:
-        faults += _missing(directory, files, manifest)
+        faults += _missing_entries(directory, files, manifest)
         faults += _file_faults(directory, files, check_hashes, unchecked)
     raise_faults(EngineError, f"engine {directory}", faults)
     assert manifest is not None
     return Engine(directory, manifest, files)
 
 
-def _missing(directory: Path, files: Mapping[str, Any], manifest: Manifest | None) -> list[str]:
+def _missing_entries(
+    directory: Path, files: Mapping[str, Any], manifest: Manifest | None
+) -> list[str]:
     further = [PAIRS_FILE] if manifest and manifest.pair_rank else []
     further += [PLAN_FILE] if manifest and manifest.plan else []
-    # what is read if it is there; is_symlink: one that leads nowhere is there too
+    # Optional files must be listed if they are present, even as a broken link.
     for name in (TEMPLATE_FILE, CHAT_PIECES_FILE):
         path = directory / name
         further += [name] if path.exists() or path.is_symlink() else []
@@ -123,7 +129,7 @@ def _file_faults(
 
 
 def _graph_fault(path: Path) -> str | None:
-    """Why nothing may load this graph; None if its weights are in itself or in WEIGHTS_FILE."""
+    """Return why the graph must not be loaded; None if it reads weights from WEIGHTS_FILE only."""
     try:
         locations = weight_locations(path)
     except (OSError, ValueError) as error:
@@ -139,22 +145,22 @@ def _graph_fault(path: Path) -> str | None:
 
 @dataclass
 class EngineDraft:
-    """An engine being written: files go to `path`; `manifest` is set before the end.
+    """An engine that is being written."""
 
-    known: the manifest's entries of files that are taken over as they are.
-    """
-
-    path: Path
-    manifest: Manifest | None = None
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    path: Path  # directory for the files
+    manifest: Manifest | None = None  # must be set before the draft is finished
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)  # entries of unchanged files
 
 
 @contextmanager
 def new_engine(out: Path) -> Iterator[EngineDraft]:
-    """A draft that becomes the directory `out` when the block ends without an error.
+    """Yield a draft that becomes the directory `out` when the block ends without an error.
 
-    An older engine at `out` is replaced only then; anything else at `out` is left alone and
-    raises EngineError. Nothing half-written is ever seen at `out`. Other writers of it wait.
+    An older engine at `out` is replaced only then, so that a half-written engine is never visible.
+    Other writers of `out` wait.
+
+    Raises:
+        EngineError: if there is anything but an engine at `out`, which is left alone.
     """
     check_replaceable(out)
     with writing(out) as place:
@@ -176,10 +182,10 @@ def new_engine(out: Path) -> Iterator[EngineDraft]:
 
 @contextmanager
 def revising(path: Path, unchecked: Container[str] = ()) -> Iterator[Engine]:
-    """Open an engine as its only writer, for work that ends in a revision of what was read.
+    """Open an engine as its only writer, for work that ends in a revision of the engine.
 
-    A broken engine is an error before another writer is waited for. Raises EngineError as
-    `open_engine`.
+    A broken engine raises EngineError at once, as in `open_engine`, without waiting for another
+    writer.
     """
     open_engine(path, unchecked=unchecked)
     with writing(path):
@@ -188,10 +194,10 @@ def revising(path: Path, unchecked: Container[str] = ()) -> Iterator[Engine]:
 
 @contextmanager
 def revision(engine: Engine, exclude: Container[str]) -> Iterator[EngineDraft]:
-    """A draft of the same engine, with all of its files but those of `exclude`.
+    """Yield a draft of the same engine, with all of its files except those in `exclude`.
 
-    Files are linked where the file system can, else copied. Raises EngineError if the engine is
-    not the one any more that was read: another writer replaced it.
+    Files are hard-linked if the file system supports that, otherwise copied. Raises EngineError if
+    another writer has replaced the engine since it was read.
     """
     with writing(engine.path):
         _check_unchanged(engine)
@@ -202,9 +208,9 @@ def revision(engine: Engine, exclude: Container[str]) -> Iterator[EngineDraft]:
 
 
 def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
-    """Add these small files to an engine, or replace them; all or none.
+    """Add small files to an engine, or replace them, atomically.
 
-    Raises EngineError, also if another writer replaced the engine since it was read.
+    Raises EngineError, also if another writer has replaced the engine since it was read.
     """
     with writing(engine.path):
         with revision(engine, exclude=files) as draft:
@@ -215,7 +221,7 @@ def revise_engine(engine: Engine, files: Mapping[str, str | bytes]) -> Engine:
 
 
 def take_over(engine: Engine, draft: EngineDraft, exclude: Container[str]) -> None:
-    """Link, or copy, every file of an engine into a draft, except those of `exclude`."""
+    """Link or copy every file of an engine into a draft, except those in `exclude`."""
     for name in engine.files:
         if name not in exclude:
             _link(engine.file(name), draft.path / name)
@@ -223,16 +229,17 @@ def take_over(engine: Engine, draft: EngineDraft, exclude: Container[str]) -> No
 
 
 def move_engine(engine: Engine, out: Path) -> Engine:
-    """Move an engine that nobody else uses to `out`, replacing any engine there.
+    """Move an engine that nobody else uses to `out`, and replace any engine there.
 
-    Raises EngineError as `new_engine`.
+    Raises EngineError like `new_engine`.
     """
     check_replaceable(out)
     with writing(out) as place:
         check_replaceable(out)
         partial = place.own()
         try:
-            # by another name, else a kill could leave the older engine at `engine.path`
+            # Moved under another name first: a kill must not leave the older engine at
+            # `engine.path`.
             shutil.move(engine.path, partial)
             _put(partial, place, out)
         finally:
@@ -250,7 +257,7 @@ def _check_unchanged(engine: Engine) -> None:
 
 
 def _give_usual_modes(draft: EngineDraft) -> None:
-    """Some libraries write files that only their owner may read; the umask says who may."""
+    """Set the modes that the umask gives; some libraries write files readable by the owner only."""
     usual = (draft.path / MANIFEST_FILE).stat().st_mode
     for path in draft.path.iterdir():
         if path.name not in draft.known and path.stat().st_mode != usual:
@@ -272,7 +279,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def read_calibration(engine: Engine) -> dict[str, Any]:
-    """What was measured of the engine, by topic; empty if nothing was. Raises EngineError."""
+    """Return the engine's measurements by topic; empty if there are none. Raises EngineError."""
     if CALIBRATION_FILE not in engine.files:
         return {}
     path = engine.file(CALIBRATION_FILE)
@@ -284,9 +291,9 @@ def check_replaceable(out: Path) -> None:
     if not out.exists() or (out / MANIFEST_FILE).is_file() or (out / INCOMING).is_dir():
         return
     if not out.is_dir() or any(not _is_hidden(path.name) for path in out.iterdir()):
-        raise EngineError(f"{out} exists and is no engine; choose another OUT or remove it")
+        raise EngineError(f"{out} exists and is not an engine; choose another OUT or remove it")
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether it is what writers, or file systems at their root, keep in a directory."""
+    """Return whether a name belongs to engine writers, or to the root of a file system."""
     return name.startswith(f"{WITHIN}.") or name == "lost+found"

@@ -1,4 +1,4 @@
-"""Who may write an engine, and what its readers see meanwhile: the engine of before or of after."""
+"""Exclusive writing of an engine, whose readers see either the old engine or the new one."""
 
 import errno
 import inspect
@@ -19,16 +19,16 @@ from bita.writer_lock import release, sole_writer, try_sole_writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
-MAX_READS = 10  # of an engine that others replace meanwhile
-PATIENCE_S = 10.0  # for renames of a living writer, which take milliseconds
+MAX_READS = 10  # attempts to read an engine that is replaced during each of them
+PATIENCE_S = 10.0  # for the renames of a living writer, which take milliseconds
 
 
 @contextmanager
 def writing(out: str | Path) -> Iterator[Place]:
-    """Be the only writer of the engine at `out` while the block runs; waits for another one.
+    """Be the only writer of the engine at `out` while the block runs; wait for another writer.
 
-    The same thread may nest it. What killed writers left is completed or removed first. Raises
-    EngineError if nothing can be written there.
+    The same thread may nest it. Remains of killed writers are completed or removed first.
+    Raises EngineError if `out` cannot be written.
     """
     place = Place.of(out)
     with ExitStack() as stack:
@@ -45,19 +45,19 @@ def writing(out: str | Path) -> Iterator[Place]:
 
 
 def unwritable(out: str | Path, error: OSError) -> EngineError:
-    """The error that says why the engine at `out` cannot be written."""
-    where, fix = error.filename2 or error.filename or out, "choose another OUT, or mend that"
+    """Return the error that explains why the engine at `out` cannot be written."""
+    where, fix = error.filename2 or error.filename or out, "fix that, or choose another OUT"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = "make its directory writable, or choose another OUT"
     return EngineError(f"cannot write the engine {out}: {error.strerror or error}: {where}; {fix}")
 
 
 def undisturbed(read: Callable[P, T]) -> Callable[P, T]:
-    """Make a function that reads the engine at its argument `path` see one engine.
+    """Decorate a function that reads the engine at its argument `path`, so that it sees one engine.
 
-    Where a writer replaced the engine meanwhile, what was read or raised is forgotten, and the
-    function called again; where that does not end, with the writers kept away. Raises EngineError
-    if they cannot be.
+    If a writer replaces the engine during the call, the result or error is discarded and the
+    function is called again. After MAX_READS such calls, writers are locked out for a last one.
+    Raises EngineError if they cannot be locked out.
     """
     signature = inspect.signature(read)
 
@@ -74,14 +74,14 @@ def undisturbed(read: Callable[P, T]) -> Callable[P, T]:
                 continue
             if _state(path) == before:
                 return result
-        with _writers_kept_away(path):
+        with _lock_out_writers(path):
             return read(*args, **kwargs)
 
     return read_again
 
 
 @contextmanager
-def _writers_kept_away(path: Path) -> Iterator[None]:
+def _lock_out_writers(path: Path) -> Iterator[None]:
     place = Place.of(path)
     with ExitStack() as stack:
         try:
@@ -96,7 +96,7 @@ def _writers_kept_away(path: Path) -> Iterator[None]:
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """What differs after every writer; None where there is no engine."""
+    """Return values that change with every writer; None if there is no engine."""
     _settle(path)
     try:
         directory, manifest = path.stat(), (path / MANIFEST_FILE).stat()
@@ -107,7 +107,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 
 def _settle(path: Path) -> None:
-    """Wait until no files are on the way to their places; complete what a killed writer left."""
+    """Wait until no files are being moved into place; complete what a killed writer left."""
     if not os.path.isdir(path / INCOMING):
         return
     place, end = Place.of(path), time.monotonic() + PATIENCE_S

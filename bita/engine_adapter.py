@@ -1,4 +1,4 @@
-"""Adapters against the engines that they run in: an engine's own one, and others."""
+"""Checks of adapters against the engines that they run in: an engine's own adapter, and others."""
 
 from bita.adapter import Adapter
 from bita.engine import ADAPTER_FILE, Engine
@@ -6,7 +6,11 @@ from bita.errors import AdapterError, EngineError, raise_faults
 
 
 def read_adapter(engine: Engine) -> Adapter:
-    """The engine's own adapter. Raises AdapterError, or EngineError if it is not as stated."""
+    """Read the engine's own adapter.
+
+    Raises AdapterError if it is broken or differs from the manifest, EngineError if the engine's
+    graph cannot run it.
+    """
     path = engine.file(ADAPTER_FILE)
     adapter = Adapter.load(path)
     manifest = engine.manifest
@@ -21,7 +25,7 @@ def read_adapter(engine: Engine) -> Adapter:
 
 
 def check_adapter(engine: Engine, adapter: Adapter) -> None:
-    """Raise EngineError that lists why the engine's graph cannot run this adapter."""
+    """Raise EngineError, with every reason, if the engine's graph cannot run this adapter."""
     manifest = engine.manifest
     shape = (manifest.num_layers, manifest.num_kv_heads, adapter.prefix_length, manifest.head_dim)
     faults = []

@@ -1,4 +1,4 @@
-"""The files of an engine against the manifest's table: their names, kinds, sizes and hashes."""
+"""Checks of an engine's files against the manifest's table: names, kinds, sizes and hashes."""
 
 import hashlib
 import os
@@ -10,14 +10,14 @@ from typing import Any, BinaryIO
 
 from bita.json_values import shown
 
-MAX_FILES = 1000  # of an engine, which has about ten
-MAX_NAME_BYTES = 255  # of a file's name, on all common file systems
-NO_NAME = re.compile(r"[/\\\0]")  # makes a path of a name, here or on another system
+MAX_FILES = 1000  # an engine has about ten
+MAX_NAME_BYTES = 255  # for a file's name, on all common file systems
+NO_NAME = re.compile(r"[/\\\0]")  # characters that turn a name into a path, here or elsewhere
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def table_faults(files: Any) -> list[str]:
-    """Where the manifest's table of files is not names with sizes and hashes; empty if it is."""
+    """Return what is wrong with the manifest's table of files; empty if nothing is."""
     if not isinstance(files, dict):
         return [f"files is {shown(files)}, not a table of files"]
     if len(files) > MAX_FILES:
@@ -27,7 +27,7 @@ def table_faults(files: Any) -> list[str]:
 
 
 def name_fault(name: str) -> str | None:
-    """Why this is not the name of a file in the engine's directory; None if it is."""
+    """Return why this cannot be the name of a file in the engine's directory; None if it can."""
     if name in ("", ".", "..") or NO_NAME.search(name) or Path(name).name != name:
         return f"files: {shown(name)} points out of the engine, or is not the name of a file"
     try:
@@ -40,9 +40,9 @@ def name_fault(name: str) -> str | None:
 
 
 def file_fault(path: Path, entry: Mapping[str, Any], check_hash: bool, fix: str) -> str | None:
-    """Why a file is not the one of its checked entry; None if it is.
+    """Return why a file does not match its entry, which was checked; None if it does.
 
-    What is not a regular file, or a link to one, is not opened: reading a pipe may wait forever.
+    Only regular files and links to them are opened: reading a pipe may block forever.
     """
     name = path.name
     try:
@@ -63,13 +63,13 @@ def file_fault(path: Path, entry: Mapping[str, Any], check_hash: bool, fix: str)
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return sha256_of(file)
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Hex digest of what follows in an open file."""
+    """Return the hex digest of the rest of an open file."""
     digest = hashlib.sha256()
     while piece := file.read(1 << 20):
         digest.update(piece)

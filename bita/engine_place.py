@@ -1,8 +1,8 @@
-"""Where an engine is written: its directory without links, and the hidden names of its writers.
+"""The place where an engine is written: its resolved directory, and the hidden names of writers.
 
-Hidden names lie beside the engine and begin with a dot and its name, so that a rename puts a
-finished directory in its place. Beside a mount point lies another file system; there they lie in
-the engine.
+Hidden names are next to the engine and begin with a dot and its name, so that a rename can move a
+finished directory into its place. The directory that holds a mount point is on another file
+system; there the hidden names are inside the engine.
 """
 
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bita.errors import EngineError
 
-INCOMING = ".engine.incoming"  # in an engine: files that are about to take their places
-WITHIN = ".engine"  # hidden names in a mount point begin with it
-OWN = re.compile(r"\.\d+-[0-9a-f]{8}\.partial")  # after the prefix: of one process
+INCOMING = ".engine.incoming"  # inside an engine: files that are about to be moved into place
+WITHIN = ".engine"  # prefix of hidden names inside a mount point
+OWN = re.compile(r"\.\d+-[0-9a-f]{8}\.partial")  # follows the prefix in names of one process
 MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -22,13 +22,13 @@ MOUNTS = Path("/proc/self/mountinfo")
 class Place:
     """The place of one engine, the same for every path that leads to it."""
 
-    target: Path  # absolute, no part of it a link; may be missing
+    target: Path  # absolute and without links; may be missing
     is_mount: bool
-    prefix: Path  # of hidden names, which continue with a dot
+    prefix: Path  # start of hidden names, which continue with a dot
 
     @classmethod
     def of(cls, path: str | Path) -> "Place":
-        """Raises EngineError for a link that leads nowhere."""
+        """Return the place that `path` leads to. Raises EngineError for a broken link."""
         try:
             target = Path(os.path.realpath(path))
         except FileNotFoundError as error:
@@ -39,7 +39,7 @@ class Place:
             raise EngineError(f"{path} is a link that leads back to itself; remove it")
         if os.path.islink(path) and not target.parent.is_dir():
             raise EngineError(
-                f"{path} is a link to {target}, and {target.parent} is not there; mount it, or "
+                f"{path} is a link to {target}, but {target.parent} does not exist; mount it, or "
                 "remove the link"
             )
         is_mount = _is_mount_point(target)
@@ -47,7 +47,7 @@ class Place:
         return cls(target, is_mount, within if is_mount else target.parent / f".{target.name}")
 
     def hidden(self, suffix: str) -> Path:
-        """A hidden name that all writers of this engine share."""
+        """Return a hidden name that all writers of this engine share."""
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
 
     @property
@@ -55,22 +55,22 @@ class Place:
         return self.hidden("lock")
 
     def own(self) -> Path:
-        """A new hidden name that belongs to this process."""
+        """Return a new hidden name that belongs to this process."""
         return self.hidden(f"{os.getpid()}-{os.urandom(4).hex()}.partial")
 
     def leftovers(self) -> list[Path]:
-        """What `own` named and is still there: of killed writers, if no other is at work."""
+        """Return existing paths named by `own`; without other writers, killed ones left them."""
         start = self.prefix.name
-        beside = [
+        partial = [
             path
             for path in self.prefix.parent.iterdir()
             if path.name.startswith(start) and OWN.fullmatch(path.name, len(start))
         ]
-        return [*beside, *self.target.glob(f"{INCOMING}.*")]
+        return [*partial, *self.target.glob(f"{INCOMING}.*")]
 
     @property
     def keeps_directory(self) -> bool:
-        """Whether the directory has to stay the same one: it is mounted, or we are in it."""
+        """Whether the directory itself must stay: it is mounted, or the current directory."""
         try:
             return self.is_mount or Path.cwd().is_relative_to(self.target)
         except FileNotFoundError:  # the current directory was removed
@@ -78,13 +78,13 @@ class Place:
 
 
 def _is_mount_point(path: Path) -> bool:
-    """Bind mounts of one file system too, which os.path.ismount does not see."""
+    """Return whether a path is a mount point, including bind mounts that os.path.ismount misses."""
     try:
         lines = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return os.path.ismount(path)
-    return str(path) in {_unescaped(line.split(" ")[4]) for line in lines}
+    return str(path) in {_unescape(line.split(" ")[4]) for line in lines}
 
 
-def _unescaped(field: str) -> str:
+def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

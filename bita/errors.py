@@ -1,17 +1,17 @@
-"""Errors a user can act on: what happened, the value, and the fix, in one message."""
+"""Errors that a user can act on: each message gives the problem, the value and the fix."""
 
 from collections.abc import Sequence
 
 from bita.extras import install_command
 
-MAX_FAULTS = 20  # lines of one message; a broken file may have millions
+MAX_FAULTS = 20  # faults listed in one message; a broken file may have millions
 MAX_MESSAGE = 8000  # characters
 
 
 class BitaError(Exception):
-    """Base of every error that bita-edge raises on purpose. The CLI prints it on one line.
+    """Base class of every error that bita-edge raises on purpose. The CLI prints it on one line.
 
-    A message is cut after MAX_MESSAGE characters: names and values in it come from outside.
+    Messages are cut after 8000 characters, because names and values in them come from outside.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -31,13 +31,15 @@ class EngineError(BitaError):
 
 
 class LibraryMissingError(BitaError):
-    """The library of native operators is not there, or cannot be loaded.
-
-    problem: a sentence without its full stop. otherwise: what helps too, after "or". The message
-    adds what the library's absence costs, and the fix.
-    """
+    """The library of native operators is missing, or cannot be loaded."""
 
     def __init__(self, problem: str, otherwise: str = "") -> None:
+        """Complete the message with the cost of the missing library, and the fix.
+
+        Args:
+            problem: A sentence without its full stop.
+            otherwise: Another fix, which follows "or"; "" for none.
+        """
         self.problem = problem
         super().__init__(
             f"{problem}. Without it decoding takes 2 to 3.3 times as long with ONNX Runtime's "
@@ -47,7 +49,7 @@ class LibraryMissingError(BitaError):
 
 
 class TuningError(BitaError):
-    """A tuning run cannot start or go on: its settings, its data or its checkpoint."""
+    """A tuning run cannot start or continue with its settings, data or checkpoint."""
 
 
 class TreeError(BitaError):
@@ -55,7 +57,7 @@ class TreeError(BitaError):
 
 
 class PromptError(BitaError):
-    """A prompt, a message list or a generation option is not usable."""
+    """A prompt, a list of messages or a generation option is not usable."""
 
 
 class PromptTooLongError(PromptError):
@@ -73,7 +75,7 @@ class MissingExtraError(BitaError):
 def raise_faults(error: type[BitaError], subject: str, faults: Sequence[str]) -> None:
     """Raise one error that lists the `faults` of `subject`; do nothing if there are none.
 
-    After MAX_FAULTS it only says how many more there are.
+    After MAX_FAULTS faults, the message only gives the number of further ones.
     """
     if len(faults) == 1:
         raise error(f"{subject}: {faults[0]}")

@@ -1,4 +1,4 @@
-"""How to install the packages of an extra: the distribution may be on no index."""
+"""The command that installs an extra's packages, even if bita-edge is not on a package index."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def install_command(extra: str, root: Path = ROOT) -> str:
-    """A command that works here, for an extra of pyproject.toml.
+    """Return the command that installs an extra of pyproject.toml into this installation.
 
-    In a checkout of the source (`root` has its pyproject.toml) it installs that with the extra,
-    elsewhere the packages themselves, as the installed distribution names them.
+    In a checkout of the source (`root` holds its pyproject.toml), the command installs the checkout
+    with the extra. Elsewhere it installs the packages that the installed distribution lists.
     """
     if (root / "pyproject.toml").is_file():
         return f"pip install -e {quote(f'{root}[{extra}]')}"
@@ -21,8 +21,8 @@ def install_command(extra: str, root: Path = ROOT) -> str:
 
 
 def _requirements(extra: str) -> list[str]:
-    """What the extra of the installed distribution adds, with versions; empty if unknown."""
-    from importlib import metadata  # not at the top: loading it takes longer than the rest of bita
+    """Return the requirements of an extra of the installed distribution; empty if unknown."""
+    from importlib import metadata  # imported late: this takes longer than the rest of bita
 
     try:
         lines = metadata.requires(DISTRIBUTION) or []

@@ -1,4 +1,4 @@
-"""Whether the files that were read are still those that were checked."""
+"""Detection of files that were changed between being checked and being read."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -10,10 +10,10 @@ from bita.errors import EngineError
 
 @dataclass(frozen=True)
 class FileMark:
-    """What changes when a file is replaced or written to.
+    """Attributes of a file that change when it is replaced or written to.
 
-    Two writes within one tick of the system's clock (10 ms at most) are not told apart, and a write
-    that puts the time back is not seen.
+    Two writes within one tick of the system's clock (at most 10 ms) cannot be distinguished, and a
+    write that restores the modification time goes unnoticed.
     """
 
     device: int
@@ -30,17 +30,17 @@ Marks = Mapping[str, FileMark]
 
 
 def marks_of(directory: Path) -> Marks:
-    """The marks of what is in a directory, by name; links count as what they lead to."""
+    """Return the marks of everything in a directory, by name; links are followed."""
     try:
         names = os.listdir(directory)
     except OSError:
-        return {}  # whoever opens it says why
+        return {}  # opening the directory reports why
     marks = {name: mark_of(directory / name) for name in names}
     return {name: mark for name, mark in marks.items() if mark is not None}
 
 
 def mark_of(path: Path) -> FileMark | None:
-    """The mark of a file; None if it is not there."""
+    """Return the mark of a file; None if it does not exist."""
     try:
         return FileMark.of(path.stat())
     except OSError:
@@ -48,7 +48,7 @@ def mark_of(path: Path) -> FileMark | None:
 
 
 def check_unchanged(directory: Path, names: Iterable[str], before: Marks) -> None:
-    """Raise EngineError that names the first file which has another mark than `before`."""
+    """Raise EngineError for the first file whose mark differs from `before`."""
     for name in names:
         if mark_of(directory / name) != before.get(name):
             raise EngineError(

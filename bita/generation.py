@@ -1,4 +1,4 @@
-"""What an engine knows about ending and templating answers: the file generation.json."""
+"""Defaults for ending, templating and sampling answers: the file generation.json of an engine."""
 
 import json
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from typing import Any
 from bita.errors import EngineError
 from bita.json_values import Fields, read_json_object, shown
 
-# What models' authors say of sampling, by the names of `bita.runtime.options.Options`.
+# Sampling options that models' authors recommend, as named in `bita.runtime.options.Options`.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-MIN_POSITIVE = 1e-6  # of numbers that have to be above 0
+MIN_POSITIVE = 1e-6  # lower bound of numbers that must be above 0
 MAX_TOKEN_ID = 2**31 - 1
 
 
 def sampling_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The valid numbers among SAMPLING; none without a temperature.
+    """Return the valid numbers among SAMPLING; empty without a temperature.
 
-    What is not a number, not finite, or out of the range in which transformers takes it, is no
-    recommendation and is left out. A temperature of 0, and a top_p of 0, which keeps the best token
-    alone, mean greedy decoding: nothing.
+    Values that are not finite numbers, or outside the range that transformers accepts, are left
+    out. A temperature of 0, or a top_p of 0, which keeps only the best token, means greedy
+    decoding, for which the result is empty.
     """
     fields = Fields(values)
     numbers: dict[str, float] = {}
@@ -33,7 +33,7 @@ def sampling_numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(fields: Fields, name: str) -> float | None:
-    """The value of one of SAMPLING, or None and a fault."""
+    """Return the value of one of SAMPLING; None, and a fault in `fields`, if it is not valid."""
     before = len(fields.faults)
     value: float
     if name == "top_k":
@@ -49,19 +49,16 @@ def _number(fields: Fields, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """eos_ids: token ids that end an answer. special_tokens: by name, for chat templates. sampling:
-    as the model's authors recommend it; empty where they do not. turn_end_ids: more tokens that end
-    an answer to messages: those with which the chat template ends a turn.
-    """
+    """Content of generation.json."""
 
-    eos_ids: tuple[int, ...]
-    special_tokens: dict[str, str]
-    sampling: dict[str, float] = field(default_factory=dict)
-    turn_end_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...]  # token ids that end an answer
+    special_tokens: dict[str, str]  # texts by name, for chat templates
+    sampling: dict[str, float] = field(default_factory=dict)  # the authors' advice; empty for none
+    turn_end_ids: tuple[int, ...] = ()  # tokens by which the chat template ends a turn
 
     @property
     def chat_eos_ids(self) -> tuple[int, ...]:
-        """Token ids that end an answer to messages, ends of a turn first."""
+        """Token ids that end an answer to messages, `turn_end_ids` first."""
         return tuple(dict.fromkeys((*self.turn_end_ids, *self.eos_ids)))
 
     def save(self, path: Path) -> None:
@@ -69,7 +66,7 @@ class GenerationDefaults:
 
     @classmethod
     def load(cls, path: Path) -> "GenerationDefaults":
-        """Raises EngineError that lists every value which `save` does not write."""
+        """Read a file that `save` wrote. Raises EngineError that lists every invalid value."""
         fields = Fields(read_json_object(path, EngineError, "rebuild the engine"))
         eos_ids = fields.wholes("eos_ids", most=MAX_TOKEN_ID)
         special_tokens = fields.table("special_tokens")

@@ -1,8 +1,9 @@
-"""Where a graph says that its weights are: the locations of external data in a file of ONNX.
+"""Locations of external data in an ONNX file: the files from which a graph takes its weights.
 
-ONNX Runtime before 1.25 opens whatever path stands there, in any directory, and takes a certain
-text for an address in its own memory, so the locations are read before the file is loaded. Only
-the parts that may hold a location are walked (a few milliseconds for the graph of a large model).
+ONNX Runtime before 1.25 opens any path that is given there, in any directory, and interprets a
+certain text as an address in its own memory, so the locations are checked before the file is
+loaded. Only parts that may hold a location are visited (a few milliseconds for the graph of a large
+model).
 """
 
 import mmap
@@ -10,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-LOCATION = b"location"  # key of the entry of a tensor
-MAX_DEPTH = 100  # of messages in messages, as in protobuf
-MAX_IN_MEMORY = 16 << 20  # bytes of a graph; those with weights of their own are mapped
-# Fields of onnx.proto that lead to tensors: kind of a message, number of the field, kind in it.
+LOCATION = b"location"  # key of a tensor's entry
+MAX_DEPTH = 100  # of nested messages, as in protobuf
+MAX_IN_MEMORY = 16 << 20  # bytes; larger graphs, which contain their weights, are mapped
+# Fields of onnx.proto that lead to tensors: kind of message, field number, kind of its content.
 PARTS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -34,9 +35,9 @@ Data: TypeAlias = bytes | mmap.mmap
 
 
 def weight_locations(path: Path) -> set[bytes]:
-    """Every location of external data in a graph.
+    """Return every location of external data in a graph.
 
-    Raises OSError, or ValueError for what is not a graph as the libraries of ONNX write it.
+    Raises OSError, or ValueError if the file is not a graph as ONNX libraries write it.
     """
     if path.stat().st_size <= MAX_IN_MEMORY:
         return set(_locations(path.read_bytes()))
@@ -56,20 +57,20 @@ def _locations(data: Data) -> Iterator[bytes]:
         parts = PARTS[kind]
         for field, wire_type, first, last in _fields(data, start, end):
             part = parts.get(field)
-            # a location below is in these bytes, in one piece
+            # skip parts without the key; a location in them would contain it in one piece
             if part and wire_type == BYTES and data.find(LOCATION, first, last) >= 0:
                 messages.append((part, first, last, depth + 1))
 
 
 def _values(data: Data, start: int, end: int) -> Iterator[bytes]:
-    """The values of an entry of which a key is the location; of several the last would count."""
+    """Yield all values of an entry that has the key LOCATION; readers would use the last one."""
     fields = [(field, data[first:last]) for field, _, first, last in _fields(data, start, end)]
     if (KEY, LOCATION) in fields:
         yield from (value for field, value in fields if field == VALUE)
 
 
 def _fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number and wire type of each field of a message, and where its content starts and ends."""
+    """Yield number, wire type, and start and end of the content, of each field of a message."""
     position = start
     while position < end:
         tag, position = _varint(data, position, end)
@@ -82,19 +83,19 @@ def _fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, i
         elif wire_type in (FIXED64, FIXED32):
             position += 8 if wire_type == FIXED64 else 4
         else:
-            raise ValueError(f"byte {position} starts no field")
+            raise ValueError(f"byte {position} does not start a field")
         if position > end:
             raise ValueError("it is cut off")
         yield tag >> 3, wire_type, first, position
 
 
 def _varint(data: Data, position: int, end: int) -> tuple[int, int]:
-    """A tag or a length, and where the rest starts.
+    """Return a tag or a length, and the position after it.
 
-    One that is written longer than it has to be is refused, since readers differ in what they take
-    it for; no library writes such.
+    Encodings longer than necessary are refused: readers interpret them differently, and no library
+    writes them.
     """
-    if position < end and data[position] < 0x80:  # as most are
+    if position < end and data[position] < 0x80:  # the usual case
         return data[position], position + 1
     value = shift = 0
     while position < end and shift < 35:
@@ -106,11 +107,11 @@ def _varint(data: Data, position: int, end: int) -> tuple[int, int]:
             if value >> 32 or (byte == 0 and shift > 7):
                 break
             return value, position
-    raise ValueError(f"byte {position} is not of a tag or a length")
+    raise ValueError(f"byte {position} is not part of a valid tag or length")
 
 
 def _after_varint(data: Data, position: int, end: int) -> int:
     for after in range(position + 1, min(position + 10, end) + 1):
         if data[after - 1] < 0x80:
             return after
-    raise ValueError(f"byte {position} starts no number")
+    raise ValueError(f"byte {position} does not start a number")

@@ -1,7 +1,8 @@
-"""Which model an adapter or an engine belongs to: its dimensions and a coarse look at its weights.
+"""Identity of the model of an adapter or engine: dimensions, and a coarse fingerprint of weights.
 
-The look is coarse on purpose. A re-quantized copy (bf16, Q8, Q4) of a model must count as the same
-model, and so does a light fine-tune of it; a model of the same shape with other weights must not.
+The fingerprint is coarse on purpose. A re-quantized copy (bf16, Q8, Q4) of a model must count as
+the same model, as does a light fine-tune of it. A model of the same shape with other weights must
+not.
 """
 
 import json
@@ -16,37 +17,34 @@ from bita.tensors import EMBEDDINGS, Float32Array, TensorSource, head_dim_of, ro
 
 Fingerprint = Mapping[str, tuple[float, ...]]
 
-# Q4 leaves a relative error of about 0.1 (cosine 0.995) and Q2_K of about 0.3 (0.95); independent
-# weights of one shape have cosines spread around 0 by 1/sqrt(32) = 0.18.
+# Q4 leaves a relative error of about 0.1 (cosine 0.995), Q2_K one of about 0.3 (cosine 0.95).
+# Cosines of independent weights of one shape spread around 0 by 1/sqrt(32) = 0.18.
 SAME_WEIGHTS_COSINE = 0.9
 EMBEDDING_ROWS = 1024
 MAX_DIMENSION, MAX_TENSORS = 10**9, 100  # far beyond any model; an identity has three tensors
 _ROW_SIGNS, _COLUMN_SIGNS = 4, 8  # their product is the number of floats per tensor
-_SEED = 20240122  # part of the format: another seed gives other fingerprints
+_SEED = 20240122  # part of the format: another seed would give other fingerprints
 _DIMENSIONS = ("num_layers", "hidden_size", "num_kv_heads", "head_dim", "vocab_size")
-# One decoder under two names: GGUF files of Mistral models call themselves "llama".
+# Two names of one decoder: GGUF files of Mistral models give their architecture as "llama".
 _ALIASES = {"mistral": "llama"}
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Made by `identify`; travels as JSON in adapter files and engine manifests.
+    """Identity of a model, made by `identify`; adapter files and manifests store it as JSON."""
 
-    architecture: `model_type` of transformers. fingerprint: tensor name -> 32 floats, unit norm.
-    """
-
-    architecture: str
+    architecture: str  # `model_type` of transformers
     num_layers: int
     hidden_size: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint  # 32 floats of unit norm by tensor name
 
     def differences(self, other: "ModelIdentity") -> list[str]:
-        """Every reason why `other` is not this model, ours before theirs; empty if it is.
+        """Return every difference from `other`, with this model's value first; empty if the same.
 
-        "mistral" and "llama" are one architecture, because GGUF does not tell them apart.
+        "mistral" and "llama" are one architecture, because GGUF does not distinguish them.
         """
         faults = []
         if _canonical(self.architecture) != _canonical(other.architecture):
@@ -70,12 +68,12 @@ class ModelIdentity:
         ]
 
     def to_json(self) -> str:
-        """Compact JSON on one line; fingerprints are rounded to four digits by `identify`."""
+        """Return compact JSON on one line; `identify` has rounded fingerprints to four digits."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "ModelIdentity":
-        """Read what `to_json` writes. Raises ModelError that lists every bad field."""
+        """Read what `to_json` writes. Raises ModelError that lists every invalid field."""
         try:
             data = parse_json(text)
         except ValueError as error:
@@ -91,7 +89,7 @@ class ModelIdentity:
 
 
 def identify(checkpoint: TensorSource) -> ModelIdentity:
-    """The identity of a checkpoint; reads three tensors in pieces of a few MB.
+    """Return the identity of a checkpoint; read three tensors in pieces of a few MB.
 
     Raises ModelError that lists every missing config field and tensor.
     """
@@ -134,7 +132,7 @@ def identify(checkpoint: TensorSource) -> ModelIdentity:
 
 
 def _tensor_fault(checkpoint: TensorSource, names: frozenset[str], name: str) -> str:
-    """Why a tensor is not a matrix; empty if it is one."""
+    """Return why a tensor is not a matrix; empty if it is one."""
     if name not in names:
         return f"no tensor {name}"
     shape = checkpoint.shape(name)
@@ -142,7 +140,7 @@ def _tensor_fault(checkpoint: TensorSource, names: frozenset[str], name: str) ->
 
 
 def _query_tensor(names: frozenset[str]) -> tuple[str, str]:
-    """(name in the fingerprint, name in the file) of the first query projection.
+    """Return the first query projection's names, in the fingerprint and in the file.
 
     Phi-3 stores q, k and v as one tensor, with q in its first rows.
     """
@@ -152,10 +150,11 @@ def _query_tensor(names: frozenset[str]) -> tuple[str, str]:
 
 
 def _sketch(source: TensorSource, name: str, num_rows: int) -> tuple[float, ...]:
-    """32 sums over the first rows [num_rows, columns], each with other signs, to unit norm.
+    """Return 32 sums over the first rows [num_rows, columns], scaled to unit norm.
 
-    The sign of an element is row sign times column sign, so it depends on its position only and
-    the sums are two thin matrix products. Four decimals. Raises ModelError if they are not finite.
+    Each sum has its own signs. The sign of an element is its row's sign times its column's sign, so
+    it depends on the position only, and the sums are two thin matrix products. They are rounded to
+    four decimals. Raises ModelError if they are not finite.
     """
     rows = _signs(num_rows, _ROW_SIGNS, _SEED)
     columns = _signs(source.shape(name)[1], _COLUMN_SIGNS, _SEED + 1)
@@ -174,9 +173,9 @@ def _sketch(source: TensorSource, name: str, num_rows: int) -> tuple[float, ...]
 
 
 def _signs(length: int, count: int, seed: int) -> Float32Array:
-    """[length, count] of +1 and -1; row i is the same whatever `length` is.
+    """Return signs [length, count], +1 or -1; row i does not depend on `length`.
 
-    The raw stream of a numpy bit generator is stable between versions, that of Generator is not.
+    The raw stream of a numpy bit generator is stable across versions, that of Generator is not.
     """
     raw = np.random.PCG64(seed).random_raw(length)
     bits = (raw[:, None] >> np.arange(count, dtype=np.uint64)) & np.uint64(1)

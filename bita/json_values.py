@@ -1,8 +1,8 @@
-"""Values from outside, read by type: JSON files, and metadata of model files.
+"""Typed reading of untrusted values: JSON files, and metadata of model files.
 
-`parse_json` and `read_json_object` raise one clear error for whatever a broken or hostile file may
-hold: bytes that are not UTF-8, nesting without an end, a pipe instead of a file. `Fields` takes the
-values of an object by name and type, and collects what is wrong with them, so that one error names
+`parse_json` and `read_json_object` raise one clear error for anything that a broken or hostile file
+may hold: bytes that are not UTF-8, endless nesting, a pipe instead of a file. `Fields` reads the
+values of an object by name and type and collects what is wrong with them, so that one error names
 every fault.
 """
 
@@ -17,22 +17,22 @@ from typing import Any, TypeVar
 
 from bita.errors import BitaError, raise_faults
 
-MAX_JSON_BYTES = 256 << 20  # the largest file of JSON in use is a tokenizer of 35 MB
-MAX_OBJECT_BYTES = 16 << 20  # of a file that becomes Python objects: up to 25 times its size
-MAX_FLOAT = float.fromhex("0x1.fffffep+127")  # of float32
+MAX_JSON_BYTES = 256 << 20  # the largest JSON file in use is a tokenizer of 35 MB
+MAX_OBJECT_BYTES = 16 << 20  # for files that become Python objects of up to 25 times their size
+MAX_FLOAT = float.fromhex("0x1.fffffep+127")  # largest float32
 MAX_INDEX = 2**63 - 1
 MAX_SHOWN = 60  # characters of a wrong value in a message
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # halves that may have no partner
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # surrogates, perhaps unpaired
 T = TypeVar("T")
 _REQUIRED: Any = object()
 
 
 def parse_json(data: str | bytes, refuses_twice: bool = False) -> Any:
-    """The value of a JSON text. Raises ValueError, with a message of one line, for anything else.
+    """Return the value of a JSON text. Raises ValueError with a message of one line.
 
-    The JSON of Python: NaN and Infinity are numbers, and the last of equal keys counts, unless
-    `refuses_twice`. Texts are valid Unicode, without halves of surrogate pairs.
+    This is JSON as Python reads it: NaN and Infinity are numbers, and the last of several equal
+    keys counts, unless `refuses_twice`. Texts must be valid Unicode, without unpaired surrogates.
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
@@ -52,7 +52,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{shown(name)} is there twice")
+            raise ValueError(f"{shown(name)} occurs twice")
         found[name] = value
     return found
 
@@ -60,7 +60,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(
     path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_OBJECT_BYTES
 ) -> Any:
-    """The value in a JSON file. Raises `error`, which names the file and ends with `fix`."""
+    """Read the value in a JSON file. Raises `error`, which names the file and ends with `fix`."""
     try:
         return parse_json(read_regular_file(path, max_bytes))
     except OSError as cause:
@@ -72,7 +72,7 @@ def read_json(
 def read_json_object(
     path: Path, error: type[BitaError], fix: str, max_bytes: int = MAX_OBJECT_BYTES
 ) -> dict[str, Any]:
-    """The object in a JSON file. Raises `error`, which names the file and ends with `fix`."""
+    """Read the object in a JSON file. Raises `error`, which names the file and ends with `fix`."""
     content = read_json(path, error, fix, max_bytes)
     if not isinstance(content, dict):
         raise error(f"{path} holds {shown(content)}, not a JSON object; {fix}")
@@ -80,9 +80,9 @@ def read_json_object(
 
 
 def read_regular_file(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file of at most `max_bytes`. Raises OSError or ValueError.
+    """Return the content of a regular file of at most `max_bytes`. Raises OSError or ValueError.
 
-    A pipe or a device is refused before it is opened: reading one may wait forever.
+    Pipes and devices are refused before they are opened: reading one may block forever.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -93,7 +93,7 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, on one line and cut where it is long."""
+    """Return a value's text for a message, on one line and shortened if it is long."""
     try:
         text = repr(value)
     except RecursionError:
@@ -105,22 +105,22 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with escapes in place of what would steer a terminal, or could not be encoded."""
+    """Escape the characters of a text that would control a terminal, or cannot be encoded."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
 class Fields:
-    """The values of an object by name and type; `faults` lists what is wrong with them.
+    """Reads the values of an object by name and type; `faults` lists what is wrong with them.
 
-    A value that is absent gives the default, and is a fault where there is none. null is a fault,
-    except in the methods that end in `_or_null`, which give None for it. After a fault a method
-    gives some value of its type, so that the caller can continue to `check`, which raises.
+    A missing value yields the default, or a fault if there is no default. null is a fault, except
+    in the methods whose names end in `_or_null`, which return None for it. After a fault a method
+    returns some value of its type, so that the caller can continue to `check`, which raises.
     """
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        """prefix: what messages put before the names, such as "plan." for an inner object."""
+        """Read from `values`; messages put `prefix` before names, such as "plan."."""
         self.values = values
         self.prefix = prefix
         self.faults: list[str] = []
@@ -135,7 +135,7 @@ class Fields:
     def whole(
         self, key: str, default: Any = _REQUIRED, least: int = 0, most: int = MAX_INDEX
     ) -> int:
-        """A whole number of `least` to `most`; 2.0 is one, True is not."""
+        """Return a whole number from `least` to `most`; 2.0 is accepted, True is not."""
         what = _span("a whole number", least, most)
         return self._take(key, default, _whole(least, most), what, least)
 
@@ -151,7 +151,7 @@ class Fields:
         least: float = -MAX_FLOAT,
         most: float = MAX_FLOAT,
     ) -> float:
-        """A finite number of `least` to `most`; the neutral bounds are those of float32."""
+        """Return a finite number from `least` to `most`, by default any that float32 can hold."""
         neutral = least if least > -MAX_FLOAT else 0.0
         return self._take(
             key, default, _number(least, most), _span("a number", least, most), neutral
@@ -181,7 +181,7 @@ class Fields:
     def wholes(
         self, key: str, default: Any = _REQUIRED, least: int = 0, most: int = MAX_INDEX
     ) -> tuple[int, ...]:
-        """A list of whole numbers of `least` to `most` each; an array of numpy is one too."""
+        """Return whole numbers from `least` to `most`, given as a list or a numpy array."""
         what = _span("a list of whole numbers", least, most)
         return self._take(key, default, _items(_whole(least, most)), what, ())
 
@@ -202,7 +202,7 @@ class Fields:
         return self._take(key, default, _instance(dict), "an object", {})
 
     def inner(self, key: str, default: Any = _REQUIRED) -> "Fields":
-        """The fields of an inner object, which share the list of faults."""
+        """Return the fields of an inner object, which share this list of faults."""
         fields = Fields(self.table(key, default), f"{self.prefix}{key}.")
         fields.faults = self.faults
         return fields
@@ -251,8 +251,8 @@ def _number(least: float, most: float) -> Callable[[Any], float | None]:
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of numpy as a number, and an array of one dimension as a list."""
-    numpy = sys.modules.get("numpy")  # the parser of the command line does not wait for its import
+    """Convert a numpy scalar to a number, and an array of one dimension to a list."""
+    numpy = sys.modules.get("numpy")  # the command line's parser must not wait for its import
     if numpy is None:
         return value
     if isinstance(value, numpy.generic):

@@ -1,8 +1,9 @@
-"""LoRA on mask rows: thin products beside the linear layers, for rows that only draft.
+"""LoRA on mask rows: low-rank products added to the linear layers, for rows that only draft.
 
-A site is one or several linear layers of a decoder layer with the same input; what it adds is
-x @ down @ up, with the outputs of its layers side by side. Nodes never see it, so the text does not
-depend on it. Gated so: arXiv 2507.11851 (Apple's multi-token prediction).
+A site is one or several linear layers of a decoder layer with the same input. LoRA adds
+x @ down @ up to it, where the outputs of the site's layers are concatenated. Node rows do not get
+it, so the text does not depend on it. Source of this gating: arXiv 2507.11851 (Apple's multi-token
+prediction).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,12 @@ SITES = {
 }
 LORA_TENSORS = tuple(f"lora_{site}_{side}" for site in SITES for side in ("down", "up"))
 
-Lora = Mapping[str, Float32Array]  # by LORA_TENSORS: down [L, in, r], up [L, r, out]; or empty
-Sizes = Mapping[str, tuple[int, int]]  # in and out of each site
+Lora = Mapping[str, Float32Array]  # by LORA_TENSORS: down [L, in, r], up [L, r, out]; may be empty
+Sizes = Mapping[str, tuple[int, int]]  # inputs and outputs of each site
 
 
 def site_sizes(checkpoint: TensorSource) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of each site of a model."""
+    """Return the numbers of inputs and outputs of each site of a model."""
     sizes = {}
     for site, layers in SITES.items():
         shapes = [checkpoint.shape(f"model.layers.0.{layer}.weight") for layer in layers]
@@ -33,22 +34,25 @@ def site_sizes(checkpoint: TensorSource) -> dict[str, tuple[int, int]]:
 
 
 def starting_lora(sizes: Sizes, num_layers: int, rank: int, seed: int) -> Lora:
-    """Adds nothing yet: down of standard deviation 1/sqrt(in), up zero. Empty for rank 0."""
+    """Create LoRA that adds nothing yet; empty for rank 0.
+
+    `down` has a standard deviation of 1/sqrt(in), `up` is zero.
+    """
     return _lora(sizes, num_layers, rank, seed, scale=0.0)
 
 
 def random_lora(sizes: Sizes, num_layers: int, rank: int, scale: float, seed: int) -> Lora:
-    """Garbage: what a site adds has `scale` times the size of its input."""
+    """Create garbage LoRA; what a site adds is `scale` times as large as its input."""
     return _lora(sizes, num_layers, rank, seed, scale)
 
 
 def lora_rank(lora: Lora) -> int:
-    """r; 0 without LoRA."""
+    """Return the rank r; 0 without LoRA."""
     return int(lora[LORA_TENSORS[0]].shape[2]) if lora else 0
 
 
 def sizes_of(lora: Lora) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the sites that tensors were made for."""
+    """Return the numbers of inputs and outputs of each site that LoRA was made for."""
     return {
         site: (lora[f"lora_{site}_down"].shape[1], lora[f"lora_{site}_up"].shape[2])
         for site in SITES
@@ -59,7 +63,10 @@ def sizes_of(lora: Lora) -> dict[str, tuple[int, int]]:
 def lora_faults(
     shapes: Mapping[str, Sequence[int]], num_layers: int | None, hidden_size: int | None
 ) -> list[str]:
-    """Where shapes of LoRA tensors do not fit each other or the model; None: not known."""
+    """Describe the LoRA tensors whose shapes do not fit each other or the model.
+
+    Numbers of the model that are None are unknown, and not compared.
+    """
     present = {name: tuple(shapes[name]) for name in LORA_TENSORS if name in shapes}
     if not present:
         return []

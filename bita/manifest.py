@@ -1,7 +1,7 @@
-"""The manifest of an engine: what it is, and the size and sha256 of every other file.
+"""The manifest of an engine: its description, and the size and sha256 of every other file.
 
-Compatibility: `format_version` grows when an older runtime could not run the directory; it is 2
-or 3 where one of that format can.
+Compatibility: `format_version` increases when an older runtime could not run the directory. It is 2
+or 3 for engines that runtimes of that format can run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ FORMAT, FORMAT_VERSIONS = "bita-engine", (2, 3, 4)
 MANIFEST_FILE = "manifest.json"
 MODES = ("exact", "tree")
 MAX_MANIFEST_BYTES = 4 << 20  # a manifest has 2 kB
-MAX_TEXT = 1 << 16  # characters; the longest says what an adapter was tuned on
-MAX_SIZE = 10**9  # of a dimension, far beyond any model
+MAX_TEXT = 1 << 16  # characters; the longest text describes what an adapter was tuned on
+MAX_SIZE = 10**9  # for a dimension, far beyond any model
 TEXTS = ("model", "family", "tuned_on", "created_by")
 CHOICES = {
     "backend": BACKENDS,
@@ -36,10 +36,10 @@ SIZES_OR_ZERO = ("prefix_length", "lora_rank", "pair_rank")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an engine says of itself; letters as in the documentation of the step graph.
+    """Description of an engine; letters are those of the documentation of the step graph.
 
-    mode: "exact" (bit-identical to AR: only spine nodes are accepted, or all in dialects of exact
-    trees) or "tree" (all nodes; equal up to the rounding of float32).
+    Mode "exact" is bit-identical to AR: only spine nodes are accepted, or all nodes in dialects
+    with exact trees. Mode "tree" accepts all nodes, and is equal up to the rounding of float32.
     """
 
     model: str  # as the user named it
@@ -47,7 +47,7 @@ class Manifest:
     license: str | None  # SPDX id of the base model
     backend: str  # "ort-cpu", "ort-cuda", "tensorrt" or "tensorrt-rtx"
     precision: str  # "fp32", "fp16", "int8", "int4", "fp8"
-    mode: str
+    mode: str  # "exact" or "tree"
     num_layers: int  # L
     num_kv_heads: int  # H
     head_dim: int  # D
@@ -57,28 +57,28 @@ class Manifest:
     num_ranks: int  # k: ids returned per row
     num_masks: int  # M
     prefix_length: int  # P
-    lora_rank: int  # r; 0: the graph has no LoRA, else it takes any rank
-    pair_rank: int  # of the adapter's pair scores, whose tables are in PAIRS_FILE; 0 for none
-    tuned_on: str  # the adapter's data, "untuned" for none
-    requires: dict[str, str]  # package: least version; "processor": what it must be able to
+    lora_rank: int  # r; 0: the graph has no LoRA, otherwise it accepts any rank
+    pair_rank: int  # rank of the adapter's pair scores, tabulated in PAIRS_FILE; 0 for none
+    tuned_on: str  # the adapter's data; "untuned" for none
+    requires: dict[str, str]  # minimum version by package; "processor": required features
     created_by: str
-    dialect: str = "ort"  # of the graph's operators
+    dialect: str = "ort"  # dialect of the graph's operators
     plan: dict[str, str] = field(default_factory=dict)  # `bita.plan.PlanInfo`; empty for no plan
-    inputs: str = ""  # digest of what it was built from, for `bita engine --if-needed`
+    inputs: str = ""  # digest of the build's inputs, for `bita engine --if-needed`
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int]:
-        """[2L, H, C, D] of keys and values."""
+        """Shape [2L, H, C, D] of the cache of keys and values."""
         return 2 * self.num_layers, self.num_kv_heads, self.capacity, self.head_dim
 
     @property
     def is_tuned(self) -> bool:
-        """Whether its masks have learned anything of the model."""
+        """Whether the masks were tuned."""
         return self.tuned_on != "untuned"
 
     @property
     def format_version(self) -> int:
-        """The oldest format whose runtimes can run the engine."""
+        """Oldest format whose runtimes can run the engine."""
         if self.dialect == NATIVE.name:
             return 4
         return 2 if (self.backend, self.dialect) == ("ort-cpu", "ort") else 3
@@ -86,9 +86,9 @@ class Manifest:
     def describe_files(
         self, directory: Path, known: Mapping[str, dict[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """The manifest with size and sha256 of every file of `directory`.
+        """Return the manifest with size and sha256 of every file in `directory`.
 
-        known: entries of files that need not be hashed again.
+        Files with an entry in `known` are not hashed again.
         """
         files = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
         entries = {
@@ -101,7 +101,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The object in an engine's manifest. Raises EngineError if there is none."""
+    """Read the object in an engine's manifest. Raises EngineError if there is none."""
     path = directory / MANIFEST_FILE
     if not directory.is_dir():
         raise EngineError(f"{directory} is not a directory; build one: make engine MODEL=...")
@@ -113,9 +113,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def format_faults(data: Mapping[str, Any]) -> list[str]:
-    """Why this bita-edge cannot read the manifest, whatever else it says; empty if it can."""
+    """Return why this version of bita-edge cannot read the manifest at all; empty if it can."""
     if data.get("format") != FORMAT:
-        return [f"format is {shown(data.get('format'))}, not {FORMAT!r}: no engine of bita-edge"]
+        return [f"format is {shown(data.get('format'))}, not {FORMAT!r}: not a bita-edge engine"]
     if data.get("format_version") not in FORMAT_VERSIONS:
         known = ", ".join(map(str, FORMAT_VERSIONS))
         return [
@@ -126,7 +126,7 @@ def format_faults(data: Mapping[str, Any]) -> list[str]:
 
 
 def parse_manifest(data: Mapping[str, Any]) -> tuple[Manifest | None, list[str]]:
-    """The manifest of an object, or None and what is wrong with its values."""
+    """Return the manifest in an object, or None and what is wrong with the object's values."""
     values = Fields(data, f"{MANIFEST_FILE}: ")
     found: dict[str, Any] = {
         **{name: _text(values, name) for name in TEXTS},
@@ -145,7 +145,7 @@ def parse_manifest(data: Mapping[str, Any]) -> tuple[Manifest | None, list[str]]
 
 
 def _misfits(manifest: Manifest) -> Iterator[str]:
-    """Values that are good by themselves, and that no engine has together."""
+    """Yield conflicts between values that are valid on their own."""
     spec = DIALECTS[manifest.dialect]
     if manifest.precision not in spec.precisions:
         yield f"dialect {spec.name} has no precision {manifest.precision}"
@@ -162,7 +162,7 @@ def _text(values: Fields, name: str, *default: str) -> str:
     text = values.text(name, *default)
     if len(text) > MAX_TEXT:
         values.faults.append(
-            f"{values.prefix}{name} has {len(text)} characters, not {MAX_TEXT} at most"
+            f"{values.prefix}{name} has {len(text)} characters; at most {MAX_TEXT} are allowed"
         )
     return text
 

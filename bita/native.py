@@ -1,10 +1,10 @@
-"""Where libbita lies, the library for programs in C and C++ (docs/cpp.md).
+"""Paths of libbita, the library for programs in C and C++ (docs/cpp.md).
 
     g++ program.cpp -I$(python -c 'import bita.native as n; print(n.include_dir())') \\
         -L$(python -c 'import bita.native as n; print(n.library_dir())') -l:libbita.so.0
     cmake -Dbita_DIR=$(python -c 'import bita.native as n; print(n.cmake_dir())') ...
 
-Wheels of `make wheels` have it. In a checkout it is where `make cpp` installs it.
+Wheels built by `make wheels` contain it. In a checkout, `make cpp` installs it.
 """
 
 import ctypes
@@ -14,15 +14,15 @@ from pathlib import Path
 from bita.errors import BitaError
 
 LIBRARY = "libbita.so.0"
-PACKAGE = Path(__file__).resolve().parent  # of a strict editable install: that of the sources
+PACKAGE = Path(__file__).resolve().parent  # in a strict editable install, that of the sources
 
 
 class LibbitaMissingError(BitaError):
-    """This installation has no libbita, or no headers of it."""
+    """This installation lacks libbita or its headers."""
 
 
 def include_dir() -> Path:
-    """The folder of `bita/bita.h` and `bita/bita.hpp`. LibbitaMissingError if there is none."""
+    """Return the folder of `bita/bita.h` and `bita/bita.hpp`. Raises LibbitaMissingError."""
     folder = (PACKAGE / "runtime" / "native" / "include").resolve()
     if not (folder / "bita" / "bita.h").is_file():
         raise _missing(f"no file {folder / 'bita' / 'bita.h'}")
@@ -30,24 +30,28 @@ def include_dir() -> Path:
 
 
 def library_dir() -> Path:
-    """The folder of `libbita.so.0`. LibbitaMissingError if there is none."""
+    """Return the folder of `libbita.so.0`. Raises LibbitaMissingError if it is missing."""
     return _library().parent
 
 
 def cmake_dir() -> Path:
-    """The folder of `bitaConfig.cmake`, for `bita_DIR`. LibbitaMissingError if there is none."""
+    """Return the folder of `bitaConfig.cmake`, for `bita_DIR`. Raises LibbitaMissingError."""
     folder = _library().parent
-    for place in (folder / "cmake", folder / "cmake" / "bita"):  # of a wheel; of `make cpp`
+    for place in (folder / "cmake", folder / "cmake" / "bita"):  # in a wheel; after `make cpp`
         if (place / "bitaConfig.cmake").is_file():
             return place
     raise _missing(f"no bitaConfig.cmake for {folder / LIBRARY}")
 
 
 def text_fault(engine: Path, library: Path | None = None) -> str:
-    """Why libbita cannot hold the tokenizer of an engine; "" if it can.
+    """Return why libbita does not support the tokenizer of an engine; "" if it does.
 
-    library: file of another libbita. Raises LibbitaMissingError if there is none, or one that is
-    too old to say.
+    Args:
+        engine: The engine directory.
+        library: File of another libbita. None uses that of this installation.
+
+    Raises:
+        LibbitaMissingError: if the library is missing, or too old to answer.
     """
     path = library or _library()
     try:
@@ -55,7 +59,7 @@ def text_fault(engine: Path, library: Path | None = None) -> str:
         check = loaded.bita_check_text
     except (OSError, AttributeError) as error:
         raise LibbitaMissingError(
-            f"{path} is no libbita of this bita-edge ({error}); run `make cpp` again"
+            f"{path} is not the libbita of this bita-edge ({error}); run `make cpp` again"
         ) from error
     check.argtypes, check.restype = [ctypes.c_char_p], ctypes.c_int32
     loaded.bita_error.restype = ctypes.c_char_p
@@ -66,7 +70,7 @@ def text_fault(engine: Path, library: Path | None = None) -> str:
 
 
 def _library() -> Path:
-    """The library in the package, else the one that `make cpp` installed in a checkout."""
+    """Return the library in the package, or the one that `make cpp` installed in a checkout."""
     in_package = (PACKAGE / "runtime" / "native").resolve() / LIBRARY
     if in_package.is_file():
         return in_package
@@ -77,7 +81,7 @@ def _library() -> Path:
 
 
 def _installed() -> Path:
-    """The prefix of `make cpp`."""
+    """Return the installation prefix of `make cpp`."""
     return PACKAGE.parent / "build" / "prefix"
 
 
@@ -86,7 +90,7 @@ def _is_checkout() -> bool:
 
 
 def _missing(fault: str) -> LibbitaMissingError:
-    """With the fix that works for this kind of installation."""
+    """Return the error for `fault`, with the fix for this kind of installation."""
     if _is_checkout():
         where = f" nor in {_installed()}"
         fix = f"Run `make cpp` in {PACKAGE.parent}"

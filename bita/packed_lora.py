@@ -1,8 +1,9 @@
-"""LoRA as native operators read it: float16, for each side of a site one array of all layers.
+"""LoRA in the layout of native operators: float16, one array of all layers per side of a site.
 
-down [L, r, 32 * blocks]: a row for each rank, with zeros past the last input. up [L, tiles, r, 16]:
-tiles of 16 outputs, with zeros past the last one; those of site gate_up lie as in the weights, 32
-outputs of the gate and then 32 of up. So threads read both from one end to the other.
+down [L, r, 32 * blocks] has a row for each rank, padded with zeros after the last input.
+up [L, tiles, r, 16] has tiles of 16 outputs, padded with zeros after the last one. In site gate_up
+the outputs are interleaved as in the weights, 32 of the gate and then 32 of up. Threads thus read
+both arrays sequentially.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from bita.lora import SITES
 from bita.tensors import Float32Array
 
-BLOCK, TILE, GROUP = 32, 16, 32  # inputs of a block; outputs of a tile, and of a gate's group
+BLOCK, TILE, GROUP = 32, 16, 32  # inputs per block; outputs per tile; outputs per gate_up group
 Float16Array = npt.NDArray[np.float16]
 Rank = TypeVar("Rank", int, str)
 
@@ -22,19 +23,19 @@ Rank = TypeVar("Rank", int, str)
 def packed_shapes(
     site: str, num_layers: int, num_in: int, num_out: int, rank: Rank
 ) -> tuple[tuple[int | Rank, ...], tuple[int | Rank, ...]]:
-    """The shapes of down and up. rank: a number, or a letter for any."""
-    outputs = _padded(num_out, TILE) if site != "gate_up" else 2 * _padded(num_out // 2, GROUP)
+    """Return the shapes of down and up; `rank` is a number, or a letter for any rank."""
+    outputs = _round_up(num_out, TILE) if site != "gate_up" else 2 * _round_up(num_out // 2, GROUP)
     return (
-        (num_layers, rank, _padded(num_in, BLOCK)),
+        (num_layers, rank, _round_up(num_in, BLOCK)),
         (num_layers, outputs // TILE, rank, TILE),
     )
 
 
 def packed_lora(tensors: Mapping[str, Float32Array]) -> dict[str, Float16Array]:
-    """Both sides of all sites by the names of the graph's inputs, lora.{site}.{side}.
+    """Pack both sides of all sites, by the names of the graph's inputs, lora.{site}.{side}.
 
-    tensors: by LORA_TENSORS, of values that float16 can hold. They lie in one piece of memory, for
-    which numpy asks for huge pages if it is 4 MB or more.
+    The values of `tensors` (by LORA_TENSORS) must fit float16. The result is in one piece of
+    memory, for which numpy requests huge pages if it has 4 MB or more.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for site in SITES:
@@ -59,16 +60,16 @@ def packed_lora(tensors: Mapping[str, Float32Array]) -> dict[str, Float16Array]:
 
 
 def _fill_tiles(tiles: Float16Array, parts: list[Float32Array]) -> None:
-    """Write outputs [L, r, n] of one part, or groups of each of two in turn, into tiles."""
+    """Write outputs [L, r, n] into tiles; the groups of two parts are interleaved."""
     width = TILE if len(parts) == 1 else GROUP
     num_layers, _, rank, _ = tiles.shape
     groups = tiles.reshape(num_layers, -1, len(parts), width // TILE, rank, TILE)
     for index, part in enumerate(parts):
-        padded = np.zeros((num_layers, rank, _padded(part.shape[2], width)), np.float16)
+        padded = np.zeros((num_layers, rank, _round_up(part.shape[2], width)), np.float16)
         padded[..., : part.shape[2]] = part
         split = padded.reshape(num_layers, rank, -1, width // TILE, TILE)
         groups[:, :, index] = split.transpose(0, 2, 3, 1, 4)
 
 
-def _padded(size: int, unit: int) -> int:
+def _round_up(size: int, unit: int) -> int:
     return -(-size // unit) * unit

@@ -1,7 +1,7 @@
-"""Pair scores: how well a draft follows the token in front of it, from their embeddings alone.
+"""Pair scores: how well a draft follows the token before it, from their embeddings alone.
 
-The masks of a group know neither each other's drafts nor the token that the model put in front of
-them. But a tree's nodes hold both, so the children of a node are ordered by
+The masks of a group know neither each other's drafts nor the token that the model chose before
+them. The nodes of a tree hold both, so the children of a node are ordered by
 
     logit of the mask + (left(e[parent]) + bias) . right(e[child])
 
@@ -20,27 +20,27 @@ from bita.tensors import Float32Array, Int64Array, TensorSource, row_chunks
 
 PAIR_TENSORS = ("pair_left", "pair_bias", "pair_right")
 
-Pairs = Mapping[str, Float32Array]  # by PAIR_TENSORS: [hidden, r], [r], [hidden, r]; or empty
+Pairs = Mapping[str, Float32Array]  # by PAIR_TENSORS: [hidden, r], [r], [hidden, r]; may be empty
 
 
 @dataclass(frozen=True, eq=False)
 class PairTables:
-    """What the scores need of every token: left, right [V, r], of any float type."""
+    """Both factors of the scores, for every token; any float type."""
 
-    left: npt.NDArray[np.floating]
-    right: npt.NDArray[np.floating]
+    left: npt.NDArray[np.floating]  # [V, r]
+    right: npt.NDArray[np.floating]  # [V, r]
 
     def scores(self, parent: int, candidates: Int64Array | Sequence[int]) -> Float32Array:
-        """[k]: what is added to the logits of candidates [k] as children of a token."""
+        """Return the scores [k] that are added to the logits of candidates [k] after a token."""
         left = self.left[parent].astype(np.float32)
         return np.asarray(self.right[candidates].astype(np.float32) @ left)
 
     def order(
         self, parents: Int64Array, candidates: Int64Array, logits: Float32Array
     ) -> Int64Array:
-        """[n, k]: the candidates [k] as children of each parent [n], best first.
+        """Return [n, k]: the candidates [k] as children of each parent [n], best first.
 
-        logits: [k], of the candidates. Equal scores keep the order that was given.
+        `logits` [k] are those of the candidates. Candidates with equal scores keep their order.
         """
         left = self.left[parents].astype(np.float32)
         right = self.right[candidates].astype(np.float32)
@@ -49,19 +49,19 @@ class PairTables:
 
 
 def pair_rank(pairs: Pairs) -> int:
-    """r; 0 without pair scores."""
+    """Return the rank r; 0 without pair scores."""
     return int(pairs["pair_left"].shape[1]) if pairs else 0
 
 
 def pair_tables(checkpoint: TensorSource, embedding: str, pairs: Pairs) -> PairTables:
-    """The tables of a model; its embedding table is read a few MB at a time."""
+    """Compute the tables of a model, reading its embedding table a few MB at a time."""
     return tables_of(row_chunks(checkpoint, embedding), pairs)
 
 
 def tables_of(embeddings: Iterable[Float32Array], pairs: Pairs) -> PairTables:
-    """The tables, float16, for pieces [v, hidden] of an embedding table.
+    """Compute the tables, in float16, from pieces [v, hidden] of an embedding table.
 
-    Raises AdapterError that names the first token whose numbers float16 cannot hold.
+    Raises AdapterError that names the first token whose values float16 cannot hold.
     """
     left, right = [], []
     for rows in embeddings:
@@ -74,13 +74,16 @@ def tables_of(embeddings: Iterable[Float32Array], pairs: Pairs) -> PairTables:
         if not finite.all():
             raise AdapterError(
                 f"the scores by {name} for token {int(np.argmin(finite))} are larger than float16 "
-                "holds; use another adapter, or tune one again"
+                "can hold; use another adapter, or tune one again"
             )
     return tables
 
 
 def pair_faults(shapes: Mapping[str, Sequence[int]], hidden_size: int | None) -> list[str]:
-    """Where shapes of pair tensors do not fit each other or the model; None: not known."""
+    """Describe the pair tensors whose shapes do not fit each other or the model.
+
+    A `hidden_size` of None is unknown, and not compared.
+    """
     present = {name: tuple(shapes[name]) for name in PAIR_TENSORS if name in shapes}
     if not present:
         return []

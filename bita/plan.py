@@ -1,4 +1,4 @@
-"""What the manifest says of a compiled plan: for whom it was built, and for which steps."""
+"""The manifest's description of a compiled plan: its library, GPUs and step sizes."""
 
 import re
 from collections.abc import Mapping
@@ -18,28 +18,24 @@ INSTALL = {
     "--system-site-packages; elsewhere: pip install tensorrt",
     RTX: "pip install tensorrt-rtx-cu13",
 }
-MAX_ROWS = 1 << 16  # of a step; far more than pay off, and few enough to allocate buffers for
+MAX_ROWS = 1 << 16  # per step: far more than pays off, and few enough to allocate buffers for
 FIX = "compile it again: bita compile ENGINE"
 
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """library: Python module, one of NAMES, of this version exactly.
+    """Description of a plan."""
 
-    targets: GPU generations, "sm87" and so on. decode_rows: Q of each decode profile, ascending.
-    prefill_rows, prefill_outputs: most rows of another step, and most of them that give tokens.
-    """
-
-    library: str
-    version: str
-    targets: tuple[str, ...]
-    decode_rows: tuple[int, ...]
-    prefill_rows: int
-    prefill_outputs: int
+    library: str  # Python module, one of NAMES
+    version: str  # exact version of the library
+    targets: tuple[str, ...]  # GPU generations, such as "sm87"
+    decode_rows: tuple[int, ...]  # Q of each decode profile, ascending
+    prefill_rows: int  # most rows of any other step
+    prefill_outputs: int  # most rows of it that return tokens
 
     @property
     def name(self) -> str:
-        """Of library and version, for people."""
+        """Library and version, for messages."""
         return f"{NAMES[self.library]} {self.version}"
 
     def to_manifest(self) -> dict[str, str]:
@@ -54,7 +50,7 @@ class PlanInfo:
 
     @classmethod
     def from_manifest(cls, data: Mapping[str, str]) -> "PlanInfo":
-        """Raises EngineError that lists every value that no plan has."""
+        """Read what `to_manifest` writes. Raises EngineError that lists every invalid value."""
         values = Fields(_with_numbers(data), "plan.")
         info = cls(
             values.text("library"),
@@ -75,7 +71,10 @@ class PlanInfo:
 
 
 def plan_faults(backend: str, plan: Mapping[str, str]) -> list[str]:
-    """Why an engine of this backend cannot have this plan ({} for none); empty if it can."""
+    """Return why an engine of this backend cannot have this plan; empty if it can.
+
+    An engine without a plan has {}.
+    """
     library = LIBRARIES.get(backend)
     if not library:
         return [f"plan is for {', '.join(LIBRARIES)}, not for {backend}"] if plan else []
@@ -89,7 +88,7 @@ def plan_faults(backend: str, plan: Mapping[str, str]) -> list[str]:
 
 
 def _with_numbers(data: Mapping[str, str]) -> dict[str, Any]:
-    """Values as they were before `to_manifest` made texts of them; others stay as they are."""
+    """Undo the conversion of values to texts by `to_manifest`; other values are unchanged."""
     found: dict[str, Any] = dict(data)
     for name in ("prefill_rows", "prefill_outputs"):
         if name in found:

@@ -1,9 +1,9 @@
-"""Callbacks by which long work reports its progress."""
+"""Callbacks for the progress of long operations."""
 
 from collections.abc import Callable
 
-OnProgress = Callable[[str, int, int], None]  # stage, steps of it that are done, steps in all
-OnCount = Callable[[int, int], None]  # the same for work of one stage, which its caller names
+OnProgress = Callable[[str, int, int], None]  # stage, steps of the stage done, all its steps
+OnCount = Callable[[int, int], None]  # steps done, all steps; for work that is a single stage
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:

@@ -1,8 +1,8 @@
-"""The header of a safetensors file, checked before anything that it names is read.
+"""The header of a safetensors file, checked before any tensor is read.
 
-A file has the length of its header (8 bytes, little endian), the header, which is JSON, and the
-tensors without gaps: https://huggingface.co/docs/safetensors. The library checks the same, but
-opens pipes, and leaves limits to the caller.
+A file consists of the length of its header (8 bytes, little endian), the header in JSON, and the
+tensors without gaps: https://huggingface.co/docs/safetensors. The safetensors library makes the
+same checks, but opens pipes and leaves limits to the caller.
 """
 
 import math
@@ -14,7 +14,7 @@ from bita.errors import MAX_FAULTS
 from bita.json_values import Fields, parse_json, shown
 
 LENGTH_BYTES = 8
-MAX_DIMENSIONS, MAX_ITEMS, MAX_NAME = 32, 1 << 48, 500  # of a tensor, far above any in use
+MAX_DIMENSIONS, MAX_ITEMS, MAX_NAME = 32, 1 << 48, 500  # per tensor, far above any in use
 ITEM_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "C64": 8},
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
@@ -24,47 +24,48 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies: bytes [start, stop) of the file, row-major, little endian."""
+    """A tensor in the file, row-major and little endian."""
 
-    dtype: str  # of ITEM_BYTES
+    dtype: str  # a key of ITEM_BYTES
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    start: int  # offset of the first byte in the file
+    stop: int  # offset after the last byte
 
 
 @dataclass(frozen=True)
 class Header:
-    """metadata: texts by name."""
+    """Content of a header."""
 
-    metadata: Mapping[str, str]
-    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]  # texts by name
+    tensors: Mapping[str, TensorEntry]  # by name
 
 
 def read_header(file: BinaryIO, num_bytes: int, max_header_bytes: int, max_tensors: int) -> Header:
-    """The header of an open file of `num_bytes`, which is at its start.
+    """Read the header of an open file of `num_bytes`, which must be at its start.
 
-    The tensors follow each other from the header to the end of the file, so that a truncated
-    download is found before the first of them is read. Raises ValueError with a message of one
-    line, and OSError.
+    The tensors must fill the file from the header to its end, so a truncated download is detected
+    before the first tensor is read. Raises ValueError with a message of one line, and OSError.
     """
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if not 2 <= length <= num_bytes - LENGTH_BYTES:
         raise ValueError(f"its header of {length} bytes does not fit into {num_bytes} bytes")
     if length > max_header_bytes:
-        raise ValueError(f"its header has {length} bytes, not {max_header_bytes} at most")
+        raise ValueError(f"its header has {length} bytes; at most {max_header_bytes} are allowed")
     content = parse_json(file.read(length), refuses_twice=True)
     if not isinstance(content, dict):
         raise ValueError(f"its header is {shown(content)}, not an object")
     if len(content) > max_tensors:
-        raise ValueError(f"it has {len(content)} tensors, not {max_tensors} at most")
+        raise ValueError(f"it has {len(content)} tensors; at most {max_tensors} are allowed")
     if len(longest := max(content, key=len, default="")) > MAX_NAME:
-        raise ValueError(f"a tensor's name has {len(longest)} characters, not {MAX_NAME} at most")
+        raise ValueError(
+            f"a tensor's name has {len(longest)} characters; at most {MAX_NAME} are allowed"
+        )
     values = Fields(content)
     metadata = values.table("__metadata__", {})
     tensors: dict[str, TensorEntry] = {}
     for name in content:
         if name != "__metadata__" and len(values.faults) < MAX_FAULTS:
-            _place(values, name, LENGTH_BYTES + length, tensors)
+            _add_tensor(values, name, LENGTH_BYTES + length, tensors)
     if values.faults:
         raise ValueError(f"its header is broken: {'; '.join(values.faults)}")
     _check_gaps(tensors, LENGTH_BYTES + length, num_bytes)
@@ -72,10 +73,10 @@ def read_header(file: BinaryIO, num_bytes: int, max_header_bytes: int, max_tenso
     return Header(texts, tensors)
 
 
-def _place(values: Fields, name: str, first: int, tensors: dict[str, TensorEntry]) -> None:
-    """Add one tensor; what is wrong with it goes to the faults of `values`.
+def _add_tensor(values: Fields, name: str, first: int, tensors: dict[str, TensorEntry]) -> None:
+    """Add one tensor, or what is wrong with it to the faults of `values`.
 
-    first: where the data begins.
+    The data of the tensors begins at offset `first`.
     """
     num_before = len(values.faults)
     entry = values.inner(name)
@@ -93,7 +94,7 @@ def _place(values: Fields, name: str, first: int, tensors: dict[str, TensorEntry
 
 
 def _fault(name: str, dtype: str, shape: tuple[int, ...], offsets: tuple[int, ...]) -> str | None:
-    """What is wrong with values of the right types."""
+    """Return what is wrong with values of the right types."""
     if dtype not in ITEM_BYTES:
         return f"{name} has the unknown type {shown(dtype)}"
     if len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
@@ -110,7 +111,7 @@ def _fault(name: str, dtype: str, shape: tuple[int, ...], offsets: tuple[int, ..
 
 
 def _check_gaps(tensors: Mapping[str, TensorEntry], first: int, num_bytes: int) -> None:
-    """Raise ValueError unless the tensors follow each other from `first` to the file's end."""
+    """Raise ValueError unless the tensors fill the file from `first` to its end."""
     end = first
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != end:

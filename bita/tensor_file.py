@@ -1,4 +1,4 @@
-"""Small files of tensors in the format of safetensors, read whole: adapters and pair tables."""
+"""Small safetensors files that are read as a whole: adapters and pair tables."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from bita.safetensors_header import read_header
 from bita.tensors import Float32Array
 
 MAX_FILE_BYTES = 8 << 30  # LoRA of a large model has 1 GB
-MAX_HEADER_BYTES, MAX_TENSORS = 1 << 20, 1000  # ours have 2 kB
+MAX_HEADER_BYTES, MAX_TENSORS = 1 << 20, 1000  # headers written by bita-edge have 2 kB
 FLOATS: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16}
 FLOAT_TYPES = (*FLOATS, "BF16")
 WHOLES: Mapping[str, npt.DTypeLike] = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64}
@@ -22,38 +22,41 @@ WHOLES: Mapping[str, npt.DTypeLike] = {"U16": np.uint16, "U32": np.uint32, "U64"
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor as it lies in a file; data: of the size that type and shape say."""
+    """A tensor as stored in a file."""
 
-    dtype: str  # of `safetensors_header.ITEM_BYTES`
+    dtype: str  # a key of `safetensors_header.ITEM_BYTES`
     shape: tuple[int, ...]
-    data: memoryview
+    data: memoryview  # as many bytes as type and shape require
 
     def array(self) -> npt.NDArray[np.floating]:
-        """A view of float32 or float16; bfloat16 becomes float32. For FLOAT_TYPES only."""
+        """Return a view of float32 or float16, or bfloat16 converted to float32.
+
+        The type must be one of FLOAT_TYPES.
+        """
         if self.dtype == "BF16":  # the upper half of float32
             halves = np.frombuffer(self.data, np.uint16).reshape(self.shape)
             return (halves.astype(np.uint32) << 16).view(np.float32)
         return np.frombuffer(self.data, FLOATS[self.dtype]).reshape(self.shape)
 
     def wholes(self) -> npt.NDArray[np.unsignedinteger]:
-        """A view of numbers without sign. For WHOLES only."""
+        """Return a view of unsigned integers; the type must be one of WHOLES."""
         return np.frombuffer(self.data, WHOLES[self.dtype]).reshape(self.shape)
 
     def float32(self) -> Float32Array:
-        """A copy in float32."""
+        """Return a copy in float32."""
         return self.array().astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """metadata: of the header, texts by name."""
+    """Content of a file."""
 
-    metadata: Mapping[str, str]
-    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]  # the header's texts by name
+    tensors: Mapping[str, StoredTensor]  # by name
 
 
 def read_tensor_file(path: Path, error: type[BitaError], fix: str) -> TensorFile:
-    """Read a file whole. Raises `error`, which names the file and ends with `fix`."""
+    """Read a whole file. Raises `error`, which names the file and ends with `fix`."""
     try:
         content = read_regular_file(path, MAX_FILE_BYTES)
         header = read_header(io.BytesIO(content), len(content), MAX_HEADER_BYTES, MAX_TENSORS)

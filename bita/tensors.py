@@ -1,4 +1,4 @@
-"""Where weights are read from, a few rows at a time, whatever the file format."""
+"""Access to weights, a few rows at a time, independent of the file format."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -19,34 +19,32 @@ BoolArray = npt.NDArray[np.bool_]
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_HEAD_DIM = 2**16  # far more than any model has
-CHUNK_BYTES = 16 << 20  # of float32: large enough for full speed, small beside any model
+CHUNK_BYTES = 16 << 20  # in float32: large enough for full speed, small compared with any model
 
 
 class TensorSource(Protocol):
-    """A model's config and weights; nothing is read before it is asked for.
+    """A model's config and weights, read on demand.
 
-    config: `config.json` of transformers, with the defaults of its class for keys that it leaves
-    out. Tensor names and layouts are those of transformers
-    (`model.layers.0.self_attn.q_proj.weight`, `[out_features, in_features]`), whatever the file
-    calls them.
+    Tensor names and layouts are those of transformers (`model.layers.0.self_attn.q_proj.weight`,
+    `[out_features, in_features]`), regardless of the names in the file.
     """
 
-    config: dict[str, Any]
+    config: dict[str, Any]  # `config.json` of transformers, completed by the defaults of its class
 
     def names(self) -> frozenset[str]:
-        """The names of all tensors."""
+        """Return the names of all tensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the header only. Raises ModelError if it is not there."""
+        """Return a tensor's shape, from the header only. Raises ModelError if it is missing."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Float32Array:
-        """Rows [start, stop) along the first axis, as contiguous float32; only they are read."""
+        """Read rows [start, stop) along the first axis, and only these, as contiguous float32."""
 
 
 def head_dim_of(config: Mapping[str, Any]) -> int:
-    """Width of an attention head, which configs may leave to the hidden size.
+    """Return the width of an attention head, derived from the hidden size if not given.
 
-    Raises ModelError if the numbers that it follows from are none, or not there.
+    Raises ModelError if the numbers needed are invalid or missing.
     """
     fields = Fields(config)
     head_dim = fields.whole_or_null("head_dim", None, 1, MAX_HEAD_DIM)
@@ -62,7 +60,10 @@ def head_dim_of(config: Mapping[str, Any]) -> int:
 def row_chunks(
     source: TensorSource, name: str, stop: int | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[Float32Array]:
-    """Rows [0, stop) of a tensor in order (None: all), in pieces of about `chunk_bytes`."""
+    """Yield rows [0, stop) of a tensor in order, in pieces of about `chunk_bytes`.
+
+    None for `stop` yields all rows.
+    """
     shape = source.shape(name)
     row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
     step = max(1, chunk_bytes // max(1, row_bytes))

@@ -1,10 +1,10 @@
-"""The static tree of one step: candidate nodes, and the mask tokens behind each of them.
+"""The static tree of one step: candidate nodes, and the mask tokens after each of them.
 
 A node of depth d >= 1 and rank r holds the r-th best draft of mask d-1 of the group that was
 accepted last; the root (node 0) holds the last emitted token. With `min_level` the spine holds
-what followed the last tokens when they occurred before, if that is known. The rows of a step are,
-in this order: root, spine (the rank-1 chain), other nodes by depth and path, then the mask groups
-in node order. Method: BiTA (arXiv 2401.12522), sections on tree decoding.
+guesses from the text or the table of continuations instead, if they are sure enough. The rows of a
+step are, in this order: root, spine (the rank-1 chain), other nodes by depth and path, then the
+mask groups in node order. Method: BiTA (arXiv 2401.12522), sections on tree decoding.
 """
 
 import json
@@ -22,37 +22,30 @@ from bita.json_values import Fields, parse_json, shown
 
 Path = tuple[int, ...]
 BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
-MAX_LEVEL = 12  # of how sure a guess is: `bita.runtime.decoding.sureness`
-FORM = '{"nodes": [{"path": [1], "masks": 3}, ...]}'  # of tree.json
-MAX_NODES = 512  # far beyond what pays on any device; guards against a broken file
-MAX_ROWS = 8192  # of nodes and masks; likewise, for `sees` holds their square
-MAX_RANK = 1 << 20  # likewise; an engine gives 16 drafts a mask
+MAX_LEVEL = 12  # highest confidence in a guess: `bita.runtime.decoding.sureness`
+FORM = '{"nodes": [{"path": [1], "masks": 3}, ...]}'  # form of tree.json
+MAX_NODES = 512  # far beyond what pays off on any device; guards against a broken file
+MAX_ROWS = 8192  # nodes and masks; likewise, since `sees` has the square of it
+MAX_RANK = 1 << 20  # likewise; an engine gives 16 drafts per mask
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes in row order; made by `root_only`, `chain`, `triangle`, `from_paths` or `from_json`.
+    """Nodes in row order; made by `root_only`, `chain`, `triangle`, `from_paths` or `from_json`."""
 
-    parents: node index of each node's parent, -1 for the root.
-    ranks: 1-based rank among the drafts of its mask; 0 for the root.
-    num_masks: mask tokens behind each node, 0 allowed.
-    min_level: tokens of the text's end that must have occurred before, for the spine to take what
-    followed them; 0: it always takes mask drafts.
-    """
-
-    parents: tuple[int, ...]
-    ranks: tuple[int, ...]
-    num_masks: tuple[int, ...]
-    min_level: int = 0
+    parents: tuple[int, ...]  # index of each node's parent; -1 for the root
+    ranks: tuple[int, ...]  # rank of each node among the drafts of its mask, from 1; 0 for the root
+    num_masks: tuple[int, ...]  # number of mask tokens after each node; may be 0
+    min_level: int = 0  # least confidence, 1 to 12, of guesses in the spine; 0: mask drafts only
 
     @classmethod
     def root_only(cls, num_masks: int = 0) -> "Tree":
-        """Plain autoregressive decoding (AR); with masks, what a prefill needs."""
+        """Create the tree of plain autoregressive decoding (AR); with masks, that of a prefill."""
         return cls.from_paths([], num_masks)
 
     @classmethod
     def chain(cls, depth: int, num_masks: int | Sequence[int] | None = None) -> "Tree":
-        """The best draft of each of `depth` masks, one behind the other."""
+        """Create a chain of the best drafts of `depth` masks, each following the other."""
         _check_count(1 + depth)
         return cls.triangle((1,) * depth, num_masks)
 
@@ -60,9 +53,15 @@ class Tree:
     def triangle(
         cls, widths: Sequence[int] = BITA_WIDTHS, num_masks: int | Sequence[int] | None = None
     ) -> "Tree":
-        """BiTA's tree: widths[d] nodes at depth d + 1, all children of the spine.
+        """Create BiTA's tree, in which every node is a child of the spine.
 
-        num_masks: per node (an int for all, or one per node in row order); default len(widths).
+        Args:
+            widths: Number of nodes at depth 1, 2, ...
+            num_masks: Masks of each node: an int for all, or one per node in row order. None uses
+                len(widths) for all.
+
+        Raises:
+            TreeError: if a width is not positive, or the tree is too large.
         """
         if not widths or any(width < 1 for width in widths):
             raise TreeError(f"widths {shown(tuple(widths))} must be one or more positive numbers")
@@ -78,10 +77,16 @@ class Tree:
     def from_paths(
         cls, paths: Iterable[Sequence[int]], num_masks: int | Sequence[int] | Mapping[Path, int] = 0
     ) -> "Tree":
-        """A tree from the rank paths of its nodes, in any order; the root () may be left out.
+        """Create a tree from the rank paths of its nodes.
 
-        num_masks: an int for all nodes, one per node in row order, or by path (missing paths: 0).
-        Raises TreeError that lists every path without a parent, and every rank below 1.
+        Args:
+            paths: Ranks from the root to each node, in any order. The root () may be left out.
+            num_masks: Masks of each node: an int for all, one per node in row order, or a mapping
+                by path, in which a missing path means 0.
+
+        Raises:
+            TreeError: if the paths do not form a tree; it lists every path without a parent, and
+                every rank below 1.
         """
         nodes = {tuple(int(rank) for rank in path) for path in paths} | {()}
         _check_count(len(nodes))
@@ -98,7 +103,10 @@ class Tree:
     def from_json(cls, text: str) -> "Tree":
         """Read what `to_json` writes: {"nodes": [{"path": [1, 1], "masks": 3}, ...]}.
 
-        "min_level" stands beside "nodes" where it is not 0.
+        The object has "min_level" too, unless that is 0.
+
+        Raises:
+            TreeError: if the text is not a tree; it lists every fault.
         """
         try:
             return cls.from_data(parse_json(text))
@@ -120,19 +128,23 @@ class Tree:
         for number, node in enumerate(nodes):
             path, count = _read_node(values, number, node)
             masks[path] = count
-        values.check(TreeError, f"not a tree, which is {FORM}")
+        values.check(TreeError, f"not a tree; expected {FORM}")
         if len(masks) != len(nodes):
-            raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths stand twice")
+            raise TreeError(f"{len(nodes) - len(masks)} of {len(nodes)} paths occur twice")
         return cls.from_paths(masks, masks).with_guesses(min_level)
 
     def with_guesses(self, min_level: int) -> "Tree":
-        """The same nodes with this min_level. Raises TreeError if it is not 0 to MAX_LEVEL."""
+        """Return a tree of the same nodes with this `min_level`.
+
+        Raises:
+            TreeError: if `min_level` is not between 0 and 12.
+        """
         if not 0 <= min_level <= MAX_LEVEL:
             raise TreeError(f"min_level is {min_level}, not 0 to {MAX_LEVEL}")
         return replace(self, min_level=min_level)
 
     def to_json(self) -> str:
-        """JSON text of the tree, a node a line, in row order."""
+        """Return the tree as JSON, with one node per line, in row order."""
         lines = [
             json.dumps({"path": list(path), "masks": masks})
             for path, masks in zip(self.paths, self.num_masks, strict=True)
@@ -142,7 +154,7 @@ class Tree:
 
     @property
     def is_ar(self) -> bool:
-        """Whether it drafts nothing."""
+        """Whether the tree drafts nothing, which is plain decoding."""
         return self.num_nodes == 1
 
     @property
@@ -151,7 +163,7 @@ class Tree:
 
     @cached_property
     def num_rows(self) -> int:
-        """Q: nodes and mask rows of one step."""
+        """Number of rows of a step, Q: nodes and masks."""
         return self.num_nodes + sum(self.num_masks)
 
     @cached_property
@@ -163,7 +175,7 @@ class Tree:
 
     @property
     def max_masks(self) -> int:
-        """Masks on the node that has most."""
+        """Largest number of masks on a node."""
         return max(self.num_masks)
 
     @property
@@ -172,17 +184,17 @@ class Tree:
 
     @property
     def max_rank(self) -> int:
-        """How many drafts per mask the tree uses; 0 for a root-only tree."""
+        """Number of drafts per mask that the tree uses; 0 for a root-only tree."""
         return max(self.ranks)
 
     @cached_property
     def spine_length(self) -> int:
-        """Nodes below the root on the rank-1 chain; they are rows 1 to spine_length."""
+        """Number of nodes on the rank-1 chain below the root; they are rows 1 to `spine_length`."""
         return sum(all(rank == 1 for rank in path) for path in self.paths) - 1
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
-        """The ranks from the root to each node."""
+        """Path of each node: the ranks from the root to the node."""
         paths: list[Path] = []
         for parent, rank in zip(self.parents, self.ranks, strict=True):
             paths.append(() if parent < 0 else (*paths[parent], rank))
@@ -190,7 +202,7 @@ class Tree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """The child nodes of each node, by rank."""
+        """Child nodes of each node, ordered by rank."""
         children: list[list[int]] = [[] for _ in self.parents]
         for node in sorted(range(1, self.num_nodes), key=self.ranks.__getitem__):
             children[self.parents[node]].append(node)
@@ -198,13 +210,13 @@ class Tree:
 
     @cached_property
     def groups(self) -> tuple[range, ...]:
-        """The mask rows behind each node, as rows of the step."""
+        """Mask rows of each node, as row indices of the step."""
         ends = list(accumulate(self.num_masks, initial=self.num_nodes))
         return tuple(range(start, end) for start, end in pairwise(ends))
 
     @cached_property
     def mask_index(self) -> npt.NDArray[np.int64]:
-        """[Q]: which mask token k a row holds, -1 for a node."""
+        """Index k of the mask token in each row [Q]; -1 for a node."""
         index = np.full(self.num_rows, -1, np.int64)
         for group in self.groups:
             index[group.start : group.stop] = np.arange(len(group))
@@ -212,7 +224,7 @@ class Tree:
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """[Q]: position of each row minus the root's. Mask k of a node is k + 1 behind it."""
+        """Position of each row [Q] minus the root's. Mask k of a node is k + 1 after the node."""
         offsets = np.zeros(self.num_rows, np.int64)
         offsets[: self.num_nodes] = self.depths
         for depth, group in zip(self.depths, self.groups, strict=True):
@@ -221,10 +233,10 @@ class Tree:
 
     @cached_property
     def sees(self) -> npt.NDArray[np.bool_]:
-        """[Q, Q]: sees[i, j] is True where row i attends to row j of the same step.
+        """Attention mask [Q, Q]: sees[i, j] is True if row i attends to row j of the same step.
 
-        A node sees its ancestors and itself; mask k sees what its node sees and masks 0..k of its
-        own group.
+        A node attends to its ancestors and itself. Mask k attends to the rows that its node attends
+        to, and to masks 0..k of its own group.
         """
         sees = np.zeros((self.num_rows, self.num_rows), np.bool_)
         for node, (parent, group) in enumerate(zip(self.parents, self.groups, strict=True)):
@@ -238,14 +250,16 @@ class Tree:
 
     @cached_property
     def sees_prefix(self) -> npt.NDArray[np.bool_]:
-        """[Q]: True for mask rows, the only ones that attend to the adapter's prefix."""
+        """Whether each row [Q] attends to the adapter's prefix; only mask rows do."""
         return self.mask_index >= 0
 
     def misfits(self, num_masks: int, num_ranks: int, num_slots: int) -> list[str]:
-        """Why an engine cannot run this tree; empty if it can.
+        """Return why an engine cannot run this tree; empty if it can.
 
-        num_masks: M of the adapter. num_ranks: drafts per mask that the engine gives. num_slots:
-        cache slots beside the prefix.
+        Args:
+            num_masks: Number of mask tokens of the adapter, M.
+            num_ranks: Drafts per mask that the engine returns.
+            num_slots: Cache slots, without those of the prefix.
         """
         faults = []
         if self.max_masks > num_masks:
@@ -308,7 +322,7 @@ def _masks_per_node(
 
 
 def _read_node(values: Fields, number: int, node: Any) -> tuple[Path, int]:
-    """Path and mask count of an object of "nodes"; what is wrong goes to the tree's faults."""
+    """Read path and mask count of an object in "nodes"; add faults to those of the tree."""
     if not isinstance(node, dict):
         values.faults.append(f"nodes[{number}] is {shown(node)}, not an object")
         return (), 0
@@ -316,5 +330,7 @@ def _read_node(values: Fields, number: int, node: Any) -> tuple[Path, int]:
     fields.faults = values.faults
     path = fields.wholes("path", least=1, most=MAX_RANK)
     if len(path) > MAX_NODES:
-        fields.faults.append(f"nodes[{number}].path has {len(path)} ranks, not {MAX_NODES} at most")
+        fields.faults.append(
+            f"nodes[{number}].path has {len(path)} ranks; at most {MAX_NODES} are supported"
+        )
     return path, fields.whole("masks", most=MAX_ROWS)

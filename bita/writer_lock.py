@@ -1,9 +1,9 @@
-"""One writer at a time: a lock file that dies with its process, and says who holds it.
+"""One writer at a time: a lock file that is released with its process and names its holder.
 
-The lock is the kernel's (`flock`), so it ends with the process however that ends; the file's text
-is for those who wait. A writer removes its file when it is done. Whoever waited for a file that was
-removed holds a lock of nothing, so it looks whether the name still leads to its file, and opens
-the name again if not.
+The kernel holds the lock (`flock`), so it is released however the process ends; the file's text
+informs those who wait. A writer removes its file when it is done. A process that waited for a
+removed file holds a meaningless lock, so it checks whether the name still refers to its file, and
+opens the name again if not.
 """
 
 import errno
@@ -22,7 +22,7 @@ from pathlib import Path
 log = logging.getLogger("bita.engine")
 MAX_TEXT = 400  # characters of a lock file that are read
 MAX_COMMAND = 200
-# What `flock` answers where the file system has no locks, as some network file systems.
+# Errors of `flock` on file systems without locks, such as some network file systems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EIO, errno.EBADF)
 
 
@@ -30,7 +30,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EIO, 
 class _Held:
     thread: int
     descriptor: int
-    excludes: bool  # False where the file system has no locks
+    excludes: bool  # False if the file system has no locks
 
 
 _held: dict[Path, _Held] = {}  # by lock file
@@ -38,11 +38,11 @@ _held: dict[Path, _Held] = {}  # by lock file
 
 @contextmanager
 def sole_writer(path: Path, subject: str) -> Iterator[bool]:
-    """Hold the lock file `path` while the block runs; wait for another holder, and say so once.
+    """Hold the lock file `path` while the block runs; log once if another holder is waited for.
 
-    Gives whether nobody else can be at work: False in a thread that had the lock before, which may
-    take it again, and where the file system has no locks, which is said. subject: what is written,
-    for messages. Raises OSError if the file cannot be made.
+    Yields whether this block is the only one at work. That is False if the thread holds the lock
+    already, which it may take again, and on a file system without locks, which is logged. `subject`
+    names what is written in messages. Raises OSError if the file cannot be created.
     """
     if _is_ours(path):
         yield False
@@ -55,7 +55,7 @@ def sole_writer(path: Path, subject: str) -> Iterator[bool]:
 
 
 def try_sole_writer(path: Path) -> bool:
-    """Take the lock if nobody holds it; end with `release`. Raises OSError as `sole_writer`."""
+    """Take the lock if it is free; call `release` afterwards. Raises OSError like `sole_writer`."""
     descriptor = _open(path)
     try:
         free = _lock(descriptor, fcntl.LOCK_NB) is not None and _leads_to(path, descriptor)
@@ -70,7 +70,7 @@ def try_sole_writer(path: Path) -> bool:
 
 
 def release(path: Path) -> None:
-    """End what `try_sole_writer` began."""
+    """Release a lock that `try_sole_writer` took."""
     _release(path)
 
 
@@ -80,15 +80,15 @@ def _is_ours(path: Path) -> bool:
 
 
 def _acquire(path: Path, subject: str) -> _Held:
-    told = False
+    is_reported = False
     while True:
         descriptor = _open(path)
         try:
             excludes = _lock(descriptor, fcntl.LOCK_NB)
             if excludes is None:
-                if not told:
+                if not is_reported:
                     log.warning("waiting for %s: it is being written by %s", subject, _text(path))
-                    told = True
+                    is_reported = True
                 excludes = _lock(descriptor)
             if _leads_to(path, descriptor):
                 break
@@ -98,14 +98,15 @@ def _acquire(path: Path, subject: str) -> _Held:
         os.close(descriptor)
     if not excludes:
         log.warning(
-            "%s is on a file system without locks: let no other process write it meanwhile", subject
+            "%s is on a file system without locks: do not let another process write to it now",
+            subject,
         )
     _sign(descriptor)
     return _Held(threading.get_ident(), descriptor, bool(excludes))
 
 
 def _release(path: Path) -> None:
-    """The name goes first: whoever opens it from now on makes a file of its own."""
+    """Remove the name before releasing the lock: later openers must create a new file."""
     held = _held.pop(path)
     with suppress(OSError):
         if _leads_to(path, held.descriptor):
@@ -119,13 +120,16 @@ def _open(path: Path) -> int:
         return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError as error:
         try:
-            return os.open(path, flags | os.O_RDONLY)  # of another user; locking needs no more
+            return os.open(path, flags | os.O_RDONLY)  # another user's file; enough for locking
         except FileNotFoundError:
             raise error from None
 
 
 def _lock(descriptor: int, flags: int = 0) -> bool | None:
-    """True: it is ours; None: another has it (with LOCK_NB); False: there are no locks here."""
+    """Lock a file: True if that succeeded, False if the file system has no locks.
+
+    With LOCK_NB the result is None if another process holds the lock.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
     except BlockingIOError:
@@ -145,7 +149,7 @@ def _leads_to(path: Path, descriptor: int) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Say who holds the lock; a full disk or a file of another user is no reason to fail."""
+    """Write who holds the lock into the file; ignore a full disk, or a file of another user."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     if len(command) > MAX_COMMAND:
         command = command[: MAX_COMMAND - 3] + "..."
@@ -157,7 +161,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _text(path: Path) -> str:
-    """Who holds the lock, as far as it is known."""
+    """Return who holds the lock, as far as it is known."""
     try:
         text = path.read_bytes()[:MAX_TEXT].decode(errors="replace")
     except OSError:
@@ -166,7 +170,7 @@ def _text(path: Path) -> str:
 
 
 def _forget() -> None:
-    """In a forked child: the locks are the parent's, and must not outlive it by our descriptors."""
+    """Close the parent's locks in a forked child, so that they do not outlive the parent."""
     for held in _held.values():
         os.close(held.descriptor)
     _held.clear()

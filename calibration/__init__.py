@@ -1,1 +1,1 @@
-"""Measurements of a deployed engine, and what is chosen from them."""
+"""Measurements of a deployed engine, and the choices based on them."""

@@ -1,4 +1,4 @@
-"""Which drafts are right on an engine's own text, position by position."""
+"""Measure which drafts are right in an engine's own text, position by position."""
 
 import hashlib
 import json
@@ -22,64 +22,56 @@ from bita.runtime.decoding.prefill import Prefill, run_piece, text_steps
 from bita.runtime.session import Prompt, Session
 from bita.tree import MAX_LEVEL, Path, Tree
 
-MAX_RANK = 1 << 20  # of a draft; far more than any engine gives
-GUESSES = 8  # tokens of a guess from the text that are looked at
-WIDE_NODES = 32  # read in a step where its rows do not depend on their number
-ANSWERS_AT_ONCE = 32  # written before the first of them is read; bounds what a killed run loses
-NOT_DRAFTED = 0  # the rank of a true token that is not among a mask's drafts
+MAX_RANK = 1 << 20  # limit of a draft's rank; far more than any engine gives
+GUESSES = 8  # tokens of a guess from the text that are evaluated
+WIDE_NODES = 32  # nodes of a step if its rows do not depend on their number
+ANSWERS_AT_ONCE = 32  # answers written before the first is read; bounds what a killed run loses
+NOT_DRAFTED = 0  # rank of a true token that is not among a mask's drafts
 
 
 class Guess(NamedTuple):
-    """What the guess at a root was worth.
+    """Result of the guess at a root."""
 
-    level: how sure it was, 0 to MAX_LEVEL. right: how many of its best tokens are true. rank: of
-    the true token among the candidates where the best is wrong for the first time; 0 if it is not
-    among them. from_masks: 1 if only a mask says the first token, else 0.
-    """
-
-    level: int = 0
-    right: int = 0
-    rank: int = 0
-    from_masks: int = 0
+    level: int = 0  # certainty, 0 to MAX_LEVEL
+    right: int = 0  # number of its best tokens that are true, before the first wrong one
+    rank: int = 0  # of the true token at the first wrong one; 0 if it is not a candidate
+    from_masks: int = 0  # 1 if the first token comes from a mask alone, else 0
 
 
 @dataclass(frozen=True)
 class Position:
-    """A root, and what was known when it was drafted.
+    """A root, and the drafts and guesses for the tokens after it."""
 
-    ranks: of the true token among the drafts of each mask, behind the true tokens before it; 0
-    where it is not among them. The answer's end cuts the tuple. guesses: with the drafts of 0, 1,
-    ... masks at hand; with more than are here as with the last.
-    """
-
+    # rank of the true token among each mask's drafts, given the true tokens before it; 0 if it is
+    # not among them; truncated at the end of the answer
     ranks: Path
-    guesses: tuple[Guess, ...]
+    guesses: tuple[Guess, ...]  # with the drafts of 0, 1, ... masks; the last is for more masks too
 
     def guess(self, num_drafted: int) -> Guess:
-        """What was guessed when the drafts of this many masks were at hand."""
+        """Return the guess that is made with the drafts of this many masks."""
         return self.guesses[min(num_drafted, len(self.guesses) - 1)]
 
     def to_list(self) -> list[Any]:
-        """For JSON; `of` reads it."""
+        """Return the position as a JSON list that `of` reads."""
         return [list(self.ranks), *map(list, self.guesses)]
 
     @classmethod
     def of(cls, data: Any, max_rank: int = MAX_RANK) -> "Position":
-        """Raises ValueError if it is not what `to_list` gives. max_rank: of a draft."""
+        """Read what `to_list` gave. Raises ValueError if it is not valid or exceeds `max_rank`."""
         if not isinstance(data, list) or len(data) < 2:
             raise ValueError(f"{shown(data)} is not [ranks, guess, …]")
         ranks = Fields({"ranks": data[0]})
         position = cls(
             ranks.wholes("ranks", most=max_rank),
-            tuple(_guess_of(each, max_rank, ranks.faults) for each in data[1:]),
+            tuple(_read_guess(each, max_rank, ranks.faults) for each in data[1:]),
         )
         if ranks.faults:
             raise ValueError("; ".join(ranks.faults))
         return position
 
 
-def _guess_of(data: Any, max_rank: int, faults: list[str]) -> Guess:
-    """What `to_list` has of a guess; what is wrong is added to `faults`."""
+def _read_guess(data: Any, max_rank: int, faults: list[str]) -> Guess:
+    """Read a guess as written by `to_list`; add what is wrong with it to `faults`."""
     if not isinstance(data, list) or len(data) != len(Guess._fields):
         faults.append(f"a guess is {shown(data)}, not [{', '.join(Guess._fields)}]")
         return Guess()
@@ -96,15 +88,12 @@ def _guess_of(data: Any, max_rank: int, faults: list[str]) -> Guess:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """texts: the roots of each answer, in order. prompt_lengths: tokens of their prompts.
+    """Measured drafts of an engine on its own answers."""
 
-    prompts_sha256: of the prompts' token ids.
-    """
-
-    texts: tuple[tuple[Position, ...], ...]
-    prompt_lengths: tuple[int, ...]
-    prompts_sha256: str
-    num_ranks: int
+    texts: tuple[tuple[Position, ...], ...]  # roots of each answer, in order
+    prompt_lengths: tuple[int, ...]  # tokens of each prompt
+    prompts_sha256: str  # hash of the prompts' token ids and the limit of answers
+    num_ranks: int  # drafts of each mask
 
     @property
     def num_positions(self) -> int:
@@ -112,7 +101,7 @@ class Acceptance:
 
     @property
     def mean_length(self) -> float:
-        """Tokens of text in the cache, over all positions."""
+        """Mean number of text tokens in the cache, over all positions."""
         total = sum(
             len(text) * (length + (len(text) - 1) / 2)
             for text, length in zip(self.texts, self.prompt_lengths, strict=True)
@@ -120,7 +109,7 @@ class Acceptance:
         return total / max(self.num_positions, 1)
 
     def shares(self, num_masks: int) -> dict[Path, float]:
-        """How often the true ranks of the first masks are these: for every path that occurred."""
+        """Return, for every path that occurred, how often the true ranks of masks begin with it."""
         counts: Counter[Path] = Counter()
         for position in self.positions():
             for depth in range(1, min(num_masks, len(position.ranks)) + 1):
@@ -131,7 +120,7 @@ class Acceptance:
         return {path: count / self.num_positions for path, count in counts.items()}
 
     def table(self) -> list[dict[str, Any]]:
-        """Per mask: how many steps reached it, and the share of each rank among them."""
+        """Return, for each mask, the steps that reached it and the share of each rank in them."""
         rows: list[dict[str, Any]] = []
         deepest = max((len(position.ranks) for position in self.positions()), default=0)
         for mask in range(deepest):
@@ -163,15 +152,15 @@ class Acceptance:
 
     @classmethod
     def from_json(cls, data: Any) -> "Acceptance":
-        """Raises EngineError if it is not what `to_json` gives."""
-        where = "the acceptance is not readable (measure it again, with --anew)"
+        """Read what `to_json` gave. Raises EngineError that lists every fault."""
+        where = "the acceptance is not readable (measure it again with --anew)"
         if not isinstance(data, Mapping):
             raise EngineError(f"{where}: it is {shown(data)}, not an object")
         fields = Fields(data)
         num_ranks = fields.whole("num_ranks", least=1, most=MAX_RANK)
         lengths = fields.wholes("prompt_lengths", least=1)
         digest = fields.text("prompts_sha256")
-        texts = _texts_of(data.get("texts"), num_ranks, fields.faults)
+        texts = _read_texts(data.get("texts"), num_ranks, fields.faults)
         if not fields.faults and len(lengths) != len(texts):
             fields.faults.append(f"it has {len(lengths)} prompts, but {len(texts)} texts")
         if not fields.faults and not any(texts):
@@ -180,8 +169,8 @@ class Acceptance:
         return cls(texts, lengths, digest, num_ranks)
 
 
-def _texts_of(data: Any, num_ranks: int, faults: list[str]) -> tuple[tuple[Position, ...], ...]:
-    """The positions of each text; what is wrong is added to `faults`."""
+def _read_texts(data: Any, num_ranks: int, faults: list[str]) -> tuple[tuple[Position, ...], ...]:
+    """Read the positions of each text; add what is wrong with them to `faults`."""
     if not isinstance(data, list) or not all(isinstance(text, list) for text in data):
         faults.append(f"texts is {shown(data)}, not a list of lists")
         return ()
@@ -201,12 +190,23 @@ def measure_acceptance(
     on_text: Callable[[int, tuple[Position, ...]], None] = lambda number, positions: None,
     adapter: Adapter | None = None,
 ) -> Acceptance:
-    """Let the engine answer plainly, then draft behind every token of its answers.
+    """Let the engine answer plainly, then draft after every token of its answers.
 
-    known: positions of prompts that an earlier run did. on_text: called with each prompt's number
-    and positions. adapter: instead of the engine's own. With native operators several answers are
-    written at a time, and more nodes are read in a step; neither changes a position. Raises
-    EngineError or PromptError.
+    With native operators, several answers are written at a time, and a step reads more nodes.
+    Neither changes a position.
+
+    Args:
+        engine: Engine to measure.
+        prompts: Prompts to answer.
+        max_new_tokens: Limit of each answer.
+        num_threads: Threads of a step; 0 for one per physical core.
+        known: Positions of the prompts that an earlier run has finished, by number.
+        on_text: Called with each prompt's number and positions.
+        adapter: Adapter to measure. None takes the engine's own.
+
+    Raises:
+        EngineError: if no answer has a token to draft after, or the engine cannot be used.
+        PromptError: if a prompt cannot be used.
     """
     known = known or {}
     session = Session.open(
@@ -227,7 +227,7 @@ def measure_acceptance(
         texts.append(positions)
     if not any(texts):
         raise EngineError(
-            f"no answer of {len(texts)} has a token to draft behind, with {READ_NODES} nodes and "
+            f"no answer of {len(texts)} has a token to draft after, with {READ_NODES} nodes and "
             "their masks in the cache; give other prompts, or rebuild with a larger CAPACITY"
         )
     digest = hashlib.sha256(json.dumps([ids, max_new_tokens]).encode()).hexdigest()
@@ -237,7 +237,7 @@ def measure_acceptance(
 def _answers(
     generator: EngineGenerator, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Iterator[Sequence[int]]:
-    """Token ids of the answer to each prompt, written when they are needed."""
+    """Yield the token ids of the answer to each prompt, generating them as needed."""
     size = min(generator.batch_size, ANSWERS_AT_ONCE)
     for start in range(0, len(prompts), size):
         for answer in generator.complete(prompts[start : start + size], max_new_tokens):
@@ -245,7 +245,7 @@ def _answers(
 
 
 class _DraftReader:
-    """Reads texts, a few tokens at a time, with the masks behind each of them."""
+    """Reads texts a few tokens at a time, with masks after each token."""
 
     def __init__(self, backend: Backend, adapter: Adapter) -> None:
         self._backend, self._adapter = backend, adapter
@@ -256,14 +256,14 @@ class _DraftReader:
         self._prefill = Prefill(backend.cache, PREFILL_ROWS, text_steps(backend, adapter, 1))
 
     def positions(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[Position, ...]:
-        """One for each token of the answer that is a root, but the last."""
+        """Return the position of each token of the answer that is a root, except the last."""
         text = [*prompt, *answer]
         bonuses, table = self._adapter.bonuses, self._adapter.continuations
         drafts = Drafts(self._num_masks, self._backend.num_ranks, self._pairs)
         index = make_guesses(table, bonuses, drafts)
         index.start(prompt)
         found = []
-        # the root is drafted by the masks of the token in front of it
+        # a root is drafted by the masks of the token before it
         for place, (ids, logits) in self._drafts(text, len(prompt) - 1, len(text) - 2):
             root, following = place + 1, text[place + 1 :]
             index.extend(text[root : root + 1])
@@ -283,7 +283,7 @@ class _DraftReader:
     def _drafts(
         self, text: Sequence[int], first: int, stop: int
     ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        """For tokens first..stop - 1 their places, and drafts [M, k] and logits [M, k] behind."""
+        """Yield the places first to stop - 1, each with drafts [M, k] and their logits [M, k]."""
         cache, tokens = self._backend.cache, np.array(text, np.int64)
         cache.start(self._adapter)
         for _ in self._prefill.pieces(tokens[:first]):
@@ -293,7 +293,7 @@ class _DraftReader:
             step = self._steps[size]
             run_piece(step, cache, tokens[start : start + size])
             shape = (size, self._num_masks, self._backend.num_ranks)
-            # there may be padding behind them
+            # padding may follow
             masks = slice(size, size * (1 + self._num_masks))
             ids = step.top_ids[masks].reshape(shape)
             logits = step.top_logits[masks].reshape(shape)
@@ -302,7 +302,7 @@ class _DraftReader:
             start += size
 
     def _fitting_size(self, num_nodes: int) -> int:
-        """Nodes of the next step, of those that are left; 0 if the cache has no room for one."""
+        """Return the nodes of the next step; 0 if the cache has no room for one."""
         cache = self._backend.cache
         room = cache.capacity - cache.num_slots_used
         fitting = [size for size, step in self._steps.items() if step.num_rows <= room]
@@ -321,7 +321,7 @@ class _DraftReader:
 
 
 def _judge(index: Guesses, text: Sequence[int]) -> Guess:
-    """What the index guesses for a text from its second token on."""
+    """Compare the index's guess with a text, beginning at its second token."""
     found = index.candidates(min(GUESSES, len(text) - 1))
     right = 0
     while right < len(found) and found[right][0] == text[right + 1]:

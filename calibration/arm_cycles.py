@@ -1,4 +1,4 @@
-"""Cycles of the native kernels on processors of boards: benchmarks/cycle_model.py."""
+"""Cycles of the native kernels on board processors, computed by benchmarks/cycle_model.py."""
 
 from bita.calibration.kernel_cycles import KernelCycles
 

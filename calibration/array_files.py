@@ -1,4 +1,4 @@
-"""Arrays by name, one file each."""
+"""A mapping of names to arrays, stored in one file each."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from bita.tensors import Float32Array
 
 
 class ArrayFiles(Mapping[str, Float32Array]):
-    """Arrays by the label of their layer, in a directory; read when they are asked for."""
+    """Arrays in a directory by the label of their layer; each is read on access."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ class ArrayFiles(Mapping[str, Float32Array]):
         return self._path(str(label)).is_file()
 
     def save(self, label: str, array: Float32Array) -> None:
-        """Write one array; a killed writer leaves no part of it under its label."""
+        """Write one array atomically, so that a killed writer leaves no partial file."""
         with replace_file(self._path(label)) as partial, partial.open("wb") as file:
             np.save(file, array)
 

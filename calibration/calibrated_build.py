@@ -1,9 +1,9 @@
 """Build a calibrated engine: quantize against sample texts, report the loss, choose the tree.
 
-The float32 engine of the same model answers prompts, shows what its layers read, and is what the
-finished engine is compared with. Where weights are taken as they are, nothing is calibrated, and an
-engine of native operators is judged by its own answers, which float32 then only reads. At the end
-the engine is timed on this device, and gets the tree that is fastest here.
+A float32 engine of the same model answers prompts, supplies the inputs of its layers, and is the
+reference for the finished engine. If no weight needs sample texts to be rounded, nothing is
+calibrated; an engine with native operators is then judged by its own answers, which the float32
+engine only reads. Finally the engine is timed on this device and gets the fastest tree.
 """
 
 import json
@@ -16,7 +16,7 @@ from bita import __version__
 from bita.calibration.choose_tree import Choice
 from bita.calibration.effort import Effort
 from bita.calibration.quality import Scored, measure_quality
-from bita.calibration.report import ENGINE, FLOAT32, Quality, read_quality, with_quality
+from bita.calibration.report import ENGINE, FLOAT32, Quality, add_quality, read_quality
 from bita.calibration.rounding import ROUNDINGS, Reading, rounding_of
 from bita.calibration.sample_texts import (
     SampleTexts,
@@ -50,12 +50,12 @@ MAX_CAPACITY = 1024  # cache slots of the float32 engine; fewer if the model has
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How an engine is calibrated. Raises EngineError for an unknown quantizer."""
+    """Options of a calibration. Raises EngineError for an unknown quantizer."""
 
-    quantizer: str = "gptq"  # "gptq", which smooths int8 instead; or "rtn", to the nearest
-    prompts: Path | None = None  # a file to calibrate on and judge by; None: bundled sets
-    max_new_tokens: int = 64  # of each answer
-    effort: Effort = field(default_factory=Effort)  # for the choice of the tree
+    quantizer: str = "gptq"  # "gptq", which smooths int8 instead; "rtn" rounds to the nearest
+    prompts: Path | None = None  # a file to calibrate on and judge by; None for the bundled sets
+    max_new_tokens: int = 64  # limit of each answer
+    effort: Effort = field(default_factory=Effort)  # limits of choosing the tree
 
     def __post_init__(self) -> None:
         if self.quantizer not in ROUNDINGS:
@@ -65,11 +65,11 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """A calibrated engine, and what calibration found."""
+    """A calibrated engine and the results of its calibration."""
 
     engine: Engine
-    quality: Quality  # its error against float32
-    choice: Choice | None  # how its tree was chosen; None if nothing was timed
+    quality: Quality  # error of the engine against float32
+    choice: Choice | None  # how the tree was chosen; None if nothing was timed
 
 
 def build_calibrated(
@@ -77,12 +77,19 @@ def build_calibrated(
     calibration: CalibrationOptions,
     on_progress: OnProgress = ignore_progress,
 ) -> Built:
-    """Build the engine `build.out`, measure its error, and choose its tree unless the options have
-    one or the dialect is not this device's.
+    """Build the engine `build.out`, measure its error, and choose its tree.
 
-    A build that was killed continues where it was. What it continues from lies in a hidden folder
-    beside `build.out` until the end, and takes 4 bytes for each weight of the model.
-    Raises what `build_engine` does, and PromptError.
+    No tree is chosen if the options contain one or the dialect does not run on this device. A build
+    that was killed continues where it stopped. Until it is finished, a hidden folder next to
+    `build.out` holds its state, which takes 4 bytes for each weight of the model.
+
+    Args:
+        build: Checked inputs of the build.
+        calibration: Options of the calibration.
+        on_progress: Called with (stage, done, total).
+
+    Raises:
+        PromptError: if the prompts cannot be used; otherwise the errors of `build_engine`.
     """
     check_memory(
         weight_bytes(build.architecture, "fp32"),
@@ -109,7 +116,7 @@ def _build_in_stages(stages: "_Stages") -> Built:
 
 
 class _Stages:
-    """The stages of a build; each keeps what an earlier run left in the build's folder."""
+    """Stages of a build; each reuses the results of an earlier run in the build's folder."""
 
     def __init__(
         self,
@@ -129,24 +136,24 @@ class _Stages:
 
     @property
     def calibrates_weights(self) -> bool:
-        """Whether texts decide how weights are rounded."""
+        """Whether rounding the weights needs texts."""
         return self._rounding.collect is not None
 
     @property
     def wants_tree(self) -> bool:
-        """Not where the options have one; other dialects decode on other devices."""
+        """Whether to choose a tree: the options have none, and the dialect runs on this device."""
         options = self._build.options
         return options.tree is None and DIALECTS[options.dialect].runs_where_built
 
     def export_reference(self) -> Engine:
-        """The float32 engine."""
+        """Export the float32 engine, or open the one that is there."""
         path = self._folder / "float32"
         if not path.exists():
             build_in_steps(check_reference(self._build, path, MAX_CAPACITY), self._on_progress)
         return open_engine(path)
 
     def answer(self, reference: Engine) -> SampleTexts:
-        """What the model answers to the prompts."""
+        """Answer the prompts with the float32 engine."""
         return answer_prompts(
             reference,
             self._texts,
@@ -157,7 +164,7 @@ class _Stages:
         )
 
     def answer_to_judge(self, reference: Engine, engine: Engine) -> Sequence[Conversation]:
-        """What judges an engine whose weights are not calibrated."""
+        """Answer the prompts that judge an engine whose weights are not calibrated."""
         is_own = self._answers_itself(reference)
         return answer_to_judge(
             engine if is_own else reference,
@@ -169,19 +176,19 @@ class _Stages:
         )
 
     def _answers_itself(self, reference: Engine) -> bool:
-        """Whether the engine is judged by its own answers, not by those of float32.
+        """Whether the engine is judged by its own answers instead of those of float32.
 
-        With native operators it writes all of them in seconds, where float32 takes minutes. Its
-        cache must hold texts as long as that of the float32 engine does.
+        With native operators it writes all of them in seconds, while float32 takes minutes. Its
+        cache must hold texts at least as long as those of the float32 engine.
         """
         options = self._build.options
         has_room = self._build.capacity >= reference.manifest.capacity
         return options.dialect == NATIVE.name and has_room and not self.calibrates_weights
 
     def export(self, reference: Engine, texts: Sequence[Conversation]) -> Engine:
-        """The engine that was asked for; what an equal build has measured of it is kept.
+        """Export the requested engine, or reuse that of an equal build with its measurements.
 
-        texts: that its weights are rounded for.
+        Its weights are rounded for `texts`.
         """
         path, key_path = self._folder / "engine", self._folder / "engine.json"
         key = self._engine_key()
@@ -194,7 +201,7 @@ class _Stages:
         return open_engine(path)
 
     def _see(self, reference: Engine, texts: Sequence[Conversation]) -> Seen:
-        """What the layers of the float32 engine read in these texts."""
+        """Collect statistics of the layer inputs of the float32 engine in these texts."""
         if self._rounding.collect is None:
             return NOTHING_SEEN
         reading = Reading(
@@ -209,7 +216,7 @@ class _Stages:
     def judge(
         self, engine: Engine, reference: Engine, texts: Sequence[Conversation]
     ) -> tuple[Engine, Quality]:
-        """The engine with the report of its error."""
+        """Measure the engine's error on `texts` and save the report in the engine."""
         scored = [Scored(_ids_of(text), len(text.prompt_ids)) for text in texts]
         progress = self._progress_of("measuring the error")
         quality = measure_quality(reference, engine, scored, progress)
@@ -220,10 +227,10 @@ class _Stages:
             prompts=", ".join(path.name for path in files),
             answers=ENGINE if self._answers_itself(reference) else FLOAT32,
         )
-        return revise_engine(engine, {CALIBRATION_FILE: with_quality({}, quality)}), quality
+        return revise_engine(engine, {CALIBRATION_FILE: add_quality({}, quality)}), quality
 
     def choose_tree(self, engine: Engine) -> tuple[Engine, Choice | None]:
-        """The engine with the tree that is fastest here; AR if no prompt fits its cache."""
+        """Give the engine the tree that is fastest here; AR if no prompt fits its cache."""
         prompts, effort = self._calibration.prompts, self._calibration.effort
         try:
             calibrator = Calibrator(engine, 0, self._on_progress, prompts, effort)
@@ -233,17 +240,17 @@ class _Stages:
         return calibrator.engine, choice
 
     def finish(self, engine: Engine) -> Engine:
-        """Compile the engine and put it in its place; remove what only the build itself needed."""
+        """Compile the engine, move it to its final path, and remove the build's folder."""
         engine = finish_engine(engine, self._build, self._on_progress)
         shutil.rmtree(self._folder)
         return engine
 
     def _progress_of(self, stage: str) -> OnCount:
-        """A function (done, total) that reports the progress of a stage."""
+        """Return a function (done, total) that reports the progress of a stage."""
         return lambda done, total: self._on_progress(stage, done, total)
 
     def _folder_key(self) -> str:
-        """What decides the float32 engine and its answers."""
+        """Return a key of everything that determines the float32 engine and its answers."""
         files = prompt_files(self._calibration.prompts)
         key = {
             "version": __version__,
@@ -262,7 +269,7 @@ class _Stages:
 
 
 def _claim_folder(folder: Path, key: str) -> None:
-    """Keep what an equal build left there, and nothing else."""
+    """Empty the folder unless an equal build left its results there."""
     path = folder / "build.json"
     if path.is_file() and path.read_text(encoding="utf-8") == key:
         return

@@ -1,4 +1,4 @@
-"""The tree that decodes fastest on a device: expected from what was measured, then measured."""
+"""Choose the tree that decodes fastest on a device: forecast it from measurements, then time it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,26 +15,26 @@ from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
-MIN_LEVELS = (0, 1)  # of the trees that are looked for, with and without guesses from the text
-MIN_ROWS, MAX_ROWS = 16, 128  # searched in any case, and at most
-CLOSE = 0.03  # expected speeds this near to the best are decided by measuring
-MAX_MEASURED = 4  # trees besides AR, and besides those for other costs
-# What rows cost beyond the first, in times what was measured: on a shared machine that changes by
-# the minute, so that trees for less and for more are timed too (docs/LOG.md, 2026-11-29).
+MIN_LEVELS = (0, 1)  # of the trees to search: without and with guesses from the text
+MIN_ROWS, MAX_ROWS = 16, 128  # always searched up to the first, never beyond the second
+CLOSE = 0.03  # trees whose expected speed is this close to the best one's are timed
+MAX_MEASURED = 4  # trees to time, not counting AR and those for other costs
+# Factors on the measured cost of rows beyond the first. On a shared machine this cost changes by
+# the minute, so trees for a lower and a higher cost are timed too (docs/LOG.md, 2026-11-29).
 OTHER_COSTS = (0.6, 1.5)
-MIN_GAIN = 1.03  # of the measured speed, for a tree to be taken instead of AR
+MIN_GAIN = 1.03  # ratio to the measured speed of AR for a tree to be taken instead
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree, or trees by state, with what is expected and what was measured."""
+    """A tree, or trees by state, with its expected and its measured speed."""
 
     tree: Trees
     expected_tokens: float  # per step
     expected_speed: float  # tokens per second of decoding alone
     mean_rows: float  # of the expected steps
-    measured_tokens: float = 0.0  # per step; 0 if nothing was measured
-    measured_speed: float = 0.0  # tokens per second; 0 if nothing was measured
+    measured_tokens: float = 0.0  # per step; 0 if not measured
+    measured_speed: float = 0.0  # tokens per second; 0 if not measured
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -50,20 +50,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TreeForecast:
-    """What is expected of trees on a device, before they are timed there."""
+    """Expected speeds of trees on a device, before they are timed there."""
 
     ar: Candidate  # plain decoding
-    trees: tuple[Candidate, ...]  # guarded, best first, counted by replay
-    for_other_costs: tuple[Candidate, ...]  # of them, those best where rows cost less or more
-    by_rows: tuple[Candidate, ...]  # the best tree of each number of rows, for all states
-    triangle: Candidate  # BiTA's tree, to compare with
+    trees: tuple[Candidate, ...]  # guarded, counted by replay, best first
+    for_other_costs: tuple[Candidate, ...]  # the subset that is best if rows cost less or more
+    by_rows: tuple[Candidate, ...]  # the best single tree with each number of rows
+    triangle: Candidate  # BiTA's tree, for comparison
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen tree, and what it was chosen from."""
+    """A chosen tree and its alternatives."""
 
-    chosen: Candidate  # what the engine decodes with
+    chosen: Candidate  # what the engine will decode with
     ar: Candidate
     others: tuple[Candidate, ...]  # best first
     by_rows: tuple[Candidate, ...]  # as in the forecast
@@ -71,15 +71,15 @@ class Choice:
 
     @property
     def why(self) -> str:
-        """One sentence for a reader of the report."""
+        """Reason for the choice, as a clause for the report."""
         best = max(self.others, key=lambda c: c.measured_speed or c.expected_speed, default=None)
         if self.chosen is not self.ar:
             return f"it decodes {_ratio(self.chosen, self.ar):.2f} times as fast as AR"
         if best is None:
-            return "no tree has tokens enough for what its rows cost"
+            return "no tree gives enough tokens for the cost of its rows"
         return (
-            f"the best tree, {best.tree}, decodes {_ratio(best, self.ar):.2f} times as fast as AR; "
-            f"less than {MIN_GAIN} does not pay"
+            f"the best tree, {best.tree}, decodes {_ratio(best, self.ar):.2f} times as fast as AR, "
+            f"but at least {MIN_GAIN} is required"
         )
 
     def __str__(self) -> str:
@@ -109,12 +109,17 @@ def forecast_trees(
 ) -> TreeForecast:
     """Find the trees expected to be fastest: one for each number of rows, and trees by state.
 
-    num_masks: 0 for drafts from the text alone. min_levels: those that trees may have; (0,) for
-    drafts of the masks alone. mode: "exact" knows nodes of the spine only. min_exact_rows: the
-    smallest step whose rows have the bits of larger ones.
-    Expected tokens are counted by replay on the acceptance's own texts; T(q) is taken at their mean
-    length. The trees that are expected to be fastest have the costs of steps, by which a guard
-    takes smaller ones for texts whose drafts do not pay.
+    Expected tokens are counted by replay on the acceptance's own texts, and T(q) is taken at their
+    mean length. The fastest trees include the costs of steps, by which a guard takes smaller trees
+    for texts whose drafts do not pay.
+
+    Args:
+        acceptance: Measured texts.
+        latency: T(q) of the device.
+        num_masks: Largest number of masks on a node; 0 for drafts from the text alone.
+        mode: "exact" has nodes of the spine only.
+        min_levels: Values of `min_level` that trees may have; (0,) for drafts of masks alone.
+        min_exact_rows: Smallest step whose rows are bit-identical to those of larger steps.
     """
 
     def milliseconds(rows: int) -> float:
@@ -140,8 +145,8 @@ def forecast_trees(
         start = max(counted, key=lambda c: c.expected_speed).tree
         for_costs = [*dict.fromkeys(by_state(start, cost) for cost in OTHER_COSTS)]
         others = [*map(guarded, for_costs)]
-        # a search ends at the best that is near to where it began, so that one which begins with
-        # masks gives none of them up, and one without finds few
+        # a search ends at a local optimum: one that begins with masks keeps them, and one that
+        # begins without finds few
         starts = [start, *for_costs, by_state(Tree.root_only(), max_masks=0)]
         if num_masks:
             starts.append(Tree.chain(1, 1))
@@ -160,12 +165,12 @@ def _best_by_rows(
     mode: str,
     min_levels: Sequence[int],
 ) -> tuple[list[Tree], int]:
-    """The best tree of each number of rows, whatever its min_level; and the most rows searched."""
+    """Return the best tree with each number of rows and any min_level, and the largest size."""
     found: dict[int, tuple[float, Tree]] = {}
     widest = MIN_ROWS
     for min_level in min_levels:
         shares = path_shares(acceptance, num_masks, min_level, mode)
-        most = sum(shares[-1].values())  # tokens per step of a tree of all paths
+        most = sum(shares[-1].values())  # tokens per step of the tree of all paths
         max_rows = max(_last_that_can_win(milliseconds, most), MIN_ROWS)
         for rows, best in best_trees(shares, max_rows, min_level).items():
             if not best.tree.is_ar and best.tokens_per_step > found.get(rows, (0.0, None))[0]:
@@ -177,7 +182,10 @@ def _best_by_rows(
 def expected_of(
     trees: Trees, acceptance: Acceptance, latency: Latency, mode: str, min_exact_rows: int = 2
 ) -> Candidate:
-    """What a replay finds, and the speed that T(q) makes of it. min_exact_rows: of a step."""
+    """Return the tokens per step that a replay counts, and the speed that follows from T(q).
+
+    A step takes at least T(min_exact_rows).
+    """
     table = TreeTable.of(trees)
     rows = [visit.tree.num_rows for visits in replay(acceptance, table, mode) for visit in visits]
     times = {q: latency.at(max(q, min_exact_rows), acceptance.mean_length) for q in {*rows}}
@@ -193,10 +201,10 @@ def measure_choice(
     max_new_tokens: int = 96,
     on_progress: OnCount = ignore_count,
 ) -> Choice:
-    """Decode with AR and the most promising trees in turns, prompt by prompt, and choose.
+    """Decode each prompt with AR and the most promising trees, and choose the fastest.
 
-    AR runs with one row and wins unless a tree is faster by MIN_GAIN. Where no answer has a decode
-    step there is nothing to time, and expectations decide.
+    AR runs with one row and wins unless a tree is faster by MIN_GAIN. If no answer has a decode
+    step, there is nothing to time, and expectations decide.
     """
     ar, expected = forecast.ar, forecast.trees
     best = expected[0].expected_speed if expected else 0.0
@@ -222,7 +230,7 @@ def measure_choice(
 
 
 def expected_choice(forecast: TreeForecast) -> Choice:
-    """Choose from expectations alone, for a device that is not at hand."""
+    """Choose from expectations alone, for a device that is not available."""
     ar, expected = forecast.ar, forecast.trees
     wins = bool(expected) and expected[0].expected_speed >= MIN_GAIN * ar.expected_speed
     chosen = expected[0] if wins else ar
@@ -234,7 +242,7 @@ def _without(chosen: Candidate, candidates: Sequence[Candidate]) -> tuple[Candid
 
 
 def _last_that_can_win(milliseconds: Callable[[int], float], max_tokens: float) -> int:
-    """The largest step that would beat AR if it gave `max_tokens`."""
+    """Return the largest step that would beat AR if it gave `max_tokens`."""
     fit = [q for q in range(2, MAX_ROWS + 1) if milliseconds(q) <= max_tokens * milliseconds(1)]
     return max(fit, default=1)
 

@@ -1,7 +1,7 @@
-"""Latency of devices that are not at hand, modelled.
+"""Model the latency of devices that are not available.
 
 A GPU is modelled from its data sheet: T(q) = max(bytes read / bandwidth, operations / throughput) +
-a constant per layer. That knows nothing of a kernel's steps, or of int4 kernels that slow down
+a constant per layer. This ignores the jumps in a kernel's curve, and int4 kernels that slow down
 beyond one row. A CPU is modelled from the cycles of the native kernels (`step_model`).
 """
 
@@ -17,14 +17,14 @@ from bita.calibration.step_times import ROWS
 from bita.engine import WEIGHTS_FILE, Engine
 
 BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.625}
-BANDWIDTH_SHARE = 0.8  # of the data sheet's that plain decoding was published to reach
-COMPUTE_SHARE = 0.5  # of the data sheet's that thin products may reach
-LAYER_MS = 0.01  # kernels of a layer, started from a captured graph
+BANDWIDTH_SHARE = 0.8  # of the data sheet's bandwidth; published results of plain decoding reach it
+COMPUTE_SHARE = 0.5  # of the data sheet's throughput that products of few rows may reach
+LAYER_MS = 0.01  # launching a layer's kernels from a captured CUDA graph
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a data sheet says of a device."""
+    """Data sheet of a GPU."""
 
     title: str
     gigabytes: float  # of memory traffic per second
@@ -41,15 +41,15 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class CpuDevice:
-    """The processor of a board, and what is known of its memory."""
+    """Processor of a board, and the source of its memory bandwidth."""
 
     title: str
     processor: Processor
-    memory: str  # where its bandwidth is from
+    memory: str  # source of the bandwidth
 
 
-CHECKED = "on an AMD EPYC (Zen 3), one thread, the same model was off by -10 to +13 %"
-# A CPU reads less than the memory could give. Llama 2 7B in 4 bits (3.7 GB) is read for each token:
+CHECKED = "on an AMD EPYC (Zen 3) with one thread, the same model was off by -10 to +13 %"
+# A CPU reads less than the memory can deliver. Llama 2 7B in 4 bits reads 3.7 GB for each token:
 # https://github.com/microsoft/T-MAC/blob/main/docs/profiling_data.md has 8.1 tokens/s on AGX Orin
 # with twelve threads (30 GB/s) and 3.35 on a Raspberry Pi 5 with two (12.4 GB/s); llama.cpp reads
 # 10.5 GB/s there with four threads (https://github.com/ggml-org/llama.cpp/issues/26484).
@@ -74,10 +74,11 @@ MODELLED = (*DEVICES, *CPU_DEVICES)
 
 
 def modelled_latency(name: str, engine: Engine) -> Latency:
-    """T(q) of an engine's model and precision on one of MODELLED.
+    """Model T(q) of an engine's model and precision on one of MODELLED.
 
-    Raises KeyError, or EngineError where a CPU is asked for that runs the native operators, and the
-    engine has others.
+    Raises:
+        KeyError: if the name is unknown.
+        EngineError: if the device is a CPU and the engine does not have native operators.
     """
     if name in CPU_DEVICES:
         return _cpu_latency(CPU_DEVICES[name], engine)
@@ -99,7 +100,7 @@ def _cpu_latency(device: CpuDevice, engine: Engine) -> Latency:
 def _gpu_latency(device: Device, engine: Engine) -> Latency:
     manifest = engine.manifest
     num_bytes = engine.files[WEIGHTS_FILE]["bytes"]
-    # a step reads few rows of the float16 embeddings
+    # a step reads only a few rows of the float16 embeddings
     if manifest.precision in ("int8", "fp8", "int4"):
         num_bytes -= 2 * manifest.vocab_size * manifest.hidden_size
     num_weights = num_bytes / BYTES_A_WEIGHT[manifest.precision]
@@ -121,7 +122,7 @@ def _latency(
     described: str,
     milliseconds: Callable[[int, int], float],
 ) -> Latency:
-    """A curve for each share of the capacity that the text takes."""
+    """Return a curve for each share of the capacity that the text takes."""
     lengths = tuple(int(share * engine.manifest.capacity) for share in filled)
     curves = tuple(
         tuple(float(ms) for ms in monotone(np.array([milliseconds(rows, length) for rows in ROWS])))

@@ -1,4 +1,4 @@
-"""What drafts gain on one prompt: the same answer decoded plainly and with drafts, in turns."""
+"""Measure what drafts gain on one prompt: its answer decoded plainly and with drafts, in turn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from bita.progress import OnCount, ignore_count
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
-ROUNDS = 5  # of both; the medians then bear two that were disturbed
+ROUNDS = 5  # of both; the medians tolerate two that were disturbed
 
 
 @dataclass(frozen=True)
 class DraftGain:
-    """Answers to one prompt, decoded in turns."""
+    """Answers to one prompt, decoded alternately without and with drafts."""
 
-    plain: tuple[Timed, ...]  # of each round
-    drafted: tuple[Timed, ...]
+    plain: tuple[Timed, ...]  # one per round
+    drafted: tuple[Timed, ...]  # one per round
 
     @property
     def plain_speed(self) -> float:
-        """Tokens per second of plain decoding, the median of the rounds."""
+        """Median tokens per second of plain decoding."""
         return median(each.tokens_per_second for each in self.plain)
 
     @property
     def drafted_speed(self) -> float:
-        """Tokens per second with drafts, the median of the rounds."""
+        """Median tokens per second with drafts."""
         return median(each.tokens_per_second for each in self.drafted)
 
     @property
     def ratio(self) -> float:
-        """How many times as fast drafts are; 0.0 if no answer has a decode step."""
+        """Speed with drafts over that of plain decoding; 0.0 if no answer has a decode step."""
         return self.drafted_speed / self.plain_speed if self.plain_speed else 0.0
 
     @property
@@ -42,16 +42,14 @@ class DraftGain:
 
     @property
     def parting(self) -> int | None:
-        """The first new token, from 0, in which any answer differs from the plain one; None if they
-        are all the same.
-        """
+        """Index of the first new token at which any answer differs; None if all are the same."""
         expected = self.plain[0].token_ids
         places = [_parting(expected, each.token_ids) for each in (*self.plain, *self.drafted)]
         return min((place for place in places if place is not None), default=None)
 
     @property
     def per_step(self) -> tuple[float, float]:
-        """Accepted drafts per step with drafts: those of masks, and guesses from the text so far.
+        """Accepted drafts per step: those of masks, and guesses from the text so far.
 
         The model itself adds one token in each step.
         """
@@ -68,10 +66,21 @@ def measure_gain(
     rounds: int = ROUNDS,
     on_progress: OnCount = ignore_count,
 ) -> DraftGain:
-    """Answer a prompt `rounds` times plainly and with the session's trees, in turns.
+    """Answer a prompt `rounds` times, alternately plainly and with the session's trees.
 
-    Plain steps have as many rows as bit-identical texts need (`Session.min_exact_rows`: one with
-    native operators). options: of every answer, with a seed if it samples. Raises PromptError.
+    Plain steps have as many rows as bit-identical texts need (`Session.min_exact_rows`), which is
+    one with native operators.
+
+    Args:
+        session: Session whose trees are measured.
+        prompt: Prompt to answer.
+        max_new_tokens: Limit of each answer.
+        options: Options of every answer, including a seed if it samples.
+        rounds: Answers of each kind.
+        on_progress: Called with (done, total) after each round.
+
+    Raises:
+        PromptError: if the prompt cannot be used.
     """
     sessions = [session.using(tree=Tree.root_only()), session]
     plain, drafted = decode_in_turns(

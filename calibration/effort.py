@@ -1,4 +1,4 @@
-"""How much an engine is measured."""
+"""Effort of measuring an engine."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Effort:
     """Limits of a calibration's measurements."""
 
-    num_prompts: int = 60  # read from the prompt file; a third of them is to time trees on
-    max_new_tokens: int = 96  # of each answer
-    repeats: int = 5  # turns in which each size of step is timed
-    max_rows: int = 128  # of the steps that are timed
+    num_prompts: int = 60  # read from the prompt file; a third of them times trees
+    max_new_tokens: int = 96  # limit of each answer
+    repeats: int = 5  # rounds in which each step size is timed
+    max_rows: int = 128  # limit of the steps that are timed

@@ -1,7 +1,7 @@
-"""Cycles that the native kernels take on a processor, as its scheduling model has them.
+"""Cycles that the native kernels take on a processor according to its scheduling model.
 
-benchmarks/cycle_model.py makes them: g++ compiles the kernels, and llvm-mca says how many cycles an
-iteration of their loops takes when all data lie in the first cache. No processor is timed for them.
+benchmarks/cycle_model.py computes them: g++ compiles the kernels, and llvm-mca reports how many
+cycles an iteration of their loops takes when all data are in the L1 cache. No processor is timed.
 """
 
 from collections.abc import Mapping
@@ -11,30 +11,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KernelCycles:
-    """Cycles of one core.
+    """Cycles of one core, for 16 values unless stated otherwise.
 
-    linear: by the kind of a weight ("int4", "int4 with minima", "int8", "int8 with minima"), of a
-    block of a tile (32 inputs of 16 outputs) for 1, 2, ... rows at a time. scores: of one dimension
-    of 16 keys for 1, 2, ... queries at a time, where the cache is float16. values: of 16 dimensions
-    of one slot, likewise. The others are of 16 values, or of a block of 32.
+    The entries of a tuple are for 1, 2, ... rows or queries at a time.
     """
 
-    processor: str
+    processor: str  # name of the processor, as in benchmarks/kernel_tables.py
+    # of a block of a tile (32 inputs, 16 outputs), by the kind of weight: "int4",
+    # "int4 with minima", "int8", "int8 with minima"
     linear: Mapping[str, tuple[float, ...]]
-    scores: tuple[float, ...]
-    values: tuple[float, ...]
+    scores: tuple[float, ...]  # one dimension of 16 keys, in a float16 cache
+    values: tuple[float, ...]  # 16 dimensions of one slot, in a float16 cache
     weigh: float  # scores to exponentials
-    mean: float  # one chunk merged
-    turn: float  # rotary embedding, of 16 pairs
+    mean: float  # merge one chunk
+    turn: float  # rotary embedding of 16 pairs
     add: float  # residual sum
-    squares: float  # of a norm
-    rank: float  # logits compared with the best so far
-    scale: float  # of a block: normed and quantized
-    quantize: float  # of a block
-    gate: float  # of a block: activation(gate) * up, quantized
+    squares: float  # sum of squares of a norm
+    rank: float  # compare logits with the best so far
+    scale: float  # normalize and quantize a block of 32
+    quantize: float  # quantize a block of 32
+    gate: float  # activation(gate) * up of a block of 32, quantized
 
     def block(self, kind: str, num_rows: int) -> float:
-        """Cycles of a block of a tile for `num_rows` rows, grouped as in linear_rows.h."""
+        """Return the cycles of a tile's block for `num_rows` rows, grouped as in linear_rows.h."""
         cycles = self.linear[kind]
         return sum(cycles[rows - 1] for rows in row_groups(num_rows, len(cycles)))
 
@@ -46,7 +45,10 @@ class KernelCycles:
 
 
 def row_groups(num_rows: int, most: int) -> list[int]:
-    """Rows that are multiplied at a time; a single row at the end would cost as much as two."""
+    """Split rows into groups of at most `most`, avoiding a last group of 1.
+
+    A single row costs as much as two.
+    """
     groups = []
     while num_rows > 0:
         groups.append(min(num_rows, most - 1 if num_rows == most + 1 else most))

@@ -1,4 +1,4 @@
-"""The best trees for every number of rows, exactly, given what each node and each end is worth."""
+"""Find the best trees for every number of rows exactly, given the values of nodes and ends."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,22 @@ from bita.tensors import Float64Array, Int64Array
 
 
 class Knapsack:
-    """The best trees for every number of rows, of N nodes with 0 to M masks on each.
+    """Solves for the best trees for every number of rows, with N nodes and 0 to M masks on each.
 
     A node with c masks takes 1 + c rows. A tree is worth the sum, over its nodes, of accepted[n] +
     ends[n, masks of n] - instead[n, masks of n's parent].
 
-    parents [N]: -1 for the root, node 0; a parent stands before its children. accepted [N]: tokens
-    per step that a node gives. ends, instead [N, M + 1]: tokens to come after the steps that pass
-    it, if they end there, with each number of masks; and if they end on its parent.
+    Args:
+        parents: [N], the index of each node's parent, which precedes it; -1 for the root, node 0.
+        accepted: [N], tokens per step that a node gives.
+        ends: [N, M + 1], tokens to come after the steps that pass a node, if they end on it, by its
+            number of masks.
+        instead: [N, M + 1], the same if these steps end on the node's parent, by the parent's
+            number of masks.
+        max_rows: Largest number of rows of a tree.
     """
 
-    values: Float64Array  # [max_rows]: of the best tree of at most 1, 2, ... rows
+    values: Float64Array  # [max_rows], of the best tree with at most 1, 2, ... rows
 
     def __init__(
         self,
@@ -29,9 +34,9 @@ class Knapsack:
         max_rows: int,
     ) -> None:
         num_nodes, num_counts = ends.shape
-        # [M + 1, rows]: the best of what is below each node, by the masks on it
+        # [M + 1, rows]: the best value below each node, by the masks on it
         below = [np.zeros((num_counts, 1)) for _ in range(num_nodes)]
-        # of each node: its children, what stood below it before each, and what each adds
+        # for each node: its children, the value below it before each is joined, each one's gain
         self._children: list[list[tuple[int, Float64Array, Float64Array]]] = [
             [] for _ in range(num_nodes)
         ]
@@ -48,7 +53,7 @@ class Knapsack:
         self.values = np.append(best, np.full(max_rows - len(best), best[-1]))
 
     def choose_masks(self, rows: int) -> dict[int, int]:
-        """Return the masks of each node of the best tree within a number of rows."""
+        """Return the masks on each node of the best tree with at most `rows` rows."""
         rows = min(rows, len(self._whole) - 1)
         start = int(np.argmax(self._whole[1 : rows + 1])) + 1
         chosen, open_nodes = {}, [(0, start)]
@@ -68,7 +73,10 @@ class Knapsack:
 def _with_node(
     value: Float64Array, below: Float64Array, max_rows: int
 ) -> tuple[Float64Array, Int64Array]:
-    """[rows]: the best of a node with what is below it, and the node's masks. Row 0: no node."""
+    """Return the best value of a node and everything below it, and the node's masks, each [rows].
+
+    Entry 0 stands for no node.
+    """
     num_counts = len(value)
     size = min(num_counts + below.shape[1], max_rows + 1)
     options = np.full((num_counts, size), -np.inf)
@@ -82,9 +90,10 @@ def _with_node(
 
 
 def _share_for_child(others: Float64Array, gain: Float64Array, left: int) -> int:
-    """The least of the rows left that a child has in the best tree; 0 if it is not in it.
+    """Return the fewest of the rows left that a child takes in the best tree; 0 if it has none.
 
-    others, gain [rows]: the best of the node's other children, and of this child.
+    `others` and `gain`, each [rows], are the best values of the node's other children and of this
+    child.
     """
     used = np.arange(min(left + 1, len(gain)))
     spent = int(np.argmax(gain[used] + others[np.minimum(left - used, len(others) - 1)]))
@@ -94,7 +103,7 @@ def _share_for_child(others: Float64Array, gain: Float64Array, left: int) -> int
 
 
 def _join(some: Float64Array, more: Float64Array, max_rows: int) -> Float64Array:
-    """[M + 1, rows]: the best sums of both for each number of rows that they share."""
+    """Return the best sums [M + 1, rows] of both for each number of rows that they share."""
     if some.shape[1] < more.shape[1]:
         some, more = more, some
     size = min(some.shape[1] + more.shape[1] - 1, max_rows + 1)

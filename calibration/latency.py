@@ -1,4 +1,4 @@
-"""T(q): how long a step of q rows takes on this device, at several lengths of the text."""
+"""Measure T(q), the time of a step of q rows on this device, at several lengths of the text."""
 
 import os
 import platform
@@ -30,9 +30,10 @@ from bita.runtime.backends.threads import default_threads
 from bita.tensors import Float64Array
 
 FILLED = (1 / 16, 0.25, 0.5, 1.0)  # shares of the capacity; most texts are short
-MIN_MS, MAX_MS = 1e-4, 1e9  # of a step, to four digits as they are kept
-MAX_SIZE, MAX_LENGTHS = 1 << 24, 1 << 10  # rows, and tokens of text; lengths that are timed
-# not the clocks of the moment: what a device is must not change with its load
+MIN_MS, MAX_MS = 1e-4, 1e9  # of a step; times are stored with four decimals
+MAX_SIZE = 1 << 24  # rows of a step, or tokens of text
+MAX_LENGTHS = 1 << 10  # lengths that are timed
+# no current clocks: the description of a device must not change with its load
 NVIDIA_FIELDS = (
     "name",
     "driver_version",
@@ -41,7 +42,7 @@ NVIDIA_FIELDS = (
     "clocks.applications.graphics",
     "power.limit",
 )
-# Steps of one size in a row, as a decode runs them. After a step of another size the first eight
+# Steps of one size follow each other, as in decoding. After a step of another size the first eight
 # are slower, and the very first takes nearly twice as long.
 WARM_MS, MAX_WARM_UPS = 60.0, 12
 LENGTH_WARM_MS, MAX_LENGTH_WARM_UPS = 10.0, 2  # after steps of the same size at another length
@@ -50,19 +51,19 @@ BURST_MS, MAX_IN_BURST = 25.0, 8
 
 @dataclass(frozen=True)
 class Latency:
-    """T(q) of one device at several lengths of the text, n sizes of steps and m lengths."""
+    """T(q) of one device, for n step sizes at m lengths of the text."""
 
-    rows: tuple[int, ...]  # of the steps, increasing [n]
-    cache_lengths: tuple[int, ...]  # tokens of text in the cache, increasing [m]
-    median: tuple[tuple[float, ...], ...]  # ms of a step [m][n]
-    spread: tuple[tuple[float, ...], ...]  # ms between the quartiles [m][n]
-    fitted: tuple[tuple[float, ...], ...]  # the medians made monotone in the rows, in ms [m][n]
+    rows: tuple[int, ...]  # [n], of the steps, increasing
+    cache_lengths: tuple[int, ...]  # [m], tokens of text in the cache, increasing
+    median: tuple[tuple[float, ...], ...]  # [m][n], ms of a step
+    spread: tuple[tuple[float, ...], ...]  # [m][n], ms between the quartiles
+    fitted: tuple[tuple[float, ...], ...]  # [m][n], ms, the medians made monotone in the rows
     residual: float  # root mean square of the medians' relative distance from `fitted`
-    repeats: int  # samples of each size and length, but for sizes too slow for any tree
-    device: dict[str, Any]  # what `describe_device` says
+    repeats: int  # samples of each size and length, except for sizes too slow for any tree
+    device: dict[str, Any]  # result of `describe_device`
 
     def at(self, num_rows: int, cache_length: float) -> float:
-        """ms of a step; linear between what was measured, and beyond it on the last slope."""
+        """Interpolate the ms of a step; beyond the measured range the last slope continues."""
         by_length = [_line(num_rows, self.rows, fitted) for fitted in self.fitted]
         return _line(cache_length, self.cache_lengths, by_length)
 
@@ -71,8 +72,8 @@ class Latency:
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> "Latency":
-        """Raises EngineError that names `source` and what is not as `to_json` gives it."""
-        where = f"{source}: no latency of a device (measure it again, with --anew)"
+        """Read what `to_json` wrote. Raises EngineError that names `source` and every fault."""
+        where = f"{source}: the latency is not valid (measure it again with --anew)"
         if not isinstance(data, Mapping):
             raise EngineError(f"{where}: it is {shown(data)}, not an object")
         fields = Fields(data)
@@ -92,7 +93,7 @@ class Latency:
         return latency
 
     def faults(self) -> list[str]:
-        """Where the numbers do not fit each other."""
+        """List inconsistencies between the fields."""
         size = len(self.cache_lengths), len(self.rows)
         faults = [
             f"{name} is not increasing"
@@ -102,9 +103,9 @@ class Latency:
         for name in ("median", "spread", "fitted"):
             curves = getattr(self, name)
             if len(curves) != size[0] or any(len(curve) != size[1] for curve in curves):
-                faults.append(f"{name} does not have {size[0]} times {size[1]} numbers")
+                faults.append(f"{name} does not have {size[0]} lists of {size[1]} numbers")
         if any(b < a for curve in self.fitted for a, b in pairwise(curve)):
-            faults.append("fitted falls where rows are added")
+            faults.append("fitted decreases as rows are added")
         return faults
 
 
@@ -116,11 +117,21 @@ def measure_latency(
     num_threads: int = 0,
     on_progress: OnCount = ignore_count,
 ) -> Latency:
-    """Time steps of every size up to `max_rows` rows, each `repeats` times, in turns.
+    """Time steps of every size up to `max_rows` rows, interleaved.
 
-    Steps too slow for any tree are timed less often (`time_steps`). filled: shares of the capacity
-    that the text takes. A sample is the mean of a burst that follows steps of its own size. Raises
-    EngineError if the cache has no room for a step.
+    A sample is the mean of a burst that follows steps of the same size.
+
+    Args:
+        engine: Engine to measure.
+        max_rows: Largest step.
+        filled: Shares of the cache's capacity that the text takes.
+        repeats: Samples of each size and length; steps too slow for any tree have fewer
+            (`time_steps`).
+        num_threads: Threads of a step; 0 for one per physical core.
+        on_progress: Called with (done, total) after each round.
+
+    Raises:
+        EngineError: if the cache has no room for a step.
     """
     backend = open_backend(engine, num_threads=num_threads)
     adapter = read_adapter(engine)
@@ -131,14 +142,14 @@ def measure_latency(
     quartiles = [[np.percentile(cell, (25, 50, 75)) for cell in cells] for cells in times]
     low, median, high = np.moveaxis(np.array(quartiles), -1, 0)
     fitted = np.array([monotone(curve) for curve in median])
-    with np.errstate(divide="ignore", invalid="ignore"):  # by no time at all, which is refused
+    with np.errstate(divide="ignore", invalid="ignore"):  # times of 0 are refused below
         residual = float(np.sqrt(np.mean(np.square(median / fitted - 1))))
     latency = Latency(
         rows=tuple(rows),
         cache_lengths=tuple(lengths),
-        median=_nested(median),
-        spread=_nested(high - low),
-        fitted=_nested(fitted),
+        median=_to_tuples(median),
+        spread=_to_tuples(high - low),
+        fitted=_to_tuples(fitted),
         residual=residual,
         repeats=repeats,
         device=describe_device(num_threads),
@@ -147,7 +158,7 @@ def measure_latency(
 
 
 def monotone(values: Float64Array) -> Float64Array:
-    """The nearest curve, by squares, that nowhere falls (pool adjacent violators)."""
+    """Return the least-squares fit that never decreases (pool adjacent violators)."""
     pools: list[tuple[float, int]] = []
     for value in values:
         mean, count = float(value), 1
@@ -160,8 +171,9 @@ def monotone(values: Float64Array) -> Float64Array:
 
 
 def describe_device(num_threads: int) -> dict[str, Any]:
-    """The device that timings hold for: processor, threads, and clock and power mode where they are
-    readable.
+    """Describe the device that timings are valid for.
+
+    The description has its processor and threads, and its clock and power mode if readable.
     """
     cores = os.cpu_count() or 1
     device: dict[str, Any] = {"machine": platform.machine(), "cores": cores}
@@ -185,7 +197,7 @@ def describe_device(num_threads: int) -> dict[str, Any]:
 
 
 def _nvidia_gpus() -> list[dict[str, str]]:
-    """Name, driver, and what bounds the clocks of each NVIDIA GPU, as nvidia-smi has them."""
+    """Return the name, driver and clock limits of each NVIDIA GPU, as nvidia-smi reports them."""
     query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
@@ -196,7 +208,7 @@ def _nvidia_gpus() -> list[dict[str, str]]:
 
 
 def _burst(step: Step, is_new_size: bool) -> tuple[float]:
-    """Mean ms of a few runs that follow some that do not count."""
+    """Return the mean ms of a few runs after some warm-up runs."""
     if is_new_size:
         _run(step, WARM_MS, MAX_WARM_UPS)
     else:
@@ -206,7 +218,7 @@ def _burst(step: Step, is_new_size: bool) -> tuple[float]:
 
 
 def _run(step: Step, min_ms: float, max_runs: int) -> tuple[float, int]:
-    """Run a step until `min_ms` have passed or it ran `max_runs` times; the ms and the runs."""
+    """Run a step for `min_ms`, at most `max_runs` times; return the ms and the number of runs."""
     began = perf_counter()
     count, milliseconds = 0, 0.0
     while count < max_runs and milliseconds < min_ms:
@@ -217,8 +229,10 @@ def _run(step: Step, min_ms: float, max_runs: int) -> tuple[float, int]:
 
 
 def _line(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Piecewise linear; beyond the ends on the outermost slopes, but not below half of the least:
-    noise may slope down, and no step takes no time.
+    """Interpolate linearly between points; beyond the ends the outermost slopes continue.
+
+    The result is at least half of the smallest y, since noise may slope down and every step takes
+    time.
     """
     if len(xs) == 1:
         return float(ys[0])
@@ -228,17 +242,17 @@ def _line(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def _curves(fields: Fields, key: str, least: float) -> tuple[tuple[float, ...], ...]:
-    """A list of lists of numbers, in ms; the faults of each go to those of `fields`."""
+    """Read a list of lists of numbers in ms; faults are added to those of `fields`."""
     curves = fields.values.get(key)
     if not isinstance(curves, (list, tuple)) or len(curves) > MAX_LENGTHS:
-        fields.faults.append(f"{key} is {shown(curves)}, not a list of a list for each length")
+        fields.faults.append(f"{key} is {shown(curves)}, not a list with a list for each length")
         return ()
     named = Fields({f"{key}[{i}]": curve for i, curve in enumerate(curves)})
     named.faults = fields.faults
     return tuple(named.numbers(name, least=least, most=MAX_MS) for name in named.values)
 
 
-def _nested(array: Float64Array) -> tuple[tuple[float, ...], ...]:
+def _to_tuples(array: Float64Array) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(float(value), 4) for value in row) for row in array)
 
 

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of linear layers, from texts that the model reads in float32."""
+"""Collect second moments of the inputs of linear layers while a float32 model reads texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
 
 INPUT = ".input"
-MEMORY = 4 << 30  # bytes of moments summed up at a time; more layers take more passes
+MEMORY = 4 << 30  # bytes of moments summed in one pass; more layers take more passes
 
 
 def collect_moments(
@@ -25,9 +25,17 @@ def collect_moments(
     directory: Path,
     on_progress: OnCount = ignore_count,
 ) -> ArrayFiles:
-    """The moments of every linear layer of a float32 engine; those in `directory` are kept.
+    """Collect the moments of every linear layer of a float32 engine.
 
-    on_progress: texts read so far and in all passes. Raises EngineError.
+    Args:
+        engine: Float32 engine.
+        architecture: Architecture of its model.
+        texts: Token ids of each text.
+        directory: Directory of the result; moments already there are reused.
+        on_progress: Called with the texts read so far and the total of all passes.
+
+    Raises:
+        EngineError: if the engine cannot be used, or a sum is not finite.
     """
     files = ArrayFiles(directory)
     labels = [name.removesuffix(INPUT) for name in value_names(engine, INPUT)]
@@ -52,16 +60,16 @@ def collect_moments(
 
 
 def check_sums(label: str, sums: Float32Array) -> None:
-    """Raise EngineError if what was summed up of a layer's inputs is not finite."""
+    """Raise EngineError if the sums over a layer's inputs are not finite."""
     if not is_finite(sums):
         raise EngineError(
             f"the inputs of {label} are so large that the sums of their squares are not finite; "
-            "build with --quantizer rtn, or with PRECISION=fp32"
+            "build with --quantizer rtn or with PRECISION=fp32"
         )
 
 
 def _groups(labels: Sequence[str], architecture: Architecture) -> list[list[str]]:
-    """Labels whose moments fit the memory together, at least one."""
+    """Group labels so that the moments of a group fit in MEMORY; a group has at least one label."""
     groups: list[list[str]] = []
     used = 0
     for label in labels:

@@ -1,4 +1,4 @@
-"""calibration.png: what steps cost, what trees give, and the point that was chosen."""
+"""Draw calibration.png: the cost of steps, the yield of trees, and the chosen point."""
 
 import io
 from typing import Any
@@ -8,11 +8,11 @@ from bita.calibration.latency import Latency
 
 PICTURE_FILE = "calibration.png"
 INK, MUTED, MARK = "#1f3b57", "#8aa4bd", "#c8452f"
-SHADES = (INK, "#3f6d99", "#6a92ba", "#a9bfd3")  # of the cache lengths, in turn
+SHADES = (INK, "#3f6d99", "#6a92ba", "#a9bfd3")  # for the cache lengths, in turn
 
 
 def draw(latency: Latency, choice: Choice) -> bytes | None:
-    """A PNG of T(q), tokens per step and speed against rows; None without matplotlib."""
+    """Return a PNG of T(q), tokens per step and speed by rows; None without matplotlib."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +21,7 @@ def draw(latency: Latency, choice: Choice) -> bytes | None:
         return None
     buffer = io.BytesIO()
     with matplotlib.rc_context():
-        # not by a `matplotlibrc` of the working directory, which may have programs run
+        # ignore a `matplotlibrc` in the working directory, which could run programs
         matplotlib.rcdefaults()
         figure = Figure(figsize=(13, 4), layout="constrained")
         _draw_axes(figure, latency, choice)
@@ -43,7 +43,7 @@ def _draw_axes(figure: Any, latency: Latency, choice: Choice) -> None:
 
 
 def _draw_times(axes: Any, latency: Latency) -> None:
-    """T(q) in milliseconds for each cache length: measured with its spread, and fitted."""
+    """Draw T(q) in milliseconds for each cache length: measured with its spread, and fitted."""
     for index, length in enumerate(latency.cache_lengths):
         color = SHADES[index % len(SHADES)]
         half = [spread / 2 for spread in latency.spread[index]]
@@ -56,7 +56,7 @@ def _draw_times(axes: Any, latency: Latency) -> None:
 
 
 def _draw_tokens(axes: Any, choice: Choice) -> None:
-    """Tokens per step of the best tree of each number of rows, and of the chosen trees."""
+    """Draw the tokens per step of the best tree with each number of rows, and of the choice."""
     rows = [candidate.tree.num_rows for candidate in choice.by_rows]
     expected = [candidate.expected_tokens for candidate in choice.by_rows]
     axes.plot(rows, expected, color=INK, label="best single tree")
@@ -68,7 +68,7 @@ def _draw_tokens(axes: Any, choice: Choice) -> None:
 
 
 def _draw_speeds(axes: Any, choice: Choice) -> None:
-    """Tokens per second of the same trees, and of plain decoding."""
+    """Draw the tokens per second of the same trees, and of plain decoding."""
     rows = [candidate.tree.num_rows for candidate in choice.by_rows]
     expected = [candidate.expected_speed for candidate in choice.by_rows]
     axes.plot(rows, expected, color=INK, label="best single tree")

@@ -1,4 +1,4 @@
-"""Measured positions as arrays, and what steps accept there in a tree of all paths."""
+"""Measured positions as arrays, and the paths that steps accept there in a tree of all paths."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from bita.calibration.replay import accept_freely, max_end_rank
 from bita.tensors import Float64Array, Int64Array
 from bita.tree import MAX_LEVEL, Path
 
-State = tuple[int, int]  # masks drafted, number of a group of levels
-MIN_LEVEL_POSITIONS = 80  # at some levels, for them to be a group of their own
+State = tuple[int, int]  # masks drafted, index of a group of levels
+MIN_LEVEL_POSITIONS = 80  # positions that levels need to form a group
 
 
 class FreePaths:
-    """The node that the step at each position ends on in a tree of all paths."""
+    """The nodes that the steps at all positions end on in a tree of all paths."""
 
-    paths: tuple[Path, ...]  # the F different ones
-    index: Int64Array  # [P]: which of them a position has
-    nodes: list[Path]  # [N]: every beginning of these paths, the root first
-    depths: Int64Array  # [N]
-    passes: Float64Array  # [N, F]: 1.0 where a path passes a node
+    paths: tuple[Path, ...]  # the F distinct ones
+    index: Int64Array  # [P], index of a position's path
+    nodes: list[Path]  # [N], every prefix of these paths, the root first
+    depths: Int64Array  # [N], lengths of the nodes' paths
+    passes: Float64Array  # [N, F], 1.0 where a path passes a node
 
     def __init__(self, ends: Sequence[Path]) -> None:
         index = {path: f for f, path in enumerate(dict.fromkeys(ends))}
@@ -37,26 +37,26 @@ class FreePaths:
             self.passes[[place[path[:depth]] for depth in range(len(path) + 1)], f] = 1
 
     def sum_passing(self, places: Int64Array, values: Float64Array) -> Float64Array:
-        """[N]: the sum of the values of those places whose step passes a node."""
+        """Sum the values of the places whose step passes a node, for each node [N]."""
         by_path = np.bincount(self.index[places], values, len(self.paths))
         return np.asarray(self.passes @ by_path, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """The P positions of all texts, one text after the other; a place is an index of them."""
+    """The P positions of all texts, one text after the other; a place is an index into them."""
 
     num_masks: int  # M, of the adapter
     uses_text: bool  # whether drafts may come from the text so far
-    min_levels: tuple[int, ...]  # of each group: how sure guesses are
-    groups: Int64Array  # [M + 1, P]: of each position, by the masks drafted
-    texts: Int64Array  # [P]: number of the position's text
-    ends: Int64Array  # [P]: the first place after the position's text
+    min_levels: tuple[int, ...]  # least level of each group; a level is the certainty of a guess
+    groups: Int64Array  # [M + 1, P], group of each position, by the masks drafted
+    texts: Int64Array  # [P], number of the position's text
+    ends: Int64Array  # [P], the first place after the position's text
     free_paths: Mapping[tuple[int, bool], FreePaths]  # by masks drafted and min_level > 0
 
     @classmethod
     def of(cls, acceptance: Acceptance, num_masks: int, mode: str, uses_text: bool) -> "Positions":
-        """The measured positions. Without `uses_text` there is one group, of all levels."""
+        """Convert measured positions. Without `uses_text` a single group has all levels."""
         positions, lengths = [*acceptance.positions()], [*map(len, acceptance.texts)]
         found = np.array([[p.guess(d).level for p in positions] for d in range(num_masks + 1)])
         least = tuple(_min_levels(found)) if uses_text else (0,)
@@ -86,17 +86,17 @@ class Positions:
         return [*product(range(self.num_masks + 1), range(len(self.min_levels)))]
 
     def may_guess(self, state: State) -> bool:
-        """Whether the spine of a state's tree may hold a guess from the text.
+        """Whether the spine of a state's tree may contain a guess from the text.
 
-        Where positions without a guess are a group of their own, it never has one.
+        It may not if positions without a guess are a group of their own and the state is in it.
         """
         return self.uses_text and (state[1] > 0 or len(self.min_levels) == 1)
 
 
 def _min_levels(found: Int64Array) -> Iterator[int]:
-    """The least level of each group; every group but the first has enough positions.
+    """Yield the least level of each group; every group but the first has enough positions.
 
-    found: [M + 1, P], levels by the masks drafted; each number of masks counts a share.
+    `found` has the levels [M + 1, P] by the masks drafted, which all count equally.
     """
     last, shares = 0, np.bincount(found.ravel(), None, MAX_LEVEL + 1) / len(found)
     yield last

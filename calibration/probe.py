@@ -1,4 +1,4 @@
-"""Values inside an engine's graph, while it reads texts."""
+"""Read values inside an engine's graph while it processes texts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,15 +16,20 @@ from bita.runtime.decoding.prefill import Prefill
 from bita.runtime.decoding.soundness import UnsoundError
 from bita.tensors import Float32Array
 
-PIECE = 128  # rows read at a time: bounds the memory of what is probed
+PIECE = 128  # rows read at a time, which bounds the memory of the probed values
 Values = dict[str, Float32Array]
 
 
 class Probe:
-    """Reads one text after the other with the graph of an engine.
+    """Reads texts with an engine's graph and returns values inside it.
 
-    names: of values inside it, as the export names them. Raises EngineError if it has no such one,
-    or cannot be loaded.
+    Args:
+        engine: Engine to run.
+        names: Names of the values, as the export gives them.
+        num_threads: Threads of a step; 0 for one per physical core.
+
+    Raises:
+        EngineError: if the graph has no value of that name or cannot be loaded.
     """
 
     def __init__(self, engine: Engine, names: Sequence[str], num_threads: int = 0) -> None:
@@ -32,16 +37,18 @@ class Probe:
         self._backend = OrtBackend(engine, num_threads, _graph_with_outputs(engine, names))
         self._adapter = read_adapter(engine)
         self._names = names
-        self._steps: dict[bool, BoundStep] = {}  # the last of whole pieces, and of others
+        self._steps: dict[bool, BoundStep] = {}  # the last step of a whole piece, and of another
         self._prefill = Prefill(self._backend.cache, PIECE, self._bind)
         room = engine.manifest.capacity - self._adapter.prefix_length
         self.max_tokens = room + 1 - self._backend.min_slots  # the last piece may have one row
 
     def read(self, token_ids: Sequence[int]) -> Iterator[Values]:
-        """Piece by piece: the values named, and "logits" [rows, V]; all [rows, width].
+        """Yield the named values, each [rows, width], and "logits" [rows, V], piece by piece.
 
-        Arrays are overwritten by the next piece. A text longer than the cache is cut. Raises
-        EngineError that names the first value which is not finite.
+        The next piece overwrites the arrays. A text longer than the cache is truncated.
+
+        Raises:
+            EngineError: if a value is not finite; names the first one.
         """
         self._backend.cache.start(self._adapter)
         pieces = self._prefill.pieces(token_ids[: self.max_tokens])
@@ -55,7 +62,7 @@ class Probe:
         try:
             return next(pieces, None)
         except UnsoundError:
-            for step in self._steps.values():  # of those before, all values were finite
+            for step in self._steps.values():  # the values of earlier steps were finite
                 for name, value in self._values(step).items():
                     self._check(name, value)
             raise
@@ -76,14 +83,14 @@ class Probe:
         if not is_finite(value):
             precision = self._engine.manifest.precision
             raise EngineError(
-                f"{name} of {self._engine.path} is not finite when it reads a text: {precision} "
-                "cannot hold the numbers of this model, or its weights are damaged. Download the "
-                "model again, or choose another PRECISION"
+                f"{name} of {self._engine.path} is not finite while reading a text: {precision} "
+                "cannot represent the numbers of this model, or its weights are damaged. Download "
+                "the model again, or choose another PRECISION"
             )
 
 
 def value_names(engine: Engine, *suffixes: str) -> list[str]:
-    """The named values of an engine's graph that end so, in the order of the graph."""
+    """Return the values of an engine's graph whose names have these suffixes, in graph order."""
     graph = _read_graph(engine).graph
     names = (value.name or "" for node in graph for value in node.outputs)
     return [name for name in names if name.endswith(suffixes)]
@@ -96,7 +103,7 @@ def _graph_with_outputs(engine: Engine, names: Sequence[str]) -> bytes:
     if missing:
         raise EngineError(f"engine {engine.path} has no value {missing[0]!r}; rebuild it")
     for name in names:
-        if values[name].type is None:  # the export names it where it is not float32
+        if values[name].type is None:  # the export sets the type of values that are not float32
             values[name].type = ir.TensorType(ir.DataType.FLOAT)
         model.graph.outputs.append(values[name])
     serialized: bytes = ir.to_proto(model).SerializeToString()
@@ -107,7 +114,7 @@ def _read_graph(engine: Engine) -> ir.Model:
     path = engine.file(GRAPH_FILE)
     try:
         return ir.load(path)
-    except Exception as error:  # protobuf's and onnx_ir's own kinds, all of them about the file
+    except Exception as error:  # exceptions of protobuf and onnx_ir, all caused by the file
         raise EngineError(f"{path} cannot be read ({error}); rebuild the engine") from error
 
 

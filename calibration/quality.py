@@ -1,4 +1,4 @@
-"""What a precision costs: an engine against the float32 engine of its model, on given texts."""
+"""Measure the error of an engine against the float32 engine of its model, on given texts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bita.calibration.probe import Probe, value_names
-from bita.calibration.report import Quality, checked_quality
+from bita.calibration.report import Quality, parse_quality
 from bita.engine import Engine
 from bita.progress import OnCount, ignore_count
 from bita.tensors import Float32Array
 
-OUTPUT, SUM = ".output", ".sum"  # the product of a linear layer; what a sublayer adds up to
+OUTPUT, SUM = ".output", ".sum"  # product of a linear layer; residual sum after a sublayer
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A text to judge by: the tokens from `num_prompt` on count."""
+    """A text to judge by; tokens before `num_prompt` do not count."""
 
     token_ids: tuple[int, ...]
     num_prompt: int
@@ -28,11 +28,19 @@ def measure_quality(
     texts: Sequence[Scored],
     on_progress: OnCount = ignore_count,
 ) -> Quality:
-    """Read the texts with both. reference: the float32 engine.
+    """Read the texts with both engines and compare their values.
 
-    Layers are compared whose products are named in both graphs, and residual sums: the native
-    operators keep products to themselves. Raises EngineError if a value inside an engine, or what
-    is measured, is not a finite number.
+    These are the layer outputs that both graphs name, and residual sums, since native operators do
+    not expose the outputs.
+
+    Args:
+        reference: Float32 engine.
+        engine: Engine to judge.
+        texts: Texts to read.
+        on_progress: Called with (done, total) after each text.
+
+    Raises:
+        EngineError: if a value inside an engine, or a result, is not a finite number.
     """
     known = {*value_names(engine, OUTPUT, SUM)}
     names = [name for name in value_names(reference, OUTPUT, SUM) if name in known]
@@ -44,7 +52,7 @@ def measure_quality(
         for expected, found in zip(*(p.read(token_ids) for p in probes), strict=True):
             sums.add_layers([expected[name] for name in names], [found[name] for name in names])
             num_rows = len(expected["logits"])
-            # row i of the text gives the distribution of token i + 1
+            # row i of the text predicts token i + 1
             targets = np.array(token_ids[place + 1 : place + num_rows + 1], np.int64)
             first = max(text.num_prompt - 1 - place, 0)
             rows = slice(first, len(targets))
@@ -52,7 +60,7 @@ def measure_quality(
             place += num_rows
         on_progress(count, len(texts))
     found = sums.quality(names, len(texts))
-    return checked_quality(asdict(found), f"the error of {engine.path} cannot be measured")
+    return parse_quality(asdict(found), f"the error of {engine.path} cannot be measured")
 
 
 class _Sums:
@@ -95,11 +103,11 @@ class _Sums:
 
 
 def _exp(value: float) -> float:
-    with np.errstate(over="ignore"):  # an infinite perplexity is refused by name
+    with np.errstate(over="ignore"):  # an infinite perplexity is reported by `parse_quality`
         return float(np.exp(value))
 
 
 def _log_softmax(logits: Float32Array) -> np.ndarray:
-    """Of each row, in float64."""
+    """Return the log-softmax of each row in float64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

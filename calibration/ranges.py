@@ -1,4 +1,4 @@
-"""How large each input of a linear layer is, from texts that the model reads in float32."""
+"""Collect the size of each input of linear layers while a float32 model reads texts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +19,19 @@ def collect_ranges(
     directory: Path,
     on_progress: OnCount = ignore_count,
 ) -> ArrayFiles:
-    """Largest magnitudes [in] of every linear layer of a float32 engine, by label.
+    """Collect the largest input magnitudes [in] of every linear layer of a float32 engine.
 
-    Those in `directory` are kept. on_progress: texts read so far and in all. Raises EngineError.
+    Args:
+        engine: Float32 engine.
+        texts: Token ids of each text.
+        directory: Directory of the result; layers already there are reused.
+        on_progress: Called with the texts read so far and the total.
+
+    Returns:
+        The arrays by the label of their layer.
+
+    Raises:
+        EngineError: if the engine cannot be used, or a value is not finite.
     """
     return _collect(
         engine, texts, directory, lambda rows: np.abs(rows).max(0), np.maximum, on_progress
@@ -34,7 +44,7 @@ def collect_squares(
     directory: Path,
     on_progress: OnCount = ignore_count,
 ) -> ArrayFiles:
-    """The same with sums of squares."""
+    """Collect the sums of squares [in] of the inputs, otherwise as `collect_ranges`."""
     return _collect(
         engine, texts, directory, lambda rows: np.square(rows).sum(0), np.add, on_progress
     )
@@ -44,11 +54,11 @@ def _collect(
     engine: Engine,
     texts: Sequence[Sequence[int]],
     directory: Path,
-    reduced: Callable[[Float32Array], Float32Array],
-    joined: Callable[[Float32Array, Float32Array], Float32Array],
+    reduce: Callable[[Float32Array], Float32Array],
+    join: Callable[[Float32Array, Float32Array], Float32Array],
     on_progress: OnCount,
 ) -> ArrayFiles:
-    """reduced: [rows, in] to [in]; joined: two of these to one."""
+    """Reduce the inputs of each piece with `reduce` ([rows, in] to [in]), and these with `join`."""
     files = ArrayFiles(directory)
     labels = [name.removesuffix(INPUT) for name in value_names(engine, INPUT)]
     labels = [label for label in labels if label not in files]
@@ -62,8 +72,8 @@ def _collect(
         for values in probe.read(token_ids):
             for label in labels:
                 with np.errstate(over="ignore"):
-                    piece = reduced(values[label + INPUT])
-                found[label] = joined(found[label], piece) if label in found else piece
+                    piece = reduce(values[label + INPUT])
+                found[label] = join(found[label], piece) if label in found else piece
         on_progress(count, total)
     for label, array in found.items():
         check_sums(label, array)

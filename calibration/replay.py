@@ -1,4 +1,4 @@
-"""Steps that trees would take through measured texts, counted without running any."""
+"""Count the steps that trees would take through measured texts, without running the model."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -13,18 +13,25 @@ from bita.tree_table import Trees, TreeTable
 class Visit:
     """A step of a replay."""
 
-    place: int  # of the step's root in its text
-    num_drafted: int  # masks of the node that the last step ended on; their drafts are at hand
-    number: int  # of the state's tree in the table
-    tree: Tree  # of the step: the state's, or what a guard took instead
+    place: int  # index of the step's root in its text
+    num_drafted: int  # masks of the node that the last step ended on; their drafts are available
+    number: int  # index of the state's tree in the table
+    tree: Tree  # the state's tree, or the one that a guard took instead
 
 
 def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[list[Visit]]:
-    """Take the decoder's steps through each text, with one tree or with trees by state, guarded
-    where they have costs.
+    """Take the decoder's steps through each text.
 
-    mode: "exact" accepts along the spine only. The roots of these steps are not all positions: a
-    text that repeats itself is passed in few long steps.
+    The roots of these steps are not all positions: a text that repeats itself is passed in few long
+    steps.
+
+    Args:
+        acceptance: Measured texts.
+        trees: One tree, or a table with a tree for each state. A table with costs is guarded.
+        mode: "exact" accepts along the spine only; "tree" accepts any node.
+
+    Returns:
+        The steps of each text, in order.
     """
     table = TreeTable.of(trees)
     guarded = GuardedTrees(table) if table.costs else None
@@ -49,13 +56,13 @@ def replay(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> list[lis
 
 
 def count_tokens_per_step(acceptance: Acceptance, trees: Trees, mode: str = "tree") -> float:
-    """Tokens that a step of the replay gives on average; 1.0 if there are no texts."""
+    """Return the mean number of tokens per step of the replay; 1.0 if there are no texts."""
     num_steps = sum(len(visits) for visits in replay(acceptance, trees, mode))
     return acceptance.num_positions / num_steps if num_steps else 1.0
 
 
 def find_end_nodes(tree: Tree, mode: str) -> dict[Path, int]:
-    """The nodes that a step may end on, by path, with the masks of each."""
+    """Map the path of every node that a step may end on to the number of its masks."""
     masks = dict(zip(tree.paths, tree.num_masks, strict=True))
     return {path: count for path, count in masks.items() if mode == "tree" or {*path} <= {1}}
 
@@ -63,15 +70,15 @@ def find_end_nodes(tree: Tree, mode: str) -> dict[Path, int]:
 def accept_path(
     position: Position, num_drafted: int, tree: Tree, end_nodes: Container[Path]
 ) -> Path:
-    """The node that a step of the tree ends on at this root."""
+    """Return the node that a step of the tree ends on at this root."""
     guesses = tree.min_level and position.guess(num_drafted).level >= tree.min_level
     return cut_to_node(_follow(position, num_drafted, bool(guesses)), end_nodes)
 
 
 def accept_freely(position: Position, num_drafted: int, min_level: int, max_rank: int) -> Path:
-    """The node that a step ends on in the tree of all paths with ranks up to `max_rank`.
+    """Return the node that a step ends on in the tree of all paths with ranks up to `max_rank`.
 
-    That tree guesses where its level is at least `min_level`; 0: it never does.
+    That tree guesses if the level of the guess is at least `min_level`; with 0 it never guesses.
     """
     guesses = min_level and position.guess(num_drafted).level >= min_level
     path = _follow(position, num_drafted, bool(guesses))
@@ -79,21 +86,21 @@ def accept_freely(position: Position, num_drafted: int, min_level: int, max_rank
 
 
 def cut_to_node(path: Path, nodes: Container[Path]) -> Path:
-    """The longest beginning of a path that is one of these nodes; the root () must be."""
+    """Return the longest prefix of a path that is in `nodes`, which must contain the root ()."""
     while path not in nodes:
         path = path[:-1]
     return path
 
 
 def max_end_rank(acceptance: Acceptance, mode: str) -> int:
-    """The highest rank on a path that a step may accept; 1 is the spine alone."""
+    """Return the highest rank that an accepted path may contain; 1 for the spine alone."""
     return 1 if mode == "exact" else acceptance.num_ranks
 
 
 def _follow(position: Position, num_drafted: int, guesses: bool) -> Path:
-    """The ranks of the true tokens, as far as guess and drafts have them.
+    """Return the ranks of the true tokens, as far as the guess and the drafts contain them.
 
-    A guess orders what follows the spine's nodes; what follows others is what masks draft.
+    The guess ranks the children of the spine's nodes; masks draft the children of all other nodes.
     """
     path: Path = ()
     if guesses:

@@ -1,4 +1,4 @@
-"""What was measured of an engine, as its calibration.json keeps it."""
+"""The quality report of an engine, as stored in its calibration.json."""
 
 import json
 from collections.abc import Mapping
@@ -10,41 +10,34 @@ from bita.errors import EngineError
 from bita.json_values import Fields, shown
 
 QUALITY = "quality"
-FLOAT32, ENGINE = "float32", "engine"  # who wrote the answers that an engine is judged by
-MIN_PERPLEXITY = 0.999  # that of a model which is always right is 1, but for rounding
+FLOAT32, ENGINE = "float32", "engine"  # author of the answers that an engine is judged by
+MIN_PERPLEXITY = 0.999  # a model that is always right has 1, except for rounding
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What a precision costs against float32, on texts that nothing was calibrated on.
+    """Error of an engine against float32, on texts that were not used for calibration."""
 
-    kl: nats per token, of the float32 engine's distribution to this one's. same_greedy: share of
-    tokens with the same argmax. worst_layer: the linear layer whose output differs most, or the
-    sublayer whose residual sum does, worst_layer_error: the norm of the difference relative to that
-    of the output, both with the inputs that each engine gives it. num_tokens: how many the means
-    are over. quantizer: of int4 weights, "file" for blocks that the file had, else "none". prompts:
-    files whose answers were read. answers: who wrote them greedily, "float32" or the "engine".
-    """
-
-    perplexity: float
-    reference_perplexity: float
-    kl: float
-    same_greedy: float
-    worst_layer: str
+    perplexity: float  # of the engine
+    reference_perplexity: float  # of the float32 engine
+    kl: float  # nats per token, from the float32 engine's distribution to this engine's
+    same_greedy: float  # share of tokens with the same argmax
+    worst_layer: str  # linear layer whose output, or sublayer whose residual sum, differs most
+    # norm of its difference relative to that of the output; each engine feeds it its own inputs
     worst_layer_error: float
     num_texts: int
-    num_tokens: int
-    quantizer: str = "none"
-    prompts: str = ""
-    answers: str = FLOAT32
+    num_tokens: int  # tokens that the means are taken over
+    quantizer: str = "none"  # name of the rounding; "file" for blocks stored in the checkpoint
+    prompts: str = ""  # names of the prompt files whose answers were read
+    answers: str = FLOAT32  # author of the greedy answers: "float32" or "engine"
 
     def __str__(self) -> str:
         if not self.num_tokens:
             return "not measured: no text to judge by fits the cache"
         return (
-            f"KL to float32 {self.kl:.3g} nats a token, {100 * self.same_greedy:.1f} % the same "
-            f"greedy token, perplexity {self.perplexity:.3f} (float32: "
-            f"{self.reference_perplexity:.3f}), on answers of {self._author}"
+            f"KL to float32 {self.kl:.3g} nats per token, {100 * self.same_greedy:.1f} % of greedy "
+            f"tokens the same, perplexity {self.perplexity:.3f} (float32: "
+            f"{self.reference_perplexity:.3f}), on answers by {self._author}"
         )
 
     @property
@@ -52,9 +45,12 @@ class Quality:
         return "the engine" if self.answers == ENGINE else "float32"
 
 
-def checked_quality(data: Mapping[str, Any], subject: str) -> Quality:
-    """The quality that `asdict` gave. Raises EngineError that names `subject` and every number
-    that is none, or is out of its range.
+def parse_quality(data: Mapping[str, Any], subject: str) -> Quality:
+    """Read the quality that `asdict` wrote.
+
+    Raises:
+        EngineError: if a number is missing, not finite, or out of range; names `subject` and every
+            such number.
     """
     fields = Fields({QUALITY: data}).inner(QUALITY)
     quality = Quality(
@@ -75,7 +71,7 @@ def checked_quality(data: Mapping[str, Any], subject: str) -> Quality:
 
 
 def read_quality(engine: Engine) -> Quality | None:
-    """The quality in an engine's calibration.json, if it was measured.
+    """Read the quality from an engine's calibration.json; None if it was not measured.
 
     Raises EngineError that lists every fault.
     """
@@ -85,9 +81,9 @@ def read_quality(engine: Engine) -> Quality | None:
     where = f"{engine.file(CALIBRATION_FILE)} (rebuild the engine to measure it again)"
     if not isinstance(data, Mapping):
         raise EngineError(f"{where}: {QUALITY} is {shown(data)}, not a table")
-    return checked_quality(data, where)
+    return parse_quality(data, where)
 
 
-def with_quality(calibration: Mapping[str, Any], quality: Quality) -> str:
-    """The text of a calibration.json with this quality in it."""
+def add_quality(calibration: Mapping[str, Any], quality: Quality) -> str:
+    """Return the text of a calibration.json with this quality added."""
     return json.dumps({**calibration, QUALITY: asdict(quality)}, indent=1) + "\n"

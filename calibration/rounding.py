@@ -1,4 +1,4 @@
-"""How the weights of a calibrated engine are rounded, and what that needs to know of its texts."""
+"""Choose how the weights of a calibrated engine are rounded, and collect what that needs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from bita.tensors import TensorSource
 
 @dataclass(frozen=True)
 class Reading:
-    """Texts that the float32 engine reads, so that the inputs of its linear layers are seen."""
+    """Texts for the float32 engine to read while the inputs of its linear layers are collected."""
 
-    reference: Engine
+    reference: Engine  # in float32
     architecture: Architecture
-    texts: Sequence[Sequence[int]]  # ids of each
-    folder: Path  # keeps what an earlier run collected
-    on_progress: OnCount  # texts read, total
+    texts: Sequence[Sequence[int]]  # token ids of each
+    folder: Path  # results, including those of an earlier run
+    on_progress: OnCount  # called with (texts read, total)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """One way to round the weights of linear layers."""
+    """A way to round the weights of linear layers."""
 
-    name: str  # as the report of an engine's error has it
-    collect: Callable[[Reading], Seen] | None = None  # raises EngineError; None: it needs no texts
+    name: str  # as written in an engine's quality report
+    collect: Callable[[Reading], Seen] | None = None  # raises EngineError; None: needs no texts
 
 
 def _collect_moments(reading: Reading) -> Seen:
@@ -58,19 +58,24 @@ def _collect_ranges(reading: Reading) -> Seen:
     return Seen(ranges=ranges)
 
 
-NONE = Rounding("none")  # weights in floats
+NONE = Rounding("none")  # float weights
 NEAREST = Rounding("rtn")
 GPTQ = Rounding("gptq", _collect_moments)
-SMOOTHED = Rounding("smoothed", _collect_squares)  # int8, by the size of its inputs
-KEPT = Rounding("file")  # blocks as the file has them
-RANGES = Rounding("ranges", _collect_ranges)  # 8 bits of explicit Q/DQ, which need them to scale
-ROUNDINGS = {"gptq": GPTQ, "rtn": NEAREST}  # what a user may ask for
+SMOOTHED = Rounding("smoothed", _collect_squares)  # int8, smoothed by the size of a layer's inputs
+KEPT = Rounding("file")  # blocks as they are in the checkpoint
+RANGES = Rounding("ranges", _collect_ranges)  # 8 bits with explicit Q/DQ, whose scales need ranges
+ROUNDINGS = {"gptq": GPTQ, "rtn": NEAREST}  # choices of a user
 
 
 def rounding_of(options: BuildOptions, quantizer: str, checkpoint: TensorSource) -> Rounding:
-    """The rounding for a precision and dialect. quantizer: one of ROUNDINGS, as the user asked.
+    """Return the rounding for a precision and dialect.
 
-    The native dialect keeps blocks that the checkpoint has.
+    The native dialect keeps the blocks of the checkpoint, if it has any.
+
+    Args:
+        options: Options of the build.
+        quantizer: One of ROUNDINGS, the user's choice.
+        checkpoint: Tensors of the model.
     """
     if options.precision in FLOAT_PRECISIONS:
         return NONE

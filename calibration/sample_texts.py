@@ -1,4 +1,4 @@
-"""The texts that a build is calibrated on and judged by: what a model answers to prompts."""
+"""Sample texts to calibrate a build on and judge it by: a model's answers to prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bita.progress import OnCount
 from bita.runtime.session import Session
 from bita.tree import Tree
 
-HELD_OUT = 4  # every fourth of a user's prompts judges the engine; the others calibrate it
+HELD_OUT = 4  # every fourth of a user's prompts is for judging; the others are for calibrating
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SampleTexts:
 
 
 def prompt_files(user_prompts: Path | None) -> list[Path]:
-    """A file to calibrate on and one to judge by; a user's file is for both."""
+    """Return a file to calibrate on and one to judge by; a user's file serves as both."""
     return [user_prompts] if user_prompts else [CALIBRATION_PROMPTS, BUNDLED_PROMPTS]
 
 
@@ -39,11 +39,21 @@ def answer_prompts(
     max_new_tokens: int,
     on_progress: OnCount,
 ) -> SampleTexts:
-    """Answer the prompts with the float32 engine; answers that are in `folder` are kept.
+    """Answer the prompts with the float32 engine.
 
-    Of our own prompts, a model without a chat template gets those of one message.
-    max_new_tokens: of each answer. Raises EngineError, and PromptError if too few prompts are
-    usable.
+    A model without a chat template gets only those bundled prompts that have one message.
+
+    Args:
+        reference: Float32 engine.
+        texts: Tokenizer and chat template of the model.
+        user_prompts: The user's prompt file; None for the bundled prompts.
+        folder: Directory of the answers; those already there are reused.
+        max_new_tokens: Limit of each answer.
+        on_progress: Called with (done, total).
+
+    Raises:
+        EngineError: if the engine cannot be used.
+        PromptError: if too few prompts are usable.
     """
     with_chats = texts.template is not None or user_prompts is not None
     files = [FilePrompts(path, with_chats) for path in prompt_files(user_prompts)]
@@ -59,9 +69,10 @@ def answer_to_judge(
     max_new_tokens: int,
     on_progress: OnCount,
 ) -> Sequence[Conversation]:
-    """Answer only what judges an engine whose weights are not calibrated: all of a user's prompts.
+    """Answer the prompts that judge an engine whose weights are not calibrated.
 
-    engine: that engine itself, or the float32 engine. Otherwise as `answer_prompts`.
+    These are all of a user's prompts, or the bundled ones to judge by. `engine` is that engine
+    itself or the float32 engine; the other arguments are those of `answer_prompts`.
     """
     with_chats = texts.template is not None or user_prompts is not None
     files = [FilePrompts(user_prompts or BUNDLED_PROMPTS, with_chats)]
@@ -76,7 +87,7 @@ def _answer(
     max_new_tokens: int,
     on_progress: OnCount,
 ) -> list[list[Conversation]]:
-    """The conversations of each file, decoded plainly; several texts share a step if they can."""
+    """Return the conversations of each file, decoded plainly and batched where possible."""
     session = Session.open(engine.path, tree=Tree.root_only(), min_rows=1)
     generator = EngineGenerator(session, texts.identity)
     limits = DataLimits(None, max_new_tokens, generator.longest_prompt(max_new_tokens))

@@ -1,4 +1,4 @@
-"""The measurements of an engine, each kept in its calibration.json as soon as it is done."""
+"""Measure an engine in stages, saving each result in calibration.json as soon as it is done."""
 
 import hashlib
 import json
@@ -41,18 +41,26 @@ from bita.progress import OnProgress
 from bita.runtime.session import Prompt, Session
 from bita.runtime.text.prompt_encoder import PromptEncoder
 
-TIMED = 3  # of the prompts one in so many is what trees are timed on, the others for acceptance
+TIMED = 3  # every third prompt is reserved for timing trees; the others measure acceptance
 
 
 class NothingFitsError(EngineError):
-    """An engine's cache has no room for any of the prompts."""
+    """The engine's cache has no room for any of the prompts."""
 
 
 class Calibrator:
     """Measures one engine on this device.
 
-    num_threads: 0 for one per physical core. prompts: a prompt file; None: the bundled set.
-    Raises PromptError, and NothingFitsError if the cache is too small for all of them.
+    Args:
+        engine: Engine to measure.
+        num_threads: Threads of a step; 0 for one per physical core.
+        on_progress: Called with (stage, done, total).
+        prompts: A prompt file; None for the bundled set.
+        effort: Limits of the measurements; None for the defaults.
+
+    Raises:
+        PromptError: if the prompt file is not valid.
+        NothingFitsError: if no prompt fits the engine's cache.
     """
 
     def __init__(
@@ -68,19 +76,26 @@ class Calibrator:
         self._on_progress = on_progress
         self._user_prompts = prompts is not None
         self._effort = effort or Effort()
-        self.kept: list[str] = []  # measurements that were taken as they are
-        read = _fitting(read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts), engine)
+        self.kept: list[str] = []  # measurements reused from calibration.json
+        read = _select_fitting(
+            read_prompts(prompts or TREE_PROMPTS, self._effort.num_prompts), engine
+        )
         self._timed: Sequence[Prompt] = read[TIMED - 1 :: TIMED] or read
         self._drafted = [p for number, p in enumerate(read) if (number + 1) % TIMED] or read
 
-    def acceptance(self, anew: bool = False) -> Acceptance:
+    def acceptance(self, again: bool = False) -> Acceptance:
         """Measure the engine's drafts on its own answers to two thirds of the prompts.
 
-        What was measured before on the bundled prompts is taken as it is. A killed run continues
-        after the last answer. Raises EngineError or PromptError.
+        A run that was killed continues after its last answer.
+
+        Args:
+            again: Measure again instead of reusing an earlier result on the bundled prompts.
+
+        Raises:
+            EngineError, PromptError: if the engine or a prompt cannot be used.
         """
         data = read_calibration(self.engine).get("acceptance")
-        if data is not None and not self._user_prompts and not anew:
+        if data is not None and not self._user_prompts and not again:
             self.kept.append("acceptance")
             return Acceptance.from_json(data)
         chosen, max_new_tokens = self._drafted, self._effort.max_new_tokens
@@ -99,11 +114,11 @@ class Calibrator:
             kept.remove()
         return acceptance
 
-    def latency(self, anew: bool = False) -> Latency:
-        """T(q) of this device; what was measured before on it is taken as it is."""
+    def latency(self, again: bool = False) -> Latency:
+        """Measure T(q) on this device, or reuse an earlier result from it unless `again`."""
         max_rows = self._effort.max_rows
         data = read_calibration(self.engine).get("latency")
-        if data is not None and not anew:
+        if data is not None and not again:
             latency = Latency.from_json(data, str(self.engine.file(CALIBRATION_FILE)))
             same_device = latency.device == describe_device(self._num_threads)
             if same_device and {*sizes_of(self.engine, max_rows)} <= {*latency.rows}:
@@ -120,23 +135,27 @@ class Calibrator:
         return latency
 
     def memory(self) -> None:
-        """Measure what a session takes of memory, in a process of its own."""
+        """Measure the memory of a session in a separate process."""
         memory = measure_memory(self.engine.path, self._num_threads)
         self._keep({"memory": memory.to_json()})
 
     def forecast(self, acceptance: Acceptance, latency: Latency, mode: str | None = None) -> Choice:
-        """What would be chosen on a device with this latency, from expectations alone.
+        """Choose a tree for a device with this latency from expectations alone.
 
-        mode: None for the engine's own.
+        Args:
+            acceptance: Measured drafts of the engine.
+            latency: T(q) of the device.
+            mode: "exact" or "tree". None takes the engine's own.
         """
         return expected_choice(self._forecast(acceptance, latency, mode))
 
     def tree(self, acceptance: Acceptance, latency: Latency) -> Choice:
-        """Choose by timing the most promising trees and AR on the third of the prompts that
-        acceptance did not see. The engine then has the tree, and the memory that a session with
-        it takes.
+        """Choose a tree by timing the most promising ones against AR.
+
+        They are timed on the third of the prompts that acceptance did not see. The tree, and the
+        memory of a session that uses it, are saved in the engine.
         """
-        choice = self._timed_choice(acceptance, latency)
+        choice = self._time_choice(acceptance, latency)
         tree = choice.chosen.tree
         files: dict[str, str | bytes] = {TREE_FILE: tree.to_json()}
         picture = draw(latency, choice)
@@ -146,8 +165,11 @@ class Calibrator:
         self._keep({"memory": memory.to_json(), "tree": choice.to_json()}, files)
         return choice
 
-    def _timed_choice(self, acceptance: Acceptance, latency: Latency) -> Choice:
-        """Its session ends with it, since another process will open the engine."""
+    def _time_choice(self, acceptance: Acceptance, latency: Latency) -> Choice:
+        """Time the trees in a session that is closed on return.
+
+        Another process opens the engine afterwards.
+        """
         session = Session.open(self.engine.path, num_threads=self._num_threads)
         return measure_choice(
             session,
@@ -164,7 +186,7 @@ class Calibrator:
         mode: str | None = None,
         min_exact_rows: int | None = None,
     ) -> TreeForecast:
-        """mode: None for the engine's own. min_exact_rows: None where it was not tried."""
+        """Forecast the trees; `min_exact_rows` is None if no session has determined it."""
         manifest = self.engine.manifest
         spec = DIALECTS[manifest.dialect]
         accepts = spec.accepts(mode or manifest.mode)
@@ -172,34 +194,35 @@ class Calibrator:
         return forecast_trees(acceptance, latency, manifest.num_masks, accepts, min_exact_rows=rows)
 
     def _files(self) -> list[str]:
-        """The hashes of what decides the engine's text and drafts."""
+        """Return the hashes of the files that determine the engine's text and drafts."""
         names = (GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE)
         return [self.engine.files[name]["sha256"] for name in names if name in self.engine.files]
 
     def _keep(
         self, topics: dict[str, Any], files: Mapping[str, str | bytes] = MappingProxyType({})
     ) -> None:
-        """Add topics to the calibration, and files to the engine, in one go."""
+        """Add topics to calibration.json, and files to the engine, in one revision."""
         report = {**read_calibration(self.engine), **topics}
         try:
             text = json.dumps(report, separators=(",", ":"), allow_nan=False) + "\n"
         except ValueError as error:
             raise EngineError(
-                f"a measurement of {self.engine.path} is not a finite number; measure it again, "
+                f"a measurement of {self.engine.path} is not a finite number; measure it again "
                 "with --anew"
             ) from error
         if len(text) > MAX_CALIBRATION_BYTES:
             raise EngineError(
-                f"what was measured of {self.engine.path} has {len(text) >> 20} MB, and "
-                f"{CALIBRATION_FILE} may have {MAX_CALIBRATION_BYTES >> 20}; give a smaller --limit"
+                f"the measurements of {self.engine.path} take {len(text) >> 20} MB, but "
+                f"{CALIBRATION_FILE} is limited to {MAX_CALIBRATION_BYTES >> 20} MB; give a "
+                "smaller --limit"
             )
         self.engine = revise_engine(self.engine, {CALIBRATION_FILE: text, **files})
 
 
-def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
-    """Those that leave room in the cache to draft behind their answers.
+def _select_fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
+    """Return the prompts that leave enough room in the cache to draft after their answers.
 
-    Plain text where the model has no chat template.
+    They are plain text if the model has no chat template.
     """
     encoder, manifest = PromptEncoder.of_engine(engine), engine.manifest
     prompts = [encoder.as_prompt(each) for each in messages]
@@ -208,21 +231,21 @@ def _fitting(messages: Sequence[Messages], engine: Engine) -> list[Prompt]:
     fitting = [prompt for prompt in prompts if len(encoder.encode(prompt)) < room]
     if not fitting:
         raise NothingFitsError(
-            f"no prompt of {len(prompts)} fits a cache of {manifest.capacity} slots with {rows} "
-            "rows of drafts behind it; give shorter ones, or rebuild with a larger CAPACITY"
+            f"no prompt of {len(prompts)} fits a cache of {manifest.capacity} slots together with "
+            f"{rows} rows of drafts; give shorter prompts, or rebuild with a larger CAPACITY"
         )
     return fitting
 
 
 class _Progress:
-    """The positions of the prompts done, a JSON line each, in a file beside the engine."""
+    """Positions of the finished prompts, a JSON line each, in a hidden file next to the engine."""
 
     def __init__(self, engine: Place, digest: str) -> None:
         self._path = engine.hidden("acceptance.jsonl")
         key = {"of": digest}
         self._file = JsonLinesFile(self._path)
         entries = [parse_line(line, self._path, n) for n, line in enumerate(self._file.lines, 1)]
-        known = _positions_of(entries[1:]) if entries[:1] == [key] else None
+        known = _read_positions(entries[1:]) if entries[:1] == [key] else None
         if known is None:
             self.remove()
             self._file = JsonLinesFile(self._path)
@@ -244,8 +267,8 @@ class _Progress:
         self._path.unlink(missing_ok=True)
 
 
-def _positions_of(entries: Sequence[Any]) -> dict[int, tuple[Position, ...]] | None:
-    """The positions of each prompt by its number; None if the file was changed by someone else."""
+def _read_positions(entries: Sequence[Any]) -> dict[int, tuple[Position, ...]] | None:
+    """Return the positions of each prompt by its number, or None if the file is not valid."""
     try:
         return {
             number: tuple(Position.of(each) for each in entry["positions"])

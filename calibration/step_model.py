@@ -1,12 +1,12 @@
-"""T(q) of an engine with native operators on a processor that is not at hand.
+"""Model T(q) of an engine with native operators on a processor that is not available.
 
-A step's weights come from memory while they are multiplied; norms, attention and the rest add up:
+Weights are loaded from memory while they are multiplied; norms, attention and the rest add up:
 
     T(q) = overlapped(bytes of weights / bandwidth, cycles of linear layers / (cores * clock))
          + cycles of all other kernels / (cores * clock) + overheads of nodes and phases
 
-Cycles are those of `kernel_cycles`, times what was found on x86. It leaves out LoRA, clocks that
-fall when a device gets warm, and cores that wait for each other longer than OVERHEAD_CYCLES.
+Cycles are those of `kernel_cycles`, times factors fitted on x86. The model leaves out LoRA, clocks
+that drop when a device gets warm, and cores that wait for each other longer than OVERHEAD_CYCLES.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from bita.engine import GRAPH_FILE, Engine
 from bita.errors import EngineError
 
 TILE, BLOCK, PAGE, CHUNK, MAX_QUERIES = 16, 32, 16, 64, 12  # as in kernels.h
-LOOKUPS = ("Embed", "Gather")  # nodes that read a few rows of a weight
+LOOKUPS = ("Embed", "Gather")  # nodes that read only a few rows of a weight
 
 
 @dataclass(frozen=True)
 class Product:
-    """A linear layer, or the output layer."""
+    """A linear layer or the output layer."""
 
-    tiles: int  # of 16 outputs
-    blocks: int  # of 32 inputs
-    bits: int
+    tiles: int  # number of tiles of 16 outputs
+    blocks: int  # number of blocks of 32 inputs
+    bits: int  # of a weight
     has_minima: bool
 
     @property
@@ -36,13 +36,13 @@ class Product:
 
     @property
     def num_bytes(self) -> int:
-        """Values, and a float16 scale and minimum for each output of a block."""
+        """Bytes of the values, and of a float16 scale and minimum for each output of a block."""
         return self.tiles * self.blocks * (64 * self.bits + 2 * TILE * (1 + self.has_minima))
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """What a step computes."""
+    """Dimensions of the work in a step."""
 
     products: tuple[Product, ...]
     num_layers: int
@@ -59,7 +59,7 @@ class StepShape:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of a token's keys and values in all layers, in float16."""
+        """Bytes of a token's float16 keys and values in all layers."""
         return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
@@ -70,25 +70,28 @@ class Processor:
     cycles: KernelCycles
     cores: int
     gigahertz: float
-    gigabytes: float  # a second that all cores together read from memory
+    gigabytes: float  # per second, that all cores together read from memory
 
 
-# Fitted to T(q) as it was measured on x86 (benchmarks/results/cycle_model.json), and taken to be
-# the same elsewhere.
-ARITHMETIC = 1.5  # cycles that kernels take, over those of llvm-mca
-ATTENTION = 1.3  # the same of attention
-TILE_CYCLES = 50.0  # of a tile, for each group of rows: the call, and the first and last block
-OVERHEAD_CYCLES = 3000.0  # of a node of the graph: ONNX Runtime's loop, its phases' barriers
-OVERLAP = 2.0  # exponent: 1 would add memory's time and arithmetic's, infinity take the longer
+# Fitted to T(q) measured on x86 (benchmarks/results/cycle_model.json), and assumed to be the same
+# elsewhere.
+ARITHMETIC = 1.5  # ratio of a kernel's cycles to those of llvm-mca
+ATTENTION = 1.3  # the same ratio for attention
+TILE_CYCLES = 50.0  # per tile and group of rows: the call, and the first and last block
+OVERHEAD_CYCLES = 3000.0  # per graph node: ONNX Runtime's loop and the barriers of phases
+OVERLAP = 2.0  # exponent: 1 adds the times of memory and arithmetic, infinity takes the longer
 
 
 def step_shape(engine: Engine) -> StepShape:
-    """Read from the graph. Raises EngineError for one without native operators."""
+    """Read the shape of a step from the graph.
+
+    Raises EngineError if the engine does not have native operators.
+    """
     manifest = engine.manifest
     if manifest.dialect != NATIVE.name:
         raise EngineError(
-            f"{engine.path} is of dialect {manifest.dialect!r}; the processors are modelled for "
-            f"the native operators of engines in int4 and int8: build one with PRECISION=int4"
+            f"{engine.path} has the dialect {manifest.dialect!r}, but processors are modelled only "
+            "for the native operators of int4 and int8 engines; build one with PRECISION=int4"
         )
     import onnx_ir as ir
 
@@ -125,7 +128,7 @@ def _product(shape: Sequence[object], has_minima: bool) -> Product:
 
 
 def step_ms(shape: StepShape, processor: Processor, num_rows: int, length: int) -> float:
-    """Milliseconds of a step after `length` tokens of text; every row gives a token."""
+    """Return the ms of a step after `length` tokens of text in which every row gives a token."""
     cycles = processor.cycles
     cores_hertz = processor.cores * processor.gigahertz * 1e9
     multiplied = ARITHMETIC * linear_cycles(shape, cycles, num_rows) / cores_hertz
@@ -142,7 +145,7 @@ def step_ms(shape: StepShape, processor: Processor, num_rows: int, length: int) 
 
 
 def overlapped(memory: float, arithmetic: float) -> float:
-    """How long both take together: between the longer one and their sum."""
+    """Return the time of both together, which is between the longer one and their sum."""
     longer = max(memory, arithmetic)
     if longer == 0:
         return 0.0
@@ -160,7 +163,7 @@ def linear_cycles(shape: StepShape, cycles: KernelCycles, num_rows: int) -> floa
 
 
 def attention_cycles(shape: StepShape, cycles: KernelCycles, num_rows: int, length: int) -> float:
-    """Rows of a key-value head are taken MAX_QUERIES queries at a time, over all slots."""
+    """Return the cycles of attention; MAX_QUERIES queries of a key-value head share all slots."""
     group = shape.num_heads // shape.num_kv_heads
     at_a_time = max(1, MAX_QUERIES // group)
     total = 0.0
@@ -184,7 +187,7 @@ def _block_cycles(head_dim: int, cycles: KernelCycles, num_queries: int, slots: 
 
 
 def row_cycles(shape: StepShape, cycles: KernelCycles) -> float:
-    """Cycles of a row outside linear layers and attention to the cache."""
+    """Return the cycles of a row outside linear layers and attention to the cache."""
     normed = shape.hidden_size / BLOCK * (cycles.scale + 2 * cycles.squares)
     added = shape.hidden_size / 16 * cycles.add
     heads = shape.num_heads * shape.head_dim

@@ -1,4 +1,4 @@
-"""One stopwatch for steps of many sizes at several lengths of the cached text, taken in turns."""
+"""Time steps of many sizes at several lengths of the cached text, interleaved."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,10 +14,10 @@ from bita.runtime.backends.layout import tree_layout
 from bita.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-SLOW = 10  # times the smallest step: more tokens than a step gives, even where text repeats itself
-SLOW_ROUNDS = 2  # in which steps slower than that are timed; a curve of T(q) needs no more of them
+SLOW = 10  # times the smallest step; more tokens than a step ever gives, even in repetitive text
+SLOW_ROUNDS = 2  # rounds in which slower steps are timed; a curve of T(q) needs no more of them
 Samples = list[list[list[float]]]  # in ms, [length][size][sample]
-# Runs a bound step, and whether the step before it had another size; returns its samples in ms.
+# Runs a bound step, given whether the step before it had another size; returns samples in ms.
 Stopwatch = Callable[[Step, bool], Sequence[float]]
 
 
@@ -29,13 +29,23 @@ def time_steps(
     rounds: Iterable[int],
     stopwatch: Stopwatch,
 ) -> Samples:
-    """Times of steps of every size at every length.
+    """Time steps of every size at every length. Clears the cache.
 
-    Each round visits all sizes once, in random order, so that a drift of the clock affects all of
-    them equally; each size has all lengths in a row, in random order too, since a step after one of
-    another size takes longer. A step is timed as a decode round sees it: its inputs are bound
-    before, and all rows give tokens. Sizes that are too slow for any tree are timed in the first
-    SLOW_ROUNDS rounds only. The cache's text is lost.
+    Each round visits all sizes once, in random order, so that clock drift affects them equally. All
+    lengths of a size follow each other, also in random order, since a step takes longer after one
+    of another size. A step is timed as in decoding: its inputs are bound beforehand, and all rows
+    give tokens. Sizes too slow for any tree are timed in the first SLOW_ROUNDS rounds only.
+
+    Args:
+        backend: Backend that runs the steps.
+        adapter: Adapter whose masks and prefix they use.
+        rows: Sizes of the steps.
+        cache_lengths: Tokens of text in the cache.
+        rounds: Number of each round.
+        stopwatch: Runs and times one step.
+
+    Returns:
+        Samples in ms, by length and size.
     """
     backend.cache.start(adapter)
     steps = [backend.bind(tree_layout(tree_of(n, adapter.num_masks), 1), adapter) for n in rows]
@@ -52,25 +62,26 @@ def time_steps(
 
 
 def usable_sizes(samples: Sequence[Sequence[float]]) -> list[int]:
-    """Which of the sizes, by the samples of each, may be those of a tree that pays.
+    """Return the indices of the sizes that a worthwhile tree may have, given samples of each size.
 
-    That is not a step that takes SLOW times as long as one of the smallest size, since it would
-    have to give more tokens than drafts are ever right.
+    A step that takes more than SLOW times as long as one of the smallest size would need more right
+    drafts than there ever are.
     """
     limit = SLOW * min(samples[0])
     return [size for size, times in enumerate(samples) if min(times) <= limit]
 
 
 def counted_rounds(total: int, on_progress: OnCount = ignore_count) -> Iterator[int]:
-    """`total` rounds; reports (done, total) after each."""
+    """Yield the numbers of `total` rounds; report (done, total) after each."""
     for number in range(total):
         yield number
         on_progress(number + 1, total)
 
 
 def sizes_of(engine: Engine, max_rows: int) -> list[int]:
-    """Rows of the steps to time: at most `max_rows`, what the cache has room for, and only sizes
-    that a compiled engine has. Raises EngineError if none is left.
+    """Return the rows of the steps to time: at most `max_rows`, and no more than fit the cache.
+
+    A compiled engine has only the sizes of its plan. Raises EngineError if no size is left.
     """
     plan = engine.manifest.plan
     sizes = PlanInfo.from_manifest(plan).decode_rows if plan else ROWS
@@ -81,18 +92,19 @@ def sizes_of(engine: Engine, max_rows: int) -> list[int]:
 
 
 def text_slots(engine: Engine) -> int:
-    """Slots of the cache that the prefix leaves to the text and its drafts."""
+    """Return the number of cache slots that the prefix leaves for the text and its drafts."""
     return engine.manifest.capacity - engine.manifest.prefix_length
 
 
 def lengths_of(shares: Sequence[float], num_slots: int, max_length: int) -> list[int]:
-    """Tokens of text for each share of `num_slots`, from 1 to `max_length`; increasing."""
+    """Return the text length for each share of `num_slots`, from 1 to `max_length`, ascending."""
     return sorted({min(max(int(share * num_slots), 1), max_length) for share in shares})
 
 
 def tree_of(num_rows: int, num_masks: int) -> Tree:
-    """A chain of nodes with their masks, `num_rows` in all; one and two rows are text alone, as
-    in AR.
+    """Return a chain of nodes with `num_masks` on each, with `num_rows` rows in all.
+
+    Trees of one or two rows have no masks, as in AR.
     """
     if num_rows <= 2:
         return Tree.chain(num_rows - 1, 0) if num_rows == 2 else Tree.root_only()

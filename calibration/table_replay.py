@@ -1,7 +1,7 @@
-"""What trees by state make of the measured texts: steps, speed, and what being in a state is worth.
+"""Replay measured texts with trees by state: their steps, their speed, and the value of a state.
 
-The same steps as in `replay`, on arrays: a search replays thousands of tables that differ in one
-tree each. The equations are those of `table_search`.
+The steps are those of `replay`, computed on arrays, since a search replays thousands of tables that
+differ in one tree. The equations are in `table_search`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from bita.tree_table import TreeTable
 
 @dataclass(frozen=True, eq=False)
 class TreeSteps:
-    """Where a step of one tree leads from each place, by the masks drafted, and what it costs."""
+    """Steps of one tree: their cost, and where they lead from each place, by the masks drafted."""
 
     step_ms: float  # T(rows of the tree)
     # [M + 1, P]: the place after the step's last token, or the text's end
@@ -34,10 +34,12 @@ class TreeSteps:
 
 
 class Stepper:
-    """The steps of any tree at all positions, worked out once a tree.
+    """Computes the steps of any tree at all positions, once per tree.
 
-    step_ms [R]: T(1) to T(R) in milliseconds, never falling. mode: "exact" accepts along the spine
-    only.
+    Args:
+        positions: Measured positions.
+        step_ms: [R], T(1) to T(R) in milliseconds, never decreasing.
+        mode: "exact" accepts along the spine only.
     """
 
     def __init__(self, positions: Positions, step_ms: Float64Array, mode: str) -> None:
@@ -47,26 +49,29 @@ class Stepper:
         self._known: dict[Tree, TreeSteps] = {}
 
     def steps(self, tree: Tree) -> TreeSteps:
-        """The steps of a tree; one with more than R rows costs T(R)."""
+        """Return the steps of a tree; one with more than R rows costs T(R)."""
         if tree not in self._known:
-            self._known[tree] = self._work_out(tree)
+            self._known[tree] = self._compute_steps(tree)
         return self._known[tree]
 
     def replay(self, trees: Mapping[State, Tree]) -> "Replay":
-        """Take all texts' steps with these trees by state."""
+        """Take the steps of all texts with these trees by state."""
         steps = {state: self.steps(tree) for state, tree in trees.items()}
         visits, total_ms = _walk(self.positions, trees, steps)
         places, drafted = np.array(visits, np.int64).reshape(-1, 2).T
         return Replay(self, trees, steps, places, drafted, len(self.positions) / total_ms)
 
     def replay_table(self, table: TreeTable) -> "Replay":
-        """Replay a table whose groups of levels may be others; each group has its least level's."""
+        """Replay a table that may group levels differently.
+
+        Each group of the positions uses the tree of its least level.
+        """
         least = self.positions.min_levels
         return self.replay(
             {(d, m): table.trees[table.number(d, least[m])] for d, m in self.positions.states}
         )
 
-    def _work_out(self, tree: Tree) -> TreeSteps:
+    def _compute_steps(self, tree: Tree) -> TreeSteps:
         positions, end_nodes = self.positions, find_end_nodes(tree, self._mode)
         next_place, next_drafted = [], []
         for num_drafted in range(positions.num_masks + 1):
@@ -84,7 +89,7 @@ class Stepper:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """What the rest of a text is worth: its tokens, less those that its time is worth elsewhere."""
+    """Value of the rest of a text: its tokens, minus those that its time is worth elsewhere."""
 
     speed: float  # g, tokens per millisecond
     ends: Int64Array  # [P]: of `Positions`
@@ -92,21 +97,21 @@ class Values:
     to_come: Float64Array
 
     def sum_steps(self, steps: TreeSteps, num_drafted: int, places: Int64Array) -> float:
-        """Tokens of a tree's step at each of these places, and of what follows, less their time's.
+        """Sum the value of a tree's step at each of these places and of the text after it.
 
         With a state's own tree this is the sum of `to_come`.
         """
         next_place = steps.next_place[num_drafted, places]
         next_drafted = steps.next_drafted[num_drafted, places]
-        goes_on = next_place < self.ends[places]
-        later = self.to_come[next_place[goes_on], next_drafted[goes_on]].sum()
+        continues = next_place < self.ends[places]
+        later = self.to_come[next_place[continues], next_drafted[continues]].sum()
         tokens = (next_place - places).sum()
         return float(tokens + later - len(places) * self.speed * steps.step_ms)
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The steps that trees by state take through all texts."""
+    """Steps that trees by state take through all texts."""
 
     stepper: Stepper
     trees: Mapping[State, Tree]
@@ -125,12 +130,12 @@ class Replay:
 
     @property
     def groups(self) -> Int64Array:
-        """[S]: of the level at each step."""
+        """[S]: group of the level at each step."""
         return self.positions.groups[self.drafted, self.places]
 
     @cached_property
     def values(self) -> Values:
-        """What the rest of a text is worth from each place on, with these trees."""
+        """Value of the rest of a text after each place, with these trees."""
         positions = self.positions
         step_cost = {state: self.speed * steps.step_ms for state, steps in self.steps.items()}
         groups, ends = positions.groups.tolist(), positions.ends.tolist()
@@ -147,9 +152,9 @@ class Replay:
         return Values(self.speed, positions.ends, np.array(to_come))
 
     def to_table(self) -> TreeTable:
-        """The trees of the states that steps are in.
+        """Return a table of the trees in the states that occur.
 
-        Another state has the tree of its neighbour with less sure guesses, or with fewer masks.
+        Any other state has the tree of its neighbour with less certain guesses or fewer masks.
         """
         num_groups = len(self.positions.min_levels)
         num_counts = 1 + int(self.drafted.max())
@@ -171,9 +176,9 @@ class Replay:
 def _walk(
     positions: Positions, trees: Mapping[State, Tree], steps: Mapping[State, TreeSteps]
 ) -> tuple[list[tuple[int, int]], float]:
-    """The place and the masks drafted of each step, and the milliseconds of all.
+    """Return the place and the drafted masks of each step, and the total milliseconds.
 
-    Each text begins with as many masks drafted as the prefill has, the most of any tree.
+    Each text begins with as many drafted masks as a prefill leaves: the largest number of any tree.
     """
     first = min(max(tree.max_masks for tree in trees.values()), positions.num_masks)
     groups, ends = positions.groups.tolist(), positions.ends.tolist()

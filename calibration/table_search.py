@@ -1,14 +1,14 @@
-"""The trees by state that give the most tokens per millisecond together: policy iteration (Howard).
+"""Find the trees by state that together give the most tokens per millisecond.
 
-A state is the pair of masks drafted, d = 0 to M, and of how sure the guess is, in groups of levels;
-a policy has a tree for each state. A step at place p of a text takes its state's tree t, costs
-T(rows of t) milliseconds, emits k tokens and leaves the drafts of d' masks. Two things follow from
-a policy:
+This is policy iteration (Howard). A state is the number of masks drafted, d = 0 to M, together with
+how certain the guess is, in groups of levels; a policy has a tree for each state. A step at place p
+of a text takes its state's tree t, costs T(rows of t) milliseconds, emits k tokens and leaves the
+drafts of d' masks. A policy determines two quantities:
 
     g       = tokens / milliseconds, of the whole replay
     V(p, d) = k - g * T(rows of t) + V(p + k, d'), and 0 at the text's end         [tokens]
 
-V is what the rest of the text is worth, less what its time would be worth elsewhere. Given g and V,
+V is the value of the rest of the text, minus what its time would be worth elsewhere. Given g and V,
 the best tree of a state for steps at places p with weights w(p), which sum to 1, maximizes
 
     sum over its nodes n (accepted(n) + ends(n, c(n)) - instead(n, c(parent of n)))  -  g * T(rows)
@@ -19,11 +19,11 @@ the best tree of a state for steps at places p with weights w(p), which sum to 1
     instead(n, c)  sum of w(p) V(p + depth of n, c): what follows if it ends on n's parent
                    (0 for the root)
 
-Each sum runs over the places whose step passes n in the tree of all paths. A place adds nothing
-where its text has ended: before p + depth of n for `accepted`, and where V would begin for the
-others. A node with c masks has 1 + c rows, so this is a knapsack on the tree of all paths
-(`knapsack`), solved exactly for every number of rows. A tree is taken if the whole replay gets
-faster, and if trees made from one half of the texts are better on the other half.
+Each sum runs over the places whose step passes n in the tree of all paths. A place adds nothing if
+its text has ended before p + depth of n for `accepted`, or before the place of V for the others. A
+node with c masks has 1 + c rows, so this is a knapsack on the tree of all paths (`knapsack`), which
+is solved exactly for every number of rows. A tree is taken if the whole replay becomes faster, and
+if trees made from one half of the texts are better on the other half.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ from bita.tensors import Float64Array, Int64Array
 from bita.tree import Path, Tree
 from bita.tree_table import Trees, TreeTable
 
-MIN_STEPS = 40  # that a state is judged by; fewer are put together with those of other masks
-PRIOR = 20  # steps of the state that all steps elsewhere count as
-MAX_SWEEPS = 2  # over all states
-MIN_GAIN = 1.001  # of the replay's speed, for a tree to be taken
-MIN_NODES = 48  # of the tree of all paths that are looked at, the likeliest; else as many as rows
+MIN_STEPS = 40  # steps to judge a state by; with fewer, those with other mask counts are added
+PRIOR = 20  # weight, in steps of the state, of all steps elsewhere
+MAX_SWEEPS = 2  # passes over all states
+MIN_GAIN = 1.001  # ratio of the replay's speeds for a tree to be taken
+MIN_NODES = 48  # likeliest nodes of the tree of all paths to consider; more if there are more rows
 
 
 def best_table(
@@ -53,10 +53,15 @@ def best_table(
     start: Trees,
     uses_text: bool = True,
 ) -> Trees:
-    """Trees by state, faster by replay than those to start from; these if there are none.
+    """Find trees by state that replay faster than `start`; return `start` if there are none.
 
-    times: T(1), T(2), ... in milliseconds, up to the most rows that a tree may have. mode: "exact"
-    knows paths along the spine only. uses_text: whether drafts may come from the text so far.
+    Args:
+        acceptance: Measured texts.
+        times: T(1), T(2), ... in milliseconds, up to the largest tree allowed.
+        num_masks: Largest number of masks on a node.
+        mode: "exact" has paths along the spine only.
+        start: Tree or trees to begin with.
+        uses_text: Whether drafts may come from the text so far.
     """
     positions = Positions.of(acceptance, num_masks, mode, uses_text)
     stepper = Stepper(positions, np.maximum.accumulate(times), mode)
@@ -71,10 +76,12 @@ def best_table(
 
 
 def improve(replay: Replay, state: State) -> Replay:
-    """Give one state its best tree, where that gains something.
+    """Give one state its best tree if the replay becomes faster.
 
-    The tree guesses if it may, since guesses know what masks draft too.
-    Returns the replay with the tree, or the same one.
+    The tree guesses if it may, since guesses take the drafts of masks into account too.
+
+    Returns:
+        The replay with the tree, or the given one.
     """
     places, has_steps = _judged_places(replay, state)
     if not len(places):
@@ -90,10 +97,15 @@ def improve(replay: Replay, state: State) -> Replay:
 def best_tree(
     replay: Replay, state: State, guesses: bool, places: Int64Array, everywhere: Int64Array
 ) -> Tree:
-    """The best tree of a state for steps at these places.
+    """Find the best tree of a state for steps at these places.
 
-    guesses: whether its spine takes guesses from the text. Steps `everywhere` count as a few more,
-    or nodes that few steps pass would be trusted.
+    Args:
+        replay: Replay with the current trees.
+        state: State of the tree.
+        guesses: Whether the tree's spine takes guesses from the text.
+        places: Roots of the state's steps.
+        everywhere: Roots of all steps. They count as a few more steps, so that nodes passed by only
+            a few steps are not overrated.
     """
     weights = np.zeros(len(replay.positions))
     weights[everywhere] = PRIOR / len(everywhere)
@@ -111,8 +123,9 @@ def best_tree(
 
 
 def _judged_places(replay: Replay, state: State) -> tuple[Int64Array, bool]:
-    """Roots of the steps in a state, with those of other masks if they are few; and whether there
-    are any in the state itself.
+    """Return the roots of the steps to judge a state by, and whether any step is in the state.
+
+    If the state has few steps, those with other mask counts are included.
     """
     num_drafted, group = state
     in_group = replay.groups == group
@@ -122,7 +135,7 @@ def _judged_places(replay: Replay, state: State) -> tuple[Int64Array, bool]:
 
 
 def _gain_on_other_half(replay: Replay, state: State, guesses: bool, places: Int64Array) -> float:
-    """Tokens gained on one half of the texts by the best tree of the other half, and vice versa."""
+    """Return the tokens gained on each half of the texts by the best tree of the other half."""
     num_drafted, _ = state
     values, present = replay.values, replay.steps[state]
     texts, gain = replay.positions.texts, 0.0
@@ -138,14 +151,14 @@ def _gain_on_other_half(replay: Replay, state: State, guesses: bool, places: Int
 
 
 def _likeliest(free: FreePaths, weights: Float64Array, max_nodes: int) -> Int64Array:
-    """[N]: the nodes that most weight passes, parents before their children."""
+    """Return the nodes [N] that most weight passes, parents before their children."""
     shares = free.sum_passing(np.arange(len(weights)), weights).round(9)
     order = np.lexsort((free.depths, -shares))[:max_nodes]  # a parent has its child's share or more
     return order[shares[order] > 0]
 
 
 def _parents(paths: Sequence[Path]) -> list[int]:
-    """[N]: which of the paths is each one's parent, -1 for the root."""
+    """Return the index [N] of each path's parent among the paths, -1 for the root."""
     index = {path: n for n, path in enumerate(paths)}
     return [index[path[:-1]] if path else -1 for path in paths]
 
@@ -153,9 +166,9 @@ def _parents(paths: Sequence[Path]) -> list[int]:
 def _weigh(
     free: FreePaths, nodes: Int64Array, weights: Float64Array, values: Values
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """accepted [N], ends and instead [N, M + 1] of these nodes, as the module's docstring has them.
+    """Compute accepted [N], ends and instead [N, M + 1] of these nodes (see the module docstring).
 
-    instead of the root is 0: a step ends on it or below it.
+    `instead` of the root is 0, since a step ends on it or below it.
     """
     depths = free.depths[nodes]
     accepted = np.zeros(len(nodes))

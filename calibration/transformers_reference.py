@@ -1,4 +1,4 @@
-"""The base model as transformers runs it in float32: the reference outside of bita-edge."""
+"""The base model run by transformers in float32, as a reference outside of bita-edge."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from bita.torch.base_model import load_base_model
 
 
 class TransformersReference:
-    """Greedy decoding by transformers of the weights of a checkpoint, in float32.
+    """Greedy decoding of a checkpoint's weights by transformers, in float32.
 
     Raises MissingExtraError without torch and transformers.
     """
@@ -18,7 +18,7 @@ class TransformersReference:
     def greedy(
         self, token_ids: Sequence[int], max_new_tokens: int, eos_ids: Sequence[int]
     ) -> list[int]:
-        """New token ids, an EOS at the end included."""
+        """Return the new token ids, including a final EOS."""
         import torch
 
         ids = torch.tensor([list(token_ids)])
@@ -34,7 +34,7 @@ class TransformersReference:
         return tokens
 
     def margin(self, token_ids: Sequence[int]) -> float:
-        """How far the best logit behind this text is above the second."""
+        """Return the gap between the two best logits after this text."""
         import torch
 
         with torch.no_grad():

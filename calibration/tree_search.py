@@ -1,8 +1,8 @@
-"""The trees with the most tokens per step for every number of rows, mask rows counted.
+"""Find the trees with the most tokens per step for every number of rows, including mask rows.
 
 A tree is worth the average reward of its chain (`draft_chain`). Trees grow by the node or mask that
-gains most for its rows, and shrink by the one that loses least. Mask tokens where they pay: PPD
-(arXiv 2405.18628); nodes by their share: best-first.
+gains most for its rows, and shrink by the one that loses least. Placing mask tokens where they pay
+follows PPD (arXiv 2405.18628); adding nodes by their share is best-first search.
 """
 
 from collections import Counter
@@ -13,18 +13,23 @@ from bita.calibration.draft_chain import DraftChain, Shares
 from bita.calibration.replay import accept_freely, max_end_rank, replay
 from bita.tree import Path, Tree
 
-Change = tuple[Path, int | None]  # a node and its new masks; None: the node is taken away
-MAX_SMALL = 8  # rows of a tree that is searched thoroughly
-MAX_KEPT, MAX_KEPT_SMALL = 2, 12  # trees of each number of rows
-MAX_TRIED, MAX_TRIED_SMALL = 3, 24  # ways to change a tree
+Change = tuple[Path, int | None]  # a node and its new number of masks; None removes the node
+MAX_SMALL = 8  # rows; trees up to this size are searched thoroughly
+MAX_KEPT, MAX_KEPT_SMALL = 2, 12  # trees kept for each number of rows
+MAX_TRIED, MAX_TRIED_SMALL = 3, 24  # changes tried on each tree
 
 
 def path_shares(acceptance: Acceptance, num_masks: int, min_level: int, mode: str) -> Shares:
-    """How often steps pass each node, for states 0 to num_masks.
+    """Compute how often steps pass each node, for states 0 to num_masks.
 
-    mode: "exact" knows paths along the spine only. Only the roots that a long chain visits count:
-    where text repeats itself, trees that guess right pass it in few steps, and all its positions
-    would count too much.
+    Only the roots that a long chain visits count. Trees with right guesses pass text that repeats
+    itself in few steps, so counting all its positions would give it too much weight.
+
+    Args:
+        acceptance: Measured texts.
+        num_masks: Largest number of masks on a node.
+        min_level: Least level at which the trees guess; 0 if they never guess.
+        mode: "exact" has paths along the spine only.
     """
     chain = Tree.chain(max(num_masks, GUESSES if min_level else 1), num_masks)
     steps = replay(acceptance, chain.with_guesses(min_level), mode)
@@ -46,17 +51,17 @@ def path_shares(acceptance: Acceptance, num_masks: int, min_level: int, mode: st
 
 @dataclass(frozen=True)
 class RatedTree:
-    """A tree and the tokens per step that it is expected to give."""
+    """A tree and its expected tokens per step."""
 
     tree: Tree
     tokens_per_step: float
 
 
 def best_trees(shares: Shares, max_rows: int, min_level: int = 0) -> dict[int, RatedTree]:
-    """The best tree found with each number of rows, up to max_rows.
+    """Find the best tree with each number of rows, up to max_rows.
 
-    A few trees of each size are kept. From smaller ones grow larger ones, then rows are taken away
-    from larger ones. All ways to do so are tried on small trees, the most promising ones on others.
+    The search keeps a few trees of each size. It first adds rows to smaller ones, then removes rows
+    from larger ones. On small trees it tries many changes, on others only the most promising ones.
     """
     likely = _likeliest(shares, 2 * max_rows, 0)
     shares = tuple({path: state[path] for path in likely if path in state} for state in shares)
@@ -76,9 +81,9 @@ def best_trees(shares: Shares, max_rows: int, min_level: int = 0) -> dict[int, R
 
 
 def list_additions(chain: DraftChain, room: int) -> list[Change]:
-    """One more mask on a node, or one more node with masks; the best for its rows comes first.
+    """List ways to add one mask to a node, or one node with masks; the best for its rows first.
 
-    room: rows that may be added.
+    A change adds at most `room` rows.
     """
     gains: list[tuple[float, Change]] = []
     num_states = len(chain.shares)
@@ -95,7 +100,7 @@ def list_additions(chain: DraftChain, room: int) -> list[Change]:
 
 
 def list_removals(chain: DraftChain) -> list[Change]:
-    """One mask less on a node, or one leaf less; what loses least for its rows comes first."""
+    """List ways to remove one mask or one leaf; the one that loses least for its rows first."""
     inner = {path[:-1] for path in chain.masks if path}
     losses: list[tuple[float, Change]] = []
     for path, masks in chain.masks.items():
@@ -128,7 +133,7 @@ def _max_tried(rows: int) -> int:
 
 
 class _Pool:
-    """The best few trees of each number of rows."""
+    """Pool of the best few trees with each number of rows."""
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
@@ -147,16 +152,16 @@ class _Pool:
         del chains[MAX_KEPT_SMALL if chain.num_rows <= MAX_SMALL else MAX_KEPT :]
 
     def of(self, rows: int) -> list[DraftChain]:
-        """The trees with this number of rows, the best first."""
+        """Return the trees with this number of rows, the best first."""
         return list(self._chains.get(rows, []))
 
     def best(self) -> dict[int, DraftChain]:
-        """The best tree of each number of rows."""
+        """Return the best tree with each number of rows."""
         return {rows: chains[0] for rows, chains in sorted(self._chains.items())}
 
 
 def _likeliest(shares: Shares, max_rows: int, num_masks: int) -> dict[Path, int]:
-    """The likeliest paths with the same masks on each, as many as the rows allow."""
+    """Return the likeliest paths with `num_masks` on each, as many as fit `max_rows`."""
     count = max(max_rows // (num_masks + 1), 1)
     known = shares[-1]
     # length breaks ties: a parent comes before its children
@@ -165,7 +170,7 @@ def _likeliest(shares: Shares, max_rows: int, num_masks: int) -> dict[Path, int]
 
 
 def _open_paths(chain: DraftChain) -> dict[Path, float]:
-    """Paths that could be added, and how often steps would pass them."""
+    """Return the paths that could be added, and how often steps would pass each."""
     found: dict[Path, float] = {}
     for state, shares in enumerate(chain.shares):
         for path, share in shares.items():

@@ -1,4 +1,4 @@
-"""Several ways to decode the same prompts, in turns, so that a drift of the machine hits all."""
+"""Decode the same prompts with several sessions, interleaved so that drift affects all equally."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Timed:
-    """Decode steps of one answer or of several, without the prefill and its token."""
+    """Decode steps of one or more answers, without the prefill and the token it gives."""
 
-    num_tokens: int  # that the steps gave
+    num_tokens: int  # tokens that the steps gave
     num_steps: int  # decode steps
     milliseconds: float  # of all steps
-    token_ids: tuple[int, ...] = ()  # of one answer, its first token included
+    token_ids: tuple[int, ...] = ()  # of a single answer, including its first token
     num_from_masks: int = 0  # accepted drafts of masks
     num_from_text: int = 0  # accepted guesses from the text so far
 
@@ -39,9 +39,17 @@ def decode_in_turns(
     on_progress: OnCount = ignore_count,
     options: Mapping[str, Any] = NO_OPTIONS,
 ) -> list[list[Timed]]:
-    """[session][prompt]. Another session begins with each prompt.
+    """Answer each prompt with every session, beginning with a different one each time.
 
-    options: of every answer, as `Session.generate` takes them.
+    Args:
+        sessions: Sessions to compare.
+        prompts: Prompts to answer.
+        max_new_tokens: Limit of each answer.
+        on_progress: Called with (done, total) after each prompt.
+        options: Options of every answer, as `Session.generate` takes them.
+
+    Returns:
+        The timed answers, by session and prompt.
     """
     for session in sessions:
         session.generate(prompts[0], WARM_UP_TOKENS)
@@ -49,13 +57,13 @@ def decode_in_turns(
     for number, prompt in enumerate(prompts):
         for turn in range(len(sessions)):
             place = (number + turn) % len(sessions)
-            timed[place].append(_timed(sessions[place], prompt, max_new_tokens, options))
+            timed[place].append(_time_answer(sessions[place], prompt, max_new_tokens, options))
         on_progress(number + 1, len(prompts))
     return timed
 
 
 def together(timed: Sequence[Timed]) -> Timed:
-    """The sums of several answers."""
+    """Return the sums over several answers."""
     return Timed(
         sum(each.num_tokens for each in timed),
         sum(each.num_steps for each in timed),
@@ -65,7 +73,7 @@ def together(timed: Sequence[Timed]) -> Timed:
     )
 
 
-def _timed(
+def _time_answer(
     session: Session, prompt: Prompt, max_new_tokens: int, options: Mapping[str, Any]
 ) -> Timed:
     session.reset_stats()

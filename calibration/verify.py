@@ -1,7 +1,7 @@
-"""The proof of losslessness: what an engine's tree decodes against what AR decodes.
+"""Verify losslessness: compare the text that an engine's tree decodes with the text of AR.
 
-Both run on the same engine, with the same weights and cache. Drafts may be garbage and the text
-must not change, so an adapter of random numbers is tried too.
+Both run on the same engine, with the same weights and cache. The text must not change even if the
+drafts are garbage, so an adapter of random numbers is tried too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,49 +15,41 @@ from bita.adapter import Adapter, random_adapter
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
-# Below such a gap between the two best logits, another order of summation may turn their order.
+# A smaller gap between the two best logits may change sign with another order of summation.
 # float32 noise was measured at 1e-5; 8-bit activations amplify it to about 0.2.
 NEAR_TIE = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.5, "int4": 0.5, "fp8": 0.5}
-# Token ids -> gap of the two best logits after them; None where it says nothing.
+# Maps token ids to the gap between the two best logits after them; None if it is meaningless.
 Margin = Callable[[Sequence[int]], float | None]
-GREEDY: Mapping[str, Any] = {}  # as options
-RANDOM_SCALE = 3.0  # far beyond any embedding, so that garbage is really garbage
+GREEDY: Mapping[str, Any] = {}  # options of greedy decoding
+RANDOM_SCALE = 3.0  # times the largest mask embedding, so that random drafts are garbage
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two texts part. prompt_index, position: from 0, position in the new tokens.
+    """The first difference between two texts."""
 
-    expected, found: token ids, None where one text has ended. margin: between the two best logits
-    of the reference there; None for sampled text, where it says nothing.
-    """
-
-    prompt_index: int
-    position: int
-    expected: int | None
-    found: int | None
-    margin: float | None
+    prompt_index: int  # from 0
+    position: int  # index among the new tokens, from 0
+    expected: int | None  # token id; None if the reference has ended
+    found: int | None  # token id; None if the text has ended
+    margin: float | None  # between the reference's two best logits; None for sampled text
 
     def is_near_tie(self, tolerance: float) -> bool:
-        """Whether rounding may explain it. A margin that is not a number explains nothing."""
+        """Whether rounding may explain the divergence. A margin of NaN explains nothing."""
         return self.margin is None or self.margin < tolerance
 
 
 @dataclass
 class Comparison:
-    """One decoding against its reference over all prompts.
-
-    tolerance: margin of a near-tie. tokens_per_second, ar_tokens_per_second: decoding alone; 0.0
-    where it was not measured.
-    """
+    """Comparison of one way to decode with its reference over all prompts."""
 
     name: str
-    tolerance: float
+    tolerance: float  # largest margin of a near-tie
     num_prompts: int = 0
     num_tokens: int = 0
     tokens_per_step: float = 0.0
-    tokens_per_second: float = 0.0
-    ar_tokens_per_second: float = 0.0
+    tokens_per_second: float = 0.0  # of decoding alone; 0.0 if not measured
+    ar_tokens_per_second: float = 0.0  # of the reference, likewise
     divergences: list[Divergence] = field(default_factory=list)
 
     @property
@@ -66,7 +58,7 @@ class Comparison:
 
     @property
     def forbidden(self) -> list[Divergence]:
-        """The divergences that the engine's mode does not allow."""
+        """Divergences that the engine's mode does not allow."""
         if self.tolerance == 0:
             return self.divergences
         return [item for item in self.divergences if not item.is_near_tie(self.tolerance)]
@@ -79,12 +71,22 @@ def verify(
     on_prompt: Callable[[int], None] = lambda _: None,
     sampling: Mapping[str, Any] = GREEDY,
 ) -> list[Comparison]:
-    """The session's tree against AR, with its own adapter and with a random one.
+    """Compare the session's tree with AR, with its own adapter and with a random one.
 
-    on_prompt: called with 1 after each answer, three a prompt. sampling: fields of Options, the
-    first prompt's seed among them; another seed for each prompt. In mode "exact" every divergence
-    is forbidden; in mode "tree" those at a margin above the precision's near-tie, and of sampled
-    text none, since rounding may move a draw over the border between two tokens.
+    In mode "exact" every divergence is forbidden. In mode "tree" only those with a margin above the
+    precision's near-tie are; in sampled text none is, since rounding may move a draw across the
+    border between two tokens.
+
+    Args:
+        session: Session whose tree is verified.
+        prompts: Prompts to answer.
+        max_new_tokens: Limit of each answer.
+        on_prompt: Called with 1 after each answer, three times per prompt.
+        sampling: Fields of `Options`; empty decodes greedily. Its seed is that of the first prompt
+            and increases by 1 with each further prompt.
+
+    Returns:
+        A comparison for the session's own adapter and one for the random adapter.
     """
     options = [
         {**sampling, "seed": sampling.get("seed", 0) + number} if sampling else {}
@@ -95,7 +97,7 @@ def verify(
     plain = session.using(tree=Tree.root_only())
     expected = []
     for prompt, given in zip(prompts, options, strict=True):
-        expected.append(_alone(plain, prompt, max_new_tokens, given))
+        expected.append(_answer_alone(plain, prompt, max_new_tokens, given))
         on_prompt(1)
     ar_tokens_per_second = plain.stats.tokens_per_second
     comparisons = []
@@ -103,8 +105,10 @@ def verify(
         drafting = session.using(adapter=adapter)
         comparison = Comparison(name, tolerance)
         for prompt, given, tokens in zip(prompts, options, expected, strict=True):
-            found = _alone(drafting, prompt, max_new_tokens, given)
-            margin = margin_behind(plain.margin, session.encode(prompt)) if not given else _unknown
+            found = _answer_alone(drafting, prompt, max_new_tokens, given)
+            margin = (
+                margin_after(plain.margin, session.encode(prompt)) if not given else _unknown_margin
+            )
             compare(comparison, tokens, found, margin)
             on_prompt(1)
         comparison.tokens_per_step = drafting.stats.tokens_per_step
@@ -114,15 +118,15 @@ def verify(
     return comparisons
 
 
-def _alone(
+def _answer_alone(
     session: Session, prompt: Prompt, max_new_tokens: int, options: Mapping[str, Any]
 ) -> list[int]:
-    """The tokens of an answer that uses nothing of another one's cache."""
+    """Return the tokens of an answer that starts with an empty cache."""
     session.forget()
     return session.generate(prompt, max_new_tokens, **options).token_ids
 
 
-def _unknown(token_ids: Sequence[int]) -> None:
+def _unknown_margin(token_ids: Sequence[int]) -> None:
     return None
 
 
@@ -132,7 +136,14 @@ def compare(
     found: Sequence[int],
     margin: Margin,
 ) -> None:
-    """Add one prompt. margin: of the reference behind a beginning of `expected`."""
+    """Add one prompt to the comparison.
+
+    Args:
+        comparison: Comparison to extend.
+        expected: New tokens of the reference.
+        found: New tokens to compare with them.
+        margin: Margin of the reference after a prefix of `expected`.
+    """
     position = first_difference(expected, found)
     if position is not None:
         comparison.divergences.append(
@@ -148,8 +159,8 @@ def compare(
     comparison.num_tokens += len(expected)
 
 
-def margin_behind(margin: Margin, prompt_ids: Sequence[int]) -> Margin:
-    """The margin behind a prompt and some new tokens, as a function of the new tokens."""
+def margin_after(margin: Margin, prompt_ids: Sequence[int]) -> Margin:
+    """Return the margin after a prompt and new tokens, as a function of the new tokens."""
     return lambda new_ids: margin([*prompt_ids, *new_ids])
 
 
@@ -158,7 +169,7 @@ def _at(token_ids: Sequence[int], position: int) -> int | None:
 
 
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
-    """The first position at which two texts differ, one ending counted; None if they are equal."""
+    """Return the first position at which two texts differ or one ends; None if they are equal."""
     for position, (left, right) in enumerate(zip_longest(expected, found)):
         if left != right:
             return position
@@ -166,7 +177,7 @@ def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | Non
 
 
 def garbage(adapter: Adapter, seed: int = 0) -> Adapter:
-    """Random numbers in the shape of an adapter."""
+    """Return an adapter of the same shape that contains random numbers."""
     scale = RANDOM_SCALE * float(np.abs(adapter.mask_embeddings).max())
     return random_adapter(
         adapter.identity,

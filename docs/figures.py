@@ -1,8 +1,8 @@
-"""Draws docs/images/tree-mask.svg: a tree, and which row of its step sees what.
+"""Draw docs/images/tree-mask.svg: a tree, and which row of its step sees what.
 
     python docs/figures.py
 
-Rows and what they see come from the runtime's own layout of the step.
+The rows, and what they see, are taken from the runtime's own layout of the step.
 """
 
 import sys
@@ -20,15 +20,15 @@ from bita.tree import Tree
 
 OUT = Path(__file__).parent / "images" / "tree-mask.svg"
 INK, PALE, NODE, MASK, CACHED = "#1f3b57", "#eef2f6", "#3f6d99", "#d98b3a", "#8aa4bd"
-NUM_PREFIX, NUM_TEXT = 3, 4  # drawn of what is cached
+NUM_PREFIX, NUM_TEXT = 3, 4  # cached columns that are drawn
 TREE = Tree.from_paths([[1], [1, 1], [2]], num_masks=2)
 
 
 def row_names(tree: Tree) -> list[str]:
-    """Of all rows in order: the root, nodes by their path of ranks, masks behind their node."""
+    """Return the names of all rows in order: root, nodes by their ranks, masks after their node."""
     nodes = ["root", *(",".join(map(str, path)) for path in tree.paths[1:])]
     masks = [
-        f"m{index} behind {nodes[node]}"
+        f"m{index} after {nodes[node]}"
         for node, count in enumerate(tree.num_masks)
         for index in range(count)
     ]
@@ -36,8 +36,8 @@ def row_names(tree: Tree) -> list[str]:
 
 
 def draw_tree(axes: Axes, tree: Tree) -> None:
-    """Nodes with the masks behind them; the spine is on top."""
-    places = {(): (0.0, 0.0)}
+    """Draw nodes with the masks after them; the spine is on top."""
+    places: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, 0.0)}
     for path in tree.paths[1:]:
         x, y = places[path[:-1]]
         places[path] = (x + 1.5, y - 1.5 * (path[-1] - 1))
@@ -47,10 +47,8 @@ def draw_tree(axes: Axes, tree: Tree) -> None:
             axes.plot([from_x, x], [from_y, y], color=color, lw=1.2, zorder=1)
         for index in range(tree.num_masks[tree.paths.index(path)]):
             axes.plot([x, x + 0.42 * (index + 1)], [y, y - 0.55], color=MASK, lw=0.8, zorder=1)
-            axes.text(
-                *(x + 0.42 * (index + 1), y - 0.62, f"m{index}"),
-                **{"ha": "center", "va": "top", "fontsize": 8, "color": MASK},
-            )
+            x_mask = x + 0.42 * (index + 1)
+            axes.text(x_mask, y - 0.62, f"m{index}", ha="center", va="top", fontsize=8, color=MASK)
         name = ",".join(map(str, path)) or "root"
         box = {"boxstyle": "round,pad=0.35", "fc": NODE, "ec": "none"}
         axes.text(x, y, name, ha="center", va="center", fontsize=9, color="white", bbox=box)
@@ -60,7 +58,7 @@ def draw_tree(axes: Axes, tree: Tree) -> None:
 
 
 def draw_mask(axes: Axes, layout: Layout, names: list[str]) -> None:
-    """One line for each row, one column for each thing that may be seen."""
+    """Draw a line for each row, and a column for everything that it may see."""
     rows = layout.num_rows
     prefix = np.repeat(layout.sees_prefix[:, None], NUM_PREFIX, axis=1)
     seen = np.hstack([prefix, np.ones((rows, NUM_TEXT), np.bool_), layout.sees])

@@ -46,19 +46,20 @@ CASED = (
 )
 
 
-def found_in(text: str) -> Iterator[tuple[int, str, str]]:
+def found_in(text: str, is_code: bool) -> Iterator[tuple[int, str, str]]:
     """Yield the line number, the word and the advice for everything that `text` should not have."""
+    cased = CASED if is_code else ()  # in Markdown # is a heading
     for number, line in enumerate(text.splitlines(), 1):
         for pattern, advice in RULES:
-            for match in re.finditer(rf"(?<![\w-])({pattern})(?![\w-])", line, re.IGNORECASE):
+            for match in re.finditer(rf"(?<![\w.-])({pattern})(?![\w-])", line, re.IGNORECASE):
                 yield number, match[1].lower(), advice
-        for pattern, advice in CASED:
+        for pattern, advice in cased:
             for match in re.finditer(pattern, line):
                 yield number, match[0].strip(), advice
 
 
 def prose_files() -> list[Path]:
-    """Return the tracked files that hold prose, as paths from the root of the repository."""
+    """Return the repository's files that hold prose, as paths from the root of the repository."""
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -66,7 +67,9 @@ def prose_files() -> list[Path]:
     return [
         path
         for path in paths
-        if (path.suffix in KINDS or path.name in NAMES) and not str(path).startswith(SKIPPED)
+        if (path.suffix in KINDS or path.name in NAMES)
+        and not str(path).startswith(SKIPPED)
+        and (ROOT / path).is_file()
     ]
 
 
@@ -77,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     counts: Counter[str] = Counter()
     for path in args.paths or [ROOT / path for path in prose_files()]:
-        for number, word, advice in found_in(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        for number, word, advice in found_in(text, path.suffix != ".md"):
             counts[word] += 1
             if not args.count:
                 print(f'{path}:{number}: "{word}": {advice}')

@@ -1,1 +1,1 @@
-"""From a checkpoint to an engine directory: weights, step graph, quantization."""
+"""Export a checkpoint as an engine directory: weights, step graph, quantization."""

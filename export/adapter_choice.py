@@ -1,4 +1,4 @@
-"""Which adapter an engine gets: the one given, or the one that belongs to the model's name."""
+"""Choose an engine's adapter: the one given, or the one named after the model."""
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -9,32 +9,37 @@ from bita.errors import AdapterError
 from bita.export.model_name import adapter_path
 from bita.export.sources import KNOWN_MODELS
 
-UNTUNED = "none"  # instead of a file
+UNTUNED = "none"  # given instead of a file
 
 
 @dataclass(frozen=True)
 class AdapterChoice:
-    """adapter: None for an untuned one. source: where it is from. is_given: by the user."""
+    """The adapter of a build, and how it was chosen."""
 
-    adapter: Adapter | None
-    source: str
-    is_given: bool
+    adapter: Adapter | None  # None for an untuned engine
+    source: str  # where it comes from, for messages; "" for an untuned engine
+    is_given: bool  # whether the user gave it
 
     def explained(self, error: AdapterError) -> AdapterError:
-        """The error, with why this adapter was taken where nobody asked for it."""
+        """Return the error, extended by the reason for this adapter unless the user gave it."""
         if self.is_given:
             return error
         return AdapterError(
-            f"the adapter {self.source} has the model's name, so it was taken; give --adapter FILE "
-            f"for another one, or --adapter {UNTUNED} for an untuned engine: {error}"
+            f"the adapter {self.source} was used because it has the model's name; give --adapter "
+            f"FILE for another one, or --adapter {UNTUNED} for an untuned engine: {error}"
         )
 
 
 def choose_adapter(given: str | None, model: str) -> AdapterChoice:
-    """given: a file, UNTUNED, or None. With None it is `adapter_path` in the current directory,
-    else the one that ships with the package for a known model, else an untuned one.
+    """Return the adapter that a build of `model` uses.
 
-    Raises AdapterError.
+    Args:
+        given: A file, or UNTUNED. None takes `adapter_path` in the current directory if it exists,
+            otherwise the adapter that the package ships for a known model, otherwise none.
+        model: The model as the user names it.
+
+    Raises:
+        AdapterError: if the adapter cannot be loaded.
     """
     if given == UNTUNED:
         return AdapterChoice(None, "", True)
@@ -42,16 +47,16 @@ def choose_adapter(given: str | None, model: str) -> AdapterChoice:
         return AdapterChoice(Adapter.load(given), given, True)
     own = adapter_path(model)
     if own.exists():
-        return _taken(own, str(own))
+        return _load_named(own, str(own))
     if model in KNOWN_MODELS:
         shipped = files("bita") / adapter_path(model).as_posix()
         if shipped.is_file():
             with as_file(shipped) as path:
-                return _taken(path, f"{shipped.name}, which ships with bita-edge")
+                return _load_named(path, f"{shipped.name}, which ships with bita-edge")
     return AdapterChoice(None, "", False)
 
 
-def _taken(path: Path, source: str) -> AdapterChoice:
+def _load_named(path: Path, source: str) -> AdapterChoice:
     try:
         return AdapterChoice(Adapter.load(path), source, False)
     except AdapterError as error:

@@ -1,4 +1,4 @@
-"""The features of a decoder, read from a transformers config; what is unknown is refused.
+"""The features of a decoder, read from a transformers config; unknown features are refused.
 
 Only the modules that read configs know model families by name (`families`, `standard_config`,
 `rope_parameters`, and this one). Everything after them works on features: window and rotary
@@ -15,7 +15,7 @@ from bita.export.rope import Rope, make_rope
 from bita.export.standard_config import family_of, standard_config
 from bita.json_values import shown
 
-BIASES = {  # the linear layers that get biases by a key of the config
+BIASES = {  # the linear layers to which a key of the config gives biases
     "attention_bias": tuple(f"self_attn.{name}_proj" for name in "qkvo"),
     "mlp_bias": tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 }
@@ -24,26 +24,17 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"
 
 @dataclass(frozen=True)
 class Layer:
-    """What may differ from layer to layer.
+    """The features that may differ from layer to layer."""
 
-    rope: None for a layer without position embedding (NoPE).
-    window: a token sees itself and window - 1 tokens before it; None for all.
-    """
-
-    rope: Rope | None
-    window: int | None
+    rope: Rope | None  # None for a layer without position embedding (NoPE)
+    window: int | None  # a token sees itself and the window - 1 tokens before it; None: all tokens
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Numbers and features of a decoder-only transformer; scales are 1.0 and caps 0.0 when unused.
+    """Numbers and features of a decoder-only transformer; unused scales are 1.0, unused caps 0.0.
 
-    biases: linear layers of a decoder layer that may have a bias, such as "self_attn.q_proj".
-    sandwich_norms: norms after attention and MLP too, before the residual sum (Gemma 2, 3).
-    norm_offset: added to every norm weight (1.0 for Gemma).
-    qk_norm: RMSNorm on each head of Q and K before the rotary embedding (Qwen3, Gemma 3).
-    residual_scale: factor on the output of attention and MLP before the sum (Granite).
-    attention_softcap, logit_softcap: cap * tanh(x / cap).
+    A soft cap is cap * tanh(x / cap).
     """
 
     family: str
@@ -58,15 +49,17 @@ class Architecture:
     activation: str
     norm_eps: float
     tied_embeddings: bool
-    biases: tuple[str, ...] = ()
-    norm_offset: float = 0.0
-    sandwich_norms: bool = False
-    qk_norm: bool = False
-    attention_scale: float = 1.0
+    biases: tuple[str, ...] = ()  # linear layers that may have one, such as "self_attn.q_proj"
+    norm_offset: float = 0.0  # added to every norm weight (1.0 for Gemma)
+    sandwich_norms: bool = False  # norms also after attention and MLP (Gemma 2, 3)
+    qk_norm: bool = (
+        False  # RMSNorm on heads of Q and K before the rotary embedding (Qwen3, Gemma 3)
+    )
+    attention_scale: float = 1.0  # factor on the products of Q and K
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     embedding_scale: float = 1.0
-    residual_scale: float = 1.0
+    residual_scale: float = 1.0  # factor on the output of attention and MLP (Granite)
     logit_scale: float = 1.0
 
     @property
@@ -75,10 +68,14 @@ class Architecture:
 
 
 def read_architecture(config: Mapping[str, Any], capacity: int) -> Architecture:
-    """Read a transformers config. Raises ModelError that lists every reason of a refusal.
+    """Read a transformers config.
 
-    A key that is missing has the default of its class in transformers.
-    capacity: C, the positions the engine will serve; LongRoPE depends on it.
+    Args:
+        config: The config; a missing key has the default of its class in transformers.
+        capacity: C, the number of positions that the engine will serve; LongRoPE depends on it.
+
+    Raises:
+        ModelError: if the model is not supported; the error lists every reason.
     """
     model_type, family = config.get("model_type"), family_of(config)
     standard, faults = standard_config(config)
@@ -94,8 +91,8 @@ def read_architecture(config: Mapping[str, Any], capacity: int) -> Architecture:
 
 
 def _assemble(config: Mapping[str, Any], family: Family, layers: tuple[Layer, ...]) -> Architecture:
-    """config: a standard one, in which no fault was found."""
-    read = {name: config[name] for name in family.keys}  # other keys are of other families
+    """Return the architecture of a standard config without faults."""
+    read = {name: config[name] for name in family.keys}  # other keys belong to other families
     query_scalar = read.get("query_pre_attn_scalar") or config["head_dim"]
     hidden_size = read["hidden_size"]
     return Architecture(
@@ -138,9 +135,9 @@ def _bad_numbers(config: Mapping[str, Any], family: Family, capacity: int) -> li
         )
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % kv_heads:
-        faults.append(f"{heads} attention heads are no multiple of {kv_heads} key-value heads")
+        faults.append(f"{heads} attention heads are not a multiple of {kv_heads} key-value heads")
     if config["head_dim"] % 16:
-        faults.append(f"head_dim {config['head_dim']} is no multiple of 16")
+        faults.append(f"head_dim {config['head_dim']} is not a multiple of 16")
     limit = config["max_position_embeddings"]
     if capacity > limit:
         faults.append(
@@ -158,7 +155,7 @@ def _activation(config: Mapping[str, Any], family: Family) -> str:
 def _layers(
     config: Mapping[str, Any], family: Family, capacity: int, faults: list[str]
 ) -> tuple[Layer, ...]:
-    """The layers of a standard config; what is wrong with their rotary embedding is a fault."""
+    """Return the layers of a standard config; add faults of their rotary embeddings to `faults`."""
     num_layers = config["num_hidden_layers"]
     if family.windows == "layers":
         kinds = config["layer_types"]

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are stored in blocks, which an engine can keep as they are."""
+"""Checkpoints whose weights are stored in blocks that an engine can keep unchanged."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,59 +8,57 @@ from bita.export.finite import sum_of_squares
 from bita.export.quantization.blocks import Blocks, dequantized
 from bita.tensors import TensorSource
 
-SAMPLED_ROWS = 256  # of a tensor, for the error of its blocks
+SAMPLED_ROWS = 256  # rows of a tensor that are read to measure the error of its blocks
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """What the blocks of a tensor become.
+    """The kind of blocks as which a stored tensor is read."""
 
-    name: of the file's format. bits, has_minima: of the blocks that are read. rounded: what of
-    them is not exact: "" for nothing, "scales" for scales and minima in float16, or "values" for
-    all, where blocks are fitted to the weights.
-    """
-
-    name: str
-    bits: int
-    has_minima: bool
+    name: str  # the file's format, such as "Q4_K"
+    bits: int  # of the blocks that are read
+    has_minima: bool  # whether the blocks that are read have minima
+    # the inexact part: "" for none, "scales" for scales and minima rounded to float16, "values" for
+    # all numbers, where blocks are fitted to the weights
     rounded: str = ""
 
     def fits(self, bits: int) -> bool:
-        """Whether blocks of `bits` hold the weights as well as the file's own do."""
+        """Return whether blocks of `bits` hold the weights as well as the file's own blocks."""
         return self.bits == bits or (self.bits < bits and self.rounded != "values")
 
 
 @runtime_checkable
 class BlockSource(Protocol):
-    """A TensorSource that can give some of its tensors as blocks."""
+    """A TensorSource that can return some of its tensors as blocks."""
 
     def block_type(self, name: str) -> BlockType | None:
-        """How a matrix is stored, from the header only; None if it is not stored in blocks."""
+        """Return the block type of a matrix, from the header alone; None if it has no blocks."""
 
     def read_blocks(self, name: str, start: int = 0, stop: int | None = None) -> Blocks | None:
-        """Rows [start, stop) as blocks; only they are read. None where `block_type` is None."""
+        """Read rows [start, stop) as blocks; return None if the tensor has no blocks."""
 
 
 def block_type(source: TensorSource, name: str) -> BlockType | None:
-    """How a tensor is stored; None if it is not stored in blocks."""
+    """Return the block type of a tensor; None if it is not stored in blocks."""
     return source.block_type(name) if isinstance(source, BlockSource) else None
 
 
 def stored_blocks(source: TensorSource, name: str, start: int, stop: int) -> Blocks | None:
-    """Rows [start, stop) of a tensor as its file's blocks; None if it is not stored in blocks.
+    """Read rows [start, stop) of a tensor as blocks; return None if it is not stored in blocks.
 
-    Raises ModelError if a weight is not finite, or float16 cannot hold a scale or minimum.
+    Raises:
+        ModelError: if a weight is not finite, or float16 cannot hold a scale or minimum.
     """
     return source.read_blocks(name, start, stop) if isinstance(source, BlockSource) else None
 
 
 def blocks_errors(source: TensorSource, names: Iterable[str]) -> dict[str, float]:
-    """How much the blocks of tensors differ from the file's weights, by the file's formats.
+    """Return the error of the blocks compared with the file's weights, for each format of the file.
 
-    Relative root mean squares; 0 for formats that are kept exactly. Tensors that are not stored in
-    blocks are left out. Reads at most SAMPLED_ROWS rows of each tensor.
+    Errors are relative root mean squares, 0 for formats that are kept exactly. Tensors that are not
+    stored in blocks are skipped. At most SAMPLED_ROWS rows of each tensor are read.
     """
-    squares: dict[str, list[float]] = {}  # of the errors, of the weights
+    squares: dict[str, list[float]] = {}  # sums of squared errors and of squared weights
     for name in names:
         stored = block_type(source, name)
         if stored is None:
@@ -74,7 +72,7 @@ def blocks_errors(source: TensorSource, names: Iterable[str]) -> dict[str, float
 
 
 def _squares(source: TensorSource, name: str) -> tuple[float, float]:
-    """The sums of the squares of the errors of a tensor's first blocks, and of its weights."""
+    """Return the sum of squared errors of a tensor's first blocks, and of its squared weights."""
     stop = min(SAMPLED_ROWS, source.shape(name)[0])
     blocks = stored_blocks(source, name, 0, stop)
     assert blocks is not None

@@ -1,4 +1,4 @@
-"""What an engine is built from, as a hash, so that a build can tell that nothing has changed."""
+"""A digest of everything an engine is built from, by which a build detects that nothing changed."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from bita.export.sources import HUB_FILES, KNOWN_MODELS
 
 
 def digest_inputs(model: str, adapter: Adapter | None, settings: Mapping[str, Any]) -> str:
-    """Hex digest of the model's name and files (size and time of each), adapter, and settings.
+    """Return a hex digest of the model's name and files, the adapter, and the settings.
 
-    Models of the hub go by their name alone, so that nothing is asked of the network. settings:
-    what JSON can say.
+    A file counts by its name, size and modification time, a model of the hub only by its name, so
+    that no network is needed. The settings must be JSON values.
     """
     key = {
         "version": [__version__, OPERATORS_VERSION],
@@ -30,7 +30,7 @@ def digest_inputs(model: str, adapter: Adapter | None, settings: Mapping[str, An
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """Hex digest of an adapter's tensors."""
+    """Return a hex digest of an adapter's tensors."""
     digest = hashlib.sha256()
     for piece in adapter.hash_pieces():
         digest.update(piece)

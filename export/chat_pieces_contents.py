@@ -1,4 +1,4 @@
-"""How a chat template writes contents: with white space taken off, or cut at a mark."""
+"""The forms in which a chat template writes contents: stripped, or cut at a mark."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -8,18 +8,19 @@ from bita.export.chat_pieces_form import SPACES, Part, Piece, Refusal, State, St
 from bita.export.chat_pieces_probe import Prober, Roles, UnfrozenError
 from bita.export.chat_pieces_states import Skeleton
 
-_ENDS = ("\n \u00a0\x1c", " \n\u00a0")  # at which ways to strip differ
+_ENDS = ("\n \u00a0\x1c", " \n\u00a0")  # by which the ways to strip are distinguished
 _MARKED = ("\n a\n{0}\n\n b \n{0} \n\n c\n ", "a{0}b", " {0} \n", "{0}\n a \n")
 
-Written = Callable[[str], str | None]  # what is written of a content
+Written = Callable[[str], str | None]  # from a content to the text written for it
 
 
 def with_contents(prober: Prober, skeleton: Skeleton) -> tuple[State, ...]:
-    """The states of a skeleton, with contents as the template writes them.
+    """Return the states of a skeleton, with contents as the template writes them.
 
-    Raises UnfrozenError where that is neither stripping nor cutting.
+    Raises:
+        UnfrozenError: if the template does more than strip or cut a content.
     """
-    moved = _moved(prober, skeleton)
+    moved = _moved_strip(prober, skeleton)
     states = []
     for number, state in enumerate(skeleton.states):
         pieces: dict[tuple[str, str], Piece | Refusal] = {}
@@ -38,7 +39,7 @@ def with_contents(prober: Prober, skeleton: Skeleton) -> tuple[State, ...]:
 
 
 def _with_content(prober: Prober, piece: Piece, roles: Roles, index: int, prompt: bool) -> Piece:
-    written = _written(prober, roles, index, prompt)
+    written = _written_by_content(prober, roles, index, prompt)
     strip = _strip(prober, written, roles[index])
     piece = replace(piece, strip=strip)
     for mark in prober.literals.marks:
@@ -47,13 +48,13 @@ def _with_content(prober: Prober, piece: Piece, roles: Roles, index: int, prompt
 
 
 def _with_mark(prober: Prober, piece: Piece, written: Written, mark: str, role: str) -> Piece:
-    """The piece with what becomes of contents that hold a mark."""
+    """Add to a piece how contents with a mark are written."""
     probes = [each.format(mark) for each in _MARKED]
     first = written(probes[0])
     if piece.strip and first == piece.strip.of(probes[0]):
         return piece
     found = [first, *map(written, probes[1:])]
-    # What a user says is never cut: the template's check for lost words would be needed.
+    # Contents of users are never cut: that would need the template's check for lost words.
     if role != "user" and not piece.mark and None not in found:
         tails = [probe.rpartition(mark)[2] for probe in probes]
         for cut in _strips(prober):
@@ -62,17 +63,17 @@ def _with_mark(prober: Prober, piece: Piece, written: Written, mark: str, role: 
     return replace(piece, uncovered=(*piece.uncovered, mark))
 
 
-def _moved(prober: Prober, skeleton: Skeleton) -> Strip:
-    """How the first message's content is written where it is part of other pieces."""
+def _moved_strip(prober: Prober, skeleton: Skeleton) -> Strip:
+    """Return how the first message's content is written where it is part of other pieces."""
     for roles, prompt in _conversations(skeleton):
         tokens = prober.tokens(roles, prompt)
         if not isinstance(tokens, Refusal) and 0 in tokens:
-            return _strip(prober, _written(prober, roles, 0, prompt), roles[0])
+            return _strip(prober, _written_by_content(prober, roles, 0, prompt), roles[0])
     return Strip()
 
 
 def _conversations(skeleton: Skeleton) -> Iterator[tuple[Roles, bool]]:
-    """Conversations that show the first message's content outside its own piece."""
+    """Yield conversations that have the first message's content outside its own piece."""
     for (number, role, follower), (roles, _, prompt) in skeleton.witnesses.items():
         piece = skeleton.states[number].pieces[role, follower]
         if isinstance(piece, Piece) and _has_first(piece.before):
@@ -87,10 +88,11 @@ def _with_first(parts: Sequence[Part], strip: Strip) -> tuple[Part, ...]:
     return tuple(strip if isinstance(part, Strip) else part for part in parts)
 
 
-def _written(prober: Prober, roles: Roles, index: int, prompt: bool) -> Written:
-    """Finds what is written in place of one content of a conversation of single words.
+def _written_by_content(prober: Prober, roles: Roles, index: int, prompt: bool) -> Written:
+    """Return a function that finds the text written for another content of one message.
 
-    None where the template refuses the content, or writes other things differently too.
+    The other messages are single words. The function returns None if the template refuses the
+    content, or if the rest of the prompt changes too.
     """
     messages = prober.conversation(roles)
     usual = prober.render(messages, prompt)
@@ -116,7 +118,7 @@ def _strip(prober: Prober, written: Written, role: str) -> Strip:
     for strip in _strips(prober):
         if [strip.of(probe) for probe in probes] == found:
             return strip
-    raise UnfrozenError(f"it writes the contents of messages of role {role} in a changed form")
+    raise UnfrozenError(f"it changes the contents of messages of role {role}")
 
 
 def _strips(prober: Prober) -> Iterable[Strip]:

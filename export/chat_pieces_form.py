@@ -1,8 +1,8 @@
-"""A chat template as pieces: a small automaton over roles, which needs no Jinja to render.
+"""A chat template as pieces: a small automaton over roles, which renders without Jinja.
 
-What is written for a message depends on its role, on the state that the messages before it lead to,
-and on what follows it: nothing, other messages, or some message of a user. A piece is the text up
-to the message's content; the text after the last content is the state's, with or without a
+The text of a message depends on its role, on the state reached by the messages before it, and on
+what follows it: nothing, other messages, or some message of a user. A piece is the text up to the
+message's content; the text after the last content belongs to the state, with or without a
 generation prompt.
 """
 
@@ -16,12 +16,12 @@ from bita.errors import PromptError
 FORMAT = 1
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())  # all 29 of Python's
 NOTHING, OTHERS, USER = "nothing", "others", "user"
-FOLLOWERS = (NOTHING, OTHERS, USER)  # USER: a message of a user comes later, at once or not
+FOLLOWERS = (NOTHING, OTHERS, USER)  # USER: a message of a user comes next or later
 WAY_AROUND = "render the prompt elsewhere and give it as text"
 
 
 class UncoveredError(PromptError):
-    """The pieces do not hold what the template makes of these messages."""
+    """The pieces do not cover these messages."""
 
 
 class RefusedError(PromptError):
@@ -30,12 +30,13 @@ class RefusedError(PromptError):
 
 @dataclass(frozen=True)
 class Strip:
-    """How a content is written: without these characters at its ends, SPACES for white space."""
+    """The characters that are stripped from the ends of a content; SPACES for white space."""
 
     left: str = ""
     right: str = ""
 
     def of(self, text: str) -> str:
+        """Return the stripped text."""
         text = text.lstrip(self.left) if self.left else text
         return text.rstrip(self.right) if self.right else text
 
@@ -49,13 +50,10 @@ Part = str | Strip  # a text, or the content of the first message
 
 @dataclass(frozen=True)
 class Refusal:
-    """What takes the place of a piece where messages are not rendered.
-
-    is_template: the template refuses them; else the pieces do not cover them.
-    """
+    """An error in place of a piece, for messages that are not rendered."""
 
     message: str
-    is_template: bool = True
+    is_template: bool = True  # whether the template refuses them; else the pieces do not cover them
 
     def error(self) -> PromptError:
         return (RefusedError if self.is_template else UncoveredError)(self.message)
@@ -63,24 +61,17 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is written for a message in one place.
+    """The text written for a message in one place."""
 
-    before: the text from the content that was written last.
-    strip: how its content is written; None leaves it out, with `before`.
-    mark: where the content holds it, only what follows its last occurrence is written, by `cut`.
-    uncovered: contents that hold one of these texts are refused; covers_blank: so are those of
-    white space only, if it is false.
-    """
-
-    before: tuple[Part, ...] = ()
-    strip: Strip | None = None
-    mark: str = ""
-    cut: Strip = Strip()
-    uncovered: tuple[str, ...] = ()
-    covers_blank: bool = True
+    before: tuple[Part, ...] = ()  # the text between the content written last and this one
+    strip: Strip | None = None  # how the content is stripped; None omits it and `before`
+    mark: str = ""  # of a content with it, only the text after its last occurrence is written
+    cut: Strip = Strip()  # how that text is stripped
+    uncovered: tuple[str, ...] = ()  # contents with one of these texts are refused
+    covers_blank: bool = True  # False: contents of white space only are refused
 
     def content(self, text: str) -> str:
-        """What is written of a content. Raises UncoveredError."""
+        """Return the text written for a content. Raises UncoveredError if it is not covered."""
         if not self.covers_blank and not text.strip():
             raise UncoveredError(f"a message of white space only is not covered; {WAY_AROUND}")
         for each in self.uncovered:
@@ -107,31 +98,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class State:
-    """Where some messages lead to.
+    """A state of the automaton, reached by some messages."""
 
-    pieces: by role and follower. to: the next state by role; roles that lead nowhere are left out.
-    ends: what is written at the end, by add_generation_prompt.
-    """
-
-    pieces: Mapping[tuple[str, str], Piece | Refusal]
-    to: Mapping[str, int]
-    ends: Mapping[bool, tuple[Part, ...] | Refusal]
+    pieces: Mapping[tuple[str, str], Piece | Refusal]  # by role and follower
+    to: Mapping[str, int]  # the next state by role; roles without one are missing
+    ends: Mapping[bool, tuple[Part, ...] | Refusal]  # text at the end, by add_generation_prompt
 
 
 @dataclass(frozen=True)
 class ChatPieces:
-    """A frozen template; the first state is the one without messages.
+    """A frozen template."""
 
-    covers: the conversations that it was proved for, in words.
-    covers_developer: the role "developer" is read as "system", as `known_roles` does.
-    """
-
-    states: tuple[State, ...]
-    covers: str
-    covers_developer: bool = True
+    states: tuple[State, ...]  # the first is the one without messages
+    covers: str  # a description of the conversations that it was proved for
+    covers_developer: bool = True  # whether "developer" is read as "system", as in `known_roles`
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """The text of checked messages. Raises RefusedError or UncoveredError."""
+        """Return the prompt of checked messages. Raises RefusedError or UncoveredError."""
         roles = self._known([message["role"] for message in messages])
         contents = [message["content"] for message in messages]
         written: list[str] = []
@@ -171,7 +154,7 @@ class ChatPieces:
 
 
 def followers(roles: Sequence[str]) -> list[str]:
-    """What follows each message."""
+    """Return the follower of each message: NOTHING, OTHERS or USER."""
     found = [NOTHING]
     for _, after in reversed(list(pairwise(roles))):
         found.append(USER if after == "user" or found[-1] == USER else OTHERS)
@@ -188,11 +171,11 @@ def parts_to_json(parts: Sequence[Part]) -> list[Any]:
 
 def _state_to_json(state: State, refusals: list[Refusal]) -> dict[str, Any]:
     def to_json(piece: Piece | Refusal) -> dict[str, Any]:
-        return _numbered(piece, refusals) if isinstance(piece, Refusal) else piece.to_json()
+        return _refer_to(piece, refusals) if isinstance(piece, Refusal) else piece.to_json()
 
     def end_to_json(end: tuple[Part, ...] | Refusal) -> dict[str, Any]:
         if isinstance(end, Refusal):
-            return _numbered(end, refusals)
+            return _refer_to(end, refusals)
         return {"text": parts_to_json(end)}
 
     roles: dict[str, dict[str, Any]] = {}
@@ -205,14 +188,14 @@ def _state_to_json(state: State, refusals: list[Refusal]) -> dict[str, Any]:
     return {"roles": roles, "ends": ends}
 
 
-def _numbered(refusal: Refusal, refusals: list[Refusal]) -> dict[str, Any]:
+def _refer_to(refusal: Refusal, refusals: list[Refusal]) -> dict[str, Any]:
     if refusal not in refusals:
         refusals.append(refusal)
     return {"refusal": refusals.index(refusal)}
 
 
 def _add_piece(pieces: list[dict[str, Any]], follower: str, found: dict[str, Any]) -> None:
-    """Equal pieces stand in the file once, with all that may follow them."""
+    """Add a piece for a follower; equal pieces are written once, with all their followers."""
     for each in pieces:
         if each == {"followed_by": each["followed_by"], **found}:
             each["followed_by"].append(follower)

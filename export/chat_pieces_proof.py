@@ -1,7 +1,7 @@
-"""Pieces against the template that they come from, on thousands of conversations.
+"""Compare pieces with their template on thousands of conversations.
 
-Where they differ by a content with a text that the template names, or by one of white space only,
-such contents are left to the template. Where they differ otherwise, there are no pieces.
+If they differ for a content with a text that the template names, or for one of white space only,
+the pieces no longer cover such contents. If they differ otherwise, the template has no pieces.
 """
 
 import random
@@ -21,12 +21,12 @@ from bita.export.chat_pieces_form import (
 from bita.export.chat_pieces_probe import Domain, Literals, Prober, UnfrozenError
 
 _SEED = 20
-_ALL_ROLES_LENGTH, _THREE_ROLES_LENGTH = 5, 6  # of all sequences that are tried
+_ALL_ROLES_LENGTH, _THREE_ROLES_LENGTH = 5, 6  # up to which all sequences are tried
 _NUM_RANDOM, _MAX_RANDOM_LENGTH = 300, 20
 _LONG = (60, 300)  # messages
-_MAX_NUMBER = 2_047  # of messages, or characters, that one in the template may stand for
+_MAX_NUMBER = 2_047  # of the template that may be a count of messages or characters
 _MAX_NUMBERS = 6
-_MIN_TEXT = 3  # characters of one that contents are left out for: shorter ones are in many
+_MIN_TEXT = 3  # characters of a text that is left uncovered: shorter ones are in many contents
 _MAX_SHOWN = 6  # roles of a conversation
 _MAX_NARROWINGS = 60
 _CONTENTS = (
@@ -52,10 +52,13 @@ _CONTENTS = (
 Conversation = list[dict[str, str]]
 
 
-def proved(pieces: ChatPieces, prober: Prober, domain: Domain) -> ChatPieces:
-    """Pieces that agree with their template on all conversations tried, with less of a cover.
+def prove(pieces: ChatPieces, prober: Prober, domain: Domain) -> ChatPieces:
+    """Return pieces that agree with their template on all conversations tried.
 
-    Raises UnfrozenError if there are none.
+    They may cover fewer contents than the given ones.
+
+    Raises:
+        UnfrozenError: if there are no such pieces.
     """
     num_narrowings = 0
     for conversation in _conversations(pieces, prober, domain):
@@ -63,13 +66,13 @@ def proved(pieces: ChatPieces, prober: Prober, domain: Domain) -> ChatPieces:
             while not _agrees(pieces, prober, conversation, prompt):
                 num_narrowings += 1
                 if num_narrowings > _MAX_NARROWINGS:
-                    raise UnfrozenError("what it writes depends on too many texts in contents")
-                pieces = _narrowed(pieces, prober, conversation, prompt)
+                    raise UnfrozenError("its output depends on too many texts in contents")
+                pieces = _narrow(pieces, prober, conversation, prompt)
     return pieces
 
 
 def _agrees(pieces: ChatPieces, prober: Prober, conversation: Conversation, prompt: bool) -> bool:
-    """Whether the template makes of a conversation what the pieces do, if they cover it."""
+    """Return whether template and pieces render the same text; True if it is not covered."""
     try:
         found: str | None = pieces.render(conversation, prompt)
     except UncoveredError:
@@ -80,17 +83,17 @@ def _agrees(pieces: ChatPieces, prober: Prober, conversation: Conversation, prom
     return found is None if isinstance(wanted, Refusal) else found == wanted
 
 
-def _narrowed(
+def _narrow(
     pieces: ChatPieces, prober: Prober, conversation: Conversation, prompt: bool
 ) -> ChatPieces:
-    """Pieces that leave out a content by which a conversation is rendered differently."""
+    """Return pieces that do not cover a content for which they and the template differ."""
     shrunk = [{**message, "content": prober.word} for message in conversation]
     if not _agrees(pieces, prober, shrunk, prompt):
         roles = ", ".join(message["role"] for message in conversation[:_MAX_SHOWN])
         more = f" and {len(conversation) - _MAX_SHOWN} more" if conversation[_MAX_SHOWN:] else ""
         raise UnfrozenError(
             f"its prompt for messages of the roles {roles}{more} is not made of the same pieces as "
-            f"others"
+            f"other prompts"
         )
     shrunk = [dict(message) for message in conversation]
     for message in shrunk:
@@ -111,11 +114,11 @@ def _narrowed(
                 return _without(pieces, role, text)
             message["content"] = content
     roles = " and ".join({m["role"]: None for m in shrunk if m["content"] != prober.word})
-    raise UnfrozenError(f"what it writes depends on the content of a message of role {roles}")
+    raise UnfrozenError(f"its output depends on the content of a message of role {roles}")
 
 
 def _without(pieces: ChatPieces, role: str, text: str | None) -> ChatPieces:
-    """The pieces without contents of a role that hold a text, or without those of white space."""
+    """Return pieces without contents of a role that hold `text`; None: without blank contents."""
 
     def narrowed(piece: Piece | Refusal) -> Piece | Refusal:
         if isinstance(piece, Refusal):
@@ -141,7 +144,7 @@ def _without(pieces: ChatPieces, role: str, text: str | None) -> ChatPieces:
 
 
 def _conversations(pieces: ChatPieces, prober: Prober, domain: Domain) -> Iterator[Conversation]:
-    """All short sequences of roles, then random ones that the pieces cover, and long ones."""
+    """Yield all short sequences of roles, then random and long ones that the pieces cover."""
     contents = _Contents(prober.literals)
     alive = tuple(role for role in domain.roles if _is_alive(pieces, role))
     for roles in _short_sequences(alive):
@@ -155,7 +158,7 @@ def _conversations(pieces: ChatPieces, prober: Prober, domain: Domain) -> Iterat
 
 
 def _is_alive(pieces: ChatPieces, role: str) -> bool:
-    """Whether some conversation has the role."""
+    """Return whether some conversation has the role."""
     return any(
         isinstance(state.pieces[role, follower], Piece)
         for state in pieces.states
@@ -170,7 +173,7 @@ def _short_sequences(roles: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _walk(pieces: ChatPieces, rng: random.Random, length: int) -> tuple[str, ...]:
-    """Roles of a random conversation, which the pieces do not refuse before its end."""
+    """Return the roles of a random conversation that the pieces do not refuse before its end."""
     roles: list[str] = []
     number = 0
     while len(roles) < length:
@@ -188,13 +191,13 @@ def _walk(pieces: ChatPieces, rng: random.Random, length: int) -> tuple[str, ...
 
 
 def _near(numbers: Sequence[int]) -> list[int]:
-    """Sizes at which a template may change its mind, by the numbers that it names."""
+    """Return sizes around the template's numbers, at which its output may change."""
     some = [number for number in numbers if 6 < number <= _MAX_NUMBER][:_MAX_NUMBERS]
     return [number + i for number in some for i in (-1, 0, 1)]
 
 
 class _Contents:
-    """Contents in a random order, all of them again and again."""
+    """An endless supply of contents: all of them in random order, again and again."""
 
     def __init__(self, literals: Literals) -> None:
         self.rng = random.Random(_SEED)

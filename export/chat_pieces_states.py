@@ -1,7 +1,7 @@
 """The automaton of a chat template, learned from conversations whose contents are single words.
 
-Two beginnings of conversations lead to the same state if the template writes the same after both,
-whatever follows in up to two messages. `chat_pieces_proof` tries longer ones.
+Two beginnings of conversations lead to the same state if the template writes the same text after
+both for every continuation of up to two messages. `chat_pieces_proof` tries longer conversations.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ from bita.export.chat_pieces_probe import (
 )
 
 _MAX_STATES = 16
-_NUM_FOLLOWING = 2  # messages that tell states apart
+_NUM_FOLLOWING = 2  # messages by which states are distinguished
 
 Place = tuple[int, str, str]  # state, role and follower
 Witness = tuple[Roles, int, bool]  # roles, index of the message, whether with generation prompt
@@ -38,28 +38,28 @@ Written = tuple[Part, ...]
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Learned states; their contents are written as they are.
-
-    witnesses: by place, a conversation that the template takes, with a message there.
-    """
+    """Learned states, with contents written unchanged."""
 
     states: tuple[State, ...]
-    witnesses: Mapping[Place, Witness]
+    witnesses: Mapping[Place, Witness]  # an accepted conversation for each place
 
 
 @dataclass(frozen=True)
 class _Split:
-    """The text before each message's content, None for contents that are left out, and the end."""
+    """The text of a conversation, split at the contents."""
 
-    before: tuple[Written | None, ...]
+    before: tuple[Written | None, ...]  # text before each content; None: the content is left out
     end: Written
 
 
 class Learner:
     """Learns the states that a domain's conversations lead to.
 
-    moves_first: a system message at the begin is written further on, as some of Mistral's templates
-    do; it is then part of other pieces.
+    Args:
+        prober: Renders conversations with the template.
+        domain: The conversations.
+        moves_first: Whether a system message at the beginning is written later in the prompt, as
+            by some of Mistral's templates; it is then part of other pieces.
     """
 
     def __init__(self, prober: Prober, domain: Domain, moves_first: bool) -> None:
@@ -70,12 +70,12 @@ class Learner:
         self._numbers = {self._behaviour(()): 0}
 
     def learn(self) -> Skeleton:
-        """Raises UnfrozenError if there are no such states, or too many of them."""
+        """Return the states. Raises UnfrozenError if there are none, or too many."""
         states: list[State] = []
         witnesses: dict[Place, Witness] = {}
         while len(states) < len(self._starts):
             if len(states) == _MAX_STATES:
-                raise UnfrozenError("what it writes for a message depends on all those before it")
+                raise UnfrozenError("its output for a message depends on all messages before it")
             found = self._state(self._starts[len(states)])
             witnesses |= {(len(states), *place): each for place, each in found[1].items()}
             states.append(found[0])
@@ -96,7 +96,7 @@ class Learner:
         return State(pieces, to, self._ends(start)), witnesses
 
     def _next(self, start: Roles, role: str) -> int | None:
-        """The state after a message; None where no conversation continues so."""
+        """Return the state after a message; None if no conversation continues with it."""
         roles = (*start, role)
         if not self._domain.has(roles):
             return None
@@ -109,7 +109,7 @@ class Learner:
         return self._numbers[behaviour]
 
     def _behaviour(self, start: Roles) -> tuple[_Split | None, ...]:
-        """What is written after some messages, for everything that may follow."""
+        """Return the text after some messages, for everything that may follow."""
         found = []
         for following in self._followings(_NUM_FOLLOWING):
             for prompt in (False, True):
@@ -120,7 +120,7 @@ class Learner:
     def _piece(
         self, start: Roles, role: str, follower: str
     ) -> tuple[Piece | Refusal, Witness | None]:
-        """What is written for a message in one place, and a conversation that shows it."""
+        """Return the piece of a message in one place, and a conversation that shows it."""
         index = len(start)
         seen: dict[Written | None, Witness] = {}
         refusal: Refusal | None = None
@@ -138,7 +138,7 @@ class Learner:
             return refusal or self._uncovered(role), None
         if len(seen) > 1:
             raise UnfrozenError(
-                f"what it writes for a message of role {role} depends on more than its place"
+                f"its output for a message of role {role} depends on more than the message's place"
             )
         ((before, witness),) = seen.items()
         return (Piece() if before is None else Piece(before, Strip())), witness
@@ -151,7 +151,7 @@ class Learner:
         return ends
 
     def _refusal(self, roles: Roles, prompt: bool) -> Refusal:
-        """How a conversation is refused that has no split."""
+        """Return the refusal of a conversation that has no split."""
         found = self._prober.tokens(roles, prompt) if roles else None
         return found if isinstance(found, Refusal) else Refusal(REFUSED)
 
@@ -167,13 +167,13 @@ class Learner:
             yield from product(self._domain.roles, repeat=length)
 
     def _split(self, roles: Roles, prompt: bool) -> _Split | None:
-        """What a conversation is written as; None if it is refused."""
+        """Split the text of a conversation; return None if it is refused."""
         if not roles or not self._domain.has(roles):
             return None
         tokens = self._prober.tokens(roles, prompt)
-        return None if isinstance(tokens, Refusal) else self._taken_apart(roles, tokens)
+        return None if isinstance(tokens, Refusal) else self._split_tokens(roles, tokens)
 
-    def _taken_apart(self, roles: Roles, tokens: Tokens) -> _Split:
+    def _split_tokens(self, roles: Roles, tokens: Tokens) -> _Split:
         before: list[Written | None] = [None] * len(roles)
         parts: list[Part] = []
         last = -1
@@ -185,7 +185,7 @@ class Learner:
             elif token <= last:
                 raise UnfrozenError(
                     f"it writes the content of a message of role {roles[token]} more than once, or "
-                    f"after that of a later message"
+                    f"after the content of a later message"
                 )
             else:
                 before[token], parts, last = tuple(parts), [], token

@@ -1,4 +1,4 @@
-"""Whether the runtime can use a model's tokenizer and chat template, asked before a build."""
+"""Check before a build that the runtime can use the model's tokenizer and chat template."""
 
 from bita.errors import EngineError, ModelError, PromptError
 from bita.export.checkpoint import TextAssets
@@ -8,9 +8,15 @@ PROBE = "The quick brown fox."
 
 
 def check_texts(texts: TextAssets, name: str, num_rows: int) -> None:
-    """Raise ModelError if an engine with these texts could not be opened, or not be prompted.
+    """Check that an engine with these texts can be opened and prompted.
 
-    name: of the model, for messages. num_rows: of its embedding table.
+    Args:
+        texts: The tokenizer and the chat template.
+        name: The model's name, for messages.
+        num_rows: Rows of the embedding table.
+
+    Raises:
+        ModelError: if the tokenizer or the chat template cannot be used.
     """
     source, template = texts.tokenizer_json, texts.chat_template
     try:
@@ -26,6 +32,6 @@ def check_texts(texts: TextAssets, name: str, num_rows: int) -> None:
         encoder.template.check()
     except PromptError as error:
         raise ModelError(
-            f"{name}: {error}. Write a template that works as chat_template.jinja into the model's "
-            "directory; an empty file stands for none"
+            f"{name}: {error}. Write a working template to chat_template.jinja in the model's "
+            "directory; an empty file means no template"
         ) from error

@@ -1,4 +1,4 @@
-"""What the exporter needs of a model's files, whatever their format."""
+"""The parts of a model's files that the exporter needs, independent of their format."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,40 +10,31 @@ from bita.tensors import TensorSource
 
 @dataclass(frozen=True)
 class TextAssets:
-    """Everything that turns text into token ids and back.
+    """Everything that turns text into token ids and back."""
 
-    tokenizer_json: contents of a `tokenizer.json` of the tokenizers library.
-    chat_template: Jinja source, or None for a model without one.
-    eos_ids: token ids that end an answer, most usual first; never empty.
-    special_tokens: `bos_token`, `eos_token`, ... as text, for chat templates.
-    sampling: how the model's authors sample from it, by the names of SAMPLING; empty for greedy.
-    turn_end_ids: more token ids that end an answer to messages.
-    """
-
-    tokenizer_json: str
-    chat_template: str | None
-    eos_ids: tuple[int, ...]
+    tokenizer_json: str  # content of a `tokenizer.json` of the tokenizers library
+    chat_template: str | None  # Jinja source, or None for a model without one
+    eos_ids: tuple[int, ...]  # token ids that end an answer, most usual first; never empty
+    # `bos_token`, `eos_token`, ... as text, for chat templates
     special_tokens: dict[str, str] = field(default_factory=dict)
+    # the authors' sampling settings, by the names of SAMPLING; empty for greedy
     sampling: dict[str, float] = field(default_factory=dict)
-    turn_end_ids: tuple[int, ...] = ()
+    turn_end_ids: tuple[int, ...] = ()  # further token ids that end an answer to messages
 
     @property
     def defaults(self) -> GenerationDefaults:
-        """What an engine keeps of them."""
+        """The part of the assets that an engine stores as generation defaults."""
         return GenerationDefaults(
             self.eos_ids, self.special_tokens, self.sampling, self.turn_end_ids
         )
 
 
 class Checkpoint(TensorSource, Protocol):
-    """A model's weights and texts.
+    """A model's weights and texts."""
 
-    name: how a user called the model; path: where its files are; license: SPDX id or None.
-    """
-
-    name: str
-    path: Path
-    license: str | None
+    name: str  # as the user named the model
+    path: Path  # of its files
+    license: str | None  # an SPDX id if the license has one; None if unknown
 
     def text_assets(self) -> TextAssets:
-        """The tokenizer and the chat template. Raises ModelError if there is no tokenizer."""
+        """Read the tokenizer and the chat template. Raises ModelError if there is no tokenizer."""

@@ -1,9 +1,9 @@
-"""The families of decoders: which keys their configs have, and what a missing key means.
+"""The families of decoders: the keys of their configs, and the meaning of a missing key.
 
-The keys and defaults are those of the config classes of transformers, which takes the default of
-the class for a key that `config.json` leaves out. null is a value of its own, which only some keys
-may have: `attn_logit_softcapping` of Gemma 2 is 50.0 where it is missing, and off where it is null.
-Keys that no class of the family has are stored by transformers and read by no layer.
+Keys and defaults are those of the config classes of transformers, which uses the default of the
+class for a key that `config.json` leaves out. null is a value of its own, which only some keys may
+have: `attn_logit_softcapping` of Gemma 2 is 50.0 if it is missing, and off if it is null. Keys that
+no class of the family has are stored by transformers, but no layer reads them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,19 +17,19 @@ MAX_LAYERS = 10_000
 MAX_HEADS = 2**16
 
 MAX_SIZE = 2**31 - 1
-MIN_SCALE = 1e-12  # of numbers that are divided by, or mean "off" where they are 0
+MIN_SCALE = 1e-12  # smallest value of divisors, and of numbers for which 0 means "off"
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a config. default: what its absence means. read: takes a value that is not null."""
+    """A key of a config."""
 
-    default: Any
-    read: Callable[[Fields, str], Any]
+    default: Any  # the value of a missing key
+    read: Callable[[Fields, str], Any]  # reads a value that is not null
     nullable: bool = False
 
     def take(self, fields: Fields, name: str) -> Any:
-        """The value, the default, or a fault in `fields`."""
+        """Return the value or the default; add a fault to `fields` for a bad value."""
         if name not in fields:
             return self.default
         if self.nullable and fields.values[name] is None:
@@ -39,26 +39,17 @@ class Key:
 
 @dataclass(frozen=True)
 class Family:
-    """How a model_type differs from Llama.
+    """The differences of a model_type from Llama."""
 
-    keys: what is read of its config.
-    windows: the layers that use `sliding_window`: "none", "all", or "layers" (see `layer_types`).
-    default_theta: `rope_theta` where no key gives it.
-    nested_rope: each type of layer has rotary parameters of its own.
-    partial_rope: a part of a head may be turned; the other families turn all of it.
-    caps_attention: `attn_logit_softcapping` is in force; Gemma 3 has the key and does not read it.
-    biases: linear layers that always have a bias; `attention_bias` and `mlp_bias` say whether
-    others have one.
-    """
-
-    keys: Mapping[str, Key]
-    windows: str = "none"
+    keys: Mapping[str, Key]  # the keys of its config that are read
+    windows: str = "none"  # layers with `sliding_window`: "none", "all", "layers" (`layer_types`)
     gemma: bool = False  # (1 + weight) norms, sandwich norms, embeddings times sqrt(hidden)
     qk_norm: bool = False
-    default_theta: float = 10_000.0
-    nested_rope: bool = False
-    partial_rope: bool = False
-    caps_attention: bool = False
+    default_theta: float = 10_000.0  # `rope_theta` if no key gives it
+    nested_rope: bool = False  # whether each type of layer has its own rotary parameters
+    partial_rope: bool = False  # whether only part of a head may be rotated
+    caps_attention: bool = False  # whether `attn_logit_softcapping` applies; Gemma 3 ignores it
+    # linear layers that always have a bias; `attention_bias` and `mlp_bias` add others
     biases: tuple[str, ...] = ()
 
 
@@ -99,14 +90,14 @@ def _whole(default: int) -> Key:
 
 
 def _window(default: int | None) -> Key:
-    # any number: where no layer is windowed it is not read
+    # Any number is accepted, since it is not read if no layer has a window.
     return Key(
         default, lambda fields, name: fields.whole(name, least=-MAX_SIZE, most=MAX_SIZE), True
     )
 
 
 def _query_scalar(fields: Fields, name: str) -> float:
-    """A whole number stays one: the config classes take no other."""
+    """Read a number; a whole one becomes an int, since the config classes accept no other type."""
     value = fields.number(name, least=MIN_SCALE, most=1e30)
     return int(value) if value.is_integer() else value
 
@@ -216,7 +207,7 @@ FAMILIES: dict[str, Family] = {
     "granite": Family(_GRANITE),
 }
 
-# Keys of the config classes that change no logit: tokens, training, loading, what is returned.
+# Keys of the config classes that change no logits: tokens, training, loading, outputs.
 NEUTRAL_KEYS = frozenset(
     {
         *("transformers_version", "architectures", "dtype", "initializer_range"),
@@ -227,7 +218,7 @@ NEUTRAL_KEYS = frozenset(
     }
 )
 
-# Keys that change the computation in ways the graph does not have; these values do not.
+# Keys of features that the graph does not have, and the values that turn each feature off.
 FOREIGN_KEYS: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "num_local_experts": (None, 0, 1),

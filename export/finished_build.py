@@ -1,4 +1,4 @@
-"""From a checked build to the engine in its place, with its plan."""
+"""Complete a checked build: put the engine in its place, with its plan."""
 
 import shutil
 from dataclasses import replace
@@ -14,7 +14,7 @@ from bita.progress import OnProgress, ignore_progress
 def build_in_steps(
     build: CheckedBuild, on_progress: OnProgress, seen: Seen = NOTHING_SEEN
 ) -> Manifest:
-    """`build_engine`, with its progress in MiB of weights."""
+    """Run `build_engine`, and report its progress in MiB of weights."""
     stage, written = f"exporting {build.options.precision}", 0
 
     def add(num_bytes: int) -> None:
@@ -26,9 +26,10 @@ def build_in_steps(
 
 
 def build_uncalibrated(build: CheckedBuild, on_progress: OnProgress = ignore_progress) -> Engine:
-    """Write the engine `build.out` and measure nothing; it has its plan when it gets there.
+    """Write the engine `build.out`, with its plan but without calibration.
 
-    Raises what `build_engine` does.
+    Raises:
+        ModelError, EngineError: if the engine cannot be written.
     """
     with writing(build.out) as place:
         folder = place.own()
@@ -47,8 +48,10 @@ def finish_engine(
 ) -> Engine:
     """Compile a built engine, if the build has a plan, and move it to `build.out`.
 
-    Whatever fails before the end leaves an older engine at `build.out` as it is.
-    Raises EngineError.
+    If anything fails, an older engine at `build.out` stays unchanged.
+
+    Raises:
+        EngineError: if the plan cannot be built, or the engine cannot be moved.
     """
     if build.compile_options:
         engine = compile_engine(engine, build.compile_options, on_progress)

@@ -1,6 +1,6 @@
-"""The one check that every weight passes on its way out of a model's files.
+"""The check for finite numbers that every weight read from a model's files passes.
 
-A NaN or an infinity in a weight makes every logit NaN, and the answer token 0.
+A NaN or an infinity in a weight makes every logit NaN, and every answer token 0.
 """
 
 from typing import Any
@@ -13,9 +13,16 @@ from bita.tensors import Float32Array
 
 
 def check_finite(owner: str, name: str, values: Float32Array, first_row: int = 0) -> None:
-    """Raise ModelError that names the first value which is not finite.
+    """Check that all values are finite. Takes one pass over the values in the usual case.
 
-    name: of the tensor whose rows these are, from `first_row` on. Costs one pass in the usual case.
+    Args:
+        owner: The model, for the message.
+        name: The tensor whose rows `values` are.
+        values: Rows of the tensor.
+        first_row: The index of the first of these rows.
+
+    Raises:
+        ModelError: if a value is not finite; the error names the first one.
     """
     if not is_finite(values):
         place = np.unravel_index(int(np.argmin(np.isfinite(values))), values.shape)
@@ -26,7 +33,7 @@ def check_finite(owner: str, name: str, values: Float32Array, first_row: int = 0
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Return whether no value is NaN or infinite."""
     flat = values.reshape(-1)
     if flat.dtype == np.float32 and np.isfinite(sum_of_squares(flat)):
         return True
@@ -34,13 +41,16 @@ def is_finite(values: npt.NDArray[Any]) -> bool:
 
 
 def sum_of_squares(flat: Float32Array) -> float:
-    """In float32: finite only if all values are, and no value is larger than its root."""
+    """Return the sum of squares in float32.
+
+    It is finite only if all values are, and no value is larger than its square root.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.dot(flat, flat))
 
 
 def place_text(place: tuple[Any, ...], first_row: int = 0) -> str:
-    """The place of a value in words: its row and column, or its index in a vector."""
+    """Describe the place of a value: its row and column, or its index in a vector."""
     if not place:
         return "(a single number)"
     row = first_row + int(place[0])

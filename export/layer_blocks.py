@@ -1,6 +1,6 @@
-"""One linear layer of a checkpoint as blocks of 32, a few rows at a time.
+"""A linear layer of a checkpoint as blocks of 32, a few rows at a time.
 
-Either the blocks of its file, or its weights rounded to blocks.
+The blocks are those of the file, or the weights are rounded to blocks.
 """
 
 from typing import Protocol
@@ -22,14 +22,14 @@ class LayerBlocks(Protocol):
     has_minima: bool
 
     def read(self, start: int, stop: int) -> Blocks:
-        """Rows [start, stop); scales of rounded weights may not be finite (`check_blocks`)."""
+        """Read rows [start, stop); rounding may yield scales that are not finite."""
 
     def check_kept(self) -> None:
-        """Raise ModelError if nothing was left of the rows that were read."""
+        """Raise ModelError if all weights that were read have become 0."""
 
 
 class StoredLayer:
-    """The blocks of the layer's file, which has some."""
+    """A layer that is stored in blocks, which are kept."""
 
     def __init__(self, source: TensorSource, name: str) -> None:
         stored = block_type(source, name)
@@ -43,13 +43,18 @@ class StoredLayer:
         return blocks
 
     def check_kept(self) -> None:
-        """The file's numbers are what they are."""
+        """Do nothing: the file's numbers are not rounded."""
 
 
 class RoundedLayer:
-    """The layer's weights rounded to 4 bits with minima, or to symmetric 8 bits.
+    """A layer whose weights are rounded to 4 bits with minima, or to symmetric 8 bits.
 
-    spread: of the inputs that 4 bits are rounded for; None for the nearest values.
+    Args:
+        source: The checkpoint.
+        name: The tensor.
+        bits: 4 or 8.
+        spread: Statistics of the inputs for which 4-bit weights are rounded (GPTQ); None rounds to
+            the nearest values.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class RoundedLayer:
 
     def read(self, start: int, stop: int) -> Blocks:
         rows = self._source.read(self.name, start, stop)
-        blocks = self._rounded(rows)
+        blocks = self._round(rows)
         self._had_any = self._had_any or bool(rows.any())
         self._has_any = self._has_any or blocks.has_any()
         return blocks
@@ -71,7 +76,7 @@ class RoundedLayer:
         if self._had_any and not self._has_any:
             raise ModelError(lost_fault(self.name, "float16"))
 
-    def _rounded(self, rows: Float32Array) -> Blocks:
+    def _round(self, rows: Float32Array) -> Blocks:
         if self.bits == 8:
             return nearest_int8(rows)
         return quantize_blocks_for(rows, self._spread) if self._spread else nearest_int4(rows)

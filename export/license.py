@@ -11,5 +11,5 @@ SPDX_IDS = {
 
 
 def spdx_id(text: str) -> str:
-    """The SPDX id of a license where it has one; other names (`gemma`, `llama3.2`) stay."""
+    """Return the SPDX id of a license; names without one (`gemma`, `llama3.2`) stay as they are."""
     return SPDX_IDS.get(text.strip().lower(), text.strip())

@@ -1,11 +1,11 @@
-"""What is made of a model bears its name: engines, adapters, folders of tuning."""
+"""File names derived from a model's name: engines, adapters, folders of tuning."""
 
 import re
 from pathlib import Path
 
 
 def model_name(model: str) -> str:
-    """The last part of what a user calls a model, without .gguf and what shells take apart."""
+    """Return the last part of a model's path or id, without .gguf and shell metacharacters."""
     name = Path(model).name
     if name in ("", ".."):
         name = Path(model).resolve().name
@@ -13,11 +13,11 @@ def model_name(model: str) -> str:
 
 
 def engine_path(model: str, precision: str, backend: str) -> Path:
-    """Where an engine is built if no place is given."""
+    """Return the default path of an engine."""
     parts = [model_name(model), precision, *([] if backend == "ort-cpu" else [backend])]
     return Path("engines") / "-".join(parts)
 
 
 def adapter_path(model: str) -> Path:
-    """Where a tuned adapter is written if no place is given, and where a build looks for one."""
+    """Return the default path of a tuned adapter, at which a build also looks for one."""
     return Path("adapters") / f"{model_name(model)}.safetensors"

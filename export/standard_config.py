@@ -1,7 +1,7 @@
-"""A config as the config class of transformers holds it: every key there, older names turned.
+"""A config in standard form, as its class in transformers holds it: all keys, under today's names.
 
-What two keys say differently is decided as transformers decides it, and refused where transformers
-fails, or where one key would be dropped that changes the computation.
+Contradicting keys are resolved as in transformers, and refused where transformers fails, or where
+a key that changes the computation would be dropped.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from bita.json_values import Fields, shown
 from bita.tensors import MAX_HEAD_DIM
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
-FORMER_KINDS = {"attention": "full_attention"}  # as older configs call it
-# Names that were turned into `rope_parameters`.
+FORMER_KINDS = {"attention": "full_attention"}  # names in older configs
+# Keys that `rope_parameters` replaces.
 FORMER_ROPE_KEYS = (
     "rope_scaling",
     "rope_theta",
@@ -25,18 +25,18 @@ FORMER_ROPE_KEYS = (
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """The family that the config's model_type names, or None."""
+    """Return the family that the config's model_type names, or None."""
     model_type = config.get("model_type")
     return FAMILIES.get(model_type) if isinstance(model_type, str) else None
 
 
 def standard_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The config with every key that its family has, and what is wrong with it.
+    """Return the config with every key of its family, and its faults.
 
-    Of a config without faults each value has the type that `families` says, `head_dim` and
-    `num_key_value_heads` are numbers, `layer_types` and `no_rope_layers` have an entry for each
-    layer where the family has them, and only `rope_parameters` speaks of rotary embeddings. Such
-    a config is its own standard form. The config of an unknown family stays as it is.
+    Without faults, each value has the type given in `families`, `head_dim` and
+    `num_key_value_heads` are numbers, and only `rope_parameters` describes rotary embeddings. If
+    the family has `layer_types` and `no_rope_layers`, they have an entry for each layer. Such a
+    config is its own standard form. The config of an unknown family is returned unchanged.
     """
     family = family_of(config)
     if family is None:
@@ -61,7 +61,7 @@ def standard_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
 
 
 def _replaced(family: Family) -> set[str]:
-    """Keys that the standard form leaves out: their meaning is in others, or they have none."""
+    """Return the keys that the standard form omits: replaced by others, or read by nothing."""
     replaced = set(FORMER_ROPE_KEYS)
     if family.windows != "layers":
         replaced.add("layer_types")
@@ -71,7 +71,7 @@ def _replaced(family: Family) -> set[str]:
 
 
 def _head_dim(fields: Fields, read: Mapping[str, Any]) -> int:
-    """`head_dim` of a family whose class has no such key, or leaves it to the hidden size."""
+    """Return `head_dim` if the family's class has no such key, or derives it from hidden_size."""
     given = fields.whole_or_null("head_dim", None, 1, MAX_HEAD_DIM)
     derived = read["hidden_size"] // read["num_attention_heads"]
     if not given and not derived:
@@ -93,7 +93,7 @@ def _foreign_features(config: Mapping[str, Any]) -> list[str]:
 def _set_layers(
     config: Mapping[str, Any], family: Family, read: dict[str, Any], faults: list[str]
 ) -> None:
-    """Set what differs from layer to layer: `layer_types`, `no_rope_layers`, the window."""
+    """Set the keys that differ between layers: `layer_types`, `no_rope_layers`, the window."""
     num_layers = read["num_hidden_layers"]
     if "use_sliding_window" in read and "no_rope_layers" not in read:  # Qwen
         read["sliding_window"] = read["sliding_window"] if read["use_sliding_window"] else None
@@ -109,7 +109,7 @@ def _set_layers(
     if windowed and (read["sliding_window"] is None or read["sliding_window"] < 1):
         faults.append(
             f"sliding_window is {read['sliding_window']}, but layers with sliding attention need "
-            "a whole number of 1 or more"
+            "a whole number of at least 1"
         )
 
 
@@ -128,10 +128,10 @@ def _given_types(
     num_layers: int,
     faults: list[str],
 ) -> list[str] | None:
-    """`layer_types` under today's names; None where they are not given or not usable."""
+    """Return `layer_types` under today's names; None if they are missing or unusable."""
     if family.windows == "layers":
         given = read["layer_types"]
-    else:  # transformers stores the key, and only its cache reads it
+    else:  # transformers stores the key, but only its cache reads it
         fields = Fields(config)
         given = None if config.get("layer_types") is None else list(fields.texts("layer_types"))
         faults += fields.faults
@@ -151,7 +151,7 @@ def _given_types(
 def _types_of(
     config: Mapping[str, Any], read: Mapping[str, Any], num_layers: int, faults: list[str]
 ) -> list[str]:
-    """`layer_types` of a config that has none, as its family's class derives them."""
+    """Return the `layer_types` that the family's class derives for a config without them."""
     model_type, layers = config["model_type"], range(num_layers)
     if model_type == "gemma2":
         windowed = [i % 2 == 0 for i in layers]
@@ -176,10 +176,10 @@ def _check_unread_windows(
     kinds: list[str] | None,
     faults: list[str],
 ) -> None:
-    """Find windows in which the layers of transformers and its cache do not agree.
+    """Add faults for windows on which the layers of transformers and its cache disagree.
 
-    The layers of these families read `sliding_window` or nothing; the cache reads `layer_types`,
-    which their classes do not have, before `sliding_window`.
+    The layers of these families read `sliding_window` or nothing. The cache prefers `layer_types`,
+    which their classes do not have.
     """
     window = config.get("sliding_window") if family.windows == "none" else read["sliding_window"]
     if family.windows == "none" and window is not None:
@@ -191,6 +191,6 @@ def _check_unread_windows(
     if kinds and set(kinds) != {wanted}:
         other = next(kind for kind in kinds if kind != wanted)
         faults.append(
-            f"layer_types has {other!r}, but sliding_window is {shown(window)}, which is that of "
+            f"layer_types has {other!r}, but sliding_window is {shown(window)}, which applies to "
             f"all layers of a {config['model_type']}; remove layer_types"
         )

@@ -1,7 +1,7 @@
 """Tensors under the names of transformers, some of them row ranges of a fused tensor.
 
-Phi-3 stores Q, K and V as one tensor, and the gate and up projection as another. The exporter
-knows only the separate ones, so a table gives each of them as a range of rows.
+Phi-3 stores Q, K and V as one tensor, and the gate and up projections as another. The exporter
+knows only the separate tensors, so a table maps each of them to a range of rows.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from bita.tensors import head_dim_of
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows [start, stop) of the stored tensor `source`, for use as a tensor of its own."""
+    """Rows [start, stop) of the stored tensor `source`, used as a separate tensor."""
 
     source: str
     start: int
@@ -24,15 +24,21 @@ class RowRange:
 
 
 class TensorTable:
-    """Canonical tensor names, their shapes, and where their rows are."""
+    """Canonical tensor names, their shapes, and the location of their rows."""
 
     def __init__(
         self, owner: str, stored: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
     ) -> None:
-        """owner: how errors call the model; stored: shapes of the tensors as the file has them.
+        """Build the table.
 
-        Raises ModelError if the rows of a fused tensor are not those that the config asks for, or
-        the config does not say.
+        Args:
+            owner: The model, for errors.
+            stored: Names and shapes of the tensors in the file.
+            config: The config, which gives the rows of the parts of fused tensors.
+
+        Raises:
+            ModelError: if the rows of a fused tensor do not match the config, or the config lacks
+                a number.
         """
         self.owner = owner
         self._stored = dict(stored)
@@ -62,7 +68,7 @@ class TensorTable:
         return (part.stop - part.start, *stored[1:]) if stored else ()
 
     def locate(self, name: str, start: int, stop: int | None) -> RowRange:
-        """Rows [start, stop) of a tensor as rows of a stored one."""
+        """Map rows [start, stop) of a tensor to rows of a stored one."""
         part = self._part(name)
         rows = part.stop - part.start
         stop = rows if stop is None else stop
@@ -85,7 +91,7 @@ class TensorTable:
 
 
 def _fused_parts(name: str, config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(canonical name, rows) of each tensor inside a fused one; empty if `name` is not fused."""
+    """Return name and row count of each tensor in a fused one; empty if `name` is not fused."""
     module, _, kind = name.rpartition(".")
     if module.endswith("self_attn.qkv_proj"):
         heads = _number(config, "num_attention_heads")

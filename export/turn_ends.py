@@ -1,4 +1,4 @@
-"""The token with which a chat template ends the assistant's turn, found by rendering a sentinel."""
+"""The token that ends the assistant's turn in a chat template, found by rendering a sentinel."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from bita.errors import PromptError
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.codec import TextCodec
 
-# Tokens with which chat models end their turn; they count where files call them ordinary, too.
+# Tokens with which chat models end their turn, even if their files mark them as ordinary tokens.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>")
 SENTINEL = "BitaAnswer6172"
 _QUESTION = {"role": "user", "content": "BitaQuestion3905"}
@@ -15,7 +15,7 @@ _ANSWER = {"role": "assistant", "content": SENTINEL}
 
 
 def named_turn_ends(template: str | None, codec: TextCodec) -> tuple[int, ...]:
-    """Ids of those of TURN_ENDS that occur in a template."""
+    """Return the ids of those TURN_ENDS that occur in a template."""
     ids = [codec.token_id(token) for token in TURN_ENDS if template and token in template]
     return tuple(token for token in ids if token is not None)
 
@@ -23,11 +23,11 @@ def named_turn_ends(template: str | None, codec: TextCodec) -> tuple[int, ...]:
 def written_turn_ends(
     template: str | None, special_tokens: Mapping[str, str], codec: TextCodec
 ) -> tuple[int, ...]:
-    """The id of the token that the template writes after an answer, or ().
+    """Return the id of the token that the template writes after an answer, or ().
 
-    Only a special token counts, or one of TURN_ENDS: an answer has no other use for it. A template
-    may end all turns but the last one, so an answer in the middle is tried next, of which a token
-    that begins the user's turn is not the end.
+    Only a special token or one of TURN_ENDS counts, since an answer has no other use for it. A
+    template may end all turns but the last one, so an answer in the middle is tried next. The token
+    after that answer does not count if it begins the user's turn.
     """
     if template is None:
         return ()
@@ -38,7 +38,7 @@ def written_turn_ends(
             return (last[1],)
         middle = _end(rendered, [_QUESTION, _ANSWER, _QUESTION], codec)
         before = rendered.render([_QUESTION]).split(_QUESTION["content"])[0]
-    except PromptError:  # `check_texts` says what is wrong, if anything is
+    except PromptError:  # `check_texts` reports faults of the template
         return ()
     return () if middle is None or middle[0] in before else (middle[1],)
 
@@ -46,7 +46,7 @@ def written_turn_ends(
 def _end(
     template: ChatTemplate, messages: list[dict[str, Any]], codec: TextCodec
 ) -> tuple[str, int] | None:
-    """The token right after the answer, white space aside: its string and its id."""
+    """Return string and id of the token after the answer, ignoring white space between them."""
     text = template.render(messages, add_generation_prompt=False)
     _, found, after = text.rpartition(SENTINEL)
     after = after.lstrip()

@@ -1,4 +1,4 @@
-"""What takes the tokens of an answer, by its options."""
+"""Create the chooser that an answer's options ask for."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,18 @@ def chooser_for(
     seed: int,
     choice: int = 0,
 ) -> AnyChooser:
-    """The chooser of one answer.
+    """Return the chooser of one answer.
 
-    eos_ids: tokens that end it. choice: its number among several to a prompt. Raises PromptError
-    for a grammar that answers cannot follow.
+    Args:
+        loaded: Engine that decodes the answer.
+        options: Options of the answer.
+        prompt_ids: Tokens of its prompt.
+        eos_ids: Tokens that end it.
+        seed: Seed of its draws.
+        choice: Number of the answer among several to one prompt.
+
+    Raises:
+        PromptError: if answers cannot follow the grammar.
     """
     if not options.needs_logits and options.calls is None:
         return GREEDY
@@ -33,7 +41,7 @@ def chooser_for(
 
 
 def check_token_ids(options: Options, vocab_size: int) -> None:
-    """Raise PromptError for ids of tokens that the model does not have."""
+    """Raise PromptError if an option contains a token id that the model does not have."""
     for name, ids in (
         ("logit_bias", options.logit_bias),
         ("stop_token_ids", options.stop_token_ids),

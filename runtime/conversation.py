@@ -1,4 +1,4 @@
-"""A conversation whose turns are computed once: only what is new of a prompt is read."""
+"""A conversation that computes every turn once: prefill starts at the first new token."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ Overflow = Literal["refuse", "drop_oldest"]
 
 
 class Answering(Protocol):
-    """What a conversation asks of its session."""
+    """The part of a session that a conversation uses."""
 
     @property
     def has_chat_template(self) -> bool: ...
@@ -30,30 +30,31 @@ class Answering(Protocol):
         on_end: Callable[[Generation], None] = ...,
         eos_ids: Sequence[int] | None = None,
     ) -> Generation:
-        """Start an answer to token ids; `on_end` is called with it when one of `eos_ids` or
-        something else has ended it.
-        """
+        """Start an answer to token ids, which `eos_ids` end; call `on_end` with it at its end."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The beginning of a prompt's text, and the token ids that it had so far."""
+    """The beginning of the conversation's text, and the token ids it was encoded or decoded as."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
 
 
 class Conversation:
-    """Messages and the answers to them; made by `Session.conversation`.
+    """Messages and the answers to them. Create one with `Session.conversation`.
 
-    messages: all that was said, dropped ones too; add to it only between answers. overflow: what
-    happens when they do not fit the cache: "refuse" raises PromptError and leaves everything as it
-    was; "drop_oldest" leaves out the oldest messages but a system message, up to the next one of
-    the user, until there is room for the answer (max_new_tokens, but half the cache at most).
-    num_dropped: messages left out of the last prompt.
+    The tokens of an answer are kept as the model wrote them: encoding its text again could give
+    other tokens, which would invalidate the cache. A conversation must not be shared between
+    threads, but several threads may each have one on the same session.
 
-    An answer's tokens stay as the model wrote them; encoding its text again might give others, and
-    the cache would be of no use. Not to be shared between threads; several conversations may.
+    Attributes:
+        messages: All messages, including dropped ones. Change the list only between answers.
+        overflow: What to do when the messages do not fit the cache. "refuse" raises PromptError
+            and changes nothing. "drop_oldest" leaves out the oldest messages, up to the next user
+            message and never a system message at the start, until there is room for the answer
+            (`max_new_tokens`, but at most half the cache).
+        num_dropped: Messages left out of the last prompt.
     """
 
     def __init__(
@@ -78,19 +79,29 @@ class Conversation:
         self._running: Generation | None = None
 
     def send(self, content: str, **options: Any) -> Generation:
-        """Add a message of the user and start the answer; iterate over the result for its text.
+        """Add a user message and start the answer; iterate over the result to get its text.
 
-        options: fields of `Options`. An answer that still runs is cancelled first; what there is of
-        it stays in `messages`. Raises PromptError, and then nothing has been added.
+        An answer that is still running is cancelled first; its text so far stays in `messages`.
+
+        Args:
+            content: Text of the message.
+            options: Fields of `Options`.
+
+        Raises:
+            PromptError: if the prompt or an option is invalid; the message is not added then.
         """
         return self._start([{"role": "user", "content": content}], Options.of(**options))
 
     def answer(self, **options: Any) -> Generation:
-        """Start an answer to `messages` as they are, when the last is not the assistant's."""
+        """Start an answer to `messages` as they are; use it if the last is not the assistant's."""
         return self._start([], Options.of(**options))
 
     def undo(self) -> str:
-        """Forget the last message of the user and what came behind it; return that message."""
+        """Remove the last user message and everything after it; return that message's text.
+
+        Raises:
+            PromptError: if there is no user message.
+        """
         self._end_running()
         places = [at for at, each in enumerate(self.messages) if each["role"] == "user"]
         if not places:
@@ -100,7 +111,7 @@ class Conversation:
         return content
 
     def fork(self) -> "Conversation":
-        """Another conversation that goes on from here; what both share is computed once."""
+        """Return a copy that continues independently; the common beginning is computed once."""
         self._end_running()
         other = Conversation(self._session, self._encoder, self.messages, self.overflow)
         other._known = self._known
@@ -108,7 +119,7 @@ class Conversation:
 
     def _start(self, added: list[dict[str, Any]], options: Options) -> Generation:
         self._end_running()
-        prompt, num_dropped = self._fitting([*self.messages, *added], options)
+        prompt, num_dropped = self._fit([*self.messages, *added], options)
 
         def note(generation: Generation) -> None:
             self.messages.append({"role": "assistant", "content": generation.text})
@@ -125,24 +136,24 @@ class Conversation:
             self._running.cancel()
             self._running.run()
 
-    def _fitting(self, messages: list[dict[str, Any]], options: Options) -> tuple[_Known, int]:
-        """The prompt of the messages, or of so many that it fits, and how many were left out."""
-        most = self._session.max_prompt_tokens
-        room = min(options.max_new_tokens, most // 2)
+    def _fit(self, messages: list[dict[str, Any]], options: Options) -> tuple[_Known, int]:
+        """Return the prompt of as many messages as fit, and how many were left out."""
+        limit = self._session.max_prompt_tokens
+        room = min(options.max_new_tokens, limit // 2)
         prompt, num_dropped = self._prompt(messages), 0
         if self.overflow == "refuse":
             return prompt, 0
-        while len(prompt.ids) > most - room:
+        while len(prompt.ids) > limit - room:
             oldest = _oldest(messages)
             if oldest is None:
-                return prompt, num_dropped  # refused when it is started, if it does not fit
+                return prompt, num_dropped  # `Session.start` refuses it if it does not fit
             messages = messages[: oldest.start] + messages[oldest.stop :]
             num_dropped += len(oldest)
             prompt = self._prompt(messages)
         return prompt, num_dropped
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> _Known:
-        """The text of messages, its beginning with the tokens that it had before."""
+        """Return the text of messages as a prompt that reuses the tokens of its known beginning."""
         text, codec, known = self._encoder.render(messages), self._encoder.codec, self._known
         rest = text.removeprefix(known.text)
         if known.text and len(rest) < len(text) and codec.starts_special(rest):
@@ -151,17 +162,17 @@ class Conversation:
 
 
 def _known_after(prompt: _Known, generation: Generation) -> _Known:
-    """What is known when an answer has ended; an EOS at its end is written by the template."""
+    """Return the known text after an answer, without a final EOS, which the template writes."""
     ids = generation.token_ids
     if generation.finish_reason == "eos":
         ids = ids[:-1]
     if generation.finish_reason == "stop":
-        return prompt  # the tokens say more than the text
+        return prompt  # the tokens contain more than the text
     return replace(prompt, text=prompt.text + generation.text, ids=(*prompt.ids, *ids))
 
 
 def _oldest(messages: Sequence[Mapping[str, Any]]) -> range | None:
-    """The oldest messages that may go: not a system message at the start, nor the last question."""
+    """Return the oldest messages that may be dropped: no system message, no last question."""
     start = 1 if messages and messages[0]["role"] == "system" else 0
     users = [at for at, each in enumerate(messages) if each["role"] == "user" and at > start]
     return range(start, users[0]) if users else None

@@ -1,7 +1,7 @@
-"""What may be asked of an answer, and what is refused.
+"""The options of an answer and their valid ranges.
 
-Every number has a finite range: at its ends, all of them together, no sum or product of a row of
-logits leaves float32, and no waiting time leaves the clock.
+Every number has a finite range. Even with all numbers at their limits, no sum or product over a
+row of logits overflows float32, and no timeout overflows the clock.
 """
 
 import secrets
@@ -18,74 +18,79 @@ from bita.runtime.text.stopping import stop_faults
 
 MAX_LOGPROBS = 20  # per token
 SEEDS = 2**64
-MIN_TEMPERATURE = 1e-5  # below it the best token is taken: float32 has no room for a draw
-MAX_TEMPERATURE = 1e30  # all tokens are equally probable long before; float32 holds it
-MAX_PENALTY = 1e6  # taken off for each time a token occurs
-MAX_REPETITION_PENALTY = 1e3  # its inverse is the least
-MAX_BIAS = 1e9  # more than any penalty: what it forbids stays forbidden
+MIN_TEMPERATURE = 1e-5  # below it decoding is greedy: float32 is too coarse for a draw
+MAX_TEMPERATURE = 1e30  # fits float32; tokens are equally probable long before
+MAX_PENALTY = 1e6  # subtracted for each occurrence of a token
+MAX_REPETITION_PENALTY = 1e3  # the minimum is its inverse
+MAX_BIAS = 1e9  # exceeds every penalty, so that a forbidden token stays forbidden
 MAX_TOP_K = MAX_NEW_TOKENS = 2**63 - 1
-MAX_TIMEOUT_S = 4e6  # 46 days; clocks of some systems hold little more
-MAX_BIAS_FAULTS = 3  # that are listed
-LARGE_BIAS, LARGE_PENALTY = 1e3, 16.0  # beyond them float32 would round logits away
+MAX_TIMEOUT_S = 4e6  # 46 days; some systems' clocks cannot represent much more
+MAX_BIAS_FAULTS = 3  # listed in one error
+LARGE_BIAS, LARGE_PENALTY = 1e3, 16.0  # above these, adding in float32 would lose the logits
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an answer is made. Raises PromptError that lists every fault.
+    """Options of an answer. With the defaults decoding is greedy and uses the logits unchanged.
 
-    The order of what is done to a row of logits: penalties, `logit_bias`, `grammar`, temperature,
-    `top_k`, `top_p`, `min_p`. With the defaults decoding is greedy and unchanged.
+    A row of logits is processed in this order: penalties, `logit_bias`, `grammar`, `temperature`,
+    `top_k`, `top_p`, `min_p`.
+
+    Raises:
+        PromptError: if an option is invalid; the message lists every fault.
     """
 
-    max_new_tokens: int = 256  # exact; an answer ends earlier at EOS, a stop, or a full cache
+    max_new_tokens: int = 256  # the limit; EOS, a stop or a full cache ends the answer earlier
     stop: str | Sequence[str] = ()  # strings that end the answer and are not part of it
-    stop_token_ids: Sequence[int] = ()  # tokens that end it, besides the model's own EOS tokens
+    stop_token_ids: Sequence[int] = ()  # tokens that end it, in addition to the model's EOS tokens
     ignore_eos: bool = False  # continue after the model's EOS tokens
-    temperature: float = 0.0  # below 1e-5: the best token; 1: the model's own; to 1e30
-    top_k: int = 0  # the k best tokens, and those equal to the k-th; 0: all
-    top_p: float = 1.0  # the best tokens that together have this probability; 1: all
-    min_p: float = 0.0  # tokens with this share of the best one's probability; 0: all
+    temperature: float = 0.0  # below 1e-5: greedy; 1: the model's own distribution; at most 1e30
+    top_k: int = 0  # keep the k best tokens, and any equal to the k-th; 0: all
+    top_p: float = 1.0  # keep the best tokens that together have this probability; 1: all
+    min_p: float = 0.0  # keep tokens with this fraction of the best one's probability; 0: all
     repetition_penalty: float = 1.0  # divides logits of tokens in prompt and answer; 1e-3 to 1e3
-    presence_penalty: float = 0.0  # taken off the logits of tokens in the answer; -1e6 to 1e6
-    frequency_penalty: float = 0.0  # the same for each time they occur; -1e6 to 1e6
+    presence_penalty: float = 0.0  # subtracted from logits of tokens in the answer; -1e6 to 1e6
+    frequency_penalty: float = 0.0  # subtracted for each occurrence in the answer; -1e6 to 1e6
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added, by token id; to ±1e9
-    seed: int | None = None  # 0 to 2^64 - 1; None: a new one, see `Generation.seed`
-    logprobs: int | None = None  # tokens to tell beside each new one, 0 to 20; None: no logprobs
-    grammar: Grammar | None = None  # what the whole answer has to match
-    calls: CallRule | None = None  # what a call has to match, once one begins in a free answer
+    seed: int | None = None  # 0 to 2^64 - 1; None: a random one, see `Generation.seed`
+    logprobs: int | None = None  # most probable tokens to list, 0 to 20; None: no logprobs
+    grammar: Grammar | None = None  # must match the whole answer; None: unconstrained
+    calls: CallRule | None = None  # constrains a call once it begins in a free answer; None: none
     shown_token_ids: Sequence[int] = ()  # special tokens that are part of the answer's text
-    timeout_s: float | None = None  # seconds from the start, waiting included, to 4e6; None: any
+    timeout_s: float | None = None  # seconds including waiting, at most 4e6; None: no limit
 
     def __post_init__(self) -> None:
         raise_faults(PromptError, "options of the answer", [*self._faults()])
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
-        """Options by keywords; unknown ones are refused with the list of known ones."""
+        """Return options from keywords; PromptError for unknown ones lists the known ones."""
         known = [each.name for each in fields(cls)]
         unknown = [name for name in given if name not in known]
         if unknown:
             names = ", ".join(unknown)
-            raise PromptError(f"no option {names:.200}; there are {', '.join(known)}")
+            raise PromptError(f"there is no option {names:.200}; use {', '.join(known)}")
         return cls(**given)
 
     @property
     def stops(self) -> Sequence[str]:
+        """The stop strings as a sequence."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the best token is taken, and nothing drawn."""
+        """Whether the best token is always taken, without a draw."""
         return self.temperature < MIN_TEMPERATURE
 
     @property
     def penalizes(self) -> bool:
+        """Whether a penalty differs from its neutral value."""
         neutral = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return neutral != (1, 0, 0)
 
     @property
     def needs_logits(self) -> bool:
-        """Whether more is wanted of a step than its best tokens."""
+        """Whether a step must return logits, not only its best tokens."""
         return bool(
             not self.is_greedy
             or self.penalizes
@@ -96,7 +101,7 @@ class Options:
 
     @property
     def has_large_numbers(self) -> bool:
-        """Whether biases and penalties are added in float64, to keep what logits differ by."""
+        """Whether biases and penalties are so large that they must be added in float64."""
         return (
             max(abs(self.presence_penalty), abs(self.frequency_penalty)) > LARGE_PENALTY
             or max(map(abs, self.logit_bias.values()), default=0) > LARGE_BIAS
@@ -127,9 +132,9 @@ class Options:
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             yield f"grammar is {shown(self.grammar)}; make one: Grammar.json_schema({{...}})"
         if self.grammar is not None and self.ignore_eos:
-            yield "ignore_eos cannot go with a grammar, which ends where it is complete"
+            yield "ignore_eos cannot be combined with a grammar, which ends where it is complete"
         if self.calls is not None and (self.grammar is not None or self.ignore_eos):
-            yield "calls cannot go with a grammar or with ignore_eos; leave one of them out"
+            yield "calls cannot be combined with a grammar or ignore_eos; leave one of them out"
         yield from islice(self._bias_faults(), MAX_BIAS_FAULTS)
         yield from self._token_faults()
 
@@ -151,7 +156,7 @@ class Options:
 
 
 def new_seed() -> int:
-    """A seed that nobody asked for."""
+    """Return a random seed."""
     return secrets.randbelow(SEEDS)
 
 
@@ -164,7 +169,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _whole_fault(name: str, value: Any, least: int, most: int, more: str = "") -> Iterator[str]:
-    """A fault unless the value is a whole number of `least` to `most`."""
+    """Yield a fault unless the value is an integer from `least` to `most`."""
     if _is_whole(value) and least <= value <= most:
         return
     yield f"{name} is {shown(value)}; pass an integer from {least} on{more}, at most 2^63 - 1"
@@ -173,8 +178,8 @@ def _whole_fault(name: str, value: Any, least: int, most: int, more: str = "") -
 def _range_fault(
     name: str, value: Any, low: float, high: float, excludes_low: bool = False
 ) -> Iterator[str]:
-    """A fault unless the value is a number of `low` to `high`; NaN is not, nor is a truth value."""
-    # an integer of any size is compared exactly
+    """Yield a fault unless the value is a number from `low` to `high`; NaN and bool are not."""
+    # Python compares an integer of any size with a float exactly
     if _is_number(value) and low <= value <= high and not (excludes_low and value == low):
         return
     span = f"above {low:g}, up to {high:g}" if excludes_low else f"from {low:g} to {high:g}"

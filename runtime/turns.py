@@ -1,8 +1,7 @@
-"""Who runs the steps of an engine, and which texts share one.
+"""Schedule the steps of an engine among threads and texts.
 
-Threads that want a step at the same time share it: the first runs the steps, and those of the
-others with them, until its own answer is served; then another one does. A thread that is alone
-waits for nobody.
+Threads that want a step at the same time share it: the first thread leads and runs the steps of
+all, until its own answer is served; then another thread leads. A lone thread never waits.
 """
 
 import threading
@@ -20,14 +19,14 @@ from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.shared_cache import SharedCache
 from bita.runtime.decoding.tree_decoder import TreeDecoder
 
-MAX_TEXTS = 64  # of a step
-SLICE_STEPS = 16  # of one text after the other, where a backend cannot run them together
+MAX_TEXTS = 64  # in one step
+SLICE_STEPS = 16  # consecutive steps of one text, where a backend cannot run texts together
 INTERRUPTED = "the answer was interrupted; ask again"
-GATHER_SECONDS = 0.0003  # that a step waits for threads that took part in the last
+GATHER_SECONDS = 0.0003  # a step waits this long for threads that took part in the last one
 
 
 class Answer(Protocol):
-    """What takes part in steps."""
+    """An answer that takes part in steps; `Generation` is one."""
 
     decoder: TreeDecoder
     sequence: TokenSequence
@@ -36,23 +35,23 @@ class Answer(Protocol):
     def has_ended(self) -> bool: ...
 
     def wants_step(self) -> bool:
-        """Whether a step is to follow; ends the answer if not."""
+        """Return whether to run another step; if not, the answer ends."""
 
     def take(self, tokens: Sequence[int]) -> None:
-        """Take what a step emitted."""
+        """Add the tokens that a step emitted."""
 
     def fail(self, error: BaseException) -> None:
-        """End because of an error."""
+        """End with an error."""
 
     def expire(self) -> None:
-        """End because the time is over."""
+        """End because the time limit has passed."""
 
     def patience(self) -> float:
-        """Seconds that it may wait for the engine; -1 for any time."""
+        """Return how many seconds the answer may wait for the engine; -1: no limit."""
 
 
 class EngineLock:
-    """Held while a step runs. The thread that holds it may take it again."""
+    """A reentrant lock that is held while a step runs."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -60,18 +59,18 @@ class EngineLock:
 
     @property
     def is_mine(self) -> bool:
-        """Whether this thread holds it."""
+        """Whether this thread holds the lock."""
         return self._owner == threading.get_ident()
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take it; says whether that was possible within so many seconds (-1: any time)."""
+        """Take the lock; return whether that succeeded within `timeout` seconds (-1: no limit)."""
         if not self._lock.acquire(timeout=timeout):
             return False
         self._owner, self._depth = threading.get_ident(), self._depth + 1
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._depth -= 1
         if not self._depth:
             self._owner = 0
@@ -86,10 +85,10 @@ class EngineLock:
 
 
 class _Member:
-    """An answer that a thread waits for, until it has got further or, `to_end`, to its end.
+    """An answer for which a thread waits, until it has made progress or, if `to_end`, has ended.
 
-    wake: notified when it is served, or when it is its thread's turn to run steps. is_running:
-    whether a step of it runs.
+    wake: notified when the answer is served, or when its thread should lead.
+    is_running: whether the answer takes part in the running step.
     """
 
     def __init__(self, answer: Answer, to_end: bool, mutex: threading.Lock) -> None:
@@ -107,10 +106,10 @@ class _Member:
 
 
 class Turns:
-    """The steps of one engine.
+    """Runs the steps of one engine.
 
-    places: of texts that share steps; None for backends that run one text at a time, which get
-    slices of some steps by turns.
+    places: places of texts that share steps. None: the backend runs one text at a time, so texts
+    run alternately, in slices of a few steps.
     """
 
     def __init__(self, backend: Backend, shared_cache: SharedCache, places: Places | None) -> None:
@@ -119,16 +118,16 @@ class Turns:
         self._shared_cache = shared_cache
         self._places = places
         self._joint: WeakKeyDictionary[TreeDecoder, JointDecoder] = WeakKeyDictionary()
-        self._mutex = threading.Lock()  # of what follows; held for moments only
-        self._joined = threading.Condition(self._mutex)  # a member has
+        self._mutex = threading.Lock()  # guards the fields below; held only briefly
+        self._joined = threading.Condition(self._mutex)  # notified when a member joins
         self._members: list[_Member] = []
-        self._is_led = False  # whether a thread runs their steps
-        self._expected: set[int] = set()  # answers of the last step whose threads may come back
-        self._slice: ref[Answer] | None = None  # whose steps these are, and how many are left
-        self._num_left = 0
+        self._is_led = False  # whether a thread runs the members' steps
+        self._expected: set[int] = set()  # ids of the last step's answers that may rejoin
+        self._slice: ref[Answer] | None = None  # answer that owns the current slice
+        self._num_left = 0  # steps left in the slice
 
     def step(self, answer: Answer) -> None:
-        """Run steps until an answer has got further than it has been before."""
+        """Run steps until an answer has got further than ever before."""
         self._serve(_Member(answer, False, self._mutex))
 
     def run(self, answer: Answer) -> None:
@@ -136,10 +135,10 @@ class Turns:
         self._serve(_Member(answer, True, self._mutex))
 
     def advance(self, answers: Sequence[Answer]) -> None:
-        """Run one step of all these answers, or of as many as the backend can run together.
+        """Run one step of these answers, or of as many as the backend can run together.
 
-        An answer that fails has its error; the others are not concerned. The first in the list
-        have precedence.
+        Earlier answers in the list take precedence. An answer that fails has its `error` set; the
+        others are not affected.
         """
         with self.lock:
             wanting = [each for each in answers if self._wants_step(each)]
@@ -151,7 +150,7 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the engine, whose own cache is free for another text then."""
+        """Hold the engine lock, with the backend's own cache free for another text."""
         with self.lock:
             if self._places is not None:
                 self._places.clear_main()
@@ -163,7 +162,7 @@ class Turns:
             (self._places or self._shared_cache).forget()
 
     def _serve(self, member: _Member) -> None:
-        if self.lock.is_mine:  # the caller has the engine for itself
+        if self.lock.is_mine:  # the caller holds the engine lock
             while not member.is_served:
                 self.advance([member.answer])
             return
@@ -175,9 +174,7 @@ class Turns:
             raise
 
     def _wait(self, member: _Member) -> bool:
-        """Join the next steps; says whether it is on this thread to run them, else the answer has
-        been served.
-        """
+        """Join the next steps; return whether this thread must lead. If not, it has been served."""
         with self._mutex:
             self._members.append(member)
             self._joined.notify()
@@ -193,7 +190,7 @@ class Turns:
             return False
 
     def _lead(self, member: _Member) -> None:
-        """Run steps until an answer is served, with those of other members."""
+        """Run the steps of all members until this one is served."""
         try:
             while not member.is_served:
                 if not self.lock.acquire(timeout=member.answer.patience()):
@@ -201,7 +198,7 @@ class Turns:
                     return
                 members: list[_Member] = []
                 try:
-                    members = self._gathered()
+                    members = self._gather()
                     self.advance([each.answer for each in members])
                 finally:
                     self.lock.release()
@@ -211,8 +208,8 @@ class Turns:
                 self._is_led = False
                 self._leave(member)
 
-    def _gathered(self) -> list[_Member]:
-        """Those who take part in the next step, after a moment for those who did in the last."""
+    def _gather(self) -> list[_Member]:
+        """Return the members of the next step, after a short wait for those of the last."""
         ends_at = monotonic() + GATHER_SECONDS
         with self._mutex:
             while self._expected - {id(each.answer) for each in self._members}:
@@ -234,14 +231,14 @@ class Turns:
                     each.wake.notify()
 
     def _give_up(self, member: _Member) -> None:
-        """Take part no more, after an interrupt."""
+        """Leave after an interrupt, once the running step has ended."""
         with self._mutex:
             while member.is_running:
                 member.wake.wait(GATHER_SECONDS)
             self._leave(member)
 
     def _leave(self, member: _Member) -> None:
-        """Take a member out; if nobody runs steps, the first that is left is to do it."""
+        """Remove a member; if no thread leads, wake the first remaining one to do so."""
         if member in self._members:
             self._members.remove(member)
         if self._members and not self._is_led:
@@ -251,10 +248,10 @@ class Turns:
         if len(group) > 1 and self._places is not None:
             group = group[:MAX_TEXTS]
         else:
-            group = [self._whose_slice(group)]
+            group = [self._next_in_slices(group)]
         try:
-            outcomes = self._outcomes(decoder, group)
-        except BaseException:  # an interrupt can come anywhere: rows and answers are half made
+            outcomes = self._run_step(decoder, group)
+        except BaseException:  # an interrupt at any point leaves rows and answers incomplete
             (self._places or self._shared_cache).invalidate()
             for answer in group:
                 answer.fail(EngineError(INTERRUPTED))
@@ -263,10 +260,10 @@ class Turns:
         for interrupt in filter(None, interrupts):
             raise interrupt
 
-    def _outcomes(
+    def _run_step(
         self, decoder: TreeDecoder, group: Sequence[Answer]
     ) -> Sequence[list[int] | BitaError]:
-        """Run a step; returns what it emitted for each answer, or why it failed."""
+        """Run a step; return the tokens it emitted for each answer, or the answer's error."""
         try:
             if len(group) == 1:
                 return [decoder.step(group[0].sequence)]
@@ -284,14 +281,14 @@ class Turns:
         return self._joint[decoder]
 
     def _deliver(self, answer: Answer, outcome: list[int] | BitaError) -> BaseException | None:
-        """Give an answer what a step emitted; returns what interrupted that."""
+        """Give an answer its outcome of a step; return the exception that interrupted this."""
         interrupt = None
         if isinstance(outcome, BitaError):
             answer.fail(outcome)
         else:
             try:
                 answer.take(outcome)
-            except BaseException as error:  # the others get theirs all the same
+            except BaseException as error:  # the other answers still get their outcomes
                 interrupt = error
                 answer.fail(EngineError(INTERRUPTED))
         if answer.has_ended and self._places is not None:
@@ -307,9 +304,10 @@ class Turns:
             self._places.end(answer.sequence)
         return False
 
-    def _whose_slice(self, group: Sequence[Answer]) -> Answer:
-        """Of answers that cannot share a step, the one whose step is next. Those that have no
-        token yet come before the others.
+    def _next_in_slices(self, group: Sequence[Answer]) -> Answer:
+        """Return the answer that runs next, if a step can run only one.
+
+        Answers without a token take precedence when a slice ends.
         """
         if len(group) == 1:
             return group[0]

@@ -1,4 +1,4 @@
-"""Engines that several test files share."""
+"""Settings, markers and fixtures that several test files share."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# The libraries read these variables when they are imported, so they are set first.
+# The libraries read these variables at import, so they are set first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -22,7 +22,7 @@ HEAVY = re.compile(r"(importorskip\(\"|import |from )(torch|transformers|tensorr
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs torch or its kin, so that the rest can run before they are installed."""
+    """Mark tests that need torch or similar packages, so that others can run without them."""
     for item in items:
         if _needs_torch(item.path):
             item.add_marker(pytest.mark.torch)
@@ -35,5 +35,5 @@ def _needs_torch(path: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def tiny_engine() -> Path:
-    """A random Llama of two layers, fp32, C = 384, three masks, prefix of 2, tree (5,4,3)."""
+    """Return a random Llama engine: 2 layers, fp32, C = 384, 3 masks, prefix 2, tree (5,4,3)."""
     return TINY_ENGINE

@@ -18,7 +18,7 @@ int main(int count, char** arguments) try {
     answer.max_new_tokens = request.num_new;
     answer.ignore_eos = true;
     answer.drafts = std::atoi(arguments[4]);
-    session = bita::Session(engine);  // each prompt is computed from its first token on
+    session = bita::Session(engine);  // a new session, so that no prefix of the prompt is cached
     timed::Reply reply;
     const auto started = timed::Clock::now();
     session.start_tokens(request.prompt, answer);
@@ -28,7 +28,7 @@ int main(int count, char** arguments) try {
     }
     reply.whole_ms = timed::milliseconds(started);
     const bita_stats stats = session.stats();
-    // all that the answer took after its first token, but for ONNX Runtime's part
+    // share of the time after the first token that is not spent in ONNX Runtime
     reply.host_share = 1 - stats.backend_ms / (reply.whole_ms - reply.first_ms);
     timed::write(reply);
   }

@@ -9,7 +9,7 @@ namespace {
 
 void be_silent(ggml_log_level, const char*, void*) {}
 
-// The best token after the last one that was decoded.
+// Returns the best token after the last one decoded.
 llama_token best_token(llama_context* context, int vocab_size) {
   const float* logits = llama_get_logits_ith(context, -1);
   int best = 0;

@@ -1,7 +1,7 @@
-// What both programs of cpp_speed.py share: requests, replies, and what the process took.
+// Requests and replies of both programs of cpp_speed.py.
 //
-// A request is a line of numbers: how many new tokens, then the prompt's token ids. A reply is a
-// JSON line. When the input ends, the last line says the process's peak memory.
+// A request is a line of numbers: the number of new tokens, then the prompt's token ids. A reply is
+// a JSON line. When the input ends, a last line reports the process's peak memory.
 #pragma once
 
 #include <chrono>

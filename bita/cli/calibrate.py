@@ -1,17 +1,25 @@
-"""`bita calibrate`: measure an engine on this device, and choose its tree by that."""
+"""`bita calibrate`: measure an engine on this device and choose its tree from the figures."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bita.calibration.effort import Effort
+from bita.cli.shared.calibration_facts import (
+    RANKS,
+    acceptance_facts,
+    choice_facts,
+    latency_facts,
+)
 from bita.cli.shared.flags import add_command, add_threads, positive
+from bita.cli.shared.output import add_json, json_report, print_table
 from bita.manifest import MODES
 
 STAGES = ("acceptance", "latency", "tree")
-MAX_SHOWN = 4  # trees that were not chosen
+MAX_SHOWN = 4  # trees in the table besides the chosen one and AR; --json has all
 USUAL = Effort()
 
 
@@ -19,37 +27,43 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "calibrate",
-        "measure an engine on this device, and choose the tree that decodes fastest there",
+        "measure an engine on this device and choose the tree that decodes fastest there",
         "bita calibrate tree engines/smollm2-135m-instruct-int4",
+        stdout="the table of the stage; progress and notes go to standard error",
     )
     parser.add_argument(
         "stage",
         choices=STAGES,
-        help="acceptance: which drafts are right; latency: of steps of 1 to 128 rows; tree: both, "
-        "where they are missing, and the tree chosen by them",
+        help="acceptance: measure which drafts are right; latency: time steps of 1 to 128 rows; "
+        "tree: measure both where they are missing, then choose the fastest tree",
     )
-    parser.add_argument("engine", type=Path)
+    parser.add_argument("engine", type=Path, help="engine directory")
     _add_effort(parser)
     add_threads(parser)
-    parser.add_argument("--anew", action="store_true", help="measure again what is there already")
+    parser.add_argument(
+        "--anew", action="store_true", help="measure again what was measured before"
+    )
     parser.add_argument(
         "--what-if",
         metavar="DEVICE",
-        help="JSON of another device's latency, or a modelled one: the GPUs orin-nano, agx-orin, "
-        "rtx-4090, h100, or the CPUs orin-nano-cpu, agx-orin-cpu, pi-5: say what would be chosen "
-        "there; the engine keeps its tree",
+        help="report which tree would be chosen on another device; the engine keeps its own. "
+        "DEVICE: JSON file with its latency, or a modelled device: the GPUs orin-nano, agx-orin, "
+        "rtx-4090, h100, the CPUs orin-nano-cpu, agx-orin-cpu, pi-5",
     )
-    parser.add_argument("--mode", choices=MODES, help="of --what-if; default: the engine's own")
+    parser.add_argument(
+        "--mode", choices=MODES, help="mode for --what-if; default: that of the engine"
+    )
+    add_json(parser, "all figures")
     parser.set_defaults(run=run)
 
 
 def _add_effort(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", type=Path, help="JSONL file; default: a set of our own")
+    parser.add_argument("--prompts", type=Path, help="JSONL file; default: the set of bita-edge")
     for name, default, text in (
-        ("--limit", USUAL.num_prompts, "prompts read; a third is for timing trees"),
-        ("--max-new-tokens", USUAL.max_new_tokens, "of each answer"),
-        ("--repeats", USUAL.repeats, "turns in which each size of step is timed"),
-        ("--max-rows", USUAL.max_rows, "of the steps that are timed"),
+        ("--limit", USUAL.num_prompts, "prompts that are read; trees are timed on a third"),
+        ("--max-new-tokens", USUAL.max_new_tokens, "length of each answer"),
+        ("--repeats", USUAL.repeats, "rounds in which each size of step is timed"),
+        ("--max-rows", USUAL.max_rows, "largest step that is timed"),
     ):
         parser.add_argument(
             name, type=positive, default=default, help=f"{text}; default: {default}"
@@ -62,10 +76,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.mode and not args.what_if:
         raise EngineError("--mode goes with --what-if; an engine keeps the mode it was built with")
-    if args.what_if:
-        return _what_if(args, open_engine(args.engine))
-    with revising(args.engine) as engine:
-        return _measure(args, engine)
+    with json_report(args.json) as report:
+        if args.what_if:
+            report |= _what_if(args, open_engine(args.engine))
+        else:
+            with revising(args.engine) as engine:
+                report |= _measure(args, engine)
+    return 0
 
 
 @contextmanager
@@ -78,18 +95,20 @@ def _calibrator(args: argparse.Namespace, engine: Any) -> Iterator[Any]:
         yield Calibrator(engine, args.threads, show, args.prompts, effort)
 
 
-def _what_if(args: argparse.Namespace, engine: Any) -> int:
-    """Nothing is written, unless acceptance has to be measured first."""
+def _what_if(args: argparse.Namespace, engine: Any) -> dict[str, Any]:
+    """Choose for another device. Writes nothing, unless acceptance must be measured first."""
     elsewhere = _latency_of(engine, args.what_if)
     with _calibrator(args, engine) as calibrator:
         choice = calibrator.forecast(calibrator.acceptance(args.anew), elsewhere, args.mode)
     _print_kept(calibrator)
-    print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
-    _print_choice(choice)
-    return 0
+    if not args.json:
+        print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
+        _print_choice(choice)
+    return {**_head(args, calibrator), "what_if": elsewhere.device, **choice_facts(choice)}
 
 
-def _measure(args: argparse.Namespace, engine: Any) -> int:
+def _measure(args: argparse.Namespace, engine: Any) -> dict[str, Any]:
+    """Measure the stage that is asked for, print its table and return its figures."""
     with _calibrator(args, engine) as calibrator:
         if args.stage != "latency":
             acceptance = calibrator.acceptance(args.anew)
@@ -100,22 +119,29 @@ def _measure(args: argparse.Namespace, engine: Any) -> int:
         if args.stage == "tree":
             choice = calibrator.tree(acceptance, latency)
     _print_kept(calibrator)
+    show: Callable[[], None]
     if args.stage == "acceptance":
-        _print_acceptance(acceptance)
+        facts, show = acceptance_facts(acceptance), lambda: _print_acceptance(facts)
     elif args.stage == "latency":
-        _print_latency(latency)
+        facts, show = latency_facts(latency), lambda: _print_latency(latency)
     else:
-        _print_choice(choice)
-    return 0
+        facts, show = choice_facts(choice), lambda: _print_choice(choice)
+    if not args.json:
+        show()
+    return {**_head(args, calibrator), **facts}
+
+
+def _head(args: argparse.Namespace, calibrator: Any) -> dict[str, Any]:
+    return {"stage": args.stage, "engine": str(args.engine), "kept": calibrator.kept}
 
 
 def _print_kept(calibrator: Any) -> None:
     for topic in calibrator.kept:
-        print(f"{topic}: as it was measured before; --anew measures again")
+        print(f"{topic}: as it was measured before; --anew measures again", file=sys.stderr)
 
 
 def _latency_of(engine: Any, device: str) -> Any:
-    """Of a modelled device, or of a file. Raises EngineError."""
+    """Return the latency of a modelled device, or read it from a file. Raises EngineError."""
     from bita.calibration.devices import MODELLED, modelled_latency
     from bita.calibration.latency import Latency
     from bita.errors import EngineError
@@ -131,32 +157,26 @@ def _latency_of(engine: Any, device: str) -> Any:
     return Latency.from_json(data.get("latency", data), device)  # or a whole calibration.json
 
 
-def _print_acceptance(acceptance: Any) -> None:
+def _print_acceptance(facts: dict[str, Any]) -> None:
     rows = [
-        (row["mask"], row["count"], *(f"{sum(row['shares'][:rank]):.3f}" for rank in (1, 5, 10)))
-        for row in acceptance.table()
+        (row["mask"], row["steps"], *(f"{row[f'ranks_to_{rank}_share']:.3f}" for rank in RANKS))
+        for row in facts["masks"]
     ]
-    _print_table(("mask", "steps", "rank 1", "ranks to 5", "to 10"), rows)
-    for name, num_drafted in (("without masks", 0), ("with all masks", len(rows))):
-        guesses = [position.guess(num_drafted) for position in acceptance.positions()]
-        known = [guess for guess in guesses if guess.level]
-        right = sum(guess.right > 0 for guess in known) / max(len(known), 1)
-        share = len(known) / max(len(guesses), 1)
-        print(f"guesses {name}: in {100 * share:.0f} % of steps, {right:.3f} of them right")
+    print_table(("mask", "steps", "rank 1", "ranks to 5", "to 10"), rows)
+    for guess in facts["guesses"]:
+        share, right = 100 * guess["share_of_steps"], guess["right_share"]
+        print(f"guesses {guess['name']}: in {share:.0f} % of steps, {right:.3f} of them right")
 
 
 def _print_latency(latency: Any) -> None:
     header = ("rows", *(f"ms at {length}" for length in latency.cache_lengths))
+    curves = list(zip(latency.median, latency.spread, strict=True))
     rows = [
-        (count, *(f"{median[i]:.2f} ± {spread[i] / 2:.2f}" for median, spread in _curves(latency)))
+        (count, *(f"{median[i]:.2f} ± {spread[i] / 2:.2f}" for median, spread in curves))
         for i, count in enumerate(latency.rows)
     ]
-    _print_table(header, rows)
+    print_table(header, rows)
     print(f"monotone fit: {100 * latency.residual:.1f} % off (root mean square)")
-
-
-def _curves(latency: Any) -> list[tuple[Sequence[float], Sequence[float]]]:
-    return list(zip(latency.median, latency.spread, strict=True))
 
 
 def _print_choice(choice: Any) -> None:
@@ -178,7 +198,7 @@ def _print_choice(choice: Any) -> None:
         ]
     ]
     header = ("tree", "rows", "tokens per step", "measured", "tokens/s", "measured")
-    _print_table(header, rows)
+    print_table(header, rows)
     print(f"chosen: {choice}")
     for where, tree in states_of(choice.chosen.tree):
         print(f"  {where}: {tree}")
@@ -186,13 +206,3 @@ def _print_choice(choice: Any) -> None:
 
 def _or_dash(value: float, form: str) -> str:
     return format(value, form) if value else "-"
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)

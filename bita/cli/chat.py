@@ -1,4 +1,4 @@
-"""`bita chat`: a conversation on the screen."""
+"""`bita chat`: a conversation in the terminal."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ HELP = """\
 /stats   figures of the last answer     /clear   start again
 /undo    take back the last message     /retry   another answer to it (with a temperature)
 /help    this list                      /quit    leave; so does Ctrl-D
-Lines that end in \\ go on in the next one; \"\"\" begins and ends a text of several lines.
+A line that ends in \\ continues on the next one; \"\"\" begins and ends a text of several lines.
 Ctrl-C stops an answer."""
 HISTORY_LINES = 1000
 BLOCK = '"""'
@@ -37,20 +37,25 @@ def add_parser(subparsers: Any) -> None:
         "chat",
         "talk with an engine",
         "bita chat engines/smollm2-135m-instruct-int4 --temperature 0.7",
+        stdout="the answers and the replies to commands; figures (--stats) and errors go to "
+        "standard error",
+        more=["Without a terminal it answers the lines of standard input, one after the other."],
     )
     add_session(parser)
     parser.add_argument("--system", type=text, help="a system message")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=1024, help="longest answer (default 1024)"
+    )
     parser.add_argument(
         "--overflow",
         choices=("drop_oldest", "refuse"),
         default="drop_oldest",
-        help="when the conversation outgrows the cache (default: leave out its oldest turns)",
+        help="what to do when the conversation outgrows the cache; default: drop its oldest turns",
     )
     parser.add_argument(
-        "--stats", action="store_true", help="figures of each answer, to standard error"
+        "--stats", action="store_true", help="print figures of each answer to standard error"
     )
-    add_sampling(parser, default="what the model's authors recommend, else greedy")
+    add_sampling(parser, default="what the model's authors recommend, otherwise greedy")
     parser.set_defaults(run=run)
 
 
@@ -65,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
     if not sys.stdin.isatty():
         chat.talk(_lines(lambda: sys.stdin.readline(MAX_TEXT)))
         return 0
-    print(f"{args.engine}, tree: {session.tree}. /help lists what else can be typed.")
+    print(f"{args.engine}, tree: {session.tree}. /help lists the commands.")
     with _history():
         chat.talk(_typed())
     return 0
 
 
 class Chat:
-    """A conversation and what is typed into it. options: of every answer."""
+    """A conversation that answers typed messages and follows commands."""
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class Chat:
         options: dict[str, Any],
         shows_stats: bool,
     ) -> None:
+        """Start with a conversation; `options` are fields of Options for every answer."""
         self._session = session
         self._conversation = conversation
         self._options = options
@@ -89,7 +95,7 @@ class Chat:
         self._last: Generation | None = None
 
     def talk(self, inputs: Iterator[str]) -> None:
-        """Answer messages and follow commands until /quit, or there are no more."""
+        """Answer messages and follow commands until /quit or the end of the input."""
         commands: dict[str, Callable[[], None]] = {
             "/help": lambda: print(HELP),
             "/stats": lambda: print(self._figures()),
@@ -107,7 +113,7 @@ class Chat:
                 if word in commands:
                     commands[word]()
                 elif re.fullmatch(r"/\w+", word):
-                    print(f"there is no {word}; /help lists what there is")
+                    print(f"there is no {word}; /help lists the commands")
                 else:
                     self._answer(_unicode(typed))
             except PromptError as error:
@@ -128,9 +134,9 @@ class Chat:
             print(self._figures(), file=sys.stderr)
 
     def _figures(self) -> str:
-        """The statistics of the last answer."""
+        """Return the statistics of the last answer. Raises PromptError if there is none."""
         if self._last is None:
-            raise PromptError("nothing has been answered yet")
+            raise PromptError("there is no answer yet")
         return summary(self._session, self._last)
 
     def _clear(self) -> None:
@@ -149,7 +155,7 @@ class Chat:
 
 
 def _unicode(typed: str) -> str:
-    """Raises PromptError for what is not text."""
+    """Return a typed line as Unicode. Raises PromptError if it is not text."""
     try:
         return as_unicode(typed, sys.stdin.encoding or "utf-8")
     except UnicodeError as error:
@@ -157,7 +163,7 @@ def _unicode(typed: str) -> str:
 
 
 def _typed() -> Iterator[str]:
-    """Texts typed at a prompt; Ctrl-C drops a line, Ctrl-D ends."""
+    """Yield texts typed at a prompt. Ctrl-C drops a line, Ctrl-D ends the input."""
 
     def read() -> str:
         try:
@@ -176,7 +182,7 @@ def _typed() -> Iterator[str]:
 
 
 def _lines(read: Callable[[], str]) -> Iterator[str]:
-    """Texts of one line or several; `read` gives a line with its end, or "" when there are none."""
+    """Yield texts of one line or several; `read` returns a line with its end, or "" at the end."""
     while line := read():
         text = line.rstrip("\n")
         if text.lstrip().startswith(BLOCK):
@@ -188,7 +194,7 @@ def _lines(read: Callable[[], str]) -> Iterator[str]:
 
 
 def _block(text: str, read: Callable[[], str]) -> str:
-    """What stands between two BLOCK marks; `text` is behind the first."""
+    """Return the text between two BLOCK marks; `text` follows the first."""
     while BLOCK not in text and (line := read()):
         text += "\n" + line.rstrip("\n")
     return text.split(BLOCK)[0].strip("\n")
@@ -196,7 +202,7 @@ def _block(text: str, read: Callable[[], str]) -> str:
 
 @contextlib.contextmanager
 def _interrupts(cancel: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl-C call `cancel` meanwhile."""
+    """Let Ctrl-C call `cancel` while the block runs."""
     before = signal.signal(signal.SIGINT, lambda *_: cancel())
     try:
         yield
@@ -206,10 +212,10 @@ def _interrupts(cancel: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _history() -> Iterator[None]:
-    """Keep typed lines for the arrow keys, from one chat to the next."""
+    """Keep typed lines for the arrow keys from one chat to the next."""
     try:
         import readline
-    except ImportError:  # Windows
+    except ImportError:  # on Windows
         yield
         return
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")

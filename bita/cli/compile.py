@@ -1,4 +1,4 @@
-"""`bita compile`: give an engine a plan for GPUs, from the graph that it carries."""
+"""`bita compile`: compile the graph of an engine into a plan for GPUs."""
 
 import argparse
 import time
@@ -13,12 +13,13 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "compile",
-        "compile an engine's graph for GPUs, anew or for the first time",
+        "compile an engine's graph for GPUs, for the first time or again",
         "bita compile engines/smollm2-135m-instruct-int4-tensorrt",
+        stdout="a line with the plan, its size and the time; progress goes to standard error",
     )
     parser.add_argument("engine", type=Path, help="engine directory")
     parser.add_argument(
-        "--backend", help="tensorrt or tensorrt-rtx; default: the one it was compiled for before"
+        "--backend", help="tensorrt or tensorrt-rtx; default: that of its present plan"
     )
     add_plan_arguments(parser)
     parser.set_defaults(run=run)

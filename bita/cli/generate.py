@@ -1,4 +1,4 @@
-"""`bita generate`: answer one prompt on the screen."""
+"""`bita generate`: answer one prompt."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ from bita.cli.shared.answers import (
     sampling_of,
 )
 from bita.cli.shared.flags import add_command, text
+from bita.cli.shared.output import add_json, json_report
 from bita.cli.shared.streams import MAX_TEXT, as_unicode
 
 if TYPE_CHECKING:
@@ -28,24 +29,28 @@ def add_parser(subparsers: Any) -> None:
         "generate",
         "answer a prompt with an engine",
         'bita generate engines/smollm2-135m-instruct-int4 "Why is the sky blue?"',
+        stdout="the answer; figures (--stats, --compare) and progress go to standard error",
     )
     add_session(parser)
     parser.add_argument(
         "prompt", type=text, help="the user's message; - reads it from standard input"
     )
-    parser.add_argument("--raw", action="store_true", help="continue the text, no chat template")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without a chat template"
+    )
     parser.add_argument("--system", type=text, help="a system message before the prompt")
     add_answer_options(parser, max_new_tokens=256)
     add_sampling(parser, default="greedy")
     parser.add_argument(
-        "--stats", action="store_true", help="figures of the answer, to standard error"
+        "--stats", action="store_true", help="print figures of the answer to standard error"
     )
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="then answer again, plainly and with drafts in turns: speeds, and whether the texts "
-        "are the same; exit status 1 if they are not in mode exact",
+        help="then answer again with and without drafts, alternately, and report both speeds and "
+        "whether the texts are the same; exit status 1 if they differ in mode exact",
     )
+    add_json(parser, "the answer with its token ids and all figures")
     parser.set_defaults(run=run)
 
 
@@ -65,45 +70,108 @@ def run(args: argparse.Namespace) -> int:
     roles = [("system", args.system)] if args.system else []
     messages = [{"role": role, "content": words} for role, words in [*roles, ("user", prompt)]]
     asked: Prompt = prompt if raw else messages
-    answer = session.stream(asked, **options)
+    with json_report(args.json) as report:
+        answer = _answer(session, asked, options, args)
+        report |= answer_facts(session, answer)
+        if not args.compare:
+            return 0
+        gain = _measure_gain(session, asked, options)
+        report["compare"] = gain_facts(gain, session)
+        if not args.json:
+            print("", *gain_lines(gain, session), sep="\n", file=sys.stderr)
+        return int(gain.parting is not None and session.mode == "exact")
+
+
+def _answer(
+    session: "Session", prompt: "Prompt", options: dict[str, Any], args: argparse.Namespace
+) -> "Generation":
+    """Generate the answer, printing it as it grows."""
+    answer = session.stream(prompt, **options)
     for piece in answer:
-        print(piece, end="", flush=True)
-    print()
-    if args.stats:
+        if not args.json:
+            print(piece, end="", flush=True)
+    if not args.json:
+        print(flush=True)
+    if args.stats and not args.json:
         print(summary(session, answer), file=sys.stderr)
-    return _compare(session, asked, options) if args.compare else 0
+    return answer
 
 
-def _compare(session: "Session", prompt: "Prompt", options: dict[str, Any]) -> int:
-    """Time the same answer plainly and with drafts, and print what drafts gain."""
-    from bita.calibration.draft_gain import ROUNDS, measure_gain
+def answer_facts(session: "Session", answer: "Generation") -> dict[str, Any]:
+    """Return an answer and its figures for JSON."""
+    stats = session.stats
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": len(answer.prompt_ids),
+        "seed": answer.seed,
+        "mode": session.mode,
+        "tree": str(session.tree),
+        "stats": {
+            "new_tokens": len(answer.token_ids),
+            "cached_prompt_tokens": answer.num_reused,
+            "prefill_ms": stats.prefill_ms,
+            "decode_ms": sum(stats.step_ms),
+            "decode_steps": stats.num_steps,
+            "tokens_per_second": stats.tokens_per_second,
+            "tokens_per_step": stats.tokens_per_step,
+            "peak_host_bytes": stats.memory.decoding.host,
+            "peak_gpu_bytes": stats.memory.decoding.gpu,
+        },
+    }
+
+
+def _measure_gain(session: "Session", prompt: "Prompt", options: dict[str, Any]) -> "DraftGain":
+    """Time the same answer with and without drafts."""
+    from bita.calibration.draft_gain import measure_gain
     from bita.cli.shared.progress import progress_bars
 
     others = {name: value for name, value in options.items() if name != "max_new_tokens"}
     with progress_bars() as show:
-        gain = measure_gain(
+        return measure_gain(
             session,
             prompt,
             options["max_new_tokens"],
             others,
-            on_progress=lambda done, total: show("plainly and with drafts", done, total),
+            on_progress=lambda done, total: show("with and without drafts", done, total),
         )
-    print(f"\nThe answer has {gain.num_tokens} tokens; {ROUNDS} times each, in turns:")
-    print(*gain_lines(gain, session), sep="\n")
-    return int(gain.parting is not None and session.mode == "exact")
+
+
+def gain_facts(gain: "DraftGain", session: "Session") -> dict[str, Any]:
+    """Return the gain of drafts for JSON; speeds are null if the answer is too short to time."""
+    has_drafts, is_timed = not session.tree.is_ar, bool(gain.ratio)
+    from_masks, from_text = gain.per_step
+    measured = has_drafts and is_timed
+    return {
+        "runs": len(gain.plain),
+        "new_tokens": gain.num_tokens,
+        "has_drafts": has_drafts,
+        "plain_tokens_per_second": gain.plain_speed if is_timed else None,
+        "drafted_tokens_per_second": gain.drafted_speed if measured else None,
+        "speedup": gain.ratio if measured else None,
+        "mask_tokens_per_step": from_masks if measured else None,
+        "ngram_tokens_per_step": from_text if measured else None,
+        "tokens_per_step": 1 + from_masks + from_text if measured else None,
+        "same_text": gain.parting is None,
+        "first_difference": gain.parting,
+    }
 
 
 def gain_lines(gain: "DraftGain", session: "Session") -> list[str]:
-    """What drafts gained, a line for each figure."""
-    lines = [f"  plainly      {gain.plain_speed:7.1f} tokens/s"]
+    """Return the gain of drafts as a line for each figure."""
+    lines = [
+        f"The answer has {gain.num_tokens} tokens; {len(gain.plain)} runs each, alternately:",
+        f"  plainly      {gain.plain_speed:7.1f} tokens/s",
+    ]
     if session.tree.is_ar:
-        return [*lines, "  this engine decodes plainly; --tree chain tries drafts"]
+        return [*lines, "  this engine decodes plainly; --tree ngrams:2 tries drafts"]
     if not gain.ratio:
-        return ["  too short to be timed; ask for more tokens"]
+        return ["  the answer is too short to be timed; ask for more tokens"]
     verdict = f"{gain.ratio:.2f} times as fast"
     if gain.ratio <= 1:
-        verdict += "; drafts did not pay here, `bita calibrate tree` measures what does"
-    masks, text = (round(drafts, 2) for drafts in gain.per_step)  # so that the sum is as shown
+        verdict += "; drafts did not pay here, `bita calibrate tree` finds a tree that does"
+    masks, text = (round(drafts, 2) for drafts in gain.per_step)  # so that the sum adds up
     texts = (
         "  both texts are the same, token by token"
         if gain.parting is None
@@ -119,12 +187,14 @@ def gain_lines(gain: "DraftGain", session: "Session") -> list[str]:
 
 
 def _read_input() -> str:
-    """Standard input as text. Raises PromptError."""
+    """Read standard input as text. Raises PromptError."""
     from bita.errors import PromptError
 
     found = sys.stdin.read(MAX_TEXT + 1)
     if len(found) > MAX_TEXT:
-        raise PromptError(f"standard input has over {MAX_TEXT} characters; give a shorter prompt")
+        raise PromptError(
+            f"standard input has more than {MAX_TEXT} characters; give a shorter prompt"
+        )
     try:
         return as_unicode(found, sys.stdin.encoding or "utf-8")
     except UnicodeError as error:
@@ -132,7 +202,7 @@ def _read_input() -> str:
 
 
 def summary(session: "Session", answer: "Generation") -> str:
-    """One line of figures of the answer."""
+    """Return the figures of an answer on one line."""
     stats = session.stats
     reused = f", {answer.num_reused} of it cached" if answer.num_reused else ""
     return (
@@ -144,7 +214,7 @@ def summary(session: "Session", answer: "Generation") -> str:
 
 
 def memory_text(stats: "Stats") -> str:
-    """Peaks, for people."""
+    """Return the peaks of memory as a text."""
     memory = stats.memory.decoding
     on_gpu = f", {memory.gpu / 1e6:.0f} MB of it on the GPU" if memory.gpu else ""
     return f"memory {(memory.host + memory.gpu) / 1e6:.0f} MB{on_gpu}"

@@ -1,6 +1,7 @@
-"""The command line `bita`: parsing, and how errors reach the user.
+"""The command line `bita`: parsing, and reporting of errors.
 
-Exit status: 0 done, 1 a check failed (`bita verify`), 2 an error, 130 interrupted.
+Exit status: 0 done, 1 a check failed (`bita verify`, `bita generate --compare`), 2 an error,
+130 interrupted.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from bita.errors import MAX_MESSAGE, BitaError, MissingExtraError
 from bita.json_values import printable
 from bita.tuning.launcher import report_once
 
-# The extra that brings a module; what is not named here is a fault of the installation.
+# The extra that installs a module. A missing module that is not listed is a broken installation.
 EXTRAS = {
     **dict.fromkeys(("gguf", "huggingface_hub", "onnx_ir"), "export"),
     **dict.fromkeys(("torch", "transformers", "accelerate"), "tune"),
@@ -27,17 +28,24 @@ EXTRAS = {
 }
 COMMANDS = (
     *("engine", "compile", "generate", "chat", "serve"),
-    *("verify", "inspect", "profile", "calibrate", "adapter", "tune"),
+    *("verify", "inspect", "profile", "calibrate", "adapter", "tune", "completion"),
 )
+
+EPILOG = """\
+`bita COMMAND --help` shows an example and says what goes to standard output.
+Flags cannot be abbreviated.
+
+example:
+  bita generate engines/smollm2-135m-instruct-int4 "Why is the sky blue?\""""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return its exit status."""
     prepare_streams()
     args = None
     try:
         with report_once():
-            args = _parser().parse_args(argv)
+            args = command_parser().parse_args(argv)
         status = int(args.run(args))
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -51,12 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status_of(error: BaseException, args: argparse.Namespace | None) -> int:
-    """The exit status after an error, which is reported on one line.
-
-    Raises what ends a program by itself: SystemExit.
-    """
+    """Report an error on one line and return the exit status. SystemExit is raised again."""
     if isinstance(error, BrokenPipeError) and reader_is_gone():
-        return 0  # the reader has seen enough, as `head` does
+        return 0  # the reader, such as `head`, has read enough
     if isinstance(error, KeyboardInterrupt):
         report("bita: interrupted")
         return 130
@@ -68,29 +73,31 @@ def _status_of(error: BaseException, args: argparse.Namespace | None) -> int:
             error = MissingExtraError(f"`bita {args.command}`", EXTRAS[package])
     text = str(error) or repr(error)
     if not isinstance(error, (BitaError, OSError)):
-        text = f"{type(error).__name__}: {text}; --debug shows where it arose"
+        text = f"{type(error).__name__}: {text}; --debug shows where it was raised"
     report(f"bita: error: {on_one_line(text)}")
     return 2
 
 
 def report(line: str) -> None:
-    """Print to standard error, where somebody reads it."""
+    """Print to standard error, unless its reader is gone."""
     with report_once(), suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def on_one_line(message: str) -> str:
-    """A message with a list of faults, as one line of bounded length."""
+    """Join a message with a list of faults into one line of bounded length."""
     message = re.sub(r":\n\s*- ", ": ", message[: 2 * MAX_MESSAGE].strip())
     line = " ".join(re.sub(r"\n\s*- ", "; ", message).split())
     return printable(line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}...")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> CommandParser:
+    """Return the parser of all commands."""
     parser = CommandParser(
         prog="bita",
         description="Put BiTA-accelerated language models on edge devices.",
-        epilog="`bita COMMAND --help` shows an example of each.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bita-edge {__version__}")
     parser.set_defaults(debug=False)

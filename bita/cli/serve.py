@@ -1,4 +1,4 @@
-"""`bita serve`: an engine behind OpenAI's HTTP interface."""
+"""`bita serve`: an engine as a server with OpenAI's HTTP interface."""
 
 import argparse
 import ipaddress
@@ -13,7 +13,7 @@ from bita.errors import EngineError, PromptError
 
 KEY_VARIABLE = "BITA_API_KEY"
 MAX_KEY_BYTES = 1000
-SHUTDOWN_SECONDS = 5  # for the answer that is being given
+SHUTDOWN_SECONDS = 5  # time that answers in progress get to finish
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -21,61 +21,96 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "serve",
-        "answer OpenAI's clients over HTTP",
+        "serve an engine over HTTP to clients of OpenAI's interface",
         "bita serve engines/smollm2-135m-instruct-int4 --port 8000",
+        stdout="one line with the address, once it accepts requests; the log goes to standard "
+        "error",
     )
     add_session(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
-    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default 127.0.0.1: this machine only)",
+    )
+    parser.add_argument(
+        "--port", type=_port, default=8000, help="port (default 8000); 0: any free one"
+    )
     parser.add_argument(
         "--model-name",
         type=text,
         action="append",
         default=[],
-        help="that clients ask for, may be given several times; default: the engine's folder",
+        help="model name that clients ask for, repeatable; default: the engine's directory",
     )
     parser.add_argument(
-        "--api-key-file", type=Path, help=f"file of the key; default: the variable {KEY_VARIABLE}"
+        "--api-key-file",
+        type=Path,
+        help=f"file with the API key; default: the environment variable {KEY_VARIABLE}",
     )
     parser.add_argument(
-        "--no-api-key", action="store_true", help="let other machines in without a key"
+        "--no-api-key", action="store_true", help="accept requests of other machines without a key"
     )
     parser.add_argument(
-        "--allow-origin", action="append", default=[], help="of web pages that may use it"
+        "--allow-origin",
+        action="append",
+        default=[],
+        help="origin of web pages that may send requests, repeatable",
     )
     parser.add_argument(
         "--allow-host",
         type=text,
         action="append",
         default=[],
-        help="name in the Host header to answer to, beside those of this machine; * for any",
+        help="name in the Host header to answer to besides those of this machine, repeatable; "
+        "* for any",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--queue", type=not_negative, default=32, help="requests in line; more are told 429"
+        "--queue",
+        type=not_negative,
+        default=32,
+        help="requests that wait (default 32); more get status 429",
     )
     limits.add_argument(
-        "--parallel", type=positive, default=32, help="answers given at once, which share steps"
+        "--parallel",
+        type=positive,
+        default=32,
+        help="answers at the same time (default 32), which share steps",
     )
     limits.add_argument(
         "--answer-tokens",
         type=positive,
         default=1024,
-        help="the most of an answer whose request names no limit",
+        help="limit of an answer whose request names none (default 1024)",
     )
     limits.add_argument(
-        "--max-connections", type=positive, default=256, help="at once; idle ones make room"
+        "--max-connections",
+        type=positive,
+        default=256,
+        help="open connections (default 256); new ones close idle ones",
     )
-    limits.add_argument("--request-seconds", type=float, default=600.0, help="waiting included")
-    limits.add_argument("--max-body-bytes", type=positive, default=1 << 20)
-    limits.add_argument("--max-messages", type=positive, default=256)
+    limits.add_argument(
+        "--request-seconds",
+        type=float,
+        default=600.0,
+        help="longest time of a request, waiting included (default 600)",
+    )
+    limits.add_argument(
+        "--max-body-bytes", type=positive, default=1 << 20, help="largest request (default 1 MiB)"
+    )
+    limits.add_argument(
+        "--max-messages",
+        type=positive,
+        default=256,
+        help="longest conversation in a request (default 256)",
+    )
     limits.add_argument(
         "--kept-text-mb",
         type=not_negative,
         default=256,
-        help="host memory for conversations that are not in the cache",
+        help="host memory for conversations outside the KV cache (default 256)",
     )
-    add_sampling(parser, default="what the model's authors recommend, else temperature 1")
+    add_sampling(parser, default="what the model's authors recommend, otherwise temperature 1")
     parser.set_defaults(run=run)
 
 
@@ -134,14 +169,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hosts(allowed: list[str], is_local: bool) -> list[str]:
-    """Names that the server answers to: any, unless it listens to this machine or names are given.
+    """Return the names that the server answers to; "*" for any.
 
-    Raises PromptError for what cannot be a name in a Host header.
+    Any name is allowed where the server listens to other machines and no names are given. Raises
+    PromptError for a text that cannot be in a Host header.
     """
     for name in allowed:
         if "/" in name or " " in name or (":" in name and not name.startswith("[")):
             raise PromptError(
-                f"--allow-host {name!r} is not a host's name: leave out scheme, port and path, as "
+                f"--allow-host {name!r} is not a host name: leave out scheme, port and path, as "
                 "in --allow-host host.docker.internal"
             )
     if not is_local and not allowed:
@@ -157,11 +193,11 @@ def _port(text: str) -> int:
 
 
 def _api_key(path: Path | None) -> str | None:
-    """The key of a file, or of the environment; None for none."""
+    """Read the key from a file or from the environment; None without either."""
     if path is None:
         return os.environ.get(KEY_VARIABLE) or None
     try:
-        with path.open("rb") as file:  # a pipe too, from a program that keeps keys
+        with path.open("rb") as file:  # also a pipe, from a program that keeps keys
             key = file.read(MAX_KEY_BYTES + 1).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read the API key from {path}: {error}") from error
@@ -182,12 +218,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A bound socket; before the engine is loaded, so that a wrong port is told at once."""
+    """Return a bound socket, opened before the engine, so that a wrong port fails at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
         )[0]
-        # asyncio sends without delay only where a socket says that it is TCP
+        # asyncio disables send delays only on sockets that are explicitly TCP
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -199,7 +235,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def _logging() -> dict[str, Any]:
-    """One line for each answer, and what the HTTP server has to say."""
+    """Return the log settings: a line per answer, and warnings of the HTTP server."""
     from bita.runtime.serving.log_lines import LogLines
 
     handler = {"class": "logging.StreamHandler", "formatter": "line"}

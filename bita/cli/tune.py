@@ -1,4 +1,4 @@
-"""`bita tune`: from a model to an adapter that is tuned to it."""
+"""`bita tune`: tune an adapter to a model."""
 
 import argparse
 import os
@@ -32,6 +32,39 @@ CHOICES = {
     "prefix_start": PREFIX_STARTS,
 }
 
+SETTINGS = {
+    "num_masks": "mask tokens",
+    "prefix_length": "virtual tokens before the text; 0: tune mask embeddings only",
+    "mask_start": "first mask embeddings: mean of the table, or normal random numbers",
+    "prefix_start": "first prefix: activations of a training text, or normal random numbers",
+    "lora_rank": "rank of LoRA on mask rows; 0: no LoRA",
+    "pair_rank": "rank of the pair scores; 0: no pair scores",
+    "pairs": "learn pair scores with the masks (joint), or after them",
+    "pair_rate": "first learning rate of joint pair scores",
+    "pair_dropout": "share of rows that are trained without joint pair scores",
+    "pair_texts": "most conversations for learning pair scores after the masks",
+    "num_continuations": "size of the table of continuations; 0: no table",
+    "loss": "kl: to the logits of the base; ce: to its best tokens; mix: half of each",
+    "decay": "weight of mask k is this to the power of k",
+    "weights": "further weight of a row: confidence in the drafts before it, whether they match, "
+    "or decay alone",
+    "anchors": "places of mask groups: random in the response, or consecutive",
+    "num_anchors": "mask groups per conversation and step",
+    "keep_far": "share of groups that keep mask k + 1, among those that keep mask k",
+    "dropout": "dropout of the prefix, element by element",
+    "batch_size": "conversations per step",
+    "context_gb": "host memory per process for texts that were read; 0: read in batches",
+    "max_tokens": "longest prompt with its response, in tokens; the rest is cut off",
+    "mask_rate": "first learning rate of the mask embeddings",
+    "prefix_rate": "first learning rate of the prefix",
+    "lora_rate": "first learning rate of LoRA",
+    "warmup_steps": "first steps, in which learning rates rise from 0",
+    "clip": "largest norm of the gradient; 0: no clipping",
+    "num_steps": "steps of the schedule; 0: learn pair scores only",
+    "max_minutes": "length of the schedule in minutes instead of steps; 0: by steps",
+    "seed": "seed of everything random",
+}
+
 
 def add_parser(subparsers: Any) -> None:
     parser = add_command(
@@ -39,46 +72,74 @@ def add_parser(subparsers: Any) -> None:
         "tune",
         "tune an adapter to a model, on text that the model writes itself or on your prompts",
         "bita tune smollm2-135m-instruct --prompts mine.jsonl --max-minutes 60",
+        stdout="the adapter's figures on held-out text, before and after; progress goes to "
+        "standard error",
     )
-    parser.add_argument("model", help="as for `bita engine`")
-    parser.add_argument("--out", type=Path, help="default: adapters/MODEL.safetensors")
+    parser.add_argument("model", help="known name, Hugging Face directory, .gguf file or hub id")
     parser.add_argument(
-        "--work", type=Path, help="folder of data and checkpoints; default: tuning/MODEL"
+        "--out", type=Path, help="adapter file; default: adapters/MODEL.safetensors"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="directory of data and checkpoints; default: tuning/MODEL"
     )
     data = parser.add_argument_group("data")
     data.add_argument("--prompts", type=Path, help="JSONL file; default: the model writes its own")
     data.add_argument(
         "--openings",
-        help="file of words that such prompts begin with, one in each line; default: 195 of ours, "
-        "in English; none: prompts begin as the model likes",
+        help="file with the first words of such prompts, one per line; default: 195 English "
+        "ones of bita-edge; none: the model chooses",
     )
     data.add_argument(
         "--data",
         action="append",
         type=Path,
         default=[],
-        help="conversations of an earlier run, used as they are; may be given several times",
+        help="file with conversations of an earlier run, used as they are; repeatable",
     )
-    data.add_argument("--num-conversations", type=positive, default=500)
-    data.add_argument("--max-new-tokens", type=positive, default=256, help="of each response")
+    data.add_argument(
+        "--num-conversations",
+        type=positive,
+        default=500,
+        help="conversations to write (default 500)",
+    )
+    data.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=256,
+        help="length of each response (default 256)",
+    )
     data.add_argument(
         "--generator",
         default="transformers",
-        help="who writes prompts and responses: engine, one that is built for it, fastest on a "
-        "CPU; transformers (default); an engine directory; or, for responses, the URL of an "
-        "OpenAI-compatible endpoint (key: OPENAI_API_KEY)",
+        help="writer of prompts and responses: transformers (default); engine, one built for this, "
+        "fastest on a CPU; an engine directory; or, for responses only, the URL of an "
+        "OpenAI-compatible endpoint, whose key is in the variable OPENAI_API_KEY",
     )
     data.add_argument("--served-name", help="the model's name at the endpoint; default: MODEL")
-    data.add_argument("--held-out", type=positive, default=40, help="conversations to evaluate on")
+    data.add_argument(
+        "--held-out", type=positive, default=40, help="conversations for evaluation (default 40)"
+    )
     base = parser.add_argument_group("base model")
-    parser.add_argument("--start-from", type=Path, help="a tuned adapter to go on from")
-    base.add_argument("--device", help="default: cuda where there is one, else cpu")
-    base.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--start-from", type=Path, help="tuned adapter to continue from")
     base.add_argument(
-        "--load-in-4bit", action="store_true", help="the decoder's weights, by bitsandbytes"
+        "--device", help="device of the base model; default: cuda if there is one, otherwise cpu"
+    )
+    base.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the model's weights (default float32)",
+    )
+    base.add_argument(
+        "--load-in-4bit",
+        action="store_true",
+        help="quantize the decoder's weights with bitsandbytes",
     )
     parser.add_argument(
-        "--evaluate-every", type=not_negative, default=0, help="steps; 0: at the end"
+        "--evaluate-every",
+        type=not_negative,
+        default=0,
+        help="steps between evaluations; 0 (default): only at the end",
     )
     training = parser.add_argument_group("training")
     for field in fields(TuneSettings):
@@ -125,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_setting(group: Any, field: "Field[Any]") -> None:
-    """A flag for one of the settings; their meaning stands beside the fields of TuneSettings."""
+    """Add a flag for one of the settings of a run."""
     flag = f"--{field.name.replace('_', '-')}"
     kind = type(field.default)
     group.add_argument(
@@ -133,13 +194,13 @@ def _add_setting(group: Any, field: "Field[Any]") -> None:
         type=kind,
         default=field.default,
         choices=CHOICES.get(field.name),
-        help=f"default: {field.default}",
+        help=f"{SETTINGS[field.name]}; default: {field.default}",
     )
 
 
 @contextmanager
 def _bars(shown: bool) -> "Iterator[Watcher]":
-    """Bars for the stages of the data and for the training."""
+    """Show the progress of data and training, if `shown`."""
     from bita.cli.shared.progress import progress_bars
     from bita.tuning.tune import Watcher
 

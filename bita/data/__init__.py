@@ -1,1 +1,1 @@
-"""Prompts and answers: read, written by the model, filtered and kept. No torch at import."""
+"""Reading, generating, filtering and storing of prompts and answers. Importing loads no torch."""

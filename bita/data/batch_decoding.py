@@ -1,7 +1,8 @@
-"""Decoding many prompts at once with a model of transformers, whatever picks the tokens.
+"""Decoding of many prompts at once with a transformers model, by any rule for picking tokens.
 
-Not `model.generate`: that follows the model's generation config (a repetition penalty changes even
-greedy text), and it draws all rows from one random stream, so a row would depend on its batch.
+`model.generate` is unsuitable: it follows the model's generation config (a repetition penalty
+changes even greedy text), and it draws all rows from one random stream, so that a row would depend
+on its batch.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -20,10 +21,10 @@ def decode_batch(
     max_new_tokens: int,
     stop_ids: Collection[int],
 ) -> list[list[int]]:
-    """New tokens of each prompt, up to and with the first of `stop_ids`, without padding.
+    """Return the new tokens of each prompt, up to and including the first of `stop_ids`.
 
-    Prompts are padded on the left; the padding is masked and has no position. Rows that ended are
-    dropped from the batch when they are half of it. Memory: the model's cache for all rows.
+    Prompts are padded on the left; the padding is masked and has no position. Finished rows are
+    dropped from the batch once they are half of it. The model's cache takes memory for all rows.
     """
     torch = import_torch()
     with torch.no_grad():  # not inference mode: a sharded model keeps buffers for training
@@ -77,7 +78,7 @@ def _take(
     live: Collection[int],
     stop_ids: Collection[int],
 ) -> set[int]:
-    """Add a token to every live answer; return the rows that ended with it."""
+    """Append a token to every live answer; return the rows that end with it."""
     ended = set()
     for row, token in zip(rows, tokens, strict=True):
         if row in live:
@@ -88,7 +89,7 @@ def _take(
 
 
 def _pad_left(torch: Any, prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """Token ids and mask, [rows, longest]; padding holds the id 0, which nothing sees."""
+    """Return token ids and mask, [rows, longest]; the padding has the id 0, which is masked."""
     longest = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -99,7 +100,7 @@ def _pad_left(torch: Any, prompts: Sequence[Sequence[int]], device: Any) -> tupl
 
 
 def import_torch() -> Any:
-    """Torch, if transformers is there too. Raises MissingExtraError."""
+    """Return torch. Raises MissingExtraError unless torch and transformers are installed."""
     try:
         import torch
         import transformers  # noqa: F401

@@ -1,11 +1,11 @@
 """A directory of conversations as token ids: info.json and shards of JSON lines.
 
-    info.json            whose ids these are, and who wrote them how
+    info.json            the model and tokenizer of the ids, and how they were generated
     shard-00000.jsonl    SHARD_LINES conversations, one per line, each with the index of its prompt
     shard-00001.jsonl    …
 
-Lines are appended in the order of their indices, so what is done follows from the last line. A
-killed run leaves at most one partial line, which the next writer cuts off.
+Lines are appended in the order of their indices, so the last line shows how far a run has come. A
+killed run leaves at most one partial line, which the next writer removes.
 """
 
 import json
@@ -24,7 +24,7 @@ from bita.writer_lock import sole_writer
 
 FORMAT, FORMAT_VERSION = "bita-data", 1
 INFO_FILE, LOCK_FILE, SHARD_LINES = "info.json", ".lock", 256
-MAX_IDS = 2**31  # tokens that any model has
+MAX_IDS = 2**31  # upper bound of any model's token ids
 Finish = Literal["eos", "length"]
 Source = Literal["file", "self"]
 _ANOTHER_DIRECTORY = "give the same model and options, or another directory"
@@ -32,34 +32,26 @@ _ANOTHER_DIRECTORY = "give the same model and options, or another directory"
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt and the model's own greedy answer to it.
+    """A prompt and the model's own greedy answer to it."""
 
-    prompt_ids: the rendered chat up to where the answer begins. response_ids: never empty; ends
-    with the EOS token if finish is "eos". source: where the prompt came from.
-    """
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]  # the rendered chat, up to the start of the answer
+    response_ids: tuple[int, ...]  # never empty; ends with the EOS token if `finish` is "eos"
     finish: Finish
-    source: Source
+    source: Source  # origin of the prompt
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Whose ids these are, and how they were made.
-
-    tokenizer_sha256: of the vocabulary (`ModelTexts`). options: of generator and prompts,
-    plain JSON. warnings: what the generator had to say; not part of the comparison.
-    """
+    """Model, tokenizer and origin of the data."""
 
     identity: ModelIdentity
-    tokenizer_sha256: str
+    tokenizer_sha256: str  # hash of the vocabulary (`ModelTexts`)
     generator: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of generator and prompts; plain JSON
+    warnings: tuple[str, ...] = ()  # the generator's warnings, which are not compared
 
     def differences(self, other: "DatasetInfo") -> list[str]:
-        """Every reason why a run described by `other` cannot continue this data."""
+        """Return every reason why a run described by `other` cannot continue this data."""
         faults = self.misfits(other.identity, other.tokenizer_sha256)
         if self.generator != other.generator:
             faults.append(f"generator {self.generator!r} against {other.generator!r}")
@@ -71,7 +63,7 @@ class DatasetInfo:
         ]
 
     def misfits(self, identity: ModelIdentity, tokenizer_sha256: str) -> list[str]:
-        """Every reason why a model cannot be tuned on this data, data against model."""
+        """Return every reason why a model cannot be tuned on this data, the data's value first."""
         faults = self.identity.differences(identity)
         if self.tokenizer_sha256 != tokenizer_sha256:
             ours, theirs = self.tokenizer_sha256[:12], tokenizer_sha256[:12]
@@ -79,7 +71,7 @@ class DatasetInfo:
         return faults
 
     def save(self, directory: Path) -> None:
-        """Write info.json whole or not at all."""
+        """Write info.json atomically."""
         data = {
             **{"format": FORMAT, "format_version": FORMAT_VERSION},
             "model": json.loads(self.identity.to_json()),
@@ -92,7 +84,7 @@ class DatasetInfo:
 
     @classmethod
     def load(cls, directory: Path) -> "DatasetInfo":
-        """Raises ModelError that lists every fault of info.json."""
+        """Read info.json. Raises ModelError that lists every fault of it."""
         path = directory / INFO_FILE
         if not path.exists():
             raise ModelError(f"{path} is missing; generate the data first")
@@ -104,11 +96,11 @@ class DatasetInfo:
 
 
 class DatasetWriter:
-    """Starts a directory of conversations or continues one; use it in a `with` block.
+    """Starts or continues a directory of conversations; use it in a `with` block.
 
-    next_index: the first prompt index without a line. num_lines: conversations in the directory.
-    Another writer of the directory is waited for. Raises ModelError that lists every way in which
-    the directory holds other data.
+    `next_index` is the first prompt index without a line, `num_lines` the number of conversations
+    in the directory. The constructor waits for another writer of the directory, and raises
+    ModelError with every difference if the directory holds other data.
     """
 
     def __init__(self, directory: Path, info: DatasetInfo) -> None:
@@ -125,7 +117,7 @@ class DatasetWriter:
             self._ending = stack.pop_all()
 
     def _find_end(self) -> None:
-        """Open the last shard that has a line."""
+        """Continue the last shard that has a line."""
         directory = self.directory
         for path in reversed(_shards(directory)):
             self._shard = JsonLinesFile(path)
@@ -154,7 +146,7 @@ class DatasetWriter:
         self.next_index, self.num_lines = index + 1, self.num_lines + 1
 
     def warn(self, warnings: tuple[str, ...]) -> None:
-        """Add to info.json what it does not say yet."""
+        """Add new warnings to info.json."""
         if new := tuple(text for text in warnings if text not in self.info.warnings):
             self.info = replace(self.info, warnings=(*self.info.warnings, *new))
             self.info.save(self.directory)
@@ -190,28 +182,29 @@ class Dataset:
 
     @classmethod
     def load(cls, directory: Path, identity: ModelIdentity, tokenizer_sha256: str) -> "Dataset":
-        """Check format and version, and that the data are of this model and tokenizer.
+        """Open a directory after checking its format, version, model and tokenizer.
 
-        Raises ModelError that lists every fault. No conversation is read here.
+        No conversation is read yet. Raises ModelError that lists every fault.
         """
         info = DatasetInfo.load(directory)
         faults = info.misfits(identity, tokenizer_sha256)
-        raise_faults(ModelError, f"data {directory} are of another model (data against it)", faults)
+        subject = f"data {directory} are of another model (data against model)"
+        raise_faults(ModelError, subject, faults)
         return cls(directory, info)
 
     def __len__(self) -> int:
-        """Counts line ends: reads all shards once, parses nothing."""
+        """Return the number of conversations; this counts line ends in all shards."""
         return sum(path.read_bytes().count(b"\n") for path in _shards(self.directory))
 
     def __iter__(self) -> Iterator[Conversation]:
-        """In the order of the prompts. Raises ModelError that names a broken line."""
+        """Yield the conversations in the order of prompts. Raises ModelError for a broken line."""
         for path in _shards(self.directory):
             for number, line in enumerate(whole_lines(path), 1):
                 yield _conversation(parse_line(line, path, number), f"{path}:{number}")
 
 
 def _start(directory: Path, info: DatasetInfo) -> DatasetInfo:
-    """The info of a directory, written now if it is new; its warnings are kept."""
+    """Return the info of a directory, including its warnings; write it if the directory is new."""
     if not (directory / INFO_FILE).exists():
         if any(not path.name.startswith(".") for path in directory.iterdir()):
             raise ModelError(f"{directory} holds other files; give an empty or new directory")

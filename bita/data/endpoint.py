@@ -1,8 +1,8 @@
-"""Responses from a server that speaks OpenAI's completions API, such as vLLM or llama.cpp.
+"""Responses from a server with OpenAI's completions API, such as vLLM or llama.cpp.
 
-Prompts go out as token ids and token ids are asked for, in both ways that vLLM knows. A server that
-gives text only still works: its text is encoded again, which may give other ids than the model
-chose, and the data say so.
+Prompts are sent as token ids, and token ids are requested in both ways that vLLM supports. A server
+that returns only text works too: its text is encoded again, which may give other ids than the model
+chose, and the data carry a warning.
 """
 
 import http.client
@@ -23,8 +23,8 @@ from bita.json_values import parse_json, shown
 
 ENCODED_AGAIN = "the endpoint gave text without token ids; the text was encoded again"
 MAX_ANSWER_BYTES = 1 << 26
-TOKEN_ID = "token_id:"  # how vLLM writes ids where the API has room for strings only
-# Not in OpenAI's API. Servers take penalties from the model's generation config if not told.
+TOKEN_ID = "token_id:"  # vLLM's prefix of ids in fields for strings
+# Fields beyond OpenAI's API. Without the penalty, servers take it from the generation config.
 _EXTRAS: dict[str, Any] = {
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,
@@ -36,15 +36,15 @@ _EXTRAS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """url: the server's base, with or without /v1. model: the name it serves the model by."""
+    """Address of a server, and limits of requests to it."""
 
-    url: str
-    model: str
+    url: str  # base URL, with or without /v1
+    model: str  # name of the model on the server
     api_key: str | None = None
-    num_parallel: int = 32  # requests under way at once
-    timeout_s: float = 300.0  # of one request
+    num_parallel: int = 32  # concurrent requests
+    timeout_s: float = 300.0  # per request
     num_retries: int = 5  # after 429, 5xx and failed connections
-    backoff_s: float = 1.0  # before the first retry; doubles with each
+    backoff_s: float = 1.0  # wait before the first retry; doubles with each
     max_backoff_s: float = 60.0
 
     @property
@@ -54,10 +54,10 @@ class EndpointOptions:
 
 
 class EndpointGenerator:
-    """Asks a server for greedy completions, several prompts at once.
+    """Requests greedy completions from a server, for several prompts at once.
 
-    Raises TuningError with URL and status when a request fails for good; what was written before
-    stays, so the run can be continued.
+    Raises TuningError with URL and status if a request finally fails; earlier responses are kept,
+    so the run can be continued.
     """
 
     def __init__(self, options: EndpointOptions, texts: ModelTexts) -> None:
@@ -72,7 +72,7 @@ class EndpointGenerator:
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:
-        """One request per prompt, num_parallel at a time."""
+        """Send one request per prompt, `num_parallel` at a time."""
         with ThreadPoolExecutor(self._settings.num_parallel) as pool:
             return list(pool.map(lambda ids: self._complete(ids, max_new_tokens), prompts))
 
@@ -92,7 +92,7 @@ class EndpointGenerator:
         except _RefusedError:
             if not extras:
                 raise
-            answer = post_json(self._settings, body)  # a server that knows only OpenAI's fields
+            answer = post_json(self._settings, body)  # the server accepts only OpenAI's fields
             self._extras = {}
         return self._read(answer, max_new_tokens)
 
@@ -108,27 +108,27 @@ class EndpointGenerator:
         eos_ids = self._texts.eos_ids
         completion = cut_at_eos(token_ids[:max_new_tokens], eos_ids)
         if completion.finish == "length" and finish == "stop" and len(token_ids) < max_new_tokens:
-            stop = choice.get("stop_reason")  # vLLM: the id, unless it is the first EOS
+            stop = choice.get("stop_reason")  # the id in vLLM, unless it is the first EOS
             return Completion([*token_ids, stop if stop in eos_ids else eos_ids[0]], "eos")
         if not completion.token_ids:
             raise TuningError(
                 f"{self._settings.completions_url} gave an empty completion with finish_reason "
-                f"{finish!r}; look at the server's log"
+                f"{finish!r}; check the server's log"
             )
         return completion
 
     def _token_ids(self, choice: Mapping[str, Any]) -> list[int]:
         if isinstance(choice.get("token_ids"), list):
-            return _checked(choice["token_ids"])
+            return _check_ids(choice["token_ids"])
         tokens = (choice.get("logprobs") or {}).get("tokens")
         if tokens and all(str(token).startswith(TOKEN_ID) for token in tokens):
-            return _checked([int(token.removeprefix(TOKEN_ID)) for token in tokens])
+            return _check_ids([int(token.removeprefix(TOKEN_ID)) for token in tokens])
         self.warnings = (ENCODED_AGAIN,)
         return self._texts.codec.encode(choice["text"], add_special_tokens=False)
 
 
-def _checked(token_ids: list[Any]) -> list[int]:
-    """Raises ValueError for what cannot be token ids."""
+def _check_ids(token_ids: list[Any]) -> list[int]:
+    """Return the ids. Raises ValueError for values that cannot be token ids."""
     for token_id in token_ids:
         if type(token_id) is not int or not 0 <= token_id < MAX_IDS:
             raise ValueError(f"{shown(token_id)} is not a token id")
@@ -136,14 +136,14 @@ def _checked(token_ids: list[Any]) -> list[int]:
 
 
 class _RefusedError(TuningError):
-    """The server understood the request and does not like it (400 or 422)."""
+    """The server rejected the request as invalid (400 or 422)."""
 
 
 def post_json(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
-    """The server's JSON answer. Tries again after 429, 5xx and failed connections.
+    """Return the server's JSON answer; retry after 429, 5xx and failed connections.
 
-    Waits backoff_s, doubled each time, or as long as Retry-After says; never over max_backoff_s.
-    Raises TuningError with URL, status and the server's words.
+    The wait is `backoff_s`, doubled each time, or that of Retry-After, but never more than
+    `max_backoff_s`. Raises TuningError with URL, status and the server's message.
     """
     for attempt in range(options.num_retries + 1):
         try:
@@ -152,7 +152,7 @@ def post_json(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
             if attempt == options.num_retries:
                 raise TuningError(
                     f"{options.completions_url} failed {attempt + 1} times, last with {busy}; "
-                    "look at the server, then run the same command again to go on"
+                    "check the server, then run the same command again to continue"
                 ) from busy
             wait_s = busy.wait_s or options.backoff_s * 2**attempt
             time.sleep(min(wait_s, options.max_backoff_s))
@@ -160,11 +160,11 @@ def post_json(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
 
 
 class _BusyError(Exception):
-    """A failure that may pass. wait_s: how long the server asks to wait, 0 if it does not say."""
+    """A failure that may be temporary."""
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s = wait_s  # requested by the server; 0 if it does not say
 
 
 def _post_once(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
@@ -181,9 +181,11 @@ def _post_once(options: EndpointOptions, body: Mapping[str, Any]) -> Any:
     except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
         raise _BusyError(str(getattr(error, "reason", "") or repr(error))) from error
     except ValueError as error:
-        raise TuningError(f"{url!r} is no URL ({error}); give http://HOST:PORT") from error
+        raise TuningError(f"{url!r} is not a URL ({error}); give http://HOST:PORT") from error
     if len(answer) > MAX_ANSWER_BYTES:
-        raise TuningError(f"{url} answered with over {MAX_ANSWER_BYTES} bytes; give another server")
+        raise TuningError(
+            f"{url} answered with more than {MAX_ANSWER_BYTES} bytes; give another server"
+        )
     try:
         return parse_json(answer)
     except ValueError as error:

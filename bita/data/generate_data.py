@@ -1,4 +1,4 @@
-"""Prompts to responses to a directory of conversations, continued wherever a run was killed."""
+"""Generation of a directory of conversations from prompts, which continues after a kill."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,44 +18,45 @@ Job = tuple[int, list[int]]  # the index of a prompt, and its ids
 
 @dataclass(frozen=True)
 class DataLimits:
-    """How much data is generated. Raises PromptError for a response without a token."""
+    """Limits of the data. Raises PromptError if responses would have no token."""
 
-    num_prompts: int | None = None  # None: all of a file; more than an earlier run's continue it
-    max_new_tokens: int = 256  # of a response, which is cut there; at least 1
-    max_prompt_tokens: int = 1024  # longer prompts are left out; the generator must hold both
+    num_prompts: int | None = None  # None: all of a file; may be larger than in an earlier run
+    max_new_tokens: int = 256  # length at which a response is cut; at least 1
+    max_prompt_tokens: int = 1024  # longer prompts are left out; prompt and response must fit
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise PromptError(
-                f"max_new_tokens is {self.max_new_tokens}; a response has at least one token"
+                f"max_new_tokens is {self.max_new_tokens}; a response needs at least one token"
             )
 
 
 class PromptSource(Protocol):
-    """Where prompts come from: FilePrompts or SelfPrompts. options: plain JSON, decides them."""
+    """Source of prompts: FilePrompts or SelfPrompts."""
 
     @property
     def source(self) -> Source: ...
 
     @property
-    def options(self) -> Mapping[str, Any]: ...
+    def options(self) -> Mapping[str, Any]:
+        """Options that determine the prompts, as plain JSON."""
 
     def prompts(self, directory: Path, num: int | None, on_progress: OnProgress) -> list[Messages]:
-        """At most `num` prompts, the same ones in every run. May keep files in `directory`."""
+        """Return at most `num` prompts, the same in every run; may keep files in `directory`."""
 
 
 class FilePrompts:
-    """Prompts of a file in plain, chat or MT-Bench form (None: our own set).
+    """Prompts of a file in plain, chat or MT-Bench form, by default the bundled file.
 
-    The part of a chat after the user's last turn is left out: the model writes it.
+    Messages after the last user's turn of a chat are left out: the model writes that part.
     """
 
     source: Source = "file"
 
     def __init__(self, path: Path | None = None, with_chats: bool = True) -> None:
-        """with_chats: take prompts of several messages too, else they are left out.
+        """Read the prompts; leave out those of several messages unless `with_chats`.
 
-        Raises PromptError that lists every bad line.
+        Raises PromptError that lists every invalid line.
         """
         path = path or BUNDLED_PROMPTS
         prompts = [_up_to_the_user(m) for m in read_prompts(path)]
@@ -64,7 +65,7 @@ class FilePrompts:
         self.options: Mapping[str, Any] = {"prompts": path.name, "prompts_sha256": sha256}
 
     def prompts(self, directory: Path, num: int | None, on_progress: OnProgress) -> list[Messages]:
-        """The first `num` of the file; nothing is written."""
+        """Return the first `num` prompts of the file; write nothing."""
         return self._prompts[:num]
 
 
@@ -76,12 +77,12 @@ def generate_data(
     limits: DataLimits | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
-    """Write conversations to `out_dir`, or continue those that are there.
+    """Write conversations to `out_dir`, or continue those that it holds.
 
-    on_progress: called with the stages "prompts" and "responses", first with what an earlier run
-    did. The directory is byte for byte the same however often the run was killed, if the generator
-    is deterministic. Raises ModelError if the directory holds other data, PromptError if there is
-    no usable prompt, and what source and generator raise.
+    With a deterministic generator, the directory is identical byte for byte however often the run
+    is killed and restarted. `on_progress` is called with the stages "prompts" and "responses",
+    first with the number from an earlier run. Raises ModelError if the directory holds other data,
+    PromptError if no prompt is usable, and the errors of source and generator.
     """
     limits = limits or DataLimits()
     options = {
@@ -97,7 +98,7 @@ def generate_data(
         on_progress("responses", min(writer.num_lines, len(jobs)), len(jobs))
         for batch in _missing_batches(jobs, generator.batch_size, writer.next_index):
             completions = generator.complete([ids for _, ids in batch], limits.max_new_tokens)
-            writer.warn(tuple(generator.warnings))  # first: a kill must not lose it
+            writer.warn(tuple(generator.warnings))  # written first, so that a kill cannot lose it
             _write(writer, batch, completions, prompts.source)
             on_progress("responses", writer.num_lines, len(jobs))
     return Dataset(out_dir, writer.info)
@@ -115,9 +116,9 @@ def _jobs(texts: ModelTexts, prompts: Sequence[Messages], max_prompt_tokens: int
 
 
 def _missing_batches(jobs: Sequence[Job], size: int, next_index: int) -> Iterator[Sequence[Job]]:
-    """The batches that an unbroken run would make, without those that are done.
+    """Yield the batches of an uninterrupted run, without those that are complete.
 
-    One that was cut short comes whole: in a smaller batch, sums could round in another order.
+    A batch that was interrupted is yielded whole: in a smaller one, sums could round differently.
     """
     for start in range(0, len(jobs), size):
         batch = jobs[start : start + size]
@@ -128,7 +129,7 @@ def _missing_batches(jobs: Sequence[Job], size: int, next_index: int) -> Iterato
 def _write(
     writer: DatasetWriter, jobs: Sequence[Job], completions: Sequence[Completion], source: Source
 ) -> None:
-    """Append what the writer does not have yet."""
+    """Append the conversations that the writer does not have yet."""
     for (index, ids), (response, finish) in zip(jobs, completions, strict=True):
         if index >= writer.next_index:
             writer.append(index, Conversation(tuple(ids), tuple(response), finish, source))

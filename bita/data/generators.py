@@ -1,4 +1,4 @@
-"""Who writes the responses: greedy decoders of the base model behind one small protocol."""
+"""Generators of responses: greedy decoders of the base model with one small protocol."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,48 +11,44 @@ from bita.runtime.session import Session
 
 
 class Completion(NamedTuple):
-    """token_ids: new tokens, an EOS at the end included. finish: "eos" or "length"."""
+    """A response."""
 
-    token_ids: list[int]
-    finish: Finish
+    token_ids: list[int]  # new tokens, including a final EOS
+    finish: Finish  # "eos" or "length"
 
 
 class Generator(Protocol):
-    """Continues prompts greedily.
-
-    name: what it is. options: plain JSON; equal options give equal responses. batch_size: how many
-    prompts it likes to get at once. warnings: what the data's reader should know, growing.
-    """
+    """Continues prompts greedily."""
 
     name: str
-    options: Mapping[str, Any]
-    batch_size: int
-    warnings: tuple[str, ...]
+    options: Mapping[str, Any]  # plain JSON; equal options give equal responses
+    batch_size: int  # preferred number of prompts per call
+    warnings: tuple[str, ...]  # notes for readers of the data; may grow with every call
 
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:
-        """One completion per prompt, in order."""
+        """Return one completion per prompt, in order."""
 
 
-BULK_PROMPTS = 128  # at once, since the last ones of them leave steps half empty
+BULK_PROMPTS = 128  # per batch; many, since the last answers of a batch leave steps half empty
 
 
 class EngineGenerator:
-    """Our own engine, by its tree or plainly (open the session with Tree.root_only()).
+    """Generates with a session of an engine; open it with Tree.root_only() to decode plainly.
 
-    An engine of native operators runs several texts in a step; they are the same, and are done 4 to
-    5 times as fast. Raises PromptError for a prompt that does not fit the
-    engine's capacity.
+    An engine of native operators runs several texts per step. The texts are the same, and take a
+    quarter to a fifth of the time. Raises PromptError for a prompt that exceeds the engine's
+    capacity.
     """
 
     def __init__(self, session: Session, identity: ModelIdentity | None = None) -> None:
-        """identity: of the model whose answers are wanted; ModelError if the engine has another."""
+        """Check that the engine's model is that of `identity`, if given. Raises ModelError."""
         manifest = session.engine.manifest
         faults = session.adapter.identity.differences(identity) if identity else []
         raise_faults(
             ModelError,
-            f"{session.engine.path} is no engine of this model (engine against it)",
+            f"{session.engine.path} is not an engine of this model (engine against model)",
             faults,
         )
         self.name = f"bita engine of {manifest.model}"
@@ -67,18 +63,18 @@ class EngineGenerator:
 
     @property
     def bulk_session(self) -> Session | None:
-        """The session, if it runs several texts in a step."""
+        """The session, if it runs several texts per step."""
         return self._session if self._session.shares_steps else None
 
     def longest_prompt(self, max_new_tokens: int) -> int:
-        """The longest prompt whose whole response fits the engine's cache."""
+        """Return the longest prompt, in tokens, whose full response fits the engine's cache."""
         capacity = self._session.engine.manifest.capacity
         return capacity - self._session.adapter.prefix_length - max_new_tokens - 2
 
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:
-        """A full cache ends an answer like the limit does ("length")."""
+        """Return one completion per prompt; a full cache ends it like the limit ("length")."""
         answers = [self._session.stream(list(ids), max_new_tokens) for ids in prompts]
         self._session.run_together(answers)
         return [
@@ -88,14 +84,14 @@ class EngineGenerator:
 
 
 class TransformersGenerator:
-    """A causal language model of transformers, in batches, on the device and in the dtype it has.
+    """Generates in batches with a causal language model of transformers, on its device and dtype.
 
-    Batches differ from single prompts by the rounding of the dtype only. Raises MissingExtraError
+    Batches differ from single prompts only by the rounding of the dtype. Raises MissingExtraError
     without torch and transformers.
     """
 
     def __init__(self, model: Any, eos_ids: Sequence[int], batch_size: int = 32) -> None:
-        """model: loaded, in eval mode. eos_ids: token ids that end an answer."""
+        """Use a loaded `model` in eval mode; `eos_ids` are the token ids that end an answer."""
         import_torch()
         weight = model.get_input_embeddings().weight
         self.name = f"transformers {type(model).__name__}"
@@ -113,7 +109,7 @@ class TransformersGenerator:
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> Sequence[Completion]:
-        """In batches of at most batch_size prompts."""
+        """Return one completion per prompt, computed in batches of at most `batch_size`."""
         answers: list[list[int]] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
@@ -122,7 +118,7 @@ class TransformersGenerator:
 
 
 def cut_at_eos(token_ids: Sequence[int], eos_ids: Collection[int]) -> Completion:
-    """The tokens up to and with the first EOS; without one, the length was the end."""
+    """Return the tokens up to and including the first EOS; without one, `finish` is "length"."""
     for count, token_id in enumerate(token_ids, 1):
         if token_id in eos_ids:
             return Completion(list(token_ids[:count]), "eos")

@@ -1,4 +1,4 @@
-"""Files of JSON lines that survive a kill: appended line by line, a partial last one cut off."""
+"""JSON Lines files that survive a kill: lines are appended, and a partial last line is removed."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,9 +10,9 @@ from bita.json_values import parse_json, shown
 
 
 class JsonLinesFile:
-    """Continues a file, or starts it; a partial last line is cut off the file.
+    """Starts or continues a file; a partial last line is removed from the file.
 
-    lines: the whole lines that were there when it was opened, without their ends.
+    `lines` are the complete lines at the time of opening, without line ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,18 +22,18 @@ class JsonLinesFile:
         self._file.truncate(sum(len(line) + 1 for line in self.lines))
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one line and hand it to the operating system."""
+        """Write one line and flush it to the operating system."""
         text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
         self._file.write(text.encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        """May be called more than once."""
+        """Close the file; may be called more than once."""
         self._file.close()
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that end with a line end, without it; read one at a time."""
+    """Yield the complete lines of a file, without line ends, reading one at a time."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
@@ -41,7 +41,7 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """The JSON object of a line. Raises ModelError that names file and line."""
+    """Return the JSON object of a line. Raises ModelError that names file and line."""
     try:
         data = parse_json(line)
     except ValueError as error:

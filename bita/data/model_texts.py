@@ -1,4 +1,4 @@
-"""What tuning knows of a model's text: its ids, its chat template, and whose they are."""
+"""A model's text processing, for tuning: token ids, chat template, and the model's identity."""
 
 import hashlib
 import json
@@ -17,22 +17,20 @@ from bita.runtime.text.prompt_encoder import PromptEncoder
 
 @dataclass(frozen=True)
 class ModelTexts:
-    """A model's prompts, the ids that begin and end its texts, and whose they are.
-
-    special_ids: ids that stand for no text.
-    bos_ids: what a text without template begins with.
-    tokenizer_sha256: of the vocabulary, so that copies of one tokenizer in other files are equal.
-    """
+    """Encoder of a model's prompts, the ids that begin and end its texts, and its identity."""
 
     identity: ModelIdentity
     encoder: PromptEncoder
-    special_ids: frozenset[int]
-    bos_ids: tuple[int, ...]
-    tokenizer_sha256: str
+    special_ids: frozenset[int]  # ids that do not represent text
+    bos_ids: tuple[int, ...]  # start of texts without a template
+    tokenizer_sha256: str  # hash of the vocabulary, equal for one tokenizer in different files
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "ModelTexts":
-        """Raises ModelError if the checkpoint has no tokenizer or cannot be identified."""
+        """Return the texts of a checkpoint.
+
+        Raises ModelError if it has no tokenizer or cannot be identified.
+        """
         return cls.from_assets(checkpoint.text_assets(), identify(checkpoint))
 
     @classmethod
@@ -51,35 +49,35 @@ class ModelTexts:
 
     @property
     def codec(self) -> TextCodec:
-        """Token ids to text and back."""
+        """Conversion between token ids and text."""
         return self.encoder.codec
 
     @property
     def template(self) -> ChatTemplate | None:
-        """None for a model without chat."""
+        """Chat template; None for a model without one."""
         return self.encoder.template
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Token ids that end an answer, most usual first."""
+        """Token ids that end an answer, most common first."""
         defaults = self.encoder.defaults
         return defaults.eos_ids if self.template is None else defaults.chat_eos_ids
 
     def encode(self, messages: Messages) -> list[int]:
-        """The prompt ids of a chat that ends with a user's turn.
+        """Return the prompt ids of a chat that ends with a user's turn.
 
-        Without a chat template, a single message is continued as it is. Raises PromptError.
+        Without a chat template, a single message is continued as text. Raises PromptError.
         """
         if self.template is None and len(messages) != 1:
             raise PromptError(
-                f"the model has no chat template, and a prompt has {len(messages)} messages; "
+                f"the model has no chat template, but a prompt has {len(messages)} messages; "
                 "give prompts of one message"
             )
         return self.encoder.encode(self.encoder.as_prompt(messages))
 
 
 def _bos_ids(codec: TextCodec, assets: TextAssets) -> tuple[int, ...]:
-    """What the tokenizer puts in front; else the BOS token, else an EOS, as GPT-2 does."""
+    """Return the ids that the tokenizer prepends, or the BOS token, or else an EOS, as in GPT-2."""
     own = codec.encode("", add_special_tokens=True)
     bos = codec.token_id(assets.special_tokens.get("bos_token", ""))
     return tuple(own) or ((bos,) if bos is not None else assets.eos_ids[:1])

@@ -1,4 +1,4 @@
-"""Which self-written prompts are worth an answer: real text, not too short or long, new."""
+"""Filters of self-written prompts: these must be text, of a suitable length, and new."""
 
 import math
 import re
@@ -7,8 +7,8 @@ import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-# Letters of scripts without spaces between words count as words of their own; marks, which Python
-# takes for the ends of words, belong to them.
+# Each letter of a script without spaces between words counts as a word. Combining marks, which \w
+# does not match, are part of words.
 _UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]"
 _MARKED = r"[\u0300-\u036f\u0900-\u0dff\u1000-\u109f]"
 _WORD = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})(?:[^\W_]|{_MARKED}))+")
@@ -17,28 +17,25 @@ NGRAM = 3
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """Limits of one user's turn; lengths in words."""
+    """Limits of a user's turn."""
 
     min_words: int = 3
     max_words: int = 150
-    min_distinct: float = 0.6  # distinct of all word 3-grams; running text has above 0.9
-    min_letters: float = 0.5  # letters and digits among the characters that are not spaces
+    min_distinct: float = 0.6  # share of distinct word 3-grams; prose has more than 0.9
+    min_letters: float = 0.5  # share of letters and digits among characters other than spaces
     max_similarity: float = 0.6  # Jaccard similarity of word 3-grams to an earlier prompt
 
 
 class PromptFilter:
-    """Judges prompts one after the other, and remembers those that were kept.
-
-    rejected: how often which reason was given.
-    """
+    """Judges prompts one after the other, and remembers those that were kept."""
 
     def __init__(self, options: FilterOptions) -> None:
         self.options = options
-        self.rejected: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()  # number of rejected prompts by reason
         self._seen = NearDuplicates(options.max_similarity)
 
     def keep(self, text: str) -> bool:
-        """Whether the prompt passes; one that does is remembered as earlier prompt."""
+        """Return whether the prompt passes; if so, remember it as an earlier prompt."""
         grams = word_ngrams(text)
         reason = text_fault(text, self.options)
         if reason is None and self._seen.has_similar(grams):
@@ -55,21 +52,21 @@ class PromptFilter:
 
 
 class NearDuplicates:
-    """Sets of n-gram hashes, and whether a new one is too similar to any of them; exact.
+    """Index of sets of n-gram hashes that finds near-duplicates exactly.
 
-    Two sets of Jaccard similarity s or more share at least s of the larger one, so they also share
-    one of the first (1 - s) of each in a common order. Only these are indexed, in the order of the
-    hashes, and only the sets found there are compared.
+    Two sets of Jaccard similarity s or more share at least a fraction s of the larger one.
+    Therefore they also share an element among the first (1 - s) of each, in a common order. Only
+    these elements are indexed, in the order of the hashes, and only sets found there are compared.
     """
 
     def __init__(self, max_similarity: float) -> None:
-        """max_similarity: above it two sets are near-duplicates; in [0, 1)."""
+        """Regard sets as near-duplicates above `max_similarity`, which is in [0, 1)."""
         self._max_similarity = max_similarity
         self._sets: list[frozenset[int]] = []
         self._places: defaultdict[int, list[int]] = defaultdict(list)
 
     def has_similar(self, grams: frozenset[int]) -> bool:
-        """Whether a set added before has a Jaccard similarity above the limit."""
+        """Return whether an earlier set has a Jaccard similarity above the limit."""
         found = {place for gram in self._first(grams) for place in self._places.get(gram, ())}
         return any(jaccard(grams, self._sets[place]) > self._max_similarity for place in found)
 
@@ -84,18 +81,18 @@ class NearDuplicates:
 
 
 def jaccard(left: frozenset[int], right: frozenset[int]) -> float:
-    """Size of the intersection over size of the union; 0 for two empty sets."""
+    """Return the size of the intersection over that of the union; 0 for two empty sets."""
     union = len(left | right)
     return len(left & right) / union if union else 0.0
 
 
 def word_ngrams(text: str) -> frozenset[int]:
-    """Hashes of the word 3-grams of a text, lower case; of all words if there are fewer than 3."""
+    """Return hashes of a text's word 3-grams, in lower case; one hash for fewer than 3 words."""
     return frozenset(zlib.crc32(" ".join(gram).encode()) for gram in _ngrams(_words(text)))
 
 
 def text_fault(text: str, options: FilterOptions) -> str | None:
-    """Why a text is no prompt: "not text", "short", "long", "repetitive"; None if it is one."""
+    """Return why a text is rejected: "not text", "short", "long", "repetitive", or None."""
     if not _is_text(text, options.min_letters):
         return "not text"
     words = _words(text)

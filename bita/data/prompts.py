@@ -1,4 +1,4 @@
-"""Prompt files: JSONL in plain, chat and MT-Bench form, and the set that comes with bita-edge."""
+"""Prompt files: JSON Lines in plain, chat and MT-Bench form, and the bundled files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ FORMS = '{"prompt": "..."}, {"messages": [...]} or {"turns": ["...", ...]}'
 class Question:
     """One line of a prompt file."""
 
-    messages: Messages  # the prompt; of several turns the first
-    category: str  # what the line names; "all" where it names none
+    messages: Messages  # the prompt; the first of several "turns"
+    category: str  # category that the line gives, or "all"
 
 
 def read_prompts(path: Path | None = None, limit: int | None = None) -> list[Messages]:
-    """The prompts that `read_questions` gives, without their categories."""
+    """Return the prompts of `read_questions`, without their categories."""
     return [question.messages for question in read_questions(path, limit)]
 
 
 def read_questions(path: Path | None = None, limit: int | None = None) -> list[Question]:
-    """The first `limit` questions of a prompt file (None: our own set).
+    """Read the first `limit` questions of a prompt file, by default the bundled one.
 
-    Lines end at a line feed alone: JSON may hold the other ends of lines that Unicode knows.
-    Raises PromptError that lists the first bad lines.
+    Lines end only at line feeds, since JSON may contain the other line ends of Unicode. Raises
+    PromptError that lists the first invalid lines.
     """
     path = path or BUNDLED_PROMPTS
     questions: list[Question] = []
@@ -68,7 +68,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _question(line: str) -> Question:
-    """Raises ValueError for what is not a question, or not text that UTF-8 can hold."""
+    """Parse a line. Raises ValueError if it is not a question, or UTF-8 cannot encode its text."""
     entry = parse_json(line)
     messages = _messages(entry)
     category = entry.get("category") or "all"
@@ -96,6 +96,6 @@ def _message(message: Any) -> dict[str, str]:
 
 
 def evenly(items: Sequence[Item], count: int | None) -> list[Item]:
-    """So many of them (None: all), spread over the whole."""
+    """Return `count` items (None: all), spread evenly over the sequence."""
     count = len(items) if count is None else min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]

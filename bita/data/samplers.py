@@ -14,15 +14,11 @@ HEAD_TOKENS = 256
 
 
 class Sampler(Protocol):
-    """Continues prompts at random.
-
-    name, options: what it is, plain JSON; equal options and seeds give equal tokens. batch_size:
-    how many prompts it likes to get at once.
-    """
+    """Continues prompts at random."""
 
     name: str
-    options: Mapping[str, Any]
-    batch_size: int
+    options: Mapping[str, Any]  # plain JSON; equal options and seeds give equal tokens
+    batch_size: int  # preferred number of prompts per call
 
     def sample(
         self,
@@ -31,14 +27,15 @@ class Sampler(Protocol):
         max_new_tokens: int,
         stop_ids: Collection[int],
     ) -> Sequence[Sequence[int]]:
-        """New tokens of each prompt, up to and with the first of `stop_ids`."""
+        """Return the new tokens of each prompt, up to and including the first of `stop_ids`."""
 
 
 class TransformersSampler:
     """Samples from a causal language model of transformers, in batches, on its device.
 
-    temperature: above 0. top_p: the least likely tokens, of probability 1 - top_p in all, are left
-    out; 1 leaves out none. Raises TuningError, or MissingExtraError without torch.
+    `temperature` must be above 0. The least likely tokens, with a total probability of 1 - top_p,
+    are left out; 1 keeps all. Raises TuningError for other values, and MissingExtraError without
+    torch.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class TransformersSampler:
         max_new_tokens: int,
         stop_ids: Collection[int],
     ) -> Sequence[Sequence[int]]:
-        """All prompts in one batch."""
+        """Sample all prompts in one batch."""
         draws = np.stack([uniform_draws(seed, max_new_tokens) for seed in seeds])
 
         def pick(logits: Any, rows: list[int], step: int) -> Any:
@@ -78,8 +75,9 @@ class TransformersSampler:
 
 
 class EngineSampler:
-    """Samples from an engine, several texts in a step where it can run them so; else like the
-    other. Raises TuningError for such a temperature or top_p.
+    """Samples from an engine, with several texts per step if the engine supports that.
+
+    `temperature` and `top_p` are those of TransformersSampler. Raises TuningError for invalid ones.
     """
 
     def __init__(self, session: Session, temperature: float = 1.0, top_p: float = 0.95) -> None:
@@ -103,7 +101,7 @@ class EngineSampler:
         max_new_tokens: int,
         stop_ids: Collection[int],
     ) -> Sequence[Sequence[int]]:
-        """Several prompts in each step."""
+        """Sample all prompts, with several in each step."""
         answers = [
             self._session.stream(
                 list(prompt),
@@ -121,10 +119,11 @@ class EngineSampler:
 
 
 def pick_nucleus(logits: Any, draws: Any, temperature: float, top_p: float) -> Any:
-    """Token ids [rows]: of logits [rows, V], where draws [rows] in [0, 1) fall in the nucleus.
+    """Return token ids [rows] sampled from logits [rows, V] by the draws [rows] in [0, 1).
 
-    The nucleus is the smallest set of most likely tokens with probability top_p or more. It is
-    looked for among the HEAD_TOKENS likeliest first, since sorting a vocabulary is slow.
+    Tokens are sampled from the nucleus, the smallest set of most likely tokens with probability
+    `top_p` or more. It is first searched among the HEAD_TOKENS most likely tokens, since sorting a
+    whole vocabulary is slow.
     """
     probabilities = (logits.float() / temperature).softmax(-1)
     num_tokens = probabilities.shape[-1]
@@ -160,11 +159,11 @@ def _check_range(temperature: float, top_p: float) -> None:
 
 
 def uniform_draws(seed: int, count: int) -> np.ndarray:
-    """Numbers in [0, 1), the same for a seed in every version of numpy; float64."""
+    """Return float64 numbers in [0, 1) that depend on the seed only, not on numpy's version."""
     raw = np.random.PCG64(seed).random_raw(count)
     return np.asarray(raw >> np.uint64(11), np.float64) * 2.0**-53
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed of 64 bits made of several numbers, each in [0, 2**32)."""
+    """Derive a 64-bit seed from several numbers, each in [0, 2**32)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

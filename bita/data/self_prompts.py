@@ -1,10 +1,10 @@
-"""Prompts that the model writes itself: its chat template is started at the user's turn.
+"""Prompts that the model writes itself: its chat template is rendered up to the user's turn.
 
-Left alone, a model asks for what it was asked for most when it was trained. So most turns begin
-with words that are given, such as "Translate" or "How many", and the model writes the rest.
+Without guidance, a model asks what it was asked most often in its training. Therefore most turns
+begin with given words, such as "Translate" or "How many", and the model writes the rest.
 
-Candidates have numbers from 0 on, and each has its own seeds. They are sampled and judged in whole
-batches, so a run that continues from the file of kept prompts keeps the same ones.
+Candidates are numbered from 0, and each has its own seeds. They are sampled and judged in whole
+batches, so a run that continues from the file of kept prompts keeps the same prompts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,30 +24,30 @@ from bita.errors import TuningError
 from bita.progress import OnProgress
 
 PROMPTS_FILE = "prompts.jsonl"
-_FIRST_TURN, _SECOND_TURN, _TURNS, _OPENING = 0, 1, 2, 3  # what a seed is for
+_FIRST_TURN, _SECOND_TURN, _TURNS, _OPENING = 0, 1, 2, 3  # purposes of seeds
 BUNDLED_OPENINGS = Path(__file__).with_name("openings.txt")
 MAX_OPENING = 80  # characters
 
 
 @dataclass(frozen=True)
 class SelfPromptOptions:
-    """seed: of everything that is drawn."""
+    """Settings of self-written prompts."""
 
-    seed: int = 0
-    two_turn_share: float = 0.2  # of the prompts that continue after the model's answer; 0 to 1
-    max_turn_tokens: int = 160  # of a user's turn; one that does not end by then is left out
-    max_answer_tokens: int = 256  # of the answer between two turns; a longer one has no second
-    max_tries: int = 20  # candidates per wanted prompt, before it is given up
-    openings: tuple[str, ...] = ()  # words that first turns begin with; none: the model's own
-    opened_share: float = 0.8  # of the candidates that begin with one of them; 0 to 1
+    seed: int = 0  # seed of everything that is drawn
+    two_turn_share: float = 0.2  # share of prompts with a second user's turn, 0 to 1
+    max_turn_tokens: int = 160  # a user's turn that is longer is left out
+    max_answer_tokens: int = 256  # no second turn follows an answer that is longer
+    max_tries: int = 20  # candidates per wanted prompt before giving up
+    openings: tuple[str, ...] = ()  # words that begin first turns; empty: the model's own
+    opened_share: float = 0.8  # share of candidates that begin with an opening, 0 to 1
     filter: FilterOptions = field(default_factory=FilterOptions)
 
 
 class SelfPrompts:
     """A prompt source for `generate_data`.
 
-    sampler: writes the users' turns. generator: answers between two turns. Models without a chat
-    template begin at BOS and have one turn.
+    The sampler writes the users' turns, the generator the answer between two turns. Models without
+    a chat template start at BOS and write one turn.
     """
 
     source: Source = "self"
@@ -73,12 +73,12 @@ class SelfPrompts:
         self._first_turn = UserTurn.after([], texts)
 
     def prompts(self, directory: Path, num: int | None, on_progress: OnProgress) -> list[Messages]:
-        """The first `num` kept prompts, from the directory's prompt file as far as it goes.
+        """Return the first `num` kept prompts, starting with those in the directory's prompt file.
 
-        on_progress: called with "prompts". Raises TuningError if too few candidates pass.
+        `on_progress` is called with "prompts". Raises TuningError if too few candidates pass.
         """
         if num is None:
-            raise TuningError("self-written prompts never end; say how many with num")
+            raise TuningError("the number of self-written prompts is unlimited; give num")
         path = directory / PROMPTS_FILE
         file = JsonLinesFile(path)
         try:
@@ -93,7 +93,7 @@ class SelfPrompts:
         kept: list[Messages] = [entry["messages"] for entry in entries]
         size = self._sampler.batch_size
         last = entries[-1]["candidate"] if entries else -1
-        start = max(last, 0) // size * size  # the last batch again: it may have been cut short
+        start = max(last, 0) // size * size  # repeat the last batch, which may be incomplete
         for entry in entries:
             if entry["candidate"] < start:
                 self._remember(entry["messages"])
@@ -109,15 +109,15 @@ class SelfPrompts:
         return kept
 
     def _batch(self, start: int) -> list[tuple[int, Messages]]:
-        """The kept ones of a batch of candidates, with their numbers."""
+        """Return the kept prompts of a batch of candidates, with their numbers."""
         candidates = range(start, start + self._sampler.batch_size)
         turns = self._sample([*map(self._begin, candidates)], candidates, _FIRST_TURN)
         kept = {candidate: [_user(text)] for candidate, text in self._usable(candidates, turns)}
-        going_on = {c: messages for c, messages in kept.items() if self._has_two_turns(c)}
-        return list({**kept, **self._second_turns(going_on)}.items())
+        continued = {c: messages for c, messages in kept.items() if self._has_two_turns(c)}
+        return list({**kept, **self._add_second_turns(continued)}.items())
 
     def _begin(self, candidate: int) -> UserTurn:
-        """The first turn of a candidate, with its opening if it has one."""
+        """Return the first turn of a candidate, with its opening if it has one."""
         openings = self.written_by.openings
         seed = derive_seed(self.written_by.seed, candidate, _OPENING)
         drawn, which = uniform_draws(seed, 2).tolist()
@@ -125,8 +125,8 @@ class SelfPrompts:
             return self._first_turn
         return self._first_turn.opened(openings[int(which * len(openings))], self._texts)
 
-    def _second_turns(self, conversations: dict[int, Messages]) -> dict[int, Messages]:
-        """Those of the conversations that get a second turn, with it."""
+    def _add_second_turns(self, conversations: dict[int, Messages]) -> dict[int, Messages]:
+        """Return the conversations to which a second user's turn could be added, with that turn."""
         if not conversations:
             return {}
         prompts = [self._texts.encode(messages) for messages in conversations.values()]
@@ -146,7 +146,7 @@ class SelfPrompts:
     def _sample(
         self, turns: Sequence[UserTurn], candidates: Sequence[int], purpose: int
     ) -> list[str | None]:
-        """What the sampler lets the user say; None where it is no whole turn."""
+        """Sample a user's turn for each candidate; None for turns that do not end."""
         if not turns:
             return []
         seeds = [derive_seed(self.written_by.seed, c, purpose) for c in candidates]
@@ -161,7 +161,7 @@ class SelfPrompts:
     def _usable(
         self, candidates: Iterable[int], turns: Sequence[str | None]
     ) -> Iterator[tuple[int, str]]:
-        """The turns that end and pass the filter, with their candidates' numbers."""
+        """Yield the turns that end and pass the filter, with their candidates' numbers."""
         for candidate, text in zip(candidates, turns, strict=True):
             if text is None:
                 self.filter.rejected["unfinished"] += 1
@@ -183,20 +183,20 @@ class SelfPrompts:
         if num_tried > max(self.written_by.max_tries * num, self._sampler.batch_size):
             reasons = ", ".join(f"{n} {name}" for name, n in self.filter.rejected.most_common())
             raise TuningError(
-                f"only {num_kept} of {num_tried} self-written prompts are usable (left out: "
+                f"only {num_kept} of {num_tried} self-written prompts are usable (rejected: "
                 f"{reasons}); give prompts in a file, or another temperature"
             )
 
 
 def read_openings(path: Path) -> tuple[str, ...]:
-    """The openings of a file, one in each line. Raises TuningError."""
+    """Read the openings of a file, one per line. Raises TuningError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TuningError(f"{path} cannot be read as openings of prompts: {error}") from error
     openings = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not openings:
-        raise TuningError(f"{path} has no openings of prompts; put one in each line")
+        raise TuningError(f"{path} has no openings of prompts; write one on each line")
     if longest := next((each for each in openings if len(each) > MAX_OPENING), None):
         raise TuningError(
             f"{path}: an opening has {len(longest)} characters, more than {MAX_OPENING}: "
@@ -206,7 +206,7 @@ def read_openings(path: Path) -> tuple[str, ...]:
 
 
 def _stated(options: SelfPromptOptions) -> dict[str, Any]:
-    """What prompts depend on; nothing of openings where there are none, as in older data."""
+    """Return the options that prompts depend on, without unused openings, as in older data."""
     stated = asdict(options)
     if not options.openings:
         del stated["openings"], stated["opened_share"]
@@ -214,7 +214,7 @@ def _stated(options: SelfPromptOptions) -> dict[str, Any]:
 
 
 def _entry(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """A kept prompt. Raises ModelError or TuningError that names the line."""
+    """Parse a kept prompt. Raises ModelError or TuningError that names the line."""
     entry = parse_line(line, path, number)
     messages, candidate = entry.get("messages"), entry.get("candidate")
     are_messages = isinstance(messages, list) and all(_is_message(each) for each in messages)

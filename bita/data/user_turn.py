@@ -1,4 +1,4 @@
-"""Where a user's turn begins and ends in a model's chat template, found by rendering a sentinel."""
+"""Boundaries of a user's turn in a model's chat template, found by rendering a sentinel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,28 +13,21 @@ SENTINEL = "BitaSentinel7391"
 
 @dataclass(frozen=True)
 class UserTurn:
-    """A place for a user's words.
+    """The place of a user's words in a conversation."""
 
-    before_ids: the conversation up to where they begin. end_ids: tokens that end them. stop_ids:
-    those and all other special tokens, which have no place in a turn. end_text: the text that the
-    template puts after them, for templates that end a turn without a special token; "" without a
-    template. space: what the template puts in front of the first word, a space or nothing.
-    opening_ids: the first words, if they are given; they are the last of before_ids.
-    """
-
-    before_ids: tuple[int, ...]
-    end_ids: frozenset[int]
-    stop_ids: frozenset[int]
-    end_text: str
-    space: str = ""
-    opening_ids: tuple[int, ...] = ()
+    before_ids: tuple[int, ...]  # the conversation before the words
+    end_ids: frozenset[int]  # tokens that end the turn
+    stop_ids: frozenset[int]  # `end_ids` and all other special tokens, invalid inside a turn
+    end_text: str  # the template's text after the words; "" without a template
+    space: str = ""  # the template's space before the first word, if any
+    opening_ids: tuple[int, ...] = ()  # given first words, which end `before_ids`
 
     @classmethod
     def after(cls, messages: Messages, texts: ModelTexts) -> "UserTurn":
-        """The user's turn that follows `messages`, which may be none.
+        """Return the user's turn that follows `messages`, which may be empty.
 
-        Without a chat template, a text begins at BOS, and only an empty `messages` has a turn.
-        Raises ModelError or PromptError if the template has no such place.
+        Without a chat template, the text begins at BOS and `messages` must be empty. Raises
+        ModelError or PromptError if the template has no such place.
         """
         if texts.template is None:
             if messages:
@@ -51,7 +44,7 @@ class UserTurn:
                 "turn cannot be found; give prompts in a file"
             )
         before, after = text.split(SENTINEL)
-        # A space of its own in front of a word is not how tokenizers cut text.
+        # Tokenizers join a space with the word after it, so it is not encoded separately.
         before_ids = texts.codec.encode(before.rstrip(" "), add_special_tokens=False)
         after_ids = texts.codec.encode(after, add_special_tokens=False)
         ends = [token_id for token_id in after_ids if token_id in texts.special_ids][:1]
@@ -64,15 +57,15 @@ class UserTurn:
         )
 
     def opened(self, words: str, texts: ModelTexts) -> "UserTurn":
-        """This place for a turn that begins with `words`; what is sampled follows them."""
+        """Return the place of a turn that begins with `words`, which sampled tokens follow."""
         ids = tuple(texts.codec.encode(self.space + words, add_special_tokens=False))
         return replace(self, before_ids=(*self.before_ids, *ids), opening_ids=ids)
 
     def words(self, token_ids: Sequence[int], texts: ModelTexts) -> str | None:
-        """The user's words of a sampled turn; None if it does not end, or ends as none does.
+        """Return the user's words of a turn; None if it does not end, or ends in a wrong way.
 
-        token_ids: what was sampled after `before_ids`. Without a template nothing marks an end, and
-        all of it is taken.
+        `token_ids` were sampled after `before_ids`. Without a template there is no end marker, and
+        all of them are used.
         """
         is_stopped = bool(token_ids) and token_ids[-1] in self.stop_ids
         sampled = token_ids[:-1] if is_stopped else token_ids

@@ -1,1 +1,1 @@
-"""The model in torch: the reference decoder, checkpoints' own models, LoRA hooks."""
+"""Models in torch: the reference decoder, base models of checkpoints, LoRA hooks."""

@@ -1,4 +1,4 @@
-"""The frozen base model in torch, from any checkpoint that the exporter reads."""
+"""The frozen base model in torch, from any checkpoint that the exporter can read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,25 @@ import numpy as np
 from bita.errors import MissingExtraError, ModelError
 from bita.tensors import EMBEDDINGS, HEAD, TensorSource
 
-# transformers keeps these projections of some families in one tensor.
+# Projections that transformers joins in one tensor for some model families.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: str = "cpu") -> Any:
-    """A causal language model of transformers with the weights of a checkpoint, frozen.
+    """Return a frozen causal language model of transformers with the weights of a checkpoint.
 
-    dtype: name of a torch type. A bias that is not stored is zero, as in transformers. Attention
-    is eager where logits are capped, since the fused kernels leave the cap out. Raises
-    MissingExtraError without torch and transformers, ModelError for a config that transformers
-    refuses, and for rotary factors of a GGUF file, which it has no word for.
+    A bias that is not stored is zero, as in transformers. Attention is eager if logits are capped,
+    since the fused kernels ignore the cap.
+
+    Args:
+        checkpoint: The checkpoint to read.
+        dtype: Name of a torch type.
+        device: Device of the model.
+
+    Raises:
+        MissingExtraError: without torch and transformers.
+        ModelError: if transformers refuses the config, or for rotary factors of a GGUF file, which
+            transformers cannot express.
     """
     model = new_base_model(checkpoint, dtype)
     import torch
@@ -30,7 +38,7 @@ def load_base_model(checkpoint: TensorSource, dtype: str = "float32", device: st
 
 
 def new_base_model(checkpoint: TensorSource, dtype: str) -> Any:
-    """The same model before it has its weights. Raises what `load_base_model` raises."""
+    """Return the model of `load_base_model` without its weights. Raises the same errors."""
     if _rope_type(checkpoint) == "gguf_factors":
         raise ModelError(
             "transformers cannot run a GGUF file with rotary factors of its own (Llama 3); use the "
@@ -58,23 +66,25 @@ def _rope_type(source: TensorSource) -> str | None:
 
 
 def masks_by_layer(config: Any, make: Callable[[int | None], Any]) -> Any:
-    """The attention mask that a model wants: one, or a dict of one for each type of layer.
+    """Return the attention mask that a model expects: a mask, or a dict by type of layer.
 
-    make: the mask for a sliding window (None: no window).
+    `make` creates the mask for a sliding window, or without one for None.
     """
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         return make(window)
-    if set(layer_types) == {"full_attention"}:  # families without windows take no dict
+    if set(layer_types) == {"full_attention"}:  # model families without windows accept no dict
         return make(None)
     windows = {"full_attention": None, "sliding_attention": window}
     return {kind: make(windows[kind]) for kind in sorted(set(layer_types))}
 
 
 def read_weight(checkpoint: TensorSource, name: str) -> np.ndarray:
-    """A weight by its name in transformers: fused ones joined, a tied output layer found, biases
-    that are not stored as zeros.
+    """Read a weight by its name in transformers.
+
+    Fused weights are joined, a tied output layer is the embedding table, and a bias that is not
+    stored is zero.
     """
     present = checkpoint.names()
     parts = [name]

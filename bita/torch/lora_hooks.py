@@ -1,4 +1,4 @@
-"""LoRA of mask rows in models of transformers: hooks that add to the linear layers' outputs."""
+"""LoRA of mask rows in transformers models: hooks that add to the outputs of linear layers."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 from bita.lora import SITES
 
 _LAYER = re.compile(r"layers\.(\d+)\.((?:self_attn|mlp)\.\w+_proj)$")
-# transformers keeps these projections of some families in one module
+# Projections that transformers joins in one module for some model families.
 _FUSED = {"self_attn.qkv_proj": "qkv", "mlp.gate_up_proj": "gate_up"}
 
 
 @contextmanager
 def lora_on_rows(model: Any, lora: Mapping[str, Tensor], first_row: int = 0) -> Iterator[None]:
-    """Inside the block the model's rows from `first_row` on get what `lora` adds.
+    """Apply `lora` to the model's rows from `first_row` on while the block runs.
 
-    lora: by the names of `bita.lora`, down [L, in, r] and up [L, r, out]; empty changes nothing.
-    Rows before `first_row` keep their bits. Works with gradients.
+    `lora` has the names of `bita.lora`: down [L, in, r] and up [L, r, out]; if it is empty, nothing
+    changes. Rows before `first_row` stay bit-identical. Gradients are supported.
     """
-    # taken apart once: the gradient of `stacked[layer]` is as large as the whole stack
+    # Unbound once: the gradient of `stacked[layer]` would be as large as the whole stack.
     layers = {name: stacked.unbind() for name, stacked in lora.items()}
     with ExitStack() as hooks:
         for name, module in model.named_modules() if lora else ():
@@ -34,7 +34,7 @@ def lora_on_rows(model: Any, lora: Mapping[str, Tensor], first_row: int = 0) -> 
 
 
 class _Hooked:
-    """A forward hook for the length of a `with` block."""
+    """A forward hook that is removed at the end of a `with` block."""
 
     def __init__(self, module: Any, hook: Any) -> None:
         self._handle = module.register_forward_hook(hook)
@@ -55,7 +55,7 @@ def _hook(
 
 
 def _place(module_name: str) -> tuple[str, int | None]:
-    """The site of a module and which of its layers it is; None for all of them."""
+    """Return the site of a module, and its index among the site's layers; None for all of them."""
     if module_name in _FUSED:
         return _FUSED[module_name], None
     return next(
@@ -84,8 +84,8 @@ def _add(
 
 
 def _columns(site: str, place: int, width: int, total: int) -> slice:
-    """Which outputs of a site are those of its layer `place`, `width` of `total` columns."""
-    if site == "qkv" and place > 0:  # K and V are as wide as each other, Q is what is left
+    """Return which of a site's `total` outputs are the `width` outputs of its layer `place`."""
+    if site == "qkv" and place > 0:  # K and V have equal widths, Q has the rest
         start = total - (3 - place) * width
         return slice(start, start + width)
     return slice(place * width, place * width + width)

@@ -1,7 +1,7 @@
-"""Draft-verify decoding as slow and as obvious as it can be: what every other decoder must equal.
+"""The reference decoder: draft-verify decoding as simply as possible, which all others must equal.
 
-Every step runs the model of transformers over the whole text again, without a cache of it. Rules:
-BiTA (arXiv 2401.12522), section 3.3. Needs the extra `tune`.
+Every step runs the transformers model over the whole text again, without a KV cache of the text.
+Rules: BiTA (arXiv 2401.12522), section 3.3. Needs the extra `tune`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,29 +24,25 @@ try:
 except ImportError as error:
     raise MissingExtraError("the reference decoder", "tune") from error
 
-PAIR_CANDIDATES = 16  # drafts of each mask that pair scores choose from: those an engine gives
-NO_DRAFT = -1  # a node without a draft: no token equals it
+PAIR_CANDIDATES = 16  # drafts per mask that pair scores choose from, as many as an engine returns
+NO_DRAFT = -1  # marks a node without a draft; no token equals it
 
 
 @dataclass(frozen=True)
 class Step:
-    """One forward. path: accepted nodes, root first; emitted: their drafts and the bonus token.
+    """Result of one forward."""
 
-    ranked: [masks of the last accepted node, ranks] best next drafts of each of its masks;
-    logits: theirs.
-    """
-
-    path: tuple[int, ...]
-    emitted: tuple[int, ...]
-    ranked: tuple[tuple[int, ...], ...]
-    logits: tuple[tuple[float, ...], ...]
+    path: tuple[int, ...]  # accepted nodes, root first
+    emitted: tuple[int, ...]  # their drafts and the bonus token
+    ranked: tuple[tuple[int, ...], ...]  # best next drafts of each mask of the last accepted node
+    logits: tuple[tuple[float, ...], ...]  # logits of `ranked`
 
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """New tokens, EOS included, and how many of them each step gave."""
+    """Result of decoding a text."""
 
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # new tokens, including EOS
     tokens_per_step: tuple[int, ...]
 
     @property
@@ -55,9 +51,9 @@ class ReferenceResult:
 
 
 class ReferenceDecoder:
-    """Greedy BiTA decoding of one model; the model is set to eager attention.
+    """Greedy BiTA decoding of one model, which is switched to eager attention.
 
-    Raises AdapterError if the adapter's arrays have other sizes than the model.
+    Raises AdapterError if sizes of the adapter differ from those of the model.
     """
 
     def __init__(self, model: Any, adapter: Adapter) -> None:
@@ -73,14 +69,14 @@ class ReferenceDecoder:
         }
         faults = [f"{name} {ours}: {its}" for name, (ours, its) in sizes.items() if ours != its]
         raise_faults(AdapterError, "adapter does not fit (its number: the model's)", faults)
-        model.set_attn_implementation("eager")  # others leave soft caps out
+        model.set_attn_implementation("eager")  # other implementations ignore soft caps
         self.model = model
         self.adapter = adapter
 
     def generate(
         self, token_ids: Sequence[int], tree: Tree, max_new_tokens: int, eos_ids: Sequence[int] = ()
     ) -> ReferenceResult:
-        """The same tokens as `greedy`, in fewer steps if drafts are right."""
+        """Return the tokens of `greedy`, decoded in fewer steps if drafts are right."""
         text = list(token_ids)
         counts: list[int] = []
         drafts = [NO_DRAFT] * (tree.num_nodes - 1)
@@ -106,7 +102,7 @@ class ReferenceDecoder:
         return Step(tuple(path), emitted, tuple(map(tuple, ranked)), tuple(map(tuple, logits)))
 
     def _pair_score(self, parent: int, child: int) -> float:
-        """What the adapter's pair scores add to a draft after a token; 0 without them."""
+        """Return what the adapter's pair scores add to a draft after a token; 0 without them."""
         if not self.adapter.pairs:
             return 0.0
         table = self.model.get_input_embeddings().weight
@@ -118,9 +114,10 @@ class ReferenceDecoder:
     def step_outputs(
         self, text_ids: Sequence[int], tree: Tree, draft_tokens: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of nodes [N, V] and of mask rows [K, V], both in row order.
+        """Return the logits of nodes [N, V] and of mask rows [K, V], both in row order.
 
-        draft_tokens: of nodes 1 to N - 1; NO_DRAFT where there is none. Raises TreeError.
+        `draft_tokens` are those of nodes 1 to N - 1; NO_DRAFT marks a missing one. Raises TreeError
+        if the tree does not fit.
         """
         self._check(tree, draft_tokens)
         num_before = len(text_ids) - 1  # text before the root
@@ -157,7 +154,7 @@ class ReferenceDecoder:
         raise_faults(TreeError, "tree does not fit", faults)
 
     def _attention_mask(self, tree: Tree, positions: torch.Tensor) -> Any:
-        """Additive mask [1, 1, R, P + R] as in `visibility`, or one for each type of layer."""
+        """Return the additive mask [1, 1, R, P + R] of `visibility`, or one per type of layer."""
 
         def additive(window: int | None) -> torch.Tensor:
             sees = visibility(tree, positions, self.adapter.prefix_length, window)
@@ -169,7 +166,7 @@ class ReferenceDecoder:
         return masks_by_layer(self.model.config, additive)
 
     def _prefix_cache(self) -> DynamicCache:
-        """The prefix as if it were the past of every layer, windowed ones too."""
+        """Return a cache with the prefix as the past of every layer, including windowed ones."""
         weight = self.model.get_input_embeddings().weight
         cache = DynamicCache()
         keys, values = (
@@ -184,7 +181,7 @@ class ReferenceDecoder:
 def visibility(
     tree: Tree, positions: torch.Tensor, prefix_length: int, window: int | None
 ) -> torch.Tensor:
-    """[R, P + R] booleans, R = text before the root + Q: which row sees which key.
+    """Return which row sees which key, [R, P + R], where R is the text before the root plus Q.
 
     A window hides text `window` or more positions back, but never the prefix.
     """
@@ -200,9 +197,9 @@ def visibility(
 
 
 def walk(tree: Tree, tokens: Sequence[int], choices: Sequence[int]) -> tuple[list[int], int]:
-    """Nodes whose drafts are right, root first, and the token chosen after the last of them.
+    """Return the nodes whose drafts are right, root first, and the token chosen after the last.
 
-    tokens: [N] what the nodes hold; choices: [N] what the model says comes after each node.
+    `tokens` [N] are those of the nodes, `choices` [N] those that the model chooses after each node.
     """
     path = [0]
     while True:
@@ -216,9 +213,10 @@ def walk(tree: Tree, tokens: Sequence[int], choices: Sequence[int]) -> tuple[lis
 def next_drafts(
     tree: Tree, root: int, step: Step, score: Callable[[int, int], float] = lambda a, b: 0.0
 ) -> list[int]:
-    """Drafts of nodes 1 to N - 1: depth d and rank r hold the r-th best of mask d - 1.
+    """Return the drafts of nodes 1 to N - 1: depth d and rank r hold the r-th best of mask d - 1.
 
-    root: the token of node 0. score: added to the logits of a node's children by its token.
+    `root` is the token of node 0. `score` of a node's token and a draft is added to the draft's
+    logit among the node's children.
     """
     tokens = [root]
     for parent, depth, rank in zip(tree.parents[1:], tree.depths[1:], tree.ranks[1:], strict=True):
@@ -233,7 +231,7 @@ def next_drafts(
 
 
 def cut(tokens: Sequence[int], limit: int, eos_ids: Sequence[int]) -> list[int]:
-    """The tokens up to the first EOS, itself included, and at most `limit`."""
+    """Return the tokens up to and including the first EOS, but at most `limit`."""
     kept: list[int] = []
     for token in tokens[:limit]:
         kept.append(token)
@@ -246,7 +244,7 @@ def cut(tokens: Sequence[int], limit: int, eos_ids: Sequence[int]) -> list[int]:
 def greedy(
     model: Any, token_ids: Sequence[int], max_new_tokens: int, eos_ids: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Plain AR without a cache: the new tokens, EOS included."""
+    """Decode plainly (AR), without a cache; return the new tokens, including EOS."""
     text = list(token_ids)
     while len(text) - len(token_ids) < max_new_tokens:
         logits = model(input_ids=torch.tensor([text], device=model.device)).logits[0, -1]
@@ -257,7 +255,7 @@ def greedy(
 
 
 def load_reference_model(path: Path | str) -> Any:
-    """A model of transformers in float32, with the attention that the decoder needs."""
+    """Load a transformers model in float32, with the attention that the decoder needs."""
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )
@@ -266,7 +264,7 @@ def load_reference_model(path: Path | str) -> Any:
 
 @contextmanager
 def extended_embedding(model: Any, mask_embeddings: torch.Tensor) -> Iterator[None]:
-    """Give the input embedding the mask tokens as rows V, V + 1, ...; a tied head keeps V rows."""
+    """Append mask tokens to the input embedding as rows V, V + 1, ...; a tied head keeps V rows."""
     embedding = model.get_input_embeddings()
     weight = embedding.weight
     rows = torch.cat([weight.detach(), mask_embeddings.to(weight)])

@@ -1,1 +1,1 @@
-"""Tuning an adapter: data that the model writes itself, and training of the mask rows only."""
+"""Tuning of an adapter: data that the model writes itself, and training of the mask rows only."""

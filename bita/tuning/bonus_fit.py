@@ -1,8 +1,9 @@
-"""Bonuses of guesses, fitted on text that neither the table nor the masks were made from.
+"""Fitting of the bonuses of guesses, on text that neither the table nor the masks were made from.
 
-For each place of the texts it is known what the text's match, the table and the first mask said,
-and which token came. The bonuses are those that make it likeliest: a softmax regression with a
-ridge around the default ones, which decides where a kind of guess is rare.
+The guesses of the text's match, the table and the first mask are known for each place in the texts,
+and so is the true token. The bonuses maximize the likelihood of the true tokens: a softmax
+regression with a ridge penalty towards the default bonuses, which dominates for rare kinds of
+guesses.
 """
 
 from collections.abc import Sequence
@@ -19,24 +20,20 @@ from bita.tuning.evaluation import text_drafts
 from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.training_texts import TrainingText
 
-RIDGE = 1e-3  # of each squared difference from the default, beside the mean loss of a place
-MAX_SCALE = 4.0  # of what masks say
-_NOTHING = -50.0  # score of a candidate that there is not
+RIDGE = 1e-3  # weight of the squared differences from the default, added to the mean loss
+MAX_SCALE = 4.0  # largest scale of masks; the smallest is its inverse
+_NOTHING = -50.0  # score of a missing candidate
 _TEXT, _TABLE = slice(1, 1 + MAX_MATCH), slice(1 + MAX_MATCH, 1 + MAX_MATCH + TABLE_STEPS)
 
 
 @dataclass(frozen=True)
 class Place:
-    """What was known of a place, and the token that came.
+    """Guesses for a place in a text, and the true token."""
 
-    text, table: the guess's length of match less one, or tens of percent, and its token; None for
-    no guess. draft_ids, draft_scores: of the first mask, as many at each place.
-    """
-
-    text: tuple[int, int] | None
-    table: tuple[int, int] | None
+    text: tuple[int, int] | None  # length of the text's match minus one, and its token
+    table: tuple[int, int] | None  # tens of the table's percent, and its token
     true: int
-    draft_ids: list[int]
+    draft_ids: list[int]  # the first mask's drafts, the same number at each place
     draft_scores: list[float]
 
 
@@ -46,7 +43,7 @@ def fit_bonuses(
     table: Continuations | None,
     texts: Sequence[TrainingText],
 ) -> Bonuses:
-    """The bonuses of an adapter with this table, by some texts."""
+    """Fit the bonuses of an adapter with this table to some texts."""
     pairs = parameters.pair_tables(model)
     return bonuses_of(
         [place for text in texts for place in _places(model, parameters, table, text, pairs)]
@@ -54,14 +51,15 @@ def fit_bonuses(
 
 
 def bonuses_of(places: Sequence[Place]) -> Bonuses:
-    """The bonuses that make the tokens that came likeliest; without any place, the default ones."""
+    """Return the bonuses that make the true tokens most likely; the default ones without places."""
     if not places:
         return DEFAULT_BONUSES
     default = torch.from_numpy(DEFAULT_BONUSES.array())
-    num_beside = 1 + MAX_MATCH + TABLE_STEPS
-    beside = _fit(_beside_masks(places), default[:num_beside])
-    beside[0] = beside[0].clamp(1 / MAX_SCALE, MAX_SCALE)
-    return Bonuses.of(torch.cat([beside, _fit(_alone(places), default[num_beside:])]).numpy())
+    num_with = 1 + MAX_MATCH + TABLE_STEPS
+    with_mask = _fit(_problem_with_mask(places), default[:num_with])
+    with_mask[0] = with_mask[0].clamp(1 / MAX_SCALE, MAX_SCALE)
+    alone = _fit(_problem_alone(places), default[num_with:])
+    return Bonuses.of(torch.cat([with_mask, alone]).numpy())
 
 
 def _places(
@@ -71,7 +69,7 @@ def _places(
     text: TrainingText,
     pairs: PairTables | None,
 ) -> list[Place]:
-    """The places after each token of a response but the last, with the first mask's drafts."""
+    """Return the places after each token of a response except the last, with the mask's drafts."""
     drafts, tokens = text_drafts(model, parameters, text), text.token_ids
     index, first = NgramIndex(), max(text.num_prompt - 1, 0) + 1
     index.start(tokens[:first])
@@ -99,18 +97,18 @@ def _places(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Scores of C candidates of n places: fixed + features @ weights; true: [n], the right one.
+    """A regression over C candidates at n places, which score fixed + features @ weights."""
 
-    fixed: [n, C]. features: [n, C, F].
+    fixed: Tensor  # [n, C]
+    features: Tensor  # [n, C, F]
+    true: Tensor  # [n]: index of the right candidate
+
+
+def _problem_with_mask(places: Sequence[Place]) -> _Problem:
+    """Return the problem of places whose true token is drafted or guessed.
+
+    The weights are the scale of masks, and the bonuses of text and table.
     """
-
-    fixed: Tensor
-    features: Tensor
-    true: Tensor
-
-
-def _beside_masks(places: Sequence[Place]) -> _Problem:
-    """Places whose token is a draft or guessed; weights are the scale, text's and table's."""
     num_drafts = len(places[0].draft_ids)
     shape = len(places), num_drafts + 2
     fixed = torch.full(shape, _NOTHING)
@@ -137,9 +135,10 @@ def _beside_masks(places: Sequence[Place]) -> _Problem:
     return _Problem(fixed[known], features[known], true[known])
 
 
-def _alone(places: Sequence[Place]) -> _Problem:
-    """The places without a mask. The first candidate stands for all other tokens. Weights are the
-    text's, the table's, and what is added where both agree.
+def _problem_alone(places: Sequence[Place]) -> _Problem:
+    """Return the problem of the places without masks; the first candidate is any other token.
+
+    The weights are the bonuses of text and table, and the bonus if both agree.
     """
     fixed = torch.full((len(places), 3), _NOTHING)
     features = torch.zeros(len(places), 3, MAX_MATCH + TABLE_STEPS + 1)
@@ -163,7 +162,7 @@ def _alone(places: Sequence[Place]) -> _Problem:
 
 
 def _fit(problem: _Problem, start: Tensor) -> Tensor:
-    """The weights, [F]. start: which they are drawn to."""
+    """Return the weights [F]; the ridge penalty draws them towards `start`."""
     weights = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -1,7 +1,7 @@
-"""What the base computed of the texts of a run, kept in memory for the next epochs.
+"""The base's results for the texts of a run, kept in memory for later epochs.
 
-Nothing that is trained reaches the rows of a text. So their keys, values and last hidden states are
-the same in every epoch, and a text that is kept costs its mask rows only.
+Trained parameters do not affect the rows of a text. Their keys, values and last hidden states are
+therefore the same in every epoch, and for a text that is kept only the mask rows are computed.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from bita.tuning.training_texts import TrainingText
 
 @dataclass(frozen=True)
 class _KeptText:
-    """layers: keys and values [1, H, T, D] per layer. states: [1, T - num_prompt, hidden]."""
+    """The base's results for one text."""
 
-    layers: list[tuple[Tensor, Tensor]]
-    states: Tensor
+    layers: list[tuple[Tensor, Tensor]]  # keys and values [1, H, T, D] per layer
+    states: Tensor  # [1, T - num_prompt, hidden]
 
     @property
     def num_bytes(self) -> int:
@@ -28,11 +28,11 @@ class _KeptText:
 
 
 class Contexts:
-    """Reads batches of texts; those that were read before and fit the budget are not run again.
+    """Reads batches of texts; kept texts are not run again.
 
-    budget_bytes: of memory of the host. The first texts stay, since a run visits all of them once
-    per epoch. Each text is read alone, so that its bits do not depend on what is kept. 0 keeps
-    nothing and reads batches whole.
+    Texts are kept until `budget_bytes` of host memory are used. The first texts stay, since a run
+    visits each text once per epoch. Each text is read separately, so that its bits do not depend on
+    what is kept. With a budget of 0 nothing is kept, and whole batches are read.
     """
 
     def __init__(self, model: MaskModel, budget_bytes: int) -> None:
@@ -43,11 +43,11 @@ class Contexts:
 
     @property
     def num_kept(self) -> int:
-        """Texts that will not be run again."""
+        """Number of texts that will not be run again."""
         return len(self._kept)
 
     def read(self, batch: Sequence[TrainingText]) -> BaseContext:
-        """The context of a batch; teachers begin after the shortest prompt."""
+        """Return the context of a batch; teacher rows begin after the shortest prompt."""
         if not self._budget:
             first = min(text.num_prompt for text in batch)
             return self._model.read([text.token_ids for text in batch], first)
@@ -67,7 +67,7 @@ class Contexts:
         return read
 
     def _join(self, texts: Sequence[_KeptText], batch: Sequence[TrainingText]) -> BaseContext:
-        """One context of texts of different lengths, padded with zeros at the end."""
+        """Join texts of different lengths into one context, padded with zeros at the end."""
         longest = max(len(text.token_ids) for text in batch)
         first = min(text.num_prompt for text in batch)
         device = self._model.device
@@ -88,7 +88,7 @@ class Contexts:
 
 
 def _pad(rows: Tensor, start: int, length: int) -> Tensor:
-    """[..., length, n]: rows [..., T, n] from `start` on, zeros before and after."""
+    """Pad rows [..., T, n], which begin at `start`, with zeros to [..., length, n]."""
     padded = rows.new_zeros((*rows.shape[:-2], length, rows.shape[-1]))
     padded[..., start : start + rows.shape[-2], :] = rows
     return padded

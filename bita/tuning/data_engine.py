@@ -1,4 +1,4 @@
-"""An engine of the base that writes the data of a run: several texts in each step, on a CPU."""
+"""An engine of the base that generates the data of a run on a CPU, with several texts per step."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ from bita.identity import identify
 from bita.progress import OnProgress
 from bita.tree import Tree
 
-DATA_ENGINE = "engine"  # folder in the run's directory, and the generator's name
+DATA_ENGINE = "engine"  # directory inside the run's directory, and the generator's name
 
 
 def build_data_engine(checkpoint: Checkpoint, directory: Path, on_progress: OnProgress) -> Path:
-    """The engine in a run's directory, built if there is none of this model yet.
+    """Return the engine in a run's directory; build it if there is none of this model.
 
-    Its weights are the file's blocks of 4 bits, bit for bit, where it has such; else 8 bits, which
-    nothing has to be calibrated for. Raises ModelError or EngineError.
+    Its weights are the checkpoint's 4-bit blocks, bit for bit, if it has these. Otherwise they have
+    8 bits, which need no calibration. Raises ModelError or EngineError.
     """
     out = directory / DATA_ENGINE
     identity = identify(checkpoint)
     try:
         if not read_adapter(open_engine(out)).identity.differences(identity):
             return out
-    except EngineError:  # none, or half of one
+    except EngineError:  # missing or incomplete
         pass
     stored = block_type(checkpoint, "model.layers.0.self_attn.q_proj.weight")
     precision = "int4" if stored is not None and stored.bits == 4 else "int8"

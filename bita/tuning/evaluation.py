@@ -1,8 +1,8 @@
-"""How good drafts are on held-out text: ranks of the true tokens, and what trees make of them.
+"""Quality of drafts on held-out text: ranks of the true tokens, and the results of trees.
 
-Greedy text is known beforehand, so decoding can be replayed from the ranks alone: at each step the
-tree's longest path that holds the true tokens is accepted. That is exact, since the text does not
-depend on the drafts.
+Greedy text is known in advance, so decoding can be replayed from the ranks alone: each step accepts
+the tree's longest path that holds the true tokens. This is exact, since the text does not depend on
+the drafts.
 """
 
 from collections import Counter
@@ -22,27 +22,23 @@ from bita.tuning.training_texts import TrainingText
 
 REPORTED_RANKS = (1, 5, 10)
 ROW_BUDGETS = (16, 32, 64)
-WORST_RANK = 16  # beyond it a draft is never used
-ROWS_AT_ONCE = 384  # bounds the logits held: 75 MB for a vocabulary of 49k, 400 MB for one of 262k
+WORST_RANK = 16  # drafts of a higher rank are never used
+ROWS_AT_ONCE = 384  # bounds the logits: 75 MB for a vocabulary of 49k, 400 MB for one of 262k
 
 
 @dataclass(frozen=True)
 class Drafts:
-    """The best drafts of every group of a response; A groups, M masks, k = WORST_RANK drafts.
+    """The best drafts of every group of a response; A groups, M masks, k = WORST_RANK drafts."""
 
-    token_ids, logits: [A, M, k], best first. true: [A, M], the token that came, -1 where the text
-    had ended. before: [A, M], the token in front of it, which the model chose.
-    """
-
-    token_ids: Int64Array
-    logits: Float32Array
-    true: Int64Array
-    before: Int64Array
+    token_ids: Int64Array  # [A, M, k], best first
+    logits: Float32Array  # [A, M, k]
+    true: Int64Array  # [A, M]: the true token; -1 after the end of the text
+    before: Int64Array  # [A, M]: the token before the true one, which the model chose
 
     def true_ranks(self, pairs: PairTables | None = None) -> Int64Array:
-        """[A, M]: rank of the true token, 1 for the best draft, 0 if it is not among them.
+        """Return the true tokens' ranks [A, M]: 1 for the best draft, 0 if no draft is right.
 
-        pairs: order the drafts by these pair scores too, each after the token before it.
+        If `pairs` is given, drafts are ordered by their pair scores after the token before, too.
         """
         is_true = self.token_ids == self.true[..., None]
         if pairs is not None:
@@ -56,7 +52,7 @@ class Drafts:
 
 @torch.no_grad()
 def text_drafts(model: MaskModel, parameters: AdapterParameters, text: TrainingText) -> Drafts:
-    """What the masks of each group of a response draft."""
+    """Return the drafts of each group's masks in a response."""
     num_masks = len(parameters.mask_embeddings)
     num_tokens = len(text.token_ids)
     rows = all_rows(text.num_prompt, num_tokens, num_masks)
@@ -81,41 +77,41 @@ def text_drafts(model: MaskModel, parameters: AdapterParameters, text: TrainingT
 
 @dataclass(frozen=True)
 class DraftQuality:
-    """The ranks of all groups of some texts, [A, M] each, in text order."""
+    """Quality of the drafts in some texts."""
 
-    tables: Sequence[Int64Array]
+    tables: Sequence[Int64Array]  # ranks of all groups [A, M], for each text
 
     @property
     def num_masks(self) -> int:
         return int(self.tables[0].shape[1])
 
     def accuracy(self, mask: int, rank: int) -> float:
-        """Share of groups whose mask has the true token among its best `rank` drafts."""
+        """Return the share of groups whose mask has the true token among its best `rank` drafts."""
         return self._share(np.concatenate(self.tables)[:, mask], rank)
 
     def conditional(self, mask: int, rank: int) -> float:
-        """The same among groups in which the best drafts of all masks before were right."""
+        """Return `accuracy` among groups in which all earlier masks' best drafts are right."""
         table = np.concatenate(self.tables)
         return self._share(table[(table[:, :mask] == 1).all(1), mask], rank)
 
     def tokens_per_step(self, tree: Tree) -> float:
-        """Mean tokens emitted per step when the texts are decoded with this tree.
+        """Return the mean number of tokens per step when the texts are decoded with this tree.
 
-        As a session counts: every node may be accepted (mode "tree"), the prefill and its token are
-        left out, and so is what the last step of a text drafts beyond its end.
+        Every node may be accepted (mode "tree"). As in a session, the prefill and its token are not
+        counted, nor are drafts of a text's last step beyond its end.
         """
         return sum(map(len, self.tables)) / sum(self.num_steps(tree))
 
     def num_steps(self, tree: Tree) -> list[int]:
-        """How many steps each text takes with this tree; a table's length is its tokens."""
+        """Return the number of steps of each text with this tree; a table has a row per token."""
         paths = set(tree.paths)
         return [_num_steps(table, paths) for table in self.tables]
 
     def best_tree(self, num_rows: int) -> Tree:
-        """The tree of at most `num_rows` rows, M masks on each node, that is right most often.
+        """Return the tree of at most `num_rows` rows, M masks per node, that is right most often.
 
-        Nodes are the most frequent beginnings of the true ranks; a beginning is never less
-        frequent than what goes on from it, so every node's parent is among them.
+        Nodes are the most frequent prefixes of the true ranks. A prefix is at least as frequent as
+        its extensions, so every node's parent is among the nodes.
         """
         counts: Counter[tuple[int, ...]] = Counter()
         for ranks in np.concatenate(self.tables).tolist():
@@ -128,7 +124,7 @@ class DraftQuality:
         return Tree.from_paths(best[: num_nodes - 1], self.num_masks)
 
     def trees(self) -> dict[str, Tree]:
-        """The trees of a report, by name: the chain, BiTA's triangle, the best of some sizes."""
+        """Return the trees of a report: the chain, BiTA's triangle, and the best of some sizes."""
         num_masks = self.num_masks
         return {
             "chain": Tree.chain(num_masks),
@@ -137,10 +133,10 @@ class DraftQuality:
         }
 
     def report(self, trees: Mapping[str, Tree] | None = None) -> dict[str, Any]:
-        """Everything above as JSON values.
+        """Return all measures as JSON values.
 
-        trees: None for our own, whose best ones are chosen on the text that they are measured on
-        and so come out a little too good.
+        Without `trees`, those of `trees()` are used. The best of them are chosen on the text on
+        which they are measured, so their results are slightly too good.
         """
         masks = range(self.num_masks)
         trees = self.trees() if trees is None else trees
@@ -159,13 +155,13 @@ class DraftQuality:
 def evaluate(
     model: MaskModel, parameters: AdapterParameters, texts: Sequence[TrainingText]
 ) -> DraftQuality:
-    """The draft quality of an adapter on texts that it was not tuned on."""
+    """Return the draft quality of an adapter on texts that it was not tuned on."""
     pairs = parameters.pair_tables(model)
     return DraftQuality([text_drafts(model, parameters, text).true_ranks(pairs) for text in texts])
 
 
 def _pieces(rows: MaskRows, num_anchors: int) -> Iterator[MaskRows]:
-    """The rows in pieces of a fixed number of anchors."""
+    """Yield the rows in pieces of `num_anchors` anchors."""
     anchors = np.unique(rows.anchors)
     for start in range(0, len(anchors), num_anchors):
         own = np.isin(rows.anchors, anchors[start : start + num_anchors])
@@ -175,13 +171,13 @@ def _pieces(rows: MaskRows, num_anchors: int) -> Iterator[MaskRows]:
 def _num_steps(table: Int64Array, paths: set[tuple[int, ...]]) -> int:
     anchor = steps = 0
     while anchor < len(table):
-        anchor += 1 + _accepted(table[anchor], paths)
+        anchor += 1 + _num_accepted(table[anchor], paths)
         steps += 1
     return steps
 
 
-def _accepted(ranks: Int64Array, paths: set[tuple[int, ...]]) -> int:
-    """How many drafts of a group are accepted: its longest beginning that is a path."""
+def _num_accepted(ranks: Int64Array, paths: set[tuple[int, ...]]) -> int:
+    """Return the number of accepted drafts of a group: its longest prefix that is in `paths`."""
     accepted = 0
     while accepted < len(ranks) and tuple(ranks[: accepted + 1].tolist()) in paths:
         accepted += 1

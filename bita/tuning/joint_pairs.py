@@ -1,12 +1,12 @@
 """Pair scores that are trained together with the masks whose drafts they order.
 
-A mask row knows nothing of the token that the model puts in front of its draft, but training does:
-the text has it. The score of a draft c after token b is
+A mask row does not know the token before its draft, but in training the text provides it. The score
+of a draft c after token b is
 
     logit of c + (left(e[b]) + bias) . right(e[c])
 
 so its gradient teaches masks and scores to share the work. Source: DSpark (arXiv 2607.05147), a
-low-rank head trained jointly with a drafter, the token in front taken from the text.
+low-rank head trained jointly with a drafter, with the token before taken from the text.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class JointPairs(torch.nn.Module):
     """left, right [hidden, r] and bias [r], on embeddings of mean 0 and standard deviation 1."""
 
     def __init__(self, table: Tensor, rank: int, pairs: Pairs, seed: int) -> None:
-        """table: [V, hidden], float32. pairs: to begin with; empty: scores of 0."""
+        """Start from `pairs`, or from scores of 0 if empty; `table` is [V, hidden], float32."""
         super().__init__()
         self._mean, self._spread = table.mean(0).cpu(), float(table.std())
         hidden = table.shape[1]
@@ -38,14 +38,16 @@ class JointPairs(torch.nn.Module):
         self.left, self.bias, self.right = map(torch.nn.Parameter, (left, bias, right))
 
     def directions(self, before: Tensor) -> Tensor:
-        """[n, hidden]: what is multiplied with the embedding of a draft to give its score, but for
-        a number that all drafts of a row have in common. before: [n, hidden], embeddings.
+        """Return the directions [n, hidden] whose product with a draft's embedding is its score.
+
+        Scores lack a constant that is the same for all drafts of a row. `before` [n, hidden] are
+        the embeddings of the tokens before the drafts.
         """
         normed = (before - self._mean.to(before.device)) / self._spread
         return (normed @ self.left + self.bias) @ self.right.T / self._spread
 
     def to_pairs(self) -> Mapping[str, Float32Array]:
-        """The scores on plain embeddings."""
+        """Return the scores as tensors for embeddings that are not normalized."""
         left, right = self.left.detach().cpu(), self.right.detach().cpu()
         bias = self.bias.detach().cpu() - self._mean @ left / self._spread
         named = {"pair_left": left / self._spread, "pair_bias": bias}

@@ -1,6 +1,6 @@
-"""Reads what `accelerate launch` writes into the environment of the processes that it starts.
+"""Settings that `accelerate launch` passes to its processes in the environment.
 
-This module imports no torch: the entry of every command reports its errors through it.
+This module does not import torch, because the entry point of every command reports errors with it.
 """
 
 import io
@@ -12,42 +12,43 @@ from contextlib import contextmanager, redirect_stderr
 
 from bita.errors import TuningError
 
-WAIT_S = 10.0  # by then the launcher has ended the processes beside one that failed
+WAIT_S = 10.0  # time in which the launcher ends the other processes after one has failed
 
 
 def starts_several() -> bool:
-    """Whether this process has to join others. A sharded base needs a group even for one."""
+    """Return whether this process must join a group; a sharded base needs one even for itself."""
     if "LOCAL_RANK" not in os.environ:
         return False
     return os.environ.get("WORLD_SIZE", "1") != "1" or wants_shards()
 
 
 def wants_shards() -> bool:
-    """Whether each process is to hold only a part of the base (FSDP)."""
+    """Return whether each process should hold only a part of the base (FSDP)."""
     return _flag("ACCELERATE_USE_FSDP")
 
 
 def refuse_unsupported(device: str | None) -> None:
-    """Raise TuningError if the launcher asks for what tuning cannot do. device: the user's."""
+    """Raise TuningError if the launcher, or the user's `device`, requests what is not supported."""
     for flag in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS"):
         if _flag(flag):
             raise TuningError(
-                f"the launcher sets {flag}, which tuning knows nothing of; launch with "
+                f"the launcher sets {flag}, which tuning does not support; launch with "
                 "--multi_gpu, or with --use_fsdp and no offloading"
             )
     if device and ":" in device:
         raise TuningError(
-            f"device {device} would be that of every process; name none, and choose devices with "
-            "the launcher's --gpu_ids"
+            f"device {device} would be used by every process; leave it out, and choose devices "
+            "with the launcher's --gpu_ids"
         )
 
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """Let only one of the launched processes print an error that all of them meet.
+    """Let only one of the launched processes print an error that occurs in all of them.
 
-    The main process prints at once. Another keeps its text until the launcher, which has seen the
-    main process fail, ends it; if the process still runs then, the error is its own, and printed.
+    The main process prints immediately. Other processes hold their output back until the launcher
+    ends them because the main process has failed. A process that is still running after that time
+    has an error of its own, which is printed.
     """
     if "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0":
         yield

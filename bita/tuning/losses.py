@@ -1,4 +1,4 @@
-"""How far the drafts of mask rows are from the base model."""
+"""Losses: the distance between the drafts of mask rows and the base model."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,13 @@ CE_SHARE = {"kl": 0.0, "mix": 0.5, "ce": 1.0}
 
 
 def draft_losses(drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> Tensor:
-    """The loss of each row [n], in float32: KL(teacher || draft), cross-entropy, or half of each.
+    """Return the loss of each row [n], in float32.
 
-    drafts, teacher: logits [n, V] of the mask rows and of the base's rows for the same token.
-    teacher may be anything for loss "ce". tokens: [n], what stands there.
+    Args:
+        drafts: Logits [n, V] of the mask rows.
+        teacher: Logits [n, V] of the base's rows for the same tokens; unused with "ce".
+        tokens: The true tokens [n].
+        loss: "kl" for KL(teacher || draft), "ce" for cross-entropy, "mix" for half of each.
     """
     drafts = drafts.float()
     share = CE_SHARE[loss]
@@ -26,11 +29,14 @@ def draft_losses(drafts: Tensor, teacher: Tensor, tokens: Tensor, loss: str) -> 
 
 
 def reach_weights(rights: Tensor, masks: Tensor) -> Tensor:
-    """[n]: how likely each row's draft is looked at: the product of `rights` over the masks before
-    it in its group.
+    """Return how likely each row's draft is to be reached [n].
 
-    rights: [n], of each row: how sure the draft is of the token that came, or whether it is right.
-    masks: [n], group by group. Sources: D-PACE (arXiv 2605.18810), Spec-AUF (2607.01893).
+    This is the product of `rights` over the earlier masks in the row's group. Sources: D-PACE
+    (arXiv 2605.18810), Spec-AUF (2607.01893).
+
+    Args:
+        rights: Probability of each row's true token in its draft, or whether the draft is right.
+        masks: Mask of each row [n], group by group.
     """
     weights = torch.ones_like(rights)
     for mask in range(1, int(masks.max()) + 1 if len(masks) else 1):
@@ -40,11 +46,11 @@ def reach_weights(rights: Tensor, masks: Tensor) -> Tensor:
 
 
 def sums_by_mask(losses: Tensor, masks: Tensor, num_masks: int) -> Tensor:
-    """[M]: the row losses [n] of each mask added up."""
+    """Return the sum of the row losses [n] of each mask, [M]."""
     return torch.stack([losses[masks == mask].sum() for mask in range(num_masks)])
 
 
 def decayed_mean(sums: Tensor, counts: Tensor, decay: float) -> Tensor:
-    """The mean of row losses, those of mask k weighted by decay**k. sums, counts: [M] by mask."""
+    """Return the mean row loss, weighting mask k by decay**k, from sums and counts [M] by mask."""
     weights = decay ** torch.arange(len(sums), dtype=sums.dtype, device=sums.device)
     return (sums * weights).sum() / (counts * weights).sum()

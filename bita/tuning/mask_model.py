@@ -1,8 +1,9 @@
 """The two forwards of a training step: the frozen base without gradient, then the mask rows.
 
-Base rows depend on nothing that is trained. So their keys and values are computed once and serve
-as the context of the mask rows, and their logits as the teacher; only the mask rows, a few dozen
-per text, are run with gradient. Equal to one joint forward (BiTA's own) up to rounding.
+Base rows do not depend on trained parameters. Their keys and values are therefore computed once and
+serve as the context of the mask rows, and their logits as the teacher. Only the mask rows, a few
+dozen per text, are run with gradient. The result equals one joint forward (BiTA's own) up to
+rounding.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from bita.tuning.mask_rows import MaskRows, visibility
 
 
 class AdapterParameters(torch.nn.Module):
-    """What is trained, in float32: mask_embeddings [M, hidden], prefix_* [L, H, P, D], lora."""
+    """Trained parameters in float32: mask_embeddings [M, hidden], prefix_* [L, H, P, D], lora."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -34,11 +35,11 @@ class AdapterParameters(torch.nn.Module):
         self.prefix_keys = _parameter(adapter.prefix_keys)
         self.prefix_values = _parameter(adapter.prefix_values)
         self.lora = torch.nn.ParameterDict({n: _parameter(a) for n, a in adapter.lora.items()})
-        self.pairs = adapter.pairs  # tuned apart, see `pair_training`; or by `joint_pairs`
+        self.pairs = adapter.pairs  # tuned separately (`pair_training`), unless by `joint_pairs`
         self.joint_pairs: JointPairs | None = None
 
     def to_adapter(self, tuned_on: str) -> Adapter:
-        """The adapter with the values of now."""
+        """Return the adapter with the current values."""
         arrays = (self.mask_embeddings, self.prefix_keys, self.prefix_values)
         masks, keys, values = map(_array, arrays)
         lora = {name: _array(value) for name, value in self.lora.items()}
@@ -48,9 +49,9 @@ class AdapterParameters(torch.nn.Module):
         return self.joint_pairs.to_pairs() if self.joint_pairs else self.pairs
 
     def pair_tables(self, model: "MaskModel") -> PairTables | None:
-        """The pair scores' tables for the model's embeddings; None without scores."""
+        """Return the pair scores' tables for the model's embeddings; None without scores."""
         pairs = self._own_pairs()
-        # a copy: a sharded base cannot free what numpy has a view of
+        # cloned: a sharded base cannot free memory that numpy has a view of
         return tables_of([model.embedding_table().cpu().clone().numpy()], pairs) if pairs else None
 
     @property
@@ -60,14 +61,10 @@ class AdapterParameters(torch.nn.Module):
 
 @dataclass(frozen=True)
 class BaseContext:
-    """What the base computed of a batch of texts, padded at the end to T tokens.
+    """The base's results for a batch of texts, padded at the end to T tokens."""
 
-    layers: keys and values [B, H, T, D] per layer. states: [B, T - first, hidden], what the output
-    layer gets of rows `first` on.
-    """
-
-    layers: list[tuple[Tensor, Tensor]]
-    states: Tensor
+    layers: list[tuple[Tensor, Tensor]]  # keys and values [B, H, T, D] per layer
+    states: Tensor  # [B, T - first, hidden]: inputs of the output layer, from row `first` on
     first: int
 
     @property
@@ -76,24 +73,25 @@ class BaseContext:
 
 
 class MaskModel:
-    """The base model and the forward of mask rows on it."""
+    """The base model, with the forward of mask rows on it."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
         embedding = base.get_input_embeddings()
         self.dtype, self.device = embedding.weight.dtype, embedding.weight.device
         self.vocab_size = int(base.config.vocab_size)
-        # Gemma multiplies what it looks up; mask embeddings stand for rows of the table.
+        # Gemma scales embeddings after the lookup; mask embeddings are like rows of the table.
         self._embedding_scale = float(getattr(embedding, "embed_scale", 1.0))
         self._scores_as_output = _is_plain_output(base)
 
     def embeddings(self, token_ids: Tensor) -> Tensor:
-        """[n, hidden], float32: rows of the table."""
+        """Return rows of the embedding table, [n, hidden], float32."""
         return torch.nn.functional.embedding(token_ids, self.embedding_table())
 
     def draft_logits(self, states: Tensor, directions: Tensor | None) -> Tensor:
-        """Logits [n, V] of last states [n, hidden] of mask rows, with pair scores of these
-        directions [n, hidden]; None for none.
+        """Return the logits [n, V] of last states [n, hidden] of mask rows.
+
+        Pair scores with `directions` [n, hidden] are added; None adds nothing.
         """
         if directions is None:
             return self.output_logits(states[None])[0]
@@ -103,14 +101,14 @@ class MaskModel:
         return logits.float() + directions @ self.embedding_table().T
 
     def embedding_table(self) -> Tensor:
-        """[V, hidden], float32; whole, where the base is sharded."""
+        """Return the embedding table [V, hidden] in float32, joined if the base is sharded."""
         weight = self.base.get_input_embeddings().weight.detach()
         whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
         return whole.float()
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]], first: int) -> BaseContext:
-        """Run the base over whole texts. first: the first row that is wanted as a teacher."""
+        """Run the base over whole texts; `first` is the first row needed as a teacher."""
         longest = max(len(text) for text in texts)
         ids = torch.zeros((len(texts), longest), dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
@@ -127,9 +125,9 @@ class MaskModel:
         rows: Sequence[MaskRows],
         dropout: float = 0.0,
     ) -> Tensor:
-        """Last states [B, R, hidden] of the mask rows of each text, padded at the end to R rows.
+        """Return last states [B, R, hidden] of each text's mask rows, padded at the end to R rows.
 
-        dropout: share of the prefix's values left out, the others scaled up.
+        `dropout` is the share of the prefix's elements set to zero, while the others are scaled up.
         """
         num_rows = max(len(text.anchors) for text in rows)
         masks = _pad([text.masks for text in rows], num_rows).to(self.device)
@@ -154,11 +152,11 @@ class MaskModel:
     def mask_logits(
         self, parameters: AdapterParameters, context: BaseContext, rows: Sequence[MaskRows]
     ) -> Tensor:
-        """Logits [B, R, V] of the mask rows of each text, padded at the end to R rows."""
+        """Return the logits [B, R, V] of each text's mask rows, padded at the end to R rows."""
         return self.output_logits(self.mask_states(parameters, context, rows))
 
     def output_logits(self, states: Tensor) -> Tensor:
-        """Logits [B, T, V] of last states [B, T, hidden], scaled and capped as the base does it."""
+        """Return logits [B, T, V] of last states [B, T, hidden], scaled and capped by the base."""
         decoder = self.base.base_model
         decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states)
         try:
@@ -169,9 +167,9 @@ class MaskModel:
         return logits
 
     def _decode(self, **inputs: Any) -> Tensor:
-        """Last states [B, T, hidden] of the decoder, taken while the whole base runs.
+        """Return the decoder's last states [B, T, hidden], captured while the whole base runs.
 
-        The weights of a sharded base come together in the hooks of the base, not of its decoder.
+        The weights of a sharded base are gathered in the hooks of the base, not of its decoder.
         """
         states = []
         hook = self.base.base_model.register_forward_hook(
@@ -186,7 +184,7 @@ class MaskModel:
     def _cache(
         self, parameters: AdapterParameters, context: BaseContext, batch_size: int, dropout: float
     ) -> Any:
-        """Prefix and text as the past of every layer, windowed ones too."""
+        """Return a cache with prefix and text as every layer's past, including windowed layers."""
         cache: Any = DynamicCache()
         for index, (keys, values) in enumerate(context.layers):
             joined = []
@@ -202,7 +200,7 @@ class MaskModel:
 
 
 def _is_plain_output(base: Any) -> bool:
-    """Whether logits are products with the embeddings, and nothing is done to them."""
+    """Return whether logits are plain products of states and embeddings."""
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     names = ("final_logit_softcapping", "logits_scaling", "logit_scale")
     is_changed = any(getattr(base.config, name, None) not in (None, 1) for name in names)
@@ -219,7 +217,7 @@ def _array(value: Tensor) -> np.ndarray:
 
 
 def _pad(arrays: Sequence[np.ndarray], length: int) -> Tensor:
-    """[B, length], padded with zeros at the end."""
+    """Pad arrays with zeros at the end to [B, length]."""
     padded = np.zeros((len(arrays), length), np.int64)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array

@@ -1,8 +1,8 @@
-"""Which mask rows a step trains: anchors in a text, and the masks after them.
+"""Selection of the mask rows that a step trains: anchors in a text, and the masks after them.
 
-Token indices count from the start of the text. A group anchored at index a sees tokens 0..a; its
-mask k stands at position a + 1 + k, is taught by the base's row a + 1 + k, and drafts token
-a + 2 + k. Source: BiTA (arXiv 2401.12522), training; anchors anywhere: `docs/LOG.md`.
+Token indices count from the start of the text. A group anchored at index a sees tokens 0..a. Its
+mask k has position a + 1 + k, is taught by the base's row a + 1 + k, and drafts token a + 2 + k.
+Source: BiTA (arXiv 2401.12522), training; anchors anywhere: `docs/LOG.md`.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,29 @@ from bita.tuning.settings import TuneSettings
 
 @dataclass(frozen=True, eq=False)
 class MaskRows:
-    """R mask rows of one text, group by group. anchors, masks: int64 [R], a and k of each row."""
+    """R mask rows of one text, group by group."""
 
-    anchors: Int64Array
-    masks: Int64Array
+    anchors: Int64Array  # [R]: anchor a of each row
+    masks: Int64Array  # [R]: mask k of each row
 
     @property
     def positions(self) -> Int64Array:
-        """[R]: position of each row, and index of the base's row that teaches it."""
+        """Position of each row [R], which is also the index of the base's row that teaches it."""
         return self.anchors + 1 + self.masks
 
     @property
     def labels(self) -> Int64Array:
-        """[R]: index of the token that each row drafts."""
+        """Index of the token that each row drafts, [R]."""
         return self.anchors + 2 + self.masks
 
 
 def choose_rows(
     num_prompt: int, num_tokens: int, settings: TuneSettings, rng: np.random.Generator
 ) -> MaskRows:
-    """The rows of one text for one step; none if the response is too short.
+    """Choose the rows of one text for one step; none if the response is too short.
 
-    num_prompt: tokens of the prompt; num_tokens: of the whole text. Anchors lie between the last
-    prompt token, after which a prefill puts its group, and the last token but two.
+    Anchors range from the last of the `num_prompt` tokens, after which a prefill has its group, to
+    the third last of the `num_tokens` tokens.
     """
     first, last = max(num_prompt - 1, 0), num_tokens - 3
     candidates = np.arange(first, last + 1)
@@ -53,13 +53,13 @@ def choose_rows(
 
 
 def all_rows(num_prompt: int, num_tokens: int, num_masks: int) -> MaskRows:
-    """Every group of a response, for evaluation; partial ones at its end included."""
+    """Return every group of a response, for evaluation, including partial ones at its end."""
     anchors = np.arange(max(num_prompt - 1, 0), max(num_tokens - 2, 0))
     return rows_after(anchors, np.minimum(num_masks, num_tokens - 2 - anchors))
 
 
 def rows_after(anchors: Int64Array, depths: Int64Array) -> MaskRows:
-    """The rows of `depths[i]` masks after `anchors[i]`."""
+    """Return the rows of `depths[i]` masks after each `anchors[i]`."""
     masks = [np.arange(depth) for depth in depths]
     return MaskRows(
         np.repeat(anchors, depths).astype(np.int64),
@@ -68,7 +68,7 @@ def rows_after(anchors: Int64Array, depths: Int64Array) -> MaskRows:
 
 
 def _draw_depths(count: int, settings: TuneSettings, rng: np.random.Generator) -> Int64Array:
-    """How many masks each group keeps: mask k + 1 stays with probability keep_far."""
+    """Draw how many masks each group keeps: mask k + 1 is kept with probability `keep_far`."""
     kept = rng.random((count, settings.num_masks - 1)) < settings.keep_far
     return 1 + np.cumprod(kept, axis=1).sum(axis=1).astype(np.int64)
 
@@ -76,10 +76,10 @@ def _draw_depths(count: int, settings: TuneSettings, rng: np.random.Generator) -
 def visibility(
     rows: Sequence[MaskRows], num_rows: int, num_tokens: int, prefix_length: int, window: int | None
 ) -> BoolArray:
-    """[B, num_rows, P + num_tokens + num_rows]: which mask row sees which key.
+    """Return which mask row sees which key, [B, num_rows, P + num_tokens + num_rows].
 
-    rows: per text of the batch; rows after the last one of a text see only themselves, so that
-    their softmax is defined. window: text `window` or more positions back is hidden.
+    `rows` are those of each text in the batch. Padding rows of a text see only themselves, so that
+    their softmax is defined. A window hides text `window` or more positions back.
     """
     sees = np.zeros((len(rows), num_rows, prefix_length + num_tokens + num_rows), np.bool_)
     tokens = np.arange(num_tokens)

@@ -1,7 +1,7 @@
-"""Pair scores learned from the drafts of tuned masks: which of them follows the token before it.
+"""Training of pair scores on the drafts of tuned masks, to predict which follows the token before.
 
-Nothing runs backward through the base here. The drafts of each group are listed once with the
-tokens that really came; then a bilinear score of embeddings learns to put the true draft first.
+There is no backward pass through the base. The drafts of each group are collected once, with the
+true tokens; then a bilinear score of embeddings learns to rank the true draft first.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,17 @@ from bita.tuning.training_texts import TrainingText
 
 RATE, WEIGHT_DECAY = 3e-3, 0.01
 BATCH, STEPS, CHECK_EVERY = 512, 1500, 50
-KEPT_OUT = 8  # one text of 8 is kept out of the training, to choose the step by
+KEPT_OUT = 8  # one text in 8 is held out of the training to choose the best step
 
 
 @dataclass(frozen=True)
 class PairExamples:
-    """Groups whose mask has the true token among its drafts; n of them.
+    """Masks that have the true token among their drafts; n of them."""
 
-    before: [n], the token in front. drafts, logits: [n, k]. true: [n], the place of the true draft.
-    """
-
-    before: Tensor
-    drafts: Tensor
-    logits: Tensor
-    true: Tensor
+    before: Tensor  # [n]: the token before the draft
+    drafts: Tensor  # [n, k]
+    logits: Tensor  # [n, k]
+    true: Tensor  # [n]: index of the true draft
 
 
 def tune_pairs(
@@ -44,9 +41,9 @@ def tune_pairs(
     seed: int,
     on_progress: OnProgress = ignore_progress,
 ) -> Pairs:
-    """Pair scores for tuned masks; empty if they do not help on texts kept out of their training.
+    """Train pair scores for tuned masks; empty if they do not help on held-out texts.
 
-    on_progress: called with "pair scores", the texts read so far, and all of them.
+    `on_progress` is called with "pair scores", the number of texts read, and that of all texts.
     """
     kept: tuple[list[Drafts], list[Drafts]] = ([], [])
     for number, text in enumerate(texts):
@@ -57,7 +54,7 @@ def tune_pairs(
 
 
 def pair_examples(texts: Sequence[Drafts]) -> PairExamples:
-    """All masks of all texts, one after the other."""
+    """Collect the examples of all masks in all texts."""
     chosen = []
     for drafts in texts:
         is_true = drafts.token_ids == drafts.true[..., None]
@@ -77,12 +74,12 @@ def pair_examples(texts: Sequence[Drafts]) -> PairExamples:
 def fit_pairs(
     table: Tensor, train: PairExamples, check: PairExamples, rank: int, seed: int
 ) -> Pairs:
-    """The scores at the step that is best on `check`; empty if none is better than no scores.
+    """Return the scores of the step that is best on `check`; empty if none beats having no scores.
 
-    table: [V, hidden], the embeddings.
+    `table` [V, hidden] holds the embeddings.
     """
     if not len(train.true) or not len(check.true):
-        return {}  # not one draft was right
+        return {}  # no draft was right
     generator = torch.Generator().manual_seed(seed)
     mean, spread = table.mean(0), table.std()
     normed = (table - mean) / spread
@@ -107,7 +104,7 @@ def fit_pairs(
     if best is None:
         return {}
     left, bias, right = best
-    # (e - mean) / spread on both sides; what the mean gives on the right is equal for all children
+    # Fold (e - mean) / spread into both sides; the right mean would add the same to all drafts.
     folded = (left / spread, bias - mean @ left / spread, right / spread)
     arrays = (weight.cpu().numpy() for weight in folded)
     return dict(zip(("pair_left", "pair_bias", "pair_right"), arrays, strict=True))
@@ -115,7 +112,7 @@ def fit_pairs(
 
 @torch.no_grad()
 def _mean_loss(normed: Tensor, weights: Sequence[Tensor] | None, examples: PairExamples) -> float:
-    """Over all examples, in pieces that bound the memory."""
+    """Return the mean loss of all examples, computed in batches to bound the memory."""
     pieces = torch.arange(len(examples.true)).split(BATCH)
     total = sum(len(rows) * float(_loss(normed, weights, examples, rows)) for rows in pieces)
     return total / len(examples.true)
@@ -124,7 +121,7 @@ def _mean_loss(normed: Tensor, weights: Sequence[Tensor] | None, examples: PairE
 def _loss(
     normed: Tensor, weights: Sequence[Tensor] | None, examples: PairExamples, rows: Tensor
 ) -> Tensor:
-    """Mean cross-entropy of the true draft among all of its mask; weights None: no scores."""
+    """Return the mean cross-entropy of true drafts among their masks' drafts; None: no scores."""
     device = normed.device
     logits = examples.logits[rows].to(device)
     if weights is not None:

@@ -1,7 +1,8 @@
-"""The processes of one tuning run: one alone, or those that `accelerate launch` started.
+"""The processes of a tuning run: a single one, or those that `accelerate launch` started.
 
-Every process draws the same batches and works on its share of their texts. Sums over all processes
-make their losses and gradients those of one process. Files are the main process's to write.
+Every process draws the same batches and works on its share of the texts. Losses and gradients are
+summed over all processes, so they equal those of a single process. Only the main process writes
+files.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,15 +18,18 @@ from bita.tuning import launcher
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=30)  # the main process may generate data for long
-_DONE, _FORWARD, _FAILED = 0, 1, 2  # what the main process says to those that wait for it
+_DONE, _FORWARD, _FAILED = 0, 1, 2  # messages from the main process to those that wait for it
 
 
 class Processes:
-    """A process that works alone, and what it has in common with one of several.
+    """A process that works alone, and the base class of one among several.
 
-    rank: 0 is the main process, of `count`. device: where this process runs the base.
-    shards_base: whether each process holds only a part of the base (FSDP); then all of them must
-    run it equally often.
+    Args:
+        device: Device on which this process runs the base.
+        rank: Number of this process; 0 is the main process.
+        count: Number of processes.
+        shards_base: Whether each process holds only a part of the base (FSDP). Then all processes
+            must run it equally often.
     """
 
     def __init__(self, device: str, rank: int = 0, count: int = 1, shards_base: bool = False):
@@ -39,24 +43,24 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of what all have; it may be empty."""
+        """Return this process's part of items that all processes have; it may be empty."""
         return list(items[self.rank :: self.count])
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Put into each tensor its sum over all processes; they have one dtype and device."""
+        """Replace each tensor by its sum over all processes; all have one dtype and device."""
 
     def from_main(self, value: float) -> float:
-        """The main process's value, for all."""
+        """Return the main process's value in all processes."""
         return value
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
-        """Put the main process's values into the tensors of all."""
+        """Copy the main process's values into the tensors of all processes."""
 
     def main_first(self, work: Callable[[], object], base: Any) -> None:
-        """Let the main process work, however long it takes; the others continue when it is done.
+        """Do work in the main process, however long it takes, while the others wait.
 
-        base: what `work` may run, None for nothing; if it is sharded, the others run it as often.
-        Raises TuningError in the others if the work failed.
+        `base` is the model that `work` may run, or None; if it is sharded, the others run it as
+        often. Raises TuningError in the others if the work failed.
         """
         work()
 
@@ -65,9 +69,9 @@ class LaunchedProcesses(Processes):
     """One of several processes, in torch's process group."""
 
     def __init__(self, state: Any, shards_base: bool) -> None:
-        """state: accelerate's PartialState."""
+        """Join the process group that `state`, accelerate's PartialState, describes."""
         super().__init__(str(state.device), state.process_index, state.num_processes, shards_base)
-        # Not of the default group: NCCL gives up a wait after ten minutes.
+        # A group of its own, because NCCL stops waiting after ten minutes.
         self._patient = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -99,7 +103,7 @@ class LaunchedProcesses(Processes):
         def announce(*_: object) -> None:
             self.from_main(_FORWARD)
 
-        # before the hook of the shards, which waits for all processes
+        # prepended: the hook of the shards waits for all processes
         is_shared = self.shards_base and base is not None
         hook = base.register_forward_pre_hook(announce, prepend=True) if is_shared else None
         ended = _FAILED
@@ -117,16 +121,20 @@ class LaunchedProcesses(Processes):
         while (state := self.from_main(_DONE)) == _FORWARD:
             base(input_ids=token, use_cache=False)
         if state == _FAILED:
-            raise TuningError("the main process failed; it tells why")
+            raise TuningError("the main process failed; its own error gives the reason")
 
 
 @contextmanager
 def join_processes(device: str | None = None) -> Iterator[Processes]:
-    """The processes of this run; where a launcher started several, this one joins them.
+    """Yield the processes of this run; join them if a launcher started several.
 
-    device: None for the best there is; several processes take an accelerator each. Raises
-    TuningError for what the launcher asks of this run in vain, MissingExtraError without
-    accelerate.
+    Args:
+        device: Device of the base. None uses the best one; each of several processes takes an
+            accelerator of its own.
+
+    Raises:
+        TuningError: if the launcher requests what tuning does not support.
+        MissingExtraError: without accelerate, for several processes.
     """
     if not launcher.starts_several():
         yield Processes(device or best_device())
@@ -138,17 +146,17 @@ def join_processes(device: str | None = None) -> Iterator[Processes]:
         raise MissingExtraError("tuning in several processes", "tune") from error
     state = PartialState(cpu=(device or best_device()) == "cpu")
     yield LaunchedProcesses(state, launcher.wants_shards())
-    state.destroy_process_group()  # not after an error: others may never come
+    state.destroy_process_group()  # not after an error, when other processes may never arrive
 
 
 @contextmanager
 def _name_lost_process() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch has no kind of its own for all backends
+    except RuntimeError as error:  # torch has no specific type for all backends
         raise TuningError(f"another process has ended, or cannot be reached: {error}") from error
 
 
 def best_device() -> str:
-    """The accelerator of this machine, or the CPU."""
+    """Return the accelerator of this machine, or the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"

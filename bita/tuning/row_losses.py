@@ -1,8 +1,8 @@
-"""The losses of mask rows from their last states, without holding the logits of all rows.
+"""Losses of mask rows from their last states, without storing the logits of all rows.
 
-Logits of a batch are rows times vocabulary, and a loss makes several arrays of that size: on a CPU
-their memory costs more time than their arithmetic. A row's loss depends on no other row, so the
-output layer runs forward and backward for some rows at a time.
+A batch has rows times vocabulary logits, and a loss needs several arrays of that size. On a CPU,
+memory traffic takes more time than the arithmetic. A row's loss does not depend on other rows, so
+the output layer runs forward and backward for some rows at a time.
 """
 
 from collections.abc import Sequence
@@ -18,42 +18,35 @@ from bita.tuning.mask_model import BaseContext, MaskModel
 from bita.tuning.mask_rows import MaskRows
 from bita.tuning.training_texts import TrainingText
 
-LOGITS_AT_ONCE = 4 << 20  # 16 MB each in float32, measured on CPUs; a GPU gets four times as many
+LOGITS_AT_ONCE = 4 << 20  # 16 MB per float32 array, tuned on CPUs; GPUs use four times as many
 
 
 @dataclass(frozen=True)
 class FlatRows:
-    """All rows of a batch, one after the other; n of them.
+    """All rows of a batch, one after the other; n of them."""
 
-    drafts, teacher: last states [n, hidden] of the mask rows, and of the base's rows for the same
-    tokens. tokens, before, masks: [n], the token that a row drafts, the one in front of it, and the
-    row's mask. directions: [n, hidden], of pair scores, or None.
-    """
-
-    drafts: Tensor
-    teacher: Tensor
-    tokens: Tensor
-    before: Tensor
-    masks: Tensor
-    directions: Tensor | None = None
+    drafts: Tensor  # [n, hidden]: last states of the mask rows
+    teacher: Tensor  # [n, hidden]: last states of the base's rows for the same tokens
+    tokens: Tensor  # [n]: the token that a row drafts
+    before: Tensor  # [n]: the token before it
+    masks: Tensor  # [n]: the row's mask
+    directions: Tensor | None = None  # [n, hidden]: directions of pair scores; None for none
 
 
 class RowResults(NamedTuple):
-    """Of each row: the loss, and how probable its draft holds the token that came, without
-    gradient; both float32 [n]. is_right: whether that token is its best draft, bool [n].
-    """
+    """Results of each row."""
 
-    losses: Tensor
-    probabilities: Tensor
-    is_right: Tensor
+    losses: Tensor  # [n], float32
+    probabilities: Tensor  # [n], float32: probability of the true token, without gradient
+    is_right: Tensor  # [n], bool: whether the true token is the best draft
 
 
 def flatten(
     batch: Sequence[TrainingText], rows: Sequence[MaskRows], context: BaseContext, states: Tensor
 ) -> FlatRows:
-    """Put each mask row beside the base's row for the same token; padding is left out.
+    """Pair each mask row with the base's row for the same token, and leave out padding.
 
-    states: [B, R, hidden], of the mask rows.
+    `states` [B, R, hidden] are those of the mask rows.
     """
     text_index = np.concatenate([np.full(len(r.anchors), i) for i, r in enumerate(rows)])
     row_index = np.concatenate([np.arange(len(r.anchors)) for r in rows])
@@ -73,10 +66,9 @@ def flatten(
 
 
 def row_losses(model: MaskModel, rows: FlatRows, loss: str, rows_at_once: int = 0) -> RowResults:
-    """The results of each row, with gradients of losses to `rows.drafts` and `rows.directions`;
-    `loss` as in settings.
+    """Return the results of each row; losses have gradients to `rows.drafts` and `rows.directions`.
 
-    rows_at_once: 0 for what suits the device.
+    `loss` is that of the settings. `rows_at_once` is 0 to choose a number for the device.
     """
     num_rows = len(rows.tokens)
     if not rows_at_once:
@@ -111,7 +103,7 @@ def _results(
 
 
 class _RowLosses(torch.autograd.Function):
-    """`_results`, whose gradients are found in the forward, some rows at a time."""
+    """Computes `_results` with its gradients in the forward, for some rows at a time."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""The files of one training run: its log, its checkpoint, and the adapter as it is by then."""
+"""The files of a training run: its log, its checkpoint, and the current adapter."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ CHECKPOINT_FILE, LOG_FILE, ADAPTER_FILE = "checkpoint.pt", "log.jsonl", "adapter
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run keeps its files, and what they say about it."""
+    """Paths of a run's files, and the description stored in them."""
 
-    directory: Path  # of this run alone
-    tuned_on: str  # the adapter's own note of its texts
-    origin: str = ""  # what a checkpoint must have come from too (`fingerprint`); "": anything
+    directory: Path  # used by this run only
+    tuned_on: str  # the adapter's description of its tuning texts
+    origin: str = ""  # `fingerprint` that a checkpoint must have too; "" accepts any
 
     @property
     def log(self) -> Path:
-        """JSON lines, one for each step and each evaluation."""
+        """Log in JSON Lines, with a line for each step and each evaluation."""
         return self.directory / LOG_FILE
 
     def load_checkpoint(self, settings: TuneSettings) -> dict[str, Any] | None:
-        """The state that was saved, or None. Raises TuningError if it belongs to another run."""
+        """Return the saved state, or None. Raises TuningError if it belongs to another run."""
         path = self.directory / CHECKPOINT_FILE
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a broken file
+        except Exception as error:  # torch raises many types for a broken file
             raise TuningError(
                 f"{path} cannot be read ({error}); remove it to start again"
             ) from error
@@ -58,14 +58,14 @@ class RunFiles:
         return state
 
     def save(self, settings: TuneSettings, state: dict[str, Any], adapter: Adapter) -> None:
-        """Write checkpoint and adapter, each whole or not at all."""
+        """Write checkpoint and adapter, each atomically."""
         state = {"settings": asdict(settings), "origin": self.origin, **state}
         with replace_file(self.directory / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
-            torch.save(state, file)  # a path's name would become part of the file
+            torch.save(state, file)  # given a path, torch would store its name in the file
         adapter.save(self.directory / ADAPTER_FILE)
 
     def cut_log(self, step: int) -> None:
-        """Drop the lines from `step` on, which the checkpoint does not know; at 0 the file."""
+        """Remove the lines from `step` on, which the checkpoint lacks; at 0, remove the file."""
         if step == 0:
             self.log.unlink(missing_ok=True)
         elif self.log.exists():
@@ -74,7 +74,7 @@ class RunFiles:
 
 
 def fingerprint(texts: Sequence[TrainingText], start: Adapter | None) -> str:
-    """Hex digest of what a run starts from: its texts, and the adapter that it continues."""
+    """Return the hex digest of a run's inputs: its texts, and the adapter that it continues."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(np.array([text.num_prompt, *text.token_ids], np.int64).tobytes())

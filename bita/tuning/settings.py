@@ -1,4 +1,4 @@
-"""The settings of a tuning run, checked once and kept in its checkpoint."""
+"""Settings of a tuning run, which are checked once and stored in its checkpoint."""
 
 from dataclasses import dataclass
 
@@ -14,41 +14,42 @@ MASK_STARTS = ("mean", "normal")
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """A tuning run; the same settings, data and seed give the same adapter.
+    """Settings of a tuning run; equal settings and data give an equal adapter.
 
     Raises TuningError that lists every value out of range.
     """
 
     num_masks: int = 3  # M
-    prefix_length: int = 16  # P; 0 tunes the mask embeddings only
-    mask_start: str = "mean"  # of the embedding table, or "normal": random, 0.02, as BiTA's authors
-    prefix_start: str = "activations"  # of a training text, or "normal": random, 0.02
-    lora_rank: int = 0  # r of LoRA on mask rows; 0 for none
-    pair_rank: int = 32  # of the pair scores; 0 for none
-    pairs: str = "joint"  # learned with the masks; "after": when these are tuned
-    pair_rate: float = 3e-3  # learning rate of joint ones at the start
+    prefix_length: int = 16  # P; 0 tunes only the mask embeddings
+    mask_start: str = "mean"  # mean embedding, or "normal": random, 0.02, as BiTA's authors
+    prefix_start: str = "activations"  # those of a training text, or "normal": random, 0.02
+    lora_rank: int = 0  # rank r of LoRA on mask rows; 0 for none
+    pair_rank: int = 32  # rank of the pair scores; 0 for none
+    pairs: str = "joint"  # trained together with the masks; "after": after the masks
+    pair_rate: float = 3e-3  # initial learning rate of joint pair scores
     pair_dropout: float = 0.2  # share of rows that are trained without joint pair scores
-    pair_texts: int = 400  # training conversations whose drafts they are learned from, at most
-    num_continuations: int = 360_000  # runs of tokens in the table of what follows them; 0 for none
-    loss: str = "kl"  # to the base's logits; "ce": its argmax tokens; "mix": half of each
+    pair_texts: int = 400  # most conversations for training pair scores after the masks
+    num_continuations: int = 360_000  # most entries in the table of continuations; 0 for no table
+    loss: str = "kl"  # from the base's logits; "ce": from its argmax tokens; "mix": half of each
     decay: float = 0.8  # weight of mask k is decay**k
-    # times, for a row, how likely the drafts before it are right: "confidence", by what they think;
-    # "match": 1 until the first that is wrong, then 0; "decay": not at all
+    # Further factor of a row's weight, by whether the drafts before it are right. "confidence": the
+    # probability that they give to the true tokens; "match": 1 up to and including the first wrong
+    # draft, then 0; "decay": no further factor.
     weights: str = "confidence"
-    anchors: str = "random"  # over the whole response; "consecutive": one window of it
+    anchors: str = "random"  # random places in the response; "consecutive": one window of it
     num_anchors: int = 40  # groups per conversation and step
-    keep_far: float = 1.0  # share of groups whose mask k + 1 is kept, of those that keep mask k
-    dropout: float = 0.0  # of the prefix, element by element
+    keep_far: float = 1.0  # share of the groups with mask k that keep mask k + 1 too
+    dropout: float = 0.0  # dropout of the prefix's elements
     batch_size: int = 4  # conversations per step
-    context_gb: float = 4.0  # host memory a process, for texts that were read; 0: read in batches
-    max_tokens: int = 1024  # of prompt and response; what is longer is cut at the end
-    mask_rate: float = 3e-2  # learning rate of the mask embeddings at the start
-    prefix_rate: float = 3e-2  # learning rate of the prefix at the start
-    lora_rate: float = 3e-3  # learning rate of LoRA at the start
-    warmup_steps: int = 20  # the first steps, in which the rates grow from 0
-    clip: float = 1.0  # norm of the gradient; 0 for no clipping
-    num_steps: int = 1000  # length of the cosine schedule, if max_minutes is 0; 0: pair scores only
-    max_minutes: float = 0.0  # length of the schedule by the clock instead
+    context_gb: float = 4.0  # host memory per process for texts already read; 0: keep none
+    max_tokens: int = 1024  # length of prompt and response at which a text is cut
+    mask_rate: float = 3e-2  # initial learning rate of the mask embeddings
+    prefix_rate: float = 3e-2  # initial learning rate of the prefix
+    lora_rate: float = 3e-3  # initial learning rate of LoRA
+    warmup_steps: int = 20  # first steps, in which the rates increase from 0
+    clip: float = 1.0  # norm at which the gradient is clipped; 0 for no clipping
+    num_steps: int = 1000  # length of the cosine schedule; 0 without max_minutes: pair scores only
+    max_minutes: float = 0.0  # duration of the schedule, instead of num_steps; 0 for none
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class TuneSettings:
 
     @property
     def trains(self) -> bool:
-        """Whether there are steps; else pair scores alone are learned."""
+        """Whether there are training steps; otherwise only pair scores are learned."""
         return self.num_steps > 0 or self.max_minutes > 0
 
     def _faults(self) -> list[str]:

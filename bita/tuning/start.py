@@ -1,4 +1,4 @@
-"""Where tuning starts: masks at the mean embedding, the prefix at something the model has seen."""
+"""Initial values of tuning: masks at the mean embedding, the prefix from a text's activations."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from bita.tuning.mask_model import AdapterParameters, MaskModel
 from bita.tuning.settings import TuneSettings
 from bita.tuning.training_texts import TrainingText
 
-MASK_SCALE = 0.02  # transformers' initializer_range, with which the authors' masks start
+MASK_SCALE = 0.02  # transformers' initializer_range, which the authors use for masks
 
 
 def starting_adapter(
@@ -25,12 +25,17 @@ def starting_adapter(
     settings: TuneSettings,
     tuned: Adapter | None = None,
 ) -> Adapter:
-    """The adapter before the first step, by the settings' `mask_start` and `prefix_start`.
+    """Create the adapter before the first step, by the settings' `mask_start` and `prefix_start`.
 
-    "mean": every mask at the mean embedding. "activations": keys and values of the first P tokens
-    of a training text, rotated as they are. tuned: an adapter to continue from instead, whose first
-    masks are taken; LoRA may be new to it. Raises TuningError if its other sizes are not those of
-    the settings, AdapterError if it is of another model.
+    "mean" sets every mask to the mean embedding. "activations" takes keys and values of the first P
+    tokens of a training text, including their rotation.
+
+    With `tuned`, tuning continues from that adapter instead. Surplus masks of it are dropped, and
+    LoRA may be added.
+
+    Raises:
+        TuningError: if other sizes of `tuned` differ from the settings, or no text is long enough.
+        AdapterError: if `tuned` belongs to another model.
     """
     if tuned is not None:
         return _continue(checkpoint, tuned, settings)
@@ -64,9 +69,9 @@ def starting_adapter(
 def starting_parameters(
     model: MaskModel, adapter: Adapter, settings: TuneSettings
 ) -> AdapterParameters:
-    """What is trained: the adapter's, with pair scores if the settings train them jointly.
+    """Return the parameters to train, with pair scores if the settings train them jointly.
 
-    Without them the adapter's pair scores are left out, since they are learned afterwards.
+    Otherwise the adapter's pair scores are dropped, since they are learned afterwards.
     """
     is_joint = settings.pair_rank > 0 and settings.pairs == "joint"
     if not adapter.pairs and not settings.trains:  # nothing would teach them
@@ -95,7 +100,7 @@ def _continue(checkpoint: TensorSource, tuned: Adapter, settings: TuneSettings) 
     faults = [
         f"its {name} is {its}, not {ours}" for name, (its, ours) in sizes.items() if its != ours
     ]
-    raise_faults(TuningError, "cannot go on from this adapter (give the same sizes)", faults)
+    raise_faults(TuningError, "cannot continue from this adapter (give the same sizes)", faults)
     if tuned.lora_rank == settings.lora_rank:
         return tuned
     lora = starting_lora(

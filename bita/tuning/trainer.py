@@ -1,4 +1,4 @@
-"""The training loop: steps that follow from settings, texts and seed alone, and can be resumed."""
+"""The training loop, whose steps depend only on settings, texts and seed, and can be resumed."""
 
 import json
 import math
@@ -27,13 +27,13 @@ from bita.tuning.training_texts import TrainingText, batch_of
 
 @dataclass(frozen=True)
 class StepReport:
-    """One line of the log. mask_losses: the mean loss of each mask, NaN where it had no row."""
+    """A step's line in the log."""
 
     step: int
     loss: float
-    mask_losses: list[float]
+    mask_losses: list[float]  # mean loss of each mask; NaN for a mask without rows
     gradient_norm: float
-    rate: float  # share of the starting learning rates
+    rate: float  # factor of the initial learning rates
     num_rows: int
     seconds: float
 
@@ -41,8 +41,8 @@ class StepReport:
 class Trainer:
     """Tunes an adapter on texts; `run` continues from the last checkpoint in its files.
 
-    processes: they share the texts of each step; None for this one alone. contexts: those of other
-    runs on this model and these texts; None for its own. Raises TuningError.
+    Several `processes` share the texts of each step; None is this process alone. `contexts` may be
+    shared with other runs on the same model and texts; None creates new ones. Raises TuningError.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Trainer:
         self._files = files
         self._elapsed = 0.0
         self._processes = processes or Processes(str(model.device))
-        # a sharded base must be run equally often by all processes
+        # Kept texts would break the rule that all processes run a sharded base equally often.
         kept_gb = 0 if self._processes.shards_base else settings.context_gb
         self._contexts = contexts or Contexts(model, int(kept_gb * 2**30))
         self._optimizer = torch.optim.AdamW(_groups(parameters, settings), weight_decay=0.0)
@@ -71,10 +71,10 @@ class Trainer:
         self._resume()
         if self._processes.from_main(self.step) != self.step:
             raise TuningError(
-                f"the processes find different checkpoints in {files.directory}; give them one "
-                "that they all see"
+                f"the processes find different checkpoints in {files.directory}; give a directory "
+                "that all of them share"
             )
-        # the start is made of activations, which GPUs of different kinds round differently
+        # The initial values may be activations, which GPUs of different types round differently.
         self._processes.copy_from_main(self.parameters.parameters())
 
     def run(
@@ -84,9 +84,10 @@ class Trainer:
         evaluate: Callable[[], dict[str, Any]] | None = None,
         evaluate_every: int = 0,
     ) -> None:
-        """Train to the end of the schedule; the adapter is written at every checkpoint.
+        """Train to the end of the schedule; write the adapter with every checkpoint.
 
-        evaluate: called every `evaluate_every` steps and at the end; its result goes to the log.
+        `evaluate` is called every `evaluate_every` steps (0: never) and at the end; its result is
+        logged.
         """
         path = self._files.log if self._processes.is_main else Path(os.devnull)
         with path.open("a", encoding="utf-8") as log:
@@ -102,13 +103,13 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """How much of the schedule is done, 0 to 1, by steps or by the clock."""
+        """Completed share of the schedule, 0 to 1, by steps or by the clock."""
         if self.settings.max_minutes > 0:
             return min(1.0, self._elapsed / (60 * self.settings.max_minutes))
         return min(1.0, self.step / self.settings.num_steps) if self.settings.num_steps else 1.0
 
     def train_step(self) -> StepReport:
-        """One batch. Raises TuningError, before anything is changed, if its loss is not finite."""
+        """Train on one batch. Raises TuningError, before any change, if its loss is not finite."""
         began = time.monotonic()
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup_steps, 1))
         rate = warm * 0.5 * (1 + math.cos(math.pi * self.progress))
@@ -129,7 +130,7 @@ class Trainer:
         return StepReport(self.step - 1, loss, means, norm, rate, num_rows, seconds)
 
     def save(self) -> None:
-        """Write checkpoint and adapter, each whole or not at all; the main process does."""
+        """Write checkpoint and adapter, each atomically, in the main process only."""
         if not self._processes.is_main:
             return
         state = {
@@ -143,10 +144,11 @@ class Trainer:
     def _own_sums(
         self, batch: list[TrainingText], rows: list[MaskRows], scored: list[BoolArray]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[M] twice: the losses of this process's texts, summed for each mask; weighted by how
-        likely a draft is looked at, and, without gradient, as they are.
+        """Return two sums [M] by mask of the losses of this process's texts.
 
-        A process without a text runs another's, without weight: a sharded base is run by all.
+        The first is weighted by how likely drafts are to be reached; the second is unweighted and
+        has no gradient. A process without a text runs one of another with weight 0, because all
+        processes must run a sharded base.
         """
         own = self._processes.share(range(len(batch)))
         chosen = own or [0]
@@ -156,7 +158,8 @@ class Trainer:
         states = self.model.mask_states(self.parameters, context, rows, settings.dropout)
         flat = flatten(batch, rows, context, states)
         flat = replace(flat, directions=self._directions(flat, np.concatenate(scored)))
-        # processes have different numbers of rows, and run a sharded base equally often
+        # All rows at once: processes have different numbers of rows, but must run a sharded base
+        # equally often.
         whole = self._processes.shards_base
         found = row_losses(self.model, flat, settings.loss, len(flat.tokens) if whole else 0)
         losses, masks = found.losses, flat.masks
@@ -172,9 +175,9 @@ class Trainer:
         )
 
     def _directions(self, flat: FlatRows, scored: BoolArray) -> torch.Tensor | None:
-        """[n, hidden]: of joint pair scores, zero in the rows that are trained without.
+        """Return the directions [n, hidden] of joint pair scores; None without joint pair scores.
 
-        scored: [n], which rows are not.
+        `scored` [n] marks the rows that are trained with pair scores; other rows are zero.
         """
         pairs = self.parameters.joint_pairs
         if pairs is None:
@@ -183,7 +186,7 @@ class Trainer:
         return pairs.directions(self.model.embeddings(flat.before)) * kept[:, None]
 
     def _update(self, loss: float, own_part: torch.Tensor) -> float:
-        """loss: of the whole batch; own_part: this process's addend of it."""
+        """Update the parameters; `own_part` is this process's part of the batch's `loss`."""
         if not math.isfinite(loss):
             raise TuningError(
                 f"the loss of step {self.step} is {loss}; lower the learning rates, "
@@ -199,7 +202,7 @@ class Trainer:
         return float(norm)
 
     def _batch(self) -> tuple[list[TrainingText], list[MaskRows], list[BoolArray]]:
-        """The texts of the step, the rows of each, and which of these get pair scores."""
+        """Return the texts of the step, the rows of each, and which rows have pair scores."""
         settings = self.settings
         batch = batch_of(self._texts, self.step, settings.batch_size, settings.seed)
         rng = np.random.default_rng([settings.seed, 0, self.step])
@@ -226,7 +229,7 @@ class Trainer:
 
 
 def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[str, Any]]:
-    """Parameters with their learning rates; `start` is the rate at the start of the schedule."""
+    """Return groups of parameters with their learning rates; `start` is the initial rate."""
     prefix = [parameters.prefix_keys, parameters.prefix_values]
     groups: list[dict[str, Any]] = [
         {"params": [parameters.mask_embeddings], "start": settings.mask_rate}
@@ -242,5 +245,5 @@ def _groups(parameters: AdapterParameters, settings: TuneSettings) -> list[dict[
 
 
 def _counts_by_mask(rows: Sequence[MaskRows], num_masks: int) -> torch.Tensor:
-    """[M]: the rows of each mask in a batch."""
+    """Return the number of rows of each mask in a batch, [M]."""
     return torch.from_numpy(np.bincount(np.concatenate([r.masks for r in rows]), None, num_masks))

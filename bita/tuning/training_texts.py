@@ -1,4 +1,4 @@
-"""The texts of a run: which conversation comes in which step, the same at every start."""
+"""The texts of a run, and their order, which is the same after every restart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ MIN_RESPONSE = 2  # a group after the last prompt token drafts the second token 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Token ids of prompt and response; num_prompt of them are the prompt's."""
+    """A conversation."""
 
-    token_ids: tuple[int, ...]
-    num_prompt: int
+    token_ids: tuple[int, ...]  # prompt and response
+    num_prompt: int  # number of them that belong to the prompt
 
 
 def cut_text(prompt: Sequence[int], response: Sequence[int], max_tokens: int) -> TrainingText:
-    """A text of at most `max_tokens`; of a long prompt the beginning is left out."""
+    """Return a text of at most `max_tokens`; cut a long prompt at its start."""
     room = max(max_tokens - len(response), max_tokens // 2)
     kept = tuple(prompt)[-room:]
     return TrainingText((*kept, *response)[:max_tokens], len(kept))
 
 
 def usable(texts: Sequence[TrainingText]) -> list[TrainingText]:
-    """The texts that have something to learn from. Raises TuningError if there are none."""
+    """Return the texts with a long enough response. Raises TuningError if there are none."""
     kept = [text for text in texts if len(text.token_ids) - text.num_prompt >= MIN_RESPONSE]
     if not kept:
         raise TuningError(
@@ -39,7 +39,7 @@ def usable(texts: Sequence[TrainingText]) -> list[TrainingText]:
 def split_held_out(
     texts: Sequence[TrainingText], num_held_out: int, seed: int
 ) -> tuple[list[TrainingText], list[TrainingText]]:
-    """Texts to train on and texts to evaluate on; the latter at most a fifth of all."""
+    """Split into texts to train on and texts to evaluate on; the latter are at most a fifth."""
     order = np.random.default_rng([seed, 2]).permutation(len(texts))
     count = min(num_held_out, len(texts) // 5)
     held_out = set(order[:count].tolist())
@@ -50,7 +50,7 @@ def split_held_out(
 def batch_of(
     texts: Sequence[TrainingText], step: int, batch_size: int, seed: int
 ) -> list[TrainingText]:
-    """The texts of one step: every epoch another order, a text once per epoch."""
+    """Return the texts of one step; each epoch has all texts once, in an order of its own."""
     first = step * batch_size
     return [_text_at(texts, place, seed) for place in range(first, first + batch_size)]
 

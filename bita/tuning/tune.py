@@ -1,4 +1,4 @@
-"""From a model to a tuned adapter: data, then training, each continued where it was killed."""
+"""Tuning from a model to an adapter: data, then training, both of which continue after a kill."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -44,39 +44,39 @@ from bita.writer_lock import sole_writer
 
 MAX_PROMPT_TOKENS = 1024  # longer prompts are left out of the data
 NO_OPENINGS = "none"
-TABLE_NOTE = "; table of "  # in what an adapter says of its tuning
-BONUS_TOKENS = 96  # of each answer that bonuses are fitted on
+TABLE_NOTE = "; table of "  # separator in an adapter's description of its tuning
+BONUS_TOKENS = 96  # length of each answer that bonuses are fitted on
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where conversations come from."""
+    """Source of the conversations."""
 
-    data: tuple[Path, ...] = ()  # directories of finished ones; none: they are generated
+    data: tuple[Path, ...] = ()  # directories of existing data; empty: generate conversations
     prompts: Path | None = None  # a prompt file; None: the model writes its prompts itself
-    # a file of words that such prompts begin with; None: those that come with us, in English;
-    # "none": prompts begin as the model likes
+    # File of words that self-written prompts begin with. None: the bundled file, in English;
+    # "none": no given words.
     openings: Path | str | None = None
-    prompt_seed: int = 0  # of the prompts that the model writes
+    prompt_seed: int = 0  # seed of self-written prompts
     num_conversations: int = 500
-    max_new_tokens: int = 256  # of each response
-    # who writes: "transformers"; "engine", one that is built for it; an engine directory; or the
-    # URL of an endpoint (OpenAI)
+    max_new_tokens: int = 256  # length of each response
+    # Generator of responses: "transformers"; "engine", which is built for the purpose; an engine
+    # directory; or the URL of an OpenAI-compatible endpoint.
     generator: str = "transformers"
     served_name: str = ""  # the model's name at the endpoint
-    api_key: str | None = None  # for the endpoint; None: it wants none
-    num_held_out: int = 40  # conversations to evaluate on, of any data
+    api_key: str | None = None  # for the endpoint; None for none
+    num_held_out: int = 40  # conversations to evaluate on, from all data
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run works, and what it works with. A checkpoint does not keep these."""
+    """Options of a run that its checkpoint does not store."""
 
-    directory: Path  # of generated data and of the run's files, which a later call continues
-    out: Path  # the adapter file
-    start: Adapter | None = None  # one to continue from, of the settings' sizes; None: untuned
-    dtype: str = "float32"  # of the base model; the adapter is float32
-    load_in_4bit: bool = False  # the decoder's weights
+    directory: Path  # directory of generated data and run files, which a later call continues
+    out: Path  # the adapter file to write
+    start: Adapter | None = None  # adapter of the settings' sizes to continue from; None: untuned
+    dtype: str = "float32"  # type of the base model; the adapter is float32
+    load_in_4bit: bool = False  # whether the decoder's weights are quantized to 4 bits
     evaluate_every: int = 0  # steps between two evaluations; 0: only at the end
 
 
@@ -94,7 +94,7 @@ class Watcher:
     """Callbacks for progress."""
 
     on_data: OnProgress = ignore_progress
-    # after each training step, with the share of the schedule that is done, 0 to 1
+    # called after each training step, with the completed share of the schedule, 0 to 1
     on_step: Callable[[StepReport, float], None] = lambda report, progress: None
 
 
@@ -108,10 +108,21 @@ def tune(
 ) -> TuneResult:
     """Tune an adapter for `checkpoint` and write it to `options.out`.
 
-    processes: None for this one alone, on the CPU; each of several calls this with the same
-    arguments. Called again with the same ones, it continues where it was killed; only pair scores
-    and bonuses, a matter of minutes, are learned again. Raises TuningError, AdapterError,
-    ModelError, PromptError or MissingExtraError. Another run in the same directory is waited for.
+    A call with the same arguments as a killed one continues it; only pair scores and bonuses, which
+    take minutes, are learned again. A run waits for another one in the same directory.
+
+    Args:
+        checkpoint: The model.
+        data: Source of the conversations.
+        settings: Settings of the training.
+        options: Directories and further options.
+        processes: The processes of the run, each of which calls this with the same arguments. None
+            is this process alone, on the CPU.
+        watcher: Callbacks for progress.
+
+    Raises:
+        TuningError, AdapterError, ModelError, PromptError, MissingExtraError: if the run cannot
+            start or continue.
     """
     watcher, processes = watcher or Watcher(), processes or Processes("cpu")
     with ExitStack() as stack:
@@ -160,8 +171,8 @@ def _tune(
             model, parameters, pair_texts, settings.pair_rank, settings.seed, watcher.on_data
         )
     continuations = _continuations(train, held_out, settings, options.start)
-    # by all processes: a sharded base is run by all
-    texts = _foreign_texts(checkpoint, base, settings.max_tokens, watcher)
+    # in all processes, because they must all run a sharded base
+    texts = _generate_bonus_texts(checkpoint, base, settings.max_tokens, watcher)
     bonuses = fit_bonuses(model, parameters, continuations, texts)
     if processes.is_main:
         tuned = parameters.to_adapter(tuned_on)
@@ -175,8 +186,10 @@ def _continuations(
     settings: TuneSettings,
     start: Adapter | None,
 ) -> Continuations | None:
-    """The table of the texts, or that of the adapter which the run began with if it guesses more of
-    the held-out text: it may have been counted in many more conversations.
+    """Return the table counted in the texts, or that of the initial adapter if it guesses better.
+
+    The initial adapter's table may have been counted in many more conversations. Held-out text
+    decides.
     """
     if not settings.num_continuations:
         return None
@@ -187,10 +200,10 @@ def _continuations(
     return best_continuations((own, before), judged)
 
 
-def _foreign_texts(
+def _generate_bonus_texts(
     checkpoint: Checkpoint, base: Any, max_tokens: int, watcher: Watcher
 ) -> list[TrainingText]:
-    """The base's own answers to bundled prompts, which no data is made of."""
+    """Generate the base's answers to bundled prompts that are never part of the data."""
     texts = ModelTexts.of(checkpoint)
     prompts = [texts.encode(messages) for messages in read_prompts(CALIBRATION_PROMPTS)]
     generator = TransformersGenerator(base, texts.eos_ids)
@@ -239,7 +252,7 @@ def _generate(
     if options.prompts is not None:
         if options.openings is not None:
             raise TuningError(
-                f"openings ({options.openings}) are for prompts that the model writes, and prompts "
+                f"openings ({options.openings}) are for prompts that the model writes, but prompts "
                 f"({options.prompts}) are given: leave one of them out"
             )
         prompts = FilePrompts(options.prompts)
@@ -253,7 +266,7 @@ def _generate(
 
 
 def self_prompt_options(texts: ModelTexts, options: DataOptions) -> SelfPromptOptions:
-    """How the model writes prompts; one without a chat template is no one to be asked."""
+    """Return the options of self-written prompts; the default openings need a chat template."""
     openings: tuple[str, ...] = ()
     if options.openings is None:
         openings = read_openings(BUNDLED_OPENINGS) if texts.template is not None else ()
@@ -286,7 +299,7 @@ def _make_generator(base: Any, texts: ModelTexts, options: DataOptions) -> Gener
 
 
 def _make_sampler(base: Any, generator: Generator) -> Sampler:
-    """What writes users' turns: the engine that writes the answers, if it does so in bulk."""
+    """Return the sampler of users' turns: the generator's engine if it runs texts in bulk."""
     session = generator.bulk_session if isinstance(generator, EngineGenerator) else None
     return TransformersSampler(base) if session is None else EngineSampler(session)
 
@@ -297,7 +310,7 @@ def _describe(
     settings: TuneSettings,
     start: Adapter | None,
 ) -> str:
-    """The adapter's own note of what it was tuned on."""
+    """Return the adapter's description of its tuning data."""
     kinds = dict.fromkeys(each.info.options.get("prompts", "conversations") for each in datasets)
     prompts = ", ".join(kinds)
     if start is not None and not settings.trains:

@@ -1,7 +1,7 @@
-"""A base that does not fit as it is: split over processes (FSDP), or its layers in 4 bit.
+"""Bases that are too large for one device: split over processes (FSDP), or with layers in 4 bit.
 
-The model is built without memory for its weights, then filled and finished a decoder layer at a
-time. So no process ever holds more than one layer that is still whole.
+The model is built without memory for its weights, then filled and finished one decoder layer at a
+time. So no process ever holds more than one complete layer.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,15 +15,16 @@ from bita.tensors import TensorSource
 from bita.torch.base_model import load_base_model, new_base_model, read_weight
 from bita.tuning.processes import Processes
 
-QUANTIZATION = "nf4"  # the type of 4-bit numbers, QLoRA's (arXiv 2305.14314)
+QUANTIZATION = "nf4"  # type of 4-bit numbers, that of QLoRA (arXiv 2305.14314)
 
 
 def load_tuning_base(
     checkpoint: TensorSource, dtype: str, processes: Processes, in_4bit: bool
 ) -> Any:
-    """The base as a run wants it: whole, sharded over its processes, or in 4 bit.
+    """Load the base of a run: whole, sharded over its processes, or in 4 bit.
 
-    Raises what `load_base_model` and `load_4bit_base` raise, TuningError for two at once.
+    Raises the errors of `load_base_model` and `load_4bit_base`, and TuningError for a base that
+    should be both sharded and in 4 bit.
     """
     if in_4bit and processes.shards_base:
         raise TuningError("a base in 4 bit cannot be sharded; launch without --use_fsdp")
@@ -35,10 +36,10 @@ def load_tuning_base(
 
 
 def load_sharded_base(checkpoint: TensorSource, dtype: str, device: str) -> Any:
-    """Like `load_base_model`, with a part of every weight in each process of the process group.
+    """Load the base with a part of every weight in each process of the process group.
 
-    Weights come together for the layer that runs. All processes read the whole checkpoint, and
-    must run the model equally often.
+    Weights are gathered for the layer that runs. All processes read the whole checkpoint, and must
+    run the model equally often. Raises the errors of `load_base_model`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -50,10 +51,11 @@ def load_sharded_base(checkpoint: TensorSource, dtype: str, device: str) -> Any:
 
 
 def load_4bit_base(checkpoint: TensorSource, dtype: str, device: str) -> Any:
-    """Like `load_base_model`, with the linear layers of the decoder in 4 bit (NF4).
+    """Load the base with the decoder's linear layers in 4 bit (NF4).
 
-    dtype: of what is computed, and of embeddings, norms and output layer. Raises MissingExtraError
-    without bitsandbytes, TuningError if that cannot use the device.
+    Computation, embeddings, norms and the output layer are in `dtype`. Raises the errors of
+    `load_base_model`, MissingExtraError without bitsandbytes, and TuningError if that cannot use
+    the device.
     """
     try:
         import bitsandbytes
@@ -61,17 +63,17 @@ def load_4bit_base(checkpoint: TensorSource, dtype: str, device: str) -> Any:
         raise MissingExtraError("a base in 4 bit", "bnb") from error
     try:
         bitsandbytes.functional.quantize_4bit(torch.ones(64, device=device))
-    except Exception as error:  # torch and bitsandbytes raise many kinds
+    except Exception as error:  # torch and bitsandbytes raise many types
         raise TuningError(f"bitsandbytes cannot quantize on {device}: {error}") from error
     model = _load_by_layers(checkpoint, dtype, device, lambda layer: _quantize(layer, device))
-    model.is_loaded_in_4bit = True  # transformers' word for it
+    model.is_loaded_in_4bit = True  # the attribute that transformers sets
     return model
 
 
 def _load_by_layers(
     checkpoint: TensorSource, dtype: str, device: str, finish: Callable[[nn.Module], object]
 ) -> Any:
-    """The frozen base; `finish` gets each decoder layer as soon as it has its weights."""
+    """Load the frozen base; call `finish` for each decoder layer as soon as it has its weights."""
     try:
         from accelerate import init_empty_weights
     except ImportError as error:
@@ -97,14 +99,14 @@ def _fill(model: Any, names: Iterable[str], checkpoint: TensorSource, dtype: str
 
 
 def _quantize(layer: nn.Module, device: str) -> None:
-    """Put 4-bit layers in the place of the linear ones of a decoder layer."""
+    """Replace the linear layers of a decoder layer by 4-bit ones."""
     linears = [(n, module) for n, module in layer.named_modules() if isinstance(module, nn.Linear)]
     for name, linear in linears:
         owner, _, own_name = name.rpartition(".")
-        setattr(layer.get_submodule(owner), own_name, _in_4bit(linear, device))
+        setattr(layer.get_submodule(owner), own_name, _quantize_linear(linear, device))
 
 
-def _in_4bit(linear: nn.Linear, device: str) -> nn.Module:
+def _quantize_linear(linear: nn.Linear, device: str) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     quantized = Linear4bit(
@@ -119,6 +121,6 @@ def _in_4bit(linear: nn.Linear, device: str) -> nn.Module:
         linear.weight.data, requires_grad=False, quant_type=QUANTIZATION, module=quantized
     )
     quantized.bias = linear.bias
-    # CPUs with AVX512-BF16 would repack the weights for inference, and lose the gradient
+    # CPUs with AVX512-BF16 would repack the weights for inference, and lose the gradient.
     quantized.support_avx512bf16_for_cpu = False
-    return quantized.eval().to(device)  # `to` is what quantizes
+    return quantized.eval().to(device)  # `to` quantizes

@@ -1,1 +1,1 @@
-"""`bita profile`: where an engine's time goes on this device, in figures and pictures."""
+"""`bita profile`: measure how an engine spends its time on this device; report and plot it."""

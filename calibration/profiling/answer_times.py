@@ -1,4 +1,4 @@
-"""Answers of several sessions to the same prompts, timed in turns."""
+"""Time the answers of several sessions to the same prompts, interleaved."""
 
 import statistics
 from collections import defaultdict
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bita.calibration.profiling.figures import Answer, CategoryFigures, Decoding, Percentiles
+from bita.calibration.profiling.time_bound import ANSWERS_END, TimeBound
 from bita.data.prompts import Question
 from bita.errors import PromptError
 from bita.progress import OnCount
@@ -14,11 +15,11 @@ from bita.runtime.session import Session
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """One answer with the times of its decode steps, n of them."""
+    """An answer with the times of its n decode steps."""
 
     answer: Answer
     step_ms: list[float]  # [n]
-    backend_ms: list[float]  # the backend's part of each step [n]
+    backend_ms: list[float]  # [n], time of each step inside the backend
 
 
 def time_answers(
@@ -27,13 +28,30 @@ def time_answers(
     max_new_tokens: int,
     seconds: Callable[[], float],
     on_progress: OnCount,
+    bound: TimeBound,
 ) -> list[Decoding]:
-    """Figures of each session. Another session begins with each question.
+    """Answer each question with every session, beginning with a different one each time.
 
-    seconds: the time since the profile's start. Raises PromptError if no answer has a decode step.
+    Args:
+        sessions: Sessions to compare.
+        questions: Questions to answer.
+        max_new_tokens: Limit of each answer.
+        seconds: Returns the seconds since the start of the profile.
+        on_progress: Called with (done, total) before each question.
+        bound: Ends the answers before a question that is not expected to fit; the first one is
+            always answered.
+
+    Returns:
+        The figures of each session.
+
+    Raises:
+        PromptError: if no answer of a session has a decode step.
     """
     answers: list[list[TimedAnswer]] = [[] for _ in sessions]
+    began = seconds()
     for number, question in enumerate(questions):
+        if number and (seconds() - began) / number > bound.left(ANSWERS_END):
+            break
         on_progress(number, len(questions))
         for turn in range(len(sessions)):
             place = (number + turn) % len(sessions)
@@ -88,7 +106,7 @@ def _sum_up(timed: Sequence[TimedAnswer]) -> Decoding:
 
 
 def _drift(speeds: Sequence[float]) -> float:
-    """Median speed of the last quarter over that of the first."""
+    """Return the median speed of the last quarter divided by that of the first."""
     quarter = max(len(speeds) // 4, 1)
     return round(statistics.median(speeds[-quarter:]) / statistics.median(speeds[:quarter]), 4)
 

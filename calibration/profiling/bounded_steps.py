@@ -1,4 +1,4 @@
-"""Times of single steps of many sizes, taken within a bound of time, warm-up included."""
+"""Time single steps of many sizes within a time limit that includes warm-up."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,33 +10,30 @@ import numpy as np
 
 from bita.progress import OnCount, ignore_count
 
-WARM_UP, RUNS = 4, 20  # runs of a step when it is its turn: those that do not count, and do
-WARM_UP_SHARE = 0.2  # of a turn's time, if that is not enough for all runs
+WARM_UP, RUNS = 4, 20  # runs of a step in its turn: uncounted first, then counted
+WARM_UP_SHARE = 0.2  # of a turn's time, if it is too short for all runs
 
 
 class Runnable(Protocol):
-    """A step that is bound."""
+    """A bound step."""
 
     def run(self) -> object: ...
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Samples of steps of some sizes at some lengths of the text.
+    """Samples of step times by size and length of the text, both as indices."""
 
-    sizes: numbers of the sizes that were measured, increasing. samples: ms, by (length, size).
-    """
-
-    sizes: list[int]
-    samples: dict[tuple[int, int], list[float]]
+    sizes: list[int]  # measured sizes, increasing
+    samples: dict[tuple[int, int], list[float]]  # ms, by (length, size)
 
     @property
     def runs(self) -> int:
-        """The least number of samples of any of them."""
+        """Smallest number of samples of any size and length."""
         return min(map(len, self.samples.values()))
 
     def percentiles(self, which: Sequence[float]) -> list[list[list[float]]]:
-        """[percentile][length][size] in ms."""
+        """Return percentiles in ms, by [percentile][length][size]."""
         lengths = sorted({length for length, _ in self.samples})
         cells = [[self.samples[length, size] for size in self.sizes] for length in lengths]
         return [
@@ -46,7 +43,7 @@ class StepTimes:
 
 
 class BoundedTimer:
-    """Measures steps until the time is over."""
+    """Times steps until a time limit."""
 
     def __init__(
         self,
@@ -57,9 +54,15 @@ class BoundedTimer:
         on_progress: OnCount = ignore_count,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """bind: gives the step of a size, ready to run at a length (their numbers).
-        seconds: the bound; 0 for one whole turn of each size at each length, as long as that takes.
-        on_progress: called with seconds, (passed, in all).
+        """Start the clock.
+
+        Args:
+            num_lengths: Number of text lengths.
+            num_sizes: Number of step sizes.
+            bind: Returns a step that is ready to run, given the indices of a length and a size.
+            seconds: Time limit; 0 for one whole turn of each size at each length without a limit.
+            on_progress: Called with the seconds (passed, in all).
+            clock: Returns the time in seconds.
         """
         self._num_lengths = num_lengths
         self._num_sizes = num_sizes
@@ -71,10 +74,11 @@ class BoundedTimer:
         self._samples: dict[tuple[int, int], list[float]] = {}
 
     def measure(self) -> StepTimes:
-        """First every size, the smallest and then at random, with as many runs as fit; then whole
-        turns of all at random, as long as one more is expected to fit.
+        """Time every size, the smallest first and the others in random order.
 
-        A size whose turn does not come in time is left out; one is measured in any case.
+        Each gets as many runs as fit. Then whole turns of all sizes are added in random order as
+        long as another one is expected to fit. A size whose turn comes too late is left out; the
+        smallest one is always measured.
         """
         rng = np.random.default_rng(0)
         order = [0, *(1 + rng.permutation(self._num_sizes - 1)).tolist()]
@@ -101,7 +105,7 @@ class BoundedTimer:
                 self._samples[cell] += self._turn(*cell, self._ends_at)
 
     def _turn(self, length: int, size: int, until: float) -> list[float]:
-        """ms of single runs, at least one of them, that follow a few that do not count."""
+        """Return the ms of single runs, at least one, after a few warm-up runs."""
         began = self._clock()
         step = self._bind(length, size)
         warm_until = began + WARM_UP_SHARE * (until - began)
@@ -109,15 +113,15 @@ class BoundedTimer:
             if self._clock() >= warm_until:
                 break
             step.run()
-        found = [self._timed(step)]
+        found = [self._time(step)]
         while len(found) < RUNS and self._clock() < until:
-            found.append(self._timed(step))
+            found.append(self._time(step))
         passed = self._seconds - max(self._ends_at - self._clock(), 0) if self._seconds else 0
         self._on_progress(int(passed), int(self._seconds))
         return found
 
-    def _timed(self, step: Runnable) -> float:
-        """ms of one run."""
+    def _time(self, step: Runnable) -> float:
+        """Return the ms of one run."""
         began = self._clock()
         step.run()
         return 1000 * (self._clock() - began)

@@ -1,4 +1,4 @@
-"""The figures of `bita profile`, as its JSON file has them."""
+"""The figures of `bita profile`, in the structure of its JSON file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from bita.calibration.profiling.sensors import Range, Reading
 from bita.runtime.decoding.memory import Memory
 
 PERCENTILES = (50, 90, 99)
-AR, TREES = WAYS = ("AR", "trees")  # what answers are decoded by
+AR, TREES = WAYS = ("AR", "trees")  # ways to decode answers
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class StartUp:
-    """How long an engine takes until it answers."""
+    """Time until an engine answers."""
 
-    open_ms: float  # time to load it
-    first_token_ms: float  # time to the first token of a short prompt, loading included
+    open_ms: float  # time to load the engine
+    first_token_ms: float  # time to the first token of a short prompt, including loading
 
 
 @dataclass(frozen=True)
 class StepLatency:
     """Times of single steps of n sizes at m lengths of the text."""
 
-    rows: list[int]  # of the steps [n]
-    cache_lengths: list[int]  # tokens of text in the cache [m]
-    runs: int  # of each size at each length, at least
+    rows: list[int]  # [n], of the steps
+    cache_lengths: list[int]  # [m], tokens of text in the cache
+    runs: int  # smallest number of runs of any size and length
     p50_ms: list[list[float]]  # [m][n]
     p90_ms: list[list[float]]  # [m][n]
     p99_ms: list[list[float]]  # [m][n]
@@ -54,12 +54,12 @@ class StepLatency:
 class PrefillLatency:
     """Times from a prompt to its first token, for n lengths of the prompt."""
 
-    tokens: list[int]  # of the prompts [n]
+    tokens: list[int]  # [n], of the prompts
     runs: int  # of each length
     p50_ms: list[float]  # [n]
     p90_ms: list[float]  # [n]
     p99_ms: list[float]  # [n]
-    tokens_per_second: list[float]  # tokens of the prompt over the median time [n]
+    tokens_per_second: list[float]  # [n], tokens of the prompt over the median time
 
     @property
     def by_percentile(self) -> dict[str, list[float]]:
@@ -68,112 +68,113 @@ class PrefillLatency:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; the prefill and its token count only for `first_token_ms`."""
+    """An answer; the prefill and the token it gives count only in `first_token_ms`."""
 
     category: str  # of its prompt
-    seconds: float  # from the start of the profile to the answer's
+    seconds: float  # from the start of the profile to the start of the answer
     prompt_tokens: int  # tokens of the prompt
     tokens: int  # tokens that decode steps gave
     steps: int  # decode steps
-    guarded_steps: int  # those whose tree the text's guard made smaller
-    from_masks: int  # tokens that masks drafted
-    from_guesses: int  # tokens that text and table guessed, or a grammar forced
-    tokens_per_second: float  # of the decode steps; 0.0 without any
+    guarded_steps: int  # decode steps whose tree the guard made smaller
+    from_masks: int  # tokens drafted by masks
+    from_guesses: int  # tokens guessed from text and table, or forced by a grammar
+    tokens_per_second: float  # of the decode steps; 0.0 if there are none
     first_token_ms: float  # time of the prefill
 
 
 @dataclass(frozen=True)
 class CategoryFigures:
-    """The answers to the prompts of one category together."""
+    """Figures of all answers to the prompts of one category."""
 
-    answers: int  # how many
+    answers: int  # number of answers
     tokens_per_step: float  # 1.0 is plain decoding
     tokens_per_second: float  # of the decode steps
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """All answers of an engine that are decoded one way, together and each."""
+    """Figures of all answers that an engine decodes in one way, in total and individually."""
 
     tokens: int  # tokens that decode steps gave
     steps: int  # decode steps
     tokens_per_step: float  # 1.0 is plain decoding
-    masks_per_step: float  # of the tokens per step, what masks drafted
-    guesses_per_step: float  # what text and table guessed, or a grammar forced
-    guarded_share: float  # of the steps: those whose tree a guard made smaller
+    masks_per_step: float  # tokens per step drafted by masks
+    guesses_per_step: float  # tokens per step guessed from text and table, or forced by a grammar
+    guarded_share: float  # share of steps whose tree the guard made smaller
     tokens_per_second: float  # of the decode steps
-    step_ms: Percentiles  # times of single decode steps
+    step_ms: Percentiles  # times of decode steps
     first_token_ms: Percentiles  # times of the prefills
     host_ms_per_step: float  # mean time of a step outside the backend
     backend_ms_per_step: float  # mean time of a step inside the backend
     drift: float  # median speed of the last quarter of the answers over that of the first
-    by_category: dict[str, CategoryFigures]  # in the order in which the categories came
-    answers: list[Answer]  # in the order in which they were written
+    by_category: dict[str, CategoryFigures]  # in order of appearance
+    answers: list[Answer]  # in order of generation
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """All operators of one kind in a step."""
+    """Time of all operators of one kind in a step."""
 
-    operator: str  # the kind, as ONNX names it
-    ms: float  # mean time in a step
+    operator: str  # ONNX name of the kind
+    ms: float  # mean time per step
     share: float  # of the time of all operators, 0 to 1
     calls: int  # operators of the kind in a step
 
 
 @dataclass(frozen=True)
 class StepOperators:
-    """Where the time of a step goes, by kind of operator."""
+    """Time of a step by kind of operator."""
 
     rows: int  # of the step
-    operators: list[OperatorTime]  # those with the most time first
+    operators: list[OperatorTime]  # by decreasing time
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Memory of a session in a process of its own."""
+    """Memory of a session in a separate process."""
 
-    at_load: Memory  # peak in bytes when the engine is loaded
-    decoding: Memory  # peak in bytes after a short answer
+    at_load: Memory | None  # peak in bytes after the engine is loaded; None: not measured
+    decoding: Memory | None  # peak in bytes after a short answer; None: not measured
     engine_bytes: int  # size of the engine on disk
 
 
 @dataclass(frozen=True)
 class SensorFigures:
-    """What the device's sensors said while everything was measured."""
+    """Values of the device's sensors during the profile."""
 
-    samples: list[Reading]  # values by name, at "seconds" from the start
-    summary: dict[str, Range]  # by name, "seconds" left out
+    samples: list[Reading]  # values by name, with the "seconds" since the start
+    summary: dict[str, Range]  # by name, without "seconds"
 
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What is known of an engine as soon as it is open."""
+    """Facts about an engine that are known once it is open."""
 
     engine: str  # path of its directory, as given
     model: str  # name of the model
     precision: str  # of the weights
-    backend: str  # what executes the steps
+    backend: str  # name of the backend that runs the steps
     mode: str  # "exact" or "tree"
-    tree: str  # the tree or trees of drafts, described
+    tree: str  # description of the tree or trees of drafts
     capacity: int  # slots of the cache
-    device: dict[str, Any]  # what `describe_device` says
-    start_up: StartUp  # how long it took to open
+    device: dict[str, Any]  # result of `describe_device`
+    start_up: StartUp  # time to open the engine
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """Everything that was measured of one engine."""
+    """Measurements of one engine."""
 
-    facts: EngineFacts  # what is known without measuring
+    facts: EngineFacts  # known without measuring
     latency: StepLatency  # single steps
     prefill: PrefillLatency  # prompts
-    decode: dict[str, Decoding]  # answers by way, AR and TREES
-    operators: dict[str, StepOperators]  # by step; empty where operators cannot be timed
+    decode: dict[str, Decoding]  # answers by way to decode, AR and TREES
+    operators: dict[str, StepOperators]  # by step; empty if operators cannot be timed
     memory: MemoryUse  # of a session
     sensors: SensorFigures  # of the device
+    left_out: list[str]  # measurements for which there was no time
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON holds it, with the facts beside the measurements."""
+        """Return the report for JSON, with the facts at the same level as the measurements."""
         report = asdict(self)
         return {**report.pop("facts"), **report}

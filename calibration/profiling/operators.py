@@ -1,4 +1,4 @@
-"""Time by operator, where ONNX Runtime executes the steps."""
+"""Measure the time of each operator, if ONNX Runtime runs the steps."""
 
 import json
 import tempfile
@@ -21,10 +21,12 @@ WARM_UP, RUNS = 5, 20
 def time_operators(
     engine: Engine, layouts: dict[str, Layout], num_threads: int
 ) -> tuple[dict[str, StepOperators], list[Span]]:
-    """The operators' times in a step of each layout, by its name, and the spans of one step each.
+    """Time the operators in a step of each layout, on the CPU in a separate ONNX Runtime session.
 
-    Runs on the CPU, in a session of its own, since recording every operator takes time too:
-    compare shares rather than sums.
+    Recording every operator takes time too, so shares are more meaningful than sums.
+
+    Returns:
+        The operators of each step by the layout's name, and the spans of one step of each.
     """
     operators: dict[str, StepOperators] = {}
     spans: list[Span] = []
@@ -48,7 +50,7 @@ def _by_kind(events: list[dict[str, Any]]) -> list[OperatorTime]:
 
 
 def _events(engine: Engine, layout: Layout, num_threads: int) -> list[dict[str, Any]]:
-    """What ONNX Runtime recorded of each operator, in the steps after the warm-up."""
+    """Return ONNX Runtime's events of each operator in the steps after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         backend = OrtBackend(engine, num_threads, operators_to=Path(folder) / "ort")
         adapter = read_adapter(engine)

@@ -1,4 +1,4 @@
-"""One page of charts that opens without a network: plotly, with its script inside."""
+"""Write the profile as a single HTML page of charts that works offline (plotly is embedded)."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ p.note { color: #555; margin: .2em 0 }
 
 
 def write_page(reports: Reports, names: Sequence[str], path: Path) -> None:
-    """Write the page of one engine or of several side by side, whole or not at all."""
+    """Write the page of one engine, or of several side by side, atomically."""
     parts = [*_parts(reports, names)]
     title = " and ".join(names)
     text = (
@@ -42,21 +42,21 @@ def _parts(reports: Reports, names: Sequence[str]) -> Iterator[str]:
     yield _summary(reports, names)
     figures = (
         ("Step latency by rows", _steps(reports, names), _steps_note(reports)),
-        ("Prefill", _prefill(reports, names), "Median of prompts computed whole."),
+        ("Prefill", _prefill(reports, names), "Median of runs that compute the whole prompt."),
         (
             "Speed over time",
             _over_time(reports, names),
-            "One mark for each answer, in the order they were written.",
+            "Each mark is an answer, in the order of generation.",
         ),
-        ("Time to first token", _first(reports, names), "Of each answer's prompt."),
-        ("Tokens per step by category", _categories(reports, names), "1 is plain decoding."),
-        ("Host and backend", _host(reports, names), "Mean ms of a decode step."),
+        ("Time to first token", _first(reports, names), "Each mark is an answer's prompt."),
+        ("Tokens per step by category", _categories(reports, names), "Plain decoding has 1."),
+        ("Host and backend", _host(reports, names), "Mean ms per decode step."),
         (
             "Operators",
             _operators(reports, names),
-            "Measured with every operator written down, which takes time too: compare shares.",
+            "Recording every operator takes time too, so compare shares rather than times.",
         ),
-        ("Device", _sensors(reports), "Read every half second while all of this was measured."),
+        ("Device", _sensors(reports), "Sampled every half second during the whole profile."),
     )
     script: bool | str = True
     for title, figure, note in figures:
@@ -124,8 +124,8 @@ def _steps(reports: Reports, names: Sequence[str]) -> go.Figure:
 def _steps_note(reports: Reports) -> str:
     runs = min(report.latency.runs for report in reports)
     return (
-        f"Single steps, {runs} at least of each size; sizes take turns. "
-        "A click in the legend shows or hides a percentile."
+        f"Single steps, at least {runs} of each size; sizes are interleaved. "
+        "Click an entry of the legend to show or hide a percentile."
     )
 
 
@@ -258,14 +258,14 @@ def _sensors(reports: Reports) -> go.Figure | None:
     sensors = reports[0].sensors
     if not sensors.summary:
         return None
-    figure = _figure("seconds", "share of the most that was read")
+    figure = _figure("seconds", "share of the maximum")
     for name, values in sensors.summary.items():
         most = values.most or 1
         samples = [sample for sample in sensors.samples if name in sample]
         figure.add_scatter(
             x=[sample["seconds"] for sample in samples],
             y=[sample[name] / most for sample in samples],
-            name=f"{name.replace('_', ' ')} (most {most:g})",
+            name=f"{name.replace('_', ' ')} (maximum {most:g})",
             customdata=[sample[name] for sample in samples],
             hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
             mode="lines",

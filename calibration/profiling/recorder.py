@@ -1,4 +1,4 @@
-"""What happened when, for a trace that Chrome and Perfetto show."""
+"""Record the phases of steps and write them as a trace for Chrome and Perfetto."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -10,41 +10,41 @@ from bita.files import write_whole
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a step, or an operator."""
+    """A phase of a step, or an operator."""
 
     name: str
     began: float  # seconds of `time.perf_counter`
     ended: float  # seconds of `time.perf_counter`
-    track: str = "decode round"  # the line that it is shown on
-    details: dict[str, Any] = field(default_factory=dict)  # shown when it is selected
+    track: str = "decode round"  # name of the line it is shown on
+    details: dict[str, Any] = field(default_factory=dict)  # shown when the span is selected
 
 
 class Recorder:
-    """Spans of a session's steps. Cost: about a microsecond a step."""
+    """Records spans of a session's steps at a cost of about a microsecond per step."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[str, float, float, int]] = []
 
     def add(self, name: str, began: float, ended: float, num_rows: int) -> None:
-        """Note a part of a step."""
+        """Record a phase of a step."""
         self._parts.append((name, began, ended, num_rows))
 
     @property
     def spans(self) -> list[Span]:
-        """All parts that were noted."""
+        """Recorded phases."""
         return [
             Span(name, began, ended, details={"rows": num_rows})
             for name, began, ended, num_rows in self._parts
         ]
 
 
-def shifted(spans: list[Span], by: float) -> list[Span]:
-    """The spans so many seconds later."""
+def shift(spans: list[Span], by: float) -> list[Span]:
+    """Return the spans, `by` seconds later."""
     return [replace(span, began=span.began + by, ended=span.ended + by) for span in spans]
 
 
 def trace_events(spans: list[Span]) -> dict[str, Any]:
-    """The spans in Chrome's trace format, times from the first on."""
+    """Return the spans in Chrome's trace format, with times relative to the first one."""
     start = min((span.began for span in spans), default=0.0)
     tracks = {track: number for number, track in enumerate(dict.fromkeys(s.track for s in spans))}
     names = [
@@ -67,5 +67,5 @@ def trace_events(spans: list[Span]) -> dict[str, Any]:
 
 
 def write_trace(spans: list[Span], path: Path) -> None:
-    """Write a trace file, whole or not at all."""
+    """Write a trace file atomically."""
     write_whole(path, json.dumps(trace_events(spans)))

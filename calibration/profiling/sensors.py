@@ -1,4 +1,4 @@
-"""Power, clocks and temperatures of the device while it is profiled, where they are readable."""
+"""Sample the power, clocks and temperatures of the device during a profile, if readable."""
 
 import re
 import shutil
@@ -13,12 +13,12 @@ from time import perf_counter
 PERIOD_S = 0.5
 THERMAL = Path("/sys/class/thermal")
 CPUS = Path("/sys/devices/system/cpu")
-Reading = dict[str, float]  # by name; names end in their unit
+Reading = dict[str, float]  # values by name; names end in their unit
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values of one sensor over time, in the unit that its name ends in."""
+    """Range of a sensor's values over time, in the unit that its name ends in."""
 
     first: float
     last: float
@@ -27,10 +27,10 @@ class Range:
 
 
 class Sensors:
-    """Reads every sensor that there is, twice a second, while the context lasts.
+    """Context manager that samples every available sensor twice a second.
 
-    samples: {"seconds": since the start, NAME_UNIT: value}. Names end in their unit: mhz, celsius,
-    watts, percent, mb.
+    `samples` has entries {"seconds": since the start, NAME_UNIT: value}, with the units mhz,
+    celsius, watts, percent and mb.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Sensors:
             self._tegra.close()
 
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return perf_counter() - self._began
 
     def _work(self) -> None:
@@ -73,7 +73,7 @@ class Sensors:
 
 
 def cpu_clock() -> Reading:
-    """Mean clock of all cores by cpufreq, or by /proc/cpuinfo without it."""
+    """Read the mean clock of all cores from cpufreq, or from /proc/cpuinfo without it."""
     clocks = [
         int(path.read_text()) / 1000 for path in CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     ]
@@ -84,7 +84,7 @@ def cpu_clock() -> Reading:
 
 
 def temperatures() -> Reading:
-    """Temperature of every readable thermal zone."""
+    """Read the temperature of every readable thermal zone."""
     found = {}
     for zone in sorted(THERMAL.glob("thermal_zone*")):
         with suppress(OSError, ValueError):
@@ -94,7 +94,7 @@ def temperatures() -> Reading:
 
 
 def memory() -> Reading:
-    """Physical memory of this process."""
+    """Read the resident memory of this process."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return {"resident_mb": round(int(line.split()[1]) / 1024, 1)}
@@ -102,7 +102,7 @@ def memory() -> Reading:
 
 
 def nvml_source() -> Callable[[], Reading] | None:
-    """Reads the first NVIDIA GPU by NVML (pip install nvidia-ml-py); None without one."""
+    """Return a reader of the first NVIDIA GPU by NVML (pip install nvidia-ml-py), or None."""
     try:
         import pynvml
 
@@ -129,7 +129,7 @@ def nvml_source() -> Callable[[], Reading] | None:
 
 
 class Tegra:
-    """tegrastats of a Jetson, running in a process of its own."""
+    """Reads the values of a Jetson from a running tegrastats process."""
 
     def __init__(self) -> None:
         self._last: Mapping[str, float] = {}
@@ -142,7 +142,7 @@ class Tegra:
         threading.Thread(target=self._work, daemon=True).start()
 
     def read(self) -> Reading:
-        """The values of the last line."""
+        """Return the values of the last line."""
         return dict(self._last)
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class Tegra:
 
 
 def parse_tegrastats(line: str) -> Reading:
-    """One line: clocks and load of the GPU, memory's load, temperatures, power of each rail."""
+    """Parse a line: GPU clock and load, memory load, temperatures, and power of each rail."""
     return dict(_tegra_values(line))
 
 
@@ -173,7 +173,7 @@ def _tegra_values(line: str) -> Iterator[tuple[str, float]]:
 
 
 def summary(samples: list[Reading]) -> dict[str, Range]:
-    """The range of each sensor, by name."""
+    """Return the range of each sensor by name."""
     names = [name for name in dict.fromkeys(n for s in samples for n in s) if name != "seconds"]
     result = {}
     for name in names:

@@ -1,4 +1,4 @@
-/* Continues a prompt: generate ENGINE PROMPT */
+/* Continue a prompt: generate ENGINE PROMPT */
 #include <bita/bita.h>
 #include <stdio.h>
 

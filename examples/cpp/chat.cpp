@@ -1,4 +1,4 @@
-// Talks with a model: chat ENGINE. Each answer is written while it is made.
+// Chat with a model: chat ENGINE. Answers are printed as they are generated.
 #include <bita/bita.hpp>
 #include <csignal>
 #include <iomanip>

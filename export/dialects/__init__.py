@@ -1,1 +1,1 @@
-"""The step graph, and the operators it can be written in."""
+"""The step graph, and the sets of operators it can be written in."""

@@ -9,14 +9,19 @@ from bita.export.onnx.writer import FLOAT, MICROSOFT, UINT8, GraphWriter
 from bita.export.quantization.gptq import Moments, int4_pieces
 from bita.export.quantization.int4 import BLOCK_SIZE, Int4Grid
 
-INT8_ACTIVATIONS = 4  # accuracy_level: 3x the speed of float activations on AVX2
+INT8_ACTIVATIONS = 4  # an accuracy_level: 3 times as fast as float activations on AVX2
 
 
 class BlockLinear:
-    """Writes products of activations and weights, of the type of the scales.
+    """Writes products of activations and weights, in the type of the scales.
 
-    moments: what weights are rounded for; to the nearest where there are none. accuracy_level: of
-    the operator; 0 for the activations' own type.
+    Args:
+        graph: The graph.
+        weights: The weights of the checkpoint.
+        moments: Second moments of the inputs by label, for which weights are rounded; without them
+            weights are rounded to the nearest values.
+        scale_type: The type of scales and activations.
+        accuracy_level: An attribute of the operator; 0 computes in the activations' own type.
     """
 
     def __init__(

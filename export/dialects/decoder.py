@@ -1,12 +1,22 @@
-"""The step graph: one decoder forward over the rows of a step, prefill and decode alike.
+"""The step graph: one forward pass of the decoder over the rows of a prefill or decode step.
 
-Inputs: token_ids [1, Q] (ids >= V are mask tokens), mask_embeddings [M, hidden], the placement of
-the rows (`StepInputs`), output_rows [R] (rows whose tokens are wanted) and the caches
-past.{l}.key/value [1, H, C, D]. Outputs: top_ids [R, k] and top_logits [R, k] (column 0 is the
-argmax), logits [R, V] (bound only when needed) and present.{l}.key/value, the caches in place.
+Inputs:
 
-With LoRA the rows from `first_mask_row` [1] on get what lora.{l}.{site}.down [in, r] and .up
-[r, out] add to the linear layers; the rows before keep their bits.
+- token_ids [1, Q]; ids >= V are mask tokens
+- mask_embeddings [M, hidden]
+- the placement of the rows (`StepInputs`)
+- output_rows [R], the rows whose tokens are wanted
+- past.{l}.key and past.{l}.value [1, H, C, D], the caches
+
+Outputs:
+
+- top_ids [R, k] and top_logits [R, k]; column 0 is the argmax
+- logits [R, V], bound only when needed
+- present.{l}.key and present.{l}.value, the caches updated in place
+
+With LoRA, the linear layers of a site add the product of their input, lora.{l}.{site}.down [in, r]
+and lora.{l}.{site}.up [r, out] in the rows from `first_mask_row` [1] on; earlier rows keep their
+bits.
 """
 
 from collections.abc import Mapping
@@ -24,7 +34,7 @@ from bita.lora import SITES
 from bita.tensors import EMBEDDINGS, HEAD
 
 FINAL_NORM = "model.norm.weight"
-SUM = ".sum"  # ends the names of the residual sums after a sublayer
+SUM = ".sum"  # suffix of the names of the residual sums after a sublayer
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # buffers that old checkpoints saved
 
 
@@ -45,7 +55,9 @@ class Decoder:
     def write(self, num_ranks: int, gathers_elements: bool = False) -> None:
         """Write inputs, layers and outputs.
 
-        gathers_elements: whether blocks of logits are gathered by GatherElements (`top_tokens`).
+        Args:
+            num_ranks: k, the number of best tokens for each row.
+            gathers_elements: Whether to gather blocks of logits by GatherElements (`top_tokens`).
         """
         hidden = self._embed()
         self._dialect.place(step_inputs(self._graph))
@@ -59,7 +71,7 @@ class Decoder:
         self._outputs(hidden, output_rows, num_ranks, gathers_elements)
 
     def _embed(self) -> ir.Value:
-        """[1, Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
+        """Return rows of the table or of the adapter's mask embeddings, [1, Q, hidden]."""
         graph, arch = self._graph, self._architecture
         token_ids = graph.input("token_ids", INT64, (1, "Q"))
         masks = graph.input("mask_embeddings", FLOAT, ("M", arch.hidden_size))
@@ -69,12 +81,12 @@ class Decoder:
         mask = graph.op("Gather", masks, graph.op("Max", mask_index, graph.constant([0])))
         is_mask = graph.op("GreaterOrEqual", mask_index, graph.constant([0]))
         is_mask = graph.op("Unsqueeze", is_mask, graph.constant([2]))
-        return self._scaled(graph.op("Where", is_mask, mask, text), arch.embedding_scale)
+        return self._scale(graph.op("Where", is_mask, mask, text), arch.embedding_scale)
 
     def _layer(
         self, index: int, hidden: ir.Value, delta: ir.Value | None
     ) -> tuple[ir.Value, ir.Value]:
-        """One layer; the last residual sum is left to the next norm, which does both at once."""
+        """Write a layer except for its last residual sum, which is fused with the next norm."""
         dialect, arch = self._dialect, self._architecture
         prefix = f"model.layers.{index}"
         weight = dialect.weights.norm(f"{prefix}.input_layernorm.weight")
@@ -95,7 +107,7 @@ class Decoder:
         qkv = self._linear(normed, index, "qkv")
         attended = dialect.attention(qkv, index, arch.layers[index])
         delta = self._linear(attended, index, "o")
-        return self._behind(delta, f"{prefix}.post_attention_layernorm.weight")
+        return self._finish_sublayer(delta, f"{prefix}.post_attention_layernorm.weight")
 
     def _mlp(self, index: int, normed: ir.Value) -> ir.Value:
         dialect, arch = self._dialect, self._architecture
@@ -104,10 +116,12 @@ class Decoder:
         gate, up = self._graph.ops("Split", both, sizes, num_outputs=2, axis=-1)
         product = self._graph.op("Mul", dialect.activation(gate), up)
         delta = self._linear(product, index, "down")
-        return self._behind(delta, f"model.layers.{index}.post_feedforward_layernorm.weight")
+        return self._finish_sublayer(
+            delta, f"model.layers.{index}.post_feedforward_layernorm.weight"
+        )
 
     def _linear(self, hidden: ir.Value, index: int, site: str) -> ir.Value:
-        """The linear layers of a site, their outputs side by side, and LoRA on the mask rows."""
+        """Write the linear layers of a site, outputs concatenated, with LoRA on the mask rows."""
         prefix = f"model.layers.{index}."
         names = [f"{prefix}{layer}.weight" for layer in SITES[site]]
         product = self._dialect.linear(hidden, f"{prefix}{LABELS[site]}", names)
@@ -115,14 +129,14 @@ class Decoder:
             return product
         shape = self._dialect.weights.shape(names)
         label = f"lora.{index}.{site}"
-        return self._rows.added(product, hidden, label, shape, is_attended=site == "qkv")
+        return self._rows.add(product, hidden, label, shape, is_attended=site == "qkv")
 
-    def _behind(self, delta: ir.Value, norm_name: str) -> ir.Value:
-        """What some families do between a sublayer and the residual sum."""
+    def _finish_sublayer(self, delta: ir.Value, norm_name: str) -> ir.Value:
+        """Apply the norm and the scale that some families have before the residual sum."""
         delta = self._dialect.as_residual(delta)
         if self._architecture.sandwich_norms:
             delta = self._dialect.norm(delta, self._dialect.weights.norm(norm_name))
-        return self._scaled(delta, self._architecture.residual_scale)
+        return self._scale(delta, self._architecture.residual_scale)
 
     def _outputs(
         self, hidden: ir.Value, output_rows: ir.Value, num_ranks: int, by_elements: bool
@@ -141,20 +155,20 @@ class Decoder:
         graph.output("top_logits", values, FLOAT, ("R", num_ranks))
         graph.output("logits", logits, FLOAT, ("R", arch.vocab_size))
 
-    def _scaled(self, value: ir.Value, scale: float) -> ir.Value:
+    def _scale(self, value: ir.Value, scale: float) -> ir.Value:
         if scale == 1.0:
             return value
         return self._graph.op("Mul", value, self._graph.constant(scale, "float32"))
 
 
 class LoraRows:
-    """The mask rows of a step, which are its last, and what is added to them."""
+    """LoRA on the mask rows of a step, which are its last rows."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._first = dialect.graph.input("first_mask_row", INT64, (1,))
 
-    def added(
+    def add(
         self,
         product: ir.Value,
         hidden: ir.Value,
@@ -162,9 +176,9 @@ class LoraRows:
         shape: tuple[int, int],
         is_attended: bool,
     ) -> ir.Value:
-        """product [1, Q, out] with hidden @ down @ up added in the mask rows; shape: [out, in].
+        """Declare the inputs of a site and add hidden @ down @ up to the mask rows of `product`.
 
-        is_attended: whether the product holds keys and values.
+        `product` is [1, Q, out] and `shape` is (out, in). See `Dialect.add_lora`.
         """
         graph, (num_out, num_in) = self._dialect.graph, shape
         down = graph.input(f"{label}.down", FLOAT, (num_in, "r"))
@@ -182,9 +196,13 @@ MLP_NORM = "post_attention_layernorm"  # Llama's name for the norm before the ML
 
 
 def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Raise ModelError that lists every tensor missing, misshapen or without a place in the graph.
+    """Check that the tensors of a checkpoint are those of an architecture.
 
-    A tensor that the graph would leave out is a feature it does not know.
+    A tensor that the graph would leave out belongs to a feature that the graph does not have.
+
+    Raises:
+        ModelError: if a tensor is missing, has a wrong shape or is not used by the graph; the error
+            lists all of them.
     """
     expected = expected_shapes(architecture)
     present = checkpoint.names()
@@ -208,8 +226,8 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
 def _missing(name: str) -> str:
     if name == HEAD:
         return (
-            f"tensor {name} is missing, and tie_word_embeddings is false, so that the embeddings "
-            "do not stand for it"
+            f"tensor {name} is missing, and tie_word_embeddings is false, so the embeddings do not "
+            "replace it"
         )
     return f"tensor {name} is missing"
 
@@ -217,7 +235,7 @@ def _missing(name: str) -> str:
 def _bias_faults(
     checkpoint: Checkpoint, architecture: Architecture, biases: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """A linear layer has a bias in all decoder layers or in none, where it counts as zero."""
+    """Return faults of biases: a linear layer must have one in all decoder layers, or in none."""
     present = checkpoint.names()
     faults = []
     for layer in architecture.biases:
@@ -232,7 +250,7 @@ def _bias_faults(
 
 
 def bias_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every bias that the graph would use."""
+    """Return name and shape of every bias that the graph would use."""
     shapes = expected_shapes(arch)
     names = [
         f"model.layers.{index}.{layer}" for index in range(arch.num_layers) for layer in arch.biases
@@ -241,12 +259,12 @@ def bias_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def linears(names: "dict[str, tuple[int, ...]]") -> list[str]:
-    """The names that are linear layers of a decoder layer."""
+    """Return the names of the linear layers of decoder layers."""
     return [name for name in names if name.endswith("_proj.weight")]
 
 
 def expected_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight that the graph uses."""
+    """Return name and shape of every weight that the graph uses."""
     hidden, inner = arch.hidden_size, arch.intermediate_size
     queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     layer = {

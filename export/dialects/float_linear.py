@@ -10,14 +10,14 @@ from bita.export.onnx.writer import GraphWriter
 
 
 class FloatLinear:
-    """Writes products in the compute type of the weights, whatever type they are stored in."""
+    """Writes products in the compute type, whatever type the weights are stored in."""
 
     def __init__(self, graph: GraphWriter, weights: DecoderWeights) -> None:
         self._graph = graph
         self._weights = weights
 
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        """See `Linear`. The output layer reads its table, which may be the embedding table."""
+        """See `Linear`. The output layer uses its table, which may be the embedding table."""
         weights = self._weights
         if label == HEAD_LABEL:
             table = weights.as_compute(weights.table(*names))

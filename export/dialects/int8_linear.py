@@ -1,6 +1,6 @@
-"""Linear layers in 8 bits: a scale for each row of activations, and one for each output.
+"""Linear layers in 8 bits, with a scale for each row of activations and one for each output.
 
-The products are sums of whole numbers, so that a row's result never depends on the rows beside it.
+The products are sums of whole numbers, so that a row's result never depends on the other rows.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,14 @@ ZERO_POINT = 128  # of unsigned values
 class Int8Linear:
     """Writes 8-bit linear layers, whose products are float32.
 
-    signed: weights as int8, which VNNI multiplies at full speed; kernels of older x86 processors
-    add up pairs of such products in 16 bits, which overflow. Else as uint8, which are exact on all.
-    squares: what inputs are smoothed for; those of labels without squares stay as they are.
+    Args:
+        graph: The graph.
+        weights: The weights of the checkpoint.
+        signed: True stores weights as int8, which VNNI multiplies at full speed; kernels of older
+            x86 processors add pairs of such products in 16 bits, which overflow. False stores
+            uint8, which is exact on all processors.
+        squares: Sums of squared inputs by label, for which inputs are smoothed; the inputs of
+            other labels stay unchanged.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class Int8Linear:
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
         """See `Linear`."""
         graph = self._graph
-        hidden, rows = self._smoothed(hidden, label, names)
+        hidden, rows = self._smooth(hidden, label, names)
         values, scales = quantized(rows, self._weights.shape(names))
         row_scales, activations = self._activations(hidden, 0 if label == HEAD_LABEL else 1)
         zero_point = graph.constant(ZERO_POINT, np.uint8)
@@ -57,7 +62,7 @@ class Int8Linear:
         )
         return graph.op("Mul", product, row_scales)
 
-    def _smoothed(
+    def _smooth(
         self, hidden: ir.Value, label: str, names: Sequence[str]
     ) -> tuple[ir.Value, Pieces]:
         """Divide each input by its factor, and multiply the weights' columns [n, in] by it."""
@@ -69,14 +74,14 @@ class Int8Linear:
         return self._graph.op("Mul", hidden, inverse), (piece * factors for piece in rows)
 
     def _weight(self, label: str, values: Int8Array) -> ir.Value:
-        """[in, out]; unsigned values are shifted by the zero point."""
+        """Write the matrix [in, out]; unsigned values are shifted by the zero point."""
         if self._signed:
             return self._graph.weight(f"{label}.weight_int8", INT8, values.shape, [values])
         shifted = values.view(np.uint8) ^ np.uint8(ZERO_POINT)
         return self._graph.weight(f"{label}.weight_uint8", UINT8, shifted.shape, [shifted])
 
     def _activations(self, hidden: ir.Value, row_axis: int) -> tuple[ir.Value, ir.Value]:
-        """Scales [..., 1] and uint8 values of the rows; a row of zeros has the scale 0."""
+        """Return scales [..., 1] and uint8 values of the rows; a row of zeros has the scale 0."""
         graph = self._graph
         last = graph.constant([-1])
         most = graph.op("ReduceMax", graph.op("Abs", hidden), last, keepdims=1)

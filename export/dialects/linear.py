@@ -1,4 +1,4 @@
-"""What every dialect asks of its linear layers."""
+"""The interface of the linear layers of every dialect."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,8 +12,10 @@ class Linear(Protocol):
     """Writes the linear layers of a graph in one precision."""
 
     def product(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        """Write hidden times the weights of `names`, their outputs side by side.
+        """Write the product of `hidden` and the weights of `names`, with concatenated outputs.
 
-        hidden: [1, Q, in], or [R, in] for the output layer. label: prefix of the weights' names in
-        the graph. names: weights [out, in] of the checkpoint that share the input.
+        Args:
+            hidden: [1, Q, in], or [R, in] for the output layer.
+            label: Prefix of the weights' names in the graph.
+            names: Weights [out, in] of the checkpoint that share the input.
         """

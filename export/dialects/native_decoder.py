@@ -1,14 +1,25 @@
-"""The step graph in operators of our own (domain `bita`), two a layer, for CPUs.
+"""The step graph in native operators (domain `bita`) for CPUs, two for each layer.
 
-Everything between operators has the rows of the step first, [Q, ..]. The caches are pages of 16
-slots that page lists name, so that rows of several texts can share a step. Inputs: token_ids
-[1, Q] (ids >= V are mask tokens), mask_embeddings [M, hidden], what `NativeInputs` has,
-output_rows [R], wants_logits [1] and past.{l}.pages [pages, H, 2, 16 * D]. Outputs: top_ids and
-top_logits [R, k], logits [R, V] ([0, V] unless they are wanted), and present.{l}.pages, which are
-the caches in place. LoRA has an input for each side of a site, with the slices of all layers
-(`bita.packed_lora`), and first_mask_row [1].
+Values between operators have the rows of the step as their first axis, [Q, ..]. The caches are
+pages of 16 slots, addressed by page lists, so that rows of several texts can share a step.
 
-The residual sums after the two sublayers of a layer are named SUBLAYER.sum, as in other dialects.
+Inputs:
+
+- token_ids [1, Q]; ids >= V are mask tokens
+- mask_embeddings [M, hidden]
+- the placement of the rows (`NativeInputs`)
+- output_rows [R] and wants_logits [1]
+- past.{l}.pages [pages, H, 2, 16 * D], the caches
+
+Outputs:
+
+- top_ids and top_logits [R, k]
+- logits [R, V], or [0, V] unless they are wanted
+- present.{l}.pages, the caches updated in place
+
+LoRA has an input for each side of a site, with the slices of all layers (`bita.packed_lora`), and
+first_mask_row [1]. The residual sums after the two sublayers of a layer are named SUBLAYER.sum, as
+in other dialects.
 """
 
 from dataclasses import dataclass
@@ -34,27 +45,21 @@ CACHE_TYPES = {"float16": FLOAT16, "float32": FLOAT}
 
 @dataclass(frozen=True)
 class NativeInputs:
-    """Inputs that place the rows of a step.
+    """Inputs that place the rows of a step."""
 
-    positions [1, Q]: position of each row in its text. row_slots [Q], row_texts [Q]: the slot that
-    a row is written to, and of which text. sees [Q, Q]: row i attends to row j. sees_prefix [Q].
-    text_lengths [T]: slots of each text that are filled. text_pages [T, W], prefix_pages [X]: the
-    pages of each text and of the prefix. prefix_length [1]: slots of the prefix.
-    """
-
-    positions: ir.Value
-    row_slots: ir.Value
-    row_texts: ir.Value
-    sees: ir.Value
-    sees_prefix: ir.Value
-    text_lengths: ir.Value
-    text_pages: ir.Value
-    prefix_pages: ir.Value
-    prefix_length: ir.Value
+    positions: ir.Value  # [1, Q], position of each row in its text
+    row_slots: ir.Value  # [Q], the slot that each row is written to
+    row_texts: ir.Value  # [Q], the text that each row belongs to
+    sees: ir.Value  # [Q, Q], whether row i attends to row j
+    sees_prefix: ir.Value  # [Q], whether each row attends to the prefix
+    text_lengths: ir.Value  # [T], filled slots of each text
+    text_pages: ir.Value  # [T, W], the pages of each text
+    prefix_pages: ir.Value  # [X], the pages of the prefix
+    prefix_length: ir.Value  # [1], slots of the prefix
 
     @classmethod
     def declare(cls, graph: GraphWriter) -> "NativeInputs":
-        """Declare them as inputs of a graph."""
+        """Declare the inputs in a graph."""
         return cls(
             positions=graph.input("positions", INT64, (1, "Q")),
             row_slots=graph.input("row_slots", INT64, ("Q",)),
@@ -68,7 +73,7 @@ class NativeInputs:
         )
 
     def in_order(self) -> tuple[ir.Value, ...]:
-        """As the operator Sights takes them."""
+        """Return the inputs in the order of the operator Sights."""
         return (
             *(self.positions, self.row_slots, self.row_texts, self.sees, self.sees_prefix),
             *(self.text_lengths, self.text_pages, self.prefix_pages, self.prefix_length),
@@ -115,7 +120,7 @@ class NativeDecoder:
         self._head(rows, self._blocks.table(head), wants_logits)
 
     def _embed(self, token_ids: ir.Value) -> ir.Value:
-        """[Q, hidden]: rows of the table, or of the adapter's mask embeddings."""
+        """Return rows of the table or of the adapter's mask embeddings, [Q, hidden]."""
         arch, table = self._architecture, self._blocks.table(EMBEDDINGS)
         masks = self._graph.input("mask_embeddings", FLOAT, ("M", arch.hidden_size))
         return self._op(
@@ -128,7 +133,7 @@ class NativeDecoder:
         )
 
     def _attention(self, index: int, layer: Layer, hidden: ir.Value) -> ir.Value:
-        """[Q, hidden]; writes K and V into the pages."""
+        """Write an attention sublayer, which appends K and V to the pages; return [Q, hidden]."""
         graph, arch, weights = self._graph, self._architecture, self._weights
         dtype = CACHE_TYPES[self._options.cache_type]
         shape = ("pages", arch.num_kv_heads, 2, PAGE_SLOTS * arch.head_dim)
@@ -144,7 +149,7 @@ class NativeDecoder:
         total, present = ir.Value(name=f"model.layers.{index}.self_attn{SUM}"), ir.Value()
         graph.op_into(
             "AttentionSublayer",
-            _without_end(inputs),
+            _strip_absent(inputs),
             (total, present),
             domain=DOMAIN,
             num_heads=arch.num_heads,
@@ -161,7 +166,7 @@ class NativeDecoder:
         return total
 
     def _mlp(self, index: int, hidden: ir.Value) -> ir.Value:
-        """[Q, hidden]."""
+        """Write an MLP sublayer; return [Q, hidden]."""
         arch = self._architecture
         before = "pre_feedforward_layernorm" if arch.sandwich_norms else MLP_NORM
         norms = self._norms(index, before, "post_feedforward_layernorm")
@@ -181,7 +186,7 @@ class NativeDecoder:
         return total
 
     def _residual(self) -> dict[str, Any]:
-        """Attributes of both sublayers."""
+        """Return the attributes that both sublayers share."""
         arch = self._architecture
         return {
             "hidden_size": arch.hidden_size,
@@ -190,7 +195,7 @@ class NativeDecoder:
         }
 
     def _norms(self, index: int, before: str, after: str) -> tuple[ir.Value, ir.Value | None]:
-        """The weights of the norms before a sublayer, and after it where the family has one."""
+        """Return the weights of the norms before and, in some families, after a sublayer."""
         prefix = f"model.layers.{index}"
         has_post = self._architecture.sandwich_norms
         return (
@@ -199,7 +204,7 @@ class NativeDecoder:
         )
 
     def _sights_of(self, window: int) -> ir.Value:
-        """What the rows see through a window, 0 for none; the same for all layers that have it."""
+        """Return what the rows see through a window (0: none), shared by all layers with it."""
         arch = self._architecture
         if window not in self._sights:
             group = arch.num_heads // arch.num_kv_heads
@@ -209,9 +214,9 @@ class NativeDecoder:
         return self._sights[window]
 
     def _linear(self, index: int, site: str) -> tuple[tuple[ir.Value | None, ...], int]:
-        """The inputs of a sublayer for the linear layers of a site, and the bits of their weights.
+        """Return a sublayer's inputs for the linear layers of a site, and the bits of the weights.
 
-        Their outputs are side by side; LoRA is for the mask rows.
+        The outputs of the layers are concatenated; LoRA applies to the mask rows.
         """
         label, names = _site(index, site)
         if site == "gate_up":
@@ -226,7 +231,7 @@ class NativeDecoder:
     def _lora_of(
         self, site: str, num_in: int, num_out: int
     ) -> tuple[ir.Value | None, ir.Value | None]:
-        """The thin matrices of a site, of all layers; none in a graph without LoRA."""
+        """Return the LoRA matrices of a site for all layers, or None in a graph without LoRA."""
         if self._first_mask_row is None:
             return None, None
         if site not in self._lora:
@@ -239,7 +244,7 @@ class NativeDecoder:
         return self._lora[site]
 
     def _head_norms(self, index: int) -> tuple[ir.Value | None, ir.Value | None]:
-        """The norms of queries and keys, if the family has them."""
+        """Return the norms of queries and keys, or None if the family has none."""
         if not self._architecture.qk_norm:
             return None, None
         prefix = f"model.layers.{index}.self_attn"
@@ -266,11 +271,11 @@ class NativeDecoder:
         graph.output("logits", logits, FLOAT, ("rows", arch.vocab_size))
 
     def _op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self._graph.op(op_type, *_without_end(inputs), domain=DOMAIN, **attributes)
+        return self._graph.op(op_type, *_strip_absent(inputs), domain=DOMAIN, **attributes)
 
 
 def _site(index: int, site: str) -> tuple[str, list[str]]:
-    """The label of a site's weights, and the names of its linear layers in the checkpoint."""
+    """Return the label of a site's weights, and the names of its linear layers."""
     prefix = f"model.layers.{index}."
     return f"{prefix}{LABELS[site]}", [f"{prefix}{layer}.weight" for layer in SITES[site]]
 
@@ -279,8 +284,8 @@ def _parts(weight: BlockWeight) -> tuple[ir.Value | None, ...]:
     return weight.values, weight.scales, weight.minima
 
 
-def _without_end(inputs: tuple[ir.Value | None, ...]) -> tuple[ir.Value | None, ...]:
-    """Inputs without the optional ones at the end that are absent."""
+def _strip_absent(inputs: tuple[ir.Value | None, ...]) -> tuple[ir.Value | None, ...]:
+    """Remove absent optional inputs from the end."""
     while inputs and inputs[-1] is None:
         inputs = inputs[:-1]
     return inputs

@@ -1,7 +1,7 @@
 """The weights of the native operators: blocks of 32 inputs in tiles of 16 outputs.
 
-A file's own blocks are kept where the precision allows their bits; what is in floats, or in too
-many bits, is rounded.
+A file's own blocks are kept if the precision allows their bits. Weights in floats or in too many
+bits are rounded.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,32 +33,34 @@ BITS = {"int4": 4, "int8": 8}
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """The initializers of linear layers side by side, or of a table.
-
-    minima: None for symmetric blocks. bits: 4 or 8.
-    """
+    """The initializers of concatenated linear layers, or of a table."""
 
     values: ir.Value
     scales: ir.Value
-    minima: ir.Value | None
-    bits: int
+    minima: ir.Value | None  # None for symmetric blocks
+    bits: int  # 4 or 8
 
 
 @dataclass(frozen=True)
 class BlockKind:
-    """What the blocks of one weight have in common."""
+    """The properties that all blocks of a weight share."""
 
     bits: int
     has_minima: bool
 
 
 class NativeWeights:
-    """Reads the weights of linear layers and tables when they are asked for, and writes them.
+    """Reads the weights of linear layers and tables on request, and writes them to the graph.
 
-    precision: "int4" or "int8". moments: what 4-bit weights are rounded for, by the labels of the
-    layers; to the nearest where there are none.
-    Raises ModelError that names the tensor and row of a weight which blocks cannot hold.
-    Memory: a piece of CHUNK_BYTES of each layer, and the scales and minima of a weight.
+    It holds a piece of CHUNK_BYTES of each layer, and the scales and minima of a weight, in memory.
+    Its methods raise ModelError if blocks cannot hold a weight; the error names tensor and row.
+
+    Args:
+        graph: The graph that gets the weights.
+        checkpoint: The model.
+        precision: "int4" or "int8".
+        moments: Second moments of the layers' inputs by label, for which 4-bit weights are rounded;
+            a layer without moments is rounded to the nearest values.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class NativeWeights:
         self._tables: dict[str, BlockWeight] = {}
 
     def weight(self, label: str, names: Sequence[str], bits: int | None = None) -> BlockWeight:
-        """The linear layers `names` side by side.
+        """Write the linear layers `names` with concatenated outputs.
 
-        label: prefix of the initializers' names, and key of the moments. bits: 4 or 8; None for
-        what the precision and the file say.
+        Args:
+            label: Prefix of the initializers' names, and key of the moments.
+            names: Weights of the checkpoint that share the input.
+            bits: 4 or 8; None to choose by the precision and the file.
         """
         layers, kind = self._layers(label, names, bits)
         sizes = [self._checkpoint.shape(name)[0] for name in names]
@@ -89,23 +93,23 @@ class NativeWeights:
             for layer, size in zip(layers, sizes, strict=True)
             for piece in in_pieces(_reader(layer, kind), size, step)
         )
-        return self._written(label, layers, kind, sum(sizes), pieces)
+        return self._write(label, layers, kind, sum(sizes), pieces)
 
     def gated_weight(
         self, label: str, gate_name: str, up_name: str, bits: int | None = None
     ) -> BlockWeight:
-        """Gate and up projection in the order of GatedLinear: 2 * 32 * ceil(I / 32) rows."""
+        """Write gate and up projection in the order of GatedLinear: 2 * 32 * ceil(I / 32) rows."""
         layers, kind = self._layers(label, (gate_name, up_name), bits)
         gate, up = (_reader(layer, kind) for layer in layers)
         num_rows = self._checkpoint.shape(gate_name)[0]
         pieces = gated_pieces(gate, up, num_rows, self._step(gate_name))
         padded = 2 * GATED_ROWS * -(-num_rows // GATED_ROWS)
-        return self._written(label, layers, kind, padded, pieces)
+        return self._write(label, layers, kind, padded, pieces)
 
     def table(self, name: str) -> BlockWeight:
-        """The embedding table, or an output layer of its own; written once however often used.
+        """Write the embedding table or a separate output layer, once for all its uses.
 
-        The embedding table has 8 bits, or 4 where its file has 4 and the precision is int4.
+        The embedding table has 8 bits, or 4 if the file stores it in 4 and the precision is int4.
         """
         if name not in self._tables:
             label, bits = (HEAD_LABEL, None) if name == HEAD else (name, 8)
@@ -118,7 +122,7 @@ class NativeWeights:
     def _layers(
         self, label: str, names: Sequence[str], bits: int | None
     ) -> tuple[list[LayerBlocks], BlockKind]:
-        """The layers as blocks, and the one kind that all of these become."""
+        """Return the layers as blocks, and the common kind that all blocks are converted to."""
         most = bits or max(self._bits_of(name) for name in names)
         rounded = [name for name in names if not self._is_kept(name, most)]
         spread = spread_of(self._moments, label) if most == 4 and rounded else None
@@ -136,16 +140,16 @@ class NativeWeights:
         return 8 if keeps else self._bits
 
     def _is_kept(self, name: str, bits: int) -> bool:
-        """Whether the file's blocks are used where blocks of `bits` are asked for."""
+        """Return whether the file's blocks are used for blocks of `bits`."""
         stored = block_type(self._checkpoint, name)
         return stored is not None and stored.fits(bits)
 
     def _step(self, name: str) -> int:
-        """Rows to read at a time."""
+        """Return the number of rows to read at a time."""
         row_bytes = 4 * self._checkpoint.shape(name)[1]
         return max(GATED_ROWS, CHUNK_BYTES // row_bytes // GATED_ROWS * GATED_ROWS)
 
-    def _written(
+    def _write(
         self,
         label: str,
         layers: Sequence[LayerBlocks],
@@ -183,9 +187,9 @@ class NativeWeights:
 
 
 def keeps_blocks(checkpoint: TensorSource, precision: str) -> bool:
-    """Whether every linear layer has blocks in its file that a precision keeps: nothing is rounded.
+    """Return whether a precision keeps the blocks of every linear layer, so that none is rounded.
 
-    Embedding tables do not count; they are never rounded for what the model reads.
+    Embedding tables do not count, since they are never rounded for the model's inputs.
     """
     keeps_8_bits = precision == "int8" or _has_int4_layer(checkpoint)
     stored = [block_type(checkpoint, name) for name in _linear_names(checkpoint)]
@@ -196,7 +200,7 @@ def keeps_blocks(checkpoint: TensorSource, precision: str) -> bool:
 
 
 def kept_text(checkpoint: TensorSource) -> str:
-    """What the file's blocks lose in an engine that keeps them, for people."""
+    """Describe for users how exactly an engine keeps the blocks of the file."""
     names = [*_linear_names(checkpoint), EMBEDDINGS]
     errors = blocks_errors(checkpoint, names)
     exact = [name for name, error in errors.items() if not error]
@@ -206,12 +210,12 @@ def kept_text(checkpoint: TensorSource) -> str:
 
 
 def _linear_names(checkpoint: TensorSource) -> list[str]:
-    """The weights of linear layers, an output layer of its own included."""
+    """Return the weights of linear layers, including a separate output layer."""
     return sorted(n for n in checkpoint.names() if n.endswith("_proj.weight") or n == HEAD)
 
 
 def _reader(layer: LayerBlocks, kind: BlockKind) -> BlockRows:
-    """The rows of a layer as blocks of a kind that holds them exactly."""
+    """Return a reader of a layer's rows as blocks of a kind that holds them exactly."""
 
     def read(start: int, stop: int) -> Blocks:
         blocks = layer.read(start, stop).converted(kind.bits, kind.has_minima)
@@ -222,6 +226,6 @@ def _reader(layer: LayerBlocks, kind: BlockKind) -> BlockRows:
 
 
 def _has_int4_layer(checkpoint: TensorSource) -> bool:
-    """Whether the file has linear layers of 4-bit blocks."""
+    """Return whether the file has linear layers of 4-bit blocks."""
     stored = (block_type(checkpoint, n) for n in checkpoint.names() if n.endswith("_proj.weight"))
     return any(found is not None and found.bits == 4 for found in stored)

@@ -1,8 +1,8 @@
 """Decoder parts as ONNX Runtime's own operators (opset 23 + com.microsoft).
 
-Attention is GroupQueryAttention on preallocated caches. Facts behind the choices:
-`total_sequence_length` is always the capacity, since the operator reads only position_ids[0] when
-it equals the number of rows; past and present are bound to the same memory.
+Attention is GroupQueryAttention on preallocated caches; past and present are bound to the same
+memory. `total_sequence_length` is always the capacity, since the operator reads only
+position_ids[0] when it equals the number of rows.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from bita.export.onnx.visibility import StepInputs, Visibility
 from bita.export.onnx.writer import FLOAT, INT32, MICROSOFT, GraphWriter
 
 OPSETS = {"": 23, MICROSOFT: 1}
-MIN_ATTENDING = 2  # rows of attention, however few the step has
+MIN_ATTENDING = 2  # minimum number of rows of attention; a smaller step is padded
 
 
 class OrtDialect:
-    """Writes the parts of a decoder; weights come from the checkpoint as they are needed.
+    """Writes the parts of a decoder; weights are read from the checkpoint when they are needed.
 
-    It computes in float32 whatever the precision, since x86 has no kernels for less.
+    It computes in float32 for every precision, since x86 has no kernels for smaller float types.
     """
 
     def __init__(
@@ -49,7 +49,10 @@ class OrtDialect:
         self.graph.metadata[MIN_SLOTS] = str(MIN_ATTENDING)
 
     def embed(self, name: str, token_ids: ir.Value) -> ir.Value:
-        """In 8 bits beside linear layers of 8 or 4: half the size, and of the resident memory."""
+        """Gather rows of the table, which has 8 bits if the linear layers are quantized.
+
+        This halves its size on disk and in resident memory.
+        """
         graph = self.graph
         if not self._is_quantized:
             return self.weights.as_compute(graph.op("Gather", self.weights.table(name), token_ids))
@@ -69,7 +72,7 @@ class OrtDialect:
     def add_norm(
         self, residual: ir.Value, delta: ir.Value, weight: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
-        """In one operator."""
+        """Write sum and norm as one operator."""
         normed, total = ir.Value(), ir.Value()
         self.graph.op_into(
             "SkipSimplifiedLayerNormalization",
@@ -99,9 +102,9 @@ class OrtDialect:
         first: ir.Value,
         is_attended: bool,
     ) -> ir.Value:
-        """On a slice of the rows: the others are not computed for nothing.
+        """Add LoRA to a slice of the rows, so that the other rows cost nothing.
 
-        Attended or not: no sum of what `Adapter.bounded` holds is too large for float32.
+        Attended sums need no check: no sum of values from `Adapter.bounded` exceeds float32.
         """
         graph = self.graph
         thin = graph.op("MatMul", graph.op("MatMul", self._rows_from(hidden, first), down), up)
@@ -151,7 +154,7 @@ class OrtDialect:
     def _heads(
         self, qkv: ir.Value, index: int
     ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
-        """Packed QKV as it is, or Q, K, V apart where Q and K have norms of their own."""
+        """Return packed QKV unchanged, or separate Q, K and V if Q and K have norms."""
         arch = self._architecture
         if not arch.qk_norm:
             return qkv, None, None
@@ -172,13 +175,18 @@ class OrtDialect:
 
 
 class StepContext:
-    """What every attention of a step shares.
+    """The values that all attention layers of a step share.
 
-    Attention has two rows where a step has one, since its kernels for one row sum in another order:
-    where linear layers give a row the same bits whatever the number of rows, AR has those of larger
-    steps then. num_rows: Q, int64 [1]. positions: [1, rows], with the padding's. last_slot:
-    GroupQueryAttention's seqlens_k, the cache slot of the last row, int32 [1]. capacity: its
-    total_sequence_length, int32 scalar.
+    Attention has two rows if a step has one, since its kernels for a single row sum in another
+    order. If linear layers give a row the same bits for any number of rows, AR then has the same
+    bits as larger steps.
+
+    Attributes:
+        num_rows: Q, int64 [1].
+        positions: [1, rows], including the padding.
+        last_slot: The cache slot of the last row, int32 [1], which is seqlens_k of
+            GroupQueryAttention.
+        capacity: total_sequence_length of GroupQueryAttention, an int32 scalar.
     """
 
     def __init__(self, graph: GraphWriter, inputs: StepInputs, capacity: int) -> None:
@@ -197,7 +205,7 @@ class StepContext:
         self.capacity = graph.constant(capacity, np.int32)
 
     def extra_rows(self, width: int) -> ir.Value:
-        """Zeros [1, rows - Q, width]."""
+        """Return the padding rows, zeros [1, rows - Q, width]."""
         if width not in self._zeros:
             sizes = [self._graph.constant([1]), self._extra, self._graph.constant([width])]
             shape = self._graph.op("Concat", *sizes, axis=0)
@@ -206,7 +214,7 @@ class StepContext:
         return self._zeros[width]
 
     def bias(self, window: int | None) -> ir.Value:
-        """What is added to attention scores, float32 [1, 1, rows, C]."""
+        """Return the bias that is added to attention scores, float32 [1, 1, rows, C]."""
         if window not in self._biases:
             zero = self._graph.constant([0])
             pads = self._graph.op("Concat", *[zero] * 6, self._extra, zero, axis=0)

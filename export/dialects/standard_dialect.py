@@ -1,11 +1,12 @@
-"""Decoder parts as standard ONNX operators (opset 24), for TensorRT and its kin.
+"""Decoder parts as standard ONNX operators (opset 24), for TensorRT and similar runtimes.
 
-What TensorRT asks for: Attention with one output, 4-D operands, neither past inputs nor
-`nonpad_kv_seqlen`, and its scale in Q; caches written in place by TensorScatter; strong types, so
-that every change of type is a Cast here. Steps look at the first S slots of the caches only, those
-of the input `slots` [S], so that they cost what the text's length asks for. Activations and caches
-are float16 unless the precision is fp32; the residual stream, norms and logits stay float32, since
-some models' residuals exceed float16 and the cost of a few rows is small beside the weights'.
+TensorRT requires Attention with one output, 4-D operands, neither past inputs nor
+`nonpad_kv_seqlen`, and its scale applied to Q; caches written in place by TensorScatter; and strong
+types, so that every change of type is a Cast here. Steps read only the first S slots of the caches,
+given by the input `slots` [S], so that their cost follows the length of the text. Activations and
+caches are float16 unless the precision is fp32. The residual stream, norms and logits stay float32,
+since some models' residuals exceed float16, and a few float32 rows cost little compared with the
+weights.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ STANDARD_OPSETS = {"": 24}
 
 
 class StandardDialect:
-    """Writes the parts of a decoder; weights come from the checkpoint as they are needed."""
+    """Writes the parts of a decoder; weights are read from the checkpoint when they are needed."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class StandardDialect:
         return self.norm(total, weight), total
 
     def linear(self, hidden: ir.Value, label: str, names: Sequence[str]) -> ir.Value:
-        """In the compute type, whichever of the two `hidden` has."""
+        """Multiply in the compute type, whatever type `hidden` has."""
         hidden = self._as_compute(hidden)
         self._name(hidden, f"{label}.input", self._compute)
         product = self._linear.product(hidden, label, names)
@@ -83,9 +84,10 @@ class StandardDialect:
         first: ir.Value,
         is_attended: bool,
     ) -> ir.Value:
-        """On all rows, of which some are taken: no shape depends on a value.
+        """Compute LoRA for all rows and select some, so that no shape depends on a value.
 
-        Attended sums that are NaN, or so large that scores of them exceed float16, are left out.
+        Attended sums that are NaN, or so large that their scores would exceed float16, are not
+        selected.
         """
         graph = self.graph
         thin = graph.op("MatMul", self._as_float(hidden), down)
@@ -95,12 +97,12 @@ class StandardDialect:
         total, taken = graph.op("Add", product, thin), self._mask_rows
         if is_attended and self._compute != FLOAT:
             most = graph.constant(MAX_READ_ELSE, self._compute.numpy())
-            is_small = graph.op("LessOrEqual", graph.op("Abs", total), most)  # not so of NaN
+            is_small = graph.op("LessOrEqual", graph.op("Abs", total), most)  # false for NaN
             taken = graph.op("And", taken, is_small)
         return graph.op("Where", taken, total, product)
 
     def _rows_from(self, first: ir.Value) -> ir.Value:
-        """[Q, 1]: true in the rows from `first` on."""
+        """Return [Q, 1], true in the rows from `first` on."""
         num_rows = self.graph.op("Shape", self._inputs.sees_prefix)
         rows = self.graph.op("Slice", self._slots, self.graph.constant([0]), num_rows)
         is_later = self.graph.op("GreaterOrEqual", rows, first)
@@ -120,10 +122,10 @@ class StandardDialect:
         query, key, value = self._heads(qkv, index, layer)
         scale = self.graph.constant(self._architecture.attention_scale, self._compute.numpy())
         query = self.graph.op("Mul", query, scale)
-        keys = self._cached(f"{index}.key", key)
-        values = self._cached(f"{index}.value", value)
+        keys = self._update_cache(f"{index}.key", key)
+        values = self._update_cache(f"{index}.value", value)
         mask = self._visibility.mask(layer.window)
-        attended = self._attended(query, keys, values, mask)
+        attended = self._attend(query, keys, values, mask)
         rows = self.graph.op("Transpose", attended, perm=[0, 2, 1, 3])
         width = self._architecture.num_heads * self._architecture.head_dim
         return self.graph.op("Reshape", rows, self.graph.constant([0, 0, width]))
@@ -131,7 +133,7 @@ class StandardDialect:
     def _heads(
         self, qkv: ir.Value, index: int, layer: Layer
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Q [1, heads, Q, D] and K, V [1, H, Q, D], normed and rotated."""
+        """Return Q [1, heads, Q, D] and K and V [1, H, Q, D], with norms and rotary embedding."""
         arch = self._architecture
         counts = arch.num_heads, arch.num_kv_heads, arch.num_kv_heads
         widths = self.graph.constant([count * arch.head_dim for count in counts])
@@ -143,7 +145,7 @@ class StandardDialect:
             prefix = f"model.layers.{index}.self_attn"
             query = self._head_norm(query, f"{prefix}.q_norm.weight")
             key = self._head_norm(key, f"{prefix}.k_norm.weight")
-        return self._rotated(query, layer), self._rotated(key, layer), value
+        return self._rotate(query, layer), self._rotate(key, layer), value
 
     def _split_heads(self, part: ir.Value, num_heads: int) -> ir.Value:
         shape = self.graph.constant([0, 0, num_heads, self._architecture.head_dim])
@@ -152,7 +154,7 @@ class StandardDialect:
     def _head_norm(self, heads: ir.Value, name: str) -> ir.Value:
         return self._as_compute(self.norm(self._as_float(heads), self.weights.norm(name)))
 
-    def _rotated(self, heads: ir.Value, layer: Layer) -> ir.Value:
+    def _rotate(self, heads: ir.Value, layer: Layer) -> ir.Value:
         if layer.rope is None:
             return heads
         cos, sin = self.weights.rope(layer.rope, self._capacity)
@@ -167,10 +169,10 @@ class StandardDialect:
             rotary_embedding_dim=partial,
         )
 
-    def _cached(self, name: str, rows: ir.Value) -> ir.Value:
-        """The cache's first slots [1, H, S, D] with the step's rows behind the text.
+    def _update_cache(self, name: str, rows: ir.Value) -> ir.Value:
+        """Append the step's rows to the text in the cache; return its first slots [1, H, S, D].
 
-        Past and present are bound to one memory.
+        Past and present are bound to the same memory.
         """
         past, start = self._past(name), self._inputs.cache_length
         present = self.graph.op("TensorScatter", past, rows, start, axis=-2)
@@ -184,23 +186,23 @@ class StandardDialect:
         arch = self._architecture
         return (1, arch.num_kv_heads, self._capacity, arch.head_dim)
 
-    def _attended(
+    def _attend(
         self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
     ) -> ir.Value:
-        """[1, heads, Q, D]; TensorRT's Attention has no soft cap on the scores."""
+        """Attend: [1, heads, Q, D]. TensorRT's Attention has no soft cap on the scores."""
         if self._architecture.attention_softcap:
-            return self._attended_by_parts(query, keys, values, mask)
+            return self._attend_by_parts(query, keys, values, mask)
         return self.graph.op("Attention", query, keys, values, mask, scale=1.0)
 
-    def _attended_by_parts(
+    def _attend_by_parts(
         self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value
     ) -> ir.Value:
-        """The same in products and a softmax. Query heads that share a key head are more rows."""
+        """Attend by MatMul and Softmax; query heads that share a key head become more rows."""
         graph, arch = self.graph, self._architecture
         queries = graph.op("Reshape", query, graph.constant([1, arch.num_kv_heads, -1, 0]))
-        turned = graph.op("Transpose", keys, perm=[0, 1, 3, 2])
+        transposed = graph.op("Transpose", keys, perm=[0, 1, 3, 2])
         by_head = graph.constant([1, arch.num_heads, -1, 0])
-        products = graph.op("Reshape", graph.op("MatMul", queries, turned), by_head)
+        products = graph.op("Reshape", graph.op("MatMul", queries, transposed), by_head)
         scores = self._as_float(products)
         if arch.attention_softcap:
             cap = graph.constant(arch.attention_softcap, np.float32)
@@ -218,7 +220,7 @@ class StandardDialect:
         return self._cast(value, self._compute)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Nothing where all is float32."""
+        """Write a Cast, or nothing if everything is float32."""
         if self._compute == FLOAT:
             return value
         return self.graph.op("Cast", value, to=dtype)

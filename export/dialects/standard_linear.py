@@ -1,8 +1,8 @@
 """Quantized linear layers of the standard dialect: 4-bit blocks, or 8-bit Q/DQ.
 
-Quantization is explicit, symmetric and without zero points, which is what TensorRT reads. Weights
-keep the checkpoint's layout [out, in] and are transposed after DequantizeLinear, so that they are
-written in pieces.
+Quantization is explicit, symmetric and without zero points, as TensorRT requires. Weights keep the
+checkpoint's layout [out, in] and are transposed after DequantizeLinear, so that they can be written
+in pieces.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from bita.export.quantization.scales import MIN_SCALE, stored_scales
 from bita.export.quantization.smoothing import Ranges, Smoothing, smoothing
 from bita.tensors import Float32Array, UInt8Array
 
-# TensorRT's documents name blocks of 64 and 128; hidden sizes such as 576 are no multiple of 128.
+# TensorRT's documentation names blocks of 64 and 128; sizes such as 576 are not multiples of 128.
 GRID = Int4Grid(block_size=64, negative_scales=False, scale_type=np.float16)
 SIGNED = 0x88  # flips the top bit of two nibbles: 0..15 becomes -8..7
 
@@ -33,15 +33,16 @@ class EightBits:
     dtype: ir.DataType
     max_value: float  # the largest number of the type
     alpha: float  # of `smoothing`; 0 for none
-    # ends of the labels whose inputs stay in floats, so that only their weights have 8 bits
+    # suffixes of the labels whose inputs stay in floats, so that only their weights have 8 bits
     float_inputs: tuple[str, ...] = ()
 
 
 EIGHT_BITS = {
-    # The down projection reads a few values a thousand times the others (arXiv 2402.17762), which
-    # one scale for all cannot hold: KL of the default model is 0.3 with it and 0.03 without.
+    # A few inputs of the down projection are a thousand times as large as the others (arXiv
+    # 2402.17762), which a single scale cannot represent. KL of the default model is 0.3 with 8-bit
+    # inputs there, and 0.03 without.
     "int8": EightBits(ir.DataType.INT8, 127, alpha=0.5, float_inputs=("mlp.down_proj",)),
-    # floats keep their digits beside a large channel
+    # Floats keep their digits next to a large channel.
     "fp8": EightBits(ir.DataType.FLOAT8E4M3FN, 448, alpha=0.0),
 }
 
@@ -49,7 +50,7 @@ EIGHT_BITS = {
 class Int4QdqLinear:
     """Writes products of activations and 4-bit blocks, in the compute type.
 
-    moments: what weights are rounded for; to the nearest where there are none.
+    Weights are rounded for the `moments` of the inputs; without moments, to the nearest values.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class Int4QdqLinear:
         num_out, num_in = self._weights.shape(names)
         if num_in % GRID.block_size:
             raise ModelError(
-                f"{label} has {num_in} inputs, no multiple of TensorRT's int4 blocks of "
-                f"{GRID.block_size}; choose PRECISION=fp16"
+                f"{label} has {num_in} inputs, not a multiple of {GRID.block_size}, the size of "
+                "TensorRT's int4 blocks; choose PRECISION=fp16"
             )
         pieces = int4_pieces(self._weights.chunks(names), self._moments, label, GRID)
         packed, scales = self._graph.scaled_weight(
@@ -84,7 +85,7 @@ class Int4QdqLinear:
 class EightBitQdqLinear:
     """Writes products of activations and weights of 8 bits, in the compute type.
 
-    precision: of EIGHT_BITS. ranges: what activations are scaled by.
+    `precision` is a key of EIGHT_BITS; `ranges` determine the scales of the activations.
     """
 
     def __init__(
@@ -107,23 +108,23 @@ class EightBitQdqLinear:
             factors = np.ones(self._weights.shape(names)[1], np.float32)
         else:
             smooth = self._smoothing(label, names)
-            hidden, factors = self._rounded_input(hidden, label, smooth), smooth.factors
+            hidden, factors = self._round_input(hidden, label, smooth), smooth.factors
         matrix = self._channels(label, names, factors)
         return _transposed_product(self._graph, hidden, matrix)
 
     def _smoothing(self, label: str, names: Sequence[str]) -> Smoothing:
         if label not in self._ranges:
             raise ModelError(
-                f"{self._precision} needs the range of what {label} reads; calibrate, or choose "
+                f"{self._precision} needs the input range of {label}; calibrate, or choose "
                 "PRECISION=int4 or fp16"
             )
         largest, compute = self._ranges[label], self._weights.compute.numpy()
-        narrowed(f"the input of {label}, as calibration saw it,", largest, compute)
+        narrowed(f"the input of {label}, as seen in calibration,", largest, compute)
         chunks = self._weights.chunks(names)
         return smoothing(largest, chunks, self._kind.max_value, self._kind.alpha)
 
-    def _rounded_input(self, hidden: ir.Value, label: str, smooth: Smoothing) -> ir.Value:
-        """The input in steps of 8 bits, and divided by the factors if there are any."""
+    def _round_input(self, hidden: ir.Value, label: str, smooth: Smoothing) -> ir.Value:
+        """Divide the input by the smoothing factors, if there are any, and round it to 8 bits."""
         graph, kind, compute = self._graph, self._kind, self._weights.compute
         if kind.alpha:
             inverse = self._weights.derived(f"{label}.smoothing", 1 / smooth.factors, compute)
@@ -134,18 +135,18 @@ class EightBitQdqLinear:
         return graph.op("DequantizeLinear", hidden, scale)
 
     def _channels(self, label: str, names: Sequence[str], factors: Float32Array) -> ir.Value:
-        """[out, in] of 8-bit values, columns times `factors` [in], a scale for each output."""
+        """Write weights [out, in] times `factors` [in] in 8 bits, with a scale for each output."""
         values, scales = self._graph.scaled_weight(
             f"{label}.weight_{self._precision}",
             self._kind.dtype,
             self._weights.shape(names),
-            (self._rounded(chunk * factors) for chunk in self._weights.chunks(names)),
+            (self._round(chunk * factors) for chunk in self._weights.chunks(names)),
         )
         scale = self._weights.scales(label, names, scales, self._weights.compute)
         return self._graph.op("DequantizeLinear", values, scale, axis=0)
 
-    def _rounded(self, rows: Float32Array) -> tuple[UInt8Array, Float32Array]:
-        """The values of rows [n, in] as bytes, and the scale of each row [n]."""
+    def _round(self, rows: Float32Array) -> tuple[UInt8Array, Float32Array]:
+        """Return the values of rows [n, in] as bytes, and the scale of each row [n]."""
         kind = self._kind
         largest = np.abs(rows).max(-1)
         scale = stored_scales(largest / np.float32(kind.max_value), self._weights.compute.numpy())
@@ -157,5 +158,5 @@ class EightBitQdqLinear:
 
 
 def _transposed_product(graph: GraphWriter, hidden: ir.Value, matrix: ir.Value) -> ir.Value:
-    """Write hidden [.., in] times a matrix [out, in]."""
+    """Multiply hidden [.., in] by a matrix [out, in]."""
     return graph.op("MatMul", hidden, graph.op("Transpose", matrix, perm=[1, 0]))

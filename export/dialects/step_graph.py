@@ -1,4 +1,4 @@
-"""Writing the step graph of a checkpoint, in one of the dialects."""
+"""Export the step graph of a checkpoint in one of the dialects."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ TYPES = {"float32": FLOAT, "float16": FLOAT16}
 
 @dataclass(frozen=True)
 class Seen:
-    """What the float32 model's linear layers were seen to read, by their labels."""
+    """Statistics of the inputs of the float32 model's linear layers, by label."""
 
-    moments: Moments | None = None  # what int4 weights are rounded for
-    ranges: Ranges | None = None  # what 8-bit activations with static scales are scaled by
-    squares: Squares | None = None  # what int8 layers with a scale for each row are smoothed for
+    moments: Moments | None = None  # for rounding int4 weights
+    ranges: Ranges | None = None  # for static scales of 8-bit activations
+    squares: Squares | None = None  # for smoothing int8 layers with a scale for each row
 
 
 NOTHING_SEEN = Seen()
@@ -46,7 +46,7 @@ NOTHING_SEEN = Seen()
 
 @dataclass(frozen=True)
 class Source:
-    """What a graph is written from."""
+    """The inputs from which a graph is written."""
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -64,9 +64,15 @@ def export_step_graph(
 ) -> None:
     """Write model.onnx and model.onnx.data into `directory`.
 
-    The tensors of the checkpoint must be those of the architecture (`check_tensors`).
-    on_write: called with the bytes of each piece of weights written.
-    Memory: the largest linear layer (the output layer excepted, but in int8) plus a constant.
+    Memory: the largest linear layer (without the output layer, except in int8) plus a constant.
+
+    Args:
+        checkpoint: The model; its tensors must be those of the architecture (`check_tensors`).
+        architecture: The features of the decoder.
+        directory: The engine directory.
+        options: Settings of the graph.
+        seen: Statistics for rounding and smoothing.
+        on_write: Called with the size in bytes of each piece of weights written.
     """
     writer = WRITERS[options.dialect]
     compute = TYPES[DIALECTS[options.dialect].computes_in(options.precision)]
@@ -97,17 +103,18 @@ def _standard_linear(
 
 
 def _cuda_linear(graph: GraphWriter, weights: DecoderWeights, precision: str, seen: Seen) -> Linear:
-    """The standard dialect's, but for int4: the CUDA provider multiplies blocks by MatMulNBits."""
+    """Return standard linear layers, except for int4, for which CUDA has MatMulNBits."""
     if precision == "int4":
         return BlockLinear(graph, weights, seen.moments, FLOAT16, accuracy_level=0)
     return _standard_linear(graph, weights, precision, seen)
 
 
 class Writer(Protocol):
-    """How the graphs of a dialect are written. opsets: version of each domain's operators."""
+    """Writes the graphs of a dialect."""
 
     @property
-    def opsets(self) -> Mapping[str, int]: ...
+    def opsets(self) -> Mapping[str, int]:
+        """The version of each domain's operators."""
 
     def write(self, graph: GraphWriter, weights: DecoderWeights, source: Source) -> None:
         """Write inputs, layers and outputs."""
@@ -115,10 +122,10 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class PartsWriter:
-    """Writes a decoder in the parts of a dialect."""
+    """Writes a decoder from the parts of a dialect."""
 
     kind: type[OrtDialect] | type[StandardDialect]
-    linear: Callable[[GraphWriter, DecoderWeights, str, Seen], Linear]  # of a precision
+    linear: Callable[[GraphWriter, DecoderWeights, str, Seen], Linear]  # makes it for a precision
     opsets: Mapping[str, int]
     # GatherND of the CUDA provider copies from the host in each run. A captured graph would repeat
     # that copy from memory that is no longer valid.
@@ -133,7 +140,7 @@ class PartsWriter:
 
 
 class NativeWriter:
-    """Writes a decoder in native operators, which are whole parts of one."""
+    """Writes a decoder in native operators, each of which is a whole part of it."""
 
     opsets = NATIVE_OPSETS
 

@@ -1,1 +1,1 @@
-"""Checkpoints in GGUF files."""
+"""Checkpoints stored as GGUF files."""

@@ -1,7 +1,7 @@
-"""The architectures of llama.cpp that are read, and what llama.cpp takes where a key is absent.
+"""The supported architectures of llama.cpp, with llama.cpp's defaults for missing keys.
 
-Numbers that llama.cpp keeps in its program and not in the file (Gemma's layer pattern and query
-scale, SmolLM3's layers without rotary embedding) are given here with the same values.
+Numbers that llama.cpp has in its code and not in the file (Gemma's layer pattern and query scale,
+SmolLM3's layers without rotary embedding) are given here with the same values.
 """
 
 from collections.abc import Mapping
@@ -14,30 +14,23 @@ from bita.json_values import shown
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """How files of one `general.architecture` differ.
-
-    permuted: llama.cpp stores the rows of Q and K so that rotary pairs are neighbours.
-    norm_offset: what llama.cpp added to each norm weight.
-    rope_tables: tensors of rotary factors that it may have.
-    partial_rotary: whether the rotary embedding may turn a part of each head only.
-    window_period: of how many layers the last one sees all of the text, the others a window; None
-    where no layer has one, 0 where all have.
-    sliding_window, attention_softcap, logit_softcap: where the file does not say; 0 for none.
-    layers_of_27b: layers by which llama.cpp knows a Gemma 27B, whose queries are scaled by
-    hidden_size / heads and not by the head size.
-    """
+    """The properties of files of one `general.architecture`."""
 
     model_type: str
     class_name: str
     activation: str = "silu"
-    permuted: bool = False
-    norm_offset: float = 0.0
-    rope_tables: tuple[str, ...] = ()
-    partial_rotary: bool = False
+    permuted: bool = False  # whether rows of Q and K are stored with rotary pairs as neighbours
+    norm_offset: float = 0.0  # that llama.cpp added to each norm weight
+    rope_tables: tuple[str, ...] = ()  # tensors of rotary factors that files may have
+    partial_rotary: bool = False  # whether only part of each head may be rotated
+    # In each period of layers the last one sees all of the text, the others a window. None: no
+    # layer has a window, 0: all have one.
     window_period: int | None = None
-    sliding_window: int = 0
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
+    sliding_window: int = 0  # default for a missing key; 0 for none
+    attention_softcap: float = 0.0  # default for a missing key; 0 for none
+    logit_softcap: float = 0.0  # default for a missing key; 0 for none
+    # number of layers by which llama.cpp recognizes a Gemma 27B, whose queries are scaled by
+    # hidden_size / heads instead of the head size
     layers_of_27b: int | None = None
 
     @property
@@ -83,13 +76,13 @@ ARCHITECTURES = {
     ),
     "smollm3": GgufArchitecture("smollm3", "SmolLM3ForCausalLM", permuted=True),
 }
-SMOLLM3_ROPE_PERIOD = 4  # of so many layers the last has no rotary embedding
-# Phi-3 with 4096 positions: its files were once written without the window.
+SMOLLM3_ROPE_PERIOD = 4  # the last layer of each period has no rotary embedding
+# Older files of Phi-3 with 4096 positions lack the window.
 PHI3_4K_LAYERS, PHI3_4K_POSITIONS, PHI3_4K_WINDOW = (32, 40), 4096, 2047
 
 
 def architecture_of(owner: str, metadata: Mapping[str, Any]) -> GgufArchitecture:
-    """Raises ModelError with what is there and what is supported."""
+    """Return the architecture of a file. Raises ModelError if it is not supported."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelError(
@@ -99,7 +92,7 @@ def architecture_of(owner: str, metadata: Mapping[str, Any]) -> GgufArchitecture
 
 
 def default_window(architecture: GgufArchitecture, num_layers: int, num_positions: int) -> int:
-    """The sliding window where the file does not say; 0 for none."""
+    """Return the default sliding window for a missing key; 0 for none."""
     is_phi3_4k = num_layers in PHI3_4K_LAYERS and num_positions == PHI3_4K_POSITIONS
     if architecture.model_type == "phi3" and is_phi3_4k:
         return PHI3_4K_WINDOW

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint with the names, layouts and values of transformers."""
+"""A GGUF file as a checkpoint with the tensor names, layouts and values of transformers."""
 
 import re
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from bita.json_values import Fields
 from bita.tensors import Float32Array
 
 IndexArray = npt.NDArray[np.intp]
-MAX_FACTORS = 1 << 16  # of a rotary table; a head has at most a few hundred
-MAX_NAMED = 5  # of a list of names in a message
+MAX_FACTORS = 1 << 16  # in a rotary table; a head has at most a few hundred
+MAX_NAMED = 5  # names listed in a message
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -33,9 +33,15 @@ class GgufCheckpoint:
     """The Checkpoint of a GGUF file, or of all parts of a split one."""
 
     def __init__(self, path: Path, name: str | None = None, license: str | None = None) -> None:
-        """Reads the header only. Raises ModelError that lists every fault of the file.
+        """Read the header.
 
-        path: the file; any part of a split model. license: known better than the file says it.
+        Args:
+            path: The file; any part of a split model.
+            name: The model as the user named it; None for the path.
+            license: A license that takes precedence over the file's.
+
+        Raises:
+            ModelError: if the file is not supported; the error lists every fault.
         """
         self.path = path
         self.name = name or str(path)
@@ -73,7 +79,8 @@ class GgufCheckpoint:
     def read_blocks(self, name: str, start: int = 0, stop: int | None = None) -> Blocks | None:
         """See `BlockSource`.
 
-        Raises ModelError if a weight is not finite, or float16 cannot hold a scale or minimum.
+        Raises:
+            ModelError: if a weight is not finite, or float16 cannot hold a scale or minimum.
         """
         rows = self._table.locate(name, start, stop)
         tensor = self._stored[rows.source]
@@ -87,7 +94,7 @@ class GgufCheckpoint:
         if order is not None:
             blocks = blocks.rows(order)
         if not has_finite_scales(blocks):
-            self.read(name, start, stop)  # which names the first weight that is not finite
+            self.read(name, start, stop)  # raises an error with the first non-finite weight
             check_blocks(self._name_of(name), blocks, start)
         return blocks
 
@@ -98,7 +105,7 @@ class GgufCheckpoint:
             return tensor.read(first, last)[order]
         values = tensor.read(rows.start, rows.stop)
         if self.architecture.norm_offset and name.endswith("norm.weight"):
-            with np.errstate(invalid="ignore"):  # `read` refuses what is not a number
+            with np.errstate(invalid="ignore"):  # `read` refuses NaN
                 values = values - np.float32(self.architecture.norm_offset)
         return values
 
@@ -106,11 +113,11 @@ class GgufCheckpoint:
         return self.architecture.permuted and (".q_proj." in name or ".k_proj." in name)
 
     def _heads(self, tensor: GgufTensor, rows: RowRange) -> tuple[int, int, IndexArray]:
-        """Which rows [first, last) of Q or K to read for `rows`, and which of these they are.
+        """Return the rows [first, last) of Q or K to read for `rows`, and their order.
 
-        A rotary embedding turns pairs of dimensions. transformers pairs i with i + D/2, llama.cpp
-        2i with 2i + 1, and its converter reorders the rows of each head for that. Whole heads are
-        read. Raises ModelError if the tensor is not made of heads.
+        A rotary embedding rotates pairs of dimensions. transformers pairs i with i + D/2, llama.cpp
+        pairs 2i with 2i + 1, and its converter reorders the rows of each head accordingly. Whole
+        heads are read. Raises ModelError if the tensor does not consist of heads.
         """
         head_dim = int(self.config["head_dim"])
         if tensor.shape[0] % head_dim or head_dim % 2:
@@ -123,7 +130,7 @@ class GgufCheckpoint:
         return first, last, pairs.swapaxes(1, 2).reshape(-1)[rows.start - first : rows.stop - first]
 
     def _name_of(self, name: str) -> str:
-        """A tensor's name for a message, with the one that it has in the file."""
+        """Return a tensor's name for messages, including its name in the file."""
         return f"{name} ({self._file_names[self._table.locate(name, 0, 0).source]})"
 
     def text_assets(self) -> TextAssets:
@@ -141,10 +148,10 @@ class GgufCheckpoint:
 
 
 def _read_parts(path: Path) -> GgufFile:
-    """One file, or the parts of a split one put together; the metadata is that of the first."""
+    """Read a file, or all parts of a split one, with the metadata of the first part."""
     named = PART_NAME.fullmatch(path.name)
     if named is None:
-        return _whole_file(path)
+        return _read_whole(path)
     count = int(named["count"])
     parts = [
         path.with_name(f"{named['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)
@@ -152,8 +159,8 @@ def _read_parts(path: Path) -> GgufFile:
     missing = [part.name for part in parts if not part.exists()]
     if missing or not parts:
         raise ModelError(
-            f"{path} is one of {count} parts and {_listed(missing)} not there; "
-            f"download the missing parts into {path.parent}"
+            f"{path} is one of {count} parts; missing: {_listed(missing)}; download the missing "
+            f"parts into {path.parent}"
         )
     contents = [read_gguf(part) for part in parts]
     tensors: dict[str, GgufTensor] = {}
@@ -165,15 +172,16 @@ def _read_parts(path: Path) -> GgufFile:
     return GgufFile(contents[0].metadata, tensors)
 
 
-def _whole_file(path: Path) -> GgufFile:
+def _read_whole(path: Path) -> GgufFile:
     content = read_gguf(path)
     fields = Fields(content.metadata)
     count = fields.whole("split.count", 0)
     fields.check(ModelError, str(path))
     if count > 1:
         raise ModelError(
-            f"{path} is one of {count} parts (split.count), but is not named "
-            "NAME-00001-of-00002.gguf or alike, as its other parts are; give all parts such names"
+            f"{path} is one of {count} parts (split.count), but is not named like "
+            "NAME-00001-of-00002.gguf, by which its other parts are found; give all parts such "
+            "names"
         )
     return content
 
@@ -201,9 +209,9 @@ def _listed(names: Sequence[str]) -> str:
 def _rope_factors(
     owner: str, content: GgufFile, architecture: GgufArchitecture
 ) -> dict[str, list[float]]:
-    """The tables of rotary factors by name, without their `.weight`.
+    """Return the tables of rotary factors by name, without `.weight`.
 
-    Files have one for all layers, or copies of it. Raises ModelError if layers differ.
+    Files have a table for all layers, or copies of it. Raises ModelError if layers differ.
     """
     factors: dict[str, list[float]] = {}
     for name, tensor in content.tensors.items():

@@ -1,7 +1,7 @@
 """The metadata of a GGUF file as a `config.json` of transformers.
 
-Every value that transformers would default is written, so that what the file leaves out means what
-llama.cpp takes there (`architectures`), not what transformers takes.
+Every value for which transformers has a default is written, so that a key missing in the file has
+llama.cpp's default (`architectures`), not that of transformers.
 """
 
 import re
@@ -22,9 +22,9 @@ from bita.export.gguf.rope_config import rope_config
 from bita.json_values import Fields, shown
 from bita.tensors import EMBEDDINGS, HEAD
 
-# Far above any model in use; what is larger is damaged, and would take all memory.
+# Limits far above any model in use; larger numbers mean a damaged file, and would exhaust memory.
 MAX_LAYERS, MAX_WIDTH, MAX_POSITIONS = 1024, 1 << 20, 1 << 31
-NO_TOKEN = 2**32 - 1  # how some converters write that there is no such token
+NO_TOKEN = 2**32 - 1  # written by some converters if there is no such token
 TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -39,10 +39,17 @@ def make_config(
     shapes: Mapping[str, tuple[int, ...]],
     rope_factors: Mapping[str, list[float]],
 ) -> dict[str, Any]:
-    """The config of a model whose tensors have these `shapes` (names of transformers).
+    """Return the config of a model.
 
-    rope_factors: contents of `rope_freqs`, `rope_factors_long`, `rope_factors_short`, if there.
-    Raises ModelError that lists every fault.
+    Args:
+        owner: The model, for errors.
+        metadata: The metadata of the file.
+        shapes: Shapes of the tensors under the names of transformers.
+        rope_factors: Contents of those of the tensors `rope_freqs`, `rope_factors_long` and
+            `rope_factors_short` that exist.
+
+    Raises:
+        ModelError: if the model is not supported; the error lists every fault.
     """
     architecture = architecture_of(owner, metadata)
     prefix = metadata["general.architecture"]
@@ -96,7 +103,7 @@ def _stored(
     shapes: Mapping[str, tuple[int, ...]],
     num_layers: int,
 ) -> dict[str, Any]:
-    """What the tensors themselves say, and the ids of special tokens."""
+    """Return the values that follow from the tensors, and the ids of special tokens."""
     if EMBEDDINGS not in shapes:
         fields.faults.append("tensor token_embd.weight is missing")
     num_tokens = shapes.get(EMBEDDINGS, (1,))[0]
@@ -130,7 +137,7 @@ def _token_ids(fields: Fields, metadata: Mapping[str, Any]) -> dict[str, int]:
 def _windows(
     fields: Fields, architecture: GgufArchitecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Which layers see a window of the text only, and how wide it is."""
+    """Return the layers that see only a window of the text, and its width."""
     num_layers, positions = config["num_hidden_layers"], config["max_position_embeddings"]
     if architecture.window_period is None:
         return {"sliding_window": None, "layer_types": ["full_attention"] * num_layers}
@@ -139,7 +146,7 @@ def _windows(
     window = fields.whole("attention.sliding_window", default, least, MAX_POSITIONS) or None
     has_window = _windowed_layers(fields, architecture, num_layers)
     return {
-        # transformers wants some width of a Gemma, where no layer has a window too
+        # transformers requires a width for a Gemma even if no layer has a window
         "sliding_window": window or (positions if architecture.is_gemma else None),
         "layer_types": [
             "sliding_attention" if window and narrow else "full_attention" for narrow in has_window
@@ -148,7 +155,10 @@ def _windows(
 
 
 def _windowed_layers(fields: Fields, architecture: GgufArchitecture, num_layers: int) -> list[bool]:
-    """By the period after which a layer sees everything, or by a list with a flag for each."""
+    """Return whether each layer has a window, from a period or from a list of flags.
+
+    The last layer of each period sees everything.
+    """
     key, period = "attention.sliding_window_pattern", architecture.window_period
     assert period is not None
     if architecture.is_gemma and key in fields:
@@ -158,7 +168,7 @@ def _windowed_layers(fields: Fields, architecture: GgufArchitecture, num_layers:
             return [bool(flag) for flag in flags]
         else:
             fields.faults.append(
-                f"{fields.prefix}{key} is {shown(flags)}, not {num_layers} flags, one a layer"
+                f"{fields.prefix}{key} is {shown(flags)}, not {num_layers} flags, one per layer"
             )
     return [not period or (i + 1) % period != 0 for i in range(num_layers)]
 
@@ -166,7 +176,7 @@ def _windowed_layers(fields: Fields, architecture: GgufArchitecture, num_layers:
 def _extras(
     fields: Fields, prefix: str, architecture: GgufArchitecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What only some architectures have."""
+    """Return the keys that only some architectures have."""
     if architecture.is_gemma:
         return _gemma(fields, architecture, config)
     if prefix == "granite":
@@ -195,14 +205,14 @@ def _gemma(
 
 
 def _granite(fields: Fields, head_dim: int) -> dict[str, Any]:
-    """0 turns a factor off, as in llama.cpp."""
+    """Return Granite's scales; 0 turns a factor off, as in llama.cpp."""
     scales = {
         "attention_multiplier": ("attention.scale", head_dim**-0.5),
         "embedding_multiplier": ("embedding_scale", 1.0),
         "residual_multiplier": ("residual_scale", 1.0),
         "logits_scaling": ("logit_scale", 1.0),
     }
-    # Granite's files use the key as a switch of the rotary embedding.
+    # Granite's files use this key to switch the rotary embedding on or off.
     if not fields.flag("rope.scaling.finetuned", True):
         fields.faults.append(
             f"{fields.prefix}rope.scaling.finetuned is False: no rotary embedding, which is not "
@@ -217,7 +227,7 @@ def _granite(fields: Fields, head_dim: int) -> dict[str, Any]:
 def _add_layer_faults(
     fields: Fields, metadata: Mapping[str, Any], prefix: str, num_layers: int
 ) -> None:
-    """Add a fault for each list of numbers by layer that does not have one for each layer."""
+    """Add a fault for each list of per-layer numbers with a wrong length."""
     for key in PER_LAYER:
         value = metadata.get(f"{prefix}.{key}")
         if isinstance(value, np.ndarray) and len(value) != num_layers:

@@ -1,8 +1,9 @@
 """The GGUF container: metadata, tensor index and rows, with plain reads (no memory map).
 
-The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
-`gguf.GGUFReader` is not used because it keeps several numpy objects per token of the vocabulary:
-hundreds of megabytes for 262144 tokens. The block formats come from the gguf package.
+The layout is described in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; versions 2 and
+3 are read. `gguf.GGUFReader` is not used because it keeps several numpy objects for each token of
+the vocabulary: hundreds of megabytes for 262144 tokens. The block formats come from the gguf
+package.
 """
 
 import math
@@ -32,11 +33,11 @@ SCALARS = {
 STRING, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
-# What a header may ask for, far above any model in use: 0.9 million texts and 25 MB are the most
-# (Gemma 3), and a few thousand tensors.
+# Limits of a header, far above any model in use: the largest has 0.9 million texts in 25 MB (Gemma
+# 3), and models have a few thousand tensors.
 MAX_HEADER_BYTES = 256 << 20
 MAX_TEXTS = 2 << 20  # in all lists together
-MAX_ENTRIES = 1 << 16  # of metadata, and of tensors
+MAX_ENTRIES = 1 << 16  # of the metadata, and of the list of tensors
 TYPE_NAMES = {int(kind): kind.name for kind in GGMLQuantizationType}
 READABLE_TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
@@ -46,12 +47,12 @@ READABLE_TYPES = (
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of the file: `offset` bytes into `path`; shape in numpy's order (rows first)."""
+    """A tensor of the file."""
 
     path: Path
     type_id: int
-    shape: tuple[int, ...]
-    offset: int
+    shape: tuple[int, ...]  # in numpy's order, rows first
+    offset: int  # in bytes
 
     @property
     def type_name(self) -> str:
@@ -67,16 +68,17 @@ class GgufTensor:
         return math.prod(self.shape[:-1]) * self.row_bytes
 
     def read(self, start: int, stop: int) -> Float32Array:
-        """Rows [start, stop) as float32; a vector is read whole and then cut.
+        """Read rows [start, stop) as float32; a vector is read whole and then cut.
 
-        Raises ModelError if the file has become shorter.
+        Raises:
+            ModelError: if the file has become shorter.
         """
         if start == stop:
             return np.empty((0, *self.shape[1:]), np.float32)
         is_vector = len(self.shape) == 1
         first, count = (0, 1) if is_vector else (start, stop - start)
         raw = self._raw(first * self.row_bytes, count * self.row_bytes)
-        # A damaged block gives infinities or NaN; whoever reads weights checks for them.
+        # A damaged block gives infinities or NaN; readers of weights check for them.
         with np.errstate(over="ignore", invalid="ignore"):
             values = dequantize(raw.reshape(count, -1), GGMLQuantizationType(self.type_id))
         rows = values.reshape(-1)[start:stop] if is_vector else values.reshape(count, -1)
@@ -84,15 +86,17 @@ class GgufTensor:
 
     @property
     def block_type(self) -> BlockType | None:
-        """What `read_blocks` gives; None for vectors and for types without blocks."""
+        """The type of the blocks of `read_blocks`; None for vectors and types without blocks."""
         known = BLOCK_FORMATS.get(self.type_name) if len(self.shape) == 2 else None
         return None if known is None else known.type
 
     def read_blocks(self, start: int, stop: int) -> Blocks | None:
-        """Rows [start, stop) as blocks of 32; None for vectors and for types without blocks.
+        """Read rows [start, stop) as blocks of 32; return None if `block_type` is None.
 
-        The scales of damaged blocks may not be finite. Raises ModelError if the file has become
-        shorter.
+        Damaged blocks may have scales that are not finite.
+
+        Raises:
+            ModelError: if the file has become shorter.
         """
         if self.block_type is None:
             return None
@@ -110,16 +114,19 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file says of itself; arrays of numbers are numpy arrays, others lists."""
+    """The header of a GGUF file."""
 
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # arrays of numbers are numpy arrays, arrays of texts are lists
     tensors: dict[str, GgufTensor]
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parse the header. Raises ModelError if this is no GGUF file or a part of it is missing.
+    """Parse the header of a GGUF file.
 
-    Memory and time are bounded by MAX_HEADER_BYTES, whatever the header says of itself.
+    Memory and time are bounded by MAX_HEADER_BYTES, whatever the header claims.
+
+    Raises:
+        ModelError: if this is not a GGUF file, or part of it is missing.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -146,7 +153,7 @@ class _Parser:
 
     def parse(self) -> GgufFile:
         if self.file.read(4) != b"GGUF":
-            raise ModelError(f"{self.path} is no GGUF file: it does not start with 'GGUF'")
+            raise ModelError(f"{self.path} is not a GGUF file: it does not start with 'GGUF'")
         self.place = 4
         version = self.scalar("<I")
         if version not in (2, 3):
@@ -162,7 +169,7 @@ class _Parser:
                 raise ValueError(f"its metadata has {key!r} twice")
             metadata[key] = self.value(key, self.scalar("<I"))
         entries = [self.tensor_info() for _ in range(num_tensors)]
-        return GgufFile(metadata, self.placed(entries, _alignment(str(self.path), metadata)))
+        return GgufFile(metadata, self.place_tensors(entries, _alignment(str(self.path), metadata)))
 
     def take(self, num_bytes: int) -> bytes:
         if num_bytes > self.size - self.place:
@@ -206,7 +213,7 @@ class _Parser:
         item_type, count = self.scalar("<I"), self.scalar("<Q")
         if item_type == STRING:
             return self.text_list(key, count)
-        dtype = np.dtype(_code(key, item_type))  # arrays of arrays are not in use anywhere
+        dtype = np.dtype(_code(key, item_type))  # arrays of arrays are not used anywhere
         return np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
     def text_list(self, key: str, count: int) -> list[str]:
@@ -215,7 +222,7 @@ class _Parser:
         self.texts_left -= count
         limit, read, place = min(self.size, MAX_HEADER_BYTES), self.file.read, self.place
         texts = []
-        for _ in range(count):  # a third of the time that as many calls of `text` take
+        for _ in range(count):  # takes a third of the time of calling `text` for each
             size = int.from_bytes(read(8), "little")
             end = place + 8 + size
             if end > limit:
@@ -225,7 +232,7 @@ class _Parser:
             place = end
         self.place = place
         if len(texts) < count:
-            texts.append(self.text())  # which says what is wrong
+            texts.append(self.text())  # raises the error
         if self.file.tell() != place:
             raise ValueError("the file has become shorter")
         return texts
@@ -243,7 +250,7 @@ class _Parser:
             raise ValueError(f"{name} has the shape {list(shape)}, without values")
         return name, type_id, shape, offset
 
-    def placed(
+    def place_tensors(
         self, entries: list[tuple[str, int, tuple[int, ...], int]], alignment: int
     ) -> dict[str, GgufTensor]:
         data_start = -(-self.place // alignment) * alignment
@@ -258,7 +265,7 @@ class _Parser:
         return tensors
 
     def check_places(self, tensors: dict[str, GgufTensor]) -> None:
-        """Tensors of known types lie inside the file, and apart from each other."""
+        """Check that tensors of known types are inside the file and do not overlap."""
         known = {name: tensor for name, tensor in tensors.items() if tensor.type_id in TYPE_NAMES}
         end = max((t.offset + t.num_bytes for t in known.values()), default=0)
         if end > self.size:
@@ -268,7 +275,7 @@ class _Parser:
         ordered = sorted(known.items(), key=lambda item: item[1].offset)
         for (name, tensor), (next_name, following) in pairwise(ordered):
             if tensor.offset + tensor.num_bytes > following.offset:
-                raise ValueError(f"{name} and {next_name} lie on the same bytes")
+                raise ValueError(f"{name} and {next_name} overlap")
 
 
 def _code(key: str, type_id: int) -> str:

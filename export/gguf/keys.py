@@ -1,4 +1,4 @@
-"""The metadata below an architecture's prefix, and which of its keys may go unread."""
+"""The metadata under an architecture's prefix, and the keys that may stay unread."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 from bita.json_values import Fields, shown
 
 PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-# Keys that nothing depends on, whatever their values.
+# Keys that affect nothing, whatever their values.
 HARMLESS = (
     "tensor_data_layout",
-    "attention.layer_norm_epsilon",  # of norms with a mean, which none of these models has
+    "attention.layer_norm_epsilon",  # for norms with a mean, which none of these models has
     "rope.scaling.finetuned",
-    "rope.freq_base_swa",  # of layers with a window; these are refused where they are not read
+    "rope.freq_base_swa",  # for layers with a window, which are refused where it is not read
 )
-# Features that the graph does not have, and the values that turn them off.
+# Keys of features that the graph does not have, and the values that turn them off.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -41,9 +41,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Keys(Mapping[str, Any]):
-    """The values by their names after `prefix.`; remembers which were asked for.
+    """The values by their names after `prefix.`; it remembers the keys that were read.
 
-    A list with a number for each layer, all of them equal, is that number.
+    A list of equal numbers, one for each layer, is replaced by the number.
     """
 
     def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
@@ -70,17 +70,20 @@ class Keys(Mapping[str, Any]):
         return len(self._values)
 
     def unread(self) -> dict[str, Any]:
-        """What nobody has asked for."""
+        """Return the values that were not read."""
         return {key: value for key, value in self._values.items() if key not in self._asked}
 
 
 def add_unread_faults(
     fields: Fields, keys: Keys, num_positions: int, attention_scale: float
 ) -> None:
-    """Add a fault for each key that was not read and is not known to change nothing.
+    """Add a fault for each key that was not read and is not known to be harmless.
 
-    num_positions: of the model; a sliding window as wide shuts nothing out. attention_scale: what
-    the graph multiplies scores by.
+    Args:
+        fields: Gets the faults.
+        keys: The metadata of the architecture.
+        num_positions: Positions of the model; a sliding window of this width hides nothing.
+        attention_scale: The factor that the graph applies to attention scores.
     """
     for key, value in keys.unread().items():
         is_wide = key == "attention.sliding_window" and _is_number(value) and value >= num_positions

@@ -1,4 +1,4 @@
-"""Tensor names of llama.cpp as names of transformers."""
+"""Map llama.cpp's tensor names to those of transformers."""
 
 import re
 from collections.abc import Container, Iterable
@@ -32,20 +32,20 @@ LAYER_OF_ARCHITECTURE = {
     "gemma3": LAYER | GEMMA,
     "phi3": LAYER | {"ffn_up": "mlp.gate_up_proj"},
 }
-# Tables of rotary factors: they go into the config.
+# Tables of rotary factors, which become part of the config.
 ROPE_TABLE = re.compile(r"(blk\.[0-9]+\.)?(?P<table>rope_freqs|rope_factors_(long|short))\.weight")
-# Buffers that old converters saved; they follow from the base of the frequencies.
+# Buffers saved by old converters, which follow from the base of the frequencies.
 BUFFER = re.compile(r"blk\.[0-9]+\.attn_rot_embd\.weight")
 
 
 def rope_table_of(name: str) -> str | None:
-    """Which table of rotary factors a tensor is, or None if it is something else."""
+    """Return the name of a table of rotary factors, or None for other tensors."""
     found = ROPE_TABLE.fullmatch(name)
     return found["table"] if found else None
 
 
 def transformers_name(architecture: str, name: str) -> str | None:
-    """The name in transformers, or None if this architecture should not have such a tensor."""
+    """Return the name in transformers, or None if the architecture should not have the tensor."""
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None
@@ -61,9 +61,13 @@ def transformers_name(architecture: str, name: str) -> str | None:
 def map_names(
     architecture: str, names: Iterable[str], rope_tables: Container[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
-    """({transformers name: name in the file}, names that have no place in the architecture).
+    """Return {transformers name: name in the file}, and the names foreign to the architecture.
 
-    rope_tables: which tables of rotary factors it may have; they are in neither.
+    Args:
+        architecture: `general.architecture` of the file.
+        names: The tensors of the file.
+        rope_tables: Tables of rotary factors that the architecture may have; they are in neither
+            result.
     """
     mapped, unknown = {}, []
     for name in names:

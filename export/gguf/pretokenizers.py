@@ -1,7 +1,7 @@
-"""How the byte-level vocabularies of GGUF files cut text into words before merging.
+"""The rules by which byte-level vocabularies of GGUF files cut text into words before merging.
 
 A file names its rule in `tokenizer.ggml.pre`. The expressions are those of the models' own
-`tokenizer.json`; several in a row each cut what the one before left in one piece.
+`tokenizer.json`; each further expression splits the pieces that the previous ones left.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,11 @@ _TEKKEN, _GPT4O = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """patterns: applied in order. whole_words: a word that is a token stays whole, whatever the
-    merges say. adds_bos: where the file does not say it."""
+    """A rule that cuts text into words."""
 
-    patterns: tuple[str, ...]
-    whole_words: bool = False
-    adds_bos: bool = False
+    patterns: tuple[str, ...]  # applied in order
+    whole_words: bool = False  # whether a word that is a token stays whole, whatever the merges
+    adds_bos: bool = False  # default for files without `add_bos_token`
 
     def build(self) -> pre_tokenizers.PreTokenizer:
         splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns]
@@ -55,7 +54,7 @@ _BY_RULE = {
     PreTokenizer((_QWEN2,)): ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "kormo"),
     PreTokenizer((_TEKKEN,), whole_words=True, adds_bos=True): ("tekken",),
     PreTokenizer((_GPT4O,)): ("gpt-4o", "llama4", "kanana2"),
-    # What llama.cpp does where a file names no rule.
+    # llama.cpp's rule for files that name none.
     PreTokenizer(
         (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     ): ("default",),
@@ -64,7 +63,11 @@ PRE_TOKENIZERS = {name: rule for rule, names in _BY_RULE.items() for name in nam
 
 
 def pre_tokenizer_of(owner: str, name: str | None) -> PreTokenizer:
-    """The rule that a file names. Raises ModelError for an unknown one: its ids would be wrong."""
+    """Return the rule that a file names.
+
+    Raises:
+        ModelError: if the rule is unknown, since ids would be wrong.
+    """
     if (name or "default") not in PRE_TOKENIZERS:
         raise ModelError(
             f"{owner}: tokenizer.ggml.pre is {name!r}; known: {', '.join(sorted(PRE_TOKENIZERS))}. "

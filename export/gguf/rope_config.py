@@ -1,7 +1,7 @@
 """The rotary embedding of a GGUF file as `rope_parameters` of transformers.
 
-What llama.cpp does: a factor without a type is linear, as is `rope.scale_linear` of older files;
-type "none" ignores the factor; `rope.scaling.attn_factor` multiplies cos and sin whatever the type.
+As in llama.cpp, a factor without a type is linear, and so is `rope.scale_linear` of older files;
+type "none" ignores the factor; `rope.scaling.attn_factor` multiplies cos and sin for every type.
 """
 
 import math
@@ -13,17 +13,22 @@ from bita.json_values import Fields
 
 TYPES = ("none", "linear", "yarn", "longrope")
 DEFAULT_BASE = 10_000.0
-MIN_BASE = 2.0  # the base of frequencies; those in use are 10 000 and more
-MIN_FACTOR, MAX_FACTOR = 1e-4, 1e6  # of positions, and of cos and sin
+MIN_BASE = 2.0  # of frequencies; bases in use are at least 10,000
+MIN_FACTOR, MAX_FACTOR = 1e-4, 1e6  # on positions, and on cos and sin
 Factors = Mapping[str, list[float]]
 
 
 def rope_config(
     fields: Fields, architecture: GgufArchitecture, config: Mapping[str, Any], factors: Factors
 ) -> dict[str, Any]:
-    """`rope_theta` and `rope_parameters`. factors: contents of the tensors of rotary factors.
+    """Return `rope_theta`, `rope_parameters` and related keys.
 
-    What is wrong or not supported is added to the faults of `fields`.
+    Args:
+        fields: The metadata of the architecture; faults and unsupported values are added to its
+            faults.
+        architecture: The architecture.
+        config: The config so far.
+        factors: Contents of the tensors of rotary factors, by name.
     """
     head_dim = config["head_dim"]
     rotary = _rotary_width(fields, architecture, head_dim)
@@ -37,7 +42,7 @@ def rope_config(
         local = fields.number("rope.freq_base_swa", theta, least=MIN_BASE)
         if local != theta:
             fields.faults.append(
-                f"{fields.prefix}rope.freq_base_swa is {local:g}, which is not supported beside a "
+                f"{fields.prefix}rope.freq_base_swa is {local:g}, which is not supported with a "
                 f"freq_base of {theta:g}"
             )
     if architecture.model_type != "gemma3_text":
@@ -48,7 +53,10 @@ def rope_config(
 
 
 def _gemma3(fields: Fields, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Layers with a window have a base of their own, and their positions are not stretched."""
+    """Return the parameters for each type of layer.
+
+    Layers with a window have a separate base, and their positions are not stretched.
+    """
     local = fields.number("rope.freq_base_swa", DEFAULT_BASE, least=MIN_BASE)
     sliding = {"rope_type": "default", "rope_theta": local}
     return {
@@ -71,7 +79,7 @@ def _rotary_width(fields: Fields, architecture: GgufArchitecture, head_dim: int)
 
 
 def _share(rotary: int, head_dim: int) -> float:
-    """The share of a head that gives `rotary` when it is multiplied and cut."""
+    """Return the share of a head for which int(head_dim * share) is exactly `rotary`."""
     share = rotary / head_dim
     return share if int(head_dim * share) == rotary else math.nextafter(share, 2.0)
 
@@ -84,11 +92,11 @@ def _add_table_faults(fields: Fields, factors: Factors, size: int) -> None:
                 "numbers"
             )
     if (LONG in factors) != (SHORT in factors):
-        fields.faults.append(f"of the tensors {LONG} and {SHORT} only one is there")
+        fields.faults.append(f"only one of the tensors {LONG} and {SHORT} exists")
 
 
 def _rule(fields: Fields, num_positions: int, factors: Factors) -> dict[str, Any]:
-    """`rope_type` and its numbers."""
+    """Return `rope_type` and its numbers."""
     kind, factor = _kind_and_factor(fields)
     original = fields.whole("rope.scaling.original_context_length", num_positions, least=1)
     amplitude = fields.number("rope.scaling.attn_factor", 1.0, least=MIN_FACTOR, most=MAX_FACTOR)
@@ -98,7 +106,7 @@ def _rule(fields: Fields, num_positions: int, factors: Factors) -> dict[str, Any
     if kind == "yarn" and FREQUENCIES not in factors:
         return _yarn(fields, factor, original, amplitude)
     if FREQUENCIES in factors and kind != "yarn" and amplitude == 1:
-        # one table: llama.cpp divides the frequencies by both
+        # llama.cpp divides the frequencies by the factor and the table, so one table holds both
         table = [value * factor for value in factors[FREQUENCIES]]
         return {"rope_type": "gguf_factors", "factors": table}
     if factor == 1 and FREQUENCIES not in factors:
@@ -126,9 +134,9 @@ def _kind_and_factor(fields: Fields) -> tuple[str, float]:
 
 
 def _check_extrapolation(fields: Fields, kind: str) -> None:
-    """YaRN's share of extrapolation: all of it for yarn and nothing for others, or not given (-1).
+    """Check YaRN's share of extrapolation, which must be 1 for yarn, 0 for other types, or unset.
 
-    Other shares are not supported.
+    The value -1 means unset; no other share is supported.
     """
     usual = 1.0 if kind == "yarn" else 0.0
     share = fields.number("rope.scaling.yarn_ext_factor", usual)
@@ -148,14 +156,14 @@ def _yarn(fields: Fields, factor: float, original: int, amplitude: float) -> dic
     if factor == 1:
         return _amplified(original, amplitude)
     rule = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    if amplitude != 1:  # beside YaRN's own
+    if amplitude != 1:  # multiplies YaRN's own amplitude
         own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
         rule["attention_factor"] = amplitude * own
     return rule | betas
 
 
 def _amplified(original: int, amplitude: float) -> dict[str, Any]:
-    """Plain positions; YaRN by 1 is how transformers says that cos and sin are multiplied."""
+    """Return a rule with plain positions; cos and sin times `amplitude` is YaRN with factor 1."""
     if amplitude == 1:
         return {"rope_type": "default"}
     return {

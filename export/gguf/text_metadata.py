@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file that is about text, by type."""
+"""The text metadata of a GGUF file, checked by type."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,19 @@ from bita.errors import ModelError
 from bita.json_values import Fields
 
 PREFIX = "tokenizer.ggml."
-# How converters write that there is no such token: -1, which is the largest number without a sign.
+# Written by converters if there is no such token: -1, which is also the largest unsigned number.
 NO_TOKENS = (2**32 - 1, -1)
 MAX_TOKEN_TYPE = 6
 SAMPLING = "general.sampling."
 
 
 def read_text_metadata(owner: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with the types that a tokenizer relies on; ids that say "none" are left out.
+    """Return the metadata with the types that a tokenizer needs; ids that mean "none" are omitted.
 
-    Lists are lists of Python's own numbers and texts. Raises ModelError that lists every value of
-    another type.
+    Lists contain Python numbers and texts.
+
+    Raises:
+        ModelError: if values have other types; the error lists all of them.
     """
     fields = Fields(metadata)
     typed = {key: value for key, value in metadata.items() if not key.startswith(PREFIX)}
@@ -28,7 +30,7 @@ def read_text_metadata(owner: str, metadata: Mapping[str, Any]) -> dict[str, Any
         typed[key] = fields.number(key)
     tokens = list(fields.texts(f"{PREFIX}tokens", ()))
     for key in (key for key in metadata if key.startswith(PREFIX)):
-        value = tokens if key == f"{PREFIX}tokens" else _typed(fields, key)
+        value = tokens if key == f"{PREFIX}tokens" else _read_typed(fields, key)
         if value is not None:
             typed[key] = value
     fields.check(ModelError, owner)
@@ -36,7 +38,7 @@ def read_text_metadata(owner: str, metadata: Mapping[str, Any]) -> dict[str, Any
 
 
 def token_id_faults(metadata: Mapping[str, Any], num_tokens: int) -> list[str]:
-    """Ids of special tokens that no token has."""
+    """Return faults of ids of special tokens that are outside the vocabulary."""
     return [
         f"{key} is {index}, but there are {num_tokens} tokens"
         for key, index in metadata.items()
@@ -48,8 +50,8 @@ def _is_token_id(key: str) -> bool:
     return key.startswith(PREFIX) and key.endswith("_token_id")
 
 
-def _typed(fields: Fields, key: str) -> Any:
-    """The value of one key of the tokenizer, or None for a token that is not there."""
+def _read_typed(fields: Fields, key: str) -> Any:
+    """Return the checked value of a key of the tokenizer, or None for a missing token."""
     name = key.removeprefix(PREFIX)
     if name in ("model", "pre"):
         return fields.text(key)
@@ -64,4 +66,4 @@ def _typed(fields: Fields, key: str) -> Any:
         return None if index in NO_TOKENS else index
     if name.startswith(("add_", "remove_", "escape_", "treat_")):
         return fields.flag(key)
-    return fields.values[key]  # nothing reads it
+    return fields.values[key]  # not read anywhere

@@ -30,14 +30,15 @@ SAMPLING_KEYS = {
     "repetition_penalty": "penalty_repeat",
 }
 END_IDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Phi-3's special tokens swallow the white space behind them, these excepted; files do not say so.
+# Phi-3's special tokens, except these, absorb the white space after them; files do not record it.
 PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class Vocabulary:
-    """The `tokenizer.ggml.*` part of the metadata. Raises ModelError with all its faults."""
+    """The `tokenizer.ggml.*` part of the metadata."""
 
     def __init__(self, owner: str, metadata: Mapping[str, Any]) -> None:
+        """Read and check the vocabulary. Raises ModelError that lists every fault."""
         self.owner = owner
         self.metadata = read_text_metadata(owner, metadata)
         self.model = str(self.get("model"))
@@ -50,7 +51,7 @@ class Vocabulary:
         return self.metadata.get(f"tokenizer.ggml.{key}", default)
 
     def token(self, key: str) -> str | None:
-        """The text of the token whose id is `tokenizer.ggml.<key>`."""
+        """Return the text of the token whose id is `tokenizer.ggml.<key>`."""
         index = self.get(key)
         return self.tokens[index] if index is not None and index < len(self.tokens) else None
 
@@ -75,7 +76,11 @@ class Vocabulary:
 
 
 def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets:
-    """The TextAssets of a GGUF file. Raises ModelError if its tokenizer cannot be rebuilt."""
+    """Return the TextAssets of a GGUF file.
+
+    Raises:
+        ModelError: if its tokenizer cannot be rebuilt.
+    """
     vocabulary = Vocabulary(owner, metadata)
     metadata = vocabulary.metadata
     template = metadata.get("tokenizer.chat_template")
@@ -90,7 +95,7 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
     )
     if not eos_ids:
         raise ModelError(
-            f"{owner}: no token is said to end an answer (tokenizer.ggml.eos_token_id); "
+            f"{owner} names no token that ends an answer (tokenizer.ggml.eos_token_id); "
             "set it with gguf-set-metadata"
         )
     named = {name: vocabulary.token(key) for name, key in SPECIAL_IDS.items()}
@@ -109,7 +114,7 @@ def read_gguf_text_assets(owner: str, metadata: Mapping[str, Any]) -> TextAssets
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """A tokenizer with llama.cpp's ids for text in which special tokens are recognised."""
+    """Build a tokenizer with llama.cpp's ids for text in which special tokens are recognised."""
     build = _byte_level if vocabulary.model == "gpt2" else _sentencepiece
     tokenizer, adds_bos = build(vocabulary)
     added = _added_tokens(vocabulary)
@@ -134,7 +139,7 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _known_merges(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Merges of tokens that exist; llama.cpp never reaches the others, tokenizers refuses them."""
+    """Return merges of existing tokens; llama.cpp never uses others, tokenizers refuses them."""
     ids = vocabulary.ids
     return [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
 
@@ -160,7 +165,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a token of two, best score first.
+    """Return every pair of tokens whose union is a token, best score first.
 
     SentencePiece joins the neighbours whose union has the best score, whatever the two are.
     """
@@ -179,7 +184,7 @@ def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
-    """Tokens that are found in the text before it is cut, in the order of their ids."""
+    """Return the tokens that are matched in the text before it is cut, in the order of ids."""
     name = str(vocabulary.metadata.get("general.name", "")).lower()
     is_phi3 = "phi-3" in name or "phi3" in name
     added = []
@@ -192,7 +197,7 @@ def _added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
 
 
 def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, adds_bos: bool) -> None:
-    """Let encode() add the tokens that the file wants before and behind a text."""
+    """Make encode() add the tokens that the file requires before and after a text."""
     bos, eos = vocabulary.token("bos_token_id"), vocabulary.token("eos_token_id")
     first = bos if vocabulary.get("add_bos_token", adds_bos) else None
     last = eos if vocabulary.get("add_eos_token", False) else None

@@ -1,1 +1,1 @@
-"""Checkpoints in Hugging Face directories."""
+"""Checkpoints stored as Hugging Face model directories."""

@@ -1,4 +1,4 @@
-"""Which tokens end an answer, as the files of a Hugging Face model directory say."""
+"""The tokens that end an answer, from the files of a Hugging Face model directory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ MAX_ID = 2**31 - 1
 
 @dataclass(frozen=True)
 class AnswerEnds:
-    """eos_ids: of every text, most usual first. turn_end_ids: more, of answers to messages."""
+    """The tokens that end an answer."""
 
-    eos_ids: tuple[int, ...]
-    turn_end_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...]  # end every text, most usual first
+    turn_end_ids: tuple[int, ...]  # also end answers to messages
 
     @classmethod
     def read(
@@ -30,15 +30,24 @@ class AnswerEnds:
         special_tokens: Mapping[str, str],
         codec: TextCodec,
     ) -> "AnswerEnds":
-        """Raises ModelError if no token ends an answer, or an id is not one.
+        """Determine the tokens that end an answer.
 
-        eos_ids are those of transformers: generation_config.json's, else config.json's, else the
-        tokenizer's eos_token. Without the first, the usual ends of a turn that occur in the
-        template come before them. Chats end at two more tokens: the tokenizer's eos_token, if it is
-        a special one, and the one that the template writes after an answer.
+        As in transformers, eos_ids are those of generation_config.json, else of config.json, else
+        the tokenizer's eos_token. Without ids in generation_config.json, usual turn ends that occur
+        in the template precede them. Chats end at two more tokens: the tokenizer's eos_token, if it
+        is a special token, and the token that the template writes after an answer.
 
-        generation: generation_config.json, {} for none. codec: its `num_rows` are the model's; an
-        id that the model does not have is left out, since no answer can hold it.
+        Args:
+            directory: The model directory.
+            config: config.json.
+            generation: generation_config.json; {} if there is none.
+            template: The chat template; None if there is none.
+            special_tokens: Special tokens by name.
+            codec: The codec, whose `num_rows` are those of the model. Ids that the model does not
+                have are left out, since no answer can contain them.
+
+        Raises:
+            ModelError: if no token ends an answer, or an id is invalid.
         """
         given = _ids(f"{directory}/generation_config.json", generation)
         eos = codec.token_id(special_tokens.get("eos_token", ""))
@@ -51,7 +60,7 @@ class AnswerEnds:
         turn_ends = (*written, *([eos] if eos in codec.special_tokens else []))
         eos_ids = _within(given, codec.num_rows)
         if not eos_ids:
-            lacks = f"of ids {shown([*given])} the model has none" if given else "none is named"
+            lacks = f"the model has none of the ids {shown([*given])}" if given else "none is named"
             raise ModelError(
                 f"{directory} does not say which token ends an answer ({lacks}); add "
                 '{"eos_token_id": ID} as generation_config.json'
@@ -65,7 +74,7 @@ def _within(ids: tuple[int, ...], num_rows: int | None) -> tuple[int, ...]:
 
 
 def _ids(subject: str, values: Mapping[str, Any]) -> tuple[int, ...]:
-    """`eos_token_id`: one id, a list of them, or null."""
+    """Read `eos_token_id`: one id, a list of ids, or null."""
     fields = Fields(values)
     value = values.get("eos_token_id")
     if isinstance(value, list):

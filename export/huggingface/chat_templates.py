@@ -1,4 +1,4 @@
-"""Where a Hugging Face model directory has its chat template; the order is that of transformers."""
+"""The chat template of a Hugging Face model directory, looked up in the order of transformers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +9,19 @@ from bita.export.huggingface.special_tokens import FIX, optional_json
 from bita.json_values import read_regular_file, shown
 
 TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_DIR = "additional_chat_templates"  # of more templates, by name
-PROCESSOR_FILE = "chat_template.json"  # older, of models that read images too
+TEMPLATE_DIR = "additional_chat_templates"  # further templates by name
+PROCESSOR_FILE = "chat_template.json"  # older, of models that also read images
 DEFAULT = "default"
 MAX_BYTES = 4 << 20
 
 
 def read_chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The Jinja source of the default template; None where there is none, or an empty one.
+    """Return the Jinja source of the default template; None if it is missing or empty.
 
-    Files count before tokenizer_config.json, and chat_template.json comes last. Raises ModelError.
+    Template files take precedence over tokenizer_config.json; chat_template.json comes last.
+
+    Raises:
+        ModelError: if a file is malformed, or no template is the default.
     """
     files = [*sorted((directory / TEMPLATE_DIR).glob("*.jinja"))]
     named = {path.stem: _text(path) for path in files}
@@ -34,7 +37,7 @@ def read_chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> 
 
 
 def _default(given: Any, subject: str) -> str | None:
-    """The template of that name among several, the last one of equal names; or the only one."""
+    """Return the only template, or the one named "default"; of equal names the last one counts."""
     if given is None or isinstance(given, str):
         return given
     if isinstance(given, list):

@@ -1,7 +1,7 @@
 """A Hugging Face model directory with safetensors weights, read without torch or a memory map.
 
-Plain reads of just the rows asked for keep the resident memory small: mapped pages count as the
-process's own as long as the kernel keeps them.
+Plain reads of only the requested rows keep the resident memory small: mapped pages would count as
+the process's own as long as the kernel keeps them.
 """
 
 import math
@@ -34,14 +34,23 @@ BIASES = {
 class SafetensorsCheckpoint:
     """The Checkpoint of a directory with config.json and model*.safetensors.
 
-    Where the config and the weights say different things, `config` and the names of the tensors
-    say what transformers makes of them: an output layer that differs from the embeddings is not
-    tied to them, one that is equal is not there, and biases that are not stored are none.
+    If the config and the weights contradict each other, `config` and the names of the tensors
+    follow transformers: an output layer that differs from the embeddings is not tied to them, an
+    output layer equal to them is dropped, and biases that are not stored do not exist.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        """Reads the headers only, and the embeddings where an output layer is stored beside them
-        although the config ties it. Raises ModelError that lists every fault of the files.
+        """Read the headers of the files.
+
+        The embeddings are read too if the config ties the output layer to them, but the layer is
+        stored.
+
+        Args:
+            path: The directory.
+            name: The model as the user named it; None for the path.
+
+        Raises:
+            ModelError: if the model cannot be read; the error lists every fault of the files.
         """
         self.path = path
         self.name = name or str(path)
@@ -49,7 +58,7 @@ class SafetensorsCheckpoint:
         self.license = _license_of_readme(path / "README.md")
         self.config, faults = standard_config(given)
         if family_of(given) is None:
-            faults = []  # the config is refused where it is read
+            faults = []  # `read_architecture` refuses the config
         raise_faults(ModelError, str(path / CONFIG_NAME), faults)
         self._stored = read_weight_files(path, faults)
         faults += _quantized_faults(self._stored)
@@ -95,7 +104,7 @@ class SafetensorsCheckpoint:
         return TensorTable(self.name, shapes, self.config)
 
     def _resolve_tied_head(self) -> None:
-        """Decide about an output layer that is stored although the config ties it."""
+        """Resolve an output layer that is stored although the config ties it."""
         if HEAD not in self._stored:
             return
         if EMBEDDINGS not in self._stored:
@@ -108,7 +117,7 @@ class SafetensorsCheckpoint:
             self.config["tie_word_embeddings"] = False
 
     def _is_same(self, name: str, other: str) -> bool:
-        """Whether two tensors have the same values; reads up to the first difference."""
+        """Return whether two tensors have the same values; read up to the first difference."""
         if self.shape(name) != self.shape(other) or not self.shape(name):
             return False
         pairs = zip(row_chunks(self, name), row_chunks(self, other), strict=True)
@@ -132,7 +141,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 def _to_float32(flat: np.ndarray, dtype: str) -> Float32Array:
     if dtype == "BF16":  # the upper half of a float32
         return (flat.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # F64 beyond float32 is infinite, and refused
+    with np.errstate(over="ignore"):  # F64 beyond float32 becomes infinite, and is refused
         return flat.astype(np.float32, copy=False)
 
 
@@ -142,12 +151,12 @@ def _quantized_faults(stored: dict[str, StoredTensor]) -> list[str]:
         return []
     return [
         f"{len(narrow)} tensors are 8-bit floats ({narrow[0]} is {stored[narrow[0]].dtype}), which "
-        "mean nothing without the scales of their scheme; use the model's 16-bit release"
+        "are meaningless without the scales of their scheme; use the model's 16-bit release"
     ]
 
 
 def _license_of_readme(path: Path) -> str | None:
-    """`license:` of a model card's front matter; None if there is none."""
+    """Return `license:` of a model card's front matter; None if there is none."""
     try:
         text = read_regular_file(path, MAX_README_BYTES).decode("utf-8", errors="replace")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The tensors of a safetensors file of a model, without reading them."""
+"""The index of the tensors of a safetensors file."""
 
 import stat
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 from bita.safetensors_header import read_header
 
 MAX_HEADER_BYTES = 8 << 20  # the largest in use have 1 MB; the format allows 100 MB
-MAX_TENSORS = 50_000  # each takes some 20 µs
+MAX_TENSORS = 50_000  # each takes about 20 µs
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `offset` bytes into the file `path`, row-major, little-endian."""
+    """The location of a tensor in a file: `offset` bytes into it, row-major, little-endian."""
 
     path: Path
     dtype: str
@@ -22,9 +22,9 @@ class StoredTensor:
 
 
 def read_tensors(path: Path, faults: list[str]) -> dict[str, StoredTensor]:
-    """The tensors of one file; what is wrong is added to `faults`.
+    """Return the tensors of a file by name; add what is wrong to `faults`.
 
-    Nothing but a regular file is opened.
+    Only regular files are opened.
     """
     try:
         status = path.stat()

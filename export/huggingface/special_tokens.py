@@ -1,21 +1,21 @@
-"""Tokens that are named outside tokenizer.json, added to it as transformers adds them.
+"""Tokens that are named outside tokenizer.json, added to the tokenizer as in transformers.
 
 transformers 5 loads tokenizer.json and then adds, in this order:
 
-- the tokens of `added_tokens_decoder` in tokenizer_config.json, by their ids; where that key is
-  absent, those of added_tokens.json, with those of tokenizer.json in their place;
-- the tokens named by role (`bos_token`, ..., `image_token`), and then the extra ones, that are
-  not among the added tokens yet; these are special.
+- the tokens of `added_tokens_decoder` in tokenizer_config.json, by their ids; without that key,
+  those of added_tokens.json, overridden by those of tokenizer.json;
+- the tokens named by role (`bos_token`, ..., `image_token`), and then the extra tokens, unless they
+  have been added already; these are special.
 
-A token that has an id keeps it, whatever id a file gives; a new one gets the next free id. What a
-later source says of a token (`lstrip`, ...) counts, but once special it stays special. Without
-`added_tokens_decoder`, special_tokens_map.json overrides tokenizer_config.json; with it that file
+A token that has an id keeps it, whatever id a file gives; a new token gets the next free id. The
+flags (`lstrip`, ...) of the last source count, but a special token stays special. Without
+`added_tokens_decoder`, special_tokens_map.json overrides tokenizer_config.json; with it, that file
 is not read. `add_bos_token`, `add_eos_token`, `add_prefix_space`, `legacy` and `model_max_length`
-change nothing where there is a tokenizer.json.
+have no effect if there is a tokenizer.json.
 
 Some classes (LlamaTokenizer, GPT2Tokenizer, Qwen2Tokenizer, GemmaTokenizer) replace the normalizer
-and the pre-tokenizer of tokenizer.json by their own. That is not followed: the file holds the rules
-that the model was trained with, and many models name a class that has others.
+and the pre-tokenizer of tokenizer.json by their own. This is not done here: the file holds the
+rules that the model was trained with, and many models name a class that has other rules.
 """
 
 from collections.abc import Mapping
@@ -34,9 +34,9 @@ ROLES = (
     *("pad_token", "cls_token", "mask_token"),
 )
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_NAMED_EXTRA = "extra tokens by name"  # no key of a file
+_NAMED_EXTRA = "extra tokens by name"  # not a key of any file
 _END_OF_TEXT = "<|endoftext|>"
-# What these classes of transformers name where no file does.
+# Tokens by role of classes of transformers, for roles that no file names.
 _CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END_OF_TEXT),
@@ -46,33 +46,29 @@ _CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
         **{"pad_token": "<pad>", "mask_token": "<mask>"},
     },
 }
-Named = str | AddedToken  # as a file gives it
-Listed = tuple[int, AddedToken]  # with the id that a file gives it
+Named = str | AddedToken  # as given in a file
+Listed = tuple[int, AddedToken]  # with the id given in a file
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What the files beside tokenizer.json say of tokens.
+    """The tokens that files other than tokenizer.json name."""
 
-    listed: with an id, ascending. roles: by name, such as "eos_token". extra: special ones without
-    a role. class_roles: what the tokenizer's class names; it counts for tokens that exist.
-    """
-
-    listed: tuple[AddedToken, ...]
-    roles: dict[str, Named]
-    extra: tuple[Named, ...]
-    class_roles: Mapping[str, str]
+    listed: tuple[AddedToken, ...]  # tokens with an id, in ascending order
+    roles: dict[str, Named]  # by name, such as "eos_token"
+    extra: tuple[Named, ...]  # special tokens without a role
+    class_roles: Mapping[str, str]  # roles of the tokenizer's class, for tokens that exist
 
     def texts(self, tokenizer: Tokenizer) -> dict[str, str]:
-        """The tokens with a role, by name, for chat templates."""
+        """Return the tokens with a role, by name, for chat templates."""
         return {name: _content(token) for name, token in self._all_roles(tokenizer).items()}
 
     def add_to(self, tokenizer: Tokenizer) -> bool:
-        """Add all to a tokenizer; return whether that changed it."""
+        """Add all tokens to a tokenizer; return whether that changed it."""
         before = tokenizer.get_added_tokens_decoder()
         roles = [*self._all_roles(tokenizer).values()]
         known = {token.content for token in (*before.values(), *self.listed)}
-        # A token may come as text and as an object; then the object, which comes later, counts.
+        # A token may be given as text and as an object; the object comes later, so it counts.
         new = {
             _state(token): token for token in (*roles, *self.extra) if _content(token) not in known
         }
@@ -88,7 +84,7 @@ class SpecialTokens:
         }
 
     def _all_roles(self, tokenizer: Tokenizer) -> dict[str, Named]:
-        """The roles that files name, and those of the class whose tokens exist."""
+        """Return the roles that files name, and those of the class whose tokens exist."""
         exist = {
             role: text
             for role, text in self.class_roles.items()
@@ -100,9 +96,16 @@ class SpecialTokens:
 def read_special_tokens(
     directory: Path, tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], own: Any
 ) -> SpecialTokens:
-    """The tokens that the files of a model directory name.
+    """Read the tokens that the files of a model directory name.
 
-    own: `added_tokens` of tokenizer.json. Raises ModelError that lists the faults of a file.
+    Args:
+        directory: The model directory.
+        tokenizer_config: tokenizer_config.json.
+        config: config.json.
+        own: `added_tokens` of tokenizer.json.
+
+    Raises:
+        ModelError: if a file is malformed; the error lists its faults.
     """
     subject = f"{directory}/tokenizer_config.json"
     values = dict(tokenizer_config)
@@ -132,12 +135,12 @@ def read_special_tokens(
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """The object in a file of a model directory, {} if there is none. Raises ModelError."""
+    """Return the object in a JSON file, or {} without the file. Raises ModelError if malformed."""
     return read_json_object(path, ModelError, FIX) if path.exists() else {}
 
 
 def _decoder_tokens(subject: str, decoder: Any) -> list[Listed]:
-    """The tokens of `added_tokens_decoder`."""
+    """Return the tokens of `added_tokens_decoder`."""
     faults: list[str] = []
     tokens = []
     for key, value in (decoder if isinstance(decoder, dict) else {}).items():
@@ -153,7 +156,7 @@ def _decoder_tokens(subject: str, decoder: Any) -> list[Listed]:
 
 
 def _merge_map(values: dict[str, Any], special_tokens_map: Mapping[str, Any]) -> None:
-    """Let special_tokens_map.json override, and extend the extra tokens."""
+    """Override values by special_tokens_map.json, and extend the extra tokens."""
     for key, value in special_tokens_map.items():
         if key == "extra_special_tokens" and isinstance(value, list):
             before = values.get(key) or []
@@ -167,19 +170,19 @@ def _merge_map(values: dict[str, Any], special_tokens_map: Mapping[str, Any]) ->
 
 
 def _move_named_extra(values: dict[str, Any]) -> None:
-    """Make roles of extra tokens that are given by name."""
+    """Turn extra tokens that are given by name into roles."""
     if isinstance(values.get("extra_special_tokens"), dict):
         values[_NAMED_EXTRA] = values.get(_NAMED_EXTRA, {}) | values.pop("extra_special_tokens")
 
 
 def _encoder_tokens(directory: Path, values: Mapping[str, Any]) -> list[Listed]:
-    """The tokens of added_tokens.json; special if they have a role or are extra ones."""
+    """Return the tokens of added_tokens.json; tokens with a role and extra tokens are special."""
     fields = Fields(optional_json(directory / "added_tokens.json"))
     ids = {text: fields.whole(text, most=2**31) for text in fields.values}
     fields.check(ModelError, f"{directory}/added_tokens.json")
     extra = values.get("extra_special_tokens")
     named = [*map(values.get, ROLES), *(extra if isinstance(extra, list) else ())]
-    # transformers has not yet read those of tokenizer_config.json that are objects
+    # transformers has not yet read tokens of tokenizer_config.json that are objects
     special = {_text(token) for token in named if not _is_unread(token)}
     return [
         (token_id, AddedToken(text, normalized=text not in special, special=text in special))
@@ -188,7 +191,7 @@ def _encoder_tokens(directory: Path, values: Mapping[str, Any]) -> list[Listed]:
 
 
 def _own_tokens(own: Any) -> list[Listed]:
-    """The added tokens of tokenizer.json, with the ids that it gives; the library has read them."""
+    """Return the added tokens of tokenizer.json and their ids; the library has validated them."""
     return [
         (entry["id"], token)
         for entry in own or ()
@@ -197,7 +200,7 @@ def _own_tokens(own: Any) -> list[Listed]:
 
 
 def _roles(values: Mapping[str, Any], faults: list[str]) -> dict[str, Named]:
-    """Tokens by role: the usual roles first, then others of the model."""
+    """Return tokens by role: the usual roles first, then others of the model."""
     others = [
         key
         for key, value in values.items()
@@ -220,12 +223,12 @@ def _extra(values: Mapping[str, Any], faults: list[str]) -> list[Named]:
 
 
 def _token(value: Any, name: str, faults: list[str]) -> Named | None:
-    """A token given as text, or as an object."""
+    """Read a token given as text or as an object; add a fault and return None if malformed."""
     return value if isinstance(value, str) else _object_token(value, name, faults)
 
 
 def _object_token(value: Any, name: str, faults: list[str]) -> AddedToken | None:
-    """A token given as an object with `content` and flags."""
+    """Read a token given as an object with `content` and flags."""
     if not isinstance(value, dict):
         faults.append(f"{name} is {shown(value)}, not a token")
         return None
@@ -237,7 +240,7 @@ def _object_token(value: Any, name: str, faults: list[str]) -> AddedToken | None
 
 
 def _text(value: Any) -> str | None:
-    """The string of a token, in any of its forms; None for other values."""
+    """Return the string of a token in any of its forms; None for other values."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
@@ -247,7 +250,7 @@ def _is_unread(value: Any) -> bool:
 
 
 def _class_name(values: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The class of transformers that would load this tokenizer."""
+    """Return the class of transformers that would load this tokenizer."""
     if config.get("model_type") == "qwen2":
         return "Qwen2Tokenizer"
     name = values.get("tokenizer_class") or config.get("tokenizer_class")
@@ -263,5 +266,5 @@ def _added(token: Named) -> AddedToken:
 
 
 def _state(token: Named) -> Any:
-    """What tells tokens apart; a text is not the object that it would become."""
+    """Return a key that distinguishes tokens; a text differs from the object it would become."""
     return token if isinstance(token, str) else tuple(sorted(token.__getstate__().items()))

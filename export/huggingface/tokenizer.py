@@ -21,12 +21,16 @@ from bita.json_values import MAX_JSON_BYTES, Fields, parse_json, read_regular_fi
 from bita.runtime.text.codec import TextCodec
 from bita.runtime.text.tokenizer_file import checked_call, read_tokenizer
 
-SMALLEST = 1e-9  # for numbers that are above 0
-MISTRAL_TOKENS = 100_000  # with more, `fix_mistral_regex` counts
+SMALLEST = 1e-9  # minimum of numbers that must be above 0
+MISTRAL_TOKENS = 100_000  # `fix_mistral_regex` has an effect for larger vocabularies
 
 
 def read_text_assets(directory: Path, config: Mapping[str, Any]) -> TextAssets:
-    """The TextAssets of a model directory. Raises ModelError if it has no fast tokenizer."""
+    """Read the TextAssets of a model directory.
+
+    Raises:
+        ModelError: if the directory has no fast tokenizer, or a file is malformed.
+    """
     path = directory / "tokenizer.json"
     source = _read_source(path)
     tokenizer = read_tokenizer(source, ModelError, f"{path} cannot be read: it", FIX)
@@ -35,7 +39,7 @@ def read_text_assets(directory: Path, config: Mapping[str, Any]) -> TextAssets:
     own = parse_json(source).get("added_tokens")
     tokens = read_special_tokens(directory, tokenizer_config, config, own)
     special_tokens = tokens.texts(tokenizer)
-    source = _with_tokens(source, tokenizer, tokens, path)
+    source = _add_tokens(source, tokenizer, tokens, path)
     template = read_chat_template(directory, tokenizer_config)
     generation = optional_json(directory / "generation_config.json")
     codec = _codec(tokenizer, path, config)
@@ -62,15 +66,15 @@ def _read_source(path: Path) -> str:
         raise ModelError(f"{path} cannot be read ({error}); {FIX}") from error
 
 
-def _with_tokens(source: str, tokenizer: Tokenizer, tokens: SpecialTokens, path: Path) -> str:
-    """tokenizer.json with the tokens that other files name; as it is if they add nothing."""
-    what = f"{path} does not take the tokens of tokenizer_config.json and its like"
+def _add_tokens(source: str, tokenizer: Tokenizer, tokens: SpecialTokens, path: Path) -> str:
+    """Return tokenizer.json with the tokens that other files name; unchanged if there are none."""
+    what = f"{path} does not accept the tokens of tokenizer_config.json and related files"
     changed = checked_call(lambda: tokens.add_to(tokenizer), ModelError, what, FIX)
     return tokenizer.to_str() if changed else source
 
 
 def _codec(tokenizer: Tokenizer, path: Path, config: Mapping[str, Any]) -> TextCodec:
-    """The runtime's own codec, which refuses what an engine could not be opened with."""
+    """Return the runtime's codec, which refuses tokenizers that an engine cannot use."""
     size = config.get("vocab_size")
     try:
         return TextCodec(tokenizer, size if type(size) is int else None)
@@ -81,10 +85,10 @@ def _codec(tokenizer: Tokenizer, path: Path, config: Mapping[str, Any]) -> TextC
 def _check_settings(
     path: Path, values: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Refuse what would change ids or text, and what tokenizer.json does not hold.
+    """Refuse settings that change ids or text and are not part of tokenizer.json.
 
-    transformers ignores some of it for other models: it cleans up spaces after BPE only if a second
-    setting insists, and knows what to mend in large vocabularies of Mistral.
+    A setting is accepted if transformers ignores it for the model: it cleans up spaces after BPE
+    only if a second setting demands it, and it fixes the regex only of large Mistral vocabularies.
     """
     cleans_up = values.get("clean_up_tokenization_spaces") and (
         type(tokenizer.model).__name__ != "BPE"
@@ -92,7 +96,7 @@ def _check_settings(
     )
     mends = config.get("model_type") == "mistral" and tokenizer.get_vocab_size() > MISTRAL_TOKENS
     faults = [
-        f"{name} changes what tokenizer.json beside it gives, and is not supported; save a "
+        f"{name} changes the results of tokenizer.json, which is not supported; save a "
         "tokenizer without it"
         for name, counts in (
             ("clean_up_tokenization_spaces", cleans_up),
@@ -105,7 +109,10 @@ def _check_settings(
 
 
 def _sampling(directory: Path, generation: Mapping[str, Any]) -> dict[str, float]:
-    """How to sample, if generation_config.json says so. Raises ModelError for values of no use."""
+    """Return the sampling settings of generation_config.json, {} if it does not sample.
+
+    Raises ModelError for unusable values.
+    """
     fields = Fields(generation)
     samples = fields.flag_or_null("do_sample")
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Which files of a model directory hold its weights, as transformers chooses them."""
+"""The weight files of a model directory, chosen as in transformers."""
 
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,14 +11,14 @@ CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ADAPTER_NAME = "adapter_config.json"
-MAX_NAMED = 5  # files or tensors in a message
+MAX_NAMED = 5  # files or tensors listed in a message
 
 
 def read_weight_files(directory: Path, faults: list[str]) -> dict[str, StoredTensor]:
-    """All tensors of the directory; what is wrong is added to `faults`.
+    """Return all tensors of the directory; add what is wrong to `faults`.
 
-    A single file goes before an index. Of the files of an index every tensor counts, whatever file
-    the index gives for it, and the last file of two with the same tensor.
+    A single file takes precedence over an index. All tensors in the files of an index count,
+    whatever file the index gives for them; if two files have the same tensor, the last one counts.
     """
     if (directory / ADAPTER_NAME).exists():
         faults.append(
@@ -51,7 +51,7 @@ def read_weight_files(directory: Path, faults: list[str]) -> dict[str, StoredTen
 
 
 def _weight_map(index: dict[str, Any], faults: list[str]) -> dict[str, str]:
-    """Tensor name -> file name, inside the directory."""
+    """Return the file name of each tensor, which must be inside the directory."""
     fields = Fields(index)
     given = fields.table("weight_map")
     if not fields.faults and not given:
@@ -59,7 +59,7 @@ def _weight_map(index: dict[str, Any], faults: list[str]) -> dict[str, str]:
     wrong = [name for name, shard in given.items() if not _is_inside(shard)]
     if wrong:
         fields.faults.append(
-            f"weight_map gives {shown(wrong[0])} the file {shown(given[wrong[0]])}; it has to be "
+            f"weight_map gives {shown(wrong[0])} the file {shown(given[wrong[0]])}; it must be "
             "the name of a file inside the model directory"
         )
     faults += [f"{INDEX_NAME}: {fault}; download it again" for fault in fields.faults]
@@ -67,8 +67,9 @@ def _weight_map(index: dict[str, Any], faults: list[str]) -> dict[str, str]:
 
 
 def _is_inside(shard: Any) -> bool:
-    """Whether a value is a relative path that names no parent; what it links to may lie outside,
-    as in the cache of the hub.
+    """Return whether a value is a relative path without parent directories.
+
+    It may be a link to a file outside, as in the cache of the hub.
     """
     if not isinstance(shard, str) or "\\" in shard or not shard.isprintable():
         return False
@@ -86,10 +87,8 @@ def _no_weights(directory: Path) -> str:
             ".save_pretrained(NEW_DIR)"
         )
     others = sorted(p.name for p in directory.glob("*.safetensors"))
-    seen = (
-        f" (there is {_named(others)}, which transformers does not load either)" if others else ""
-    )
-    return f"neither {SINGLE_NAME} nor {INDEX_NAME} is there{seen}; download the weights into it"
+    seen = f" (transformers does not load {_named(others)} either)" if others else ""
+    return f"neither {SINGLE_NAME} nor {INDEX_NAME} exists{seen}; download the weights"
 
 
 def _named(names: list[str]) -> str:

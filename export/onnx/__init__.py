@@ -1,1 +1,1 @@
-"""Parts of an ONNX model: nodes, weights, mask, best tokens."""
+"""Building blocks of an ONNX model: nodes, weights, mask, best tokens."""

@@ -16,10 +16,16 @@ from bita.tensors import Float32Array, FloatArray, TensorSource, row_chunks
 
 
 class DecoderWeights:
-    """Reads a weight when it is asked for, and writes it at once.
+    """Reads weights on request, and writes them to the graph at once.
 
-    Raises ModelError that names the tensor and the place of a value which its type cannot hold.
-    storage: type of tables and matrices. compute: type of biases and of cos and sin.
+    Its methods raise ModelError if a type cannot hold a value; the error names tensor and place.
+
+    Args:
+        graph: The graph.
+        checkpoint: The model.
+        architecture: The features of the decoder.
+        storage: The type of tables and matrices.
+        compute: The type of biases and of cos and sin.
     """
 
     def __init__(
@@ -39,21 +45,21 @@ class DecoderWeights:
         self._rope_tables: dict[tuple[Rope, int], tuple[ir.Value, ir.Value]] = {}
 
     def table(self, name: str) -> ir.Value:
-        """A weight in its own layout; written once however often it is used."""
+        """Write a weight in its own layout, once for all its uses."""
         if name not in self._tables:
             shape, pieces = self._checkpoint.shape(name), self._stored_rows(name)
             self._tables[name] = self._graph.weight(name, self._storage, shape, pieces)
         return self._tables[name]
 
     def int8_table(self, name: str) -> tuple[ir.Value, ir.Value]:
-        """A weight in its own layout in 8 bits, and the scale of each of its rows, [rows, 1]."""
+        """Write a weight in its own layout in 8 bits, and the scale of each of its rows."""
         shape = self._checkpoint.shape(name)
         pieces = (rounded_rows(rows) for rows in self.chunks([name]))
         values, scales = self._graph.scaled_weight(f"{name}_int8", INT8, shape, pieces)
         return values, self.scales(name, [name], scales[:, None], FLOAT)
 
     def matrix(self, label: str, names: Sequence[str]) -> ir.Value:
-        """MatMul's second operand [in, out] for the linear layers `names` side by side."""
+        """Write MatMul's second operand [in, out] for the concatenated linear layers `names`."""
         num_out, num_in = self.shape(names)
         matrix = np.empty((num_in, num_out), self._storage.numpy())
         start = 0
@@ -66,7 +72,7 @@ class DecoderWeights:
     def scales(
         self, label: str, names: Sequence[str], scales: FloatArray, dtype: ir.DataType
     ) -> ir.Value:
-        """The scales of quantized linear layers side by side, [out, ...] or flat, as they are."""
+        """Write the scales of concatenated quantized layers, unchanged, [out, ...] or flat."""
         with np.errstate(over="ignore"):
             stored = scales.astype(dtype.numpy(), copy=False)
         finite = np.isfinite(stored).reshape(self.shape(names)[0], -1).all(-1)
@@ -76,23 +82,23 @@ class DecoderWeights:
         return self._graph.weight(f"{label}.scales", dtype, stored.shape, [stored])
 
     def derived(self, name: str, values: FloatArray, dtype: ir.DataType) -> ir.Value:
-        """A small tensor that is made from others."""
+        """Write a small tensor that is computed from others."""
         stored = narrowed(name, values, dtype.numpy())
         return self._graph.weight(name, dtype, stored.shape, [stored])
 
     def as_compute(self, value: ir.Value) -> ir.Value:
-        """Rows of a table, or a matrix, in the compute type."""
+        """Convert a matrix, or rows of a table, to the compute type."""
         if self._storage == self.compute:
             return value
         return self._graph.op("Cast", value, to=self.compute)
 
     def norm(self, name: str, scale: float = 1.0) -> ir.Value:
-        """A norm's weight in float32, its offset and a following constant factor folded in."""
+        """Write a norm's weight in float32, including its offset and a constant factor."""
         weight = (self._checkpoint.read(name) + self._architecture.norm_offset) * scale
         return self.derived(name, weight, FLOAT)
 
     def bias(self, label: str, names: Sequence[str]) -> ir.Value | None:
-        """The biases [out] of linear layers side by side; None if they have none."""
+        """Write the biases [out] of concatenated linear layers; return None if they have none."""
         biases = [name.removesuffix("weight") + "bias" for name in names]
         present = self._checkpoint.names()
         if not any(bias in present for bias in biases):
@@ -108,7 +114,7 @@ class DecoderWeights:
         return self._graph.weight(f"{label}.bias", self.compute, bias.shape, [bias])
 
     def rope(self, rope: Rope, capacity: int) -> tuple[ir.Value, ir.Value]:
-        """cos and sin of all positions, each [capacity, rotary_dim / 2]."""
+        """Write cos and sin of all positions, each [capacity, rotary_dim / 2]."""
         key = rope, capacity
         if key not in self._rope_tables:
             number = len(self._rope_tables)
@@ -120,17 +126,17 @@ class DecoderWeights:
         return self._rope_tables[key]
 
     def shape(self, names: Sequence[str]) -> tuple[int, int]:
-        """[out, in] of linear layers side by side."""
+        """Return the shape (out, in) of concatenated linear layers."""
         shapes = [self._checkpoint.shape(name) for name in names]
         return sum(shape[0] for shape in shapes), shapes[0][1]
 
     def chunks(self, names: Sequence[str]) -> Iterator[Float32Array]:
-        """The rows of linear layers, one layer behind the other."""
+        """Yield the rows of linear layers, one layer after another."""
         for name in names:
             yield from row_chunks(self._checkpoint, name)
 
     def _row_of(self, names: Sequence[str], output: int) -> tuple[str, int]:
-        """Which layer, and which row of its weight, an output of layers side by side is."""
+        """Return the layer, and the row of its weight, of an output of concatenated layers."""
         for name in names:
             size = self._checkpoint.shape(name)[0]
             if output < size:

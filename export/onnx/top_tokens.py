@@ -1,4 +1,4 @@
-"""The best token ids of each row of logits, cheaper than one TopK over the vocabulary."""
+"""The best token ids of each row of logits, at less cost than one TopK over the vocabulary."""
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +13,19 @@ def top_tokens(
     num_ranks: int,
     by_elements: bool = False,
 ) -> tuple[ir.Value, ir.Value]:
-    """The `num_ranks` largest logits `[R, k]` of each row and their ids, best first.
+    """Return the largest logits [R, k] of each row and their ids, best first.
 
-    Column 0 is the argmax; among equal logits the lowest id comes first there. The k best logits
-    lie in the k blocks with the largest maxima, so TopK runs on these alone: 0.3 ms instead of
-    0.8 ms for 39 rows of 49152 logits (Zen 5, 2 threads), and ArgMax alone takes 0.6 ms.
+    Column 0 is the argmax; among equal logits, the lowest id comes first there. The k best logits
+    are in the k blocks with the largest maxima, so TopK runs only on these. This takes 0.3 ms
+    instead of 0.8 ms for 39 rows of 49152 logits (Zen 5, 2 threads); ArgMax alone takes 0.6 ms.
 
-    by_elements: gather the blocks by GatherElements, not by GatherND, which on CPUs is up to 30 %
-    faster.
+    Args:
+        graph: The graph.
+        logits: [R, V].
+        vocab_size: V.
+        num_ranks: k.
+        by_elements: Whether to gather the blocks by GatherElements instead of GatherND, which is up
+            to 30 % faster on CPUs.
     """
     width = block_width(vocab_size, num_ranks)
     k = graph.constant([num_ranks])
@@ -30,8 +35,9 @@ def top_tokens(
     blocks = graph.op("Reshape", logits, graph.constant([0, -1, width]))
     maxima = graph.op("ReduceMax", blocks, graph.constant([2]), keepdims=0)
     _, best_blocks = graph.ops("TopK", maxima, k, num_outputs=2)
-    # In ascending order, so that equal logits keep the order of their ids.
-    # As floats, since not every TensorRT sorts integers; there are few enough to be exact.
+    # Blocks are sorted in ascending order, so that equal logits keep the order of their ids.
+    # They are sorted as floats, since some versions of TensorRT do not sort integers; the numbers
+    # are small enough to be exact.
     as_floats = graph.op("Cast", best_blocks, to=FLOAT)
     ascending, _ = graph.ops("TopK", as_floats, k, num_outputs=2, largest=0)
     sorted_blocks = graph.op("Cast", ascending, to=INT64)
@@ -54,7 +60,7 @@ def top_tokens(
 
 
 def block_width(vocab_size: int, num_ranks: int) -> int | None:
-    """The divisor of the vocabulary that leaves TopK least to look at; None if none halves it."""
+    """Return the divisor of the vocabulary with the least work for TopK; None if none halves it."""
     widths = [width for width in range(2, vocab_size // num_ranks + 1) if vocab_size % width == 0]
     best = min(widths, key=lambda width: vocab_size // width + num_ranks * width, default=None)
     if best is None or vocab_size // best + num_ranks * best > vocab_size // 2:

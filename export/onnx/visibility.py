@@ -1,7 +1,8 @@
-"""The attention mask of a step, made inside the graph from the tree's static block.
+"""The attention mask of a step, computed inside the graph from the tree's static block.
 
 Cache slots [0, prefix_length) hold the adapter's prefix, slots [prefix_length, cache_length) the
-text, and the step's own rows follow. Rules: BiTA (arXiv 2401.12522); window: by position.
+text, and the step's own rows follow. The rules are those of BiTA (arXiv 2401.12522); windows are
+measured in positions.
 """
 
 from collections.abc import Callable
@@ -12,28 +13,23 @@ import onnx_ir as ir
 
 from bita.export.onnx.writer import BOOL, INT64, GraphWriter
 
-# Not -inf: a row of -inf alone would make softmax NaN.
+# The bias is not -inf, since a row with nothing but -inf would make softmax NaN.
 HIDDEN = np.finfo(np.float32).min
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """Inputs that place the rows of a step.
+    """Inputs that place the rows of a step."""
 
-    positions [1, Q]: position of each row in the text, the prefix not counted.
-    cache_length [1]: cache slots in use before the step, the prefix counted.
-    prefix_length [1]: P. sees [Q, Q]: row i attends to row j. sees_prefix [Q].
-    """
-
-    positions: ir.Value
-    cache_length: ir.Value
-    prefix_length: ir.Value
-    sees: ir.Value
-    sees_prefix: ir.Value
+    positions: ir.Value  # [1, Q], position of each row in the text, without the prefix
+    cache_length: ir.Value  # [1], cache slots in use before the step, including the prefix
+    prefix_length: ir.Value  # [1], P, slots of the prefix
+    sees: ir.Value  # [Q, Q], whether row i attends to row j
+    sees_prefix: ir.Value  # [Q], whether each row attends to the prefix
 
 
 def step_inputs(graph: GraphWriter) -> StepInputs:
-    """Declare the inputs."""
+    """Declare the inputs in a graph."""
     return StepInputs(
         positions=graph.input("positions", INT64, (1, "Q")),
         cache_length=graph.input("cache_length", INT64, (1,)),
@@ -44,9 +40,13 @@ def step_inputs(graph: GraphWriter) -> StepInputs:
 
 
 class Visibility:
-    """Which of the cache's slots each row attends to, one mask per window size in use.
+    """The cache slots that each row attends to, as a mask for each window size in use.
 
-    slots: the first S slots, [1, S]; None for all.
+    Args:
+        graph: The graph.
+        inputs: The placement of the rows.
+        capacity: C, cache slots.
+        slots: The first S slots, [1, S]; None for all.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Visibility:
         self._shared: dict[tuple[str, int | None], ir.Value] = {}
 
     def mask(self, window: int | None) -> ir.Value:
-        """True where a row attends to a slot, `[1, 1, Q, S]`; window: None for the whole text."""
+        """Return the mask [1, 1, Q, S], true where a row attends to a slot; None: no window."""
         return self._once("mask", window, self._visible)
 
     def bias(self, window: int | None) -> ir.Value:
-        """The same as what is added to attention scores, float32."""
+        """Return the mask as a bias that is added to attention scores, float32."""
         return self._once("bias", window, self._make_bias)
 
     def _once(
@@ -84,7 +84,7 @@ class Visibility:
         return self._shared[kind, window]
 
     def _see_past(self) -> ir.Value:
-        """[Q, S]: the text for all rows, the prefix for mask rows only."""
+        """Return [Q, S]: the text is visible to all rows, the prefix only to mask rows."""
         graph, inputs = self._graph, self._inputs
         in_cache = graph.op("Less", self._slots, inputs.cache_length)
         rows = graph.op("Unsqueeze", inputs.sees_prefix, graph.constant([1]))
@@ -92,7 +92,7 @@ class Visibility:
         return graph.op("And", in_cache, allowed)
 
     def _placement(self) -> ir.Value:
-        """Pads that move a [Q, Q] block to its slots in [Q, C]."""
+        """Return the pads that move a [Q, Q] block to its slots in [Q, C]."""
         graph, inputs = self._graph, self._inputs
         num_rows = graph.op("Shape", inputs.sees_prefix)
         end = graph.op("Add", inputs.cache_length, num_rows)
@@ -100,8 +100,8 @@ class Visibility:
         zero = graph.constant([0])
         return graph.op("Concat", zero, inputs.cache_length, zero, right, axis=0)
 
-    def _placed(self, step: ir.Value) -> ir.Value:
-        """A [Q, Q] block in its slots, false elsewhere: [Q, S]."""
+    def _move_to_slots(self, step: ir.Value) -> ir.Value:
+        """Move a [Q, Q] block to its slots, with false elsewhere: [Q, S]."""
         return self._graph.op("Pad", step, self._place)
 
     def _visible(self, window: int | None) -> ir.Value:
@@ -110,7 +110,7 @@ class Visibility:
         if window is not None:
             past = graph.op("And", past, self._past_in_window(window))
             step = graph.op("And", step, self._step_in_window(window))
-        return graph.op("Or", past, self._placed(step))
+        return graph.op("Or", past, self._move_to_slots(step))
 
     def _make_bias(self, window: int | None) -> ir.Value:
         return self._graph.op(
@@ -121,7 +121,7 @@ class Visibility:
         )
 
     def _first_visible(self, window: int) -> ir.Value:
-        """[Q, 1]: the first position that each row sees."""
+        """Return the first position that each row sees, [Q, 1]."""
         graph = self._graph
         column = graph.op("Reshape", self._inputs.positions, graph.constant([-1, 1]))
         return graph.op("Sub", column, graph.constant([window - 1]))
@@ -137,10 +137,10 @@ class Visibility:
 
 
 class GatheredVisibility(Visibility):
-    """The same without Pad, by which `cache_length` would decide over shapes.
+    """A Visibility without Pad, with which shapes would depend on `cache_length`.
 
-    TensorRT takes such an input from the host, and a captured CUDA graph could not change it.
-    slots: [S], the first slots of the cache; those behind them are not looked at.
+    TensorRT reads such an input from the host, and a captured CUDA graph could not change it.
+    `slots` [S] are the first slots of the cache; later slots are not read.
     """
 
     def __init__(
@@ -152,23 +152,23 @@ class GatheredVisibility(Visibility):
         super().__init__(graph, inputs, capacity, row)
 
     def first_slots(self, cache: ir.Value) -> ir.Value:
-        """[1, H, S, D] of a cache [1, H, C, D]."""
+        """Return the first slots [1, H, S, D] of a cache [1, H, C, D]."""
         start, axis = self._graph.constant([0]), self._graph.constant([2])
         return self._graph.op("Slice", cache, start, self.num_slots, axis)
 
-    def merged(self, past: ir.Value, rows: ir.Value) -> ir.Value:
-        """[1, H, S, D]: slots of the past, and the step's rows [1, H, Q, D] in theirs."""
+    def merge(self, past: ir.Value, rows: ir.Value) -> ir.Value:
+        """Return the first slots [1, H, S, D], with the step's rows [1, H, Q, D] in their slots."""
         graph = self._graph
         placed = graph.op("Gather", rows, self._row, axis=2)
         column = self._once("column", None, lambda _: self._of_step_column())
         return graph.op("Where", column, placed, self.first_slots(past))
 
     def _placement(self) -> ir.Value:
-        """Of each slot [S], which row of the step is in it; some row in those of no row."""
+        """Compute for each slot [S] the step's row in it, or any row if it has none."""
         graph, inputs = self._graph, self._inputs
         place = graph.op("Sub", self._line, inputs.cache_length)
-        # Taken from the slots: a number made from a shape would be the host's, and ONNX Runtime
-        # does not capture a CUDA graph that copies from there.
+        # The last row is taken from the slots: a number computed from a shape would be on the host,
+        # and ONNX Runtime does not capture a CUDA graph that copies from the host.
         num_rows = graph.op("Shape", inputs.sees_prefix)
         before = graph.op("Sub", num_rows, graph.constant([1]))
         last = graph.op("Slice", self._line, before, num_rows)
@@ -179,6 +179,6 @@ class GatheredVisibility(Visibility):
     def _of_step_column(self) -> ir.Value:
         return self._graph.op("Unsqueeze", self._of_step, self._graph.constant([1]))
 
-    def _placed(self, step: ir.Value) -> ir.Value:
+    def _move_to_slots(self, step: ir.Value) -> ir.Value:
         graph = self._graph
         return graph.op("And", graph.op("Gather", step, self._row, axis=1), self._of_step)

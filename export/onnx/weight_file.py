@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-ALIGNMENT = 4096  # pages: ONNX Runtime maps the file instead of reading it
+ALIGNMENT = 4096  # the page size, since ONNX Runtime maps the file instead of reading it
 
 
 class WeightFile:
-    """Appends tensors to `path`. Never holds more than the piece it is given.
+    """Appends tensors to a file, holding only one piece in memory.
 
-    on_write: called with the number of bytes after each piece, for progress.
+    Args:
+        path: The file.
+        on_write: Called after each piece with its number of bytes, for progress.
     """
 
     def __init__(self, path: Path, on_write: Callable[[int], None] = lambda _: None) -> None:
@@ -41,9 +43,10 @@ class WeightFile:
         shape: tuple[int, ...],
         pieces: Iterable[npt.NDArray[Any]],
     ) -> ir.ExternalTensor:
-        """Append the tensor whose bytes, in order, are those of `pieces`.
+        """Append a tensor whose bytes are those of `pieces`, in order.
 
-        Raises ValueError if the pieces do not add up to the shape.
+        Raises:
+            ValueError: if the pieces do not add up to the shape.
         """
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         self._file.seek(offset)

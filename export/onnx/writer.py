@@ -27,13 +27,15 @@ Dim = int | str
 
 
 class GraphWriter:
-    """Collects the nodes, inputs, outputs and weights of one graph.
+    """Collects the nodes, inputs, outputs and weights of a graph.
 
-    opsets: operator set version by domain.
+    Args:
+        weights: The external file that gets the weights.
+        opsets: The version of the operator set of each domain.
     """
 
     def __init__(self, weights: WeightFile, opsets: Mapping[str, int]) -> None:
-        self.metadata: dict[str, str] = {}  # of the model, for whoever runs it
+        self.metadata: dict[str, str] = {}  # of the model, for the runtime
         self._tape = Tape()
         self._weights = weights
         self._opsets = dict(opsets)
@@ -85,15 +87,16 @@ class GraphWriter:
         return value
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> ir.Value:
-        """A small tensor kept inside the graph; equal ones are shared.
+        """Add a small tensor inside the graph; equal tensors are shared.
 
-        Raises ModelError if a type of floats cannot hold it.
+        Raises:
+            ModelError: if a float type cannot hold the value.
         """
         with np.errstate(over="ignore"):
             array = np.asarray(value, dtype)
         if array.dtype.kind == "f" and not _holds(array, np.asarray(value)):
             raise ModelError(
-                f"the constant {value!r} cannot be held by {array.dtype}; build with PRECISION=fp32"
+                f"{array.dtype} cannot hold the constant {value!r}; build with PRECISION=fp32"
             )
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
@@ -108,7 +111,7 @@ class GraphWriter:
         shape: tuple[int, ...],
         pieces: Iterable[npt.NDArray[Any]],
     ) -> ir.Value:
-        """A weight, written to the external file now."""
+        """Add a weight, and write it to the external file at once."""
         return self._tape.initializer(self._weights.write(name, dtype, shape, pieces))
 
     def scaled_weight(
@@ -118,9 +121,9 @@ class GraphWriter:
         shape: tuple[int, ...],
         pieces: Iterable[tuple[npt.NDArray[Any], Float32Array]],
     ) -> tuple[ir.Value, Float32Array]:
-        """A quantized weight, and its scales, which are not written yet.
+        """Add a quantized weight, and return it with its scales, which are not written yet.
 
-        pieces: rows of the weight and their scales.
+        `pieces` are rows of the weight with their scales.
         """
         found: list[Float32Array] = []
 
@@ -133,7 +136,7 @@ class GraphWriter:
         return weight, np.concatenate(found)
 
     def save(self, path: Path, name: str) -> None:
-        """Write the graph (without its weights, which are written already)."""
+        """Write the graph without its weights, which are already written."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
@@ -150,5 +153,5 @@ class GraphWriter:
 
 
 def _holds(stored: npt.NDArray[Any], given: npt.NDArray[Any]) -> bool:
-    """Whether numbers stayed finite, and none became 0."""
+    """Return whether all numbers stayed finite, and none became 0."""
     return bool(np.isfinite(stored).all() and ((stored == 0) == (given == 0)).all())

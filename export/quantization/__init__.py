@@ -1,1 +1,1 @@
-"""Weights in few bits, with numpy alone."""
+"""Quantize weights to few bits, using only numpy."""

@@ -1,7 +1,7 @@
 """Weights in blocks of 32 inputs, each with a scale and, in some kinds, a minimum.
 
-weight = scale * value + minimum. Blocks without minima are symmetric: scale * (value - 8) in 4
-bits, scale * value in 8.
+A weight is scale * value + minimum. Blocks without minima are symmetric: a weight is
+scale * (value - 8) in 4 bits and scale * value in 8 bits.
 """
 
 from collections.abc import Sequence
@@ -21,45 +21,43 @@ Float16Array = npt.NDArray[np.float16]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Weights [N, K] as blocks, K padded to whole ones; values past K are 0.
+    """Weights [N, K] as blocks, with K padded to whole blocks; values past K are 0."""
 
-    values: [N, blocks, 32], uint8 0..15 in 4 bits, int8 in 8. scales: [N, blocks]; minima: the
-    same, or None. bits: 4 or 8.
-    """
-
-    values: UInt8Array | Int8Array
-    scales: Float16Array
-    minima: Float16Array | None
-    bits: int
+    values: UInt8Array | Int8Array  # [N, blocks, 32], uint8 0..15 with 4 bits, int8 with 8 bits
+    scales: Float16Array  # [N, blocks]
+    minima: Float16Array | None  # [N, blocks], or None for symmetric blocks
+    bits: int  # 4 or 8
 
     def __len__(self) -> int:
-        """N, the number of rows."""
+        """Return N, the number of rows."""
         return len(self.values)
 
     def has_any(self) -> bool:
-        """Whether any weight can be other than 0; scales of 0 have values of 0."""
+        """Return whether any weight can be other than 0; scales of 0 have values of 0."""
         has_minima = self.minima is not None and bool(self.minima.any())
         return has_minima or bool(self.values.any())
 
     def rows(self, index: "slice | npt.NDArray[np.intp]") -> "Blocks":
-        """Some of the rows, in the order of `index`."""
+        """Return the rows of `index`, in its order."""
         minima = None if self.minima is None else self.minima[index]
         return Blocks(self.values[index], self.scales[index], minima, self.bits)
 
     def padded(self, num_rows: int) -> "Blocks":
-        """With rows of zeros after the others: zero scales, minima and values."""
-        minima = None if self.minima is None else _padded(self.minima, num_rows)
-        values, scales = _padded(self.values, num_rows), _padded(self.scales, num_rows)
+        """Append rows with zero scales, minima and values, up to `num_rows` rows."""
+        minima = None if self.minima is None else _pad_rows(self.minima, num_rows)
+        values, scales = _pad_rows(self.values, num_rows), _pad_rows(self.scales, num_rows)
         return Blocks(values, scales, minima, self.bits)
 
     def converted(self, bits: int, has_minima: bool) -> "Blocks":
-        """Convert to 8 bits, to blocks with minima, or both; the weights stay exactly the same.
+        """Convert to 8 bits, to blocks with minima, or both, without changing the weights.
 
-        A minimum that float16 cannot hold becomes infinite. Raises ValueError for fewer bits, or
-        for no minima where there are some.
+        A minimum that float16 cannot hold becomes infinite.
+
+        Raises:
+            ValueError: if the target has fewer bits, or lacks minima that these blocks have.
         """
         if bits < self.bits or (self.minima is not None and not has_minima):
-            raise ValueError(f"blocks of {self.bits} bits do not become blocks of {bits} bits")
+            raise ValueError(f"blocks of {self.bits} bits cannot become blocks of {bits} bits")
         values, minima = self.values, self.minima
         if bits > self.bits:
             offset = ZERO_POINT if minima is None else 0
@@ -71,7 +69,7 @@ class Blocks:
 
 
 def joined(pieces: Sequence[Blocks]) -> Blocks:
-    """The rows of pieces of one kind, one piece after the other."""
+    """Concatenate the rows of pieces of the same kind."""
     if len(pieces) == 1:
         return pieces[0]
     minima = [piece.minima for piece in pieces if piece.minima is not None]
@@ -84,7 +82,12 @@ def joined(pieces: Sequence[Blocks]) -> Blocks:
 
 
 def dequantized(blocks: Blocks, width: int | None = None) -> Float32Array:
-    """The weights [N, K] that kernels compute with. width: K; None: all columns of the blocks."""
+    """Return the weights [N, K] that kernels compute with.
+
+    Args:
+        blocks: The blocks.
+        width: K; None for all columns of the blocks.
+    """
     weights = blocks.values.astype(np.float32)
     if blocks.minima is None and blocks.bits == 4:
         weights -= ZERO_POINT
@@ -95,14 +98,20 @@ def dequantized(blocks: Blocks, width: int | None = None) -> Float32Array:
 
 
 def has_finite_scales(blocks: Blocks) -> bool:
-    """Whether all scales and minima are finite; then all weights are."""
+    """Return whether all scales and minima are finite, so that all weights are."""
     return bool(_finite_rows(blocks).all())
 
 
 def check_blocks(name: str, blocks: Blocks, first_row: int = 0) -> None:
-    """Raise ModelError that names the first row with a scale or minimum that is not finite.
+    """Check that all scales and minima are finite.
 
-    name: of the tensor whose rows these are, from `first_row` on.
+    Args:
+        name: The tensor whose rows the blocks are.
+        blocks: Rows of the tensor.
+        first_row: The index of the first of these rows.
+
+    Raises:
+        ModelError: if a scale or minimum is not finite; the error names the first such row.
     """
     finite = _finite_rows(blocks)
     if not finite.all():
@@ -110,7 +119,7 @@ def check_blocks(name: str, blocks: Blocks, first_row: int = 0) -> None:
 
 
 def in_blocks(rows: Float32Array) -> Float32Array:
-    """[N, K] as [N, blocks, 32]; the last weight of a row is repeated after it."""
+    """Split rows [N, K] into [N, blocks, 32], padded with the last weight of each row."""
     missing = -rows.shape[1] % BLOCK_SIZE
     if missing:
         rows = np.pad(rows, ((0, 0), (0, missing)), mode="edge")
@@ -118,13 +127,13 @@ def in_blocks(rows: Float32Array) -> Float32Array:
 
 
 def clear_past(values: npt.NDArray[Any], width: int) -> None:
-    """Make the values [N, blocks, 32] past column `width` 0, in place."""
+    """Set the values [N, blocks, 32] past column `width` to 0, in place."""
     if width % BLOCK_SIZE:
         values[:, -1, width % BLOCK_SIZE :] = 0
 
 
 def _finite_rows(blocks: Blocks) -> BoolArray:
-    """[N]"""
+    """Return whether all scales and minima of each row are finite, [N]."""
     finite = np.isfinite(blocks.scales)
     if blocks.minima is not None:
         finite &= np.isfinite(blocks.minima)
@@ -132,7 +141,7 @@ def _finite_rows(blocks: Blocks) -> BoolArray:
     return rows
 
 
-def _padded(array: npt.NDArray[Any], num_rows: int) -> npt.NDArray[Any]:
+def _pad_rows(array: npt.NDArray[Any], num_rows: int) -> npt.NDArray[Any]:
     padded = np.zeros((num_rows, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded

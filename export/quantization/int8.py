@@ -1,4 +1,4 @@
-"""Weights in 8 bits, a scale for each row."""
+"""Weights in 8 bits, with a scale for each row."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,15 @@ MAX_INT8 = 127  # values are -127 to 127
 
 
 def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[Int8Array, Float32Array]:
-    """Round-to-nearest, symmetric: values [in, out] and scales [out]; size: out, in."""
+    """Round rows to the nearest symmetric values.
+
+    Args:
+        rows: The weights in pieces [n, in].
+        size: (out, in).
+
+    Returns:
+        Values [in, out] and scales [out].
+    """
     values, scales = np.empty(size[::-1], np.int8), np.empty(size[0], np.float32)
     start = 0
     for piece in rows:
@@ -24,7 +32,7 @@ def quantized(rows: Pieces, size: tuple[int, int]) -> tuple[Int8Array, Float32Ar
 
 
 def rounded_rows(rows: Float32Array) -> tuple[Int8Array, Float32Array]:
-    """Each row in 8 bits, [n, in], and its scale, [n]; a row of zeros has the scale 0."""
+    """Round rows [n, in] to 8 bits; return them with scales [n], 0 for a row of zeros."""
     scales = stored_scales(np.abs(rows).max(-1) / np.float32(MAX_INT8))
     inverse = np.zeros(len(rows), np.float32)
     np.divide(1.0, scales, out=inverse, where=scales != 0)

@@ -1,4 +1,4 @@
-"""Weights rounded to the nearest values of blocks of 32, without knowing their inputs."""
+"""Round weights to the nearest values in blocks of 32, without knowing their inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,32 +13,32 @@ from bita.export.quantization.int8 import MAX_INT8
 from bita.export.quantization.scales import stored_scales
 from bita.tensors import Float32Array
 
-PART = 4096  # blocks at a time: 0.5 MB of float32, which stays in the cache
+PART = 4096  # blocks at a time: 0.5 MB of float32, which fits into the cache
 Rounded = tuple[npt.NDArray[Any], Float32Array, Float32Array]  # values, scales, minima
 
 
 def nearest_int4(rows: Float32Array) -> Blocks:
-    """Rows [N, K] in 4 bits with scale and minimum.
+    """Round rows [N, K] to 4 bits with scale and minimum.
 
-    Weights beyond float16 give scales or minima that are not finite (`check_blocks`).
+    Weights beyond float16 yield scales or minima that are not finite (`check_blocks`).
     """
-    values, scales, minima = _in_parts(rows, _nearest_int4, np.uint8)
+    values, scales, minima = _round_in_parts(rows, _nearest_int4, np.uint8)
     return Blocks(values, scales, minima, 4)
 
 
 def nearest_int8(rows: Float32Array) -> Blocks:
-    """Rows [N, K] in 8 bits, symmetric: the largest weight of a block becomes 127 or -127.
+    """Round rows [N, K] to symmetric 8 bits: the largest weight of a block becomes 127 or -127.
 
-    Weights beyond float16 times 127 give scales that are not finite (`check_blocks`).
+    Weights beyond float16 times 127 yield scales that are not finite (`check_blocks`).
     """
-    values, scales, _ = _in_parts(rows, _nearest_int8, np.int8)
+    values, scales, _ = _round_in_parts(rows, _nearest_int8, np.int8)
     return Blocks(values, scales, None, 8)
 
 
-def _in_parts(
+def _round_in_parts(
     rows: Float32Array, nearest: Callable[[Float32Array], Rounded], dtype: npt.DTypeLike
 ) -> tuple[npt.NDArray[Any], Float16Array, Float16Array]:
-    """Values [N, blocks, 32], scales and minima [N, blocks] of rows [N, K]."""
+    """Return values [N, blocks, 32], scales and minima [N, blocks] of rows [N, K]."""
     blocks = in_blocks(rows)
     flat = blocks.reshape(-1, BLOCK_SIZE)
     values, (scales, minima) = np.empty(flat.shape, dtype), np.empty((2, len(flat)), np.float16)

@@ -1,20 +1,20 @@
-"""Scales of quantized weights, as the type that they are stored in has them."""
+"""Scales of quantized weights, rounded to the type that they are stored in."""
 
 import numpy as np
 import numpy.typing as npt
 
 from bita.tensors import Float32Array
 
-MIN_SCALE = np.float32(2.0**-14)  # float16 has fewer digits below
+MIN_SCALE = np.float32(2.0**-14)  # smaller float16 numbers have fewer digits
 _FLOAT16_STEP = np.float32(2.0**-24)  # between float16 numbers below MIN_SCALE
-_MIN_FLOAT32 = np.float32(np.finfo(np.float32).tiny)  # 1 over a smaller number is infinite
+_MIN_FLOAT32 = np.float32(np.finfo(np.float32).tiny)  # 1 over smaller numbers may be infinite
 
 
 def stored_scales(scales: Float32Array, dtype: npt.DTypeLike = np.float32) -> Float32Array:
-    """Scales near to these that `dtype` holds, in float32, so that weights are rounded for them.
+    """Return scales in float32 that are close to these and that `dtype` can hold.
 
-    Only 0 becomes 0. Where the type has few digits a scale becomes larger, never smaller: the
-    extreme weight of its block would be cut off. What is too large becomes infinite.
+    Only 0 becomes 0. Where the type has few digits, a scale never becomes smaller, which would clip
+    the extreme weight of its block. Scales beyond the type become infinite.
     """
     half = np.dtype(dtype) == np.float16
     with np.errstate(over="ignore"):
@@ -30,7 +30,7 @@ def stored_scales(scales: Float32Array, dtype: npt.DTypeLike = np.float32) -> Fl
 
 
 def scale_fault(name: str, row: int, dtype: npt.DTypeLike) -> str:
-    """What is wrong with a row of a tensor whose scale `dtype` cannot hold."""
+    """Return the error message for a row of a tensor whose scale `dtype` cannot hold."""
     return (
         f"row {row} of {name} cannot be quantized: its scale is not finite in {np.dtype(dtype)}; "
         "build with PRECISION=fp32, or use another release of the model"
@@ -38,7 +38,7 @@ def scale_fault(name: str, row: int, dtype: npt.DTypeLike) -> str:
 
 
 def lost_fault(name: str, dtype: npt.DTypeLike) -> str:
-    """What is wrong with a tensor of which nothing is left in `dtype`."""
+    """Return the error message for a tensor whose numbers all become 0 in `dtype`."""
     return (
         f"the numbers of {name} are so small that all are 0 in {np.dtype(dtype)}; "
         "build with PRECISION=fp32"

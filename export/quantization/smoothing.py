@@ -1,8 +1,8 @@
-"""What makes the activations of 8-bit products small enough, and the static scales of these.
+"""Smooth the activations of 8-bit products, and choose their static scales.
 
-SmoothQuant (arXiv 2211.10438): a channel of the input that is k times as large as the others costs
-all of them log2 k bits. Dividing it by a factor and multiplying its weights by the same changes
-nothing but that.
+SmoothQuant (arXiv 2211.10438): an input channel that is k times as large as the others costs all
+channels log2 k bits. Dividing it by a factor and multiplying its weights by the same factor avoids
+that without changing the product.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,32 +19,37 @@ Ranges = Mapping[str, Float32Array]
 # Label of a linear layer -> [in], the sum over rows of the squares of each input.
 Squares = Mapping[str, Float32Array]
 
-ALPHA = 0.5  # how much of the input's unevenness goes to the weights, 0 to 1
-# The same for scales of each row. KL to float32 of the default model: 0.037 without, 0.012 with
-# 0.5 or 0.6, 0.021 with 0.75; by maxima instead of root mean squares 0.015.
+ALPHA = 0.5  # share of the input's unevenness that moves to the weights, 0 to 1
+# Alpha for activations with a scale for each row. KL of the default model to float32:
+# - 0.037 without smoothing
+# - 0.012 with alpha 0.5 or 0.6
+# - 0.021 with alpha 0.75
+# - 0.015 with maxima instead of root mean squares
 ROW_ALPHA = 0.6
-MIN_FACTOR = np.float32(2.0**-14)  # float16 has all its digits for it, and for 1 over it
-LEAST = 1e-3  # of the largest, for inputs that calibration saw little of
+MIN_FACTOR = np.float32(2.0**-14)  # float16 represents it, and 1 over it, with all digits
+LEAST = 1e-3  # minimum as a share of the largest, for inputs that were small in calibration
 
 
 @dataclass(frozen=True, eq=False)
 class Smoothing:
-    """factors [in]: a layer's input is divided by them, its weights' columns are multiplied.
+    """The smoothing of a layer's input."""
 
-    input_scale: of the divided input, the step between two of its values.
-    """
-
-    factors: Float32Array
-    input_scale: np.float32
+    factors: Float32Array  # [in]; the input is divided, the weights' columns are multiplied by them
+    input_scale: np.float32  # step between two values of the divided input
 
 
 def smoothing(
     largest: Float32Array, weights: Iterable[Float32Array], most: float, alpha: float = ALPHA
 ) -> Smoothing:
-    """largest: [in], of each channel of the input. weights: pieces [n, in] of the layer.
+    """Return the smoothing of a layer with static scales.
 
-    most: the largest value of the type that the input becomes. alpha: 0 for no smoothing.
-    A channel that was always zero, or is never used, stays as it is.
+    A channel that was always zero, or is never used, stays unchanged.
+
+    Args:
+        largest: The largest magnitude of each channel of the input, [in].
+        weights: The weights of the layer in pieces [n, in].
+        most: The largest value of the type that the input is rounded to.
+        alpha: The share of unevenness that moves to the weights; 0 for no smoothing.
     """
     columns = _largest_weights(weights)
     used = (largest > 0) & (columns > 0)
@@ -56,9 +61,12 @@ def smoothing(
 
 
 def smoothing_factors(squares: Float32Array, weights: Iterable[Float32Array]) -> Float32Array:
-    """As the factors of `smoothing`, for activations with a scale for each row.
+    """Return smoothing factors for activations with a scale for each row.
 
-    squares: [in], sums of the squares of each input, whose root mean square counts here.
+    Args:
+        squares: Sums of the squares of each input, [in]; their roots replace the largest
+            magnitudes of `smoothing`.
+        weights: The weights of the layer in pieces [n, in].
     """
     columns = _largest_weights(weights)
     inputs = np.sqrt(squares)
@@ -70,13 +78,13 @@ def smoothing_factors(squares: Float32Array, weights: Iterable[Float32Array]) ->
 
 
 def _largest_weights(weights: Iterable[Float32Array]) -> Float32Array:
-    """[in], of pieces [n, in]."""
+    """Return the largest magnitude of each column, [in], of pieces [n, in]."""
     largest: Float32Array = np.max([np.abs(piece).max(0) for piece in weights], axis=0)
     return largest
 
 
 def scale_of(largest: "Float32Array | np.float32", most: float) -> Float32Array:
-    """The scale, a float16 number, by which `largest` becomes `most`."""
+    """Return the scale, a float16 number, that maps `largest` to `most`."""
     scale = np.maximum(largest / np.float32(most), MIN_SCALE)
     rounded: Float32Array = scale.astype(np.float16).astype(np.float32)
     return rounded

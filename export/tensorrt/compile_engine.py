@@ -1,4 +1,4 @@
-"""`bita compile`: an engine that carries its graph gets a plan, or a new one."""
+"""Compile an engine's graph into a new plan (`bita compile`)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,38 +29,41 @@ from bita.runtime.backends.layout import PREFILL_ROWS, READ_NODES
 from bita.runtime.backends.tensorrt_library import load_library
 from bita.tree_table import Trees, TreeTable, read_trees
 
-# Of plain decoding. One row would take kernels that want the weights in another order, so that a
-# plan had them twice: 534 MB in place of 323 for the default model in float16 (TensorRT-RTX 1.7.1).
+# Rows of a step of plain decoding. Kernels for one row need the weights in another order, so that a
+# plan would have them twice: 534 MB instead of 323 MB for the default model in float16
+# (TensorRT-RTX 1.7.1).
 AR_ROWS = 2
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """backend: "tensorrt" or "tensorrt-rtx". targets: GPU generations, "sm86" and so on; None for
-    `PORTABLE`, or with TensorRT for the GPU here, which is the only one it builds for. rows: Q of
-    each size of a decode step; None for those of the engine's trees and of AR. force: build even
-    where memory or disk seem too small.
-    """
+    """The options of a compilation."""
 
-    backend: str
+    backend: str  # "tensorrt" or "tensorrt-rtx"
+    # GPU generations such as "sm86"; None: `PORTABLE`, or with TensorRT the GPU of this machine,
+    # which is the only one it builds for
     targets: tuple[str, ...] | None = None
+    # Q of each size of a decode step; None: the sizes of the engine's trees and of AR
     rows: tuple[int, ...] | None = None
-    force: bool = False
+    force: bool = False  # build even if memory or disk seem too small
 
     @property
     def library(self) -> str:
         return LIBRARIES[self.backend]
 
     def check(self) -> None:
-        """Raise EngineError if the library is missing or knows no such GPU."""
+        """Raise EngineError if the library is missing or does not know a target."""
         if self.backend not in LIBRARIES:
             known = ", ".join(LIBRARIES)
-            raise EngineError(f"backend {self.backend!r} has no plans; those of {known} have")
+            raise EngineError(f"backend {self.backend!r} has no plans; use one of {known}")
         load_library(self.library)
         check_targets(self.library, self.targets_here())
 
     def targets_here(self) -> tuple[str, ...]:
-        """Raises EngineError where TensorRT has no GPU to build on, or another than asked for."""
+        """Return the targets that are built for.
+
+        Raises EngineError if TensorRT has no GPU to build on, or not the requested one.
+        """
         if self.library == RTX:
             return self.targets or PORTABLE
         from bita.runtime.backends.cuda import Cuda
@@ -68,13 +71,13 @@ class CompileOptions:
         here = Cuda.load().capability
         if self.targets not in (None, (here,)):
             raise EngineError(
-                f"TensorRT builds for the GPU it runs on, which is {here}, not for "
-                f"{', '.join(self.targets or ())}: build there, or take BACKEND=tensorrt-rtx"
+                f"TensorRT builds only for the GPU it runs on, which is {here}, not for "
+                f"{', '.join(self.targets or ())}; build on such a GPU, or use BACKEND=tensorrt-rtx"
             )
         return (here,)
 
     def check_dialect(self, dialect: str) -> None:
-        """Raise EngineError if the library reads no graph of it."""
+        """Raise EngineError if the library cannot read graphs of a dialect."""
         if dialect not in PLAN_DIALECTS:
             raise EngineError(
                 f"a graph of dialect {dialect} is for ONNX Runtime; build one with --dialect "
@@ -88,7 +91,10 @@ class CompileOptions:
             )
 
     def default_dialect(self) -> str:
-        """The newest dialect that the library reads; raises EngineError if it is missing."""
+        """Return the newest dialect that the library reads.
+
+        Raises EngineError if the library is missing.
+        """
         return next(dialect for dialect in PLAN_DIALECTS if reads(self.library, dialect))
 
 
@@ -97,7 +103,11 @@ def compile_engine(
     options: CompileOptions,
     on_progress: OnProgress = ignore_progress,
 ) -> Engine:
-    """The same engine with a plan of its graph; all or nothing. Raises EngineError."""
+    """Add a plan to an engine, or replace it; the engine is unchanged if anything fails.
+
+    Raises:
+        EngineError: if the plan cannot be built.
+    """
     options.check()
     plan_options = _plan_options(engine, options)
     weight_bytes = engine.files[WEIGHTS_FILE]["bytes"]
@@ -105,13 +115,13 @@ def compile_engine(
     if not options.force:
         check_costs(costs, options, engine.path)
 
-    def tell(phase: str, done: int, total: int) -> None:
+    def report(phase: str, done: int, total: int) -> None:
         on_progress(f"{phase}, {costs}", done, total)
 
     with writing(engine.path):
         with revision(engine, exclude=(PLAN_FILE,)) as draft:
             plan = draft.path / PLAN_FILE
-            info = compile_plan(engine.file(GRAPH_FILE), plan, plan_options, tell)
+            info = compile_plan(engine.file(GRAPH_FILE), plan, plan_options, report)
             draft.manifest = replace(
                 engine.manifest, backend=options.backend, plan=info.to_manifest()
             )
@@ -119,17 +129,21 @@ def compile_engine(
 
 
 def check_costs(costs: Costs, options: CompileOptions, out: Path, other_bytes: int = 0) -> None:
-    """Raise EngineError if a plan of such costs cannot be built here.
+    """Raise EngineError if memory or disk are too small for a plan.
 
-    other_bytes: of files that are written to `out` before it.
+    Args:
+        costs: The costs of the plan.
+        options: The options of the compilation.
+        out: The engine directory.
+        other_bytes: Bytes of other files that are written to `out` before the plan.
     """
-    fix = "free some, or build elsewhere; --force builds all the same"
+    fix = "free some, or build elsewhere; --force builds anyway"
     check_memory(costs.memory, f"building a plan with {NAMES[options.library]}", fix)
     check_disk(out, costs.disk + other_bytes)
 
 
 def decode_rows(trees: Trees) -> tuple[int, ...]:
-    """The sizes of a decode step with these trees: AR's and each tree's."""
+    """Return the sizes of a decode step with these trees: AR's and each tree's."""
     sizes = {max(tree.num_rows, AR_ROWS) for tree in TreeTable.of(trees).trees}
     return tuple(sorted({AR_ROWS, *sizes}))
 
@@ -143,7 +157,7 @@ def _plan_options(engine: Engine, options: CompileOptions) -> PlanOptions:
     if rows[-1] > room:
         raise EngineError(
             f"a step of {rows[-1]} rows has no room in a cache of {manifest.capacity} slots, "
-            f"{manifest.prefix_length} of them for the prefix; give --rows of {room} at most"
+            f"{manifest.prefix_length} of them for the prefix; give --rows of at most {room}"
         )
     return PlanOptions(
         options.library,

@@ -1,8 +1,9 @@
-"""From a step graph to a TensorRT or TensorRT-RTX plan; one body for both libraries.
+"""Compile a step graph into a TensorRT or TensorRT-RTX plan.
 
 TensorRT builds for the GPU it runs on, and times kernels there. TensorRT-RTX needs no GPU: a plan
-holds kernels for each generation asked for, whose last part is compiled on the device. A plan has a
-profile for prefill, whose rows vary, and one for each size of a decode step, which is all it takes.
+holds kernels for each requested generation, and the last part of their compilation happens on the
+device. A plan has a profile for prefill, with a variable number of rows, and a profile for each
+size of a decode step, which accepts only this size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +21,26 @@ from bita.progress import OnProgress, ignore_progress
 from bita.runtime.backends.buckets import Buckets
 from bita.runtime.backends.tensorrt_library import error_log, load_library
 
-Dims = tuple[int, int, int]  # least, usual and most
-Profile = Mapping[str, Dims]  # by the names that the graph has for its free dimensions
-PORTABLE = ("sm86", "sm89", "sm120")  # what one plan of TensorRT-RTX may serve
+Dims = tuple[int, int, int]  # minimum, usual value and maximum
+Profile = Mapping[str, Dims]  # by the names of the graph's free dimensions
+PORTABLE = ("sm86", "sm89", "sm120")  # default targets of a TensorRT-RTX plan
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """library: "tensorrt" or "tensorrt_rtx". capacity: C. decode_rows: Q of each size of a decode
-    step, all of whose rows give tokens. prefill_rows: most of another step, of which
-    prefill_outputs give tokens. num_masks: M. lora_rank: r, 0 without LoRA. targets: GPU
-    generations, "sm86" and so on; for TensorRT the one here.
-    """
+    """The dimensions and targets of a plan."""
 
-    library: str
-    capacity: int
-    decode_rows: tuple[int, ...]
-    prefill_rows: int
-    prefill_outputs: int
-    num_masks: int
-    lora_rank: int = 0
-    targets: tuple[str, ...] = PORTABLE
+    library: str  # "tensorrt" or "tensorrt_rtx"
+    capacity: int  # C, cache slots
+    decode_rows: tuple[int, ...]  # Q of each size of a decode step; all rows are output rows
+    prefill_rows: int  # maximum Q of a prefill step
+    prefill_outputs: int  # maximum number of output rows of a prefill step
+    num_masks: int  # M
+    lora_rank: int = 0  # r; 0 without LoRA
+    targets: tuple[str, ...] = PORTABLE  # GPU generations; for TensorRT the one of this machine
 
     def profiles(self) -> tuple[Profile, ...]:
-        """Of prefill, then of each decode size."""
+        """Return the profile of prefill, and then that of each decode size."""
         sizes = Buckets.of(self.capacity).sizes
         fixed = {
             "M": _always(self.num_masks),
@@ -64,10 +61,17 @@ def compile_plan(
     options: PlanOptions,
     on_progress: OnProgress = ignore_progress,
 ) -> PlanInfo:
-    """Write the plan of `graph` (model.onnx, its weights beside it) to `out`.
+    """Compile a graph and write its plan. The memory needed is that of `build_costs`.
 
-    Memory: see `build_costs`. Raises EngineError that names the ONNX node where the graph is at
-    fault, or the install line where the library is missing.
+    Args:
+        graph: model.onnx, with its weights in the same directory.
+        out: The file of the plan.
+        options: Dimensions and targets of the plan.
+        on_progress: Called with the progress of each phase.
+
+    Raises:
+        EngineError: if the plan cannot be built; the error names the ONNX node at fault, or how to
+            install a missing library.
     """
     trt = load_library(options.library)
     log = error_log(trt)
@@ -76,9 +80,9 @@ def compile_plan(
     shapes = _read_shapes(graph)
     _parse(trt, network, graph, log)
     _check_caches(trt, network, options.library)
-    _let_attention_decompose(trt, network)
+    _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 is asked for where its digits count
+    config.clear_flag(trt.BuilderFlag.TF32)  # the graph has float32 where its precision matters
     config.progress_monitor = monitor = _monitor(trt, on_progress)
     if options.library == RTX:
         _set_targets(trt, config, options.targets)
@@ -102,7 +106,7 @@ def compile_plan(
 
 
 def reads(library: str, dialect: str) -> bool:
-    """Whether the library that is installed has the operators of one of PLAN_DIALECTS."""
+    """Return whether the installed library has the operators of a dialect of PLAN_DIALECTS."""
     oldest = DIALECTS[dialect].min_tensorrt
     if oldest is None:
         return False
@@ -110,7 +114,7 @@ def reads(library: str, dialect: str) -> bool:
 
 
 def version_of(trt: Any) -> tuple[int, ...]:
-    """(10, 3, 0, 26) of "10.3.0.26"."""
+    """Return the version as numbers: (10, 3, 0, 26) for "10.3.0.26"."""
     return tuple(int(part) for part in trt.__version__.split(".") if part.isdigit())
 
 
@@ -137,17 +141,17 @@ def _always(size: int) -> Dims:
 
 
 def _network_flags(trt: Any, library: str) -> int:
-    """Strongly typed; newer libraries know no other kind."""
+    """Return the flags of a strongly typed network, the only kind in newer libraries."""
     if library == RTX or version_of(trt)[0] >= 11:
         return 0
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _monitor(trt: Any, on_progress: OnProgress) -> Any:
-    """Tells the phases that are not parts of others.
+    """Return a monitor that reports top-level phases.
 
-    What is raised meanwhile, an interrupt too, cannot pass through the library: it ends the build,
-    and is kept as `raised`.
+    An exception raised meanwhile, including an interrupt, cannot propagate through the library: it
+    ends the build and is stored as `raised`.
     """
 
     class Monitor(trt.IProgressMonitor):
@@ -159,17 +163,17 @@ def _monitor(trt: Any, on_progress: OnProgress) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 self.totals[phase_name] = num_steps
-            self._tell(phase_name, 0)
+            self._report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
+            self._report(phase_name, step + 1)
             return self.raised is None
 
         def phase_finish(self, phase_name: str) -> None:
-            self._tell(phase_name, self.totals.get(phase_name, 0))
+            self._report(phase_name, self.totals.get(phase_name, 0))
             self.totals.pop(phase_name, None)
 
-        def _tell(self, phase_name: str, done: int) -> None:
+        def _report(self, phase_name: str, done: int) -> None:
             try:
                 if phase_name in self.totals and self.raised is None:
                     on_progress(phase_name, done, self.totals[phase_name])
@@ -180,10 +184,13 @@ def _monitor(trt: Any, on_progress: OnProgress) -> Any:
 
 
 def _read_shapes(graph: Path) -> dict[str, list[int | str]]:
-    """Of the graph's inputs; free dimensions by their names. Older parsers do not keep them."""
+    """Return the shapes of the graph's inputs, with the names of free dimensions.
+
+    They are read from the file, since older parsers of TensorRT do not keep the names.
+    """
     try:
         inputs = ir.load(graph).graph.inputs
-    except Exception as error:  # protobuf's and onnx_ir's own kinds, all of them about the file
+    except Exception as error:  # types of protobuf and onnx_ir, all of them faults of the file
         raise EngineError(f"{graph} cannot be read ({error}); rebuild the engine") from error
     return {
         str(value.name): [
@@ -204,7 +211,7 @@ def _parse(trt: Any, network: Any, graph: Path, log: Any) -> None:
 
 
 def _check_caches(trt: Any, network: Any, library: str) -> None:
-    """Each cache that leaves is to be written in its own memory, not copied in every step."""
+    """Check that every output cache is updated in place, not copied in every step."""
     names = [network.get_output(index).name for index in range(network.num_outputs)]
     num_caches = sum(name.startswith("present.") for name in names)
     if not num_caches:
@@ -213,18 +220,18 @@ def _check_caches(trt: Any, network: Any, library: str) -> None:
     num_updated = kinds.count(getattr(trt.LayerType, "KV_CACHE_UPDATE", None))
     if num_updated != num_caches:
         raise EngineError(
-            f"{_title(library)} {trt.__version__} would update {num_updated} of {num_caches} "
-            "caches in place; export the graph anew, with --dialect plain"
+            f"{_title(library)} {trt.__version__} would update only {num_updated} of {num_caches} "
+            "caches in place; export the graph again with --dialect plain"
         )
 
 
-def _let_attention_decompose(trt: Any, network: Any) -> None:
-    """Let the library write Attention as several kernels where it has no fused one (float32)."""
+def _allow_decomposed_attention(trt: Any, network: Any) -> None:
+    """Allow the library to run Attention as several kernels if it has no fused one (float32)."""
     kind = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if kind is not None and layer.type == kind:
-            layer.__class__ = trt.IAttentionOutputLayer  # the library's own way to narrow a layer
+            layer.__class__ = trt.IAttentionOutputLayer  # the library's way to downcast a layer
             layer.attention.decomposable = True
 
 
@@ -256,10 +263,10 @@ def _sized(shape: Sequence[int | str], sizes: Profile, kind: int) -> list[int]:
 
 
 def _failure(trt: Any, options: PlanOptions, reason: str) -> str:
-    """What the library says, in which layers have the names of ONNX nodes, and what may help."""
+    """Return the library's reason, in which layers are named after ONNX nodes, with advice."""
     advice = "try another --precision, or --dialect plain"
     if "memory" in reason.lower():
-        advice = "free some memory, or take a smaller --capacity or fewer --rows"
+        advice = "free some memory, or use a smaller --capacity or fewer --rows"
     return (
         f"{_title(options.library)} {trt.__version__} cannot build for "
         f"{', '.join(options.targets)}: {reason}; {advice}"

@@ -1,4 +1,4 @@
-"""What TensorRT timed of kernels, kept between builds."""
+"""TensorRT's timings of kernels, kept between builds."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from bita.runtime.backends.kernel_cache import cache_directory
 
 @contextmanager
 def keep_timings(trt: Any, config: Any, library: str, targets: Sequence[str]) -> Iterator[None]:
-    """Give the block the timings of earlier builds, and keep those of this build after it.
+    """Load the timings of earlier builds for a block, and save them when it ends.
 
-    A damaged file, or one of another library, is passed over. TensorRT-RTX times nothing when it
-    builds, and would want a GPU for a cache.
+    A damaged file, or a file of another library, is ignored. TensorRT-RTX times nothing during a
+    build, and would need a GPU for a cache.
     """
     if library == RTX:
         yield

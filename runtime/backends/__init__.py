@@ -1,1 +1,1 @@
-"""What executes a step: ONNX Runtime and TensorRT, their caches and memory."""
+"""Backends that execute steps: ONNX Runtime and TensorRT, with their caches and memory."""

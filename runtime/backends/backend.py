@@ -1,4 +1,4 @@
-"""What the decode round asks of whatever executes the steps, and how one is opened."""
+"""The interface between decoding and the backend that executes its steps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,8 +21,9 @@ from bita.runtime.native.library import weights_in_memory
 
 
 class StepResults(Protocol):
-    """What a step gave for output rows: top_ids [R, k], top_logits [R, k], logits [R, V] or None;
-    overwritten by the next step.
+    """A step's results for its output rows; the next step overwrites them.
+
+    top_ids [R, k], top_logits [R, k], logits [R, V] or None.
     """
 
     top_ids: npt.NDArray[np.int64]
@@ -31,33 +32,24 @@ class StepResults(Protocol):
 
 
 class Step(StepResults, Protocol):
-    """A step with fixed buffers: fill `token_ids` and run.
+    """A step with fixed buffers: fill `token_ids`, then call `run`."""
 
-    num_rows: Q. num_slots: cache slots that it writes behind the text. token_ids: int64 [1, Q];
-    mask rows are filled already.
-    """
-
-    num_rows: int
-    num_slots: int
-    token_ids: npt.NDArray[np.int64]
+    num_rows: int  # Q
+    num_slots: int  # cache slots that it writes after the text
+    token_ids: npt.NDArray[np.int64]  # [1, Q]; mask rows are already filled
 
     def run(self) -> None:
-        """Execute the step behind the cached text; raises EngineError if it has no room there."""
+        """Execute the step after the cached text. Raises EngineError if the cache lacks room."""
 
 
 class Backend(Protocol):
-    """One engine loaded, and its cache.
+    """A loaded engine and its cache."""
 
-    vocab_size: V. num_ranks: k. min_slots: that any step writes. prefill_rows: prompt tokens of a
-    step, at most. exact_trees: whether an accepted row has plain decoding's bits on a branch too,
-    not on the spine alone.
-    """
-
-    vocab_size: int
-    num_ranks: int
-    min_slots: int
-    prefill_rows: int
-    exact_trees: bool
+    vocab_size: int  # V
+    num_ranks: int  # k
+    min_slots: int  # minimum number of slots that a step writes
+    prefill_rows: int  # maximum number of prompt tokens in a step
+    exact_trees: bool  # accepted rows are bit-identical to plain decoding on branches too
     pairs: EnginePairs
 
     @property
@@ -65,21 +57,25 @@ class Backend(Protocol):
 
     @property
     def device_bytes(self) -> int:
-        """The most GPU memory that it has held, in bytes; 0 without a GPU."""
+        """Peak GPU memory of the backend in bytes; 0 without a GPU."""
 
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> Step:
-        """A step of this layout, or of one with rows behind it that nothing sees, with this
-        adapter. with_logits: also give the logits of the output rows, 4 * R * V bytes a step.
+        """Return a step of this layout with this adapter.
+
+        It may have more rows than the layout, to which no row attends. `with_logits` adds the
+        logits of the output rows, 4 * R * V bytes a step.
         """
 
     def joint_step(self, adapter: Adapter) -> JointStep | None:
-        """What runs several texts in one step with this adapter, each with the bits that it has
-        alone; None where that is not possible.
+        """Return a runner for steps of several texts, or None if the backend cannot do that.
+
+        Each text is bit-identical to what it would be alone.
         """
 
     def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
-        """Rows from which on steps give a row the same bits, up to the largest of `sizes`; ends the
-        text.
+        """Return the smallest step size from which a row's result is bit-identical.
+
+        That holds for all larger steps, up to the largest of `sizes`. Clears the cached text.
         """
 
 
@@ -91,12 +87,19 @@ def open_backend(
     kept_text_bytes: int = 0,
     map_weights: bool = False,
 ) -> Backend:
-    """Load an engine; name: of the backend, None for the one it was built for.
+    """Load an engine into a backend.
 
-    Every engine runs on "ort-cpu" too. num_threads: of a CPU, 0 for one per physical core.
-    cuda_graph: launch decode steps as captured graphs. kept_text_bytes: of a cache in pages, for
-    texts that have left it. map_weights: of native operators, as for `Session.open`. Raises
-    EngineError.
+    Args:
+        engine: Checked engine.
+        name: Name of the backend. None: the one that the engine was built for. Every engine also
+            runs on "ort-cpu".
+        num_threads: CPU threads. 0: one per physical core.
+        cuda_graph: Whether to launch decode steps as captured CUDA graphs.
+        kept_text_bytes: Memory for texts that have left a paged cache.
+        map_weights: Whether to map the weights of native operators, as in `Session.open`.
+
+    Raises:
+        EngineError: if the backend is unknown or cannot run the engine.
     """
     built_for = engine.manifest.backend
     name = name or built_for
@@ -119,10 +122,10 @@ def open_backend(
 
 @contextmanager
 def weights_read_ahead(engine: Engine, map_weights: bool = False) -> Iterator[None]:
-    """Begin at once, on a thread, to read the weights that opening the engine within will need."""
+    """Read the weights ahead on a thread, for an engine that is opened in the block."""
     with ExitStack() as stack:
         if engine.manifest.dialect == NATIVE.name and not map_weights:
-            with suppress(LibraryMissingError):  # opening the engine says so
+            with suppress(LibraryMissingError):  # opening the engine reports it
                 stack.enter_context(weights_in_memory(engine.file(WEIGHTS_FILE)))
         yield
 

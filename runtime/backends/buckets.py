@@ -1,36 +1,36 @@
-"""How much of the cache a step looks at, where its graph lets the runtime say.
+"""The number of cache slots that a step reads, for graphs that take it as an input.
 
-A step's cost then follows the text's length in a few sizes, each of which a CUDA graph can be
-captured for.
+The cost of a step then grows with the text's length, in a few sizes. A CUDA graph can be captured
+for each size.
 """
 
 from dataclasses import dataclass
 
 from bita.runtime.backends.layout import Layout
 
-LEAST = 256
-# Slots behind the text that are looked at in any case: plain and tree decoding, whose steps differ
-# in size, look at equally many then, and get the same bits.
+MIN_SIZE = 256
+# Slots after the text that are always read, so that plain and tree decoding read equally many and
+# compute the same bits, although their steps differ in size.
 ROOM = 128
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """sizes: numbers of slots, ascending; the last is the cache's capacity C."""
+    """Possible numbers of slots that a step reads."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # ascending; the last is the cache's capacity C
 
     @classmethod
     def of(cls, capacity: int) -> "Buckets":
-        """Doubling from 256 on."""
-        sizes, size = [], LEAST
+        """Return sizes that double from 256 up to the capacity."""
+        sizes, size = [], MIN_SIZE
         while size < capacity:
             sizes.append(size)
             size *= 2
         return cls((*sizes, capacity))
 
     def size(self, num_used: int, layout: Layout, num_slots: int) -> int:
-        """The slots that a step looks at which writes `num_slots` behind `num_used`."""
-        known = int(layout.output_rows[0]) + 1  # rows that plain decoding has too
+        """Return the slots that a step reads if it writes `num_slots` after `num_used`."""
+        known = int(layout.output_rows[0]) + 1  # rows that plain decoding also has
         needed = max(num_used + known + ROOM, num_used + num_slots)
         return next((size for size in self.sizes if size >= needed), self.sizes[-1])

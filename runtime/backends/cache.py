@@ -16,41 +16,37 @@ from bita.errors import EngineError
 from bita.runtime.backends.page_store import Kept, PageStore
 from bita.tensors import FloatArray, Int64Array
 
-COPIED_TOKENS = 32  # whose rows are copied together when a text leaves
-MIN_COPIED = 8  # tokens; fewer are computed again as fast
+COPIED_TOKENS = 32  # tokens whose rows are copied together when a text leaves
+MIN_COPIED = 8  # minimum number of tokens to copy; recomputing fewer is as fast
 Shape = tuple[int, int, int, int]
 
 
 @dataclass
 class PrefixSlots:
-    """What the first slots of a cache hold.
+    """The content of a cache's first slots."""
 
-    adapter: whose prefix they are for. is_there: whether they hold it; they hold zeros otherwise.
-    """
-
-    adapter: Adapter | None = None
-    is_there: bool = False
+    adapter: Adapter | None = None  # the adapter whose prefix they are for
+    is_there: bool = False  # whether they hold the prefix; if not, they hold zeros
 
 
 class Cache(ABC):
     """Keys and values of all layers, `[2L, H, C, D]`: layer l's keys at 2l, its values at 2l + 1.
 
-    Slots [0, P) hold the adapter's prefix, the text follows. A step writes its rows behind the
-    text; `commit` keeps the accepted ones. This part knows the length; where the slab lies is up to
-    the backend.
+    Slots [0, P) hold the adapter's prefix, then comes the text. A step writes its rows after the
+    text; `commit` keeps the accepted ones. This class tracks the lengths; subclasses own the slab.
     """
 
     def __init__(self, shape: Shape, dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.length = 0  # tokens of text
-        self.text_number = 0  # grows with every text that is started
+        self.text_number = 0  # incremented when a text is started
         self._prefix_slots = PrefixSlots()
-        self._num_written = 0  # slots that hold anything: all after them are zeros
+        self._num_written = 0  # slots that may hold values; all after them are zeros
 
     @property
     def adapter(self) -> Adapter | None:
-        """Whose prefix is in the first slots."""
+        """The adapter whose prefix is in the first slots."""
         return self._prefix_slots.adapter
 
     @property
@@ -67,10 +63,10 @@ class Cache(ABC):
         return adapter.prefix_length if adapter else 0
 
     def start(self, adapter: Adapter, num_kept: int = 0) -> None:
-        """Begin another text, and have this adapter's prefix in the first slots.
+        """Begin a new text, with this adapter's prefix in the first slots.
 
-        num_kept: tokens of the text before that the new one begins with, whose rows stay; 0 unless
-        `can_keep_text` says that they may.
+        num_kept: leading tokens that the new text has in common with the last one, whose rows
+        stay. It must be 0 unless `can_keep_text` returns True.
         """
         self.length = num_kept
         self.text_number += 1
@@ -81,38 +77,37 @@ class Cache(ABC):
             self._note_written(adapter.prefix_length)
 
     def can_keep_text(self, adapter: Adapter) -> bool:
-        """Whether rows of the text may stay when this adapter's prefix comes; here they may if they
-        need not move. No row of a text depends on an adapter.
+        """Return whether the text's rows may stay when this adapter's prefix is written.
+
+        They may if they need not move: text rows do not depend on an adapter.
         """
         return self.prefix_length == adapter.prefix_length
 
     def new_store(self, max_bytes: int) -> PageStore:
-        """What keeps the rows of texts that leave: copies in host memory, of `max_bytes` at the
-        most.
-        """
+        """Return a store for texts that leave; it keeps copies in at most `max_bytes` of memory."""
         return PageStore(max_bytes, COPIED_TOKENS, MIN_COPIED)
 
     def keep(self, start: int, stop: int) -> Kept:
-        """Tokens [start, stop) of the text as a store keeps them."""
+        """Return the rows of tokens [start, stop) of the text in the form that a store keeps."""
         return CopiedRows(self.read(start, stop))
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
-        """Take the slots after the text that a step of `num_rows` is to write.
+        """Reserve `num_slots` slots after the text for a step of `num_rows`.
 
-        Raises EngineError if there are fewer than `num_slots`.
+        Raises EngineError if there are fewer.
         """
         if self.num_slots_used + num_slots > self.capacity:
             raise EngineError(
-                f"a step of {num_rows} rows does not fit behind {self.num_slots_used} of "
+                f"a step of {num_rows} rows does not fit after {self.num_slots_used} of "
                 f"{self.capacity} cache slots"
             )
         self._note_written(self.num_slots_used + num_slots)
 
     def clear_around_text(self) -> None:
-        """Make zeros of the prefix, and of what steps left after the text.
+        """Zero the prefix, and whatever steps have left after the text.
 
-        Rows that may not see a slot weigh it with zero, which no value stands but a finite one.
-        The prefix is back when the next text is started.
+        Rows that must not see a slot weight it with zero; if its value is not finite, the product
+        is NaN. The prefix is written again when the next text starts.
         """
         self._zero(0, self.prefix_length)
         self._prefix_slots.is_there = False
@@ -121,12 +116,14 @@ class Cache(ABC):
             self._num_written = self.num_slots_used
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the cache rows of the accepted path and forget the step's other rows.
+        """Keep the cache rows of the accepted path, and drop the step's other rows.
 
-        path: row indices from the root, increasing. Rows on the spine are in place already;
-        others move left. Cost: 2 * L * H * D values for each row that moves.
+        Rows on the spine are already in place; others move left, at a cost of 2 * L * H * D values
+        per row.
+
+        path: row indices from the root, increasing.
         """
-        if path[-1] != len(path) - 1:  # else no row moves, since they increase
+        if path[-1] != len(path) - 1:  # otherwise no row moves, because the indices increase
             start = self.num_slots_used
             moved = [(start + to, start + row) for to, row in enumerate(path) if to != row]
             targets, sources = map(list, zip(*moved, strict=True))
@@ -134,7 +131,7 @@ class Cache(ABC):
         self.length += len(path)
 
     def append(self, rows: FloatArray) -> None:
-        """Go on with rows that `read` gave, [2L, H, n, D]."""
+        """Append rows that `read` returned, [2L, H, n, D], to the text."""
         self._put(rows)
         self.length += rows.shape[2]
         self._note_written(self.num_slots_used)
@@ -144,18 +141,18 @@ class Cache(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> FloatArray:
-        """A copy, in host memory, of the rows of tokens [start, stop) of the text."""
+        """Return a copy in host memory of the rows of tokens [start, stop) of the text."""
 
     @abstractmethod
     def _put(self, rows: FloatArray) -> None:
-        """Copy rows from host memory behind the text."""
+        """Copy rows from host memory to the slots after the text."""
 
     @abstractmethod
     def _write_prefix(self, adapter: Adapter) -> None: ...
 
     @abstractmethod
     def _zero(self, start: int, stop: int) -> None:
-        """Make zeros of the slots [start, stop)."""
+        """Zero the slots [start, stop)."""
 
     @abstractmethod
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
@@ -173,27 +170,27 @@ class CopiedRows:
         return self.rows.nbytes
 
     def restore(self, cache: Cache, num_tokens: int) -> None:
-        """Copy the first of them back, after the text in the cache."""
+        """Append the rows of the first `num_tokens` tokens to the text in the cache."""
         cache.append(self.rows[:, :, :num_tokens])
 
     def release(self) -> None:
-        """Nothing: the memory is freed with this object."""
+        """Do nothing; the memory is freed with this object."""
 
 
 class HostCache(Cache):
-    """A slab of numpy's."""
+    """A cache whose slab is a numpy array."""
 
     def __init__(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(shape, dtype)
         self.slab: FloatArray = lazy_zeros(shape, self.dtype)
-        self.placement: dict[str, Int64Array] = {}  # inputs of a step that the cache decides
+        self.placement: dict[str, Int64Array] = {}  # step inputs that the cache determines
 
     def layer(self, index: int) -> tuple[FloatArray, FloatArray]:
-        """Views [1, H, C, D] of one layer's keys and values."""
+        """Return views [1, H, C, D] of one layer's keys and values."""
         return self.slab[2 * index][None], self.slab[2 * index + 1][None]
 
     def views(self) -> dict[str, FloatArray]:
-        """The keys and values of each layer, [1, H, C, D], by their names in a graph."""
+        """Return the keys and values of each layer, [1, H, C, D], by their names in a graph."""
         return {
             f"{index}.{side}": view
             for index in range(self.shape[0] // 2)
@@ -201,7 +198,7 @@ class HostCache(Cache):
         }
 
     def write(self, rows: FloatArray) -> None:
-        """Put the rows of a step, [2L, H, Q, D], behind the text."""
+        """Write the rows of a step, [2L, H, Q, D], to the slots after the text."""
         start = self.num_slots_used
         self.slab[:, :, start : start + rows.shape[2]] = rows
 
@@ -224,9 +221,9 @@ class HostCache(Cache):
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
-    """Zeros that take memory page by page, when they are written.
+    """Return zeros whose memory is allocated page by page, when they are written.
 
-    numpy's own large arrays ask for huge pages, and then the first slot of each head takes 2 MB.
+    numpy requests huge pages for large arrays; the first slot of each head would then take 2 MB.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, whose pages are small

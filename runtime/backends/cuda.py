@@ -1,6 +1,6 @@
-"""The few calls of the CUDA runtime that decoding needs, by ctypes on libcudart.
+"""The calls of the CUDA runtime that decoding needs, by ctypes on libcudart of CUDA 12 or newer.
 
-Memory and graphs are freed when nothing refers to them any more. CUDA 12 and newer.
+Memory and graphs are freed when nothing refers to them anymore.
 """
 
 import ctypes
@@ -18,21 +18,21 @@ import numpy.typing as npt
 
 from bita.errors import EngineError
 
-OLDEST = 12  # of CUDA: cudaGraphInstantiateWithFlags, and what onnxruntime and TensorRT need
-MAJOR, MINOR = 75, 76  # of cudaDeviceAttr
+OLDEST = 12  # CUDA version; cudaGraphInstantiateWithFlags, onnxruntime and TensorRT need it
+MAJOR, MINOR = 75, 76  # cudaDeviceAttr of the compute capability
 ANY_DIRECTION = 4  # cudaMemcpyDefault
 NON_BLOCKING, THREAD_LOCAL = 1, 1
 OUT_OF_MEMORY = 2
 DEFAULT_STREAM = None
-NAMES = ("libcudart.so.13", "libcudart.so.12")  # for the loader
+NAMES = ("libcudart.so.13", "libcudart.so.12")  # found by the loader
 SYSTEM_PLACES = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/*/lib")
-ANY_VERSION = "libcudart.so"  # a link of development packages
+ANY_VERSION = "libcudart.so"  # link that development packages install
 FIX = (
     "pip install nvidia-cuda-runtime, or apt install cuda-cudart on a Jetson; or run the engine on "
     "the CPU: --backend ort-cpu"
 )
 _P, _Z = c_void_p, c_size_t
-# name: types of its arguments; all return a status
+# Argument types of each function; all return a status.
 CALLS: dict[str, list[Any]] = {
     "cudaGetDeviceCount": [_P],
     "cudaSetDevice": [c_int],
@@ -61,10 +61,11 @@ CALLS: dict[str, list[Any]] = {
 
 
 class Cuda:
-    """One GPU, and what was allocated there through this object.
+    """A GPU, with the memory that was allocated through this object. Open it with `Cuda.load`.
 
-    device: its number. capability: "sm89" and so on. allocated_bytes, peak_bytes: of device memory,
-    now and at the most. Open it with `Cuda.load`.
+    device: number of the GPU.
+    capability: compute capability, such as "sm89".
+    allocated_bytes, peak_bytes: current and peak device memory.
     """
 
     def __init__(self, library: ctypes.CDLL, device: int) -> None:
@@ -85,9 +86,11 @@ class Cuda:
 
     @classmethod
     def load(cls, device: int = 0, library: str | None = None) -> "Cuda":
-        """The runtime library and a device; library: its path, None to look for it.
+        """Load the runtime library and select a device.
 
-        Raises EngineError, with the fix, if there is no library, no driver or no such device.
+        library: path of the library. None: search for it.
+
+        Raises EngineError, with the fix, if the library, the driver or the device is missing.
         """
         candidates = [library] if library else library_candidates()
         for candidate in candidates:
@@ -96,7 +99,7 @@ class Cuda:
             except OSError:
                 continue
         raise EngineError(
-            f"no CUDA runtime library was found, looked for {', '.join(candidates)}; {FIX}"
+            f"no CUDA runtime library was found (searched {', '.join(candidates)}); {FIX}"
         )
 
     @property
@@ -105,28 +108,28 @@ class Cuda:
 
     @property
     def driver_version(self) -> str:
-        """The newest CUDA that the driver runs; "0.0" without a driver."""
+        """The newest CUDA version that the driver supports; "0.0" without a driver."""
         return self._version("cudaDriverGetVersion")
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory: free, and in all."""
+        """Return the free and the total device memory in bytes."""
         free, total = c_size_t(), c_size_t()
         self.call("cudaMemGetInfo", byref(free), byref(total))
         return free.value, total.value
 
     def allocate(self, num_bytes: int) -> "DeviceMemory":
-        """Zeroed device memory. Raises EngineError if there is not enough."""
+        """Allocate zeroed device memory. Raises EngineError if there is not enough."""
         return DeviceMemory(self, num_bytes)
 
     def allocate_host(self, num_bytes: int) -> "PinnedMemory":
-        """Host memory that is copied without a detour."""
+        """Allocate pinned host memory, which the GPU copies directly."""
         return PinnedMemory(self, num_bytes)
 
     def stream(self) -> "Stream":
         return Stream(self)
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Raises EngineError that names the call and CUDA's reason."""
+        """Call a CUDA function. Raises EngineError with its name and CUDA's reason."""
         status = self.status(name, *arguments)
         if status:
             raise EngineError(f"{name} failed: {self.reason(status)}")
@@ -134,7 +137,7 @@ class Cuda:
     def status(self, name: str, *arguments: Any) -> int:
         status: int = getattr(self._library, name)(*arguments)
         if status:
-            # or another library in the process takes it for an error of its own
+            # reset the error, or another library in the process would take it for its own
             self._library.cudaGetLastError()
         return status
 
@@ -143,7 +146,7 @@ class Cuda:
         return f"{name} ({status}), {self._library.cudaGetErrorString(status).decode()}"
 
     def count(self, num_bytes: int) -> None:
-        """Add to what is allocated."""
+        """Add to the allocated memory; a negative number is a release."""
         self.allocated_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
 
@@ -160,7 +163,9 @@ class Cuda:
     def _check_version(self) -> None:
         version = self.runtime_version
         if int(version.split(".")[0]) < OLDEST:
-            raise EngineError(f"the CUDA runtime is {version}, needed is {OLDEST} or newer; {FIX}")
+            raise EngineError(
+                f"the CUDA runtime is {version}, but {OLDEST} or later is needed; {FIX}"
+            )
 
     def _check_devices(self) -> None:
         count = c_int()
@@ -176,7 +181,7 @@ class Cuda:
 
 
 class DeviceMemory:
-    """address: of `num_bytes` zeroed bytes on the GPU."""
+    """`num_bytes` bytes of GPU memory at `address`, zeroed when allocated."""
 
     def __init__(self, cuda: Cuda, num_bytes: int) -> None:
         pointer = c_void_p()
@@ -194,16 +199,19 @@ class DeviceMemory:
         self._finalizer = weakref.finalize(self, _free, cuda, self.address, num_bytes)
         cuda.count(num_bytes)
         cuda.call("cudaMemset", self.address, 0, num_bytes)
-        # it returns before the zeros are there, and our streams do not wait for that of memset
+        # cudaMemset is asynchronous, and our streams do not wait for the default stream
         cuda.call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def free(self) -> None:
-        """Give it back; happens by itself when nothing refers to it."""
+        """Free the memory; this happens automatically when nothing refers to it."""
         self._finalizer()
 
 
 class PinnedMemory:
-    """array: zeroed uint8 [num_bytes] at `address`; it and its views keep the memory alive."""
+    """Pinned host memory at `address`, zeroed when allocated.
+
+    array: uint8 [num_bytes]; the array and its views keep the memory alive.
+    """
 
     def __init__(self, cuda: Cuda, num_bytes: int) -> None:
         pointer = c_void_p()
@@ -215,12 +223,12 @@ class PinnedMemory:
         self.array[:] = 0
 
     def free(self) -> None:
-        """Leave `array` empty; the memory goes back with the last view of it."""
+        """Make `array` empty; the memory is freed with the last view of it."""
         self.array = np.empty(0, np.uint8)
 
 
 class Stream:
-    """Work that the GPU does in order, beside the host."""
+    """A CUDA stream: work that the GPU does in order, asynchronously to the host."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -230,7 +238,7 @@ class Stream:
         weakref.finalize(self, cuda.status, "cudaStreamDestroy", self.handle)
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
-        """Between addresses of the host and of the GPU, in any direction."""
+        """Copy between host and GPU addresses, in any direction."""
         self._cuda.call("cudaMemcpyAsync", target, source, num_bytes, ANY_DIRECTION, self.handle)
 
     def copy_rows(
@@ -242,7 +250,7 @@ class Stream:
         width: int,
         height: int,
     ) -> None:
-        """`height` pieces of `width` bytes; the pitches are the bytes from one to the next."""
+        """Copy `height` rows of `width` bytes; a pitch is the distance between rows in bytes."""
         self._cuda.call(
             "cudaMemcpy2DAsync",
             *(target, target_pitch, source, source_pitch, width, height),
@@ -253,14 +261,15 @@ class Stream:
         self._cuda.call("cudaMemsetAsync", target, value, num_bytes, self.handle)
 
     def synchronize(self) -> None:
-        """Wait for all that was put in."""
+        """Wait for all work in the stream."""
         self._cuda.call("cudaStreamSynchronize", self.handle)
 
     @contextmanager
     def capture(self) -> Iterator["Graph"]:
-        """What the block puts in is not run but becomes the graph, which can be launched behind it.
+        """Capture the block's work into a graph instead of running it.
 
-        Raises EngineError if something in it cannot be captured.
+        The graph can be launched after the block. Raises EngineError if the work cannot be
+        captured.
         """
         graph = Graph(self._cuda)
         self._cuda.call("cudaStreamBeginCapture", self.handle, THREAD_LOCAL)
@@ -283,7 +292,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work, launched as one."""
+    """Captured work that is launched with one call."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -303,11 +312,12 @@ class Graph:
 
 
 def library_candidates() -> Sequence[str]:
-    """Where the runtime library may be: in pip's packages, the loader's paths, a toolkit; the
-    newest first in each.
+    """Return possible names and paths of the runtime library, in order of preference.
+
+    pip's packages come first, then the loader's paths, then a toolkit; in each, newest first.
     """
     packaged: list[str] = []
-    for part in ("cu13/lib", "cuda_runtime/lib"):  # of CUDA 13's wheels, of CUDA 12's
+    for part in ("cu13/lib", "cuda_runtime/lib"):  # CUDA 13's wheels, CUDA 12's wheels
         for base in sys.path:
             packaged += _libraries(Path(base) / "nvidia" / part)
     system = [path for place in SYSTEM_PLACES for path in _libraries(Path(place))]
@@ -315,7 +325,10 @@ def library_candidates() -> Sequence[str]:
 
 
 def _libraries(folder: Path) -> list[str]:
-    """Of the folder, which may be a pattern. Images for running only have no libcudart.so."""
+    """Return the versioned libraries of a folder, which may be a pattern.
+
+    Runtime images do not have the unversioned libcudart.so.
+    """
     return sorted(glob.glob(str(folder / "libcudart.so.*")), reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""Arrays of an engine on a GPU, and its cache there."""
+"""An engine's arrays and cache on a GPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +13,26 @@ from bita.runtime.backends.cuda import Cuda, DeviceMemory, PinnedMemory, Stream
 from bita.runtime.backends.step_values import Arrays
 from bita.tensors import FloatArray
 
-ALIGNMENT = 256  # of what TensorRT reads and writes
-ZEROED_SLOTS = 256  # at a time: bounds the memory that the host needs for it
+ALIGNMENT = 256  # bytes, required by TensorRT for inputs and outputs
+ZEROED_SLOTS = 256  # slots zeroed at a time, which limits the host memory for zeros
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """memory: what keeps the address valid."""
+    """An array in GPU memory."""
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype
-    memory: DeviceMemory
+    memory: DeviceMemory  # keeps the address valid
 
     def shaped(self, *shape: int) -> "DeviceArray":
-        """Its beginning, in that shape."""
+        """Return the array's beginning as an array of another shape."""
         return replace(self, shape=shape)
 
 
 def upload(cuda: Cuda, stream: Stream, arrays: Arrays) -> dict[str, DeviceArray]:
-    """Copies of arrays of the host, in one piece of memory."""
+    """Copy host arrays to the GPU, into one allocation."""
     block = Block(cuda, {name: (array.shape, array.dtype) for name, array in arrays.items()})
     for name, array in arrays.items():
         block.host[name][...] = array
@@ -42,7 +42,7 @@ def upload(cuda: Cuda, stream: Stream, arrays: Arrays) -> dict[str, DeviceArray]
 
 
 class Block:
-    """Arrays that lie side by side on the host and on the GPU, to be copied in one go."""
+    """Arrays that are contiguous on the host and on the GPU, so that one copy transfers them."""
 
     def __init__(
         self, cuda: Cuda, shapes: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
@@ -65,25 +65,27 @@ class Block:
             )
 
     def upload(self, stream: Stream) -> None:
+        """Copy all arrays to the GPU, asynchronously."""
         stream.copy(self._memory.address, self._pinned.address, self._memory.num_bytes)
 
     def download(self, stream: Stream) -> None:
+        """Copy all arrays to the host, asynchronously."""
         stream.copy(self._pinned.address, self._memory.address, self._memory.num_bytes)
 
 
 class DeviceCache(Cache):
-    """A slab on the GPU. Copies are put into the stream, in the order of the steps."""
+    """A cache on the GPU. Its copies are queued in the stream, in order with the steps."""
 
     def __init__(self, shape: Shape, dtype: npt.DTypeLike, cuda: Cuda, stream: Stream) -> None:
         super().__init__(shape, dtype)
         self._stream = stream
         self._slot_bytes = shape[3] * self.dtype.itemsize
-        self._pitch = self.capacity * self._slot_bytes  # from one head to the next
-        self._num_heads = shape[0] * shape[1]  # of keys and values of all layers
+        self._pitch = self.capacity * self._slot_bytes  # distance between heads
+        self._num_heads = shape[0] * shape[1]  # over keys and values of all layers
         self._memory = cuda.allocate(self._num_heads * self._pitch)
 
     def layer(self, index: int) -> tuple[DeviceArray, DeviceArray]:
-        """Keys and values of one layer, [1, H, C, D] each."""
+        """Return the keys and values of one layer, [1, H, C, D] each."""
         shape = (1, *self.shape[1:])
         size = self.shape[1] * self._pitch
         keys, values = (
@@ -93,7 +95,7 @@ class DeviceCache(Cache):
         return keys, values
 
     def write(self, rows: DeviceArray) -> None:
-        """Put the rows of a step, [2L, H, Q, D], behind the text."""
+        """Write the rows of a step, [2L, H, Q, D], to the slots after the text."""
         width = rows.shape[2] * self._slot_bytes
         target = self._memory.address + self.num_slots_used * self._slot_bytes
         self._stream.copy_rows(target, self._pitch, rows.address, width, width, self._num_heads)
@@ -126,14 +128,14 @@ class DeviceCache(Cache):
             self._write_slots(first, np.zeros((num_layers, heads, size, width), self.dtype))
 
     def _write_slots(self, first: int, rows: FloatArray) -> None:
-        """Copy rows [2L, H, n, D] of the host."""
+        """Copy rows [2L, H, n, D] from the host to the slots from `first` on."""
         width = rows.shape[2] * self._slot_bytes
         if width:
             target = self._memory.address + first * self._slot_bytes
             self._stream.copy_rows(
                 target, self._pitch, rows.ctypes.data, width, width, self._num_heads
             )
-            self._stream.synchronize()  # `rows` may be gone after this
+            self._stream.synchronize()  # the caller may free `rows` afterwards
 
     def _move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         for target, source in zip(targets, sources, strict=True):

@@ -1,4 +1,4 @@
-"""A step on a GPU: what the host writes goes over in one copy, what it wants comes back in one."""
+"""Steps on a GPU: one copy uploads the inputs, one copy downloads the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -22,21 +22,21 @@ from bita.runtime.backends.step_values import (
 from bita.tree import Tree
 
 DeviceArrays = dict[str, DeviceArray]
-MAX_ADAPTERS = 2  # that are kept on the GPU: one's own, and one to compare with
+MAX_ADAPTERS = 2  # kept on the GPU: the engine's own, and one to compare with
 
 
 class Launcher(Protocol):
-    """Puts one step into the stream. It does not keep the step, so that both go when it goes."""
+    """Queues one step in the stream. It holds no reference to the step, which avoids a cycle."""
 
     def launch(self, step: "DeviceStep", bucket: int) -> None:
-        """bucket: slots of the cache that the step looks at."""
+        """Queue the step, which reads `bucket` cache slots."""
 
 
 class Device:
-    """What steps of one engine share on a GPU.
+    """State that the steps of an engine share on a GPU.
 
-    gives_rows: whether the graph leaves it to the runtime to write the cache. lora_shapes: of the
-    graph's LoRA inputs.
+    gives_rows: whether the graph returns its new rows, so that the runtime writes the cache.
+    lora_shapes: shapes of the graph's LoRA inputs.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Device:
         self._adapters: dict[int, tuple[Adapter, DeviceArrays]] = {}
 
     def slots(self, bucket: int) -> DeviceArray:
-        """0, 1, ..., [bucket]."""
+        """Return the slot numbers 0, 1, ..., [bucket]."""
         return self._slots.shaped(bucket)
 
     def adapter_arrays(self, adapter: Adapter) -> DeviceArrays:
-        """Its mask embeddings, prefix length and LoRA."""
+        """Return an adapter's mask embeddings, prefix length and LoRA."""
         if id(adapter) not in self._adapters:
             while len(self._adapters) >= MAX_ADAPTERS:
                 self._adapters.pop(next(iter(self._adapters)))
@@ -73,9 +73,10 @@ class Device:
 
 
 class DeviceStep:
-    """A step with fixed buffers; fields as in `bita.runtime.backends.backend.Step`.
+    """A step with fixed buffers; see `bita.runtime.backends.backend.Step` for its fields.
 
-    logits_at: where the graph is to write logits that nobody asked for; None where it need not.
+    logits_at: buffer for logits that the graph always writes, even if they are not requested.
+    None: the graph does not need one.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class DeviceStep:
         self._new_rows = self._allocate_rows() if device.gives_rows else None
 
     def run(self) -> None:
-        """Execute the step behind the cached text; raises EngineError if it has no room there."""
+        """Execute the step after the cached text. Raises EngineError if the cache lacks room."""
         cache = self._device.cache
         cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, cache.length, out=self._block.host["positions"][0])
@@ -131,15 +132,15 @@ class DeviceStep:
         self._id_check.check()
 
     def upload(self) -> None:
-        """Put the copy of what the host wrote into the stream."""
+        """Queue the copy of the inputs in the stream."""
         self._block.upload(self._device.stream)
 
     def download(self) -> None:
-        """Put the copy of what the host wants into the stream."""
+        """Queue the copy of the results in the stream."""
         self._results.download(self._device.stream)
 
     def inputs(self, bucket: int) -> DeviceArrays:
-        """By the names that the graph has for them."""
+        """Return the inputs by their names in the graph."""
         return {
             **self._block.device,
             **self._static,
@@ -149,7 +150,7 @@ class DeviceStep:
         }
 
     def outputs(self) -> DeviceArrays:
-        """By the names that the graph has for them."""
+        """Return the outputs by their names in the graph."""
         results = {**self._results.device, **self._unasked}
         if self._new_rows is not None:
             return {**results, NEW_ROWS: self._new_rows}
@@ -176,13 +177,14 @@ def rows_with_equal_bits(
     adapter: Adapter,
     sizes: Sequence[int],
 ) -> int:
-    """The least of the sizes from which on all give a row the same bits; ends the text.
+    """Return the smallest of the sizes from which a row's result is bit-identical in all larger.
 
-    Libraries pick a kernel by the number of rows, and kernels sum in their own orders.
+    Libraries choose kernels by the number of rows, and kernels sum in different orders. Clears the
+    cached text.
     """
     cache.start(adapter)
     expected = None
-    least = max(sizes)
+    smallest = max(sizes)
     for size in sorted(set(sizes), reverse=True):
         step = bind(tree_layout(Tree.root_only(), size), adapter)
         step.token_ids[0, 0] = 1
@@ -190,5 +192,5 @@ def rows_with_equal_bits(
         expected = step.top_logits[0].copy() if expected is None else expected
         if not np.array_equal(step.top_logits[0], expected):
             break
-        least = size
-    return least
+        smallest = size
+    return smallest

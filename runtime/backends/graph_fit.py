@@ -1,6 +1,6 @@
-"""Whether a graph or a plan has the inputs and outputs that its engine's manifest says.
+"""Check that a graph or a plan has the inputs and outputs that its engine's manifest describes.
 
-Buffers are allocated by the manifest and bound to the graph, so this is seen before the first is.
+Buffers are allocated according to the manifest and bound to the graph, so this is checked first.
 """
 
 import re
@@ -16,7 +16,7 @@ from bita.lora import SITES
 from bita.manifest import Manifest
 from bita.packed_lora import packed_shapes
 
-Shape: TypeAlias = Sequence[int | str]  # a letter stands for any size
+Shape: TypeAlias = Sequence[int | str]  # a name stands for any size
 CACHE_TYPES = ("float32", "float16")
 SMALL_INPUTS: Mapping[str, tuple[str, Shape]] = {
     "token_ids": ("int64", (1, "Q")),
@@ -27,11 +27,11 @@ SMALL_INPUTS: Mapping[str, tuple[str, Shape]] = {
     "output_rows": ("int64", ("R",)),
     "first_mask_row": ("int64", (1,)),
 }
-SLOT_INPUTS: Mapping[str, tuple[str, Shape]] = {  # of graphs whose caches are rows of slots
+SLOT_INPUTS: Mapping[str, tuple[str, Shape]] = {  # in graphs whose caches are rows of slots
     "cache_length": ("int64", (1,)),
     SLOTS: ("int64", ("S",)),
 }
-PAGE_INPUTS: Mapping[str, tuple[str, Shape]] = {  # of graphs whose caches are pages
+PAGE_INPUTS: Mapping[str, tuple[str, Shape]] = {  # in graphs whose caches are pages
     "row_slots": ("int64", ("Q",)),
     "row_texts": ("int64", ("Q",)),
     "text_lengths": ("int64", ("T",)),
@@ -40,17 +40,17 @@ PAGE_INPUTS: Mapping[str, tuple[str, Shape]] = {  # of graphs whose caches are p
     "wants_logits": ("bool", (1,)),
 }
 NEEDED = ("token_ids", "mask_embeddings", "output_rows")
-NEEDED_PLACES = ("positions", "sees", "sees_prefix", "prefix_length")  # by native operators
+NEEDED_PLACES = ("positions", "sees", "sees_prefix", "prefix_length")  # for native operators
 CACHE_NAME = re.compile(r"(past|present)\.(0|[1-9]\d{0,8})\.(key|value|pages)")
 LORA_NAME = re.compile(rf"lora\.(?:(0|[1-9]\d{{0,8}})\.)?({'|'.join(SITES)})\.(down|up)")
 
 
 @dataclass(frozen=True)
 class GraphValue:
-    """An input or output: dtype, a name of numpy's, and the sizes that are fixed; None for free."""
+    """An input or output."""
 
-    dtype: str
-    shape: tuple[int | None, ...]
+    dtype: str  # numpy's name
+    shape: tuple[int | None, ...]  # None: the size is free
 
 
 GraphValues = Mapping[str, GraphValue]
@@ -58,16 +58,16 @@ GraphValues = Mapping[str, GraphValue]
 
 @dataclass(frozen=True)
 class Form:
-    """What distinguishes the graphs of native operators from the others."""
+    """The differences between graphs with native operators and other graphs."""
 
-    inputs: Mapping[str, tuple[str, Shape]]  # beside those that may stand in both
-    needed: Sequence[str]
-    sides: Sequence[str]  # of a layer's caches
-    cache: Shape  # of each of them
+    inputs: Mapping[str, tuple[str, Shape]]  # in addition to those that both may have
+    needed: Sequence[str]  # names of required inputs
+    sides: Sequence[str]  # names of a layer's caches
+    cache: Shape  # shape of each cache
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Form":
-        """The one that the manifest says."""
+        """Return the form for the manifest's dialect."""
         _, heads, capacity, width = manifest.cache_shape
         if manifest.dialect == NATIVE.name:
             needed = (*NEEDED, *NEEDED_PLACES, *PAGE_INPUTS)
@@ -138,7 +138,10 @@ def _output_faults(manifest: Manifest, outputs: GraphValues) -> Iterator[str]:
 
 
 def _layer_faults(time: str, form: Form, manifest: Manifest, values: GraphValues) -> Iterator[str]:
-    """Whether there are caches of just the layers 0 to L - 1. time: "past" or "present"."""
+    """Yield faults unless the caches are exactly those of layers 0 to L - 1.
+
+    time: "past" or "present".
+    """
     found = [match for name in values if (match := CACHE_NAME.fullmatch(name)) and match[1] == time]
     indices = {int(match[2]) for match in found}
     of_form = all(match[3] in form.sides for match in found)
@@ -156,7 +159,7 @@ def _lora_faults(
     name: str, value: GraphValue, layer: int, site: str, side: str, manifest: Manifest
 ) -> Iterator[str]:
     if layer >= manifest.num_layers:
-        yield f"input {name} is of a layer that is not there; num_layers is {manifest.num_layers}"
+        yield f"input {name} is for a nonexistent layer; num_layers is {manifest.num_layers}"
     hidden = manifest.hidden_size
     shape: Shape
     if side == "down":
@@ -169,7 +172,10 @@ def _lora_faults(
 def _packed_lora_faults(
     name: str, value: GraphValue, site: str, side: str, manifest: Manifest
 ) -> Iterator[str]:
-    """Of an input that holds the slices of all layers; sizes that the manifest lacks are free."""
+    """Yield the faults of an input with the LoRA of all layers.
+
+    Sizes that the manifest does not have are free.
+    """
     hidden = manifest.hidden_size
     shapes = packed_shapes(site, manifest.num_layers, hidden, hidden, "r")
     shape: list[int | str] = [*shapes[0 if side == "down" else 1]]

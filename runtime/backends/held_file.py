@@ -1,4 +1,4 @@
-"""A file that a library has mapped into memory, held open to see whether somebody writes to it."""
+"""A file that a library has mapped into memory, held open to detect changes to it."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,14 @@ from bita.file_marks import FileMark, mark_of
 class HeldFile:
     """Holds the file that is at `path` now.
 
-    Another file in its place does no harm: who has the old one open keeps it. But what is written
-    into the old one is seen by all who have it mapped, and reading a mapped page beyond its end
-    kills the process. `check` is for before and after each use, so that nothing is made of other
-    content; only a file that is cut while it is read can still kill.
+    Replacing the file is harmless: whoever has the old one open keeps it. But writes to the old
+    file are visible in every mapping of it, and reading a mapped page beyond its end kills the
+    process. Call `check` before and after each use, so that no result is based on changed content.
+    Only truncating the file during a read can still kill the process.
 
-    sha256: of its content. Raises EngineError if it cannot be opened.
+    sha256: hash of its content.
+
+    Raises EngineError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, sha256: str) -> None:
@@ -34,7 +36,7 @@ class HeldFile:
         self._num_bytes = self._seen[0]
 
     def check_loaded(self) -> None:
-        """Raise EngineError unless it is still the file at `path`, for after that was loaded."""
+        """Raise EngineError unless it is still the file at `path`; call this after loading."""
         if mark_of(self._path) != FileMark.of(os.fstat(self._descriptor)):
             raise EngineError(
                 f"{self._path} was changed while it was loaded; open the engine again"
@@ -42,9 +44,9 @@ class HeldFile:
         self.check()
 
     def check(self) -> None:
-        """Raise EngineError if its content changed. Cost: 1 to 4 µs.
+        """Raise EngineError if the content has changed. The check takes 1 to 4 µs.
 
-        Where only its times or links changed it is hashed again, about a second per GB.
+        If only times or links have changed, the file is hashed again, at about a second per GB.
         """
         state = self._state()
         if state == self._seen:
@@ -56,7 +58,7 @@ class HeldFile:
         self._seen = state
 
     def _state(self) -> tuple[int, int, int]:
-        """Size, and when content and anything else of it was changed."""
+        """Return the size, and when content and metadata were last changed."""
         status = os.fstat(self._descriptor)
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

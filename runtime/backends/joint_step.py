@@ -1,6 +1,6 @@
-"""A step of several texts on the native operators: the rows of all of them, side by side.
+"""Steps of several texts on the native operators, with the rows of all texts side by side.
 
-A row's bits depend on its own text alone, so each text is the one that it is by itself.
+A row's bits depend only on its own text, so each text is the same as when it is decoded alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from bita.runtime.backends.step_values import Arrays, IdCheck, adapter_values
 from bita.tensors import Float32Array
 
 BoolArray = npt.NDArray[np.bool_]
-MIN_TEXTS, MIN_ROWS = 8, 64  # that buffers are made for; they grow
+MIN_TEXTS, MIN_ROWS = 8, 64  # initial capacity of the buffers, which grow
 
 
 class JointBackend(Protocol):
-    """What a joint step asks of the backend that runs it; see `OrtBackend`."""
+    """The part of `OrtBackend` that a joint step uses."""
 
     vocab_size: int
     num_ranks: int
@@ -39,11 +39,11 @@ class JointBackend(Protocol):
 class OrtJointStep:
     """Runs the rows of several texts at once, with one adapter.
 
-    Whoever runs it holds the engine's lock.
+    The caller holds the engine lock.
     """
 
     def __init__(self, backend: JointBackend, cache: PagedCache, adapter: Adapter) -> None:
-        """cache: of one of the texts."""
+        """`cache` may be that of any text."""
         self._backend = backend
         self._width = len(cache.text_pages)
         self._first_mask_row = np.zeros(1, np.int64)
@@ -56,12 +56,12 @@ class OrtJointStep:
         self._rows = _Rows(backend, MIN_ROWS)
         self._outputs = {False: _Outputs(backend, False), True: _Outputs(backend, True)}
         self._bindings: dict[bool, ort.IOBinding] = {}
-        self._bound: dict[bool, tuple[_Rows, int, _Results]] = {}  # what each has of other sizes
+        self._bound: dict[bool, tuple[_Rows, int, _Results]] = {}  # size-dependent values in each
 
     def run(self, parts: Sequence[Part], with_logits: bool = False) -> None:
-        """Execute the step; each part has its results then. The caches have reserved the slots.
+        """Execute the step and set the results of each part. The slots must be reserved.
 
-        Raises EngineError if an operator fails, or gives ids of no tokens.
+        Raises EngineError if an operator fails or returns invalid token ids.
         """
         num_rows = sum(part.num_rows for part in parts)
         num_outputs = sum(len(part.layout.output_rows) for part in parts)
@@ -103,8 +103,9 @@ class OrtJointStep:
         return self._bindings[with_logits]
 
     def _place(self, parts: Sequence[Part], num_rows: int) -> None:
-        """Write where the rows of all parts are: text rows first, those of one row at the front,
-        and mask rows after all of them.
+        """Write the placement of all parts' rows.
+
+        Text rows come first, beginning with the parts of one row; then come all mask rows.
         """
         rows, texts = self._rows, self._texts
         texts.lengths[: len(parts)] = [part.cache.length for part in parts]
@@ -116,7 +117,7 @@ class OrtJointStep:
         sees[:] = False
         plain = [number for number, part in enumerate(parts) if part.num_rows == 1]
         text, mask, output = len(plain), num_texts, 0
-        outputs: list[int] = []  # of the plain ones
+        outputs: list[int] = []  # positions of the plain parts' output rows
         for number, part in enumerate(parts):
             texts.pages[number] = part.cache.text_pages
             if part.num_rows == 1:
@@ -132,7 +133,7 @@ class OrtJointStep:
     def _place_plain(
         self, parts: Sequence[Part], plain: list[int], outputs: list[int], sees: BoolArray
     ) -> None:
-        """Parts of one row, all at once. outputs: their places among the output rows."""
+        """Place all parts of one row at once; `outputs` are their indices among the output rows."""
         rows, count = self._rows, len(plain)
         lengths = self._texts.lengths[plain]
         rows.token_ids[:count] = [int(parts[number].tokens[0]) for number in plain]
@@ -145,8 +146,10 @@ class OrtJointStep:
     def _place_part(
         self, number: int, part: Part, sees: BoolArray, text: int, mask: int, output: int
     ) -> None:
-        """A part of several rows. text, mask: its first rows of both kinds. output: its first place
-        among the output rows.
+        """Place a part of several rows.
+
+        text, mask: its first text row and its first mask row.
+        output: its first index among the output rows.
         """
         rows, layout, length = self._rows, part.layout, part.cache.length
         count, num_masks = len(part.tokens), layout.num_rows - len(part.tokens)
@@ -170,17 +173,17 @@ class OrtJointStep:
 
 
 class _Texts:
-    """Inputs of a step by text, with room for `size` of them."""
+    """Inputs of a step per text, with room for `size` texts."""
 
     def __init__(self, width: int, size: int) -> None:
-        """width: pages of the longest text."""
+        """`width` is the number of pages of the longest text."""
         self.lengths = np.zeros(size, np.int64)
         self.pages = np.zeros((size, width), np.int64)
         self.values = ort_values({"text_lengths": self.lengths, "text_pages": self.pages})
 
 
 class _Rows:
-    """Inputs of a step by row, with room for `size` of them, and OrtValues of each number."""
+    """Inputs of a step per row, with room for `size` rows, and OrtValues by number of rows."""
 
     def __init__(self, backend: JointBackend, size: int) -> None:
         self.size = size
@@ -195,13 +198,13 @@ class _Rows:
         self._by_outputs: dict[int, dict[str, ort.OrtValue]] = {}
 
     def sees_of(self, num_rows: int) -> BoolArray:
-        """`sees` of a step of `num_rows` rows, [Q, Q]."""
+        """Return `sees` of a step of `num_rows` rows, [Q, Q]."""
         return self._sees[: num_rows * num_rows].reshape(num_rows, num_rows)
 
     def values(self, num_rows: int, num_outputs: int) -> dict[str, ort.OrtValue]:
-        """By the graph's names; they share the arrays' memory."""
+        """Return the inputs by their names in the graph; they share the arrays' memory."""
         if num_rows not in self._by_rows:
-            self._by_rows[num_rows] = self._fitting(
+            self._by_rows[num_rows] = self._make_values(
                 {
                     "token_ids": self.token_ids[None, :num_rows],
                     "positions": self.positions[None, :num_rows],
@@ -212,27 +215,27 @@ class _Rows:
                 }
             )
         if num_outputs not in self._by_outputs:
-            self._by_outputs[num_outputs] = self._fitting(
+            self._by_outputs[num_outputs] = self._make_values(
                 {"output_rows": self.output_rows[:num_outputs]}
             )
         return {**self._by_rows[num_rows], **self._by_outputs[num_outputs]}
 
-    def _fitting(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
+    def _make_values(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
         return ort_values(self._backend.known_inputs(arrays))
 
 
 class _Outputs:
-    """Results of steps by their number of output rows."""
+    """Results of steps by number of output rows."""
 
     def __init__(self, backend: JointBackend, with_logits: bool) -> None:
         self._backend = backend
         self._with_logits = with_logits
         self.wants = ort_values({"wants_logits": np.array([with_logits])})
-        self._memory = np.zeros(0, np.float32)  # of logits
+        self._memory = np.zeros(0, np.float32)  # for logits
         self._known: dict[int, _Results] = {}
 
     def of(self, num_outputs: int) -> "_Results":
-        """The buffers for `num_outputs` output rows; they are made at the first request."""
+        """Return the buffers for `num_outputs` output rows, which are created on first use."""
         if num_outputs not in self._known:
             size = num_outputs * self._backend.vocab_size if self._with_logits else 0
             if size > len(self._memory):
@@ -243,7 +246,7 @@ class _Outputs:
 
 
 class _Results:
-    """top_ids [R, k], top_logits [R, k], logits [R, V] or None."""
+    """The result buffers: top_ids [R, k], top_logits [R, k], logits [R, V] or None."""
 
     def __init__(self, backend: JointBackend, num_outputs: int, memory: Float32Array) -> None:
         self.top_ids = np.zeros((num_outputs, backend.num_ranks), np.int64)

@@ -1,7 +1,8 @@
-"""Contexts of a plan, and for TensorRT-RTX the kernels that it compiles on the device.
+"""Contexts of a plan, and the kernels that TensorRT-RTX compiles on the device.
 
-Its first steps compile; what they made is kept in the user's cache directory, by plan and GPU, so
-that the next start does not wait again. The library itself refuses a file that no longer fits.
+TensorRT-RTX compiles kernels during the first steps. They are stored in the user's cache directory
+by plan and GPU, so that the next start does not wait again. The library itself rejects a file that
+no longer fits.
 """
 
 import os
@@ -13,7 +14,11 @@ from bita.files import write_whole
 
 
 class KernelCache:
-    """sha256: of the plan. capability: of the GPU, "sm89" and so on."""
+    """Creates contexts and keeps compiled kernels.
+
+    sha256: hash of the plan.
+    capability: compute capability of the GPU, such as "sm89".
+    """
 
     def __init__(self, trt: Any, engine: Any, sha256: str, capability: str) -> None:
         self._trt = trt
@@ -26,18 +31,18 @@ class KernelCache:
             self._open()
 
     def new_context(self) -> Any:
-        """A context without memory for activations. Raises EngineError."""
+        """Return a context without activation memory. Raises EngineError if there is none."""
         if self._config is None:
             strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = self._engine.create_execution_context(strategy)
         else:
             context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise EngineError("the plan gives no context; is the GPU's memory full?")
+            raise EngineError("the plan did not create a context; is the GPU's memory full?")
         return context
 
     def save(self) -> None:
-        """Keep what was compiled, if that is more than before; a full disk is no fault."""
+        """Store the compiled kernels if there are new ones; failing to write is not an error."""
         if self._cache is None:
             return
         data = bytes(memoryview(self._cache.serialize()))
@@ -57,7 +62,7 @@ class KernelCache:
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         if not hasattr(self._config, "create_runtime_cache"):
-            return  # TensorRT has configurations too, and nothing to compile
+            return  # TensorRT also has configurations, but does not compile on the device
         kinds = trt.DynamicShapesKernelSpecializationStrategy
         self._config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
         self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # steps have their own
@@ -68,6 +73,9 @@ class KernelCache:
 
 
 def cache_directory() -> Path:
-    """The directory of disposable caches: $XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge."""
+    """Return the directory for disposable caches.
+
+    It is $XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "bita-edge"

@@ -1,7 +1,8 @@
-"""Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound beforehand.
+"""Steps executed by ONNX Runtime on the CPU, with every buffer allocated and bound in advance.
 
-Graphs of all dialects run here, those that are compiled for a GPU elsewhere too. Graphs of native
-operators have pages for caches, and know a row by its text's pages; else they are fed alike.
+Graphs of all dialects run here, including those that are compiled for GPUs elsewhere. Graphs of
+native operators have paged caches and find a row's text by its pages; their other inputs are the
+same.
 """
 
 import math
@@ -47,12 +48,18 @@ from bita.tree import Tree
 
 
 class OrtBackend:
-    """One engine loaded into ONNX Runtime, and its cache.
+    """An engine loaded into ONNX Runtime, and its cache.
 
-    num_threads: 0 for one per physical core. graph: a serialized variant of the engine's graph to
-    run in its place. operators_to: beginning of a file's name, for times of operators. kept_bytes:
-    of a cache in pages, for texts that have left it. map_weights: do not read those of native
-    operators into memory. Raises EngineError if the graph cannot be loaded.
+    Args:
+        engine: Checked engine.
+        num_threads: Threads. 0: one per physical core.
+        graph: Serialized variant of the engine's graph, to run instead of it.
+        operators_to: Prefix of the name of a file for operator times. None: do not measure them.
+        kept_bytes: Memory for texts that have left a paged cache.
+        map_weights: Whether to map the weights of native operators instead of reading them.
+
+    Raises:
+        EngineError: if the graph cannot be loaded.
     """
 
     def __init__(
@@ -87,11 +94,11 @@ class OrtBackend:
         self._lora: WeakKeyDictionary[Adapter, Mapping[str, ort.OrtValue]] = WeakKeyDictionary()
         self.cache = _allocate(engine, cache_type(self._session), kept_bytes)
         self.pairs = EnginePairs(engine)
-        self.min_slots = min_slots(engine, self._session)  # that a step writes
+        self.min_slots = min_slots(engine, self._session)
         self.buckets = Buckets.of(manifest.capacity) if SLOTS in self._inputs else None
         self.exact_trees = DIALECTS[manifest.dialect].exact_trees
         self._min_exact_rows = 1 if self.exact_trees else None
-        # native operators compute what rows see, and nothing beside it
+        # native operators compute only what rows attend to
         self.prefill_rows = PREFILL_ROWS if self.exact_trees else CPU_PREFILL_ROWS
         self.gives_rows = NEW_ROWS in {value.name for value in self._session.get_outputs()}
         self._caches = ort_values(self.cache.views())
@@ -104,26 +111,26 @@ class OrtBackend:
         with_logits: bool = False,
         probes: Sequence[str] = (),
     ) -> "BoundStep":
-        """A step of this layout with this adapter, its inputs and outputs bound once.
+        """Return a step of this layout with this adapter; inputs and outputs are bound once.
 
-        with_logits: also give the logits of the output rows, 4 * R * V bytes a step. probes: more
-        outputs of the graph, allocated anew in each step.
+        with_logits: add the logits of the output rows, 4 * R * V bytes a step.
+        probes: additional outputs of the graph, allocated in each step.
         """
         return BoundStep(self, layout, adapter, with_logits, probes)
 
     def joint_step(self, adapter: Adapter) -> JointStep | None:
-        """What runs several texts in one step; None without native operators."""
+        """Return a runner for steps of several texts; None without native operators."""
         if not isinstance(self.cache, PagedCache):
             return None
         return OrtJointStep(self, self.cache, adapter)
 
     def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
-        """1 where a step of one row gives the bits of larger ones here, else 2; the first time it
-        ends the text.
+        """Return 1 if a step of one row is bit-identical to larger ones on this machine, else 2.
 
-        sizes: of no concern, since from two rows on all give the same. Some graphs attend with two
-        rows in any case. Whether the products of their linear layers depend on the number of rows
-        is up to the processor, so it is tried.
+        The first call clears the cached text. `sizes` are not used: all steps of at least two rows
+        are bit-identical. Some graphs always compute attention with two rows; whether the products
+        of their linear layers depend on the number of rows is specific to the processor, so it is
+        tried.
         """
         if self._min_exact_rows is None:
             self._min_exact_rows = self._try_one_row(adapter) if self.min_slots > 1 else 2
@@ -140,7 +147,7 @@ class OrtBackend:
         return 1 if np.array_equal(*logits) else 2
 
     def new_binding(self) -> ort.IOBinding:
-        """A binding in which past and present caches are the slab, and where a text is in it."""
+        """Return a binding to the cache's slab and to the placement of its text."""
         binding = self._session.io_binding()
         for name, value in self._placement.items():
             binding.bind_ortvalue_input(name, value)
@@ -151,10 +158,10 @@ class OrtBackend:
         return binding
 
     def adapter_inputs(self, adapter: Adapter) -> Mapping[str, ort.OrtValue]:
-        """The adapter's LoRA by the names of the graph's inputs, the same values for all steps.
+        """Return the adapter's LoRA by the names of the graph's inputs, shared by all steps.
 
-        Of an adapter without LoRA they say that it adds nothing. They take the place of what a
-        layout has by these names.
+        For an adapter without LoRA the values add nothing. They override layout values of the same
+        name.
         """
         if adapter not in self._lora:
             shapes = {name: v.shape for name, v in self._inputs.items() if name.startswith("lora.")}
@@ -163,39 +170,39 @@ class OrtBackend:
         return self._lora[adapter]
 
     def end_operators(self) -> Path:
-        """The file of operators' times, which is complete then."""
+        """Complete the file of operator times and return its path."""
         return Path(self._session.end_profiling())
 
     @property
     def device_bytes(self) -> int:
-        """Of GPU memory: none."""
+        """GPU memory: none."""
         return 0
 
     def known_inputs(self, arrays: Arrays) -> Arrays:
-        """Those of the arrays that the graph takes."""
+        """Return those arrays that are inputs of the graph."""
         return {name: array for name, array in arrays.items() if name in self._inputs}
 
     def run(self, binding: ort.IOBinding) -> None:
         """Execute a step.
 
-        Raises EngineError if an operator of the graph fails, or the file of the weights, which ONNX
-        Runtime has mapped, was changed.
+        Raises EngineError if an operator of the graph fails, or if the weights file, which ONNX
+        Runtime has mapped, has been changed.
         """
         self._weights.check()
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the binding raises many kinds
             raise step_error(self._engine, error) from error
-        if not self.has_weights_in_memory:  # else the next step sees it soon enough
+        if not self.has_weights_in_memory:  # otherwise the next step's check is soon enough
             self._weights.check()
 
 
 class BoundStep:
-    """A step with fixed buffers: fill `token_ids` and run.
+    """A step with fixed buffers: fill `token_ids`, then call `run`.
 
-    token_ids, positions: int64 [1, Q] input buffers; mask rows are filled already. num_slots: cache
-    slots that it writes after the text; row_slots [Q]: the slot of each row, counted from the
-    text's first.
+    token_ids, positions: int64 [1, Q] input buffers; mask rows are already filled.
+    num_slots: cache slots that it writes after the text.
+    row_slots: [Q], the slot of each row, counted from the text's first.
     top_ids [R, k], top_logits [R, k], logits [R, V] or None: output buffers, overwritten by `run`.
     """
 
@@ -250,22 +257,22 @@ class BoundStep:
         self._outputs = ort_values(outputs)
         self._bindings: dict[int | None, ort.IOBinding] = {}
         self._slots: list[ort.OrtValue] = []
-        self._binding = self._bound_for(self._bucket())
+        self._binding = self._binding_for(self._bucket())
 
     def run(self) -> None:
-        """Execute the step behind the cached text; raises EngineError if it has no room there."""
+        """Execute the step after the cached text. Raises EngineError if the cache lacks room."""
         self._cache.reserve(self.num_rows, self.num_slots)
         np.add(self._layout.offsets, self._cache.length, out=self.positions[0])
         np.add(self._row_index, self._cache.length, out=self.row_slots)
         self._cache_length[0] = self._cache.num_slots_used
-        self._binding = self._bound_for(self._bucket())
+        self._binding = self._binding_for(self._bucket())
         self._backend.run(self._binding)
         self._id_check.check()
         if self._new_rows is not None:
             self._cache.write(self._new_rows)
 
     def probed(self) -> Arrays:
-        """The probes' values in the last step."""
+        """Return the probes' values of the last step."""
         values = self._binding.get_outputs()[-len(self._probes) :] if self._probes else []
         return {name: value.numpy() for name, value in zip(self._probes, values, strict=True)}
 
@@ -275,7 +282,7 @@ class BoundStep:
             return None
         return buckets.size(self._cache.num_slots_used, self._layout, self.num_slots)
 
-    def _bound_for(self, bucket: int | None) -> ort.IOBinding:
+    def _binding_for(self, bucket: int | None) -> ort.IOBinding:
         if bucket not in self._bindings:
             self._bindings[bucket] = self._bind(bucket)
         return self._bindings[bucket]

@@ -1,7 +1,7 @@
 """Steps executed by ONNX Runtime on a GPU, each decode step as one captured CUDA graph.
 
-Caches, inputs and outputs have fixed addresses on the GPU and are bound once; the runtime's copies
-and the provider's kernels share one stream.
+Caches, inputs and outputs have fixed GPU addresses and are bound once. Our copies and the
+provider's kernels share one stream.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,15 @@ from bita.runtime.backends.layout import PREFILL_ROWS, Layout
 from bita.runtime.backends.ort_session import cache_type, check_session, load_session, step_error
 from bita.runtime.backends.pair_scores import EnginePairs
 
-NOT_CAPTURED = "-1"  # of `gpu_graph_id`
+NOT_CAPTURED = "-1"  # a value of `gpu_graph_id`
 
 
 class OrtCudaBackend:
-    """One engine loaded into ONNX Runtime's CUDA provider, and its cache on the GPU.
+    """An engine loaded into ONNX Runtime's CUDA provider, and its cache on the GPU.
 
-    cuda_graph: launch decode steps as captured graphs. Raises EngineError.
+    cuda_graph: whether to launch decode steps as captured graphs.
+
+    Raises EngineError if the engine cannot run here.
     """
 
     provider, device_type = "CUDAExecutionProvider", "cuda"
@@ -60,24 +62,24 @@ class OrtCudaBackend:
 
     @property
     def device_bytes(self) -> int:
-        """The most that it allocated, and what the provider took when it was loaded."""
+        """Peak of our allocations, plus the provider's memory when it was loaded."""
         return self.device.cuda.peak_bytes + self._loaded_bytes
 
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> DeviceStep:
-        """A step of this layout with this adapter."""
+        """Return a step of this layout with this adapter."""
         decodes = len(layout.output_rows) == layout.num_rows
         launcher = _Launcher(self, captures=self._cuda_graph and decodes)
         return DeviceStep(self.device, layout, adapter, with_logits, launcher)
 
     def joint_step(self, adapter: Adapter) -> None:
-        """None: its caches hold one text."""
+        """Return None: the cache holds one text."""
 
     def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
-        """Rows from which on steps give a row the same bits; ends the text."""
+        """Return the smallest step size from which a row is bit-identical; clears the text."""
         return rows_with_equal_bits(self.bind, self.device.cache, adapter, sizes or (1,))
 
     def binding(self, step: DeviceStep, bucket: int) -> ort.IOBinding:
-        """The step's tensors, where they lie."""
+        """Return a binding to the step's tensors on the GPU."""
         binding = self._session.io_binding()
         for name, array in step.inputs(bucket).items():
             if name in self._names:
@@ -89,19 +91,19 @@ class OrtCudaBackend:
         return binding
 
     def run(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        """Put a step into the stream. Raises EngineError if an operator of the graph fails."""
+        """Queue a step in the stream. Raises EngineError if an operator of the graph fails."""
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # the binding raises many kinds
             raise step_error(self._engine, error) from error
 
     def run_options(self, captures: bool) -> ort.RunOptions:
-        """Of one step and bucket; a captured graph has a number of its own."""
+        """Return run options for one step and bucket; each captured graph has its own number."""
         options = ort.RunOptions()
         if self._cuda_graph:
             number = str(next(self._graph_ids)) if captures else NOT_CAPTURED
             options.add_run_config_entry("gpu_graph_id", number)
-        # the stream is waited for once, behind the copy of the results
+        # the host waits for the stream once, after the copy of the results
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
@@ -121,7 +123,7 @@ class _Launcher:
         self._bound: dict[int, tuple[ort.IOBinding, ort.RunOptions]] = {}
 
     def launch(self, step: DeviceStep, bucket: int) -> None:
-        """Put the step into the stream."""
+        """Queue the step in the stream."""
         if bucket not in self._bound:
             binding = self._backend.binding(step, bucket)
             self._bound[bucket] = binding, self._backend.run_options(self._captures)
@@ -131,6 +133,6 @@ class _Launcher:
 
 
 def provider_options(device: int, stream: int, cuda_graph: bool) -> dict[str, str]:
-    """Of the CUDA provider: its kernels go into our stream; float32 products keep their digits."""
+    """Return options of the CUDA provider: it uses our stream, and full float32 precision."""
     options = {"device_id": str(device), "user_compute_stream": str(stream), "use_tf32": "0"}
     return {**options, "enable_cuda_graph": "1"} if cuda_graph else options

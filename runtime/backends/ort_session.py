@@ -1,4 +1,4 @@
-"""An engine's graph as a session of ONNX Runtime, checked against the manifest."""
+"""Load an engine's graph into an ONNX Runtime session, and check it against the manifest."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from bita.runtime.backends.processor import EXACT_INT8, PROCESSOR, multiplies_in
 from bita.runtime.backends.threads import default_threads
 from bita.runtime.native.library import loaded_operators
 
-NOTHING_LOGGED = 4  # errors are raised; it would print them too
+NOTHING_LOGGED = 4  # errors are raised; ONNX Runtime would print them as well
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 TYPES = {
     "tensor(int64)": "int64",
@@ -36,17 +36,17 @@ TYPES = {
 
 
 def cache_type(session: ort.InferenceSession) -> npt.DTypeLike:
-    """Of past and present; some graphs keep them in float16."""
+    """Return the type of the caches; some graphs use float16."""
     types = {value.name: value.type for value in session.get_inputs()}
     name = "past.0.pages" if "past.0.pages" in types else "past.0.key"
     return np.float16 if types[name] == "tensor(float16)" else np.float32
 
 
 def session_options(engine: Engine, num_threads: int) -> ort.SessionOptions:
-    """Options of a session on the CPU.
+    """Return the options of a session on the CPU.
 
-    Raises EngineError if the processor cannot do what the engine relies on, or LibraryMissingError
-    if its graph needs our operators and they are not there.
+    Raises EngineError if the processor lacks a feature that the engine relies on, and
+    LibraryMissingError if its graph needs native operators and their library is missing.
     """
     _check_processor(engine)
     options = ort.SessionOptions()
@@ -72,7 +72,7 @@ def load_session(
     graph: bytes | None = None,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
 ) -> ort.InferenceSession:
-    """The engine's graph, or that variant of it; raises EngineError."""
+    """Load the engine's graph, or a variant of it. Raises EngineError."""
     _check_version(engine)
     options.log_severity_level = NOTHING_LOGGED
     if folder := _weights_folder(engine, graph is not None):
@@ -82,9 +82,9 @@ def load_session(
             graph or engine.file(GRAPH_FILE),
             options,
             providers=list(providers),
-            enable_fallback=0,  # to other providers, which it prints
+            enable_fallback=0,  # do not fall back to other providers and print that
         )
-    except Exception as error:  # the binding raises many kinds, all of them about the file
+    except Exception as error:  # the binding raises many kinds, all about the file
         raise EngineError(
             f"ONNX Runtime {ort.__version__} cannot load {engine.file(GRAPH_FILE)}: "
             f"{str(error).splitlines()[0]}; rebuild the engine, or upgrade onnxruntime"
@@ -92,18 +92,18 @@ def load_session(
 
 
 def _weights_folder(engine: Engine, in_memory: bool) -> Path | None:
-    """Where ONNX Runtime is to look for the weights of a graph; None for beside its file.
+    """Return the folder for ONNX Runtime to load the weights from; None: the graph file's own.
 
-    From 1.25 on it takes no link that leads out of that directory, unless the graph's own does.
+    Since 1.25 it rejects a link that leads out of that folder, unless the graph's own link does.
     """
     weights = engine.file(WEIGHTS_FILE).resolve()
     if weights.name == WEIGHTS_FILE:  # the file itself, or a link to one on another disk
         return weights.parent
-    return engine.path if in_memory else None  # a link into a cache of downloads
+    return engine.path if in_memory else None  # a link into a download cache
 
 
 def check_session(engine: Engine, session: ort.InferenceSession) -> None:
-    """Raise EngineError if the graph is not what the manifest says. Outputs may be more."""
+    """Raise EngineError if the graph differs from the manifest; additional outputs are allowed."""
     _check_operators(engine, session)
     check_graph(
         engine.file(GRAPH_FILE),
@@ -114,7 +114,7 @@ def check_session(engine: Engine, session: ort.InferenceSession) -> None:
 
 
 def _check_operators(engine: Engine, session: ort.InferenceSession) -> None:
-    """Refuse a graph of native operators of another version, whose weights may lie otherwise."""
+    """Reject a graph for another version of the operators, whose weight layout may differ."""
     if engine.manifest.dialect != NATIVE.name:
         return
     version = session.get_modelmeta().custom_metadata_map.get(OPERATORS)
@@ -141,7 +141,7 @@ def _values(nodes: Sequence[Any]) -> dict[str, GraphValue]:
 
 
 def step_error(engine: Engine, error: Exception) -> EngineError:
-    """Of a step that ONNX Runtime could not execute."""
+    """Return the error for a step that ONNX Runtime could not execute."""
     return EngineError(
         f"ONNX Runtime {ort.__version__} cannot run a step of engine {engine.path}: "
         f"{str(error).splitlines()[0]}; rebuild the engine"
@@ -149,7 +149,7 @@ def step_error(engine: Engine, error: Exception) -> EngineError:
 
 
 def min_slots(engine: Engine, session: ort.InferenceSession) -> int:
-    """Cache slots that a step writes at least. Raises EngineError."""
+    """Return the minimum number of cache slots that a step writes. Raises EngineError."""
     text = session.get_modelmeta().custom_metadata_map.get(MIN_SLOTS, "1")
     capacity = engine.manifest.capacity
     if re.fullmatch(r"[1-9][0-9]{0,8}", text) and int(text) <= capacity:
@@ -161,13 +161,13 @@ def min_slots(engine: Engine, session: ort.InferenceSession) -> int:
 
 
 def _check_version(engine: Engine) -> None:
-    least = engine.manifest.requires.get("onnxruntime", "0")
-    if _numbers(ort.__version__) < _numbers(least):
+    oldest = engine.manifest.requires.get("onnxruntime", "0")
+    if _numbers(ort.__version__) < _numbers(oldest):
         raise EngineError(
-            f"engine {engine.path} needs onnxruntime {least} or newer; {ort.__version__} is "
-            f"installed: pip install 'onnxruntime>={least}'"
+            f"engine {engine.path} needs onnxruntime {oldest} or newer; {ort.__version__} is "
+            f"installed: pip install 'onnxruntime>={oldest}'"
         )
-    if engine.manifest.dialect == NATIVE.name:  # the first version was not in manifests
+    if engine.manifest.dialect == NATIVE.name:  # version 1 was not written to manifests
         version = engine.manifest.requires.get(OPERATORS, "1")
         if version != OPERATORS_VERSION:
             raise _operators_error(f"{engine.path}: {OPERATORS}", version)
@@ -183,12 +183,12 @@ def _check_processor(engine: Engine) -> None:
 
 
 def _numbers(version: str) -> list[int]:
-    """1.23.2 -> [1, 23, 2]; what follows the numbers is left out."""
+    """Return the first three numbers of a version: 1.23.2 -> [1, 23, 2]."""
     return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
 
 
 def ort_values(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ort.OrtValue]:
-    """OrtValues over the memory of numpy arrays."""
+    """Return OrtValues that share the memory of numpy arrays."""
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         for name, array in arrays.items()

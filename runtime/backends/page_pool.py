@@ -1,4 +1,4 @@
-"""Pages of a cache, which texts take one by one and share where they begin alike."""
+"""Allocation of cache pages, which texts take one by one and share for common beginnings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,29 +6,30 @@ from dataclasses import dataclass, field
 from bita.engine import PAGE_SLOTS
 from bita.errors import EngineError
 
-Copy = Callable[[int, int], None]  # the content of a page to another one
+Copy = Callable[[int, int], None]  # copies one page's content to another page
 
 
 class PagesInUseError(EngineError):
-    """Every page has a holder; it may help to end a text."""
+    """Every page is in use; ending a text may free some."""
 
 
 class PagePool:
-    """Numbers of pages, each with the number of its holders: lists, and what is kept of texts."""
+    """Page numbers with reference counts; page lists and stores hold the references."""
 
     def __init__(self, num_pages: int) -> None:
         self._num_pages = num_pages
-        self._num_known = 0  # pages that were taken once; those from here on are free
-        self._free: list[int] = []  # of those that were taken once
-        self._uses: dict[int, int] = {}  # holders of each page in use
+        self._num_known = 0  # pages that have been used; all from here on are free
+        self._free: list[int] = []  # free pages that have been used
+        self._uses: dict[int, int] = {}  # number of holders of each page in use
 
     @property
     def num_free(self) -> int:
         return self._num_pages - self._num_known + len(self._free)
 
     def allocate(self) -> int:
-        """A page that nobody uses, one that was used before if there is any, since that takes no
-        more memory. Raises PagesInUseError if there is none left.
+        """Return a free page. Raises PagesInUseError if there is none.
+
+        A page that has been used before is preferred, since it already has memory.
         """
         if not self.num_free:
             raise PagesInUseError(
@@ -42,19 +43,19 @@ class PagePool:
         return page
 
     def share(self, page: int) -> int:
-        """The page, which has one more holder from now on."""
+        """Add a holder to a page, and return the page."""
         self._uses[page] += 1
         return page
 
     def release(self, page: int) -> None:
-        """Note that a holder gives the page up; it is free when it has none."""
+        """Remove a holder from a page; without holders it is free."""
         self._uses[page] -= 1
         if not self._uses[page]:
             del self._uses[page]
             self._free.append(page)
 
     def is_shared(self, page: int) -> bool:
-        """Whether the page has several holders, so that none of them may write to it."""
+        """Return whether a page has several holders, so that none of them may write to it."""
         return self._uses[page] > 1
 
 
@@ -66,15 +67,16 @@ class PageList:
     pages: list[int] = field(default_factory=list)
 
     def num_missing(self, start: int, stop: int) -> int:
-        """How many free pages `reach` takes."""
+        """Return how many free pages `reach` needs."""
         pages = self.pages[start // PAGE_SLOTS : num_pages(stop)]
         return max(num_pages(stop) - len(self.pages), 0) + sum(map(self.pool.is_shared, pages))
 
     def reach(self, start: int, stop: int, copy: Copy) -> None:
-        """Take pages up to slot `stop`; those of slots [start, stop) become this list's alone.
+        """Take pages up to slot `stop`, and make those of slots [start, stop) exclusive.
 
-        copy: called for each that was shared, before another one takes its place. Raises
-        PagesInUseError if there are too few pages.
+        copy: called for each shared page before a new page replaces it.
+
+        Raises PagesInUseError if there are too few pages.
         """
         while len(self.pages) < num_pages(stop):
             self.pages.append(self.pool.allocate())
@@ -87,13 +89,11 @@ class PageList:
                 self.pool.release(page)
 
     def append(self, page: int) -> None:
-        """Share a page that has a holder, as the one that follows."""
+        """Append a page of another holder, which is shared from now on."""
         self.pages.append(self.pool.share(page))
 
     def cut(self, length: int) -> list[int]:
-        """Take the pages after those of `length` slots out of the list, and return them: the caller
-        holds them now, and is to release them.
-        """
+        """Remove and return the pages after the first `length` slots; the caller releases them."""
         first = num_pages(length)
         rest = self.pages[first:]
         del self.pages[first:]
@@ -101,5 +101,5 @@ class PageList:
 
 
 def num_pages(num_slots: int) -> int:
-    """Pages that hold a number of slots."""
+    """Return the number of pages for a number of slots."""
     return -(-num_slots // PAGE_SLOTS)

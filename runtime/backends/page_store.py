@@ -1,8 +1,8 @@
-"""Pages of token sequences that had to leave the cache, found by their tokens.
+"""A store for pages of token sequences that had to leave the cache, found by their tokens.
 
-What a page keeps of its rows, a copy or a place in the cache, is up to the cache. Sequences that
-begin alike share pages. The least recently used page goes first. Pages form a tree over prefixes of
-token ids: SGLang's RadixAttention (arXiv 2312.07104).
+The cache decides how a page keeps its rows: as a copy or in place. Sequences with the same
+beginning share pages, and the least recently used page is dropped first. Pages form a tree over
+prefixes of token ids: SGLang's RadixAttention (arXiv 2312.07104).
 """
 
 from collections import OrderedDict
@@ -13,28 +13,28 @@ from weakref import ref
 
 
 class Kept(Protocol):
-    """Cached rows of a few tokens, which stay known while other texts have the cache."""
+    """Cached rows of a few tokens, kept while other texts use the cache."""
 
     @property
     def num_bytes(self) -> int: ...
 
     def restore(self, cache: Any, num_tokens: int) -> None:
-        """Append the rows of the first of them to the text in a cache that the store is for."""
+        """Append the rows of the first `num_tokens` tokens to the text in the store's cache."""
 
     def release(self) -> None:
-        """Give the rows up. They cannot be restored after that."""
+        """Drop the rows, which cannot be restored afterwards."""
 
 
 class Keeping(Protocol):
-    """A cache, as far as a store asks it."""
+    """The part of a cache that a store uses."""
 
     def keep(self, start: int, stop: int) -> Kept:
-        """The rows of tokens [start, stop) of its text."""
+        """Return the rows of tokens [start, stop) of its text."""
 
 
 @dataclass(eq=False)
 class Page:
-    """Some tokens after those of its parents, and what is kept of them."""
+    """A page of tokens that follow those of its parents, and their kept rows."""
 
     tokens: tuple[int, ...] = ()
     kept: Kept | None = None
@@ -43,11 +43,11 @@ class Page:
 
     @property
     def parent(self) -> "Page | None":
-        """The page before it; None for the first, which has no tokens."""
+        """The preceding page; None for the first, which has no tokens."""
         return None if self._parent is None else self._parent()
 
     def append(self, tokens: tuple[int, ...], kept: Kept) -> "Page":
-        """Add a page that follows it."""
+        """Add a page that follows this one."""
         page = Page(tokens, kept, _parent=ref(self))
         self.children[tokens] = page
         return page
@@ -56,9 +56,9 @@ class Page:
 class PageStore:
     """Finds cached rows by token ids.
 
-    max_bytes: of all pages together; 0 keeps nothing. page_tokens: of a page, but that a sequence's
-    last may have fewer. min_tokens: a text that loses fewer than these when it leaves is not worth
-    keeping.
+    max_bytes: limit for all pages together; 0 keeps nothing.
+    page_tokens: tokens of a page; a sequence's last page may have fewer.
+    min_tokens: minimum number of tokens that make a leaving text worth keeping.
     """
 
     def __init__(self, max_bytes: int, page_tokens: int, min_tokens: int = 0) -> None:
@@ -70,8 +70,9 @@ class PageStore:
         self._used: OrderedDict[Page, None] = OrderedDict()  # least recently first
 
     def save(self, token_ids: Sequence[int], cache: Keeping) -> None:
-        """Keep what is not known yet of the text in a cache, whose tokens these are, as far as
-        there is room.
+        """Keep the rows of the text in a cache that are not kept yet, as far as there is room.
+
+        token_ids: tokens of the text.
         """
         page, ids = self._start, tuple(token_ids)
         for start in range(0, len(ids), self._page_tokens):
@@ -83,7 +84,7 @@ class PageStore:
             pass
 
     def restore(self, token_ids: Sequence[int], cache: Keeping) -> None:
-        """Append the longest known beginning of a sequence to a cache, where a text was begun."""
+        """Append the longest known beginning of a sequence to a cache in which a text was begun."""
         page = self._start
         for page, count in self._known(tuple(token_ids)):
             assert page.kept is not None
@@ -91,23 +92,23 @@ class PageStore:
         self._touch(page)
 
     def match_length(self, token_ids: Sequence[int]) -> int:
-        """How many tokens at the beginning of a sequence are known."""
+        """Return how many leading tokens of a sequence are known."""
         return sum(count for _, count in self._known(tuple(token_ids)))
 
     def drop_oldest(self) -> bool:
-        """Forget the page that was not used for longest; False if there is none."""
+        """Drop the least recently used page; return False if there is none."""
         if not self._used:
             return False
         self._drop(next(iter(self._used)))
         return True
 
     def clear(self) -> None:
-        """Forget all sequences."""
+        """Drop all pages."""
         while self.drop_oldest():
             pass
 
     def _known(self, ids: tuple[int, ...]) -> Iterator[tuple[Page, int]]:
-        """The pages of a sequence's beginning, and how many tokens of each."""
+        """Yield the pages of a sequence's beginning, and how many tokens of each it shares."""
         page, start = self._start, 0
         while start < len(ids):
             tokens = ids[start : start + self._page_tokens]
@@ -124,7 +125,7 @@ class PageStore:
             page, start = full, start + len(tokens)
 
     def _beginning_with(self, tokens: tuple[int, ...], page: Page) -> Page | None:
-        """A page after `page` that begins with these tokens."""
+        """Return a child of `page` that begins with these tokens, if they are not a full page."""
         if len(tokens) == self._page_tokens:
             return None
         following = page.children.items()
@@ -140,7 +141,7 @@ class PageStore:
         return page
 
     def _touch(self, page: Page) -> None:
-        """Note the use of a page and its parents, which always count as used after it."""
+        """Note the use of a page and its parents; parents always count as more recently used."""
         while (parent := page.parent) is not None:
             self._used.move_to_end(page)
             page = parent
@@ -155,7 +156,7 @@ class PageStore:
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginnings."""
+    """Return how many leading tokens two sequences have in common."""
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
         return shorter

@@ -1,4 +1,4 @@
-"""The key-value cache of native operators: pages of 16 slots, which a page list puts in order."""
+"""The key-value cache of native operators: pages of 16 slots, ordered by a page list."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ from bita.tensors import FloatArray, Int64Array
 
 
 class PagedCache(Cache):
-    """Keys and values of one text in pages, beside those of others.
+    """Keys and values of one text, in pages of a slab that several texts may share.
 
-    The prefix has pages of its own, apart from the texts'; what is left of its last page stays
-    empty. Slots are numbered as in other caches here: the prefix's first, then the text's.
+    The prefix has its own pages; the rest of its last page stays empty. Slots are numbered as in
+    other caches: first the prefix's, then the text's.
 
-    A text that leaves gives up no page that a store keeps, and one that begins alike shares these
-    pages. Before anything is written to a shared page, the text gets its own with the same slots.
+    When a text leaves, the pages that a store keeps remain, and a text with the same beginning
+    shares them. Before a write to a shared page, the text gets its own copy of the page.
 
-    shape: [2L, H, C, D], C slots of prefix and text together.
-    kept_bytes: of pages beyond those of one text: for texts that have left, and other texts.
-    pages: where the text is; None: pages of its own.
-    placement: inputs of a step that say where text and prefix are, kept up to date in place:
+    shape: [2L, H, C, D], where C slots hold prefix and text together.
+    kept_bytes: memory for pages beyond those of one text, for other texts and texts that have left.
+    pages: pages to use. None: new ones.
+    placement: inputs of a step with the placement of text and prefix, updated in place:
     text_lengths [1], text_pages [1, W], prefix_pages [W]; W pages hold C slots.
     """
 
@@ -42,7 +42,7 @@ class PagedCache(Cache):
         self._prefix_slots = self.pages.prefix_slots
         self._pool = self.pages.pool
         self._text = PageList(self._pool)
-        self._writable = range(0)  # slots of the text whose pages nobody shares
+        self._writable = range(0)  # slots of the text whose pages are exclusive
         self._text_lengths = np.zeros(1, np.int64)
         self._text_pages = np.zeros((1, num_pages(shape[2])), np.int64)
         self.placement: dict[str, Int64Array] = {
@@ -51,12 +51,12 @@ class PagedCache(Cache):
             "prefix_pages": self.pages.prefix_pages,
         }
 
-    def beside(self) -> "PagedCache":
-        """A cache for another text in the same pages, with the same prefix."""
+    def new_sibling(self) -> "PagedCache":
+        """Return a cache for another text in the same pages, with the same prefix."""
         return PagedCache(self.shape, self.dtype, pages=self.pages)
 
     def exchange(self, other: "PagedCache") -> None:
-        """Let each of two caches in the same pages have the other's text. Nothing is copied."""
+        """Exchange the texts of two caches in the same pages, without copying rows."""
         for name in ("length", "text_number", "_num_written", "_text", "_writable"):
             mine, others = getattr(self, name), getattr(other, name)
             setattr(self, name, others)
@@ -66,12 +66,12 @@ class PagedCache(Cache):
 
     @property
     def slab(self) -> FloatArray:
-        """All pages, `[L, pages, H, 2, 16 * D]`; see `Pages`."""
+        """The slab of pages, `[L, pages, H, 2, 16 * D]`; see `Pages`."""
         return self.pages.slab
 
     @property
     def text_pages(self) -> Int64Array:
-        """The page of every 16 slots of the text, [W]; what follows its last page is of no use."""
+        """The page of every 16 slots of the text, [W]; entries after its last page are invalid."""
         row: Int64Array = self._text_pages[0]
         return row
 
@@ -84,7 +84,7 @@ class PagedCache(Cache):
         self._num_written = self._num_held
 
     def views(self) -> dict[str, FloatArray]:
-        """The pages of each layer, [pages, H, 2, 16 * D], by their names in a graph."""
+        """Return the pages of each layer, [pages, H, 2, 16 * D], by their names in a graph."""
         return {f"{index}.pages": pages for index, pages in enumerate(self.slab)}
 
     def start(self, adapter: Adapter, num_kept: int = 0) -> None:
@@ -98,19 +98,20 @@ class PagedCache(Cache):
         self._writable = range(0)
 
     def can_keep_text(self, adapter: Adapter) -> bool:
-        """It always may, since the prefix lies apart."""
+        """Return True: the prefix has its own pages."""
         return True
 
     def new_store(self, max_bytes: int) -> PageStore:
-        """What keeps the pages of texts that leave, `max_bytes` of them at the most; nothing is
-        copied. It gives up pages where the text in the cache lacks them.
+        """Return a store for at most `max_bytes` of pages of texts that leave.
+
+        It keeps pages in place, without copying, and gives them up when a text needs them.
         """
         store = PageStore(max_bytes, PAGE_SLOTS)
         self.pages.stores.add(store)
         return store
 
     def append_page(self, page: int, num_tokens: int) -> None:
-        """Append the first tokens of a page that is kept to the text, whose pages are full."""
+        """Append the first tokens of a kept page to the text, whose pages must be full."""
         self._writable = range(0)
         self._text.append(page)
         self._text_pages[0, len(self._text.pages) - 1] = page
@@ -121,13 +122,13 @@ class PagedCache(Cache):
         start = self.length
         stop = start + num_slots
         self._text_lengths[0] = start
-        # a step after the other finds its pages ready, but for one in a few
+        # most steps find their pages already reserved
         if start < self._writable.start or stop > self._writable.stop:
             super().reserve(num_rows, num_slots)
             self._reach_text(start, stop)
 
     def write(self, rows: FloatArray) -> None:
-        """Put rows, [2L, H, n, D], after the text."""
+        """Write rows, [2L, H, n, D], to the slots after the text."""
         stop = self.length + rows.shape[2]
         self._reach_text(self.length, stop)
         self.pages.assign(self._in_text(np.arange(self.length, stop)), rows[0::2], rows[1::2])
@@ -136,7 +137,7 @@ class PagedCache(Cache):
         layers, heads, _, width = self.shape
         rows: FloatArray = np.empty((layers, heads, stop - start, width), self.dtype)
         pages, slots = self._in_text(np.arange(start, stop))
-        # advanced indices with slices between them: the axis of slots comes first
+        # with slices between advanced indices, numpy puts the axis of slots first
         rows[0::2] = self.pages.keys[:, pages, :, :, slots].transpose(1, 2, 0, 3)
         rows[1::2] = self.pages.values[:, pages, :, slots].transpose(1, 2, 0, 3)
         return rows
@@ -145,7 +146,7 @@ class PagedCache(Cache):
 
     @property
     def _num_held(self) -> int:
-        """Slots of the prefix, and of the pages that the text has."""
+        """Slots of the prefix and of the text's pages."""
         return self.prefix_length + PAGE_SLOTS * len(self._text.pages)
 
     def keep(self, start: int, stop: int) -> KeptPage:
@@ -176,13 +177,11 @@ class PagedCache(Cache):
         self.pages.values[:, to, :, to_slots] = self.pages.values[:, pages, :, slots]
 
     def _in_text(self, slots: Int64Array) -> Places:
-        """Where slots of the text are, [n]."""
+        """Return the page and the slot in it of each of the text's slots, [n]."""
         return self._text_pages[0][slots // PAGE_SLOTS], slots % PAGE_SLOTS
 
     def _reach_text(self, start: int, stop: int) -> None:
-        """Give the text pages that it shares with nobody, for its slots [start, stop), which come
-        after its tokens.
-        """
+        """Make the pages of slots [start, stop) exclusive to the text; they follow its tokens."""
         self.pages.reach(self._text, start, stop, self._copy_page)
         self._note_written(self._num_held)
         first = start // PAGE_SLOTS
@@ -190,7 +189,7 @@ class PagedCache(Cache):
         self._text_pages[0, first : len(self._text.pages)] = self._text.pages[first:]
 
     def _copy_page(self, page: int, own: int) -> None:
-        """Copy the page in which the text ends, as far as the text goes."""
+        """Copy the filled part of the page in which the text ends."""
         filled = self.length % PAGE_SLOTS
         self.pages.keys[:, own, :, :, :filled] = self.pages.keys[:, page, :, :, :filled]
         self.pages.values[:, own, :, :filled] = self.pages.values[:, page, :, :filled]

@@ -1,4 +1,4 @@
-"""Pages of keys and values of all layers in one slab, and what the texts in it share."""
+"""Pages of keys and values of all layers in one slab, which its texts share."""
 
 import contextlib
 import math
@@ -15,17 +15,17 @@ from bita.runtime.backends.page_pool import Copy, PageList, PagePool, num_pages
 from bita.runtime.backends.page_store import PageStore
 from bita.tensors import FloatArray, Int64Array
 
-Places = tuple[Int64Array, Int64Array]  # page, and slot in it, of each of n slots
+Places = tuple[Int64Array, Int64Array]  # for each of n slots, its page and its index in the page
 
 
 class Pages:
-    """A slab of pages, `[L, pages, H, 2, 16 * D]`, those of the prefix, and whose page is whose.
+    """A slab of pages, `[L, pages, H, 2, 16 * D]`, their allocation, and the prefix's pages.
 
-    Of each head a page holds keys `[D, 16]`, then values `[16, D]`. A page takes memory when
-    something is written to it, and holds zeros while nobody uses it.
+    For each head a page holds keys `[D, 16]`, then values `[16, D]`. A page takes memory on the
+    first write to it, and contains zeros while it is free.
 
-    shape: [2L, H, C, D], C slots of prefix and one text together. kept_bytes: of further pages;
-    there are fewer where the system does not give as much address space.
+    shape: [2L, H, C, D], where C slots hold the prefix and one text together.
+    kept_bytes: memory for further pages; there are fewer if the system limits the address space.
     """
 
     def __init__(self, shape: Shape, dtype: np.dtype[Any], kept_bytes: int = 0) -> None:
@@ -40,31 +40,31 @@ class Pages:
         self.prefix_pages = np.zeros(num_pages(shape[2]), np.int64)
 
     def assign(self, places: Places, keys: FloatArray, values: FloatArray) -> None:
-        """keys, values: [L, H, n, D], or what broadcasts to it."""
+        """Write keys and values, [L, H, n, D] or broadcastable to it, to n slots."""
         pages, slots = places
         self.keys[:, pages, :, :, slots] = keys.transpose(2, 0, 1, 3)
         self.values[:, pages, :, slots] = values.transpose(2, 0, 1, 3)
 
     def give_back(self, pages: Sequence[int]) -> None:
-        """Release pages; those that nobody else holds become zeros before they are free."""
+        """Release pages, and zero those that become free."""
         self.slab[:, [page for page in pages if not self.pool.is_shared(page)]] = 0
         for page in pages:
             self.pool.release(page)
 
     def reach(self, pages: PageList, start: int, stop: int, copy: Copy) -> None:
-        """`PageList.reach`, for which stores give up pages if there are too few."""
+        """Call `PageList.reach`, after stores have given up pages if there are too few."""
         self.make_room(pages.num_missing(start, stop))
         pages.reach(start, stop, copy)
 
     def make_room(self, count: int) -> bool:
-        """Let stores give up pages until `count` are free; says whether they are."""
+        """Let stores give up pages until `count` are free; return whether that succeeded."""
         while count > self.pool.num_free:
             if not any(store.drop_oldest() for store in self.stores):
                 return False
         return True
 
     def write_prefix(self, length: int, keys: FloatArray, values: FloatArray) -> None:
-        """Put keys and values, [L, H, P, D], where all texts have their prefix."""
+        """Write the keys and values of the prefix of all texts, [L, H, P, D]."""
         if num_pages(length) != len(self.prefix.pages):
             self.give_back(self.prefix.cut(0))
             self.reach(self.prefix, 0, length, lambda page, own: None)
@@ -72,32 +72,33 @@ class Pages:
         self.assign(self.in_prefix(np.arange(length)), keys, values)
 
     def in_prefix(self, slots: Int64Array) -> Places:
-        """Where slots of the prefix are, [n]."""
+        """Return the page and the slot in it of each of the prefix's slots, [n]."""
         return self.prefix_pages[slots // PAGE_SLOTS], slots % PAGE_SLOTS
 
 
 @dataclass(frozen=True, eq=False)
 class KeptPage:
-    """A page that was a text's, of which others may take the first tokens."""
+    """A page of a text that has left; other texts may share its first tokens."""
 
     pages: Pages
     page: int
     num_bytes: int
 
     def restore(self, cache: Any, num_tokens: int) -> None:
-        """Append the first of them to the text in a cache on these pages, which shares the page."""
+        """Append the first `num_tokens` tokens to the text in a cache, which shares the page."""
         cache.append_page(self.page, num_tokens)
 
     def release(self) -> None:
-        """Give the page up."""
+        """Release the page."""
         self.pages.give_back([self.page])
 
 
 def _lazy_pages(shape: Shape, dtype: np.dtype[Any], kept_bytes: int) -> FloatArray:
-    """Pages `[L, pages, H, 2, 16 * D]`: those that the capacity needs, and of `kept_bytes` more."""
+    """Return pages `[L, pages, H, 2, 16 * D]` for the capacity, and for `kept_bytes` more."""
     sides, heads, capacity, width = shape
     page = (heads, 2, PAGE_SLOTS * width)
-    # One more than C slots need, since neither text nor prefix may fill its last page.
+    # One page more than C slots need, since text and prefix may each leave their last page partly
+    # empty.
     needed = num_pages(capacity - 1) + 1
     further = max(kept_bytes, 0) // (sides // 2 * math.prod(page) * dtype.itemsize)
     while further:

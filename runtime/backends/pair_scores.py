@@ -1,4 +1,4 @@
-"""The pair scores of an engine's own adapter, read once."""
+"""The tables of pair scores of an engine's own adapter, which are read once."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ SIDES = ("left", "right")
 
 
 class EnginePairs:
-    """Tables for adapters with the pair scores that the engine was built with.
+    """The tables for adapters with the same pair scores as the engine's own.
 
-    Raises EngineError or AdapterError if a file of the engine is broken.
+    Raises EngineError or AdapterError if a file of the engine is invalid.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -28,7 +28,10 @@ class EnginePairs:
             self._tables = read_tables(engine)
 
     def tables(self, adapter: Adapter) -> PairTables | None:
-        """None for an adapter without pair scores. Raises EngineError for others than ours."""
+        """Return the tables, or None for an adapter without pair scores.
+
+        Raises EngineError if the adapter has different pair scores.
+        """
         if not adapter.pairs:
             return None
         if self._tables is None or any(
@@ -42,7 +45,7 @@ class EnginePairs:
 
 
 def read_tables(engine: Engine) -> PairTables:
-    """The tables of an engine with pair scores. Raises EngineError if they are not its."""
+    """Read the tables of an engine with pair scores. Raises EngineError if they are invalid."""
     path, manifest = engine.file(PAIRS_FILE), engine.manifest
     tensors = read_tensor_file(path, EngineError, "rebuild the engine").tensors
     shape = (manifest.vocab_size, manifest.pair_rank)
@@ -62,10 +65,10 @@ def read_tables(engine: Engine) -> PairTables:
 
 
 def _is_within(table: npt.NDArray[np.floating]) -> bool:
-    """Whether sums of products of the values stay in float32; not so if one is not a number.
+    """Return whether all values are within MAX_VALUE, so that sums of products fit float32.
 
-    Magnitudes are compared as the integers that their bits are, where NaN is above all: numpy is
-    ten times as fast with them as with float16.
+    Magnitudes are compared as integers with the same bits, where NaN is the largest: for float16
+    this is ten times as fast in numpy.
     """
     bits = table.view(f"u{table.itemsize}")
     magnitudes = bits & np.array(-1, f"i{table.itemsize}").view(bits.dtype) // 2

@@ -1,4 +1,4 @@
-"""The rows that several texts have in one step."""
+"""The parts of a step that several texts share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +13,11 @@ from bita.tensors import Float32Array, Int64Array
 class Part:
     """The rows of one text in a joint step.
 
-    cache: where the text is. layout: of its rows, text before masks. tokens: ids of its text rows.
-    top_ids [R, k], top_logits [R, k], logits [R, V] or None: what the step gave for the layout's
-    output rows, overwritten by the next step.
+    cache: cache of the text.
+    layout: placement of its rows, text rows before mask rows.
+    tokens: token ids of its text rows.
+    top_ids [R, k], top_logits [R, k], logits [R, V] or None: results for the layout's output rows,
+    overwritten by the next step.
     """
 
     cache: PagedCache
@@ -34,7 +36,7 @@ class JointStep(Protocol):
     """Runs the rows of several texts at once, with one adapter."""
 
     def run(self, parts: Sequence[Part], with_logits: bool = False) -> None:
-        """Execute the step; each part has its results then. The caches have reserved the slots.
+        """Execute the step and set the results of each part. The slots must be reserved.
 
-        Raises EngineError if that fails.
+        Raises EngineError if the step fails.
         """

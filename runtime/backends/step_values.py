@@ -1,4 +1,4 @@
-"""What the graph of a step is fed, whatever executes it."""
+"""Input values of a step's graph, common to all backends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,23 +15,23 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def step_values(layout: Layout, adapter: Adapter) -> Arrays:
-    """Inputs that stay the same in all steps of a layout; with LoRA or without."""
+    """Return the inputs that are the same in all steps of a layout, without LoRA."""
     return {**layout_values(layout), **adapter_values(adapter)}
 
 
 def layout_values(layout: Layout) -> Arrays:
-    """Those of them that the layout decides."""
+    """Return the inputs determined by the layout."""
     return {
         "sees": layout.sees,
         "sees_prefix": layout.sees_prefix,
         "output_rows": layout.output_rows,
         "first_mask_row": np.array([layout.first_mask_row]),
-        "row_texts": np.zeros(layout.num_rows, np.int64),  # all are of the same
+        "row_texts": np.zeros(layout.num_rows, np.int64),  # all rows belong to the same text
     }
 
 
 def adapter_values(adapter: Adapter) -> Arrays:
-    """Those of them that an adapter decides, without its LoRA."""
+    """Return the inputs determined by the adapter, except its LoRA."""
     return {
         "mask_embeddings": adapter.bounded["mask_embeddings"],
         "prefix_length": np.array([adapter.prefix_length]),
@@ -39,10 +39,12 @@ def adapter_values(adapter: Adapter) -> Arrays:
 
 
 def lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> Arrays:
-    """The adapter's LoRA by the names of the graph's inputs, zeros if it has none.
+    """Return the adapter's LoRA by the names of the graph's inputs; zeros if it has none.
 
-    shapes: of the inputs lora.{layer}.{site}.{side}, whose rank may be free or a number; what an
-    adapter of less rank lacks is zeros. Raises EngineError for one of more.
+    shapes: shapes of the inputs lora.{layer}.{site}.{side}, whose rank may be free or a number. An
+    adapter of lower rank is padded with zeros.
+
+    Raises EngineError if the adapter's rank is higher.
     """
     return {name: _lora_value(name, shape, adapter) for name, shape in shapes.items()}
 
@@ -64,10 +66,13 @@ def _lora_value(name: str, shape: Sequence[int | str], adapter: Adapter) -> npt.
 
 
 def packed_lora_values(shapes: Mapping[str, Sequence[int | str]], adapter: Adapter) -> Arrays:
-    """The adapter's LoRA as native operators read it (`bita.packed_lora`).
+    """Return the adapter's LoRA as native operators read it (`bita.packed_lora`).
 
-    shapes: of the inputs lora.{site}.{side}, whose rank is free. Where an adapter has no LoRA, no
-    row of a step is a mask row for it. Raises EngineError if the adapter is for other sizes.
+    If the adapter has no LoRA, `first_mask_row` says that no row of a step is a mask row.
+
+    shapes: shapes of the inputs lora.{site}.{side}, whose rank is free.
+
+    Raises EngineError if the adapter has other sizes.
     """
     if not shapes:
         return {}
@@ -93,23 +98,25 @@ def _lora_error(name: str, have: Sequence[int], shape: Sequence[int | str]) -> E
     )
 
 
-FEW = 256  # numbers of a step's results that Python checks faster than numpy
+FEW = 256  # up to this many results, Python's check is faster than numpy's
 
 
 class IdCheck:
-    """Looks whether the ids in a buffer, which each step overwrites, are those of tokens.
+    """Checks that the ids in a buffer, which each step overwrites, are token ids.
 
-    top_ids [R, k]: the buffer, contiguous. Python compares few ids, since a reduction of numpy
-    takes 70 µs when a step has pushed its code out of the processor's caches.
+    Few ids are compared in Python, since a numpy reduction takes 70 µs after a step has evicted its
+    code from the processor's caches.
+
+    top_ids: [R, k], the buffer; contiguous.
     """
 
     def __init__(self, top_ids: npt.NDArray[np.int64], vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._ids = top_ids.view(np.uint64)  # a negative id is the largest then
+        self._ids = top_ids.view(np.uint64)  # so that negative ids are the largest
         self._few = self._ids.data.cast("B").cast("Q") if top_ids.size <= FEW else None
 
     def check(self) -> None:
-        """Raise EngineError if the last step gave ids outside of the vocabulary."""
+        """Raise EngineError if the last step returned an id outside the vocabulary."""
         largest = int(self._ids.max()) if self._few is None else max(self._few)
         if largest >= self._vocab_size:
             raise EngineError(
@@ -119,6 +126,6 @@ class IdCheck:
 
 
 def fill_masks(token_ids: npt.NDArray[np.int64], layout: Layout, vocab_size: int) -> None:
-    """Write the ids of the mask tokens, which never change, into [1, Q]."""
+    """Write the ids of the mask tokens, which never change, into `token_ids`, [1, Q]."""
     masks = layout.mask_index >= 0
     token_ids[0, masks] = vocab_size + layout.mask_index[masks]

@@ -1,8 +1,8 @@
 """Steps executed by TensorRT or TensorRT-RTX from an engine's plan.
 
-A decode step is captured as a CUDA graph, the copies of its inputs and outputs included, so that
-one launch is all that the host does. Every step has a context of its own for each size of cache
-that it looks at; contexts run one at a time and share the memory for activations.
+A decode step is captured as a CUDA graph, including the copies of its inputs and outputs, so that
+the host only launches it. Every step has a separate context for each number of cache slots that it
+reads; contexts run one at a time and share the memory for activations.
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,20 @@ from bita.runtime.backends.device_memory import DeviceArray, DeviceCache
 from bita.runtime.backends.device_step import Device, DeviceStep, rows_with_equal_bits
 from bita.runtime.backends.graph_fit import GraphValue, check_graph
 from bita.runtime.backends.kernel_cache import KernelCache
-from bita.runtime.backends.layout import PREFILL_ROWS, Layout, widened
+from bita.runtime.backends.layout import PREFILL_ROWS, Layout, widen
 from bita.runtime.backends.pair_scores import EnginePairs
 from bita.runtime.backends.tensorrt_library import error_log, load_library
 
-OUTPUTS = ("top_ids", "top_logits", "logits", NEW_ROWS)  # and present caches
-PREFILL_PROFILE = 0  # then one for each of PlanInfo.decode_rows
+OUTPUTS = ("top_ids", "top_logits", "logits", NEW_ROWS)  # besides the present caches
+PREFILL_PROFILE = 0  # followed by one profile for each of PlanInfo.decode_rows
 
 
 class TensorRtBackend:
     """A plan loaded on the GPU, and its cache.
 
-    cuda_graph: launch decode steps as captured graphs. Raises EngineError if the plan is damaged,
-    or for another GPU or library.
+    cuda_graph: whether to launch decode steps as captured graphs.
+
+    Raises EngineError if the plan is damaged, or was built for another GPU or library.
     """
 
     min_slots = 1
@@ -72,47 +73,47 @@ class TensorRtBackend:
 
     @property
     def device_bytes(self) -> int:
-        """The most that it allocated, and what the plan took."""
+        """Peak of our allocations, plus the plan's memory."""
         return self.device.cuda.peak_bytes + self._plan.held_bytes
 
     def bind(self, layout: Layout, adapter: Adapter, with_logits: bool = False) -> DeviceStep:
-        """A step of this layout, with rows behind it up to the next size that the plan has."""
+        """Return a step of this layout, padded to the plan's next size."""
         _check_masks(adapter, self._num_masks)
-        layout, profile = fitted(layout, self.info)
+        layout, profile = fit_layout(layout, self.info)
         unasked = self._logits.shaped(len(layout.output_rows), self.vocab_size)
         capture = self._cuda_graph and profile != PREFILL_PROFILE
         launcher = _Launcher(self._plan, self.device.stream, profile, capture)
         return DeviceStep(self.device, layout, adapter, with_logits, launcher, unasked)
 
     def joint_step(self, adapter: Adapter) -> None:
-        """None: its caches hold one text."""
+        """Return None: the cache holds one text."""
 
     def min_exact_rows(self, adapter: Adapter, sizes: Sequence[int] = ()) -> int:
-        """Rows from which on steps give a row the same bits; ends the text."""
+        """Return the smallest step size from which a row is bit-identical; clears the text."""
         return rows_with_equal_bits(self.bind, self.device.cache, adapter, sizes or (1,))
 
 
-def fitted(layout: Layout, info: PlanInfo) -> tuple[Layout, int]:
-    """The layout in a size that the plan has, and the profile of that size.
+def fit_layout(layout: Layout, info: PlanInfo) -> tuple[Layout, int]:
+    """Return the layout padded to a size of the plan, and the profile of that size.
 
-    Raises EngineError if the plan has none.
+    Raises EngineError if the layout is too large for the plan.
     """
     decodes = len(layout.output_rows) == layout.num_rows
     for number, rows in enumerate(info.decode_rows):
         if decodes and layout.num_rows <= rows:
-            return widened(layout, rows), PREFILL_PROFILE + 1 + number
+            return widen(layout, rows), PREFILL_PROFILE + 1 + number
     num_outputs = len(layout.output_rows)
     if layout.num_rows <= info.prefill_rows and num_outputs <= info.prefill_outputs:
         return layout, PREFILL_PROFILE
     raise EngineError(
-        f"a step of {layout.num_rows} rows, {num_outputs} of which give tokens, is too large for "
+        f"a step of {layout.num_rows} rows, {num_outputs} of them output rows, is too large for "
         f"the plan, whose largest has {info.decode_rows[-1]}: bita compile ENGINE --rows "
         f"{layout.num_rows}"
     )
 
 
 def check_version(engine: Engine, info: PlanInfo, trt: Any) -> None:
-    """Raise EngineError if the plan is another version's than the library that is installed."""
+    """Raise EngineError if the plan was built with another version of the installed library."""
     if trt.__version__ != info.version:
         raise EngineError(
             f"{engine.file(PLAN_FILE)} was built with {info.name}; {trt.__version__} is "
@@ -139,8 +140,10 @@ def _check_masks(adapter: Adapter, num_masks: int) -> None:
 
 
 class _Plan:
-    """A deserialized plan. shapes: of its inputs and outputs, -1 where they vary. held_bytes: what
-    it and its contexts took of the GPU.
+    """A deserialized plan.
+
+    shapes: shapes of its inputs and outputs, -1 where a size varies.
+    held_bytes: GPU memory of the plan and its contexts.
     """
 
     def __init__(self, trt: Any, engine: Engine, cuda: Cuda) -> None:
@@ -166,7 +169,7 @@ class _Plan:
         self._scratch = cuda.allocate(max(self._engine.device_memory_size_v2, 1))
 
     def check(self, engine: Engine) -> None:
-        """Raise EngineError if inputs or outputs are not what the manifest says."""
+        """Raise EngineError if inputs or outputs differ from the manifest."""
         values = {
             name: GraphValue(
                 np.dtype(self.dtype(name)).name,
@@ -186,11 +189,11 @@ class _Plan:
         return self._trt.nptype(self._engine.get_tensor_dtype(name))
 
     def lora_shape(self, name: str) -> tuple[int, ...]:
-        """Of a LoRA input; its rank is fixed in all profiles."""
+        """Return the shape of a LoRA input, whose rank is fixed in all profiles."""
         return tuple(self._engine.get_tensor_profile_shape(name, PREFILL_PROFILE)[2])
 
     def context(self, profile: int, step: DeviceStep, bucket: int, stream: int) -> Any:
-        """A context whose tensors are the step's. Raises EngineError."""
+        """Return a context bound to the step's tensors. Raises EngineError if they do not fit."""
         free = self._cuda.memory()[0]
         context = self._kernels.new_context()
         context.set_device_memory(self._scratch.address, self._scratch.num_bytes)
@@ -203,7 +206,7 @@ class _Plan:
             if name in self.shapes:
                 context.set_tensor_address(name, array.address)
         missing = {*self.shapes} - {*step.inputs(bucket), *step.outputs()}
-        faults += [f"the plan has a tensor {name} that is not known" for name in sorted(missing)]
+        faults += [f"the plan has an unknown tensor {name}" for name in sorted(missing)]
         raise_faults(EngineError, "a step does not fit the plan", faults)
         self.held_bytes += max(free - self._cuda.memory()[0], 0)
         return context
@@ -213,12 +216,12 @@ class _Plan:
             raise EngineError(f"{self._trt.__name__} cannot run a step: {self._log.reason}")
 
     def keep_kernels(self) -> None:
-        """Save what was compiled on this GPU for the next start."""
+        """Store the kernels compiled on this GPU for the next start."""
         self._kernels.save()
 
 
 class _Launcher:
-    """Executes one step: at first kernel by kernel, then as a captured graph."""
+    """Executes one step: the first time kernel by kernel, afterwards as a captured graph."""
 
     def __init__(self, plan: _Plan, stream: Stream, profile: int, capture: bool) -> None:
         self._plan = plan
@@ -229,7 +232,7 @@ class _Launcher:
         self._graphs: dict[int, Graph] = {}
 
     def launch(self, step: DeviceStep, bucket: int) -> None:
-        """Put the step into the stream."""
+        """Queue the step in the stream."""
         if bucket in self._graphs:
             self._graphs[bucket].launch(self._stream)
             return
@@ -255,7 +258,7 @@ class _Launcher:
 
 
 def _check_hash(engine: Engine, path: Path, plan: mmap) -> None:
-    """A plan holds code: none is loaded that the manifest does not know."""
+    """Raise EngineError unless the manifest has the plan's hash; a plan contains code."""
     if sha256(plan).hexdigest() != engine.files[PLAN_FILE]["sha256"]:
         raise EngineError(
             f"{path} is damaged (sha256 differs); copy it again, or compile it here: bita compile "

@@ -1,4 +1,4 @@
-"""TensorRT or TensorRT-RTX as a Python module, and what it complains of."""
+"""Load TensorRT or TensorRT-RTX as a Python module, and record its errors."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,7 @@ from bita.plan import INSTALL, NAMES
 
 
 def load_library(name: str) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`; raises EngineError with its install line."""
+    """Import `tensorrt` or `tensorrt_rtx`. Raises EngineError with the install command."""
     if name not in NAMES:  # a manifest may name any module
         raise EngineError(f"{shown(name)} is not one of the libraries {', '.join(NAMES)}")
     try:
@@ -19,7 +19,7 @@ def load_library(name: str) -> Any:
 
 
 def error_log(trt: Any) -> Any:
-    """A logger of the library that prints nothing; `reason` is its last error."""
+    """Return a logger for the library that prints nothing; `reason` is the last error."""
 
     class ErrorLog(trt.ILogger):
         def __init__(self) -> None:

@@ -1,20 +1,22 @@
-"""How many threads a process may run at a time.
+"""The default number of threads.
 
-ONNX Runtime takes one thread for each physical core of the machine. In a container or under
-`taskset` there may be fewer, and threads that wait for each other on one core are slower than one
-thread is.
+ONNX Runtime uses one thread for each physical core of the machine. In a container or under
+`taskset` fewer may be available, and threads that wait for each other on one core are slower than a
+single thread.
 """
 
 import os
 from pathlib import Path
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups, version 2
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups version 2
 
 
 def default_threads(topology: Path = TOPOLOGY, quota: Path = QUOTA) -> int:
-    """Threads where nobody says how many: 0, for one per physical core, unless the process may not
-    use all processors; then one for each core that it may use, within its group's quota.
+    """Return the default number of threads; 0: one per physical core.
+
+    If the process may not use all processors, it is the number of cores that it may use, limited by
+    its control group's quota.
     """
     allowed = _allowed_processors()
     share = _quota(quota)
@@ -27,12 +29,12 @@ def default_threads(topology: Path = TOPOLOGY, quota: Path = QUOTA) -> int:
 def _allowed_processors() -> set[int]:
     try:
         return os.sched_getaffinity(0)
-    except AttributeError:  # not on this system
+    except AttributeError:  # not supported by this system
         return set(range(os.cpu_count() or 1))
 
 
 def _siblings(number: int, topology: Path) -> str:
-    """What names the physical core of a processor; the processor itself where that is not known."""
+    """Return an identifier of a processor's physical core; the processor's number if unknown."""
     path = topology / f"cpu{number}" / "topology" / "thread_siblings_list"
     try:
         return path.read_text(encoding="ascii").strip()
@@ -41,10 +43,10 @@ def _siblings(number: int, topology: Path) -> str:
 
 
 def _quota(path: Path) -> float | None:
-    """Processors that the control group may keep busy; None for no limit below the machine's."""
+    """Return how many processors the control group may use; None: no limit below the machine's."""
     try:
         words = path.read_text(encoding="ascii").split()
         share = int(words[0]) / int(words[1])
-    except (OSError, ValueError, IndexError, ZeroDivisionError):  # none, or "max"
+    except (OSError, ValueError, IndexError, ZeroDivisionError):  # no file, or "max"
         return None
     return share if 0 < share < (os.cpu_count() or 1) else None

@@ -1,1 +1,1 @@
-"""The decode round on token ids: draft, verify, accept, commit."""
+"""Decoding on token ids: draft, verify, accept, commit."""

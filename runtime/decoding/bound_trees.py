@@ -1,4 +1,4 @@
-"""Trees with all that a step of them needs."""
+"""Trees together with everything that their steps need."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,13 @@ ROOT_ONLY = Tree.root_only()
 
 @dataclass(frozen=True, eq=False)
 class PlacedTree:
-    """A tree with all that a round of it needs but the step.
-
-    layout: of its rows. children: of each node, those that may be accepted. groups: the mask rows
-    of each node.
-    """
+    """A tree with everything that a round needs, except a step."""
 
     tree: Tree
-    layout: Layout
+    layout: Layout  # placement of its rows
     drafter: Drafter
-    children: tuple[tuple[int, ...], ...]
-    groups: tuple[slice, ...]
+    children: tuple[tuple[int, ...], ...]  # acceptable children of each node
+    groups: tuple[slice, ...]  # mask rows of each node
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +33,7 @@ class BoundTree(PlacedTree):
 
 @dataclass(frozen=True, eq=False)
 class Binder:
-    """Binds trees for a decoder, which it does not hold: what is dropped gives its memory back."""
+    """Binds trees for a decoder without referring to it, so that the decoder can be freed."""
 
     backend: Backend
     adapter: Adapter
@@ -52,7 +48,7 @@ class Binder:
         return BoundTree(**vars(placed), step=step)
 
     def placed(self, tree: Tree) -> PlacedTree:
-        """The tree without a step."""
+        """Return the tree without a step."""
         return PlacedTree(
             tree,
             tree_layout(tree, self.min_rows),
@@ -63,9 +59,9 @@ class Binder:
 
 
 class BoundTrees:
-    """Bound trees by their numbers; `narrow` is the root-only fallback for a full cache.
+    """Bound trees by number; `narrow` is the root-only fallback for a full cache.
 
-    The first `num_ready` are bound at once, the others when they are first asked for: most texts
+    The first `num_ready` trees are bound immediately, the others on first use, since most texts
     never need them.
     """
 
@@ -79,7 +75,7 @@ class BoundTrees:
         self._later: dict[int, BoundTree] = {}
 
     def __getitem__(self, number: int) -> BoundTree:
-        """The tree of this number. Cost of its first use if it is not ready: that of `bind`."""
+        """Return the tree with this number, binding it first if it is not ready."""
         if number < len(self.ready):
             return self.ready[number]
         if number not in self._later:

@@ -1,7 +1,7 @@
-"""Chooses the token that follows a row of a step, one after the other along an accepted path.
+"""Choose the token that follows each row of an accepted path, in the order of the path.
 
-Rows are looked at only where the text goes on, so what a choice depends on (penalties, the
-grammar's state, the position) is what it depends on in plain decoding.
+Only rows on the path are looked at, so a choice depends on the same state (penalties, the grammar's
+state, the position) as in plain decoding.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -20,9 +20,12 @@ from bita.tensors import Float32Array, Float64Array, Int64Array
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer and how probable the model itself finds it, before any option.
+    """A token and its log-probability under the model, before any option is applied.
 
-    logprob: natural logarithm. best: the most probable tokens at its place, best first.
+    Attributes:
+        token_id: Id of the token.
+        logprob: Natural logarithm of its probability.
+        best: Id and log-probability of the most probable tokens at its position, best first.
     """
 
     token_id: int
@@ -31,37 +34,37 @@ class TokenLogprob:
 
 
 class GreedyChooser:
-    """Takes the best token of each row, which a step gives without its logits."""
+    """Chooses the best token of each row, which a step returns without its logits."""
 
     needs_logits = False
     matches_grammar = False
     logprobs: tuple[TokenLogprob, ...] = ()
 
     def choices(self, step: StepResults) -> Callable[[int], int]:
-        """The token that follows an output row of a step that has run."""
+        """Return a function from an output row of a finished step to the token that follows it."""
         best: list[int] = step.top_ids[:, 0].tolist()
         return best.__getitem__
 
     def has_ended(self) -> bool:
-        """Never: an answer that ends is cut by the stop rule."""
+        """Return False; the stop rule cuts an answer that ends."""
         return False
 
     def forced(self) -> list[int]:
-        """None: anything may follow."""
+        """Return no tokens: any token may follow."""
         return []
 
     def close(self) -> None:
-        """Nothing: it holds no memory."""
+        """Do nothing; there is no memory to free."""
 
 
 class Chooser:
-    """Makes the choices of one answer that asks for more than the best tokens.
+    """Makes the choices of one answer that needs more than the best tokens.
 
-    prompt_ids: of its prompt.
-    eos_ids: tokens that end the answer, EOS or stop.
-    choice: number of the answer among several to the prompt.
-    matcher: of the whole answer.
-    calls: what makes a call of an answer that is free until then.
+    prompt_ids: tokens of its prompt.
+    eos_ids: EOS and stop tokens, which end the answer.
+    choice: number of the answer among several to one prompt.
+    matcher: grammar matcher for the whole answer.
+    calls: constrains calls in an otherwise free answer.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Chooser:
     ) -> None:
         self.logprobs: list[TokenLogprob] = []
         self._has_ended = False
-        self._pauses = False  # whether the walk of this step has to stop here
+        self._pauses = False  # whether this step's walk must stop here
         self._is_complete = False
         self._calls = calls
         self._options = options
@@ -91,7 +94,7 @@ class Chooser:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the next step has to give them; this changes where a call begins or ends."""
+        """Whether the next step must return logits; this changes where a call begins or ends."""
         return self._matcher is not None or self._options.needs_logits
 
     @property
@@ -100,25 +103,30 @@ class Chooser:
         return self._is_complete
 
     def choices(self, step: StepResults) -> Callable[[int], int]:
-        """The token that follows an output row of a step that has run; ask along the path."""
+        """Return a function from an output row of a finished step to the token that follows it.
+
+        It must be called in the order of the accepted path.
+        """
         self._pauses = False
         logits = step.logits if self.needs_logits else None
         if logits is not None:
             return lambda row: self.choose(logits[row])
         assert not self.needs_logits
         best: list[int] = step.top_ids[:, 0].tolist()
-        return lambda row: self._taken(best[row])
+        return lambda row: self._take(best[row])
 
     def has_ended(self) -> bool:
-        """Whether the last choice was an EOS or stop token, completed the grammar, or changed what
-        the next step has to give.
+        """Return whether the path must end after the last choice.
+
+        That is an EOS or stop token, a token that completes the grammar, or one that changes
+        `needs_logits`.
         """
         return self._has_ended or self._pauses
 
     def choose(self, logits: Float32Array) -> int:
-        """The token that follows a row of logits, [V], which is overwritten.
+        """Return the token that follows a row of logits, [V], which is overwritten.
 
-        Raises EngineError if they are not numbers.
+        Raises EngineError if the logits are not finite.
         """
         check_logits(logits)
         options = self._options
@@ -126,33 +134,35 @@ class Chooser:
         ids = None if self._matcher is None else self._matcher.allowed()
         end = None if ids is None or not self._ends_freely else self._end_in(ids)
         if ids is None or end is not None:
-            token = self._place(self._changed(logits, None))
+            token = self._choose_place(self._adjust(logits, None))
             if end is not None and ids is not None and not _holds(ids, token):
                 token = end
         else:
-            token = int(ids[self._place(self._changed(logits, ids))])
+            token = int(ids[self._choose_place(self._adjust(logits, ids))])
         if own is not None:
-            self.logprobs.append(self._described(own, token))
-        return self._taken(token)
+            self.logprobs.append(self._describe(own, token))
+        return self._take(token)
 
     def _end_in(self, ids: Int64Array) -> int | None:
-        """The first end among tokens that are allowed beside others. Calls may end there, and they
-        do unless the model of itself begins another one: among few tokens it would go on and on.
+        """Return the first end token if it is among several allowed tokens.
+
+        Calls may end there. They do unless the model's own choice begins another call: restricted
+        to the few allowed tokens, it would never end.
         """
         if len(ids) == 1:
             return None
         return next((token for token in sorted(self._eos_ids) if _holds(ids, token)), None)
 
-    def _place(self, logits: Float32Array) -> int:
-        """The place of the token that is taken among these."""
+    def _choose_place(self, logits: Float32Array) -> int:
+        """Return the position of the chosen token among these logits."""
         if self._options.is_greedy:
             return int(logits.argmax())
         return drawn_place(logits, self._options, self._draws.next())
 
-    def _changed(self, logits: Float32Array, ids: Int64Array | None) -> Float32Array:
-        """Penalties and biases, then the logits of `ids` alone (None: of all tokens).
+    def _adjust(self, logits: Float32Array, ids: Int64Array | None) -> Float32Array:
+        """Apply penalties and biases, then return the logits of `ids` (None: of all tokens).
 
-        Large numbers are added in float64, and the result is relative to the best token.
+        Large numbers are added in float64; the result is then relative to the best token.
         """
         row = logits.astype(np.float64) if self._is_wide else logits
         if self._penalties is not None:
@@ -165,16 +175,16 @@ class Chooser:
         return kept.astype(np.float32, copy=False)
 
     def forced(self) -> list[int]:
-        """The tokens that have to follow, because the grammar allows no others."""
+        """Return the tokens that must follow, because the grammar allows no others."""
         return [] if self._matcher is None or self._has_ended else self._matcher.forced()
 
     def close(self) -> None:
-        """Give the grammar's memory back; nothing is chosen any more."""
+        """Free the grammar's memory. No choice may follow."""
         if self._matcher is not None:
             self._matcher.close()
 
-    def _taken(self, token: int) -> int:
-        """Count a token that was chosen, and return it."""
+    def _take(self, token: int) -> int:
+        """Count a chosen token, and return it."""
         if self._penalties is not None:
             self._penalties.count(token)
         self._has_ended = token in self._eos_ids
@@ -186,7 +196,7 @@ class Chooser:
         return token
 
     def _follow(self, matcher: GrammarMatcher, token: int) -> None:
-        """Continue in the grammar; after a call the answer may be free again."""
+        """Advance the grammar; after a call the answer may be free again."""
         matcher.take(token)
         if not matcher.is_complete:
             return
@@ -196,23 +206,23 @@ class Chooser:
         else:
             self._is_complete = self._has_ended = True
 
-    def _described(self, logits: Float32Array, token: int) -> TokenLogprob:
+    def _describe(self, logits: Float32Array, token: int) -> TokenLogprob:
         total = log_partition(logits)
-        best = best_tokens(logits, self._options.logprobs or 0)
-        beside = tuple((each, float(logits[each]) - total) for each in best)
-        return TokenLogprob(token, float(logits[token]) - total, beside)
+        ids = best_tokens(logits, self._options.logprobs or 0)
+        best = tuple((each, float(logits[each]) - total) for each in ids)
+        return TokenLogprob(token, float(logits[token]) - total, best)
 
 
 def _holds(ids: Int64Array, token: int) -> bool:
-    """Whether ascending ids have one of them."""
+    """Return whether a token is among ascending ids."""
     place = int(ids.searchsorted(token))
     return place < len(ids) and int(ids[place]) == token
 
 
 class CallSwitch:
-    """Constrains an answer from where a call begins to where the call ends.
+    """Constrains an answer from the beginning of a call to its end.
 
-    matcher: makes one at the start of the rule's grammar.
+    matcher: returns a new matcher at the start of the rule's grammar.
     """
 
     def __init__(self, watch: CallWatch, matcher: Callable[[], GrammarMatcher]) -> None:
@@ -220,9 +230,9 @@ class CallSwitch:
         self._make = matcher
 
     def push(self, token: int) -> GrammarMatcher | None:
-        """Take a token of a free answer; what constrains those that follow, if a call begins.
+        """Take a token of a free answer; if it begins a call, return the call's matcher.
 
-        A call whose beginning cannot be continued as the grammar wants is left free.
+        A call whose beginning does not fit the grammar is left unconstrained.
         """
         rest = self._watch.push(token)
         if rest is None:
@@ -234,7 +244,7 @@ class CallSwitch:
         return None
 
     def resume(self) -> bool:
-        """A call has ended: whether the answer may continue, and have another one."""
+        """Note the end of a call; return whether the answer may continue with another one."""
         self._watch.resume()
         return self._watch.rule.may_repeat
 
@@ -244,11 +254,11 @@ GREEDY = GreedyChooser()  # has no state, so all answers share it
 
 
 class Penalties:
-    """Takes from the logits of tokens that the text has already.
+    """Lowers the logits of tokens that already occur in the text.
 
-    The repetition penalty counts prompt and answer, and divides positive logits and multiplies
-    negative ones (Keskar 2019, CTRL); presence and frequency penalties count the answer alone, and
-    are taken off (OpenAI's API).
+    The repetition penalty considers prompt and answer; it divides positive logits and multiplies
+    negative ones (Keskar 2019, CTRL). Presence and frequency penalties consider only the answer
+    and are subtracted (OpenAI's API).
     """
 
     def __init__(self, options: Options, prompt_ids: Sequence[int]) -> None:
@@ -261,7 +271,7 @@ class Penalties:
         self._counts = np.zeros(len(self._ids), np.float32)  # in the answer
 
     def apply(self, logits: Float32Array | Float64Array) -> None:
-        """Change a row, [V], in place. Cost: that of the tokens seen."""
+        """Change a row, [V], in place. The cost is proportional to the distinct tokens seen."""
         options, size = self._options, len(self._place)
         ids, counts = self._ids[:size], self._counts[:size]
         values = logits[ids]
@@ -273,7 +283,7 @@ class Penalties:
         logits[ids] = values
 
     def count(self, token: int) -> None:
-        """Add a token of the answer."""
+        """Count a token of the answer."""
         place = self._place.setdefault(token, len(self._place))
         if place == len(self._ids):
             self._ids = np.resize(self._ids, 2 * place)

@@ -1,7 +1,7 @@
-"""The order of what may come after a token: a mask's drafts, and guesses from elsewhere.
+"""Rank the candidates for the next token: a mask token's drafts and guesses from other sources.
 
-A candidate scores what the mask says of it, times a scale, and the bonuses of the sources that
-guess it (`bita.bonuses`).
+A candidate's score is the mask token's score times a scale, plus the bonuses of the other sources
+that guess it (`bita.bonuses`).
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,13 @@ def order_drafts(
     before: int,
     guesses: Sequence[tuple[int, float]],
 ) -> tuple[list[int], float]:
-    """What may come after a token, best first, as many as a mask drafts, and the share of the best
-    among them (softmax).
+    """Return the candidates for the token after `before`, and the softmax share of the best.
 
-    ids, logits: [k], the mask's drafts. scale: of logits and pair scores. before: the token.
-    guesses: other tokens with their bonuses, none of them twice.
+    There are as many candidates as the mask token has drafts; the best comes first.
+
+    ids, logits: [k], the mask token's drafts.
+    scale: factor of logits and pair scores.
+    guesses: tokens of other sources, each once, with their bonuses.
     """
     tokens: list[int] = ids.tolist()
     num_drafts = len(tokens)

@@ -1,4 +1,4 @@
-"""Both ends of a round: which nodes are accepted, and what the next tree holds."""
+"""Both ends of a round: accept nodes of one tree, and fill the next."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,17 @@ def accept(
     choose: Callable[[int], int],
     has_ended: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], int]:
-    """Walk from the root to the child that holds each node's chosen token, as far as there is one.
+    """Walk from the root, at each node to the child that contains the chosen token.
 
-    children: the nodes that may be accepted behind each node. tokens: that the nodes hold. choose:
-    the token that follows a node; it is asked once for each node of the path, in its order.
-    has_ended: whether nothing is to follow what was chosen last. Returns the nodes of the path, the
-    root first, and the bonus token (chosen at the last node of the path). Source: BiTA, tree
-    verification.
+    Source: BiTA, tree verification.
+
+    children: acceptable children of each node.
+    tokens: tokens of the nodes.
+    choose: returns the token that follows a node; called once per node of the path, in order.
+    has_ended: returns whether nothing may follow the last chosen token.
+
+    Returns the nodes of the path from the root on, and the bonus token, which is chosen at the
+    path's last node.
     """
     path = [0]
     while True:
@@ -38,10 +42,10 @@ def accept(
 
 
 def spine_children(tree: Tree) -> tuple[tuple[int, ...], ...]:
-    """The tree's children of each node as far as they are on the spine.
+    """Return the children of each node that are on the spine.
 
-    Along the spine the accepted rows lie in the cache as AR would have put them, so the rows
-    behind them are bit-identical to AR; behind a branch they are equal up to rounding only.
+    Along the spine the accepted rows occupy the same cache slots as in AR, so later rows are
+    bit-identical to AR. After a branch they are only equal up to rounding.
     """
     return tuple(
         tuple(child for child in children if child <= tree.spine_length)
@@ -50,10 +54,10 @@ def spine_children(tree: Tree) -> tuple[tuple[int, ...], ...]:
 
 
 class Drafts:
-    """The top tokens and logits of a text's mask group that was accepted last.
+    """The top tokens and logits of a text's last accepted mask group.
 
-    ids, logits: [max_masks, num_ranks]; they stay where they are in memory. num_masks: of the
-    group, at most max_masks.
+    ids, logits: [max_masks, num_ranks], never reallocated.
+    num_masks: size of the group, at most max_masks.
     """
 
     def __init__(self, max_masks: int, num_ranks: int, pairs: PairTables | None = None) -> None:
@@ -63,7 +67,7 @@ class Drafts:
         self.pairs = pairs
 
     def read(self, top_ids: Int64Array, top_logits: Float32Array) -> None:
-        """Take the drafts of one group, [M, k], and their logits."""
+        """Copy the drafts of a group, [M, k], and their logits."""
         self.num_masks = len(top_ids)
         if self.num_masks:
             self.ids[: self.num_masks] = top_ids
@@ -73,9 +77,10 @@ class Drafts:
 class Drafter:
     """Fills the nodes of a tree from drafts.
 
-    A tree may be deeper than the group that was accepted; nodes without a draft keep an old one.
-    That costs nothing: a node is accepted only where it holds what the model says. pairs: order the
-    drafts after each node by pair scores too.
+    A tree may be deeper than the accepted group; nodes without a draft keep an old one. This is
+    harmless, since a node is accepted only if its token is the model's choice.
+
+    pairs: pair scores, with which the drafts after each node are ordered too.
     """
 
     def __init__(self, tree: Tree, pairs: PairTables | None = None) -> None:
@@ -85,11 +90,11 @@ class Drafter:
         self._levels = [_Level.of(tree, depth) for depth in range(1, tree.max_depth + 1)]
 
     def fill(self, tokens: Int64Array, drafts: Drafts, guess: Sequence[Sequence[int]] = ()) -> None:
-        """Write drafts, of as many masks as the tree is deep at least, into the token ids of the
-        nodes, [N]; the root's is there.
+        """Write drafts into the token ids of the nodes, [N], except the root's.
 
-        guess: for each depth, as far as it goes, what the spine's node and its siblings hold
-        instead, best first.
+        drafts: room for at least as many masks as the tree is deep.
+        guess: candidates of each depth, best first, that replace the drafts of the spine's node
+        and its siblings. It may end before the tree does.
         """
         if self._pairs is None and not len(guess):
             tokens[1:] = drafts.ids[self._mask, self._rank]
@@ -102,12 +107,12 @@ class Drafter:
                     if rank < len(candidates):
                         tokens[node] = candidates[rank]
             if len(others.nodes):
-                tokens[others.nodes] = self._ordered(level.mask, tokens[others.parents], drafts)[
+                tokens[others.nodes] = self._order(level.mask, tokens[others.parents], drafts)[
                     others.places, others.ranks
                 ]
 
-    def _ordered(self, mask: int, parents: Int64Array, drafts: Drafts) -> Int64Array:
-        """[parents, k]: the drafts of a mask as children of each parent, best first."""
+    def _order(self, mask: int, parents: Int64Array, drafts: Drafts) -> Int64Array:
+        """Return the drafts of a mask as children of each parent, best first, [parents, k]."""
         ids, logits = drafts.ids[mask], drafts.logits[mask]
         if self._pairs is None:
             return np.broadcast_to(ids, (len(parents), len(ids)))
@@ -116,12 +121,12 @@ class Drafter:
 
 @dataclass(frozen=True, eq=False)
 class _Nodes:
-    """Nodes of one depth with their parents, none twice. places: which of them; ranks from 0."""
+    """Nodes of one depth, and their distinct parents."""
 
     nodes: Int64Array
     parents: Int64Array
-    places: Int64Array
-    ranks: Int64Array
+    places: Int64Array  # each node's index into parents
+    ranks: Int64Array  # from 0
 
     @classmethod
     def of(cls, tree: Tree, nodes: Sequence[int]) -> "_Nodes":
@@ -133,11 +138,11 @@ class _Nodes:
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """The nodes of one depth. on_spine: children of a spine's node, with their ranks from 0."""
+    """The nodes of one depth."""
 
     mask: int
     all: _Nodes
-    on_spine: tuple[tuple[int, int], ...]
+    on_spine: tuple[tuple[int, int], ...]  # children of a spine's node, with their ranks from 0
     off_spine: _Nodes
 
     @classmethod

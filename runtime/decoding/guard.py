@@ -1,11 +1,11 @@
-"""Keeps drafts from costing a text more than they give it.
+"""Keep drafts from costing a text more than they gain.
 
-Trees are chosen for the mean of many texts, and there are texts whose drafts are hardly ever right.
-A guard keeps accounts of one text, in steps of plain decoding: what drafts gave it, the tokens
-beyond the first of each step, less what their rows cost by the table's `costs`. The masks and the
-guesses of text and table have an account each, which begins with a credit and says whether that
-source pays; a third holds the sum of all steps, which bounds what the text may lose. From them
-alone follows whether a step takes its state's tree, the same without mask rows, or the root, so the
+Trees are chosen for the average of many texts, and some texts' drafts are hardly ever right. A
+guard keeps accounts of one text in units of plain decode steps: the tokens that drafts gained (all
+but the first of each step) minus the cost of their rows by the table's `costs`. Mask tokens have
+one account, guesses from the text and the table another. Each starts with a credit and shows
+whether its source pays. A third account sums all steps and limits the text's loss. The accounts
+alone decide whether a step uses its state's tree, that tree without mask rows, or the root, so the
 same prompt always takes the same steps. The constants were chosen by replay on bundled prompts
 (docs/LOG.md, 2026-11-29).
 """
@@ -15,40 +15,35 @@ from dataclasses import dataclass, replace
 from bita.tree import Tree
 from bita.tree_table import Trees, TreeTable
 
-NOTHING = -1  # is picked
-# in steps of plain decoding, each of which gives a token
-MAX_LOSS = 3.0  # of a text at its beginning
-LOSS_A_TOKEN = 0.006  # by which it may grow with each token of the answer
-CREDIT = 2.0  # of each source at the beginning: what all texts together say of it
-MAX_CREDIT = 3.0  # what a source gained beyond this is not held against later losses
-MAX_DEBT = 1.0  # of guesses that are only judged, which some right guesses make up for
-PROBE = 0.5  # credit of masks that are tried again
+NOTHING = -1  # no tree is picked
+# The unit is a step of plain decoding, which emits one token.
+MAX_LOSS = 3.0  # maximum loss of a text at its beginning
+LOSS_A_TOKEN = 0.006  # growth of that maximum with each token of the answer
+CREDIT = 2.0  # initial credit of each source, since it pays for texts on average
+MAX_CREDIT = 3.0  # gains beyond this do not offset later losses
+MAX_DEBT = 1.0  # limit for guesses that are only judged, so that a few right ones repay it
+PROBE = 0.5  # credit of masks when they are tried again
 FIRST_PAUSE = 32  # tokens until masks are tried again; each pause is twice as long as the last
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """What a guard may take instead of one tree of the table.
+    """A tree of the table and its substitutes; the numbers are indices of `GuardedTrees.trees`."""
 
-    whole, lean, root: numbers of the tree, of it without mask rows, and of the root alone, in
-    `GuardedTrees.trees`. whole_loss, lean_loss: what a step with them costs beyond a plain one.
-    min_level: of a spine that may hold a guess, else 0.
-    """
-
-    whole: int
-    lean: int
-    root: int
-    whole_loss: float
-    lean_loss: float
-    has_nodes: bool
+    whole: int  # number of the tree
+    lean: int  # number of the tree without mask rows
+    root: int  # number of the root alone
+    whole_loss: float  # cost of a step with `whole` beyond a plain one
+    lean_loss: float  # cost of a step with `lean` beyond a plain one
+    has_nodes: bool  # whether there are nodes besides the root
     has_masks: bool
-    min_level: int
+    min_level: int  # minimum level of a guess on the spine; 0: there is no spine
 
 
 class GuardedTrees:
-    """The trees of a table with `costs`, and those that a guard may take instead of them.
+    """The trees of a table with `costs`, and the smaller trees that a guard may substitute.
 
-    trees: the table's, at their own numbers; then the others, none of them twice.
+    trees: the table's trees, at their own numbers, then the others, each once.
     """
 
     def __init__(self, table: TreeTable) -> None:
@@ -56,7 +51,8 @@ class GuardedTrees:
         root = Tree.root_only()
         others = dict.fromkeys(tree for tree in (*lean, root) if tree not in table.trees)
         self.trees = (*table.trees, *others)
-        self.guess_loss = table.costs[min(2, len(table.costs)) - 1] - 1  # of a tree of one draft
+        # loss of a tree with one draft
+        self.guess_loss = table.costs[min(2, len(table.costs)) - 1] - 1
         number = {tree: n for n, tree in reversed([*enumerate(self.trees)])}
         self.choices = tuple(
             _Choice(
@@ -74,10 +70,10 @@ class GuardedTrees:
 
 
 class Guard:
-    """The accounts of one text. `pick` comes before each step, and `count` after it.
+    """The accounts of one text. Call `pick` before each step and `count` after it.
 
-    judged_level: that a guess needs, to be judged after the step though the picked tree does not
-    hold it; 0 where there is none to judge.
+    judged_level: minimum level of a guess that is judged after the step although the picked tree
+    does not contain it; 0 if no guess is judged.
     """
 
     def __init__(self, trees: GuardedTrees) -> None:
@@ -86,17 +82,18 @@ class Guard:
         self._choice = trees.choices[0]
         self._picked = NOTHING
         self._guesses = False
-        self._gain = 0.0  # of all steps
+        self._gain = 0.0  # sum of all steps
         self._num_tokens = 0
         self._of_guesses = self._of_masks = CREDIT
         self._masks_from = 0  # tokens of the answer until masks are tried again
         self._pause = FIRST_PAUSE
 
     def pick(self, number: int, level: int, from_masks: bool = False) -> int:
-        """The number in `GuardedTrees.trees` of what the next step takes.
+        """Return the number of the next step's tree in `GuardedTrees.trees`.
 
-        number: of the state's tree in the table. level: how sure its guess is. from_masks: whether
-        that is a mask's draft, which nothing else says.
+        number: number of the state's tree in the table.
+        level: confidence level of its guess.
+        from_masks: whether only a mask token supports the guess.
         """
         choice = self._choice = self._trees.choices[number]
         guesses = self._guesses = 0 < choice.min_level <= level and not from_masks
@@ -113,11 +110,13 @@ class Guard:
         return picked
 
     def count(self, num_tokens: int, is_right: bool) -> bool:
-        """Enter a step into the accounts. num_tokens: that it emitted.
+        """Enter a step into the accounts, if a tree was picked for it.
 
-        is_right: whether the first of them is what the guess began with; it counts where
-        `judged_level` asks for it. Returns whether the step's tree was smaller than the state's. A
-        step that nothing was picked for is not entered.
+        num_tokens: tokens that the step emitted.
+        is_right: whether the first of them equals the guess's first; only used if `judged_level`
+        is not 0.
+
+        Returns whether the step's tree was smaller than the state's.
         """
         choice, picked, self._picked = self._choice, self._picked, NOTHING
         if picked == NOTHING:
@@ -142,7 +141,7 @@ class Guard:
         self._of_guesses = max(min(self._of_guesses + gain, MAX_CREDIT), -MAX_DEBT)
 
     def _enter_masks(self, gain: float) -> None:
-        """Add what masks gave, or take their cost; they pause when their credit is spent."""
+        """Add a gain of masks, or a negative cost; masks pause when their credit is spent."""
         self._of_masks = min(self._of_masks + gain, MAX_CREDIT)
         if self._of_masks < 0 and self._num_tokens >= self._masks_from:
             self._of_masks = PROBE
@@ -151,13 +150,13 @@ class Guard:
 
 
 def trees_to_run(trees: Trees) -> tuple[Tree, ...]:
-    """Every tree that decoding with these may take, the root for a full cache aside."""
+    """Return every tree that decoding may use, not counting the root for a full cache."""
     table = TreeTable.of(trees)
     return GuardedTrees(table).trees if table.costs else table.trees
 
 
 def sizes_to_run(trees: Trees) -> tuple[int, ...]:
-    """Rows of AR and of each tree that decoding with these may take."""
+    """Return the row counts of AR and of each tree that decoding may use."""
     return (1, *{tree.num_rows for tree in trees_to_run(trees)})
 
 

@@ -1,9 +1,9 @@
-"""Guesses of what follows a text: from the text itself, from what the model often says, from masks.
+"""Guess how a text continues, from the text itself, a table of continuations, and mask tokens.
 
-An adapter may have a table of continuations (`bita.continuations`), and masks draft the next
-tokens. All that is known of a place is put together (`bita.bonuses`), and `Guesses.level` says how
-sure the first tokens are: a state of the decoder, whose tree calibration chooses by what such
-guesses were worth.
+An adapter may have a table of the model's frequent continuations (`bita.continuations`), and mask
+tokens draft the next tokens. The sources for a position are combined (`bita.bonuses`).
+`Guesses.level` rates the confidence in the first tokens. It is a state of the decoder: calibration
+chooses its tree by how often such guesses were right.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ from bita.runtime.native.library import decoding_library
 
 
 class Guesses(Protocol):
-    """What may follow a text, by the text itself, a table of continuations and the drafts of masks.
+    """Guesses from the text itself, a table of continuations and the drafts of mask tokens.
 
-    What masks drafted belongs to the text's end: `extend` comes after it.
+    The drafts must belong to the end of the text: update them first, then call `extend`.
     """
 
     @property
     def from_masks(self) -> bool:
-        """Whether a mask alone says the best first token."""
+        """Whether only a mask token supports the best first token."""
         ...
 
     @property
     def share(self) -> float:
-        """How surely the best first token is right, 0 to 1; 0 where nothing is known."""
+        """Estimated probability that the best first token is right; 0 without any guess."""
         ...
 
     def start(self, token_ids: Sequence[int]) -> None:
-        """Forget the last text and begin with this one."""
+        """Replace the text."""
         ...
 
     def extend(self, token_ids: Sequence[int]) -> None:
@@ -45,20 +45,23 @@ class Guesses(Protocol):
         ...
 
     def level(self) -> int:
-        """How sure the first tokens are, 0 to MAX_LEVEL; 0 where nothing is known."""
+        """Return the confidence in the first tokens, 0 (no guess) to MAX_LEVEL."""
         ...
 
     def candidates(self, count: int, min_level: int = 1) -> list[list[int]]:
-        """What may stand at each of `count` places after the text, best first, if the best stand in
-        front of it; fewer places, down to none, where nothing is known or the level is below
-        `min_level`.
+        """Return the candidates for each of the next `count` positions, best first.
+
+        Each position assumes that the best candidates precede it. The list is shorter where the
+        guesses end, and empty if the level is below `min_level`.
         """
         ...
 
 
 def make_guesses(table: Continuations | None, bonuses: Bonuses, drafts: Drafts) -> Guesses:
-    """Guesses by the library of native operators, in about 11 µs a step; without it, or where the
-    adapter's pair scores are not float16, by Python, in 33 or more.
+    """Return guesses by the library of native operators, which take about 11 µs a step.
+
+    Without the library, or if the adapter's pair scores are not float16, the guesses are made in
+    Python and take at least 33 µs.
     """
     pairs = drafts.pairs
     tables = () if pairs is None else (pairs.left, pairs.right)

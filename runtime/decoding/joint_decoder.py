@@ -1,7 +1,8 @@
-"""Decodes several texts in one step: each with its tree, and prompts a piece at a time.
+"""Decode several texts in one step: each with its own tree, and prompts in pieces.
 
-A text is what it would be alone, to the bit; only the time of its tokens differs. Prompts in pieces
-beside answers that continue: Sarathi-Serve (arXiv 2403.02310), chunked prefills.
+Each text is bit-identical to what it would be alone; only the timing of its tokens differs.
+Reading prompts in pieces in the same steps as running answers: Sarathi-Serve (arXiv 2403.02310),
+chunked prefills.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,37 +25,33 @@ from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.soundness import UnsoundError, check_sound
 from bita.runtime.decoding.tree_decoder import TreeDecoder, warn_of_overflow
 
-MAX_GAP_MS = 80.0  # of a step with pieces of prompts, while other texts wait for their tokens
-MIN_PIECE = 32  # tokens of prompts that a step reads in any case
-MIN_SHARED = 16  # tokens at the beginning that make it worth waiting for another prompt
-FIRST_ROW_MS = 0.5  # until a step has been timed
-ROW_MS_MEMORY = 0.8  # of the mean time of a row, with each further step
+MAX_GAP_MS = 80.0  # duration of a step that reads prompts while other texts wait for tokens
+MIN_PIECE = 32  # prompt tokens that a step may always read
+MIN_SHARED = 16  # common leading tokens that make it worth waiting for another prompt
+FIRST_ROW_MS = 0.5  # assumed time of a row until a step has been timed
+ROW_MS_MEMORY = 0.8  # weight that the mean row time keeps with each further step
 
 
 @dataclass(eq=False)
 class _Share:
-    """What one text has in a step.
+    """The share of a step that belongs to one text."""
 
-    picked: its tree; None while tokens are read. level: how sure its guess is. had_masks: whether
-    masks had drafted for it. ends_prompt: whether the piece that is read is the last of the prompt.
-    """
-
-    number: int
+    number: int  # index of the text in the step's list
     sequence: TokenSequence
     place: Place
     part: Part
-    picked: PickedTree[PlacedTree] | None = None
-    level: int = 0
-    had_masks: bool = False
-    ends_prompt: bool = False
+    picked: PickedTree[PlacedTree] | None = None  # its tree; None while tokens are read
+    level: int = 0  # confidence level of its guess
+    had_masks: bool = False  # whether mask tokens had drafted for it
+    ends_prompt: bool = False  # whether the piece being read is the prompt's last
 
 
 class JointDecoder:
-    """Rounds of several sequences of one decoder. Whoever steps holds the engine's lock."""
+    """Runs steps for several sequences of one decoder. The caller holds the engine lock."""
 
     def __init__(self, decoder: TreeDecoder, step: JointStep, places: Places) -> None:
-        """step: with the decoder's adapter. The decoder is not held: it may go with its last
-        session.
+        """`step` is bound to the decoder's adapter. The decoder is referred to only weakly, so that
+        it is freed with its last session.
         """
         self._decoder = proxy(decoder)
         self._places = places
@@ -64,16 +61,16 @@ class JointDecoder:
         self._row_ms = FIRST_ROW_MS
 
     def step(self, sequences: Sequence[TokenSequence]) -> list[list[int] | BitaError]:
-        """Run a step of these sequences and return the tokens that it emitted for each.
+        """Run a step of these sequences; return the tokens it emitted for each, or its error.
 
-        Those that come first in the list have precedence where there is room in the step, or in
-        the cache, for some only; the others emit nothing, and may lose rows, which they read again
-        later. Where a text fails there is its error instead; the others are not concerned.
+        If the step or the cache has no room for all, earlier sequences in the list take
+        precedence; the others emit nothing and may lose rows, which are recomputed later. A
+        sequence that fails does not affect the others.
         """
         began = perf_counter()
         outcomes: list[list[int] | BitaError] = [[] for _ in sequences]
         shares = self._shares(sequences)
-        shares = self._reserved(shares, sequences)
+        shares = self._reserve_slots(shares, sequences)
         needs_logits = any(each.sequence.chooser.needs_logits for each in shares)
         ran = perf_counter()
         self._step.run([each.part for each in shares], needs_logits)
@@ -88,10 +85,9 @@ class JointDecoder:
         return outcomes
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> list[_Share]:
-        """What each text gets of a step: first the texts that decode, each with a tree, then as
-        many of those that read as the step has room for.
+        """Return the shares of a step: texts that decode, then as many prompts as there is room.
 
-        The first that reads leaves half of the room to the others, so that short prompts need not
+        The first prompt leaves half of the room to the others, so that short prompts need not
         wait for long ones.
         """
         decoding, reading = [], []
@@ -127,7 +123,7 @@ class JointDecoder:
         return shares
 
     def _room(self) -> int:
-        """Rows of prompts that a step may have while other texts wait for tokens."""
+        """Return how many prompt rows a step may have while other texts wait for tokens."""
         fitting = int(MAX_GAP_MS / self._row_ms)
         return min(max(fitting, MIN_PIECE), self._decoder.prefill_rows)
 
@@ -145,10 +141,10 @@ class JointDecoder:
     def _waits(
         self, sequence: TokenSequence, begun: Sequence[TokenSequence], has_first: bool
     ) -> bool:
-        """Whether a sequence had better be read later.
+        """Return whether a sequence should be read in a later step.
 
-        That is where one that is read in this step begins alike, so that its rows can be shared,
-        and where it would take pages from texts before it.
+        It should wait if a prompt in this step has the same beginning, whose rows it can share
+        afterwards, or if it would take pages from earlier texts.
         """
         place, ids = self._places.hold(sequence), sequence.token_ids[:-1]
         store = self._places.main.store
@@ -163,8 +159,9 @@ class JointDecoder:
     def _reading(
         self, number: int, sequence: TokenSequence, place: Place, room: int, has_masks: bool
     ) -> _Share:
-        """A piece of what is missing of a sequence, of at most `room` tokens; at the prompt's end
-        with masks, if such are wanted.
+        """Return a share that reads at most `room` missing tokens of a sequence.
+
+        The last piece of a prompt includes mask rows if `has_masks`.
         """
         self._decoder.note_begun(sequence, place.cache.length)
         missing = sequence.token_ids[place.cache.length :]
@@ -178,10 +175,13 @@ class JointDecoder:
         part = Part(place.cache, layout, np.array(missing, np.int64))
         return _Share(number, sequence, place, part, ends_prompt=ends_prompt)
 
-    def _reserved(
+    def _reserve_slots(
         self, shares: Sequence[_Share], sequences: Sequence[TokenSequence]
     ) -> list[_Share]:
-        """Take the slots of a step's rows. Texts that come last give up theirs for the first."""
+        """Reserve cache slots for a step; return the shares that got them.
+
+        Later texts give up their slots for earlier ones.
+        """
         kept: list[_Share] = []
         given_up: set[TokenSequence] = set()
         for share in shares:
@@ -205,7 +205,7 @@ class JointDecoder:
     def _victims(
         self, share: _Share, kept: Sequence[_Share], sequences: Sequence[TokenSequence]
     ) -> Iterator[TokenSequence]:
-        """The sequences that may lose their places for a share's, the last first."""
+        """Yield the sequences that may lose their places to a share, the last one first."""
         safe = {share.sequence, *(each.sequence for each in kept)}
         for each in reversed(sequences):
             if each not in safe and self._places.hold(each) is not None:
@@ -219,7 +219,7 @@ class JointDecoder:
         return True
 
     def _finish(self, share: _Share) -> list[int]:
-        """Take what the step gave a text; returns the tokens that it emitted."""
+        """Process the step's results for a text; return the tokens that it emitted."""
         sequence, part = share.sequence, share.part
         try:
             check_sound(part, part.cache.length)

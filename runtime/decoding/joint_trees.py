@@ -1,4 +1,4 @@
-"""The trees that texts take in a step that they share."""
+"""Choose the trees of texts that share a step."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,19 @@ from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.decoding.tree_decoder import TreeDecoder
 from bita.tree import MAX_LEVEL, Tree
 
-MAX_CHAIN = 4  # guesses one after the other, without masks, that a text may take instead of a tree
-MAX_MASK_SHARE = 0.4  # that a draft needs, for masks to be worth rows: theirs are right less often
-UNKNOWN_SHARE = 0.4  # how often a draft is right of which nothing is known
-LATER_SHARE = 0.85  # times that of the first, of a draft after another that is right
+MAX_CHAIN = 4  # length of a chain of guesses without masks, an alternative to a tree
+# If a draft must be right more often than this to pay, masks do not pay: theirs rarely are.
+MAX_MASK_SHARE = 0.4
+UNKNOWN_SHARE = 0.4  # assumed share of right drafts where nothing is known
+LATER_SHARE = 0.85  # share of right drafts after a right one, relative to the first
 
 Picked = tuple[PickedTree[PlacedTree], int]
 
 
 class JointTrees:
-    """Picks the trees of a step by the rows that its texts are worth (`row_choice`).
+    """Picks the trees of a step, dividing rows among its texts by expected gain (`row_choice`).
 
-    Of a table without costs every text takes one row, since nothing says what rows cost.
+    With a table without costs every text gets one row, since the cost of rows is unknown.
     """
 
     def __init__(self, decoder: TreeDecoder) -> None:
@@ -45,7 +46,7 @@ class JointTrees:
         self._masks = MaskGain()
 
     def pick(self, texts: Sequence[tuple[TokenSequence, Cache]]) -> list[Picked]:
-        """A tree for each text, and how sure its guess is."""
+        """Return a tree for each text, and the confidence level of its guess."""
         times = self._times
         if times is None or not texts:
             return [(PickedTree(self._root), 0) for _ in texts]
@@ -56,22 +57,22 @@ class JointTrees:
             levels.append(level)
         taken = shared_rows(wishes, times)
         return [
-            (self._picked(sequence, wish), level)
+            (self._pick_tree(sequence, wish), level)
             for (sequence, _), wish, level in zip(texts, taken, levels, strict=True)
         ]
 
     def wants_masks(self, num_texts: int) -> bool:
-        """Whether masks may be worth their rows in a step of `num_texts` texts."""
+        """Return whether masks may be worth their rows in a step of `num_texts` texts."""
         times = self._times
         return times is not None and times.min_share(num_texts) <= MAX_MASK_SHARE
 
     def enter_time(self, num_rows: int, step_ms: float) -> None:
-        """Note what a step of decoding texts took."""
+        """Note the duration of a step in which all texts decode."""
         if self._times is not None:
             self._times.enter(num_rows, step_ms)
 
     def enter(self, picked: PickedTree[PlacedTree], level: int, had_masks: bool, gain: int) -> None:
-        """Note what a tree gave a text, in tokens beyond one, with masks' drafts or without."""
+        """Note a tree's gain for a text in tokens beyond one, with or without drafts of masks."""
         self._masks.enter(had_masks, gain)
         if picked.placed is not self._root:
             self._gains.enter(self._numbers[picked.placed.tree], level, gain)
@@ -79,8 +80,9 @@ class JointTrees:
     def _wishes(
         self, sequence: TokenSequence, cache: Cache, min_share: float
     ) -> tuple[int, list[Wish]]:
-        """How sure a text's guess is, and the trees that it may take. None where the first draft is
-        less likely to be right than `min_share`: no row pays then.
+        """Return the confidence level of a text's guess, and the trees that may pay.
+
+        There are none if the first draft is less likely to be right than `min_share`.
         """
         if sequence.is_plain:
             return 0, []
@@ -110,7 +112,7 @@ class JointTrees:
                 wishes.append(Wish(number, tree.num_rows, gain))
         return level, wishes
 
-    def _picked(self, sequence: TokenSequence, wish: Wish | None) -> PickedTree[PlacedTree]:
+    def _pick_tree(self, sequence: TokenSequence, wish: Wish | None) -> PickedTree[PlacedTree]:
         if wish is None:
             return PickedTree(self._root)
         if wish.number not in self._placed:
@@ -127,7 +129,7 @@ class JointTrees:
 
 
 def _expected(tree: Tree, share: float, num_forced: int) -> float:
-    """Tokens beyond one that a tree gives whose first draft is right with probability `share`."""
+    """Return a tree's expected tokens beyond one, if its first draft is right with `share`."""
     if num_forced:
         return float(min(num_forced, tree.spine_length))
     expected, reached = 0.0, share

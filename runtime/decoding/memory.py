@@ -1,4 +1,4 @@
-"""How much memory an engine takes: the process's peak, and what the backend holds on the GPU."""
+"""Memory of an engine: the peak of the process, and the backend's memory on the GPU."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,35 +10,36 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 STATUS = Path("/proc/self/status")
-KILOBYTES = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+KILOBYTES = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss, in bytes
 
 
 @dataclass
 class Memory:
-    """Bytes. host: peak of the process; gpu: what the backend holds there, 0 without a GPU."""
+    """Memory in bytes."""
 
-    host: int = 0
-    gpu: int = 0
+    host: int = 0  # peak of the process
+    gpu: int = 0  # held by the backend on the GPU; 0 without one
 
 
 @dataclass
 class MemoryWatch:
-    """at_load: when the engine was loaded and its steps were bound. decoding: the most since."""
+    """Memory at two points of a session's life."""
 
-    at_load: Memory = field(default_factory=Memory)
-    decoding: Memory = field(default_factory=Memory)
+    at_load: Memory = field(default_factory=Memory)  # after the engine was loaded and bound
+    decoding: Memory = field(default_factory=Memory)  # maximum since then
 
     def loaded(self, gpu_bytes: int) -> None:
+        """Record the memory after loading."""
         self.at_load = Memory(peak_host_bytes(), gpu_bytes)
         self.decoding = self.at_load
 
     def note(self, gpu_bytes: int) -> None:
-        """Take a look while it decodes."""
+        """Update the maximum while decoding."""
         self.decoding = Memory(peak_host_bytes(), max(self.decoding.gpu, gpu_bytes))
 
 
 def peak_host_bytes() -> int:
-    """The most physical memory the process had so far; 0 where the system does not tell."""
+    """Return the process's peak physical memory; 0 where the system does not report it."""
     try:
         for line in STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""Guesses by the library of native operators: `runtime/native/decoding/guesses.h`."""
+"""Guesses made by the library of native operators: `runtime/native/decoding/guesses.h`."""
 
 import ctypes
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from bita.bonuses import Bonuses
 from bita.continuations import Continuations
 from bita.runtime.decoding.drafting import Drafts
 
-MAX_DRAFTS = 256  # of a mask
-_FIRST_PLACES = 16  # there is room for; more are made when they are asked for
-_SHORT = 64  # tokens that a step adds at most, prompts aside
+MAX_DRAFTS = 256  # per mask
+_FIRST_PLACES = 16  # initial capacity in positions; grows on demand
+_SHORT = 64  # maximum number of tokens that a step adds, except for prompts
 
 
 class _Sources(ctypes.Structure):
@@ -51,9 +51,9 @@ class _Found(ctypes.Structure):
 
 
 class NativeGuesses:
-    """As `bita.runtime.decoding.guesses.Guesses` has it.
+    """Native implementation of `bita.runtime.decoding.guesses.Guesses`.
 
-    Pair scores are contiguous, in float16; masks draft MAX_DRAFTS tokens at most.
+    Pair scores must be contiguous float16; a mask may draft at most MAX_DRAFTS tokens.
     """
 
     def __init__(
@@ -77,28 +77,28 @@ class NativeGuesses:
         sources.max_masks, sources.num_ranks = drafts.ids.shape
         self._handle = library.bita_operators_make_guesses(ctypes.byref(sources))
         if not self._handle:
-            raise MemoryError("there is no memory for guesses")
+            raise MemoryError("out of memory for guesses")
         finalize(self, library.bita_operators_drop_guesses, self._handle)
         self._held = held  # the library reads their memory
         self._library = library
         self._drafts = drafts
         self._short = (ctypes.c_int64 * _SHORT)()
-        self._num_looked = -1  # places; -1: not since the text was extended
+        self._num_looked = -1  # positions looked at since the text was extended; -1: not at all
         self._make_room(_FIRST_PLACES)
 
     @property
     def from_masks(self) -> bool:
-        """Whether a mask alone says the best first token."""
+        """Whether only a mask token supports the best first token."""
         return bool(self._look(0).from_masks)
 
     @property
     def share(self) -> float:
-        """How surely the best first token is right, 0 to 1; 0 where nothing is known."""
+        """Estimated probability that the best first token is right; 0 without any guess."""
         share: float = self._look(0).share
         return share
 
     def start(self, token_ids: Sequence[int]) -> None:
-        """Forget the last text and begin with this one."""
+        """Replace the text."""
         self._extend(token_ids, forget=1)
 
     def extend(self, token_ids: Sequence[int]) -> None:
@@ -106,14 +106,15 @@ class NativeGuesses:
         self._extend(token_ids, forget=0)
 
     def level(self) -> int:
-        """How sure the first tokens are, 0 to MAX_LEVEL; 0 where nothing is known."""
+        """Return the confidence in the first tokens, 0 (no guess) to MAX_LEVEL."""
         level: int = self._look(0).level
         return level
 
     def candidates(self, count: int, min_level: int = 1) -> list[list[int]]:
-        """What may stand at each of `count` places after the text, best first, if the best stand in
-        front of it; fewer places, down to none, where nothing is known or the level is below
-        `min_level`.
+        """Return the candidates for each of the next `count` positions, best first.
+
+        Each position assumes that the best candidates precede it. The list is shorter where the
+        guesses end, and empty if the level is below `min_level`.
         """
         if self.level() < max(min_level, 1):
             return []
@@ -125,7 +126,7 @@ class NativeGuesses:
         ]
 
     def _look(self, count: int) -> _Found:
-        """What is known of `count` places at least."""
+        """Return the guesses for at least `count` positions."""
         if self._num_looked < count:
             if count > self._found.max_places:
                 self._make_room(2 * count)
@@ -133,7 +134,7 @@ class NativeGuesses:
                 self._handle, self._drafts.num_masks, count, self._pointer
             )
             if done != 0:
-                raise MemoryError("there is no memory for guesses")
+                raise MemoryError("out of memory for guesses")
             self._num_looked = count
         return self._found
 
@@ -142,7 +143,7 @@ class NativeGuesses:
         held = self._short if count <= _SHORT else (ctypes.c_int64 * count)()
         held[:count] = [*token_ids]
         if self._library.bita_operators_extend_guesses(self._handle, forget, held, count) != 0:
-            raise MemoryError("there is no memory for guesses")
+            raise MemoryError("out of memory for guesses")
         self._num_looked = -1
 
     def _make_room(self, max_places: int) -> None:

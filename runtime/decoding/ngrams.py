@@ -1,29 +1,30 @@
-"""Drafts from the text so far: what followed the last time that it read as it does now.
+"""Drafts from the text so far: the tokens that followed the last occurrence of its ending.
 
-Prompt lookup (Saxena 2023; transformers' `prompt_lookup_num_tokens`), with the longest match first
-and the latest occurrence of it. It needs no adapter and no mask rows.
+Prompt lookup (Saxena 2023; transformers' `prompt_lookup_num_tokens`), using the latest occurrence
+of the longest match. It needs neither an adapter nor mask rows.
 """
 
 from collections.abc import Sequence
 
 from bita.bonuses import MAX_MATCH
 
-LONGEST = 4  # tokens of an n-gram that is looked up
+LONGEST = 4  # tokens of the longest n-gram that is looked up
 
 
 class NgramIndex:
-    """Where each run of 1 to 4 tokens of a text was last continued.
+    """The position after the last occurrence of each run of 1 to 4 tokens of a text.
 
-    A token costs the same however long the text is; memory is four dictionary entries a token.
+    The cost per token does not depend on the text's length; memory is four dictionary entries per
+    token.
     """
 
     def __init__(self) -> None:
         self._text: list[int] = []
-        self._match: tuple[int, int] | None = None  # as `_found` has it
+        self._match: tuple[int, int] | None = None  # result of `_find`
         self._continued: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST)]
 
     def start(self, token_ids: Sequence[int]) -> None:
-        """Forget the last text and begin with this one."""
+        """Replace the text."""
         self._text = []
         for places in self._continued:
             places.clear()
@@ -39,24 +40,22 @@ class NgramIndex:
             text.append(token)
 
     def following(self, number: int) -> int:
-        """The token that stands `number` places, from 0, after the longest match.
+        """Return the token `number` positions, counted from 0, after the longest match.
 
-        After the end of the text it goes on with what it says itself: a text that repeats a period
-        is taken to repeat it. There has to be a match.
+        Beyond the end of the text it continues with its own guesses, so a periodic text is
+        continued periodically. There must be a match.
         """
-        text, place = self._text, self._found()[1]
+        text, place = self._text, self._find()[1]
         while place + number >= len(text):
             number -= len(text) - place
         return text[place + number]
 
     def match_length(self) -> int:
-        """Tokens at the end of the text that stand in front of what `following` gives, at most
-        MAX_MATCH.
-        """
-        return self._found()[0]
+        """Return the length of the match at the end of the text, at most MAX_MATCH."""
+        return self._find()[0]
 
-    def _found(self) -> tuple[int, int]:
-        """Length of the match at the end of the text, and the place behind its last occurrence."""
+    def _find(self) -> tuple[int, int]:
+        """Return the match's length, and the position after its last occurrence."""
         if self._match is None:
             self._match = self._look_up()
         return self._match

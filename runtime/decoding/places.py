@@ -1,4 +1,4 @@
-"""The places of texts that are decoded together: a cache for each, in the same pages."""
+"""The places of texts that are decoded together: one cache per text, in a common page pool."""
 
 from collections.abc import Collection
 from weakref import WeakKeyDictionary
@@ -10,18 +10,18 @@ from bita.runtime.decoding.shared_cache import SharedCache
 
 
 class Place(SharedCache):
-    """One of them."""
+    """The cache of one text; its pages come from the common pool."""
 
     cache: PagedCache
 
     def release(self) -> None:
-        """Keep the text's rows if they are wanted again, and give up its pages."""
+        """Store the text's rows if they are wanted again, and give up its pages."""
         self.keep()
         self.invalidate()
         self.cache.release()
 
     def exchange(self, other: "Place") -> None:
-        """Let each of two places have the other's text."""
+        """Exchange the texts of two places."""
         mine, others = self.holder, other.holder
         self.cache.exchange(other.cache)
         self.hold(others)
@@ -29,9 +29,9 @@ class Place(SharedCache):
 
 
 class Places:
-    """The places of an engine's texts. They share one store.
+    """The places of an engine's texts, which share one store.
 
-    main: the place of a text that is decoded alone, whose cache the backend's own steps use.
+    main: the place of a text that is decoded alone; the backend's own steps use its cache.
     """
 
     def __init__(self, main: Place) -> None:
@@ -40,7 +40,7 @@ class Places:
         self._last: WeakKeyDictionary[TokenSequence, Place] = WeakKeyDictionary()
 
     def hold(self, sequence: TokenSequence) -> Place | None:
-        """The place that a sequence has; None if it has none."""
+        """Return the place of a sequence; None if it does not have one."""
         last = self._last.get(sequence)
         if last is not None and last.holder is sequence:
             return last
@@ -52,46 +52,48 @@ class Places:
     def take(
         self, sequence: TokenSequence, adapter: Adapter, busy: Collection[TokenSequence]
     ) -> Place:
-        """A place for a sequence, with as much of its beginning as is known, up to but without its
-        last token. busy: sequences that keep theirs.
+        """Return a place for a sequence, filled with as much of its beginning as is known.
+
+        The last token is never included. The sequences in `busy` keep their places.
         """
         place = self.hold(sequence) or self._free(busy)
         place.take(sequence, adapter)
         return place
 
     def bring_home(self, sequence: TokenSequence) -> None:
-        """Move a sequence that has another place to the main one. Nothing is copied."""
+        """Move a sequence from its place to the main one, without copying."""
         place = self.hold(sequence)
         if place is not None and place is not self.main:
             self.main.exchange(place)
 
     def publish(self) -> None:
-        """Let texts that begin alike share the rows of those that have a place already."""
+        """Share the rows of all texts that have a place with others that begin alike."""
         for place in self._all:
             if not place.is_published:
                 place.publish()
 
     def clear_main(self) -> None:
-        """Let the main place be free, and its text have another one."""
+        """Free the main place by moving its text to another one."""
         if self.main.holder is not None:
             self.main.exchange(self._free([self.main.holder]))
 
     def release(self, sequence: TokenSequence) -> None:
-        """Give up a sequence's place, if it has one."""
+        """Release a sequence's place, if it has one."""
         place = self.hold(sequence)
         if place is not None:
             place.release()
 
     def end(self, sequence: TokenSequence) -> None:
-        """Give up the place of a sequence that has ended. The main place keeps it until another
-        sequence comes there.
+        """Release the place of a sequence that has ended.
+
+        The main place keeps the sequence until another one takes it.
         """
         place = self.hold(sequence)
         if place is not None and place is not self.main:
             place.release()
 
     def release_others(self, busy: Collection[TokenSequence]) -> bool:
-        """Give up the places of all sequences but these; says whether there were any."""
+        """Release the places of all sequences except `busy`; return whether there were any."""
         idle = [each for each in self._all if each.cache.length and each.holder not in busy]
         for place in idle:
             place.release()
@@ -103,18 +105,19 @@ class Places:
             place.invalidate()
 
     def forget(self) -> None:
-        """Forget every sequence, so that each is computed again."""
+        """Forget every sequence; each is recomputed when needed."""
         self.invalidate()
         for place in self._all[1:]:
             place.cache.release()
         self.main.store.clear()
 
     def _free(self, busy: Collection[TokenSequence]) -> Place:
-        """A place that none of these sequences has, the main one if possible: its text may begin
-        alike.
+        """Return a place that no `busy` sequence has.
+
+        The main place is preferred, because its text may have the same beginning.
         """
         free = [place for place in self._all if place.holder not in busy]
         if not free:
-            free = [Place(self.main.cache.beside(), store=self.main.store)]
+            free = [Place(self.main.cache.new_sibling(), store=self.main.store)]
             self._all += free
         return free[0]

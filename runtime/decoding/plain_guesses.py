@@ -1,4 +1,4 @@
-"""Guesses in Python, for machines without the library of native operators."""
+"""Guesses made in Python, for machines without the library of native operators."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -12,27 +12,23 @@ from bita.runtime.decoding.drafting import Drafts
 from bita.runtime.decoding.ngrams import NgramIndex
 from bita.runtime.decoding.sureness import level_of, looks_further
 
-_SURE_MATCH = 8  # tokens from which on the table is not asked
+_SURE_MATCH = 8  # length of a match from which the table is not consulted
 
 
 class _Place(NamedTuple):
-    """candidates: what may stand at a place after the text, best first; empty: nothing is known.
+    """The guess for one position after the text."""
 
-    share: how surely the first is right. follows_text: whether it and all before it are what
-    followed the text's match. from_masks: whether only a mask says it.
-    """
-
-    candidates: list[int]
-    share: float
-    follows_text: bool
-    from_masks: bool
+    candidates: list[int]  # best first; empty: no guess
+    share: float  # estimated probability that the first candidate is right
+    follows_text: bool  # whether the first candidates so far are what followed the text's match
+    from_masks: bool  # whether only a mask token supports the first candidate
 
 
 _NOTHING = _Place([], 0.0, False, False)
 
 
 class PlainGuesses:
-    """As `bita.runtime.decoding.guesses.Guesses` has it."""
+    """Python implementation of `bita.runtime.decoding.guesses.Guesses`."""
 
     def __init__(self, table: Continuations | None, bonuses: Bonuses, drafts: Drafts) -> None:
         self._table = table
@@ -49,16 +45,16 @@ class PlainGuesses:
 
     @property
     def from_masks(self) -> bool:
-        """Whether a mask alone says the best first token."""
+        """Whether only a mask token supports the best first token."""
         return self._place(0).from_masks
 
     @property
     def share(self) -> float:
-        """How surely the best first token is right, 0 to 1; 0 where nothing is known."""
+        """Estimated probability that the best first token is right; 0 without any guess."""
         return self._place(0).share
 
     def start(self, token_ids: Sequence[int]) -> None:
-        """Forget the last text and begin with this one."""
+        """Replace the text."""
         self._index.start(())
         self._last = []
         self.extend(token_ids)
@@ -70,14 +66,15 @@ class PlainGuesses:
         self._places.clear()
 
     def level(self) -> int:
-        """How sure the first tokens are, 0 to MAX_LEVEL; 0 where nothing is known."""
+        """Return the confidence in the first tokens, 0 (no guess) to MAX_LEVEL."""
         first = self._place(0).share
         return level_of(first, self._place(1).share if looks_further(first) else 0.0)
 
     def candidates(self, count: int, min_level: int = 1) -> list[list[int]]:
-        """What may stand at each of `count` places after the text, best first, if the best stand in
-        front of it; fewer places, down to none, where nothing is known or the level is below
-        `min_level`.
+        """Return the candidates for each of the next `count` positions, best first.
+
+        Each position assumes that the best candidates precede it. The list is shorter where the
+        guesses end, and empty if the level is below `min_level`.
         """
         if self.level() < max(min_level, 1):
             return []
@@ -85,8 +82,9 @@ class PlainGuesses:
         return [*takewhile(bool, found)]
 
     def _place(self, number: int) -> _Place:
-        """What is known of the place `number` tokens after the text, if the best candidates stand
-        in front of it.
+        """Return the guess for the position `number` tokens after the text.
+
+        It assumes that the best candidates precede the position.
         """
         while len(self._places) <= number:
             self._places.append(self._next_place())
@@ -109,10 +107,10 @@ class PlainGuesses:
         if self._table is not None and text[0] < _SURE_MATCH:
             table = self._table.find(run)
         if number < self._drafts.num_masks:
-            return self._beside_mask(number, run[-1], text, table)
+            return self._with_mask(number, run[-1], text, table)
         return self._without_mask(text, table)
 
-    def _beside_mask(
+    def _with_mask(
         self, mask: int, before: int, text: tuple[int, int], table: tuple[int, int]
     ) -> _Place:
         bonuses: dict[int, float] = {}
@@ -129,7 +127,11 @@ class PlainGuesses:
         return _Place(ordered, share, bool(text[0]) and best == text[1], best not in bonuses)
 
     def _without_mask(self, text: tuple[int, int], table: tuple[int, int]) -> _Place:
-        """text, table: length of the match or percent, 0 for none, and the token."""
+        """Combine the guesses of text and table.
+
+        text: length of the match, 0 for none, and the token.
+        table: percent, 0 for none, and the token.
+        """
         (length, token), (other, percent) = text, table
         weight = self._text_alone[length]
         other_weight = self._table_alone[percent // 10] if percent else 0.0

@@ -1,4 +1,4 @@
-"""Reads tokens into the cache, a piece at a time."""
+"""Prefill: read tokens into the cache piece by piece."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
@@ -17,7 +17,7 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 class Prefill(Generic[AnyStep]):
     """Appends tokens to the cached ones, in steps of at most `max_tokens`.
 
-    bind: takes a number of tokens and returns their step. The step of `max_tokens` is kept.
+    bind: returns the step of a number of tokens. The step of `max_tokens` is reused.
     """
 
     def __init__(self, cache: Cache, max_tokens: int, bind: Callable[[int], AnyStep]) -> None:
@@ -27,15 +27,15 @@ class Prefill(Generic[AnyStep]):
         self._whole: AnyStep | None = None
 
     def pieces(self, tokens: Tokens) -> Iterator[AnyStep]:
-        """Read the tokens, piece by piece; yields the step of each after it has run.
+        """Read the tokens piece by piece; yield the step of each piece after it has run.
 
-        A step's arrays are overwritten by the next piece.
+        The next piece overwrites a step's arrays.
         """
         for start in range(0, len(tokens), self.max_tokens):
             yield self.read(tokens[start : start + self.max_tokens])
 
     def read(self, tokens: Tokens) -> AnyStep:
-        """Read one piece, of at most `max_tokens`; returns its step."""
+        """Read one piece of at most `max_tokens`; return its step."""
         step = self._step(len(tokens))
         run_piece(step, self._cache, tokens)
         return step
@@ -51,15 +51,15 @@ class Prefill(Generic[AnyStep]):
 def text_steps(backend: Backend, adapter: Adapter, min_rows: int) -> Callable[[int], Step]:
     """Return a function that binds the step of a number of prompt tokens.
 
-    The steps have no masks, and one row of each gives a token.
+    The steps have no mask rows and one output row each.
     """
     return lambda num_tokens: backend.bind(prefill_layout(num_tokens, 0, min_rows), adapter)
 
 
 def run_piece(step: Step, cache: Cache, tokens: Tokens) -> None:
-    """Run a step whose first rows hold these tokens, and keep the cache rows of all of them.
+    """Run a step on these tokens, and keep the cache rows of all of them.
 
-    Raises UnsoundError, and keeps none, if it does not give numbers.
+    Raises UnsoundError and keeps no rows if the step's logits are not finite.
     """
     step.token_ids[0, : len(tokens)] = tokens
     run_soundly(step, cache.length)

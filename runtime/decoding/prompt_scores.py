@@ -1,4 +1,4 @@
-"""How probable a model finds the tokens of a prompt, which decoding has no need to know."""
+"""Log-probabilities of the tokens of a prompt, which decoding does not compute."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,24 +14,24 @@ from bita.runtime.decoding.sampling import best_tokens, log_partition
 from bita.runtime.decoding.soundness import check_logits
 from bita.tensors import Float32Array
 
-MAX_LOGIT_BYTES = 16 << 20  # of a step: its rows times the vocabulary
+MAX_LOGIT_BYTES = 16 << 20  # logits of one step: rows times vocabulary
 
 
 def score_prompt(
     backend: Backend, adapter: Adapter, token_ids: Sequence[int], num_best: int
 ) -> list[TokenLogprob]:
-    """The log-probabilities of all tokens but the first, and the best tokens at their places.
+    """Return the log-probability of each token except the first, with the best alternatives.
 
-    token_ids: as many as the cache holds at most. The text in the cache ends. Cost: that of reading
-    the prompt, and of the logits of each of its rows. The caller holds the engine's lock. Raises
-    EngineError if the model does not give numbers.
+    The cache must have room for all tokens; the text that it holds is discarded. The cost is that
+    of a prefill plus the logits of every row. The caller holds the engine lock. Raises EngineError
+    if the model's logits are not finite.
     """
     backend.cache.start(adapter)
     fitting = MAX_LOGIT_BYTES // (4 * backend.vocab_size)
-    most = max(min(backend.prefill_rows, fitting), 1)
+    max_rows = max(min(backend.prefill_rows, fitting), 1)
     scores: list[TokenLogprob] = []
-    for start in range(0, len(token_ids) - 1, most):
-        piece = token_ids[start : min(start + most, len(token_ids) - 1)]
+    for start in range(0, len(token_ids) - 1, max_rows):
+        piece = token_ids[start : min(start + max_rows, len(token_ids) - 1)]
         layout = replace(prefill_layout(len(piece), 0, 1), output_rows=np.arange(len(piece)))
         step = backend.bind(layout, adapter, with_logits=True)
         run_piece(step, backend.cache, piece)

@@ -1,4 +1,4 @@
-"""What a draft-verify round does before its step and after it."""
+"""The parts of a draft-verify round before and after its step."""
 
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -17,8 +17,9 @@ AnyTree = TypeVar("AnyTree", bound=PlacedTree, covariant=True)
 class PickedTree(NamedTuple, Generic[AnyTree]):
     """The tree of a round.
 
-    guess: what the spine and its siblings hold instead of mask drafts, for each depth the
-    candidates, best first. from_masks: whether only a mask says the first of it.
+    guess: candidates of each depth, best first, for the spine and its siblings instead of mask
+    drafts.
+    from_masks: whether only a mask token supports the first candidate.
     """
 
     placed: AnyTree
@@ -32,15 +33,15 @@ class PickedTree(NamedTuple, Generic[AnyTree]):
 
     @property
     def num_guesses(self) -> int:
-        """Nodes of the spine whose draft is not from a mask."""
+        """Nodes of the spine whose draft does not come from a mask token."""
         return 0 if self.from_masks else len(self.guess)
 
 
 class Outcome(NamedTuple):
-    """What a round gave a text. path: ranks of the accepted nodes. tokens: that it emitted."""
+    """The result of a round for one text."""
 
-    path: Path
-    tokens: list[int]
+    path: Path  # ranks of the accepted nodes
+    tokens: list[int]  # emitted tokens
 
 
 def finish_round(
@@ -52,7 +53,8 @@ def finish_round(
 ) -> Outcome:
     """Accept nodes, commit their rows, read the next drafts and extend the sequence.
 
-    tokens: that the nodes held. cache: where the step wrote the sequence's rows.
+    tokens: tokens of the nodes.
+    cache: cache into which the step wrote the sequence's rows.
     """
     tree, chooser = picked.placed, sequence.chooser
     path, bonus = accept(tree.children, tokens, chooser.choices(results), chooser.has_ended)

@@ -1,41 +1,44 @@
-"""How many rows each text gets of a step that several texts share.
+"""Divide the rows of a step among the texts that share it.
 
-Where rows are dear, a text's drafts take time from the others: a draft is worth its row only if it
-is right more often than a row of the step is worth on average. What is maximized is the expected
-number of tokens over the time of the step. What rows take and how often drafts are right is learned
-while texts are decoded; none of it changes a text.
+Where rows are expensive, a text's drafts slow down the others: a draft is worth its row only if it
+is right more often than an average row of the step pays. The choice maximizes the expected number
+of tokens per time of the step. The cost of rows and the share of right drafts are learned while
+decoding; they never change a text.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-SURPLUS = 0.85  # of an expected gain, which has to make up for the rows: where both are equal, rows
-# bring nothing but more of what may go wrong
-WEIGHT = 4.0  # steps that a first estimate counts as
-FIRST_MASK_GAIN, MASK_WEIGHT = 0.2, 20.0  # of masks before anything is known, and steps it counts
-FORGETTING = 0.98  # of what a step said, with each further one
-SLOPE_ROWS = 4  # last rows of the tuner's times, by which they are continued
-MEASURED_STEPS, MEMORY_STEPS = 50, 400  # that measurement needs, and that it remembers
-MIN_VARIANCE = 0.2  # of the rows of these steps
+# Factor of an expected gain, which must then outweigh the rows' cost: if both were equal, more rows
+# would only add risk.
+SURPLUS = 0.85
+WEIGHT = 4.0  # number of steps that an initial estimate counts as
+FIRST_MASK_GAIN, MASK_WEIGHT = 0.2, 20.0  # initial estimate for masks, and the steps it counts as
+FORGETTING = 0.98  # factor of a step's weight with each further step
+SLOPE_ROWS = 4  # last rows of the tuner's times, from which larger steps are extrapolated
+MEASURED_STEPS = 50  # steps that a measurement needs
+MEMORY_STEPS = 400  # steps that it remembers
+MIN_VARIANCE = 0.2  # minimum variance of the rows of these steps
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a text may take. number: of the tree. gain: tokens beyond one that are expected."""
+    """A tree that a text may use."""
 
-    number: int
+    number: int  # number of the tree
     num_rows: int
-    gain: float
+    gain: float  # expected tokens beyond one
 
 
 class StepTimes:
-    """Times of steps by their rows, up to a factor: by measurement, and before there is enough of
-    it by what the tuner measured.
+    """Relative times of steps by number of rows.
 
-    costs: times of steps of 1, 2, ... rows. Beyond them each row takes what the last ones took on
-    average. Measured times are taken to rise by the same for each row, as they do from a few rows
-    on: a line by least squares, in which each step counts less with every further one.
+    They are measured; until there are enough measurements, they are the tuner's.
+
+    costs: the tuner's times of steps of 1, 2, ... rows, extrapolated by the average slope of the
+    last rows. Measured times are fitted with a line by least squares, in which older steps count
+    less, because beyond a few rows every row adds about the same time.
     """
 
     def __init__(self, costs: Sequence[float]) -> None:
@@ -44,8 +47,9 @@ class StepTimes:
         rises = [right - left for left, right in pairwise(last)]
         self._slope = max(sum(rises) / len(rises) if rises else 0.0, 0.0)
         self._num_steps = 0
-        self._mean_rows = self._mean_ms = self._of_rows = self._of_both = 0.0  # mean, (co)variance
-        self._rise: float | None = None  # of a row, when steps of different sizes were timed last
+        self._mean_rows = self._mean_ms = 0.0
+        self._of_rows = self._of_both = 0.0  # variance of the rows, covariance with the times
+        self._rise: float | None = None  # time per row, once steps of different sizes were timed
 
     def __call__(self, num_rows: int) -> float:
         if self._rise is not None:
@@ -58,11 +62,11 @@ class StepTimes:
 
     @property
     def is_measured(self) -> bool:
-        """Whether enough steps of different sizes were timed."""
+        """Whether enough steps of different sizes have been timed."""
         return self._rise is not None
 
     def enter(self, num_rows: int, step_ms: float) -> None:
-        """Add the time of a step; one that something else held up counts as twice the mean."""
+        """Add the time of a step; an outlier counts as twice the mean."""
         self._num_steps += 1
         if self._num_steps > MEASURED_STEPS:
             step_ms = min(step_ms, 2 * self._mean_ms)
@@ -76,20 +80,21 @@ class StepTimes:
             self._rise = max(self._of_both / self._of_rows, 0.0)
 
     def min_share(self, num_texts: int) -> float:
-        """The share of right drafts that makes a draft worth its row beside `num_texts` texts."""
+        """Return the share of right drafts that a draft needs to pay for its row."""
         now = self(num_texts)
         return (self(num_texts + 1) - now) * num_texts / now / SURPLUS
 
 
 def shared_rows(wishes: Sequence[Sequence[Wish]], times: StepTimes) -> list[Wish | None]:
-    """What each text takes: one of its wishes, or None for one row without drafts.
+    """Return one of each text's wishes, or None for one row without drafts.
 
-    Texts that expect most choose first; each takes what gives all together the most tokens a time.
+    Texts with the largest expected gain choose first; each choice maximizes the total tokens per
+    time.
     """
     num_rows, tokens = len(wishes), float(len(wishes))
     taken: list[Wish | None] = [None] * num_rows
-    most = [max((wish.gain for wish in own), default=0.0) for own in wishes]
-    for index in sorted(range(num_rows), key=most.__getitem__, reverse=True):
+    max_gains = [max((wish.gain for wish in own), default=0.0) for own in wishes]
+    for index in sorted(range(num_rows), key=max_gains.__getitem__, reverse=True):
         best = tokens / times(num_rows)
         for wish in wishes[index]:
             speed = (tokens + SURPLUS * wish.gain) / times(num_rows + wish.num_rows - 1)
@@ -103,9 +108,7 @@ def shared_rows(wishes: Sequence[Sequence[Wish]], times: StepTimes) -> list[Wish
 
 
 class MaskGain:
-    """What the drafts of masks give the step after theirs, in tokens: how much more the steps give
-    that have them than those that have none.
-    """
+    """The gain of mask drafts in tokens: mean of the steps that have them, minus the others'."""
 
     def __init__(self) -> None:
         self._sums = {True: MASK_WEIGHT * FIRST_MASK_GAIN, False: 0.0}
@@ -113,30 +116,34 @@ class MaskGain:
 
     @property
     def expected(self) -> float:
+        """The estimated gain, at least 0."""
         means = {key: total / self._counts[key] for key, total in self._sums.items()}
         return max(means[True] - means[False], 0.0)
 
     def enter(self, had_masks: bool, gain: int) -> None:
-        """Add what a step gave."""
+        """Add a step's gain."""
         self._sums[had_masks] = FORGETTING * self._sums[had_masks] + gain
         self._counts[had_masks] = FORGETTING * self._counts[had_masks] + 1
 
 
 @dataclass
 class Gains:
-    """What trees gave in the states that they were taken in, in tokens beyond one a step."""
+    """The gains of trees by state, in tokens beyond one per step."""
 
     _sums: dict[tuple[int, int], float] = field(default_factory=dict)
     _counts: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def expected(self, number: int, level: int, first: float) -> float:
-        """The gain of tree `number` at a sureness `level`. first: the estimate before any step."""
+        """Return the expected gain of a tree at a confidence level.
+
+        first: the estimate before any step.
+        """
         key = number, level
         known = self._counts.get(key, 0.0)
         return (WEIGHT * first + self._sums.get(key, 0.0)) / (WEIGHT + known)
 
     def enter(self, number: int, level: int, gain: int) -> None:
-        """Add what a step gave."""
+        """Add a step's gain."""
         key = number, level
         self._sums[key] = FORGETTING * self._sums.get(key, 0.0) + gain
         self._counts[key] = FORGETTING * self._counts.get(key, 0.0) + 1

@@ -1,11 +1,11 @@
-"""From a row of logits to a token: which tokens are kept, how probable they are, and the draw.
+"""Sampling: filter a row of logits, compute probabilities, and draw a token.
 
-A token is drawn from a row's true distribution with a number that depends on the seed and on the
-token's position in the text only. A draft is then accepted where it is what was drawn, so sampled
-text does not depend on drafts or trees: it equals that of plain decoding token for token.
+A token is drawn from a row's true distribution with a number that depends only on the seed and on
+the token's position in the text. A draft is accepted if it equals the drawn token, so sampled text
+does not depend on drafts or trees: it equals that of plain decoding token for token.
 
-The draw inverts the cumulative distribution in the order of token ids, not of probabilities: where
-logits differ by rounding (mode "tree"), the borders between tokens move by as little.
+The draw inverts the cumulative distribution in the order of token ids, not of probabilities. Where
+logits differ by rounding (mode "tree"), the boundaries between tokens then move just as little.
 """
 
 import ctypes
@@ -19,31 +19,30 @@ from bita.runtime.native.library import decoding_library
 from bita.runtime.options import Options
 from bita.tensors import Float32Array, Int64Array
 
-LOW_TEMPERATURE = 1e-3  # below, float32 could not divide by it
-BLOCK = 256  # tokens whose weights are summed before the draw looks closer
+LOW_TEMPERATURE = 1e-3  # below it, division in float32 would overflow
+BLOCK = 256  # tokens per partial sum, with which the draw begins its search
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Tokens that may follow, with weights in proportion to their probabilities.
+    """Tokens that may follow, with weights proportional to their probabilities."""
 
-    ids: ascending; None for all tokens.
-    """
-
-    ids: Int64Array | None
+    ids: Int64Array | None  # ascending; None: all tokens
     weights: Float32Array
 
     def token(self, number: float) -> int:
-        """The token at `number` in [0, 1) of the cumulative distribution."""
+        """Return the token at `number` in [0, 1) of the cumulative distribution."""
         place = _place(self.weights, number)
         return place if self.ids is None else int(self.ids[place])
 
 
 class Draws:
-    """Numbers in [0, 1), one for each position of a text from `position` on.
+    """Numbers in [0, 1), one for each position of a text, starting at `position`.
 
-    choice: of several answers to one prompt. The number of a position is the first 53 bits of block
-    position + 1 of Philox4x64-10 with key (seed, choice); numpy counts up before it draws.
+    A position's number is the first 53 bits of block position + 1 of Philox4x64-10 with key
+    (seed, choice); the + 1 is there because numpy increments the counter before it draws.
+
+    choice: number of the answer among several to one prompt.
     """
 
     def __init__(self, seed: int, choice: int, position: int) -> None:
@@ -52,7 +51,7 @@ class Draws:
         self._blocks = np.random.Philox(key=key, counter=counter)
 
     def next(self) -> float:
-        """The number of the next position."""
+        """Return the number of the next position."""
         return (int(self._blocks.random_raw(4)[0]) >> 11) * 2.0**-53
 
 
@@ -72,11 +71,13 @@ class _DrawTask(ctypes.Structure):
 
 
 def drawn_place(logits: Float32Array, options: Options, number: float) -> int:
-    """The place in a row at `number` in [0, 1) of what temperature, top_k, top_p and min_p leave.
+    """Draw a position of a row, after temperature, top_k, top_p and min_p.
 
-    logits: [n], contiguous, overwritten; the largest is finite. The library of native operators
-    draws, so that the place is the same on every processor, and in the C library. Without it numpy
-    does, whose exponentials differ in their last digits.
+    The library of native operators draws, so that the result is the same on every processor and in
+    the C library. Without it numpy draws; its exponentials differ in the last digits.
+
+    logits: [n], contiguous, overwritten; the largest is finite.
+    number: in [0, 1), the place in the cumulative distribution.
     """
     draw = _native_draw()
     if draw is None:
@@ -87,7 +88,7 @@ def drawn_place(logits: Float32Array, options: Options, number: float) -> int:
         *(min(options.top_k, len(row)), number, 0),
     )
     if draw(ctypes.byref(task)) != 0:
-        raise MemoryError("there is no memory for a draw")
+        raise MemoryError("out of memory for a draw")
     place: int = task.place
     return place
 
@@ -101,11 +102,13 @@ def _native_draw() -> "ctypes._NamedFuncPointer | None":
 
 
 def candidates(logits: Float32Array, options: Options, ids: Int64Array | None = None) -> Candidates:
-    """What temperature, top_k, top_p and min_p leave of a row, in this order.
+    """Apply temperature, top_k, top_p and min_p to a row; return the remaining tokens.
 
-    logits: [n], overwritten. ids: of the tokens that they belong to, None for all of the
-    vocabulary. Each of the three looks at the distribution that the ones before it leave; tokens
-    equal to the last that is kept are kept too, so that the order of equal ones does not matter.
+    Each of the three filters looks at the distribution that the previous ones leave. Tokens equal
+    to the last one kept are kept too, so that the order of equal tokens does not matter.
+
+    logits: [n], overwritten.
+    ids: token ids of the logits. None: the whole vocabulary.
     """
     if 0 < options.top_k < len(logits):
         least = np.partition(logits, len(logits) - options.top_k)[-options.top_k]
@@ -122,13 +125,13 @@ def candidates(logits: Float32Array, options: Options, ids: Int64Array | None = 
 
 
 def log_partition(logits: Float32Array) -> float:
-    """log of the sum of exp of a row, so that logit - this is a log-probability."""
+    """Return log(sum(exp(row))); a logit minus this is a log-probability."""
     best = logits.max()
     return float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
 
 
 def best_tokens(logits: Float32Array, count: int) -> list[int]:
-    """The ids of the best tokens, best first; the lower id first where they are equal."""
+    """Return the ids of the best tokens, best first; of equal ones the lower id comes first."""
     count = min(count, len(logits))
     if count == 0:
         return []
@@ -138,7 +141,7 @@ def best_tokens(logits: Float32Array, count: int) -> list[int]:
 
 
 def _weights(logits: Float32Array, temperature: float) -> Float32Array:
-    """Probabilities over that of the best; in the place of the logits, where memory is warm."""
+    """Return probabilities relative to the best; in place of the logits, whose memory is cached."""
     logits -= logits.max()
     if temperature > LOW_TEMPERATURE:
         logits /= np.float32(temperature)
@@ -149,9 +152,10 @@ def _weights(logits: Float32Array, temperature: float) -> Float32Array:
 
 
 def _nucleus_threshold(weights: Float32Array, top_p: float) -> float:
-    """The weight of the lightest of the heaviest tokens that together have `top_p` of all weight.
+    """Return the smallest weight among the heaviest tokens that together have `top_p` of it all.
 
-    Only tokens above an even share of the rest are sorted: all below it weigh less than the rest.
+    Only tokens with at least an even share of the rest are sorted: all tokens below that together
+    weigh less than the rest.
     """
     total = float(weights.sum(dtype=np.float64))
     heavy = weights[weights >= (1 - top_p) * total / len(weights)]
@@ -162,7 +166,7 @@ def _nucleus_threshold(weights: Float32Array, top_p: float) -> float:
 
 
 def _place(weights: Float32Array, number: float) -> int:
-    """The first place at which the sum of the weights exceeds `number` of the whole."""
+    """Return the first position at which the cumulative weight exceeds `number` of the total."""
     whole = len(weights) // BLOCK * BLOCK
     blocks = weights[:whole].reshape(-1, BLOCK).sum(1)
     sums = np.cumsum(np.append(blocks, weights[whole:].sum()), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""One token sequence, and all that a step of it needs besides the engine."""
+"""A token sequence, with all the state that its steps need besides the engine."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,17 @@ from bita.runtime.decoding.guesses import Guesses
 
 
 class TokenSequence:
-    """Prompt and answer so far; what the cache holds of it is the decoder's business.
+    """Prompt and answer so far. The decoder manages the cached rows.
 
-    token_ids: all but the last are cached when a decode step runs; the last is its root.
-    chooser: what takes the tokens that follow.
-    guard: what picks smaller trees where its drafts do not pay; None: nothing does.
-    is_wanted: whether its cached rows are worth keeping when another sequence takes the cache.
-    num_reused: prompt tokens that did not have to be computed; None until the prompt is begun.
-    is_plain: whether it is decoded without drafts, as was asked for, or because its step overflowed
-    with them.
-    num_read: tokens that the cache has held, at the most; those that it lost to others count too.
-    were_drafts: for each token of the answer whether it was an accepted draft: 1 or 0.
-    num_steps, step_seconds: its decode steps, and the time that they took.
+    token_ids: all but the last are cached when a decode step runs; the last is the step's root.
+    chooser: chooses the tokens of the answer.
+    guard: picks smaller trees where drafts do not pay. None: trees are never made smaller.
+    is_wanted: whether to keep its cached rows when another sequence takes the cache.
+    num_reused: prompt tokens that were already cached; None until the prompt is begun.
+    is_plain: whether it is decoded without drafts, by request or because a step overflowed.
+    num_read: maximum number of its tokens that have been in the cache.
+    were_drafts: 1 for each token of the answer that was an accepted draft, else 0.
+    num_steps, step_seconds: number and total time of its decode steps.
     """
 
     def __init__(
@@ -49,20 +48,21 @@ class TokenSequence:
 
     @property
     def root(self) -> int:
+        """The last token, which is the root of the next tree."""
         return self.token_ids[-1]
 
     @property
     def has_answer(self) -> bool:
-        """Whether the prompt has been read to its end."""
+        """Whether the answer has a token, so that the prompt has been read."""
         return len(self.token_ids) > self.num_prompt_tokens
 
     def count_step(self, seconds: float) -> None:
-        """Add a decode step."""
+        """Count a decode step."""
         self.num_steps += 1
         self.step_seconds += seconds
 
     def extend(self, token_ids: Sequence[int], num_drafts: int = 0) -> None:
-        """Add new tokens, the first `num_drafts` of which were accepted drafts."""
+        """Append tokens, the first `num_drafts` of which were accepted drafts."""
         self.were_drafts += b"\1" * num_drafts + bytes(len(token_ids) - num_drafts)
         self.token_ids.extend(token_ids)
         if self.guesses is not None:

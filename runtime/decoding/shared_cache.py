@@ -1,4 +1,4 @@
-"""Which token sequence a cache holds, and what happens when another one wants it."""
+"""A cache shared by token sequences, and what is kept when another sequence takes it."""
 
 from bita.adapter import Adapter
 from bita.runtime.backends.cache import Cache
@@ -7,35 +7,35 @@ from bita.runtime.decoding.sequence import TokenSequence
 
 
 class SharedCache:
-    """Lets token sequences take turns in one cache.
+    """Lets token sequences use one cache alternately.
 
-    What two sequences have in common at their beginnings is computed once. Rows of a sequence that
-    is wanted again are kept, up to `max_bytes`, in the store that the cache makes. The caller holds
-    the engine's lock.
+    The common beginning of two sequences is computed once. Rows of a sequence that is wanted again
+    are kept in the cache's store, up to `max_bytes`. The caller holds the engine lock.
 
-    store: instead of one of its own, that of another place in the same pages.
+    store: store of another place in the same pages. None: a new one.
     """
 
     def __init__(self, cache: Cache, max_bytes: int = 0, store: PageStore | None = None) -> None:
         self.store = cache.new_store(max_bytes) if store is None else store
         self.cache = cache
         self._holder: TokenSequence | None = None
-        self._published: TokenSequence | None = None  # whose rows others may share
-        self._text_number = 0  # the cache's, as long as nobody else has started a text in it
+        self._published: TokenSequence | None = None  # sequence whose rows others may share
+        self._text_number = 0  # the cache's number while it still holds the holder's text
 
     @property
     def holder(self) -> TokenSequence | None:
-        """The sequence whose rows the cache has; None if nothing is known of them."""
+        """The sequence whose rows the cache holds; None if that is unknown."""
         return self._holder if self._text_number == self.cache.text_number else None
 
     def take(self, sequence: TokenSequence, adapter: Adapter) -> None:
-        """Fill the cache with as much of a sequence's beginning as is known, up to but without its
-        last token; `cache.length` says how much that is.
+        """Fill the cache with as much of a sequence's beginning as is known.
+
+        The last token is never included; `cache.length` is the number of tokens.
         """
         if self.holder is sequence and self.cache.adapter is adapter:
             return
         needed = sequence.token_ids[:-1]
-        common = self._common(needed, adapter)
+        common = self._common_length(needed, adapter)
         self._keep_holder(common)
         self.invalidate()  # until the cache has been filled
         if self.store.match_length(needed) > common:
@@ -46,11 +46,11 @@ class SharedCache:
         self.hold(sequence)
 
     def hold(self, sequence: TokenSequence | None) -> None:
-        """Note whose rows the cache has."""
+        """Set the sequence whose rows the cache holds."""
         self._holder, self._text_number = sequence, self.cache.text_number
 
     def publish(self) -> None:
-        """Keep the rows of the text in the cache, so that others that begin alike share them."""
+        """Store the rows of the cached text, so that texts with the same beginning share them."""
         held = self.holder
         if held is not None and self.store.max_bytes:
             self.store.save(held.token_ids[: self.cache.length], self.cache)
@@ -58,7 +58,7 @@ class SharedCache:
 
     @property
     def is_published(self) -> bool:
-        """Whether `publish` has been called for the text in the cache, if there is one."""
+        """Whether `publish` has been called for the cached text; True without one."""
         return self.holder is None or self._published is self.holder
 
     def invalidate(self) -> None:
@@ -66,16 +66,16 @@ class SharedCache:
         self._holder = None
 
     def forget(self) -> None:
-        """Forget every sequence, so that each is computed again."""
+        """Forget every sequence; each is recomputed when needed."""
         self.invalidate()
         self.store.clear()
 
     def keep(self) -> None:
-        """Keep the rows of the text in the cache if they are wanted again."""
+        """Store the rows of the cached text if they are wanted again."""
         self._keep_holder(0)
 
-    def _common(self, needed: list[int], adapter: Adapter) -> int:
-        """How many tokens at the cache's beginning can stay."""
+    def _common_length(self, needed: list[int], adapter: Adapter) -> int:
+        """Return how many tokens at the cache's beginning can stay."""
         held, cache = self.holder, self.cache
         if held is None or not cache.can_keep_text(adapter):
             return 0

@@ -1,9 +1,8 @@
-"""Whether what a step gave are numbers that mean something.
+"""Check that the logits of a step are meaningful numbers.
 
-Where a model's activations overflow, its logits are NaN, and the best token is then some token. If
-only the squares overflow in the last norm, they are all zero. Garbage that mask rows read can make
-a row overflow too which does not see it: it weighs their values with zero, and zero times infinity
-is NaN.
+If a model's activations overflow, its logits are NaN, and the best token is arbitrary. If only the
+squares overflow in the last norm, all logits are zero. An overflow in mask rows can spread to rows
+that do not attend to them: their values are weighted with zero, and zero times infinity is NaN.
 """
 
 import math
@@ -17,21 +16,21 @@ from bita.tensors import Float32Array
 
 
 class UnsoundError(EngineError):
-    """What a step gave are not numbers; nothing was chosen or kept of it."""
+    """The logits of a step are not finite; no token was chosen and no row kept."""
 
 
 def run_soundly(step: Step, position: int) -> None:
-    """Run a step, whose first row stands at `position` of the text.
+    """Run a step whose first row is at `position` of the text, and check its logits.
 
-    Raises UnsoundError if a best logit of an output row is not finite, or those of the first row,
-    which is text, are zero. Cost of the check of few rows: about 5 µs.
+    Raises UnsoundError if a best logit of an output row is not finite, or if those of the first
+    row, which is text, are all zero. The check takes about 5 µs for a few rows.
     """
     step.run()
     check_sound(step, position)
 
 
 def check_sound(results: StepResults, position: int) -> None:
-    """What `run_soundly` does after the step."""
+    """Check the logits of a step that has run; see `run_soundly`."""
     if not _are_finite(results.top_logits):
         raise UnsoundError(_message("not numbers", f"step at position {position}"))
     if not any(results.top_logits[0].tolist()):
@@ -39,8 +38,10 @@ def check_sound(results: StepResults, position: int) -> None:
 
 
 def _are_finite(logits: Float32Array) -> bool:
-    """Whether no number is NaN or infinite. Python checks few of them, by their sum, which float32
-    numbers cannot make overflow there; see `IdCheck`.
+    """Return whether no number is NaN or infinite.
+
+    Python is faster for few numbers (see `IdCheck`). It checks their sum, which cannot overflow a
+    Python float, since the numbers are float32.
     """
     if logits.size > FEW:
         return bool(np.isfinite(logits).all())
@@ -48,7 +49,7 @@ def _are_finite(logits: Float32Array) -> bool:
 
 
 def check_logits(logits: Float32Array) -> None:
-    """Raise EngineError if a row of logits, [V], holds NaN, or infinity as the largest."""
+    """Raise EngineError if a row of logits, [V], contains NaN or its maximum is infinite."""
     if not np.isfinite(logits.max()):
         raise EngineError(_message("not numbers", "some of a row"))
 

@@ -1,4 +1,4 @@
-"""What a session counts and times while it decodes."""
+"""Statistics that a session collects while it decodes."""
 
 from array import array
 from collections import Counter
@@ -10,21 +10,25 @@ from bita.tree import Path
 
 @dataclass
 class Stats:
-    """Figures of one generation, or of several since the session was opened.
+    """Statistics of all generations of a session since it was opened or last reset.
 
-    num_steps: decode steps of each text; several texts may share one.
-    num_guarded_steps: those of them whose tree the guard made smaller.
-    num_tokens: tokens of the answers that decode steps emitted; the prefill's one is not counted.
-    num_prompt_tokens: tokens of all prompts.
-    num_reused_tokens: those of them that the cache held already, from a text that begins alike.
-    prefill_ms: time of all prefills.
-    step_ms: time of each decode step, once if several texts share it.
-    backend_ms: the part of it inside the backend.
-    num_rows: of all decode steps.
-    num_accepted: by path of a node, how often it was accepted; the root () in every step.
-    num_from_text: accepted nodes whose draft was no mask's: a guess from the text so far or from
-    the adapter's table of continuations, or what a grammar forced.
-    memory: of the process and on the GPU.
+    Attributes:
+        num_steps: Decode steps, counted once for each text that takes part.
+        num_guarded_steps: Those of `num_steps` for which the guard chose a smaller tree.
+        num_tokens: Answer tokens emitted by decode steps. The one token of each prefill is not
+            counted.
+        num_prompt_tokens: Tokens of all prompts.
+        num_reused_tokens: Prompt tokens that were already cached, from a text with the same
+            beginning.
+        prefill_ms: Total time of all prefills.
+        step_ms: Time of each decode step, once if several texts share it.
+        backend_ms: Part of each time in `step_ms` that was spent in the backend.
+        num_rows: Total rows of all decode steps.
+        num_accepted: Number of times that each node was accepted, by its path. The root, (), is
+            accepted in every step.
+        num_from_text: Accepted nodes whose draft did not come from a mask token, but from the
+            text so far, the adapter's table of continuations, or a grammar.
+        memory: Memory of the process and on the GPU.
     """
 
     num_steps: int = 0
@@ -41,54 +45,56 @@ class Stats:
     memory: MemoryWatch = field(default_factory=MemoryWatch)
 
     def count_prompt(self, num_tokens: int, num_reused: int) -> None:
-        """Add a prompt."""
+        """Count a prompt."""
         self.num_prompt_tokens += num_tokens
         self.num_reused_tokens += num_reused
 
     def count_step(self, step_ms: float, backend_ms: float, num_rows: int) -> None:
-        """Add the time of a decode step."""
+        """Add the times and rows of a decode step."""
         self.step_ms.append(step_ms)
         self.backend_ms.append(backend_ms)
         self.num_rows += num_rows
 
     def count_path(self, path: Path, num_guesses: int = 0) -> None:
-        """Add that a text's decode step accepted `path`; who keeps its tokens counts them.
+        """Count a text's decode step that accepted `path`. Its tokens are counted elsewhere.
 
-        num_guesses: nodes of the spine, from the root on, whose draft was no mask's.
+        Args:
+            path: Ranks of the accepted nodes.
+            num_guesses: Leading nodes of the spine whose draft did not come from a mask token.
         """
         self.num_steps += 1
         for depth in range(len(path) + 1):
             self.num_accepted[path[:depth]] += 1
         for rank in path[:num_guesses]:
-            if rank != 1:  # beside the spine, a mask's draft
+            if rank != 1:  # off the spine: a mask's draft
                 break
             self.num_from_text += 1
 
     @property
     def tokens_per_step(self) -> float:
-        """tau: mean tokens emitted per decode step; 0.0 before the first."""
+        """Mean tokens emitted per decode step (tau); 0.0 before the first step."""
         return self.num_tokens / self.num_steps if self.num_steps else 0.0
 
     @property
     def num_from_masks(self) -> int:
-        """Accepted nodes that held a mask's draft."""
+        """Accepted nodes whose draft came from a mask token."""
         return sum(n for path, n in self.num_accepted.items() if path) - self.num_from_text
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoding alone, without the prefill; 0.0 before the first step."""
+        """Tokens per second of decoding, without the prefill; 0.0 before the first step."""
         total_ms = sum(self.step_ms)
         return 1000 * self.num_tokens / total_ms if total_ms else 0.0
 
     @property
     def host_share(self) -> float:
-        """Share of the decode time that is spent outside the backend."""
+        """Share of the decode time spent outside the backend."""
         total_ms = sum(self.step_ms)
         return 1 - sum(self.backend_ms) / total_ms if total_ms else 0.0
 
     @property
     def acceptance(self) -> dict[tuple[int, int], float]:
-        """Share of steps that accepted a node, by (depth, rank); depths start at 1."""
+        """Share of steps that accepted a node, by its (depth, rank); both start at 1."""
         shares: dict[tuple[int, int], float] = {}
         for path, count in self.num_accepted.items():
             if path:

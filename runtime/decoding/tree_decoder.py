@@ -1,4 +1,4 @@
-"""The decode round on token ids: prefill, then draft, verify, accept and commit in one step."""
+"""Decode token sequences: prefill, then draft, verify, accept and commit in each step."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -30,20 +30,30 @@ Record = Callable[[str, float, float, int], None]
 
 
 class TreeDecoder:
-    """Decodes token sequences, a step at a time, over preallocated buffers.
+    """Decodes token sequences, one step at a time, over preallocated buffers.
 
-    trees: one tree, or one for each state; Tree.root_only() decodes plainly (AR). Of a table with
-    costs, each text takes smaller trees where its drafts do not pay.
-    mode: "tree" accepts every node; "exact" those whose rows have the bits of plain decoding: every
-    node too where the backend has exact trees, else the nodes of the spine.
-    min_rows: rows of the smallest step. 2 makes AR bit-identical to exact tree decoding, because
-    kernels for one row sum in another order; 1 is fastest.
-    shared_cache: what decoders on one backend share; None: a new one.
-    places: of texts that are decoded together, from which one comes back when it is alone.
-    record: None, or called after each part of a step with the part's name, when it began and ended
-    in seconds of `perf_counter`, and the rows of the step.
+    The caller of a step holds the engine lock.
 
-    Raises TreeError if a tree does not fit. Whoever steps holds the engine's lock.
+    Args:
+        backend: Backend that executes the steps.
+        adapter: Adapter whose mask tokens and prefix produce the drafts.
+        trees: One tree, or a table with a tree for each state. `Tree.root_only()` decodes plainly
+            (AR). With a table that has costs, a text gets smaller trees where its drafts do not
+            pay.
+        mode: "tree" accepts every node. "exact" accepts nodes whose rows are bit-identical to
+            plain decoding: all nodes if the backend has exact trees, else those of the spine.
+        min_rows: Rows of the smallest step. 2 makes AR bit-identical to exact tree decoding,
+            because kernels for one row sum in a different order; 1 is fastest.
+        shared_cache: Cache shared with other decoders on this backend. None: a new one.
+        places: Places of texts that are decoded together; a text that continues alone is moved
+            back to the backend's own cache.
+
+    Attributes:
+        record: Called after each phase of a step with the phase's name, its begin and end in
+            seconds of `perf_counter`, and the rows of the step; or None.
+
+    Raises:
+        TreeError: if a tree does not fit.
     """
 
     def __init__(
@@ -79,26 +89,26 @@ class TreeDecoder:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt that leaves room for a step."""
+        """Length of the longest prompt that leaves room for a step."""
         num_slots = self._bound.narrow.step.num_slots
         return self._cache.capacity - self.adapter.prefix_length - num_slots
 
     @property
     def prefill_rows(self) -> int:
-        """Prompt tokens of a step, at most."""
+        """Maximum number of prompt tokens in a step."""
         return self._backend.prefill_rows
 
     @property
     def steps(self) -> list[Step]:
-        """The bound step of each tree of the table, as greedy decoding uses them."""
+        """The bound steps of the table's trees, as greedy decoding uses them."""
         return [bound.step for bound in self._bound.ready]
 
     def is_full(self, sequence: TokenSequence) -> bool:
-        """Whether the cache has no room for another step of a sequence."""
+        """Return whether the cache lacks room for another step of a sequence."""
         return sequence.has_answer and len(sequence.token_ids) - 1 > self.max_prompt_tokens
 
     def check_prompt(self, token_ids: Sequence[int]) -> None:
-        """Raise PromptError if a prompt is empty, too long, or holds an id outside [0, V)."""
+        """Raise PromptError if a prompt is empty, too long, or contains an id outside [0, V)."""
         if not len(token_ids):
             raise PromptError("the prompt is empty; give at least one token")
         if len(token_ids) > self.max_prompt_tokens:
@@ -109,12 +119,12 @@ class TreeDecoder:
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self._backend.vocab_size:
             raise PromptError(
-                f"token ids must lie in [0, {self._backend.vocab_size}); "
+                f"token ids must be in [0, {self._backend.vocab_size}); "
                 f"the prompt has {shown(low if low < 0 else high)}"
             )
 
     def begin(self, prompt_ids: Sequence[int], chooser: AnyChooser = GREEDY) -> TokenSequence:
-        """A sequence whose prompt is to be read. Raises PromptError as `check_prompt` does."""
+        """Return a new sequence with this prompt. Raises PromptError as `check_prompt` does."""
         self.check_prompt(prompt_ids)
         num_masks = max(self._depth, self.adapter.num_masks)
         table, bonuses = self.adapter.continuations, self.adapter.bonuses
@@ -124,12 +134,12 @@ class TreeDecoder:
         return TokenSequence(prompt_ids, drafts, guesses, chooser, guard)
 
     def step(self, sequence: TokenSequence) -> list[int]:
-        """Run the step that a sequence needs next and return the tokens that it emitted.
+        """Run the next step of a sequence and return the tokens that it emitted.
 
-        A piece of the prompt that is not its last emits nothing, the last one a token, a
-        draft-verify round 1 to depth + 1. What the cache lost of the sequence to another one is
-        computed again, in pieces that emit nothing: `sequence.num_read` stays as it was then.
-        Raises EngineError if the model does not give numbers.
+        The last piece of a prompt emits one token, earlier pieces emit none. A draft-verify round
+        emits 1 to depth + 1 tokens. Rows that the cache has lost to another sequence are recomputed
+        in pieces that emit nothing and leave `sequence.num_read` unchanged. Raises EngineError if
+        the model's logits are not finite.
         """
         num_tokens = len(sequence.token_ids)
         self._take_step(sequence)
@@ -137,7 +147,7 @@ class TreeDecoder:
         return sequence.token_ids[num_tokens:]
 
     def _take_step(self, sequence: TokenSequence) -> Step:
-        """Run the step that a sequence needs next, if need be again without drafts."""
+        """Run the next step of a sequence; if it overflows, repeat it without drafts."""
         try:
             return self._next_step(sequence)
         except UnsoundError:
@@ -165,7 +175,7 @@ class TreeDecoder:
         return self._read(sequence, missing, began)
 
     def margin(self, token_ids: Sequence[int]) -> float:
-        """How far the best logit after these tokens is above the second."""
+        """Return the difference between the best and the second-best logit after these tokens."""
         sequence = self.begin(token_ids)
         sequence.is_wanted = False
         while not sequence.has_answer:
@@ -173,7 +183,7 @@ class TreeDecoder:
         return float(end.top_logits[0, 0] - end.top_logits[0, 1])
 
     def _missing(self, sequence: TokenSequence) -> list[int]:
-        """Make the cache hold a sequence, and return its tokens that are not cached yet."""
+        """Give a sequence the cache, and return its tokens that are not cached yet."""
         if self._places is not None and self.shared_cache.holder is not sequence:
             self._places.bring_home(sequence)
         self.shared_cache.take(sequence, self.adapter)
@@ -181,23 +191,24 @@ class TreeDecoder:
         return sequence.token_ids[self._cache.length :]
 
     def note_begun(self, sequence: TokenSequence, num_cached: int) -> None:
-        """Count a prompt when it is begun. num_cached: tokens of it that are in the cache."""
+        """Count a prompt when it is begun, with `num_cached` of its tokens in the cache."""
         if sequence.num_reused is None:
             sequence.num_reused = num_cached
             self.stats.count_prompt(sequence.num_prompt_tokens, num_cached)
 
     def num_first_masks(self, sequence: TokenSequence, cache: Cache, num_tokens: int) -> int:
-        """Masks after the last piece of a prompt, of `num_tokens` that are not cached yet."""
+        """Return the number of masks after a prompt's last piece, which has `num_tokens` tokens."""
         room = cache.capacity - cache.num_slots_used - num_tokens
         return 0 if sequence.is_plain else min(self.table.max_masks, room)
 
     def place_trees(self) -> Callable[[Tree], PlacedTree]:
-        """What makes trees for steps that several texts share; it does not hold the decoder."""
+        """Return a function that places trees for shared steps; it does not hold the decoder."""
         return self._binder(with_logits=False).placed
 
     def _read(self, sequence: TokenSequence, missing: list[int], began: float) -> Step:
-        """Read a piece of what is missing. At the prompt's end, add the token that follows, which
-        the first output row of the step gave.
+        """Read a piece of the missing tokens.
+
+        At the prompt's end, the first output row gives the token that follows.
         """
         if sequence.has_answer or len(missing) > self._backend.prefill_rows:
             missing = missing[:-1][: self._backend.prefill_rows]
@@ -212,7 +223,7 @@ class TreeDecoder:
         return step
 
     def _advance(self, sequence: TokenSequence, began: float) -> Step:
-        """One draft-verify round."""
+        """Run a draft-verify round."""
         picked = self.pick_tree(sequence)
         step, tree = picked.placed.step, picked.placed.tree
         nodes = step.token_ids[0, : tree.num_nodes]
@@ -238,11 +249,11 @@ class TreeDecoder:
         return step
 
     def pick_tree(self, sequence: TokenSequence) -> PickedTree[BoundTree]:
-        """The tree of a sequence's next round: that of its state, a smaller one where the guard
-        says so, or the root where the cache has no room for the state's.
+        """Return the tree of a sequence's next round.
 
-        The guess is one token more than a smaller tree's spine, where the guard judges what it
-        would have held.
+        It is the tree of the sequence's state, a smaller one if the guard says so, or the root if
+        the cache has no room. If the guard judges a guess that the smaller tree does not contain,
+        the guess is one token longer than the tree's spine.
         """
         trees, guard = self._bound_trees(sequence.chooser.needs_logits), sequence.guard
         if sequence.is_plain:
@@ -296,7 +307,7 @@ class TreeDecoder:
 
 
 def warn_of_overflow() -> None:
-    """Say that a text is decoded without drafts."""
+    """Warn that a text is decoded without drafts."""
     warn(
         "the adapter makes the model's values overflow: this text is decoded without drafts; tune "
         "another adapter",

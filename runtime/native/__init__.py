@@ -1,1 +1,1 @@
-"""The library of native operators: its C++ sources, how it is built, found and loaded."""
+"""The library of native operators: its C++ sources, its build, and its loader."""

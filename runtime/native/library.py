@@ -1,7 +1,7 @@
-"""Where the library of native operators lies, and what it says of itself.
+"""Find and load the library of native operators.
 
-ONNX Runtime loads the same file by its path (`register_custom_ops_library`), so a road chosen here
-is the one that its operators take.
+ONNX Runtime loads the same file by its path (`register_custom_ops_library`), so an instruction set
+(ISA) selected here applies to its operators.
 """
 
 import ctypes
@@ -15,30 +15,34 @@ from pathlib import Path
 
 from bita.errors import LibraryMissingError
 
-VERSION = 5  # of its C functions and operators
+VERSION = 5  # of the library's C functions and operators
 NAMES = {"win32": "bita_operators.dll", "darwin": "libbita_operators.dylib"}
 
 
 @dataclass(frozen=True)
 class Operators:
-    """What the library says of itself."""
+    """The loaded library."""
 
     path: Path
     version: int
-    road: str  # the code path in use: "avx512-vnni", "avx-vnni", "avx2" or "plain"
-    roads: tuple[str, ...]  # those that this processor can run, the fastest first
+    isa: str  # the instruction set in use, such as "avx512-vnni", or "plain" for portable C++
+    isas: tuple[str, ...]  # every one that this processor supports, the fastest first
 
 
 @dataclass
 class WeightsPlace:
-    """Where the weights of a session are. in_memory: in huge pages; else they are mapped."""
+    """The place of a session's weights."""
 
-    in_memory: bool = False
+    in_memory: bool = False  # whether they are in huge pages rather than mapped
 
 
 def operators_library() -> Path:
-    """The library's file. LibraryMissingError if there is none."""
-    # An editable install may link each file: the library lies with the sources.
+    """Return the library's file.
+
+    Raises:
+        LibraryMissingError: if there is none.
+    """
+    # An editable install may link each file; the library is next to the sources.
     folder = Path(__file__).resolve().parent
     path = folder / NAMES.get(sys.platform, "libbita_operators.so")
     if not path.is_file():
@@ -47,31 +51,48 @@ def operators_library() -> Path:
 
 
 def loaded_operators() -> Operators:
-    """The operators of this process. LibraryMissingError if they cannot be loaded."""
+    """Return the operators of this process.
+
+    Raises:
+        LibraryMissingError: if they cannot be loaded.
+    """
     path = operators_library()
     library = _load(path)
-    roads = library.bita_operators_roads().decode().split()
-    road = library.bita_operators_road().decode()
-    return Operators(path, VERSION, road, tuple(roads))
+    isas = library.bita_operators_isas().decode().split()
+    isa = library.bita_operators_isa().decode()
+    return Operators(path, VERSION, isa, tuple(isas))
 
 
-def use_road(name: str) -> None:
-    """Take this code path from now on, in all sessions of this process: for tests and reports.
+def use_isa(name: str) -> None:
+    """Use this instruction set in all sessions of the process, for tests and reports.
 
-    ValueError if it cannot run here.
+    Args:
+        name: One of `Operators.isas`.
+
+    Raises:
+        ValueError: if this processor does not support it.
     """
-    if _load(operators_library()).bita_operators_use_road(name.encode()) != 0:
-        raise ValueError(f"no road {name!r} here; there are {', '.join(loaded_operators().roads)}")
+    if _load(operators_library()).bita_operators_use_isa(name.encode()) != 0:
+        known = ", ".join(loaded_operators().isas)
+        raise ValueError(f"ISA {name!r} is not supported here; use one of {known}")
 
 
 @contextmanager
 def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
-    """Let the session that is made within have its weights in huge pages, read from this file.
+    """Put the weights of the session that is created in this context into huge pages.
 
-    Steps are faster by what looking up small pages takes. Where the system has no huge pages, or
-    less memory than twice the file, the weights stay mapped. Blocks for one file may be nested:
-    reading begins with the outer one. LibraryMissingError if the operators cannot be
-    loaded.
+    Steps are faster because they need no lookups of small pages. If the system has no huge pages,
+    or less free memory than twice the file, the weights stay mapped. Contexts for one file may be
+    nested: reading begins with the outer one.
+
+    Args:
+        path: File of the weights.
+
+    Yields:
+        The place of the weights, which is set when the context ends.
+
+    Raises:
+        LibraryMissingError: if the operators cannot be loaded.
     """
     library = _load(operators_library())
     library.bita_operators_read_weights(os.fsencode(path))
@@ -83,16 +104,17 @@ def weights_in_memory(path: Path) -> Iterator[WeightsPlace]:
 
 
 def decoding_library() -> ctypes.CDLL:
-    """The library, for guesses and draws in `runtime/decoding/`.
+    """Return the library for guesses and draws in `runtime/decoding/`.
 
-    LibraryMissingError if the operators cannot be loaded.
+    Raises:
+        LibraryMissingError: if the operators cannot be loaded.
     """
     return _load(operators_library())
 
 
 @cache
 def _load(path: Path) -> ctypes.CDLL:
-    """The library with its functions declared; once for a process."""
+    """Load the library and declare its functions, once for each process."""
     try:
         library = ctypes.CDLL(str(path))
         version = library.bita_operators_version()
@@ -110,10 +132,10 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Types of its functions. AttributeError if it lacks one."""
-    library.bita_operators_road.restype = ctypes.c_char_p
-    library.bita_operators_roads.restype = ctypes.c_char_p
-    library.bita_operators_use_road.argtypes = [ctypes.c_char_p]
+    """Declare the types of the library's functions. Raises AttributeError if one is missing."""
+    library.bita_operators_isa.restype = ctypes.c_char_p
+    library.bita_operators_isas.restype = ctypes.c_char_p
+    library.bita_operators_use_isa.argtypes = [ctypes.c_char_p]
     library.bita_operators_read_weights.argtypes = [ctypes.c_char_p]
     library.bita_operators_take_weights.argtypes = []
     pointer, number = ctypes.c_void_p, ctypes.c_int64

@@ -1,1 +1,1 @@
-"""`bita serve`: an engine behind OpenAI's HTTP interface."""
+"""`bita serve`: a server with OpenAI's HTTP interface."""

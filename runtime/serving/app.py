@@ -1,4 +1,4 @@
-"""The HTTP application: routes, limits, and the two ways of giving an answer."""
+"""The HTTP application: routes, limits, and answers sent whole or streamed."""
 
 import asyncio
 import contextlib
@@ -21,15 +21,20 @@ from bita.errors import BitaError, PromptError
 from bita.runtime.generation import Generation
 from bita.runtime.options import Options, new_seed
 from bita.runtime.serving.chat_page import chat_page
-from bita.runtime.serving.echo_alone import echoed
+from bita.runtime.serving.echo_alone import echo_response
 from bita.runtime.serving.echoes import Echo, echo_of
 from bita.runtime.serving.endpoints import Endpoints
 from bita.runtime.serving.errors import RequestError, blaming, code_of, error_body
 from bita.runtime.serving.hosts import HostGate
 from bita.runtime.serving.metrics import Metrics
-from bita.runtime.serving.planning import Plan, planned
+from bita.runtime.serving.planning import Plan, make_plan
 from bita.runtime.serving.queue import Job, Line, Piece
-from bita.runtime.serving.requests import AnswerRequest, ChatRequest, CompletionRequest, parsed
+from bita.runtime.serving.requests import (
+    AnswerRequest,
+    ChatRequest,
+    CompletionRequest,
+    parse_request,
+)
 from bita.runtime.serving.responses import Form
 from bita.runtime.serving.settings import ServerSettings
 from bita.runtime.serving.streams import Stream, event_bytes, unless_gone
@@ -37,24 +42,24 @@ from bita.runtime.session import Session
 
 log = logging.getLogger("bita.serve")
 Handler = Callable[[Request], Awaitable[Response]]
-BODY_SECONDS = 30.0  # within which a request's body has to come
-TAKING_SECONDS = 30.0  # after the last token, in which a client takes the rest of a stream
-SMALL_BODY = 1 << 14  # bytes that are parsed at once, whatever they hold
+BODY_SECONDS = 30.0  # time limit for receiving a request's body
+TAKING_SECONDS = 30.0  # time for a client to receive the rest of a stream after the last token
+SMALL_BODY = 1 << 14  # bytes; smaller bodies are parsed in the event loop
 
 
 @dataclass
 class Started:
-    """The answers to a request before their first step, and the form in which they are sent."""
+    """The answers to a request, before their first step, and the form in which they are sent."""
 
     generations: list[Generation]
     form: Form
 
 
 class Server:
-    """One engine's answers over HTTP. `app` is the ASGI application."""
+    """Serves one engine over HTTP. `app` is the ASGI application."""
 
     def __init__(self, session: Session, settings: ServerSettings) -> None:
-        """Raises PromptError for defaults or a time limit that are not usable."""
+        """Start the engine thread. Raises PromptError if defaults or the time limit are invalid."""
         Options.of(**{**settings.defaults, "timeout_s": settings.request_seconds})
         self._session = session
         self._settings = settings
@@ -69,10 +74,10 @@ class Server:
             self._count,
         )
         self.metrics.watch(
-            "requests_waiting", "requests in line", lambda: float(self.line.num_waiting)
+            "requests_waiting", "requests waiting in line", lambda: float(self.line.num_waiting)
         )
         self.metrics.watch(
-            "requests_running", "requests that are answered", lambda: float(self.line.num_running)
+            "requests_running", "requests being answered", lambda: float(self.line.num_running)
         )
         self.app = self._application()
 
@@ -110,13 +115,13 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        with contextlib.suppress(BitaError):  # who asks for a grammar reads it
+        with contextlib.suppress(BitaError):  # the first request with a grammar reports it
             await asyncio.to_thread(self._session.load_grammars)
         yield
         await asyncio.to_thread(self.line.close)
 
     def _route(self, path: str, handler: Handler, method: str) -> Route:
-        """Refusals as JSON, a key where one is wanted, and a count of what was answered."""
+        """Return a route that checks the API key, sends errors as JSON, and counts responses."""
 
         async def guarded(request: Request) -> Response:
             try:
@@ -168,15 +173,15 @@ class Server:
 
     async def _answer(self, request: Request, kind: type[AnswerRequest]) -> Response:
         body = await self._body(request)
-        self.line.take_place()  # before the body is read, which may take many times its memory
+        self.line.take_place()  # before parsing, which may take many times the body's memory
         job: Job | None = None
         try:
-            asked = await _parsed(kind, body)
+            asked = await _parse(kind, body)
             self._check_asked(asked)
-            started = await self._started(request, asked)
+            started = await self._start_in_thread(request, asked)
             form = started.form
             if not started.generations:
-                response = echoed(form, asked.n, asked.stream, asked.includes_usage)
+                response = echo_response(form, asked.n, asked.stream, asked.includes_usage)
                 self.line.leave()
                 return response
             job = Job(
@@ -200,40 +205,42 @@ class Server:
         return response
 
     def _check_asked(self, asked: AnswerRequest) -> None:
-        """Raises RequestError, PromptError."""
+        """Raise RequestError for an unknown model or too many messages."""
         self._more.check_model(asked.model)
-        most = self._settings.max_messages
-        if isinstance(asked, ChatRequest) and len(asked.messages) > most:
+        limit = self._settings.max_messages
+        if isinstance(asked, ChatRequest) and len(asked.messages) > limit:
             with blaming("messages"):
-                raise PromptError(f"there are {len(asked.messages)} messages; send at most {most}")
+                raise PromptError(f"there are {len(asked.messages)} messages; send at most {limit}")
 
     async def _body(self, request: Request) -> bytes:
-        """The body of a request, if it is JSON and small enough."""
+        """Return the body of a request. Raises RequestError if it is not JSON or too large."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(
                 415, f"the content type is {kind[:100] or 'not given'}; send application/json"
             )
-        most = self._settings.max_body_bytes
+        limit = self._settings.max_body_bytes
         body = bytearray()
         try:
             with anyio.fail_after(BODY_SECONDS):
                 async for piece in request.stream():
                     body += piece
-                    if len(body) > most:
+                    if len(body) > limit:
                         raise RequestError(
-                            413, f"the body has over {most} bytes", headers={"Connection": "close"}
+                            413,
+                            f"the body has over {limit} bytes",
+                            headers={"Connection": "close"},
                         )
         except TimeoutError:
             raise RequestError(
                 408,
-                f"the body did not come within {BODY_SECONDS:g} seconds",
+                f"the body did not arrive within {BODY_SECONDS:g} seconds",
                 headers={"Connection": "close"},
             ) from None
         return bytes(body)
 
-    async def _started(self, request: Request, asked: AnswerRequest) -> Started:
-        """`_start` in a thread, given up if the client goes away."""
+    async def _start_in_thread(self, request: Request, asked: AnswerRequest) -> Started:
+        """Call `_start` in a thread; give up if the client disconnects."""
         is_gone = threading.Event()
         try:
             starting = asyncio.to_thread(self._start, asked, lambda: not is_gone.is_set())
@@ -242,10 +249,13 @@ class Server:
             is_gone.set()
 
     def _start(self, asked: AnswerRequest, is_wanted: Callable[[], bool]) -> Started:
-        """The answers to a request, none of them begun. Raises RequestError, PromptError."""
+        """Prepare the answers to a request, before their first step.
+
+        Raises RequestError or PromptError if the request is invalid.
+        """
         ends_at = monotonic() + self._settings.request_seconds
-        most = min(self._settings.answer_tokens, self._session.engine.manifest.capacity)
-        plan = planned(asked, self._session.encoder, self._settings.defaults, most)
+        limit = min(self._settings.answer_tokens, self._session.engine.manifest.capacity)
+        plan = make_plan(asked, self._session.encoder, self._settings.defaults, limit)
         plan.check_grammars(lambda grammar: self._session.check_grammar(grammar, is_wanted))
         is_chat = isinstance(asked, ChatRequest)
         with blaming("messages" if is_chat else "prompt"):
@@ -273,7 +283,7 @@ class Server:
         return Started(generations, form)
 
     def _echoes(self, asked: AnswerRequest) -> list[Echo]:
-        """The prompts of a request that are part of its answers."""
+        """Return the prompts that are to be part of the answers."""
         if not isinstance(asked, CompletionRequest) or not asked.echo:
             return []
         return [echo_of(self._session, prompt, asked.logprobs) for prompt in asked.prompts()]
@@ -294,30 +304,30 @@ class Server:
     async def _until_end(self, job: Job) -> None:
         event = await self._first_event(job)
         while event is not None:
-            event = _checked(await job.events.get())
+            event = _check_event(await job.events.get())
 
     async def _first_event(self, job: Job) -> Piece | None:
-        """Wait for a job's turn. Raises RequestError 503 if its time is over before."""
+        """Wait for a job's first event. Raises RequestError 503 if the job is not begun in time."""
         waits = self._settings.request_seconds - (monotonic() - job.came_at)
         try:
             with anyio.fail_after(max(waits, 0)):
-                return _checked(await job.events.get())
+                return _check_event(await job.events.get())
         except TimeoutError:
             if self.line.expire(job):
                 raise RequestError(
                     503,
-                    f"the turn of this request did not come within "
+                    f"the engine did not get to this request within "
                     f"{self._settings.request_seconds:g} seconds",
                     "server_error",
                     "timeout",
                     headers={"Retry-After": "1"},
                 ) from None
-        return _checked(await job.events.get())
+        return _check_event(await job.events.get())
 
     async def _pieces(
         self, asked: AnswerRequest, form: Form, job: Job, event: Piece | None
     ) -> AsyncIterator[bytes]:
-        """The events of a stream."""
+        """Yield the events of a stream."""
         opened: set[int] = set()
         try:
             while event is not None:
@@ -331,7 +341,7 @@ class Server:
                 if event.has_ended:
                     for chunk in form.closing(index, generation):
                         yield event_bytes(chunk)
-                event = _checked(await job.events.get())
+                event = _check_event(await job.events.get())
             if asked.includes_usage:
                 yield event_bytes(form.usage_chunk(job.generations))
             yield b"data: [DONE]\n\n"
@@ -357,18 +367,18 @@ class Server:
 
 
 def _client_of(request: Request, asked: AnswerRequest) -> str:
-    """Who shares the engine with others: the user that a request names, or its address."""
+    """Return a name for the client: the user that a request names, or its address."""
     return asked.client or (request.client.host if request.client else "")
 
 
-async def _parsed(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
-    """The request in a body; a large one is read beside the event loop."""
+async def _parse(kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
+    """Parse the request in a body; a large one is parsed outside the event loop."""
     if len(body) <= SMALL_BODY:
-        return parsed(kind, body)
-    return await asyncio.to_thread(parsed, kind, body)
+        return parse_request(kind, body)
+    return await asyncio.to_thread(parse_request, kind, body)
 
 
-def _checked(event: Piece | BaseException | None) -> Piece | None:
+def _check_event(event: Piece | BaseException | None) -> Piece | None:
     if isinstance(event, BaseException):
         raise event
     return event
@@ -381,5 +391,5 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _no_method(request: Request, error: Exception) -> Response:
-    text = f"{request.url.path:.200} does not take {request.method:.20}"
+    text = f"{request.url.path:.200} does not accept {request.method:.20}"
     return JSONResponse(error_body(text, "invalid_request_error"), 405)

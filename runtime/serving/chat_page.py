@@ -1,4 +1,4 @@
-"""The chat page at `/`: one file, made of those in `page/`, that asks nothing of other places."""
+"""The chat page at `/`: a single file, assembled from `page/`, without external resources."""
 
 from base64 import b64encode
 from functools import cache
@@ -14,7 +14,7 @@ STYLE_PLACE, SCRIPT_PLACE = "/* style */", "/* script */"
 
 
 async def chat_page(request: Request) -> HTMLResponse:
-    """The page, which needs no key; what it asks the server for may."""
+    """Return the page. It needs no API key; its requests to the server may."""
     text, headers = _page()
     return HTMLResponse(text, headers=headers)
 
@@ -34,14 +34,14 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def _policy(style: str, script: str) -> str:
-    """What the page may do: run its own style and script, and ask the server that it came from."""
+    """Return a policy that allows the page's own style and script, and requests to its server."""
     return "; ".join(
         (
             "default-src 'none'",
             f"style-src {_hash(style)}",
             f"script-src {_hash(script)}",
             "connect-src 'self'",
-            "img-src data:",  # its icon
+            "img-src data:",  # for the icon
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",

@@ -1,7 +1,7 @@
-"""Connections of the HTTP server: how many there are, and how long each may take.
+"""Limits for the number of HTTP connections, and for the time of each.
 
-uvicorn has a limit for idle connections only. Here a connection also ends if a request's header is
-not complete in time, and if its client does not take what is sent. The body has its limit in
+uvicorn only limits idle connections. Here a connection also ends if a request's header is not
+complete in time, or if its client does not receive what is sent. The limit for the body is in
 `app.py`.
 """
 
@@ -14,21 +14,21 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEADER_BYTES = 1 << 15
-IDLE_SECONDS = 5  # without a byte between two requests
+IDLE_SECONDS = 5  # maximum pause between two requests
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What connections may take."""
+    """Limits of connections."""
 
-    num_connections: int = 256  # at once; beyond them the one that has waited longest is closed
-    header_seconds: float = 10.0  # from connecting, or the last answer, to a request's whole header
-    write_seconds: float = 30.0  # in which a client takes `write_bytes` of what waits for it
-    write_bytes: int = 1 << 15  # or all, if that is less
+    num_connections: int = 256  # at a time; beyond it the longest idle one is closed
+    header_seconds: float = 10.0  # from connecting or the last answer to a complete header
+    write_seconds: float = 30.0  # time in which a client must receive `write_bytes` bytes
+    write_bytes: int = 1 << 15  # or everything that is waiting, if that is less
 
 
 def server_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn.Config:
-    """How uvicorn serves an application within limits. options: more for uvicorn.Config."""
+    """Return a uvicorn configuration with these limits; `options` are further fields of it."""
     protocol = type("Protocol", (LimitedProtocol,), {"limits": limits})
     return uvicorn.Config(
         app,
@@ -42,7 +42,7 @@ def server_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn
 
 
 class AnnouncedServer(uvicorn.Server):
-    """Prints a line once it answers; from then on an interrupt shuts it down cleanly."""
+    """Prints a line once it accepts requests; from then on an interrupt shuts it down cleanly."""
 
     def __init__(self, config: uvicorn.Config, line: str) -> None:
         super().__init__(config)
@@ -55,16 +55,16 @@ class AnnouncedServer(uvicorn.Server):
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection."""
+    """An HTTP connection with limits."""
 
     limits = ConnectionLimits()
-    waiting_since: float | None = None  # for a request, by the loop's clock; None: one is answered
+    waiting_since: float | None = None  # by the loop's clock; None: a request is being answered
     _header_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # pause as soon as the client does not keep up
+        transport.set_write_buffer_limits(high=0)  # pause as soon as the client is too slow
         self._follow()
         if len(self.connections) > self.limits.num_connections:
             self._make_room()
@@ -91,7 +91,7 @@ class LimitedProtocol(H11Protocol):
         _cancel(self._write_timer)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are not HTTP, and end the request that they are part of."""
+        """Reject bytes that are not HTTP, and end the request that they belong to."""
         has_begun = self._is_answering and self.cycle.response_started
         if self._is_answering:
             self.cycle.disconnected = True
@@ -106,7 +106,7 @@ class LimitedProtocol(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _follow(self) -> None:
-        """Start or stop the wait for a request, whichever it is time for."""
+        """Start or stop the timer for the next request's header."""
         if self._is_answering:
             self.waiting_since = None
             _cancel(self._header_timer)
@@ -117,7 +117,7 @@ class LimitedProtocol(H11Protocol):
             )
 
     def _make_room(self) -> None:
-        """Close the connection that has waited longest for a request; this one, if none waits."""
+        """Close the connection that has waited longest for a request."""
         waiting = [
             (each.waiting_since, number, each)
             for number, each in enumerate(self.connections)
@@ -135,7 +135,7 @@ class LimitedProtocol(H11Protocol):
         )
 
     def _check_writing(self, unsent: int) -> None:
-        """Close the connection, unless the client has taken enough of what was unsent."""
+        """Close the connection unless the client has received enough of the unsent bytes."""
         if unsent - self.transport.get_write_buffer_size() < self.limits.write_bytes:
             self.transport.abort()
         else:

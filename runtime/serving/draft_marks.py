@@ -1,4 +1,4 @@
-"""Which tokens of an answer were drafts, told with the pieces of its text."""
+"""Draft marks: the pieces of an answer's text say which of its tokens were drafts."""
 
 from typing import Any
 
@@ -6,26 +6,26 @@ from bita.runtime.generation import Generation
 
 
 class DraftMarks:
-    """What the pieces of one answer say about its tokens; each piece is asked for once, in order.
+    """The draft marks of one answer. Call it once per piece, in order.
 
-    The entries of a piece are its tokens, and their texts joined are the piece. A token that
-    completes no character has the text "". One of which a stop string holds back a part has an
-    entry in both pieces.
+    The entries of a piece are its tokens; their joined texts are the piece. A token that completes
+    no character has the text "". If a possible stop string holds back part of a token, the token
+    has an entry in both pieces.
     """
 
     def __init__(self) -> None:
-        self._num_told = 0  # tokens whose text has been told to its end
-        self._num_shown = 0  # characters of the pieces
-        self._has_part = False  # whether a part of the next token has been told
+        self._num_reported = 0  # tokens whose text has been reported completely
+        self._num_shown = 0  # characters of the pieces so far
+        self._has_part = False  # whether part of the next token has been reported
 
     def of_piece(self, text: str, generation: Generation) -> dict[str, Any]:
-        """The `bita` object of a piece. The generation may have got further meanwhile."""
+        """Return the `bita` object of a piece. The generation may already be further ahead."""
         return {"tokens": self._tokens(text, generation)}
 
     def of_end(self, text: str, generation: Generation) -> dict[str, Any]:
-        """The `bita` object of the last piece of an answer that has ended: with its figures."""
+        """Return the `bita` object of a finished answer's last piece, which includes figures."""
         tokens = self._tokens(text, generation)
-        begin = self._num_told + self._has_part
+        begin = self._num_reported + self._has_part
         rest = generation.were_drafts[begin : generation.num_text_tokens]
         tokens += [_entry("", was_draft) for was_draft in rest]
         return {"tokens": tokens, "figures": figures(generation)}
@@ -36,16 +36,16 @@ class DraftMarks:
         ends, were_drafts = generation.text_ends, generation.were_drafts
         entries: list[dict[str, Any]] = []
         place = begin
-        while place < end and self._num_told < generation.num_text_tokens:
-            until = ends[self._num_told]
+        while place < end and self._num_reported < generation.num_text_tokens:
+            until = ends[self._num_reported]
             part = text[place - begin : until - begin]
-            entries.append(_entry(part, were_drafts[self._num_told]))
+            entries.append(_entry(part, were_drafts[self._num_reported]))
             place += len(part)
             self._has_part = until > end
             if self._has_part:
                 return entries
-            self._num_told += 1
-        if place < end:  # an unfinished character at the end, which belongs to the last token
+            self._num_reported += 1
+        if place < end:  # an incomplete character at the end, which belongs to the last token
             rest = text[place - begin :]
             if entries:
                 entries[-1]["text"] += rest
@@ -55,7 +55,7 @@ class DraftMarks:
 
 
 def figures(generation: Generation) -> dict[str, Any]:
-    """What the steps of an answer gave. The first token came before them, with the prompt."""
+    """Return the figures of an answer's steps; prefill gives the first token, before them."""
     num_tokens, num_steps = len(generation.token_ids), generation.num_steps
     seconds, decoded = generation.step_seconds, max(num_tokens - 1, 0)
     return {

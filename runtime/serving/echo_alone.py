@@ -1,4 +1,4 @@
-"""Prompts without answers: what `echo` with `max_tokens: 0` asks for."""
+"""Responses with prompts and without answers, for `echo` with `max_tokens: 0`."""
 
 from starlette.responses import JSONResponse, Response
 
@@ -7,8 +7,8 @@ from bita.runtime.serving.responses import Form
 from bita.runtime.serving.streams import event_bytes
 
 
-def echoed(form: Form, num_choices: int, streams: bool, with_usage: bool) -> Response:
-    """The prompts of a request, each as many times as answers to it are wanted."""
+def echo_response(form: Form, num_choices: int, streams: bool, with_usage: bool) -> Response:
+    """Return a response with the prompts of a request, each `num_choices` times."""
     answers = [NoAnswer(echo.token_ids) for echo in form.echoes for _ in range(num_choices)]
     if not streams:
         return JSONResponse(form.whole(answers))

@@ -1,4 +1,4 @@
-"""Prompts that are part of their answers, with log-probabilities where they are wanted."""
+"""Prompts that are part of their answers, optionally with log-probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from bita.runtime.text.stopping import FinishReason
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt before its answer. scores: of all its tokens but the first; None: not wanted."""
+    """A prompt that precedes its answer."""
 
     text: str
     token_ids: Sequence[int]
-    scores: Sequence[TokenLogprob] | None
+    scores: Sequence[TokenLogprob] | None  # of all tokens but the first; None: not requested
 
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """What stands for the answer where only the prompt is wanted."""
+    """An empty answer, for requests that want only the prompt."""
 
     prompt_ids: Sequence[int]
     text: str = ""
@@ -32,9 +32,10 @@ class NoAnswer:
 
 
 def echo_of(session: Session, prompt: Prompt, num_best: int | None) -> Echo:
-    """Read a prompt once more for its log-probabilities, if `num_best` is a number.
+    """Return a prompt for its answers, with log-probabilities unless `num_best` is None.
 
-    Holds the engine meanwhile. Raises PromptError for a prompt that is not usable.
+    Log-probabilities need an additional prefill, during which the engine is locked. Raises
+    PromptError if the prompt is invalid.
     """
     token_ids = session.encode(prompt)
     session.decoder.check_prompt(token_ids)

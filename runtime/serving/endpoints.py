@@ -1,4 +1,4 @@
-"""Endpoints beside those of answers: the model, tokens to text and back, and what is served."""
+"""Endpoints that do not generate answers: models, tokenization and server properties."""
 
 from collections.abc import Awaitable, Callable
 from time import time
@@ -26,15 +26,18 @@ _FLAGS = {"add_special_tokens": True, "add_generation_prompt": True, "with_piece
 
 
 class Endpoints:
-    """Handlers that need no turn of the engine.
+    """Handlers that do not need the engine.
 
-    names: of the model. read_body: the bytes of a request, checked for their kind and size.
+    Args:
+        session: Session that is served.
+        names: Names of the model.
+        num_running: Maximum number of answers generated at the same time.
+        read_body: Returns the bytes of a request after checking their type and size.
     """
 
     def __init__(
         self, session: Session, names: list[str], num_running: int, read_body: ReadBody
     ) -> None:
-        """num_running: answers that are given at once."""
         self._session = session
         self._names = names
         self._num_running = num_running
@@ -42,11 +45,11 @@ class Endpoints:
         self.created = int(time())
 
     async def tokenize(self, request: Request) -> Response:
-        """Token ids of a text ("prompt", or llama.cpp's "content") or of messages."""
+        """Return the token ids of a text ("prompt", or llama.cpp's "content") or of messages."""
         data = without_nulls(json_object(await self._read_body(request)))
         flags = _flags(data)
         if "messages" in data:
-            token_ids = self._of_messages(data, flags["add_generation_prompt"])
+            token_ids = self._encode_messages(data, flags["add_generation_prompt"])
         else:
             field = "prompt" if "prompt" in data else "content"
             text = data.get(field)
@@ -65,7 +68,7 @@ class Endpoints:
         body = {"tokens": tokens, "count": len(tokens)}
         return JSONResponse({**body, "max_model_len": self._session.max_prompt_tokens})
 
-    def _of_messages(self, data: dict[str, Any], begins_answer: bool) -> list[int]:
+    def _encode_messages(self, data: dict[str, Any], begins_answer: bool) -> list[int]:
         try:
             messages = read_messages(data["messages"])
         except ValueError as error:
@@ -80,7 +83,7 @@ class Endpoints:
             return list(chat_prompt(self._session.encoder, messages, wish).token_ids)
 
     def _piece(self, token: int) -> str | list[int]:
-        """The text of a token, or its bytes where they are a part of a character."""
+        """Return the text of a token, or its bytes if they are part of a character."""
         data = self._session.codec.token_bytes[token]
         try:
             text = data.decode()
@@ -89,7 +92,7 @@ class Endpoints:
         return text or self._session.codec.tokenizer.id_to_token(token) or ""
 
     async def detokenize(self, request: Request) -> Response:
-        """The text of token ids; special tokens are written out."""
+        """Return the text of token ids, including special tokens."""
         data = without_nulls(json_object(await self._read_body(request)))
         try:
             token_ids = read_token_ids(data.get("tokens"))
@@ -105,7 +108,7 @@ class Endpoints:
         return JSONResponse({"content": text, "prompt": text})
 
     def _text(self, token_ids: list[int]) -> str:
-        """The text of token ids with the strings of special tokens."""
+        """Return the text of token ids with the strings of special tokens."""
         codec = self._session.codec
         pieces: list[str] = []
         run: list[int] = []
@@ -118,17 +121,17 @@ class Endpoints:
         return "".join([*pieces, codec.decode(run)])
 
     async def models(self, request: Request) -> Response:
-        """All names of the model."""
+        """List all names of the model."""
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self._names]})
 
     async def model(self, request: Request) -> Response:
-        """One of them."""
+        """Return the description of one name of the model."""
         name = request.path_params["name"]
         self.check_model(name)
         return JSONResponse(self._card(name))
 
     def check_model(self, name: str | None) -> None:
-        """Raises RequestError for a name that the model does not have; None is any."""
+        """Raise RequestError if the model does not have this name; None is always valid."""
         if name is not None and name not in self._names:
             raise RequestError(
                 404,
@@ -143,8 +146,9 @@ class Endpoints:
         return {**card, "owned_by": "bita-edge", "max_model_len": self._session.max_prompt_tokens}
 
     async def props(self, request: Request) -> Response:
-        """What clients of llama.cpp's server ask for: the room for text, the template, the names of
-        special tokens.
+        """Return the properties that clients of llama.cpp's server read.
+
+        They include the context size, the chat template and the special tokens.
         """
         encoder, engine = self._session.encoder, self._session.engine
         special = encoder.defaults.special_tokens
@@ -166,7 +170,7 @@ class Endpoints:
 
 
 def _flags(data: dict[str, Any]) -> dict[str, bool]:
-    """Switches of a request. "add_special" is llama.cpp's name of one, whose default differs."""
+    """Return the flags of a request. llama.cpp's "add_special" has a different default."""
     if "content" in data:
         data = {"add_special_tokens": data.get("add_special", False), **data}
     flags = {name: data.get(name, default) for name, default in _FLAGS.items()}

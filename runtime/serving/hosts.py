@@ -1,4 +1,4 @@
-"""Which names a server answers to: web pages may reach it by names of theirs (DNS rebinding)."""
+"""Check the Host header, since web pages may reach a server by their own names (DNS rebinding)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ from bita.runtime.serving.errors import error_body
 
 
 class HostGate:
-    """Refuses requests whose Host header has another name. names: "*" for any; case is ignored."""
+    """Refuses requests whose Host header has none of the names.
+
+    names: allowed names, in any case; "*" allows all.
+    """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
         self._app = app
@@ -34,7 +37,7 @@ class HostGate:
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, without its port; in small letters."""
+    """Return the name in a Host header in lowercase, without its port."""
     header = header.strip().lower()
     if header.startswith("["):
         return header.partition("]")[0] + "]"

@@ -1,11 +1,11 @@
-"""Lines of the server's log: short, and without control characters, whatever a client sends."""
+"""Format of the server's log: short lines without control characters, whatever a client sends."""
 
 import logging
 
 from bita.json_values import printable
 
 MAX_MESSAGE = 1000  # characters
-MAX_TRACEBACK = 8000  # of a fault, its end is kept
+MAX_TRACEBACK = 8000  # characters; the end is kept
 
 
 class LogLines(logging.Formatter):

@@ -1,4 +1,4 @@
-"""The parts of an answer as messages and deltas of OpenAI's interface."""
+"""Build messages and deltas of OpenAI's interface from the parts of an answer."""
 
 import secrets
 from collections.abc import Sequence
@@ -11,48 +11,46 @@ _TEXTS = {"content": "content", "reasoning": "reasoning_content"}
 
 
 class Deltas:
-    """A streamed answer that is taken apart."""
+    """The deltas of a streamed answer with reasoning or tool calls."""
 
     def __init__(self, reader: AnswerReader) -> None:
         self._reader = reader
-        self._num_told = 0  # calls that have begun
+        self._num_calls = 0  # calls that have begun
 
     def push(self, text: str) -> list[dict[str, Any]]:
-        """The deltas that a piece of text makes."""
-        return self._told(self._reader.push(text))
+        """Return the deltas of a piece of text."""
+        return self._deltas(self._reader.push(text))
 
     def close(self) -> list[dict[str, Any]]:
-        """The deltas at the answer's end."""
-        return self._told(self._reader.close())
+        """Return the deltas at the answer's end."""
+        return self._deltas(self._reader.close())
 
     def finish(self, reason: str) -> str:
-        """The reason to finish, which is another one after calls."""
+        """Return the finish reason, which changes after calls."""
         return finish_of(self._reader, reason)
 
-    def _told(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    def _deltas(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         return [self._delta(part) for part in parts]
 
     def _delta(self, part: Part) -> dict[str, Any]:
         if part.kind in _TEXTS:
             return {_TEXTS[part.kind]: part.text}
         if part.kind == "call":
-            self._num_told += 1
-            call = {"index": self._num_told - 1, **_new_call(part.text)}
+            self._num_calls += 1
+            call = {"index": self._num_calls - 1, **_new_call(part.text)}
         else:
-            call = {"index": self._num_told - 1, "function": {"arguments": part.text}}
+            call = {"index": self._num_calls - 1, "function": {"arguments": part.text}}
         return {"tool_calls": [call]}
 
 
 def finish_of(reader: AnswerReader, reason: str) -> str:
-    """The reason to finish: "tool_calls" where an answer that was not cut ends with all its calls
-    whole.
-    """
+    """Return the finish reason: "tool_calls" if a complete answer has complete calls."""
     has_whole_calls = bool(reader.num_calls) and not reader.is_within_call
     return "tool_calls" if reason == "stop" and has_whole_calls else reason
 
 
 def message_of(reader: AnswerReader, text: str) -> dict[str, Any]:
-    """The message of a whole answer."""
+    """Return the message of a complete answer."""
     parts = [*reader.push(text), *reader.close()]
     content = "".join(part.text for part in parts if part.kind == "content")
     thought = "".join(part.text for part in parts if part.kind == "reasoning")
@@ -76,6 +74,6 @@ def message_of(reader: AnswerReader, text: str) -> dict[str, Any]:
 
 
 def _new_call(name: str) -> dict[str, Any]:
-    """A call without arguments. Its id has nine letters and digits, as some templates want it."""
+    """Return a call without arguments. Some templates require an id of nine letters and digits."""
     call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}

@@ -1,4 +1,4 @@
-"""Figures for Prometheus."""
+"""Metrics for Prometheus."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ REQUEST_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Of one server. `text` gives them; the names are in docs/serving.md."""
+    """The metrics of a server. docs/serving.md lists their names."""
 
     def __init__(self) -> None:
         disable_created_metrics()
@@ -35,30 +35,32 @@ class Metrics:
         def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"bita_{name}_seconds", text, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests", "by endpoint and HTTP status", "endpoint", "status")
-        self._answers = counter("answers", "by how they ended", "finish_reason")
+        self.requests = counter(
+            "requests", "requests by endpoint and HTTP status", "endpoint", "status"
+        )
+        self._answers = counter("answers", "answers by finish reason", "finish_reason")
         self._prompt_tokens = counter("prompt_tokens", "tokens of prompts")
-        self._reused = counter("prompt_tokens_reused", "of them, those that were in the cache")
+        self._reused = counter("prompt_tokens_reused", "prompt tokens that were already cached")
         self._tokens = counter("generated_tokens", "tokens of answers")
-        self._decoded = counter("decoded_tokens", "of them, those that decode steps emitted")
-        self._steps = counter("steps", "decode steps of each text; several texts may share one")
-        self._rows = counter("step_rows", "rows of decode steps, those of prompts in them included")
+        self._decoded = counter("decoded_tokens", "answer tokens emitted by decode steps")
+        self._steps = counter("steps", "decode steps, counted for each text that takes part")
+        self._rows = counter("step_rows", "rows of decode steps, including those of prompts")
         self._accepted = counter("accepted_drafts", "accepted nodes, by depth in the tree", "depth")
         self._step = seconds("step", "time of a decode step, once if texts share it", STEP_SECONDS)
         self._wait = seconds("wait", "time in line", REQUEST_SECONDS)
-        self._first = seconds("first_token", "from coming to the first token", REQUEST_SECONDS)
-        self._request = seconds("request", "from coming to the end", REQUEST_SECONDS)
+        self._first = seconds("first_token", "time from arrival to first token", REQUEST_SECONDS)
+        self._request = seconds("request", "time from arrival to the end", REQUEST_SECONDS)
         self._per_step = Gauge(
             "bita_tokens_per_step", "tokens per decode step since the start", registry=registry
         )
         self._num_steps = self._num_decoded = 0
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is looked up when it is asked for."""
+        """Add a gauge whose value is read on request."""
         Gauge(f"bita_{name}", text, registry=self._registry).set_function(value)
 
     def count_steps(self, stats: Stats) -> None:
-        """Add steps that have run."""
+        """Add the figures of steps that have run."""
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._reused.inc(stats.num_reused_tokens)
         self._steps.inc(stats.num_steps)
@@ -74,7 +76,7 @@ class Metrics:
         self._per_step.set(self._num_decoded / self._num_steps if self._num_steps else 0)
 
     def count(self, job: Job, now: float) -> None:
-        """Add a request that has ended."""
+        """Add a finished request."""
         for generation in job.generations:
             if generation.finish_reason is not None:
                 self._answers.labels(generation.finish_reason).inc()
@@ -86,5 +88,5 @@ class Metrics:
         self._request.observe(now - job.came_at)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What a request asks of the engine: prompts, options, and how their answers are read."""
+"""Plan a request: its prompts, its options, and how its answers are parsed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,28 +20,24 @@ from bita.runtime.text.prompt_encoder import Prompt, PromptEncoder
 from bita.runtime.text.reasoning import Reasoning, effort_variables
 from bita.runtime.text.tools import Tool, ToolChoice
 
-MAX_BLAMED = 4  # tools that are looked at for one at fault, a second each at most
+MAX_BLAMED = 4  # tools that are checked to find an invalid one, at most a second each
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the answers to a request are made.
-
-    prompts: those that are answered. eos_ids, continues: as `Session.start` takes them. reader:
-    makes what takes an answer apart; None: it is content, all of it.
-    """
+    """The engine's input for a request, and how its answers are parsed."""
 
     prompts: Sequence[Prompt]
     options: Options
-    eos_ids: Sequence[int] | None = None
-    continues: bool | None = None
-    reader: Callable[[], AnswerReader] | None = None
+    eos_ids: Sequence[int] | None = None  # argument of `Session.start`
+    continues: bool | None = None  # argument of `Session.start`
+    reader: Callable[[], AnswerReader] | None = None  # creates a parser; None: all is content
     tools: Sequence[Tool] = ()
 
     def check_grammars(self, check: Callable[[Grammar], None]) -> None:
-        """Raise RequestError for a grammar that answers cannot follow, and name a tool at fault.
+        """Raise RequestError if answers cannot follow a grammar; name an invalid tool.
 
-        check: raises PromptError for one.
+        check: raises PromptError for an invalid grammar.
         """
         options = self.options
         grammars = (options.grammar, None if options.calls is None else options.calls.grammar)
@@ -60,7 +56,7 @@ class Plan:
                     raise error
 
     def _blame_a_tool(self, check: Callable[[Grammar], None]) -> None:
-        """Raise PromptError with the name of a tool whose schema alone is refused."""
+        """Raise PromptError with the name of a tool whose schema is invalid on its own."""
         schemas = [(each.name, Grammar.json_schema(each.parameters)) for each in self.tools]
         doubtful = [pair for pair in schemas if not is_simple("json_schema", pair[1].text)]
         for name, grammar in doubtful[:MAX_BLAMED]:
@@ -70,13 +66,13 @@ class Plan:
                 raise PromptError(f"tools: the parameters of {name!r}: {error}") from error
 
 
-def planned(
+def make_plan(
     asked: AnswerRequest,
     encoder: PromptEncoder,
     defaults: Mapping[str, Any],
     token_limit: int,
 ) -> Plan:
-    """The plan of a request. Raises RequestError, PromptError."""
+    """Return the plan of a request. Raises RequestError or PromptError if it is invalid."""
     options = asked.options(defaults, token_limit)
     _check_ids(options, encoder.codec)
     if not isinstance(asked, ChatRequest):
@@ -85,7 +81,7 @@ def planned(
 
 
 def _check_ids(options: Options, codec: TextCodec) -> None:
-    """Raises RequestError for ids of tokens that the model does not have."""
+    """Raise RequestError if an option contains a token id that the model does not have."""
     size = codec.num_tokens if codec.num_rows is None else codec.num_rows
     for name in ("logit_bias", "stop_token_ids"):
         for token in getattr(options, name):
@@ -134,16 +130,18 @@ class _ChatPlanner:
         given = asked.chat_template_kwargs or {}
         variables = {**effort_variables(source, asked.reasoning_effort), **given}
         begins = asked.add_generation_prompt is not False
-        told = (asked.tools or ()) if choice.tools else ()  # the same text for every choice
-        wish = PromptWish(told, variables, begins, bool(asked.continue_final_message))
+        tools = (asked.tools or ()) if choice.tools else ()  # the same prompt for every choice
+        wish = PromptWish(tools, variables, begins, bool(asked.continue_final_message))
         return chat_prompt(self._encoder, asked.messages, wish)
 
     def _with_calls(self, form: CallForm, choice: ToolChoice, prompt: ChatPrompt) -> Options:
-        """The options with what makes calls of an answer, or of a part of it."""
+        """Return the options with a grammar for calls, in the whole answer or in parts of it."""
         options, reasoning = self._options, prompt.reasoning
         if options.ignore_eos:
             raise RequestError(
-                400, "ignore_eos cannot go with tools; leave one of them out", param="ignore_eos"
+                400,
+                "ignore_eos cannot be combined with tools; leave one of them out",
+                param="ignore_eos",
             )
         grammars = CallGrammars(form, self._encoder.codec)
         with blaming("tools"):
@@ -161,13 +159,13 @@ class _ChatPlanner:
 
 
 def _schema_of(grammar: Grammar) -> Mapping[str, Any]:
-    """The JSON schema of an answer that may be a call instead."""
+    """Return the JSON schema of an answer that may be a call instead."""
     schema = grammar.schema
     if schema is None:
         raise RequestError(
             400,
-            f"response_format of kind {grammar.kind} cannot go with tools that may be called; use "
-            "json_schema, or leave out one of them",
+            f"response_format of kind {grammar.kind} cannot be combined with tools that may be "
+            "called; use json_schema, or leave out one of them",
             param="response_format",
         )
     return schema
@@ -176,7 +174,7 @@ def _schema_of(grammar: Grammar) -> Mapping[str, Any]:
 def _shown_ids(
     codec: TextCodec, form: CallForm | None, reasoning: Reasoning | None
 ) -> tuple[int, ...]:
-    """Special tokens without which calls and thinking could not be read."""
+    """Return the special tokens that are needed to parse calls and reasoning."""
     texts = [] if form is None else [form.opening, form.middle, form.closing, form.join or ""]
     texts += [] if reasoning is None else [reasoning.opening, reasoning.closing]
     marks = codec.hidden_tokens.items()

@@ -1,4 +1,4 @@
-"""Requests in line for the engine, and those that it answers, together where it can."""
+"""The line of requests for the engine, and the thread that answers them, several at a time."""
 
 import asyncio
 import logging
@@ -15,20 +15,20 @@ from bita.runtime.serving.errors import RequestError
 from bita.runtime.session import Session
 
 log = logging.getLogger("bita.serve")
-MAX_CLIENTS = 4096  # that are remembered
-# A piece of a stream takes 0.1 ms of a processor, which steps lack then: with many streams each has
-# fewer and longer pieces. The first comes at once.
+MAX_CLIENTS = 4096  # remembered
+# Sending a piece of a stream takes 0.1 ms of CPU time, which decode steps then lack. With many
+# streams each gets fewer and longer pieces, except that its first piece is sent at once.
 PIECES_A_SECOND, MANY_STREAMS = 250, 4
-MAX_PAUSE = 0.05  # seconds between the pieces of a stream, because of others
+MAX_PAUSE = 0.05  # maximum delay in seconds between the pieces of a stream because of others
 
 
 @dataclass
 class Piece:
-    """Text that was added to one of a request's answers; has_ended: none follows."""
+    """Text that was added to one of a request's answers."""
 
-    index: int
+    index: int  # number of the answer
     text: str
-    has_ended: bool = False
+    has_ended: bool = False  # whether this is the answer's last piece
 
 
 Event = Piece | BaseException | None
@@ -36,16 +36,15 @@ Event = Piece | BaseException | None
 
 @dataclass(eq=False)
 class Job:
-    """One request. events: Pieces if it is a stream, then None at its end, or the error that ended
-    it.
+    """A request for answers.
 
-    client: who sent it; clients have equal shares of the engine.
+    events: if it is a stream, its pieces; then None at its end, or the error that ended it.
     """
 
     generations: Sequence[Generation]
     loop: asyncio.AbstractEventLoop
     is_stream: bool = True
-    client: str = ""
+    client: str = ""  # its sender; clients get equal shares of the engine
     events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
     came_at: float = field(default_factory=monotonic)
     started_at: float | None = None
@@ -53,9 +52,9 @@ class Job:
     is_cancelled: bool = False
 
     def __post_init__(self) -> None:
-        self._told = [(0, False)] * len(self.generations)  # tokens of each, and whether it ended
+        self._reported = [(0, False)] * len(self.generations)  # tokens, and whether it has ended
         self._num_characters = [0] * len(self.generations)
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -63,7 +62,7 @@ class Job:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended one of its answers."""
+        """The error of the first answer that failed."""
         return next((each.error for each in self.generations if each.error is not None), None)
 
     @property
@@ -72,24 +71,25 @@ class Job:
         return sum(each.num_steps for each in self.generations)
 
     def cancel(self) -> None:
-        """End it before its next step; it needs no more of the engine."""
+        """End the job before its next step."""
         self.is_cancelled = True
         for generation in self.generations:
             generation.cancel()
 
-    def news(self, now: float, pause: float) -> Iterator[Event]:
-        """What there is to tell since there was news last, which is `pause` seconds ago at least
-        unless the job has begun or ended.
+    def new_events(self, now: float, pause: float) -> Iterator[Event]:
+        """Yield the events since the last call that yielded any.
 
-        now: by `monotonic`.
+        Between the first and the last events of a job, at least `pause` seconds must pass.
+
+        now: current time of `monotonic`.
         """
-        if self.first_token_at and now < self._told_at + pause and not self.has_ended:
+        if self.first_token_at and now < self._reported_at + pause and not self.has_ended:
             return
-        self._told_at = now
+        self._reported_at = now
         for index, generation in enumerate(self.generations):
             state = len(generation.token_ids), generation.has_ended
-            if state != self._told[index]:
-                self._told[index] = state
+            if state != self._reported[index]:
+                self._reported[index] = state
                 if self.first_token_at is None:
                     self.first_token_at = monotonic()
                 if self.is_stream and not self.is_cancelled and generation.error is None:
@@ -103,12 +103,17 @@ class Job:
 
 
 class Line:
-    """The places of requests, and the thread that answers them.
+    """The line of requests, and the thread that answers them.
 
-    num_waiting: places for requests beside those that are answered. num_running: answers that are
-    given at once, at the most; they share steps. Where several clients wait, the one with the
-    fewest answers is next, or the one that was not for longest. on_steps: called with the figures
-    of steps now and then. on_answer: called with a job when it has ended.
+    If several clients wait, the one with the fewest running answers is next; of equal ones, the one
+    whose last turn was longest ago.
+
+    Args:
+        session: Session that generates the answers.
+        num_waiting: Number of requests that may wait, not counting those being answered.
+        num_running: Maximum number of answers at the same time; they share steps.
+        on_steps: Called with the statistics of steps from time to time.
+        on_answer: Called with a job when it has ended.
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class Line:
         self._running: list[Job] = []
         self._num_taken = 0
         self._num_next = 0
-        self._last_next: OrderedDict[str, int] = OrderedDict()  # by client, when it was next
+        self._last_next: OrderedDict[str, int] = OrderedDict()  # number of each client's last turn
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="bita-engine", daemon=True)
@@ -136,28 +141,29 @@ class Line:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have a place and are not answered yet."""
+        """Requests in line that are not being answered yet."""
         with self._changed:
             return self._num_taken - len(self._running)
 
     @property
     def num_taken(self) -> int:
-        """Places that requests have, those that are answered included."""
+        """Requests in line, including those being answered."""
         return self._num_taken
 
     @property
     def num_running(self) -> int:
+        """Requests being answered."""
         return len(self._running)
 
     def take_place(self) -> None:
-        """Have a place until `leave`. Raises RequestError 429 if all are taken."""
+        """Take a place in line until `leave`. Raises RequestError 429 if all places are taken."""
         with self._changed:
             if self._is_closed:
                 raise RequestError(503, "the server is shutting down", "server_error")
             if self._num_taken >= self._num_places:
                 raise RequestError(
                     429,
-                    f"{self._num_taken} requests are here already; try again later",
+                    f"the server already has {self._num_taken} requests; try again later",
                     "rate_limit_error",
                     "rate_limit_exceeded",
                     headers={"Retry-After": "1"},
@@ -165,13 +171,13 @@ class Line:
             self._num_taken += 1
 
     def join(self, job: Job) -> None:
-        """Have a job answered in its turn; its request has a place."""
+        """Add a job, whose request has taken a place."""
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
 
     def leave(self, job: Job | None = None) -> None:
-        """Give a place back; a job that is not at its end is ended within one step."""
+        """Leave the line; an unfinished job is ended within one step."""
         with self._changed:
             self._num_taken -= 1
             if job is not None:
@@ -180,7 +186,7 @@ class Line:
                     self._jobs.remove(job)
 
     def expire(self, job: Job) -> bool:
-        """Take a job out of the line if its turn has not come; says whether it was there."""
+        """Remove a job that is still waiting; return whether it was."""
         with self._changed:
             if job not in self._jobs:
                 return False
@@ -188,7 +194,7 @@ class Line:
             return True
 
     def close(self) -> None:
-        """End all jobs and the thread."""
+        """End all jobs, and join the thread."""
         with self._changed:
             self._is_closed = True
             for job in (*self._jobs, *self._running):
@@ -197,15 +203,16 @@ class Line:
         self._thread.join()
 
     def _work(self) -> None:
-        while self._admitted():
+        while self._admit():
             self._step()
             jobs = self._running
             self._end(job for job in jobs if job.has_ended)
-            self._tell(jobs)
+            self._send_events(jobs)
 
-    def _admitted(self) -> bool:
-        """Take jobs out of the line while there is room; wait for one if there is none at all.
-        Says whether there is something to do.
+    def _admit(self) -> bool:
+        """Start waiting jobs while there is room; wait for one if nothing is running.
+
+        Returns whether there is a job to run; False after `close`.
         """
         with self._changed:
             while not self._jobs and not self._running:
@@ -222,8 +229,10 @@ class Line:
             return True
 
     def _next(self) -> Job:
-        """The job in line whose client has the fewest answers, or was not next for longest; of
-        these the first that came.
+        """Return the waiting job that is next.
+
+        Its client has the fewest running jobs; of equal clients, the one whose last turn was
+        longest ago is next. A client's own jobs keep their order.
         """
         answers, last = Counter(job.client for job in self._running), self._last_next
         found = min(self._jobs, key=lambda job: (answers[job.client], last.get(job.client, 0)))
@@ -235,7 +244,7 @@ class Line:
         return found
 
     def _step(self) -> None:
-        """One step of all answers."""
+        """Run one step of all running answers."""
         answers = [each for job in self._running for each in job.generations if not each.has_ended]
         try:
             self._session.advance(answers)
@@ -245,7 +254,7 @@ class Line:
                 answer.fail(fault)
 
     def _end(self, jobs: Iterable[Job]) -> None:
-        """Count jobs that have ended, and make room for others."""
+        """Count finished jobs, and make room for others."""
         ended = [*jobs]
         if not ended:
             return
@@ -257,17 +266,17 @@ class Line:
         for job in ended:
             self._on_answer(job)
 
-    def _tell(self, jobs: Iterable[Job]) -> None:
-        """Give the news of this step to whoever waits for them, all in one go."""
+    def _send_events(self, jobs: Iterable[Job]) -> None:
+        """Send the events of this step to the event loops that wait for them, one call for each."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Event]]] = {}
         num_streams = sum(job.is_stream for job in jobs)
         pause = 0.0 if num_streams < MANY_STREAMS else num_streams / PIECES_A_SECOND
         now = monotonic()
         for job in jobs:
-            for event in job.news(now, min(pause, MAX_PAUSE)):
+            for event in job.new_events(now, min(pause, MAX_PAUSE)):
                 by_loop.setdefault(job.loop, []).append((job, event))
         for loop, events in by_loop.items():
-            with suppress(RuntimeError):  # it is closed, and nobody waits
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits
                 loop.call_soon_threadsafe(_put, events)
 
 

@@ -1,4 +1,4 @@
-"""Bodies of requests: what is honoured, what means nothing here, and what is refused."""
+"""Bodies of requests: fields that are used, ignored, and refused."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,6 +18,7 @@ from bita.json_values import shown
 from bita.runtime.options import SEEDS, Options
 from bita.runtime.serving.errors import RequestError, blaming
 from bita.runtime.serving.request_values import (
+    describe,
     json_object,
     read_biases,
     read_messages,
@@ -26,7 +27,6 @@ from bita.runtime.serving.request_values import (
     read_token_ids,
     read_tool_list,
     read_variables,
-    told,
     without_nulls,
 )
 from bita.runtime.text.grammar import Grammar
@@ -34,9 +34,9 @@ from bita.runtime.text.prompt_encoder import Prompt
 from bita.runtime.text.tools import Tool, ToolChoice, read_choice
 
 MAX_CHOICES = 16
-MAX_FAULTS = 5  # that an answer lists
-MIN_SEED = -(2**63)  # OpenAI's are signed
-# Fields of other servers that change nothing of an answer here, whatever they hold.
+MAX_FAULTS = 5  # listed in a response
+MIN_SEED = -(2**63)  # OpenAI's seeds are signed
+# Fields of other servers that are ignored, whatever their value.
 IGNORED = frozenset(
     (
         *("metadata", "store", "service_tier", "user", "safety_identifier", "verbosity"),
@@ -44,7 +44,7 @@ IGNORED = frozenset(
         *("keep_alive", "reasoning_effort"),
     )
 )
-# Those that change nothing as long as they have these values.
+# Fields that are ignored if they have one of these values.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -55,15 +55,16 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
 }
-INSTEAD = {"functions": "tools", "function_call": "tool_choice"}  # of fields that are older
-# Names of options in a request, where they differ.
+INSTEAD = {"functions": "tools", "function_call": "tool_choice"}  # successors of obsolete fields
+# The request's names of options, where they differ.
 FIELD_OF = {"max_new_tokens": "max_tokens", "grammar": "response_format"}
 Number = Annotated[float, Field(strict=True)]
 
 
 class JsonSchema(BaseModel):
-    """`response_format.json_schema`. Every answer is valid; strict: objects take no properties but
-    those that the schema names.
+    """`response_format.json_schema`. Every answer is valid.
+
+    strict: whether objects may only have the properties that the schema names.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,7 +75,7 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """What the answer matches. "regex" and "grammar" (Lark's notation) are additions of ours."""
+    """Format of the answer. "regex" and "grammar" (Lark's notation) are our extensions."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
@@ -83,7 +84,7 @@ class ResponseFormat(BaseModel):
     grammar: str | None = None
 
     def to_grammar(self) -> Grammar | None:
-        """Raises PromptError."""
+        """Return the answer's grammar, None for free text. Raises PromptError."""
         if self.type == "text":
             return None
         if self.type == "json_object":
@@ -106,7 +107,7 @@ class StreamOptions(BaseModel):
 
 
 class AnswerRequest(BaseModel):
-    """What both kinds of requests have. top_k to draft_marks are additions of ours."""
+    """The fields of both kinds of requests. `top_k` to `draft_marks` are our extensions."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     model: str | None = None
@@ -126,12 +127,12 @@ class AnswerRequest(BaseModel):
     repetition_penalty: Number | None = None
     ignore_eos: StrictBool | None = None
     stop_token_ids: Annotated[list[int] | None, PlainValidator(read_token_ids)] = None
-    drafts: StrictBool = True  # False: decoded plainly
-    draft_marks: StrictBool = False  # which tokens were drafts, and figures of the steps
+    drafts: StrictBool = True  # False: decode plainly
+    draft_marks: StrictBool = False  # report which tokens were drafts, and figures of the steps
 
     @property
     def client(self) -> str | None:
-        """Who asks, as far as the request says."""
+        """The client's name, if the request has one."""
         extra = self.model_extra or {}
         names = [extra.get(field) for field in ("safety_identifier", "user")]
         return next((name for name in names if isinstance(name, str) and name), None)
@@ -141,11 +142,14 @@ class AnswerRequest(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def prompts(self) -> list[Prompt]:
-        """What is answered."""
+        """Return the prompts to answer."""
         raise NotImplementedError
 
     def options(self, defaults: Mapping[str, Any], token_limit: int) -> Options:
-        """Raises PromptError. defaults: for what the request does not say."""
+        """Return the options of the answers. Raises RequestError if one is invalid.
+
+        defaults: values for options that the request does not have.
+        """
         names = (
             *("stop", "temperature", "top_p", "top_k", "min_p", "presence_penalty"),
             *("frequency_penalty", "repetition_penalty", "ignore_eos", "stop_token_ids"),
@@ -159,23 +163,26 @@ class AnswerRequest(BaseModel):
                 given["grammar"] = self.response_format.to_grammar()
         given["logprobs"] = self.num_logprobs()
         given["max_new_tokens"] = self.token_limit() or token_limit
-        told = {name: value for name, value in given.items() if value is not None}
+        wanted = {name: value for name, value in given.items() if value is not None}
         try:
-            return Options.of(**{**defaults, **told})
+            return Options.of(**{**defaults, **wanted})
         except PromptError as error:
-            raise RequestError(400, str(error), param=_field_at_fault(told)) from error
+            raise RequestError(400, str(error), param=_field_at_fault(wanted)) from error
 
     def num_logprobs(self) -> int | None:
+        """Return how many most probable tokens to list; None: no log-probabilities."""
         raise NotImplementedError
 
     def token_limit(self) -> int | None:
-        """The most new tokens, None for as many as the cache holds."""
+        """Return the maximum number of new tokens; None: the request has no limit."""
         raise NotImplementedError
 
 
 class ChatRequest(AnswerRequest):
-    """POST /v1/chat/completions. chat_template_kwargs, add_generation_prompt and
-    continue_final_message are additions of vLLM's.
+    """POST /v1/chat/completions.
+
+    `chat_template_kwargs`, `add_generation_prompt` and `continue_final_message` are vLLM's
+    extensions.
     """
 
     messages: Annotated[list[dict[str, Any]], PlainValidator(read_messages)]
@@ -192,7 +199,7 @@ class ChatRequest(AnswerRequest):
     continue_final_message: StrictBool | None = None
 
     def choice(self) -> ToolChoice:
-        """The tools that the answer may call. Raises PromptError."""
+        """Return the tools that the answer may call. Raises PromptError."""
         return read_choice(
             self.tool_choice, self.tools or [], self.parallel_tool_calls is not False
         )
@@ -227,17 +234,17 @@ class CompletionRequest(AnswerRequest):
         return self.logprobs
 
     def token_limit(self) -> int | None:
-        return self.max_tokens  # 0: none, of an echo
+        return self.max_tokens  # 0: only an echo of the prompt
 
 
 Kind = TypeVar("Kind", bound=AnswerRequest)
 
 
-def parsed(kind: type[Kind], body: bytes) -> Kind:
-    """The request in a body. Raises RequestError that lists a few of the faults.
+def parse_request(kind: type[Kind], body: bytes) -> Kind:
+    """Return the request in a body. Raises RequestError that lists a few of the faults.
 
-    A field that is null has its default. Time and memory grow with the body, whatever it holds:
-    lists are looked at up to their first wrong item.
+    A field that is null has its default. Time and memory are proportional to the body's size,
+    whatever it contains: a list is read up to its first invalid item.
     """
     data = without_nulls(json_object(body))
     try:
@@ -253,7 +260,7 @@ def parsed(kind: type[Kind], body: bytes) -> Kind:
     if refused:
         names = ", ".join(f"{name:.60}" for name in refused[:MAX_FAULTS])
         more = f" and {len(refused) - MAX_FAULTS} more" if len(refused) > MAX_FAULTS else ""
-        fix = f"use {INSTEAD[refused[0]]}" if refused[0] in INSTEAD else "leave that out"
+        fix = f"use {INSTEAD[refused[0]]}" if refused[0] in INSTEAD else "leave it out"
         message = f"not supported here: {names}{more}; {fix}"
         raise RequestError(400, message, code="unsupported_parameter", param=refused[0])
     _check_together(request)
@@ -277,7 +284,7 @@ def _check_together(request: AnswerRequest) -> None:
 
 
 def _field_at_fault(options: Mapping[str, Any]) -> str | None:
-    """The first field of a request whose option is refused, together with those before it."""
+    """Return the first field whose option is invalid, given those before it."""
     given: dict[str, Any] = {}
     for name, value in options.items():
         given[name] = value
@@ -289,7 +296,7 @@ def _field_at_fault(options: Mapping[str, Any]) -> str | None:
 
 
 def _faults(error: ValidationError) -> tuple[str, str | None]:
-    """What is wrong, in one line, and the first field at fault."""
+    """Return the faults in one line, and the first invalid field."""
     errors = error.errors(include_url=False)
     faults = [_fault(each) for each in errors[:MAX_FAULTS]]
     if len(errors) > MAX_FAULTS:
@@ -304,12 +311,14 @@ def _fault(each: Mapping[str, Any]) -> str:
     if text.startswith(f"{place}."):  # it names an inner field
         return f"{text:.300}"
     text = text.removeprefix(f"{place}: ")
-    given = "" if each["type"] in ("missing", "value_error") else f" (given: {told(each['input'])})"
+    given = (
+        "" if each["type"] in ("missing", "value_error") else f" (given: {describe(each['input'])})"
+    )
     return f"{place}: {text:.200}{given}"
 
 
 def _seed(seed: int) -> int:
-    """The seed as ours, which are not negative. Raises PromptError."""
+    """Return a seed of the request as one of ours, which are not negative. Raises PromptError."""
     if not MIN_SEED <= seed < SEEDS:
         raise PromptError(f"seed is {shown(seed)}; pass an integer from -2^63 to 2^64 - 1")
     return seed % SEEDS

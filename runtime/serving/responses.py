@@ -1,4 +1,4 @@
-"""Bodies of answers, whole or in pieces."""
+"""Bodies of responses, whole or streamed."""
 
 import time
 import uuid
@@ -24,7 +24,7 @@ FINISH = {
 
 
 class Answer(Protocol):
-    """What is told of an answer; a `Generation` is one."""
+    """The part of a `Generation` that responses contain."""
 
     @property
     def prompt_ids(self) -> Sequence[int]: ...
@@ -44,34 +44,29 @@ class Answer(Protocol):
 
 @dataclass
 class Form:
-    """How one request is answered.
+    """The format of the response to a request."""
 
-    is_chat: of /v1/chat/completions, else of /v1/completions. num_choices: answers to each prompt.
-    reader: makes what takes an answer apart; None: it is content, all of it. echoes: of each
-    prompt, where it is part of its answers. with_marks: say which tokens were drafts.
-    """
-
-    is_chat: bool
+    is_chat: bool  # /v1/chat/completions; if not, /v1/completions
     model: str
     fingerprint: str
     codec: TextCodec
     with_logprobs: bool
-    num_choices: int = 1
-    reader: Callable[[], AnswerReader] | None = None
-    echoes: Sequence[Echo] = ()
-    with_marks: bool = False
+    num_choices: int = 1  # answers to each prompt
+    reader: Callable[[], AnswerReader] | None = None  # creates a parser; None: all is content
+    echoes: Sequence[Echo] = ()  # the prompts, if they are part of the answers
+    with_marks: bool = False  # report which tokens were drafts
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._told: Counter[int] = Counter()  # tokens of each choice
+        self._num_scored: Counter[int] = Counter()  # tokens whose logprobs were sent, by choice
         self._offsets: Counter[int] = Counter()  # characters of their text
-        self._deltas: dict[int, Deltas] = {}  # of choices that are taken apart
-        self._marks: defaultdict[int, DraftMarks] = defaultdict(DraftMarks)  # of each choice
+        self._deltas: dict[int, Deltas] = {}  # by choice, if answers are parsed
+        self._marks: defaultdict[int, DraftMarks] = defaultdict(DraftMarks)  # by choice
 
     def whole(self, generations: Sequence[Answer]) -> dict[str, Any]:
-        """The answer to a request without `stream`."""
+        """Return the response to a request without `stream`."""
         choices = [self._choice(index, generation) for index, generation in enumerate(generations)]
         kind = "chat.completion" if self.is_chat else "text_completion"
         body = {**self._head(kind), "choices": choices, "usage": self.usage(generations)}
@@ -80,7 +75,7 @@ class Form:
         return body
 
     def opening(self, index: int) -> Iterator[dict[str, Any]]:
-        """The first piece of a choice, where it has one before its text."""
+        """Yield the chunk of a choice that precedes its text, if there is one."""
         if self.is_chat:
             content = "" if self.reader is None else None
             yield self._chunk(index, {"role": "assistant", "content": content}, None, None)
@@ -90,12 +85,12 @@ class Form:
             yield self._text_chunk(index, echo.text, logprobs, None)
 
     def pieces(self, index: int, text: str, generation: Answer) -> Iterator[dict[str, Any]]:
-        """What was added to a choice since the last pieces."""
+        """Yield the chunks for text that was added to a choice."""
         logprobs = self._new_logprobs(index, generation)
         if self.reader is None:
             chunks = [*self._text_pieces(index, text, logprobs)]
         else:
-            deltas = self._reading(index).push(text)
+            deltas = self._deltas_of(index).push(text)
             chunks = [*self._delta_chunks(index, deltas, logprobs)]
         if self.with_marks and text:
             chunks = chunks or [self._chunk(index, {}, None, None)]
@@ -103,13 +98,13 @@ class Form:
         yield from chunks
 
     def closing(self, index: int, generation: Answer) -> Iterator[dict[str, Any]]:
-        """The last pieces of a choice."""
+        """Yield the last chunks of a choice."""
         finish = FINISH[generation.finish_reason or "stop"]
         chunks: list[dict[str, Any]] = []
         if self.is_chat and self.reader is not None:
-            reading = self._reading(index)
-            chunks += self._delta_chunks(index, reading.close(), None)
-            finish = reading.finish(finish)
+            deltas = self._deltas_of(index)
+            chunks += self._delta_chunks(index, deltas.close(), None)
+            finish = deltas.finish(finish)
         if self.is_chat:
             chunks.append(self._chunk(index, {}, None, finish))
         else:
@@ -118,7 +113,7 @@ class Form:
         yield from chunks
 
     def _mark(self, choice: dict[str, Any], text: str, generation: Answer) -> None:
-        """Say in a choice with this text which tokens were drafts; figures at the answer's end."""
+        """Add draft marks for the text to a choice, and figures at the answer's end."""
         if not self.with_marks or not isinstance(generation, Generation):
             return
         marks = self._marks[choice["index"]]
@@ -138,20 +133,20 @@ class Form:
     def _delta_chunks(
         self, index: int, deltas: Sequence[dict[str, Any]], logprobs: Any
     ) -> Iterator[dict[str, Any]]:
-        """The chunks of some deltas; the first has the log-probabilities."""
+        """Yield the chunks of some deltas; the first contains the log-probabilities."""
         if logprobs and not deltas:
             deltas = [{}]
         for place, delta in enumerate(deltas):
             yield self._chunk(index, delta, None if place else logprobs, None)
 
-    def _reading(self, index: int) -> Deltas:
+    def _deltas_of(self, index: int) -> Deltas:
         assert self.reader is not None
         if index not in self._deltas:
             self._deltas[index] = Deltas(self.reader())
         return self._deltas[index]
 
     def usage_chunk(self, generations: Sequence[Answer]) -> dict[str, Any]:
-        """What `include_usage` asks for."""
+        """Return the chunk that `include_usage` requests."""
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage(generations)}
 
@@ -189,7 +184,7 @@ class Form:
         return self.echoes[index // self.num_choices]
 
     def _echo_logprobs(self, index: int, echo: Echo) -> dict[str, Any]:
-        """Of a prompt, whose first token nothing goes before."""
+        """Return the log-probabilities of a prompt; its first token has none."""
         assert echo.scores is not None
         first = TokenLogprob(echo.token_ids[0], 0.0, ())
         found = self._text_logprobs(index, [first, *echo.scores])
@@ -209,11 +204,11 @@ class Form:
         return {**self._head("text_completion"), "choices": [choice]}
 
     def _new_logprobs(self, index: int, generation: Answer) -> dict[str, Any] | None:
-        """Of the tokens that were not told yet, if logprobs are wanted and there are any."""
+        """Return log-probabilities not sent yet; None if there are none or they are not wanted."""
         if not self.with_logprobs:
             return None
-        tokens = generation.logprobs[self._told[index] : generation.num_text_tokens]
-        self._told[index] += len(tokens)
+        tokens = generation.logprobs[self._num_scored[index] : generation.num_text_tokens]
+        self._num_scored[index] += len(tokens)
         if not tokens:
             return None
         if self.is_chat:
@@ -246,11 +241,11 @@ class Form:
         return self._shown(token_id) or self.codec.tokenizer.id_to_token(token_id) or ""
 
     def _shown(self, token_id: int) -> str:
-        """What a text has for a token: nothing for a special one."""
+        """Return a token's part of the text, which is empty for a special token."""
         return self.codec.token_bytes[token_id].decode("utf-8", "replace")
 
     def usage(self, generations: Sequence[Answer]) -> dict[str, Any]:
-        """Tokens of prompts, each counted once, and of all answers to them."""
+        """Return the tokens of the prompts, each counted once, and of all answers."""
         prompts = generations[:: self.num_choices]
         prompt_tokens = sum(len(each.prompt_ids) for each in prompts)
         new = sum(len(each.token_ids) for each in generations)

@@ -1,4 +1,4 @@
-"""Answers that are sent while they are made, to clients that may go away meanwhile."""
+"""Streamed answers, and clients that disconnect before the end."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 
 
 class Stream(StreamingResponse):
-    """Server-sent events.
+    """A response of server-sent events.
 
-    seconds: within which the client has to take them; then the connection ends. on_end: called when
-    all are sent, or the client has gone, or the time is over.
+    seconds: time limit for the client to receive them all; then the connection ends.
+    on_end: called when all are sent, the client has disconnected, or the time limit has passed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Stream(StreamingResponse):
 
 
 async def unless_gone(request: Request, wanted: Coroutine[Any, Any, Result]) -> Result:
-    """Wait for something. Raises ClientDisconnect if the client goes away meanwhile."""
+    """Await `wanted`. Raises ClientDisconnect if the client disconnects first."""
     ended = asyncio.ensure_future(wanted)
     gone = asyncio.ensure_future(_until_gone(request))
     try:
@@ -57,6 +57,6 @@ async def _until_gone(request: Request) -> None:
 
 
 def event_bytes(body: dict[str, Any]) -> bytes:
-    """One server-sent event."""
+    """Return a server-sent event."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()

@@ -1,1 +1,1 @@
-"""Text to token ids and back: tokenizer, chat template, grammar, ends of an answer."""
+"""Text layer: tokenizer, chat template, tools, grammars, and the end of an answer."""

@@ -1,4 +1,4 @@
-"""An answer with thinking and calls of tools, taken apart while it is made."""
+"""Incremental parsing of an answer into thinking, content and tool calls."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ _ID_LENGTH = 9
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an answer. "call": a call begins, and `text` is the tool's name; "arguments" are
-    pieces of the JSON of the last one.
+    """A piece of an answer.
+
+    "call" begins a call, and its text is the tool's name. "arguments" are pieces of the JSON of the
+    last call.
     """
 
     kind: Literal["content", "reasoning", "call", "arguments"]
@@ -24,11 +26,10 @@ class Part:
 
 
 class AnswerReader:
-    """Takes the text of an answer apart; the parts joined do not depend on how it is cut.
+    """Parses the text of an answer. The joined parts do not depend on how the text is split.
 
-    form, names: of calls, and the tools that there are; None: no calls. What begins like a call and
-    is none is content. Spaces around thinking and calls belong to neither. reasoning: how thinking
-    is marked; None: not at all.
+    Text that begins like a call but is not one is content. White space around thinking and calls is
+    dropped.
     """
 
     def __init__(
@@ -37,11 +38,18 @@ class AnswerReader:
         names: Collection[str] = (),
         reasoning: Reasoning | None = None,
     ) -> None:
+        """Start an answer.
+
+        Args:
+            form: The form of calls. None: the answer has no calls.
+            names: Names of the tools.
+            reasoning: Marks of the thinking. None: the answer has no thinking.
+        """
         self.num_calls = 0
         self._form = form
         self._names = names
         self._reasoning = reasoning
-        self._buffer = ""  # what is not told yet
+        self._buffer = ""  # text that has not been reported yet
         self._arguments_end = JsonEnd()
         self._read = self._read_answer
         if reasoning is not None:
@@ -49,21 +57,21 @@ class AnswerReader:
 
     @property
     def is_within_call(self) -> bool:
-        """Whether the text so far ends before the arguments of a call do."""
+        """Whether the text so far ends within a call, before the end of its arguments."""
         return self._read in (self._read_arguments, self._read_name)
 
     def push(self, text: str) -> list[Part]:
-        """Add text; the parts that are certain now."""
+        """Add text and return the parts that are now certain."""
         self._buffer += text
         return list(self._run())
 
     def close(self) -> list[Part]:
-        """End the answer; the rest of its parts."""
+        """End the answer and return its remaining parts."""
         parts = list(self._run())
         rest, self._buffer = self._buffer, ""
         if self._read == self._read_loose_call:
-            calls = self._loose_calls(rest)
-            return [*parts, *(self._told(calls) if calls else [Part("content", rest)])]
+            calls = self._parse_loose_calls(rest)
+            return [*parts, *(self._emit_calls(calls) if calls else [Part("content", rest)])]
         if self._read in (self._read_thought, self._read_more_thought):
             return [*parts, Part("reasoning", rest)] if rest.strip() else parts
         is_inside = self._read in (self._read_after_arguments, self._read_name)
@@ -72,13 +80,13 @@ class AnswerReader:
         return [*parts, Part("content", rest)]
 
     def _run(self) -> Iterator[Part]:
-        """Read for as long as that changes anything."""
+        """Read until nothing changes any more."""
         before: tuple[Any, int] | None = None
         while before != (before := (self._read, len(self._buffer))):
             yield from self._read()
 
     def _read_start(self) -> Iterator[Part]:
-        """Nothing is known yet: thinking may come first."""
+        """Read the start of an answer, which may begin with thinking."""
         assert self._reasoning is not None
         begun, opening = self._buffer.lstrip(), self._reasoning.opening
         if begun.startswith(opening):
@@ -88,7 +96,7 @@ class AnswerReader:
         yield from ()
 
     def _read_thought(self) -> Iterator[Part]:
-        """The spaces before the first word of the thinking."""
+        """Skip white space before the thinking."""
         self._buffer = self._buffer.lstrip()
         if self._buffer:
             self._read = self._read_more_thought
@@ -98,7 +106,7 @@ class AnswerReader:
         assert self._reasoning is not None
         closing = self._reasoning.closing
         place = self._buffer.find(closing)
-        thought = self._cut(closing) if place < 0 else self._buffer[:place].rstrip()
+        thought = self._take_certain(closing) if place < 0 else self._buffer[:place].rstrip()
         if thought:
             yield Part("reasoning", thought)
         if place >= 0:
@@ -106,14 +114,14 @@ class AnswerReader:
             self._read = self._read_after_thought
 
     def _read_after_thought(self) -> Iterator[Part]:
-        """The spaces before the answer proper."""
+        """Skip white space before the answer proper."""
         self._buffer = self._buffer.lstrip()
         if self._buffer:
             self._read = self._read_answer
         yield from ()
 
     def _read_answer(self) -> Iterator[Part]:
-        """Content, up to where a call begins."""
+        """Read content up to the beginning of a call."""
         form = self._form
         if form is None:
             self._read = self._read_text
@@ -128,28 +136,28 @@ class AnswerReader:
 
     def _read_to_trigger(self, trigger: str) -> Iterator[Part]:
         place = self._buffer.find(trigger)
-        text = self._cut(trigger) if place < 0 else self._buffer[:place].rstrip()
+        text = self._take_certain(trigger) if place < 0 else self._buffer[:place].rstrip()
         if text:
             yield Part("content", text)
         if place >= 0:
             self._buffer, self._read = self._buffer[place:], self._read_call
 
     def _read_text(self) -> Iterator[Part]:
-        """Content in which no call begins; spaces after a call may be the answer's end."""
+        """Read content without calls. White space after a call may be the answer's end."""
         if self.num_calls:
-            text = self._cut("")
+            text = self._take_certain("")
         else:
             text, self._buffer = self._buffer, ""
         if text:
             yield Part("content", text)
 
     def _read_call(self) -> Iterator[Part]:
-        """The opening of a call as the form has it; else a call in other words, or none."""
+        """Read the opening of a call in the expected form, or switch to a loose call."""
         assert self._form is not None
         yield from self._read_head(self._form.opening, self._read_loose_call)
 
     def _read_name(self) -> Iterator[Part]:
-        """The name of another call, whose opening was read."""
+        """Read the name of a further call after its opening."""
         yield from self._read_head("", self._read_text)
 
     def _read_head(self, opening: str, otherwise: Any) -> Iterator[Part]:
@@ -175,7 +183,7 @@ class AnswerReader:
             yield Part("arguments", text)
 
     def _read_after_arguments(self) -> Iterator[Part]:
-        """The end of a call, or the beginning of the next."""
+        """Read the end of a call, or the beginning of the next."""
         form = self._form
         assert form is not None
         closing = _follow(form.closing, self._buffer)
@@ -192,22 +200,22 @@ class AnswerReader:
         yield from ()
 
     def _read_loose_call(self) -> Iterator[Part]:
-        """A call that is not written as the form has it: whole, or it is content."""
+        """Read a complete call that deviates from the form; otherwise it is content."""
         form = self._form
         assert form is not None
         place = -1 if form.end_tag is None else self._buffer.find(form.end_tag)
         if form.end_tag is None or place < 0:
-            return  # more may come, or the answer's end
+            return  # wait for more text, or for the answer's end
         end = place + len(form.end_tag)
-        calls = self._loose_calls(self._buffer[:end])
+        calls = self._parse_loose_calls(self._buffer[:end])
         if not calls:
             end = len(form.trigger)
             yield Part("content", self._buffer[:end])
-        yield from self._told(calls)
+        yield from self._emit_calls(calls)
         self._buffer, self._read = self._buffer[end:], self._read_answer
 
-    def _loose_calls(self, text: str) -> list[tuple[str, str]]:
-        """Names and arguments of the JSON between the tags of a form; [] where there is none."""
+    def _parse_loose_calls(self, text: str) -> list[tuple[str, str]]:
+        """Return names and arguments of the JSON between the form's tags; [] if it has no calls."""
         form = self._form
         assert form is not None
         inner = text if form.has_plain_start else text.removeprefix(form.trigger)
@@ -218,27 +226,28 @@ class AnswerReader:
         except ValueError:
             return []
         given = found if isinstance(found, list) else [found]
-        calls = [call for each in given if (call := self._loose(each)) is not None]
+        calls = [call for each in given if (call := self._parse_loose_call(each)) is not None]
         return calls if len(calls) == len(given) else []
 
-    def _loose(self, call: Any) -> tuple[str, str] | None:
+    def _parse_loose_call(self, call: Any) -> tuple[str, str] | None:
         assert self._form is not None
         if not isinstance(call, dict) or call.get("name") not in self._names:
             return None
         arguments: Any = next((call[key] for key in _ARGUMENT_KEYS if key in call), {})
         if not isinstance(arguments, dict):
             return None
-        return call["name"], self._form.dumped(arguments)
+        return call["name"], self._form.dump(arguments)
 
-    def _told(self, calls: list[tuple[str, str]]) -> Iterator[Part]:
+    def _emit_calls(self, calls: list[tuple[str, str]]) -> Iterator[Part]:
         for name, arguments in calls:
             self.num_calls += 1
             yield Part("call", name)
             yield Part("arguments", arguments)
 
-    def _cut(self, mark: str) -> str:
-        """Take off the buffer what is certain: all but the beginning of a mark at its end, and
-        spaces before that.
+    def _take_certain(self, mark: str) -> str:
+        """Remove and return the certain text of the buffer.
+
+        A possible beginning of `mark` at its end, and white space before that, are kept.
         """
         kept = self._buffer
         sizes = range(min(len(mark) - 1, len(kept)), 0, -1)
@@ -249,8 +258,9 @@ class AnswerReader:
 
 
 def _follow(pattern: str, text: str) -> int | None:
-    """How many characters of a text match a pattern with slots of ids; None if the text ends
-    within it, -1 if it is another.
+    """Return how many characters of a text match a pattern with slots of ids.
+
+    None if the text ends within the pattern, -1 if it does not match.
     """
     place = 0
     for character in pattern:

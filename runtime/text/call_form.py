@@ -1,4 +1,4 @@
-"""How a model writes a call of a tool: the text around the name and the arguments."""
+"""The text that a model writes around the name and the arguments of a tool call."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-ID_SLOT = "\ue000"  # stands in a form for the id that the model gives a call
+ID_SLOT = "\ue000"  # placeholder for the id that the model gives a call
 ID_PATTERN = "[a-zA-Z0-9]{9}"
 _TAG = re.compile(r"<[^<>\s]{1,60}>|\[[A-Z_/]{2,40}\]")
 _KEY = re.compile(r'"\s*:\s*"?\s*$')
@@ -14,23 +14,20 @@ _KEY = re.compile(r'"\s*:\s*"?\s*$')
 
 @dataclass(frozen=True)
 class CallForm:
-    """The text of calls: opening NAME middle ARGUMENTS (join NAME middle ARGUMENTS)* closing.
-
-    join: None where the model writes one call an answer. closing and join may hold ID_SLOT.
-    key_separator, item_separator: what the JSON of the arguments has after keys and after values.
-    """
+    """The text of calls: opening NAME middle ARGUMENTS (join NAME middle ARGUMENTS)* closing."""
 
     opening: str
     middle: str
-    closing: str
-    join: str | None
-    key_separator: str = ": "
-    item_separator: str = ", "
+    closing: str  # may contain ID_SLOT
+    join: str | None  # may contain ID_SLOT; None: the model writes only one call per answer
+    key_separator: str = ": "  # after keys in the JSON of the arguments
+    item_separator: str = ", "  # after values in the JSON of the arguments
 
     @cached_property
     def trigger(self) -> str:
-        """The text with which a call certainly begins: a tag such as <tool_call>, else all up to
-        the key of the name, such as {"name".
+        """Text with which a call certainly begins.
+
+        A tag such as <tool_call>, else everything up to the key of the name, such as {"name".
         """
         tag = _TAG.match(self.opening)
         if tag is not None:
@@ -42,7 +39,7 @@ class CallForm:
 
     @property
     def has_plain_start(self) -> bool:
-        """Whether a call has no mark: it begins with JSON, where the answer begins."""
+        """Whether calls are unmarked: they begin with JSON at the start of the answer."""
         return self.opening[:1] in ("{", "[") and _TAG.match(self.opening) is None
 
     @property
@@ -52,17 +49,17 @@ class CallForm:
 
     @property
     def rest_of_opening(self) -> str:
-        """What stands between the trigger and the name."""
+        """Text between the trigger and the name."""
         return self.opening[len(self.trigger) :]
 
     @cached_property
     def end_tag(self) -> str | None:
-        """The tag that ends a call, such as </tool_call>."""
+        """Tag that ends a call, such as </tool_call>."""
         tags = _TAG.findall(self.closing)
         return tags[-1] if tags else None
 
-    def written(self, calls: Sequence[tuple[str, str]]) -> str:
-        """The text of calls, each the name and the JSON of its arguments."""
+    def write(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Write calls, each given by its name and the JSON of its arguments."""
         between = self.join if self.join is not None else self.closing + "\n" + self.opening
         return (
             self.opening
@@ -70,14 +67,14 @@ class CallForm:
             + self.closing
         ).replace(ID_SLOT, "000000000")
 
-    def dumped(self, value: object) -> str:
-        """JSON as the form writes it."""
+    def dump(self, value: object) -> str:
+        """Serialize a value as JSON with the form's separators."""
         separators = (self.item_separator, self.key_separator)
         return json.dumps(value, ensure_ascii=False, separators=separators)
 
 
 def tagged_form(start: str, space: str, key: str, end: str) -> CallForm:
-    """A JSON object between two tags. key: "arguments" or "parameters"."""
+    """Return a form with a JSON object between two tags. key: "arguments" or "parameters"."""
     opening = f'{start}{space}{{"name": "'
     closing = f"}}{space}{end}"
     return CallForm(opening, f'", "{key}": ', closing, f"{closing}\n{opening}")
@@ -91,7 +88,7 @@ _DESCRIBED = re.compile(
 
 
 def described_form(text: str) -> CallForm | None:
-    """The form of which a prompt gives an example: a JSON object between two tags."""
+    """Find a form by its example in a prompt: a JSON object between two tags."""
     found = _DESCRIBED.search(text)
     if found is None:
         return None

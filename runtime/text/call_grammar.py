@@ -1,4 +1,4 @@
-"""Grammars of calls: the form that a template writes them in, with each tool's schema."""
+"""Grammars of calls, made of the template's form of calls and the schemas of the tools."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ from bita.runtime.text.grammar import Grammar
 from bita.runtime.text.grammar_size import MAX_CHARACTERS
 from bita.runtime.text.grammar_source import white_space
 from bita.runtime.text.reasoning import Reasoning
-from bita.runtime.text.strict_schema import closed
+from bita.runtime.text.strict_schema import close_objects
 from bita.runtime.text.tools import Tool
 
-MAX_CALLS = 8  # of an answer that has to call: small models may repeat themselves
+MAX_CALLS = 8  # per answer that must call; small models may repeat themselves
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,24 @@ class CallGrammars:
         reasoning: Reasoning | None = None,
         otherwise: Mapping[str, Any] | None = None,
     ) -> Grammar:
-        """Of an answer that is calls, after its thinking if it thinks.
+        """Return the grammar of a whole answer that consists of calls.
 
-        otherwise: the JSON schema of what the answer may be instead. Raises PromptError.
+        Args:
+            tools: The tools that may be called.
+            is_single: Whether the answer is exactly one call.
+            reasoning: Marks of the thinking that may precede the calls. None: no thinking.
+            otherwise: JSON schema of an alternative answer. None: calls only.
+
+        Raises:
+            PromptError: If a schema is invalid or the grammar is too large.
         """
-        first = [] if reasoning is None else [self._thinking(reasoning)]
+        first = [] if reasoning is None else [self._describe_thinking(reasoning)]
         return self._grammar(self.form.opening, tools, is_single, first, otherwise)
 
     def rest(self, tools: Sequence[Tool], is_single: bool) -> Grammar:
-        """Of what follows the text with which a call certainly begins, to the end of the call; of
-        several calls where they have no beginnings of their own.
+        """Return the grammar of the rest of a call, after the form's trigger.
+
+        It includes further calls if these do not begin with the trigger themselves.
         """
         is_single = is_single or self.form.repeats
         return self._grammar(self.form.rest_of_opening, tools, is_single, [], None)
@@ -56,10 +64,10 @@ class CallGrammars:
         otherwise: Mapping[str, Any] | None,
     ) -> Grammar:
         join = None if is_single else self.form.join
-        between = None  # where a call has its end before the next one begins
+        between = None  # text between calls if each call has its own end
         if join is not None and join.startswith(self.form.closing):
             between = join[len(self.form.closing) :]
-        order = {
+        spec = {
             "first": first,
             "opening": self.parts(opening),
             "middle": self.parts(self.form.middle),
@@ -67,10 +75,10 @@ class CallGrammars:
             "between": None if between is None else self.parts(between),
             "closing": self.parts(self.form.closing),
             "max_calls": MAX_CALLS,
-            "tools": [[tool.name, _arguments(tool, self.form)] for tool in tools],
-            "otherwise": None if otherwise is None else _spaced(otherwise),
+            "tools": [[tool.name, _arguments_schema(tool, self.form)] for tool in tools],
+            "otherwise": None if otherwise is None else _add_white_space(otherwise),
         }
-        text = json.dumps(order)
+        text = json.dumps(spec)
         if len(text) > MAX_CHARACTERS:
             raise PromptError(
                 f"tools: their grammar has {len(text)} characters; use at most {MAX_CHARACTERS}: "
@@ -78,8 +86,8 @@ class CallGrammars:
             )
         return Grammar("calls", text)
 
-    def _thinking(self, reasoning: Reasoning) -> Mapping[str, Any]:
-        """Thinking that may come first; all of it has to where the prompt has opened it."""
+    def _describe_thinking(self, reasoning: Reasoning) -> Mapping[str, Any]:
+        """Describe the thinking before the calls, required if the prompt has opened it."""
         opening = [] if reasoning.starts_inside else self.parts(reasoning.opening)
         return {
             "opening": opening,
@@ -88,7 +96,7 @@ class CallGrammars:
         }
 
     def parts(self, text: str) -> list[Part]:
-        """A text as the tokens that are not text in it, slots of ids, and what is between."""
+        """Split a text into tokens that are not text, slots of ids, and the text between them."""
         return list(self._parts(text))
 
     def _parts(self, text: str) -> Iterator[Part]:
@@ -105,15 +113,15 @@ class CallGrammars:
             text = text[place + len(mark) :]
 
 
-def _spaced(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema that says which white space it allows."""
+def _add_white_space(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema with explicit white space options."""
     given = schema.get("x-guidance")
     options = given if isinstance(given, dict) else {}
     return {**schema, "x-guidance": {**white_space(schema), **options}}
 
 
 def _control_tokens(codec: TextCodec) -> dict[str, int]:
-    """Ids by string of the tokens that are not text in grammars, as `GrammarTokens` has them."""
+    """Return the ids, by string, of tokens that are not text for `GrammarTokens`."""
     found = {
         token.content: token_id
         for token_id, token in codec.tokenizer.get_added_tokens_decoder().items()
@@ -122,10 +130,10 @@ def _control_tokens(codec: TextCodec) -> dict[str, int]:
     return {**found, ID_SLOT: -1}
 
 
-def _arguments(tool: Tool, form: CallForm) -> dict[str, Any]:
-    """The schema of a tool's arguments. Objects have the properties that it names."""
+def _arguments_schema(tool: Tool, form: CallForm) -> dict[str, Any]:
+    """Return the schema of a tool's arguments, with objects closed."""
     try:
-        schema = closed(tool.parameters, keeps_unnamed=not tool.is_strict)
+        schema = close_objects(tool.parameters, keeps_unnamed=not tool.is_strict)
     except (ValueError, RecursionError) as error:
         raise PromptError(f"tools: the parameters of {tool.name!r} are not usable: {error}") from (
             error

@@ -1,4 +1,4 @@
-"""Grammars of calls in Lark's notation, as llguidance has it."""
+"""Translation of grammars of calls to llguidance's variant of Lark's notation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,42 +10,44 @@ Part = Mapping[str, Any]  # {"text": …}, {"token": id} or {"id": true}
 
 
 def calls_lark(text: str) -> str:
-    """The grammar of kind "calls" in Lark's notation, as llguidance has it."""
-    order = json.loads(text)
-    middle, closing = _sequence(order["middle"]), _sequence(order["closing"])
+    """Return a grammar of kind "calls" in llguidance's variant of Lark's notation."""
+    spec = json.loads(text)
+    middle, closing = _sequence(spec["middle"]), _sequence(spec["closing"])
     calls = [
         f"{json.dumps(name)} {middle} arguments_{place}"
-        for place, (name, _) in enumerate(order["tools"])
+        for place, (name, _) in enumerate(spec["tools"])
     ]
     schemas = [
         f"arguments_{place}: %json {json.dumps(schema)}"
-        for place, (_, schema) in enumerate(order["tools"])
+        for place, (_, schema) in enumerate(spec["tools"])
     ]
-    answer = _answer(order, closing)
-    if order["otherwise"] is not None:
+    answer = _answer_rule(spec, closing)
+    if spec["otherwise"] is not None:
         answer = f"({answer} | otherwise)"
-    lines = [*_first_lines(order["first"], answer), f"call: {' | '.join(calls)}", *schemas]
-    if order["otherwise"] is not None:
-        lines.append(f"otherwise: %json {json.dumps(order['otherwise'])}")
+    lines = [*_first_lines(spec["first"], answer), f"call: {' | '.join(calls)}", *schemas]
+    if spec["otherwise"] is not None:
+        lines.append(f"otherwise: %json {json.dumps(spec['otherwise'])}")
     return "\n".join(lines)
 
 
-def _answer(order: Mapping[str, Any], closing: str) -> str:
-    """The calls of an answer. Where each has its own end the model may stop after it, or after a
-    space, in which another could begin.
+def _answer_rule(spec: Mapping[str, Any], closing: str) -> str:
+    """Return the rule for the calls of an answer.
+
+    If each call has its own end, the model may stop after it, or after a white space that could
+    begin another call.
     """
-    opening, most = _sequence(order["opening"]), order["max_calls"] - 1
-    if order["between"] is not None:
-        more = f"({_sequence(order['between'])} call {closing}){{0,{most}}}"
+    opening, most = _sequence(spec["opening"]), spec["max_calls"] - 1
+    if spec["between"] is not None:
+        more = f"({_sequence(spec['between'])} call {closing}){{0,{most}}}"
         return f"{opening} call {closing} {more} /[ \\n]/?"
     more = ""
-    if order["join"] is not None:
-        more = f"({_sequence(order['join'])} call){{0,{most}}}"
+    if spec["join"] is not None:
+        more = f"({_sequence(spec['join'])} call){{0,{most}}}"
     return f"{opening} call {more} {closing}"
 
 
 def _first_lines(first: Sequence[Mapping[str, Any]], answer: str) -> list[str]:
-    """The rule of the whole answer, and of the thinking before it."""
+    """Return the rules for the whole answer and for the thinking before it."""
     if not first:
         return [f"start: {answer}"]
     (thinking,) = first

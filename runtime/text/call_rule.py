@@ -1,4 +1,4 @@
-"""When an answer that is free becomes a call, and what the call has to match then."""
+"""Detects when an unconstrained answer becomes a call, which a grammar then constrains."""
 
 from dataclasses import dataclass
 
@@ -9,34 +9,26 @@ from bita.runtime.text.reasoning import Reasoning
 
 @dataclass(frozen=True)
 class CallRule:
-    """What makes a call of an answer that nothing constrains.
+    """Detection and grammar of calls in an otherwise unconstrained answer."""
 
-    trigger: the text with which a call begins. at_start: whether it counts at the answer's start
-    only. grammar: of what follows the trigger, to the end of the call. may_repeat: whether the
-    answer goes on after a call, freely, and may have another one; else it has ended. reasoning: how
-    thinking is marked, in which nothing is a call.
-    """
-
-    trigger: str
-    at_start: bool
-    grammar: Grammar
-    may_repeat: bool
-    reasoning: Reasoning | None = None
+    trigger: str  # text with which a call begins
+    at_start: bool  # whether the trigger only counts at the start of the answer
+    grammar: Grammar  # of the text after the trigger, to the end of the call
+    may_repeat: bool  # whether the answer continues freely after a call; False: the call ends it
+    reasoning: Reasoning | None = None  # marks of thinking, which contains no calls; None: none
 
 
 class CallWatch:
-    """Finds the trigger in the tokens of an answer.
-
-    shown_ids: special tokens that are text here, as in the answer's text.
-    """
+    """Finds the trigger in the tokens of an answer."""
 
     def __init__(self, rule: CallRule, codec: TextCodec, shown_ids: frozenset[int]) -> None:
+        """Start an answer. shown_ids: special tokens that are part of the answer's text."""
         self.rule = rule
         self._trigger = rule.trigger.encode()
         self._codec = codec
         self._shown_ids = shown_ids
-        self._text = b""  # what of the answer may still matter
-        self._is_over = False  # whether no call can begin any more
+        self._text = b""  # end of the answer that may still begin a match
+        self._is_over = False  # whether no further call can begin
         reasoning = rule.reasoning
         self._opening = b"" if reasoning is None else reasoning.opening.encode()
         self._closing = b"" if reasoning is None else reasoning.closing.encode()
@@ -44,25 +36,25 @@ class CallWatch:
         self._thinks = reasoning is not None and reasoning.starts_inside
 
     def push(self, token: int) -> bytes | None:
-        """Take the next token. If it completes the trigger, what of it comes after that."""
+        """Process the next token. If it completes the trigger, return its bytes after that."""
         if self._is_over:
             return None
-        self._text += self._bytes(token)
+        self._text += self._bytes_of(token)
         if self._may_think and not self._is_past_thinking():
             return None
-        return self._found_at_start() if self.rule.at_start else self._found()
+        return self._find_at_start() if self.rule.at_start else self._find_trigger()
 
     def resume(self) -> None:
-        """Look for the next call, after the end of one."""
+        """Continue the search after the end of a call."""
         self._text = b""
 
-    def _bytes(self, token: int) -> bytes:
+    def _bytes_of(self, token: int) -> bytes:
         if token in self._shown_ids:
             return self._codec.special_tokens[token].encode()
         return self._codec.token_bytes[token]
 
     def _is_past_thinking(self) -> bool:
-        """Whether the answer proper has begun; what comes before it is dropped."""
+        """Return whether the answer proper has begun, and drop the text before it."""
         if not self._thinks:
             begun = self._text.lstrip()
             if self._opening.startswith(begun[: len(self._opening)]):
@@ -81,7 +73,7 @@ class CallWatch:
         self._may_think = self._thinks = False
         return True
 
-    def _found_at_start(self) -> bytes | None:
+    def _find_at_start(self) -> bytes | None:
         begun = self._text.lstrip()
         if begun.startswith(self._trigger):
             self._is_over = True
@@ -89,7 +81,7 @@ class CallWatch:
         self._is_over = not self._trigger.startswith(begun)
         return None
 
-    def _found(self) -> bytes | None:
+    def _find_trigger(self) -> bytes | None:
         place = self._text.find(self._trigger)
         if place < 0:
             self._text = self._text[-len(self._trigger) :]

@@ -1,4 +1,4 @@
-"""The prompt of a conversation with all that a request may ask of it."""
+"""Prompts of conversations with tools, template variables and answers to be continued."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,34 +11,26 @@ from bita.runtime.text.prompt_encoder import PromptEncoder
 from bita.runtime.text.reasoning import Reasoning, reasoning_of
 from bita.runtime.text.tools import Tool
 
-_END = "\ue001bita-end\ue001"  # where the text of a message ends that is to be continued
+_END = "\ue001bita-end\ue001"  # marks the end of a message that is to be continued
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation as the model reads it.
-
-    token_ids: of `text`. reasoning: how the answer's thinking is marked, None without any.
-    """
+    """A conversation as the model reads it."""
 
     text: str
-    token_ids: Sequence[int] = field(repr=False)
-    reasoning: Reasoning | None = None
+    token_ids: Sequence[int] = field(repr=False)  # of `text`
+    reasoning: Reasoning | None = None  # marks of the answer's thinking; None: no thinking
 
 
 @dataclass(frozen=True)
 class PromptWish:
-    """How a conversation is rendered.
-
-    variables: more of the template's, such as {"enable_thinking": False}. begins_answer: end where
-    the assistant's answer begins. continues_last: end within the last message, which is the
-    assistant's, so that the answer continues it.
-    """
+    """Options of rendering a conversation."""
 
     tools: Sequence[Tool] = ()
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    begins_answer: bool = True
-    continues_last: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
+    begins_answer: bool = True  # end with the beginning of an assistant message
+    continues_last: bool = False  # end within the last (assistant) message, to continue it
 
 
 def chat_prompt(
@@ -51,7 +43,7 @@ def chat_prompt(
     changed, described = template.with_tools(messages, wish.tools)
     variables = {**wish.variables, **described}
     if wish.continues_last:
-        text = _continued(template, changed, variables)
+        text = _render_continued(template, changed, variables)
     else:
         text = template.render(changed, wish.begins_answer, variables)
     token_ids = encoder.codec.encode(text, add_special_tokens=False)
@@ -59,22 +51,22 @@ def chat_prompt(
     return ChatPrompt(text, token_ids, reasoning_of(template.source, text, begun))
 
 
-def _continued(
+def _render_continued(
     template: ChatTemplate, messages: list[Message], variables: Mapping[str, Any]
 ) -> str:
-    """The prompt up to the end of the last message's text."""
+    """Render the prompt up to the end of the last message's text."""
     last = messages[-1]
     if last["role"] != "assistant" or last.get("tool_calls"):
         what = "calls tools" if last.get("tool_calls") else f"is of role {last['role']}"
         raise PromptError(
-            f"the last message {what}; to be continued it has to be a text of the assistant: put "
-            "one there, or leave out continue_final_message"
+            f"the last message {what}, but only a text of the assistant can be continued; put one "
+            "there, or leave out continue_final_message"
         )
     marked = {**last, "content": f"{text_of(last.get('content'))}{_END}"}
     text = template.render([*messages[:-1], marked], False, variables)
     if text.count(_END) != 1:
         raise PromptError(
-            "the chat template does not write the last message as it is, so it cannot be "
+            "the chat template does not write the last message unchanged, so it cannot be "
             "continued; leave out continue_final_message"
         )
     return text[: text.index(_END)]

@@ -1,4 +1,4 @@
-"""Messages to prompt text, by the chat template that came with the model."""
+"""Rendering of messages to prompt text with the model's chat template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,28 +35,28 @@ from bita.runtime.text.tool_forms import ToolForms, find_tool_forms
 from bita.runtime.text.tool_messages import uses_tools, with_tools
 from bita.runtime.text.tools import Tool
 
-_PROBE_SHARE = 20  # of the limits
-_MAX_ERROR_CHARACTERS = 1_000  # of what a template says in an error
+_PROBE_SHARE = 20  # a probe may use this fraction (1/20) of the limits
+_MAX_ERROR_CHARACTERS = 1_000  # of a template's own error message
 _OWN_VARIABLES = ("messages", "add_generation_prompt")
-_MAX_FILE_BYTES = 4 << 20  # a template of as many characters as are allowed, of 4 bytes each
+_MAX_FILE_BYTES = 4 << 20  # room for the largest template in characters of 4 bytes
 
 
 class LostMessageError(PromptError):
-    """A template does not write what a user says."""
+    """A template does not write a user's message."""
 
 
 class _FailureError(RejectedError):
-    """A template failed, where it did not refuse the messages itself."""
+    """A template failed, as opposed to refusing the messages itself."""
 
 
 class ChatTemplate:
-    """Renders conversations as transformers' `apply_chat_template(tokenize=False)` does.
+    """Renders conversations like transformers' `apply_chat_template(tokenize=False)`.
 
     The template runs in a sandbox that bounds its time and memory (`TemplateLimits`), since it
-    comes with a model, and thereby from a stranger. One object may be used by several threads.
+    comes with a model and is therefore untrusted. Thread-safe.
 
-    A content reaches the template in a form that it reads: see `ContentForms`. The content null
-    of a tool call stays null, unless the template fails with it or prints "None".
+    Contents are passed in a form that the template reads, see `ContentForms`. The null content of a
+    tool call stays null, unless the template fails on it or prints "None".
     """
 
     def __init__(
@@ -65,19 +65,25 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         limits: TemplateLimits | None = None,
     ) -> None:
-        """Compile `source`; raise PromptError if that is not possible.
+        """Compile a template.
 
-        special_tokens: what the template may write by name: {"bos_token": "<s>", …}.
+        Args:
+            source: The template in Jinja.
+            special_tokens: Strings that the template may write by name: {"bos_token": "<s>", …}.
+            limits: Bounds of time and memory. None takes the defaults.
+
+        Raises:
+            PromptError: If the template does not compile.
         """
         self.limits = limits or TemplateLimits()
-        self.spent = Spent()  # by all renderings
+        self.spent = Spent()  # sum over all renderings
         self._special_tokens = dict(special_tokens or {})
         self._source = source
-        self._template = _compiled(source, self.limits)
+        self._template = _compile(source, self.limits)
 
     @classmethod
     def open(cls, engine_dir: Path, special_tokens: Mapping[str, str]) -> "ChatTemplate | None":
-        """Read an engine's chat template; None if it has none, EngineError if it is broken."""
+        """Read an engine's chat template; None if it has none. Raises EngineError if broken."""
         path = engine_dir / TEMPLATE_FILE
         if not path.exists():
             return None
@@ -93,40 +99,53 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt text of `messages`, ready to be encoded without special tokens added.
+        """Render `messages` to prompt text, to be encoded without adding special tokens.
 
-        messages: {"role": …, "content": …} each; the content is a string, or a list of
-        {"type": "text", "text": …} parts, which are joined by line ends for templates that read
-        strings only. An assistant's message with tool_calls may have the content null, or none.
-        More keys, such as tool_calls, reach the template if they are plain JSON.
-        add_generation_prompt: end where the assistant's answer begins.
-        variables: what else this template reads, such as {"enable_thinking": False, "tools": …}.
-        Raises PromptError if the messages, or what the template makes of them, are not usable, and
-        LostMessageError where the template does not write what a user says.
+        Args:
+            messages: Objects {"role": …, "content": …}. The content is a string or a list of
+                {"type": "text", "text": …} parts, which are joined by line ends for templates that
+                only read strings. The content of an assistant's message with tool_calls may be null
+                or missing. Other keys, such as tool_calls, are passed on; they must be plain JSON.
+            add_generation_prompt: Whether to end with the beginning of an assistant message.
+            variables: Further variables of the template, such as
+                {"enable_thinking": False, "tools": …}.
+
+        Raises:
+            PromptError: If the messages are invalid, or the template cannot render them.
+            LostMessageError: If the template does not write the user's last message.
         """
-        values = self._checked_variables(variables or {})
+        values = self._check_variables(variables or {})
         known = known_roles(messages, self._source)
         checked = checked_messages(known, self.limits.messages)
-        formed = [self._formed(index, message) for index, message in enumerate(checked)]
-        text = self._rendered_with_nulls(formed, add_generation_prompt, values)
+        formed = [self._convert_content(index, message) for index, message in enumerate(checked)]
+        text = self._render_with_nulls(formed, add_generation_prompt, values)
         lost = lost_message(checked, text)
         if lost is not None:
-            raise _loss(lost)
+            raise _loss_error(lost)
         return text
 
     @property
     def source(self) -> str:
-        """The template itself."""
+        """Source of the template."""
         return self._source
 
     def with_tools(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()
     ) -> tuple[list[Message], dict[str, Any]]:
-        """A conversation with calls and results of tools as this template takes it, and the
-        variables that describe the tools; both are for `render`.
+        """Prepare a conversation with tools for `render`.
 
-        Raises PromptError for messages that are not usable. Cost: at the first tool of a template
-        some thirty renderings of a few words.
+        The first use of tools costs about thirty renderings of a few words.
+
+        Args:
+            messages: The conversation, with calls and results of tools.
+            tools: The tools that the model may call.
+
+        Returns:
+            The messages in the form that this template takes, and the variables that describe the
+            tools.
+
+        Raises:
+            PromptError: If the messages are invalid.
         """
         known = known_roles(messages, self._source)
         checked = checked_messages(without_nulls(known), self.limits.messages)
@@ -136,13 +155,13 @@ class ChatTemplate:
 
     @cached_property
     def tool_forms(self) -> ToolForms:
-        """What the template does with tools."""
+        """How the template handles tools."""
 
         def render(
             messages: list[Message], add_generation_prompt: bool, variables: Mapping[str, Any]
         ) -> str:
             meter = Meter(self._probe_limits)
-            return self._rendered(messages, add_generation_prompt, variables, meter)
+            return self._render(messages, add_generation_prompt, variables, meter)
 
         def say(role: str, text: str) -> Any:
             return self._forms[role].of_string(text)
@@ -150,9 +169,9 @@ class ChatTemplate:
         return find_tool_forms(self._source, render, say)
 
     def check(self) -> None:
-        """Raise PromptError if the template fails, or does not write what a user says.
+        """Raise PromptError if the template fails, or does not write a user's message.
 
-        A template that refuses plain conversations, since it wants others, is sound.
+        A template that refuses plain conversations because it expects others is valid.
         """
         question = {"role": "user", "content": "Hello"}
         failures: list[_FailureError] = []
@@ -166,31 +185,31 @@ class ChatTemplate:
                 return
         raise failures[0]
 
-    def _formed(self, index: int, message: Message) -> Message:
-        """The message with its content as the template reads it."""
+    def _convert_content(self, index: int, message: Message) -> Message:
+        """Return the message with its content in the form that the template reads."""
         content = message.get("content")
         if content is None:
             return message
         forms = self._forms[message["role"]]
         if message["role"] == "user" and content and forms.loses_all:
-            raise _loss(index)
+            raise _loss_error(index)
         formed = forms.of_string(content) if isinstance(content, str) else forms.of_parts(content)
         return {**message, "content": formed}
 
     @cached_property
     def _forms(self) -> dict[str, ContentForms]:
-        """What the template reads, by role."""
+        """The content forms that the template reads, by role."""
 
         def render(messages: list[Message], add_generation_prompt: bool) -> str:
-            return self._rendered(messages, add_generation_prompt, {}, Meter(self._probe_limits))
+            return self._render(messages, add_generation_prompt, {}, Meter(self._probe_limits))
 
         return {role: ContentForms(role, render) for role in ROLES}
 
-    def _rendered_with_nulls(
+    def _render_with_nulls(
         self, messages: list[Message], add_generation_prompt: bool, values: Mapping[str, Any]
     ) -> str:
-        """The text, with an empty text for contents that are null or absent if it needs that."""
-        meter = Meter(self.limits)  # of all of them together
+        """Render, with empty strings for null or missing contents if the template needs them."""
+        meter = Meter(self.limits)  # shared by all attempts
         empty = [
             {**each, "content": self._forms[each["role"]].of_string("")}
             if each.get("content") is None
@@ -198,25 +217,25 @@ class ChatTemplate:
             for each in messages
         ]
         if empty == messages:
-            return self._rendered(messages, add_generation_prompt, values, meter)
+            return self._render(messages, add_generation_prompt, values, meter)
         try:
-            text = self._rendered(messages, add_generation_prompt, values, meter)
+            text = self._render(messages, add_generation_prompt, values, meter)
         except RejectedError as failure:
             try:
-                return self._rendered(empty, add_generation_prompt, values, meter)
+                return self._render(empty, add_generation_prompt, values, meter)
             except PromptError:
                 raise failure from None
         if "None" not in text:
             return text
         try:
-            other = self._rendered(empty, add_generation_prompt, values, meter)
+            other = self._render(empty, add_generation_prompt, values, meter)
         except PromptError:
             return text
         return other if other.count("None") < text.count("None") else text
 
     @property
     def _probe_limits(self) -> TemplateLimits:
-        """What one of the two dozen renderings of a few words may use."""
+        """Limits of one of the two dozen probe renderings."""
         limits = self.limits
         return replace(
             limits,
@@ -226,7 +245,7 @@ class ChatTemplate:
             seconds=limits.seconds / _PROBE_SHARE,
         )
 
-    def _rendered(
+    def _render(
         self,
         messages: list[Message],
         add_generation_prompt: bool,
@@ -255,8 +274,8 @@ class ChatTemplate:
             ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise _FailureError(
-                f"the chat template fails with {type(error).__name__}: {_cut(error)}; it expects "
-                f"other messages, or needs repair"
+                f"the chat template fails with {type(error).__name__}: {_cut(error)}; pass "
+                f"other messages, or repair the template"
             ) from error
         finally:
             current_meter.reset(token)
@@ -273,7 +292,7 @@ class ChatTemplate:
                 raise TemplateLimitError(f"makes a prompt of over {max_characters} characters")
         return "".join(pieces)
 
-    def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+    def _check_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         faults = [
             f"{name!r} is set by the renderer; leave it out"
             for name in _OWN_VARIABLES
@@ -284,18 +303,18 @@ class ChatTemplate:
         return copied
 
 
-def _loss(index: int) -> LostMessageError:
+def _loss_error(index: int) -> LostMessageError:
     return LostMessageError(
-        f"messages: number {index} is lost: the chat template does not write what the user says in "
-        f"it; give the prompt as text, or use another template"
+        f"messages: number {index} is lost: the chat template does not write the text of this user "
+        f"message; give the prompt as text, or use another template"
     )
 
 
-def _compiled(source: str, limits: TemplateLimits) -> Template:
+def _compile(source: str, limits: TemplateLimits) -> Template:
     if len(source) > limits.template_characters:
         raise PromptError(
-            f"the chat template has {len(source)} characters, the limit is "
-            f"{limits.template_characters}; use a shorter one"
+            f"the chat template has {len(source)} characters; the limit is "
+            f"{limits.template_characters}: use a shorter one"
         )
     try:
         return MeteredEnvironment(limits.seconds).from_string(source)

@@ -1,9 +1,9 @@
-"""Text in and out: prompts to token ids, and committed token ids to text, a few at a time.
+"""Encoding of prompts to token ids, and incremental decoding of committed token ids to text.
 
-Decoding is done on bytes: every token stands for some bytes, and an incremental UTF-8 decoder
-joins them. `tokenizers.decoders.DecodeStream` was tried and left: on invalid UTF-8 it decodes its
-whole window again for every token, holds text back without bound, and with byte fallback it
-raises ("Invalid prefix encountered") as soon as a run of byte tokens turns out to be invalid.
+Decoding works on bytes: every token has some bytes, and an incremental UTF-8 decoder joins them.
+`tokenizers.decoders.DecodeStream` was tried and rejected. On invalid UTF-8 it decodes its whole
+window again for every token and holds text back without bound. With byte fallback it raises
+("Invalid prefix encountered") as soon as a run of byte tokens turns out to be invalid.
 """
 
 import codecs
@@ -25,18 +25,24 @@ _MAX_ID = 2**32 - 1  # of the tokenizers library
 
 
 class TextCodec:
-    """Turns text into token ids and back, as the engine's tokenizer.json says.
+    """Converts text to token ids and back, according to the engine's tokenizer.json.
 
     Special tokens and ids outside the vocabulary (a padded embedding table has some) decode to
-    nothing. `decode` equals `Tokenizer.decode` on every valid text; bytes that are not UTF-8 become
-    U+FFFD each on its own, whereas Tokenizer.decode with byte fallback gives up the valid
-    characters beside them too, which no text that is shown while it grows could follow.
+    nothing. `decode` equals `Tokenizer.decode` on every valid text. Each byte that is not UTF-8
+    becomes a U+FFFD, whereas Tokenizer.decode with byte fallback also replaces adjacent valid
+    characters, which is impossible in text that is shown while it grows.
     """
 
     def __init__(self, tokenizer: Tokenizer, num_rows: int | None = None) -> None:
-        """Take over `tokenizer`; raise EngineError if its decoder is of an unsupported kind.
+        """Take ownership of `tokenizer`.
 
-        num_rows: of the model's embedding table, if it is known; a tokenizer may have more ids.
+        Args:
+            tokenizer: The tokenizer; its truncation and padding are switched off.
+            num_rows: Rows of the model's embedding table, which may be fewer than the ids of the
+                tokenizer. None if unknown.
+
+        Raises:
+            EngineError: If the tokenizer's decoder is not supported.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -44,9 +50,9 @@ class TextCodec:
         self.num_rows = num_rows
         self.rule = DecodingRule.of(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
-        # The strings of the special tokens by id.
+        # strings of the special tokens by id
         self.special_tokens = {i: token.content for i, token in added.items() if token.special}
-        # Of those, what decodes to nothing: others are known by a string that was normalized.
+        # the ones that decode to nothing; the others have a string that was normalized
         self.hidden_tokens = {
             i: text for i, text in self.special_tokens.items() if tokenizer.id_to_token(i) == text
         }
@@ -55,7 +61,7 @@ class TextCodec:
 
     @classmethod
     def open(cls, engine_dir: Path, num_rows: int | None = None) -> "TextCodec":
-        """Read tokenizer.json of an engine directory; raise EngineError if that is not possible."""
+        """Read an engine's tokenizer.json. Raises EngineError if that is not possible."""
         path = Path(engine_dir) / TOKENIZER_FILE
         if not path.exists():
             raise EngineError(f"{path} is missing. {_REBUILD.capitalize()}")
@@ -73,7 +79,7 @@ class TextCodec:
         num_rows: int | None = None,
         fix: str = "use another one",
     ) -> "TextCodec":
-        """From the content of a tokenizer.json; EngineError names `subject` and ends with `fix`."""
+        """Read the text of a tokenizer.json. EngineError names `subject` and ends with `fix`."""
         tokenizer = read_tokenizer(text, EngineError, subject, fix)
         try:
             return cls(tokenizer, num_rows)
@@ -82,38 +88,42 @@ class TextCodec:
 
     @property
     def num_tokens(self) -> int:
-        """Size of the vocabulary, added tokens included."""
+        """Size of the vocabulary, including added tokens."""
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token given by its exact string, such as "<|im_end|>"; None if there is none."""
+        """Return the id of a token by its exact string, such as "<|im_end|>"; None if unknown."""
         found = self.tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
     def starts_special(self, text: str) -> bool:
-        """Whether `text` starts with a special token."""
+        """Return whether `text` starts with a special token."""
         return text.startswith(self._special_texts)
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
-        """Matches the string of a special token, the longest one that begins at a place."""
+        """Pattern that matches the longest special token at a position."""
         longest_first = sorted(filter(None, self._special_texts), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def shown_token(self, token_id: int) -> str | None:
-        """The string of a token that is text; None for hidden tokens and unknown ids."""
+        """Return the string of a token that is text; None for hidden tokens and unknown ids."""
         if token_id in self.hidden_tokens or not 0 <= token_id <= _MAX_ID:
             return None
         found: str | None = self.tokenizer.id_to_token(int(token_id))
         return found
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`. Special tokens written out in it count as such.
+        """Encode `text` as token ids. Special tokens written out in it are encoded as such.
 
-        add_special_tokens: put around the text what the tokenizer adds by itself, such as BOS: True
-        for raw text, False for a rendered chat template, which writes them itself.
-        Raises PromptError if `text` is not a string that UTF-8 can hold, or has a token that the
-        model does not have.
+        Args:
+            text: The text, which must be valid Unicode.
+            add_special_tokens: Whether to add the tokens that the tokenizer puts around a text,
+                such as BOS. Pass True for raw text, False for a rendered chat template.
+
+        Raises:
+            PromptError: If `text` is not a string, cannot be encoded as UTF-8, or has a token that
+                the model lacks.
         """
         if not isinstance(text, str):
             raise PromptError(f"the prompt is of type {type(text).__name__}; pass a string")
@@ -122,7 +132,7 @@ class TextCodec:
         except UnicodeEncodeError as error:
             raise PromptError(
                 f"the prompt holds half a surrogate pair ({text[error.start]!r} at character "
-                f"{error.start}); pass valid Unicode, read with errors='replace' for instance"
+                f"{error.start}); pass valid Unicode, for instance read with errors='replace'"
             ) from error
         ids: list[int] = checked_call(
             lambda: self._encode(text, add_special_tokens),
@@ -138,33 +148,36 @@ class TextCodec:
         return ids
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        # the call for batches lets other threads run meanwhile, and computes no offsets
+        # the batch call releases the GIL and computes no offsets
         (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = found.ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`: the pieces of an IncrementalText joined."""
+        """Decode `ids`. The result equals the joined pieces of an IncrementalText."""
         text = IncrementalText(self)
         return text.push(ids) + text.flush()
 
 
 class IncrementalText:
-    """The text of a growing list of token ids, given out piece by piece.
+    """Decodes a growing list of token ids piece by piece.
 
-    However the ids are split, the pieces and `flush()` joined are `codec.decode(all ids)`; a piece
-    never holds a part of a character, and at most 3 bytes are held back. Cost per token: below
-    1 µs, however long the text is.
+    However the ids are split, the pieces and `flush()` add up to `codec.decode(all ids)`. A piece
+    has only whole characters, and at most 3 bytes are held back. A token costs less than 1 µs,
+    however long the text is.
     """
 
     def __init__(
         self, codec: TextCodec, continues: bool = False, shown_ids: Collection[int] = ()
     ) -> None:
-        """continues: the ids follow other text, so a space at their start stays. shown_ids: special
-        tokens whose strings are part of the text.
+        """Start an empty text.
 
-        SentencePiece writes one space before a text and takes it off when decoding; after a raw
-        prompt that space separates the last word of the prompt from the first new one.
+        Args:
+            codec: Provides the tokens and their decoding.
+            continues: Whether the ids follow other text, so that a space at their start is kept.
+                SentencePiece puts a space before a text and strips it when decoding; after a raw
+                prompt that space separates the last word of the prompt from the first new one.
+            shown_ids: Special tokens whose strings are part of the text.
         """
         self.codec = codec
         self._shown_ids = shown_ids
@@ -177,7 +190,7 @@ class IncrementalText:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """Add token ids; return the text that they complete, "" if there is none yet."""
+        """Add token ids and return the text that they complete, which may be ""."""
         if self._first_to_bytes is not None:
             return self._push_first(ids)
         table = self._token_bytes
@@ -185,12 +198,12 @@ class IncrementalText:
         return self._strip(text) if self._strip_count and text else text
 
     def flush(self) -> str:
-        """End the text: what is left of an unfinished character comes out as U+FFFD."""
+        """End the text and return its rest. An unfinished character becomes U+FFFD."""
         text = self._utf8.decode(b"", final=True)
         return self._strip(text) if self._strip_count else text
 
     def _push_first(self, ids: Iterable[int]) -> str:
-        """`push` while no token has been shown: the first one is written in its own way."""
+        """Push ids while no token has been shown yet. The first one is converted differently."""
         waiting = iter(ids)
         for token_id in waiting:
             if token_id in self._shown_ids:  # what follows it is not the first
@@ -213,7 +226,7 @@ class IncrementalText:
 
 
 class _TokenBytes(dict[int, bytes]):
-    """Bytes of each token id, worked out when first asked for; b"" for special and unknown ids."""
+    """Bytes of each token id, computed on first access; b"" for special and unknown ids."""
 
     def __init__(self, codec: TextCodec) -> None:
         super().__init__()
@@ -226,7 +239,7 @@ class _TokenBytes(dict[int, bytes]):
 
 
 class _WithShown(dict[int, bytes]):
-    """Bytes of each token id, some special tokens among them."""
+    """Bytes of each token id, including some special tokens."""
 
     def __init__(self, codec: TextCodec, shown_ids: Collection[int]) -> None:
         super().__init__()

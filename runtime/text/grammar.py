@@ -1,6 +1,6 @@
-"""What an answer has to match: JSON schemas, regular expressions, context-free grammars.
+"""Grammars for answers: JSON schemas, regular expressions, context-free grammars.
 
-The work is done by llguidance (MIT), which is loaded when the first grammar is used.
+They are implemented by llguidance (MIT), which is loaded when the first grammar is used.
 """
 
 import json
@@ -17,32 +17,37 @@ from tokenizers import Tokenizer
 from bita.errors import PromptError
 from bita.json_values import parse_json, shown
 from bita.runtime.text.grammar_size import LIMITS, MAX_CHARACTERS, is_simple
-from bita.runtime.text.grammar_source import check_installed, panics_refused, source_text, told
+from bita.runtime.text.grammar_source import (
+    check_installed,
+    clean_fault,
+    refuse_panics,
+    source_text,
+)
 from bita.runtime.text.grammar_tokens import GrammarTokens
 from bita.runtime.text.grammar_trial import try_grammar
-from bita.runtime.text.strict_schema import closed
+from bita.runtime.text.strict_schema import close_objects
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MAX_KEPT = 4  # compiled grammars
-MAX_KEPT_BYTES = 16 << 20  # of one that is kept, when it is new
-MAX_MASKS = 500  # of one that is kept: each may leave some memory in it
-MAX_VERDICTS = 256
+MAX_KEPT = 4  # cached compiled grammars
+MAX_KEPT_BYTES = 16 << 20  # of a cached grammar after compilation
+MAX_MASKS = 500  # computed with a cached grammar; each may increase its memory
+MAX_VERDICTS = 256  # remembered
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a whole answer matches.
+    """A constraint that the whole answer must match.
 
-    kind: "json_schema", "regex", "lark", "choice" or "calls". text: JSON, the expression, the
-    grammar, a list of texts as JSON, or what `CallGrammars` makes.
+    Create one with `json_schema`, `json_object`, `regex`, `lark` or `choice`.
 
-    Made by `json_schema`, `json_object`, `regex`, `lark` and `choice`. Raises PromptError.
+    Raises:
+        PromptError: If the text is too long or not valid Unicode.
     """
 
-    kind: str
-    text: str
+    kind: str  # "json_schema", "regex", "lark", "choice" or "calls"
+    text: str  # a schema as JSON, an expression, a grammar, a list as JSON, or calls as JSON
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -61,61 +66,67 @@ class Grammar:
 
     @property
     def schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema that it is; None for other kinds."""
+        """The JSON schema; None for grammars of other kinds."""
         found: Any = json.loads(self.text) if self.kind == "json_schema" else None
         return found if isinstance(found, dict) else None
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str, strict: bool = False) -> "Grammar":
-        """JSON that is valid under a schema; the parts of JSON Schema that llguidance knows.
+        """Match JSON that is valid under a schema.
 
-        strict: objects take no properties but those that the schema names, unless it says
-        otherwise by "additionalProperties"; inside arrays, alternatives and definitions too.
+        The JSON has no white space between its tokens, as in {"n":1,"l":[]}. "x-guidance" at the
+        top of the schema changes that: {"whitespace_flexible": true} allows up to 20 spaces and
+        line ends, {"whitespace_pattern": "…"} whatever the expression matches.
 
-        Nothing stands between tokens, as in {"n":1,"l":[]}; "x-guidance" at the top of the schema
-        changes that: {"whitespace_flexible": true} for up to 20 spaces and line ends,
-        {"whitespace_pattern": "…"} for an expression of your own.
+        Args:
+            schema: A JSON schema, with the parts of JSON Schema that llguidance supports.
+            strict: Whether objects may only have the properties that the schema names, unless it
+                has "additionalProperties". Applies to objects in arrays, alternatives and
+                definitions too.
+
+        Raises:
+            PromptError: If the schema is invalid.
         """
         if isinstance(schema, str):
             try:
                 schema = parse_json(schema)
             except ValueError as error:
-                raise PromptError(f"the JSON schema is no JSON: {error}") from error
+                raise PromptError(f"the JSON schema is not valid JSON: {error}") from error
         if not isinstance(schema, Mapping):
             raise PromptError(f"the JSON schema is {shown(schema)}; pass an object")
         try:
             grammar = cls("json_schema", json.dumps(schema))
-            return cls("json_schema", json.dumps(closed(schema))) if strict else grammar
+            return cls("json_schema", json.dumps(close_objects(schema))) if strict else grammar
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError(f"the JSON schema is not usable: {error}") from error
 
     @classmethod
     def json_object(cls) -> "Grammar":
-        """Any JSON object."""
+        """Match any JSON object."""
         return cls.json_schema({"type": "object"})
 
     @classmethod
     def regex(cls, expression: str) -> "Grammar":
-        """Text that matches an expression from its start to its end (syntax of Rust's `regex`)."""
+        """Match a regular expression from start to end (syntax of Rust's `regex`)."""
         return cls("regex", expression)
 
     @classmethod
     def lark(cls, grammar: str) -> "Grammar":
-        """Text that `start` derives, in llguidance's variant of Lark's notation."""
+        """Match the rule `start` of a grammar in llguidance's variant of Lark's notation."""
         return cls("lark", grammar)
 
     @classmethod
     def choice(cls, texts: Sequence[str]) -> "Grammar":
-        """One of some texts."""
+        """Match one of several texts."""
         is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
         if not is_list or not texts or not all(isinstance(text, str) and text for text in texts):
-            raise PromptError(f"choices are {shown(texts)}; pass a list of texts, none empty")
+            raise PromptError(f"choices are {shown(texts)}; pass a list of non-empty texts")
         return cls("choice", json.dumps(list(texts), ensure_ascii=False))
 
 
 @dataclass
 class Compiled:
-    """A grammar that answers start from. Copies share what they find out about it."""
+    """A compiled grammar. Answers work on copies of its matcher, which share cached state."""
 
     matcher: "LLMatcher"
     num_masks: int = 0
@@ -123,12 +134,12 @@ class Compiled:
 
     @property
     def is_worn(self) -> bool:
-        """Whether answers to come should start from another."""
+        """Whether the next answer should compile the grammar again."""
         return self.has_failed or self.num_masks > MAX_MASKS
 
 
 class GrammarMatcher:
-    """How far an answer has come through its grammar. Its memory is taken at the first use."""
+    """The position of an answer in its grammar. Allocates memory on first use."""
 
     def __init__(self, compiled: Callable[[], Compiled], tokens: GrammarTokens) -> None:
         self._find = compiled
@@ -138,10 +149,10 @@ class GrammarMatcher:
         self._is_complete = False
 
     def allowed(self) -> npt.NDArray[np.int64]:
-        """The ids of the tokens that may follow, ascending; EOS among them where it may end.
+        """Return the ascending ids of the tokens that may follow, EOS included if it may end.
 
-        Cost: about 50 µs for most grammars, and a second at most. Raises PromptError if no token
-        may follow, or the grammar gets too complex.
+        Takes about 50 µs for most grammars, and at most a second. Raises PromptError if no token
+        may follow, or the grammar becomes too complex.
         """
         ids = self._allowed()
         if not len(ids):
@@ -149,9 +160,9 @@ class GrammarMatcher:
         return ids
 
     def take_text(self, text: bytes) -> bool:
-        """Continue with a text, however it is cut into tokens; says whether that is possible.
+        """Continue with a text, whatever its tokens, and return whether the grammar allows it.
 
-        If it is not, nothing may be asked of the matcher any more.
+        If it does not, the matcher must not be used any longer.
         """
         try:
             tokens = self._tokens(text.decode())
@@ -160,7 +171,7 @@ class GrammarMatcher:
         return self._started().try_consume_tokens(tokens) == len(tokens)
 
     def take(self, token: int) -> None:
-        """Continue with one of the allowed tokens."""
+        """Continue with an allowed token."""
         matcher = self._started()
         matcher.consume_token(token)
         self._check(matcher)
@@ -174,11 +185,11 @@ class GrammarMatcher:
         return self._is_complete
 
     def forced(self) -> list[int]:
-        """The tokens that can only follow, [] mostly: good drafts."""
+        """Return the only possible next tokens, usually []. They are good drafts."""
         return list(self._started().compute_ff_tokens())
 
     def close(self) -> None:
-        """Give the memory back; only `is_complete` may be asked then."""
+        """Free the memory; only `is_complete` may be used afterwards."""
         self._compiled = self._matcher = None
 
     def _allowed(self) -> npt.NDArray[np.int64]:
@@ -188,7 +199,7 @@ class GrammarMatcher:
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         self._check(matcher)
         usable = self._tokens.usable
-        mask = mask[: len(usable)] & usable  # no row that stands for nothing, and none beyond
+        mask = mask[: len(usable)] & usable  # only rows that exist and have a text
         return np.flatnonzero(np.unpackbits(mask, bitorder="little"))
 
     def _started(self) -> "LLMatcher":
@@ -199,7 +210,7 @@ class GrammarMatcher:
 
     def _check(self, matcher: "LLMatcher") -> None:
         if matcher.is_error():
-            raise self._failure(told(matcher.get_error()))
+            raise self._failure(clean_fault(matcher.get_error()))
 
     def _failure(self, fault: str) -> PromptError:
         if self._compiled is not None:
@@ -209,23 +220,27 @@ class GrammarMatcher:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Whether a grammar is usable. fault: why not. is_kept: whether it is small when compiled."""
+    """The result of checking a grammar."""
 
-    fault: str | None
-    is_kept: bool = True
+    fault: str | None  # why it is refused; None: it is usable
+    is_kept: bool = True  # whether it is small enough to be cached
 
 
 class GrammarCompiler:
-    """Grammars over the tokens of one engine. Used by several threads.
+    """Compiles grammars over the tokens of one engine. Thread-safe.
 
-    tokenizer: as it was read when the engine was opened. vocab_size: rows of the model's logits;
-    the tokenizer may have more tokens or fewer. eos_ids: tokens that end an answer.
-
-    What is compiled is bounded: a grammar that is not simple is tried in another process first
-    (`grammar_trial`), and only some that are small are kept for later answers.
+    Memory and time are bounded: a grammar that is not simple is first tried in another process
+    (`grammar_trial`), and only a few small ones are cached for later answers.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        """Create a compiler; tokens are read on first use.
+
+        Args:
+            tokenizer: The tokenizer of the opened engine.
+            vocab_size: Rows of the model's logits; the tokenizer may have more or fewer tokens.
+            eos_ids: Tokens that end an answer.
+        """
         self._source = tokenizer, vocab_size, list(eos_ids)
         self._lock = Lock()
         self._loaded: tuple[GrammarTokens, LLTokenizer] | None = None
@@ -233,17 +248,21 @@ class GrammarCompiler:
         self._kept: OrderedDict[Grammar, Compiled] = OrderedDict()
 
     def load(self) -> None:
-        """Look at every token, which the first grammar would have to wait for (0.1 to 2 s)."""
+        """Read all tokens in advance, so that the first grammar does not wait (0.1 to 2 s)."""
         check_installed()
         self._tokenizer()
 
     def compile(
         self, grammar: Grammar, is_wanted: Callable[[], bool] = lambda: True
     ) -> GrammarMatcher:
-        """A matcher at the start of an answer.
+        """Return a matcher at the start of an answer.
 
-        is_wanted: asked now and then while it takes time. Raises PromptError for a grammar that is
-        none, that takes too much, or that is not wanted any more.
+        Args:
+            grammar: The grammar.
+            is_wanted: Called repeatedly during a long compilation; False ends it.
+
+        Raises:
+            PromptError: If the grammar is invalid, takes too much, or is no longer wanted.
         """
         check_installed()
         with self._lock:
@@ -262,21 +281,21 @@ class GrammarCompiler:
         tokens, _ = self._tokenizer()
         try:
             text = source_text(grammar.kind, grammar.text, tokens.spells_all)
-        except (ValueError, RecursionError) as error:  # too deep
-            return _Verdict(f"is not usable: {told(str(error))}")
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+            return _Verdict(f"is not usable: {clean_fault(str(error))}")
         is_kept = True
         if not is_simple(grammar.kind, grammar.text):
             trial = try_grammar(text, tokens, is_wanted)
             if trial.fault is not None:
-                return _Verdict(f"{trial.fault}; use shorter patterns, fewer at a time")
+                return _Verdict(f"{trial.fault}; use shorter or fewer patterns")
             is_kept = trial.num_bytes <= MAX_KEPT_BYTES
         compiled = self._compiled(grammar, is_kept)
         if compiled.matcher.is_error():
-            return _Verdict(f"is not usable: {told(compiled.matcher.get_error())}")
+            return _Verdict(f"is not usable: {clean_fault(compiled.matcher.get_error())}")
         return _Verdict(None, is_kept)
 
     def _compiled(self, grammar: Grammar, is_kept: bool) -> Compiled:
-        """What is kept of a grammar, or compile it again."""
+        """Return the cached grammar, or compile it again."""
         with self._lock:
             found = self._kept.get(grammar)
             if found is not None and not found.is_worn:
@@ -294,7 +313,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(**LIMITS)
-        with panics_refused():
+        with refuse_panics():
             return LLMatcher(self._tokenizer()[1], text, log_level=0, limits=limits)
 
     def _tokenizer(self) -> "tuple[GrammarTokens, LLTokenizer]":
@@ -304,13 +323,13 @@ class GrammarCompiler:
 
                 tokens = GrammarTokens(*self._source)
                 wrapper: Any = tokens
-                with panics_refused():
+                with refuse_panics():
                     self._loaded = tokens, LLTokenizer(wrapper, eos_token=tokens.eos_ids or None)
             return self._loaded
 
 
 def _add(kept: OrderedDict[Grammar, Any], grammar: Grammar, value: Any, most: int) -> None:
-    """Keep the last `most`."""
+    """Add to a cache of the `most` newest values."""
     kept[grammar] = value
     kept.move_to_end(grammar)
     while len(kept) > most:

@@ -1,22 +1,23 @@
-"""What a grammar may cost, and which grammars are known to cost little."""
+"""Limits for grammars, and the test for grammars that are known to be cheap."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-MAX_CHARACTERS = 1 << 16  # of a grammar
-# Of llguidance. Grammars in use (tests/support/usual_grammars.py) work at a third of each too, with
-# 49152 tokens; "step_max_items" grows with the tokens, and is needed to a half with 200000.
+MAX_CHARACTERS = 1 << 16  # per grammar
+# Limits of llguidance. With 49152 tokens the grammars in use (tests/support/usual_grammars.py) also
+# work at a third of each limit. "step_max_items" grows with the number of tokens: with 200000 they
+# need half of it.
 LIMITS: Mapping[str, Any] = {
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 100_000,
-    "max_lexer_states": 250_000,  # of about 0.5 kB each; a long bounded text has many
+    "max_lexer_states": 250_000,  # of about 0.5 kB each; a long bounded string has many
     "max_grammar_size": 100_000,
     "max_items_in_row": 2_000,
     "verbose_errors": False,
 }
-# Below these no grammar was found that takes more than 0.1 s and 20 MB to compile.
+# Below these limits no known grammar takes more than 0.1 s and 20 MB to compile.
 _SIMPLE_REGEX_CHARACTERS = 512
 _SIMPLE_SCHEMA_CHARACTERS = 1 << 14
 _SIMPLE_SCHEMA_DEPTH = 32
@@ -38,10 +39,10 @@ _PLAIN = frozenset(
 
 
 def is_simple(kind: str, text: str) -> bool:
-    """Whether a grammar certainly compiles in little time and memory.
+    """Return whether a grammar certainly compiles in little time and memory.
 
-    kind, text: of a Grammar. What intersects expressions or may nest without bound is not simple:
-    pattern, allOf, Lark's notation.
+    kind and text are those of a Grammar. A grammar is not simple if it intersects expressions or
+    may nest without bound: with pattern, with allOf, or in Lark's notation.
     """
     if kind == "regex":
         return len(text) <= _SIMPLE_REGEX_CHARACTERS
@@ -54,11 +55,11 @@ def is_simple(kind: str, text: str) -> bool:
     return _is_simple_schema(json.loads(text), _SIMPLE_SCHEMA_DEPTH)
 
 
-def _are_simple_calls(order: dict[str, Any]) -> bool:
-    """order: of call_grammar."""
-    schemas = [{**schema, "x-guidance": {}} for _, schema in order["tools"]]
-    if order["otherwise"] is not None:
-        schemas.append(order["otherwise"])
+def _are_simple_calls(spec: dict[str, Any]) -> bool:
+    """Return whether the schemas of a grammar of calls are simple."""
+    schemas = [{**schema, "x-guidance": {}} for _, schema in spec["tools"]]
+    if spec["otherwise"] is not None:
+        schemas.append(spec["otherwise"])
     return all(_is_simple_schema(each, _SIMPLE_SCHEMA_DEPTH) for each in schemas)
 
 
@@ -76,7 +77,7 @@ def _is_simple_schema(schema: Any, depth: int) -> bool:
 
 
 def _has_simple_keys(schema: dict[str, Any]) -> bool:
-    """Whether a schema is one plain thing, and its keywords hold what they should."""
+    """Return whether a schema uses only simple keywords, with values of the right types."""
     keys = schema.keys() - _NOTES - _PLACES
     kinds: dict[str, type] = {"anyOf": list, "prefixItems": list}
     kinds |= dict.fromkeys(("properties", "$defs", "definitions"), dict)

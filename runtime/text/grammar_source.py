@@ -1,4 +1,4 @@
-"""Grammars in the words of llguidance, and its faults in ours."""
+"""Translation of grammars for llguidance, and of its error messages."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,16 +9,16 @@ from bita.errors import MissingExtraError, PromptError
 from bita.runtime.text.call_lark import calls_lark
 from bita.runtime.text.grammar_tokens import NO_TOKEN
 
-# Blanks between tokens of JSON are the model's to choose, and cost three times the steps.
+# The model may choose white space between JSON tokens, which triples the number of steps.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False}
-# Room for line ends and indents; without a bound, small models write spaces until the limit.
+# Allows line ends and indents; without a bound, small models write spaces up to the token limit.
 FLEXIBLE: dict[str, Any] = {"whitespace_pattern": r"[ \t\n]{0,20}"}
 _NO_FORCING = '%llguidance {"no_forcing": true}'
 _FAULT_CHARACTERS = 400
 
 
 def check_installed() -> None:
-    """Raise MissingExtraError without llguidance."""
+    """Raise MissingExtraError if llguidance is not installed."""
     try:
         import llguidance  # noqa: F401
     except ModuleNotFoundError as error:
@@ -26,10 +26,10 @@ def check_installed() -> None:
 
 
 def source_text(kind: str, text: str, forces: bool = True) -> str:
-    """A grammar as llguidance's JSON; kind, text: of a Grammar. Raises ValueError.
+    """Return the grammar of a Grammar's kind and text as JSON for llguidance. Raises ValueError.
 
-    forces: where only one text can follow, allow only the tokens that the model is used to see for
-    it. Not possible where some byte has no token of its own: a longer one may be all there is.
+    forces: whether to allow only the usual tokenization if only one text can follow. It must be
+    False if some byte has no token of its own, since only a longer token may be available then.
     """
     if kind == "json_schema":
         grammar: dict[str, Any] = {"json_schema": _schema(text)}
@@ -43,7 +43,7 @@ def source_text(kind: str, text: str, forces: bool = True) -> str:
 
 
 def _schema(text: str) -> Any:
-    """A JSON schema with the white space that it allows."""
+    """Return a JSON schema completed by the white space that it allows."""
     from llguidance import LLMatcher
 
     whole = LLMatcher.grammar_from_json_schema(text, defaults=white_space(json.loads(text)))
@@ -51,7 +51,7 @@ def _schema(text: str) -> Any:
 
 
 def white_space(schema: Mapping[str, Any]) -> Any:
-    """What a JSON schema that says nothing else of white space allows."""
+    """Return the default white space options of a JSON schema; {} if it sets its own pattern."""
     given = schema.get("x-guidance")
     options: Mapping[str, Any] = given if isinstance(given, dict) else {}
     if "whitespace_pattern" in options:
@@ -74,18 +74,18 @@ def _lark(kind: str, text: str) -> str:
 
 
 @contextmanager
-def panics_refused() -> Iterator[None]:
-    """Raise PromptError where llguidance panics, which is no Exception."""
+def refuse_panics() -> Iterator[None]:
+    """Turn a panic of llguidance, which is not an Exception, into PromptError."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise PromptError(f"the grammar is not usable: {told(str(error))}") from error
+        raise PromptError(f"the grammar is not usable: {clean_fault(str(error))}") from error
 
 
-def told(fault: str) -> str:
-    """What llguidance says, without the state that it adds, on one line."""
+def clean_fault(fault: str) -> str:
+    """Return llguidance's message on one line, without the state that it appends."""
     place = fault.find(NO_TOKEN)
     if place >= 0:
         return fault[place : place + len(NO_TOKEN) + len(" 0xFF")]

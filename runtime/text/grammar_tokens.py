@@ -1,9 +1,8 @@
-"""The tokens of a model as llguidance takes them: what each row of its logits stands for.
+"""Token bytes for llguidance: the text of each row of the model's logits.
 
-The rows are those of the model, whatever its tokenizer holds: an id without a row is never used,
-and a row without a token (padding, a hole in the vocabulary) stands for nothing. What a token
-stands for is what the codec writes for it, so the text that a grammar has matched is the text that
-is given out.
+The rows are those of the model, whatever its tokenizer has: an id without a row is never used, and
+a row without a token (padding, a hole in the vocabulary) has no text. The text of a token is what
+the codec decodes it to, so a grammar matches exactly the text that is shown.
 """
 
 import json
@@ -18,47 +17,47 @@ from tokenizers import Tokenizer
 from bita.errors import PromptError
 from bita.runtime.text.codec import TextCodec
 
-CONTROL = b"\xff"  # begins a token that is not text: llguidance's mark, and no byte of UTF-8
-NO_TOKEN = "no token of the model stands for byte"
-_NEAR_BYTES = 256  # of forced text, which are split into long tokens; drafts reach no further
+CONTROL = b"\xff"  # llguidance's prefix of tokens that are not text; never occurs in UTF-8
+NO_TOKEN = "the model has no token for byte"
+_NEAR_BYTES = 256  # of forced text that are split into long tokens; drafts are shorter
 _PREFIXING = {"Metaspace": ("prepend_scheme", "never"), "ByteLevel": ("add_prefix_space", False)}
 
 
 class GrammarTokens:
-    """What llguidance asks of a tokenizer (its `TokenizerWrapper`).
+    """The tokenizer interface of llguidance (its `TokenizerWrapper`).
 
-    tokens: the bytes of each row; b"" for a row that stands for nothing, and CONTROL with the name
-    of a token that is not text: special ones, added ones written <like this>, and those of
-    `eos_ids`.
-    eos_ids: tokens that end an answer, without those that have no row.
+    Attributes:
+        tokens: The bytes of each row. b"" for a row without text. CONTROL and the name for a token
+            that is not text: special tokens, added tokens <like this>, and those of `eos_ids`.
+        eos_ids: Tokens that end an answer and have a row.
     """
 
     is_tokenizer_wrapper = True
     bos_token_id = None
-    special_token_ids: tuple[int, ...] = ()  # they have their mark already
+    special_token_ids: tuple[int, ...] = ()  # they are marked by CONTROL
 
     def __init__(self, tokenizer: Tokenizer, num_rows: int, eos_ids: Sequence[int]) -> None:
-        """num_rows: of the model's logits."""
+        """Read the tokens. num_rows: number of rows of the model's logits."""
         self.eos_ids = [token for token in dict.fromkeys(eos_ids) if 0 <= token < num_rows]
         self.eos_token_id = self.eos_ids[0] if self.eos_ids else None
         self.tokens = list(_row_bytes(tokenizer, num_rows, frozenset(self.eos_ids)))
-        self._encoder = _without_prefix(Tokenizer.from_str(tokenizer.to_str()))
+        self._encoder = _disable_prefix(Tokenizer.from_str(tokenizer.to_str()))
 
     @cached_property
     def usable(self) -> npt.NDArray[np.uint8]:
-        """Which rows may ever be chosen, a bit each, the first row in the lowest bit."""
+        """Bit mask of the rows that may ever be chosen; the first row is the lowest bit."""
         is_usable = np.fromiter(map(bool, self.tokens), bool, len(self.tokens))
         is_usable[self.eos_ids] = True
         return np.packbits(is_usable, bitorder="little")
 
     @cached_property
     def spells_all(self) -> bool:
-        """Whether each byte of UTF-8 has a token of its own, so that any text can be written."""
+        """Whether every byte of UTF-8 has its own token, so that any text can be written."""
         single = {data[0] for data in self.tokens if len(data) == 1}
         return single >= {*range(0xC0), *range(0xC2, 0xF5)}
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens that stand for `text` exactly, as the model is used to see it if possible.
+        """Return tokens that decode to exactly `text`, split as the model is used to if possible.
 
         Raises PromptError if there are none.
         """
@@ -66,14 +65,14 @@ class GrammarTokens:
         data = text.encode()
         if ids and max(ids) < len(self.tokens) and self._bytes_of(ids) == data:
             return ids
-        return list(self._longest(data))
+        return list(self._split(data))
 
     def _bytes_of(self, ids: Sequence[int]) -> bytes:
         return b"".join([self.tokens[token] for token in ids])
 
     @cached_property
     def _by_bytes(self) -> dict[bytes, int]:
-        """The first of the tokens that stand for some text."""
+        """The first token with each text."""
         backwards = range(len(self.tokens) - 1, -1, -1)
         texts = ((self.tokens[token], token) for token in backwards)
         return {data: token for data, token in texts if data and not data.startswith(CONTROL)}
@@ -82,8 +81,8 @@ class GrammarTokens:
     def _max_bytes(self) -> int:
         return max(map(len, self._by_bytes), default=1)
 
-    def _longest(self, data: bytes) -> Iterator[int]:
-        """The longest token at each place; single bytes far on, where it does not matter yet."""
+    def _split(self, data: bytes) -> Iterator[int]:
+        """Yield the longest token at each position, but single bytes beyond `_NEAR_BYTES`."""
         place = 0
         while place < len(data):
             is_far = place >= _NEAR_BYTES and data[place : place + 1] in self._by_bytes
@@ -116,16 +115,16 @@ def _row_bytes(tokenizer: Tokenizer, num_rows: int, eos_ids: frozenset[int]) -> 
             yield b"" if data.startswith(CONTROL) else data
 
 
-def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, which from now on puts nothing in front of a text.
+def _disable_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    """Change a tokenizer in place so that it puts nothing before a text, and return it.
 
-    SentencePiece's puts a space there, and some byte-level ones do; a piece of an answer has none.
+    SentencePiece and some byte-level tokenizers put a space there; a part of an answer has none.
     """
     empty: dict[str, Any] = {"version": "1.0", "added_tokens": [], "post_processor": None}
     model = {"type": "BPE", "vocab": {}, "merges": []}
     parts = {
-        "normalizer": _unprefixed(_state(tokenizer.normalizer)),
-        "pre_tokenizer": _unprefixed(_state(tokenizer.pre_tokenizer)),
+        "normalizer": _remove_prefix(_read_state(tokenizer.normalizer)),
+        "pre_tokenizer": _remove_prefix(_read_state(tokenizer.pre_tokenizer)),
     }
     like = Tokenizer.from_str(json.dumps({**empty, **parts, "decoder": None, "model": model}))
     tokenizer.normalizer = like.normalizer
@@ -133,17 +132,17 @@ def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _state(part: Any) -> Any:
+def _read_state(part: Any) -> Any:
     return None if part is None else json.loads(part.__getstate__())
 
 
-def _unprefixed(part: Any) -> Any:
-    """A normalizer or pre-tokenizer without what puts something in front; None for nothing."""
+def _remove_prefix(part: Any) -> Any:
+    """Return a normalizer or pre-tokenizer that adds no prefix; None if nothing remains."""
     if part is None or part["type"] == "Prepend":
         return None
     if part["type"] == "Sequence":
         name = "normalizers" if "normalizers" in part else "pretokenizers"
-        steps = [_unprefixed(step) for step in part[name]]
+        steps = [_remove_prefix(step) for step in part[name]]
         return {**part, name: [step for step in steps if step is not None]}
     if part["type"] in _PREFIXING:
         name, value = _PREFIXING[part["type"]]

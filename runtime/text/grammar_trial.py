@@ -1,8 +1,8 @@
-"""Tries a grammar in another process before it is compiled in this one.
+"""Trial compilation of a grammar in a child process.
 
-llguidance bounds most of what it does, but not all: intersections of patterns can take minutes and
+llguidance bounds most of its work, but not all: intersections of patterns can take minutes and
 gigabytes, and long chains of rules overflow the stack, which would end this process. So a grammar
-that is not known to be simple is compiled in a child first, which the kernel ends at its limits.
+that is not known to be simple is first compiled in a child, which the kernel ends at its limits.
 """
 
 import json
@@ -24,11 +24,11 @@ from bita.runtime.text.grammar_size import LIMITS
 from bita.runtime.text.grammar_tokens import CONTROL, GrammarTokens
 
 CHILD = Path(__file__).with_name("grammar_child.py")
-MAX_SECONDS = 0.75  # of the processor; ordinary schemas take 0.01
+MAX_SECONDS = 0.75  # of CPU time; ordinary schemas take 0.01
 MAX_BYTES = 128 << 20
-MAX_WALL_SECONDS = 20.0  # on a machine that has much else to do
-_LOOK_SECONDS = 0.05  # between looks at whether the grammar is still wanted
-# glibc takes memory from the kernel in large pieces: that would take longer than the rest.
+MAX_WALL_SECONDS = 20.0  # for a busy machine
+_LOOK_SECONDS = 0.05  # between checks whether the grammar is still wanted
+# Let glibc take memory from the kernel in large pieces: otherwise that takes longer than the rest.
 _MALLOC = {"MALLOC_TOP_PAD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 _one_at_a_time = Lock()
@@ -36,30 +36,34 @@ _one_at_a_time = Lock()
 
 @dataclass(frozen=True)
 class Trial:
-    """How a trial ended. fault: why the grammar is refused, None if it is not. num_bytes: of
-    memory that compiling it took.
-    """
+    """The outcome of a trial."""
 
-    fault: str | None
-    num_bytes: int = 0
+    fault: str | None  # why the grammar is refused; None: it is accepted
+    num_bytes: int = 0  # of memory for compiling it
 
 
 def try_grammar(text: str, tokens: GrammarTokens, is_wanted: Callable[[], bool]) -> Trial:
-    """Compile a grammar (in llguidance's JSON) in a child, one at a time.
+    """Compile a grammar in a child process, one at a time. Takes at least 0.1 s.
 
-    is_wanted: asked every few hundredths of a second; PromptError if it says no. Raises
-    EngineError if the child cannot be run. Cost: 0.1 s and more.
+    Args:
+        text: The grammar as llguidance's JSON.
+        tokens: The tokens of the model.
+        is_wanted: Called every 0.05 s; False ends the trial.
+
+    Raises:
+        PromptError: If `is_wanted` returned False.
+        EngineError: If the child cannot be run.
     """
     while not _one_at_a_time.acquire(timeout=_LOOK_SECONDS):
         _check_wanted(is_wanted)
     try:
-        return _run(json.dumps(_order(text, tokens)), is_wanted)
+        return _run(json.dumps(_make_request(text, tokens)), is_wanted)
     finally:
         _one_at_a_time.release()
 
 
-def _order(text: str, tokens: GrammarTokens) -> Mapping[str, Any]:
-    """What the child reads: of the tokens only single bytes, and those that grammars name."""
+def _make_request(text: str, tokens: GrammarTokens) -> Mapping[str, Any]:
+    """Return the child's input, with only single-byte tokens and those that grammars can name."""
     used = {
         token: data.hex()
         for token, data in enumerate(tokens.tokens)
@@ -80,9 +84,9 @@ def _order(text: str, tokens: GrammarTokens) -> Mapping[str, Any]:
     }
 
 
-def _run(order: str, is_wanted: Callable[[], bool]) -> Trial:
+def _run(request: str, is_wanted: Callable[[], bool]) -> Trial:
     try:
-        child = _started(order)
+        child = _start(request)
     except OSError as error:
         raise EngineError(f"cannot try the grammar in another process: {error}") from error
     ends_at = monotonic() + MAX_WALL_SECONDS
@@ -98,30 +102,30 @@ def _run(order: str, is_wanted: Callable[[], bool]) -> Trial:
                         return Trial(f"does not compile within {MAX_WALL_SECONDS:g} s")
         finally:
             child.kill()
-    return _verdict(child.returncode, out, err)
+    return _judge(child.returncode, out, err)
 
 
-def _started(order: str) -> "subprocess.Popen[str]":
+def _start(request: str) -> "subprocess.Popen[str]":
     command = [sys.executable or "python3", "-I", str(CHILD)]
-    with TemporaryFile("w+", encoding="utf-8") as file:  # a pipe would have to be fed meanwhile
-        file.write(order)
+    with TemporaryFile("w+", encoding="utf-8") as file:  # a pipe would need a writer meanwhile
+        file.write(request)
         file.seek(0)
         pipe, env = subprocess.PIPE, {**os.environ, **_MALLOC}
         return subprocess.Popen(command, stdin=file, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
-def _verdict(code: int, out: str, err: str) -> Trial:
+def _judge(code: int, out: str, err: str) -> Trial:
     if code == 0:
         return Trial(None, int(out))
     if code == -signal.SIGVTALRM:
         return Trial(f"takes more than {MAX_SECONDS:g} s to compile")
     if code == -signal.SIGSEGV:
         return Trial("is nested too deeply")
-    if code < 0:  # the allocator of Rust aborts
+    if code < 0:  # Rust's allocator aborts without memory
         return Trial(f"takes more than {MAX_BYTES >> 20} MB to compile")
     raise EngineError(f"cannot try the grammar in another process: {err.strip()[-300:]}")
 
 
 def _check_wanted(is_wanted: Callable[[], bool]) -> None:
     if not is_wanted():
-        raise PromptError("the answer is not wanted any more")
+        raise PromptError("the answer is no longer wanted")

@@ -1,8 +1,8 @@
-"""Where a JSON object ends in a text that comes in pieces."""
+"""Detection of the end of a JSON value in a text that arrives in pieces."""
 
 
 class JsonEnd:
-    """Follows an object or a list from its first bracket. is_over: whether it has ended."""
+    """Follows an object or a list from its first bracket. `is_over`: whether it has ended."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -11,7 +11,7 @@ class JsonEnd:
         self._is_escaped = False
 
     def push(self, text: str) -> int:
-        """Add text; how many characters of it belong to the value."""
+        """Add text and return the number of its characters that belong to the value."""
         for place, character in enumerate(text):
             if self.is_over:
                 return place

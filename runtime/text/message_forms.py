@@ -1,7 +1,7 @@
-"""Which forms of a message's content a chat template reads, found by rendering sentinels.
+"""Detects which forms of a message's content a chat template reads, by rendering sentinels.
 
-A content is a string or a list of parts. Some templates read one form only, and write nothing, or
-Python's notation of a list, where they get the other. The user's text must not be lost by that.
+A content is a string or a list of parts. Some templates read only one form, and given the other
+they write nothing, or Python's notation of a list. The user's text must not be lost that way.
 """
 
 import re
@@ -23,55 +23,57 @@ _CALL = {
 
 
 class RejectedError(PromptError):
-    """A template does not take these messages; it may take others."""
+    """A template refuses these messages; it may accept others."""
 
 
 class CostlyError(PromptError):
-    """A template takes more than a few words are worth."""
+    """A template is too expensive for a few words."""
 
 
 class ContentForms:
-    """What a template does with the content of one role; found when first asked for.
-
-    render: raises RejectedError for messages that the template does not take, and CostlyError where
-    asking it further would take too long: it then gets strings.
-
-    `string`: a string is written. `parts`: all text parts of a list are. `first_part`: the text of
-    a list of one part is.
-    """
+    """The forms of content that a template reads for one role, detected on first use."""
 
     def __init__(self, role: str, render: Render) -> None:
+        """Prepare the detection.
+
+        Args:
+            role: The role of the messages.
+            render: Renders a conversation. Raises RejectedError if the template refuses it, and
+                CostlyError if further attempts would take too long; strings are then used.
+        """
         self._role = role
         self._render = render
-        self._renders = False  # whether the template took some conversation
+        self._renders = False  # whether the template accepted some conversation
         self._is_costly = False
 
     @cached_property
     def string(self) -> bool:
+        """Whether the template writes a string."""
         return self._writes(_FIRST, [_FIRST]) or self._is_costly
 
     @cached_property
     def parts(self) -> bool:
+        """Whether the template writes all text parts of a list."""
         return self._writes([_text_part(_FIRST), _text_part(_SECOND)], [_FIRST, _SECOND])
 
     @cached_property
     def first_part(self) -> bool:
+        """Whether the template writes the text of a list of one part."""
         return self.parts or self._writes([_text_part(_FIRST)], [_FIRST])
 
     @cached_property
     def loses_all(self) -> bool:
-        """Whether the template takes the role, but writes its text in no form."""
+        """Whether the template accepts the role, but writes its text in neither form."""
         return not (self.string or self.first_part) and self._renders
 
     def of_string(self, text: str) -> Any:
-        """The form in which a string reaches the template."""
+        """Return a string in the form that the template reads."""
         return text if self.string or not self.first_part else [_text_part(text)]
 
     def of_parts(self, parts: Sequence[Any]) -> Any:
-        """The form in which a list of text parts reaches the template.
+        """Return a list of text parts in the form that the template reads.
 
-        Templates that read strings only get one with the texts joined by line ends, and those that
-        read one part only get one part.
+        The texts are joined by line ends for templates that read only a string or a single part.
         """
         if self.parts:
             return [_text_part(part) if isinstance(part, str) else part for part in parts]
@@ -79,7 +81,7 @@ class ContentForms:
         return self.of_string(joined)
 
     def _writes(self, content: Any, sentinels: Sequence[str]) -> bool:
-        """Whether some conversation with this content is rendered with all sentinels in it."""
+        """Return whether some conversation with this content is rendered with all sentinels."""
         for messages in _conversations(self._role, content):
             if self._is_costly:
                 return False
@@ -97,9 +99,9 @@ class ContentForms:
 
 
 def _conversations(role: str, content: Any) -> list[list[Message]]:
-    """Conversations with one message of `content`; the others have strings, or parts.
+    """Return conversations with one message of `content`; the others have strings, or parts.
 
-    The parts count for templates that read nothing else.
+    Parts are for templates that read nothing else.
     """
     message: Message = {"role": role, "content": content}
     found = []
@@ -119,7 +121,7 @@ def _conversations(role: str, content: Any) -> list[list[Message]]:
 
 
 def _is_written(sentinel: str, text: str) -> bool:
-    """Whether a text holds the sentinel elsewhere than in a list of parts that is printed."""
+    """Return whether a text has the sentinel outside of a printed list of parts."""
     everywhere = re.findall(sentinel, text, re.IGNORECASE)
     printed = re.findall(rf"text['\"]\s*:\s*['\"]{sentinel}", text, re.IGNORECASE)
     return len(everywhere) > len(printed)

@@ -1,4 +1,4 @@
-"""Messages as callers give them: checked, and copied for a chat template."""
+"""Validation and copying of messages for a chat template."""
 
 import json
 import re
@@ -10,20 +10,20 @@ from bita.errors import PromptError, raise_faults
 from bita.json_values import shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# With one of these an assistant's message may do without content.
+# An assistant's message with one of these needs no content.
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _WORD = re.compile(r"[A-Za-z0-9]+")
-_NUM_WORDS = 50  # of a message, looked for in the prompt
+_NUM_WORDS = 50  # per message that are searched for in the prompt
 
 Message = dict[str, Any]
 
 
 def checked_messages(messages: Any, max_messages: int) -> list[Message]:
-    """Plain copies of messages; their content is a string, a list of text parts, null or absent.
+    """Return plain copies of messages; a content is a string, a list of text parts, null or absent.
 
-    All other keys stay as they are, in their order. The reasoning of an answer is there by all
-    names that templates read, as in transformers. Raises PromptError that lists every fault.
+    All other keys are kept, in order. The reasoning of an answer is stored under all names that
+    templates read, as in transformers. Raises PromptError that lists every fault.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise PromptError(
@@ -33,21 +33,23 @@ def checked_messages(messages: Any, max_messages: int) -> list[Message]:
     if not 0 < len(messages) <= max_messages:
         raise PromptError(f"there are {len(messages)} messages; pass 1 to {max_messages}")
     faults: list[str] = []
-    checked = [_checked(index, message, faults) for index, message in enumerate(messages)]
+    checked = [_check_message(index, message, faults) for index, message in enumerate(messages)]
     raise_faults(PromptError, "messages", faults)
     return checked
 
 
 def without_nulls(messages: Any) -> Any:
-    """Messages without their fields that are null or an empty list of calls, which say nothing; a
-    template may ask whether they are there. What is no list of messages stays as it is.
+    """Return messages without fields that are null or an empty list of calls.
+
+    Such fields mean nothing, but a template may test whether they exist. A value that is not a list
+    of messages is returned unchanged.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         return messages
-    return [_without_nulls(each) if isinstance(each, Mapping) else each for each in messages]
+    return [_drop_nulls(each) if isinstance(each, Mapping) else each for each in messages]
 
 
-def _without_nulls(message: Mapping[str, Any]) -> Message:
+def _drop_nulls(message: Mapping[str, Any]) -> Message:
     kept = {key: value for key, value in message.items() if key == "content" or value is not None}
     calls = kept.get("tool_calls")
     if calls == []:
@@ -63,7 +65,7 @@ def _without_nulls(message: Mapping[str, Any]) -> Message:
 
 
 def plain_json(value: Mapping[str, Any], index: int | str, faults: list[str]) -> Message:
-    """A copy made of JSON types only: other objects have methods that a sandbox cannot know."""
+    """Return a copy made of JSON types; the sandbox cannot know the methods of other objects."""
     try:
         copied: Message = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -75,10 +77,10 @@ def plain_json(value: Mapping[str, Any], index: int | str, faults: list[str]) ->
 
 
 def lost_message(messages: Sequence[Message], prompt: str) -> int | None:
-    """The last message of a user, if the prompt has none of its words; else None.
+    """Return the index of the last user message if the prompt lacks its text, else None.
 
-    Templates may leave out earlier turns. Looks for one long word in Latin letters, whatever their
-    case; text without any is not missed.
+    Templates may leave out earlier turns. The test searches for the longest word in Latin letters,
+    ignoring case; a message without any such word is never reported.
     """
     index = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=None)
     if index is None:
@@ -90,15 +92,15 @@ def lost_message(messages: Sequence[Message], prompt: str) -> int | None:
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content, in any of its forms."""
+    """Return the text of a message's content in any of its forms."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
     return "\n".join(part if isinstance(part, str) else part["text"] for part in parts)
 
 
-def _checked(index: int, message: Any, faults: list[str]) -> Message:
-    """A plain copy of one message; what is wrong with it is added to `faults`."""
+def _check_message(index: int, message: Any, faults: list[str]) -> Message:
+    """Return a plain copy of one message, and add its faults to `faults`."""
     if not isinstance(message, Mapping):
         faults.append(f'number {index} is {shown(message)}; pass {{"role": …, "content": …}}')
         return {}

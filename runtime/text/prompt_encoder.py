@@ -1,4 +1,4 @@
-"""Prompts to token ids: tokenizer, chat template, and what a model's authors say of answers."""
+"""Encoding of prompts with a model's tokenizer, chat template and generation defaults."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,20 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-MAX_SMALL_BYTES = 4 << 20  # of a tokenizer.json that takes little memory while it is read
+MAX_SMALL_BYTES = 4 << 20  # of a tokenizer.json that needs little memory while it is read
 
 
 @dataclass(frozen=True, eq=False)
 class PromptEncoder:
-    """Encodes prompts for one model.
-
-    codec: token ids to text and back.
-    template: writes messages as text; None for a model without chat.
-    defaults: how answers end, and how they are sampled.
-    """
+    """Encodes prompts for one model."""
 
     codec: TextCodec
-    template: ChatTemplate | None
-    defaults: GenerationDefaults
+    template: ChatTemplate | None  # None for a model without chat
+    defaults: GenerationDefaults  # EOS tokens and sampling options
 
     @classmethod
     def of_engine(cls, engine: Engine) -> "PromptEncoder":
-        """Raises EngineError if a file of the engine is broken."""
+        """Read the files of an engine. Raises EngineError if one is broken."""
         codec = TextCodec.open(engine.path, engine.manifest.vocab_size)
         defaults = GenerationDefaults.load(engine.file(GENERATION_FILE))
         _check_eos_ids(engine, defaults.eos_ids)
@@ -49,9 +44,17 @@ class PromptEncoder:
         defaults: GenerationDefaults,
         num_rows: int | None = None,
     ) -> "PromptEncoder":
-        """From the contents of the files of a model; num_rows: of its embedding table.
+        """Create an encoder from the contents of a model's files.
 
-        Raises EngineError for a tokenizer that cannot be used, and PromptError for a template.
+        Args:
+            tokenizer_json: Text of tokenizer.json.
+            chat_template: Source of the template; None for a model without chat.
+            defaults: EOS tokens and sampling options.
+            num_rows: Rows of the model's embedding table; None if unknown.
+
+        Raises:
+            EngineError: If the tokenizer cannot be used.
+            PromptError: If the template cannot be used.
         """
         codec = TextCodec.of_json(tokenizer_json, num_rows=num_rows)
         template = None
@@ -60,7 +63,7 @@ class PromptEncoder:
         return cls(codec, template, defaults)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of text (special tokens added), of messages (templated) or of token ids."""
+        """Encode text (adding special tokens), messages (by the template), or token ids."""
         if isinstance(prompt, str):
             return self.codec.encode(prompt, add_special_tokens=True)
         if not isinstance(prompt, Sequence):
@@ -73,26 +76,27 @@ class PromptEncoder:
         return self.codec.encode(text, add_special_tokens=False)
 
     def eos_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """The tokens that end an answer to a prompt; to messages, those that end a turn too."""
+        """Return the tokens that end an answer; for messages also those that end a turn."""
         is_chat = not isinstance(prompt, str) and isinstance(prompt[0], Mapping)
         return self.defaults.chat_eos_ids if is_chat else self.defaults.eos_ids
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of messages by the model's template. Raises PromptError."""
+        """Render messages with the model's template. Raises PromptError."""
         if self.template is None:
             raise PromptError("this engine's model has no chat template; give the prompt as text")
         return self.template.render(messages)
 
     def as_prompt(self, messages: Sequence[Message]) -> Prompt:
-        """The messages themselves, or the text of the last one for a model without chat."""
+        """Return the messages, or the text of the last one for a model without chat."""
         if self.template is not None:
             return messages
         return text_of(checked_messages(messages, TemplateLimits().messages)[-1].get("content"))
 
 
 def has_large_tokenizer(engine: Engine) -> bool:
-    """Whether the tokenizer takes much memory while it is read, 336 MB for a file of 14 MB, so that
-    weights are better read after it.
+    """Return whether reading the tokenizer needs much memory: 336 MB for a file of 14 MB.
+
+    Weights are then better read after it.
     """
     return engine.file(TOKENIZER_FILE).stat().st_size > MAX_SMALL_BYTES
 

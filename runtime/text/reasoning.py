@@ -1,27 +1,32 @@
-"""Where a model's thinking begins and ends in its answer, read from its chat template."""
+"""Marks of a model's thinking in its answer, read from its chat template."""
 
 from dataclasses import dataclass
 from typing import Any
 
 OPEN, CLOSE = "<think>", "</think>"
-SWITCH = "enable_thinking"  # the variable of templates that can do without
+SWITCH = "enable_thinking"  # variable of templates with optional thinking
 EFFORT = "reasoning_effort"
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """How an answer's thinking is marked. starts_inside: whether the prompt has opened it."""
+    """The marks around an answer's thinking."""
 
-    starts_inside: bool = False
+    starts_inside: bool = False  # whether the prompt has already opened the thinking
     opening: str = OPEN
     closing: str = CLOSE
 
 
 def reasoning_of(template: str, prompt: str, begun: str | None = None) -> Reasoning | None:
-    """How the answer to a prompt that a template made is thought about; None where the template
-    knows of no thinking, or the thinking is over.
+    """Return how thinking is marked in the answer to a prompt.
 
-    begun: the text of the answer that the prompt has, where it is to be continued.
+    Args:
+        template: Source of the chat template.
+        prompt: The prompt that it rendered.
+        begun: Beginning of the answer within the prompt, if it is to be continued; else None.
+
+    Returns:
+        The marks, or None if the template has no thinking or the thinking is over.
     """
     if CLOSE not in template and OPEN not in template:
         return None
@@ -33,7 +38,7 @@ def reasoning_of(template: str, prompt: str, begun: str | None = None) -> Reason
 
 
 def effort_variables(template: str, effort: str | None) -> dict[str, Any]:
-    """What `reasoning_effort` sets of a template's variables; nothing where it has none."""
+    """Return the template variables that `reasoning_effort` sets; {} if there are none."""
     if effort is None:
         return {}
     found: dict[str, Any] = {EFFORT: effort} if EFFORT in template else {}

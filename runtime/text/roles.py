@@ -1,4 +1,4 @@
-"""Roles of messages that newer interfaces know, for templates that do not."""
+"""Support of newer roles of messages by older templates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +7,10 @@ DEVELOPER, SYSTEM = "developer", "system"
 
 
 def known_roles(messages: Any, template: str) -> Any:
-    """The messages, with "system" for the role "developer" unless the template names that role.
+    """Replace the role "developer" by "system", unless the template names it.
 
-    OpenAI's interface calls the system message of newer models a developer's. What is not a list
-    of messages is returned as it is.
+    OpenAI's interface calls the system message of newer models a developer message. A value that is
+    not a list of messages is returned unchanged.
     """
     if DEVELOPER in template or isinstance(messages, (str, Mapping)):
         return messages

@@ -1,7 +1,7 @@
-"""When a generation ends, and exactly which tokens and which text belong to it.
+"""Decides when a generation ends, and exactly which tokens and which text belong to it.
 
-A step may commit several tokens at once, so the end can lie inside an accepted path. The rule here
-looks at one token after the other: what it keeps does not depend on how the steps cut the path, so
+A step may commit several tokens at once, so the end can be inside an accepted path. The rule
+processes one token at a time. What it keeps does not depend on how steps divide the tokens, so
 speculative and plain decoding stop at the same token with the same text.
 """
 
@@ -15,34 +15,39 @@ from bita.runtime.text.codec import IncrementalText, TextCodec
 
 FinishReason = Literal["eos", "stop", "grammar", "length", "capacity", "timeout", "cancelled"]
 
-MAX_STOP_STRINGS = 16  # each is searched for once per token
-MAX_STOP_CHARACTERS = 256  # as much text may have to be held back
+MAX_STOP_STRINGS = 16  # each is searched for with every token
+MAX_STOP_CHARACTERS = 256  # up to this much text may have to be held back
 
 
 class StopStrings:
-    """Finds the first of some stop strings in a text that comes in pieces.
+    """Finds the first of several stop strings in a text that arrives in pieces.
 
-    The string that ends first counts; of those that end at the same character the longest. That
-    is the same however the text is cut into pieces. Cost per piece: one search per stop string.
+    The string that ends first counts, and the longest of those that end at the same character. The
+    result does not depend on the division into pieces. A piece costs one search per stop string.
     """
 
     def __init__(self, stops: Sequence[str] = (), marked: Sequence[str] = ()) -> None:
-        """marked: more strings to stop at, which are found as they are.
+        """Start an empty text.
 
-        Raise PromptError, listing all faults, if a stop string is empty, too long or no text.
+        Args:
+            stops: Strings to stop at.
+            marked: Further strings to stop at, which are not validated.
+
+        Raises:
+            PromptError: If a stop string is empty, too long or not text; lists all faults.
         """
         raise_faults(PromptError, "stop strings", stop_faults(stops))
         self.found: str | None = None  # the stop string that ended the text
         self._stops = tuple(dict.fromkeys((*stops, *marked)))
         self._beginnings = {stop[:end] for stop in self._stops for end in range(1, len(stop))}
         self._longest = max(map(len, self._beginnings), default=0)
-        self._held = ""  # the longest end of the text that may begin a stop string
+        self._held = ""  # longest suffix of the text that may begin a stop string
 
     def push(self, piece: str) -> str:
-        """Add text; return what of all text so far is new and certainly shown.
+        """Add text and return the new part of the text that is certainly shown.
 
-        When a stop string is complete, `found` is set, the text before it is returned, and all
-        that follows is dropped.
+        Once a stop string is complete, `found` is set: the text before it is returned, and
+        everything after is dropped.
         """
         if not self._stops:
             return piece
@@ -55,12 +60,12 @@ class StopStrings:
         return text[:shown]
 
     def flush(self) -> str:
-        """End the text; return what was held back and turned out to begin no stop string."""
+        """End the text and return the text that was held back, which began no stop string."""
         held, self._held = self._held, ""
         return held
 
     def _find(self, text: str) -> int | None:
-        """Where the stop string that ends first begins; sets `found`."""
+        """Return the start of the stop string that ends first, and set `found`."""
         hits = [
             (start + len(stop), start, stop)
             for stop in self._stops
@@ -79,16 +84,16 @@ class StopStrings:
 
 
 class SpecialMarks:
-    """The special tokens in some stop strings, as characters that no text holds.
+    """Represents the special tokens in stop strings by marks: characters that text never contains.
 
-    Special tokens are shown as nothing, so a stop string such as "\\n<|end|>" would never be found.
-    For each special token in a stop string there is a mark, which stands for the token in the text
-    that is searched, and for its string in `stops`. What is shown goes through `shown`.
+    Special tokens are not shown, so a stop string such as "\\n<|end|>" would never be found.
+    Therefore each special token in a stop string gets a mark, which replaces the token in the
+    searched text and its string in `stops`. `shown` removes the marks from text that is shown.
     """
 
     def __init__(self, stops: Sequence[str], codec: TextCodec) -> None:
         strings = {found for stop in stops for found in codec.special_pattern.findall(stop)}
-        # Half a surrogate pair: decoded UTF-8 has none.
+        # lone surrogates never occur in decoded UTF-8
         mark_of = {string: chr(0xD800 + i) for i, string in enumerate(sorted(strings))}
         self.by_id = {i: mark_of[s] for i, s in codec.hidden_tokens.items() if s in mark_of}
         self.stops = [
@@ -99,19 +104,20 @@ class SpecialMarks:
         self._to_nothing = dict.fromkeys(map(ord, mark_of.values()))
 
     def shown(self, text: str) -> str:
-        """The text without its marks."""
+        """Return the text without marks."""
         return text.translate(self._to_nothing)
 
 
 class StopRule:
-    """Decides token by token what of a generation counts.
+    """Decides token by token which part of a generation counts.
 
-    It ends at an EOS or stop token (kept in `token_ids`, not shown), at the token that completes a
-    stop string (kept; the text is cut before the string), or at the token limit, looked at in
-    this order. A special token completes a stop string that its own string ends; where that is an
-    EOS or stop token, the text is cut before the string all the same. Tokens fed after the end are
-    ignored, so a whole accepted path can be fed at once; the number kept of it is the growth of
-    `token_ids`. Cost per token without stop strings: about 1 µs.
+    A generation ends at the first of these, checked in this order for each token: an EOS or stop
+    token (kept in `token_ids`, not shown), the token that completes a stop string (kept; the text
+    is cut before the string), or the token limit. A special token completes a stop string that ends
+    with its own string; if it is an EOS or stop token, the text is still cut before the stop
+    string. Tokens fed after the end are ignored, so a whole accepted path can be fed at once; the
+    growth of `token_ids` is the number of tokens kept. Without stop strings a token costs about 1
+    µs.
     """
 
     def __init__(
@@ -122,17 +128,24 @@ class StopRule:
         stops: Sequence[str] = (),
         stop_token_ids: Collection[int] = (),
     ) -> None:
-        """text: fresh, owned by the rule from here on. eos_ids: none to go on past EOS tokens.
-        stop_token_ids: more that end the answer, kept and not shown like EOS.
+        """Start a generation.
 
-        Raises PromptError if the limit is below 1 or a stop string is not usable.
+        Args:
+            text: An unused text, of which the rule takes ownership.
+            eos_ids: EOS tokens. Empty to continue after them.
+            max_new_tokens: Limit of tokens, at least 1.
+            stops: Stop strings.
+            stop_token_ids: Further tokens that end the answer; kept and not shown, like EOS.
+
+        Raises:
+            PromptError: If the limit is below 1 or a stop string is invalid.
         """
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {max_new_tokens!r}; pass an integer from 1 on")
+            raise PromptError(f"max_new_tokens is {max_new_tokens!r}; pass a positive integer")
         self.token_ids: list[int] = []
-        self.text_ends = array("q")  # of each token, where its text ends in that of all tokens
+        self.text_ends = array("q")  # end of each token's text within the text of all tokens
         self.finish_reason: FinishReason | None = None
-        self.ended_at_token = False  # one that is no text: EOS, a stop token, a special token
+        self.ended_at_token = False  # True: the last token is EOS, a stop or a special token
         self._text = text
         self._eos_ids = frozenset(eos_ids)
         self._stop_token_ids = frozenset(stop_token_ids)
@@ -144,7 +157,7 @@ class StopRule:
         self._ready: list[str] = []
 
     def feed(self, token_id: int) -> None:
-        """Take the next token of an accepted path; sets `finish_reason` if it is the last one."""
+        """Process the next token; sets `finish_reason` if it is the last one."""
         if self.finish_reason is not None:
             return
         self.token_ids.append(token_id)
@@ -168,7 +181,7 @@ class StopRule:
     def _feed_mark(self, token_id: int, mark: str) -> None:
         """Look for stop strings that this special token completes.
 
-        An EOS token that is a stop string as it stands ends the answer as EOS.
+        An EOS token that is itself a stop string ends the answer as EOS.
         """
         self._ready.append(self._stops.push(mark))
         found = self._stops.found
@@ -177,15 +190,15 @@ class StopRule:
             self.ended_at_token = True
 
     def take_text(self) -> str:
-        """New text that is safe to show: no part of a character, nothing a stop may take back."""
+        """Return new text that is safe to show: whole characters that no stop string can remove."""
         ready = "".join(self._ready)
         self._ready.clear()
         return ready if self._marks is None else self._marks.shown(ready)
 
     def close(self) -> str:
-        """End the text; return all that was not taken yet. Only "" follows.
+        """End the text and return the remaining part. Later calls return "".
 
-        All texts taken, joined, are the decoded `token_ids` without a last EOS, cut before the
+        The texts returned add up to the decoded `token_ids` without a final EOS, cut before the
         stop string if there is one.
         """
         self._ready.append(self._stops.push(self._text.flush()) + self._stops.flush())
@@ -193,7 +206,7 @@ class StopRule:
 
 
 def stop_faults(stops: Sequence[str]) -> list[str]:
-    """Why these cannot be stop strings."""
+    """Return why these are not valid stop strings; [] if they are."""
     if isinstance(stops, str) or not isinstance(stops, Sequence):
         return [f"{shown(stops)} is not a list of strings; pass [{shown(stops)}]"]
     if len(stops) > MAX_STOP_STRINGS:

@@ -1,4 +1,4 @@
-"""Operators, and methods of texts, with what they cost charged before they are done."""
+"""Charges for operators and string methods, made before they run."""
 
 import re
 from collections.abc import Callable, Sized
@@ -8,28 +8,28 @@ from typing import Any
 from bita.runtime.text.template_meter import (
     OBJECT_CHARACTERS,
     TemplateLimitError,
-    listed,
-    look,
+    check_time,
     own_size,
     spend,
+    to_list,
     weigh,
 )
 
 _MAX_WIDTH = 999  # of a formatted value
 _MAX_PATTERN = 1 << 16  # characters of a text with fields
 _MAX_INTEGER_BITS = 256
-_MAX_STRIPPED = 256  # characters to be stripped: each of a text may be looked up among all
-_SEARCHED_PER_CHARACTER = 64  # comparisons that cost as much as making a character
+_MAX_STRIPPED = 256  # characters to strip: each character of a text may be compared with all
+_SEARCHED_PER_CHARACTER = 64  # comparisons that cost as much as creating a character
 _WIDE_SPEC = re.compile(r"\{|\d{4}")
 _KEY = r"\([^()]{0,64}\)"
-_ODD_KEY = re.compile(rf"%(?!{_KEY})\(")  # Python takes keys with brackets in them
+_ODD_KEY = re.compile(rf"%(?!{_KEY})\(")  # Python accepts keys that contain brackets
 _WIDE_PERCENT = re.compile(rf"%({_KEY})?[-+ #]*\d*\.?(\*|\d{{4}})")
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 def charge_operator(operator: str, left: Any, right: Any) -> None:
     """Charge a binary operator."""
-    look()
+    check_time()
     if operator == "%" and isinstance(left, str):
         charge_percent(left, right)
     elif isinstance(left, int) and isinstance(right, int):
@@ -45,7 +45,7 @@ def _check_integers(operator: str, left: int, right: int) -> None:
     bits = left.bit_length(), right.bit_length()
     result = {"*": sum(bits), "**": bits[0] * abs(right)}.get(operator, max(bits))
     if result > _MAX_INTEGER_BITS:
-        raise TemplateLimitError(f"computes with an integer of over {_MAX_INTEGER_BITS} bits")
+        raise TemplateLimitError(f"computes with an integer of more than {_MAX_INTEGER_BITS} bits")
 
 
 def charge_percent(pattern: str, values: Any) -> None:
@@ -53,7 +53,7 @@ def charge_percent(pattern: str, values: Any) -> None:
     _check_pattern(pattern)
     _charge_fields(pattern.count("%"), values)
     if _ODD_KEY.search(pattern) or _WIDE_PERCENT.search(pattern):
-        raise TemplateLimitError(f"formats to over {_MAX_WIDTH} characters: {pattern[:80]!r}")
+        raise TemplateLimitError(f"formats to more than {_MAX_WIDTH} characters: {pattern[:80]!r}")
 
 
 def charge_format(pattern: str, values: Any) -> None:
@@ -62,13 +62,13 @@ def charge_format(pattern: str, values: Any) -> None:
     _charge_fields(pattern.count("{"), values)
     fields = (spec for _, _, spec, _ in Formatter().parse(pattern) if spec is not None)
     if any(_WIDE_SPEC.search(spec) for spec in fields):
-        raise TemplateLimitError(f"formats to over {_MAX_WIDTH} characters: {pattern[:80]!r}")
+        raise TemplateLimitError(f"formats to more than {_MAX_WIDTH} characters: {pattern[:80]!r}")
 
 
 def _check_pattern(pattern: str) -> None:
     spend(len(pattern))
     if len(pattern) > _MAX_PATTERN:
-        raise TemplateLimitError(f"formats by a text of over {_MAX_PATTERN} characters")
+        raise TemplateLimitError(f"formats with a pattern of more than {_MAX_PATTERN} characters")
 
 
 def _charge_fields(num_fields: int, values: Any) -> None:
@@ -88,7 +88,7 @@ def charge_join(separator: str, items: list[Any]) -> None:
 
 
 def charge_lines(whole: str, per_line: int) -> None:
-    """Charge an operation that makes `per_line` characters of each line of a text."""
+    """Charge an operation that creates `per_line` characters for each line of a text."""
     num_lines = 1 + sum(map(whole.count, _LINE_ENDS))
     spend(num_lines * per_line)
 
@@ -97,11 +97,11 @@ def charge_strip(whole: str, characters: Any = None) -> None:
     """Charge str.strip; refuse many characters."""
     if isinstance(characters, str) and len(characters) > _MAX_STRIPPED:
         raise TemplateLimitError(f"strips over {_MAX_STRIPPED} different characters")
-    look()
+    check_time()
 
 
 def charge_search(whole: str, part: Any, *places: Any) -> None:
-    """Charge a search from the end, which may compare all of a part at each place."""
+    """Charge a search from the end, which may compare the whole part at each position."""
     length = len(part) if isinstance(part, str) else 1
     spend(len(whole) * length // _SEARCHED_PER_CHARACTER)
 
@@ -124,12 +124,12 @@ def _charge_split_lines(whole: str, keepends: Any = False) -> None:
     charge_lines(whole, OBJECT_CHARACTERS)
 
 
-def _charge_look(whole: str, *args: Any) -> None:
-    look()
+def _charge_time(whole: str, *args: Any) -> None:
+    check_time()
 
 
-# What a template can call of a text, and the charge for it. Left out: what pads to a width, or goes
-# by a table (center, zfill, expandtabs, translate, …).
+# The string methods that a template can call, with their charges. Methods that pad to a width or
+# use a table are missing (center, zfill, expandtabs, translate, …).
 STRING_METHODS: dict[str, Callable[..., None]] = {
     **dict.fromkeys(
         (
@@ -138,7 +138,7 @@ STRING_METHODS: dict[str, Callable[..., None]] = {
             *("istitle", "isupper", "lower", "partition", "removeprefix", "removesuffix"),
             *("startswith", "swapcase", "title", "upper"),
         ),
-        _charge_look,
+        _charge_time,
     ),
     **dict.fromkeys(("rfind", "rindex", "rpartition"), charge_search),
     **dict.fromkeys(("strip", "lstrip", "rstrip"), charge_strip),
@@ -151,11 +151,11 @@ STRING_METHODS: dict[str, Callable[..., None]] = {
 
 
 def charge_method(owner: str, method: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, ...]:
-    """Charge a method of a text; return the arguments to call it with."""
+    """Charge a string method and return the arguments to call it with."""
     charge = STRING_METHODS.get(method)
     if charge is None:
-        raise TemplateLimitError(f"calls a method of texts that is not known: {method}")
+        raise TemplateLimitError(f"calls the unknown string method {method}")
     if method == "join" and args:
-        args = (listed(args[0]), *args[1:])
+        args = (to_list(args[0]), *args[1:])
     charge(owner, *args, **kwargs)
     return args

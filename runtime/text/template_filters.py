@@ -1,4 +1,4 @@
-"""The filters, tests and functions a chat template may use, each charging the meter."""
+"""Filters, tests and functions for chat templates, each of which charges the meter."""
 
 import functools
 import json
@@ -24,37 +24,40 @@ _MAX_INDENT = 16
 _MAX_DATE_FORMAT = 256
 _MAX_NUMBER_CHARACTERS = 400
 _MAX_INTEGER_BITS = 1_024
-_WORD_CHARACTERS = 32  # charged for a character that may begin a word
+_WORD_CHARACTERS = 32  # charged per character, since each may begin a word
 
 
 class TemplateRefusalError(TemplateError):
-    """What raise_exception raises: the template does not take these messages."""
+    """Raised by raise_exception: the template refuses the messages."""
 
 
 def _glance(*args: Any) -> None:
-    """Looks at a value itself, or hands on an iterator, each item of which is charged."""
-    meter.look()
+    """Charge a filter that inspects only the value itself, or returns an iterator.
+
+    The items of an iterator are charged one by one.
+    """
+    meter.check_time()
 
 
 def _walk(value: Any, *args: Any) -> None:
-    """Goes through all items of a list before it returns."""
+    """Charge a filter that visits all items of a list before it returns."""
     meter.spend(meter.own_size(value) * (8 if isinstance(value, str) else 1), steps=0)
 
 
 def _print(*args: Any) -> None:
-    """Prints its arguments, or compares or hashes them."""
+    """Charge a filter that prints, compares or hashes its arguments."""
     for value in args:
         meter.weigh(value)
 
 
 def _compare(*args: Any) -> None:
-    """Compares its arguments."""
+    """Charge a test that compares its arguments."""
     for value in args:
-        meter.compared(value)
+        meter.charge_comparison(value)
 
 
 def _sort(value: Any, *args: Any) -> None:
-    """Compares the items of a list with each other."""
+    """Charge a filter that compares the items of a list with each other."""
     length = len(value) if isinstance(value, Sized) else 1
     meter.weigh(value, times=max(length.bit_length(), 1))
     if isinstance(value, str):
@@ -63,24 +66,24 @@ def _sort(value: Any, *args: Any) -> None:
 
 
 def _calculate(*args: Any) -> None:
-    """Calculates with its arguments: short numbers, or texts that say one."""
+    """Charge a calculation with short numbers, or with strings that contain one."""
     for value in args:
         if isinstance(value, str) and len(value) > _MAX_NUMBER_CHARACTERS:
             raise meter.TemplateLimitError(f"reads a number of {len(value)} characters")
         if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
-            raise meter.TemplateLimitError(f"computes with over {_MAX_INTEGER_BITS} bits")
+            raise meter.TemplateLimitError(f"computes with more than {_MAX_INTEGER_BITS} bits")
     _print(*args)
 
 
 def _divide(*args: Any) -> None:
-    """Calculates with numbers only: `%` formats a text."""
+    """Charge a calculation with numbers only, since `%` formats a string."""
     if any(isinstance(value, str) for value in args):
         raise TypeError("a text cannot be divided")
     _calculate(*args)
 
 
 def _title(value: Any, *args: Any) -> None:
-    """Takes a text apart into words."""
+    """Charge a filter that splits a string into words."""
     meter.spend(_WORD_CHARACTERS * meter.weigh(value).characters)
 
 
@@ -88,8 +91,8 @@ def _trim(value: Any, chars: Any = None) -> None:
     charge_strip(meter.text(value), chars)
 
 
-# Those of Jinja's filters that there are, and what is charged before they are called; the result is
-# charged too. Left out: what pads to a width or repeats (center, round, batch, slice, wordwrap, …).
+# The available filters of Jinja, with the charge before each call; the result is charged too.
+# Filters that pad to a width or repeat are missing (center, round, batch, slice, wordwrap, …).
 FILTER_CHARGES: dict[str, Callable[..., None]] = {
     **dict.fromkeys(("count", "d", "default", "first", "last", "length"), _glance),
     **dict.fromkeys(("items", "map", "reject", "rejectattr", "select", "selectattr"), _glance),
@@ -122,22 +125,22 @@ TEST_CHARGES: dict[str, Callable[..., None]] = {
 
 
 def metered_filters() -> dict[str, Callable[..., Any]]:
-    """The bounded ones of Jinja's filters, and ours in place of those that are not bounded."""
+    """Return Jinja's bounded filters, and our own in place of unbounded ones."""
     defaults: dict[str, Any] = DEFAULT_FILTERS
     return {
-        **{name: _metered(defaults[name], charge) for name, charge in FILTER_CHARGES.items()},
+        **{name: _wrap(defaults[name], charge) for name, charge in FILTER_CHARGES.items()},
         **{"indent": _indent, "join": _join, "replace": _replace, "tojson": _tojson},
     }
 
 
 def metered_tests() -> dict[str, Callable[..., Any]]:
-    """All of Jinja's tests."""
+    """Return all of Jinja's tests."""
     defaults: dict[str, Any] = DEFAULT_TESTS
-    return {name: _metered(defaults[name], charge) for name, charge in TEST_CHARGES.items()}
+    return {name: _wrap(defaults[name], charge) for name, charge in TEST_CHARGES.items()}
 
 
 def template_globals() -> dict[str, Any]:
-    """What a template can call: Jinja's own without lipsum, and what transformers adds."""
+    """Return the functions of templates: Jinja's without lipsum, and those of transformers."""
     return {
         "cycler": utils.Cycler,
         "dict": _make_dict,
@@ -149,14 +152,14 @@ def template_globals() -> dict[str, Any]:
     }
 
 
-def _metered(function: Callable[..., Any], charge: Callable[..., None]) -> Callable[..., Any]:
-    """A filter or test that is charged by its arguments, without those that Jinja passes."""
+def _wrap(function: Callable[..., Any], charge: Callable[..., None]) -> Callable[..., Any]:
+    """Wrap a filter or test so that its arguments are charged, except those that Jinja passes."""
     num_passed = int(hasattr(function, "jinja_pass_arg"))
 
     @functools.wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:
         charge(*args[num_passed:], *kwargs.values())
-        return meter.charged(function(*args, **kwargs))
+        return meter.charge_result(function(*args, **kwargs))
 
     return metered
 
@@ -173,7 +176,7 @@ def _indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = Fal
 def _join(
     eval_ctx: nodes.EvalContext, value: Any, d: Any = "", attribute: str | int | None = None
 ) -> str:
-    items = meter.listed(value)
+    items = meter.to_list(value)
     charge_join(meter.text(d), items)
     result = filters.sync_do_join(eval_ctx, items, d, attribute)
     meter.spend(len(result), steps=0)
@@ -195,9 +198,11 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """json.dumps, as in transformers; Jinja's own escapes HTML."""
+    """Call json.dumps, as transformers does; Jinja's own filter escapes HTML."""
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MAX_INDENT):
-        raise meter.TemplateLimitError(f"indents JSON by {shown(indent)}, not 0 to {_MAX_INDENT}")
+        raise meter.TemplateLimitError(
+            f"indents JSON by {shown(indent)} instead of 0 to {_MAX_INDENT}"
+        )
     meter.weigh(x, indent=(indent or 0) + sum(map(len, separators or ())))
     result = json.dumps(
         x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
@@ -207,7 +212,7 @@ def _tojson(
 
 
 class _Namespace(utils.Namespace):
-    """Refuses names that begin with an underscore, as transformers does."""
+    """A namespace that refuses names with a leading underscore, as transformers does."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         meter.weigh(args[1:])
@@ -226,15 +231,15 @@ def _check_name(name: Any) -> None:
 
 
 def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    args = tuple(_listed_once(each) for each in args)
+    args = tuple(_materialize(each) for each in args)
     meter.weigh(args)
     return dict(*args, **kwargs)
 
 
-def _listed_once(items: Any) -> Any:
-    """What can be weighed and then gone through."""
-    is_made_on_the_fly = isinstance(items, Iterable) and not isinstance(items, Sized)
-    return meter.listed(items) if is_made_on_the_fly else items
+def _materialize(items: Any) -> Any:
+    """Turn an iterator into a list, which can be weighed before it is iterated over."""
+    is_iterator = isinstance(items, Iterable) and not isinstance(items, Sized)
+    return meter.to_list(items) if is_iterator else items
 
 
 def _raise_exception(message: Any) -> NoReturn:

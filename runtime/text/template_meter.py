@@ -1,9 +1,8 @@
-"""What rendering a chat template may cost, and the sizes that are charged.
+"""Limits and metering of the cost of rendering a chat template.
 
-Every function here works on the meter of the rendering under way. A single operation of Python
-cannot be interrupted, so whatever can take long, or make much out of little, is charged before it
-is done. Lists that share parts are charged as the tree that printing, comparing or hashing them
-walks through.
+The functions charge the meter of the current rendering. A single Python operation cannot be
+interrupted, so whatever can take long, or create much from little, is charged before it runs. Lists
+with shared parts are charged as trees, which is how they are printed, compared and hashed.
 """
 
 import time
@@ -16,31 +15,31 @@ from jinja2.runtime import Undefined
 
 _LISTS = (list, tuple, range, KeysView, ValuesView, ItemsView)
 _SCALARS = (int, float, type(None), Undefined)
-OBJECT_CHARACTERS = 16  # charged for a new object
-_ITEM_CHARACTERS = 8  # charged for an item of a list: the size of a reference
-_ENTRY_CHARACTERS = 32  # charged for an entry of a dict
+OBJECT_CHARACTERS = 16  # charged per new object
+_ITEM_CHARACTERS = 8  # charged per item of a list: the size of a reference
+_ENTRY_CHARACTERS = 32  # charged per entry of a dict
 _MAX_DEPTH = 64  # of nested lists that are printed or compared
 
 
 class TemplateLimitError(Exception):
-    """A template wants more than it may have."""
+    """A template exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class TemplateLimits:
-    """What a template may use. Real ones stay a hundred times below on usual conversations."""
+    """Limits of a template. Real ones need a hundredth of them for ordinary conversations."""
 
-    template_characters: int = 100_000  # of the source; real ones have 30 000 at most
+    template_characters: int = 100_000  # of the source; real templates have at most 30 000
     messages: int = 2_048  # of one conversation
     output_characters: int = 2_000_000  # of the rendered prompt
-    work_characters: int = 16_000_000  # made on the way, 1 to 4 bytes each
+    work_characters: int = 16_000_000  # created during rendering, 1 to 4 bytes each
     steps: int = 1_000_000  # iterations, calls, look-ups, filters and prints; about 1 µs each
-    seconds: float = 5.0  # wall clock, looked at in every step; as long for compiling
+    seconds: float = 5.0  # wall clock time, checked in every step; applies to compiling too
 
 
 @dataclass
 class Spent:
-    """What renderings have used so far: steps, and characters made on the way."""
+    """Steps taken and characters created by renderings so far."""
 
     steps: int = 0
     characters: int = 0
@@ -55,19 +54,19 @@ class Size(NamedTuple):
 
 
 class Meter:
-    """What one rendering may still use."""
+    """The remaining budget of one rendering."""
 
     def __init__(self, limits: TemplateLimits) -> None:
         self.limits = limits
         self.steps = limits.steps
         self.characters = limits.work_characters
         self.deadline = time.monotonic() + limits.seconds
-        # Of lists, by identity, with the list, so that the identity stays its own. None changes:
-        # in the sandbox lists have no methods.
+        # Sizes of lists by id(). The list is kept so that its id is not reused. Lists never change,
+        # since they have no methods in the sandbox.
         self._sizes: dict[int, tuple[Any, Size]] = {}
 
     def spend(self, characters: int = 0, steps: int = 1) -> None:
-        """Charge for steps and the characters that they make; TemplateLimitError beyond a limit."""
+        """Charge steps and created characters. Raises TemplateLimitError beyond a limit."""
         self.steps -= steps
         self.characters -= characters
         if self.steps < 0:
@@ -78,20 +77,20 @@ class Meter:
             raise TemplateLimitError(f"takes more than {self.limits.seconds} s")
 
     def size(self, value: Any, depth: int = 0) -> Size:
-        """Measure a value, each list in it once. depth: of the lists that it lies in."""
+        """Measure a value, each list in it once. depth: number of lists that contain it."""
         if isinstance(value, str):
             return Size(1, len(value), 0)
         if isinstance(value, _SCALARS):
             return Size(1, value.bit_length() // 3 if isinstance(value, int) else 0, 0)
         known = self._sizes.get(id(value))
-        size = known[1] if known else self._measured(value, depth)
+        size = known[1] if known else self._measure(value, depth)
         if depth + size.depth > _MAX_DEPTH:
-            raise TemplateLimitError(f"prints or compares lists nested over {_MAX_DEPTH} deep")
+            raise TemplateLimitError(f"prints or compares lists nested more than {_MAX_DEPTH} deep")
         return size
 
-    def _measured(self, value: Any, depth: int) -> Size:
+    def _measure(self, value: Any, depth: int) -> Size:
         if depth >= _MAX_DEPTH:
-            raise TemplateLimitError(f"prints or compares lists nested over {_MAX_DEPTH} deep")
+            raise TemplateLimitError(f"prints or compares lists nested more than {_MAX_DEPTH} deep")
         if isinstance(value, range):
             return Size(1 + len(value), 0, 1)
         if isinstance(value, Mapping):
@@ -111,20 +110,20 @@ class Meter:
         return Size(parts, characters, deepest + 1)
 
 
-# Set while a template is rendered. It is not while one is compiled, so that Jinja's constant
-# folding fails on everything metered and leaves it to the rendering.
+# Set while a template is rendered, but not while it is compiled. Jinja's constant folding therefore
+# fails on everything metered, and leaves it to the rendering.
 current_meter: ContextVar[Meter] = ContextVar("current_meter")
 
 
 def spend(characters: int = 0, steps: int = 1) -> None:
-    """Charge the rendering under way."""
+    """Charge the current rendering."""
     current_meter.get().spend(characters, steps)
 
 
 def weigh(value: Any, times: int = 1, indent: int = 0) -> Size:
-    """Charge what printing, comparing or hashing `value` costs, lists in lists included.
+    """Charge printing, comparing or hashing `value`, including nested lists.
 
-    times: it is done. indent: characters that printing puts before every item, per level of depth.
+    times: number of repetitions. indent: characters printed before every item per level of depth.
     """
     meter = current_meter.get()
     size = meter.size(value)
@@ -132,42 +131,42 @@ def weigh(value: Any, times: int = 1, indent: int = 0) -> Size:
     return size
 
 
-def compared(value: Any) -> Any:
-    """Charge what comparing, searching or hashing a value may cost; return it."""
+def charge_comparison(value: Any) -> Any:
+    """Charge comparing, searching or hashing a value, and return the value."""
     if isinstance(value, (Mapping, *_LISTS)):
         weigh(value)
     else:
-        look()
+        check_time()
     return value
 
 
-def look() -> None:
-    """Look at the time, before what takes little: to look through a text, for instance."""
+def check_time() -> None:
+    """Check the time before a cheap operation, such as a search in a text."""
     spend(steps=0)
 
 
-def made(value: Any) -> Any:
-    """Charge a list or dict that the template writes out; return it."""
+def charge_literal(value: Any) -> Any:
+    """Charge a list or dict literal of the template, and return it."""
     spend(own_size(value), steps=0)
     return value
 
 
 def text(value: Any) -> str:
-    """Print a value as Jinja does."""
+    """Print a value like Jinja, after charging it."""
     weigh(value)
     return str(value)
 
 
-def charged(result: Any) -> Any:
-    """Charge a new value by its length; make a list of an iterator, item by item."""
+def charge_result(result: Any) -> Any:
+    """Charge a new value by its length and return it; an iterator becomes a list."""
     if isinstance(result, Iterator):
-        return listed(result)
+        return to_list(result)
     spend(own_size(result))
     return result
 
 
-def listed(items: Iterable[Any]) -> list[Any]:
-    """A list of `items`, which may be made on the fly and without end."""
+def to_list(items: Iterable[Any]) -> list[Any]:
+    """List `items`, charging each of them: an iterator may be endless."""
     charge = current_meter.get().spend
     result = []
     for item in items:
@@ -177,7 +176,7 @@ def listed(items: Iterable[Any]) -> list[Any]:
 
 
 def own_size(value: Any) -> int:
-    """Characters to charge for a value itself, without what lies in its items."""
+    """Return the characters to charge for a value itself, without its items."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
@@ -188,10 +187,10 @@ def own_size(value: Any) -> int:
 
 
 class Counted:
-    """What a loop runs over, with each iteration charged."""
+    """The items of a loop, with each iteration charged."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self._items = items if isinstance(items, Collection) else listed(items)
+        self._items = items if isinstance(items, Collection) else to_list(items)
 
     def __len__(self) -> int:
         return len(self._items)

@@ -1,9 +1,9 @@
-"""A tokenizer.json, read so that a broken or hostile one is refused and none hangs or panics.
+"""Reading of tokenizer.json: broken and hostile files are refused, and none hangs or panics.
 
-The tokenizers library is native code: it panics on some files, which Python sees as an exception
-that is not an Exception, and it follows every rule of a file, such as one that writes 5000
-characters for one. So the rules are looked at before the library sees them, and every call into it
-on data from outside goes through `checked_call`.
+The tokenizers library is native code. On some files it panics, which raises something that is not
+an Exception, and it follows every rule of a file, such as one that replaces one character by 5000.
+So the rules are checked before the library sees them, and every call into it with untrusted data
+goes through `checked_call`.
 """
 
 import base64
@@ -20,13 +20,13 @@ from bita.errors import BitaError, raise_faults
 from bita.json_values import parse_json, shown
 from bita.runtime.spare_memory import give_back
 
-MAX_GROWTH = 64.0  # of a text by the normalizer; real ones write one character for another
-MAX_ADDED_IDS = 256  # that a post-processor puts around a text
-MAX_PROBES = 32  # letters that are tried
-MAX_PROBE_SECONDS = 0.1  # a probe of PROBE_CHARACTERS takes below a millisecond
+MAX_GROWTH = 64.0  # of a text by the normalizer; real normalizers replace one character by another
+MAX_ADDED_IDS = 256  # added around a text by a post-processor
+MAX_PROBES = 32  # letters tried
+MAX_PROBE_SECONDS = 0.1  # a fast probe of PROBE_CHARACTERS takes less than 1 ms
 PROBE_CHARACTERS = 256
 _PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
-# The key "normalizer", letters written as escapes included, before what is not a token's number.
+# The key "normalizer", possibly with escaped letters, before a value that is not a token's id.
 _LATER_NORMALIZER = re.compile(
     '"' + "".join(rf"(?:{c}|\\u00{ord(c):02x})" for c in "normalizer") + r'"\s*:\s*[^\d\s]',
     re.IGNORECASE,
@@ -37,9 +37,9 @@ T = TypeVar("T")
 
 
 def read_tokenizer(text: str, error: type[BitaError], subject: str, fix: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises `error`: "SUBJECT is not a tokenizer: ...; FIX"."""
+    """Read a tokenizer.json. Raises `error`: "SUBJECT is not a tokenizer: ...; FIX"."""
     try:
-        parts = _parts(text)
+        parts = _read_parts(text)
     except ValueError as cause:
         raise error(f"{subject} is not a tokenizer: {cause}; {fix}") from cause
     raise_faults(error, f"{subject} cannot be used", [*_faults(parts)])
@@ -52,7 +52,7 @@ def read_tokenizer(text: str, error: type[BitaError], subject: str, fix: str) ->
 
 
 def checked_call(call: Callable[[], T], error: type[BitaError], what: str, fix: str) -> T:
-    """Call into the tokenizers library; whatever it raises, a panic too, becomes `error`."""
+    """Call into the tokenizers library. Everything it raises, including panics, becomes `error`."""
     try:
         return call()
     except BitaError:
@@ -60,16 +60,16 @@ def checked_call(call: Callable[[], T], error: type[BitaError], what: str, fix: 
     except Exception as cause:
         raise error(f"{what}: {_one_line(cause)}; {fix}") from cause
     except BaseException as cause:
-        if type(cause).__name__ != "PanicException":  # which has no importable name
+        if type(cause).__name__ != "PanicException":  # the class cannot be imported
             raise
         raise error(f"{what}: the tokenizers library fails ({_one_line(cause)}); {fix}") from cause
 
 
-def _parts(text: str) -> dict[str, Any]:
-    """The parts of the file that hold rules, by name. Raises ValueError for what is not JSON.
+def _read_parts(text: str) -> dict[str, Any]:
+    """Return the parts of the file with rules, by name. Raises ValueError if it is not JSON.
 
-    The vocabulary is most of a file and mostly its last part, so what is before it is read alone:
-    the whole takes as long again as loading the tokenizer does.
+    The vocabulary is most of a file and usually its last part, so only the parts before it are
+    parsed: parsing the whole file takes as long as loading the tokenizer.
     """
     head = _before_model(text)
     if head is None:
@@ -80,24 +80,24 @@ def _parts(text: str) -> dict[str, Any]:
 
 
 def _before_model(text: str) -> dict[str, Any] | None:
-    """The values before the key "model"; None if that does not come last."""
+    """Return the values before the key "model", or None if that is not the last key."""
     decoder = json.JSONDecoder()
     parts: dict[str, Any] = {}
     try:
-        at = _after(text, 0, "{")
+        at = _skip_mark(text, 0, "{")
         while True:
-            key, at = decoder.raw_decode(text, _after(text, at))
-            at = _after(text, at, ":")
+            key, at = decoder.raw_decode(text, _skip_mark(text, at))
+            at = _skip_mark(text, at, ":")
             if key == "model":
                 return None if _LATER_NORMALIZER.search(text, at) else parts
-            parts[key], at = decoder.raw_decode(text, _after(text, at))
-            at = _after(text, at, ",")
-    except (ValueError, TypeError, RecursionError):  # read as a whole, it says what is wrong
+            parts[key], at = decoder.raw_decode(text, _skip_mark(text, at))
+            at = _skip_mark(text, at, ",")
+    except (ValueError, TypeError, RecursionError):  # parsing the whole file reports the fault
         return None
 
 
-def _after(text: str, at: int, mark: str = "") -> int:
-    """Where the text continues after white space, the `mark`, and white space."""
+def _skip_mark(text: str, at: int, mark: str = "") -> int:
+    """Return the position after white space, the `mark`, and white space."""
     at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
     if not text.startswith(mark, at):
         raise ValueError(f"no {mark} at character {at}")
@@ -116,7 +116,7 @@ def _faults(parts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps(part: Any, children: str) -> Iterator[Mapping[str, Any]]:
-    """The rules of a part of the file, those of nested sequences in their place."""
+    """Yield the rules of a part of the file, with nested sequences flattened."""
     waiting = [part]
     while waiting:
         step = waiting.pop()
@@ -129,7 +129,7 @@ def _steps(part: Any, children: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(step: Mapping[str, Any]) -> float:
-    """How many times longer a rule can make a text; of other types the library complains."""
+    """Return the factor by which a rule can lengthen a text; the library checks its types."""
     kind, content = step.get("type"), step.get("content")
     if kind == "Replace" and isinstance(content, str):
         pattern = step.get("pattern")
@@ -145,23 +145,23 @@ def _growth(step: Mapping[str, Any]) -> float:
 
 
 def _charsmap_growth(charsmap: Any) -> float:
-    """The longest replacement of a SentencePiece table: a trie's size, the trie, the texts."""
+    """Return the longest replacement of a SentencePiece table (size of a trie, trie, texts)."""
     try:
         data = base64.b64decode(charsmap)
     except (binascii.Error, TypeError, ValueError):
-        return 1.0  # the library says what is wrong
+        return 1.0  # the library reports the fault
     texts = data[4 + int.from_bytes(data[:4], "little") :]
     return max(1.0, float(max((len(text) for text in texts.split(b"\0")), default=1)))
 
 
 def _check_loaded(tokenizer: Tokenizer, parts: Mapping[str, Any]) -> None:
-    """Raise ValueError for what shows only in the loaded tokenizer."""
+    """Raise ValueError for faults that are only visible in the loaded tokenizer."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if tokenizer.get_vocab_size(with_added_tokens=True) == 0:
         raise ValueError("it has no tokens")
     if (num_added := tokenizer.num_special_tokens_to_add(False)) > MAX_ADDED_IDS:
-        raise ValueError(f"it puts {num_added} tokens around a text, over {MAX_ADDED_IDS}")
+        raise ValueError(f"it puts {num_added} tokens around a text, more than {MAX_ADDED_IDS}")
     expressions = [*_expressions(parts)]
     if not expressions:
         return
@@ -171,7 +171,7 @@ def _check_loaded(tokenizer: Tokenizer, parts: Mapping[str, Any]) -> None:
 
 
 def _expressions(parts: Mapping[str, Any]) -> Iterator[str]:
-    """The regular expressions by which the tokenizer cuts or changes a text."""
+    """Yield the regular expressions with which the tokenizer splits or changes a text."""
     for part, children in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
         for step in _steps(parts[part], children):
             pattern = step.get("pattern")
@@ -180,17 +180,18 @@ def _expressions(parts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _probe(tokenizer: Tokenizer, letter: str, end: str) -> None:
-    """Encode longer and longer runs of a letter; raise ValueError if that takes long.
+    """Encode ever longer runs of a letter; raise ValueError if that takes long.
 
-    An expression that tries many ways to match takes minutes for a page of text, and cannot be
-    interrupted. end: comes after the run, for one that tries nothing where some letter is missing.
-    A second try tells slow expressions from a machine that is busy.
+    An expression with excessive backtracking takes minutes for a page of text, and cannot be
+    interrupted. `end` follows the run, since some expressions only backtrack if a certain letter
+    occurs. A second try distinguishes slow expressions from a busy machine.
     """
     length = 16
     while length <= PROBE_CHARACTERS:
         if min(_seconds(tokenizer, letter * length + end, tries=2)) > MAX_PROBE_SECONDS:
             raise ValueError(
-                f"its regular expression takes too long for {length} times {letter!r}; simplify it"
+                f"its regular expression takes too long for {length} repetitions of {letter!r}; "
+                "simplify it"
             )
         length *= 2
 

@@ -1,8 +1,8 @@
-"""What a chat template does with tools, found by rendering sentinels.
+"""Detects how a chat template handles tools, by rendering sentinels.
 
-Templates take tools under some name, write calls in a form of their own, and results under some
-role; many do none of it. Every question here is a rendering of a few words, bounded like those of
-`message_forms`, and asked once for a template.
+Templates take tools under some variable, write calls in a form of their own, and results under some
+role; many do none of this. Every test renders a few words, bounded like those of `message_forms`,
+and runs once per template.
 """
 
 import json
@@ -16,43 +16,39 @@ from bita.runtime.text.message_forms import CostlyError, Message, RejectedError
 
 Variables = Mapping[str, Any]
 Render = Callable[[list[Message], bool, Variables], str]  # messages, add_generation_prompt, …
-Say = Callable[[str, str], Any]  # role, text: the content in the form that the template reads
+Say = Callable[[str, str], Any]  # role, text -> the content in the form that the template reads
 
 _NAMES = ("bita_look_4821", "bita_find_7350")
 _KEY, _VALUE, _RESULT, _SAID = "bita_key_2764", "bita_value_9137", "BitaResult6402", "BitaSaid5518"
 _SHORT_ID, _OTHER_ID, _LONG_ID = "call00000", "call00001", "call_0123456789abcdef01234567"
 _ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"(\s*:\s*)"{_VALUE}"\s*\}}')
 _END_TOKEN = re.compile(r"(<\|[a-z_]{1,40}\|>|</s>|<end_of_turn>)$")
-_BEGUN_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")  # what two tags have in common
+_BEGUN_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")  # common beginning of two tags
 _UNKNOWN_ROLE = "bitarole"
 TOOLS_VARIABLES = ("tools", "xml_tools")
 
 
 @dataclass(frozen=True)
 class ToolForms:
-    """What a template does with tools.
+    """How a template handles tools."""
 
-    variable: the name under which it takes and describes them; None: under none. form: of calls.
-    writes_calls: whether it writes the calls of an assistant's message in that form.
-    takes_text: whether it wants their arguments as JSON text, not as an object. writes_results:
-    whether it knows messages of role "tool". wants_short_ids: whether ids of calls have to have
-    nine characters. takes_system: whether it writes a system message.
-    """
-
-    variable: str | None = None
-    form: CallForm = HERMES
-    writes_calls: bool = False
-    takes_text: bool = False
-    writes_results: bool = False
-    wants_short_ids: bool = False
-    takes_system: bool = False
+    variable: str | None = None  # variable of the tools that it describes; None: describes none
+    form: CallForm = HERMES  # of calls
+    writes_calls: bool = False  # whether it writes the calls of an assistant's message in `form`
+    takes_text: bool = False  # whether it takes their arguments as JSON text, not as an object
+    writes_results: bool = False  # whether it supports messages of role "tool"
+    wants_short_ids: bool = False  # whether ids of calls must have nine characters
+    takes_system: bool = False  # whether it writes a system message
 
 
 def find_tool_forms(source: str, render: Render, say: Say) -> ToolForms:
-    """Ask a template. render: raises RejectedError for what the template does not take, and
-    CostlyError where asking takes too long; what is not known then is taken for not there.
+    """Detect how a template handles tools, with at most about 30 renderings of a few words.
 
-    Cost: at most about 30 renderings of a few words.
+    Args:
+        source: Source of the template.
+        render: Renders a conversation. Raises RejectedError if the template refuses it, and
+            CostlyError if that takes too long; whatever is unknown by then counts as unsupported.
+        say: Returns the content for a role and a text in the form that the template reads.
     """
     return _Probe(source, render, say).run()
 
@@ -65,12 +61,12 @@ class _Probe:
         self._is_costly = False
 
     def run(self) -> ToolForms:
-        variable, description = self._described()
-        found = self._written_form(variable)
+        variable, description = self._find_variable()
+        found = self._find_call_form(variable)
         form, takes_text = found if found is not None else (None, False)
         if form is None and variable is not None:
             form = described_form(description)
-            if form is None:  # its own way of writing calls is not known: describe another
+            if form is None:  # its form of calls is unknown: describe another one
                 variable = None
         result = ToolForms(
             variable=variable,
@@ -79,45 +75,45 @@ class _Probe:
             takes_text=takes_text,
             takes_system=self._takes_system(),
         )
-        return self._with_results(result)
+        return self._add_results(result)
 
-    def _described(self) -> tuple[str | None, str]:
-        """The variable under which the template describes tools, and the prompt that it makes."""
+    def _find_variable(self) -> tuple[str | None, str]:
+        """Return the variable of the tools that the template describes, and the prompt."""
         for variable in TOOLS_VARIABLES:
             if variable not in self._source:
                 continue
             for messages in ([self._user()], [self._system(), self._user()]):
-                text = self._text(messages, {variable: [_tool(_NAMES[0])]}, is_prompt=True)
+                text = self._try_render(messages, {variable: [_tool(_NAMES[0])]}, is_prompt=True)
                 if text is not None and _NAMES[0] in text:
                     return variable, text
         return None, ""
 
     def _takes_system(self) -> bool:
-        text = self._text([self._system(), self._user()], {}, is_prompt=True)
+        text = self._try_render([self._system(), self._user()], {}, is_prompt=True)
         return text is not None and _SAID in text
 
-    def _written_form(self, variable: str | None) -> tuple[CallForm, bool] | None:
-        """The form in which calls are written, and whether their arguments have to be text."""
+    def _find_call_form(self, variable: str | None) -> tuple[CallForm, bool] | None:
+        """Return the form of calls, and whether their arguments must be text."""
         if "tool_calls" not in self._source:
             return None
         tools = {} if variable is None else {variable: [_tool(name) for name in _NAMES]}
-        said = self._text([self._user(), self._assistant()], tools)
+        said = self._try_render([self._user(), self._assistant()], tools)
         for takes_text in (False, True):
             for content in (None, self._say("assistant", "")):
-                one = self._text([self._user(), _calls(1, takes_text, content)], tools)
+                one = self._try_render([self._user(), _calls(1, takes_text, content)], tools)
                 if one is None or _NAMES[0] not in one:
                     continue
-                two = self._text([self._user(), _calls(2, takes_text, content)], tools)
-                start, end = self._around(one, said)
-                form = _form(one[start:], two, end)
+                two = self._try_render([self._user(), _calls(2, takes_text, content)], tools)
+                start, end = self._find_answer_bounds(one, said)
+                form = _parse_form(one[start:], two, end)
                 if form is not None:
                     return form, takes_text
         return None
 
-    def _around(self, call: str, said: str | None) -> tuple[int, str]:
-        """Where an answer begins in the text of a call, and what ends it there."""
+    def _find_answer_bounds(self, call: str, said: str | None) -> tuple[int, str]:
+        """Return the start of the answer in the text with a call, and the text that ends it."""
         if said is None or _SAID not in said:
-            said = (self._text([self._user()], {}, is_prompt=True) or "") + _SAID
+            said = (self._try_render([self._user()], {}, is_prompt=True) or "") + _SAID
         header, _, end = said.partition(_SAID)
         start = 0
         while start < min(len(header), len(call)) and header[start] == call[start]:
@@ -125,8 +121,8 @@ class _Probe:
         begun = _BEGUN_TAG.search(call[:start]) if start < len(header) else None
         return begun.start() if begun else start, end
 
-    def _with_results(self, forms: ToolForms) -> ToolForms:
-        """What is known, and how the template takes results and ids."""
+    def _add_results(self, forms: ToolForms) -> ToolForms:
+        """Add how the template takes results and ids."""
         tools = {} if forms.variable is None else {forms.variable: [_tool(_NAMES[0])]}
         text = self._result(forms, tools, "tool", _SHORT_ID)
         other = self._result(forms, tools, _UNKNOWN_ROLE, _SHORT_ID)
@@ -143,9 +139,9 @@ class _Probe:
             call = _calls(1, forms.takes_text, self._say("assistant", ""), call_id)
         content = self._say("tool", _RESULT)
         result = {"role": role, "content": content, "name": _NAMES[0], "tool_call_id": call_id}
-        return self._text([self._user(), call, result], tools, is_prompt=True)
+        return self._try_render([self._user(), call, result], tools, is_prompt=True)
 
-    def _text(
+    def _try_render(
         self, messages: list[Message], variables: Variables, is_prompt: bool = False
     ) -> str | None:
         if self._is_costly:
@@ -185,23 +181,24 @@ def _calls(count: int, takes_text: bool, content: Any, call_id: str = _SHORT_ID)
     return {"role": "assistant", "content": content, "tool_calls": calls}
 
 
-def _form(one: str, two: str | None, end: str) -> CallForm | None:
-    """The form of calls in the text of an answer with one, and in a prompt with two of them.
+def _parse_form(one: str, two: str | None, end: str) -> CallForm | None:
+    """Parse the form of calls from the text of an answer with one call, and a prompt with two.
 
-    end: what ends the turn. None where a part is not found, or where ids come before arguments.
+    end: the text that ends the turn. Returns None if a part is missing, or if ids come before the
+    arguments.
     """
     opening, is_there, rest = one.partition(_NAMES[0])
     found = _ARGUMENTS.search(rest)
     if not is_there or found is None or not opening.strip():
         return None
     middle, tail = rest[: found.start()], rest[found.end() :]
-    closing = tail.removesuffix(end) if end and tail.endswith(end) else _without_end(tail)
+    closing = tail.removesuffix(end) if end and tail.endswith(end) else _strip_end(tail)
     separator = found[1]
     form = CallForm(
         opening.lstrip(),
         middle,
         closing.rstrip().replace(_SHORT_ID, ID_SLOT),
-        _join(two, middle),
+        _parse_join(two, middle),
         separator,
         ", " if separator.endswith(" ") else ",",
     )
@@ -209,7 +206,7 @@ def _form(one: str, two: str | None, end: str) -> CallForm | None:
 
 
 def _is_sound(form: CallForm, end: str) -> bool:
-    """Whether the parts of a form are the same for all calls, and the turn ends after them."""
+    """Return whether a form is the same for all calls, and the turn ends after it."""
     parts = "\n".join((form.opening, form.middle, form.closing, form.join or ""))
     found = (*_NAMES, _KEY, _VALUE)
     has_early_id = any(each in form.opening + form.middle for each in (_SHORT_ID, ID_SLOT))
@@ -217,8 +214,8 @@ def _is_sound(form: CallForm, end: str) -> bool:
     return not (has_early_id or ends_early or any(each in parts for each in found))
 
 
-def _join(two: str | None, middle: str) -> str | None:
-    """What stands between the arguments of a call and the name of the next; None for one call."""
+def _parse_join(two: str | None, middle: str) -> str | None:
+    """Return the text between a call's arguments and the next name; None for single calls."""
     if two is None:
         return None
     found = _ARGUMENTS.search(two, max(two.find(f"{_NAMES[0]}{middle}"), 0))
@@ -230,8 +227,8 @@ def _join(two: str | None, middle: str) -> str | None:
     return join.replace(_SHORT_ID, ID_SLOT).replace(_OTHER_ID, ID_SLOT)
 
 
-def _without_end(tail: str) -> str:
-    """The rest of a call without the token that ends it, which is another than that of a text."""
+def _strip_end(tail: str) -> str:
+    """Strip the token that ends a call, which may differ from that of a text."""
     stripped = tail.rstrip()
     tag = _END_TOKEN.search(stripped)
     return stripped[: tag.start()] if tag else stripped

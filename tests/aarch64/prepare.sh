@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# prepare.sh DIR: an emulated Python for aarch64 with the packages of runtime and export, on a Debian of x86_64.
-# DIR/python then runs like python3, DIR/qemu runs other programs of aarch64 (DIR/root has their libraries, for -L).
-# Nothing is installed: packages are fetched and unpacked. BITA_CPU names the processor, say cortex-a76; default: max.
-# Processes that the emulated Python starts with another command are not emulated.
+# prepare.sh DIR: prepare an emulated aarch64 Python with the packages of runtime and export, on an x86_64 Debian.
+# DIR/python then runs like python3; DIR/qemu runs other aarch64 programs (their libraries are in DIR/root, for -L).
+# Nothing is installed: packages are downloaded and unpacked. BITA_CPU names the processor, e.g. cortex-a76 (default: max).
+# Other programs that the emulated Python starts are not emulated.
 set -euo pipefail
 dir=$(mkdir -p "${1:?usage: prepare.sh DIR}" && cd "$1" && pwd)
 test ! -e "$dir/ready" || exit 0
-command -v apt-get > /dev/null || { echo "prepare.sh: this takes a Debian with apt-get" >&2; exit 1; }
+command -v apt-get > /dev/null || { echo "prepare.sh: requires a Debian with apt-get" >&2; exit 1; }
 key=/usr/share/keyrings/debian-archive-keyring.gpg
 test -e "$key" || key=${key%.gpg}.pgp
-test -e "$key" || { echo "prepare.sh: there is no $key; apt-get install debian-archive-keyring" >&2; exit 1; }
+test -e "$key" || { echo "prepare.sh: $key is missing; run apt-get install debian-archive-keyring" >&2; exit 1; }
 uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/\?$' | sort -u | head -1 || true)
 uri=${uri:-http://deb.debian.org/debian}
 
-lists() { # lists ARCH SUITE: package lists of another architecture or release, apart from the system's
+lists() { # lists ARCH SUITE: update package lists of an architecture and release, separate from the system's
   local at=$dir/apt-$1-$2
   mkdir -p "$at"/{state/partial,cache/archives/partial}
   echo "deb [arch=$1 signed-by=$key] $uri $2 main" > "$at/list"
@@ -21,7 +21,7 @@ lists() { # lists ARCH SUITE: package lists of another architecture or release, 
        -o Dir::State::Lists="$at/state" -o Dir::Cache="$at/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User=root)
   apt-get "${apt[@]}" -qq update
 }
-fetch() { # fetch PACKAGE...: unpack them into the current folder
+fetch() { # fetch PACKAGE...: download packages and unpack them into the current folder
   apt-get "${apt[@]}" -qq download "$@"
   for deb in *.deb; do dpkg -x "$deb" .; done
   rm ./*.deb

@@ -1,4 +1,4 @@
-"""benchmarks/cycle_model.py finds loops, reads llvm-mca, and made the constants of the model."""
+"""Tests of benchmarks/cycle_model.py: loops found, llvm-mca output parsed, model constants."""
 
 import json
 from dataclasses import asdict
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from kernel_tables import MODELS, attention_loops, mca_tool, tile_loops, tile_passes
-from loop_cycles import Loop, innermost_loops, loop_cycles, loops_of, parsed_cycles
+from loop_cycles import Loop, innermost_loops, loop_cycles, loops_of, parse_cycles
 
 from bita.calibration.arm_cycles import CORTEX_A76, CORTEX_A78
 from bita.calibration.kernel_cycles import KernelCycles
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "cycle_model.json"
 
-# a loop over halves of a tile around one over blocks, and a cold part that jumps back into it
+# a loop over tile halves that contains one over blocks, and a cold part that jumps back into it
 X86 = """
 tile:
 	.cfi_startproc
@@ -58,7 +58,7 @@ _ZN4bita3oneEv:
 	.cfi_endproc
 """
 
-# as LLVM 22 prints it; a resource of several units has a line for each
+# the output of LLVM 22; a resource with several units has a line for each
 MCA = """Iterations:        100
 Instructions:      300
 Total Cycles:      204
@@ -85,7 +85,7 @@ Resource pressure by instruction:
 """
 
 
-def test_innermost_loops_are_found_and_what_they_multiply() -> None:
+def test_innermost_loops_and_their_products_are_found() -> None:
     (loop,) = (loop for loop in loops_of(X86) if loop.products)
     assert loop.function == "tile"
     assert len(loop.instructions) == 8
@@ -95,7 +95,7 @@ def test_innermost_loops_are_found_and_what_they_multiply() -> None:
     assert loop.stack_accesses == 1
 
 
-def test_loops_of_aarch64_and_demangled_names() -> None:
+def test_aarch64_loops_have_demangled_names() -> None:
     (loop,) = loops_of(AARCH64)
     assert loop.function == "bita::one()"
     assert (loop.products, loop.fused, loop.stack_accesses) == (16, 4, 1)
@@ -105,55 +105,55 @@ def test_forward_branches_make_no_loop() -> None:
     assert innermost_loops("f", [".L1:", "\tb.ne\t.L2", ".L2:", "\tret"]) == []
 
 
-def test_what_llvm_mca_prints_is_read() -> None:
-    found = parsed_cycles(MCA)
+def test_llvm_mca_output_is_parsed() -> None:
+    found = parse_cycles(MCA)
     assert found.cycles == 2.04
     assert found.least == 1.0
     assert found.micro_operations == 3.0
     assert found.pressure == {"N2UnitB": 1.0, "N2UnitV0": 1.02, "N2UnitV1": 0.0}
 
 
-def dots(function: str, count: int) -> Loop:
+def dot_loop(function: str, count: int) -> Loop:
     return Loop(function, ("sdot v0.4s, v1.16b, v2.4b[0]",) * count)
 
 
-def test_loops_over_parts_of_a_tile_count_as_often_as_they_run() -> None:
-    (kind, rows), found = tile_loops([dots("tile_rows<2, 4, true>", 16)]).popitem()
+def test_a_loop_over_part_of_a_tile_counts_once_per_pass() -> None:
+    (kind, rows), found = tile_loops([dot_loop("tile_rows<2, 4, true>", 16)]).popitem()
     assert (kind, rows) == ("int4 with minima", 2)
     assert tile_passes(kind, rows, found) == 4  # 2 * 512 products, 256 in the loop
     twice = tile_loops(
-        [dots("dot_rows<1, 8, false, 4> [clone]", 8), dots("a_rows<1, 8, false>", 32)]
+        [dot_loop("dot_rows<1, 8, false, 4> [clone]", 8), dot_loop("a_rows<1, 8, false>", 32)]
     )
     assert tile_passes("int8", 1, twice["int8", 1]) == 1
     with pytest.raises(RuntimeError, match="1 rows of int8: the loops found make 112 products"):
-        tile_passes("int8", 1, [dots("", 7)])
+        tile_passes("int8", 1, [dot_loop("", 7)])
 
 
-def test_attention_is_counted_by_sixteen_products_of_each_query() -> None:
+def test_attention_passes_are_sixteen_products_per_query() -> None:
     fused = ("fmla v0.4s, v1.4s, v2.4s",)
     loops = [
         Loop("score_pages<2, 2, Half>(", fused * 16),
         Loop("score_all<2, Half>(", fused * 8),
         Loop("score_all<1, float>(", fused * 12),
     ]
-    assert attention_loops(loops, "score") == [(loops[0], 0.5)]  # of two pages
+    assert attention_loops(loops, "score") == [(loops[0], 0.5)]  # it covers two pages
 
 
-def test_the_constants_are_those_of_the_results() -> None:
+def test_the_constants_equal_the_published_results() -> None:
     processors = json.loads(RESULTS.read_text(encoding="utf-8"))["processors"]
     for cycles in (CORTEX_A76, CORTEX_A78):
         fields = {k: v for k, v in processors[cycles.processor].items() if k != "model"}
         assert asdict(KernelCycles.from_json(fields)) == asdict(cycles)
 
 
-def test_llvm_mca_is_asked() -> None:
+def test_llvm_mca_computes_the_cycles_of_a_chain() -> None:
     try:
         tool = mca_tool()
     except SystemExit as reason:
         pytest.skip(str(reason))
     target = MODELS["cortex-a78"].target
     chain = loop_cycles(["fmla v0.4s, v1.4s, v2.4s"] * 3, target, tool)
-    assert chain.cycles == pytest.approx(12, abs=0.5)  # each waits four cycles for the one before
+    assert chain.cycles == pytest.approx(12, abs=0.5)  # each waits four cycles for the last
     assert chain.least == 1.5  # on two pipes
     with pytest.raises(RuntimeError, match="cannot read a loop"):
         loop_cycles(["no such instruction"], target, tool)

@@ -1,4 +1,4 @@
-"""benchmarks/draft_quality.py against the engine's own count of steps."""
+"""The figures of benchmarks/draft_quality.py equal the engine's own step counts."""
 
 import json
 from pathlib import Path
@@ -22,11 +22,11 @@ from bita.tree import Tree
 from bita.tuning.settings import TuneSettings
 from bita.tuning.tune import DataOptions, RunOptions, tune
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 torch.set_num_threads(1)
 NUM_PROMPTS, NEW_TOKENS = 24, 40
-EOS_ID = 223  # this model comes to it in about half of its answers
+EOS_ID = 223  # about half of this model's answers reach it
 SETTINGS = TuneSettings(
     num_steps=60, num_anchors=20, prefix_length=4, mask_rate=3e-2, prefix_rate=3e-2
 )
@@ -34,7 +34,7 @@ SETTINGS = TuneSettings(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose answers can be learnt, prompts in MT-Bench's form, and a tuned adapter."""
+    """Write a model whose answers can be learnt, prompts in MT-Bench's form, and an adapter."""
     folder = tmp_path_factory.mktemp("quality")
     model = write_plain_model(folder / "model", scale=0.15)
     config = {**CONFIG, "eos_token_id": EOS_ID}
@@ -57,8 +57,8 @@ def run(folder: Path, *more: object) -> dict[str, Any]:
     return report
 
 
-def test_every_figure_is_what_the_engine_counts(folder: Path) -> None:
-    """Texts that end by EOS and by the limit, all trees of the report, two adapters."""
+def test_every_figure_equals_the_engine_counters(folder: Path) -> None:
+    """Texts end by EOS and by the limit; two adapters are tried with every tree of the report."""
     names = ["untuned", str(folder / "a.safetensors")]
     report = run(folder, "--adapters", *names, "--prefix-length", 4)
     assert 0 < report["num_ended_by_eos"] < NUM_PROMPTS
@@ -85,7 +85,9 @@ def test_every_figure_is_what_the_engine_counts(folder: Path) -> None:
     assert best["best_64_rows"] > best["best_32_rows"] > best["chain"] > 1
 
 
-def test_answers_are_made_once_and_continued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_answers_are_continued_and_reused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(folder)
     other = folder / "other"
     run(folder, "--cache", other, "--limit", 16)
@@ -93,7 +95,7 @@ def test_answers_are_made_once_and_continued(folder: Path, monkeypatch: pytest.M
     assert continued["adapters"][0]["accuracy"] == whole["adapters"][0]["accuracy"]
 
     def fail(*_: object) -> None:
-        raise AssertionError("answers are there already")
+        raise AssertionError("the answers are in the cache already")
 
     monkeypatch.setattr("bita.data.generators.decode_batch", fail)
     few = run(folder, "--limit", 5)
@@ -111,7 +113,9 @@ def test_trees_are_chosen_on_other_text(folder: Path) -> None:
     assert left["accuracy"] == right["accuracy"]
 
 
-def test_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_prompt_file_is_reported_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = [str(folder / "model"), "--prompts", "none.jsonl", "--out", str(folder / "x.json")]
     assert draft_quality.main(args) == 1
     assert capsys.readouterr().err.startswith("draft_quality: cannot read prompts from none.jsonl")

@@ -1,11 +1,11 @@
-"""benchmarks/float_checkpoint.py: exact rewritings, and the blocks that a build makes."""
+"""Tests of benchmarks/float_checkpoint.py: exact rewritings, and the same blocks as a build."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from block_ways import WAYS, output_errors, rounded, sites, symmetric
-from float_checkpoint import judged
+from block_ways import WAYS, output_errors, round_layers, sites, symmetric
+from float_checkpoint import judge
 from float_rewriting import ArrayCheckpoint, BlocksCheckpoint, read_all, rewrite
 from make_tiny_engine import CONFIG, write_plain_model
 
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def moments(checkpoint: Checkpoint) -> Moments:
-    """The moments of 300 rows of correlated inputs."""
+    """Return the second moments of 300 rows of correlated inputs."""
     found = {}
     for label, names in sites(checkpoint.config):
         width = checkpoint.shape(names[0])[1]
@@ -45,7 +45,7 @@ def build(checkpoint: Checkpoint, out: Path, options: BuildOptions, seen: Seen) 
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_rewriting_keeps_the_function(tmp_path: Path, family: str) -> None:
+def test_rewriting_does_not_change_the_logits(tmp_path: Path, family: str) -> None:
     more = {"query_pre_attn_scalar": 16, "sliding_window": 64} if family == "gemma2" else {}
     source = family_checkpoint(tmp_path, family, **more)
     tensors = read_all(source)
@@ -58,7 +58,7 @@ def test_rewriting_keeps_the_function(tmp_path: Path, family: str) -> None:
         for name, each in (("a", source), ("b", ArrayCheckpoint(source, tensors)))
     )
     texts = [Scored(tuple(RNG.integers(5, 200, 40).tolist()), 8) for _ in range(8)]
-    found = judged(reference, rewritten, texts)
+    found = judge(reference, rewritten, texts)
     assert found["positions"] == 8 * 32
     assert found["kl"] < 1e-6
     assert found["same_greedy"] == 1.0
@@ -71,7 +71,7 @@ def family_checkpoint(folder: Path, family: str, **fields: object) -> Checkpoint
     return open_checkpoint(str(write_plain_model(folder / "model", config=config)))
 
 
-def test_a_step_alone_leaves_the_rest_as_it_is(checkpoint: Checkpoint) -> None:
+def test_one_rewriting_alone_leaves_the_other_tensors_unchanged(checkpoint: Checkpoint) -> None:
     before, tensors = read_all(checkpoint), read_all(checkpoint)
     rewrite(tensors, checkpoint.config, 0, ["rotate"])
     changed = {n.split(".")[-2] for n in before if not np.array_equal(before[n], tensors[n])}
@@ -80,7 +80,7 @@ def test_a_step_alone_leaves_the_rest_as_it_is(checkpoint: Checkpoint) -> None:
         rewrite(tensors, checkpoint.config, 0, ["rotate", "turn"])
 
 
-def test_families_that_are_not_known_are_refused(checkpoint: Checkpoint) -> None:
+def test_unknown_families_and_biases_are_refused(checkpoint: Checkpoint) -> None:
     tensors = read_all(checkpoint)
     with pytest.raises(ModelError, match="no rewriting is known for the family phi3"):
         rewrite(tensors, {**checkpoint.config, "model_type": "phi3"}, 0)
@@ -90,20 +90,20 @@ def test_families_that_are_not_known_are_refused(checkpoint: Checkpoint) -> None
 
 
 @pytest.mark.parametrize("name", ["nearest, minima", "gptq, minima"])
-def test_ways_with_minima_are_those_of_a_build(
+def test_rounding_with_minima_equals_that_of_a_build(
     tmp_path: Path, checkpoint: Checkpoint, moments: Moments, name: str
 ) -> None:
     options = BuildOptions(dialect="native")
     way = WAYS[name]
     seen = Seen(moments=moments) if way.sees else NOTHING_SEEN
     expected = build(checkpoint, tmp_path / "expected", options, seen)
-    blocks = rounded(checkpoint, way, moments)
+    blocks = round_layers(checkpoint, way, moments)
     kept = BlocksCheckpoint(checkpoint, read_all(checkpoint), blocks)
     found = build(kept, tmp_path / "found", options, NOTHING_SEEN)
     assert found.files[WEIGHTS_FILE] == expected.files[WEIGHTS_FILE]
 
 
-def test_symmetric_blocks_are_those_of_the_other_dialects(moments: Moments) -> None:
+def test_symmetric_blocks_equal_those_of_the_other_dialects(moments: Moments) -> None:
     rows = RNG.standard_normal((8, 64)).astype(np.float32)
     grid = Int4Grid(scale_type=np.float16)
     np.testing.assert_array_equal(
@@ -114,13 +114,13 @@ def test_symmetric_blocks_are_those_of_the_other_dialects(moments: Moments) -> N
     assert WAYS["8 bits"].round(rows, None).bits == 8
 
 
-def test_output_errors_are_those_of_the_inputs(checkpoint: Checkpoint) -> None:
+def test_output_errors_from_moments_equal_those_from_the_inputs(checkpoint: Checkpoint) -> None:
     inputs = {
         label: RNG.standard_normal((50, checkpoint.shape(names[0])[1])).astype(np.float32)
         for label, names in sites(checkpoint.config)
     }
     sums = {label: rows.T @ rows for label, rows in inputs.items()}
-    blocks = rounded(checkpoint, WAYS["nearest, symmetric"], {})
+    blocks = round_layers(checkpoint, WAYS["nearest, symmetric"], {})
     squares = []
     for index in range(checkpoint.config["num_hidden_layers"]):
         name = f"model.layers.{index}.mlp.down_proj"

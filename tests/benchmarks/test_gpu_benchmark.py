@@ -1,4 +1,4 @@
-"""The script that proves an engine on a GPU, at a tiny size on the CPU."""
+"""The script that checks an engine on a GPU runs here at a tiny size on the CPU."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,9 @@ TINY = (
 )
 
 
-def test_the_whole_proof_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_parts_of_the_report_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = write_plain_model(tmp_path / "model")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "The quick brown fox"}\n')
@@ -43,7 +45,7 @@ def test_the_whole_proof_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "verify, random adapter: 1 of 1 identical" in capsys.readouterr().out
 
 
-def test_a_part_that_fails_is_told_and_the_others_go_on(
+def test_a_failing_part_is_reported_and_the_others_still_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_plain_model(tmp_path / "model")
@@ -58,10 +60,10 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(
     assert "verify: FAILED: " in capsys.readouterr().out
 
 
-def test_the_hand_made_loop_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+def test_the_hand_written_loop_refuses_other_families(tmp_path: Path) -> None:
     from make_tiny_engine import CONFIG
 
     config = {**CONFIG, "model_type": "qwen3"}
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model", config=config)))
-    with pytest.raises(ModelError, match="knows plain Llamas only, not qwen3"):
+    with pytest.raises(ModelError, match="supports plain Llamas only, not qwen3"):
         HandLoop(checkpoint, 64, "float32", "cpu")

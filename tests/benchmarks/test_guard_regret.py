@@ -1,4 +1,4 @@
-"""benchmarks/guard_regret.py on a tiny engine."""
+"""Tests of benchmarks/guard_regret.py on a tiny engine."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from bita.engine import CALIBRATION_FILE, open_engine, revise_engine
 PROMPTS = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
 
 
-def test_the_report_compares_three_ways(
+def test_the_report_compares_free_and_guarded_drafts(
     tiny_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "engine", tmp_path / "report.json"
@@ -35,7 +35,9 @@ def test_the_report_compares_three_ways(
     assert "worst_text" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_named(tiny_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_acceptance_and_invalid_costs_are_reported(
+    tiny_engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert guard_regret.main([str(tiny_engine)]) == 1
     assert "has no acceptance in its calibration.json" in capsys.readouterr().err
     with pytest.raises(SystemExit):

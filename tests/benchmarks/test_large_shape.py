@@ -1,4 +1,4 @@
-"""benchmarks/large_shape.py: its models are read as they are, and its figures by hand."""
+"""Tests of benchmarks/large_shape.py: weights are kept as written, figures computed by hand."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
 
 
 def write(folder: Path, kind: Kind, vocab_size: int = 48) -> Path:
-    fields = {"bos_token_id": 2, "merges": ["A B"]}  # of which there must be one
+    fields = {"bos_token_id": 2, "merges": ["A B"]}  # a GGUF file needs at least one merge
     metadata = {
         **tiny_gguf.base_metadata("llama"),
         **{f"tokenizer.ggml.{key}": value for key, value in fields.items()},
@@ -44,7 +44,7 @@ def build(model: Path, out: Path, dialect: str) -> Engine:
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1])
-def test_an_engine_has_the_weights_of_the_file(tmp_path: Path, kind: Kind) -> None:
+def test_an_engine_keeps_the_quantized_weights_of_the_file(tmp_path: Path, kind: Kind) -> None:
     model = write(tmp_path, kind)
     engine, checkpoint = build(model, tmp_path / "engine", "native"), open_checkpoint(str(model))
     num_weights = 48 * 64 + 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96)
@@ -55,7 +55,7 @@ def test_an_engine_has_the_weights_of_the_file(tmp_path: Path, kind: Kind) -> No
     )
 
 
-def test_other_weights_are_not_those_of_the_file(tmp_path: Path) -> None:
+def test_weights_of_another_file_do_not_count_as_kept(tmp_path: Path) -> None:
     engine = build(write(tmp_path, Kind.Q4_0), tmp_path / "engine", "native")
     found = count_kept(engine, open_checkpoint(str(write(tmp_path, Kind.Q4_1))))
     table = 48 * 64  # has the same weights in every format
@@ -65,8 +65,11 @@ def test_other_weights_are_not_those_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dialect", "row_bytes"),
     [
-        ("native", 64 + 2 * 2),  # one table of 8 bits for both
-        ("ort", 64 // 2 + 2 * 4),  # the output layer in 4 bits; of the table a step takes rows
+        ("native", 64 + 2 * 2),  # one 8-bit table for embeddings and output
+        (
+            "ort",
+            64 // 2 + 2 * 4,
+        ),  # the output layer has 4 bits; a step reads only single rows of the table
     ],
 )
 def test_a_step_reads_the_output_layer_only(tmp_path: Path, dialect: str, row_bytes: int) -> None:
@@ -77,7 +80,7 @@ def test_a_step_reads_the_output_layer_only(tmp_path: Path, dialect: str, row_by
     assert sizes[1] - sizes[0] == 48 * row_bytes
 
 
-def test_figures_by_hand() -> None:
+def test_the_summary_equals_figures_computed_by_hand() -> None:
     def found(copy_speed: float, step_ms: list[float], token_ms: list[float]) -> dict[str, Any]:
         return {
             "copy_gb_per_s": copy_speed,
@@ -94,11 +97,11 @@ def test_figures_by_hand() -> None:
     assert ours["times_llama_cpp"] == pytest.approx(12 / 5, abs=1e-2)
 
 
-def test_a_program_is_measured() -> None:
+def test_a_program_is_run_and_measured() -> None:
     code = "import numpy as np; a = np.ones(40 << 20, np.uint8); print('done')"
     found = run_measured([sys.executable, "-c", code])
     assert found["output"] == ["done"]
     assert found["peak_mb"] > 40
     assert np.isfinite(found["seconds"])
-    with pytest.raises(PeerError, match="ended with 3"):
+    with pytest.raises(PeerError, match="ended with exit status 3"):
         run_measured([sys.executable, "-c", "raise SystemExit(3)"])

@@ -1,4 +1,4 @@
-"""`make bench`: figures by hand, a journal that goes on, a worker that answers."""
+"""Tests of `make bench`: figures computed by hand, a resumable journal, workers that answer."""
 
 import argparse
 import json
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import ROOT
-from peer_page import page_part
 from peer_process import Contestant, PeerError, Worker
 from peer_report import Run, describe_machine, summarize, table
 from peers import Journal, contestants_of
+from result_pages import filled, peers
 
 from bita.data.prompts import evenly
 from bita.runtime.session import Session
@@ -39,7 +39,7 @@ def summary() -> dict[str, Any]:
     return summarize(described, rounds, prefills)
 
 
-def test_figures_of_all_answers_together() -> None:
+def test_figures_are_taken_over_all_answers_together() -> None:
     plain, drafts = summary()["plain"], summary()["drafts"]
     assert plain["tokens_per_second"]["mean"] == pytest.approx(1000 * 4 / 60, abs=1e-3)
     assert drafts["tokens_per_second"]["mean"] == pytest.approx(1000 * 4 / 15, abs=1e-3)
@@ -53,7 +53,7 @@ def test_figures_of_all_answers_together() -> None:
     assert drafts["first_token_ms"]["p50"] == 7.5
 
 
-def test_a_journal_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_journal_continues_after_a_killed_run(tmp_path: Path) -> None:
     path, settings = tmp_path / "journal.jsonl", {"threads": 2}
     journal = Journal(path, settings)
     assert journal.get("answers", "0") is None
@@ -67,7 +67,7 @@ def test_a_journal_goes_on_where_it_was(tmp_path: Path) -> None:
     assert Journal(path, {"threads": 1}).get("answers", "0") is None
 
 
-def test_a_journal_that_was_cut_off_takes_more(tmp_path: Path) -> None:
+def test_a_truncated_journal_accepts_further_records(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path, {}).add("start", "a", 1)
     with path.open("a") as file:
@@ -106,7 +106,7 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
         Worker(contestant(tmp_path / "nothing"), 1, tmp_path / "log")
 
 
-def test_rows_name_their_plain_decoding(tiny_engine: Path, tmp_path: Path) -> None:
+def test_each_row_names_its_row_of_plain_decoding(tiny_engine: Path, tmp_path: Path) -> None:
     args = argparse.Namespace(
         engines=[tiny_engine],
         python_peers="python",
@@ -125,7 +125,7 @@ def test_rows_name_their_plain_decoding(tiny_engine: Path, tmp_path: Path) -> No
     assert [row.engine for row in contestants_of(args)] == engines
 
 
-def test_prompts_come_from_all_over() -> None:
+def test_prompts_are_evenly_spaced() -> None:
     assert evenly(range(10), 3) == [0, 3, 6]
     assert evenly(range(3), None) == evenly(range(3), 8) == [0, 1, 2]
 
@@ -140,27 +140,38 @@ def test_the_page_has_a_line_for_each_row() -> None:
         "num_prompts": 3,
         "prompts": "p.jsonl",
     }
-    lines = page_part(json.loads(json.dumps(report))).splitlines()
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == [
+    lines = peers(json.loads(json.dumps(report))).splitlines()
+    assert [
+        line.split(" | ")[0] for line in lines if line.startswith("| ") and "---" not in line
+    ] == [
         "| engine",
         "| plain",
         "| drafts",
     ]
-    assert "4.00" in lines[-2]
+    assert "4.00" in lines[-1]
     assert table(report)[2][1] == f"{1000 * 4 / 15:.1f}"
     assert np.isfinite(report["read_gb_per_s"])
+
+
+def test_a_page_keeps_what_is_around_its_tables() -> None:
+    page = "before\n<!-- results: gpu -->\nold\n<!-- end -->\nafter\n"
+    text = filled(page)
+    assert text.startswith("before\n<!-- results: gpu -->\n| fp16 |")
+    assert text.endswith("|\n<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert filled(text) == text
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [("PROMPTS=none.jsonl", "PROMPTS none.jsonl does not exist"), ("LIMIT=0", "LIMIT 0 is not")],
 )
-def test_make_bench_looks_at_its_options_first(option: str, message: str) -> None:
-    """Before minutes of building, that is."""
+def test_make_bench_checks_its_options_first(option: str, message: str) -> None:
+    """Wrong options are reported before minutes of building."""
     root = ROOT
-    told = subprocess.run(
+    run = subprocess.run(
         ["make", "--no-print-directory", "bench", option], cwd=root, capture_output=True, text=True
     )
-    assert told.returncode == 2
-    assert message in told.stderr
-    assert told.stdout == ""
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert run.stdout == ""

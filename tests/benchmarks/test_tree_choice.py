@@ -1,4 +1,4 @@
-"""benchmarks/tree_choice.py on a tiny engine, and decoding in turns."""
+"""Tests of benchmarks/tree_choice.py on a tiny engine, and of interleaved decoding."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from bita.tree import Tree
 
 @pytest.fixture(scope="module")
 def calibrated(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """T(q) is made up, so that the trees to expect do not hang on how busy this machine is."""
+    """Calibrate with an invented T(q), so that the trees do not depend on the machine's load."""
     path = tmp_path_factory.mktemp("choice") / "engine"
     shutil.copytree(tiny_engine, path)
     effort = Effort(num_prompts=6, max_new_tokens=40, repeats=1, max_rows=8)
@@ -49,7 +49,7 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_report_has_all_contenders_and_categories(
     calibrated: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,10 +79,10 @@ def test_the_report_has_all_contenders_and_categories(
     for row in sources.values():
         assert [*row["by_category"]] == ["writing", "math"]
         assert sum(part["answers"] for part in row["by_category"].values()) == 6
-        assert row["same_text"] == 6  # float32, and margins of a tiny model are wide
+        assert row["same_text"] == 6  # float32, and a tiny model has wide margins
 
 
-def test_an_engine_that_was_not_calibrated(
+def test_an_uncalibrated_engine_is_refused(
     tiny_engine: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ["--prompts", str(questions), "--out", str(tmp_path / "x.json")]
@@ -92,14 +92,14 @@ def test_an_engine_that_was_not_calibrated(
     )
 
 
-def test_prompts_of_another_form(calibrated: Path, tmp_path: Path) -> None:
+def test_prompts_of_another_form_are_refused(calibrated: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.jsonl"
     path.write_text('{"question": "Hello"}')
     assert tree_choice.main([str(calibrated), "--prompts", str(path), "--out", "x"]) == 1
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 9, 40])
-def test_random_trees_have_the_rows_asked_for(num_rows: int) -> None:
+def test_random_trees_have_the_requested_number_of_rows(num_rows: int) -> None:
     rng = np.random.default_rng(1)
     trees = {tree_choice.random_tree(num_rows, 3, rng) for _ in range(8)}
     assert {tree.num_rows for tree in trees} == {num_rows}
@@ -108,14 +108,14 @@ def test_random_trees_have_the_rows_asked_for(num_rows: int) -> None:
         assert not tree.misfits(3, tree_choice.RANDOM_RANKS, 1000)
 
 
-def test_turns_count_each_answer_alone(tiny_engine: Path) -> None:
+def test_interleaved_decoding_counts_each_answer_separately(tiny_engine: Path) -> None:
     session = Session.open(tiny_engine, num_threads=1)
     sessions = [session.using(tree=Tree.root_only()), session.using(tree=Tree.chain(3))]
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     timed = decode_in_turns(
-        sessions, ["Hello tree", "A mask"], 20, lambda done, total: told.append((done, total))
+        sessions, ["Hello tree", "A mask"], 20, lambda done, total: reported.append((done, total))
     )
-    assert told == [(1, 2), (2, 2)]
+    assert reported == [(1, 2), (2, 2)]
     for plain, tree, prompt in zip(*timed, ("Hello tree", "A mask"), strict=True):
         assert plain.token_ids == tree.token_ids
         assert list(plain.token_ids) == session.generate(prompt, 20).token_ids
@@ -125,8 +125,10 @@ def test_turns_count_each_answer_alone(tiny_engine: Path) -> None:
     assert Timed(6, 3, 500.0).tokens_per_second == 12
 
 
-@pytest.mark.slow
-def test_the_table_of_precisions(calibrated: Path, questions: Path, tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_the_table_of_precisions_has_speed_memory_and_equality(
+    calibrated: Path, questions: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "precisions.json"
     options = ["--timed", "4", "--verified", "3", "--branched", "3", "--threads", "1"]
     options += ["--max-new-tokens", "100"]  # enough for a text that repeats itself
@@ -144,11 +146,13 @@ def test_the_table_of_precisions(calibrated: Path, questions: Path, tmp_path: Pa
     assert row["verify"]["exact"]["random adapter"]["identical"] == 3
 
 
-def test_single_answers(calibrated: Path, questions: Path, tmp_path: Path) -> None:
+def test_single_answers_are_equal_with_and_without_drafts(
+    calibrated: Path, questions: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "answers.json"
     files = [str(calibrated), "--prompts", str(questions), "--out", str(out)]
     options = ["--limit", "2", "--turns", "2", "--max-new-tokens", "20", "--threads", "1"]
-    report = single_answers.measure(single_answers.parsed([*files, *options]))
+    report = single_answers.measure(single_answers.parse_arguments([*files, *options]))
     assert report["same_text"]
     assert [answer["tokens"] for answer in report["answers"]] == [19, 19]
     for spread in (report["with_drafts"], report["plainly_again"]):

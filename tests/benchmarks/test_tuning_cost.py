@@ -1,4 +1,4 @@
-"""benchmarks/tuning_cost.py compares like with like."""
+"""benchmarks/tuning_cost.py compares methods that compute the same gradients."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 
 
 def prepare(family: str, directory: Path) -> tuple[MaskModel, AdapterParameters, Any]:
-    """A batch of texts of different lengths, in float64."""
+    """Return a float64 model, an adapter, and a batch of texts of different lengths."""
     checkpoint = open_checkpoint(str(write_tiny_model(family, directory)))
     model = MaskModel(load_base_model(checkpoint, "float64"))
     adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.5)
@@ -49,8 +49,8 @@ def test_all_methods_give_the_same_gradients(family: str, tmp_path: Path) -> Non
     assert max(differences.values()) < 1e-5
 
 
-def test_a_difference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text that sees the prefix, as it would in a plain forward with a past."""
+def test_methods_that_differ_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text sees the prefix here, as it would in a plain forward pass with a past."""
     model, parameters, batch = prepare("llama", tmp_path)
     right = training_methods.joint_mask
     monkeypatch.setattr(training_methods, "joint_mask", lambda *args: right(*args).clamp(min=0))
@@ -58,7 +58,7 @@ def test_a_difference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tuning_cost.check_agreement(model, parameters, batch, 0.8)
 
 
-def test_the_joint_backward_keeps_the_text_too(tmp_path: Path) -> None:
+def test_the_joint_backward_pass_saves_more_memory_for_the_text(tmp_path: Path) -> None:
     model, parameters, batch = prepare("llama", tmp_path)
     ours, theirs, recomputed = (
         tuning_cost.saved_mb(method, model, parameters, batch, 0.8)
@@ -68,8 +68,10 @@ def test_the_joint_backward_keeps_the_text_too(tmp_path: Path) -> None:
     assert recomputed < theirs
 
 
-@pytest.mark.slow
-def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.thorough
+def test_the_report_covers_both_layouts_and_all_methods(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, out = write_tiny_model("qwen3", tmp_path / "model"), tmp_path / "cost.json"
     args = [model, "--batch-size", 2, "--repeats", 2, "--device", "cpu", "--out", out]
     assert tuning_cost.main([str(arg) for arg in args]) == 0

@@ -1,4 +1,4 @@
-"""The sweep of tuning settings: where a text has a match, and intervals of differences."""
+"""Tests of the sweep of tuning settings: drafts without an n-gram match, and intervals."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from bita.tuning.training_texts import TrainingText
 
 
 @pytest.mark.parametrize("name", tuning_sweep.SETS)
-def test_all_runs_have_settings(name: str) -> None:
+def test_all_runs_have_valid_settings(name: str) -> None:
     base, runs = tuning_sweep.SETS[name]
     for changes in runs.values():
         TuneSettings(**{**base, **{k: v for k, v in changes.items() if k != "texts"}})
@@ -26,7 +26,7 @@ def test_all_runs_have_settings(name: str) -> None:
 
 def test_right_drafts_are_counted_where_the_text_has_no_match() -> None:
     text = TrainingText((1, 2, 3, 4, 2, 3, 9, 8), 3)
-    # drafts after 4, 2, 3 and 9; 2 and 3 stand in the text before
+    # drafts after 4, 2, 3 and 9; 2 and 3 occur earlier in the text
     ranks = np.array([[1], [1], [2], [1]])
     assert tuning_sweep.by_text(DraftQuality([ranks]), [text]) == [[4, 3, 2, 2]]
 
@@ -39,7 +39,7 @@ def test_differences_are_taken_text_by_text() -> None:
     better = first + np.array([0, 3, 0, 0])
     gain, low, high = page.difference(better, first, page.ALL)
     assert gain == pytest.approx(100 * 3 * 40 / places.sum())
-    assert 0 < low < gain < high < gain + 1  # though single texts differ by 60 points
+    assert 0 < low < gain < high < gain + 1  # although single texts differ by 60 points
     assert page.difference(better, first, page.NEW) == (0, 0, 0)
 
 
@@ -51,7 +51,7 @@ def test_the_table_compares_with_the_first_run() -> None:
     assert lines[1].startswith("| loss ce | 2,000 | 60.0, +10.0 (+0.0 to +30.0) | 25.0, +0.0")
 
 
-def test_the_page_has_as_many_cells_in_each_line(
+def test_each_line_of_the_page_has_the_same_number_of_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = {"name": "recipe", "rows": 2000, "texts": [[10, 5, 4, 1], [20, 10, 8, 2]]}

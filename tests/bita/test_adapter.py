@@ -1,4 +1,4 @@
-"""The adapter file: what goes in comes out, and whatever is wrong with a file is said at once."""
+"""Adapter files: loading returns what was saved, and all faults of a file are reported."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def adapter(identity: ModelIdentity) -> Adapter:
 
 
 def write(path: Path, adapter: Adapter, metadata: dict[str, str | None], **tensors: Any) -> Path:
-    """A file with some of its metadata and tensors replaced, or left out where they are None."""
+    """Write a file with some metadata and tensors replaced, or left out where they are None."""
     adapter.save(path)
     raw = path.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
@@ -41,7 +41,7 @@ def write(path: Path, adapter: Adapter, metadata: dict[str, str | None], **tenso
     return path
 
 
-def test_equal_adapters_are_equal_files(adapter: Adapter, tmp_path: Path) -> None:
+def test_equal_adapters_give_identical_files(adapter: Adapter, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         adapter.save(tmp_path / name)
     assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c")}) == 1
@@ -55,7 +55,7 @@ def message_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("prefix_length", [0, 5])
-def test_load_gives_what_was_saved(
+def test_load_returns_the_saved_adapter(
     identity: ModelIdentity, tmp_path: Path, prefix_length: int
 ) -> None:
     adapter = random_adapter(identity, 2, prefix_length)
@@ -129,7 +129,7 @@ def test_values_that_float16_cannot_hold_are_refused_by_name(
     np.testing.assert_array_equal(Adapter.load(tmp_path / "c").prefix_keys, largest.prefix_keys)
 
 
-def test_what_steps_read_is_bounded(adapter: Adapter) -> None:
+def test_values_read_by_steps_are_bounded(adapter: Adapter) -> None:
     assert all(adapter.bounded[name] is array for name, array in adapter.tensors().items())
     keys, masks = adapter.prefix_keys.copy(), adapter.mask_embeddings.copy()
     keys[0, 0, 0, :5] = 1e38, -1e38, np.inf, -np.inf, np.nan
@@ -141,17 +141,19 @@ def test_what_steps_read_is_bounded(adapter: Adapter) -> None:
     assert all(array.dtype == np.float32 for array in bounded.values())
 
 
-def test_missing_cut_and_foreign_files_are_told_apart(adapter: Adapter, tmp_path: Path) -> None:
+def test_missing_truncated_and_foreign_files_have_separate_messages(
+    adapter: Adapter, tmp_path: Path
+) -> None:
     assert "does not exist" in message_of(tmp_path / "nothing")
     assert "not a whole safetensors file" in message_of(tmp_path)
     adapter.save(tmp_path / "cut")
     (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-1])
     assert "not a whole safetensors file" in message_of(tmp_path / "cut")
     save_file({"lm_head.weight": np.zeros(3)}, tmp_path / "model")
-    assert "no adapter: its metadata has no 'bita-adapter'" in message_of(tmp_path / "model")
+    assert "not an adapter: its metadata has no 'bita-adapter'" in message_of(tmp_path / "model")
 
 
-def test_a_file_with_many_faults_lists_them_all(adapter: Adapter, tmp_path: Path) -> None:
+def test_all_faults_of_a_file_are_listed(adapter: Adapter, tmp_path: Path) -> None:
     broken = adapter.mask_embeddings.copy()
     broken[0, 0] = np.inf
     path = write(
@@ -185,7 +187,7 @@ def test_a_file_with_many_faults_lists_them_all(adapter: Adapter, tmp_path: Path
         ({"prefix_values": np.zeros((4, 2, 5))}, "prefix_values is [4, 2, 5], not [4, 2, P, 16]"),
     ],
 )
-def test_shapes_that_do_not_fit(
+def test_shapes_that_do_not_fit_are_refused(
     adapter: Adapter, tmp_path: Path, tensors: dict[str, Any], part: str
 ) -> None:
     halves = {name: array.astype(np.float32) for name, array in tensors.items()}
@@ -202,13 +204,13 @@ def test_shapes_are_checked_without_an_identity_too(adapter: Adapter, tmp_path: 
     assert "prefix_values is [4, 2, 5], not [L, H, P, D]" in message
 
 
-def test_types_without_a_float_meaning_are_refused(adapter: Adapter, tmp_path: Path) -> None:
+def test_tensors_of_integer_types_are_refused(adapter: Adapter, tmp_path: Path) -> None:
     whole = adapter.mask_embeddings.astype(np.int8)
     message = message_of(write(tmp_path / "a", adapter, {}, mask_embeddings=whole))
     assert "tensor 'mask_embeddings' has type I8, not one of F32, F16, BF16" in message
 
 
-def test_check_fits_names_what_differs(adapter: Adapter) -> None:
+def test_check_fits_names_each_difference(adapter: Adapter) -> None:
     adapter.check_fits(identify(random_checkpoint()))
     with pytest.raises(AdapterError) as caught:
         adapter.check_fits(identify(random_checkpoint(1, num_hidden_layers=4, model_type="qwen2")))
@@ -232,7 +234,7 @@ def test_untuned_masks_are_the_mean_embedding() -> None:
     np.testing.assert_array_equal(again.prefix_keys, adapter.prefix_keys)
 
 
-def test_default_adapter_has_no_prefix() -> None:
+def test_the_default_adapter_has_no_prefix() -> None:
     assert untuned_adapter(random_checkpoint()).prefix_keys.shape == (4, 2, 0, 16)
 
 

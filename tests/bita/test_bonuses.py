@@ -1,4 +1,4 @@
-"""Bonuses of guesses: in adapters, and what makes them."""
+"""Tests of the bonuses of guesses: their array form, their validation, and adapters with them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ IDENTITY = ModelIdentity("llama", 2, 8, 3, 4, 9, {})
 OWN = replace(DEFAULT_BONUSES, mask_scale=0.5, agree_alone=2.5)
 
 
-def test_an_array_holds_all_of_them() -> None:
+def test_an_array_holds_all_bonuses() -> None:
     array = np.arange(1, SIZE + 1, dtype=np.float32)
     bonuses = Bonuses.of(array)
     np.testing.assert_array_equal(bonuses.array(), array)
@@ -35,7 +35,7 @@ def test_an_array_holds_all_of_them() -> None:
     assert Bonuses.of(DEFAULT_BONUSES.array()).array() == pytest.approx(DEFAULT_BONUSES.array())
 
 
-def test_an_adapter_has_its_own_or_the_default_ones(tmp_path: Path) -> None:
+def test_an_adapter_has_its_own_bonuses_or_the_defaults(tmp_path: Path) -> None:
     plain = random_adapter(IDENTITY)
     plain.save(tmp_path / "plain.safetensors")
     assert Adapter.load(tmp_path / "plain.safetensors").bonuses == DEFAULT_BONUSES
@@ -56,7 +56,7 @@ def test_an_adapter_has_its_own_or_the_default_ones(tmp_path: Path) -> None:
         (np.ones(SIZE, np.int32), f"tensor '{BONUS_TENSOR}' has type I32, not one of"),
     ],
 )
-def test_a_file_with_others_is_refused(
+def test_a_file_with_invalid_bonuses_is_refused(
     array: np.ndarray, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bonuses, "array", lambda _: array)
@@ -68,6 +68,6 @@ def test_a_file_with_others_is_refused(
         Adapter.load(tmp_path / "broken.safetensors")
 
 
-def test_numbers_that_cannot_be_are_named() -> None:
+def test_a_wrong_shape_is_a_fault() -> None:
     assert bonus_faults(DEFAULT_BONUSES.array()) == []
     assert bonus_faults(np.zeros((2, 2))) == [f"{BONUS_TENSOR} is [2, 2], not [{SIZE}]"]

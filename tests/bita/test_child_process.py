@@ -1,4 +1,4 @@
-"""Python processes find no module in the working directory, whatever lies there."""
+"""Python processes import no module from the working directory, whatever files it has."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ DEFINITION = "open({mark!r}, 'a').write({name!r})\n"
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A directory of modules that leave a mark where one is imported."""
+    """Write modules that leave a mark when they are imported."""
     directory = tmp_path / "here"
     directory.mkdir()
     for name in SHADOWS:
@@ -36,10 +36,10 @@ def run(
     )
 
 
-def test_a_child_finds_what_its_parent_finds(
+def test_a_child_imports_only_what_its_parent_would(
     hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the parent has the working directory among its own places, as in a notebook."""
+    """A parent in a notebook also has the working directory in its own search path."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     done = run(python_command("bita", "--version"), hostile)
     assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ def test_a_child_finds_what_its_parent_finds(
     assert not (hostile.parent / "mark").exists()
 
 
-def test_arguments_arrive_as_they_are(hostile: Path, tmp_path: Path) -> None:
+def test_arguments_arrive_unchanged(hostile: Path, tmp_path: Path) -> None:
     (tmp_path / "arguments.py").write_text("import sys; print(__name__, sys.argv[1:])")
     sys.path.insert(0, str(tmp_path))
     try:
@@ -58,8 +58,8 @@ def test_arguments_arrive_as_they_are(hostile: Path, tmp_path: Path) -> None:
     assert done.stdout == "__main__ ['-x', 'a b', '', '\\'\"\\n']\n", done.stderr
 
 
-def test_the_command_line_forgets_the_working_directory(hostile: Path) -> None:
-    """`python -m bita` itself: all but what Python finds before it runs a line of ours."""
+def test_the_command_line_imports_nothing_from_the_working_directory(hostile: Path) -> None:
+    """The exceptions are `bita` and `runpy`, which `python -m bita` finds before our first line."""
     for name in ("bita", "runpy"):
         (hostile / f"{name}.py").unlink()
     done = run([sys.executable, "-m", "bita", "--version"], hostile, PYTHONPATH=str(ROOT))

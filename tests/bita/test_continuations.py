@@ -1,4 +1,4 @@
-"""A table of what usually follows a few tokens: counted, found, stored, and refused."""
+"""Tests of the table of usual continuations: counting, lookup, storage, and validation."""
 
 import json
 from dataclasses import replace
@@ -33,45 +33,45 @@ def table_of(*texts: list[int], num_prompt: int = 1, max_entries: int = 1000) ->
     return table
 
 
-def test_it_finds_what_follows_the_longest_run_that_it_knows() -> None:
+def test_the_longest_known_run_decides_the_continuation() -> None:
     table = table_of(*[[1, 2, 3, 4]] * 9, *[[7, 8, 3, 5]] * 9, [9, 3, 4])
     assert table.find([1, 2, 3])[0] == 4
     assert table.find([7, 8, 3])[0] == 5
     assert table.find([8, 3])[0] == 5
     sure, unsure = table.find([7, 8, 3])[1], table.find([3])[1]
     assert sure > 85
-    assert 35 < unsure < 60  # 4 or 5 follow
+    assert 35 < unsure < 60  # either 4 or 5 follows
     assert table.find([0, 6, 3]) == table.find([3])
     assert table.find([1]) == table.find([0, 1]) == (2, table.find([1])[1])
     assert table.find([4]) == table.find([]) == (0, 0)
 
 
-def test_prompts_are_no_continuations() -> None:
+def test_tokens_of_prompts_are_not_counted() -> None:
     table = table_of(*[[1, 2, 3, 4, 5]] * 5, num_prompt=4)
     assert table.find([2, 3, 4])[0] == 5
     assert table.find([1, 2, 3]) == (0, 0)
 
 
-def test_what_was_seen_once_is_less_sure() -> None:
+def test_confidence_rises_with_the_count() -> None:
     seen = [table_of(*[[1, 2]] * times).find([1])[1] for times in (1, 2, 5, 50)]
     assert seen == sorted(seen)
     assert seen[0] < 40
     assert seen[-1] > 95
 
 
-def test_the_better_table_is_the_one_that_guesses_more() -> None:
+def test_the_table_with_more_right_guesses_is_chosen() -> None:
     few = table_of(*[[1, 2, 3]] * 9)
     many = table_of(*[[1, 2, 3, 4, 5]] * 9)
     judged = [([9, 1, 2, 3, 4, 5], 1)]
     assert best_continuations((few, many), judged) is many
     assert best_continuations((many, few), judged) is many
-    # the first of equal ones; what the prompt says does not count
+    # the first of equal tables is chosen; tokens of the prompt do not count
     assert best_continuations((few, many), [([1, 2, 3, 4, 5, 7], 5)]) is few
     assert best_continuations((None, few), judged) is few
     assert best_continuations((None, None), judged) is None
 
 
-def test_those_seen_most_are_kept() -> None:
+def test_the_most_frequent_entries_are_kept() -> None:
     texts = [[number, number + 100] for number in range(1, 60) for _ in range(number)]
     table = table_of(*texts, max_entries=10)
     assert table.num_entries == 10
@@ -90,7 +90,7 @@ def test_every_entry_of_a_full_table_is_found() -> None:
     assert sum(table.find(text[:1])[0] == text[1] for text in known) > 990
 
 
-def test_adapters_keep_it(identity: ModelIdentity, tmp_path: Path) -> None:
+def test_adapters_store_the_table(identity: ModelIdentity, tmp_path: Path) -> None:
     plain = random_adapter(identity, 2, 3, scale=0.1)
     adapter = replace(plain, continuations=table_of(*[[1, 2, 3, 4]] * 5))
     adapter.save(tmp_path / "a.safetensors")
@@ -108,13 +108,13 @@ def metadata_of(identity: ModelIdentity, version: str) -> str:
 
 
 @pytest.mark.parametrize("num_values", [6, 8])
-def test_tables_with_keys_are_read(
+def test_tables_of_the_older_format_with_keys_are_read(
     identity: ModelIdentity, tmp_path: Path, num_values: int
 ) -> None:
     path, keys = tmp_path / "a.safetensors", np.zeros(8, np.uint64)
     values = np.zeros(num_values, np.uint32)
-    keys[1], values[1] = 8, 9 << SURE_BITS | 60  # 7: 9
-    keys[5], values[5] = 8 << 42 | 9 << 21 | 10, 11 << SURE_BITS | 70  # 7, 8, 9: 11
+    keys[1], values[1] = 8, 9 << SURE_BITS | 60  # 9 follows 7
+    keys[5], values[5] = 8 << 42 | 9 << 21 | 10, 11 << SURE_BITS | 70  # 11 follows 7, 8, 9
     random_adapter(identity, 1, 0, scale=0.1).save(path)
     tables: dict[str, np.ndarray] = {"continuation_keys": keys, "continuation_values": values}
     save_file(load_file(path) | tables, path, {FORMAT: metadata_of(identity, "3")})
@@ -131,7 +131,7 @@ def test_tables_with_keys_are_read(
     assert load_file(path)["continuation_marks"].dtype == np.uint16
 
 
-def test_other_runs_are_hardly_taken_for_those_it_knows() -> None:
+def test_unknown_runs_are_rarely_mistaken_for_known_ones() -> None:
     rng = np.random.default_rng(0)
     table = table_of(*rng.integers(0, 5000, (20_000, 4)).tolist(), max_entries=20_000)
     others = rng.integers(5000, 10_000, (20_000, 3)).tolist()

@@ -1,4 +1,4 @@
-"""A finished directory takes an engine's place at once, or file by file and can be completed."""
+"""A finished directory replaces an engine at once, or file by file in a way that can be resumed."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from bita.errors import EngineError
 
 
 class KilledError(BaseException):
-    """The process ends here."""
+    """Stands for the death of the process."""
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ def engine(tiny_engine: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finished(tiny_engine: Path, tmp_path: Path) -> Path:
-    """A revision of the engine: another tree, and a report."""
+    """Return a revision of the engine with another tree and a report."""
     shutil.copytree(tiny_engine, tmp_path / "revised")
     engine = open_engine(tmp_path / "revised")
     engine = revise_engine(engine, {"tree.json": '{"nodes": []}', "calibration.json": "{}"})
     return engine.path
 
 
-def cannot(code: int) -> Callable[[Path, Path], bool]:
-    """A kernel that answers renameat2 with an error."""
+def failing_exchange(code: int) -> Callable[[Path, Path], bool]:
+    """Return a replacement of `_exchange` for a kernel where renameat2 fails with `code`."""
 
     def exchange(one: Path, other: Path) -> bool:
         if code not in directory_swap.CANNOT:
@@ -47,20 +47,20 @@ def cannot(code: int) -> Callable[[Path, Path], bool]:
 
 
 def die_at(number: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let the process die before its rename of this number; gives the names renamed before."""
+    """Raise KilledError instead of the rename with this number; return the names renamed so far."""
     done: list[str] = []
 
-    def counted(rename: Callable[..., None]) -> Callable[..., None]:
-        def renamed(source: Path, target: Path) -> None:
+    def count_calls(rename: Callable[..., None]) -> Callable[..., None]:
+        def rename_or_die(source: Path, target: Path) -> None:
             if len(done) == number:
                 raise KilledError
             rename(source, target)
             done.append(Path(target).name)
 
-        return renamed
+        return rename_or_die
 
-    monkeypatch.setattr(os, "rename", counted(os.rename))
-    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(os, "rename", count_calls(os.rename))
+    monkeypatch.setattr(os, "replace", count_calls(os.replace))
     return done
 
 
@@ -68,7 +68,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_directories_change_names_at_once(engine: Path, finished: Path) -> None:
+def test_directories_are_exchanged_at_once(engine: Path, finished: Path) -> None:
     if not directory_swap._exchange(engine, finished):
         pytest.skip("needs renameat2 with RENAME_EXCHANGE")
     directory_swap._exchange(engine, finished)
@@ -86,10 +86,10 @@ def test_the_first_engine_is_only_renamed(finished: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("code", directory_swap.CANNOT)
-def test_file_by_file_where_there_is_no_exchange(
+def test_files_are_replaced_one_by_one_without_renameat2(
     code: int, engine: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_swap, "_exchange", cannot(code))
+    monkeypatch.setattr(directory_swap, "_exchange", failing_exchange(code))
     (engine / "pairs.safetensors").write_text("of the engine before")
     wanted, inode = contents(finished), engine.stat().st_ino
     put(finished, Place.of(engine))
@@ -102,7 +102,7 @@ def test_other_faults_leave_the_engine_as_it_was(
     engine: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(engine)
-    monkeypatch.setattr(directory_swap, "_exchange", cannot(errno.EACCES))
+    monkeypatch.setattr(directory_swap, "_exchange", failing_exchange(errno.EACCES))
     with pytest.raises(PermissionError):
         put(finished, Place.of(engine))
     assert contents(engine) == before
@@ -113,9 +113,9 @@ def test_other_faults_leave_the_engine_as_it_was(
 def test_a_killed_exchange_is_completed(
     number: int, who: str, engine: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever the process dies, the next one sees the engine of before or of after, whole."""
+    """Whenever the process dies, the next one sees the complete old or the complete new engine."""
     before, after = contents(engine), contents(finished)
-    monkeypatch.setattr(directory_swap, "_exchange", cannot(errno.EINVAL))
+    monkeypatch.setattr(directory_swap, "_exchange", failing_exchange(errno.EINVAL))
     with monkeypatch.context() as patch:
         done = die_at(number, patch)
         try:
@@ -123,7 +123,7 @@ def test_a_killed_exchange_is_completed(
         except KilledError:
             assert len(done) == number
         else:
-            assert len(done) <= number  # there are not more renames
+            assert len(done) <= number  # there are no further renames
     if who == "writer":
         with writing(engine):
             pass
@@ -135,7 +135,7 @@ def test_a_killed_exchange_is_completed(
 def test_completing_twice_at_once_is_harmless(engine: Path, finished: Path) -> None:
     wanted = contents(finished)
     os.rename(finished, engine / INCOMING)
-    os.replace(engine / INCOMING / "tree.json", engine / "tree.json")  # by the other one
+    os.replace(engine / INCOMING / "tree.json", engine / "tree.json")  # as the other process would
     complete(engine)
     complete(engine)
     assert contents(engine) == wanted
@@ -152,14 +152,14 @@ def test_a_draft_on_another_file_system_is_copied_first(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", across)
-    monkeypatch.setattr(directory_swap, "_exchange", cannot(errno.EBUSY))
+    monkeypatch.setattr(directory_swap, "_exchange", failing_exchange(errno.EBUSY))
     put(finished, Place.of(engine))
     assert contents(engine) == wanted
     assert not finished.exists()
 
 
-def test_linked_files_take_their_places_too(engine: Path, finished: Path) -> None:
-    """The kernel renames nothing where both names lead to one file."""
+def test_hard_linked_files_are_replaced_too(engine: Path, finished: Path) -> None:
+    """A rename does nothing when both names are hard links to one file."""
     (finished / "model.onnx").unlink()
     os.link(engine / "model.onnx", finished / "model.onnx")
     os.rename(finished, engine / INCOMING)
@@ -168,7 +168,7 @@ def test_linked_files_take_their_places_too(engine: Path, finished: Path) -> Non
     assert not (engine / INCOMING).exists()
 
 
-def test_who_may_not_complete_it_is_told(
+def test_a_reader_without_permission_to_complete_gets_an_error(
     engine: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.rename(finished, engine / INCOMING)
@@ -182,8 +182,10 @@ def test_who_may_not_complete_it_is_told(
 
 
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", "..", "a/b"])
-def test_files_on_their_way_lead_nowhere_else(name: str, tiny_engine: Path, tmp_path: Path) -> None:
-    """What a strange engine holds as `.engine.incoming` is not moved out of it."""
+def test_incoming_files_cannot_leave_the_engine(
+    name: str, tiny_engine: Path, tmp_path: Path
+) -> None:
+    """Files in the `.engine.incoming` of an untrusted engine are not moved out of it."""
     engine = tmp_path / "engine"
     shutil.copytree(tiny_engine, engine)
     (tmp_path / "victim").write_text("mine")

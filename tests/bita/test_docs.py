@@ -1,5 +1,6 @@
-"""Every command and every program in these pages works; the reference is that of the docstrings."""
+"""Every command and every program in the documentation works, and no link is dead."""
 
+import ast
 import json
 import os
 import re
@@ -17,11 +18,14 @@ from paths import ROOT
 from speed import slow_but
 
 ENGINE = "engines/smollm2-135m-instruct-int4"
-PAGES = ("sampling.md", "serving.md", "python.md", "profiling.md", "how-it-works.md", "engine.md")
-BUILDING_PAGES = ("../README.md", "tuning.md", "calibration.md")
-# Too long for a test: their recipes are read, not run.
+PAGES = (
+    *("sampling.md", "serving.md", "python.md", "profiling.md", "how-it-works.md", "engine.md"),
+    *("speed.md", "exactness.md", "scripting.md"),
+)
+BUILDING_PAGES = ("../README.md", "build.md", "tuning.md", "calibration.md")
+# These take too long for a test: their recipes are read, not run.
 ONLY_READ = ("make demo", "make test", "make check", "make bench", "make adapter")
-# The same commands on models and amounts of text that take seconds.
+# Replacements make the commands take seconds: smaller models, and less text.
 SHORTER = {
     "bita profile ": "bita profile --threads 1 ",  # the other core has other tests
     "--latency-seconds 5 ": "--latency-seconds 1 ",
@@ -45,14 +49,13 @@ SMALLER = SHORTER | {
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
-    """Language and text of the code blocks of a page that can be run."""
+    """Yield the language and text of each code block of a page that can be run."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    text = text.split("## Reference")[0]
     yield from re.findall(r"^```(bash|python)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 class Desk:
-    """Where a page's commands are run, one after the other."""
+    """A folder in which the commands of a page run, one after the other."""
 
     def __init__(self, folder: Path, engine: Path) -> None:
         self._folder = folder
@@ -93,7 +96,7 @@ class Desk:
         assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
 
     def _make(self, line: str) -> None:
-        """By the repository's Makefile in this environment, as it is."""
+        """Run the repository's Makefile in this environment, without installing anything."""
         venv = Path(sys.prefix)
         command = ["make", "-f", str(ROOT / "Makefile"), f"VENV={venv}"]
         for stamp in (
@@ -143,13 +146,13 @@ class Desk:
 
 
 @pytest.mark.parametrize("page", slow_but(PAGES, "python.md", "engine.md"))
-def test_what_a_page_says_works(page: str, tiny_engine: Path, tmp_path: Path) -> None:
+def test_commands_and_programs_of_a_page_work(page: str, tiny_engine: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None and page == "serving.md":
         pytest.skip("needs curl")
     desk = Desk(tmp_path, tiny_engine)
     try:
         found = [*blocks(page)]
-        assert len(found) >= 2
+        assert found
         for language, text in found:
             desk.run(language, text)
     finally:
@@ -159,7 +162,9 @@ def test_what_a_page_says_works(page: str, tiny_engine: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("page", BUILDING_PAGES)
-def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) -> None:
+def test_commands_of_pages_that_build_engines_work(
+    page: str, tiny_engine: Path, tmp_path: Path
+) -> None:
     for package in ("torch", "tensorrt_rtx"):
         pytest.importorskip(package)
     desk = Desk(tmp_path, tiny_engine)
@@ -173,7 +178,7 @@ def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) 
     shutil.copy(tmp_path / "adapter.safetensors", tmp_path / "adapters" / "model.safetensors")
     for name in ("Makefile", "pyproject.toml", "setup.py", "benchmarks", "runtime"):
         (tmp_path / name).symlink_to(ROOT / name)
-    lines = [json.dumps({"prompt": f"Tell me of tree number {n}."}) for n in range(8)]
+    lines = [json.dumps({"prompt": f"Describe tree number {n}."}) for n in range(8)]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
     try:
         for language, text in blocks(page):
@@ -182,28 +187,60 @@ def test_pages_that_build_engines(page: str, tiny_engine: Path, tmp_path: Path) 
         desk.close()
 
 
-def test_the_reference_is_that_of_the_docstrings() -> None:
-    """If it fails: python docs/python_reference.py."""
-    pytest.importorskip("griffe")
-    script = ROOT / "docs" / "python_reference.py"
+def test_tables_of_results_are_those_of_their_json() -> None:
+    """Run python benchmarks/result_pages.py if it fails."""
+    script = ROOT / "benchmarks" / "result_pages.py"
     assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
 
 
-def test_the_table_of_engines_is_that_of_its_json() -> None:
-    """If it fails: python benchmarks/peer_page.py."""
-    script = ROOT / "benchmarks" / "peer_page.py"
-    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+def test_the_site_is_built_without_a_dead_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "repository" / "benchmarks" / "results" / "peers.json").is_file()
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         text = page.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / link).exists(), (page.name, link)
 
 
+def program_strings() -> Iterator[str]:
+    """Yield all strings of the package's code; values in them are written as …."""
+    for folder in ("bita", "export", "runtime", "calibration"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [getattr(part, "value", None) for part in node.values]
+                    yield "".join(part if isinstance(part, str) else "…" for part in parts)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_the_troubleshooting_page_quotes_messages_of_the_code() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    tables = text.split("## It runs, but")[0]
+    messages = re.findall(r"^\| `(.+?)` \|", tables, flags=re.MULTILINE)
+    assert len(messages) > 20
+    known = "\n".join(program_strings())
+    unknown = [
+        message
+        for message in messages
+        if any(part.strip(" ;") not in known for part in message.split("…"))
+    ]
+    assert unknown == []
+
+
 def guide_to_c() -> list[tuple[str, str]]:
-    """Language and text of the blocks in C, C++ and cmake of docs/cpp.md."""
+    """Return the language and text of the blocks in C, C++ and cmake of docs/cpp.md."""
     text = (ROOT / "docs" / "cpp.md").read_text(encoding="utf-8")
     return re.findall(r"^```(c|cpp|cmake)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
@@ -218,7 +255,7 @@ def test_the_guide_to_c_has_the_examples(language: str, file: str) -> None:
 
 @pytest.mark.parametrize(("language", "compiler"), [("c", "gcc"), ("cpp", "g++")])
 def test_pieces_of_programs_compile(language: str, compiler: str, tmp_path: Path) -> None:
-    """With an engine and a session at hand, as the page has them before."""
+    """The pieces may use an engine and a session, as the page has them before."""
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     begin = {

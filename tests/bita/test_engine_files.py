@@ -1,4 +1,4 @@
-"""Files of an engine that are not what its table says: refused by name, kind, size or hash."""
+"""Files that differ from the engine's table are refused by name, kind, size or hash."""
 
 import os
 from pathlib import Path
@@ -36,13 +36,13 @@ def list_file(engine: Path, name: str, entry: Any) -> None:
         *("n" * 256, "é" * 128),
     ],
 )
-def test_a_name_is_that_of_a_file_here(engine: Path, name: str) -> None:
+def test_names_that_leave_the_directory_are_refused(engine: Path, name: str) -> None:
     list_file(engine, name, ONE)
     with pytest.raises(EngineError, match=r"files: '.* name of a file"):
         open_engine(engine)
 
 
-def test_other_names_are_free(engine: Path) -> None:
+def test_other_file_names_are_accepted(engine: Path) -> None:
     for name in ("NOTES.md", "Model.onnx", "a b", "..a", "é", "a:b"):
         (engine / name).write_bytes(b"x")
         list_file(engine, name, ONE)
@@ -61,7 +61,7 @@ HASHES: list[Any] = ["", "0" * 63, "Z" * 64, None, [], "0" * 65]
         *({**ONE, "sha256": digest} for digest in HASHES),
     ],
 )
-def test_an_entry_is_a_size_and_a_hash(engine: Path, entry: Any) -> None:
+def test_an_entry_without_a_valid_size_and_hash_is_refused(engine: Path, entry: Any) -> None:
     list_file(engine, "tree.json", entry)
     with pytest.raises(EngineError, match=r"files: entry of 'tree.json' is .*not its size and"):
         open_engine(engine)
@@ -69,7 +69,7 @@ def test_an_entry_is_a_size_and_a_hash(engine: Path, entry: Any) -> None:
 
 @pytest.mark.parametrize("name", [*LISTED, "manifest.json"])
 @pytest.mark.parametrize("kind", ["pipe", "directory", "device", "circle"])
-def test_what_is_no_regular_file_is_not_opened(engine: Path, name: str, kind: str) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(engine: Path, name: str, kind: str) -> None:
     path = engine / name
     path.unlink()
     if kind == "pipe":
@@ -84,8 +84,8 @@ def test_what_is_no_regular_file_is_not_opened(engine: Path, name: str, kind: st
 
 
 @pytest.mark.parametrize("as_cache", [False, True])
-def test_files_may_be_links(engine: Path, as_cache: bool) -> None:
-    """All of them under other names, as in caches of downloads, or large ones on another disk."""
+def test_files_may_be_symbolic_links(engine: Path, as_cache: bool) -> None:
+    """Download caches link all files to blobs; users link large files to another disk."""
     elsewhere = engine.parent / "elsewhere"
     elsewhere.mkdir()
     for number, name in enumerate(LISTED if as_cache else LISTED[1:2]):
@@ -121,7 +121,7 @@ def test_tables_of_pair_scores_are_hashed_whatever_their_size(engine: Path) -> N
         open_engine(engine)
 
 
-def test_a_template_that_is_not_listed_is_not_taken(engine: Path) -> None:
+def test_an_unlisted_chat_template_is_refused(engine: Path) -> None:
     files = read_manifest(engine)["files"]
     del files["chat_template.jinja"]
     edit_manifest(engine, files=files)
@@ -131,14 +131,14 @@ def test_a_template_that_is_not_listed_is_not_taken(engine: Path) -> None:
     assert not Session.open(engine).has_chat_template
 
 
-def test_chat_pieces_that_are_not_listed_are_not_taken(engine: Path) -> None:
-    open_engine(engine)  # engines of older builds have none
+def test_unlisted_chat_pieces_are_refused(engine: Path) -> None:
+    open_engine(engine)  # engines of older builds have no chat pieces
     (engine / "chat_pieces.json").write_text("{}")
     with pytest.raises(EngineError, match=r"does not list chat_pieces\.json"):
         open_engine(engine)
 
 
-def test_the_table_has_an_end(engine: Path) -> None:
+def test_a_table_of_too_many_files_is_refused(engine: Path) -> None:
     edit_manifest(engine, files={str(number): ONE for number in range(MAX_FILES + 1)})
     with pytest.raises(EngineError, match=r"lists 1001 files; an engine has at most 1000"):
         open_engine(engine)

@@ -1,4 +1,4 @@
-"""Broken engine directories: every fault is found before anything is loaded, all at once."""
+"""All faults of a broken engine directory are reported together, before anything is loaded."""
 
 import json
 import shutil
@@ -63,13 +63,13 @@ def flip_a_bit(path: Path) -> None:
         (lambda e: flip_a_bit(e / "adapter.safetensors"), "adapter.safetensors is damaged"),
     ],
 )
-def test_faults_are_named(engine: Path, harm: Callable[[Path], object], message: str) -> None:
+def test_each_fault_is_reported(engine: Path, harm: Callable[[Path], object], message: str) -> None:
     harm(engine)
     with pytest.raises(EngineError, match=message):
         Session.open(engine)
 
 
-def test_int8_weights_that_this_processor_would_get_wrong(
+def test_int8_engines_for_vnni_are_refused_on_processors_without_it(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_manifest(engine, requires={"processor": "exact int8"})
@@ -80,7 +80,7 @@ def test_int8_weights_that_this_processor_would_get_wrong(
         Session.open(engine)
 
 
-def test_faults_come_together(engine: Path) -> None:
+def test_all_faults_are_reported_together(engine: Path) -> None:
     (engine / "tree.json").unlink()
     truncate(engine / "model.onnx")
     edit_manifest(engine, capacity=None, mode="x")
@@ -92,7 +92,7 @@ def test_faults_come_together(engine: Path) -> None:
         assert part in message
 
 
-def test_files_outside_are_not_touched(engine: Path) -> None:
+def test_a_listed_file_outside_the_engine_is_refused(engine: Path) -> None:
     files = json.loads((engine / "manifest.json").read_text())["files"]
     files["../secret"] = {"bytes": 1, "sha256": ""}
     edit_manifest(engine, files=files)
@@ -108,8 +108,8 @@ def test_weights_are_hashed_on_request_only(engine: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation.json", "tree.json", "model.onnx"])
-def test_files_that_are_whole_but_wrong(engine: Path, name: str) -> None:
-    """A file with a right hash and senseless content still gives an error of ours."""
+def test_files_with_a_valid_hash_and_invalid_content_are_refused(engine: Path, name: str) -> None:
+    """A file with the right hash but meaningless content still raises a BitaError."""
     import hashlib
 
     from bita.errors import BitaError
@@ -123,7 +123,7 @@ def test_files_that_are_whole_but_wrong(engine: Path, name: str) -> None:
         Session.open(engine)
 
 
-def test_an_engine_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_an_engine_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "engine"
 
     def build() -> None:

@@ -1,4 +1,4 @@
-"""One engine by many paths: links stay links, mount points stay mounted, and `.` has a name."""
+"""Paths of an engine: links stay links, mount points stay mounted, and `.` can be replaced."""
 
 import errno
 import os
@@ -26,13 +26,13 @@ def engine(tiny_engine: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def another(tiny_engine: Path, tmp_path: Path) -> Engine:
-    """One to put in the place of `engine`."""
+    """Return an engine to replace `engine` with."""
     shutil.copytree(tiny_engine, tmp_path / "another")
     return revise_engine(open_engine(tmp_path / "another"), {"calibration.json": '{"new": 1}'})
 
 
 def revise(path: Path) -> None:
-    """Twice, as commands do one after the other."""
+    """Revise the engine twice, as two commands would."""
     for number in range(2):
         text = f'{{"number": {number}}}'
         assert revise_engine(open_engine(path), {"calibration.json": text}).path == path
@@ -68,7 +68,7 @@ def test_a_link_stays_a_link(
     assert names(engine.parent) == ["engine"]
 
 
-def test_a_link_to_what_is_not_there_yet(another: Engine, tmp_path: Path) -> None:
+def test_a_link_to_a_missing_engine_is_kept(another: Engine, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("new")
     move_engine(another, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
@@ -78,21 +78,23 @@ def test_a_link_to_what_is_not_there_yet(another: Engine, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("unmounted/engine", r"is a link to .*unmounted/engine, and .*unmounted is not there"),
+        ("unmounted/engine", r"is a link to .*unmounted/engine, but .*unmounted does not exist"),
         ("link", "is a link that leads back to itself"),
     ],
 )
-def test_a_link_that_leads_nowhere(target: str, message: str, tmp_path: Path) -> None:
+def test_a_link_without_a_usable_target_is_refused(
+    target: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "link").symlink_to(target)
     with pytest.raises(EngineError, match=message), new_engine(tmp_path / "link"):
         pass
     assert names(tmp_path) == ["link"]
 
 
-def test_the_current_directory_stays_the_same_one(
+def test_the_current_directory_is_not_replaced(
     engine: Path, another: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shell in it would otherwise be in a directory that is gone."""
+    """Otherwise a shell in it would be in a removed directory."""
     monkeypatch.chdir(engine)
     few = ["--max-rows", "2", "--repeats", "1", "--threads", "1"]
     for path in (".", f"../{engine.name}/"):
@@ -104,14 +106,16 @@ def test_the_current_directory_stays_the_same_one(
     open_engine(".", check_hashes=True)
 
 
-def test_a_directory_inside_the_engine_stays(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_inside_the_engine_is_kept(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (engine / "inner").mkdir()
     monkeypatch.chdir(engine / "inner")
     revise(Path(".."))
     assert Path.cwd() == engine / "inner"
 
 
-def test_a_current_directory_that_is_gone(
+def test_a_removed_current_directory_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "gone").mkdir()
@@ -128,7 +132,7 @@ def is_mounted(path: Path) -> bool:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory that is a mount point."""
+    """Yield an empty directory that is a mount point."""
     source, point = tmp_path / "volume", tmp_path / "point"
     source.mkdir()
     point.mkdir()
@@ -148,7 +152,7 @@ def test_a_mount_point_stays_mounted(mounted: Path, another: Engine) -> None:
     assert names(mounted) == wanted
     assert names(mounted.parent) == ["point", "volume"]
     with new_engine(mounted) as draft:
-        assert draft.path.parent == mounted  # on its file system
+        assert draft.path.parent == mounted  # on the same file system
         assert Place.of(mounted).lock.parent == mounted
         draft.manifest = open_engine(mounted).manifest
         for path in [*mounted.iterdir()]:
@@ -157,14 +161,14 @@ def test_a_mount_point_stays_mounted(mounted: Path, another: Engine) -> None:
     open_engine(mounted, check_hashes=True)
 
 
-def test_a_fresh_file_system_may_become_an_engine(mounted: Path, another: Engine) -> None:
+def test_a_new_file_system_may_become_an_engine(mounted: Path, another: Engine) -> None:
     (mounted / "lost+found").mkdir()
     move_engine(another, mounted)
     open_engine(mounted, check_hashes=True)
     assert (mounted / "lost+found").is_dir()
 
 
-def test_the_room_that_counts_is_where_the_engine_will_be(
+def test_free_space_is_measured_where_the_engine_will_be(
     mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
@@ -180,7 +184,9 @@ def test_the_room_that_counts_is_where_the_engine_will_be(
     assert asked == [mounted, mounted, tmp_path]
 
 
-def test_mount_points_with_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mount_points_with_escaped_names_are_recognized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(f"36 35 98:0 / {tmp_path}/my\\040disk rw - ext4 /dev/sda rw\n")
     monkeypatch.setattr(engine_place, "MOUNTS", table)
@@ -190,10 +196,10 @@ def test_mount_points_with_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert Place.of("/").is_mount
 
 
-def test_where_nothing_can_be_written(
+def test_a_read_only_place_is_reported_before_measuring(
     engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Told at once, not after minutes of measuring."""
+    """The error comes at once, not after minutes of measuring."""
     opened = os.open
 
     def refused(path: os.PathLike[str] | str, flags: int, *more: int) -> int:
@@ -208,7 +214,7 @@ def test_where_nothing_can_be_written(
     assert err.count("\n") == 1
 
 
-def test_what_killed_writers_left_is_removed(engine: Path) -> None:
+def test_files_left_by_killed_writers_are_removed(engine: Path) -> None:
     place = Place.of(engine)
     left = place.own()
     (left / "inner").mkdir(parents=True)
@@ -220,7 +226,7 @@ def test_what_killed_writers_left_is_removed(engine: Path) -> None:
     assert names(engine.parent) == [other.name, "engine"]
 
 
-def test_the_draft_of_a_living_writer_is_not(engine: Path) -> None:
+def test_the_draft_of_a_living_writer_is_kept(engine: Path) -> None:
     with writing(engine) as place:
         draft = place.own()
         draft.mkdir()

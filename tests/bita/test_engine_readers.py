@@ -1,4 +1,4 @@
-"""Readers beside writers see the engine of before or of after, and revisions never undo others."""
+"""Readers see a complete old or new engine while it is written; revisions never undo others."""
 
 import shutil
 import threading
@@ -26,7 +26,7 @@ def report(number: int) -> dict[str, str | bytes]:
     return {"calibration.json": f'{{"number": {number}}}'}
 
 
-def test_what_was_read_while_a_writer_replaced_it_is_read_again(engine: Engine) -> None:
+def test_a_read_disturbed_by_a_writer_is_repeated(engine: Engine) -> None:
     seen = []
 
     @undisturbed
@@ -41,7 +41,7 @@ def test_what_was_read_while_a_writer_replaced_it_is_read_again(engine: Engine) 
     assert len(seen) == 2
 
 
-def test_a_fault_of_a_mixture_is_no_fault(engine: Engine) -> None:
+def test_an_error_from_a_disturbed_read_is_discarded(engine: Engine) -> None:
     calls = []
 
     @undisturbed
@@ -55,7 +55,7 @@ def test_a_fault_of_a_mixture_is_no_fault(engine: Engine) -> None:
     assert read(3, path=str(engine.path)) == 3
 
 
-def test_a_fault_of_the_engine_is_told_at_once(engine: Engine) -> None:
+def test_an_error_of_the_engine_itself_is_raised_at_once(engine: Engine) -> None:
     calls = []
 
     @undisturbed
@@ -68,7 +68,7 @@ def test_a_fault_of_the_engine_is_told_at_once(engine: Engine) -> None:
     assert len(calls) == 1
 
 
-def test_a_reader_that_never_ends_in_time_keeps_writers_away(engine: Engine) -> None:
+def test_a_reader_that_is_always_disturbed_locks_out_writers(engine: Engine) -> None:
     calls, until = list[bytes](), threading.Event()
 
     def write() -> None:
@@ -90,7 +90,7 @@ def test_a_reader_that_never_ends_in_time_keeps_writers_away(engine: Engine) -> 
     assert len(calls) <= MAX_READS + 1
 
 
-def test_a_reader_that_may_not_keep_writers_away(
+def test_a_reader_that_cannot_lock_out_writers_gives_up(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = list[Engine]()
@@ -110,8 +110,8 @@ def test_a_reader_that_may_not_keep_writers_away(
     assert len(calls) == MAX_READS
 
 
-def test_a_session_is_of_one_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is replaced after its manifest was read, before its adapter is."""
+def test_a_session_never_mixes_two_engines(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is replaced after its manifest is read and before its adapter is."""
     from bita.runtime import session
 
     wanted, loads = Session.open(engine.path).generate("Hello", 8).text, []
@@ -131,7 +131,7 @@ def test_a_session_is_of_one_engine(engine: Engine, monkeypatch: pytest.MonkeyPa
     assert opened.generate("Hello", 8).text == wanted
 
 
-def test_a_revision_of_what_is_not_there_any_more_is_refused(
+def test_a_revision_of_a_replaced_engine_is_refused(
     engine: Engine, tiny_engine: Path, tmp_path: Path
 ) -> None:
     """A calibration that read one engine must not put its files over a newly built one."""
@@ -143,15 +143,15 @@ def test_a_revision_of_what_is_not_there_any_more_is_refused(
     assert open_engine(engine.path, check_hashes=True).files == now.files
 
 
-def test_of_two_revisions_of_one_reading_the_second_is_refused(engine: Engine) -> None:
+def test_a_second_revision_of_the_same_reading_is_refused(engine: Engine) -> None:
     revise_engine(engine, report(1))
     with pytest.raises(EngineError, match="nothing was changed; run the command again"):
         revise_engine(engine, report(2))
     assert (engine.path / "calibration.json").read_text() == report(1)["calibration.json"]
 
 
-def test_who_revises_reads_after_the_other_writer(engine: Engine) -> None:
-    """A command that had to wait works on what the other one left."""
+def test_a_waiting_revision_reads_the_result_of_the_other_writer(engine: Engine) -> None:
+    """A command that had to wait works on the result of the other one."""
     seen: list[bytes] = []
 
     def command() -> None:
@@ -170,10 +170,10 @@ def test_who_revises_reads_after_the_other_writer(engine: Engine) -> None:
     assert open_engine(engine.path).file("calibration.json").read_text().endswith("2}")
 
 
-def test_a_reader_waits_for_files_on_their_way(
+def test_a_reader_gives_up_on_a_stopped_writer(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And gives up with a reason if their writer is stopped in the middle."""
+    """A reader waits for incoming files, and fails with a reason if their writer has stopped."""
     monkeypatch.setattr(engine_access, "PATIENCE_S", 0.2)
     finished = shutil.copytree(engine.path, tmp_path / "finished")
     finished.rename(engine.path / ".engine.incoming")
@@ -196,10 +196,10 @@ def test_a_reader_waits_for_files_on_their_way(
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.write_text("{}"), Path.unlink])
-def test_a_grammar_takes_the_tokenizer_that_was_opened(
+def test_a_grammar_uses_the_tokenizer_that_was_opened(
     harm: Callable[[Path], object], engine: Engine
 ) -> None:
-    """Its tokens are made for the first grammar, long after the session was opened."""
+    """The grammar's tokens are built for the first grammar, long after the session was opened."""
     pytest.importorskip("llguidance")
     session = Session.open(engine.path, num_threads=1)
     harm(engine.file("tokenizer.json"))

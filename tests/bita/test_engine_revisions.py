@@ -1,4 +1,4 @@
-"""Engines that are revised or moved, and reports in them that cannot be read."""
+"""Tests of revising and moving engines, and of unreadable reports in them."""
 
 import shutil
 from pathlib import Path
@@ -16,17 +16,17 @@ def copied(tiny_engine: Path, tmp_path: Path) -> Engine:
     return open_engine(tmp_path / "engine")
 
 
-def test_a_revised_engine_is_whole(copied: Engine) -> None:
+def test_a_revised_engine_is_complete(copied: Engine) -> None:
     revised = copied
     for text in ("{}", '{"a": 1}'):
         revised = revise_engine(revised, {"calibration.json": text})
         assert revised.file("calibration.json").read_text() == text
         files = open_engine(revised.path, check_hashes=True).files
         assert files.keys() == {*copied.files, "calibration.json"}
-        assert revised.file("model.onnx.data").stat().st_nlink == 1  # onnx refuses others
+        assert revised.file("model.onnx.data").stat().st_nlink == 1  # onnx refuses hard links
 
 
-def test_a_moved_engine_replaces_an_engine_only(copied: Engine, tmp_path: Path) -> None:
+def test_a_moved_engine_replaces_only_an_engine(copied: Engine, tmp_path: Path) -> None:
     shutil.copytree(copied.path, tmp_path / "old")
     (tmp_path / "old" / "mark").write_text("")
     moved = move_engine(copied, tmp_path / "old")
@@ -34,7 +34,7 @@ def test_a_moved_engine_replaces_an_engine_only(copied: Engine, tmp_path: Path) 
     assert not copied.path.exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
-    with pytest.raises(EngineError, match="mine exists and is no engine"):
+    with pytest.raises(EngineError, match="mine exists and is not an engine"):
         move_engine(moved, tmp_path / "mine")
 
 
@@ -47,7 +47,7 @@ def test_a_moved_engine_replaces_an_engine_only(copied: Engine, tmp_path: Path) 
         ('{"quality": {"kl": "big"}}', "kl is 'big'"),
     ],
 )
-def test_a_bad_report(text: str, message: str, copied: Engine) -> None:
+def test_an_unreadable_report_is_refused(text: str, message: str, copied: Engine) -> None:
     engine = revise_engine(copied, {"calibration.json": text})
     with pytest.raises(EngineError, match=message):
         read_quality(engine)

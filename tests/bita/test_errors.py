@@ -1,4 +1,4 @@
-"""Messages of errors: all faults, and a bounded length."""
+"""Tests of error messages: they list the faults and have a bounded length."""
 
 import pytest
 

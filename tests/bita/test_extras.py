@@ -1,4 +1,4 @@
-"""How packages that are missing are installed, as long as bita-edge is on no index."""
+"""Tests of the install commands for missing packages while bita-edge is on no package index."""
 
 import shlex
 from pathlib import Path
@@ -22,11 +22,11 @@ Requires-Dist: other; extra == "serve-more"
 
 
 def test_a_checkout_is_installed_with_the_extra() -> None:
-    told = str(MissingExtraError("`bita serve`", "serve"))
-    assert told.endswith(f"not installed: pip install -e '{ROOT}[serve]'")
+    message = str(MissingExtraError("`bita serve`", "serve"))
+    assert message.endswith(f"not installed: pip install -e '{ROOT}[serve]'")
 
 
-def test_a_checkout_with_spaces_in_its_name(tmp_path: Path) -> None:
+def test_a_path_with_spaces_is_quoted(tmp_path: Path) -> None:
     root = tmp_path / "my code"
     root.mkdir()
     (root / "pyproject.toml").touch()
@@ -42,10 +42,10 @@ def test_a_checkout_with_spaces_in_its_name(tmp_path: Path) -> None:
         ("nothing", "pip install 'some-engine[nothing]'"),
     ],
 )
-def test_elsewhere_the_packages_are_named(
+def test_outside_a_checkout_the_packages_are_named(
     extra: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the installed distribution has them; it is on no index itself."""
+    """The names come from the installed distribution, which is on no index itself."""
     folder = tmp_path / "some_engine-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(METADATA)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Tests of files that are written completely or not at all."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ def names(directory: Path) -> list[str]:
     ("data", "stored"),
     [("ä\n", b"\xc3\xa4\n"), (b"\x00\r\n", b"\x00\r\n"), (memoryview(b"plan"), b"plan")],
 )
-def test_a_file_holds_just_the_data(
+def test_a_file_holds_exactly_the_data(
     tmp_path: Path, data: str | bytes | memoryview, stored: bytes
 ) -> None:
     path = tmp_path / "file"
@@ -50,7 +50,7 @@ def test_a_failure_of_the_first_write_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """One thread writes the file while another is in the middle of it; the last to end wins."""
+    """One thread writes the file while another is halfway through; the last to finish wins."""
     path = tmp_path / "file"
     in_the_middle, first_ended = threading.Event(), threading.Event()
 
@@ -62,7 +62,7 @@ def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     thread = threading.Thread(target=first)
     thread.start()
     with replace_file(path) as partial:
-        assert f".{os.getpid()}-" in partial.name  # apart from other processes too
+        assert f".{os.getpid()}-" in partial.name  # unique among processes too
         partial.write_text("sec")
         in_the_middle.set()
         first_ended.wait()
@@ -74,7 +74,7 @@ def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+def test_errors_name_the_requested_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'[^']*/nowhere/file'$"):
         write_whole(tmp_path / "nowhere" / "file", "text")
 

@@ -1,4 +1,4 @@
-"""generation.json, and which recommended numbers are taken."""
+"""Tests of generation.json, and of the recommended sampling numbers that are accepted."""
 
 import json
 import os
@@ -19,14 +19,14 @@ GIVEN = {
 HOSTILE = [INFINITY, -INFINITY, NAN, -1, 1e300, 10**400, "0.5", "", [], {}, True, [0.5]]
 
 
-def test_valid_numbers_are_taken_as_they_are() -> None:
+def test_valid_numbers_are_accepted_unchanged() -> None:
     assert sampling_numbers(GIVEN) == GIVEN
     assert sampling_numbers({**GIVEN, "top_k": 20.0, "other": 1})["top_k"] == 20
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, 2.5, None], ids=lambda value: str(value)[:8])
 @pytest.mark.parametrize("name", SAMPLING)
-def test_what_is_no_recommendation_is_left_out(name: str, value: Any) -> None:
+def test_invalid_recommendations_are_left_out(name: str, value: Any) -> None:
     numbers = sampling_numbers({**GIVEN, name: value})
     Options.of(**numbers)  # raises where a number is invalid
     if name not in numbers:
@@ -36,7 +36,7 @@ def test_what_is_no_recommendation_is_left_out(name: str, value: Any) -> None:
         assert numbers == {**GIVEN, name: value}
 
 
-def test_only_the_best_token_means_greedy() -> None:
+def test_recommendations_that_mean_greedy_are_left_out() -> None:
     assert sampling_numbers({**GIVEN, "temperature": 0}) == {}
     assert sampling_numbers({**GIVEN, "top_p": 0}) == {}
     assert sampling_numbers({"top_k": 5}) == {}
@@ -48,7 +48,7 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_load_returns_the_saved_defaults(tmp_path: Path) -> None:
     defaults = GenerationDefaults((1, 2), {"eos_token": "<|end|>"}, GIVEN)
     defaults.save(tmp_path / "generation.json")
     assert GenerationDefaults.load(tmp_path / "generation.json") == defaults
@@ -70,14 +70,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ({"sampling": {"heat": 1.0}}, r"sampling\.heat is not one of temperature"),
     ],
 )
-def test_a_broken_file_is_refused_by_value(
+def test_a_broken_file_is_refused_with_its_value(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
         GenerationDefaults.load(write(tmp_path / "generation.json", **changes))
 
 
-def test_files_that_are_no_object_are_refused(tmp_path: Path) -> None:
+def test_files_without_a_json_object_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "generation.json"
     for content in ("[" * 100_000, "[]", "{", ""):
         path.write_text(content)

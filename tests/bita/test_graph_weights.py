@@ -1,4 +1,4 @@
-"""Graphs that take weights from elsewhere are refused before anything loads them."""
+"""Graphs that refer to weights elsewhere are refused before anything loads them."""
 
 import struct
 from collections.abc import Callable
@@ -88,8 +88,8 @@ def test_a_location_is_found_wherever_a_tensor_may_be(
 
 
 @pytest.mark.parametrize("location", OUTSIDE)
-def test_weights_come_from_one_file_only(engine: Path, location: str) -> None:
-    """ONNX Runtime 1.23 opens all of these, and takes one for an address in its memory."""
+def test_weights_of_other_files_are_refused(engine: Path, location: str) -> None:
+    """ONNX Runtime 1.23 opens all of these, and treats one as an address in its memory."""
 
     def move(model: onnx.ModelProto) -> None:
         for tensor in model.graph.initializer:
@@ -106,7 +106,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def model_with(entry: bytes) -> bytes:
-    """A model whose only tensor has this entry of external data."""
+    """Return a model whose only tensor has this entry of external data."""
     return field(7, field(5, field(13, entry)))
 
 
@@ -126,7 +126,7 @@ KEY = field(1, b"location")
         KEY + struct.pack("<BQ", 10 << 3 | 1, 7) + field(2, b"x"),
     ],
 )
-def test_entries_in_any_order(entry: bytes, tmp_path: Path) -> None:
+def test_a_location_is_found_in_entries_in_any_order(entry: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(model_with(entry))
     assert b"x" in weight_locations(path)
@@ -137,20 +137,20 @@ def test_entries_in_any_order(entry: bytes, tmp_path: Path) -> None:
     [
         b"\x3a",
         b"\x3a\x05abc",
-        b"\x3b\x3c",  # a group, which readers skip in ways of their own
+        b"\x3b\x3c",  # a group, which readers skip in different ways
         b"\xba\x80\x00" + field(5, b"location"),  # a tag with a zero too many
         b"\x3a\x83\x80\x80\x80\x80\x00abc",
         b"\x08" + b"\xff" * 10,
         model_with(KEY + HERE)[:-1],
     ],
 )
-def test_what_no_library_writes_is_refused(data: bytes, engine: Path) -> None:
+def test_malformed_protobuf_is_refused(data: bytes, engine: Path) -> None:
     edit_files(engine, {"model.onnx": data})
     with pytest.raises(EngineError, match=r"model.onnx is not a readable graph \(.*\); rebuild"):
         open_engine(engine)
 
 
-def test_nesting_has_an_end(engine: Path) -> None:
+def test_deep_nesting_is_refused(engine: Path) -> None:
     graph = field(1, b"location")
     for _ in range(120):
         node = _long(5, _long(6, graph))
@@ -161,13 +161,13 @@ def test_nesting_has_an_end(engine: Path) -> None:
 
 
 def _long(number: int, content: bytes) -> bytes:
-    """A field whose length has two bytes or one."""
+    """Return a field whose length takes one or two bytes."""
     size = len(content)
     length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
     return bytes([number << 3 | 2]) + length + content
 
 
-def test_a_graph_with_its_weights_inside_names_no_file(tmp_path: Path) -> None:
+def test_a_graph_with_embedded_weights_has_no_locations(tmp_path: Path) -> None:
     tensor = helper.make_tensor("w", TensorProto.STRING, [1], [b"location"])  # type: ignore[list-item]
     graph = helper.make_graph([], "g", [], [], [tensor])
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())

@@ -1,4 +1,4 @@
-"""Which copies count as the same model, and which do not."""
+"""Tests of model identity: which copies count as the same model, and which do not."""
 
 import dataclasses
 import json
@@ -16,15 +16,15 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
 DOWN = "model.layers.3.mlp.down_proj.weight"
 
 
-def quantized(array: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.float32]:
-    """To whole numbers in blocks of 32, and back."""
+def quantize(array: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.float32]:
+    """Round to integers in blocks of 32, and dequantize."""
     blocks = array.reshape(-1, 32)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
     return (np.round(blocks / scale) * scale).reshape(array.shape)
 
 
 def copy_of(checkpoint: ArrayCheckpoint, bits: int) -> ArrayCheckpoint:
-    tensors = {name: quantized(array, bits) for name, array in checkpoint.tensors.items()}
+    tensors = {name: quantize(array, bits) for name, array in checkpoint.tensors.items()}
     return ArrayCheckpoint(checkpoint.config, tensors)
 
 
@@ -51,7 +51,7 @@ def test_other_weights_of_the_same_shape_are_another_model() -> None:
 
 
 @pytest.mark.parametrize("name", [EMBEDDINGS, QUERY, DOWN])
-def test_one_other_tensor_is_named(name: str) -> None:
+def test_a_single_differing_tensor_is_named(name: str) -> None:
     ours, theirs = random_checkpoint(0), random_checkpoint(0)
     theirs.tensors[name] = random_checkpoint(1).tensors[name]
     (fault,) = identify(ours).differences(identify(theirs))
@@ -131,7 +131,7 @@ def test_broken_json_lists_every_fault() -> None:
         assert part in message
 
 
-def test_checkpoint_that_cannot_be_identified_lists_what_is_missing() -> None:
+def test_a_checkpoint_that_cannot_be_identified_lists_all_missing_parts() -> None:
     checkpoint = random_checkpoint(model_type=None)
     del checkpoint.tensors[QUERY], checkpoint.tensors[DOWN]
     with pytest.raises(ModelError) as caught:

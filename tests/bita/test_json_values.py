@@ -1,4 +1,4 @@
-"""Values of any kind from outside give a value of the asked type, or one clear fault."""
+"""Any value from outside gives a value of the requested type, or one clear fault."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ HUGE_DIGITS = "1" + "0" * 5000
         ('["\ud800"]', "half a surrogate pair"),
     ],
 )
-def test_a_text_that_is_not_json_is_one_kind_of_error(text: str | bytes, reason: str) -> None:
+def test_invalid_json_raises_value_error(text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
 
@@ -49,23 +49,23 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         read_json_object(tmp_path / "config.json", ModelError, "download it again")
 
 
-def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+def test_a_file_above_the_size_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{    }")
     assert read_json_object(tmp_path / "config.json", ModelError, "", 6) == {}
     with pytest.raises(ModelError, match="it has 6 bytes; at most 5 are read"):
         read_json_object(tmp_path / "config.json", ModelError, "", 5)
 
 
-def test_what_steers_a_terminal_is_escaped() -> None:
+def test_terminal_control_characters_are_escaped() -> None:
     assert printable("é [x] \x1b]0;\x07\n\ud800") == r"é [x] \x1b]0;\x07\n\ud800"
 
 
-def test_the_largest_float_is_that_of_float32() -> None:
+def test_the_largest_float_is_the_largest_float32() -> None:
     assert float(np.finfo(np.float32).max) == MAX_FLOAT
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", '"text"', "NaN"])
-def test_what_is_no_object_is_shown(tmp_path: Path, content: str) -> None:
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match="not a JSON object; do this"):
         read_json_object(tmp_path / "config.json", ModelError, "do this")
@@ -92,7 +92,7 @@ def test_what_is_no_object_is_shown(tmp_path: Path, content: str) -> None:
         ("text_or_null", None, None),
     ],
 )
-def test_values_of_the_asked_type_are_taken(method: str, value: Any, taken: Any) -> None:
+def test_values_of_the_requested_type_are_accepted(method: str, value: Any, taken: Any) -> None:
     fields = Fields({"key": value})
     assert getattr(fields, method)("key") == taken
     assert fields.faults == []
@@ -113,7 +113,7 @@ WRONG: dict[str, list[Any]] = {
 @pytest.mark.parametrize(
     ("method", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
-def test_other_values_are_one_fault_that_names_the_key(method: str, value: Any) -> None:
+def test_other_values_give_one_fault_that_names_the_key(method: str, value: Any) -> None:
     fields = Fields({"key": value}, "outer.")
     returned = getattr(fields, method)("key")
     assert returned is not None
@@ -132,7 +132,7 @@ def test_a_missing_key_gives_the_default_or_a_fault() -> None:
     assert fields.faults == ["c is missing, not a text"]
 
 
-def test_bounds_are_kept_and_said() -> None:
+def test_bounds_are_checked_and_reported() -> None:
     fields = Fields({"n": 9, "x": -0.5})
     fields.whole("n", least=1, most=8)
     fields.number("x", least=0.0)
@@ -148,14 +148,14 @@ def test_inner_objects_share_the_faults() -> None:
     assert fields.faults == ["plan.rows is '1', not a whole number of 0 or more"]
 
 
-def test_many_faults_are_cut() -> None:
+def test_a_long_list_of_faults_is_shortened() -> None:
     fields = Fields(dict.fromkeys(map(str, range(1000))))
     for number in range(1000):
         fields.whole(str(number))
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as caught:
         fields.check(ModelError, "config")
-    assert len(str(told.value).splitlines()) == MAX_FAULTS + 2
-    assert "and 980 more" in str(told.value)
+    assert len(str(caught.value).splitlines()) == MAX_FAULTS + 2
+    assert "and 980 more" in str(caught.value)
 
 
 def test_any_value_is_shown_on_one_short_line() -> None:
@@ -168,7 +168,7 @@ def test_any_value_is_shown_on_one_short_line() -> None:
         assert "\n" not in text
 
 
-def test_a_file_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()
     os.truncate(path, MAX_OBJECT_BYTES + 1)

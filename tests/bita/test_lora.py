@@ -1,4 +1,4 @@
-"""LoRA on mask rows: the adapter file, engines that take it, and text that does not change."""
+"""Tests of LoRA on mask rows: the adapter file, engines with LoRA, and unchanged text."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def adapter(checkpoint: Checkpoint) -> Adapter:
-    """Garbage, small enough that some drafts are right."""
+    """Return a random adapter with values small enough that some drafts are right."""
     lora = starting_lora(site_sizes(checkpoint), 2, RANK, seed=0)
     return random_adapter(identify(checkpoint), 3, 2, scale=0.4, seed=4, lora_like=lora)
 
@@ -47,7 +47,7 @@ def prompt(seed: int, length: int = 12) -> list[int]:
     return np.random.default_rng(seed).integers(4, 300, length).tolist()
 
 
-def test_load_gives_what_was_saved(adapter: Adapter, tmp_path: Path) -> None:
+def test_load_returns_the_saved_adapter(adapter: Adapter, tmp_path: Path) -> None:
     adapter.save(tmp_path / "a.safetensors")
     loaded = Adapter.load(tmp_path / "a.safetensors")
     assert loaded.lora_rank == RANK
@@ -56,8 +56,8 @@ def test_load_gives_what_was_saved(adapter: Adapter, tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded.tensors()[name], array)
 
 
-def test_what_knows_no_lora_refuses_the_file(adapter: Adapter, tmp_path: Path) -> None:
-    """It checks the format version; without LoRA the file is what it always was."""
+def test_a_file_with_lora_has_a_newer_format_version(adapter: Adapter, tmp_path: Path) -> None:
+    """Readers without LoRA refuse version 2; without LoRA the version stays 1."""
     adapter.save(tmp_path / "lora")
     replace(adapter, lora={}).save(tmp_path / "plain")
     assert b'\\"format_version\\": \\"2\\"' in (tmp_path / "lora").read_bytes()
@@ -75,7 +75,7 @@ def test_shapes_that_do_not_fit_are_listed(adapter: Adapter) -> None:
         replace(adapter, lora=lora)
 
 
-def test_it_starts_as_nothing(checkpoint: Checkpoint) -> None:
+def test_untuned_lora_adds_nothing(checkpoint: Checkpoint) -> None:
     adapter = untuned_adapter(checkpoint, rank=RANK)
     assert adapter.lora_rank == RANK
     assert all(adapter.lora[name].any() == name.endswith("_down") for name in LORA_TENSORS)
@@ -91,7 +91,7 @@ def test_tree_text_equals_ar_text(session: Session, seed: int) -> None:
         assert tree.generate(prompt(seed), 60, ignore_eos=True).token_ids == expected
 
 
-def test_it_changes_drafts_and_not_the_text(session: Session, adapter: Adapter) -> None:
+def test_lora_changes_drafts_and_not_the_text(session: Session, adapter: Adapter) -> None:
     without = session.using(adapter=replace(adapter, lora={}), mode="tree")
     within = session.using(mode="tree")
     paths = []
@@ -102,7 +102,7 @@ def test_it_changes_drafts_and_not_the_text(session: Session, adapter: Adapter) 
     assert paths[0][1] != paths[1][1]
 
 
-def test_an_adapter_without_is_as_in_an_engine_without(
+def test_an_adapter_without_lora_drafts_the_same_in_both_engines(
     session: Session, adapter: Adapter, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     plain = replace(adapter, lora={})
@@ -129,7 +129,7 @@ def test_any_rank_fits_an_engine_with_lora(session: Session, checkpoint: Checkpo
     assert found.token_ids == expected
 
 
-def test_commands_know_it(
+def test_inspect_and_verify_support_lora(
     adapter: Adapter, session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter.save(tmp_path / "a.safetensors")

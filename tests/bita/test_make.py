@@ -1,4 +1,4 @@
-"""`make engine` and `make adapter`: names reach the commands as they were typed."""
+"""`make engine` and `make adapter` pass names to the commands exactly as typed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ print(json.dumps(sys.argv[1:]))
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """An environment whose `bita` prints its arguments."""
+    """Write an environment whose `bita` prints its arguments."""
     program = tmp_path / "venv" / "bin" / "bita"
     program.parent.mkdir(parents=True)
     program.write_text(ECHO)
@@ -56,7 +56,7 @@ def arguments(venv: Path, *words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_arrive_as_they_were_typed(name: str, venv: Path) -> None:
+def test_names_arrive_exactly_as_typed(name: str, venv: Path) -> None:
     words = [f"{variable}={name}" for variable in ("MODEL", "OUT", "ADAPTER", "TREE")]
     found = arguments(venv, "engine", *words)
     options = [f"--adapter={name}", f"--tree={name}", f"--out={name}"]
@@ -65,7 +65,7 @@ def test_names_arrive_as_they_were_typed(name: str, venv: Path) -> None:
     assert found == ["tune", f"--prompts={name}", "--max-minutes=3", "--", name]
 
 
-def test_options_of_an_engine(venv: Path) -> None:
+def test_variables_become_engine_options(venv: Path) -> None:
     assert arguments(venv, "engine", "MODEL=m") == ["engine", "--if-needed", "--", "m"]
     words = ("UNCALIBRATED=1", "CAPACITY=64", "PRECISION=fp32", "CALIBRATION_PROMPTS=p")
     options = ["--precision=fp32", "--calibration-prompts=p", "--capacity=64", "--uncalibrated"]
@@ -73,18 +73,18 @@ def test_options_of_an_engine(venv: Path) -> None:
     assert found == ["engine", *options, "--if-needed", "--", "m"]
 
 
-def test_an_empty_adapter_asks_for_an_untuned_engine(venv: Path) -> None:
+def test_an_empty_adapter_means_an_untuned_engine(venv: Path) -> None:
     found = arguments(venv, "engine", "MODEL=m", "ADAPTER=")
     assert found == ["engine", "--adapter=none", "--if-needed", "--", "m"]
 
 
-def test_what_is_missing_or_unknown_is_told(venv: Path, tmp_path: Path) -> None:
+def test_missing_and_unknown_variables_are_reported(venv: Path, tmp_path: Path) -> None:
     result = make(venv, "engine", cwd=tmp_path)
     assert result.returncode == 2
     assert "make: give a model" in result.stderr
     result = make(venv, "engine", "MODLE=x", cwd=tmp_path)
     assert result.returncode == 2
-    assert "no variable MODLE" in result.stderr
+    assert "unknown variable MODLE" in result.stderr
     result = make(venv, "bench-options", "PROMPTS=my prompts", cwd=tmp_path)
     assert "make: PROMPTS my prompts does not exist" in result.stderr
     result = make(venv, "bench-options", "LIMIT=many $", cwd=tmp_path)
@@ -92,17 +92,19 @@ def test_what_is_missing_or_unknown_is_told(venv: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_engine_of_a_model_with_a_space(venv: Path, tmp_path: Path) -> None:
-    """By the real program, twice: built, and kept."""
+def test_an_engine_is_built_for_a_model_with_a_space_in_its_name(
+    venv: Path, tmp_path: Path
+) -> None:
+    """The real program runs twice: the first run builds the engine, the second one keeps it."""
     program = venv / "bin" / "bita"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bita "$@"\n')
     write_plain_model(tmp_path / "my models" / "tiny llama:q4")
     words = ("engine", "MODEL=my models/tiny llama:q4", "UNCALIBRATED=1", "PRECISION=fp32")
-    for said in ("built in", "up to date"):
+    for outcome in ("built in", "up to date"):
         result = make(venv, *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith("engines/tiny-llama-q4-fp32: ")
-        assert said in result.stdout
+        assert outcome in result.stdout
         assert "untuned: " in result.stdout.splitlines()[-1]
     engine = open_engine(tmp_path / "engines" / "tiny-llama-q4-fp32", check_hashes=True)
     assert engine.manifest.model == "my models/tiny llama:q4"

@@ -1,6 +1,6 @@
-"""Engines with files that were changed at random: errors of ours only, soon, and in little memory.
+"""Engines with randomly changed files raise only BitaError, quickly and in little memory.
 
-python tests/bita/test_mutated_engines.py COUNT [SEED] tries more of them, and prints what they did.
+python tests/bita/test_mutated_engines.py COUNT [SEED] tries more changes and prints the outcomes.
 """
 
 import json
@@ -30,12 +30,12 @@ TREE_TABLE = (
 MAX_SECONDS, MAX_BYTES = 2.0, 1 << 30
 
 
-def mutated(name: str, data: bytes, rng: random.Random) -> bytes:
-    """Another content of a file; values of its JSON change, of its header or of its metadata."""
+def mutate(name: str, data: bytes, rng: random.Random) -> bytes:
+    """Return changed content: random bytes, or values of its JSON, header or metadata."""
     if rng.random() < 0.4 or name == "model.onnx":
         return mutated_bytes(data, rng)
     if name.endswith(".json"):
-        return _dumped(mutated_json(json.loads(data), rng))
+        return _dump(mutated_json(json.loads(data), rng))
     length = int.from_bytes(data[:8], "little")
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
     stated = header.get("__metadata__", {}).get("bita-adapter")
@@ -43,17 +43,17 @@ def mutated(name: str, data: bytes, rng: random.Random) -> bytes:
         inner = json.loads(stated)
         if rng.random() < 0.5:
             identity = mutated_json(json.loads(inner["identity"]), rng)
-            inner["identity"] = _dumped(identity).decode()
+            inner["identity"] = _dump(identity).decode()
         else:
             inner = mutated_json(inner, rng)
-        header["__metadata__"]["bita-adapter"] = _dumped(inner).decode()
+        header["__metadata__"]["bita-adapter"] = _dump(inner).decode()
     else:
         header = mutated_json(header, rng)
-    text = _dumped(header)
+    text = _dump(header)
     return len(text).to_bytes(8, "little") + text + rest
 
 
-def _dumped(value: Any) -> bytes:
+def _dump(value: Any) -> bytes:
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
@@ -67,11 +67,11 @@ class Mutator:
         self.manifest = read_manifest(self.engine)
 
     def attempt(self, name: str, rng: random.Random) -> str:
-        """Open the engine with another file and write a few tokens; what came of it."""
+        """Open the engine with one changed file, generate a few tokens, and return the outcome."""
         data = self.contents[name]
         if name == "tree.json" and rng.random() < 0.5:
             data = TREE_TABLE.encode()
-        content = mutated(name, data, rng)
+        content = mutate(name, data, rng)
         if name == "manifest.json":
             (self.engine / name).write_bytes(content)
         else:
@@ -91,7 +91,7 @@ class Mutator:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_changed_files_give_errors_of_ours(name: str, tmp_path: Path) -> None:
+def test_changed_files_raise_only_bita_errors(name: str, tmp_path: Path) -> None:
     mutator, outcomes = Mutator(tmp_path), Counter[str]()
     for seed in range(150):
         outcomes[mutator.attempt(name, random.Random(seed))] += 1

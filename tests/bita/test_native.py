@@ -1,4 +1,4 @@
-"""Where programs in C and C++ find libbita, by kind of installation."""
+"""Tests of the folders in which C and C++ programs find libbita, by kind of installation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ FOLDERS = (native.include_dir, native.library_dir, native.cmake_dir)
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package without native code."""
+    """Create a package without native code."""
     folder = tmp_path / "packages" / "bita"
     (folder / "runtime" / "native").mkdir(parents=True)
     monkeypatch.setattr(native, "PACKAGE", folder)
@@ -27,14 +27,16 @@ def write(*paths: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_plain_installation_says_what_helps(folder: Callable[[], Path], package: Path) -> None:
+def test_an_installation_without_libbita_explains_how_to_get_it(
+    folder: Callable[[], Path], package: Path
+) -> None:
     with pytest.raises(native.LibbitaMissingError) as caught:
         folder()
     assert str(caught.value).startswith("libbita is not in this installation: no file ")
     assert "`make cpp` in a checkout of bita-edge, or install a wheel of" in str(caught.value)
 
 
-def test_a_wheel_has_all(package: Path) -> None:
+def test_a_wheel_has_all_folders(package: Path) -> None:
     place = package / "runtime" / "native"
     headers = place / "include" / "bita" / "bita.h"
     write(headers, place / "libbita.so.0", place / "cmake" / "bitaConfig.cmake")
@@ -60,7 +62,7 @@ def test_the_headers_of_an_editable_installation_are_the_sources() -> None:
     assert native.include_dir() == ROOT / "runtime" / "native" / "include"
 
 
-def test_the_library_has_the_name_of_its_soname(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_is_named_by_its_soname(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "runtime" / "native" / "build_tools")
     import older_glibc
 

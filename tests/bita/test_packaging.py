@@ -1,4 +1,4 @@
-"""One package from four folders; a runtime that stays lean."""
+"""Tests of the package: its contents from four folders, and imports that stay light."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ from paths import ROOT
 
 import bita
 
-ROOMS = ("bita", "export", "runtime", "calibration")
-LINKS = (*ROOMS[1:], "adapters")
+FOLDERS = ("bita", "export", "runtime", "calibration")
+LINKS = (*FOLDERS[1:], "adapters")
 
 
-def test_importing_the_runtime_brings_nothing_heavy() -> None:
+def test_importing_the_runtime_imports_no_heavy_package() -> None:
     code = (
         "import sys, bita.runtime.session\n"
         "heavy = ['torch', 'transformers', 'onnx', 'onnx_ir', 'gguf', 'bita.export']\n"
@@ -30,8 +30,8 @@ def test_importing_the_runtime_brings_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_importing_the_data_brings_no_torch() -> None:
-    """Nor do the settings and the launcher of tuning, which the entry of every command imports."""
+def test_importing_the_data_modules_imports_no_torch() -> None:
+    """The settings and the launcher of tuning are imported by every command, so they count too."""
     names = [f"bita.data.{path.stem}" for path in (ROOT / "bita" / "data").glob("*.py")]
     names = [*names, "bita.tuning.launcher", "bita.tuning.settings"]
     code = (
@@ -46,8 +46,8 @@ def test_importing_the_data_brings_no_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_the_front_door_is_light() -> None:
-    """`import bita` brings nothing; its names come when they are asked for."""
+def test_the_package_imports_its_names_lazily() -> None:
+    """`import bita` imports nothing heavy; names are imported on first access."""
     code = (
         "import sys, bita\n"
         "heavy = ['numpy', 'onnxruntime', 'torch', 'bita.runtime']\n"
@@ -82,18 +82,18 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(module: str) -> None:
     assert result.stdout.strip() == "1"
 
 
-def test_links_point_to_the_rooms() -> None:
-    for room in LINKS:
-        link = ROOT / "bita" / room
+def test_links_point_to_the_folders() -> None:
+    for folder in LINKS:
+        link = ROOT / "bita" / folder
         assert link.is_symlink()
-        assert link.readlink() == Path("..") / room
+        assert link.readlink() == Path("..") / folder
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source distribution, and the wheel that was built from it, as pip builds it."""
+    """Build a source distribution, and a wheel from it, as pip does."""
     pytest.importorskip("build")
-    options = {"CMAKE_BUILD_TYPE": "None"}  # not optimized: the library builds faster
+    options = {"CMAKE_BUILD_TYPE": "None"}  # without optimization the library builds faster
     return made_once(tmp_path_factory, "dist", lambda folder: build(ROOT, folder, options))
 
 
@@ -104,7 +104,7 @@ def wheel(dist: Path) -> Path:
 
 
 def build(source: Path, out: Path, environment: dict[str, str], *options: str) -> str:
-    """What the build prints."""
+    """Run the build and return its output."""
     command = [sys.executable, "-m", "build", "--outdir", str(out), *options, str(source)]
     result = subprocess.run(
         command,
@@ -123,25 +123,25 @@ def contents(wheel: Path) -> set[str]:
 
 
 def expected_contents() -> set[str]:
-    """Without the library."""
+    """Return the files of a wheel without the library."""
     expected = {"bita/py.typed", "bita/data/openings.txt", "bita/data/prompts.jsonl"}
     expected |= {f"bita/data/{kind}_prompts.jsonl" for kind in ("calibration", "tree")}
     expected |= {f"bita/adapters/smollm2-135m-instruct.{kind}" for kind in ("safetensors", "md")}
     page = ROOT / "runtime" / "serving" / "page"
     expected |= {f"bita/runtime/serving/page/{path.name}" for path in page.iterdir()}
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*.py"):
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
             inside = path.relative_to(ROOT)
-            is_linked = any(part in ROOMS[1:] for part in inside.parts[1:])
+            is_linked = any(part in FOLDERS[1:] for part in inside.parts[1:])
             if not is_linked and (path.parent / "__init__.py").is_file():
-                prefix = Path() if room == "bita" else Path("bita")
+                prefix = Path() if folder == "bita" else Path("bita")
                 expected.add((prefix / inside).as_posix())
     return expected
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_tree(wheel: Path) -> None:
-    """And the library of native operators, which makes it one for this system and any Python 3."""
+def test_the_wheel_has_all_modules_and_the_operators(wheel: Path) -> None:
+    """The library of native operators makes the wheel one for this system and any Python 3."""
     libraries = {name for name in contents(wheel) if "bita_operators" in name}
     assert contents(wheel) - libraries == expected_contents()
     if shutil.which("c++") is None:
@@ -152,7 +152,7 @@ def test_the_wheel_holds_the_tree(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_source_distribution_has_what_builds_the_library(dist: Path) -> None:
+def test_a_source_distribution_has_the_sources_of_the_library(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         packed = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
@@ -167,11 +167,11 @@ def test_a_source_distribution_has_what_builds_the_library(dist: Path) -> None:
 
 @pytest.mark.slow
 def test_without_a_compiler_a_wheel_is_plain_python(tmp_path: Path) -> None:
-    """And one line says what is missing, and what that costs."""
+    """One line of the output says what is missing and what that costs."""
     pytest.importorskip("build")
     source = tmp_path / "source"
     leave_out = shutil.ignore_patterns("__pycache__", "*bita_operators.*")
-    for name in (*ROOMS, "adapters"):
+    for name in (*FOLDERS, "adapters"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave_out)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -190,7 +190,7 @@ def test_without_a_compiler_a_wheel_is_plain_python(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_installed_package_has_the_small_adapter(wheel: Path, tmp_path: Path) -> None:
-    """With the license on its card; the wheel stays small."""
+    """The adapter's card has the license; the wheel stays small."""
     assert wheel.stat().st_size < 5e6
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

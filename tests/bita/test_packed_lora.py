@@ -1,4 +1,4 @@
-"""LoRA as native operators read it: every number in its place, and zeros past the last input."""
+"""Tests of LoRA in the layout of native operators, with zeros after the last input."""
 
 import numpy as np
 import pytest
@@ -29,17 +29,17 @@ def test_each_number_has_its_place(rank: int) -> None:
 
 
 def gated_place(output: int, half: int) -> int:
-    """32 outputs of the gate, then 32 of up, and so on."""
+    """Return the row of an output: 32 outputs of gate alternate with 32 of up."""
     side, index = divmod(output, half)
     return index // 32 * 64 + side * 32 + index % 32
 
 
-def test_all_sites_lie_in_one_piece_of_memory() -> None:
+def test_all_sites_share_one_block_of_memory() -> None:
     packed = packed_lora(random_lora(SIZES, NUM_LAYERS, 4, scale=1.0, seed=0))
     assert len({id(array.base) for array in packed.values()}) == 1
     assert all(array.flags.c_contiguous for array in packed.values())
 
 
-def test_shapes_leave_the_rank_free() -> None:
+def test_shapes_accept_a_symbolic_rank() -> None:
     assert packed_shapes("o", 2, 33, 17, "r") == ((2, "r", 64), (2, 2, "r", 16))
     assert packed_shapes("gate_up", 2, 32, 2 * 33, "r") == ((2, "r", 32), (2, 8, "r", 16))

@@ -1,4 +1,4 @@
-"""Pair scores: the order of drafts, engines that use them, and what they learn."""
+"""Tests of pair scores: the order of drafts, engines with pair scores, and their training."""
 
 import shutil
 from dataclasses import replace
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def adapter(checkpoint: Checkpoint) -> Adapter:
-    """Garbage whose pair scores are as large as the logits."""
+    """Return a random adapter whose pair scores are as large as the logits."""
     rng = np.random.default_rng(0)
     shapes = {"pair_left": (32, 5), "pair_bias": (5,), "pair_right": (32, 5)}
     pairs = {name: rng.normal(0, 0.8, shape).astype(np.float32) for name, shape in shapes.items()}
@@ -50,16 +50,16 @@ def prompt(seed: int, length: int = 12) -> list[int]:
     return np.random.default_rng(seed).integers(4, 300, length).tolist()
 
 
-def test_children_are_ordered_behind_their_parent() -> None:
+def test_children_are_ordered_by_their_parent() -> None:
     tables = PairTables(np.array([[1.0], [-1.0], [0.0]]), np.array([[2.0], [0.0], [-3.0]]))
     parents, candidates = np.array([0, 1, 2]), np.array([2, 0, 1])
     logits = np.array([1.0, 0.5, 0.5], np.float32)
     ordered = tables.order(parents, candidates, logits)
-    # behind 0: scores -2, 2.5, 0.5; behind 1: 4, -1.5, 0.5; behind 2: the logits, ties as given
+    # scores after 0: -2, 2.5, 0.5; after 1: 4, -1.5, 0.5; after 2: the logits, ties in given order
     assert ordered.tolist() == [[0, 1, 2], [2, 1, 0], [2, 0, 1]]
 
 
-def test_tables_fold_the_bias(adapter: Adapter) -> None:
+def test_the_bias_is_folded_into_the_tables(adapter: Adapter) -> None:
     rng = np.random.default_rng(1)
     table = rng.normal(size=(7, 32)).astype(np.float32)
     tables = tables_of([table[:3], table[3:]], adapter.pairs)
@@ -68,7 +68,7 @@ def test_tables_fold_the_bias(adapter: Adapter) -> None:
     np.testing.assert_allclose(tables.right, table @ right, atol=0.02)
 
 
-def test_load_gives_what_was_saved(adapter: Adapter, tmp_path: Path) -> None:
+def test_load_returns_the_saved_pair_scores(adapter: Adapter, tmp_path: Path) -> None:
     adapter.save(tmp_path / "a.safetensors")
     loaded = Adapter.load(tmp_path / "a.safetensors")
     assert loaded.pair_rank == 5
@@ -85,7 +85,7 @@ def test_shapes_that_do_not_fit_are_listed(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_text_is_that_of_plain_decoding(session: Session, seed: int) -> None:
+def test_the_text_equals_plain_decoding(session: Session, seed: int) -> None:
     ar = session.using(tree=Tree.root_only())
     expected = ar.generate(prompt(seed), 60, ignore_eos=True).token_ids
     for mode in ("exact", "tree"):
@@ -112,10 +112,10 @@ def test_engine_and_reference_draft_the_same(
         # the reference's first step is the prefill
         assert engine.stats.num_steps == result.num_steps - 1
         differ += plain.generate(prompt(seed), TREE, 40).num_steps != result.num_steps
-    assert differ  # else the scores decide nothing here
+    assert differ  # otherwise the scores have no effect here
 
 
-def test_replay_counts_what_the_engine_does(
+def test_replay_counts_the_same_steps_as_the_engine(
     session: Session, adapter: Adapter, checkpoint: Checkpoint
 ) -> None:
     pytest.importorskip("torch")
@@ -135,14 +135,16 @@ def test_replay_counts_what_the_engine_does(
     assert sum(quality.num_steps(TREE)) == engine.stats.num_steps
 
 
-def test_other_scores_than_the_engine_s_are_refused(session: Session, adapter: Adapter) -> None:
+def test_pair_scores_that_differ_from_the_engine_are_refused(
+    session: Session, adapter: Adapter
+) -> None:
     other = {name: array + 1 for name, array in adapter.pairs.items()}
     with pytest.raises(EngineError, match="other pair scores than engine"):
         session.using(adapter=replace(adapter, pairs=other))
-    session.using(adapter=replace(adapter, pairs={}))  # none is fine
+    session.using(adapter=replace(adapter, pairs={}))  # an adapter without pair scores is accepted
 
 
-def test_a_missing_table_is_found(session: Session, tmp_path: Path) -> None:
+def test_a_missing_table_is_reported(session: Session, tmp_path: Path) -> None:
     shutil.copytree(session.engine.path, tmp_path / "e")
     (tmp_path / "e" / PAIRS_FILE).unlink()
     with pytest.raises(EngineError, match=r"pairs.safetensors is missing"):
@@ -151,14 +153,14 @@ def test_a_missing_table_is_found(session: Session, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rule_is_learned_and_noise_is_not() -> None:
-    """Rule: token t is followed by the draft whose embedding is t's, turned."""
+    """The rule: token t is followed by the draft whose embedding is t's embedding, rotated."""
     torch = pytest.importorskip("torch")
     from bita.tuning.pair_training import PairExamples, fit_pairs
 
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(60, 8, generator=generator) + 3
-    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
-    wanted = (((table - 3) @ turn) @ (table - 3).T).argmax(1)
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+    wanted = (((table - 3) @ rotation) @ (table - 3).T).argmax(1)
 
     def examples(count: int, by_rule: bool) -> PairExamples:
         before = torch.randint(60, (count,), generator=generator)

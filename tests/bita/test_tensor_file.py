@@ -1,4 +1,4 @@
-"""Files of tensors: what the library writes is read bit by bit, and nothing that it refuses."""
+"""Tensor files of the safetensors library are read exactly; files that it refuses are refused."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
+def test_files_of_the_library_are_read_exactly(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     path.write_bytes(save(ARRAYS, {"made": "here"}))
     file = read_tensor_file(path, FileError, "fix it")
@@ -97,7 +97,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_what_it_would_not_write_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_malformed_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     path.write_bytes(content)
     with pytest.raises(
@@ -110,7 +110,7 @@ def test_what_it_would_not_write_is_refused(content: bytes, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("seed", range(300))
 def test_nothing_is_read_that_the_library_refuses(seed: int, tmp_path: Path) -> None:
-    """Changed bytes of the header: ours is at most as lenient, and fails in its own way only."""
+    """Our reader is at most as lenient with changed header bytes, and raises only its own error."""
     rng = np.random.default_rng(seed)
     content = bytearray(save(ARRAYS, {"made": "here"}))
     for _ in range(rng.integers(1, 4)):
@@ -128,7 +128,7 @@ def test_nothing_is_read_that_the_library_refuses(seed: int, tmp_path: Path) -> 
         assert bytes(tensor.data) == bytes(known[name]["data"])
 
 
-def test_pipes_and_missing_files(tmp_path: Path) -> None:
+def test_pipes_and_missing_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     with stopped_if_it_hangs(10), pytest.raises(AdapterError, match="is not a regular file"):
         Adapter.load(tmp_path / "pipe.safetensors")
@@ -174,7 +174,7 @@ WRONG_TABLES: dict[str, tuple[dict[str, np.ndarray], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_TABLES)
-def test_other_tables_than_the_engine_s_are_refused(paired: Path, case: str) -> None:
+def test_tables_that_do_not_fit_the_engine_are_refused(paired: Path, case: str) -> None:
     tables, message = WRONG_TABLES[case]
     edit_files(paired, {"pairs.safetensors": save(tables)})
     with pytest.raises(EngineError, match=rf"(?s)pairs.safetensors is broken; rebuild.*{message}"):
@@ -188,7 +188,7 @@ def test_broken_files_of_tables_are_refused(paired: Path, case: str) -> None:
         Session.open(paired)
 
 
-def test_the_rank_is_that_of_the_adapter(paired: Path) -> None:
+def test_a_rank_that_differs_from_the_adapter_is_refused(paired: Path) -> None:
     edit_manifest(paired, pair_rank=5)
     with pytest.raises(AdapterError, match="pair_rank is 4, the manifest says 5"):
         Session.open(paired)
@@ -204,7 +204,9 @@ METADATA = [
 
 
 @pytest.mark.parametrize("text", METADATA, ids=[text[:20].decode() for text in METADATA])
-def test_metadata_that_no_adapter_has(text: bytes, tiny_engine: Path, tmp_path: Path) -> None:
+def test_invalid_adapter_metadata_is_refused(
+    text: bytes, tiny_engine: Path, tmp_path: Path
+) -> None:
     own = Adapter.load(tiny_engine / "adapter.safetensors")
     path = tmp_path / "a.safetensors"
     path.write_bytes(save(own.tensors(), {"bita-adapter": text.decode()}))
@@ -220,7 +222,7 @@ IDENTITIES = [
 
 
 @pytest.mark.parametrize("text", IDENTITIES, ids=[text[:30] for text in IDENTITIES])
-def test_identities_of_no_model(text: str, tiny_engine: Path, tmp_path: Path) -> None:
+def test_invalid_model_identities_are_refused(text: str, tiny_engine: Path, tmp_path: Path) -> None:
     own = Adapter.load(tiny_engine / "adapter.safetensors")
     stated = {"format_version": "1", "identity": text, "num_masks": "3", "prefix_length": "2"}
     path = tmp_path / "a.safetensors"

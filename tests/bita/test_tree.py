@@ -1,4 +1,4 @@
-"""The tree against brute force, hand-drawn cases, and broken descriptions."""
+"""Trees are checked against brute force, cases computed by hand, and broken descriptions."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ def random_tree(seed: int) -> Tree:
 
 
 def brute_force_sees(tree: Tree, row: int, key: int) -> bool:
-    """Straight from the rules: walk up from the row's node and look for the key."""
+    """Apply the rules directly: walk up from the row's node and look for the key."""
     if tree.mask_index[key] >= 0:
         same_group = any(row in group and key in group for group in tree.groups)
         return same_group and tree.mask_index[key] <= tree.mask_index[row]
@@ -43,13 +43,13 @@ def test_visibility_and_positions_equal_brute_force(seed: int) -> None:
     rows = range(tree.num_rows)
     expected = [[brute_force_sees(tree, row, key) for key in rows] for row in rows]
     np.testing.assert_array_equal(tree.sees, expected)
-    # Without a prefix a row's position is the number of keys it sees, itself not counted.
+    # Without a prefix, a row's position is the number of other keys that it sees.
     np.testing.assert_array_equal(tree.offsets, tree.sees.sum(axis=1) - 1)
     np.testing.assert_array_equal(tree.sees_prefix, tree.mask_index >= 0)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_row_order_is_root_spine_others_masks(seed: int) -> None:
+def test_rows_are_ordered_as_root_spine_others_masks(seed: int) -> None:
     tree = random_tree(seed)
     spine = [(1,) * depth for depth in range(tree.spine_length + 1)]
     assert list(tree.paths[: len(spine)]) == spine
@@ -62,7 +62,7 @@ def test_row_order_is_root_spine_others_masks(seed: int) -> None:
         )
 
 
-def test_bita_triangle() -> None:
+def test_a_triangle_has_the_given_widths() -> None:
     tree = Tree.triangle((5, 4, 3))
     assert tree.num_nodes == 13
     assert tree.num_rows == 52
@@ -73,7 +73,7 @@ def test_bita_triangle() -> None:
     assert str(tree) == "13 nodes (widths [5, 4, 3]), 39 mask rows"
 
 
-def test_chain_by_hand() -> None:
+def test_a_chain_equals_a_table_made_by_hand() -> None:
     tree = Tree.chain(1, num_masks=(2, 1))
     assert tree.parents == (-1, 0)
     assert tree.offsets.tolist() == [0, 1, 1, 2, 2]
@@ -86,13 +86,13 @@ def test_chain_by_hand() -> None:
     ]
 
 
-def test_root_only() -> None:
+def test_root_only_has_a_single_row() -> None:
     tree = Tree.root_only()
     assert (tree.num_nodes, tree.num_rows, tree.spine_length, tree.max_rank) == (1, 1, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_json_round_trip(seed: int) -> None:
+def test_json_round_trip_keeps_the_tree(seed: int) -> None:
     tree = random_tree(seed)
     assert Tree.from_json(tree.to_json()) == tree
     shuffled = json.loads(tree.to_json())
@@ -114,7 +114,7 @@ def test_json_round_trip(seed: int) -> None:
             r"path is \[0\], not a list of whole numbers of 1",
         ),
         ('{"nodes": [{"path": [1], "masks": -1}]}', "masks is -1, not a whole number"),
-        ('{"nodes": [{"path": [1], "masks": 1}, {"path": [1], "masks": 2}]}', "stand twice"),
+        ('{"nodes": [{"path": [1], "masks": 1}, {"path": [1], "masks": 2}]}', "occur twice"),
     ],
 )
 def test_broken_json_is_refused(text: str, message: str) -> None:
@@ -141,13 +141,13 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("text", BEYOND, ids=range(len(BEYOND)))
-def test_what_no_tree_is_gives_one_short_error(text: str) -> None:
+def test_invalid_trees_give_one_short_error(text: str) -> None:
     with pytest.raises(TreeError) as caught:
         Tree.from_json(text)
     assert len(str(caught.value)) < 3000
 
 
-def test_sizes_are_looked_at_before_a_tree_is_made() -> None:
+def test_sizes_are_checked_before_a_tree_is_built() -> None:
     for make in (
         lambda: Tree.chain(10**9),
         lambda: Tree.triangle((10**9, 10**9)),
@@ -163,7 +163,7 @@ def test_all_faults_are_listed_together() -> None:
         Tree.from_paths([(0,), (2, 1)])
 
 
-def test_counts_must_fit() -> None:
+def test_counts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TreeError, match="3 mask counts for 2 nodes"):
         Tree.chain(1, num_masks=(1, 2, 3))
     with pytest.raises(TreeError, match="positive"):

@@ -1,4 +1,4 @@
-"""A tree for each state: its file, and decoding by it."""
+"""Tests of tables with a tree for each state: the file, and decoding."""
 
 import os
 import random
@@ -76,8 +76,8 @@ COSTLY = '{"trees": [{"nodes": [{"path": [], "masks": 1}]}], "levels": [0], "by_
 @pytest.mark.parametrize(
     ("costs", "message"),
     [
-        ("[1]", "costs has 1 numbers, not 2 as the largest tree has rows; calibrate the tree"),
-        ("[1, 2, 3]", "costs has 3 numbers, not 2"),
+        ("[1]", "costs has 1 numbers, but the largest tree has 2 rows; calibrate the tree"),
+        ("[1, 2, 3]", "costs has 3 numbers, but"),
         ("[1.5, 2]", r"costs \[1.5, 2.0\] do not rise from 1.*remove costs"),
         ("[1, 0.5]", "do not rise from 1"),
         ("[1, -1]", r"costs is \[1, -1\], not a list of numbers of 0 to"),
@@ -92,18 +92,18 @@ COSTLY = '{"trees": [{"nodes": [{"path": [], "masks": 1}]}], "levels": [0], "by_
         ("{}", "not a list of numbers"),
     ],
 )
-def test_broken_costs(costs: str, message: str) -> None:
+def test_broken_costs_are_refused(costs: str, message: str) -> None:
     with pytest.raises(TreeError, match=message):
         trees_from_json(f'{COSTLY}"costs": {costs}}}')
 
 
-def test_costs_that_are_no_numbers_are_refused() -> None:
+def test_costs_that_do_not_rise_from_one_are_refused() -> None:
     for cost in (float("nan"), float("inf"), -1.0):
         with pytest.raises(TreeError, match="do not rise from 1"):
             TreeTable((Tree.chain(1, 0),), (0,), ((0,),), (1.0, cost))
 
 
-def test_states_behind_the_table_are_its_last() -> None:
+def test_states_beyond_the_table_use_its_last_entries() -> None:
     assert [TABLE.number(0, level) for level in range(7)] == [0, 0, 2, 2, 2, 2, 2]
     assert [TABLE.number(1, level) for level in range(7)] == [1, 1, 1, 1, 1, 2, 2]
     assert [TABLE.number(9, level) for level in range(7)] == [1, 1, 2, 2, 2, 2, 2]
@@ -132,10 +132,10 @@ ONE, LEVELS = '{"trees": [{"nodes": []}], "by_state": ', '"levels": '
         ),
         ('{"trees": [{"nodes": 4}], "by_state": [], "levels": [0]}', "not a tree"),
         ('{"trees": [{"nodes": []}], "by_state": [], "levels": [0]}', "by_state is empty"),
-        (f"{ONE}[[0, 0]], {LEVELS}[0]}}", r"by_state\[0\] has 2 numbers, not 1 as levels"),
+        (f"{ONE}[[0, 0]], {LEVELS}[0]}}", r"by_state\[0\] has 2 numbers, but levels has 1"),
         (f"{ONE}[[1]], {LEVELS}[0]}}", "there is no tree 1; they are numbered 0 to 0"),
         (f"{ONE}[[true]], {LEVELS}[0]}}", r"by_state\[0\] is \[True\], not a list"),
-        (f"{ONE}[[0]], {LEVELS}[1]}}", r"levels \[1\] do not ascend from 0 to 12"),
+        (f"{ONE}[[0]], {LEVELS}[1]}}", r"levels \[1\] do not ascend from 0 to at most 12"),
         (
             f"{ONE}[[0, 0]], {LEVELS}[0, 13]}}",
             r"levels is \[0, 13\], not a list of whole numbers of 0 to 12",
@@ -146,7 +146,7 @@ ONE, LEVELS = '{"trees": [{"nodes": []}], "by_state": ', '"levels": '
         ("[]", "not a tree"),
     ],
 )
-def test_broken_tables(text: str, message: str) -> None:
+def test_broken_tables_are_refused(text: str, message: str) -> None:
     with pytest.raises(TreeError, match=message):
         trees_from_json(text)
 
@@ -179,7 +179,7 @@ def test_exact_mode_is_bit_identical_to_ar(session: Session, seed: int) -> None:
     np.testing.assert_array_equal(np.array(logits_of_text(exact, prompt_ids(seed), 40)), expected)
 
 
-def test_each_state_takes_its_tree(session: Session) -> None:
+def test_each_state_uses_its_tree(session: Session) -> None:
     adapter = drafting_adapter(session, 0, 3)
     trees = Tree.root_only(2), Tree.chain(1, 1), Tree.chain(5, 0).with_guesses(1)
     table = TreeTable(trees, (0, 2), ((0, 2), (0, 2), (1, 2)))
@@ -204,7 +204,9 @@ def test_each_state_takes_its_tree(session: Session) -> None:
     assert {*taken} == {0, 1, 2}
 
 
-def test_the_cache_ends_with_single_steps(tiny_engine: Path, session: Session) -> None:
+def test_a_full_cache_ends_the_text_as_in_plain_decoding(
+    tiny_engine: Path, session: Session
+) -> None:
     table = TreeTable((Tree.chain(3, 3).with_guesses(1), AR), (0, 9), ((0, 1),))
     plain = session.using(tree=AR).generate(prompt_ids(2), 10_000, ignore_eos=True)
     found = session.using(tree=table).generate(prompt_ids(2), 10_000, ignore_eos=True)
@@ -216,8 +218,8 @@ def test_the_cache_ends_with_single_steps(tiny_engine: Path, session: Session) -
 def test_a_replay_counts_the_steps_of_the_engine(tiny_engine: Path, seed: int, mode: str) -> None:
     prompts = ["Hello tree", "A mask token", "The quick brown fox. The quick brown fox. The quick"]
     acceptance = measure_acceptance(open_engine(tiny_engine), prompts, 60, num_threads=1)
-    # no deeper than the drafts, unless the spine guesses: a replay does not know what an older step
-    # drafted
+    # Only trees with guesses are deeper than the drafts, because a replay does not know the drafts
+    # of earlier steps.
     rng = random.Random(seed)
     chains = [Tree.from_paths([(1,) * d for d in range(depth + 1)]) for depth in range(4)]
     plain = [Tree.from_paths(chain.paths, rng.randint(0, 3)) for chain in chains]
@@ -255,13 +257,13 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("text", BEYOND, ids=range(len(BEYOND)))
-def test_what_no_table_is_gives_one_short_error(text: str) -> None:
+def test_invalid_tables_give_one_short_error(text: str) -> None:
     with pytest.raises(TreeError) as caught:
         trees_from_json(text)
     assert len(str(caught.value)) < 3000
 
 
-def test_a_file_is_read_if_it_is_one(tmp_path: Path) -> None:
+def test_files_of_trees_are_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "tree.json"
     for content, message in (
         (

@@ -1,7 +1,7 @@
-"""Hostile engines: whatever lies in one, no command runs it, or reads and writes elsewhere.
+"""Commands run no file of a hostile engine, and read and write nothing outside it.
 
-Commands run in processes of their own with `tripwire/sitecustomize.py`, which writes down every
-module, program, library, file and connection that is not on its lists.
+Commands run in separate processes with `tripwire/sitecustomize.py`, which logs every module,
+program, library, file and connection that is not on its lists.
 """
 
 import json
@@ -19,7 +19,7 @@ import onnx
 import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest, entry_of, read_manifest
 from paths import ROOT
-from speed import slow_but
+from speed import thorough_but
 
 TRIPWIRE = ROOT / "tests" / "support" / "tripwire"
 MODULES = ("numpy", "json", "re", "rich", "onnxruntime", "tokenizers", "safetensors", "jinja2")
@@ -35,7 +35,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """engine, in a directory of its own; outside: files that no command may touch."""
+    """An engine in a directory of its own, and a folder outside that no command may touch."""
 
     root: Path
 
@@ -79,7 +79,7 @@ class Place:
         )
 
     def run(self, name: str, directory: Path | None = None) -> tuple[int, str]:
-        """Exit status and what was printed of `bita`, in a directory."""
+        """Run `bita` in a directory; return its exit status and output."""
         directory = directory or self.engine.parent
         engine = os.path.relpath(self.engine, directory)
         arguments = [part.format(engine) for part in COMMANDS[name]]
@@ -99,8 +99,8 @@ def place(tiny_engine: Path, tmp_path: Path) -> Place:
     return place
 
 
-def lay_modules(place: Place) -> None:
-    """Modules, a library and settings beside the engine's files and beside the engine."""
+def write_modules(place: Place) -> None:
+    """Write modules, a library and settings into the engine and into its parent directory."""
     mark = place.engine.parent / "RAN"
     text = f"open({str(mark)!r}, 'w').write(__name__)\n"
     for directory in (place.engine, place.engine.parent):
@@ -115,30 +115,30 @@ def lay_modules(place: Place) -> None:
         (directory / ".env").write_text("PYTHONPATH=.\n")
 
 
-@pytest.mark.parametrize("name", slow_but(COMMANDS, "inspect", "generate"))
-@pytest.mark.parametrize("inside", [True, False], ids=["in the engine", "beside it"])
-def test_nothing_beside_an_engine_is_run(place: Place, name: str, inside: bool) -> None:
-    lay_modules(place)
+@pytest.mark.parametrize("name", thorough_but(COMMANDS, "inspect", "generate"))
+@pytest.mark.parametrize("inside", [True, False], ids=["in the engine", "next to it"])
+def test_no_module_near_an_engine_is_run(place: Place, name: str, inside: bool) -> None:
+    write_modules(place)
     status, text = place.run(name, place.engine if inside else place.engine.parent)
     assert place.trips == ""
     assert not (place.engine.parent / "RAN").exists()
     assert status == (2 if name == "compile" else 0), text
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["in the engine", "beside it"])
-def test_a_server_runs_nothing_either(place: Place, inside: bool) -> None:
+@pytest.mark.parametrize("inside", [True, False], ids=["in the engine", "next to it"])
+def test_the_server_runs_no_module_of_an_engine(place: Place, inside: bool) -> None:
     pytest.importorskip("uvicorn")
-    lay_modules(place)
+    write_modules(place)
     directory = place.engine if inside else place.engine.parent
     engine = os.path.relpath(place.engine, directory)
     arguments = ("-m", "bita", "serve", engine, "--port", "0")
     process = place.start(*arguments, directory=directory)
     assert process.stdout is not None
     try:
-        told = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
-        assert told
-        # answered once its own handler of signals is there
-        with urllib.request.urlopen(f"{told[0]}/health", timeout=60) as answer:
+        address = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert address
+        # once this is answered, the server's signal handler is installed
+        with urllib.request.urlopen(f"{address[0]}/health", timeout=60) as answer:
             assert answer.status == 200
     finally:
         process.send_signal(signal.SIGINT)
@@ -148,7 +148,7 @@ def test_a_server_runs_nothing_either(place: Place, inside: bool) -> None:
 
 
 def name_a_module(place: Place) -> None:
-    """As the library of a plan."""
+    """Name a module as the library of a plan."""
     (place.engine / "evil.py").write_text("raise SystemExit(7)")
     plan = {"library": "evil", "version": "1", "targets": "x", "decode_rows": "1"}
     edit_files(place.engine, {"model.plan": b"x"})
@@ -220,8 +220,10 @@ HOSTILE: dict[str, Callable[[Place], object]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("name", slow_but(["inspect", "generate", "compile"], "generate"))
-def test_what_leads_out_is_refused_and_not_followed(place: Place, kind: str, name: str) -> None:
+@pytest.mark.parametrize("name", thorough_but(["inspect", "generate", "compile"], "generate"))
+def test_references_out_of_an_engine_are_refused_and_not_followed(
+    place: Place, kind: str, name: str
+) -> None:
     HOSTILE[kind](place)
     status, text = place.run(name, place.engine)
     assert place.trips == ""
@@ -229,8 +231,8 @@ def test_what_leads_out_is_refused_and_not_followed(place: Place, kind: str, nam
     assert text.startswith("bita: error: "), text
 
 
-def test_texts_of_an_engine_are_texts(place: Place) -> None:
-    """In whatever file they stand: no command, no path, no markup, no escape of the terminal."""
+def test_texts_of_an_engine_are_never_interpreted(place: Place) -> None:
+    """They are not run, opened, rendered as markup, or printed with terminal escapes."""
     mark = place.engine.parent / "RAN"
     evil = f"[/b]\x1b]0;x\x07$(touch {mark})`touch {mark}`;touch {mark} #"
     names = ("model", "family", "license", "tuned_on", "created_by")
@@ -249,14 +251,14 @@ def test_texts_of_an_engine_are_texts(place: Place) -> None:
     for name in ("inspect", "generate", "verify"):
         status, text = place.run(name, place.engine)
         assert status == 0, text
-        assert "\x1b]" not in text  # the random model may write an escape of its own
+        assert "\x1b]" not in text  # the random model itself may generate an escape
     assert place.trips == ""
     assert not mark.exists()
 
 
-def test_the_wires_are_live(place: Place) -> None:
-    """Each thing that is looked for is seen, or the tests above say nothing."""
-    lay_modules(place)
+def test_the_tripwires_see_every_kind_of_access(place: Place) -> None:
+    """The tests above prove nothing if this fails."""
+    write_modules(place)
     code = (
         "import os, subprocess, sys, ctypes, mmap\n"
         "sys.path.insert(0, '')\n"

@@ -1,4 +1,4 @@
-"""Wheels for Linux: their names, what is in them, and what is said where one cannot be built."""
+"""Tests of wheels for Linux: names, contents, and errors when one cannot be built."""
 
 import os
 import platform
@@ -20,11 +20,11 @@ from paths import ROOT
 from bita import Session
 
 TOOLS = ROOT / "runtime" / "native" / "build_tools"
-PYTHON = ROOT / ".cache" / "wheels" / "bin" / "python"  # that of `make wheels`
+PYTHON = ROOT / ".cache" / "wheels" / "bin" / "python"  # installed by `make wheels`
 NATIVE = "bita/runtime/native"
 LIBRARY = f"{NATIVE}/libbita_operators.so"
 LIBBITA = f"{NATIVE}/libbita.so.0"
-FOR_PROGRAMS = [  # of C and C++
+FOR_PROGRAMS = [  # in C and C++
     f"{NATIVE}/{name}"
     for name in (
         "include/bita/bita.h",
@@ -44,7 +44,7 @@ needs_wheel_tools = pytest.mark.skipif(not PYTHON.is_file(), reason="needs .cach
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The modules of the build can be imported."""
+    """Make the modules of the build importable."""
     monkeypatch.syspath_prepend(str(TOOLS))
     yield
     for name in ("build_wheels", "older_glibc", "packages", "headers", "build_library"):
@@ -52,7 +52,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def library_of(processor: str) -> bytes:
-    """The start of an ELF file."""
+    """Return the start of an ELF file."""
     return b"\x7fELF" + bytes(14) + struct.pack("<H", MACHINES[processor]) + bytes(40)
 
 
@@ -73,12 +73,12 @@ TAG = "py3-none-manylinux_2_27_aarch64"
 
 
 def without(name: str) -> dict[str, bytes]:
-    """The files of a wheel that is right, but this one."""
+    """Return the files of a valid wheel except `name`."""
     return {each: content for each, content in GOOD.items() if each != name}
 
 
 @pytest.mark.usefixtures("checks")
-def test_a_wheel_that_is_right_passes(tmp_path: Path) -> None:
+def test_a_valid_wheel_passes(tmp_path: Path) -> None:
     import build_wheels
 
     build_wheels.check_wheel(write_wheel(tmp_path, TAG, GOOD), "aarch64")
@@ -103,7 +103,7 @@ def test_a_wheel_that_is_right_passes(tmp_path: Path) -> None:
         ("py3-none-manylinux_2_34_aarch64", GOOD, "a glibc later than 2.28"),
     ],
 )
-def test_a_wheel_that_is_wrong_is_refused(
+def test_an_invalid_wheel_is_refused(
     tag: str, files: dict[str, bytes], fault: str, tmp_path: Path
 ) -> None:
     import build_wheels
@@ -136,8 +136,8 @@ int main() {
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_what_older_glibcs_lack_works(tmp_path: Path) -> None:
-    """Waiting for a steady clock, and random numbers, by our own functions."""
+def test_replacements_for_newer_glibc_functions_work(tmp_path: Path) -> None:
+    """Our own functions wait on a steady clock and produce random numbers."""
     (tmp_path / "waiting.cpp").write_text(WAITING, encoding="utf-8")
     program = tmp_path / "waiting"
     sources = [str(tmp_path / "waiting.cpp"), str(TOOLS / "older_glibc.cpp")]
@@ -148,7 +148,7 @@ def test_what_older_glibcs_lack_works(tmp_path: Path) -> None:
 def run_build(
     python: Path | str, into: Path, processor: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """build_wheels.py, with these variables."""
+    """Run build_wheels.py with these environment variables."""
     command = [str(python), str(TOOLS / "build_wheels.py"), "--into", str(into)]
     return subprocess.run(
         [*command, "--processor", processor],
@@ -159,7 +159,7 @@ def run_build(
 
 
 def test_missing_packages_are_named(tmp_path: Path) -> None:
-    """-S: without the packages of the environment that the tests are in."""
+    """The option -S hides the packages of the environment that runs the tests."""
     command = [sys.executable, "-S", str(TOOLS / "build_wheels.py"), "--into"]
     result = subprocess.run([*command, str(tmp_path / "dist")], capture_output=True, text=True)
     assert result.returncode == 1
@@ -180,12 +180,12 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     assert package in line
     assert not (tmp_path / "dist").exists()
     result = run_build(PYTHON, tmp_path / "dist", HERE, CXX="no-such-compiler")
-    assert "CXX is no-such-compiler, which is not there" in result.stderr
+    assert "CXX is no-such-compiler, which was not found" in result.stderr
 
 
 @pytest.fixture(scope="module", params=tuple(MACHINES))
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real wheel; its folder's name ends with the processor."""
+    """Build a real wheel; the name of its folder is the processor."""
     processor = request.param
     compiler = "c++" if processor == HERE else f"{processor}-linux-gnu-g++"
     if not PYTHON.is_file() or shutil.which(compiler) is None:
@@ -203,7 +203,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.slow
 def test_a_wheel_has_the_libraries_of_its_processor(built: Path) -> None:
-    """And the package as it is here, without tests, sources or a library of this system."""
+    """It also has the Python package, without tests, sources or a library of this system."""
     with zipfile.ZipFile(built) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         libraries = [archive.read(name) for name in (LIBRARY, LIBBITA)]
@@ -225,15 +225,15 @@ def test_a_wheel_has_the_libraries_of_its_processor(built: Path) -> None:
 @pytest.mark.slow
 def test_auditwheel_agrees_with_the_name(built: Path) -> None:
     command = [str(PYTHON), "-m", "auditwheel", "show", str(built)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     tag = built.stem.rpartition("-")[2]
-    assert f'the following platform tag: "{tag}"' in said
+    assert f'the following platform tag: "{tag}"' in output
     assert tag.endswith(f"_{built.parent.name}")
 
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with the wheel of this processor, and ONNX Runtime beside it."""
+    """Install the wheel of this processor into a folder, next to ONNX Runtime."""
     if built.parent.name != HERE:
         pytest.skip(f"runs on {built.parent.name}")
     require_library()
@@ -250,14 +250,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_python(installed: Path, code: str, *words: str) -> list[str]:
-    """The lines that a program prints with the installed packages."""
+    """Return the lines that a program prints with the installed packages."""
     command = [sys.executable, "-c", code, *words]
     return run(command, folder=installed, PYTHONPATH=str(installed)).splitlines()
 
 
 @pytest.mark.slow
 def test_an_installed_wheel_decodes(installed: Path, engine: Path) -> None:
-    """By the library that it has, and with the tokens of the one here."""
+    """It uses its own library, and generates the same tokens as the library here."""
     code = (
         "import sys; from bita import Session\n"
         "from bita.runtime.native.library import loaded_operators\n"
@@ -274,7 +274,7 @@ def test_an_installed_wheel_decodes(installed: Path, engine: Path) -> None:
 def test_c_programs_are_built_with_an_installed_wheel(
     installed: Path, engine: Path, tmp_path: Path
 ) -> None:
-    """As the guide says; libbita finds ONNX Runtime among the packages."""
+    """The commands are those of the guide; libbita finds ONNX Runtime among the packages."""
     code = "import bita.native as n; print(n.include_dir()); print(n.library_dir())"
     include, folder = run_python(installed, code)
     program = tmp_path / "generate"

@@ -1,4 +1,4 @@
-"""One writer at a time, by a lock that dies with its process."""
+"""Tests of the lock that allows one writer at a time and ends with its process."""
 
 import errno
 import fcntl
@@ -33,7 +33,7 @@ def start_holder(path: Path) -> tuple[Any, Any]:
     return holder, until
 
 
-def test_the_second_waits_and_says_for_whom(
+def test_a_second_writer_waits_and_names_the_holder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / ".engine.lock"
@@ -50,7 +50,7 @@ def test_the_second_waits_and_says_for_whom(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     path = tmp_path / ".engine.lock"
     holder, _ = start_holder(path)
     assert not try_sole_writer(path)
@@ -62,8 +62,8 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_fork_of_the_holder_does_not_hold_it(tmp_path: Path) -> None:
-    """Else a child that is still at work would keep the lock of a parent that was killed."""
+def test_a_fork_of_the_holder_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """Otherwise a running child would keep the lock of a killed parent."""
     path = tmp_path / ".engine.lock"
     until = fork.Event()
     with sole_writer(path, "x"):
@@ -75,7 +75,7 @@ def test_a_fork_of_the_holder_does_not_hold_it(tmp_path: Path) -> None:
     child.join()
 
 
-def test_a_thread_may_nest_it_and_another_may_not(tmp_path: Path) -> None:
+def test_a_thread_may_nest_the_lock_and_another_thread_waits(tmp_path: Path) -> None:
     path, order = tmp_path / ".engine.lock", list[str]()
 
     def other() -> None:
@@ -103,7 +103,7 @@ def count_up(path: Path, counter: Path, rounds: int) -> None:
 
 
 def test_a_removed_lock_file_lets_no_second_writer_in(tmp_path: Path) -> None:
-    """Each holder removes the file while others wait for it: none of them may hold a lost one."""
+    """Each holder removes the file while others wait; none of them may lock a removed file."""
     counter = tmp_path / "counter"
     counter.write_text("0")
     args = (tmp_path / ".lock", counter, 40)
@@ -116,7 +116,7 @@ def test_a_removed_lock_file_lets_no_second_writer_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
-def test_file_systems_without_locks(
+def test_file_systems_without_locks_give_a_warning(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def flock(descriptor: int, flags: int) -> None:
@@ -128,7 +128,7 @@ def test_file_systems_without_locks(
     assert "engines/mine is on a file system without locks" in caplog.text
 
 
-def test_other_faults_of_locking_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_locking_errors_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(descriptor: int, flags: int) -> None:
         raise OSError(errno.EPERM, "no")
 
@@ -137,7 +137,7 @@ def test_other_faults_of_locking_are_told(tmp_path: Path, monkeypatch: pytest.Mo
         pass
 
 
-def test_what_a_lock_file_says_is_shown_on_one_line(tmp_path: Path) -> None:
+def test_the_text_of_a_lock_file_is_shown_on_one_line(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     path.write_bytes(b"a\x1b[31m\nb\xff" + b"c" * 9999)
     text = writer_lock._text(path)

@@ -1,11 +1,11 @@
-"""Writers and readers of one engine at once, some killed; support/stress_writers.py has more."""
+"""Concurrent writers and readers of one engine, some killed; see support/stress_writers.py."""
 
 import subprocess
 import sys
 
 import pytest
 from paths import ROOT
-from speed import slow_but
+from speed import thorough_but
 
 SCRIPT = ROOT / "tests" / "support" / "stress_writers.py"
 
@@ -18,12 +18,12 @@ def stress(*args: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "scenario", slow_but(["many revisions and a build", "file by file"], "file by file")
+    "scenario", thorough_but(["many revisions and a build", "file by file"], "file by file")
 )
 def test_no_engine_is_mixed_or_lost(scenario: str) -> None:
     stress("--rounds", 1, scenario)
 
 
-@pytest.mark.slow
-def test_no_command_spoils_what_another_writes() -> None:
+@pytest.mark.thorough
+def test_no_command_damages_what_another_one_writes() -> None:
     stress("--rounds", 3, "--seed", 7)

@@ -1,4 +1,4 @@
-"""`bita calibrate`: latency, acceptance, the tree chosen by them, and what a killed run keeps."""
+"""Tests of `bita calibrate`: latency, acceptance, the choice of a tree, and resumed runs."""
 
 import json
 import re
@@ -42,13 +42,13 @@ FEW = ["--limit", "3", "--max-new-tokens", "24", "--repeats", "1", "--threads", 
 
 def calibrator_of(
     engine: Engine,
-    told: Callable[[str, int, int], None] = lambda *_: None,
+    report: Callable[[str, int, int], None] = lambda *_: None,
     prompts: Path | None = None,
     num_threads: int = 1,
     **effort: int,
 ) -> Calibrator:
     little = {"num_prompts": 6, "max_new_tokens": 24, "repeats": 1, **effort}
-    return Calibrator(engine, num_threads, told, prompts, Effort(**little))
+    return Calibrator(engine, num_threads, report, prompts, Effort(**little))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def engine(tiny_engine: Path, tmp_path: Path) -> Engine:
 
 
 def device(milliseconds: list[float], rows: list[int]) -> Latency:
-    """A device whose steps take these times, whatever the cache holds."""
+    """Return the latency of a device whose steps take these times at every cache length."""
     curve = (tuple(milliseconds),)
     return Latency(tuple(rows), (100,), curve, curve, curve, 0.0, 1, {})
 
@@ -73,7 +73,12 @@ def acceptance(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 def test_every_size_of_step_is_timed(engine: Engine) -> None:
     latency = measure_latency(engine, max_rows=33, repeats=2, num_threads=1)
     assert latency.rows == (*range(1, 9), 10, 12, 14, 16, 20, 24, 32)
-    assert latency.cache_lengths == (23, 95, 191, 350)  # of 382; with room for 32 rows at last
+    assert latency.cache_lengths == (
+        23,
+        95,
+        191,
+        350,
+    )  # of 382; the last one leaves room for 32 rows
     assert np.array(latency.median).shape == (4, 15)
     assert np.all(np.diff(latency.fitted, axis=1) >= 0)
     assert latency.device["cores"] >= 1
@@ -81,23 +86,23 @@ def test_every_size_of_step_is_timed(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("num_rows", range(1, 30))
-def test_timed_steps_have_the_rows_that_are_asked_for(num_rows: int) -> None:
+def test_timed_steps_have_the_requested_number_of_rows(num_rows: int) -> None:
     tree = tree_of(num_rows, 3)
     assert tree.num_rows == num_rows
     assert max(tree.num_masks) <= 3
 
 
-def test_only_sizes_that_could_pay_are_timed_often() -> None:
+def test_only_sizes_that_could_pay_off_are_timed_often() -> None:
     samples = [[3.0, 2.0], [7.0, 9.0], [19.0, 30.0], [20.5, 21.0], [16.0, 70.0]]
     assert usable_sizes(samples) == [0, 1, 2, 4]
 
 
-def test_a_monotone_curve_is_the_nearest() -> None:
+def test_the_monotone_fit_is_the_nearest_monotone_curve() -> None:
     np.testing.assert_allclose(monotone(np.array([1.0, 2, 3])), [1, 2, 3])
     np.testing.assert_allclose(monotone(np.array([3.0, 1, 2, 5, 4])), [2, 2, 2, 4.5, 4.5])
 
 
-def test_times_between_and_beyond_what_was_measured() -> None:
+def test_times_are_interpolated_and_extrapolated() -> None:
     curves = ((1.0, 4.0), (2.0, 8.0))
     latency = Latency((1, 4), (10, 20), curves, curves, curves, 0.0, 1, {})
     assert latency.at(1, 10) == 1
@@ -107,12 +112,12 @@ def test_times_between_and_beyond_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("data", [3, {}, {"rows": [1]}, {"rows": "x"}])
-def test_a_file_without_a_latency(data: object) -> None:
-    with pytest.raises(EngineError, match="mine: no latency of a device"):
+def test_an_invalid_latency_is_refused(data: object) -> None:
+    with pytest.raises(EngineError, match="mine: the latency is not valid"):
         Latency.from_json(data, "mine")
 
 
-def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
+def test_the_largest_trees_win_if_rows_cost_nothing() -> None:
     flat = device([5.0, 5.0], [1, 128])
     forecast = forecast_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree")
     ar, expected = forecast.ar, forecast.trees
@@ -123,7 +128,7 @@ def test_where_rows_cost_nothing_the_largest_trees_win() -> None:
     assert ar.expected_speed == pytest.approx(200)
 
 
-def test_where_rows_cost_what_a_step_does_ar_wins(acceptance: Acceptance) -> None:
+def test_ar_wins_if_each_row_costs_as_much_as_a_step(acceptance: Acceptance) -> None:
     linear = device([1.0, 128.0], [1, 128])
     choice = expected_choice(forecast_trees(acceptance, linear, 3, "tree"))
     assert choice.chosen is choice.ar
@@ -140,8 +145,8 @@ def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
 
 
 @pytest.mark.parametrize(("seed", "cost"), [(0, 0.3), (2, 0.3), (2, 0.45)])
-def test_searches_begin_with_masks_and_without(seed: int, cost: float) -> None:
-    """One that begins with the best single tree is up to 8 % slower here."""
+def test_searches_start_both_with_and_without_masks(seed: int, cost: float) -> None:
+    """A search that starts only from the best single tree finds a table up to 8 % slower here."""
     acceptance = repeating(seed)
     rows_cost = device([1.0, 1.0 + cost * 63], [1, 64])
     found = forecast_trees(acceptance, rows_cost, 3, "tree", min_exact_rows=1).trees[0]
@@ -167,10 +172,10 @@ def test_ar_wins_unless_a_tree_pays(
         assert choice.chosen.measured_speed > 0
 
 
-def test_trees_for_rows_that_cost_less_or_more(
+def test_trees_for_lower_and_higher_row_costs_are_timed_too(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are searched and timed too, and taken where they are faster."""
+    """Such trees are chosen if they turn out to be faster."""
     acceptance = in_texts(random_acceptance(3, 16, 0, length=2000), 100)
     rows_cost = device([1.0, 1.0 + 0.1 * 63], [1, 64])
     forecast = forecast_trees(acceptance, rows_cost, 3, "tree", min_exact_rows=1)
@@ -193,7 +198,7 @@ def test_trees_for_rows_that_cost_less_or_more(
 
 
 @pytest.mark.slow
-def test_the_engine_has_the_tree_that_was_chosen(
+def test_the_engine_gets_the_chosen_tree(
     engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose_tree, "MIN_GAIN", 0.0)
@@ -203,9 +208,9 @@ def test_the_engine_has_the_tree_that_was_chosen(
     assert "monotone fit" in capsys.readouterr().out
     assert read_calibration(open_engine(engine.path)).keys() == {"acceptance", "latency", "memory"}
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
-    assert "latency: as it was measured before; --anew" in capsys.readouterr().out
+    assert "latency: as it was measured before; --anew" in capsys.readouterr().err
     assert main(["calibrate", "latency", str(engine.path), *FEW, "--anew"]) == 0
-    assert "as it was measured" not in capsys.readouterr().out
+    assert "as it was measured" not in capsys.readouterr().err
     assert main(["calibrate", "tree", str(engine.path), *FEW]) == 0
     assert "chosen: " in capsys.readouterr().out
     revised = open_engine(engine.path, check_hashes=True)
@@ -243,36 +248,36 @@ def test_the_latency_of_another_device_is_measured_again(engine: Engine) -> None
     assert elsewhere.device != own.device
 
 
-def test_a_latency_without_the_sizes_wanted_is_measured_again(engine: Engine) -> None:
+def test_a_latency_without_the_requested_sizes_is_measured_again(engine: Engine) -> None:
     calibrator = calibrator_of(engine, max_rows=4)
     assert calibrator.latency().rows == (1, 2, 3, 4)
     assert calibrator_of(calibrator.engine, max_rows=6).latency().rows == (1, 2, 3, 4, 5, 6)
 
 
-def test_trees_are_timed_on_prompts_that_acceptance_did_not_see(
+def test_trees_are_timed_on_prompts_not_used_for_acceptance(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Sequence[Message]] = []
+    prompts_seen: list[Sequence[Message]] = []
     stream = Session.stream
 
-    def noted(session: Session, prompt: Sequence[Message], *args: Any) -> Generation:
-        asked.append(prompt)
+    def record_prompt(session: Session, prompt: Sequence[Message], *args: Any) -> Generation:
+        prompts_seen.append(prompt)
         return stream(session, prompt, *args)
 
-    monkeypatch.setattr(Session, "stream", noted)
+    monkeypatch.setattr(Session, "stream", record_prompt)
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"Hello {word}"}) for word in "abcdef"))
     calibrator = calibrator_of(engine, prompts=path, max_rows=4)
     acceptance, latency = calibrator.acceptance(), calibrator.latency()
     assert len(acceptance.texts) == 4
-    told, asked[:] = len(asked), []
-    assert told == 4
+    assert len(prompts_seen) == 4
+    prompts_seen.clear()
     calibrator.tree(acceptance, latency)
-    words = {prompt[0]["content"] for prompt in asked}
+    words = {prompt[0]["content"] for prompt in prompts_seen}
     assert words == {"Hello c", "Hello f"}
 
 
-def test_a_model_without_a_chat_template(engine: Engine) -> None:
+def test_a_model_without_a_chat_template_is_calibrated(engine: Engine) -> None:
     path = engine.file("manifest.json")
     manifest = json.loads(path.read_text())
     if manifest["files"].pop("chat_template.jinja", None):
@@ -282,13 +287,13 @@ def test_a_model_without_a_chat_template(engine: Engine) -> None:
     assert calibrator.tree(calibrator.acceptance(), calibrator.latency()).ar.measured_speed > 0
 
 
-def test_the_mean_length_of_what_was_measured() -> None:
+def test_the_mean_length_is_taken_over_all_positions() -> None:
     position = Position((1,), (Guess(),))
     acceptance = Acceptance(((position,) * 3, (position,)), (10, 20), "x", 4)
     assert acceptance.mean_length == (10 + 11 + 12 + 20) / 4
 
 
-def test_what_if_changes_nothing(
+def test_what_if_does_not_change_the_engine(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "board.json"
@@ -307,43 +312,43 @@ def test_what_if_changes_nothing(
 
 
 @pytest.mark.parametrize("name", sorted(DEVICES))
-def test_modelled_devices_answer_what_if(
+def test_what_if_accepts_modelled_devices(
     name: str, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latency = modelled_latency(name, engine)
     for curve in latency.fitted:
         assert list(curve) == sorted(curve)
-    assert latency.fitted[0][0] < latency.fitted[-1][0]  # a longer text is read
+    assert latency.fitted[0][0] < latency.fitted[-1][0]  # a longer cache is read
     assert main(["calibrate", "tree", str(engine.path), *FEW, "--what-if", name]) == 0
     assert "not a measurement" in " ".join(capsys.readouterr().out.split())
 
 
 class StoppedError(Exception):
-    """A run that was killed."""
+    """Stands for a killed run."""
 
 
-def test_a_killed_run_goes_on_behind_the_last_answer(engine: Engine, tmp_path: Path) -> None:
+def test_a_killed_run_continues_after_the_last_answer(engine: Engine, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if done == 2:
             raise StoppedError
 
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(StoppedError):
         calibrator_of(engine, stop).acceptance()
     (kept,) = tmp_path.glob(".*.jsonl")
     text = kept.read_text()
     assert len(text.splitlines()) == 3
-    kept.write_text(text + '{"positions": [[[1, ')  # killed while it wrote
-    calibrator = calibrator_of(engine, lambda stage, done, total: told.append(done))
+    kept.write_text(text + '{"positions": [[[1, ')  # killed while writing
+    calibrator = calibrator_of(engine, lambda stage, done, total: reported.append(done))
     again = calibrator.acceptance()
     assert not kept.exists()
-    fresh = calibrator_of(calibrator.engine).acceptance(anew=True)
+    fresh = calibrator_of(calibrator.engine).acceptance(again=True)
     assert again == fresh
     few = calibrator_of(calibrator.engine, num_prompts=3)
     assert few.acceptance() == again  # kept in the engine
 
 
-def test_what_if_in_another_mode(
+def test_what_if_accepts_another_mode(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "board.json"
@@ -360,7 +365,7 @@ def test_what_if_in_another_mode(
     assert "--mode goes with --what-if" in capsys.readouterr().err
 
 
-def test_the_device_is_described_with_its_gpus(
+def test_the_description_of_a_device_lists_its_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

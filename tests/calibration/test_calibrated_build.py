@@ -1,4 +1,4 @@
-"""Engines rounded for what the model reads, and their error against float32."""
+"""Tests of engines quantized against sample text, and of their error against float32."""
 
 import json
 import shutil
@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from checkpoint_way import BUILDS, way_of_build
+from checkpoint_way import BUILDS, trace_build
 from make_tiny_engine import write_plain_model
 from native_engines import require_library
-from speed import slow_but
+from speed import thorough_but
 
 from bita import directory_swap
 from bita.adapter import random_adapter
@@ -50,7 +50,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_calibrated_is_better_and_says_so(
+def test_gptq_has_a_lower_error_than_rtn_and_reports_it(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = {}
@@ -68,27 +68,31 @@ def test_calibrated_is_better_and_says_so(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gptq", "rtn"]
 
 
-def test_weights_that_are_not_calibrated_are_judged_by_the_answers_of_the_engine(
+def test_uncalibrated_engines_write_the_answers_they_are_judged_by(
     checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:
-    """With native operators and a cache as large as that of float32, which else writes them."""
+    """This needs native operators and a full-size cache; otherwise float32 writes the answers."""
     require_library()
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
     for capacity, author in ((None, "engine"), (300, "float32")):
         options = BuildOptions(tree=Tree.chain(3), dialect="native", capacity=capacity)
         build = check_build(checkpoint, None, tmp_path / author, options)
         calibration = CalibrationOptions("rtn", max_new_tokens=FEW_TOKENS)
-        built = build_calibrated(build, calibration, lambda name, _, num: told.update({name: num}))
+        built = build_calibrated(
+            build, calibration, lambda name, _, num: reported.update({name: num})
+        )
         quality = built.quality
         assert (quality.answers, quality.prompts) == (author, "prompts.jsonl")
         assert quality.kl > 0
-        assert told.pop("answering prompts") == quality.num_texts == 20
-        assert "reading texts" not in told
+        assert reported.pop("answering prompts") == quality.num_texts == 20
+        assert "reading texts" not in reported
     mine = CalibrationOptions("rtn", prompts, max_new_tokens=FEW_TOKENS)
-    assert build_calibrated(build, mine).quality.num_texts == 5  # none of them was calibrated on
+    assert (
+        build_calibrated(build, mine).quality.num_texts == 5
+    )  # rtn sets none aside for calibration
 
 
-def test_answers_of_another_engine_are_not_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_answers_of_another_engine_are_not_reused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     require_library()
 
     def stop(name: str, done: int, total: int) -> None:
@@ -104,7 +108,7 @@ def test_answers_of_another_engine_are_not_kept(checkpoint: Checkpoint, tmp_path
     assert build_calibrated(build, calibration).quality.answers == "engine"
 
 
-def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_smoothed_int8_is_reported(checkpoint: Checkpoint, tmp_path: Path) -> None:
     options = BuildOptions("int8", tree=Tree.chain(3))
     calibration = CalibrationOptions(max_new_tokens=FEW_TOKENS)
     built = build_calibrated(check_build(checkpoint, None, tmp_path / "e", options), calibration)
@@ -114,31 +118,31 @@ def test_smoothed_int8_says_so(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert sum(name.endswith(".smoothing") for name in names) == 4 * 2 + 1
 
 
-def test_a_model_without_chat_is_calibrated_on_our_prompts_of_one_message(tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_calibrated_on_single_messages(tmp_path: Path) -> None:
     model = write_plain_model(tmp_path / "model")
     settings = model / "tokenizer_config.json"
     settings.write_text(
         json.dumps({**json.loads(settings.read_text()), "chat_template": None}), encoding="utf-8"
     )
     build = check_build(open_checkpoint(str(model)), None, tmp_path / "engine", WITH_TREE)
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
     options = CalibrationOptions(max_new_tokens=2)
-    built = build_calibrated(build, options, lambda name, _, total: told.update({name: total}))
+    built = build_calibrated(build, options, lambda name, _, total: reported.update({name: total}))
     assert built.quality.kl > 0
-    assert told["answering prompts"] == 18  # of 20; two have several messages
+    assert reported["answering prompts"] == 18  # two of the 20 have several messages
     chats = tmp_path / "chats.jsonl"
     turns = [{"role": role, "content": "a fox"} for role in ("user", "assistant", "user")]
     chats.write_text(json.dumps({"messages": turns}), encoding="utf-8")
-    with pytest.raises(PromptError, match="no chat template, and a prompt has 3 messages"):
+    with pytest.raises(PromptError, match="no chat template, but a prompt has 3 messages"):
         build_calibrated(build, CalibrationOptions(prompts=chats, max_new_tokens=2))
 
 
 class StoppedError(Exception):
-    """A build that was killed."""
+    """Stands for a killed build."""
 
 
 @pytest.mark.parametrize("stage", ["answering prompts", "reading texts", "measuring the error"])
-def test_a_killed_build_goes_on(
+def test_a_killed_build_continues(
     stage: str, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
@@ -150,26 +154,26 @@ def test_a_killed_build_goes_on(
         if name == stage and done:
             raise StoppedError
 
-    out, told = tmp_path / "killed", []
+    out, reported = tmp_path / "killed", []
     with pytest.raises(StoppedError):
         build_calibrated(check_build(checkpoint, None, out, WITH_TREE), options, stop)
     assert not out.exists()
     again = build_calibrated(
         check_build(checkpoint, None, out, WITH_TREE),
         options,
-        lambda name, done, total: told.append((name, done, total)),
+        lambda name, done, total: reported.append((name, done, total)),
     ).engine
-    assert "exporting fp32" not in {name for name, _, _ in told}
-    first_answered = next(done for name, done, _ in told if name == "answering prompts")
+    assert "exporting fp32" not in {name for name, _, _ in reported}
+    first_answered = next(done for name, done, _ in reported if name == "answering prompts")
     assert first_answered >= 1
     for name in whole.files:
         assert whole.file(name).read_bytes() == again.file(name).read_bytes(), name
 
 
-def test_a_build_that_was_killed_as_it_took_its_place(
+def test_a_build_killed_during_the_final_exchange_starts_over(
     checkpoint: Checkpoint, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine of before must not be found where the new one was built."""
+    """The old engine, left where the new one was built, must not be mistaken for the new one."""
     calibration = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
     out, wider = tmp_path / "engine", BuildOptions(tree=Tree.chain(3), capacity=100)
     build_calibrated(check_build(checkpoint, None, out, WITH_TREE), calibration)
@@ -192,15 +196,15 @@ def test_a_build_that_was_killed_as_it_took_its_place(
 
 
 @pytest.mark.parametrize(
-    "killed_in", slow_but([None, "acceptance", "latency", "timing trees"], "latency")
+    "killed_in", thorough_but([None, "acceptance", "latency", "timing trees"], "latency")
 )
-def test_a_build_ends_with_the_tree_that_was_timed(
+def test_a_build_ends_with_the_timed_tree(
     killed_in: str | None, checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     def stop(name: str, done: int, total: int) -> None:
-        told.append(name)
+        reported.append(name)
         if name == killed_in and done:
             raise StoppedError
 
@@ -210,9 +214,9 @@ def test_a_build_ends_with_the_tree_that_was_timed(
     if killed_in:
         with pytest.raises(StoppedError):
             build_calibrated(check_build(checkpoint, None, out, BuildOptions()), options, stop)
-        told, killed_in = [], None
+        reported, killed_in = [], None
     built = build_calibrated(check_build(checkpoint, None, out, BuildOptions()), options, stop)
-    assert ("exporting int4" in told) == (told[0] == "exporting fp32")  # once
+    assert ("exporting int4" in reported) == (reported[0] == "exporting fp32")  # once
     report = read_calibration(open_engine(out, check_hashes=True))
     assert report.keys() == {"quality", "acceptance", "latency", "tree", "memory"}
     assert built.choice is not None
@@ -221,7 +225,7 @@ def test_a_build_ends_with_the_tree_that_was_timed(
     assert {path.name for path in tmp_path.iterdir()} == {"engine", "mine.jsonl"}
 
 
-def test_a_cache_too_small_to_measure_in(
+def test_a_cache_too_small_for_measurements_gives_plain_decoding(
     checkpoint: Checkpoint, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
@@ -234,14 +238,14 @@ def test_a_cache_too_small_to_measure_in(
     assert "no prompt of 60 fits a cache of 24 slots" in capsys.readouterr().err
 
 
-def test_an_engine_for_another_adapter_is_not_kept(
+def test_an_unfinished_engine_for_another_adapter_is_not_reused(
     checkpoint: Checkpoint, prompts: Path, tmp_path: Path
 ) -> None:
     def stop(name: str, done: int, total: int) -> None:
         if name == "measuring the error":
             raise StoppedError
 
-    out, told = tmp_path / "engine", []
+    out, reported = tmp_path / "engine", []
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
     adapter = random_adapter(identify(checkpoint), 3, 2)
     for other in (None, adapter):
@@ -250,9 +254,9 @@ def test_an_engine_for_another_adapter_is_not_kept(
     engine = build_calibrated(
         check_build(checkpoint, adapter, out, WITH_TREE),
         options,
-        lambda name, done, total: told.append(name),
+        lambda name, done, total: reported.append(name),
     ).engine
-    assert "exporting int4" not in told
+    assert "exporting int4" not in reported
     assert engine.manifest.prefix_length == 2
 
 
@@ -266,16 +270,18 @@ def test_activations_of_the_standard_dialect_have_ranges(
     assert built.quality.quantizer == "ranges"
     assert built.choice is None
     assert 0 < built.quality.kl < most
-    with pytest.raises(BitaError, match=r"needs the range of what .* reads; calibrate"):
+    with pytest.raises(BitaError, match=r"needs the input range of .*; calibrate"):
         build_engine(check_build(checkpoint, None, tmp_path / "plain", options))
 
 
-def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_path: Path) -> None:
+def test_other_prompts_restart_the_build(
+    checkpoint: Checkpoint, prompts: Path, tmp_path: Path
+) -> None:
     def stop(name: str, done: int, total: int) -> None:
         if name == "reading texts":
             raise StoppedError
 
-    out, told = tmp_path / "engine", []
+    out, reported = tmp_path / "engine", []
     options = CalibrationOptions(prompts=prompts, max_new_tokens=FEW_TOKENS)
     with pytest.raises(StoppedError):
         build_calibrated(check_build(checkpoint, None, out, WITH_TREE), options, stop)
@@ -283,9 +289,9 @@ def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_pat
     build_calibrated(
         check_build(checkpoint, None, out, WITH_TREE),
         options,
-        lambda name, done, total: told.append(name),
+        lambda name, done, total: reported.append(name),
     )
-    assert "exporting fp32" in told
+    assert "exporting fp32" in reported
 
 
 @pytest.mark.parametrize(
@@ -297,7 +303,7 @@ def test_other_prompts_start_anew(checkpoint: Checkpoint, prompts: Path, tmp_pat
         ({}, {"capacity": 600}, "capacity 600 exceeds the model's 512", BitaError),
     ],
 )
-def test_faults_are_told_before_the_work(
+def test_faults_are_reported_before_the_work(
     changes: dict[str, Any],
     build: dict[str, Any],
     message: str,
@@ -317,7 +323,7 @@ def test_faults_are_told_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_prompts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_too_few_prompts_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}')
     with pytest.raises(PromptError, match=r"p\.jsonl has 2 usable prompts; give at least 4"):
@@ -327,7 +333,7 @@ def test_too_few_prompts(checkpoint: Checkpoint, tmp_path: Path) -> None:
         )
 
 
-def test_too_little_memory(
+def test_too_little_memory_is_reported(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bita.export.tensorrt.build_costs.free_memory", lambda: 1000)
@@ -339,8 +345,8 @@ def test_too_little_memory(
 
 @pytest.mark.parametrize("kind", BUILDS)
 def test_each_check_runs_once_for_each_engine(kind: str, tmp_path: Path) -> None:
-    """A calibrated build has two engines, and what does not differ is checked once for both."""
-    checks = way_of_build(tmp_path, BUILDS[kind]).checks
+    """A calibrated build has two engines; checks that apply to both run once."""
+    checks = trace_build(tmp_path, BUILDS[kind]).checks
     second = {"check_reference": 1} if kind == "calibrated" else {}
     assert checks["read_architecture"] == {"check_build": 1, **second}
     assert checks["check_disk"] == {"check_build": 1, **second}
@@ -348,7 +354,7 @@ def test_each_check_runs_once_for_each_engine(kind: str, tmp_path: Path) -> None
     assert checks["check_replaceable"]["check_build"] == 1
 
 
-def test_a_float32_engine_needs_room_beside_the_engine(
+def test_a_float32_engine_needs_space_in_addition_to_the_engine(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = check_build(checkpoint, None, tmp_path / "e", WITH_TREE)
@@ -357,13 +363,11 @@ def test_a_float32_engine_needs_room_beside_the_engine(
     monkeypatch.setattr("bita.export.tensorrt.build_costs.shutil.disk_usage", lambda _: usage)
     check_reference(build, tmp_path / "float32", 1024)
     usage.free -= 1
-    with pytest.raises(EngineError, match=r"GB free, the engine needs .* GB"):
+    with pytest.raises(EngineError, match=r"GB free, but the engine needs .* GB"):
         check_reference(build, tmp_path / "float32", 1024)
 
 
-def test_a_float32_engine_has_nothing_of_the_adapter(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_a_float32_engine_does_not_use_the_adapter(checkpoint: Checkpoint, tmp_path: Path) -> None:
     adapter = random_adapter(identify(checkpoint), 5, 2)
     build = check_build(checkpoint, adapter, tmp_path / "e", BuildOptions(capacity=300))
     reference = check_reference(build, tmp_path / "float32", 1024)

@@ -1,4 +1,4 @@
-"""What drafts gain on a prompt, and where the tokens of a step come from."""
+"""Tests of the gain of drafts on a prompt, and of the sources of accepted tokens."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 
-def timed(*token_ids: int, milliseconds: float = 10, masks: int = 0, text: int = 0) -> Timed:
+def make_timed(*token_ids: int, milliseconds: float = 10, masks: int = 0, text: int = 0) -> Timed:
     return Timed(20, 10, milliseconds, token_ids, masks, text)
 
 
 def test_speeds_are_medians_and_drafts_are_counted_per_step() -> None:
-    plain = tuple(timed(1, 2, milliseconds=ms) for ms in (10, 90, 10))
-    drafted = tuple(timed(1, 2, milliseconds=ms, masks=6, text=3) for ms in (5, 5, 40))
+    plain = tuple(make_timed(1, 2, milliseconds=ms) for ms in (10, 90, 10))
+    drafted = tuple(make_timed(1, 2, milliseconds=ms, masks=6, text=3) for ms in (5, 5, 40))
     gain = DraftGain(plain, drafted)
     assert (gain.plain_speed, gain.drafted_speed, gain.ratio) == (2000, 4000, 2)
     assert gain.per_step == (0.6, 0.3)
@@ -30,13 +30,13 @@ def test_speeds_are_medians_and_drafts_are_counted_per_step() -> None:
 def test_texts_part_where_the_first_token_differs(
     found: tuple[int, ...], parting: int | None
 ) -> None:
-    assert DraftGain((timed(1, 2, 3),), (timed(*found),)).parting == parting
+    assert DraftGain((make_timed(1, 2, 3),), (make_timed(*found),)).parting == parting
 
 
-def test_accepted_nodes_of_the_spine_come_from_the_guess_as_far_as_it_goes() -> None:
+def test_accepted_spine_nodes_count_as_guesses_up_to_its_length() -> None:
     stats = Stats()
-    stats.count_path((1, 1, 1), num_guesses=2)  # the third is a mask's
-    stats.count_path((1, 2), num_guesses=2)  # the second lies beside the spine
+    stats.count_path((1, 1, 1), num_guesses=2)  # the third is from a mask
+    stats.count_path((1, 2), num_guesses=2)  # the second is not on the spine
     stats.count_path((2, 1), num_guesses=2)
     stats.count_path((1, 1))
     stats.count_path((), num_guesses=3)
@@ -52,5 +52,5 @@ def test_each_token_of_a_step_has_a_source(tiny_engine: Path) -> None:
     one = gain.drafted[0]
     assert one.num_from_text > 0
     surplus = one.num_steps + one.num_from_masks + one.num_from_text - one.num_tokens
-    assert 0 <= surplus <= 3  # what the last step gave beyond the answer's end
+    assert 0 <= surplus <= 3  # tokens of the last step after the answer's end
     assert gain.plain[0].num_from_masks == gain.plain[0].num_from_text == 0

@@ -1,4 +1,4 @@
-"""Measurements that are no numbers are refused by name, and never make an engine look fast."""
+"""Measurements that are not finite are refused by name, and never make an engine look fast."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from bita.calibration.effort import Effort
 from bita.calibration.latency import Latency
 from bita.calibration.moments import collect_moments
 from bita.calibration.quality import Scored, measure_quality
-from bita.calibration.report import Quality, checked_quality, read_quality
+from bita.calibration.report import Quality, parse_quality, read_quality
 from bita.calibration.stages import Calibrator
 from bita.calibration.turns import Timed
 from bita.calibration.verify import Comparison, Divergence
@@ -43,7 +43,7 @@ def engine(tiny_engine: Path, tmp_path: Path) -> Engine:
 
 
 def with_weight(engine: Engine, name: str, change: Callable[[np.ndarray], None]) -> Engine:
-    """The engine with one weight changed, as a damaged model would have given it."""
+    """Change one weight of the engine, as if it had been built from a damaged model."""
     tensor = ir.load(engine.file(GRAPH_FILE)).graph.initializers[name].const_value
     assert isinstance(tensor, ir.ExternalTensor)
     data = bytearray(engine.file(str(tensor.location)).read_bytes())
@@ -75,22 +75,22 @@ def with_calibration(engine: Engine, topics: dict[str, Any]) -> Engine:
         *(("worst_layer", 3), ("prompts", None)),
     ],
 )
-def test_a_quality_out_of_its_range_is_refused(engine: Engine, name: str, value: Any) -> None:
+def test_a_quality_out_of_range_is_refused(engine: Engine, name: str, value: Any) -> None:
     data = {**asdict(QUALITY), name: value}
     with pytest.raises(EngineError, match=rf"the engine: quality\.{name} is "):
-        checked_quality(data, "the engine")
+        parse_quality(data, "the engine")
     broken = with_calibration(engine, {"quality": data})
     with pytest.raises(EngineError, match=rf"calibration\.json .*quality\.{name} is "):
         read_quality(broken)
     assert main(["inspect", str(broken.path)]) == 2
 
 
-def test_the_mean_over_no_tokens_is_not_called_a_quality() -> None:
+def test_a_quality_over_no_tokens_is_shown_as_not_measured() -> None:
     assert "KL" in str(QUALITY)
     assert str(replace(QUALITY, num_tokens=0, kl=0.0)).startswith("not measured")
 
 
-def test_a_quality_in_its_range_is_read(engine: Engine) -> None:
+def test_a_quality_in_range_is_read(engine: Engine) -> None:
     assert read_quality(engine) is None
     assert read_quality(with_calibration(engine, {"quality": asdict(QUALITY)})) == QUALITY
     wrong: tuple[Any, ...] = (3, [], "x")
@@ -114,12 +114,12 @@ LATENCY_FAULTS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), LATENCY_FAULTS)
-def test_a_latency_that_no_device_has_is_refused(
+def test_an_impossible_latency_is_refused(
     engine: Engine, tmp_path: Path, name: str, value: Any
 ) -> None:
     data = json.loads(json.dumps({**LATENCY.to_json(), name: value}))
     with pytest.raises(
-        EngineError, match=rf"mine: no latency of a device \(.*--anew\):(.|\n)*{name}"
+        EngineError, match=rf"mine: the latency is not valid \(.*--anew\):(.|\n)*{name}"
     ):
         Latency.from_json(data, "mine")
     path = tmp_path / "board.json"
@@ -128,7 +128,7 @@ def test_a_latency_that_no_device_has_is_refused(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 5000, "\ud800"])
-def test_files_that_are_no_latency_are_refused(
+def test_files_without_a_latency_are_refused(
     engine: Engine, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "board.json"
@@ -137,7 +137,7 @@ def test_files_that_are_no_latency_are_refused(
     assert f"cannot read a latency from {path}" in capsys.readouterr().err
 
 
-def test_no_step_is_expected_to_take_no_time() -> None:
+def test_expected_step_times_stay_above_zero() -> None:
     curves = ((9.0, 9.0), (1.0, 1.0))  # noise: faster where more text is cached
     falling = replace(LATENCY, median=curves, fitted=curves)
     assert falling.at(1, 100_000) == 0.5
@@ -165,7 +165,7 @@ ACCEPTANCE_FAULTS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), ACCEPTANCE_FAULTS)
-def test_an_acceptance_that_no_text_gives_is_refused(name: str, value: Any) -> None:
+def test_an_impossible_acceptance_is_refused(name: str, value: Any) -> None:
     data: dict[str, Any] = {
         "prompts_sha256": "x",
         "prompt_lengths": [7],
@@ -178,38 +178,38 @@ def test_an_acceptance_that_no_text_gives_is_refused(name: str, value: Any) -> N
         Acceptance.from_json({**data, name: value})
 
 
-def test_kept_measurements_are_checked_before_a_tree_is_chosen(engine: Engine) -> None:
+def test_stored_measurements_are_checked_before_a_tree_is_chosen(engine: Engine) -> None:
     data = random_acceptance(3, 16, 0, length=20).to_json()
     data["num_ranks"] = NAN
     broken = with_calibration(engine, {"acceptance": data, "latency": {"rows": [1]}})
     calibrator = Calibrator(broken, 1, lambda *_: None, effort=Effort(3, 8, 1, 4))
     with pytest.raises(EngineError, match="num_ranks is nan"):
         calibrator.acceptance()
-    with pytest.raises(EngineError, match="no latency of a device"):
+    with pytest.raises(EngineError, match="the latency is not valid"):
         calibrator.latency()
 
 
-def test_what_a_killed_run_kept_is_not_trusted(engine: Engine, tmp_path: Path) -> None:
+def test_invalid_files_of_a_killed_run_are_ignored(engine: Engine, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
-    def calibrator(told: Callable[[str, int, int], None] = lambda *_: None) -> Calibrator:
-        return Calibrator(open_engine(engine.path), 1, told, effort=Effort(3, 8, 1, 4))
+    def calibrator(report: Callable[[str, int, int], None] = lambda *_: None) -> Calibrator:
+        return Calibrator(open_engine(engine.path), 1, report, effort=Effort(3, 8, 1, 4))
 
     with pytest.raises(KeyboardInterrupt):
         calibrator(stop).acceptance()
     (kept,) = tmp_path.rglob("*acceptance.jsonl")
     key = kept.read_text().splitlines()[0]
-    fresh = calibrator().acceptance(anew=True)
+    fresh = calibrator().acceptance(again=True)
     for line in ('{"positions": [[["NaN"], 1, 1]]}', '{"other": 1}', '{"positions": 3}'):
         kept.write_text(f"{key}\n{line}\n")
-        assert calibrator().acceptance(anew=True) == fresh
+        assert calibrator().acceptance(again=True) == fresh
         assert not kept.exists()
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_an_engine_whose_values_are_no_numbers_is_not_measured(
+def test_an_engine_with_values_that_are_not_finite_is_not_measured(
     engine: Engine, value: float
 ) -> None:
     texts = [Scored((5, 9, 77, 200, 31, 8), 2)]
@@ -229,7 +229,7 @@ def test_sums_that_overflow_name_their_layer(engine: Engine, tmp_path: Path) -> 
         collect_moments(large, read_architecture(CONFIG, 64), [[5, 9, 77, 31]], tmp_path / "m")
 
 
-def test_without_a_timed_step_expectations_decide(
+def test_the_forecast_decides_without_a_timed_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = replace(LATENCY, fitted=((5.0, 5.0), (5.0, 5.0)), median=((5.0, 5.0), (5.0, 5.0)))
@@ -243,7 +243,7 @@ def test_without_a_timed_step_expectations_decide(
     assert choice.chosen.measured_speed == 0
 
 
-def test_a_margin_that_is_no_number_excuses_nothing() -> None:
+def test_a_nan_margin_does_not_excuse_a_divergence() -> None:
     margins = {0.01: True, 0.5: False, NAN: False, None: True}
     for margin, allowed in margins.items():
         comparison = Comparison("x", tolerance=0.1)
@@ -251,11 +251,13 @@ def test_a_margin_that_is_no_number_excuses_nothing() -> None:
         assert (not comparison.forbidden) == allowed
 
 
-def test_what_could_not_be_read_again_is_not_written(
+def test_a_report_too_large_to_read_is_not_written(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bita.calibration.stages.MAX_CALIBRATION_BYTES", 100)
     before = open_engine(engine.path)
-    with pytest.raises(EngineError, match=r"calibration\.json may have 0; give a smaller --limit"):
+    with pytest.raises(
+        EngineError, match=r"calibration\.json is limited to 0 MB; give a smaller --limit"
+    ):
         Calibrator(engine, 1, lambda *_: None, effort=Effort(3, 8, 1, 4)).acceptance()
     assert open_engine(engine.path) == before

@@ -1,4 +1,4 @@
-"""`bita profile`: figures that add up, a page that needs no network, a trace that fits."""
+"""Tests of `bita profile`: consistent figures, a page that needs no network, a complete trace."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bita.calibration.profiling.recorder import Recorder, Span, shifted, trace_events
+from bita.calibration.profiling.recorder import Recorder, Span, shift, trace_events
 from bita.calibration.profiling.sensors import Range, Sensors, parse_tegrastats, summary
 from bita.cli.main import main
 from bita.extras import install_command
@@ -18,8 +18,8 @@ SHORT = ("--limit", "3", "--max-new-tokens", "12", "--latency-seconds", "0", "--
 
 
 @pytest.fixture(scope="module")
-def written(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `bita profile A B` wrote of the tiny engine twice."""
+def profiled(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the output of `bita profile A B`, both being the tiny engine."""
     folder = tmp_path_factory.mktemp("profile")
     prompts = folder / "prompts.jsonl"
     lines = [
@@ -50,8 +50,8 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return data
 
 
-def test_figures_add_up(written: Path) -> None:
-    for report in reports(written):
+def test_figures_add_up(profiled: Path) -> None:
+    for report in reports(profiled):
         latency = report["latency"]
         assert len(latency["rows"]) > 5
         for place in range(len(latency["cache_lengths"])):
@@ -69,7 +69,7 @@ def test_figures_add_up(written: Path) -> None:
                 decode["tokens"] / decode["steps"], abs=1e-3
             )
             given = sum(answer["from_masks"] + answer["from_guesses"] for answer in answers)
-            # the last step may accept a draft behind the token that ends the answer
+            # the last step may accept a draft after the token that ends the answer
             assert given >= decode["tokens"] - decode["steps"]
             shares = decode["masks_per_step"] + decode["guesses_per_step"]
             assert shares == pytest.approx(given / decode["steps"], abs=1e-3)
@@ -92,17 +92,17 @@ def test_figures_add_up(written: Path) -> None:
         assert 0 < report["start_up"]["open_ms"] < report["start_up"]["first_token_ms"]
 
 
-def test_shares_of_operators_are_a_whole(written: Path) -> None:
-    operators = reports(written)[0]["operators"]
+def test_shares_of_operators_add_up_to_one(profiled: Path) -> None:
+    operators = reports(profiled)[0]["operators"]
     assert [step["rows"] for step in operators.values()] == [1, 52, 128]
     for step in operators.values():
         assert sum(each["share"] for each in step["operators"]) == pytest.approx(1, abs=0.01)
         attention = [e for e in step["operators"] if e["operator"] == "GroupQueryAttention"]
-        assert attention[0]["calls"] == 2  # a layer each
+        assert attention[0]["calls"] == 2  # one for each layer
 
 
-def test_the_page_needs_no_network(written: Path) -> None:
-    text = (written / "new" / "page.html").read_text(encoding="utf-8")
+def test_the_page_needs_no_network(profiled: Path) -> None:
+    text = (profiled / "new" / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text)
     assert text.count('class="plotly-graph-div"') == 8
     assert text.count("<th class=number>") == 2
@@ -110,10 +110,10 @@ def test_the_page_needs_no_network(written: Path) -> None:
         assert word in text
 
 
-def test_the_trace_has_every_step(written: Path) -> None:
-    trace = json.loads((written / "t.json").read_text())
+def test_the_trace_has_every_step(profiled: Path) -> None:
+    trace = json.loads((profiled / "t.json").read_text())
     events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    steps = sum(report["decode"]["trees"]["steps"] for report in reports(written))
+    steps = sum(report["decode"]["trees"]["steps"] for report in reports(profiled))
     for name in ("draft", "backend", "accept and commit"):
         assert sum(event["name"] == name for event in events) == steps
     assert sum(event["name"] == "prefill" for event in events) == 8
@@ -124,7 +124,7 @@ def test_the_trace_has_every_step(written: Path) -> None:
     assert {"GroupQueryAttention"} <= {event["name"] for event in events}
 
 
-def test_recording_is_off_unless_asked_for(tiny_engine: Path) -> None:
+def test_recording_is_off_unless_requested(tiny_engine: Path) -> None:
     session, recorder = Session.open(tiny_engine, num_threads=1), Recorder()
     session.generate("Hello", 5)
     session.record(recorder.add)
@@ -136,9 +136,9 @@ def test_recording_is_off_unless_asked_for(tiny_engine: Path) -> None:
     assert len(recorder.spans) == parts
 
 
-def test_spans_become_events() -> None:
+def test_spans_become_trace_events() -> None:
     spans = [Span("a", 2.0, 2.5, "x"), Span("b", 1.5, 1.75, "y", {"rows": 3})]
-    events = trace_events(shifted(spans, 10.0))["traceEvents"]
+    events = trace_events(shift(spans, 10.0))["traceEvents"]
     assert [event["args"].get("name") for event in events[:2]] == ["x", "y"]
     assert [(e["name"], e["ts"], e["dur"], e["tid"]) for e in events[2:]] == [
         ("a", 500_000, 500_000, 0),
@@ -154,7 +154,7 @@ TEGRA = (
 )
 
 
-def test_lines_of_tegrastats() -> None:
+def test_tegrastats_output_is_parsed() -> None:
     assert parse_tegrastats(TEGRA) == {
         "gpu_percent": 45.0,
         "gpu_mhz": 612.0,
@@ -172,16 +172,16 @@ def test_lines_of_tegrastats() -> None:
     assert parse_tegrastats("") == {}
 
 
-def test_sensors_read_what_there_is() -> None:
+def test_available_sensors_are_read_and_summarized() -> None:
     with Sensors() as sensors:
         pass
     (sample, *_) = sensors.samples
     assert sample["resident_mb"] > 10
-    told = summary([{"seconds": 0, "a_mhz": 3}, {"seconds": 1, "a_mhz": 1}, {"seconds": 2}])
-    assert told == {"a_mhz": Range(first=3, last=1, least=1, most=3)}
+    ranges = summary([{"seconds": 0, "a_mhz": 3}, {"seconds": 1, "a_mhz": 1}, {"seconds": 2}])
+    assert ranges == {"a_mhz": Range(first=3, last=1, least=1, most=3)}
 
 
-def test_faults_are_one_line(
+def test_each_fault_is_reported_in_one_line(
     tiny_engine: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -196,7 +196,7 @@ def test_faults_are_one_line(
         ([tiny_engine, "--backend", "abacus"], "backend 'abacus' is not one of"),
         ([tiny_engine, "--page", tmp_path / "p.html"], install_command("profile")),
         ([tiny_engine, "--json", tiny_engine / "manifest.json" / "x"], "manifest.json"),
-        ([tiny_engine, "--trace", tmp_path], "is a directory; give a file's name"),
+        ([tiny_engine, "--trace", tmp_path], "is a directory; give the name of a file"),
     ):
         assert main(["profile", *map(str, arguments), *SHORT]) == 2
         err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a probe of an engine reads: moments, squares, and the error against float32."""
+"""Tests of probes of an engine: moments, squares, and the error against float32."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
-    """In float32 and in int4, rounded to the nearest."""
+    """Build engines in float32 and in int4 with rounding to nearest."""
     folder = tmp_path_factory.mktemp("engines")
     for precision in ("fp32", "int4"):
         build_engine(
@@ -38,7 +38,7 @@ def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     return {path.name: open_engine(path) for path in folder.iterdir()}
 
 
-def test_a_probe_reads_in_pieces_what_a_session_computes(engines: dict[str, Engine]) -> None:
+def test_a_probe_in_pieces_equals_a_session(engines: dict[str, Engine]) -> None:
     probe = Probe(engines["fp32"], ["lm_head.input", "model.layers.0.mlp.down_proj.output"])
     session = Session.open(engines["fp32"].path)
     for text in [*TEXTS, TEXTS[0]]:
@@ -55,14 +55,14 @@ def test_a_probe_reads_in_pieces_what_a_session_computes(engines: dict[str, Engi
 
 
 def open_table(engine: Engine) -> np.ndarray:
-    """The embedding table of a tied float32 engine."""
+    """Return the embedding table of a float32 engine with tied embeddings."""
     graph = ir.load(engine.file("model.onnx")).graph
     tensor = graph.initializers["model.embed_tokens.weight"].const_value
     assert tensor is not None
     return np.array(tensor.numpy())
 
 
-def test_probes_have_names(engines: dict[str, Engine]) -> None:
+def test_probed_values_are_found_by_name(engines: dict[str, Engine]) -> None:
     names = value_names(engines["int4"], ".input")
     assert len(names) == 4 * engines["int4"].manifest.num_layers + 1
     assert value_names(engines["fp32"], ".input") == names
@@ -79,16 +79,16 @@ def test_moments_are_sums_of_outer_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bita.calibration.moments.MEMORY", memory)
-    reference, told = engines["fp32"], []
+    reference, reported = engines["fp32"], []
     architecture = read_architecture(checkpoint.config, 300)
     moments = collect_moments(
         *(reference, architecture, TEXTS, tmp_path / "moments"),
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: reported.append((done, total)),
     )
     squares = collect_squares(reference, TEXTS, tmp_path / "squares")
     labels = [name.removesuffix(".input") for name in value_names(reference, ".input")]
     assert sorted(moments) == sorted(labels)
-    assert told[-1][0] == told[-1][1] == len(TEXTS) * (len(labels) if memory == 1 else 1)
+    assert reported[-1][0] == reported[-1][1] == len(TEXTS) * (len(labels) if memory == 1 else 1)
     for label in (labels[0], labels[5], labels[-1]):
         probe = Probe(reference, [f"{label}.input"])
         read = [p[f"{label}.input"].copy() for text in TEXTS for p in probe.read(text)]
@@ -116,7 +116,7 @@ def test_an_engine_has_no_error_against_itself(engines: dict[str, Engine]) -> No
     assert quality.reference_perplexity == quality.perplexity
 
 
-def test_int4_has_an_error(engines: dict[str, Engine]) -> None:
+def test_int4_has_an_error_against_float32(engines: dict[str, Engine]) -> None:
     texts = [Scored(tuple(text), 3) for text in TEXTS]
     quality = measure_quality(engines["fp32"], engines["int4"], texts)
     assert 1e-3 < quality.kl < 5

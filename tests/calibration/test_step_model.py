@@ -1,4 +1,4 @@
-"""T(q) of processors that are not at hand, by hand-computed figures and by its limits."""
+"""T(q) modelled for other processors is checked by hand-computed figures and limiting cases."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -46,27 +46,27 @@ SHAPE = StepShape(
 )
 
 
-def test_rows_are_cut_as_the_kernels_cut_them() -> None:
+def test_rows_are_grouped_as_in_the_kernels() -> None:
     assert row_groups(8, 8) == [8]
     assert row_groups(9, 8) == [7, 2]
     assert row_groups(21, 8) == [8, 8, 5]
-    assert CYCLES.block("int4", 4) == 16 + 16  # two and two, since a row costs as much as two
+    assert CYCLES.block("int4", 4) == 16 + 16  # two groups of two rows
     assert CYCLES.block("int4", 5) == 21 + 16
 
 
-def test_linear_layers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_layers_equal_a_computation_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_model, "TILE_CYCLES", 7.0)
     assert linear_cycles(SHAPE, CYCLES, 1) == 4 * (2 * 10 + 7) + 10 * (2 * 20 + 7)
     assert linear_cycles(SHAPE, CYCLES, 4) == 4 * (2 * 32 + 14) + 10 * (2 * 60 + 14)
     assert SHAPE.weight_bytes == 8 * (256 + 32) + 20 * (512 + 32)
 
 
-def test_attention_by_hand() -> None:
+def test_attention_equals_a_computation_by_hand() -> None:
     # one row: two queries, 33 slots in 3 pages; 32 dimensions are two registers of sixteen
     assert attention_cycles(SHAPE, CYCLES, 1, 32) == 2 * (3 * 32 * 1.5 + 33 * 2 * 2.5)
     # four rows: eight queries, two at a time, 36 slots
     assert attention_cycles(SHAPE, CYCLES, 4, 32) == 2 * 4 * (3 * 32 * 1.5 + 36 * 2 * 2.5)
-    # seven rows: twelve queries of six rows, then two of one that sees a slot more
+    # seven rows: twelve queries of six rows, then two queries of a row that sees one more slot
     first, second = 3 * 32 * 1.5 + 38 * 2 * 2.5, 3 * 32 * 1.5 + 39 * 2 * 2.5
     assert attention_cycles(SHAPE, CYCLES, 7, 32) == 2 * (6 * first + second)
 
@@ -78,7 +78,7 @@ def test_memory_and_arithmetic_overlap() -> None:
     assert overlapped(1.0, 2.0) == overlapped(2.0, 1.0)
 
 
-def test_a_slow_memory_hides_rows_and_a_fast_one_does_not() -> None:
+def test_slow_memory_hides_the_cost_of_rows_and_fast_memory_does_not() -> None:
     slow = Processor(CYCLES, 4, 1.0, 0.001)
     weights_ms = 1000 * SHAPE.weight_bytes / 1e6
     assert step_ms(SHAPE, slow, 1, 0) == pytest.approx(weights_ms, rel=0.01)
@@ -115,28 +115,28 @@ def test_the_shape_is_read_from_the_graph(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CPU_DEVICES))
-def test_processors_answer_what_if(
+def test_what_if_accepts_modelled_processors(
     name: str, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latency = modelled_latency(name, engine)
     assert Latency.from_json(latency.to_json(), name) == latency
     few = ["--limit", "2", "--max-new-tokens", "4"]
     assert main(["calibrate", "tree", str(engine.path), *few, "--what-if", name]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "a model, not a measurement, of the native operators" in said
-    assert f"{CPU_DEVICES[name].processor.gigabytes:g} GB/s" in said
-    assert "the same model was off by" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "a model, not a measurement, of the native operators" in output
+    assert f"{CPU_DEVICES[name].processor.gigabytes:g} GB/s" in output
+    assert "the same model was off by" in output
 
 
 def test_other_engines_are_refused(tiny_engine: Path) -> None:
-    with pytest.raises(EngineError, match="is of dialect 'ort'; the processors are modelled"):
+    with pytest.raises(EngineError, match="has the dialect 'ort', but processors are modelled"):
         modelled_latency("pi-5", open_engine(tiny_engine))
 
 
 def test_an_unknown_device_is_named(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "tree", str(engine.path), "--what-if", "pi-6"]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "cannot read a latency from pi-6" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "cannot read a latency from pi-6" in output
     assert (
-        "or one of orin-nano, agx-orin, rtx-4090, h100, orin-nano-cpu, agx-orin-cpu, pi-5" in said
+        "or one of orin-nano, agx-orin, rtx-4090, h100, orin-nano-cpu, agx-orin-cpu, pi-5" in output
     )

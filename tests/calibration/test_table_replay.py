@@ -1,4 +1,4 @@
-"""Replays on arrays against plain ones, and values against the equations that they solve."""
+"""Replays on arrays equal plain replays, and state values satisfy their equations."""
 
 import numpy as np
 import pytest
@@ -41,14 +41,14 @@ def test_a_replay_on_arrays_takes_the_same_steps(seed: int, mode: str) -> None:
     assert ours.speed == pytest.approx(replay_speed(acceptance, TABLE, TIMES, mode))
 
 
-def test_values_solve_their_equations() -> None:
+def test_values_satisfy_their_equations() -> None:
     ours = replay_of(in_texts(random_acceptance(1, 2, 4, length=1000), 90), TABLE, "tree")
     positions, values = ours.positions, ours.values
     for state, steps in ours.steps.items():
         places = np.flatnonzero(positions.groups[state[0]] == state[1])
         own = values.to_come[places, state[0]].sum()
         assert values.sum_steps(steps, state[0], places) == pytest.approx(own)
-    # all tokens, less the mean speed's tokens in the time of all steps
+    # all tokens, minus those that the mean speed gives in the time of all steps
     starts = np.flatnonzero(np.diff(positions.texts, prepend=-1))
     assert len(starts) == 12
     assert values.to_come[starts, 1].sum() == pytest.approx(0, abs=1e-9)

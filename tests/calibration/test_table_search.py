@@ -1,4 +1,4 @@
-"""The search for trees by state against all there are, and against texts it did not see."""
+"""The search for trees by state is compared with brute force, and checked on unseen texts."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from acceptances import all_trees, in_texts, random_acceptance, repeating, replay_speed
 from deadlines import stopped_if_it_hangs
-from speed import slow_but
+from speed import thorough_but
 
 from bita.calibration.acceptance import Acceptance, Guess, Position
 from bita.calibration.knapsack import Knapsack
@@ -47,9 +47,9 @@ def test_the_knapsack_is_the_best_of_all_trees(seed: int) -> None:
         assert worth == pytest.approx(sack.values[rows - 1])
 
 
-@pytest.mark.parametrize("seed", slow_but(range(3), 0))
+@pytest.mark.parametrize("seed", thorough_but(range(3), 0))
 @pytest.mark.parametrize("mode", ["exact", "tree"])
-def test_small_tables_are_the_best_there_are(seed: int, mode: str) -> None:
+def test_small_tables_are_as_good_as_all_tables(seed: int, mode: str) -> None:
     acceptance = in_texts(random_acceptance(1, 2, seed, length=3000), 100)
     times = TIMES[:4]
     found = best_table(acceptance, times, 1, mode, Tree.chain(1, 1), uses_text=False)
@@ -61,7 +61,7 @@ def test_small_tables_are_the_best_there_are(seed: int, mode: str) -> None:
     assert replay_speed(acceptance, found, times, mode) > 0.995 * by_hand
 
 
-def test_states_by_the_text_are_worth_their_trees() -> None:
+def test_trees_by_state_of_the_text_are_faster() -> None:
     acceptance, unseen = repeating(1), repeating(2)
     single = Tree.chain(1, 0).with_guesses(1)
     for mode in ("exact", "tree"):
@@ -76,8 +76,8 @@ def test_states_by_the_text_are_worth_their_trees() -> None:
         assert found.trees[found.number(0, 0)].spine_length < 3
 
 
-def test_noise_is_not_taken_for_states() -> None:
-    """Where the text says nothing, trees by it must not lose on other texts."""
+def test_noise_is_not_mistaken_for_states() -> None:
+    """Trees by text without information must not be slower on other texts."""
     rng = np.random.default_rng(5)
 
     def noise() -> Acceptance:
@@ -92,14 +92,14 @@ def test_noise_is_not_taken_for_states() -> None:
     assert replay_speed(unseen, found, times) > 0.98 * replay_speed(unseen, base, times)
 
 
-def test_a_start_that_cannot_be_bettered_stays() -> None:
+def test_a_start_that_cannot_be_improved_is_returned() -> None:
     nothing = Acceptance((tuple(Position((0, 0), (Guess(),)) for _ in range(200)),), (9,), "x", 2)
     root = Tree.root_only()
     assert best_table(nothing, TIMES, 2, "exact", root) is root
 
 
 @pytest.mark.slow
-def test_128_rows_are_searched() -> None:
+def test_a_search_up_to_128_rows_ends_in_time() -> None:
     acceptance = in_texts(random_acceptance(3, 16, 1, length=3600), 90)
     times = [10 + rows / 40 for rows in range(128)]
     with stopped_if_it_hangs():

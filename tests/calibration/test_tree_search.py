@@ -1,4 +1,4 @@
-"""The tree search against all trees there are, and expected tokens against counted ones."""
+"""The tree search is compared with all trees, and expected tokens with counted ones."""
 
 from pathlib import Path as FilePath
 
@@ -20,7 +20,7 @@ from bita.tree import Tree
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("min_level", "mode"), [(0, "tree"), (0, "exact"), (2, "tree")])
-def test_small_trees_are_the_best_there_are(seed: int, min_level: int, mode: str) -> None:
+def test_small_trees_are_as_good_as_all_trees(seed: int, min_level: int, mode: str) -> None:
     max_rows = 7
     shares = path_shares(random_acceptance(2, 2, seed), 2, min_level, mode)
     if min_level:
@@ -33,14 +33,14 @@ def test_small_trees_are_the_best_there_are(seed: int, min_level: int, mode: str
         best[chain.num_rows] = max(best.get(chain.num_rows, 0), chain.value)
     found = best_trees(shares, max_rows, min_level)
     for rows in range(1, max_rows + 1):
-        # a tree of fewer rows may be as good; what counts is the best up to so many
+        # a tree of fewer rows may be as good, so compare the best with at most this many rows
         ours = max(f.tokens_per_step for r, f in found.items() if r <= rows)
         theirs = max(value for r, value in best.items() if r <= rows)
         assert ours == pytest.approx(theirs, rel=1e-9), rows
 
 
 @pytest.mark.slow
-def test_expected_tokens_are_those_of_a_long_replay() -> None:
+def test_expected_tokens_equal_those_of_a_long_replay() -> None:
     acceptance = random_acceptance(3, 8, 0, length=60_000)
     shares = path_shares(acceptance, 3, 0, "tree")
     found = best_trees(shares, 40)
@@ -54,7 +54,7 @@ def test_expected_tokens_are_those_of_a_long_replay() -> None:
     assert found[40].tokens_per_step > count_tokens_per_step(acceptance, Tree.triangle()) * 40 / 52
 
 
-def test_128_rows_are_searched() -> None:
+def test_a_search_up_to_128_rows_ends_in_time() -> None:
     shares = path_shares(random_acceptance(3, 16, 1, length=3000), 3, 0, "tree")
     with stopped_if_it_hangs():
         found = best_trees(shares, 128)
@@ -103,7 +103,7 @@ def test_acceptance_is_written_and_read(measured: Acceptance) -> None:
         Acceptance.from_json({"texts": 3})
 
 
-def test_what_an_earlier_run_did_is_kept(tiny_engine: FilePath, measured: Acceptance) -> None:
+def test_answers_of_an_earlier_run_are_kept(tiny_engine: FilePath, measured: Acceptance) -> None:
     marked = (Position((1, 1, 1), (Guess(4, 8),)),)
     prompts = ["Hello tree", "A mask token"]
     engine = open_engine(tiny_engine)
@@ -111,10 +111,10 @@ def test_what_an_earlier_run_did_is_kept(tiny_engine: FilePath, measured: Accept
     assert again.texts == (marked, measured.texts[1])
 
 
-def test_wide_steps_and_answers_in_bulk_change_no_position(
+def test_wide_steps_and_batched_answers_give_the_same_positions(
     tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not where the cache has no room for a wide step either: 160 slots hold one of 128 rows."""
+    """This includes a cache without space for a wide step: 160 slots hold only one of 128 rows."""
     require_library()
     engine = native_engine(FEATURES["llama3"], tmp_path)
     prompts = [[5, 9, 7 + number] for number in range(6)]
@@ -125,6 +125,6 @@ def test_wide_steps_and_answers_in_bulk_change_no_position(
     assert max(map(len, at_once.texts)) > 64
 
 
-def test_answers_without_a_draft(tiny_engine: FilePath) -> None:
-    with pytest.raises(EngineError, match="no answer of 1 has a token to draft behind"):
+def test_answers_without_a_draft_are_refused(tiny_engine: FilePath) -> None:
+    with pytest.raises(EngineError, match="no answer of 1 has a token to draft after"):
         measure_acceptance(open_engine(tiny_engine), ["Hello"], 1, 1)

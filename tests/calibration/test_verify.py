@@ -33,7 +33,7 @@ def test_a_sound_engine_passes(session: Session, mode: str) -> None:
 
 
 class LooseSession(Session):
-    """An unsound engine: where a draft fails it keeps the draft, as a broken tree would."""
+    """An unsound engine that changes the last token of each step, as a broken tree would."""
 
     def using(
         self,
@@ -72,7 +72,7 @@ def test_sampled_text_passes_too(session: Session, mode: str) -> None:
         assert comparison.num_identical == 3
 
 
-def test_near_ties_are_allowed_in_tree_mode_only() -> None:
+def test_near_ties_are_allowed_within_the_tolerance() -> None:
     for tolerance, num_forbidden in ((0.0, 1), (1e-3, 0)):
         comparison = Comparison("x", tolerance)
         compare(comparison, [1, 2, 3], [1, 2, 4], lambda ids: 1e-5 if ids == [1, 2] else 9.0)
@@ -84,24 +84,26 @@ def test_near_ties_are_allowed_in_tree_mode_only() -> None:
     ("expected", "found", "position"),
     [([], [], None), ([1], [1], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([1, 2], [1], 1)],
 )
-def test_first_difference(expected: list[int], found: list[int], position: int | None) -> None:
+def test_the_first_difference_is_found(
+    expected: list[int], found: list[int], position: int | None
+) -> None:
     assert first_difference(expected, found) == position
 
 
-def test_garbage_is_garbage_of_the_same_shape(session: Session) -> None:
+def test_a_random_adapter_has_the_same_shape(session: Session) -> None:
     random = garbage(session.adapter)
     assert random.prefix_keys.shape == session.adapter.prefix_keys.shape
     assert random.mask_embeddings.std() > 2 * session.adapter.mask_embeddings.std()
 
 
-def test_own_prompts_are_there() -> None:
+def test_the_bundled_prompts_are_read() -> None:
     prompts = read_prompts()
     assert len(prompts) == 20
     assert prompts[10][0]["role"] == "system"
     assert len(read_prompts(limit=3)) == 3
 
 
-def test_all_forms_are_read(tmp_path: Path) -> None:
+def test_all_forms_of_prompts_are_read(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(
         '{"prompt": "a"}\n\n{"turns": ["b", "c"], "category": "x"}\n'
@@ -153,8 +155,8 @@ def test_fp32_engines_are_compared_with_transformers(
     args = ["verify", str(tmp_path / "engine"), "--limit", "1", "--max-new-tokens", "5"]
     named = ["--model", str(write_plain_model(tmp_path / "other", seed=1))]
     status = main(args + (named if model == "named" else []))
-    out = capsys.readouterr().out
-    assert status == (1 if model == "named" else 0)  # another model says something else
+    out = "".join(capsys.readouterr())
+    assert status == (1 if model == "named" else 0)  # another model generates another text
     expected = {
         "here": "AR against transformers: 1 of 1 prompts identical (5 tokens): ok",
         "gone": "not compared with transformers, since the base model cannot be loaded",
@@ -163,7 +165,7 @@ def test_fp32_engines_are_compared_with_transformers(
     assert expected[model] in out
 
 
-def test_what_transformers_cannot_run_is_said() -> None:
+def test_models_that_transformers_cannot_run_are_refused() -> None:
     pytest.importorskip("torch")
     from tiny_models import random_checkpoint
 

@@ -1,4 +1,4 @@
-"""Which adapter a build takes: the one given, the model's own, the shipped one, or none."""
+"""A build uses the given adapter, the model's own, the shipped one, or none, in this order."""
 
 from pathlib import Path
 
@@ -53,20 +53,22 @@ def build(model: str, *more: str, out: str = "out") -> int:
         (".hidden", "hidden"),
     ],
 )
-def test_the_name_of_a_model(model: str, name: str) -> None:
+def test_the_name_of_a_model_gives_the_paths(model: str, name: str) -> None:
     assert model_name(model) == name
     assert engine_path(model, "int4", "ort-cpu") == Path("engines") / f"{name}-int4"
     assert engine_path(model, "int4", "ort-cuda") == Path("engines") / f"{name}-int4-ort-cuda"
     assert adapter_path(model) == Path("adapters") / f"{name}.safetensors"
 
 
-def test_here_and_above_have_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_directories_have_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "mine" / "inner").mkdir(parents=True)
     monkeypatch.chdir(folder / "mine" / "inner")
     assert (model_name("."), model_name("..")) == ("inner", "mine")
 
 
-def test_the_models_own_is_taken_and_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_adapter_with_the_models_name_is_used_and_reported(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_adapter(model, Path("adapters/Tiny-Model.safetensors"))
     assert build(model) == 0
     last = capsys.readouterr().out.splitlines()[-1]
@@ -74,7 +76,7 @@ def test_the_models_own_is_taken_and_said(model: str, capsys: pytest.CaptureFixt
     assert open_engine("out").manifest.num_masks == 2
 
 
-def test_the_one_given_comes_first(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_given_adapter_comes_first(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_adapter(model, Path("adapters/Tiny-Model.safetensors"))
     write_adapter(model, Path("my adapter.safetensors"), seed=1)
     assert build(model, "--adapter", "my adapter.safetensors") == 0
@@ -84,7 +86,7 @@ def test_the_one_given_comes_first(model: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("more", [(), ("--adapter", "none")])
-def test_an_untuned_engine_says_so(
+def test_an_untuned_engine_is_reported(
     more: tuple[str, ...], model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if more:
@@ -95,12 +97,14 @@ def test_an_untuned_engine_says_so(
     assert "untuned: few drafts are right" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_tuned_engine_does_not(tiny_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tuned_engine_is_not_reported_as_untuned(
+    tiny_engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(tiny_engine)]) == 0
     assert "untuned" not in capsys.readouterr().out
 
 
-def test_an_own_adapter_of_another_model_is_refused(
+def test_an_adapter_with_the_name_but_for_another_model_is_refused(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_plain_model(Path("other"), seed=5)
@@ -108,7 +112,8 @@ def test_an_own_adapter_of_another_model_is_refused(
     assert build(model) == 2
     err = capsys.readouterr().err
     assert (
-        "the adapter adapters/Tiny-Model.safetensors has the model's name, so it was taken" in err
+        "the adapter adapters/Tiny-Model.safetensors was used because it has the model's name"
+        in err
     )
     assert "--adapter none for an untuned engine" in err
     assert "weights are of another model" in err
@@ -117,7 +122,7 @@ def test_an_own_adapter_of_another_model_is_refused(
 
 
 @pytest.mark.parametrize("harm", ["text", "directory"])
-def test_an_own_adapter_that_is_broken_is_refused(
+def test_a_broken_adapter_with_the_models_name_is_refused(
     harm: str, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path("adapters/Tiny-Model.safetensors")
@@ -127,7 +132,7 @@ def test_an_own_adapter_that_is_broken_is_refused(
     assert "--adapter none for an untuned engine" in capsys.readouterr().err
 
 
-def test_the_shipped_one_is_for_the_known_model_only() -> None:
+def test_the_shipped_adapter_is_only_for_its_model() -> None:
     shipped = choose_adapter(None, "smollm2-135m-instruct")
     assert shipped.adapter is not None
     assert shipped.source == "smollm2-135m-instruct.safetensors, which ships with bita-edge"
@@ -135,13 +140,13 @@ def test_the_shipped_one_is_for_the_known_model_only() -> None:
     assert choose_adapter("none", "smollm2-135m-instruct").adapter is None
 
 
-def test_ones_own_comes_before_the_shipped_one() -> None:
+def test_a_local_adapter_comes_before_the_shipped_one() -> None:
     path = Path("adapters/smollm2-135m-instruct.safetensors")
     path.parent.mkdir()
     path.write_bytes(SMALL.read_bytes())
     assert choose_adapter(None, "smollm2-135m-instruct").source == str(path)
 
 
-def test_a_given_adapter_keeps_its_own_words() -> None:
+def test_errors_of_a_given_adapter_are_unchanged() -> None:
     with pytest.raises(AdapterError, match=r"^missing does not exist"):
         choose_adapter("missing", "smollm2-135m-instruct")

@@ -1,4 +1,4 @@
-"""Blocks of 32 weights: how they are packed into tiles, put in order, and converted."""
+"""Tests of blocks of 32 weights: packing into tiles, ordering, and conversion."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ KINDS = [(4, False), (4, True), (8, False), (8, True)]
 
 
 def random_blocks(num_rows: int, num_blocks: int, bits: int, has_minima: bool) -> Blocks:
-    """Blocks of one of the kinds; 8-bit values with minima are those that 4 or 5 bits give."""
+    """Return random blocks; 8-bit values with minima have the range of 5 bits."""
     lowest, end = (0, 16) if bits == 4 else (0, 32) if has_minima else (-128, 128)
     values = RNG.integers(lowest, end, (num_rows, num_blocks, 32))
     scales, minima = RNG.normal(size=(2, num_rows, num_blocks)).astype(np.float16)
@@ -39,7 +39,7 @@ def assert_same(found: Blocks, expected: Blocks) -> None:
 
 @pytest.mark.parametrize(("bits", "has_minima"), KINDS)
 @pytest.mark.parametrize(("num_rows", "num_blocks"), [(1, 1), (15, 2), (16, 3), (17, 1), (50, 5)])
-def test_every_byte_is_where_the_layout_says(
+def test_every_byte_has_its_place_in_the_layout(
     num_rows: int, num_blocks: int, bits: int, has_minima: bool
 ) -> None:
     blocks = random_blocks(num_rows, num_blocks, bits, has_minima)
@@ -62,7 +62,7 @@ def test_every_byte_is_where_the_layout_says(
 
 
 def _value_at(block: np.ndarray, bits: int, output: int, place: int) -> int:
-    """The value of an input of a block, as the contract of the layout words it."""
+    """Return the weight for an input of a block by the definition of the layout."""
     if bits == 8:
         line, j = divmod(place, 4)
         return int(block.view(np.int8)[64 * line + 4 * output + j])
@@ -76,7 +76,7 @@ def reader(blocks: Blocks) -> BlockRows:
 
 
 @pytest.mark.parametrize("sizes", [(50,), (1, 1, 48), (16, 16), (7, 30, 13), (33, 3)])
-def test_rows_come_in_pieces_of_any_size(sizes: tuple[int, ...]) -> None:
+def test_pieces_of_any_size_are_packed_alike(sizes: tuple[int, ...]) -> None:
     pieces = [random_blocks(size, 2, 4, True) for size in sizes]
     whole = packed(joined(pieces))
     found = list(packed_pieces(pieces))
@@ -102,7 +102,7 @@ def test_gated_rows_alternate_in_groups_of_32(num_rows: int, step: int) -> None:
             assert_same(found, expected)
 
 
-def test_plain_pieces_are_the_rows_in_order() -> None:
+def test_plain_pieces_keep_the_order_of_rows() -> None:
     blocks = random_blocks(50, 1, 4, False)
     pieces = list(in_pieces(reader(blocks), 50, 16))
     assert [len(piece) for piece in pieces] == [16, 16, 16, 2]
@@ -111,12 +111,12 @@ def test_plain_pieces_are_the_rows_in_order() -> None:
 
 @pytest.mark.parametrize(("bits", "has_minima"), KINDS)
 @pytest.mark.parametrize(("more_bits", "with_minima"), KINDS)
-def test_other_kinds_of_blocks_hold_the_same_weights(
+def test_converted_blocks_have_the_same_weights(
     bits: int, has_minima: bool, more_bits: int, with_minima: bool
 ) -> None:
     blocks = random_blocks(5, 3, bits, has_minima)
     if more_bits < bits or (has_minima and not with_minima):
-        with pytest.raises(ValueError, match="do not become"):
+        with pytest.raises(ValueError, match="cannot become"):
             blocks.converted(more_bits, with_minima)
         return
     found = blocks.converted(more_bits, with_minima)

@@ -1,4 +1,4 @@
-"""Weights rounded to blocks: to the nearest ones, and to those that GPTQ chooses."""
+"""Tests of rounding weights to blocks: to the nearest values, and by GPTQ."""
 
 import gguf
 import numpy as np
@@ -14,7 +14,7 @@ from bita.export.quantization.nearest_blocks import nearest_int4, nearest_int8
 
 
 @pytest.mark.parametrize("width", [100, 96, 31])
-def test_nearest_blocks_beat_the_range_and_symmetric_ones(width: int) -> None:
+def test_nearest_blocks_beat_min_max_and_symmetric_blocks(width: int) -> None:
     rows = SKEWED[:, :width]
     blocks = nearest_int4(rows)
     error = np.square(dequantized(blocks, width) - rows).sum()
@@ -29,7 +29,7 @@ def test_nearest_blocks_beat_the_range_and_symmetric_ones(width: int) -> None:
         assert np.square(near - whole).sum() < 0.9 * by_range
 
 
-def test_nearest_values_are_nearest_for_the_scales_as_stored() -> None:
+def test_values_are_nearest_for_the_stored_scales() -> None:
     blocks = nearest_int4(SKEWED[:, :96] * np.float32(1e-4))
     assert blocks.minima is not None
     grid = np.arange(16, dtype=np.float32) * blocks.scales[..., None].astype(np.float32)
@@ -43,7 +43,7 @@ def test_nearest_values_are_nearest_for_the_scales_as_stored() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1])
-def test_weights_on_a_grid_come_back(kind: Kind) -> None:
+def test_weights_on_a_grid_are_kept(kind: Kind) -> None:
     data = gguf.quants.quantize(SKEWED[:, :96], kind)
     weights = gguf.quants.dequantize(data, kind)
     assert relative_error(dequantized(nearest_int4(weights)), weights) < 1e-3
@@ -53,7 +53,7 @@ def test_weights_on_a_grid_come_back(kind: Kind) -> None:
     np.testing.assert_array_equal(dequantized(nearest_int8(eight)), eight)
 
 
-def test_even_blocks_of_one_number_and_of_zeros_stay() -> None:
+def test_constant_blocks_and_zeros_are_kept() -> None:
     rows = np.zeros((2, 64), np.float32)
     rows[1] = 0.375
     for blocks in (nearest_int4(rows), nearest_int8(rows)):
@@ -62,7 +62,7 @@ def test_even_blocks_of_one_number_and_of_zeros_stay() -> None:
 
 
 @pytest.mark.parametrize("size", [2e-7, 1e-6, 1e-5, 1e-4])
-def test_small_weights_lose_a_step_of_float16_at_most(size: float) -> None:
+def test_small_weights_lose_at_most_a_few_steps(size: float) -> None:
     rows = (SKEWED / np.abs(SKEWED).max() * size).astype(np.float32)
     for blocks in (nearest_int4(rows), nearest_int8(rows)):
         step = np.repeat(blocks.scales.astype(np.float32), 32, 1)[:, :100]
@@ -71,7 +71,7 @@ def test_small_weights_lose_a_step_of_float16_at_most(size: float) -> None:
         assert np.all(np.abs(near - rows) <= step * 2.5 + 2.0**-24)
 
 
-def test_grids_fit_the_weights_that_count() -> None:
+def test_grids_fit_the_important_weights() -> None:
     columns = np.ascontiguousarray(SKEWED[:, :32].T)
     importance = np.where(np.arange(32) % 4, 0.01, 1).astype(np.float32)
     errors = []
@@ -82,7 +82,7 @@ def test_grids_fit_the_weights_that_count() -> None:
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_gptq_uses_importance_and_no_column_that_is_not_there() -> None:
+def test_gptq_uses_importance_and_ignores_padding() -> None:
     importance = np.where(np.arange(32) % 4, 0.01, 1).astype(np.float32)
     rows = SKEWED[:, :32]
     blocks = quantize_blocks_for(rows, ErrorSpread.of(np.diag(importance)))

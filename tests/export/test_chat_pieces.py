@@ -1,4 +1,4 @@
-"""Chat templates are frozen into pieces that render as they do, or not at all."""
+"""Frozen chat templates render exactly like the template, or are not frozen at all."""
 
 import hashlib
 import json
@@ -45,8 +45,8 @@ def template_of(name: str) -> ChatTemplate:
     return ChatTemplate(PIECES[name], SPECIAL_TOKENS)
 
 
-def rendered(template: ChatTemplate, messages: Any, prompt: bool) -> str | None:
-    """The template's text, None if it refuses."""
+def render_or_none(template: ChatTemplate, messages: Any, prompt: bool) -> str | None:
+    """Return the template's text, or None if it refuses the messages."""
     try:
         return template.render(messages, prompt)
     except PromptError:
@@ -54,14 +54,14 @@ def rendered(template: ChatTemplate, messages: Any, prompt: bool) -> str | None:
 
 
 def is_covered(name: str, messages: Any, prompt: bool) -> bool:
-    """Whether the pieces cover a conversation; they have to agree with the template then."""
+    """Return whether the pieces cover a conversation; if so, they must agree with the template."""
     try:
         found: str | None = pieces_of(name).render(messages, prompt)
     except UncoveredError:
         return False
     except PromptError:
         found = None
-    assert found == rendered(template_of(name), messages, prompt), messages
+    assert found == render_or_none(template_of(name), messages, prompt), messages
     return True
 
 
@@ -77,7 +77,7 @@ def test_random_conversations_are_rendered_as_the_template_does(name: str) -> No
 
 @pytest.mark.parametrize("name", PIECES)
 def test_plain_conversations_are_covered(name: str) -> None:
-    """Chats are made of these: a system message or none, then turns."""
+    """A plain conversation is at most one system message and then turns."""
     for turns in ([USER], [USER, ANSWER, USER], [USER, ANSWER] * 9 + [USER]):
         for messages in (turns, [SYSTEM, *turns]):
             assert is_covered(name, messages, True)
@@ -85,7 +85,7 @@ def test_plain_conversations_are_covered(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_all_sequences_of_roles_are_covered_where_no_word_says_otherwise(name: str) -> None:
+def test_usual_sequences_of_roles_are_covered(name: str) -> None:
     roles = ("system", "user", "assistant", "tool")
     for length in (1, 2, 3):
         for sequence in product(roles, repeat=length):
@@ -96,7 +96,7 @@ def test_all_sequences_of_roles_are_covered_where_no_word_says_otherwise(name: s
                 assert covered, sequence
 
 
-def test_the_developer_is_the_system_unless_the_template_knows_it() -> None:
+def test_developer_is_system_unless_the_template_knows_developer() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, USER]
     assert is_covered("chatml", messages, True)
     known = freeze("{# developer #}" + PIECES["chatml"], SPECIAL_TOKENS)
@@ -106,7 +106,7 @@ def test_the_developer_is_the_system_unless_the_template_knows_it() -> None:
         known.render(messages, True)
 
 
-def test_refusals_are_the_templates() -> None:
+def test_refusals_equal_those_of_the_template() -> None:
     for name, messages in (("gemma 2", [SYSTEM, USER]), ("gemma 3", [USER, USER])):
         with pytest.raises(PromptError) as wanted:
             template_of(name).render(messages)
@@ -122,7 +122,7 @@ def test_the_system_message_moves_to_the_last_question() -> None:
     )
 
 
-def test_the_system_message_is_stripped_where_it_moves_to() -> None:
+def test_a_moved_system_message_is_stripped() -> None:
     name = "mistral, last"
     source = PIECES[name].replace('system_message + "', 'system_message | trim + "')
     found = freeze(source, SPECIAL_TOKENS)
@@ -132,7 +132,7 @@ def test_the_system_message_is_stripped_where_it_moves_to() -> None:
     assert "[INST] Be brief.\n\nHi" in found.render(messages, True)
 
 
-def test_prompts_without_the_date_are_covered() -> None:
+def test_prompts_without_a_date_are_covered() -> None:
     dated = "{% if messages[0].role != 'system' %}{{ strftime_now('%Y') }}{% endif %}"
     found = freeze(dated + PIECES["chatml"], {})
     assert isinstance(found, ChatPieces)
@@ -143,8 +143,8 @@ def test_prompts_without_the_date_are_covered() -> None:
         found.render([USER], True)
 
 
-def test_a_date_in_disguise_is_found() -> None:
-    """A template that asks whether there is a clock gets a real one in the end."""
+def test_a_conditional_date_is_detected() -> None:
+    """A template that tests for a clock is given a real one in the last check."""
     dated = "{% if strftime_now is callable %}{{ strftime_now('%Y') }}{% endif %}"
     found = freeze(dated + PIECES["chatml"], {})
     assert isinstance(found, Unfrozen)
@@ -158,7 +158,7 @@ def test_thoughts_are_cut_from_earlier_answers_only() -> None:
         pieces_of("qwen 3").render([USER, answer], True)
 
 
-def test_a_user_that_writes_as_a_tool_is_left_to_the_template() -> None:
+def test_user_messages_that_look_like_tool_responses_are_not_covered() -> None:
     written = {"role": "user", "content": "<tool_response>3</tool_response>"}
     assert not is_covered("qwen 3", [USER, written, ANSWER], True)
     assert is_covered("qwen 3", [USER, {"role": "user", "content": "<tool>3</tool>"}], True)
@@ -171,24 +171,24 @@ def test_other_templates_are_not_frozen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARTLY)
-def test_some_templates_are_frozen_for_a_question_only(name: str) -> None:
+def test_some_templates_are_frozen_for_a_single_question(name: str) -> None:
     found = freeze(PARTLY[name], SPECIAL_TOKENS)
     assert isinstance(found, ChatPieces)
     template = ChatTemplate(PARTLY[name], SPECIAL_TOKENS)
     for messages in ([USER], [SYSTEM, USER]):
         assert found.render(messages, True) == template.render(messages, True)
     with pytest.raises(
-        UncoveredError, match="are for one question, with a system message or none; rend"
+        UncoveredError, match="are for one question, with or without a system message; rend"
     ):
         found.render([USER, ANSWER, USER], True)
 
 
-def test_a_later_system_message_may_be_what_is_not_covered() -> None:
+def test_later_system_messages_may_be_uncovered() -> None:
     assert is_covered("deepseek r1", [SYSTEM, USER, ANSWER, USER], True)
     assert not is_covered("deepseek r1", [USER, SYSTEM], True)
 
 
-def test_a_text_in_contents_that_changes_the_prompt_is_not_covered() -> None:
+def test_content_that_changes_the_prompt_is_not_covered() -> None:
     source = PIECES["chatml"] + "{% if '/quiet' in messages[0].content %}<quiet>{% endif %}"
     found = freeze(source, {})
     assert isinstance(found, ChatPieces)
@@ -199,7 +199,7 @@ def test_a_text_in_contents_that_changes_the_prompt_is_not_covered() -> None:
             found.render([{"role": "user", "content": content}], True)
 
 
-def test_the_file_says_which_template_it_is_of() -> None:
+def test_the_file_has_the_hash_of_its_template() -> None:
     for source in (PIECES["chatml"], "{% for %}"):
         file = json.loads(pieces_file(source, {}))
         assert file["format"] == 1
@@ -207,12 +207,12 @@ def test_the_file_says_which_template_it_is_of() -> None:
     assert pieces_file(PIECES["chatml"], {}) == pieces_file(PIECES["chatml"], {})
 
 
-def test_white_space_is_what_python_strips() -> None:
+def test_white_space_equals_what_python_strips() -> None:
     assert len(SPACES) == 29
     assert [chr(code) for code in range(0x110000) if not chr(code).strip()] == list(SPACES)
 
 
-def test_the_time_is_not_the_templates_to_choose() -> None:
+def test_a_template_with_endless_loops_is_not_frozen() -> None:
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     found = freeze(loop + PIECES["chatml"], {})
     assert isinstance(found, Unfrozen)
@@ -220,11 +220,11 @@ def test_the_time_is_not_the_templates_to_choose() -> None:
 
 
 def test_the_limits_are_the_same_on_slow_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All renderings together are bound by what they do, not by the time that it takes."""
+    """All renderings together are limited by their number of steps, not by time."""
     loop = "{% for i in range(9999) %}{% endfor %}"
     found = freeze(loop + PIECES["chatml"], {})
     assert isinstance(found, Unfrozen)
-    assert found.reason == "it takes too many steps to find its pieces"
+    assert found.reason == "finding its pieces takes too many steps"
     looks = count()
     slow = SimpleNamespace(monotonic=lambda: next(looks) * 0.003)  # seconds
     monkeypatch.setattr(template_meter, "time", slow)
@@ -245,7 +245,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def card(engine: Engine, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `bita inspect` says of an engine, on one line."""
+    """Return the output of `bita inspect` for an engine as one line."""
     status = main(["inspect", str(engine.path)])
     captured = capsys.readouterr()
     text = captured.out if status == 0 else captured.err
@@ -262,7 +262,7 @@ def test_a_build_writes_the_pieces(engine: Engine, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
         ({CHAT_PIECES_FILE: pieces_file("{% for %}", {})}, "the template was edited; rebuild"),
         ({TEMPLATE_FILE: PIECES["chatml"]}, "the template was edited; rebuild the engine for"),
@@ -274,18 +274,18 @@ def test_a_build_writes_the_pieces(engine: Engine, capsys: pytest.CaptureFixture
         ({CHAT_PIECES_FILE: '{"reason": 3}'}, "3 faults: template_sha256 is missing"),
     ],
 )
-def test_the_card_says_where_messages_work(
+def test_the_card_reports_where_messages_are_supported(
     engine: Engine,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     files: dict[str, str],
-    said: str,
+    expected: str,
 ) -> None:
     changed = open_engine(copy_engine(engine.path, tmp_path / "engine"))
-    assert said in card(revise_engine(changed, files), capsys)
+    assert expected in card(revise_engine(changed, files), capsys)
 
 
-def test_the_card_of_an_older_engine(
+def test_the_card_of_an_older_engine_suggests_a_rebuild(
     tiny_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "in Python only; rebuild the engine for those in C++" in card(

@@ -1,4 +1,4 @@
-"""What an engine could not be opened or prompted with is refused before the build."""
+"""Texts that would make an engine unusable are refused before the build."""
 
 import json
 import shutil
@@ -21,14 +21,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_plain_model(tmp_path_factory.mktemp("plain"))
 
 
-def edited(plain: Path, out: Path, name: str, **values: Any) -> Path:
+def edit_copy(plain: Path, out: Path, name: str, **values: Any) -> Path:
     shutil.copytree(plain, out)
     data = json.loads((out / name).read_text())
     (out / name).write_text(json.dumps({**data, **values}))
     return out
 
 
-def checked(path: Path) -> None:
+def check(path: Path) -> None:
     options = BuildOptions(precision="fp32", capacity=64)
     check_build(open_checkpoint(str(path)), None, path / "engine", options)
 
@@ -43,18 +43,18 @@ def checked(path: Path) -> None:
         ("{{ messages.at.all }}{{ nothing.at.all }}", "fails with UndefinedError"),
         ("{% include 'x' %}", "fails with TypeError: no loader"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "steps"),
-        ("Answer the question.", "does not write what the user says"),
+        ("Answer the question.", "does not write the text of this user"),
         ("{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "is lost"),
     ],
 )
-def test_templates_of_no_use_are_refused(
+def test_unusable_templates_are_refused(
     plain: Path, tmp_path: Path, template: str, reason: str
 ) -> None:
-    path = edited(plain, tmp_path / "m", "tokenizer_config.json", chat_template=template)
+    path = edit_copy(plain, tmp_path / "m", "tokenizer_config.json", chat_template=template)
     with pytest.raises(
         ModelError, match=rf"(?s){reason}.*chat_template.jinja into the model|{reason}"
     ):
-        checked(path)
+        check(path)
     assert not (path / "engine").exists()
 
 
@@ -70,8 +70,8 @@ def test_templates_of_no_use_are_refused(
         "{{ messages[1].content[0] and '' }}" + READS,  # fails without a system message
     ],
 )
-def test_templates_of_use_are_taken(plain: Path, tmp_path: Path, template: str | None) -> None:
-    checked(edited(plain, tmp_path / "m", "tokenizer_config.json", chat_template=template))
+def test_usable_templates_are_accepted(plain: Path, tmp_path: Path, template: str | None) -> None:
+    check(edit_copy(plain, tmp_path / "m", "tokenizer_config.json", chat_template=template))
 
 
 @pytest.mark.parametrize(
@@ -97,29 +97,29 @@ def test_templates_of_use_are_taken(plain: Path, tmp_path: Path, template: str |
         ({"normalizer": {"type": "Prepend", "prepend": "a" * 999}}, "999 times longer"),
     ],
 )
-def test_tokenizers_of_no_use_are_refused(
+def test_unsupported_tokenizers_are_refused(
     plain: Path, tmp_path: Path, part: dict[str, Any], reason: str
 ) -> None:
-    path = edited(plain, tmp_path / "m", "tokenizer.json", **part)
+    path = edit_copy(plain, tmp_path / "m", "tokenizer.json", **part)
     with pytest.raises(ModelError, match=reason):
-        checked(path)
+        check(path)
 
 
-def test_spaces_are_not_cleaned_up(plain: Path, tmp_path: Path) -> None:
-    """transformers ignores the setting for BPE, unless the second one insists."""
+def test_clean_up_of_spaces_is_refused_only_if_forced(plain: Path, tmp_path: Path) -> None:
+    """transformers ignores the first setting for BPE unless the second one forces it."""
     insists = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
     config = {"clean_up_tokenization_spaces": True}
-    checked(edited(plain, tmp_path / "m", "tokenizer_config.json", **config))
-    path = edited(plain, tmp_path / "n", "tokenizer_config.json", **{**config, insists: True})
-    with pytest.raises(ModelError, match="clean_up_tokenization_spaces changes what"):
-        checked(path)
+    check(edit_copy(plain, tmp_path / "m", "tokenizer_config.json", **config))
+    path = edit_copy(plain, tmp_path / "n", "tokenizer_config.json", **{**config, insists: True})
+    with pytest.raises(ModelError, match="clean_up_tokenization_spaces changes the results"):
+        check(path)
 
 
 def template_of(directory: Path) -> str | None:
     return read_text_assets(directory, {"eos_token_id": 1}).chat_template
 
 
-def test_where_a_template_is_found_in_the_order_of_transformers(
+def test_templates_are_found_in_the_same_order_as_by_transformers(
     plain: Path, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
@@ -128,10 +128,10 @@ def test_where_a_template_is_found_in_the_order_of_transformers(
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         return tokenizer.get_chat_template() if tokenizer.chat_template else None
 
-    path = edited(plain, tmp_path / "m", "tokenizer_config.json", chat_template=None)
+    path = edit_copy(plain, tmp_path / "m", "tokenizer_config.json", chat_template=None)
     assert template_of(path) is theirs(path) is None
     (path / "chat_template.json").write_text(json.dumps({"chat_template": "of the processor"}))
-    assert template_of(path) == "of the processor"  # which a tokenizer of transformers leaves out
+    assert template_of(path) == "of the processor"  # tokenizers of transformers ignore it
     config = json.loads((path / "tokenizer_config.json").read_text())
     entries = [("tool_use", "1"), ("default", "2"), ("default", "3")]
     named = [{"name": name, "template": text} for name, text in entries]
@@ -161,16 +161,16 @@ def test_where_a_template_is_found_in_the_order_of_transformers(
         ([{"name": "rag", "template": "x"}], "chat templates rag but no 'default'"),
     ],
 )
-def test_templates_of_other_types_are_named(
+def test_templates_of_other_types_are_refused(
     plain: Path, tmp_path: Path, given: Any, reason: str
 ) -> None:
-    path = edited(plain, tmp_path / "m", "tokenizer_config.json", chat_template=given)
+    path = edit_copy(plain, tmp_path / "m", "tokenizer_config.json", chat_template=given)
     with pytest.raises(ModelError, match=reason):
         template_of(path)
 
 
-def test_a_template_file_that_is_not_text_is_named(plain: Path, tmp_path: Path) -> None:
-    path = edited(plain, tmp_path / "m", "tokenizer_config.json")
+def test_a_template_file_that_is_not_text_is_refused(plain: Path, tmp_path: Path) -> None:
+    path = edit_copy(plain, tmp_path / "m", "tokenizer_config.json")
     (path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ModelError, match=r"chat_template.jinja cannot be read"):
         template_of(path)

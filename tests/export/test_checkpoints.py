@@ -1,4 +1,4 @@
-"""Safetensors directories: rows are read exactly and alone, and damage is named before a read."""
+"""Tests of safetensors directories: exact reads of single rows, and damage reported early."""
 
 import json
 import tracemalloc
@@ -39,7 +39,7 @@ def test_bfloat16_keeps_its_range_and_signs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.signbit(read), np.signbit(values.astype(np.float32)))
 
 
-def test_only_the_rows_asked_for_are_held(tmp_path: Path) -> None:
+def test_only_the_requested_rows_are_in_memory(tmp_path: Path) -> None:
     model = SafetensorsCheckpoint(write_model(tmp_path, {"m": np.ones((4096, 512), np.float16)}))
     tracemalloc.start()
     rows = model.read("m", 4000, 4002)
@@ -57,7 +57,7 @@ def test_chunks_cover_a_tensor(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(chunks), matrix)
 
 
-def test_shards_are_one_model(tmp_path: Path) -> None:
+def test_shards_form_one_model(tmp_path: Path) -> None:
     first, second = random(4, 3), random(2, 3)
     shards = {"a-1.safetensors": {"x": first}, "a-2.safetensors": {"y": second}}
     model = SafetensorsCheckpoint(write_shards(tmp_path, shards))
@@ -84,7 +84,7 @@ def test_missing_and_truncated_shards_are_named_together(tmp_path: Path) -> None
     assert "d.safetensors" not in message
 
 
-def test_index_with_a_tensor_that_no_shard_has(tmp_path: Path) -> None:
+def test_an_index_with_missing_tensors_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, {"a.safetensors": {"x": random(2, 2), "lost": random(2, 2)}})
     write_weights(tmp_path / "a.safetensors", {"x": random(2, 2)})
     with pytest.raises(ModelError, match=r"names tensors that no file has: lost"):
@@ -101,14 +101,16 @@ def test_index_with_a_tensor_that_no_shard_has(tmp_path: Path) -> None:
         (b"\x0c" + bytes(7) + b'{"a": [1,2]}', "its header is broken: a is"),
     ],
 )
-def test_files_that_are_no_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_safetensors_are_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     write_model(tmp_path, {"m": random(2, 2)})
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=message):
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_offsets_that_contradict_the_shape(tmp_path: Path) -> None:
+def test_offsets_that_contradict_the_shape_are_refused(tmp_path: Path) -> None:
     write_model(tmp_path, {"m": random(4, 4)})
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b"[4,4]", b"[4,9]"))
@@ -116,7 +118,7 @@ def test_offsets_that_contradict_the_shape(tmp_path: Path) -> None:
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_pickles_are_refused_with_the_conversion(tmp_path: Path) -> None:
+def test_pickles_are_refused_with_a_hint_to_convert_them(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
         SafetensorsCheckpoint(tmp_path)
@@ -125,7 +127,7 @@ def test_pickles_are_refused_with_the_conversion(tmp_path: Path) -> None:
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_config_that_is_missing_or_no_json(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json is missing.*whole model directory"):
         SafetensorsCheckpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -144,7 +146,7 @@ def test_eight_bit_floats_and_integers_are_refused(tmp_path: Path) -> None:
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_unknown_names_and_rows(tmp_path: Path) -> None:
+def test_unknown_names_and_rows_are_refused(tmp_path: Path) -> None:
     tensors = {"model.embed_tokens.weight": random(3, 2)}
     model = SafetensorsCheckpoint(write_model(tmp_path, tensors), "org/model")
     with pytest.raises(ModelError, match=r"org/model has no tensor .*; close names: model"):
@@ -185,7 +187,7 @@ def test_fused_tensors_of_phi3_become_views(tmp_path: Path) -> None:
         model.read(f"{prefix}.self_attn.k_proj.weight", 0, 5)
 
 
-def test_fused_rows_that_contradict_the_config(tmp_path: Path) -> None:
+def test_fused_rows_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
     tensors = {"model.layers.0.self_attn.qkv_proj.weight": random(20, 8)}
     with pytest.raises(ModelError, match=r"has 20 rows; the config asks for 8 \+ 4 \+ 4"):
         SafetensorsCheckpoint(write_model(tmp_path, tensors, PHI3))
@@ -201,7 +203,7 @@ def test_fused_rows_that_contradict_the_config(tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_license_comes_from_the_model_card(
+def test_the_license_comes_from_the_model_card(
     tmp_path: Path, readme: str | None, expected: str | None
 ) -> None:
     write_model(tmp_path, {"m": random(2, 2)})

@@ -1,4 +1,4 @@
-"""`bita compile` and `bita engine --backend`: engines with plans, and what is refused before."""
+"""Tests of `bita compile` and `bita engine --backend`: engines with plans, and early errors."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def last_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.compile
-def test_an_engine_is_built_with_a_plan_and_compiled_anew(
+def test_an_engine_is_built_with_a_plan_and_compiled_again(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -51,7 +51,7 @@ def test_an_engine_is_built_with_a_plan_and_compiled_anew(
     assert (info.targets, info.decode_rows, info.prefill_rows) == (("sm89",), (2, 16), 259)
     assert Session.open(out, backend="ort-cpu").generate("The", 5).text
     assert main(["compile", str(out), "--target", "sm86,sm120", "--rows", "4,2"]) == 0
-    assert "for sm86, sm120; steps of 2, 4 rows" in shown(out, capsys)
+    assert "for sm86, sm120; steps of 2, 4 rows" in inspect_engine(out, capsys)
     again = open_engine(out, check_hashes=True)
     assert again.files.keys() == engine.files.keys()
     assert again.files[PLAN_FILE] != engine.files[PLAN_FILE]
@@ -60,8 +60,8 @@ def test_an_engine_is_built_with_a_plan_and_compiled_anew(
     }
 
 
-def shown(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """`bita inspect`, on one line."""
+def inspect_engine(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the output of `bita inspect` as one line."""
     capsys.readouterr()
     assert main(["inspect", str(out)]) == 0
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -69,7 +69,7 @@ def shown(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.compile
-def test_a_plan_that_is_damaged_or_missing_is_compiled_anew(
+def test_a_damaged_or_missing_plan_is_compiled_again(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -86,7 +86,7 @@ def test_a_plan_that_is_damaged_or_missing_is_compiled_anew(
 
 
 @pytest.mark.compile
-def test_a_graph_that_no_plan_is_made_of_is_refused_before_it_is_written(
+def test_a_graph_that_cannot_be_compiled_is_refused_before_it_is_written(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -99,8 +99,8 @@ def test_a_graph_that_no_plan_is_made_of_is_refused_before_it_is_written(
 
 
 @pytest.mark.compile
-@pytest.mark.slow
-def test_a_calibrated_build_ends_with_a_plan_and_goes_on_where_it_was(
+@pytest.mark.thorough
+def test_a_calibrated_build_continues_after_an_interruption_and_ends_with_a_plan(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -108,23 +108,23 @@ def test_a_calibrated_build_ends_with_a_plan_and_goes_on_where_it_was(
     prompts.write_text("".join(f'{{"prompt": "word {n} and"}}\n' for n in range(8)))
     more = (*RTX, "--calibration-prompts", str(prompts), "--precision", "int8")
     with monkeypatch.context() as patch:
-        patch.setattr("bita.export.finished_build.compile_engine", killed)
+        patch.setattr("bita.export.finished_build.compile_engine", interrupt)
         assert build(model, out, *more) == 130
     assert not out.exists()
     kept = tmp_path / ".engine.calibration" / "engine" / MANIFEST_FILE
     written = kept.with_name("model.onnx").stat().st_mtime_ns
     assert build(model, out, *more) == 0
-    assert (out / "model.onnx").stat().st_mtime_ns == written, "it was not exported again"
+    assert (out / "model.onnx").stat().st_mtime_ns == written, "it was exported again"
     assert open_engine(out).manifest.plan
     assert not kept.exists()
 
 
-def killed(*args: Any) -> None:
+def interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.compile
-def test_what_cannot_be_compiled_leaves_the_engine_as_it_was(
+def test_failed_compilations_leave_the_engine_unchanged(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -139,7 +139,7 @@ def test_what_cannot_be_compiled_leaves_the_engine_as_it_was(
     assert main(["compile", str(out), "--backend", "tensorrt-rtx", "--target", "sm1"]) == 2
     assert "target 'sm1' is not one of sm75, sm80" in last_error(capsys)
     assert main(["compile", str(out), *RTX, "--rows", "8,0"]) == 2
-    assert "--rows '8,0' are no sizes; give some such as 2,16,32" in last_error(capsys)
+    assert "--rows '8,0' is not a list of sizes; give one such as 2,16,32" in last_error(capsys)
     assert (out / MANIFEST_FILE).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
@@ -156,15 +156,17 @@ def test_builds_that_will_not_fit_are_refused_before_anything_is_written(
     out = tmp_path / "engine"
     assert build(model, out, *RTX, "--uncalibrated") == 2
     message = last_error(capsys)
-    assert "building a plan with TensorRT-RTX takes 1.2 GB of memory, and 0.5 GB are" in message
-    assert "--force builds all the same" in message
+    assert (
+        "building a plan with TensorRT-RTX takes 1.2 GB of memory, but only 0.5 GB are" in message
+    )
+    assert "--force builds anyway" in message
     assert not [*tmp_path.iterdir()]
     assert build(model, out, *RTX, "--uncalibrated", "--force") == 0
     with pytest.raises(EngineError, match=r"takes 1\.2 GB"):
         compile_engine(open_engine(out), CompileOptions("tensorrt-rtx", ("sm89",)))
 
 
-def test_options_of_plans_are_for_backends_with_plans(
+def test_options_of_plans_are_refused_for_other_backends(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build(model, tmp_path / "e", "--target", "sm89") == 2
@@ -176,7 +178,7 @@ def test_options_of_plans_are_for_backends_with_plans(
     assert not (tmp_path / "e").exists()
 
 
-def test_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_builds_for_the_present_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     library = host_cuda_library()
     host_cuda().host_cuda_reset()
     monkeypatch.setattr("bita.runtime.backends.cuda.library_candidates", lambda: [library])
@@ -186,21 +188,21 @@ def test_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPat
         CompileOptions("tensorrt", ("sm87",)).targets_here()
 
 
-def test_sizes_of_steps_are_those_of_the_trees() -> None:
+def test_the_sizes_of_steps_follow_from_the_trees() -> None:
     assert decode_rows(Tree.chain(3, 3)) == (2, 16)
     assert decode_rows(Tree.root_only()) == (2,)
     trees = Tree.chain(3, 3), Tree.root_only(), Tree.chain(2, 1).with_guesses(1)
     assert decode_rows(TreeTable(trees, (0, 1), ((0, 1), (2, 2)))) == (2, 6, 16)
 
 
-def test_a_second_layout_of_the_weights_is_in_the_estimate() -> None:
+def test_estimates_include_a_second_layout_of_the_weights() -> None:
     one, two = (plan_costs(10**9, "tensorrt_rtx", rows) for rows in ((2, 32), (1, 32)))
     assert two.disk - one.disk == pytest.approx(0.9e9)
     assert two.memory - one.memory == pytest.approx(2.5e9)
 
 
 class Config:
-    """TensorRT's, as far as timings are concerned; it takes only what it gave before."""
+    """A stand-in for TensorRT's builder config, which accepts only its own timings."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -237,4 +239,4 @@ def test_timings_are_kept_between_builds(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.rmtree(tmp_path / "bita-edge")
     with keep_timings(trt, Config(), "tensorrt_rtx", ("sm89",)):
         pass
-    assert not [*tmp_path.iterdir()], "TensorRT-RTX times nothing"
+    assert not [*tmp_path.iterdir()], "TensorRT-RTX measures no timings"

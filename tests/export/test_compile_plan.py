@@ -1,4 +1,4 @@
-"""TensorRT-RTX plans of tiny models, built without a GPU."""
+"""Tests of TensorRT-RTX plans of tiny models, which are built without a GPU."""
 
 import sys
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
-from speed import slow_but
+from speed import thorough_but
 from tiny_models import FAMILIES, write_tiny_model
 
 from bita.errors import EngineError
@@ -56,7 +56,7 @@ def write_graph(
 
 @pytest.mark.compile
 @pytest.mark.parametrize("dialect", ["standard", "plain"])
-@pytest.mark.parametrize("precision", slow_but(["fp32", "fp16", "int8", "int4", "fp8"], "int8"))
+@pytest.mark.parametrize("precision", thorough_but(["fp32", "fp16", "int8", "int4", "fp8"], "int8"))
 def test_every_precision_builds(tmp_path: Path, precision: str, dialect: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     model = write_plain_model(tmp_path / "model", config=WIDE)
@@ -66,7 +66,7 @@ def test_every_precision_builds(tmp_path: Path, precision: str, dialect: str) ->
     assert (info.targets, info.decode_rows) == (("sm89",), (2, 8))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.compile
 @pytest.mark.parametrize("dialect", ["standard", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,7 +84,7 @@ def test_every_family_builds(tmp_path: Path, family: str, dialect: str) -> None:
 
 
 @pytest.mark.compile
-def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
+def test_unsupported_targets_are_reported(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     model = write_plain_model(tmp_path / "model", config=WIDE)
     graph = write_graph(model, tmp_path / "graph", "fp8", False)
@@ -99,7 +99,7 @@ def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
 def test_the_same_body_builds_with_tensorrt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT needs a GPU; TensorRT-RTX under its name takes its flags, and keeps timings."""
+    """TensorRT needs a GPU, so TensorRT-RTX takes its name here, with its flags and timings."""
     monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = write_plain_model(tmp_path / "model", config=WIDE)
@@ -115,7 +115,7 @@ def test_the_same_body_builds_with_tensorrt(
 @pytest.mark.compile
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, OSError])
 def test_a_build_ends_when_it_is_interrupted(tmp_path: Path, raised: type[BaseException]) -> None:
-    """What is raised in the library's callback would be lost in it."""
+    """An exception raised in the library's callback would otherwise be lost."""
     pytest.importorskip("tensorrt_rtx")
     model = write_plain_model(tmp_path / "model", config=WIDE)
     graph = write_graph(model, tmp_path / "graph", "fp16", False)
@@ -133,7 +133,7 @@ def test_a_build_ends_when_it_is_interrupted(tmp_path: Path, raised: type[BaseEx
 
 
 @pytest.mark.compile
-def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
+def test_an_operator_without_a_kernel_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     with WeightFile(tmp_path / "weights") as weights:
         writer = GraphWriter(weights, {"": 24})
@@ -153,25 +153,25 @@ def test_caches_that_would_be_copied_are_refused(tmp_path: Path) -> None:
         past = writer.input("past.0.key", FLOAT, (1, 2, 16, 4))
         writer.output("present.0.key", writer.op("Neg", past), FLOAT, (1, 2, 16, 4))
         writer.save(tmp_path / "copied.onnx", "copied")
-    with pytest.raises(EngineError, match=r"would update 0 of 1 caches in place"):
+    with pytest.raises(EngineError, match=r"would update only 0 of 1 caches in place"):
         compile_plan(tmp_path / "copied.onnx", tmp_path / "plan", OPTIONS)
 
 
 @pytest.mark.parametrize(
-    ("library", "told"),
+    ("library", "message"),
     [
         ("tensorrt", "not installed .*apt install python3-libnvinfer"),
         ("no_such_library", "'no_such_library' is not one of the libraries tensorrt, tensorrt_rtx"),
     ],
 )
-def test_a_missing_library_is_named_with_its_install_line(
-    tmp_path: Path, library: str, told: str
+def test_a_missing_library_is_reported_with_the_install_command(
+    tmp_path: Path, library: str, message: str
 ) -> None:
-    with pytest.raises(EngineError, match=told):
+    with pytest.raises(EngineError, match=message):
         compile_plan(tmp_path / "model.onnx", tmp_path / "plan", replace(OPTIONS, library=library))
 
 
-def test_decode_has_the_rows_of_the_tree_and_prefill_up_to_its_most() -> None:
+def test_profiles_have_the_rows_of_trees_and_of_prefill() -> None:
     prefill, narrow, wide = replace(OPTIONS, lora_rank=0, prefill_outputs=9).profiles()
     shared = {"M": (3, 3, 3), "r": (0, 0, 0), "S": (256, 500, 500)}
     assert prefill == {**shared, "Q": (1, 67, 67), "R": (1, 4, 9)}

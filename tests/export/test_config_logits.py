@@ -1,6 +1,6 @@
-"""What an engine makes of keys that a config leaves out, and of files that contradict themselves.
+"""Engines treat missing config keys and contradictory files exactly as transformers does.
 
-The reference is transformers on the same directory.
+The reference is transformers with the same directory.
 """
 
 import json
@@ -29,7 +29,7 @@ from bita.runtime.session import Session
 
 logging.set_verbosity_error()
 IDS = np.random.default_rng(0).integers(5, 300, 40).tolist()  # longer than the windows
-SIZES = {  # a tiny model does not have the sizes of the class's defaults
+SIZES = {  # a tiny model cannot use the default sizes of the class
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
     *("num_attention_heads", "num_key_value_heads"),
 }
@@ -38,8 +38,8 @@ Edit = Callable[[Tensors], None]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a tiny model, written once."""
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that writes the directory of a tiny model once."""
     root = tmp_path_factory.mktemp("models")
 
     def write(family: str) -> Path:
@@ -49,10 +49,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return write
 
 
-def changed(
+def copy_with(
     source: Path, out: Path, config: dict[str, Any] | None = None, edit: Edit | None = None
 ) -> Path:
-    """A copy with other config keys (`...`: left out) and other tensors."""
+    """Copy a model with other config keys (`...` removes one) and other tensors."""
     shutil.copytree(source, out)
     content = json.loads((out / "config.json").read_text()) | (config or {})
     content = {name: value for name, value in content.items() if value is not ...}
@@ -65,7 +65,7 @@ def changed(
 
 
 def assert_equal(model: Path) -> None:
-    """The engine of a model gives the logarithms of probability that transformers gives."""
+    """Assert that the engine of a model gives the same log probabilities as transformers."""
     net = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
     with torch.no_grad():
         theirs = torch.log_softmax(net(torch.tensor([IDS])).logits[0, -1], -1).numpy()
@@ -99,11 +99,11 @@ def check(model: Path) -> None:
     ],
 )
 def test_contradictions_are_read_as_transformers_reads_them(
-    written: Callable[[str], Path], tmp_path: Path, family: str, keys: dict[str, Any]
+    tiny_model: Callable[[str], Path], tmp_path: Path, family: str, keys: dict[str, Any]
 ) -> None:
     if "use_sliding_window" in keys:
         keys = {**keys, "sliding_window": 8}
-    assert_equal(changed(written(family), tmp_path / "model", keys))
+    assert_equal(copy_with(tiny_model(family), tmp_path / "model", keys))
 
 
 def other_head(tensors: Tensors) -> None:
@@ -134,19 +134,21 @@ def rotary_buffer(tensors: Tensors) -> None:
         (rotary_buffer, {}),
     ],
 )
-def test_tensors_that_contradict_the_config_count_as_in_transformers(
-    written: Callable[[str], Path], tmp_path: Path, edit: Edit, keys: dict[str, Any]
+def test_tensors_that_contradict_the_config_are_used_as_in_transformers(
+    tiny_model: Callable[[str], Path], tmp_path: Path, edit: Edit, keys: dict[str, Any]
 ) -> None:
-    assert_equal(changed(written("llama"), tmp_path / "model", keys, edit))
+    assert_equal(copy_with(tiny_model("llama"), tmp_path / "model", keys, edit))
 
 
 def test_an_output_layer_equal_to_the_embeddings_is_written_once(
-    written: Callable[[str], Path], tmp_path: Path
+    tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     def same_head(tensors: Tensors) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
-    checkpoint = open_checkpoint(str(changed(written("llama"), tmp_path / "model", {}, same_head)))
+    checkpoint = open_checkpoint(
+        str(copy_with(tiny_model("llama"), tmp_path / "model", {}, same_head))
+    )
     assert checkpoint.config["tie_word_embeddings"] is True
     assert "lm_head.weight" not in checkpoint.names()
 
@@ -188,11 +190,15 @@ def adapter(tensors: Tensors) -> None:
         (adapter, {}, r"lora_A\.weight belongs to a feature"),
     ],
 )
-def test_tensors_that_no_layer_reads_are_refused(
-    written: Callable[[str], Path], tmp_path: Path, edit: Edit, keys: dict[str, Any], message: str
+def test_missing_and_unused_tensors_are_refused(
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    edit: Edit,
+    keys: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        check(changed(written("llama"), tmp_path / "model", keys, edit))
+        check(copy_with(tiny_model("llama"), tmp_path / "model", keys, edit))
 
 
 @pytest.mark.parametrize(
@@ -203,30 +209,30 @@ def test_tensors_that_no_layer_reads_are_refused(
         ({"transformers_weights": "other.safetensors"}, "transformers_weights = 'other"),
         ({"text_config": {"hidden_size": 64}}, "text_config = "),
         ({"sliding_window": 8}, "sliding_window = 8 is not supported: a llama has no windows"),
-        ({"partial_rotary_factor": 0.5}, "a llama turns whole heads"),
+        ({"partial_rotary_factor": 0.5}, "a llama rotates whole heads"),
         ({"rope_parameters": {"full_attention": {}}}, "'full_attention', but a llama has one"),
         ({"vocab_size": ...}, r"embed_tokens.weight has shape \(320, 64\), expected \(32000, 64\)"),
     ],
 )
 def test_keys_that_change_the_computation_are_refused(
-    written: Callable[[str], Path], tmp_path: Path, keys: dict[str, Any], message: str
+    tiny_model: Callable[[str], Path], tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        check(changed(written("llama"), tmp_path / "model", keys))
+        check(copy_with(tiny_model("llama"), tmp_path / "model", keys))
 
 
 @pytest.mark.parametrize(
     "kinds", [["full_attention"] * 4, ["full_attention", "sliding_attention"] * 2]
 )
-def test_types_of_layers_that_contradict_the_window_of_all_are_refused(
-    written: Callable[[str], Path], tmp_path: Path, kinds: list[str]
+def test_layer_types_that_contradict_the_sliding_window_are_refused(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kinds: list[str]
 ) -> None:
     with pytest.raises(ModelError, match="layer_types has 'full_attention', but sliding_window is"):
-        check(changed(written("mistral"), tmp_path / "model", {"layer_types": kinds}))
+        check(copy_with(tiny_model("mistral"), tmp_path / "model", {"layer_types": kinds}))
 
 
 def optional_keys() -> Iterator[tuple[str, str, Any]]:
-    """(family, key, left out or null) of the keys whose default a tiny model can have."""
+    """Yield family, key, and `...` or None, for each key whose default suits a tiny model."""
     for family in FAMILIES:
         for name, key in FAMILIES[family].keys.items():
             if name not in SIZES:
@@ -235,18 +241,18 @@ def optional_keys() -> Iterator[tuple[str, str, Any]]:
                     yield family, name, None
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("family", "key", "value"), list(optional_keys()))
 def test_missing_and_null_keys_give_the_logits_of_transformers(
-    written: Callable[[str], Path], tmp_path: Path, family: str, key: str, value: Any
+    tiny_model: Callable[[str], Path], tmp_path: Path, family: str, key: str, value: Any
 ) -> None:
     keys = {key: value}
     if (
         key == "tie_word_embeddings"
-        and "lm_head.weight" not in open_checkpoint(str(written(family))).names()
+        and "lm_head.weight" not in open_checkpoint(str(tiny_model(family))).names()
     ):
         keys["tie_word_embeddings"] = True if FAMILIES[family].keys[key].default is False else ...
-    model = changed(written(family), tmp_path / "model", keys)
+    model = copy_with(tiny_model(family), tmp_path / "model", keys)
     if key == "sliding_window" and value is None and family.startswith("gemma"):
         with pytest.raises(ModelError, match="layers with sliding attention need"):
             check(model)

@@ -1,4 +1,4 @@
-"""The default model end to end: build, answer, and the same text by every road."""
+"""The default model end to end: builds, answers, and the same text on every code path."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_exact_mode_is_lossless(session: Session, tree: Tree) -> None:
         assert comparison.divergences == []
 
 
-def test_a_prefix_changes_nothing(session: Session) -> None:
+def test_a_prefix_does_not_change_the_text(session: Session) -> None:
     adapter = random_adapter(session.adapter.identity, 3, prefix_length=7, scale=2.0)
     prompt = read_prompts(limit=1)[0]
     plain = session.using(tree=Tree.root_only(), adapter=adapter).generate(prompt, 24)
@@ -60,17 +60,17 @@ def test_fp32_text_equals_transformers(session: Session) -> None:
         assert session.generate(ids, 24).token_ids == expected
 
 
-def test_the_answer_is_about_the_question(session: Session, tmp_path: Path) -> None:
+def test_the_answer_has_the_capital_of_france(session: Session, tmp_path: Path) -> None:
     question = [{"role": "user", "content": "What is the capital of France?"}]
     assert "Paris" in session.generate(question, 30).text
 
 
 @pytest.mark.parametrize(("name", "least"), [(MODEL, 1.25), (f"{MODEL}-lora", 1.4)])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_shipped_adapters_draft(
+def test_the_shipped_adapters_draft_well(
     name: str, least: float, precision: str, tmp_path: Path
 ) -> None:
-    """More tokens per step than an untuned chain ever had (1.23 on MT-Bench), and the same text."""
+    """They give more tokens per step than an untuned chain (1.23 on MT-Bench) and the same text."""
     adapter = Adapter.load(ADAPTERS / f"{name}.safetensors")
     dialect = "ort"
     if precision != "fp32":
@@ -90,9 +90,9 @@ def test_the_shipped_adapters_draft(
     assert session.stats.tokens_per_step > least > wrong.stats.tokens_per_step
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
-    """Rounding to the nearest has a KL of 0.36 and the same greedy token at 69 % of positions."""
+    """Rounding to nearest has a KL of 0.36 and the same greedy token at 69 % of positions."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(CALIBRATION_PROMPTS.read_text().splitlines(True)[:24]))
     options = CalibrationOptions(prompts=prompts, max_new_tokens=16)
@@ -112,10 +112,10 @@ def test_calibrated_int4_is_near_float32(tmp_path: Path) -> None:
     assert "Paris" in Session.open(engine.path).generate("The capital of France is", 8).text
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.compile
 def test_a_plan_for_three_gpu_generations_is_built_without_one(tmp_path: Path) -> None:
-    """All 30 layers, a tree of 32 rows, 2048 slots; sizes are within what is estimated before."""
+    """The plan has 30 layers, a tree of 32 rows and 2048 slots; its size is within the estimate."""
     pytest.importorskip("tensorrt_rtx")
     tree = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (3,)], num_masks=3)
     options = BuildOptions("int4", capacity=2048, tree=tree, dialect="standard")

@@ -1,4 +1,4 @@
-"""Parts of the export without torch: quantization, top tokens, refusals, the weight file."""
+"""Tests of the export without torch: quantization, top tokens, refusals, the weight file."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ from bita.tree import Tree
 
 
 @pytest.mark.parametrize("width", [32, 64, 80])
-def test_int4_is_near_and_exact_on_its_own_grid(width: int) -> None:
+def test_int4_rounds_closely_and_keeps_values_on_its_grid(width: int) -> None:
     rows = np.random.default_rng(0).standard_normal((50, width)).astype(np.float32)
     packed, scales = quantize_int4(rows)
     assert packed.shape == (50, -(-width // 32), 16)
@@ -87,20 +87,20 @@ def test_block_width_divides_or_is_none() -> None:
         ({"hidden_act": "relu", "head_dim": 20}, ["'relu'", "head_dim 20", "2 faults"]),
         ({"rope_scaling": {"rope_type": "ntk"}}, ["rope_type 'ntk'"]),
         ({"rope_scaling": {"rope_type": "llama3"}}, ["needs 'factor'"]),
-        ({"num_key_value_heads": 3}, ["4 attention heads are no multiple of 3"]),
+        ({"num_key_value_heads": 3}, ["4 attention heads are not a multiple of 3"]),
         ({"max_position_embeddings": 64}, ["capacity 128 exceeds", "CAPACITY=64"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
         ({"layer_types": ["full_attention"]}, ["layer_types has 1 entries for 2 layers"]),
     ],
 )
-def test_what_is_unknown_is_refused(changes: dict, messages: list[str]) -> None:
+def test_unsupported_configurations_are_refused(changes: dict, messages: list[str]) -> None:
     with pytest.raises(ModelError) as caught:
         read_architecture({**CONFIG, **changes}, capacity=128)
     for message in messages:
         assert message in str(caught.value)
 
 
-def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
+def test_missing_unused_and_misshaped_tensors_are_refused(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     path = write_plain_model(tmp_path) / "model.safetensors"
@@ -119,7 +119,7 @@ def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
     assert "model.layers.1.self_attn.q_proj.weight is missing" in message
 
 
-def test_yarn_and_longrope_frequencies_by_hand() -> None:
+def test_yarn_and_longrope_frequencies_equal_a_computation_by_hand() -> None:
     plain = np.array(make_rope({"rope_theta": 1e4}, 64, 4096, 2048).inv_freq)
     yarn = {
         "rope_type": "yarn",
@@ -138,7 +138,7 @@ def test_yarn_and_longrope_frequencies_by_hand() -> None:
         make_rope(long, 64, 4096, 2048)
 
 
-def test_weight_file_counts_bytes(tmp_path: Path) -> None:
+def test_the_weight_file_counts_bytes(tmp_path: Path) -> None:
     written: list[int] = []
     with WeightFile(tmp_path / "w", written.append) as weights:
         tensor = weights.write("a", FLOAT, (2, 3), iter([np.ones(3, np.float32)] * 2))
@@ -150,7 +150,7 @@ def test_weight_file_counts_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor.numpy(), np.ones((2, 3)))
 
 
-def test_graph_passes_the_checker(tiny_engine: Path) -> None:
+def test_the_graph_passes_the_onnx_checker(tiny_engine: Path) -> None:
     model = ir.load(tiny_engine / "model.onnx")
     assert dict(model.graph.opset_imports) == OPSETS
     onnx = pytest.importorskip("onnx")
@@ -158,7 +158,7 @@ def test_graph_passes_the_checker(tiny_engine: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-def test_builds_and_estimates_its_size(tmp_path: Path, precision: str) -> None:
+def test_a_build_estimates_its_size(tmp_path: Path, precision: str) -> None:
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
     expected: list[int] = []
     written: list[int] = []
@@ -167,12 +167,12 @@ def test_builds_and_estimates_its_size(tmp_path: Path, precision: str) -> None:
         check_build(checkpoint, None, tmp_path / "engine", options), expected.append, written.append
     )
     assert (manifest.precision, manifest.capacity, manifest.num_masks) == (precision, 64, 3)
-    assert sum(written) == pytest.approx(sum(expected), rel=0.15)  # small tables are left out
+    assert sum(written) == pytest.approx(sum(expected), rel=0.15)  # small tables are not estimated
     assert weight_bytes(read_architecture(CONFIG, 64), precision) == sum(expected)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_the_embedding_table_is_near_in_8_bits(tmp_path: Path, precision: str) -> None:
+def test_the_embedding_table_is_rounded_closely_to_8_bits(tmp_path: Path, precision: str) -> None:
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
     table = checkpoint.read("model.embed_tokens.weight")
     options = BuildOptions(precision=precision, capacity=64)
@@ -190,13 +190,13 @@ def test_the_embedding_table_is_near_in_8_bits(tmp_path: Path, precision: str) -
     np.testing.assert_allclose(127 * scales[:, 0], np.abs(table).max(1), rtol=1e-6)
 
 
-def test_heads_that_attention_cannot_turn_are_refused() -> None:
+def test_rotary_widths_that_attention_does_not_support_are_refused() -> None:
     architecture = read_architecture(CONFIG, 64)
     check_rotary_widths(architecture, ORT.rotary_unit)
     first = architecture.layers[0]
     assert first.rope is not None
     half = replace(first, rope=replace(first.rope, inv_freq=first.rope.inv_freq[:4]))
-    with pytest.raises(ModelError, match=r"turn 8 numbers of a head.*--dialect standard"):
+    with pytest.raises(ModelError, match=r"rotate 8 values of a head.*--dialect standard"):
         check_rotary_widths(replace(architecture, layers=(first, half)), ORT.rotary_unit)
 
 
@@ -211,7 +211,7 @@ def test_build_options_are_checked_together(tmp_path: Path) -> None:
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_failed_build_leaves_the_old_engine(tmp_path: Path) -> None:
+def test_a_failed_build_keeps_the_old_engine(tmp_path: Path) -> None:
     model = write_plain_model(tmp_path / "model")
     out = tmp_path / "engine"
     build_engine(check_build(open_checkpoint(str(model)), None, out, BuildOptions(capacity=64)))
@@ -227,17 +227,17 @@ def test_a_failed_build_leaves_the_old_engine(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_folder_that_is_no_engine_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_engine_is_left_alone(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model")))
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "letter.txt").write_text("dear")
-    with pytest.raises(EngineError, match="exists and is no engine"):
+    with pytest.raises(EngineError, match="exists and is not an engine"):
         build_engine(check_build(checkpoint, None, precious, BuildOptions(capacity=64)))
     assert (precious / "letter.txt").read_text() == "dear"
 
 
-def test_manifest_is_json_with_hashes(tiny_engine: Path) -> None:
+def test_the_manifest_has_sizes_and_hashes(tiny_engine: Path) -> None:
     data = json.loads((tiny_engine / "manifest.json").read_text())
     assert data["format"] == "bita-engine"
     assert {"bytes", "sha256"} == data["files"]["model.onnx.data"].keys()

@@ -1,4 +1,4 @@
-"""An export holds a piece of a tensor at a time, never a whole embedding table."""
+"""An export keeps one piece of a tensor in memory, never a whole embedding table."""
 
 import json
 import resource
@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_engine import CONFIG
-from speed import slow_but
+from speed import thorough_but
 from tiny_models import write_tokenizer
 
 from bita.export.architecture import read_architecture
 from bita.export.dialects.decoder import expected_shapes
 
-VOCAB_SIZE = 1_000_000  # with 64 columns a table of 256 MB in float32
+VOCAB_SIZE = 1_000_000  # with 64 columns, a table of 256 MB in float32
 PROGRAM = """
 import resource, sys
 from pathlib import Path
@@ -31,7 +31,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resting) // 1024)
 
 
 def write_sparse_model(directory: Path) -> Path:
-    """A checkpoint of zeros that takes no disk space: a file with a hole."""
+    """Write a checkpoint of zeros as a sparse file, which takes no disk space."""
     config = {**CONFIG, "hidden_size": 64, "vocab_size": VOCAB_SIZE}
     shapes = expected_shapes(read_architecture(config, 1))
     header, offset = {}, 0
@@ -50,7 +50,7 @@ def write_sparse_model(directory: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
-@pytest.mark.parametrize("precision", slow_but(["fp32", "fp16", "int8", "int4"], "int4"))
+@pytest.mark.parametrize("precision", thorough_but(["fp32", "fp16", "int8", "int4"], "int4"))
 def test_peak_memory_is_far_below_the_largest_tensor(tmp_path: Path, precision: str) -> None:
     model = write_sparse_model(tmp_path / "model")
     command = [sys.executable, "-c", PROGRAM, str(model), str(tmp_path / "engine"), precision]
@@ -59,8 +59,8 @@ def test_peak_memory_is_far_below_the_largest_tensor(tmp_path: Path, precision: 
     assert peak_mb < 120  # the table alone has 244 MB
 
 
-def test_the_measure_sees_memory() -> None:
-    """ru_maxrss must move when a large array is touched, else the test above says nothing."""
+def test_the_measurement_detects_memory() -> None:
+    """The test above would prove nothing if ru_maxrss did not rise for a large array."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     np.ones(before * 1024 // 8 + (40 << 20), np.float64).sum()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > before

@@ -1,4 +1,4 @@
-"""The tables of config keys hold what the config classes of transformers say."""
+"""The tables of config keys agree with the config classes of transformers."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bita.export.families import FAMILIES, FOREIGN_KEYS, NEUTRAL_KEYS
 
-OURS_ALONE = {"head_dim"}  # classes without it read it where a config has it
+OURS_ALONE = {"head_dim"}  # classes without this field still read it from a config
 
 
 def class_fields(family: str) -> dict[str, dataclasses.Field[Any]]:
@@ -20,15 +20,15 @@ def class_fields(family: str) -> dict[str, dataclasses.Field[Any]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_key_of_the_class_is_read_or_neutral_or_refused(family: str) -> None:
+def test_every_key_of_the_class_is_read_neutral_or_refused(family: str) -> None:
     unknown = class_fields(family).keys() - FAMILIES[family].keys.keys() - NEUTRAL_KEYS
     assert unknown <= FOREIGN_KEYS.keys()
-    for name in unknown:  # what the class takes for granted must not be refused
+    for name in unknown:  # the default of the class must not be refused
         assert class_fields(family)[name].default in FOREIGN_KEYS[name]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_key_is_read_that_the_class_does_not_have(family: str) -> None:
+def test_only_keys_of_the_class_are_read(family: str) -> None:
     read = FAMILIES[family].keys
     assert read.keys() - class_fields(family).keys() <= OURS_ALONE
     assert not read.keys() & NEUTRAL_KEYS
@@ -39,7 +39,7 @@ def test_no_key_is_read_that_the_class_does_not_have(family: str) -> None:
     ("family", "name"),
     [(family, name) for family in FAMILIES for name in FAMILIES[family].keys],
 )
-def test_defaults_and_null_are_those_of_the_class(family: str, name: str) -> None:
+def test_defaults_and_null_values_agree_with_the_class(family: str, name: str) -> None:
     key, field = FAMILIES[family].keys[name], class_fields(family).get(name)
     if field is None:
         assert key.default is None
@@ -54,7 +54,7 @@ def test_defaults_and_null_are_those_of_the_class(family: str, name: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rope_theta_is_that_of_the_class(family: str) -> None:
+def test_rope_theta_agrees_with_the_class(family: str) -> None:
     if not FAMILIES[family].nested_rope:
         config = CONFIG_MAPPING[family]()
         assert config.rope_parameters["rope_theta"] == FAMILIES[family].default_theta

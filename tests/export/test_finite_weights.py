@@ -1,4 +1,4 @@
-"""A weight that is no number, or that its type cannot hold, never becomes an engine."""
+"""Weights that are not finite, or that their type cannot represent, never become an engine."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def export(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_checkpoint_gives_a_weight_that_is_not_finite(
+def test_a_checkpoint_refuses_to_read_a_weight_that_is_not_finite(
     tmp_path: Path, name: str, value: float
 ) -> None:
     tensors = arrays()
@@ -91,19 +91,19 @@ def test_no_checkpoint_gives_a_weight_that_is_not_finite(
 
 
 @pytest.mark.parametrize("name", [EMBEDDINGS, f"{LAYER}self_attn.q_proj.weight"])
-def test_a_gguf_weight_is_named_as_in_the_file_too(tmp_path: Path, name: str) -> None:
+def test_a_gguf_weight_is_also_named_as_in_the_file(tmp_path: Path, name: str) -> None:
     tensors = llama_tensors()
     tensors[name][3, 5] = np.nan
     path = write_gguf(
         tmp_path / "m.gguf", "llama", base_metadata("llama"), converted("llama", tensors)
     )
     theirs = "token_embd" if name == EMBEDDINGS else r"blk\.1\.attn_q"
-    # the row of transformers, not that of the file, whose heads are in another order
+    # the row is that of transformers, because the file has its heads in another order
     with pytest.raises(ModelError, match=rf"{name} \({theirs}\.weight\) is nan at row 3, column 5"):
         GgufCheckpoint(path).read(name, 1)
 
 
-def test_block_scales_of_a_gguf_file_that_are_no_number_are_refused(tmp_path: Path) -> None:
+def test_gguf_block_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     import gguf
 
     kind = gguf.GGMLQuantizationType.Q4_0
@@ -122,7 +122,7 @@ def test_block_scales_of_a_gguf_file_that_are_no_number_are_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("dialect", "precision"), WAYS)
-def test_a_broken_layer_is_refused_in_every_precision(
+def test_a_nan_in_any_tensor_is_refused_in_every_precision(
     tmp_path: Path, dialect: str, precision: str
 ) -> None:
     for name in NAMES:
@@ -133,7 +133,7 @@ def test_a_broken_layer_is_refused_in_every_precision(
 
 
 @pytest.mark.parametrize(("dialect", "precision"), WAYS)
-def test_a_value_that_float16_cannot_hold_is_refused_or_exact(
+def test_a_value_beyond_float16_is_refused_where_it_is_stored_in_float16(
     tmp_path: Path, dialect: str, precision: str
 ) -> None:
     compute_in_half = not DIALECTS[dialect].computes_in_float32 and precision != "fp32"
@@ -152,7 +152,7 @@ def test_a_value_that_float16_cannot_hold_is_refused_or_exact(
             export(tmp_path, tensors, dialect, precision)
 
 
-def test_the_largest_float16_is_kept_and_the_next_refused() -> None:
+def test_the_largest_float16_is_kept_and_larger_values_are_refused() -> None:
     rows = np.array([[1.0, 65519.0]], np.float32)
     assert narrowed("w", rows, np.float16)[0, 1] == 65504
     with pytest.raises(
@@ -170,8 +170,8 @@ def test_a_tensor_that_vanishes_in_float16_is_refused(tmp_path: Path) -> None:
         export(tmp_path, tensors, "ort", "fp16")
 
 
-def test_inputs_beyond_float16_have_no_static_scale(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"input of .*qkv_proj, as calibration saw it, is 1e\+06"):
+def test_input_ranges_beyond_float16_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"input of .*qkv_proj, as seen in calibration, is 1e\+06"):
         export(tmp_path, arrays(), "standard", "int8", Seen(ranges=ranges(1e6)))
 
 
@@ -213,7 +213,7 @@ def test_rows_of_any_size_are_rounded_to_near_values(size: float) -> None:
     packed, scales = quantize_int4(rows)
     step = np.abs(np.repeat(scales, 32, 1))
     near = dequantize_int4(packed, scales, 64)
-    assert np.all(np.abs(near - rows) <= step * 1.001)  # the other extreme is cut to 7
+    assert np.all(np.abs(near - rows) <= step * 1.001)  # the opposite extreme is clipped to 7
     assert np.all((scales != 0) == (np.abs(rows).reshape(4, 2, 32).max(-1) > 0))
 
 
@@ -237,9 +237,9 @@ def test_smoothing_factors_stay_within_float16() -> None:
     assert np.all((1 / factors).astype(np.float16) > 0)
 
 
-def test_moments_that_overflowed_name_their_layer() -> None:
+def test_overflowed_moments_are_refused_with_the_layer() -> None:
     moments = {"mlp": np.full((32, 32), np.inf, np.float32)}
-    with pytest.raises(ModelError, match=r"what mlp reads .*--quantizer rtn"):
+    with pytest.raises(ModelError, match=r"inputs of mlp .*--quantizer rtn"):
         next(int4_pieces([np.ones((2, 32), np.float32)], moments, "mlp"))
 
 

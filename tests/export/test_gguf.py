@@ -1,4 +1,4 @@
-"""GGUF files give back the weights and the config that llama.cpp's converter was given."""
+"""GGUF files are read with the weights and config that llama.cpp's converter started from."""
 
 import random
 from pathlib import Path
@@ -32,7 +32,7 @@ K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite", "smollm3"])
-def test_weights_come_back_under_their_names(tmp_path: Path, architecture: str) -> None:
+def test_weights_are_read_under_their_original_names(tmp_path: Path, architecture: str) -> None:
     tensors = llama_tensors(tied=False)
     checkpoint = GgufCheckpoint(write_model(tmp_path / "m.gguf", architecture, tensors))
     assert checkpoint.names() == set(tensors)
@@ -42,9 +42,7 @@ def test_weights_come_back_under_their_names(tmp_path: Path, architecture: str) 
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
-def test_gemma_norms_lose_the_one_that_the_converter_added(
-    tmp_path: Path, architecture: str
-) -> None:
+def test_the_offset_of_gemma_norms_is_subtracted(tmp_path: Path, architecture: str) -> None:
     tensors = gemma_tensors(architecture)
     checkpoint = GgufCheckpoint(
         write_model(tmp_path / "m.gguf", architecture, tensors, attention__sliding_window=32)
@@ -54,7 +52,7 @@ def test_gemma_norms_lose_the_one_that_the_converter_added(
         np.testing.assert_allclose(checkpoint.read(name), expected, atol=1e-6, err_msg=name)
 
 
-def test_any_row_range_of_permuted_heads_is_that_of_the_whole(tmp_path: Path) -> None:
+def test_row_ranges_of_permuted_heads_equal_the_whole_tensor(tmp_path: Path) -> None:
     tensors = llama_tensors()
     checkpoint = GgufCheckpoint(write_model(tmp_path / "m.gguf", "llama", tensors))
     for start in range(0, HEADS * HEAD_DIM, 5):
@@ -66,7 +64,7 @@ def test_any_row_range_of_permuted_heads_is_that_of_the_whole(tmp_path: Path) ->
     np.testing.assert_array_equal(np.concatenate(chunks), tensors[Q_NAME])
 
 
-def test_biases_of_permuted_heads_are_put_back(tmp_path: Path) -> None:
+def test_biases_of_permuted_heads_are_restored(tmp_path: Path) -> None:
     name = Q_NAME.replace("weight", "bias")
     bias = np.arange(HEADS * HEAD_DIM, dtype=np.float32)
     first = name.replace("layers.1", "layers.0")
@@ -95,7 +93,7 @@ def test_phi3_fused_tensors_are_split(tmp_path: Path) -> None:
 
 
 def random_blocks(kind: Kind, rows: int, columns: int) -> np.ndarray:
-    """Random bytes of a K-quant; scales that are no number are left to the comparison."""
+    """Return random bytes of a K-quant; scales may be NaN, which the comparison allows."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     generator = np.random.default_rng(int(kind))
     return generator.integers(0, 256, (rows, columns // block * block_bytes), dtype=np.uint8)
@@ -129,7 +127,7 @@ def test_every_quantization_type_is_read_by_rows(tmp_path: Path, type_name: str)
 VOCAB_ROWS = 20
 
 
-def test_config_says_what_the_metadata_says(tmp_path: Path) -> None:
+def test_the_config_is_derived_from_the_metadata(tmp_path: Path) -> None:
     config = GgufCheckpoint(write_model(tmp_path / "m.gguf")).config
     assert config["model_type"] == "llama"
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (HEADS, KV_HEADS)
@@ -142,12 +140,12 @@ def test_config_says_what_the_metadata_says(tmp_path: Path) -> None:
     assert GgufCheckpoint(untied).config["tie_word_embeddings"] is False
 
 
-def test_head_dim_without_key_length(tmp_path: Path) -> None:
+def test_the_head_dimension_has_a_default_without_key_length(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", attention__key_length=None)
     assert GgufCheckpoint(path).config["head_dim"] == HIDDEN // HEADS
 
 
-def test_gemma_layer_kinds_are_those_of_transformers(tmp_path: Path) -> None:
+def test_gemma_layer_types_equal_those_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     for architecture, num_layers in (("gemma2", 7), ("gemma3", 13)):
         path = write_model(
@@ -183,7 +181,7 @@ def test_gemma_27b_scales_queries_by_hidden_size(
     assert GgufCheckpoint(path).config["query_pre_attn_scalar"] == 128 // HEADS
 
 
-def test_granite_multipliers_and_smollm3_layers_without_rope(tmp_path: Path) -> None:
+def test_granite_multipliers_and_smollm3_rope_layers_are_read(tmp_path: Path) -> None:
     path = write_model(
         tmp_path / "granite.gguf",
         "granite",
@@ -223,7 +221,7 @@ def test_rope_factors_and_scaling_reach_the_config(tmp_path: Path) -> None:
         "factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    factors = factors[:6]  # of 12 dimensions
+    factors = factors[:6]  # for 12 rotary dimensions
     long = {"rope_factors_long.weight": factors * 2, "rope_factors_short.weight": factors}
     metadata = base_metadata("phi3") | {
         "phi3.rope.scaling.original_context_length": 64,
@@ -241,7 +239,7 @@ def test_rope_factors_and_scaling_reach_the_config(tmp_path: Path) -> None:
     assert parameters["partial_rotary_factor"] == 0.75
 
 
-def test_parts_of_a_split_file_are_one_model(tmp_path: Path) -> None:
+def test_parts_of_a_split_file_form_one_model(tmp_path: Path) -> None:
     tensors = llama_tensors()
     stored = list(converted("llama", tensors).items())
     names = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
@@ -256,7 +254,7 @@ def test_parts_of_a_split_file_are_one_model(tmp_path: Path) -> None:
             np.testing.assert_array_equal(checkpoint.read(name), expected)
 
 
-def test_what_is_unsupported_is_named(tmp_path: Path) -> None:
+def test_unsupported_files_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "bert.gguf", "bert", {}, {})
     with pytest.raises(ModelError, match=r"'bert'; supported: llama, qwen2, .*smollm3"):
         GgufCheckpoint(path)
@@ -281,7 +279,7 @@ def test_what_is_unsupported_is_named(tmp_path: Path) -> None:
         GgufCheckpoint(path)
 
 
-def test_every_truncation_and_any_damage_is_a_model_error(tmp_path: Path) -> None:
+def test_truncated_and_damaged_files_raise_model_errors(tmp_path: Path) -> None:
     content = write_model(tmp_path / "m.gguf").read_bytes()
     damaged = tmp_path / "damaged.gguf"
     for size in [*range(0, 3000, 61), *range(3000, len(content), len(content) // 40)]:
@@ -303,7 +301,7 @@ def test_every_truncation_and_any_damage_is_a_model_error(tmp_path: Path) -> Non
             continue
 
 
-def test_license_is_that_of_the_file(tmp_path: Path) -> None:
+def test_the_license_comes_from_the_file(tmp_path: Path) -> None:
     stored = converted("llama", llama_tensors())
     metadata = base_metadata("llama") | {"general.license": "apache-2.0"}
     assert GgufCheckpoint(write_model(tmp_path / "none.gguf")).license is None
@@ -313,7 +311,7 @@ def test_license_is_that_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_default_model_is_read_as_by_the_gguf_package() -> None:
+def test_the_default_model_is_read_the_same_as_by_the_gguf_package() -> None:
     from bita.export.sources import open_checkpoint
 
     checkpoint = open_checkpoint("smollm2-135m-instruct")

@@ -1,4 +1,4 @@
-"""Blocks of GGUF files: read as they are stored, as near as can be, or refused."""
+"""Tests of blocks of GGUF files: read exactly, rounded as closely as possible, or refused."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ EXACT = [name for name, known in BLOCK_FORMATS.items() if not known.type.rounded
 
 
 def from_gguf(path: Path, data: np.ndarray, kind: Kind, columns: int) -> GgufTensor:
-    """A tensor of bytes, as a file has it."""
+    """Write a file with these bytes as a tensor, and return the tensor."""
     metadata = base_metadata("llama") | {"llama.embedding_length": columns}
     tensors = {"token_embd.weight": (data, kind)}
     return read_gguf(write_gguf(path, "llama", metadata, {}, tensors)).tensors["token_embd.weight"]
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_blocks_of_a_file_are_its_weights_bit_for_bit(tmp_path: Path, name: str) -> None:
+def test_exact_blocks_equal_the_weights_bit_for_bit(tmp_path: Path, name: str) -> None:
     weights = RNG.normal(size=(20, 96)).astype(np.float32)
     weights[3, 32:64] = 0
     data = gguf.quants.quantize(weights, Kind[name])
@@ -45,7 +45,7 @@ def test_blocks_of_a_file_are_its_weights_bit_for_bit(tmp_path: Path, name: str)
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 @pytest.mark.parametrize("name", EXACT)
-def test_any_bytes_of_a_file_are_its_weights(tmp_path: Path, name: str) -> None:
+def test_blocks_of_random_bytes_equal_the_weights(tmp_path: Path, name: str) -> None:
     _, block_bytes = gguf.GGML_QUANT_SIZES[Kind[name]]
     data = RNG.integers(0, 256, (40, 3 * block_bytes), dtype=np.uint8)
     tensor = from_gguf(tmp_path / "m.gguf", data, Kind[name], 96)
@@ -55,7 +55,7 @@ def test_any_bytes_of_a_file_are_its_weights(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q5_K"])
-def test_k_quants_lose_the_digits_of_their_scales_only(tmp_path: Path, name: str) -> None:
+def test_k_quants_only_round_their_scales(tmp_path: Path, name: str) -> None:
     tensor = from_gguf(tmp_path / "m.gguf", k_quant_bytes(Kind[name], 20, 512), Kind[name], 512)
     blocks = tensor.read_blocks(3, 20)
     assert blocks is not None
@@ -85,7 +85,7 @@ def test_blocks_of_16_become_the_nearest_blocks_of_32(
     assert empty.values.shape == (0, 16, 32)
 
 
-def test_types_without_blocks_have_none(tmp_path: Path) -> None:
+def test_types_without_blocks_return_none(tmp_path: Path) -> None:
     without = set(READABLE_TYPES) - set(BLOCK_FORMATS)
     assert without == {"F32", "F16", "BF16"}
     checkpoint = write_quantized(tmp_path / "m.gguf", {"attn": Kind.Q4_0})
@@ -133,7 +133,9 @@ def test_parts_of_fused_tensors_are_read_as_blocks(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 @pytest.mark.parametrize("damage", [np.inf, -np.inf, np.nan])
-def test_damaged_scales_are_named_as_weights_are(tmp_path: Path, name: str, damage: float) -> None:
+def test_damaged_scales_give_the_same_error_as_weights(
+    tmp_path: Path, name: str, damage: float
+) -> None:
     kind, columns = Kind[name], 512
     data = k_quant_bytes(kind, 4, columns)
     place = {Kind.Q2_K: 80, Kind.Q3_K: 108, Kind.Q6_K: 208}.get(kind, 0)
@@ -152,7 +154,7 @@ def test_damaged_scales_are_named_as_weights_are(tmp_path: Path, name: str, dama
     assert checkpoint.read_blocks(EMBEDDINGS, 0, 2) is not None
 
 
-def test_products_of_scales_beyond_float16_are_named(tmp_path: Path) -> None:
+def test_products_of_scales_beyond_float16_are_refused(tmp_path: Path) -> None:
     data = k_quant_bytes(Kind.Q4_K, 4, 512)
     data[3, :2] = np.array([60000.0], np.float16).view(np.uint8)
     metadata = base_metadata("llama") | {"llama.embedding_length": 512}
@@ -164,7 +166,7 @@ def test_products_of_scales_beyond_float16_are_named(tmp_path: Path) -> None:
         checkpoint.read_blocks(EMBEDDINGS, 2)
 
 
-def test_errors_of_blocks_by_the_formats_of_a_file(tmp_path: Path) -> None:
+def test_errors_of_blocks_are_reported_by_format(tmp_path: Path) -> None:
     exact = write_quantized(tmp_path / "m.gguf", {"attn": Kind.Q4_1, "ffn": Kind.Q8_0})
     assert blocks_errors(exact, [*QKV, *MLP, EMBEDDINGS]) == {"Q4_1": 0.0, "Q8_0": 0.0}
     metadata = base_metadata("llama") | {"llama.embedding_length": 512}

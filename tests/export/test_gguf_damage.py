@@ -1,4 +1,4 @@
-"""Damaged and hostile GGUF files: one clear error, soon, and in little memory."""
+"""Damaged and hostile GGUF files give one clear error, quickly and in little memory."""
 
 import os
 import random
@@ -28,8 +28,8 @@ def text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-def listed(item_type: int, count: int, items: bytes = b"") -> bytes:
-    """An entry of metadata that says it is a list of `count` items."""
+def list_entry(item_type: int, count: int, items: bytes = b"") -> bytes:
+    """Return a metadata entry that claims to be a list of `count` items."""
     return text(b"key") + struct.pack("<IIQ", ARRAY, item_type, count) + items
 
 
@@ -44,11 +44,11 @@ BROKEN: list[tuple[bytes, str]] = [
     (header(0, 10**9), "1000000000 entries of metadata; at most"),
     (header(HUGE, 0), "tensors; at most"),
     (header(0, MAX_ENTRIES), "truncated or damaged"),
-    (header(0, 1, listed(STRING, HUGE)), "texts; at most"),
-    (header(0, 1, listed(STRING, MAX_TEXTS)), "truncated or damaged"),
-    (header(0, 1, listed(F64, HUGE)), "truncated or damaged"),
-    (header(0, 1, listed(ARRAY, 1) * 100_000), r"key has values of type 9"),
-    (header(0, 1, listed(99, 1)), "key has values of type 99"),
+    (header(0, 1, list_entry(STRING, HUGE)), "texts; at most"),
+    (header(0, 1, list_entry(STRING, MAX_TEXTS)), "truncated or damaged"),
+    (header(0, 1, list_entry(F64, HUGE)), "truncated or damaged"),
+    (header(0, 1, list_entry(ARRAY, 1) * 100_000), r"key has values of type 9"),
+    (header(0, 1, list_entry(99, 1)), "key has values of type 99"),
     (header(0, 1, text(b"key") + struct.pack("<I", 99)), "key has values of type 99"),
     (header(0, 1, struct.pack("<Q", 1 << 63)), "truncated or damaged"),
     (header(0, 1, text(b"\xff\xfe") + ENTRY), "not UTF-8"),
@@ -69,14 +69,14 @@ BROKEN: list[tuple[bytes, str]] = [
 def test_a_broken_header_is_refused_at_once(
     tmp_path: Path, data: bytes, message: str, size: int
 ) -> None:
-    """size: of the file, which is longer than what is written: all zeros, and on no disk."""
+    """`size` extends the file with zeros, which take no disk space."""
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     if size:
         os.truncate(path, size)
     began = perf_counter()
     if not size:
-        tracemalloc.start()  # which makes it ten times slower
+        tracemalloc.start()  # this makes reading ten times slower
     try:
         with pytest.raises(ModelError) as caught:
             GgufCheckpoint(path)
@@ -94,12 +94,12 @@ def test_tensors_on_the_same_bytes_are_refused(tmp_path: Path) -> None:
     body = tensor(b"a", (64,)) + tensor(b"b", (64,), offset=128)
     path = tmp_path / "m.gguf"
     path.write_bytes(header(2, 0, body) + bytes(1024))
-    with pytest.raises(ModelError, match="a and b lie on the same bytes"):
+    with pytest.raises(ModelError, match="a and b overlap"):
         read_gguf(path)
 
 
 @pytest.mark.parametrize("value", [0, 3, 33, -8, 1 << 40, 32.5, "32", [32], True])
-def test_only_powers_of_two_align(tmp_path: Path, value: Any) -> None:
+def test_alignments_other_than_powers_of_two_are_refused(tmp_path: Path, value: Any) -> None:
     path = write_gguf(
         tmp_path / "m.gguf", "llama", base_metadata("llama"), converted("llama", llama_tensors())
     )
@@ -122,7 +122,7 @@ def test_only_powers_of_two_align(tmp_path: Path, value: Any) -> None:
         GgufCheckpoint(path)
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     (tmp_path / "folder.gguf").mkdir()
     for name in ("pipe.gguf", "folder.gguf"):
@@ -136,7 +136,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
         GgufCheckpoint(tmp_path / "m-00001-of-00002.gguf")
 
 
-def test_parts_are_whole_and_named(tmp_path: Path) -> None:
+def test_invalid_parts_of_a_split_file_are_refused(tmp_path: Path) -> None:
     stored = list(converted("llama", llama_tensors()).items())
     metadata = base_metadata("llama") | {"split.count": 2}
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, dict(stored))
@@ -146,11 +146,11 @@ def test_parts_are_whole_and_named(tmp_path: Path) -> None:
         write_gguf(tmp_path / f"m-0000{number}-of-00002.gguf", "llama", metadata, dict(part))
     with pytest.raises(ModelError, match="which another part has too"):
         GgufCheckpoint(tmp_path / "m-00001-of-00002.gguf")
-    with pytest.raises(ModelError, match=r"m-00003-of-99999\.gguf, .* and \d+ more not there"):
+    with pytest.raises(ModelError, match=r"missing: .*m-00003-of-99999\.gguf, .* and \d+ more;"):
         GgufCheckpoint(tmp_path / "m-00001-of-99999.gguf")
 
 
-def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_is_reported(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf")
     checkpoint = GgufCheckpoint(path)
     os.truncate(path, path.stat().st_size // 2)
@@ -168,20 +168,20 @@ NUMBERS = (
 
 @pytest.mark.parametrize("value", WRONG)
 @pytest.mark.parametrize("key", NUMBERS)
-def test_counts_of_other_types_are_named(tmp_path: Path, key: str, value: Any) -> None:
+def test_invalid_counts_are_refused_by_key(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=rf"llama\.{key}"):
         GgufCheckpoint(write_model(tmp_path / "m.gguf", **{key.replace(".", "__"): value}))
 
 
 @pytest.mark.parametrize("value", [*WRONG[:7], -1.0, 0.0])
 @pytest.mark.parametrize("key", ["rope.freq_base", "attention.layer_norm_rms_epsilon"])
-def test_numbers_of_other_types_are_named(tmp_path: Path, key: str, value: Any) -> None:
+def test_invalid_numbers_are_refused_by_key(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=rf"llama\.{key}"):
         GgufCheckpoint(write_model(tmp_path / "m.gguf", **{key.replace(".", "__"): value}))
 
 
 @pytest.mark.parametrize("count", [0, 1025, 2**32 - 1])
-def test_no_count_is_without_a_bound(tmp_path: Path, count: int) -> None:
+def test_counts_out_of_bounds_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(ModelError, match=rf"llama\.block_count is {count}, not a whole number of"):
         GgufCheckpoint(write_model(tmp_path / "m.gguf", block_count=count))
 
@@ -201,7 +201,7 @@ TEXT_FAULTS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("key", "value"), TEXT_FAULTS)
-def test_metadata_of_the_tokenizer_has_its_types(tmp_path: Path, key: str, value: Any) -> None:
+def test_invalid_tokenizer_metadata_is_refused_by_key(tmp_path: Path, key: str, value: Any) -> None:
     metadata = base_metadata("llama") | {f"tokenizer.ggml.{key}": value}
     stored = converted("llama", llama_tensors())
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, stored)
@@ -217,7 +217,7 @@ def test_metadata_of_the_tokenizer_has_its_types(tmp_path: Path, key: str, value
         ("general.name", [1]),
     ],
 )
-def test_other_texts_have_their_types(tmp_path: Path, key: str, value: Any) -> None:
+def test_other_invalid_metadata_is_refused_by_key(tmp_path: Path, key: str, value: Any) -> None:
     metadata = byte_level() | {key: value}
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, converted("llama", llama_tensors()))
     with pytest.raises(ModelError, match=rf"{key} is "):
@@ -231,14 +231,14 @@ def byte_level() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("values", [[1.0] * 39, [float("nan")] * 40, ["1"] * 40])
-def test_scores_are_numbers_one_a_token(tmp_path: Path, values: list[Any]) -> None:
+def test_scores_must_be_one_number_for_each_token(tmp_path: Path, values: list[Any]) -> None:
     metadata = byte_level() | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": values}
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, converted("llama", llama_tensors()))
     with pytest.raises(ModelError, match="scores"):
         GgufCheckpoint(path).text_assets()
 
 
-def test_ids_that_say_none_are_none(tmp_path: Path) -> None:
+def test_ids_that_mean_none_are_ignored(tmp_path: Path) -> None:
     metadata = byte_level() | {"tokenizer.ggml.padding_token_id": 2**32 - 1}
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, converted("llama", llama_tensors()))
     checkpoint = GgufCheckpoint(path)
@@ -253,7 +253,7 @@ def test_more_tokens_than_embeddings_are_refused(tmp_path: Path) -> None:
         GgufCheckpoint(path).text_assets()
 
 
-def test_any_damage_is_one_clear_error(tmp_path: Path) -> None:
+def test_random_damage_gives_one_clear_error(tmp_path: Path) -> None:
     content = write_gguf(
         tmp_path / "m.gguf", "llama", byte_level(), converted("llama", llama_tensors())
     ).read_bytes()

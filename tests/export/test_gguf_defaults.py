@@ -1,5 +1,6 @@
-"""Keys that a GGUF file leaves out mean what llama.cpp takes there; keys that nobody reads are
-refused by name. `test_gguf_llama_cpp` compares the same with llama.cpp itself.
+"""Missing GGUF keys get llama.cpp's defaults, and unknown keys are refused by name.
+
+`test_gguf_llama_cpp` compares the same cases with llama.cpp itself.
 """
 
 import math
@@ -28,12 +29,12 @@ from bita.export.gguf.checkpoint import GgufCheckpoint
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "smollm3")
 EMBEDDINGS = np.ones((40, HIDDEN), np.float32)
-PLAIN = 5000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)  # radians a position
+PLAIN = 5000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)  # radians per position
 
 
 def tensors_of(architecture: str) -> dict[str, Array]:
     if architecture == "phi3":
-        return {}  # its layers are fused, and nothing here reads them
+        return {}  # its layers are fused, and no test here reads them
     return gemma_tensors(architecture) if architecture.startswith("gemma") else llama_tensors()
 
 
@@ -44,7 +45,7 @@ def config_of(path: Path, architecture: str = "llama", **fields: Any) -> dict[st
 
 
 def read(path: Path, architecture: str = "llama", **fields: Any) -> Architecture:
-    """fields: keys of the architecture, with `__` for a dot; None leaves one out."""
+    """Read a model whose keys are changed by `fields` (`__` for a dot, None to remove a key)."""
     return read_architecture(config_of(path, architecture, **fields), 64)
 
 
@@ -74,7 +75,7 @@ def frequencies(path: Path, architecture: str = "llama", **fields: Any) -> tuple
     ],
 )
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "smollm3", "gemma2"])
-def test_linear_scaling_in_every_spelling(
+def test_linear_scaling_is_read_in_every_spelling(
     tmp_path: Path, architecture: str, fields: dict[str, Any], factor: float
 ) -> None:
     found, amplitude = frequencies(tmp_path, architecture, **fields)
@@ -82,14 +83,14 @@ def test_linear_scaling_in_every_spelling(
     assert amplitude == 1.0
 
 
-def test_a_base_that_is_left_out_is_10000(tmp_path: Path) -> None:
+def test_the_default_rope_base_is_10000(tmp_path: Path) -> None:
     for architecture in ARCHITECTURES:
-        if architecture != "gemma3":  # whose first layer has a base of its own
+        if architecture != "gemma3":  # its first layer has another base
             found, _ = frequencies(tmp_path, architecture, rope__freq_base=None)
             np.testing.assert_allclose(found[1], 10_000 ** -(2 / HEAD_DIM), rtol=1e-6)
 
 
-def test_yarn_without_its_context_was_trained_on_all_of_it(tmp_path: Path) -> None:
+def test_yarn_without_its_context_length_uses_that_of_the_model(tmp_path: Path) -> None:
     yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
     left_out, amplitude = frequencies(tmp_path, "qwen3", **yarn)
     given, _ = frequencies(tmp_path, "qwen3", rope__scaling__original_context_length=128, **yarn)
@@ -105,13 +106,13 @@ def test_yarn_without_its_context_was_trained_on_all_of_it(tmp_path: Path) -> No
     np.testing.assert_array_equal(usual, left_out)
 
 
-def test_attn_factor_multiplies_whatever_the_type(tmp_path: Path) -> None:
+def test_attn_factor_applies_to_every_type_of_scaling(tmp_path: Path) -> None:
     found, amplitude = frequencies(tmp_path, rope__scaling__attn_factor=1.25)
     np.testing.assert_allclose(found, PLAIN)
     assert amplitude == 1.25
 
 
-def test_factors_of_llama3_and_a_linear_factor_both_count(tmp_path: Path) -> None:
+def test_llama3_factors_and_a_linear_factor_are_combined(tmp_path: Path) -> None:
     table = np.linspace(1, 8, HEAD_DIM // 2, dtype=np.float32)
     stored = converted("llama", llama_tensors()) | {"rope_freqs.weight": table}
     metadata = base_metadata("llama") | {"llama.rope.scaling.factor": 2.0}
@@ -140,7 +141,7 @@ def windows(architecture: Architecture) -> list[int | None]:
     return [layer.window for layer in architecture.layers]
 
 
-def test_gemma2_without_its_numbers(tmp_path: Path) -> None:
+def test_gemma2_has_defaults_for_missing_keys(tmp_path: Path) -> None:
     found = read(tmp_path, "gemma2", block_count=4)
     assert (found.attention_softcap, found.logit_softcap) == (50.0, 30.0)
     assert windows(found) == [4096, None, 4096, None]
@@ -151,7 +152,7 @@ def test_gemma2_without_its_numbers(tmp_path: Path) -> None:
     assert windows(other) == [8, None]
 
 
-def test_gemma3_without_its_numbers(tmp_path: Path) -> None:
+def test_gemma3_has_defaults_for_missing_keys(tmp_path: Path) -> None:
     found = read(tmp_path, "gemma3", block_count=7)
     assert windows(found) == [None] * 7
     assert (found.attention_softcap, found.logit_softcap) == (0.0, 0.0)
@@ -177,14 +178,14 @@ def test_gemma3_without_its_numbers(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
-def test_patterns_of_windows(
+def test_patterns_of_windows_are_read(
     tmp_path: Path, architecture: str, pattern: Any, expected: list[int | None]
 ) -> None:
     fields = {"attention__sliding_window": 8, "attention__sliding_window_pattern": pattern}
     assert windows(read(tmp_path, architecture, block_count=5, **fields)) == expected
 
 
-def test_phi3_of_4096_positions_has_its_window(tmp_path: Path) -> None:
+def test_phi3_with_4096_positions_has_a_window_by_default(tmp_path: Path) -> None:
     of_4k = {"block_count": 32, "context_length": 4096}
     assert windows(read(tmp_path, "phi3", **of_4k)) == [2047] * 32
     assert windows(read(tmp_path, "phi3", attention__sliding_window=0, **of_4k)) == [None] * 32
@@ -192,7 +193,7 @@ def test_phi3_of_4096_positions_has_its_window(tmp_path: Path) -> None:
     assert windows(read(tmp_path, "phi3")) == [None] * LAYERS
 
 
-def test_granite_factors_of_zero_are_off(tmp_path: Path) -> None:
+def test_granite_factors_of_zero_have_no_effect(tmp_path: Path) -> None:
     names = ("attention__scale", "embedding_scale", "residual_scale", "logit_scale")
     for fields in ({}, dict.fromkeys(names, 0.0)):
         found = read(tmp_path, "granite", **fields)
@@ -201,7 +202,7 @@ def test_granite_factors_of_zero_are_off(tmp_path: Path) -> None:
         assert scales == (1.0, 1.0, 1.0)
 
 
-def test_counts_for_each_layer_are_one_where_they_are_equal(tmp_path: Path) -> None:
+def test_equal_counts_for_each_layer_become_one_count(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         attention__head_count=[HEADS] * LAYERS,
@@ -213,7 +214,7 @@ def test_counts_for_each_layer_are_one_where_they_are_equal(tmp_path: Path) -> N
     assert config["num_key_value_heads"] == HEADS
 
 
-def test_nothing_is_left_to_the_defaults_of_transformers(tmp_path: Path) -> None:
+def test_every_config_sets_the_keys_with_defaults_in_transformers(tmp_path: Path) -> None:
     keys = {"sliding_window", "layer_types", "head_dim", "tie_word_embeddings", "rope_parameters"}
     for architecture in ARCHITECTURES:
         config = config_of(tmp_path, architecture)
@@ -239,7 +240,7 @@ NEUTRAL: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", NEUTRAL)
-def test_keys_that_change_nothing_are_passed_over(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_keys_with_neutral_values_are_ignored(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert config_of(tmp_path, **fields) == config_of(tmp_path)
 
 
@@ -278,7 +279,7 @@ REFUSED: list[tuple[str, str, Any]] = [
 
 
 @pytest.mark.parametrize(("architecture", "key", "value"), REFUSED)
-def test_what_the_graph_would_not_do_is_refused_by_name(
+def test_keys_that_the_graph_does_not_implement_are_refused_by_name(
     tmp_path: Path, architecture: str, key: str, value: Any
 ) -> None:
     with pytest.raises(ModelError, match=rf"{architecture}\.{key.replace('.', '[.]')}"):
@@ -304,12 +305,12 @@ REFUSED_TENSORS: list[tuple[str, dict[str, Array], str]] = [
         {"blk.0.rope_freqs.weight": FACTORS, "blk.1.rope_freqs.weight": 2 * FACTORS},
         "differs from layer to layer",
     ),
-    ("llama", {"rope_factors_long.weight": FACTORS}, "only one is there"),
+    ("llama", {"rope_factors_long.weight": FACTORS}, "only one of the tensors"),
 ]
 
 
 @pytest.mark.parametrize(("architecture", "extra", "message"), REFUSED_TENSORS)
-def test_no_tensor_goes_unread(
+def test_unused_and_invalid_tensors_are_refused(
     tmp_path: Path, architecture: str, extra: dict[str, Array], message: str
 ) -> None:
     stored = converted(architecture, tensors_of(architecture)) | extra
@@ -319,14 +320,14 @@ def test_no_tensor_goes_unread(
         GgufCheckpoint(path)
 
 
-def test_equal_tables_of_all_layers_are_one(tmp_path: Path) -> None:
+def test_equal_tables_of_all_layers_become_one(tmp_path: Path) -> None:
     extra = {f"blk.{i}.rope_freqs.weight": 2 * FACTORS for i in range(LAYERS)}
     stored = converted("llama", llama_tensors()) | extra
     path = write_gguf(tmp_path / "m.gguf", "llama", base_metadata("llama"), stored)
     assert GgufCheckpoint(path).config["rope_parameters"]["factors"] == [2.0] * 8
 
 
-def test_fused_queries_keys_and_values_of_permuted_heads(tmp_path: Path) -> None:
+def test_fused_permuted_queries_keys_and_values_are_split(tmp_path: Path) -> None:
     tensors = llama_tensors()
     stored = converted("llama", tensors)
     for i in range(LAYERS):

@@ -1,6 +1,8 @@
-"""llama.cpp and transformers compute the same logits from one GGUF file: llama.cpp from the file,
-transformers from what GgufCheckpoint makes of it. Wrong row orders, norm offsets, scales, windows
-or rotary factors would show. Runs only where llama-cpp-python is installed.
+"""llama.cpp and transformers compute the same logits from one GGUF file.
+
+llama.cpp reads the file itself, and transformers gets config and weights from GgufCheckpoint.
+Wrong row orders, norm offsets, scales, windows or rotary factors would show. The tests need
+llama-cpp-python.
 """
 
 from pathlib import Path
@@ -55,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "smollm3": ("smollm3", {}),
-    # keys that are left out, and how older converters wrote them
+    # missing keys, and the forms of older converters
     "gemma2 of defaults": ("gemma2", {}),
     "gemma3 without windows": ("gemma3", {}),
     "gemma2 by threes": ("gemma2", GEMMA | {"attention.sliding_window_pattern": 3}),
@@ -95,7 +97,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def model_tensors(architecture: str) -> dict[str, Array]:
-    """Random weights, small enough that logits stay near one, with norms around one."""
+    """Return random weights, small enough that logits stay near one, with norms around one."""
     generator = np.random.default_rng(5)
     gemma = architecture.startswith("gemma")
 
@@ -132,7 +134,7 @@ def write_case(path: Path, case: str) -> Path:
     metadata |= {f"{architecture}.rope.dimension_count": HEAD_DIM}
     metadata |= {f"{architecture}.{key}": value for key, value in fields.items()}
     metadata["tokenizer.ggml.tokens"][-1] = "AB"
-    metadata["tokenizer.ggml.merges"] = ["A B"]  # llama.cpp wants one
+    metadata["tokenizer.ggml.merges"] = ["A B"]  # llama.cpp needs at least one
     stored = tiny_gguf.converted(architecture, model_tensors(architecture))
     if case.startswith("llama3"):
         stored["rope_freqs.weight"] = np.linspace(1, 8, HEAD_DIM // 2, dtype=np.float32)
@@ -177,4 +179,4 @@ def test_logits_equal_those_of_llama_cpp(
     llama.eval(tokens)
     expected = np.array(llama.scores[:NUM_TOKENS])
     logits = logits_of_transformers(GgufCheckpoint(path), tokens)
-    assert np.abs(logits - expected).max() < 0.03 * expected.std()  # its cache is float16
+    assert np.abs(logits - expected).max() < 0.03 * expected.std()  # llama.cpp has a float16 cache

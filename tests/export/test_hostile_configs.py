@@ -1,4 +1,4 @@
-"""Configs that no author wrote: refused at once, by name, with the project's own error."""
+"""Hostile configs are refused at once, by the name of the key, with a ModelError."""
 
 import json
 import tracemalloc
@@ -42,14 +42,14 @@ NUMBERS = [
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: str(value)[:12])
 @pytest.mark.parametrize("key", NUMBERS)
-def test_numbers_of_a_config_are_whole_and_in_range(key: str, value: Any) -> None:
+def test_invalid_sizes_are_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=key):
         read_architecture({**CONFIG, key: value}, 16)
 
 
 @pytest.mark.parametrize("value", [INFINITY, NAN, "a", [], {}, DEEP, None, True, 1e300])
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
-def test_real_numbers_of_a_config_are_finite(key: str, value: Any) -> None:
+def test_invalid_real_numbers_are_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=key):
         read_architecture({**CONFIG, key: value}, 16)
 
@@ -60,27 +60,27 @@ def test_real_numbers_of_a_config_are_finite(key: str, value: Any) -> None:
         ("gemma2", {"attn_logit_softcapping": 0.0}),
         ("gemma2", {"final_logit_softcapping": -1.0}),
         ("gemma2", {"query_pre_attn_scalar": 0}),
-        ("granite", {"attention_multiplier": 0.0}),  # ONNX Runtime takes 0 for 1 / sqrt(head_dim)
+        ("granite", {"attention_multiplier": 0.0}),  # ONNX Runtime reads 0 as 1 / sqrt(head_dim)
         ("granite", {"logits_scaling": 0}),
         ("smollm3", {"no_rope_layer_interval": 0}),
         ("gemma3_text", {"sliding_window_pattern": 0}),
         ("mistral", {"sliding_window": 0}),
     ],
 )
-def test_numbers_that_are_divided_by_are_not_zero(family: str, keys: dict[str, Any]) -> None:
+def test_divisors_that_are_not_positive_are_refused(family: str, keys: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=next(iter(keys))):
         read_architecture({**CONFIG, "model_type": family, **keys}, 16)
 
 
 @pytest.mark.parametrize("value", [None, 7, [], {}, DEEP, "", "x" * 10_000])
-def test_a_model_type_that_is_none_is_shown_in_one_line(value: Any) -> None:
+def test_an_invalid_model_type_gives_a_short_error(value: Any) -> None:
     with pytest.raises(ModelError, match="model_type") as caught:
         read_architecture({**CONFIG, "model_type": value}, 16)
     assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("num_layers", [10**9, 2**32, 10_001])
-def test_many_layers_are_refused_before_anything_is_made(num_layers: int) -> None:
+def test_too_many_layers_are_refused_before_memory_is_allocated(num_layers: int) -> None:
     tracemalloc.start()
     with pytest.raises(ModelError, match=r"num_hidden_layers is \d+, not a whole number of 1 to"):
         read_architecture({**CONFIG, "num_hidden_layers": num_layers}, 16)
@@ -89,7 +89,7 @@ def test_many_layers_are_refused_before_anything_is_made(num_layers: int) -> Non
     assert peak_bytes < 1_000_000
 
 
-def test_every_wrong_key_is_listed() -> None:
+def test_every_invalid_key_is_listed() -> None:
     config = {**CONFIG, "hidden_size": "x", "rms_norm_eps": NAN, "tie_word_embeddings": "yes"}
     with pytest.raises(ModelError, match=r"(?s)3 faults.*hidden_size.*rms_norm_eps.*tie_word"):
         read_architecture(config, 16)
@@ -110,7 +110,7 @@ def test_every_wrong_key_is_listed() -> None:
         ({"num_experts": [8]}, r"num_experts = \[8\] is not supported"),
     ],
 )
-def test_values_of_other_types_are_named(keys: dict[str, Any], message: str) -> None:
+def test_values_of_other_types_are_refused_by_key(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_architecture({**CONFIG, **keys}, 16)
 
@@ -122,11 +122,11 @@ def test_values_of_other_types_are_named(keys: dict[str, Any], message: str) -> 
         ({"low_freq_factor": "1"}, "low_freq_factor is '1'"),
         ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0"),
         ({"original_max_position_embeddings": INFINITY}, "original_max_position_embeddings is inf"),
-        ({"partial_rotary_factor": 0.01}, "turns 0 of 64 numbers"),
+        ({"partial_rotary_factor": 0.01}, "rotates 0 of 64 values"),
         ({"partial_rotary_factor": -1}, "partial_rotary_factor is -1"),
     ],
 )
-def test_rotary_numbers_are_checked(changes: dict[str, Any], message: str) -> None:
+def test_invalid_rotary_numbers_are_refused(changes: dict[str, Any], message: str) -> None:
     rope = {
         **{"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0},
         **{"high_freq_factor": 4.0, "original_max_position_embeddings": 64},
@@ -137,7 +137,7 @@ def test_rotary_numbers_are_checked(changes: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize("factors", [[1.0] * 31, [NAN] * 32, "x", None, [[1.0]] * 32, []])
-def test_longrope_has_a_factor_for_each_frequency(factors: Any) -> None:
+def test_longrope_without_a_factor_for_each_frequency_is_refused(factors: Any) -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 512}
     with pytest.raises(ValueError, match="short_factor"):
         make_rope({**rope, "short_factor": factors}, 64, 512, 64)
@@ -155,12 +155,12 @@ def test_heads_without_a_width_are_refused(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, "4", INFINITY, NAN, [], 10**30])
 @pytest.mark.parametrize("key", ["num_hidden_layers", "num_attention_heads"])
-def test_identity_of_a_config_that_is_none(key: str, value: Any) -> None:
+def test_invalid_configs_have_no_identity(key: str, value: Any) -> None:
     with pytest.raises(ModelError):
         identify(random_checkpoint(**{key: value}))
 
 
-def test_identity_asks_for_the_rows_that_are_there() -> None:
+def test_the_identity_of_tensors_that_contradict_the_config_is_refused() -> None:
     with pytest.raises(ModelError, match=r"has 64 rows; the config asks for 400 heads of 16"):
         identify(random_checkpoint(num_attention_heads=400, head_dim=16))
     flat = random_checkpoint()

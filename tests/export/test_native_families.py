@@ -1,8 +1,8 @@
-"""Engines of native operators against transformers: every family, node and mask rows, cached steps.
+"""Engines with native operators match transformers: all families, node and mask rows, cached steps.
 
-Weights of 8 bits in blocks, activations of 8 bits in blocks, and a float16 cache are between the
-two. Random layers amplify what each of them rounds, so the bound is what the same roundings cost by
-the operators' definition in numpy.
+The engines differ by 8-bit blocks of weights, 8-bit blocks of activations, and a float16 cache.
+Random layers amplify these rounding errors, so the bound is the error of the same roundings in the
+operators' numpy definition.
 """
 
 from pathlib import Path
@@ -24,13 +24,13 @@ from bita.runtime.backends.ort_backend import OrtBackend
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-ROUNDED = 0.2  # relative error of logits; unrelated ones have 1.4
-CACHE_AND_WEIGHTS = 0.16  # with activations in floats
-MORE = 1.05  # times what the roundings cost by definition
+ROUNDED = 0.2  # relative error of logits; unrelated logits have 1.4
+CACHE_AND_WEIGHTS = 0.16  # with float activations
+MORE = 1.05  # times the error of the numpy definition
 
 
 def logits_of(engine: Engine, adapter: Adapter, text: list[int], drafts: list[int]) -> np.ndarray:
-    """The logits of all rows of TREE after a text."""
+    """Return the logits of all rows of TREE after a text."""
     backend = OrtBackend(engine, num_threads=1)
     backend.cache.start(adapter)
     for start in range(0, len(text) - 1, 25):
@@ -42,7 +42,7 @@ def logits_of(engine: Engine, adapter: Adapter, text: list[int], drafts: list[in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_transformers_but_for_the_roundings(
+def test_logits_equal_transformers_within_rounding_errors(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bita.torch.reference import ReferenceDecoder, load_reference_model

@@ -1,6 +1,6 @@
-"""Graphs of native operators, by their definition in numpy, against the ort dialect's in float32.
+"""Graphs of native operators, by the numpy definition, match the ort dialect's in float32.
 
-The ort engine is of the very weights that are in the native graph's blocks.
+The ort engine has exactly the weights in the blocks of the native graph.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ from bita.runtime.backends.layout import prefill_layout
 from bita.runtime.backends.ort_backend import OrtBackend
 
 TOLERANCE = 2e-4
-# Relative, of logits after layers of random weights, which amplify an error: 8 bits of activations
-# cost up to 0.15 there, float16 in the cache 0.003.
+# Relative errors of logits. Layers of random weights amplify errors: 8-bit activations cost up to
+# 0.15 here, and a float16 cache costs 0.003.
 ROUNDED, HALF = 0.25, 0.005
-# Where a value lies halfway between two of its 8-bit steps, the last bits of float32 decide, and
-# the library may round it the other way. Steps without such a value are 1e-6 apart.
+# If a value is halfway between two 8-bit steps, the last bits of float32 decide, and the library
+# may round it the other way. Results without such a value differ by 1e-6.
 HALFWAY, EQUAL = 0.04, 1e-5
 NUM_TEXTS = 12
 MORE: dict[str, Mapping[str, Any]] = {
     **FEATURES,
-    "half of a head turns": {
+    "half of a head rotates": {
         **CONFIG,
         **{"model_type": "phi3", "head_dim": 32, "partial_rotary_factor": 0.5},
     },
@@ -40,22 +40,22 @@ MORE: dict[str, Mapping[str, Any]] = {
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
 @pytest.mark.parametrize("features", MORE)
-def test_logits_are_those_of_the_ort_dialect(
+def test_logits_equal_those_of_the_ort_dialect(
     features: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nodes and masks after a cached text: windows, ropes, prefix, soft caps, scales, LoRA."""
+    """Compare nodes and masks after a cached text for every combination of model features."""
     model = write_plain_model(tmp_path / "model", config=MORE[features])
     adapter = lora_adapter(model, scale=0.5)
     native, other = twin_engines(model, adapter, tmp_path, precision, "float32")
     use_reference_operators(monkeypatch)
     found, expected = tree_logits(native, adapter), tree_logits(other, adapter)
-    assert expected.std() > 1  # else a tolerance in logits says nothing
+    assert expected.std() > 1  # otherwise a tolerance in logits proves nothing
     np.testing.assert_allclose(found, expected, atol=TOLERANCE * expected.std(), rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
 @pytest.mark.parametrize("features", MORE)
-def test_the_library_computes_what_the_graph_says(
+def test_the_library_computes_the_same_as_the_definition(
     features: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_library()
@@ -77,7 +77,7 @@ def test_the_library_computes_what_the_graph_says(
 
 
 def short_texts(engine: Engine, adapter: Adapter) -> list[np.ndarray]:
-    """Logits of three tokens and two masks after no text, for several texts."""
+    """Return the logits of three tokens and two masks without a cached text, for several texts."""
     backend = OrtBackend(engine, num_threads=1)
     layout = replace(prefill_layout(3, 2, 1), output_rows=np.arange(5))
     backend.cache.start(adapter)

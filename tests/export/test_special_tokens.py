@@ -1,4 +1,4 @@
-"""Tokens named outside tokenizer.json: ids, decoded text and roles are those of transformers."""
+"""Tokens defined outside tokenizer.json have the ids, text and roles of transformers."""
 
 import json
 import warnings
@@ -30,7 +30,7 @@ def typed(content: str, **flags: bool) -> dict[str, Any]:
 def write(
     directory: Path, edit: Edit = lambda data: None, *, config: Any = None, **files: Any
 ) -> Path:
-    """A tiny tokenizer, edited, and the files of these stems."""
+    """Write a tiny tokenizer, edited by `edit`, and a JSON file for each keyword."""
     write_tokenizer(directory)
     path = directory / "tokenizer.json"
     data = json.loads(path.read_text())
@@ -47,7 +47,7 @@ def write(
 
 
 def ordinary(*names: str) -> Edit:
-    """Let these tokens of tokenizer.json not be special."""
+    """Return an edit after which these tokens of tokenizer.json are not special."""
 
     def edit(data: dict[str, Any]) -> None:
         for each in data["added_tokens"]:
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Edit, dict[str, Any]]] = {
             }
         },
     ),
-    "decoder, special said there": (
+    "decoder, special only there": (
         ordinary("<|user|>", "<|end|>"),
         {"config": {"added_tokens_decoder": {"2": token("<|user|>")}, "eos_token": "<|end|>"}},
     ),
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Edit, dict[str, Any]]] = {
             }
         },
     ),
-    "decoder, not special said there": (
+    "decoder, not special only there": (
         AS_IT_IS,
         {"config": {"added_tokens_decoder": {"2": token("<|user|>", special=False)}}},
     ),
@@ -127,7 +127,7 @@ CASES: dict[str, tuple[Edit, dict[str, Any]]] = {
         AS_IT_IS,
         {"added_tokens": {"<|two|>": 301, "<|new|>": 300}, "config": {"bos_token": "<|two|>"}},
     ),
-    "added_tokens.json beside a decoder": (
+    "added_tokens.json with a decoder": (
         AS_IT_IS,
         {
             "added_tokens": {"<|two|>": 301},
@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Edit, dict[str, Any]]] = {
             },
         },
     ),
-    "special_tokens_map.json beside a decoder": (
+    "special_tokens_map.json with a decoder": (
         AS_IT_IS,
         {
             "config": {"added_tokens_decoder": {}, "eos_token": "<|pad|>"},
@@ -169,7 +169,7 @@ CASES: dict[str, tuple[Edit, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ids_text_and_roles_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_ids_text_and_roles_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     edit, files = CASES[name]
     path = write(tmp_path, edit, **files)
@@ -185,13 +185,13 @@ def test_ids_text_and_roles_are_those_of_transformers(name: str, tmp_path: Path)
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def test_a_file_that_others_add_nothing_to_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_tokenizer_without_additions_is_unchanged(tmp_path: Path) -> None:
     path = write(tmp_path, config={"eos_token": "<|end|>", "pad_token": "<|pad|>"})
     assets = read_text_assets(path, CONFIG)
     assert assets.tokenizer_json == (path / "tokenizer.json").read_text()
 
 
-def test_what_a_class_names_counts_if_there_is_such_a_token(tmp_path: Path) -> None:
+def test_default_tokens_of_a_class_count_if_they_exist(tmp_path: Path) -> None:
     def edit(data: dict[str, Any]) -> None:
         data["model"]["vocab"]["<s>"] = 300
 
@@ -223,14 +223,14 @@ def test_what_a_class_names_counts_if_there_is_such_a_token(tmp_path: Path) -> N
         (
             "tokenizer_config",
             {"split_special_tokens": True},
-            "split_special_tokens changes what tok",
+            "split_special_tokens changes the results",
         ),
         ("special_tokens_map", {"bos_token": 1.5}, "special_tokens_map.json: bos_token is 1.5"),
         ("added_tokens", {"<|new|>": "300"}, "added_tokens.json: <|new|> is '300', not a whole"),
         ("added_tokens", {"<|new|>": True}, "added_tokens.json: <|new|> is True, not a whole"),
     ],
 )
-def test_values_of_other_types_are_named(
+def test_values_of_other_types_are_refused_by_key(
     stem: str, content: Any, message: str, tmp_path: Path
 ) -> None:
     files = {"config": content} if stem == "tokenizer_config" else {stem: content}
@@ -250,7 +250,7 @@ def test_values_of_other_types_are_named(
         (b"[]", "not a JSON object"),
     ],
 )
-def test_files_that_are_not_json_objects_are_named(
+def test_files_that_are_not_json_objects_are_refused(
     name: str, content: bytes, reason: str, tmp_path: Path
 ) -> None:
     write(tmp_path)

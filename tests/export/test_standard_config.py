@@ -1,4 +1,4 @@
-"""A config's standard form equals what transformers holds after it has read the same config."""
+"""The standard form of a config equals the config that transformers has after reading it."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from bita.export.standard_config import standard_config
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONG = {"type": "longrope", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8}
-# Older names and contradictions; a case is read by some families, and ignored by the others.
+# Older names and contradictions. Some families read a case, and the others ignore it.
 CHANGES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     {"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 4.0}},
@@ -61,8 +61,8 @@ CHANGES: list[dict[str, Any]] = [
     {"embedding_multiplier": 2.0, "attention_multiplier": 0.5},
     {"architectures": ["OtherForCausalLM"], "torch_dtype": "float16", "dtype": "float32"},
 ]
-# What is refused although transformers reads it: windows that its layers and its cache would read
-# differently, and numbers with which its forward fails.
+# Faults that transformers accepts: windows that its layers and its cache read differently, and
+# numbers with which its forward pass fails.
 REFUSED_BY_US = {
     "has no windows",
     "layer_types has",
@@ -71,15 +71,15 @@ REFUSED_BY_US = {
     "head_dim",
     "key-value heads",
     "factors for",
-    "turns whole heads",
+    "rotates whole heads",
 }
-# What is read although transformers refuses it: whole numbers that are written as 2.0, and
-# what Phi-3 has no word for: other rules than LongRoPE, and that as its first configs wrote it.
+# Cases that only transformers refuses: whole numbers written as 2.0, and for Phi-3 all rules but
+# LongRoPE, and LongRoPE as its first configs wrote it.
 REFUSED_BY_THEM = {"2.0", "short_factor", "rope_type", "yarn", "linear"}
 
 
 def variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(family, what differs, config) of each case."""
+    """Yield the family, the difference and the config of each case."""
     for family in FAMILIES:
         base = tiny_config(family)
         for name in FAMILIES[family].keys:
@@ -96,7 +96,7 @@ VARIANTS = [pytest.param(*each, id=f"{each[0]}, {each[1]}") for each in variants
 
 
 def theirs(config: dict[str, Any]) -> Any:
-    """The config of transformers, as its rotary embedding standardizes it once more."""
+    """Return the config of transformers, standardized again as its rotary embedding does."""
     made = AutoConfig.for_model(**copy.deepcopy(config))
     if made.rope_parameters.get("rope_type") in ("llama3", "yarn", "longrope"):
         made.standardize_rope_params()
@@ -104,7 +104,7 @@ def theirs(config: dict[str, Any]) -> Any:
 
 
 def rope_of(rope: dict[str, Any], family: str) -> dict[str, Any]:
-    """Rotary parameters without what no rule reads."""
+    """Return the rotary parameters without those that no rule reads."""
     if FAMILIES[family].nested_rope:
         kinds = ("full_attention", "sliding_attention")
         return {kind: without(rope[kind], "type") for kind in kinds}
@@ -118,7 +118,7 @@ def without(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("family", "what", "config"), VARIANTS)
-def test_standard_form_is_what_transformers_holds(
+def test_the_standard_form_equals_the_config_of_transformers(
     family: str, what: str, config: dict[str, Any]
 ) -> None:
     original = copy.deepcopy(config)

@@ -1,4 +1,4 @@
-"""The standard dialect's step graph against the ort dialect's, and its quantized precisions."""
+"""The standard dialect's step graph equals the ort dialect's; quantized precisions are close."""
 
 from pathlib import Path
 
@@ -30,13 +30,13 @@ CAPACITY = 160
 TREE = Tree.from_paths([(1,), (1, 1), (1, 1, 1), (2,), (1, 2), (2, 1), (4,)], num_masks=3)
 WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 128}  # whole blocks of int4
 TEXTS = [[5, 9, 200, 31, 7, 88], [3, 4, *range(40, 60)], list(range(10, 260))]
-# Relative, of the first linear layer's products and of the logits. Random layers behind each other
+# Relative errors of the first linear layer's products and of the logits. Consecutive random layers
 # amplify an error (MatMulNBits' int4 gives 0.61 in the logits); unrelated logits give 1.4.
 WORST_ERRORS = {"fp16": (1e-3, 0.01), "int8": (0.02, 0.2), "fp8": (0.05, 0.4), "int4": (0.13, 0.8)}
 
 
 def tree_logits(engine: Engine, adapter: Adapter, drafts: int = 0) -> np.ndarray:
-    """Logits of all rows of TREE behind a text of 60 tokens read in pieces of 25."""
+    """Return the logits of all rows of TREE after a text of 60 tokens read in pieces of 25."""
     rng = np.random.default_rng(1)
     text = rng.integers(3, 300, 60)
     backend = OrtBackend(engine, num_threads=1)
@@ -58,7 +58,7 @@ def tree_logits(engine: Engine, adapter: Adapter, drafts: int = 0) -> np.ndarray
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_those_of_the_ort_dialect(family: str, tmp_path: Path) -> None:
-    """Nodes and masks behind a cached text: windows, ropes, prefix, soft caps, scales, LoRA."""
+    """Compare nodes and masks after a cached text, with windows, prefix, soft caps and LoRA."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))
@@ -68,7 +68,7 @@ def test_logits_equal_those_of_the_ort_dialect(family: str, tmp_path: Path) -> N
     assert_equal_logits(checkpoint, adapter, tmp_path)
 
 
-def test_logits_are_equal_where_half_of_a_head_rotates(tmp_path: Path) -> None:
+def test_logits_are_equal_if_half_of_a_head_rotates(tmp_path: Path) -> None:
     config = {**CONFIG, "model_type": "phi3", "head_dim": 32, "partial_rotary_factor": 0.5}
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model", config=config)))
     adapter = random_adapter(identify(checkpoint), 3, 5, scale=0.5)
@@ -81,7 +81,7 @@ def assert_equal_logits(checkpoint: Checkpoint, adapter: Adapter, folder: Path) 
         options = BuildOptions("fp32", capacity=CAPACITY, tree=TREE, dialect=dialect)
         build_engine(check_build(checkpoint, adapter, folder / dialect, options))
         found[dialect] = tree_logits(open_engine(folder / dialect), adapter)
-    assert found["ort"].std() > 1  # else a tolerance in logits says nothing
+    assert found["ort"].std() > 1  # otherwise a tolerance in logits proves nothing
     np.testing.assert_allclose(found["standard"], found["ort"], atol=2e-4, rtol=0)
     np.testing.assert_allclose(found["plain"], found["ort"], atol=2e-4, rtol=0)
 
@@ -101,7 +101,7 @@ def adapter(checkpoint: Checkpoint) -> Adapter:
 def engines(
     checkpoint: Checkpoint, adapter: Adapter, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Engine]:
-    """Of every precision, and the float32 one of the ort dialect as "reference"."""
+    """Build an engine of every precision, and "reference" in float32 with the ort dialect."""
     folder = tmp_path_factory.mktemp("engines")
     options = BuildOptions("fp32", capacity=300)
     build_engine(check_build(checkpoint, adapter, folder / "reference", options))
@@ -114,7 +114,7 @@ def engines(
     return {name: open_engine(folder / name) for name in names}
 
 
-def test_the_text_is_that_of_the_ort_dialect(engines: dict[str, Engine]) -> None:
+def test_the_text_equals_that_of_the_ort_dialect(engines: dict[str, Engine]) -> None:
     texts = [
         Session.open(engines[name].path).generate("The quick brown fox", max_new_tokens=40).text
         for name in ("reference", "fp32")
@@ -128,7 +128,7 @@ def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("precision", WORST_ERRORS)
-def test_quantized_logits_are_near(
+def test_quantized_logits_have_the_expected_errors(
     engines: dict[str, Engine], adapter: Adapter, precision: str
 ) -> None:
     name = "model.layers.0.self_attn.qkv_proj.output"
@@ -142,7 +142,7 @@ def test_quantized_logits_are_near(
 
 
 def test_errors_of_layers_can_be_measured(engines: dict[str, Engine]) -> None:
-    """The values that calibration reads have their names and types in this dialect too."""
+    """This dialect has the values that calibration reads, with the same names and types."""
     quality = measure_quality(engines["reference"], engines["fp16"], [Scored(tuple(TEXTS[2]), 1)])
     assert 0 < quality.worst_layer_error < 0.05
     assert quality.kl < 1e-3
@@ -152,7 +152,7 @@ def test_errors_of_layers_can_be_measured(engines: dict[str, Engine]) -> None:
 def test_rows_do_not_depend_on_each_other(
     engines: dict[str, Engine], adapter: Adapter, precision: str
 ) -> None:
-    """Scales of activations are static: other drafts and masks change no bit of the root."""
+    """Activation scales are static, so other drafts and masks do not change a bit of the root."""
     loud = random_adapter(adapter.identity, 3, 2, scale=9.0, seed=7)
     before = tree_logits(engines[precision], adapter)
     after = tree_logits(engines[precision], loud, drafts=5)
@@ -161,7 +161,9 @@ def test_rows_do_not_depend_on_each_other(
 
 
 @pytest.mark.parametrize("precision", ["fp32", *WORST_ERRORS])
-def test_graph_is_one_that_tensorrt_reads(engines: dict[str, Engine], precision: str) -> None:
+def test_the_graph_meets_the_requirements_of_tensorrt(
+    engines: dict[str, Engine], precision: str
+) -> None:
     model = ir.load(engines[precision].file("model.onnx"))
     assert dict(model.graph.opset_imports) == {"": 24}
     assert {node.domain for node in model.graph} == {""}
@@ -187,10 +189,10 @@ def test_graph_is_one_that_tensorrt_reads(engines: dict[str, Engine], precision:
 
 
 @pytest.mark.parametrize(("precision", "num_quantized"), [("int8", 7), ("fp8", 9), ("int4", 0)])
-def test_activations_that_are_quantized(
+def test_the_expected_activations_are_quantized(
     engines: dict[str, Engine], precision: str, num_quantized: int
 ) -> None:
-    """Of 4 linear layers in each of 2 and the head; int8 leaves what down projections read."""
+    """There are 4 linear layers in each of 2 layers, and the head; int8 skips down projections."""
     model = ir.load(engines[precision].file("model.onnx"))
     operators = [node.op_type for node in model.graph]
     assert operators.count("QuantizeLinear") == num_quantized
@@ -198,7 +200,7 @@ def test_activations_that_are_quantized(
 
 
 @pytest.mark.parametrize("precision", WORST_ERRORS)
-def test_size_is_estimated(engines: dict[str, Engine], precision: str) -> None:
+def test_the_size_is_estimated(engines: dict[str, Engine], precision: str) -> None:
     written = engines[precision].file("model.onnx.data").stat().st_size
     padding = 4096 * 60  # tensors start on pages, and these are small
     expected = weight_bytes(read_architecture(WIDE, 300), precision, "standard")
@@ -218,7 +220,7 @@ def test_ranges_are_the_largest_inputs(engines: dict[str, Engine], tmp_path: Pat
     np.testing.assert_array_equal(ranges[label], np.abs(np.concatenate(rows)).max(0))
 
 
-def test_ranges_that_are_there_are_kept(engines: dict[str, Engine], tmp_path: Path) -> None:
+def test_existing_ranges_are_kept(engines: dict[str, Engine], tmp_path: Path) -> None:
     ranges = collect_ranges(engines["reference"], TEXTS[:1], tmp_path)
     ranges.save("lm_head", np.zeros(64, np.float32))
     (tmp_path / "model.layers.0.mlp.down_proj.npy").unlink()
@@ -227,17 +229,19 @@ def test_ranges_that_are_there_are_kept(engines: dict[str, Engine], tmp_path: Pa
     assert again["model.layers.0.mlp.down_proj"].all()
 
 
-def test_what_a_precision_lacks_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_missing_requirements_of_a_precision_are_reported(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     options = BuildOptions("int8", capacity=64, dialect="standard")
-    with pytest.raises(ModelError, match=r"int8 needs the range of what .*qkv_proj reads"):
+    with pytest.raises(ModelError, match=r"int8 needs the input range of .*qkv_proj"):
         build_engine(check_build(checkpoint, None, tmp_path / "int8", options))
     narrow = open_checkpoint(str(write_plain_model(tmp_path / "narrow")))
     options = BuildOptions("int4", capacity=64, dialect="standard")
-    with pytest.raises(ModelError, match=r"32 inputs, no multiple .* of 64; choose"):
+    with pytest.raises(ModelError, match=r"32 inputs, not a multiple of 64, .*; choose"):
         build_engine(check_build(narrow, None, tmp_path / "int4", options))
 
 
-# All on the list of ONNX-TensorRT 8.4 already.
+# ONNX-TensorRT 8.4 supports all of these.
 PLAIN_OPERATORS = {
     *("Add", "And", "Cast", "Concat", "DequantizeLinear", "Div", "Equal", "Gather"),
     *("GatherElements", "GatherND", "Gemm", "GreaterOrEqual", "Less", "MatMul", "Max", "Min"),
@@ -248,7 +252,7 @@ PLAIN_OPERATORS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_plain_dialect_has_old_operators_only(family: str, tmp_path: Path) -> None:
+def test_the_plain_dialect_has_only_old_operators(family: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))

@@ -1,4 +1,4 @@
-"""The exported step graph against transformers: every family, node and mask rows, cached steps."""
+"""The exported step graph equals transformers: all families, node and mask rows, cached steps."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Family:
         self.drafts = rng.integers(3, 300, TREE.num_nodes - 1).tolist()
 
     def prefill(self, tokens: list[int], num_masks: int = 0) -> np.ndarray:
-        """Logits of the last row and of the masks behind it."""
+        """Return the logits of the last row and of the masks after it."""
         layout = prefill_layout(len(tokens), num_masks, 2)
         step = self.backend.bind(layout, self.adapter, with_logits=True)
         step.token_ids[0, : len(tokens)] = tokens
@@ -62,7 +62,7 @@ class Family:
         return step.logits
 
     def step_logits(self) -> np.ndarray:
-        """Logits of all rows of TREE behind the text; the step's tokens stay uncommitted."""
+        """Return the logits of all rows of TREE after the text, without committing the step."""
         step = self.backend.bind(tree_layout(TREE, 2), self.adapter, with_logits=True)
         step.token_ids[0, : TREE.num_nodes] = [self.text[-1], *self.drafts]
         step.run()
@@ -72,14 +72,14 @@ class Family:
 
 
 def test_cached_tree_step_equals_transformers(family: Family) -> None:
-    """Nodes and masks of a tree behind a cached text: windows, ropes, prefix, soft caps, scales."""
+    """Compare nodes and masks of a tree after a cached text, for the features of each family."""
     nodes, masks = family.reference.step_outputs(family.text, TREE, family.drafts)
     family.backend.cache.start(family.adapter)
     for start in range(0, len(family.text) - 1, 25):
         family.prefill(family.text[:-1][start : start + 25])
     found = family.step_logits()
     expected = np.concatenate([nodes.numpy(), masks.numpy()])
-    assert expected.std() > 1  # else a tolerance in logits says nothing
+    assert expected.std() > 1  # otherwise a tolerance in logits proves nothing
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -93,7 +93,7 @@ def test_prefill_with_its_mask_group_equals_transformers(family: Family) -> None
 
 
 def test_nodes_do_not_depend_on_the_adapter(family: Family) -> None:
-    """Losslessness of the graph: another adapter changes no bit of a node's logits."""
+    """The graph is lossless: another adapter does not change a bit of a node's logits."""
     family.backend.cache.start(family.adapter)
     family.prefill(family.text[:-1])
     before = family.step_logits()

@@ -1,4 +1,4 @@
-"""Tokenizers: ids equal llama.cpp's and transformers'; ends and templates are found."""
+"""Tokenizers give the same ids as llama.cpp and transformers; EOS ids and templates are found."""
 
 import json
 from itertools import pairwise
@@ -38,7 +38,7 @@ def smollm2() -> TextAssets:
 
 
 @pytest.mark.model
-def test_ids_are_those_of_llama_cpp(smollm2: TextAssets) -> None:
+def test_ids_equal_those_of_llama_cpp(smollm2: TextAssets) -> None:
     tokenizer = Tokenizer.from_str(smollm2.tokenizer_json)
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["ids"]
     assert len(golden) > 90
@@ -47,9 +47,12 @@ def test_ids_are_those_of_llama_cpp(smollm2: TextAssets) -> None:
 
 
 @pytest.mark.model
-def test_ids_are_those_of_transformers_with_the_models_digit_rule(smollm2: TextAssets) -> None:
-    """transformers 5.23 ignores `tokenizer.ggml.pre = smollm` and joins digits (`½`, `\\r\\n3`)
-    differently from llama.cpp and from SmolLM2's own tokenizer.json; so it is given the rule."""
+def test_ids_equal_those_of_transformers_with_the_models_digit_rule(smollm2: TextAssets) -> None:
+    """transformers 5.23 ignores `tokenizer.ggml.pre = smollm`, so the test sets the rule.
+
+    Without it, digits (`½`, `\\r\\n3`) are joined differently from llama.cpp and from SmolLM2's own
+    tokenizer.json.
+    """
     transformers = pytest.importorskip("transformers")
     path = open_checkpoint("smollm2-135m-instruct").path
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -62,14 +65,14 @@ def test_ids_are_those_of_transformers_with_the_models_digit_rule(smollm2: TextA
 
 
 @pytest.mark.model
-def test_text_comes_back(smollm2: TextAssets) -> None:
+def test_decoding_restores_the_text(smollm2: TextAssets) -> None:
     tokenizer = Tokenizer.from_str(smollm2.tokenizer_json)
     for line in text_lines(300):
         assert tokenizer.decode(tokenizer.encode(line).ids, skip_special_tokens=False) == line
 
 
 @pytest.mark.model
-def test_assets_of_the_default_model(smollm2: TextAssets) -> None:
+def test_the_default_model_has_the_expected_text_assets(smollm2: TextAssets) -> None:
     assert smollm2.eos_ids == (2,)
     assert smollm2.special_tokens["eos_token"] == "<|im_end|>"
     assert smollm2.chat_template is not None
@@ -83,7 +86,7 @@ def test_assets_of_the_default_model(smollm2: TextAssets) -> None:
 
 
 def byte_level(**fields: Any) -> dict[str, Any]:
-    """Metadata with every byte, digit pairs and triples, and a few words as tokens."""
+    """Return metadata with every byte, digit pairs and triples, and a few words as tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     digits = [f"{i}{j}" for i in "123" for j in "123"] + ["123", "112"]
     words = ["ab", "abc", "Ġab", "Ġ123", "ĊĊ", "'s", "AB"]
@@ -129,7 +132,7 @@ def pieces(metadata: dict[str, Any], text: str) -> list[str | None]:
         ("gpt-2", "ab<|im_end|>ab<tool> ab", ["ab", "<|im_end|>", "ab", "<tool>", "Ġab"]),
     ],
 )
-def test_words_are_cut_as_the_file_says(pre: str, text: str, expected: list[str]) -> None:
+def test_words_are_split_by_the_rule_of_the_file(pre: str, text: str, expected: list[str]) -> None:
     assert pieces(byte_level(pre=pre), text) == expected
 
 
@@ -144,14 +147,14 @@ def test_a_file_without_pre_is_read_as_default() -> None:
     assert pieces(byte_level(pre=None), "1231") == pieces(byte_level(pre="default"), "1231")
 
 
-def test_beginning_and_end_are_added_as_the_file_says() -> None:
+def test_bos_and_eos_are_added_as_the_file_says() -> None:
     assert pieces(byte_level(), "ab") == ["ab"]
     added = byte_level(add_bos_token=True, add_eos_token=True)
     assert pieces(added, "ab") == ["<|im_end|>", "ab", "<|im_end|>"]
     assert pieces(byte_level(pre="llama-bpe", add_bos_token=False), "ab") == ["ab"]
 
 
-def test_merges_of_absent_tokens_are_left_out() -> None:
+def test_merges_of_missing_tokens_are_left_out() -> None:
     metadata = byte_level()
     metadata["tokenizer.ggml.merges"] = ["x y", *metadata["tokenizer.ggml.merges"]]
     assert pieces(metadata, "xy ab") == ["x", "y", "Ġab"]
@@ -175,7 +178,7 @@ def test_turn_ends_of_the_template_come_first() -> None:
         ({"merges": None}, r"merges is missing"),
         ({"tokens": ["a", "a"], "token_type": None}, r"1 tokens are in the vocabulary twice"),
         ({"tokens": None, "token_type": [1]}, r"(?s)2 faults.*no vocabulary.*1 token types"),
-        ({"eos_token_id": None}, r"no token is said to end an answer"),
+        ({"eos_token_id": None}, r"names no token that ends an answer"),
     ],
 )
 def test_broken_vocabularies_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -187,7 +190,7 @@ def test_broken_vocabularies_are_refused(fields: dict[str, Any], message: str) -
 
 
 def sentencepiece(seed: int, **fields: Any) -> dict[str, Any]:
-    """Metadata of a vocabulary of PIECES with random scores, all bytes, and two added tokens."""
+    """Return metadata of PIECES with random scores, all bytes, and two added tokens."""
     generator = np.random.default_rng(seed)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *PIECES, "<end>", "  "]
     types = [2, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(PIECES), CONTROL, USER_DEFINED]
@@ -200,8 +203,8 @@ def sentencepiece(seed: int, **fields: Any) -> dict[str, Any]:
     return {f"tokenizer.ggml.{k}": v for k, v in metadata.items() if v is not None}
 
 
-def merged_by_hand(text: str, scores: dict[str, float]) -> list[str]:
-    """SentencePiece's rule: join the neighbours with the best union, the leftmost of equals."""
+def merge_by_hand(text: str, scores: dict[str, float]) -> list[str]:
+    """Apply SentencePiece's rule: join the neighbours with the best union, leftmost first."""
     symbols = list(text)
     while True:
         unions = [
@@ -233,12 +236,12 @@ def test_merging_by_score_equals_brute_force(seed: int) -> None:
     for length in range(1, 40):
         text = "".join(generator.choice(["a", "b", "c", "é", "🙂", "\n"], length))
         text = text.replace("bb", "b b")
-        expected = merged_by_hand(SPACE + text.replace(" ", SPACE), known)
+        expected = merge_by_hand(SPACE + text.replace(" ", SPACE), known)
         assert tokenizer.encode(text).tokens == expected, text
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_space_prefix_and_added_tokens() -> None:
+def test_a_space_prefix_follows_added_tokens() -> None:
     with_prefix = sentencepiece(0)
     assert pieces(with_prefix, "b")[0] == SPACE
     assert pieces(with_prefix, "<end>b") == ["<end>", SPACE, "b"]
@@ -249,7 +252,7 @@ def test_space_prefix_and_added_tokens() -> None:
     assert tokenizer.decode(tokenizer.encode(" b").ids) == " b"
 
 
-def test_special_tokens_of_phi3_swallow_the_space_behind_them() -> None:
+def test_special_tokens_of_phi3_remove_the_space_after_them() -> None:
     metadata = sentencepiece(0, add_space_prefix=False)
     assert pieces(metadata, "<end>\nb") == ["<end>", "<0x0A>", "b"]
     metadata["general.name"] = "Phi-3 Mini"
@@ -261,7 +264,7 @@ def test_special_tokens_of_phi3_swallow_the_space_behind_them() -> None:
 
 
 def write_tokenizer(directory: Path, **files: Any) -> Path:
-    """tokenizer.json with `a`, `</s>` (1), `<|im_end|>` (2); `files`: other files by stem."""
+    """Write tokenizer.json with `a`, `</s>` (1), `<|im_end|>` (2), and `files` by stem."""
     tokenizer = Tokenizer(models.BPE({"a": 0}, []))
     tokenizer.add_special_tokens([AddedToken("</s>", special=True), "<|im_end|>"])
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -270,14 +273,14 @@ def write_tokenizer(directory: Path, **files: Any) -> Path:
     return directory
 
 
-def test_generation_config_decides_the_eos_ids(tmp_path: Path) -> None:
+def test_the_generation_config_decides_the_eos_ids(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, generation_config={"eos_token_id": [7, 1]})
     assert read_text_assets(tmp_path, {"eos_token_id": 5}).eos_ids == (7, 1)
     write_tokenizer(tmp_path, generation_config={"eos_token_id": 0})
     assert read_text_assets(tmp_path, {"eos_token_id": 5}).eos_ids == (0,)
 
 
-def test_eos_ids_without_a_generation_config(tmp_path: Path) -> None:
+def test_without_a_generation_config_eos_ids_come_from_other_files(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, tokenizer_config={"eos_token": {"content": "</s>"}})
     assert read_text_assets(tmp_path, {"eos_token_id": [5, 6]}).eos_ids == (5, 6)
     assert read_text_assets(tmp_path, {}).eos_ids == (1,)
@@ -295,7 +298,7 @@ def test_special_tokens_map_is_the_second_choice(tmp_path: Path) -> None:
     assert read_text_assets(tmp_path, {}).special_tokens == {"bos_token": "a", "eos_token": "</s>"}
 
 
-def test_chat_templates(tmp_path: Path) -> None:
+def test_chat_templates_are_found_in_order(tmp_path: Path) -> None:
     config: dict[str, Any] = {"eos_token": "</s>"}
     write_tokenizer(tmp_path, tokenizer_config=config)
     assert read_text_assets(tmp_path, {}).chat_template is None
@@ -311,7 +314,7 @@ def test_chat_templates(tmp_path: Path) -> None:
     assert read_text_assets(tmp_path, {}).chat_template == "four"
 
 
-def test_a_tokenizer_that_is_missing_or_broken(tmp_path: Path) -> None:
+def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json is missing.*save_pretrained"):
         read_text_assets(tmp_path, {})
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')

@@ -1,4 +1,4 @@
-"""How answers end: ids of files, and the token with which the chat template ends a turn."""
+"""Tests of how answers end: EOS ids of files, and the token that ends a turn of the template."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ TEMPLATES = {
 
 
 def write(directory: Path, template: str | None = None, **files: Any) -> Path:
-    """A tiny model; `files`: what to change in files, by stem. Its eos_token is <|pad|>."""
+    """Write a tiny model with eos_token <|pad|>; `files` are changes of its files, by stem."""
     write_plain_model(directory)
     changes = {"tokenizer_config": {"chat_template": template, "eos_token": "<|pad|>"}, **files}
     for stem, content in changes.items():
@@ -51,7 +51,7 @@ def read(directory: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_token_after_an_answer_ends_chats(name: str, tmp_path: Path) -> None:
+def test_the_token_after_an_answer_ends_chat_turns(name: str, tmp_path: Path) -> None:
     template, expected = TEMPLATES[name]
     names = {"eos_token": "<|end|>" if "{{ eos_token" in template else "<|pad|>"}
     config = {"chat_template": template, **names}
@@ -61,7 +61,7 @@ def test_the_token_after_an_answer_ends_chats(name: str, tmp_path: Path) -> None
     assert assets.defaults.chat_eos_ids == (*expected, 0)
 
 
-def test_chats_end_at_the_tokenizers_eos_token_too(tmp_path: Path) -> None:
+def test_chat_turns_also_end_at_the_tokenizers_eos_token(tmp_path: Path) -> None:
     assets = read(write(tmp_path, generation_config={"eos_token_id": [3, 2]}))
     assert (assets.eos_ids, assets.turn_end_ids) == ((3, 2), (PAD,))
 
@@ -69,7 +69,7 @@ def test_chats_end_at_the_tokenizers_eos_token_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", [True, 1.5, float("inf"), float("nan"), "1", -1, [[1]], [None], {}]
 )
-def test_ids_that_are_none_are_refused(value: Any, tmp_path: Path) -> None:
+def test_invalid_eos_ids_are_refused(value: Any, tmp_path: Path) -> None:
     for stem in ("generation_config", "config"):
         path = write(tmp_path / stem, generation_config={})
         data = json.loads((path / f"{stem}.json").read_text())
@@ -82,10 +82,10 @@ def test_ids_that_the_model_does_not_have_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path, generation_config={"eos_token_id": [320, 5, 5, 2**30]})
     assert read(path).eos_ids == (5,)
     path = write(tmp_path, generation_config={"eos_token_id": [320, 400]})
-    with pytest.raises(ModelError, match=r"of ids \[320, 400\] the model has none"):
+    with pytest.raises(ModelError, match=r"the model has none of the ids \[320, 400\]"):
         read(path)
     path = write(tmp_path, generation_config={"eos_token_id": None})
-    assert read(path).eos_ids == (END,)  # config.json's
+    assert read(path).eos_ids == (END,)  # the id of config.json
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,9 @@ def test_ids_that_the_model_does_not_have_are_left_out(tmp_path: Path) -> None:
         ({"do_sample": "yes"}, "do_sample is 'yes', not true or false"),
     ],
 )
-def test_sampling_of_no_use_is_refused(values: dict[str, Any], fault: str, tmp_path: Path) -> None:
+def test_invalid_sampling_numbers_are_refused(
+    values: dict[str, Any], fault: str, tmp_path: Path
+) -> None:
     content = {"do_sample": True, **values}
     with pytest.raises(ModelError, match=fault):
         read(write(tmp_path, generation_config=content))
@@ -106,7 +108,7 @@ def test_sampling_of_no_use_is_refused(values: dict[str, Any], fault: str, tmp_p
     assert read(write(tmp_path, generation_config={**nulls, "top_p": None})).sampling == {}
 
 
-def test_a_gguf_template_is_asked_as_well() -> None:
+def test_the_template_of_a_gguf_file_gives_turn_ends_too() -> None:
     metadata = base_metadata("llama")
     metadata["tokenizer.ggml.token_type"] = [3] * 2 + [1] * (
         len(metadata["tokenizer.ggml.tokens"]) - 2
@@ -116,7 +118,7 @@ def test_a_gguf_template_is_asked_as_well() -> None:
     assert (assets.eos_ids, assets.turn_end_ids) == ((3,), (1,))
 
 
-def test_an_answer_ends_with_the_turn_in_chats_and_with_the_text_elsewhere(tmp_path: Path) -> None:
+def test_answers_end_with_the_turn_only_in_chats(tmp_path: Path) -> None:
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     path = write(tmp_path / "m", template, generation_config={"eos_token_id": PAD})
     options = BuildOptions(precision="fp32", capacity=64)

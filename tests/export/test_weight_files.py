@@ -1,4 +1,4 @@
-"""Which files hold the weights, what a header may say, and what is never opened."""
+"""Tests of which files have the weights, of invalid headers, and of paths never opened."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write_header(
     path.write_bytes(size.to_bytes(8, "little") + text + data)
 
 
-def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
+def test_a_single_file_takes_precedence_over_an_index(tmp_path: Path) -> None:
     write_shards(tmp_path, {"a.safetensors": {"x": random(2, 2), "old": random(3, 2)}})
     write_weights(tmp_path / "model.safetensors", {"x": np.ones((2, 2), np.float32)})
     model = SafetensorsCheckpoint(tmp_path)
@@ -39,14 +39,14 @@ def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.read("x"), 1)
 
 
-def test_all_tensors_of_the_files_of_an_index_count(tmp_path: Path) -> None:
+def test_all_tensors_in_the_files_of_an_index_are_used(tmp_path: Path) -> None:
     shards = {"a.safetensors": {"x": random(2, 2), "y": random(3, 2)}, "b/b.safetensors": {}}
     (tmp_path / "b").mkdir()
     write_shards(tmp_path, shards)
     write_weights(tmp_path / "b" / "b.safetensors", {"y": np.ones((3, 2), np.float32)})
     write_index(tmp_path, {"x": "b/b.safetensors", "y": "a.safetensors"})
     model = SafetensorsCheckpoint(tmp_path)
-    np.testing.assert_array_equal(model.read("y"), 1)  # of the last file, as in transformers
+    np.testing.assert_array_equal(model.read("y"), 1)  # from the last file, as in transformers
     np.testing.assert_array_equal(model.read("x"), random(2, 2))
 
 
@@ -65,10 +65,10 @@ def test_all_tensors_of_the_files_of_an_index_count(tmp_path: Path) -> None:
         ["a"],
     ],
 )
-def test_files_outside_of_the_directory_are_refused(tmp_path: Path, shard: Any) -> None:
+def test_files_outside_the_directory_are_refused(tmp_path: Path, shard: Any) -> None:
     write_weights(tmp_path / "x.safetensors", {"x": random(2, 2)})
     write_index(tmp_path / "model", {"x": shard})
-    with pytest.raises(ModelError, match="has to be the name of a file inside"):
+    with pytest.raises(ModelError, match="must be the name of a file inside"):
         SafetensorsCheckpoint(tmp_path / "model")
 
 
@@ -80,7 +80,7 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight_map", [[1], "a", None, {}, 7])
-def test_a_map_that_is_none_is_refused(tmp_path: Path, weight_map: Any) -> None:
+def test_an_invalid_weight_map_is_refused(tmp_path: Path, weight_map: Any) -> None:
     with pytest.raises(ModelError, match=r"index\.json: weight_map is"):
         SafetensorsCheckpoint(write_index(tmp_path, weight_map))
 
@@ -100,13 +100,13 @@ def test_a_model_card_that_is_a_pipe_has_no_license(tmp_path: Path) -> None:
     assert SafetensorsCheckpoint(tmp_path).license is None
 
 
-def test_a_model_card_of_many_empty_lines_is_read_at_once(tmp_path: Path) -> None:
+def test_a_model_card_with_many_empty_lines_is_read_quickly(tmp_path: Path) -> None:
     write_model(tmp_path, {"m": random(2, 2)})
     (tmp_path / "README.md").write_text("---" + "\n" * 200_000)
     assert SafetensorsCheckpoint(tmp_path).license is None
 
 
-def test_a_file_in_place_of_a_directory_is_refused(tmp_path: Path) -> None:
+def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, {"m": random(2, 2)})
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").mkdir()
@@ -121,10 +121,10 @@ def test_adapters_are_refused(tmp_path: Path) -> None:
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_weights_under_other_names_are_named(tmp_path: Path) -> None:
+def test_weights_under_other_names_are_reported(tmp_path: Path) -> None:
     write_model(tmp_path, {"m": random(2, 2)})
     (tmp_path / "model.safetensors").rename(tmp_path / "consolidated.safetensors")
-    with pytest.raises(ModelError, match=r"there is consolidated\.safetensors, which"):
+    with pytest.raises(ModelError, match=r"does not load consolidated\.safetensors"):
         SafetensorsCheckpoint(tmp_path)
 
 
@@ -153,7 +153,7 @@ BROKEN_HEADERS: list[tuple[Any, int, str]] = [
 
 
 @pytest.mark.parametrize(("header", "data_bytes", "message"), BROKEN_HEADERS)
-def test_headers_are_checked_as_strictly_as_the_library_does(
+def test_headers_are_checked_as_strictly_as_by_the_library(
     tmp_path: Path, header: Any, data_bytes: int, message: str
 ) -> None:
     write_model(tmp_path, {})
@@ -165,23 +165,23 @@ def test_headers_are_checked_as_strictly_as_the_library_does(
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_a_tensor_that_a_header_gives_twice(tmp_path: Path) -> None:
+def test_a_tensor_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, {})
     once = json.dumps({"a": entry()})
     write_header(tmp_path / "model.safetensors", f"{once[:-1]}, {once[1:]}", bytes(16))
-    with pytest.raises(ModelError, match="'a' is there twice"):
+    with pytest.raises(ModelError, match="'a' occurs twice"):
         SafetensorsCheckpoint(tmp_path)
 
 
 @pytest.mark.parametrize("header_bytes", [0, 1, 10**10, 2**63])
-def test_sizes_of_a_header_that_no_file_has(tmp_path: Path, header_bytes: int) -> None:
+def test_impossible_header_sizes_are_refused(tmp_path: Path, header_bytes: int) -> None:
     write_model(tmp_path, {})
     write_header(tmp_path / "model.safetensors", "{}", b"", header_bytes)
     with pytest.raises(ModelError, match=f"its header of {header_bytes} bytes does not fit"):
         SafetensorsCheckpoint(tmp_path)
 
 
-def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_is_reported(tmp_path: Path) -> None:
     model = SafetensorsCheckpoint(write_model(tmp_path, {"m": random(40, 4)}))
     os.truncate(tmp_path / "model.safetensors", 200)
     with pytest.raises(ModelError, match="became shorter while it was read"):

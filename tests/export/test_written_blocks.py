@@ -1,4 +1,4 @@
-"""Blocks that a graph's native operators get: from those of a file, or rounded from its weights."""
+"""Blocks for native operators are copied from a file, or rounded from its weights."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,12 +36,12 @@ RNG = np.random.default_rng(0)
 
 
 class Written:
-    """Initializers of NativeWeights; all are written before the first is read."""
+    """Initializers of NativeWeights; all of them are written before the first one is read."""
 
     def __init__(self, file: WeightFile, weights: NativeWeights, pieces: list[int]) -> None:
         self._file = file
         self.weights = weights
-        self.pieces = pieces  # bytes of each
+        self.pieces = pieces  # size of each piece in bytes
 
     def blocks(self, weight: BlockWeight, num_rows: int) -> Blocks:
         self._file.__exit__(None, None, None)
@@ -56,7 +56,7 @@ def _array(value: ir.Value) -> np.ndarray:
 
 
 class Writing(Protocol):
-    """What the fixture gives: NativeWeights of a source, in a file of their own."""
+    """The type of the fixture: a function that writes NativeWeights of a source to a new file."""
 
     def __call__(
         self, source: TensorSource, precision: str = "int4", moments: Moments | None = None
@@ -79,11 +79,11 @@ def written(tmp_path: Path) -> Iterator[Writing]:
         yield write
 
 
-def test_a_file_in_4_bits_keeps_its_blocks(tmp_path: Path, written: Writing) -> None:
+def test_4_bit_blocks_of_a_file_are_kept(tmp_path: Path, written: Writing) -> None:
     kinds = {"attn": Kind.Q4_1, "ffn_gate": Kind.Q4_0, "ffn_up": Kind.Q4_0, "ffn_down": Kind.Q8_0}
     checkpoint = write_quantized(tmp_path / "m.gguf", {**kinds, "token_embd": Kind.Q8_0})
-    of_no_use = {label: np.full((64, 64), np.nan, np.float32) for label in ("qkv", "mixed")}
-    file = written(checkpoint, moments=of_no_use)
+    unused = {label: np.full((64, 64), np.nan, np.float32) for label in ("qkv", "mixed")}
+    file = written(checkpoint, moments=unused)
     table = file.weights.table(EMBEDDINGS)
     assert table is file.weights.table(EMBEDDINGS)
     assert (table.bits, table.minima) == (8, None)
@@ -104,7 +104,7 @@ def test_a_file_in_4_bits_keeps_its_blocks(tmp_path: Path, written: Writing) -> 
     np.testing.assert_array_equal(dequantized(file.blocks(table, 40)), checkpoint.read(EMBEDDINGS))
 
 
-def test_gate_and_up_are_in_the_order_of_the_operator(tmp_path: Path, written: Writing) -> None:
+def test_gate_and_up_have_the_row_order_of_the_operator(tmp_path: Path, written: Writing) -> None:
     checkpoint = write_quantized(tmp_path / "m.gguf", {"ffn": Kind.Q4_0})
     file = written(checkpoint)
     weight = file.weights.gated_weight("mlp", MLP[0], MLP[1])
@@ -113,7 +113,7 @@ def test_gate_and_up_are_in_the_order_of_the_operator(tmp_path: Path, written: W
         np.testing.assert_array_equal(groups[:, side].reshape(96, HIDDEN), checkpoint.read(name))
 
 
-def test_a_file_in_8_bits_is_rounded_to_4(tmp_path: Path, written: Writing) -> None:
+def test_8_bit_blocks_of_a_file_are_rounded_to_4_bits(tmp_path: Path, written: Writing) -> None:
     tensors = llama_tensors(tied=False)
     kinds = {"blk": Kind.Q8_0, "token_embd": Kind.Q4_0, "output.weight": Kind.Q8_0}
     checkpoint = write_quantized(tmp_path / "m.gguf", kinds, tensors=tensors)
@@ -131,7 +131,7 @@ def test_a_file_in_8_bits_is_rounded_to_4(tmp_path: Path, written: Writing) -> N
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_int8_holds_all_blocks_of_a_file(tmp_path: Path, written: Writing) -> None:
+def test_int8_keeps_all_blocks_of_a_file(tmp_path: Path, written: Writing) -> None:
     kinds = {"attn_q": Kind.Q4_0, "attn_k": Kind.Q5_1, "attn_v": Kind.Q8_0, "token": Kind.Q4_0}
     checkpoint = write_quantized(tmp_path / "m.gguf", kinds)
     file = written(checkpoint, "int8")
@@ -146,7 +146,7 @@ def test_int8_holds_all_blocks_of_a_file(tmp_path: Path, written: Writing) -> No
     assert relative_error(found, checkpoint.read(MLP[2])) < 0.01
 
 
-def test_blocks_fitted_to_4_bits_are_fitted_again_to_8(tmp_path: Path, written: Writing) -> None:
+def test_k_quants_are_fitted_to_4_or_8_bits(tmp_path: Path, written: Writing) -> None:
     metadata = base_metadata("llama") | {"llama.embedding_length": 256}
     tensors = {"token_embd.weight": (k_quant_bytes(Kind.Q3_K, 40, 256), Kind.Q3_K)}
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, {}, tensors)
@@ -160,7 +160,7 @@ def test_blocks_fitted_to_4_bits_are_fitted_again_to_8(tmp_path: Path, written: 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_weights_beyond_float16_are_named(written: Writing, bits: int) -> None:
+def test_weights_beyond_float16_are_refused(written: Writing, bits: int) -> None:
     weights = np.ones((5, 64), np.float32)
     weights[3, 40] = 1e30
     source = ArrayCheckpoint({}, {HEAD: weights})
@@ -173,7 +173,7 @@ def test_weights_beyond_float16_are_named(written: Writing, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_weights_of_which_nothing_is_left_are_refused(written: Writing, bits: int) -> None:
+def test_weights_that_all_round_to_zero_are_refused(written: Writing, bits: int) -> None:
     weights = (SKEWED[:, :64] * 1e-10).astype(np.float32)
     source = ArrayCheckpoint({}, {HEAD: weights, EMBEDDINGS: np.zeros((4, 64), np.float32)})
     with pytest.raises(ModelError, match=r"of lm_head.weight are so small that all are 0"):
@@ -183,8 +183,8 @@ def test_weights_of_which_nothing_is_left_are_refused(written: Writing, bits: in
     assert not dequantized(zeros).any()
 
 
-class CountedReads(ArrayCheckpoint):
-    """Knows the most numbers that were read at once."""
+class CountingCheckpoint(ArrayCheckpoint):
+    """A checkpoint that records the largest number of values read at once."""
 
     most = 0
 
@@ -196,7 +196,7 @@ class CountedReads(ArrayCheckpoint):
 
 def test_weights_are_read_and_written_in_pieces(written: Writing) -> None:
     weights = RNG.normal(size=(6000, 1024)).astype(np.float32)
-    source = CountedReads({}, {MLP[0]: weights, MLP[1]: weights[::-1].copy()})
+    source = CountingCheckpoint({}, {MLP[0]: weights, MLP[1]: weights[::-1].copy()})
     file = written(source, "int8")
     file.weights.weight("both", MLP[:2])
     file.weights.gated_weight("gated", MLP[0], MLP[1])

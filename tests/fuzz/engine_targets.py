@@ -1,4 +1,4 @@
-"""Parsers of an engine directory and of adapters."""
+"""Fuzz targets: parsers of an engine directory and of adapters."""
 
 import hashlib
 import json
@@ -98,7 +98,7 @@ def engine_targets() -> list[Target]:
 
 
 def _values(seed: Any, read: Callable[[str], Any]) -> Callable[[Path], Execute]:
-    """A parser of a JSON text."""
+    """Return the preparation of a target that parses a JSON text."""
 
     def prepare(_: Path) -> Execute:
         def execute(rng: random.Random) -> None:
@@ -113,28 +113,28 @@ def _read_plan(text: str) -> None:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        return  # the manifest's reader has refused that
+        return  # the reader of the manifest refuses these earlier
     if isinstance(data, dict) and all(isinstance(value, str) for value in data.values()):
         PlanInfo.from_manifest(data)
 
 
-def _copied_engine(directory: Path) -> tuple[Path, dict[str, Any]]:
+def _copy_engine(directory: Path) -> tuple[Path, dict[str, Any]]:
     engine = directory / "engine"
     shutil.copytree(TINY_ENGINE, engine)
     return engine, json.loads((engine / MANIFEST_FILE).read_text())
 
 
-def _with_file(engine: Path, manifest: dict[str, Any], name: str, data: bytes) -> dict[str, Any]:
-    """Write a file of the engine, and its size and hash into the manifest."""
+def _write_file(engine: Path, manifest: dict[str, Any], name: str, data: bytes) -> dict[str, Any]:
+    """Write a file of the engine, record its size and hash, and return the new manifest."""
     (engine / name).write_bytes(data)
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    told = {**manifest, "files": {**manifest["files"], name: entry}}
-    (engine / MANIFEST_FILE).write_text(json.dumps(told))
-    return told
+    written = {**manifest, "files": {**manifest["files"], name: entry}}
+    (engine / MANIFEST_FILE).write_text(json.dumps(written))
+    return written
 
 
 def _manifest(directory: Path) -> Execute:
-    engine, manifest = _copied_engine(directory)
+    engine, manifest = _copy_engine(directory)
     seeds = [manifest, {**manifest, "backend": "tensorrt-rtx", "format_version": 3, "plan": PLAN}]
 
     def execute(rng: random.Random) -> None:
@@ -163,13 +163,13 @@ def _generation(directory: Path) -> Execute:
 
 
 def _calibration(directory: Path) -> Execute:
-    engine, manifest = _copied_engine(directory)
+    engine, manifest = _copy_engine(directory)
     seed = {"quality": QUALITY, "latency": LATENCY, "acceptance": ACCEPTANCE}
 
     def execute(rng: random.Random) -> None:
-        mutated = Mutator(rng, (*WORDS, *QUALITY, *LATENCY, *ACCEPTANCE)).mutated(seed)
+        mutated = Mutator(rng, (*WORDS, *QUALITY, *LATENCY, *ACCEPTANCE)).mutate(seed)
         data = json.dumps(mutated).encode()
-        _with_file(engine, manifest, CALIBRATION_FILE, data)
+        _write_file(engine, manifest, CALIBRATION_FILE, data)
         read_quality(open_engine(engine))
         if isinstance(mutated, dict):
             Latency.from_json(mutated.get("latency"), "device.json")
@@ -190,17 +190,17 @@ def _adapter(directory: Path) -> Execute:
 
 
 def safetensors_bytes(rng: random.Random, seed: bytes) -> bytes:
-    """A safetensors file with another header, or with other bytes anywhere."""
+    """Return a safetensors file with its header mutated, or with bytes changed anywhere."""
     mutator = Mutator(rng, WORDS)
     if rng.random() < 0.3:
-        return mutator.mutated_bytes(seed)
+        return mutator.mutate_bytes(seed)
     length = struct.unpack("<Q", seed[:8])[0]
     header = json.loads(seed[8 : 8 + length])
     if "__metadata__" in header and rng.random() < 0.5:
         key = rng.choice(list(header["__metadata__"]))
         text = header["__metadata__"][key]
         try:
-            header["__metadata__"][key] = json.dumps(mutator.mutated(json.loads(text)))
+            header["__metadata__"][key] = json.dumps(mutator.mutate(json.loads(text)))
         except ValueError:
             header["__metadata__"][key] = mutator.text_value()
         changed = json.dumps(header).encode("utf-8", "surrogatepass")
@@ -214,7 +214,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _pairs(directory: Path) -> Execute:
-    engine, manifest = _copied_engine(directory)
+    engine, manifest = _copy_engine(directory)
     tables = {"left": np.ones((320, 4), np.float16), "right": np.ones((320, 4), np.float16)}
     plain, seed = Adapter.load(TINY_ENGINE / "adapter.safetensors"), save(tables)
     left = np.ones((plain.identity.hidden_size, 4), np.float32)
@@ -222,11 +222,11 @@ def _pairs(directory: Path) -> Execute:
     adapter = replace(plain, pairs=pairs)
     adapter.save(directory / ADAPTER_FILE)
     data = (directory / ADAPTER_FILE).read_bytes()
-    manifest = _with_file(engine, {**manifest, "pair_rank": 4}, ADAPTER_FILE, data)
+    manifest = _write_file(engine, {**manifest, "pair_rank": 4}, ADAPTER_FILE, data)
     parents, candidates = np.array([0, 319]), np.array([5, 300])
 
     def execute(rng: random.Random) -> None:
-        _with_file(engine, manifest, PAIRS_FILE, safetensors_bytes(rng, seed))
+        _write_file(engine, manifest, PAIRS_FILE, safetensors_bytes(rng, seed))
         read = EnginePairs(open_engine(engine)).tables(adapter)
         if read is not None:
             read.order(parents, candidates, np.zeros(2, np.float32))

@@ -1,4 +1,4 @@
-"""A GGUF file from any metadata at all, right or wrong."""
+"""GGUF files with arbitrary metadata, valid or not."""
 
 import random
 import struct
@@ -23,40 +23,42 @@ ALIGNMENT = 32
 def gguf_bytes(
     metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], rng: random.Random
 ) -> bytes:
-    """The file; float32 tensors. rng: chooses between the types that can hold a number."""
+    """Return a GGUF file with float32 tensors; `rng` chooses among the types that fit a number."""
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
     for key, value in metadata.items():
-        type_id, data = _typed(value, rng)
-        head += _string(key) + struct.pack("<I", type_id) + data
+        type_id, data = _encode_value(value, rng)
+        head += _encode_string(key) + struct.pack("<I", type_id) + data
     data = b""
     for name, array in tensors.items():
         shape = array.shape[::-1]
-        head += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data))
+        head += _encode_string(name) + struct.pack(
+            f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data)
+        )
         data += array.astype("<f4").tobytes()
         data += bytes(-len(data) % ALIGNMENT)
     return head + bytes(-len(head) % ALIGNMENT) + data
 
 
-def _string(text: str) -> bytes:
+def _encode_string(text: str) -> bytes:
     data = text.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(data)) + data
 
 
-def _typed(value: Any, rng: random.Random) -> tuple[int, bytes]:
-    """Type and bytes of a value; null and objects, which the format lacks, become texts."""
+def _encode_value(value: Any, rng: random.Random) -> tuple[int, bytes]:
+    """Return a value's type and bytes; null and objects, which GGUF lacks, become strings."""
     if isinstance(value, bool):
         return BOOL, struct.pack("<?", value)
     if isinstance(value, (int, float)):
-        return _number(value, rng)
+        return _encode_number(value, rng)
     if isinstance(value, list):
-        items = [_typed(item, rng) for item in value]
+        items = [_encode_value(item, rng) for item in value]
         type_id = items[0][0] if items else rng.choice((UINT32, STRING, ARRAY, 99))
         same = [data for kind, data in items if kind == type_id]
         return ARRAY, struct.pack("<IQ", type_id, len(same)) + b"".join(same)
-    return STRING, _string(value if isinstance(value, str) else str(value))
+    return STRING, _encode_string(value if isinstance(value, str) else str(value))
 
 
-def _number(value: float, rng: random.Random) -> tuple[int, bytes]:
+def _encode_number(value: float, rng: random.Random) -> tuple[int, bytes]:
     kinds = (UINT32, INT32, UINT64, INT64) if isinstance(value, int) else (FLOAT32, FLOAT64)
     fitting = []
     for kind in (*kinds, FLOAT64):
@@ -65,5 +67,5 @@ def _number(value: float, rng: random.Random) -> tuple[int, bytes]:
         except (struct.error, OverflowError):
             continue
     if not fitting:
-        return STRING, _string(str(value))
+        return STRING, _encode_string(str(value))
     return fitting[0] if rng.random() < 0.8 else rng.choice(fitting)

@@ -1,4 +1,4 @@
-"""Parsers of models: Hugging Face directories and GGUF files, their tokenizers and templates."""
+"""Fuzz targets: Hugging Face directories and GGUF files, their tokenizers and templates."""
 
 import json
 import random
@@ -74,7 +74,7 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
     {"role": "user", "content": [{"type": "text", "text": "bye"}]},
 ]
-SYSTEM = [{"role": "system", "content": "Answer."}]  # may be left out by a template
+SYSTEM = [{"role": "system", "content": "Answer."}]  # a template may ignore a system message
 
 
 def model_targets() -> list[Target]:
@@ -180,9 +180,9 @@ def _gguf(directory: Path) -> Execute:
         architecture = rng.choice(architectures)
         words = (*metadata[architecture], *(f"{architecture}.{key}" for key in extra))
         mutator = Mutator(rng, (*words, "general.alignment", "tokenizer.ggml.token_type", "yarn"))
-        changed = mutator.mutated(metadata[architecture])
+        changed = mutator.mutate(metadata[architecture])
         data = gguf_bytes(changed if isinstance(changed, dict) else {}, small, rng)
-        path.write_bytes(mutator.mutated_bytes(data) if rng.random() < 0.3 else data)
+        path.write_bytes(mutator.mutate_bytes(data) if rng.random() < 0.3 else data)
         checkpoint = GgufCheckpoint(path)
         expected_shapes(read_architecture(checkpoint.config, CAPACITY))
         checkpoint.text_assets()
@@ -195,7 +195,7 @@ def _template(_: Path) -> Execute:
         mutator = Mutator(rng)
         source = mutator.text(TEMPLATE_PARTS)
         if rng.random() < 0.2:
-            source = mutator.mutated_bytes(source.encode()).decode("utf-8", "replace")
+            source = mutator.mutate_bytes(source.encode()).decode("utf-8", "replace")
         ChatTemplate(source).render(rng.choice((MESSAGES, SYSTEM)))
 
     return execute

@@ -1,4 +1,4 @@
-"""Seeded mutations of JSON values, texts and bytes, with the values that parsers stumble over."""
+"""Seeded mutations of JSON values, texts and bytes, with values that parsers often mishandle."""
 
 import copy
 import json
@@ -21,9 +21,11 @@ MANY = 5_000
 
 
 class Mutator:
-    """Makes other values from given ones; the same generator gives the same values.
+    """Mutates values; a generator with the same seed yields the same mutations.
 
-    words: keys and texts that mean something to the parser at hand.
+    Args:
+        rng: The source of all choices.
+        words: Keys and strings that have a meaning to the parser under test.
     """
 
     def __init__(self, rng: random.Random, words: Sequence[str] = ()) -> None:
@@ -31,7 +33,7 @@ class Mutator:
         self.words = words
 
     def value(self) -> Any:
-        """Some value of any type."""
+        """Return a random value of any type."""
         choice = self.rng.randrange(10)
         if choice < 4:
             return self.rng.choice(NUMBERS)
@@ -44,35 +46,35 @@ class Mutator:
     def text_value(self) -> str:
         return self.rng.choice(self.words if self.words and self.rng.random() < 0.5 else TEXTS)
 
-    def mutated(self, value: Any) -> Any:
-        """A copy of a JSON value in which one to four places differ."""
+    def mutate(self, value: Any) -> Any:
+        """Return a copy of a JSON value that was changed one to four times."""
         mutated = copy.deepcopy(value)
         for _ in range(self.rng.choice((1, 1, 1, 2, 4))):
             mutated = self._change(mutated)
         return mutated
 
     def json_bytes(self, value: Any) -> bytes:
-        """A JSON text of a mutated value, which sometimes is no JSON any more."""
-        text = json.dumps(self.mutated(value), ensure_ascii=self.rng.random() < 0.5)
+        """Serialize a mutated value as JSON, sometimes corrupting the text as well."""
+        text = json.dumps(self.mutate(value), ensure_ascii=self.rng.random() < 0.5)
         data = text.encode("utf-8", "surrogatepass")
         choice = self.rng.randrange(40)
         if choice == 0:
-            return self.mutated_bytes(data)
+            return self.mutate_bytes(data)
         if choice == 1:
             return self._deep(data)
         if choice == 2:
             return data.replace(b"1", b"1" * MANY, 1)
         return data
 
-    def mutated_bytes(self, data: bytes) -> bytes:
-        """The bytes with one to four flips, cuts, copies or other numbers."""
+    def mutate_bytes(self, data: bytes) -> bytes:
+        """Return the bytes after one to four flips, cuts, copies or overwritten numbers."""
         mutated = bytearray(data)
         for _ in range(self.rng.choice((1, 1, 2, 4))):
             self._change_bytes(mutated)
         return bytes(mutated)
 
     def text(self, parts: Sequence[str], most: int = 12) -> str:
-        """Some of the parts, one after the other."""
+        """Concatenate randomly chosen parts, at most `most` of them."""
         return "".join(self.rng.choice(parts) for _ in range(self.rng.randint(1, most)))
 
     def _change(self, root: Any) -> Any:
@@ -101,7 +103,7 @@ class Mutator:
             holder.insert(self.rng.randint(0, len(holder)), self.value())
 
     def _near(self, value: Any) -> Any:
-        """A value of the same type, close to this one."""
+        """Return a value close to this one, mostly of the same type."""
         if isinstance(value, bool) or value is None:
             return not value
         if isinstance(value, (int, float)):
@@ -143,7 +145,7 @@ class Mutator:
 
 
 def _holders(root: Any) -> list[tuple[Any, Any]]:
-    """Every place of a JSON value: the list or object that holds it, and its index or key."""
+    """List every position in a JSON value: its list or object, and its index or key."""
     found: list[tuple[Any, Any]] = []
     waiting = [root]
     while waiting:

@@ -1,4 +1,4 @@
-"""Parsers of what users ask: requests, options, grammars, prompt files and generated data."""
+"""Fuzz targets: requests, options, grammars, prompt files and generated data."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from bita.data.prompts import read_questions
 from bita.errors import BitaError
 from bita.runtime.options import Options
 from bita.runtime.serving.errors import RequestError
-from bita.runtime.serving.requests import ChatRequest, CompletionRequest, parsed
+from bita.runtime.serving.requests import ChatRequest, CompletionRequest, parse_request
 from bita.runtime.text import grammar_child, grammar_trial
 from bita.runtime.text.chat_template import ChatTemplate
 from bita.runtime.text.grammar import Grammar, GrammarCompiler
@@ -127,7 +127,7 @@ def request_targets() -> list[Target]:
 def _request(kind: Any, seed: dict[str, Any]) -> Any:
     def prepare(_: Path) -> Execute:
         def execute(rng: random.Random) -> None:
-            request = parsed(kind, Mutator(rng, REQUEST_WORDS).json_bytes(seed))
+            request = parse_request(kind, Mutator(rng, REQUEST_WORDS).json_bytes(seed))
             request.prompts()
             request.options({}, 16)
 
@@ -138,19 +138,19 @@ def _request(kind: Any, seed: dict[str, Any]) -> Any:
 
 def _options(_: Path) -> Execute:
     def execute(rng: random.Random) -> None:
-        changed = Mutator(rng, tuple(OPTIONS)).mutated(OPTIONS)
+        changed = Mutator(rng, tuple(OPTIONS)).mutate(OPTIONS)
         if isinstance(changed, dict):
             Options.of(**{str(key): value for key, value in changed.items()})
 
     return execute
 
 
-def _run_forked(order: str, is_wanted: Callable[[], bool]) -> grammar_trial.Trial:
-    """What `grammar_trial._run` does, in a fork of this process, which takes a hundredth of it."""
+def _run_forked(request: str, is_wanted: Callable[[], bool]) -> grammar_trial.Trial:
+    """Replace `grammar_trial._run`; a fork takes a hundredth of the time of a new process."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        sys.stdin, sys.stdout = io.StringIO(order), os.fdopen(writer, "w")
+        sys.stdin, sys.stdout = io.StringIO(request), os.fdopen(writer, "w")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             grammar_child.main()
@@ -160,9 +160,9 @@ def _run_forked(order: str, is_wanted: Callable[[], bool]) -> grammar_trial.Tria
             os._exit(1)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        printed = pipe.read()
     _, status = os.waitpid(child, 0)
-    return grammar_trial._verdict(os.waitstatus_to_exitcode(status), told, "")
+    return grammar_trial._judge(os.waitstatus_to_exitcode(status), printed, "")
 
 
 def _compiler() -> GrammarCompiler:
@@ -171,7 +171,7 @@ def _compiler() -> GrammarCompiler:
 
 
 def _follow(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random) -> None:
-    """Compile a grammar and take a few of the tokens that it allows."""
+    """Compile a grammar and take a few tokens that it allows."""
     matcher = compiler.compile(grammar)
     for _ in range(3):
         allowed = matcher.allowed()
@@ -184,7 +184,7 @@ def _schema(_: Path) -> Execute:
     compiler = _compiler()
 
     def execute(rng: random.Random) -> None:
-        _follow(compiler, Grammar.json_schema(Mutator(rng, SCHEMA_WORDS).mutated(SCHEMA)), rng)
+        _follow(compiler, Grammar.json_schema(Mutator(rng, SCHEMA_WORDS).mutate(SCHEMA)), rng)
 
     return execute
 
@@ -290,7 +290,7 @@ def _messages(_: Path) -> Execute:
     ]
 
     def execute(rng: random.Random) -> None:
-        changed = Mutator(rng, ("role", "content", "text", "image_url", "system")).mutated(seed)
+        changed = Mutator(rng, ("role", "content", "text", "image_url", "system")).mutate(seed)
         template.render(changed)
 
     return execute

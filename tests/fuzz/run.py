@@ -1,9 +1,10 @@
-"""Feed every parser with mutated inputs, and report what is not one of the project's own errors.
+"""Feed mutated inputs to every parser and report all errors that are not the project's own.
 
     python tests/fuzz/run.py [TARGET ...] [--executions 100000] [--seconds S] [--seed 0]
     python tests/fuzz/run.py TARGET --repeat NUMBER    one execution alone, with its traceback
 
-One line a target; exit status 1 if there was a fault. Inputs follow from target, seed and number.
+Prints one line for each target; the exit status is 1 if there was a fault. Target, seed and number
+determine an input.
 """
 
 import argparse
@@ -13,21 +14,21 @@ import tempfile
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
-os.environ["RUST_BACKTRACE"] = "0"  # of panics, which takes longer than the parsers
+os.environ["RUST_BACKTRACE"] = "0"  # a panic's backtrace takes longer than the parsers
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from engine_targets import engine_targets
 from model_targets import model_targets
 from request_targets import request_targets
-from running import Outcome, Target, by_name, fuzz, generator_of
+from running import Outcome, Target, fuzz, generator_of, select_targets
 
-MAX_SHOWN = 3  # numbers of executions that are named for one fault
+MAX_SHOWN = 3  # execution numbers listed for one fault
 
 
 def main() -> int:
     targets = [*engine_targets(), *model_targets(), *request_targets()]
     args = _arguments([target.name for target in targets])
-    chosen = [*by_name(targets, args.targets)]
+    chosen = [*select_targets(targets, args.targets)]
     if args.repeat is not None:
         with tempfile.TemporaryDirectory() as directory:
             return _repeat(chosen[0], Path(directory), args.seed, args.repeat)
@@ -44,16 +45,18 @@ def main() -> int:
 def _arguments(names: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"default: all of {names}")
-    parser.add_argument("--executions", type=int, default=100_000, help="of each target")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all targets")
+    parser.add_argument("--executions", type=int, default=100_000, help="executions of each target")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="time limit for all targets together"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeat", type=int, metavar="NUMBER")
     args = parser.parse_args()
     unknown = [name for name in args.targets if name not in names]
     if unknown:
-        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(names)}")
+        parser.error(f"unknown target: {', '.join(unknown)}; known: {', '.join(names)}")
     if args.repeat is not None and len(args.targets) != 1:
-        parser.error("--repeat goes with one target")
+        parser.error("--repeat requires exactly one target")
     return args
 
 
@@ -67,9 +70,9 @@ def _repeat(target: Target, directory: Path, seed: int, number: int) -> int:
 
 def _report(target: Target, outcome: Outcome) -> None:
     print(
-        f"{target.name}: {outcome.executions} executions, {outcome.taken} taken, "
+        f"{target.name}: {outcome.executions} executions, {outcome.taken} accepted, "
         f"{outcome.refused} refused, slowest {outcome.slowest:.2f} s, "
-        f"{outcome.grown_bytes / 1e6:.0f} MB more, {len(outcome.faults)} faults",
+        f"grew by {outcome.grown_bytes / 1e6:.0f} MB, {len(outcome.faults)} faults",
         flush=True,
     )
     for what, numbers in outcome.faults.items():

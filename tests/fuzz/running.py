@@ -1,4 +1,4 @@
-"""Runs one target many times in a process of its own, and collects what went wrong."""
+"""Runs one target many times in a separate process and collects the faults."""
 
 import multiprocessing
 import random
@@ -11,52 +11,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_SECONDS = 2.0  # of the processor, for one execution
-MAX_BYTES = 1 << 30  # that one target may take, over what its process had at the start
-HANG_SECONDS = 60.0  # without an execution that ends
+MAX_SECONDS = 2.0  # processor time of one execution
+MAX_BYTES = 1 << 30  # memory growth allowed to the process of one target
+HANG_SECONDS = 60.0  # without a message from the process
 
 Execute = Callable[[random.Random], None]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A parser under test.
-
-    prepare: called once in the process, with a directory of its own; returns what makes one input
-    from a generator and reads it. allowed: errors of the project's own, by which it refuses.
-    """
+    """A parser under test."""
 
     name: str
-    prepare: Callable[[Path], Execute]
-    allowed: tuple[type[BaseException], ...]
+    prepare: Callable[[Path], Execute]  # called once, in the child; makes the function to repeat
+    allowed: tuple[type[BaseException], ...]  # the project's errors by which it refuses an input
 
 
 @dataclass
 class Outcome:
-    """taken, refused: executions without an error, and with an allowed one. faults: where an
-    error of another kind arose, and the numbers of the executions. slowest: seconds.
-    """
+    """The result of fuzzing one target."""
 
-    taken: int = 0
-    refused: int = 0
-    faults: dict[str, list[int]] = field(default_factory=dict)
+    taken: int = 0  # executions without an error
+    refused: int = 0  # executions that ended with an allowed error
+    faults: dict[str, list[int]] = field(default_factory=dict)  # site: numbers of the executions
     executions: int = 0
-    slowest: float = 0.0
-    grown_bytes: int = 0
+    slowest: float = 0.0  # seconds of processor time
+    grown_bytes: int = 0  # growth of resident memory
 
     def add_fault(self, what: str, number: int) -> None:
         self.faults.setdefault(what, []).append(number)
 
 
 def generator_of(target: str, seed: int, number: int) -> random.Random:
-    """The generator of one execution, so that it can be repeated alone."""
+    """Return the generator of one execution, so that it can be repeated alone."""
     return random.Random(f"{target}:{seed}:{number}")
 
 
 def fuzz(
     target: Target, directory: Path, seed: int, executions: int, seconds: float = float("inf")
 ) -> Outcome:
-    """Run a target so many times, or for so long; a process that dies or hangs is a fault."""
+    """Run a target until either limit is reached; a process that dies or hangs is a fault."""
     outcome, start = Outcome(), 0
     deadline = time.monotonic() + seconds
     while start < executions and time.monotonic() < deadline:
@@ -72,7 +66,7 @@ def _run_child(
     deadline: float,
     outcome: Outcome,
 ) -> int:
-    """Run executions in a child; returns the number after the last one that ended or was killed."""
+    """Run executions in a child process and return the number at which to continue."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(target, directory, seed, numbers, deadline, sender))
@@ -118,7 +112,7 @@ def _work(
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     counts: Counter[str] = Counter()
-    slowest, told = 0.0, time.monotonic()
+    slowest, reported = 0.0, time.monotonic()
     for number in numbers:
         sender.send((number, "start", None))
         began = time.process_time()
@@ -127,7 +121,7 @@ def _work(
             counts["taken"] += 1
         except target.allowed:
             counts["refused"] += 1
-        except BaseException as error:  # a panic of Rust is no Exception
+        except BaseException as error:  # a Rust panic is not an Exception
             sender.send((number, "fault", _site(error)))
         seconds = time.process_time() - began
         if seconds > MAX_SECONDS:
@@ -135,10 +129,10 @@ def _work(
         slowest = max(slowest, seconds)
         if time.monotonic() > deadline:
             break
-        if time.monotonic() > told + 1:
+        if time.monotonic() > reported + 1:
             sender.send((number, "counts", dict(counts)))
             counts.clear()
-            told = time.monotonic()
+            reported = time.monotonic()
     sender.send((number, "counts", dict(counts)))
     sender.send((number, "slowest", slowest))
     grown = _resident_bytes() - resident
@@ -148,7 +142,7 @@ def _work(
 
 
 def _site(error: BaseException) -> str:
-    """The error's type and the innermost place of the project that it passed."""
+    """Return the error's type and the innermost line of the project in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/tests/" not in frame.filename and _is_ours(frame)]
     frame = ours[-1] if ours else frames[-1]
@@ -156,8 +150,8 @@ def _site(error: BaseException) -> str:
 
 
 def _is_ours(frame: traceback.FrameSummary) -> bool:
-    rooms = ("/bita/", "/export/", "/runtime/", "/calibration/")
-    return "site-packages" not in frame.filename and any(room in frame.filename for room in rooms)
+    parts = ("/bita/", "/export/", "/runtime/", "/calibration/")
+    return "site-packages" not in frame.filename and any(part in frame.filename for part in parts)
 
 
 def _resident_bytes() -> int:
@@ -169,7 +163,7 @@ def _virtual_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-def by_name(targets: list[Target], names: list[str]) -> Iterator[Target]:
-    """The targets with these names, all for no names. Raises KeyError."""
+def select_targets(targets: list[Target], names: list[str]) -> Iterator[Target]:
+    """Yield the targets with these names, or all targets if there are none."""
     known = {target.name: target for target in targets}
     yield from (known[name] for name in names or known)

@@ -1,4 +1,4 @@
-"""Every parser takes a mutated input or refuses it with one of the project's own errors."""
+"""Every parser accepts a mutated input or refuses it with one of the project's own errors."""
 
 import os
 import subprocess
@@ -63,7 +63,7 @@ def _target(what: str) -> Target:
         ("grows", "MemoryError test_fuzz.py"),
     ],
 )
-def test_a_fault_of_each_kind_is_found(
+def test_every_kind_of_fault_is_found(
     tmp_path: Path, what: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "MAX_SECONDS", 0.1)
@@ -75,7 +75,7 @@ def test_a_fault_of_each_kind_is_found(
     assert outcome.executions == 2
 
 
-def test_refusals_and_taken_inputs_are_counted(tmp_path: Path) -> None:
+def test_accepted_and_refused_inputs_are_counted(tmp_path: Path) -> None:
     assert fuzz(_target("refuses"), tmp_path, 0, 50).refused == 50
     taken = fuzz(_target("returns"), tmp_path, 0, 50)
     assert (taken.taken, taken.refused, taken.faults) == (50, 0, {})

@@ -1,4 +1,4 @@
-"""No adapter changes the text, not with the largest values that float32 has, in any part of it."""
+"""Adapters never change the text, even with the largest float32 values in any part."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ from bita.tree import Tree
 LARGEST = float(np.finfo(np.float32).max)
 SCALES = (1.0, 30.0, 1e3, 6e4, 1e19, 1e37, LARGEST)
 FEW_SCALES = (30.0, 1e3, LARGEST)
-PARTS = ("mask_embeddings", "prefix", "lora", "")  # beginnings of tensors' names
+PARTS = ("mask_embeddings", "prefix", "lora", "")  # prefixes of tensor names
 TREES = (Tree.triangle((4, 3, 2), 3), Tree.chain(3))
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 7}
 NUM_TOKENS = 10
-WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 128}  # whole blocks of int4
+WIDE = {**CONFIG, "hidden_size": 64, "intermediate_size": 128}  # whole int4 blocks
 SOFT_CAPS: Mapping[str, Any] = {
     **WIDE,
     "model_type": "gemma2",
@@ -61,8 +61,8 @@ ENGINES = [
 ]
 
 
-def scaled(adapter: Adapter, part: str, scale: float) -> Adapter:
-    """The adapter with the tensors of a part so many times as large; infinity is cut off."""
+def scale_part(adapter: Adapter, part: str, scale: float) -> Adapter:
+    """Multiply the tensors of a part of an adapter by a factor, clipping at the largest float32."""
 
     def times(name: str, array: np.ndarray) -> np.ndarray:
         if not name.startswith(part):
@@ -78,14 +78,14 @@ def scaled(adapter: Adapter, part: str, scale: float) -> Adapter:
     return Adapter(**tensors, identity=adapter.identity, lora=lora, pairs=pairs)
 
 
-def scaled_adapters(adapter: Adapter, scales: Sequence[float]) -> Iterator[Adapter]:
+def scale_parts(adapter: Adapter, scales: Sequence[float]) -> Iterator[Adapter]:
     for part in PARTS:
         if any(name.startswith(part) for name in adapter.tensors()):
-            yield from (scaled(adapter, part, scale) for scale in scales)
+            yield from (scale_part(adapter, part, scale) for scale in scales)
 
 
-def texts(session: Session) -> list[list[int]]:
-    """Greedy, of a prompt of one piece, and sampled, of one of two."""
+def decode_texts(session: Session) -> list[list[int]]:
+    """Decode a one-piece prompt greedily and a two-piece prompt with sampling."""
     long = prompt_ids(2, session.backend.prefill_rows + 9)
     return [
         session.generate(prompt_ids(1, 9), NUM_TOKENS, ignore_eos=True).token_ids,
@@ -93,23 +93,23 @@ def texts(session: Session) -> list[list[int]]:
     ]
 
 
-def assert_text_is_that_of_ar(session: Session, mode: str, scales: Sequence[float]) -> None:
-    """min_rows 2 makes the bits of both equal, in mode "tree" those along the spine."""
+def assert_text_equals_plain_decoding(session: Session, mode: str, scales: Sequence[float]) -> None:
+    """Compare texts; min_rows 2 makes both bit-identical, along the spine in mode "tree"."""
     ordinary = random_adapter(session.adapter.identity, 3, 2, 1.0, 3, session.adapter.lora)
     plain = session.using(tree=Tree.root_only(), adapter=ordinary, min_rows=2)
-    expected = texts(plain)
-    for number, adapter in enumerate(scaled_adapters(ordinary, scales)):
+    expected = decode_texts(plain)
+    for number, adapter in enumerate(scale_parts(ordinary, scales)):
         tree = TREES[number % len(TREES)]
         drafting = session.using(tree=tree, adapter=adapter, mode=mode, min_rows=2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            assert texts(drafting) == expected
-    assert texts(plain) == expected
+            assert decode_texts(drafting) == expected
+    assert decode_texts(plain) == expected
 
 
 @pytest.mark.parametrize("mode", ["exact", "tree"])
-def test_the_text_of_the_tiny_engine(tiny_engine: Path, mode: str) -> None:
-    assert_text_is_that_of_ar(Session.open(tiny_engine, num_threads=1), mode, SCALES)
+def test_no_adapter_changes_the_text_of_the_tiny_engine(tiny_engine: Path, mode: str) -> None:
+    assert_text_equals_plain_decoding(Session.open(tiny_engine, num_threads=1), mode, SCALES)
 
 
 Checkpoints = Callable[[str], tuple[Checkpoint, Seen]]
@@ -117,20 +117,20 @@ Checkpoints = Callable[[str], tuple[Checkpoint, Seen]]
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """Of MODELS by name, with the ranges that static 8-bit products need."""
+    """Checkpoints of MODELS by name, with the ranges that static 8-bit products need."""
 
     @cache
     def make(name: str) -> tuple[Checkpoint, Seen]:
         folder = tmp_path_factory.mktemp("models")
         checkpoint = open_checkpoint(str(write_plain_model(folder / "model", config=MODELS[name])))
-        engine = engine_of(checkpoint, "ort", "fp32", folder)
+        engine = build_test_engine(checkpoint, "ort", "fp32", folder)
         text = list(range(4, 200))
         return checkpoint, Seen(ranges=collect_ranges(engine, [text], folder / "ranges"))
 
     return make
 
 
-def engine_of(
+def build_test_engine(
     checkpoint: Checkpoint, dialect: str, precision: str, folder: Path, seen: Seen | None = None
 ) -> Engine:
     identity = identify(checkpoint)
@@ -143,26 +143,28 @@ def engine_of(
 
 
 @pytest.mark.parametrize(("model", "dialect", "precision"), ENGINES)
-def test_the_text_of_every_kind_of_engine(
+def test_no_adapter_changes_the_text_of_any_kind_of_engine(
     checkpoints: Checkpoints, model: str, dialect: str, precision: str, tmp_path: Path
 ) -> None:
-    """With LoRA, which is the first to overflow."""
+    """The adapters have LoRA, which overflows first."""
     if dialect == "native":
         require_library()
     checkpoint, seen = checkpoints(model)
     needs_seen = DIALECTS[dialect].needs_ranges(precision)
-    engine = engine_of(checkpoint, dialect, precision, tmp_path, seen if needs_seen else None)
+    engine = build_test_engine(
+        checkpoint, dialect, precision, tmp_path, seen if needs_seen else None
+    )
     session = Session.open(engine.path, num_threads=1, min_rows=2)
     assert session.adapter.lora
-    assert_text_is_that_of_ar(session, "exact", FEW_SCALES)
+    assert_text_equals_plain_decoding(session, "exact", FEW_SCALES)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_the_text_with_large_pair_scores(
+def test_large_pair_scores_leave_the_text_unchanged(
     checkpoints: Checkpoints, scale: float, tmp_path: Path
 ) -> None:
-    """They order drafts; tables that float16 cannot hold are not built."""
+    """They only order drafts; tables that float16 cannot hold are not built."""
     checkpoint, _ = checkpoints("llama")
     identity = identify(checkpoint)
     rng = np.random.default_rng(0)
@@ -176,23 +178,23 @@ def test_the_text_with_large_pair_scores(
     session = Session.open(tmp_path / "engine", num_threads=1)
     plain = session.using(tree=Tree.root_only(), min_rows=session.min_exact_rows)
     for mode in ("exact", "tree"):
-        assert texts(session.using(mode=mode)) == texts(plain)
+        assert decode_texts(session.using(mode=mode)) == decode_texts(plain)
 
 
-def test_a_text_that_overflows_is_decoded_plainly_and_the_next_is_not(tmp_path: Path) -> None:
-    """float16 overflows in a mask row, whose values every row weighs with zero."""
+def test_only_a_text_that_overflows_is_decoded_plainly(tmp_path: Path) -> None:
+    """float16 overflows in a mask row, whose values get a weight of zero in every other row."""
     checkpoint = open_checkpoint(str(write_plain_model(tmp_path / "model", config=WIDE)))
-    engine = engine_of(checkpoint, "standard", "fp16", tmp_path)
+    engine = build_test_engine(checkpoint, "standard", "fp16", tmp_path)
     session = Session.open(engine.path, num_threads=1, min_rows=2)
     base = random_adapter(session.adapter.identity, 3, 2, 0.4, 3, session.adapter.lora)
     good = session.using(adapter=base, min_rows=2)
-    large = session.using(adapter=scaled(base, "lora", 100), min_rows=2)
+    large = session.using(adapter=scale_part(base, "lora", 100), min_rows=2)
     prompts = [prompt_ids(number) for number in range(6)]
     plain = session.using(tree=Tree.root_only(), adapter=base, min_rows=2)
     expected = [plain.generate(prompt, 30, ignore_eos=True).token_ids for prompt in prompts]
     alone = [good.generate(prompt, 30, ignore_eos=True).token_ids for prompt in prompts]
     num_alone = good.stats.num_accepted.copy()
-    assert num_alone.total() > good.stats.num_steps  # some drafts are right
+    assert num_alone.total() > good.stats.num_steps  # some drafts are accepted
     good.reset_stats()
     with pytest.warns(RuntimeWarning, match="decoded without drafts"):
         found = [large.generate(prompt, 30, ignore_eos=True).token_ids for prompt in prompts]
@@ -205,4 +207,4 @@ def test_a_text_that_overflows_is_decoded_plainly_and_the_next_is_not(tmp_path: 
         plainly = [large.start(prompt, asked, drafts=False).run() for prompt in prompts]
     assert after == [each.token_ids for each in plainly] == expected
     assert {each.num_steps for each in plainly} == {29}
-    assert good.stats.num_accepted == num_alone  # it has its prefix again
+    assert good.stats.num_accepted == num_alone  # the prefix was restored

@@ -1,4 +1,4 @@
-"""Calls of tools under a grammar: valid, begun in a free answer, and the same with a tree."""
+"""Tool calls under a grammar: they are valid, may start in a free answer, and equal with a tree."""
 
 import json
 import random
@@ -44,7 +44,7 @@ TOOLS = read_tools(
 )
 NAMES = [tool.name for tool in TOOLS]
 FORMS = {name: ChatTemplate(source).tool_forms.form for name, source in WITH_TOOLS.items()}
-MARKED = CallForm("<|user|>[", "](", ")", ")<|user|>[")  # with a special token of the engine
+MARKED = CallForm("<|user|>[", "](", ")", ")<|user|>[")  # uses a special token of the engine
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def session(tiny_engine: Path) -> Session:
     return Session.open(tiny_engine, num_threads=1)
 
 
-def walked(session: Session, matcher: GrammarMatcher, seed: int) -> str:
-    """A text of tokens drawn from those that a grammar allows."""
+def sample_text(session: Session, matcher: GrammarMatcher, seed: int) -> str:
+    """Sample a text from the tokens that a grammar allows."""
     draws, codec = random.Random(seed), session.codec
     ids: list[int] = []
     while not matcher.is_complete and len(ids) < 900:
@@ -66,7 +66,7 @@ def walked(session: Session, matcher: GrammarMatcher, seed: int) -> str:
 
 
 def check_calls(parts: list[Part]) -> int:
-    """Count the calls; all that there is are valid ones."""
+    """Assert that all parts are valid calls, and count the calls."""
     names: list[str] = []
     arguments: list[str] = []
     for part in parts:
@@ -89,7 +89,7 @@ def check_calls(parts: list[Part]) -> int:
 
 @pytest.mark.parametrize("is_single", [True, False])
 @pytest.mark.parametrize("name", [*FORMS, "marked"])
-def test_what_a_grammar_of_calls_allows_is_read_as_valid_calls(
+def test_every_text_of_a_call_grammar_is_read_as_valid_calls(
     session: Session, name: str, is_single: bool
 ) -> None:
     form = {**FORMS, "marked": MARKED}[name]
@@ -98,15 +98,15 @@ def test_what_a_grammar_of_calls_allows_is_read_as_valid_calls(
     counts = []
     for seed in range(8):
         for grammar, before in ((whole, ""), (rest, form.trigger)):
-            text = before + walked(session, session._loaded.grammars.compile(grammar), seed)
+            text = before + sample_text(session, session._loaded.grammars.compile(grammar), seed)
             reader = AnswerReader(form, NAMES)
             counts.append(check_calls([*reader.push(text), *reader.close()]))
     assert min(counts) == 1
     assert (max(counts) > 1) == (not is_single and form.join is not None)
 
 
-def test_thinking_may_come_before_calls(session: Session) -> None:
-    text = "<think>\nWhat <tool_call>?</think>\n" + HERMES.written([("grow_more", "{}")])
+def test_thinking_may_precede_calls(session: Session) -> None:
+    text = "<think>\nWhat <tool_call>?</think>\n" + HERMES.write([("grow_more", "{}")])
     for starts_inside in (True, False):
         grammar = CallGrammars(HERMES, session.codec).whole(TOOLS, True, Reasoning(starts_inside))
         given = text.removeprefix("<think>") if starts_inside else text
@@ -114,39 +114,37 @@ def test_thinking_may_come_before_calls(session: Session) -> None:
         assert matcher.take_text(given.encode())
         assert session.eos_ids[0] in matcher.allowed()
         bare = session._loaded.grammars.compile(grammar)
-        assert bare.take_text(HERMES.written([("grow_more", "{}")]).encode())
+        assert bare.take_text(HERMES.write([("grow_more", "{}")]).encode())
         assert (session.eos_ids[0] in bare.allowed()) == (not starts_inside)
 
 
-def test_json_may_stand_instead_of_calls(session: Session) -> None:
+def test_json_may_replace_calls(session: Session) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     grammar = CallGrammars(HERMES, session.codec).whole(TOOLS, True, otherwise=schema)
-    call = HERMES.written([("grow_more", "{}")])
+    call = HERMES.write([("grow_more", "{}")])
     for text, is_taken in ((call, True), ('{"n":1', True), ('{ "n":1', False), ("[1", False)):
         assert session._loaded.grammars.compile(grammar).take_text(text.encode()) == is_taken
 
 
-def test_objects_are_closed_unless_nothing_is_said_of_them(session: Session) -> None:
+def test_objects_without_properties_are_open_unless_strict(session: Session) -> None:
     free = {"type": "object", "properties": {"any": {"type": "object"}}}
     for is_strict in (False, True):
         tool = Tool("free", parameters=free, is_strict=is_strict)
         grammar = CallGrammars(HERMES, session.codec).whole([tool], True)
         for arguments, is_taken in (('{"x"', False), ('{"any": {"x"', not is_strict)):
-            text = HERMES.written([("free", arguments)]).partition(arguments)[0] + arguments
+            text = HERMES.write([("free", arguments)]).partition(arguments)[0] + arguments
             matcher = session._loaded.grammars.compile(grammar)
             assert matcher.take_text(text.encode()) == is_taken
 
 
-def test_too_large_schemas_are_refused(session: Session) -> None:
+def test_schemas_that_are_too_large_are_refused(session: Session) -> None:
     schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}
     with pytest.raises(PromptError, match=r"tools: their grammar has \d+ characters"):
         CallGrammars(HERMES, session.codec).whole([Tool("a", parameters=schema)], True)
 
 
-def a_trigger(session: Session, prompt: list[int]) -> tuple[str, str]:
-    """The letters of a token in a free answer's middle, and the text before they first stand there,
-    which is at that token.
-    """
+def find_trigger(session: Session, prompt: list[int]) -> tuple[str, str]:
+    """Return a token's letters that first occur inside a free answer, and the text before them."""
     answer = session.generate(prompt, 60, ignore_eos=True)
     pieces = [session.codec.token_bytes[token] for token in answer.token_ids]
     for place in range(3, len(pieces)):
@@ -157,7 +155,7 @@ def a_trigger(session: Session, prompt: list[int]) -> tuple[str, str]:
     raise AssertionError(answer.text)
 
 
-def rule_for(session: Session, trigger: str, may_repeat: bool) -> CallRule:
+def make_rule(session: Session, trigger: str, may_repeat: bool) -> CallRule:
     opening = f'{trigger}{{"name": "'
     form = CallForm(opening, '", "arguments": ', "};", f"}};{opening}" if may_repeat else None)
     assert form.trigger == trigger
@@ -167,12 +165,12 @@ def rule_for(session: Session, trigger: str, may_repeat: bool) -> CallRule:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8}, {"repetition_penalty": 1.2}])
-def test_a_call_begins_in_a_free_answer_and_trees_change_nothing(
+def test_a_call_in_a_free_answer_is_the_same_with_any_tree(
     session: Session, options: dict[str, Any], seed: int
 ) -> None:
     prompt = [5 + seed, 9, 40, 7]
-    trigger, _ = a_trigger(session, prompt)
-    rule = rule_for(session, trigger, may_repeat=bool(seed % 2))
+    trigger, _ = find_trigger(session, prompt)
+    rule = make_rule(session, trigger, may_repeat=bool(seed % 2))
     wanted = Options.of(max_new_tokens=200, calls=rule, seed=seed, **options)
     plain = session.using(tree=Tree.root_only(), min_rows=session.min_exact_rows)
     expected = plain.start(prompt, wanted).run()
@@ -184,10 +182,10 @@ def test_a_call_begins_in_a_free_answer_and_trees_change_nothing(
             expected.finish_reason,
         )
     before, found_trigger, rest = expected.text.partition(trigger)
-    if options:  # another text than the one that the trigger was taken from
+    if options:  # the text differs from the one that gave the trigger
         assert not found_trigger or rest.startswith('{"name": "grow')
         return
-    assert before == a_trigger(session, prompt)[1]
+    assert before == find_trigger(session, prompt)[1]
     assert rest.startswith('{"name": "grow')
     calls = expected.text.split(trigger)[1:]
     if rule.may_repeat:
@@ -198,9 +196,11 @@ def test_a_call_begins_in_a_free_answer_and_trees_change_nothing(
     json.loads(calls[0].partition(";")[0])
 
 
-def walked_chain(chooser: Chooser, session: Session, held: list[int]) -> tuple[int, int]:
-    """How many tokens of a chain are accepted by a walk in which the model finds each of them best,
-    and the last token that is chosen.
+def walk_chain(chooser: Chooser, session: Session, held: list[int]) -> tuple[int, int]:
+    """Walk a chain whose tokens are all the model's best.
+
+    Returns:
+        The number of accepted tokens, and the last token chosen.
     """
     best = np.array([*held, 40])
     logits = np.zeros((len(best), session.engine.manifest.vocab_size), np.float32)
@@ -213,27 +213,25 @@ def walked_chain(chooser: Chooser, session: Session, held: list[int]) -> tuple[i
 
 
 @pytest.mark.parametrize("may_repeat", [True, False])
-def test_a_walk_stops_where_a_call_begins_and_where_it_ends(
-    session: Session, may_repeat: bool
-) -> None:
-    rule = rule_for(session, "he", may_repeat)
+def test_a_walk_stops_at_the_start_and_end_of_a_call(session: Session, may_repeat: bool) -> None:
+    rule = make_rule(session, "he", may_repeat)
     codec, grammars = session.codec, session._loaded.grammars
     watch = CallWatch(rule, codec, frozenset())
     switch = CallSwitch(watch, lambda: grammars.compile(rule.grammar))
     chooser = Chooser(Options(calls=rule), [5], [1], 0, calls=switch)
     begins = codec.encode("ahe", add_special_tokens=False)
-    assert walked_chain(chooser, session, [*begins, 41, 42]) == (len(begins) - 1, begins[-1])
+    assert walk_chain(chooser, session, [*begins, 41, 42]) == (len(begins) - 1, begins[-1])
     assert chooser.needs_logits
     call = codec.encode('{"name": "grow_more", "arguments": {}};', add_special_tokens=False)
-    assert walked_chain(chooser, session, [*call, 41, 42]) == (len(call) - 1, call[-1])
+    assert walk_chain(chooser, session, [*call, 41, 42]) == (len(call) - 1, call[-1])
     assert chooser.needs_logits != may_repeat
     assert chooser.matches_grammar != may_repeat
     if may_repeat:
-        assert walked_chain(chooser, session, [41, 42]) == (2, 40)
+        assert walk_chain(chooser, session, [41, 42]) == (2, 40)
 
 
-def test_a_free_answer_without_calls_is_the_greedy_one_without_logits(session: Session) -> None:
-    rule = rule_for(session, "no such text", may_repeat=True)
+def test_a_free_answer_without_calls_is_greedy_and_needs_no_logits(session: Session) -> None:
+    rule = make_rule(session, "no such text", may_repeat=True)
     for seed in range(3):
         prompt = [5, 9, seed + 4]
         generation = session.start(prompt, Options(max_new_tokens=40, calls=rule))
@@ -255,7 +253,7 @@ def test_a_free_answer_without_calls_is_the_greedy_one_without_logits(session: S
         ("<think><tool_call>", False, None),
     ],
 )
-def test_the_trigger_is_found_however_the_text_is_cut(
+def test_the_trigger_is_found_in_any_tokenization(
     session: Session, text: str, thinks: bool | None, before: str | None, size: int
 ) -> None:
     reasoning = None if thinks is None else Reasoning(thinks)
@@ -277,7 +275,7 @@ def test_the_trigger_is_found_however_the_text_is_cut(
 @pytest.mark.parametrize(
     ("text", "is_call"), [(' \n{"name": "', 1), ('a {"name": "', 0), ('{"n":', 0)]
 )
-def test_a_call_without_a_mark_begins_the_answer(
+def test_a_call_without_a_marker_starts_the_answer(
     session: Session, text: str, is_call: bool
 ) -> None:
     grammar = CallGrammars(FORMS["llama 3.1"], session.codec).rest(TOOLS, True)

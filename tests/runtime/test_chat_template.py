@@ -290,7 +290,7 @@ def test_golden_gemma_without_generation_prompt() -> None:
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_renders_as_transformers_does(
+def test_templates_render_as_in_transformers(
     name: str, conversation: str, add_generation_prompt: bool
 ) -> None:
     theirs = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -310,7 +310,7 @@ def test_renders_as_transformers_does(
     assert template.render(messages, add_generation_prompt, variables) == expected
 
 
-def test_parts_are_joined_and_the_callers_messages_stay() -> None:
+def test_content_parts_are_joined_and_messages_are_not_modified() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}]
     assert ChatTemplate("{{ messages[0].content }}").render(messages) == "a\nb"
@@ -335,7 +335,7 @@ def test_parts_are_joined_and_the_callers_messages_stay() -> None:
         ([{}, {}], "4 faults:"),
     ],
 )
-def test_unusable_messages_are_refused(messages: Any, message: str) -> None:
+def test_invalid_messages_are_refused(messages: Any, message: str) -> None:
     with pytest.raises(PromptError) as caught:
         ChatTemplate(CHATML).render(messages)
     assert message in str(caught.value)
@@ -349,7 +349,7 @@ def test_unusable_messages_are_refused(messages: Any, message: str) -> None:
         ("{{ nothing.at.all }}", "fails with UndefinedError: 'nothing' is undefined"),
         ("{% for %}", "does not compile: line 1: Expected an expression"),
         ("{{ 1|wordwrap }}", "does not compile: line 1: No filter named 'wordwrap'"),
-        ("x" * 300_000, "has 300000 characters, the limit is 100000"),
+        ("x" * 300_000, "has 300000 characters; the limit is 100000"),
         ("(" * 9000 + "{{ messages[0].content }}", None),
         ("{{ " + "(" * 9000 + ")" * 9000 + " }}", "does not compile"),
         ("{% include 'other' %}", "fails with TypeError: no loader"),
@@ -358,7 +358,7 @@ def test_unusable_messages_are_refused(messages: Any, message: str) -> None:
         ("{{ messages.append(1) }}", "fails with SecurityError"),
     ],
 )
-def test_template_faults_are_named(source: str, message: str | None) -> None:
+def test_template_errors_are_reported(source: str, message: str | None) -> None:
     if message is None:
         assert ChatTemplate(source).render([USER]) == "(" * 9000 + USER["content"]
         return
@@ -373,7 +373,7 @@ def test_a_long_conversation_stays_within_the_limits() -> None:
     assert prompt.count("<|im_start|>") == 1601
 
 
-def test_threads_have_their_own_meter() -> None:
+def test_each_thread_has_its_own_meter() -> None:
     template = ChatTemplate(CHATML, limits=TemplateLimits(steps=60))
     prompts: list[str] = []
     threads = [
@@ -387,7 +387,7 @@ def test_threads_have_their_own_meter() -> None:
     assert prompts == [template.render([USER] * 4)] * 8
 
 
-def test_engine_template_is_read_and_faults_name_the_file(tmp_path: Path) -> None:
+def test_the_template_of_an_engine_is_read_and_errors_name_the_file(tmp_path: Path) -> None:
     assert ChatTemplate.open(tmp_path, {}) is None
     path = tmp_path / "chat_template.jinja"
     path.write_text(GEMMA, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Text decoding against tokenizers' own, against brute force on bytes, and with broken input."""
+"""Text decoding compared with tokenizers and with brute force on bytes, and broken input."""
 
 import random
 import re
@@ -18,7 +18,7 @@ from bita.errors import EngineError, PromptError
 from bita.runtime.text.codec import IncrementalText, TextCodec
 
 
-def in_pieces(codec: TextCodec, ids: list[int], rng: random.Random) -> list[str]:
+def decode_in_pieces(codec: TextCodec, ids: list[int], rng: random.Random) -> list[str]:
     text, pieces = IncrementalText(codec), []
     while ids:
         count = rng.randint(0, 4)
@@ -28,14 +28,14 @@ def in_pieces(codec: TextCodec, ids: list[int], rng: random.Random) -> list[str]
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_pieces_join_to_the_whole_text_for_any_tokens(name: str) -> None:
+def test_pieces_of_any_tokens_join_to_the_whole_text(name: str) -> None:
     codec, rng = CODECS[name], random.Random(1)
     for _ in range(500):
         ids = [rng.randrange(codec.num_tokens + 3) for _ in range(rng.randint(0, 40))]
-        assert "".join(in_pieces(codec, ids, rng)) == codec.decode(ids)
+        assert "".join(decode_in_pieces(codec, ids, rng)) == codec.decode(ids)
 
 
-def test_byte_level_equals_tokenizers_for_any_tokens() -> None:
+def test_byte_level_decoding_of_any_tokens_equals_tokenizers() -> None:
     codec, rng = CODECS["byte_level"], random.Random(2)
     for _ in range(1000):
         ids = [rng.randrange(codec.num_tokens + 3) for _ in range(rng.randint(0, 40))]
@@ -44,11 +44,11 @@ def test_byte_level_equals_tokenizers_for_any_tokens() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("sentence", SENTENCES)
-def test_valid_text_equals_tokenizers_and_comes_back(name: str, sentence: str) -> None:
+def test_valid_text_survives_encoding_and_equals_tokenizers(name: str, sentence: str) -> None:
     codec = CODECS[name]
     ids = codec.encode(sentence, add_special_tokens=False)
     assert codec.decode(ids) == codec.tokenizer.decode(ids) == sentence
-    assert all("\ufffd" not in piece for piece in in_pieces(codec, ids, random.Random(3)))
+    assert all("\ufffd" not in piece for piece in decode_in_pieces(codec, ids, random.Random(3)))
 
 
 def token_of(codec: TextCodec, token_id: int) -> str:
@@ -58,7 +58,7 @@ def token_of(codec: TextCodec, token_id: int) -> str:
 
 
 @pytest.mark.parametrize("name", ["llama2", "gemma"])
-def test_byte_fallback_equals_utf8_decoding_of_the_bytes(name: str) -> None:
+def test_byte_fallback_decodes_the_bytes_as_utf8(name: str) -> None:
     codec, rng = CODECS[name], random.Random(4)
     for _ in range(500):
         ids = [rng.randrange(3, codec.num_tokens) for _ in range(rng.randint(0, 20))]
@@ -72,7 +72,7 @@ def test_byte_fallback_equals_utf8_decoding_of_the_bytes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_character_is_shown_when_complete_and_not_later(name: str) -> None:
+def test_a_character_is_shown_as_soon_as_it_is_complete(name: str) -> None:
     text = IncrementalText(CODECS[name])
     *first, last = CODECS[name].encode("x🛰", add_special_tokens=False)
     assert text.push(first).strip() == "x"
@@ -81,7 +81,7 @@ def test_a_character_is_shown_when_complete_and_not_later(name: str) -> None:
     assert text.flush() == "\ufffd"
 
 
-def test_space_at_the_start_belongs_to_the_text_before() -> None:
+def test_a_leading_space_is_kept_only_after_other_text() -> None:
     codec = CODECS["llama2"]
     ids = codec.encode("the quick the", add_special_tokens=False)
     assert codec.tokenizer.id_to_token(ids[0]) == "▁the"
@@ -92,7 +92,7 @@ def test_space_at_the_start_belongs_to_the_text_before() -> None:
     assert CODECS["gemma"].decode([codec.token_id("▁the") or 0]) == " the"
 
 
-def test_special_and_unknown_tokens_show_nothing_and_added_ones_do() -> None:
+def test_added_tokens_are_shown_but_special_and_unknown_ones_are_not() -> None:
     codec = CODECS["byte_level"]
     ids = codec.encode("<bos>a<think>two words é<eos>", add_special_tokens=False)
     assert codec.token_id("<eos>") == ids[-1]
@@ -100,7 +100,7 @@ def test_special_and_unknown_tokens_show_nothing_and_added_ones_do() -> None:
     assert codec.decode([*ids, codec.num_tokens + 7]) == "a<think>two words é"
 
 
-def test_special_tokens_are_added_when_asked_and_nothing_is_cut() -> None:
+def test_special_tokens_are_added_on_request_and_text_is_never_truncated() -> None:
     tokenizer = byte_level().tokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         "<bos> $A", special_tokens=[("<bos>", 0)]
@@ -113,15 +113,15 @@ def test_special_tokens_are_added_when_asked_and_nothing_is_cut() -> None:
     assert codec.decode(ids) == SENTENCES[0]
 
 
-def test_garbage_costs_no_more_than_text() -> None:
-    """DecodeStream, which this code does not use, needs minutes for it: n bytes, n² steps."""
+def test_decoding_garbage_takes_no_longer_than_text() -> None:
+    """DecodeStream, which is not used here, takes minutes: n² steps for n bytes."""
     text = IncrementalText(CODECS["llama2"])
     with stopped_if_it_hangs():
         shown = "".join(text.push([3 + 0x80]) for _ in range(100_000))
     assert shown == "\ufffd" * 100_000
 
 
-def test_text_without_a_decoder_is_joined_by_spaces() -> None:
+def test_tokens_without_a_decoder_are_joined_by_spaces() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
     ids = [0, 1, 1]
     assert TextCodec(tokenizer).decode(ids) == tokenizer.decode(ids) == "a b b"
@@ -131,12 +131,12 @@ def test_text_without_a_decoder_is_joined_by_spaces() -> None:
     ("prompt", "message"),
     [(None, "of type NoneType; pass a string"), ("a\ud800", r"'\ud800' at character 1")],
 )
-def test_what_is_not_text_is_refused(prompt: str, message: str) -> None:
+def test_prompts_that_are_not_text_are_refused(prompt: str, message: str) -> None:
     with pytest.raises(PromptError, match=re.escape(message)):
         CODECS["byte_level"].encode(prompt, add_special_tokens=False)
 
 
-def test_engine_tokenizer_is_read_and_faults_name_the_file(tmp_path: Path) -> None:
+def test_the_tokenizer_of_an_engine_is_read_and_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"tokenizer.json is missing. .*make engine"):
         TextCodec.open(tmp_path)
     path = tmp_path / "tokenizer.json"
@@ -153,15 +153,15 @@ def test_engine_tokenizer_is_read_and_faults_name_the_file(tmp_path: Path) -> No
 
 
 def metaspace() -> TextCodec:
-    """A codec that writes the first token in its own way."""
+    """Make a codec that decodes the first token differently."""
     tokenizer = Tokenizer.from_str(CODECS["llama2"].tokenizer.to_str())
     tokenizer.decoder = decoders.Metaspace()
     return TextCodec(tokenizer)
 
 
 @pytest.mark.parametrize("name", [*CODECS, "metaspace"])
-def test_special_tokens_may_be_part_of_a_text(name: str) -> None:
-    """They are shown as they are, and a space after them stays."""
+def test_special_tokens_can_be_shown_as_text(name: str) -> None:
+    """They are shown verbatim, and a space after them is kept."""
     codec = metaspace() if name == "metaspace" else CODECS[name]
     special = next(iter(codec.hidden_tokens))
     mark = codec.hidden_tokens[special]

@@ -1,4 +1,4 @@
-"""Turns, forks and threads on one engine: what is computed, and that nothing else changes."""
+"""Turns, forks and threads on one engine: only new tokens are computed, and texts do not change."""
 
 import os
 import threading
@@ -26,12 +26,12 @@ def prompt_ids(seed: int, length: int = 20) -> list[int]:
     return np.random.default_rng(seed).integers(4, 320, length).tolist()
 
 
-def logits_of_next(session: Session, ids: list[int]) -> dict[int, float]:
-    (told,) = session.generate(ids, 1, logprobs=20, ignore_eos=True).logprobs
-    return dict(told.best)
+def next_logprobs(session: Session, ids: list[int]) -> dict[int, float]:
+    (logprob,) = session.generate(ids, 1, logprobs=20, ignore_eos=True).logprobs
+    return dict(logprob.best)
 
 
-def test_a_second_turn_computes_its_own_tokens_only(session: Session) -> None:
+def test_a_second_turn_computes_only_its_own_tokens(session: Session) -> None:
     talk = session.conversation([SYSTEM])
     first = talk.send("Hello tree", max_new_tokens=24).run()
     second = talk.send("And then?", max_new_tokens=24).run()
@@ -39,7 +39,7 @@ def test_a_second_turn_computes_its_own_tokens_only(session: Session) -> None:
     new = session.encode("<|end|><|user|>And then?<|end|><|assistant|>")
     known = len(first.prompt_ids) + len(first.token_ids) - ends
     assert len(second.prompt_ids) == known + len(new)
-    # the last token of an answer was emitted and never fed, unless it is inside an accepted path
+    # the last token of an answer was emitted but not fed, unless it is inside an accepted path
     assert 0 <= known - second.num_reused <= 1
     session.forget()
     alone = session.generate(list(second.prompt_ids), 24)
@@ -51,25 +51,25 @@ def test_a_second_turn_computes_its_own_tokens_only(session: Session) -> None:
     assert talk.messages[2]["content"] == first.text
 
 
-def test_reused_rows_have_the_bits_of_computed_ones(session: Session) -> None:
-    """In mode "exact": rows of decode steps, of a prompt, and of the store."""
+def test_reused_rows_are_bit_identical_to_computed_ones(session: Session) -> None:
+    """This holds in mode "exact" for rows of decode steps, of a prompt, and of the store."""
     exact = session.using(tree=Tree.triangle((4, 3, 2), 3), mode="exact")
     first = exact.generate(prompt_ids(1, 40), 60, ignore_eos=True)
     text = [*first.prompt_ids, *first.token_ids]
-    reused = logits_of_next(exact, text)
+    reused = next_logprobs(exact, text)
     assert exact.stats.num_reused_tokens >= len(text) - 2
     exact.forget()
-    assert logits_of_next(exact, text) == reused
+    assert next_logprobs(exact, text) == reused
     kept = Session.open(session.engine.path, num_threads=1, mode="exact", keep_answers=True)
     answer = kept.generate(text[:40], 60, ignore_eos=True)
     kept.generate(prompt_ids(2, 50), 5)
     assert kept.stats.num_reused_tokens == 0
-    assert logits_of_next(kept, [*text[:40], *answer.token_ids]) == reused
+    assert next_logprobs(kept, [*text[:40], *answer.token_ids]) == reused
     assert kept.stats.num_reused_tokens >= 98
 
 
-def test_answers_by_turns_are_those_alone(session: Session) -> None:
-    """Five streams, a step each in random order; the store is too small for some of them."""
+def test_interleaved_answers_equal_separate_ones(session: Session) -> None:
+    """Five streams take steps in random order; the store is too small for some of them."""
     for kept_text_bytes in (0, 60_000, 1 << 20):
         shared = Session.open(session.engine.path, num_threads=1, kept_text_bytes=kept_text_bytes)
         prompts = [prompt_ids(3, 30), prompt_ids(4, 290), prompt_ids(3, 50), prompt_ids(5), [7]]
@@ -89,8 +89,8 @@ def test_answers_by_turns_are_those_alone(session: Session) -> None:
             assert stream.token_ids == alone.token_ids
 
 
-def test_threads_take_turns(session: Session) -> None:
-    """Eight threads, each with conversations of two turns and answers of its own."""
+def test_threads_can_share_a_session(session: Session) -> None:
+    """Each of eight threads has its own two-turn conversations and answers."""
     jobs = [(number, prompt_ids(number, 5 + 7 * number)) for number in range(24)]
     expected = {}
     for number, prompt in jobs:
@@ -104,7 +104,7 @@ def test_threads_take_turns(session: Session) -> None:
             talk.send(f"Question {number}", max_new_tokens=5).run()
             stream = session.stream(prompt, 30, seed=number, temperature=0.5)
             for _ in stream:
-                os.sched_yield()  # so that threads take turns
+                os.sched_yield()  # lets threads alternate
             found[number] = stream.token_ids
             answer = talk.send("More", max_new_tokens=5).run()
             assert answer.num_reused > 8 or not session.decoder.shared_cache.store.max_bytes
@@ -117,7 +117,7 @@ def test_threads_take_turns(session: Session) -> None:
     assert found == expected
 
 
-def test_forks_go_their_own_ways(session: Session) -> None:
+def test_forks_continue_independently(session: Session) -> None:
     talk = session.conversation([SYSTEM])
     talk.send("Hello tree", max_new_tokens=30).run()
     fork = talk.fork()
@@ -136,7 +136,7 @@ def test_forks_go_their_own_ways(session: Session) -> None:
         assert alone.token_ids == each.token_ids
 
 
-def test_a_new_message_ends_the_answer_before(session: Session) -> None:
+def test_a_new_message_cancels_the_running_answer(session: Session) -> None:
     talk = session.conversation()
     first = talk.send("Hello tree", max_new_tokens=200, ignore_eos=True)
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_a_new_message_ends_the_answer_before(session: Session) -> None:
         talk.undo()
 
 
-def test_overflow_is_refused_and_changes_nothing(session: Session) -> None:
+def test_an_overflow_is_refused_without_changing_the_conversation(session: Session) -> None:
     talk = session.conversation([SYSTEM])
     talk.send("Hello tree", max_new_tokens=200, ignore_eos=True).run()
     before = [*talk.messages]
@@ -163,7 +163,7 @@ def test_overflow_is_refused_and_changes_nothing(session: Session) -> None:
     assert talk.send("Short", max_new_tokens=5).run().num_reused > 200
 
 
-def test_overflow_drops_the_oldest_turns(session: Session) -> None:
+def test_an_overflow_can_drop_the_oldest_turns(session: Session) -> None:
     talk = session.conversation([SYSTEM], overflow="drop_oldest")
     for turn in range(12):
         answer = talk.send(f"Question {turn} about trees", max_new_tokens=40).run()
@@ -201,13 +201,13 @@ def test_cancellation_and_deadline_take_effect_within_a_step(
     assert late.finish_reason == "timeout"
     assert session.stats.num_steps == num_steps
     long = session.stream(prompt_ids(1, 380), 2, timeout_s=30)
-    assert next(long) == ""  # a piece of the prompt is a step too
+    assert next(long) == ""  # a piece of the prompt counts as a step
     long.cancel()
     assert long.run().finish_reason == "cancelled"
     assert long.token_ids == []
 
 
-def test_who_waits_for_the_engine_may_run_out_of_time(session: Session) -> None:
+def test_waiting_for_the_engine_counts_towards_the_timeout(session: Session) -> None:
     for wait in (next, Generation.run):
         answer = session.stream(prompt_ids(1), 20, timeout_s=0.05)
         with session.lock:
@@ -219,7 +219,7 @@ def test_who_waits_for_the_engine_may_run_out_of_time(session: Session) -> None:
         assert answer.token_ids == []
 
 
-def test_an_interrupt_does_not_spoil_the_next_answer(
+def test_an_interrupt_does_not_affect_the_next_answer(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = session.generate(prompt_ids(1), 30, ignore_eos=True).token_ids

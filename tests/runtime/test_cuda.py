@@ -1,4 +1,4 @@
-"""The CUDA runtime by ctypes, on a stand-in that does on the host what the library does."""
+"""The ctypes binding of the CUDA runtime, tested on a library that emulates it on the host."""
 
 import ctypes
 import gc
@@ -20,13 +20,13 @@ def cuda() -> Cuda:
     return load_host_cuda()
 
 
-def test_what_the_device_is(cuda: Cuda) -> None:
+def test_the_device_is_described(cuda: Cuda) -> None:
     assert (cuda.capability, cuda.runtime_version, cuda.driver_version) == ("sm89", "13.0", "13.0")
     host_cuda().host_cuda_set_capability(12, 0)
     assert Cuda.load(library=host_cuda_library()).capability == "sm120"
 
 
-def test_copies_go_there_and_back(cuda: Cuda) -> None:
+def test_copies_work_in_both_directions(cuda: Cuda) -> None:
     stream = cuda.stream()
     memory, sent, received = cuda.allocate(64), cuda.allocate_host(64), cuda.allocate_host(64)
     stream.copy(received.address, memory.address, 64)
@@ -41,8 +41,8 @@ def test_copies_go_there_and_back(cuda: Cuda) -> None:
     assert received.array[:8].tolist() == [255] * 4 + [0] * 4
 
 
-def test_zeros_come_before_what_a_stream_writes(cuda: Cuda) -> None:
-    """memset is not waited for by the streams."""
+def test_memory_is_zeroed_before_a_stream_writes(cuda: Cuda) -> None:
+    """Streams do not wait for memset."""
     stream, memory, received = cuda.stream(), cuda.allocate(4), cuda.allocate_host(4)
     stream.fill(memory.address, 7, 4)
     stream.synchronize()
@@ -50,8 +50,8 @@ def test_zeros_come_before_what_a_stream_writes(cuda: Cuda) -> None:
     assert received.array.tolist() == [7] * 4
 
 
-def test_rows_are_copied_between_pitches(cuda: Cuda) -> None:
-    """Slots [2, 5) of 4 heads of 10 slots of 3 bytes, out of rows that lie together."""
+def test_rows_are_copied_between_different_pitches(cuda: Cuda) -> None:
+    """Contiguous rows fill slots [2, 5) of 4 heads that have 10 slots of 3 bytes each."""
     stream, slab, rows = cuda.stream(), cuda.allocate_host(120), cuda.allocate_host(36)
     rows.array[:] = np.arange(36) + 1
     stream.copy_rows(slab.address + 6, 30, rows.address, 9, 9, 4)
@@ -60,7 +60,7 @@ def test_rows_are_copied_between_pitches(cuda: Cuda) -> None:
     np.testing.assert_array_equal(slab.array.reshape(4, 10, 3), expected)
 
 
-def test_rows_are_copied_out_of_wider_ones(cuda: Cuda) -> None:
+def test_rows_are_copied_from_wider_ones(cuda: Cuda) -> None:
     """A box of 5 rows of 3 bytes: both pitches, the width and the height differ."""
     stream, wide, narrow = cuda.stream(), cuda.allocate_host(77), cuda.allocate_host(28)
     wide.array[:] = np.arange(77)
@@ -70,7 +70,7 @@ def test_rows_are_copied_out_of_wider_ones(cuda: Cuda) -> None:
     np.testing.assert_array_equal(narrow.array.reshape(7, 4), expected)
 
 
-def test_a_graph_replays_with_what_is_there_then(cuda: Cuda) -> None:
+def test_a_graph_replays_with_current_values(cuda: Cuda) -> None:
     stream = cuda.stream()
     source, between, target = (cuda.allocate_host(4) for _ in range(3))
     with stream.capture() as graph:
@@ -85,7 +85,7 @@ def test_a_graph_replays_with_what_is_there_then(cuda: Cuda) -> None:
         assert (target.array[0], between.array[0]) == (value, 9)
 
 
-def test_a_graph_calls_what_a_library_put_in_between(cuda: Cuda) -> None:
+def test_a_graph_includes_calls_enqueued_by_a_library(cuda: Cuda) -> None:
     stream, memory = cuda.stream(), cuda.allocate_host(1)
     seen: list[int] = []
     call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: seen.append(int(memory.array[0])))
@@ -101,7 +101,7 @@ def test_a_graph_calls_what_a_library_put_in_between(cuda: Cuda) -> None:
     assert host_cuda().host_cuda_num_launches() == before + 2
 
 
-def test_a_graph_without_a_capture_is_not_launched(cuda: Cuda) -> None:
+def test_a_graph_without_a_capture_cannot_be_launched(cuda: Cuda) -> None:
     with pytest.raises(EngineError, match="cudaGraphLaunch failed: cudaErrorInvalidValue"):
         Graph(cuda).launch(cuda.stream())
 
@@ -110,19 +110,19 @@ def test_a_block_that_raises_is_not_captured(cuda: Cuda) -> None:
     stream, memory = cuda.stream(), cuda.allocate_host(4)
     before = host_cuda().host_cuda_num_live()
     with pytest.raises(KeyError), stream.capture():
-        put_and_fail(stream, memory)
+        fill_and_fail(stream, memory)
     assert host_cuda().host_cuda_num_live() == before
     stream.fill(memory.address, 2, 4)
     assert memory.array.tolist() == [2] * 4
 
 
-def put_and_fail(stream: Stream, memory: PinnedMemory) -> None:
+def fill_and_fail(stream: Stream, memory: PinnedMemory) -> None:
     stream.fill(memory.address, 1, 4)
     raise KeyError
 
 
-def test_what_cannot_be_captured_is_told(cuda: Cuda) -> None:
-    """By the call itself, and behind the block where a library kept the error to itself."""
+def test_a_call_that_cannot_be_captured_is_reported(cuda: Cuda) -> None:
+    """The call reports it; if a library hides that error, the end of the block reports it."""
     stream, memory = cuda.stream(), cuda.allocate_host(4)
     before = host_cuda().host_cuda_num_live()
     unsupported = r"cudaStreamSynchronize failed: cudaErrorStreamCaptureUnsupported \(900\)"
@@ -137,7 +137,7 @@ def test_what_cannot_be_captured_is_told(cuda: Cuda) -> None:
     assert memory.array.tolist() == [2] * 4
 
 
-def test_all_is_given_back(cuda: Cuda) -> None:
+def test_all_memory_is_released(cuda: Cuda) -> None:
     gc.collect()
     before = host_cuda().host_cuda_num_live()
     stream, memory = cuda.stream(), cuda.allocate(1000)
@@ -156,7 +156,7 @@ def test_all_is_given_back(cuda: Cuda) -> None:
     assert host_cuda().host_cuda_num_live() == before
 
 
-def test_freed_host_memory_lives_as_long_as_its_views(cuda: Cuda) -> None:
+def test_freed_host_memory_outlives_its_views(cuda: Cuda) -> None:
     before = host_cuda().host_cuda_num_live()
     memory = cuda.allocate_host(8)
     view = memory.array[2:4]
@@ -169,7 +169,7 @@ def test_freed_host_memory_lives_as_long_as_its_views(cuda: Cuda) -> None:
     assert host_cuda().host_cuda_num_live() == before
 
 
-def test_too_little_memory(cuda: Cuda) -> None:
+def test_an_allocation_that_is_too_large_is_refused(cuda: Cuda) -> None:
     held = cuda.allocate(1000)
     host_cuda().host_cuda_set_limit(0)
     with pytest.raises(EngineError, match=r"no 5 MB free: 0 of 0 MB are; .* smaller CAPACITY"):
@@ -183,10 +183,10 @@ def test_an_error_names_the_call(cuda: Cuda) -> None:
         cuda.stream().copy(memory.address, memory.address, 17)
 
 
-def test_what_is_missing_is_named_with_the_fix() -> None:
+def test_a_missing_requirement_is_reported_with_the_fix() -> None:
     load_host_cuda()
     library = host_cuda_library()
-    with pytest.raises(EngineError, match=r"looked for /no/such.so; pip install nvidia-cuda"):
+    with pytest.raises(EngineError, match=r"searched /no/such.so\); pip install nvidia-cuda"):
         Cuda.load(library="/no/such.so")
     with pytest.raises(EngineError, match="no CUDA device 1; there are 1"):
         Cuda.load(1, library)
@@ -194,11 +194,11 @@ def test_what_is_missing_is_named_with_the_fix() -> None:
     with pytest.raises(EngineError, match=r"no CUDA device: cudaErrorNoDevice \(100\).*ort-cpu"):
         Cuda.load(library=library)
     host_cuda().host_cuda_set_version(11080)
-    with pytest.raises(EngineError, match=r"CUDA runtime is 11\.8, needed is 12"):
+    with pytest.raises(EngineError, match=r"CUDA runtime is 11\.8, but 12 or later"):
         Cuda.load(library=library)
 
 
-def test_packages_are_looked_through_before_the_system(
+def test_packages_are_searched_before_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = (tmp_path / name / "nvidia" for name in ("first", "second"))
@@ -223,8 +223,8 @@ def test_packages_are_looked_through_before_the_system(
     ]
 
 
-def test_every_call_is_declared() -> None:
-    """A pointer without a type would be cut to 32 bits."""
+def test_every_call_has_declared_types() -> None:
+    """A pointer without a type would be truncated to 32 bits."""
     library = load_host_cuda()._library
     for name, types in module.CALLS.items():
         assert getattr(library, name).argtypes == types

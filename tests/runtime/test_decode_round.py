@@ -1,4 +1,4 @@
-"""Accepting, drafting and committing on small cases drawn by hand, and against brute force."""
+"""Accepting, drafting and committing: small cases made by hand, and brute force."""
 
 import itertools
 import random
@@ -20,10 +20,10 @@ TREE = Tree.from_paths([(1,), (1, 1), (2,), (1, 2), (2, 1)], num_masks=2)
 ROWS = {path: node for node, path in enumerate(TREE.paths)}
 
 
-def test_accept_walks_as_far_as_tokens_agree() -> None:
+def test_accept_walks_until_tokens_differ() -> None:
     tokens = [10, 11, 12, 21, 13, 22]  # root, 1, 11, 2, 12, 21
     assert [TREE.paths[node] for node in range(6)] == [(), (1,), (1, 1), (2,), (1, 2), (2, 1)]
-    chosen = [21, 0, 0, 22, 0, 7]  # root says 21, which is node (2); that says 22: node (2, 1)
+    chosen = [21, 0, 0, 22, 0, 7]  # the root chooses 21, node (2); that chooses 22, node (2, 1)
     assert accept(TREE.children, tokens, chosen.__getitem__) == ([0, ROWS[2,], ROWS[2, 1]], 7)
     assert accept(spine_children(TREE), tokens, chosen.__getitem__) == ([0], 21)
     chosen = [11, 12, 5, 0, 0, 0]
@@ -49,7 +49,7 @@ def test_accept_equals_the_longest_true_path(seed: int) -> None:
     assert accept(tree.children, tokens, chosen.__getitem__) == (expected, chosen[expected[-1]])
 
 
-def test_drafter_puts_rank_r_of_mask_d_on_depth_d() -> None:
+def test_rank_r_of_mask_d_is_drafted_at_depth_d() -> None:
     drafts = Drafts(3, 100)
     drafter = Drafter(TREE)
     first, second = top_ids = np.arange(200).reshape(2, 100)
@@ -82,16 +82,16 @@ print((anonymous() - before) / slab.nbytes)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize(("kind", "least", "most"), [("lazy", 0.0, 0.02), ("whole", 0.9, 1.1)])
-def test_slots_take_memory_when_they_are_written(kind: str, least: float, most: float) -> None:
-    """16 slots of 16384 in 128 regions of 2 MB each; huge pages would take all of them."""
+def test_slots_take_memory_only_once_written(kind: str, least: float, most: float) -> None:
+    """It writes 16 of 16384 slots in 128 regions of 2 MB each; huge pages would fill them all."""
     command = [sys.executable, "-c", RESIDENT, kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert least <= float(done.stdout) <= most
 
 
-def test_cache_keeps_the_path_and_only_the_path() -> None:
+def test_the_cache_keeps_only_the_path() -> None:
     identity = ModelIdentity("llama", 2, 8, 3, 4, 9, {})
     adapter = random_adapter(identity, 1, prefix_length=5)
     cache = HostCache((4, 3, 40, 4))
@@ -99,7 +99,7 @@ def test_cache_keeps_the_path_and_only_the_path() -> None:
     np.testing.assert_array_equal(cache.slab[2, :, :5], adapter.prefix_keys[1])
     np.testing.assert_array_equal(cache.slab[3, :, :5], adapter.prefix_values[1])
     cache.length = 7
-    cache.slab[:, :, 12:] = np.arange(28)[:, None]  # row r of the step holds r
+    cache.slab[:, :, 12:] = np.arange(28)[:, None]  # row r of the step contains r
     cache.commit([0, 1, 4, 9])
     assert cache.length == 11
     assert cache.slab[0, 0, 12:16, 0].tolist() == [0, 1, 4, 9]
@@ -110,7 +110,7 @@ def test_cache_keeps_the_path_and_only_the_path() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "num_masks"), [(1, 0), (1, 2), (5, 0), (5, 3)])
-def test_prefill_layout(num_tokens: int, num_masks: int) -> None:
+def test_a_prefill_layout_is_causal_with_masks_at_the_end(num_tokens: int, num_masks: int) -> None:
     layout = prefill_layout(num_tokens, num_masks, min_rows=2)
     num_rows = max(2, num_tokens + num_masks)
     assert layout.num_rows == num_rows
@@ -126,7 +126,7 @@ def test_prefill_layout(num_tokens: int, num_masks: int) -> None:
     )
 
 
-def test_padding_is_seen_by_nobody() -> None:
+def test_padding_rows_are_seen_by_no_other_row() -> None:
     layout = tree_layout(Tree.root_only(), min_rows=2)
     assert layout.sees.tolist() == [[True, False], [False, True]]
     assert layout.offsets.tolist() == [0, 1]

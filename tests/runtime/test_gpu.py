@@ -1,4 +1,4 @@
-"""What only a GPU can show; everything else of its backends is tested on stand-ins."""
+"""Tests that need a GPU; everything else of its backends is tested on emulations."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     if name in LIBRARIES and not find_spec(LIBRARIES[name]):
         pytest.skip(f"needs {LIBRARIES[name]}")
     if name == "tensorrt-rtx" and cuda.capability not in ("sm86", "sm89", "sm120"):
-        pytest.skip(f"TensorRT-RTX does not know {cuda.capability}")
+        pytest.skip(f"TensorRT-RTX does not support {cuda.capability}")
     return name
 
 
@@ -65,7 +65,7 @@ def build(backend: str, precision: str, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
-def test_trees_give_the_text_of_plain_decoding(
+def test_trees_give_the_same_text_as_plain_decoding(
     backend: str, precision: str, tmp_path: Path
 ) -> None:
     session = Session.open(build(backend, precision, tmp_path / "engine"))
@@ -73,7 +73,7 @@ def test_trees_give_the_text_of_plain_decoding(
         assert not comparison.forbidden
 
 
-def test_logits_are_those_of_the_cpu(backend: str, tmp_path: Path) -> None:
+def test_logits_equal_those_of_the_cpu(backend: str, tmp_path: Path) -> None:
     path = build(backend, "fp32", tmp_path / "engine")
     found = []
     for name in (backend, "ort-cpu"):
@@ -97,10 +97,12 @@ def test_captured_graphs_give_the_same_text(backend: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
-def test_libbita_writes_what_python_does(backend: str, precision: str, tmp_path: Path) -> None:
-    """Greedily and drawn, with captured graphs and without, in sessions that take turns."""
+def test_libbita_gives_the_same_text_as_python(
+    backend: str, precision: str, tmp_path: Path
+) -> None:
+    """Greedy and sampled, with and without captured graphs, in alternating sessions."""
     if backend != "ort-cuda":
-        pytest.skip("libbita runs no plans of TensorRT")
+        pytest.skip("libbita does not run TensorRT plans")
     path = build(backend, precision, tmp_path / "engine")
     session = Session.open(path)
     for cuda_graphs in (0, 1):

@@ -1,4 +1,4 @@
-"""Structured output: always valid, and the same with a tree as without."""
+"""Structured output: it is always valid, and the same with and without a tree."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from speed import slow_but
+from speed import thorough_but
 from tiny_codecs import CODECS
 
 from bita.adapter import random_adapter
@@ -67,12 +67,12 @@ def is_valid(text: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("tree_index", slow_but(range(len(TREES)), 1))
+@pytest.mark.parametrize("tree_index", thorough_but(range(len(TREES)), 1))
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.5, "top_p": 0.9}])
-def test_answers_are_valid_and_those_of_ar(
+def test_answers_are_valid_and_equal_plain_decoding(
     session: Session, tree_index: int, options: Mapping[str, Any]
 ) -> None:
-    """A random model under a schema, 12 prompts each."""
+    """A random model answers 12 prompts under a schema."""
     num_drafted = 0
     for seed in range(12):
         adapter = random_adapter(session.adapter.identity, 3, 2, scale=0.4, seed=seed)
@@ -86,10 +86,10 @@ def test_answers_are_valid_and_those_of_ar(
         assert found.finish_reason in ("grammar", "eos")
         assert is_valid(found.text)
         num_drafted += tree.stats.num_tokens - tree.stats.num_steps
-    assert num_drafted > 100  # what the grammar forces is drafted
+    assert num_drafted > 100  # tokens that the grammar forces are drafted
 
 
-def test_grammars_of_all_kinds(session: Session) -> None:
+def test_answers_match_grammars_of_all_kinds(session: Session) -> None:
     for seed in range(8):
         options: dict[str, Any] = {"temperature": 1.0, "seed": seed}
         text = session.generate(
@@ -107,13 +107,13 @@ def test_grammars_of_all_kinds(session: Session) -> None:
         assert text.startswith("{")
 
 
-def test_a_grammar_cut_by_the_limit_says_so(session: Session) -> None:
+def test_an_answer_cut_by_the_limit_reports_the_length(session: Session) -> None:
     answer = session.generate(prompt_ids(1), 5, grammar=Grammar.json_schema(SCHEMA))
     assert answer.finish_reason == "length"
     assert len(answer.token_ids) == 5
 
 
-def test_eos_comes_only_where_the_grammar_may_end(session: Session) -> None:
+def test_eos_occurs_only_where_the_grammar_may_end(session: Session) -> None:
     answers = [
         session.generate(
             prompt_ids(seed), 60, temperature=2.0, seed=seed, grammar=Grammar.regex("(ab)+")
@@ -136,7 +136,7 @@ def test_a_bias_cannot_overcome_the_grammar(session: Session) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Grammar.json_schema("{"), "the JSON schema is no JSON"),
+        (lambda: Grammar.json_schema("{"), "the JSON schema is not valid JSON"),
         (lambda: Grammar.json_schema("[1]"), r"the JSON schema is \[1\]; pass an object"),
         (lambda: Grammar.json_schema({"type": "objekt"}), "json_schema grammar is not usable"),
         (lambda: Grammar.json_schema({"$ref": "http://x/y"}), "json_schema grammar is not usable"),
@@ -148,29 +148,29 @@ def test_a_bias_cannot_overcome_the_grammar(session: Session) -> None:
         (lambda: Grammar.regex("[a-"), "the regex grammar is not usable"),
         (lambda: Grammar.lark("start: nothing"), "the lark grammar is not usable"),
         (lambda: Grammar.choice([]), r"choices are \[\]"),
-        (lambda: Grammar.choice(["a", ""]), "none empty"),
+        (lambda: Grammar.choice(["a", ""]), "non-empty texts"),
         (lambda: Grammar.regex("a" * 70_000), "has 70000 characters; use at most 65536"),
     ],
 )
-def test_bad_grammars_are_refused(session: Session, make: Any, message: str) -> None:
+def test_invalid_grammars_are_refused(session: Session, make: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         session.stream(prompt_ids(1), 5, grammar=make())
 
 
-def test_ignoring_eos_cannot_go_with_a_grammar(session: Session) -> None:
-    with pytest.raises(PromptError, match="ignore_eos cannot go with a grammar"):
+def test_ignore_eos_is_refused_with_a_grammar(session: Session) -> None:
+    with pytest.raises(PromptError, match="ignore_eos cannot be combined with a grammar"):
         session.stream(prompt_ids(1), 5, ignore_eos=True, grammar=Grammar.regex("a"))
 
 
-def test_the_extra_is_named(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=re.escape(install_command("structured"))):
         session.stream(prompt_ids(1), 5, grammar=Grammar.regex("a"))
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_tokens_of_every_kind_of_tokenizer_are_read_as_the_runtime_reads_them(kind: str) -> None:
-    """Random walks through a grammar: what the codec makes of the allowed tokens matches it."""
+def test_grammars_and_the_codec_agree_on_tokens_of_every_kind(kind: str) -> None:
+    """The codec's text of random walks through a grammar matches the grammar."""
     codec = CODECS[kind]
     (eos,) = (codec.token_id(token) for token in ("<eos>",))
     assert eos is not None

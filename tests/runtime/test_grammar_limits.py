@@ -1,4 +1,4 @@
-"""What grammars may cost: hostile ones end soon, usual ones are not refused, little is kept."""
+"""Costs of grammars: hostile ones end quickly, usual ones are accepted, little is kept."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from deadlines import stopped_if_it_hangs
 from hostile_grammars import HOSTILE, write_large_tokenizer
 from make_tiny_engine import TINY_ENGINE
 from measured_costs import costs_of
-from speed import slow_but
+from speed import thorough_but
 from tokenizers import Tokenizer
 from usual_grammars import GRAMMARS, OTHERS, SCHEMAS
 
@@ -32,22 +32,22 @@ DOUBLING = Grammar(*HOSTILE["intersected patterns"])
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, dict[str, Any]]:
-    """What each hostile grammar cost, in a process that has 500 MB for all of them."""
+    """The costs of each hostile grammar, in a process that may use 500 MB for all of them."""
     return costs_of(hostile_grammars)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_grammars_are_answered_soon(name: str, costs: dict[str, dict[str, Any]]) -> None:
-    """Refused in words, or compiled, within two seconds of the processor; each step too."""
+def test_hostile_grammars_end_quickly(name: str, costs: dict[str, dict[str, Any]]) -> None:
+    """They are refused with a message or compiled within two CPU seconds; so is each step."""
     assert costs[name]["seconds"] < 2
     end = costs[name]["end"]
     slowest = re.fullmatch(r"slowest step (.*)", end)
     if slowest:
         assert float(slowest[1]) < 2
     else:
-        told = r"(at a step: )?the (grammar|json_schema|regex|lark)"
-        assert re.match(rf"{told} .*(is not usable|takes more|nested too|followed further)", end)
+        opening = r"(at a step: )?the (grammar|json_schema|regex|lark)"
+        assert re.match(rf"{opening} .*(is not usable|takes more|nested too|followed further)", end)
         assert "backtrace" not in end
 
 
@@ -63,8 +63,10 @@ def session() -> Session:
     return Session.open(TINY_ENGINE, num_threads=1)
 
 
-@pytest.mark.parametrize("name", slow_but(GRAMMARS, "event", "words", "merged"))
-def test_usual_grammars_work(name: str, session: Session, compiler: GrammarCompiler) -> None:
+@pytest.mark.parametrize("name", thorough_but(GRAMMARS, "event", "words", "merged"))
+def test_usual_grammars_give_valid_answers(
+    name: str, session: Session, compiler: GrammarCompiler
+) -> None:
     compiler.compile(GRAMMARS[name]).allowed()
     num_complete = 0
     for seed in range(3):
@@ -98,7 +100,7 @@ def test_no_process_is_started_for_simple_grammars(
     assert bool(tried) != is_simple(GRAMMARS[name].kind, GRAMMARS[name].text)
 
 
-def test_what_was_tried_is_remembered(
+def test_results_of_trials_are_remembered(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patterns = GRAMMARS["patterns"]
@@ -111,10 +113,10 @@ def test_what_was_tried_is_remembered(
         compiler.compile(DOUBLING)
 
 
-def test_what_nobody_wants_is_given_up(
+def test_a_trial_that_nobody_wants_is_abandoned(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that wait for their turn too. The process is gone then."""
+    """Trials that wait for their turn are abandoned too, and the process ends."""
     monkeypatch.setattr(grammar_trial, "MAX_SECONDS", 100.0)
     is_wanted = threading.Event()
     is_wanted.set()
@@ -133,16 +135,16 @@ def test_what_nobody_wants_is_given_up(
     with stopped_if_it_hangs(30):
         while not grammar_trial._one_at_a_time.locked():
             time.sleep(0.001)
-        # at once: a fast processor has refused the grammar in half a second
+        # no delay here: a fast processor refuses the grammar in half a second
         assert all(thread.is_alive() for thread in threads)
         is_wanted.clear()
         for thread in threads:
             thread.join()
-    assert messages == ["the answer is not wanted any more"] * 3
+    assert messages == ["the answer is no longer wanted"] * 3
     assert not grammar_trial._one_at_a_time.locked()
 
 
-def test_little_is_kept_of_many_grammars(compiler: GrammarCompiler) -> None:
+def test_many_grammars_take_little_memory(compiler: GrammarCompiler) -> None:
     before = _resident_bytes()
     for index in range(100):
         schema = {**SCHEMAS["person"], "title": f"number {index}"}
@@ -154,7 +156,7 @@ def test_little_is_kept_of_many_grammars(compiler: GrammarCompiler) -> None:
     assert _resident_bytes() - before < 200 << 20
 
 
-def test_what_is_kept_is_used_again_until_it_is_worn(compiler: GrammarCompiler) -> None:
+def test_a_compiled_grammar_is_reused_until_its_limit_of_masks(compiler: GrammarCompiler) -> None:
     grammar = Grammar.regex("[a-e]*")
     matchers = [compiler.compile(grammar) for _ in range(3)]
     for matcher in matchers:
@@ -169,7 +171,7 @@ def test_what_is_kept_is_used_again_until_it_is_worn(compiler: GrammarCompiler) 
     assert compiler._kept[grammar] is not kept
 
 
-def test_a_grammar_that_failed_does_not_spoil_the_next_answer(session: Session) -> None:
+def test_a_failed_grammar_does_not_affect_the_next_answer(session: Session) -> None:
     prompt, hostile = [5, 9, 77], Grammar(*HOSTILE["repetitions of repetitions"])
     before = session.generate(prompt, 20).token_ids
     for _ in range(2):
@@ -178,7 +180,7 @@ def test_a_grammar_that_failed_does_not_spoil_the_next_answer(session: Session) 
     assert session.generate(prompt, 20).token_ids == before
 
 
-def test_the_time_of_an_answer_counts_what_its_grammar_takes(
+def test_compiling_a_grammar_counts_towards_the_timeout(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = grammar_module.GrammarCompiler._judge
@@ -194,9 +196,9 @@ def test_the_time_of_an_answer_counts_what_its_grammar_takes(
 
 def test_compiling_lets_other_threads_run(compiler: GrammarCompiler) -> None:
     compiler.load()
-    longest = _longest_silence(lambda: compiler.compile(GRAMMARS["2000 choices"]))
+    longest = _longest_stall(lambda: compiler.compile(GRAMMARS["2000 choices"]))
     large = Grammar.json_schema({"enum": [[i, [i, {"a": i}]] for i in range(1200)]})
-    assert max(longest, _longest_silence(lambda: compiler.compile(large))) < 1
+    assert max(longest, _longest_stall(lambda: compiler.compile(large))) < 1
 
 
 @pytest.mark.parametrize(
@@ -206,27 +208,27 @@ def test_compiling_lets_other_threads_run(compiler: GrammarCompiler) -> None:
         (7, "the regex grammar is 7; pass a text"),
     ],
 )
-def test_what_is_no_text_is_refused(text: Any, message: str) -> None:
+def test_grammars_that_are_not_text_are_refused(text: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         Grammar.regex(text)
 
 
-def test_lark_is_never_read_as_something_else(compiler: GrammarCompiler) -> None:
-    """llguidance would take JSON for a list of grammars, which may have options of their own."""
+def test_lark_is_never_read_as_json(compiler: GrammarCompiler) -> None:
+    """llguidance would read JSON as a list of grammars, which may have their own options."""
     with pytest.raises(PromptError, match="the lark grammar is not usable"):
         compiler.compile(Grammar.lark('{"grammars": [{"lark_grammar": "start: /.*/"}]}'))
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_notations_are_as_long_as_they_say(name: str, session: Session) -> None:
+def test_other_notations_give_answers(name: str, session: Session) -> None:
     text = session.generate([5, 9], 40, grammar=OTHERS[name], temperature=1.0, seed=1).text
     assert text
     if name == "2000 choices":
         assert re.fullmatch(r"Product of number \d{1,4}", text)
 
 
-def _longest_silence(work: Callable[[], object]) -> float:
-    """Seconds for which another thread could not run, at most."""
+def _longest_stall(work: Callable[[], object]) -> float:
+    """Return the longest time in seconds during which another thread could not run."""
     longest, is_over = 0.0, threading.Event()
 
     def watch() -> None:

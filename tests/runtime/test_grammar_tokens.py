@@ -1,4 +1,4 @@
-"""Tokenizers that do not fit the model's rows: more ids, fewer, holes, and EOS tokens elsewhere."""
+"""Tokenizers that do not match the model's rows: more or fewer ids, holes, unusual EOS tokens."""
 
 import json
 import re
@@ -27,7 +27,7 @@ LETTERS = {name: index for index, name in enumerate(PIECES)}
 
 
 def small_tokenizer(vocab: dict[str, int], added: Sequence[AddedToken] = ()) -> Tokenizer:
-    """Byte-level BPE without merges: each of `vocab` is a token."""
+    """Make a byte-level BPE tokenizer without merges, with `vocab` as its tokens."""
     tokenizer = Tokenizer(models.BPE(vocab, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,7 +35,7 @@ def small_tokenizer(vocab: dict[str, int], added: Sequence[AddedToken] = ()) -> 
     return tokenizer
 
 
-def compiler(
+def make_compiler(
     tokenizer: Tokenizer, tmp_path: Path, num_rows: int, eos_ids: Sequence[int]
 ) -> GrammarCompiler:
     file = tmp_path / "tokenizer.json"
@@ -43,14 +43,14 @@ def compiler(
     return GrammarCompiler(Tokenizer.from_file(str(file)), num_rows, eos_ids)
 
 
-def unforced(words: Sequence[str]) -> Grammar:
-    """One of some words, however they are cut into tokens."""
+def unforced_choice(words: Sequence[str]) -> Grammar:
+    """Return a grammar of one of some words in any tokenization."""
     texts = " | ".join(json.dumps(word) for word in words)
     return Grammar.lark(f'%llguidance {{"no_forcing": true}}\nstart: WORD\nWORD: {texts}')
 
 
-def gaps(vocab: dict[str, int], step: int) -> dict[str, int]:
-    """The same tokens with holes between their ids."""
+def spread_ids(vocab: dict[str, int], step: int) -> dict[str, int]:
+    """Return the same tokens with holes between their ids."""
     return {name: index * step for name, index in vocab.items()}
 
 
@@ -63,16 +63,16 @@ SITUATIONS: dict[str, tuple[dict[str, int], list[AddedToken], int, list[int]]] =
     "only EOS outside": (LETTERS, [SPECIAL, EOS], 16, [16, 99]),
     "padding": (LETTERS, [EOS], 64, [15]),
     "EOS in the padding": (LETTERS, [SPECIAL], 64, [50, 60]),
-    "holes": (gaps(LETTERS, 3), [EOS], 64, [15, 43]),
-    "holes, fewer rows": (gaps(LETTERS, 5), [EOS], 50, [45]),
+    "holes": (spread_ids(LETTERS, 3), [EOS], 64, [15, 43]),
+    "holes, fewer rows": (spread_ids(LETTERS, 5), [EOS], 50, [45]),
     "specials beyond the rows": (LETTERS, [AddedToken(f"<x{i}>") for i in range(40)], 20, [19]),
     "two EOS": (LETTERS, [SPECIAL, EOS], 40, [15, 16, 15]),
 }
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_masks_are_those_of_brute_force(name: str, tmp_path: Path) -> None:
-    """Every state of a language of eight words: a token may follow if a word continues with it."""
+def test_masks_equal_those_of_brute_force(name: str, tmp_path: Path) -> None:
+    """Check each state of a language of eight words: a token is allowed if a word continues so."""
     vocab, added, num_rows, eos_ids = SITUATIONS[name]
     tokenizer = small_tokenizer(vocab, added)
     text_bytes = TextCodec(tokenizer).token_bytes
@@ -83,8 +83,8 @@ def test_masks_are_those_of_brute_force(name: str, tmp_path: Path) -> None:
         if token not in controls and text_bytes[token]
     }
     ends = {token for token in eos_ids if token < num_rows}
-    grammars = compiler(tokenizer, tmp_path, num_rows, eos_ids)
-    for grammar in (Grammar.choice(WORDS), unforced(WORDS)):
+    grammars = make_compiler(tokenizer, tmp_path, num_rows, eos_ids)
+    for grammar in (Grammar.choice(WORDS), unforced_choice(WORDS)):
         for ids, allowed in states(grammars, grammar, ends):
             prefix = "".join(texts[token] for token in ids)
             expected = {
@@ -98,7 +98,7 @@ def test_masks_are_those_of_brute_force(name: str, tmp_path: Path) -> None:
 def states(
     grammars: GrammarCompiler, grammar: Grammar, ends: set[int]
 ) -> Iterator[tuple[list[int], set[int]]]:
-    """The ways to each state, and the tokens that may follow there."""
+    """Yield the path to each state and the tokens that may follow."""
     waiting: list[list[int]] = [[]]
     while waiting:
         ids = waiting.pop()
@@ -119,15 +119,15 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(TINY_ENGINE / "tokenizer.json"))
 
 
-def more_ids() -> Tokenizer:
+def add_ids() -> Tokenizer:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(f"<x{i}>", normalized=False) for i in range(21)])
     tokenizer.add_tokens([AddedToken("yes"), AddedToken("true"), AddedToken("no")])  # no row
     return tokenizer
 
 
-def with_holes() -> Tokenizer:
-    """The tiny tokenizer without some of its tokens; the ids of the others stay."""
+def remove_ids() -> Tokenizer:
+    """Return the tiny tokenizer without some of its tokens; the others keep their ids."""
     data = json.loads(tiny_tokenizer().to_str())
     vocab = data["model"]["vocab"]
     lost = [token for token, index in vocab.items() if index > 260 and index % 3 == 0]
@@ -143,9 +143,9 @@ def with_holes() -> Tokenizer:
 
 
 ENGINES: dict[str, tuple[Any, list[int]]] = {
-    "more ids than rows": (more_ids, [1]),
+    "more ids than rows": (add_ids, [1]),
     "fewer ids than rows": (tiny_tokenizer, [1]),
-    "holes": (with_holes, [1]),
+    "holes": (remove_ids, [1]),
     "EOS in the padding": (tiny_tokenizer, [310, 1]),
     "no EOS": (tiny_tokenizer, []),
 }
@@ -158,7 +158,7 @@ SHAPE = {
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_answers_are_valid_and_those_of_ar(name: str, tmp_path: Path) -> None:
+def test_answers_are_valid_and_equal_plain_decoding(name: str, tmp_path: Path) -> None:
     make, eos_ids = ENGINES[name]
     session = Session.open(engine_with(make(), tmp_path / "engine", eos_ids), num_threads=1)
     num_drafted = 0
@@ -183,15 +183,15 @@ def test_answers_are_valid_and_those_of_ar(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["equal", "padding", "holes"])
-def test_masks_where_each_byte_has_a_token(name: str, tmp_path: Path) -> None:
-    """There what is forced is one token, and else masks are those of brute force."""
+def test_masks_may_force_a_single_token_if_each_byte_has_one(name: str, tmp_path: Path) -> None:
+    """Forced text allows a single token; all other masks equal those of brute force."""
     alphabet = sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*LETTERS})
     vocab = {name: index for index, name in enumerate((*PIECES, *alphabet))}
     step = 2 if name == "holes" else 1
-    tokenizer = small_tokenizer(gaps(vocab, step), [SPECIAL])
+    tokenizer = small_tokenizer(spread_ids(vocab, step), [SPECIAL])
     num_rows = 2 * len(vocab) if name != "equal" else len(vocab) + 1
     eos = num_rows - 1
-    grammars = compiler(tokenizer, tmp_path, num_rows, [eos])
+    grammars = make_compiler(tokenizer, tmp_path, num_rows, [eos])
     text_bytes = TextCodec(tokenizer).token_bytes
     num_forced = 0
     for ids, allowed in states(grammars, Grammar.choice(WORDS), {eos}):
@@ -212,8 +212,8 @@ def test_masks_where_each_byte_has_a_token(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expression", ["z+", "az", "z", "[az]z"])
-def test_what_no_token_can_write_is_refused(expression: str, tmp_path: Path) -> None:
-    grammars = compiler(small_tokenizer(LETTERS), tmp_path, 15, [2])
+def test_text_that_no_token_can_write_is_refused(expression: str, tmp_path: Path) -> None:
+    grammars = make_compiler(small_tokenizer(LETTERS), tmp_path, 15, [2])
     matcher = grammars.compile(Grammar.regex(expression))
     if "a" in expression:
         matcher.take(int(matcher.allowed()[0]))
@@ -221,10 +221,10 @@ def test_what_no_token_can_write_is_refused(expression: str, tmp_path: Path) -> 
         matcher.allowed()
 
 
-def test_an_eos_token_is_no_text(tmp_path: Path) -> None:
-    """A plain token that ends answers does not stand inside a string."""
+def test_an_eos_token_is_never_text(tmp_path: Path) -> None:
+    """A plain token that ends answers is not allowed inside a string."""
     vocab = {**LETTERS, '"': 15, "end": 16}
-    grammars = compiler(small_tokenizer(vocab), tmp_path, 17, [16])
+    grammars = make_compiler(small_tokenizer(vocab), tmp_path, 17, [16])
     matcher = grammars.compile(Grammar.regex('"[a-z]*"'))
     matcher.take(15)
     assert 16 not in matcher.allowed()
@@ -233,7 +233,7 @@ def test_an_eos_token_is_no_text(tmp_path: Path) -> None:
 
 
 def test_without_eos_an_answer_ends_where_nothing_can_follow(tmp_path: Path) -> None:
-    grammars = compiler(small_tokenizer(LETTERS), tmp_path, 15, [])
+    grammars = make_compiler(small_tokenizer(LETTERS), tmp_path, 15, [])
     matcher = grammars.compile(Grammar.regex("ab?z?"))
     matcher.take(0)
     assert not matcher.is_complete
@@ -243,26 +243,26 @@ def test_without_eos_an_answer_ends_where_nothing_can_follow(tmp_path: Path) -> 
 
 
 def test_rows_without_a_token_cannot_be_named(tmp_path: Path) -> None:
-    grammars = compiler(small_tokenizer(gaps(LETTERS, 2)), tmp_path, 40, [39])
+    grammars = make_compiler(small_tokenizer(spread_ids(LETTERS, 2)), tmp_path, 40, [39])
     matcher = grammars.compile(Grammar.lark("start: <[0-38]>"))
     assert matcher.allowed().tolist() == [2 * index for index in range(15)]
 
 
-def test_tokens_in_angle_brackets_are_named_and_no_text(tmp_path: Path) -> None:
+def test_tokens_in_angle_brackets_match_only_by_name(tmp_path: Path) -> None:
     tokenizer = small_tokenizer(LETTERS, [AddedToken("<think>"), AddedToken("cc")])
-    grammars = compiler(tokenizer, tmp_path, 17, [2])  # c alone ends an answer
+    grammars = make_compiler(tokenizer, tmp_path, 17, [2])  # c alone ends an answer
     assert grammars.compile(Grammar.lark('start: <think> "a"')).allowed().tolist() == [15]
     assert 15 not in grammars.compile(Grammar.lark("start: /[^x]*/")).allowed()
     assert 16 in grammars.compile(Grammar.lark("start: /c+x/")).allowed()
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_forced_text_is_cut_into_tokens_that_stand_for_it(kind: str) -> None:
-    """Whatever the tokenizer makes of a text by itself."""
+def test_forced_text_is_split_into_tokens_that_spell_it(kind: str) -> None:
+    """This holds even if the tokenizer itself changes the text."""
     tokenizer = Tokenizer.from_str(CODECS[kind].tokenizer.to_str())
     if kind == "gemma":
         tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Lowercase()])
-    num_rows = 290  # the last of its tokens have none
+    num_rows = 290  # the last tokens have no row
     tokens = GrammarTokens(tokenizer, num_rows, [1])
     for text in (
         "the quick",
@@ -279,15 +279,15 @@ def test_forced_text_is_cut_into_tokens_that_stand_for_it(kind: str) -> None:
         assert b"".join(tokens.tokens[token] for token in ids) == text.encode()
 
 
-def test_common_text_is_cut_as_the_model_is_used_to_see_it() -> None:
+def test_common_text_is_split_as_the_tokenizer_splits_it() -> None:
     codec = CODECS["byte_level"]
     tokens = GrammarTokens(Tokenizer.from_str(codec.tokenizer.to_str()), codec.num_tokens, [1])
     for text in ("The quick brown fox", " jumps over", "two words é"):
         assert tokens(text) == codec.encode(text, add_special_tokens=False)
 
 
-def test_the_text_is_what_the_grammar_matched(tmp_path: Path) -> None:
-    """SentencePiece takes a space off the start of a text, which the grammar may ask for."""
+def test_the_text_equals_the_text_that_the_grammar_matched(tmp_path: Path) -> None:
+    """SentencePiece strips a space at the start of a text, which the grammar may require."""
     tokenizer = Tokenizer.from_str(CODECS["llama2"].tokenizer.to_str())
     session = Session.open(engine_with(tokenizer, tmp_path / "engine", [2]), num_threads=1)
     for seed in range(4):

@@ -1,4 +1,4 @@
-"""A manifest whose numbers are not those of its graph: said before a buffer is allocated."""
+"""A manifest that does not match its graph is reported before a buffer is allocated."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -42,7 +42,9 @@ def engine(tiny_engine: Path, tmp_path: Path) -> Path:
         ("lora_rank", 4, "the graph has no inputs of LoRA; lora_rank is 4"),
     ],
 )
-def test_each_number_is_compared(engine: Path, name: str, value: int, message: str) -> None:
+def test_each_number_is_compared_with_the_graph(
+    engine: Path, name: str, value: int, message: str
+) -> None:
     edit_manifest(engine, **{name: value})
     opened = open_engine(engine)
     tracemalloc.start()
@@ -63,7 +65,7 @@ def test_each_number_is_compared(engine: Path, name: str, value: int, message: s
         ("lora_rank", 8),
     ],
 )
-def test_the_adapter_is_that_of_the_manifest(engine: Path, name: str, value: int) -> None:
+def test_the_adapter_must_match_the_manifest(engine: Path, name: str, value: int) -> None:
     edit_manifest(engine, **{name: value})
     with pytest.raises(AdapterError, match=rf"{name} is \d, the manifest says {value}"):
         Session.open(engine)
@@ -84,7 +86,7 @@ def test_the_adapter_is_that_of_the_manifest(engine: Path, name: str, value: int
         *({name: ...} for name in ("license", "model", "num_masks", "requires", "files", "mode")),
     ],
 )
-def test_values_that_no_engine_has(engine: Path, changes: dict[str, Any]) -> None:
+def test_invalid_values_are_refused(engine: Path, changes: dict[str, Any]) -> None:
     (name,) = changes
     edit_manifest(engine, **changes)
     with pytest.raises(EngineError, match=f"manifest.json.*{name}|{name}.*manifest.json"):
@@ -95,17 +97,17 @@ def drop_output(model: onnx.ModelProto) -> None:
     del model.graph.output[0]
 
 
-def more_inputs(model: onnx.ModelProto) -> None:
+def add_input(model: onnx.ModelProto) -> None:
     model.graph.input.add().CopyFrom(model.graph.input[0])
     model.graph.input[-1].name = "more"
 
 
-def other_type(model: onnx.ModelProto) -> None:
+def change_type(model: onnx.ModelProto) -> None:
     value = next(value for value in model.graph.input if value.name == "token_ids")
     value.type.tensor_type.elem_type = onnx.TensorProto.INT32
 
 
-def min_slots(text: str) -> Callable[[onnx.ModelProto], object]:
+def set_min_slots(text: str) -> Callable[[onnx.ModelProto], object]:
     def edit(model: onnx.ModelProto) -> None:
         model.metadata_props[0].value = text
 
@@ -115,11 +117,11 @@ def min_slots(text: str) -> Callable[[onnx.ModelProto], object]:
 @pytest.mark.parametrize(
     "edit",
     [
-        *(drop_output, more_inputs, other_type),
-        *map(min_slots, ("", "0", "-1", "two", "9" * 5000, "385", "1e3", "٣")),
+        *(drop_output, add_input, change_type),
+        *map(set_min_slots, ("", "0", "-1", "two", "9" * 5000, "385", "1e3", "٣")),
     ],
 )
-def test_graphs_that_no_export_writes(
+def test_graphs_that_no_export_writes_are_refused(
     engine: Path, edit: Callable[[onnx.ModelProto], object]
 ) -> None:
     model = onnx.load(engine / "model.onnx", load_external_data=False)
@@ -130,16 +132,18 @@ def test_graphs_that_no_export_writes(
 
 
 @pytest.mark.parametrize("heads", [10**4, 10**9])
-def test_a_cache_that_no_machine_has_is_an_error_of_ours(tiny_engine: Path, heads: int) -> None:
-    """2.6 exabytes, and more than an address has bits for; graphs may leave the sizes free."""
+def test_a_cache_too_large_for_any_machine_is_an_engine_error(
+    tiny_engine: Path, heads: int
+) -> None:
+    """It has 2.6 exabytes, or more bytes than addresses; graphs may leave the sizes free."""
     opened = open_engine(tiny_engine)
     manifest = replace(opened.manifest, capacity=10**9, num_kv_heads=heads, num_layers=1000)
     with pytest.raises(EngineError, match=r"a cache of \d+ GB, for 1000000000 slots, cannot be"):
         _allocate(Engine(opened.path, manifest, opened.files), np.float32)
 
 
-def test_a_step_that_fails_is_an_error_of_ours(engine: Path) -> None:
-    """As of a graph whose inside is broken: here a table of embeddings that is too small."""
+def test_a_failed_step_is_an_engine_error(engine: Path) -> None:
+    """The graph is broken inside: its table of embeddings is too small."""
     model = onnx.load(engine / "model.onnx", load_external_data=False)
     node = next(node for node in model.graph.node if node.op_type == "Min")
     node.op_type = "Max"
@@ -148,7 +152,7 @@ def test_a_step_that_fails_is_an_error_of_ours(engine: Path) -> None:
         Session.open(engine).generate("a", 3)
 
 
-def test_caches_are_of_one_type(tiny_engine: Path) -> None:
+def test_all_caches_must_have_one_type(tiny_engine: Path) -> None:
     backend = OrtBackend(open_engine(tiny_engine), 1)
     session = backend._session
     inputs, outputs = (
@@ -177,13 +181,13 @@ def test_caches_are_of_one_type(tiny_engine: Path) -> None:
     for part in (
         "the graph has inputs of LoRA; lora_rank is 0",
         "lora.0.qkv.down is float32 [31, ?], not float32 [32, r]",
-        "input lora.7.o.up is of a layer that is not there",
+        "input lora.7.o.up is for a nonexistent layer",
         "input 'lora.0.q.down' is not known",
     ):
         assert part in str(caught.value)
 
 
-def test_a_prefix_has_room_in_the_cache(tiny_engine: Path) -> None:
+def test_a_prefix_that_fills_the_cache_is_refused(tiny_engine: Path) -> None:
     sizes = {"num_layers": 2, "hidden_size": 32, "num_kv_heads": 2, "head_dim": 16}
     identity = ModelIdentity("llama", vocab_size=320, fingerprint={}, **sizes)
     adapter = random_adapter(identity, num_masks=3, prefix_length=384)
@@ -191,7 +195,7 @@ def test_a_prefix_has_room_in_the_cache(tiny_engine: Path) -> None:
         Session.open(tiny_engine, adapter=adapter)
 
 
-def test_ends_of_answers_are_of_the_vocabulary(engine: Path) -> None:
+def test_eos_ids_outside_the_vocabulary_are_refused(engine: Path) -> None:
     text = (
         (engine / "generation.json").read_text().replace('"eos_ids": [\n    ', '"eos_ids": [320,')
     )

@@ -1,4 +1,4 @@
-"""What a guard takes in texts whose drafts are right or not."""
+"""The trees that a guard takes in texts whose drafts are right or wrong."""
 
 import random
 from dataclasses import replace
@@ -29,7 +29,7 @@ PROMPTS = ["Hello tree", "A mask token", "The quick brown fox. The quick brown f
 
 
 class Text:
-    """Steps of a made-up text. match: of every step, its length."""
+    """Steps of an artificial text; every step has a match of length `match`."""
 
     def __init__(self, match: int = 0) -> None:
         self.guard = Guard(TREES)
@@ -37,7 +37,7 @@ class Text:
         self.drafted, self.num_tokens, self.cost = 1, 0, 0.0
 
     def step(self, num_right: int) -> int:
-        """A step of which so many drafts are right, if it has them; returns what it took."""
+        """Take a step with up to `num_right` correct drafts, and return its tree's number."""
         number = TABLE.number(self.drafted, self.match)
         taken = self.guard.pick(number, self.match)
         tree = TREES.trees[taken]
@@ -49,14 +49,14 @@ class Text:
         return taken
 
 
-def test_other_trees_come_after_those_of_the_table() -> None:
+def test_a_guard_appends_a_root_only_tree_to_the_table() -> None:
     assert TREES.trees == (*TABLE.trees, AR)
     lean = GuardedTrees(replace(TABLE, trees=(*TABLE.trees[:2], Tree.chain(1, 1)))).trees
     assert lean == (*TABLE.trees[:2], Tree.chain(1, 1), AR)
 
 
 @pytest.mark.parametrize("match", [0, 1, 9])
-def test_no_text_loses_more_than_a_bound(match: int) -> None:
+def test_no_text_loses_more_than_the_bound(match: int) -> None:
     text, late = Text(match), []
     for number in range(1000):
         taken = text.step(0)
@@ -65,13 +65,13 @@ def test_no_text_loses_more_than_a_bound(match: int) -> None:
     assert late.count(ROOT) > 0.9 * len(late)
 
 
-def test_what_pays_is_taken_to_the_end() -> None:
+def test_trees_that_pay_are_taken_to_the_end() -> None:
     for match, taken in ((0, {MASKS, VERIFY}), (5, {NGRAMS})):
         text = Text(match)
         assert {text.step(1) for _ in range(500)} == taken
 
 
-def test_guesses_come_back_when_they_are_right() -> None:
+def test_guesses_return_once_they_are_right() -> None:
     text = Text(match=5)
     while text.step(0) != ROOT:
         pass
@@ -102,7 +102,7 @@ def test_a_step_without_a_pick_is_not_counted() -> None:
 
 
 def guarded_table(seed: int, dear: bool = True) -> TreeTable:
-    """Chains no deeper than their drafts, which a replay knows all about."""
+    """Make a table of chains at most as deep as their drafts, which a replay covers completely."""
     rng = random.Random(seed)
     chains = [Tree.from_paths([(1,) * d for d in range(depth + 1)]) for depth in range(4)]
     plain = [Tree.from_paths(chain.paths, rng.randint(0, 3)) for chain in chains]
@@ -115,7 +115,9 @@ def guarded_table(seed: int, dear: bool = True) -> TreeTable:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mode", ["exact", "tree"])
-def test_a_replay_takes_the_steps_of_the_decoder(tiny_engine: Path, seed: int, mode: str) -> None:
+def test_a_replay_takes_the_same_steps_as_the_decoder(
+    tiny_engine: Path, seed: int, mode: str
+) -> None:
     acceptance = measure_acceptance(open_engine(tiny_engine), PROMPTS, 60, num_threads=1)
     table = guarded_table(seed, dear=seed % 2 == 0)
     session = Session.open(tiny_engine, tree=table, mode=mode, num_threads=1)
@@ -132,7 +134,7 @@ def test_a_replay_takes_the_steps_of_the_decoder(tiny_engine: Path, seed: int, m
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_text_stays_the_same(tiny_engine: Path, seed: int) -> None:
+def test_a_guard_leaves_the_text_unchanged(tiny_engine: Path, seed: int) -> None:
     opened = Session.open(tiny_engine, num_threads=1)
     adapter = drafting_adapter(opened, prefix_length=seed % 3, seed=seed)
     plain = opened.using(tree=AR, adapter=adapter)
@@ -159,8 +161,8 @@ def test_the_cache_ends_with_single_steps(tiny_engine: Path) -> None:
 
 
 @pytest.mark.parametrize("thinned", [1.0, 0.3, 0.0])
-def test_replayed_texts_lose_little(thinned: float) -> None:
-    """Of drafts as measured, and of some that are hardly ever right."""
+def test_replayed_texts_lose_little_to_wrong_drafts(thinned: float) -> None:
+    """Drafts are those that were measured, thinned until hardly any is right."""
     rng = random.Random(1)
     acceptance = random_acceptance(1, 4, 7, length=2000)
     text = tuple(

@@ -1,4 +1,4 @@
-"""Guesses from the text, from a table of continuations and from masks, put together."""
+"""Guesses that combine the text, a table of continuations and the masks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from bita.tree_table import TreeTable
 RNG = np.random.default_rng(7)
 
 
-def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def hide_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise LibraryMissingError("none")
 
@@ -37,136 +37,138 @@ def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def implementation(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> type[Guesses]:
-    """What makes the guesses of a test."""
+    """The implementation of guesses under test."""
     if request.param is PlainGuesses:
-        without_library(monkeypatch)
+        hide_library(monkeypatch)
     chosen: type[Guesses] = request.param
     return chosen
 
 
-def often(*texts: list[int], times: int = 30) -> Continuations:
+def table_of(*texts: list[int], times: int = 30) -> Continuations:
     table = count_continuations([(text, 1) for text in texts * times], 1000)
     assert table is not None
     return table
 
 
-def index_of(table: Continuations | None, text: list[int], drafts: Drafts | None = None) -> Guesses:
+def start_guesses(
+    table: Continuations | None, text: list[int], drafts: Drafts | None = None
+) -> Guesses:
     index = make_guesses(table, DEFAULT_BONUSES, drafts or Drafts(1, 4))
     index.start(text)
     return index
 
 
 def drafts_of(ids: list[int], logits: list[float]) -> Drafts:
-    """The drafts of one mask."""
+    """Make the drafts of one mask."""
     drafts = Drafts(1, len(ids))
     drafts.read(np.array([ids]), np.array([logits], np.float32))
     return drafts
 
 
-def firsts(index: Guesses, count: int) -> list[int]:
+def first_candidates(index: Guesses, count: int) -> list[int]:
     return [candidates[0] for candidates in index.candidates(count)]
 
 
-def test_the_text_alone_is_what_followed_last_time() -> None:
-    assert index_of(None, [1, 2, 3, 1]).candidates(2) == [[2], [3]]
-    level = index_of(None, [1, 2, 3, 1]).level()
-    assert 0 < level < index_of(None, [1, 2, 3, 1, 2]).level()
-    assert index_of(None, [1, 2, 3, 1]).candidates(2, level + 1) == []
-    assert index_of(None, [1, 2, 3]).candidates(2) == []
+def test_a_text_alone_guesses_what_followed_last_time() -> None:
+    assert start_guesses(None, [1, 2, 3, 1]).candidates(2) == [[2], [3]]
+    level = start_guesses(None, [1, 2, 3, 1]).level()
+    assert 0 < level < start_guesses(None, [1, 2, 3, 1, 2]).level()
+    assert start_guesses(None, [1, 2, 3, 1]).candidates(2, level + 1) == []
+    assert start_guesses(None, [1, 2, 3]).candidates(2) == []
 
 
-def test_nothing_is_known_of_a_text_without_tokens() -> None:
-    index = index_of(often([1, 2]), [], drafts_of([5, 6], [2.0, 1.0]))
+def test_an_empty_text_gives_no_guesses() -> None:
+    index = start_guesses(table_of([1, 2]), [], drafts_of([5, 6], [2.0, 1.0]))
     assert (index.level(), index.share, index.from_masks) == (0, 0.0, False)
     assert index.candidates(2) == []
 
 
-def test_what_the_model_often_says_is_guessed() -> None:
-    index = index_of(often([1, 2, 3, 4, 5, 6]), [50, 1, 2])
-    assert index.candidates(6) == [[3], [4], [5], [6]]  # nothing is known of what follows
+def test_frequent_continuations_are_guessed() -> None:
+    index = start_guesses(table_of([1, 2, 3, 4, 5, 6]), [50, 1, 2])
+    assert index.candidates(6) == [[3], [4], [5], [6]]  # the table knows nothing after that
     assert index.level() > 7
     index.extend([99])
     assert (index.level(), index.candidates(3), index.from_masks) == (0, [], False)
 
 
-def test_a_new_text_knows_nothing_of_the_last() -> None:
-    index = index_of(often([1, 2, 3]), [50, 1, 2])
+def test_a_new_text_forgets_the_last_one() -> None:
+    index = start_guesses(table_of([1, 2, 3]), [50, 1, 2])
     assert index.candidates(1) == [[3]]
     index.start([60])
     assert index.candidates(1) == []
     index.start([1])
-    assert index.candidates(2) == index_of(often([1, 2, 3]), [1]).candidates(2)
+    assert index.candidates(2) == start_guesses(table_of([1, 2, 3]), [1]).candidates(2)
 
 
-def test_unsure_runs_count_less() -> None:
-    split = often(*([1, token] for token in (2, 2, 2, 3, 3, 4, 5)))
-    levels = [index_of(table, [50, 1]).level() for table in (split, often([1, 2]))]
+def test_unsure_continuations_have_a_lower_level() -> None:
+    split = table_of(*([1, token] for token in (2, 2, 2, 3, 3, 4, 5)))
+    levels = [start_guesses(table, [50, 1]).level() for table in (split, table_of([1, 2]))]
     assert 0 < levels[0] < levels[1]
-    assert index_of(split, [50, 1]).candidates(1, min_level=levels[0] + 1) == []
+    assert start_guesses(split, [50, 1]).candidates(1, min_level=levels[0] + 1) == []
 
 
-def test_the_surer_of_text_and_table_stands_first_and_the_other_beside_it() -> None:
-    table = often([1, 2, 3])
-    long_match = index_of(table, [*range(20, 27), 1, 40, 41, *range(20, 27), 1])
-    assert firsts(long_match, 2) == [40, 41]
+def test_the_surer_of_text_and_table_is_the_first_candidate() -> None:
+    table = table_of([1, 2, 3])
+    long_match = start_guesses(table, [*range(20, 27), 1, 40, 41, *range(20, 27), 1])
+    assert first_candidates(long_match, 2) == [40, 41]
     assert long_match.level() > 7
-    split = often(*([1, token] for token in (2, 2, 3, 4)))
-    assert index_of(split, [1, 41, 6, 30, 1, 40, 31, 30, 1]).candidates(1) == [[40, 2]]
-    assert index_of(table, [30, 1, 40, 41, 31, 1]).candidates(1) == [[2, 40]]
-    assert index_of(table, [4] * 40).level() == MAX_LEVEL
+    split = table_of(*([1, token] for token in (2, 2, 3, 4)))
+    assert start_guesses(split, [1, 41, 6, 30, 1, 40, 31, 30, 1]).candidates(1) == [[40, 2]]
+    assert start_guesses(table, [30, 1, 40, 41, 31, 1]).candidates(1) == [[2, 40]]
+    assert start_guesses(table, [4] * 40).level() == MAX_LEVEL
 
 
-def test_sources_that_agree_are_surer() -> None:
-    split = often(*([1, token] for token in (2, 2, 3, 4)))
-    alone = [index_of(split, [1]), index_of(often([7, 8]), [1, 2, 6, 1])]
-    both = index_of(split, [1, 2, 6, 1])
+def test_sources_that_agree_have_a_higher_level() -> None:
+    split = table_of(*([1, token] for token in (2, 2, 3, 4)))
+    alone = [start_guesses(split, [1]), start_guesses(table_of([7, 8]), [1, 2, 6, 1])]
+    both = start_guesses(split, [1, 2, 6, 1])
     assert both.candidates(1) == [[2]]
     assert both.level() > max(index.level() for index in alone)
 
 
-def test_guesses_raise_what_masks_draft() -> None:
+def test_guesses_reorder_the_drafts_of_masks() -> None:
     drafts = drafts_of([5, 6, 7], [2.0, 1.0, 0.0])
-    table = often(*([1, token] for token in (7, 7, 7, 8)))
-    by_mask = index_of(None, [1], drafts)
+    table = table_of(*([1, token] for token in (7, 7, 7, 8)))
+    by_mask = start_guesses(None, [1], drafts)
     assert by_mask.candidates(1) == [[5, 6, 7]]
     assert by_mask.from_masks
-    both = index_of(table, [1], drafts)
+    both = start_guesses(table, [1], drafts)
     assert both.candidates(1)[0][0] == 7
     assert not both.from_masks
     assert both.level() > 1
-    # a sure guess that no mask drafts stands among the drafts too, and the last of these goes
-    assert index_of(often([1, 9]), [1], drafts).candidates(1) == [[9, 5, 6]]
+    # a sure guess that no mask drafted is added, and the last draft is dropped
+    assert start_guesses(table_of([1, 9]), [1], drafts).candidates(1) == [[9, 5, 6]]
     drafts.num_masks = 0
-    assert index_of(None, [1], drafts).candidates(1) == []
+    assert start_guesses(None, [1], drafts).candidates(1) == []
 
 
-def test_a_place_after_the_drafts_goes_on_from_them() -> None:
+def test_guesses_after_the_drafts_continue_from_them() -> None:
     drafts = drafts_of([5, 6, 7], [4.0, 1.0, 0.0])
-    assert firsts(index_of(often([5, 11, 12]), [1], drafts), 3) == [5, 11, 12]
-    text = [5, 20, 21, 1, 6, 30, 31, 1]  # followed by 6 last time, and masks say 5
-    assert index_of(None, text, drafts).candidates(2) == [[5, 6, 7]]
+    assert first_candidates(start_guesses(table_of([5, 11, 12]), [1], drafts), 3) == [5, 11, 12]
+    text = [5, 20, 21, 1, 6, 30, 31, 1]  # 6 followed last time, but masks draft 5
+    assert start_guesses(None, text, drafts).candidates(2) == [[5, 6, 7]]
 
 
-def test_the_library_makes_them_where_it_can(implementation: type[Guesses]) -> None:
+def test_the_library_makes_the_guesses_where_it_can(implementation: type[Guesses]) -> None:
     assert isinstance(make_guesses(None, DEFAULT_BONUSES, Drafts(1, 4)), implementation)
     wide = PairTables(*np.zeros((2, 9, 2), np.float32))  # the library reads float16
     for drafts in (Drafts(1, 4, wide), Drafts(1, 257)):
         assert isinstance(make_guesses(None, DEFAULT_BONUSES, drafts), PlainGuesses)
 
 
-def test_more_places_than_there_was_room_for() -> None:
-    index = index_of(None, [1, 2, 3, 1])
-    assert firsts(index, 2) == [2, 3]
-    assert firsts(index, 100) == ([2, 3, 1] * 34)[:100]
-    assert firsts(index, 3) == [2, 3, 1]
+def test_the_number_of_guesses_can_grow() -> None:
+    index = start_guesses(None, [1, 2, 3, 1])
+    assert first_candidates(index, 2) == [2, 3]
+    assert first_candidates(index, 100) == ([2, 3, 1] * 34)[:100]
+    assert first_candidates(index, 3) == [2, 3, 1]
 
 
-def test_a_long_text_is_looked_up_as_a_short_one() -> None:
+def test_long_texts_are_looked_up_too() -> None:
     text = RNG.permutation(50_000).tolist()
-    index = index_of(None, text)
+    index = start_guesses(None, text)
     assert (index.level(), index.candidates(1)) == (0, [])
     index.extend(text[31_000:31_003])
-    assert firsts(index, 4) == text[31_003:31_007]
+    assert first_candidates(index, 4) == text[31_003:31_007]
 
 
 def random_bonuses() -> Bonuses:
@@ -179,10 +181,10 @@ def random_bonuses() -> Bonuses:
 
 @pytest.mark.parametrize("rank", [0, 3, 16])
 @pytest.mark.parametrize("with_table", [False, True])
-def test_the_library_guesses_as_python_does(
+def test_the_library_and_python_make_the_same_guesses(
     rank: int, with_table: bool, implementation: type[Guesses], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts that repeat themselves, extended by a few tokens at a time, masks drafted or not."""
+    """Repetitive texts grow by a few tokens at a time, with and without drafts of masks."""
     if implementation is PlainGuesses:
         pytest.skip("nothing to compare with")
     tokens, bonuses = 12, random_bonuses()
@@ -191,7 +193,7 @@ def test_the_library_guesses_as_python_does(
     texts = [(RNG.integers(0, tokens, 60).tolist(), 1) for _ in range(8)]
     table = count_continuations(texts, 150) if with_table else None
     ours = make_guesses(table, bonuses, drafts)
-    without_library(monkeypatch)
+    hide_library(monkeypatch)
     plain = make_guesses(table, bonuses, drafts)
     levels: set[int] = set()
     for _ in range(4):
@@ -214,8 +216,8 @@ def test_the_library_guesses_as_python_does(
     assert len(levels) > 6
 
 
-def test_decoder_and_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Path) -> None:
-    """The table is of the engine's own answers, so that some guesses are right; texts stay."""
+def test_the_decoder_and_a_replay_take_the_same_steps(tiny_engine: Path, tmp_path: Path) -> None:
+    """The table holds the engine's own answers, so some guesses are right; texts do not change."""
     engine = open_engine(tiny_engine)
     plain = Session.open(tiny_engine, tree=Tree.root_only(), num_threads=1)
     prompts = [RNG.integers(4, 300, length).tolist() for length in (5, 9, 12)]

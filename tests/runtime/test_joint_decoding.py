@@ -1,4 +1,4 @@
-"""Texts that share steps are to the bit what each is alone, whatever they take from each other."""
+"""Texts that share steps are bit-identical to each text alone, whatever they share."""
 
 import gc
 import random
@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {"ignore_eos": True, "logprobs": 3}
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, int4, C = 400, three masks, prefix of 5."""
+    """A tiny int4 Llama with capacity 400, three masks and a prefix of 5."""
     require_library()
     return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", CAPACITY).path
 
@@ -44,14 +44,14 @@ def open_session(engine: Path, kept_pages: int = 1000, **options: Any) -> Sessio
 
 
 def random_table(seed: int, slope: float) -> TreeTable:
-    """Trees of any form, with and without guesses, a row of which costs `slope` plain steps."""
+    """Make a table of random trees, with and without guesses; a row costs `slope` plain steps."""
     trees = [random_tree(seed), random_tree(seed + 1).with_guesses(2), Tree.root_only(3)]
     table = TreeTable(tuple(trees), (0, 4), ((2, 1), (0, 1)))
     return table.with_costs([1 + slope * row for row in range(table.num_rows)])
 
 
-def some_options(rng: random.Random, seed: int) -> dict[str, Any]:
-    """Greedy, sampled, penalized, with a grammar, ended early."""
+def random_options(rng: random.Random, seed: int) -> dict[str, Any]:
+    """Return random options: greedy, sampled, penalized or with a grammar, of any length."""
     grammar = {"grammar": Grammar.regex("[a-z ]{3,20}"), "ignore_eos": False}
     return {
         **OPTIONS,
@@ -62,7 +62,7 @@ def some_options(rng: random.Random, seed: int) -> dict[str, Any]:
 
 
 def assert_as_alone(other: Session, found: Generation, options: dict[str, Any]) -> None:
-    """The tokens and log-probabilities of another session that reads the prompt whole."""
+    """Assert that another session, which reads the whole prompt, gives the same answer."""
     other.forget()
     alone = other.generate(list(found.prompt_ids), **options)
     assert found.token_ids == alone.token_ids
@@ -71,7 +71,7 @@ def assert_as_alone(other: Session, found: Generation, options: dict[str, Any]) 
 
 
 def num_held(session: Session) -> int:
-    """Pages that anything holds."""
+    """Count the pages in use."""
     cache = session.backend.cache
     assert isinstance(cache, PagedCache)
     return cache.slab.shape[1] - cache.pages.pool.num_free
@@ -80,9 +80,11 @@ def num_held(session: Session) -> int:
 @pytest.mark.parametrize("slope", [0.0, 0.02, 0.5])
 @pytest.mark.parametrize("kept_pages", [0, 6, 1000])
 @pytest.mark.parametrize("seed", range(3))
-def test_texts_that_come_and_go(engine: Path, seed: int, kept_pages: int, slope: float) -> None:
-    """Up to nine at once, of prompts that begin alike, where rows are free or dear and pages few;
-    some are cancelled.
+def test_texts_that_join_and_leave_equal_each_text_alone(
+    engine: Path, seed: int, kept_pages: int, slope: float
+) -> None:
+    """Up to nine run at once and some are cancelled; their prompts share beginnings, rows are free
+    or expensive, and pages may be few.
     """
     rng = random.Random(seed)
     session = open_session(engine, kept_pages, keep_answers=rng.random() < 0.5)
@@ -97,7 +99,7 @@ def test_texts_that_come_and_go(engine: Path, seed: int, kept_pages: int, slope:
         while len(jobs) < 24 or running:
             while len(running) < rng.randint(1, 9) and len(jobs) < 24:
                 prompt = [*begin[: rng.randint(0, 60)], *prompt_ids(len(jobs), rng.randint(1, 90))]
-                options = some_options(rng, len(jobs))
+                options = random_options(rng, len(jobs))
                 answer = session.stream(prompt, **options)
                 jobs.append((answer, options))
                 running.append(answer)
@@ -110,10 +112,10 @@ def test_texts_that_come_and_go(engine: Path, seed: int, kept_pages: int, slope:
             assert_as_alone(other, answer, options)
     session.forget()
     session.generate([7], 1)
-    assert num_held(session) <= 2 + 1  # of a prefix, and of [7]
+    assert num_held(session) <= 2 + 1  # the prefix, and [7]
 
 
-def test_a_system_prompt_is_read_once(engine: Path) -> None:
+def test_a_shared_system_prompt_is_read_once(engine: Path) -> None:
     session = open_session(engine)
     begin = prompt_ids(1, 200)
     first, *others = [
@@ -128,7 +130,7 @@ def test_a_system_prompt_is_read_once(engine: Path) -> None:
     assert late.num_reused >= 200
 
 
-def test_who_joins_shares_the_beginning_of_a_text_that_was_alone(engine: Path) -> None:
+def test_a_joining_text_shares_the_beginning_of_a_running_one(engine: Path) -> None:
     session, begin = open_session(engine), prompt_ids(1, 200)
     first = session.stream([*begin, 7], max_new_tokens=60, ignore_eos=True)
     for _ in range(5):
@@ -138,11 +140,11 @@ def test_who_joins_shares_the_beginning_of_a_text_that_was_alone(engine: Path) -
     assert second.num_reused >= 200
 
 
-def test_running_answers_go_on_while_a_long_prompt_is_read(
+def test_running_answers_continue_while_a_long_prompt_is_read(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token each step, and pieces as long as the time allows; a short prompt does not wait for
-    the long one's end.
+    """Each step adds a token and reads a piece as long as time allows; a short prompt does not wait
+    until the long one is read.
     """
     monkeypatch.setattr("bita.runtime.decoding.joint_decoder.MAX_GAP_MS", 0.001)
     monkeypatch.setattr("bita.runtime.decoding.joint_decoder.MIN_PIECE", 16)
@@ -167,7 +169,7 @@ def test_running_answers_go_on_while_a_long_prompt_is_read(
     assert max(rows) <= 16 + 3 + session.tree.num_rows + 4
 
 
-def test_one_that_fails_does_not_end_the_others(
+def test_a_failed_answer_does_not_end_the_others(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, other = open_session(engine), Session.open(engine, num_threads=1)
@@ -185,7 +187,23 @@ def test_one_that_fails_does_not_end_the_others(
         assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 12})
 
 
-def test_a_step_that_fails_ends_all_of_its_answers_and_no_later_ones(
+def test_a_failed_answer_does_not_end_the_others_without_shared_steps(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.open(tiny_engine, num_threads=1)
+    assert not session.shares_steps
+    answers = [session.stream(prompt_ids(seed), max_new_tokens=6) for seed in range(3)]
+
+    def fails(logits: np.ndarray) -> int:
+        raise BitaError("no more")
+
+    monkeypatch.setattr(answers[0].sequence.chooser, "choose", fails)
+    with pytest.raises(BitaError, match="no more"):
+        session.run_together(answers)
+    assert [answer.finish_reason for answer in answers] == ["cancelled", "length", "length"]
+
+
+def test_a_failed_step_ends_only_its_own_answers(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, other = open_session(engine), Session.open(engine, num_threads=1)
@@ -201,7 +219,7 @@ def test_a_step_that_fails_ends_all_of_its_answers_and_no_later_ones(
         assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 12})
 
 
-def test_several_answers_are_what_each_is_alone(engine: Path) -> None:
+def test_several_answers_equal_each_answer_alone(engine: Path) -> None:
     session, other = open_session(engine), Session.open(engine, num_threads=1)
     found = session.generate_several(prompt_ids(1), 4, 20, temperature=1.0, seed=5)
     for number, answer in enumerate(found):
@@ -222,8 +240,8 @@ def answers_of(session: Session, seeds: Sequence[int], **options: Any) -> list[G
     return [session.stream(prompt_ids(seed), **{**OPTIONS, **options}) for seed in seeds]
 
 
-def test_texts_of_two_adapters_take_turns(engine: Path) -> None:
-    """They cannot share a step; each has its own prefix."""
+def test_texts_of_two_adapters_alternate(engine: Path) -> None:
+    """They cannot share a step, since each has its own prefix."""
     session, other = open_session(engine), Session.open(engine, num_threads=1)
     second = session.using(adapter=drafting_adapter(session, 17, 4))
     answers = [
@@ -235,8 +253,8 @@ def test_texts_of_two_adapters_take_turns(engine: Path) -> None:
         assert_as_alone(other, answer, {**OPTIONS, "max_new_tokens": 20})
 
 
-def test_a_text_that_is_alone_again_goes_on_where_it_is(engine: Path) -> None:
-    """It comes to the place that single steps use, and nothing of it is read again."""
+def test_the_last_remaining_text_continues_without_reading_again(engine: Path) -> None:
+    """It moves to the cache that single steps use."""
     session, other = open_session(engine, kept_pages=0), Session.open(engine, num_threads=1)
     short, long = (session.stream(prompt_ids(seed), 30, **OPTIONS) for seed in range(2))
     while len(long.token_ids) < 10:
@@ -257,10 +275,10 @@ def test_a_text_that_is_alone_again_goes_on_where_it_is(engine: Path) -> None:
     assert_as_alone(other, long, {**OPTIONS, "max_new_tokens": 30})
 
 
-def test_drafts_are_left_out_where_rows_are_dear(engine: Path) -> None:
-    """And taken where they cost nothing; a table without costs says nothing of rows."""
+def test_drafts_are_used_only_where_rows_are_cheap(engine: Path) -> None:
+    """A table without costs does not say that rows are cheap."""
     sizes = {}
-    for name, slope in (("free", 0.0), ("dear", 1.0), ("unknown", None)):
+    for name, slope in (("free", 0.0), ("expensive", 1.0), ("unknown", None)):
         table = random_table(3, slope or 0.0)
         tree = table if slope is not None else TreeTable(table.trees, table.levels, table.by_state)
         session = open_session(engine).using(tree=tree)
@@ -268,12 +286,12 @@ def test_drafts_are_left_out_where_rows_are_dear(engine: Path) -> None:
         session.run_together(answers)
         stats = session.stats
         sizes[name] = (stats.num_rows - 4 * 20) / len(stats.step_ms)
-    assert sizes["dear"] <= 4
+    assert sizes["expensive"] <= 4
     assert sizes["unknown"] <= 4
     assert sizes["free"] > 3 * 4
 
 
-def test_a_dropped_session_gives_its_memory_back_at_once(engine: Path) -> None:
+def test_a_dropped_session_frees_its_memory_at_once(engine: Path) -> None:
     session = open_session(engine)
     other = session.using(tree=random_table(1, 0.0))
     for each in (session, other):

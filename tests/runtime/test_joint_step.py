@@ -1,4 +1,4 @@
-"""Every row of a joint step, a mask too, has the bits that it has in a step of its text alone."""
+"""Each row of a joint step is bit-identical to the row in a step of its text alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ LENGTHS = (1, 40, 16, 130, 77)
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Adapter]:
-    """An engine, and an adapter with LoRA and a prefix of two pages, one of them half full."""
+    """An engine, and an adapter with LoRA and a prefix of two pages, one of them partly filled."""
     require_library()
     folder = tmp_path_factory.mktemp("native")
     engine = native_engine(FEATURES[request.param], folder, "int4", CAPACITY)
@@ -33,12 +33,14 @@ def made(
 
 
 def tokens_of(layout: Layout, seed: int) -> np.ndarray:
-    """Ids for the text rows of a layout."""
+    """Make token ids for the text rows of a layout."""
     return np.array(prompt_ids(seed, int((layout.mask_index < 0).sum())))
 
 
-def alone(backend: OrtBackend, adapter: Adapter, text: Sequence[int], layout: Layout, seed: int):  # type: ignore[no-untyped-def]
-    """What a step of one text gives: top ids, top logits, logits."""
+def run_alone(
+    backend: OrtBackend, adapter: Adapter, text: Sequence[int], layout: Layout, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run a step of one text and return its top ids, top logits and logits."""
     read_text(backend, adapter, np.array(text), 50)
     step = backend.bind(layout, adapter, with_logits=True)
     tokens = tokens_of(layout, seed)
@@ -50,10 +52,10 @@ def alone(backend: OrtBackend, adapter: Adapter, text: Sequence[int], layout: La
 
 @pytest.mark.parametrize("with_logits", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_rows_have_the_bits_that_they_have_alone(
+def test_rows_are_bit_identical_to_those_of_separate_steps(
     made: tuple[Path, Adapter], seed: int, with_logits: bool
 ) -> None:
-    """Trees of any form beside pieces of prompts, of texts of any length."""
+    """Random trees share steps with pieces of prompts, for texts of several lengths."""
     path, adapter = made
     backend = OrtBackend(open_engine(path), num_threads=1, kept_bytes=1 << 22)
     main = backend.cache
@@ -67,13 +69,13 @@ def test_rows_have_the_bits_that_they_have_alone(
     ]
     texts = [prompt_ids(number, length) for number, length in enumerate(LENGTHS)]
     expected = [
-        alone(backend, adapter, text, layout, number)
+        run_alone(backend, adapter, text, layout, number)
         for number, (text, layout) in enumerate(zip(texts, layouts, strict=True))
     ]
     parts = []
     for number, (text, layout) in enumerate(zip(texts, layouts, strict=True)):
         read_text(backend, adapter, np.array(text), 64)
-        cache = main.beside()
+        cache = main.new_sibling()
         cache.start(adapter)
         main.exchange(cache)
         cache.reserve(layout.num_rows, layout.num_rows)
@@ -92,15 +94,15 @@ def test_rows_have_the_bits_that_they_have_alone(
                 np.testing.assert_array_equal(part.logits, logits)
 
 
-def test_more_texts_and_rows_than_there_was_room_for(made: tuple[Path, Adapter]) -> None:
+def test_a_step_can_grow_in_texts_and_rows(made: tuple[Path, Adapter]) -> None:
     path, adapter = made
     backend = OrtBackend(open_engine(path), num_threads=1, kept_bytes=1 << 23)
     main, layout = backend.cache, prefill_layout(20, 2, 1)
     assert isinstance(main, PagedCache)
-    expected = alone(backend, adapter, [], layout, 7)
+    expected = run_alone(backend, adapter, [], layout, 7)
     step = backend.joint_step(adapter)
     assert step is not None
-    caches = [main.beside() for _ in range(19)]
+    caches = [main.new_sibling() for _ in range(19)]
     for count in (2, 19, 9):
         parts = [Part(cache, layout, tokens_of(layout, 7)) for cache in caches[:count]]
         for part in parts:
@@ -112,7 +114,7 @@ def test_more_texts_and_rows_than_there_was_room_for(made: tuple[Path, Adapter])
             np.testing.assert_array_equal(part.top_logits, expected[1])
 
 
-def test_an_operator_that_fails_is_told(made: tuple[Path, Adapter]) -> None:
+def test_an_error_of_an_operator_is_reported(made: tuple[Path, Adapter]) -> None:
     path, adapter = made
     backend = OrtBackend(open_engine(path), num_threads=1)
     main, layout = backend.cache, tree_layout(Tree.root_only(), 1)
@@ -122,5 +124,5 @@ def test_an_operator_that_fails_is_told(made: tuple[Path, Adapter]) -> None:
     step = backend.joint_step(adapter)
     assert step is not None
     twice = [Part(main, layout, np.array([5])) for _ in range(2)]
-    with pytest.raises(EngineError, match="two rows have slot"):
+    with pytest.raises(EngineError, match="two rows write to slot"):
         step.run(twice)

@@ -1,4 +1,4 @@
-"""Texts by turns in a cache in pages share them where they begin alike, and nothing is copied."""
+"""Texts that alternate in a paged cache share the pages of common beginnings without copies."""
 
 import gc
 import mmap
@@ -33,7 +33,7 @@ from bita.runtime.decoding.shared_cache import SharedCache
 PAGE_BYTES = 4 * LAYERS * HEADS * 2 * PAGE_SLOTS * WIDTH
 ADAPTERS = [adapter_of(length, length) for length in (0, 5, 16, 17)]
 STATM = Path("/proc/self/statm")
-GARBAGE = 123_456.0  # of rows that a step leaves after the text
+GARBAGE = 123_456.0  # value of rows that a step leaves after the text
 
 
 def text_of(ids: Sequence[int]) -> TokenSequence:
@@ -41,9 +41,12 @@ def text_of(ids: Sequence[int]) -> TokenSequence:
 
 
 class Turns:
-    """Texts in turn in one cache. Each writes rows that say which tokens they are of.
+    """Texts that alternate in one cache; the rows of a text are determined by its tokens.
 
-    kept_pages: that the cache has besides those of one text. max_pages: that may be kept.
+    Args:
+        capacity: Slots of one text with its prefix.
+        kept_pages: Pages of the cache in addition to those of one text.
+        max_pages: Pages that the store may keep.
     """
 
     def __init__(self, capacity: int, kept_pages: int, max_pages: int) -> None:
@@ -53,15 +56,15 @@ class Turns:
         self.pool = self.cache._pool
 
     def take(self, text: TokenSequence, adapter: Adapter = ADAPTERS[1]) -> int:
-        """Give a text the cache; returns how many of its tokens are there."""
+        """Give the cache to a text and return how many of its tokens are in it."""
         self.shared.take(text, adapter)
         assert self.cache.length <= len(text.token_ids) - 1
         self.check(text, adapter)
         return self.cache.length
 
     def read(self, text: TokenSequence, rng: random.Random) -> None:
-        """Write what is missing of the text in the cache, but its last token, in steps that leave
-        other rows too.
+        """Write the missing rows of the text except for its last token, in steps that leave other
+        rows too.
         """
         cache, ids = self.cache, text.token_ids[:-1]
         while cache.length < len(ids):
@@ -76,7 +79,7 @@ class Turns:
             cache.commit(path)
 
     def check(self, text: TokenSequence, adapter: Adapter) -> None:
-        """The cache holds what it should, and each page that is used is somebody's."""
+        """Assert that the cache has the right rows and that every used page has an owner."""
         cache = self.cache
         expected = rows_of(text.token_ids[: cache.length])
         np.testing.assert_array_equal(text_by_pages(cache, cache.length), expected)
@@ -97,7 +100,7 @@ class Turns:
             )
 
     def kept(self) -> Iterator[tuple[int, list[int]]]:
-        """Each page that is kept, with its tokens and all before them."""
+        """Yield each kept page with its tokens and all tokens before them."""
         for page in self.store._used:
             assert isinstance(page.kept, KeptPage)
             yield page.kept.page, ids_of(page)
@@ -113,9 +116,11 @@ def ids_of(page: Page) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("kept_pages", "max_pages"), [(0, 0), (0, 100), (3, 3), (12, 12), (2, 9)])
-def test_whatever_takes_turns(seed: int, kept_pages: int, max_pages: int) -> None:
-    """Random texts that begin alike, adapters with prefixes of any size, and texts that are not
-    wanted again; with a prefix or a text that fills the cache, too.
+def test_any_alternation_of_texts_keeps_the_right_rows(
+    seed: int, kept_pages: int, max_pages: int
+) -> None:
+    """Random texts share beginnings, adapters have prefixes of any size, some texts are not wanted
+    again, and prefix or text may fill the cache.
     """
     rng = random.Random(seed)
     turns = Turns(capacity=70, kept_pages=kept_pages, max_pages=max_pages)
@@ -145,8 +150,8 @@ def test_whatever_takes_turns(seed: int, kept_pages: int, max_pages: int) -> Non
     assert turns.num_used == len(turns.cache._text.pages) + len(turns.cache.pages.prefix.pages)
 
 
-def test_what_is_known_of_a_text_that_comes_back() -> None:
-    """All of it where there is room, whoever had the cache since."""
+def test_a_returning_text_finds_its_rows() -> None:
+    """All rows are found where there is room, whichever texts had the cache since."""
     rng, turns = random.Random(0), Turns(capacity=200, kept_pages=40, max_pages=40)
     texts = [text_of([number, *range(100 + number)]) for number in range(5)]
     for text in texts:
@@ -158,20 +163,20 @@ def test_what_is_known_of_a_text_that_comes_back() -> None:
     assert turns.take(fork) == 98
     turns.read(fork, rng)
     assert turns.take(texts[1]) == 101
-    assert turns.take(fork) == 100  # though it had just two tokens more than both have
+    assert turns.take(fork) == 100  # although it only has two tokens more than they share
     assert turns.take(text_of([*texts[3].token_ids, 7])) == len(texts[3].token_ids) - 1
     turns.shared.forget()
     assert turns.take(texts[1]) == 0
 
 
-def test_what_was_used_least_recently_leaves_first() -> None:
-    """There is room for two and a half of three texts of four pages."""
+def test_the_least_recently_used_pages_are_evicted_first() -> None:
+    """There is room for two and a half of three four-page texts."""
     rng, turns = random.Random(0), Turns(capacity=100, kept_pages=10, max_pages=10)
     texts = [text_of([number, *range(64)]) for number in range(3)]
     for text in texts:
         turns.take(text)
         turns.read(text, rng)
-    assert turns.take(texts[0]) == 32  # the end of it has left
+    assert turns.take(texts[0]) == 32  # its end was evicted
     other = text_of([9, *range(64)])
     turns.take(other)
     turns.read(other, rng)
@@ -181,22 +186,22 @@ def test_what_was_used_least_recently_leaves_first() -> None:
     assert known == [32, 0, 64, 64]
 
 
-def test_a_text_reaches_the_whole_capacity_whatever_is_kept() -> None:
-    """With no page but those that the capacity needs, all of which are kept."""
+def test_kept_pages_never_reduce_the_capacity() -> None:
+    """The cache has only the pages that the capacity needs, and all of them are kept."""
     rng, turns = random.Random(0), Turns(capacity=70, kept_pages=0, max_pages=100)
     for number in range(4):
         text = text_of([number, *range(64)])
         turns.take(text)
         turns.read(text, rng)
         turns.check(text, ADAPTERS[1])
-        write_step(turns.cache, rows_of([1]))  # into the last slot
+        write_step(turns.cache, rows_of([1]))  # fills the last slot
         assert turns.pool.num_free == 0
     assert turns.take(text_of([9])) == 0
     assert turns.take(text) == 64
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_text_stays_where_it_is_when_the_prefix_changes(adapter: Adapter) -> None:
+def test_a_text_stays_in_place_when_the_prefix_changes(adapter: Adapter) -> None:
     rng, turns = random.Random(0), Turns(capacity=100, kept_pages=0, max_pages=0)
     text = text_of(range(40))
     turns.take(text, adapter)
@@ -207,8 +212,8 @@ def test_a_text_stays_where_it_is_when_the_prefix_changes(adapter: Adapter) -> N
         assert turns.cache._text.pages == pages[:3]
 
 
-def test_forks_take_no_more_pages_than_they_need() -> None:
-    """Eight forks of 500 tokens, which end in their 32nd page and write to it, turn by turn."""
+def test_forks_take_only_the_pages_that_they_write() -> None:
+    """Eight forks of 500 tokens alternately write to the 32nd page, in which the text ends."""
     rng, turns = random.Random(0), Turns(capacity=1000, kept_pages=200, max_pages=200)
     base = list(range(500))
     texts = [text_of([*base, 600 + number]) for number in range(8)]
@@ -221,12 +226,12 @@ def test_forks_take_no_more_pages_than_they_need() -> None:
             text.extend([700 + number + step])
     turns.take(text_of([9]))
     assert all(len(text.token_ids) == 511 for text in texts)
-    assert turns.num_used == 31 + 8 + 1  # what they share, the end of each, and the prefix
+    assert turns.num_used == 31 + 8 + 1  # shared pages, the last page of each, and the prefix
 
 
 def test_a_switch_copies_no_rows() -> None:
-    """Nothing is written but zeros, to the pages that are free after it; then the page in which
-    the text ends is copied, as far as the text goes.
+    """It only writes zeros to pages that it frees; the next step copies the page in which the text
+    ends, up to that end.
     """
     rng, turns = random.Random(0), Turns(capacity=1000, kept_pages=200, max_pages=200)
     texts = [text_of([number, *range(600)]) for number in range(2)]
@@ -249,7 +254,7 @@ def test_a_switch_copies_no_rows() -> None:
         turns.check(text, ADAPTERS[1])
 
 
-def test_an_interrupted_switch_leaves_no_text_half_in_the_cache(
+def test_an_interrupted_switch_leaves_no_partial_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng, turns = random.Random(0), Turns(capacity=100, kept_pages=0, max_pages=0)
@@ -257,10 +262,10 @@ def test_an_interrupted_switch_leaves_no_text_half_in_the_cache(
     turns.take(text)
     turns.read(text, rng)
 
-    def interrupted(page: int) -> None:
+    def interrupt(page: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(turns.pool, "release", interrupted)
+    monkeypatch.setattr(turns.pool, "release", interrupt)
     with pytest.raises(KeyboardInterrupt):
         turns.shared.take(other, ADAPTERS[1])
     monkeypatch.undo()
@@ -270,7 +275,7 @@ def test_an_interrupted_switch_leaves_no_text_half_in_the_cache(
     np.testing.assert_array_equal(text_by_pages(turns.cache, 39), rows_of(range(39)))
 
 
-def test_an_interrupted_copy_is_made_when_the_text_is_written_to(
+def test_an_interrupted_copy_is_repeated_before_the_text_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng, turns = random.Random(0), Turns(capacity=100, kept_pages=9, max_pages=9)
@@ -289,7 +294,7 @@ def test_an_interrupted_copy_is_made_when_the_text_is_written_to(
 
 
 def test_a_cache_is_freed_with_its_store() -> None:
-    """At once, not when Python next looks for cycles: it may be most of a machine's memory."""
+    """It does not wait for the cycle collector: it may be most of a machine's memory."""
     turns = Turns(capacity=100, kept_pages=9, max_pages=9)
     for ids in (range(40), range(60), [9]):
         turns.take(text_of(ids))
@@ -303,7 +308,7 @@ def test_a_cache_is_freed_with_its_store() -> None:
     assert freed
 
 
-def test_further_pages_take_no_memory_before_they_are_written_to() -> None:
+def test_extra_pages_take_no_memory_until_written() -> None:
     before = resident_bytes()
     cache = PagedCache(shape_of(70), np.float32, 1 << 30)
     assert cache.slab.nbytes > 1 << 30
@@ -313,13 +318,13 @@ def test_further_pages_take_no_memory_before_they_are_written_to() -> None:
 
 
 def resident_bytes() -> int:
-    """Physical memory of this process."""
+    """Return the physical memory of this process."""
     if not STATM.exists():
-        pytest.skip("the system does not say how much memory a process has")
+        pytest.skip("the system does not report the memory of a process")
     return int(STATM.read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
 
-def test_there_are_fewer_further_pages_where_the_system_gives_less() -> None:
+def test_the_cache_has_fewer_extra_pages_if_memory_is_refused() -> None:
     cache = PagedCache(shape_of(70), np.float32, 1 << 70)
     assert cache.slab.shape[1] > 6
     assert cache.slab.nbytes < 1 << 62
@@ -328,7 +333,7 @@ def test_there_are_fewer_further_pages_where_the_system_gives_less() -> None:
     np.testing.assert_array_equal(text_by_pages(cache, 65), rows_of(range(65)))
 
 
-def test_common_beginnings_of_the_text_in_the_cache_need_no_store() -> None:
+def test_the_beginning_of_the_cached_text_is_reused_without_a_store() -> None:
     rng, turns = random.Random(0), Turns(capacity=100, kept_pages=0, max_pages=0)
     first, second = text_of(range(60)), text_of([*range(37), 9, 9])
     turns.take(first)

@@ -1,7 +1,7 @@
-"""Every processor gives the same logits, to the bit, and the same token ids: hashes made on x86.
+"""Every processor gives bit-identical logits and the same token ids: hashes made on x86.
 
-`PYTHONPATH=tests/support python tests/runtime/test_logit_hashes.py` writes them again, after an
-intended change of the arithmetic. It needs the default model.
+`PYTHONPATH=tests/support python tests/runtime/test_logit_hashes.py` rewrites them after an intended
+change of the arithmetic. It needs the default model.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logit_hashes import hashes_by_road, logit_hashes, transcript, weights_hash
+from logit_hashes import hashes_by_isa, logit_hashes, transcript, weights_hash
 from native_engines import FEATURES, native_engine, require_library
 from paths import DATA
 
@@ -24,7 +24,7 @@ GOLDEN_HASHES = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
 
 
 def default_engine(folder: Path) -> Engine:
-    """In int4: its blocks are those of the model's file, whatever machine builds it."""
+    """Build the default model in int4: the blocks are the file's, whatever machine builds it."""
     options = BuildOptions("int4", capacity=256, dialect="native")
     build_engine(check_build(open_checkpoint(DEFAULT), None, folder, options))
     return open_engine(folder)
@@ -35,19 +35,19 @@ def hashes_of(engine: Engine) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("features", FEATURES)
-def test_a_tiny_model_has_the_logits_of_all_processors(features: str, tmp_path: Path) -> None:
-    """In int8, since rounding to 4 bits weighs errors by sums, which numpy adds as it likes."""
+def test_a_tiny_model_has_the_same_logits_on_all_processors(features: str, tmp_path: Path) -> None:
+    """It is in int8: 4-bit rounding weighs errors by sums, whose order numpy does not fix."""
     require_library()
     from bita.runtime.native.library import loaded_operators
 
     engine = native_engine(FEATURES[features], tmp_path, "int8")
     assert weights_hash(engine) == GOLDEN_HASHES[features]["weights"]
-    for road, hashes in hashes_by_road(engine, loaded_operators().roads).items():
-        assert hashes == GOLDEN_HASHES[features]["steps"], road
+    for isa, hashes in hashes_by_isa(engine, loaded_operators().isas).items():
+        assert hashes == GOLDEN_HASHES[features]["steps"], isa
 
 
 @pytest.mark.model
-def test_the_default_model_has_the_logits_and_the_text_of_all_processors(tmp_path: Path) -> None:
+def test_the_default_model_has_the_same_logits_and_text_on_all_processors(tmp_path: Path) -> None:
     require_library()
     engine = default_engine(tmp_path / "engine")
     assert hashes_of(engine) == GOLDEN_HASHES[DEFAULT]

@@ -1,4 +1,4 @@
-"""Contents reach a template in a form that it reads; the user's words are never lost."""
+"""Message contents reach a template in a form that it reads; the user's words are never lost."""
 
 from typing import Any
 
@@ -69,11 +69,11 @@ def render(source: str, messages: Messages) -> str:
         (EACH, [], "[user]"),
     ],
 )
-def test_contents_are_written_whole(source: str, content: Any, expected: str) -> None:
+def test_contents_are_rendered_completely(source: str, content: Any, expected: str) -> None:
     assert render(source, [user(content)]) == expected
 
 
-def test_each_role_has_the_form_that_the_template_reads_there() -> None:
+def test_each_role_gets_the_form_that_the_template_reads() -> None:
     source = (
         "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}"
         "{% for p in m.content %}{{ p.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
@@ -99,7 +99,7 @@ def test_each_role_has_the_form_that_the_template_reads_there() -> None:
         [user("Q"), {"name": "x", "role": "assistant", "content": "A", "reasoning": "hm"}],
     ],
 )
-def test_what_a_template_reads_is_rendered_as_transformers_does(
+def test_contents_that_a_template_reads_render_as_in_transformers(
     source: str, messages: Messages
 ) -> None:
     theirs = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -122,23 +122,23 @@ def test_what_a_template_reads_is_rendered_as_transformers_does(
         "{% for m in messages %}{{ m.content[5] }}{% endfor %}",
     ],
 )
-def test_a_template_that_never_writes_the_users_words_is_refused(source: str) -> None:
+def test_a_template_that_drops_the_users_words_is_refused(source: str) -> None:
     for content in ("Hi there", parts("Hi there")):
         with pytest.raises(LostMessageError, match="number 0 is lost: the chat template does not"):
             render(source, [user(content)])
 
 
-def test_a_message_that_is_left_out_is_named() -> None:
+def test_a_lost_message_is_named() -> None:
     answer = {"role": "assistant", "content": "yes"}
     conversation = [user("elephant"), answer, user("second")]
     with pytest.raises(LostMessageError, match="number 2 is lost"):
         render("{{ messages[0].content }}", conversation)
-    assert render("{{ messages[-1].content }}", conversation) == "second"  # leaves earlier turns
+    assert render("{{ messages[-1].content }}", conversation) == "second"  # may omit earlier turns
     shouted = "{% for m in messages %}{{ m.content | upper }} {% endfor %}"
     assert render(shouted, [user("elephant"), answer, user("日本")]) == "ELEPHANT YES 日本 "
 
 
-def test_a_slow_template_is_given_up_at_once() -> None:
+def test_a_slow_template_is_stopped_early() -> None:
     loop = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
     template = ChatTemplate(loop + STRINGS, limits=TemplateLimits(steps=5000))
     with pytest.raises(PromptError, match="takes more than 5000 steps"):
@@ -163,7 +163,7 @@ CALLS = (
 
 @pytest.mark.parametrize("source", [BY_NONE, CALLS, DUMPED])
 @pytest.mark.parametrize("answer", [WITH_NULL, WITHOUT])
-def test_null_and_nothing_stay_what_they_are(source: str, answer: dict[str, Any]) -> None:
+def test_null_and_missing_content_stay_distinct(source: str, answer: dict[str, Any]) -> None:
     theirs = pytest.importorskip("transformers.utils.chat_template_utils")
     messages = [user("Weather?"), answer, RESULT]
     (expected,), _ = theirs.render_jinja_template([messages], chat_template=source)
@@ -173,13 +173,13 @@ def test_null_and_nothing_stay_what_they_are(source: str, answer: dict[str, Any]
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (STRINGS, "[user]Weather?[assistant][tool]21"),  # else "None" would be written
+        (STRINGS, "[user]Weather?[assistant][tool]21"),  # otherwise it would render "None"
         (ADDED, "[user]Weather?[assistant][tool]21"),
         (EACH, "[user]Weather?[assistant][tool]21"),
         (FIRST, "[user]Weather?[assistant][tool]21"),
     ],
 )
-def test_null_is_an_empty_text_for_templates_that_cannot_take_it(
+def test_null_content_becomes_empty_for_templates_that_need_text(
     source: str, expected: str
 ) -> None:
     for answer in (WITH_NULL, WITHOUT):
@@ -197,6 +197,6 @@ def test_null_is_an_empty_text_for_templates_that_cannot_take_it(
         {"role": "tool", "content": None, "tool_calls": [CALL]},
     ],
 )
-def test_other_messages_need_a_content(message: dict[str, Any]) -> None:
+def test_other_messages_need_content(message: dict[str, Any]) -> None:
     with pytest.raises(PromptError, match="number 0 has the content None; pass a string"):
         render(STRINGS, [message])

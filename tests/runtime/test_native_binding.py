@@ -1,4 +1,4 @@
-"""Engines of native operators, run by the operators' definition: what the runtime feeds them."""
+"""Inputs that the runtime gives to native engines, checked with reference operators."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +36,7 @@ PROMPT = [5, 9, 200, 31, 7, 88, 5, 9]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The engine of a tiny Llama, int4, with a float16 cache; "reference" beside it is float32."""
+    """A tiny int4 Llama with a float16 cache, next to a float32 engine in "reference"."""
     folder = tmp_path_factory.mktemp("native")
     checkpoint = open_checkpoint(str(write_plain_model(folder / "model")))
     adapter = random_adapter(identify(checkpoint), num_masks=3, prefix_length=5, scale=0.4)
@@ -53,14 +53,14 @@ def engine(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return copy_engine(built, tmp_path / "engine")
 
 
-def test_the_manifest_says_what_the_engine_needs(built: Path) -> None:
+def test_the_manifest_lists_the_requirements(built: Path) -> None:
     manifest = open_engine(built).manifest
     assert (manifest.dialect, manifest.precision, manifest.format_version) == ("native", "int4", 4)
     assert manifest.requires == {"onnxruntime": "1.23", "bita.operators": "3"}
 
 
-def test_trees_write_what_plain_decoding_writes(engine: Path) -> None:
-    """Own and garbage drafts, until the cache is full; branches are accepted in mode exact."""
+def test_trees_give_the_same_text_as_plain_decoding(engine: Path) -> None:
+    """Drafts are the engine's own or garbage, and the text fills the cache."""
     session = Session.open(engine)
     assert session.mode == "exact"
     assert session.min_exact_rows == 1
@@ -84,10 +84,10 @@ def test_branches_are_accepted_in_mode_exact(engine: Path, tiny_engine: Path) ->
     assert other.decoder._bound.ready[0].children[0] == (1,)
 
 
-def test_a_branch_that_is_accepted_lies_in_the_cache_as_plain_decoding_puts_it(
+def test_an_accepted_branch_leaves_the_cache_as_plain_decoding_does(
     engine: Path,
 ) -> None:
-    """The tokens of rows 0, 3 and 5 of a step, and the same ones after each other."""
+    """The tokens of a branch are committed from one tree step, and fed one by one."""
     tree = Tree.from_paths([(1,), (2,), (1, 1), (2, 1), (2, 2)], num_masks=1)
     path = [tree.paths.index(each) for each in ((), (2,), (2, 2))]
     assert path != [0, 1, 2]
@@ -116,8 +116,8 @@ def test_a_branch_that_is_accepted_lies_in_the_cache_as_plain_decoding_puts_it(
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
-def test_texts_take_turns_in_the_pages(engine: Path) -> None:
-    """What leaves the cache comes back as it was."""
+def test_texts_can_alternate_in_the_pages(engine: Path) -> None:
+    """Rows that leave the cache return unchanged."""
     session = Session.open(engine, keep_answers=True)
     prompts = [[*PROMPT, *range(10, 30)], [*range(40, 75)]]
     alone = []
@@ -134,7 +134,7 @@ def test_texts_take_turns_in_the_pages(engine: Path) -> None:
 
 
 def test_errors_of_sublayers_can_be_measured(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors are those of residual sums: products of linear layers exist in operators only."""
+    """They are errors of residual sums: products of linear layers exist only inside operators."""
     use_reference_operators(monkeypatch)
     engine = open_engine(built)
     probe = Probe(engine, ["model.layers.1.mlp.sum"])
@@ -148,7 +148,7 @@ def test_errors_of_sublayers_can_be_measured(built: Path, monkeypatch: pytest.Mo
     ]
 
 
-def edited(engine: Path, edit: Callable[[onnx.ModelProto], object]) -> None:
+def edit_graph(engine: Path, edit: Callable[[onnx.ModelProto], object]) -> None:
     model = onnx.load(engine / GRAPH_FILE, load_external_data=False)
     edit(model)
     edit_files(engine, {GRAPH_FILE: model.SerializeToString()})
@@ -162,7 +162,7 @@ def test_operators_of_another_version_are_refused(engine: Path, version: str | N
         else:
             model.metadata_props[0].value = version
 
-    edited(engine, edit)
+    edit_graph(engine, edit)
     with pytest.raises(EngineError, match=r"bita\.operators is .*: rebuild the engine, or upgrade"):
         Session.open(engine)
 
@@ -171,7 +171,7 @@ def test_operators_of_another_version_are_refused(engine: Path, version: str | N
 def test_engines_for_operators_of_another_version_are_not_loaded(
     built: Path, tmp_path: Path, requires: dict[str, str]
 ) -> None:
-    """The manifest says it first: of an older graph, ONNX Runtime says something else."""
+    """The manifest is checked first: ONNX Runtime reports something else for an older graph."""
     require_library()
     engine = copy_engine(built, tmp_path / "engine")
     edit_manifest(engine, requires=requires)
@@ -187,12 +187,12 @@ def drop_page_list(model: onnx.ModelProto) -> None:
     del model.graph.input[names.index("text_pages")]
 
 
-def other_dtype(model: onnx.ModelProto) -> None:
+def change_dtype(model: onnx.ModelProto) -> None:
     value = next(value for value in model.graph.input if value.name == "past.1.pages")
     value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
-def keys_for_pages(model: onnx.ModelProto) -> None:
+def rename_pages(model: onnx.ModelProto) -> None:
     value = next(value for value in model.graph.input if value.name == "past.1.pages")
     value.name = "past.1.key"
 
@@ -201,14 +201,14 @@ def keys_for_pages(model: onnx.ModelProto) -> None:
     ("edit", "message"),
     [
         (drop_page_list, "there is no input text_pages"),
-        (other_dtype, "caches are of several types: float16, float32"),
-        (keys_for_pages, "the past caches of dialect native are pages"),
+        (change_dtype, "caches are of several types: float16, float32"),
+        (rename_pages, "the past caches of dialect native are pages"),
     ],
 )
-def test_graphs_of_another_form_are_refused(
+def test_graphs_with_wrong_inputs_are_refused(
     engine: Path, edit: Callable[[onnx.ModelProto], object], message: str
 ) -> None:
-    edited(engine, edit)
+    edit_graph(engine, edit)
     with pytest.raises(EngineError, match=rf"(?s)is not what the manifest says.*{message}"):
         OrtBackend(open_engine(engine))
 
@@ -223,7 +223,7 @@ def test_graphs_of_another_form_are_refused(
         ("lora_rank", 4, "the graph has no inputs of LoRA; lora_rank is 4"),
     ],
 )
-def test_numbers_of_the_manifest_are_those_of_the_graph(
+def test_numbers_of_the_manifest_must_match_the_graph(
     engine: Path, name: str, value: int, message: str
 ) -> None:
     edit_manifest(engine, **{name: value})
@@ -231,10 +231,10 @@ def test_numbers_of_the_manifest_are_those_of_the_graph(
         OrtBackend(open_engine(engine))
 
 
-def test_inputs_of_lora_are_those_of_the_manifest(
+def test_inputs_of_lora_must_match_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hold the slices of all layers."""
+    """Each input holds the slices of all layers."""
     use_reference_operators(monkeypatch)
     engine = native_engine(CONFIG, tmp_path)
 
@@ -246,7 +246,7 @@ def test_inputs_of_lora_are_those_of_the_manifest(
             value for value in model.graph.input if value.name == "lora.down.up"
         ).name = "lora.0.down.up"
 
-    edited(engine.path, edit)
+    edit_graph(engine.path, edit)
     with pytest.raises(EngineError) as caught:
         OrtBackend(open_engine(engine.path))
     for part in (
@@ -258,7 +258,7 @@ def test_inputs_of_lora_are_those_of_the_manifest(
 
 
 def test_steps_share_the_lora_of_an_adapter(tmp_path: Path) -> None:
-    """Its values are made once, and forgotten with the adapter."""
+    """The values are created once, and dropped with the adapter."""
     require_library()
     engine = native_engine(CONFIG, tmp_path)
     backend, adapter = OrtBackend(engine, 1), read_adapter(engine)
@@ -273,7 +273,7 @@ def test_steps_share_the_lora_of_an_adapter(tmp_path: Path) -> None:
     assert len(backend._lora) == 1
 
 
-def test_an_engine_says_what_it_needs_where_the_library_is_missing(
+def test_an_engine_reports_a_missing_library(
     built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
@@ -283,7 +283,7 @@ def test_an_engine_says_what_it_needs_where_the_library_is_missing(
         assert part in str(raised.value)
 
 
-def test_a_graph_of_another_dialect_is_not_taken_for_a_native_one(
+def test_a_graph_of_another_dialect_is_not_accepted_as_native(
     tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_reference_operators(monkeypatch)

@@ -1,4 +1,4 @@
-"""A row has the same bits in any step, in any order of rows, with any threads, on any road."""
+"""A row is bit-identical in any step and order of rows, with any threads, on any ISA."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -40,7 +40,7 @@ def library() -> None:
 
 @pytest.fixture(scope="module")
 def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
-    """The engine of one of FEATURES in a precision, built once."""
+    """Return a function that builds an engine of FEATURES, once for each set of arguments."""
 
     @cache
     def build(features: str, precision: str = "int4", capacity: int = 200) -> Engine:
@@ -51,19 +51,19 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]
 
 
 @pytest.fixture
-def roads() -> Iterator[Sequence[str]]:
-    """Those that this processor can run; the best one is taken again at the end."""
-    from bita.runtime.native.library import loaded_operators, use_road
+def isas() -> Iterator[Sequence[str]]:
+    """The ISAs that this processor can run; the best one is restored at the end."""
+    from bita.runtime.native.library import loaded_operators, use_isa
 
     operators = loaded_operators()
-    yield operators.roads
-    use_road(operators.road)
+    yield operators.isas
+    use_isa(operators.isa)
 
 
-def shuffled(layout: Layout, rng: np.random.Generator) -> tuple[Layout, np.ndarray]:
-    """The layout's rows in another order, in which each is still after those that it sees.
+def shuffle_rows(layout: Layout, rng: np.random.Generator) -> tuple[Layout, np.ndarray]:
+    """Reorder the rows of a layout so that each still follows the rows that it sees.
 
-    Mask rows stay the last. Returns the order too: which old row each new one is.
+    Mask rows stay last. Also returns the old row of each new one.
     """
     order: list[int] = []
     waiting = [*rng.permutation(layout.first_mask_row)]
@@ -81,7 +81,7 @@ def shuffled(layout: Layout, rng: np.random.Generator) -> tuple[Layout, np.ndarr
 def logits_by_path(
     backend: OrtBackend, adapter: Adapter, tree: Tree, tokens: np.ndarray
 ) -> dict[RankPath, np.ndarray]:
-    """Logits of each node, decoded plainly: one row a step, along the node's path."""
+    """Return the logits of each node, decoded plainly along its path with one row per step."""
     step = backend.bind(tree_layout(AR, 1), adapter, with_logits=True)
     length, found = backend.cache.length, {}
     for path in tree.paths:
@@ -95,7 +95,7 @@ def logits_by_path(
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
 @pytest.mark.parametrize("features", FEATURES)
-def test_nodes_have_the_bits_of_plain_decoding_in_any_order(
+def test_nodes_in_any_order_are_bit_identical_to_plain_decoding(
     engine_of: Callable[..., Engine], features: str, precision: str
 ) -> None:
     engine = engine_of(features, precision)
@@ -109,14 +109,14 @@ def test_nodes_have_the_bits_of_plain_decoding_in_any_order(
         in_order = run_with(backend.bind(layout, adapter, True), tokens)
         for node, path in enumerate(tree.paths):
             np.testing.assert_array_equal(in_order[node], expected[path])
-        other, order = shuffled(layout, rng)
+        other, order = shuffle_rows(layout, rng)
         step = backend.bind(other, adapter, True)
         found = run_with(step, tokens[order[order < tree.num_nodes]])
-        np.testing.assert_array_equal(found, in_order[order])  # of masks too
+        np.testing.assert_array_equal(found, in_order[order])  # includes mask rows
 
 
 @pytest.mark.parametrize("features", ["llama3", "gemma2", "odd sizes"])
-def test_a_row_of_1_to_64_has_the_same_bits(
+def test_a_row_is_bit_identical_in_steps_of_1_to_64_rows(
     engine_of: Callable[..., Engine], features: str
 ) -> None:
     engine = engine_of(features)
@@ -136,41 +136,41 @@ def test_a_row_of_1_to_64_has_the_same_bits(
 
 
 @pytest.mark.parametrize("features", FEATURES)
-def test_logits_are_the_same_with_all_threads_and_roads(
-    engine_of: Callable[..., Engine], roads: Sequence[str], features: str
+def test_logits_are_the_same_for_all_threads_and_isas(
+    engine_of: Callable[..., Engine], isas: Sequence[str], features: str
 ) -> None:
-    from bita.runtime.native.library import use_road
+    from bita.runtime.native.library import use_isa
 
     engine = engine_of(features)
     adapter, tree = read_adapter(engine), random_tree(3)
     tokens = np.random.default_rng(3).integers(4, 320, tree.num_nodes)
     found: dict[str, np.ndarray] = {}
-    for road in roads:
-        use_road(road)
+    for isa in isas:
+        use_isa(isa)
         for num_threads in (1, 2, 3, 4):
             backend = OrtBackend(engine, num_threads)
             read_text(backend, adapter, TEXT, 7 * num_threads)
             step = backend.bind(tree_layout(tree, 1), adapter, with_logits=True)
-            found[f"{road}, {num_threads} threads"] = run_with(step, tokens)
-    expected = found[f"{roads[-1]}, 1 threads"]  # plain C++
+            found[f"{isa}, {num_threads} threads"] = run_with(step, tokens)
+    expected = found[f"{isas[-1]}, 1 threads"]  # plain C++
     assert expected.std() > 0.5
     for name, logits in found.items():
         np.testing.assert_array_equal(logits, expected, err_msg=name)
 
 
-def test_long_texts_are_the_same_in_any_pieces_and_with_any_threads(
-    engine_of: Callable[..., Engine], roads: Sequence[str]
+def test_long_texts_are_the_same_for_any_pieces_and_threads(
+    engine_of: Callable[..., Engine], isas: Sequence[str]
 ) -> None:
-    """Attention of several chunks, which threads share."""
-    from bita.runtime.native.library import use_road
+    """Attention has several chunks, which threads share."""
+    from bita.runtime.native.library import use_isa
 
     engine = engine_of("long", capacity=720)
     text = np.random.default_rng(5).integers(4, 320, LONG)
     adapter, tree = read_adapter(engine), Tree.triangle()
     tokens = np.random.default_rng(3).integers(4, 320, tree.num_nodes)
     found = []
-    for road, num_threads, piece in [(roads[0], 1, 1), *((road, 2, 128) for road in roads)]:
-        use_road(road)
+    for isa, num_threads, piece in [(isas[0], 1, 1), *((isa, 2, 128) for isa in isas)]:
+        use_isa(isa)
         backend = OrtBackend(engine, num_threads)
         read_text(backend, adapter, text, piece)
         found.append(run_with(backend.bind(tree_layout(tree, 1), adapter, True), tokens))
@@ -180,7 +180,7 @@ def test_long_texts_are_the_same_in_any_pieces_and_with_any_threads(
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("features", ["llama3", "mistral", "qwen3", "gemma2"])
-def test_trees_write_plain_decodings_text_to_the_bit(
+def test_trees_are_bit_identical_to_plain_decoding(
     engine_of: Callable[..., Engine], features: str, tree: str
 ) -> None:
     session = Session.open(engine_of(features).path, num_threads=1)
@@ -201,11 +201,11 @@ def test_trees_write_plain_decodings_text_to_the_bit(
         paths = drafting.stats.num_accepted
         off_spine += sum(count for path, count in paths.items() if {*path} - {1})
     if tree == "(5,4,3)" and features == "llama3":
-        assert off_spine > 0  # else nothing was said of branches
+        assert off_spine > 0  # otherwise branches were not tested
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_accepted_branches_leave_the_logits_of_plain_decoding(
+def test_logits_after_accepted_branches_equal_plain_decoding(
     engine_of: Callable[..., Engine], seed: int
 ) -> None:
     session = Session.open(engine_of("llama3").path, num_threads=1)
@@ -218,7 +218,7 @@ def test_accepted_branches_leave_the_logits_of_plain_decoding(
 
 
 @pytest.mark.parametrize("cache_type", ["float16", "float32"])
-def test_a_cache_of_either_type_fills_to_its_end(cache_type: str, tmp_path: Path) -> None:
+def test_a_cache_of_either_type_can_be_filled(cache_type: str, tmp_path: Path) -> None:
     config: Mapping[str, object] = FEATURES["llama3"]
     engine = native_engine(config, tmp_path, capacity=70, with_lora=False, cache_type=cache_type)
     session = Session.open(engine.path, num_threads=1)

@@ -1,4 +1,4 @@
-"""The default model's logits have the same bits on every road, for any rows and threads."""
+"""The default model's logits have the same bits on every ISA, for any rows and threads."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,20 +24,20 @@ ROWS = np.random.default_rng(1).integers(100, 40_000, 64)  # tokens that may fol
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """In int4, from the blocks of the model's file."""
+    """The default model in int4, with the blocks of the model's file."""
     require_library()
-    from bita.runtime.native.library import loaded_operators, use_road
+    from bita.runtime.native.library import loaded_operators, use_isa
 
     out: Path = tmp_path_factory.mktemp("engine") / "int4"
     options = BuildOptions("int4", capacity=256, dialect=NATIVE.name)
     build_engine(check_build(open_checkpoint("smollm2-135m-instruct"), None, out, options))
-    best = loaded_operators().road
+    best = loaded_operators().isa
     yield open_engine(out)
-    use_road(best)
+    use_isa(best)
 
 
 def logits_after(backend: OrtBackend, adapter: Adapter, rows: np.ndarray) -> np.ndarray:
-    """Logits [n, V] of a step whose rows are alternatives after the text. rows: which of ROWS."""
+    """Return logits [n, V] of a step with the given rows of ROWS as alternatives after the text."""
     count = len(rows)
     layout = Layout(
         np.zeros(count, np.int64), np.full(count, -1), np.eye(count, dtype=bool), np.arange(count)
@@ -45,38 +45,38 @@ def logits_after(backend: OrtBackend, adapter: Adapter, rows: np.ndarray) -> np.
     return run_with(backend.bind(layout, adapter, with_logits=True), ROWS[rows])
 
 
-def test_a_row_has_the_same_bits_on_all_roads_in_any_step(engine: Engine) -> None:
-    """A step of all rows in plain C++ on one thread is what all others are compared with."""
-    from bita.runtime.native.library import loaded_operators, use_road
+def test_a_row_has_the_same_bits_on_all_isas_in_any_step(engine: Engine) -> None:
+    """All steps are compared with a step of all rows in plain C++ on one thread."""
+    from bita.runtime.native.library import loaded_operators, use_isa
 
     adapter, rng = read_adapter(engine), np.random.default_rng(2)
-    roads = loaded_operators().roads
+    isas = loaded_operators().isas
     backends = {num_threads: OrtBackend(engine, num_threads) for num_threads in (1, 2, 4)}
-    use_road(roads[-1])
+    use_isa(isas[-1])
     read_text(backends[1], adapter, TEXT, 75)
     expected = logits_after(backends[1], adapter, np.arange(len(ROWS)))
     assert expected.std() > 1
-    for road in roads:
-        use_road(road)
-        sizes = (1, 2, 5, 16, 64) if road != roads[-1] else (1, 7)
+    for isa in isas:
+        use_isa(isa)
+        sizes = (1, 2, 5, 16, 64) if isa != isas[-1] else (1, 7)
         for num_threads, backend in backends.items():
-            if road == roads[-1] and num_threads == 4:
-                continue  # it takes as long as all others together
+            if isa == isas[-1] and num_threads == 4:
+                continue  # takes as long as all the others together
             read_text(backend, adapter, TEXT, 20 * num_threads)
             for size in sizes:
                 rows = rng.permutation(len(ROWS))[:size]
                 np.testing.assert_array_equal(
                     logits_after(backend, adapter, rows),
                     expected[rows],
-                    err_msg=f"{road}, {num_threads} threads, {size} rows",
+                    err_msg=f"{isa}, {num_threads} threads, {size} rows",
                 )
 
 
-def test_weights_lie_in_huge_pages_where_there_are_any(engine: Engine) -> None:
-    """The logits have the same bits as with mapped weights."""
-    from bita.runtime.native.library import loaded_operators, use_road
+def test_weights_are_in_huge_pages_where_available(engine: Engine) -> None:
+    """The logits are bit-identical to those with mapped weights."""
+    from bita.runtime.native.library import loaded_operators, use_isa
 
-    use_road(loaded_operators().roads[0])
+    use_isa(loaded_operators().isas[0])
     modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     has_huge_pages = modes.is_file() and "[never]" not in modes.read_text()
     adapter, logits = read_adapter(engine), []
@@ -94,7 +94,7 @@ def test_weights_lie_in_huge_pages_where_there_are_any(engine: Engine) -> None:
 
 
 def huge_megabytes() -> float:
-    """Huge pages of this process, in MB; 0 where the system does not say."""
+    """Return the huge pages of this process in MB, or 0 if the system does not report them."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Graphs and inputs that no export and no runtime writes: refused with a reason, never a crash."""
+"""Invalid graphs and inputs are refused with a reason and never crash."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def library() -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An engine with LoRA, norms of heads, and a window."""
+    """An engine with LoRA, head norms and a window."""
     config = {**FEATURES["gemma3_text"], "num_hidden_layers": 2, "layer_types": None}
     return native_engine(config, tmp_path_factory.mktemp("built")).path
 
@@ -50,18 +50,18 @@ def graph_of(path: Path) -> Model:
     return onnx.load(path / GRAPH_FILE, load_external_data=False)
 
 
-def outcome(path: Path, model: Model) -> str | None:
-    """Why an engine with this graph is refused; None if a step of it runs."""
+def refusal(path: Path, model: Model) -> str | None:
+    """Return why an engine with this graph is refused, or None if a step runs."""
     edit_files(path, {GRAPH_FILE: model.SerializeToString()})
     try:
-        step_of(open_engine(path)).run()
+        bind_step(open_engine(path)).run()
     except EngineError as error:
         return str(error)
     return None
 
 
-def step_of(engine: Engine, adapter: Adapter | None = None) -> BoundStep:
-    """A step of a tree after a text of 20 tokens, all of whose node rows hold token 7."""
+def bind_step(engine: Engine, adapter: Adapter | None = None) -> BoundStep:
+    """Bind a tree step after a text of 20 tokens; all of its nodes hold token 7."""
     backend, adapter = OrtBackend(engine, 1), adapter or read_adapter(engine)
     read_text(backend, adapter, np.array(prompt_ids(1)), 16)
     step = backend.bind(tree_layout(TREE, 1), adapter, with_logits=True)
@@ -69,8 +69,8 @@ def step_of(engine: Engine, adapter: Adapter | None = None) -> BoundStep:
     return step
 
 
-def test_the_engine_itself_runs(engine: Path) -> None:
-    assert outcome(engine, graph_of(engine)) is None
+def test_the_unmodified_engine_runs(engine: Path) -> None:
+    assert refusal(engine, graph_of(engine)) is None
 
 
 def last_of(model: Model, operator: str) -> onnx.NodeProto:
@@ -78,8 +78,8 @@ def last_of(model: Model, operator: str) -> onnx.NodeProto:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_attributes_that_are_missing_or_out_of_range(engine: Path, operator: str) -> None:
-    """Each is refused, or it changes the result and no more: no memory follows from it."""
+def test_missing_or_invalid_attributes_are_handled(engine: Path, operator: str) -> None:
+    """Each is refused or only changes the result, without an invalid memory access."""
     original = graph_of(engine)
     for number, attribute in enumerate(last_of(original, operator).attribute):
         for value in hostile_values(attribute):
@@ -89,7 +89,7 @@ def test_attributes_that_are_missing_or_out_of_range(engine: Path, operator: str
             del node.attribute[number]
             if value is not None:
                 node.attribute.append(helper.make_attribute(attribute.name, value))
-            why = outcome(engine, model)
+            why = refusal(engine, model)
             assert why is None or "rebuild the engine" in why
             is_needed = value is None and attribute.name != "delta_scale"
             decides = attribute.name in ("group", "in_features", "hidden_size", "activation")
@@ -98,7 +98,7 @@ def test_attributes_that_are_missing_or_out_of_range(engine: Path, operator: str
 
 
 def hostile_values(attribute: onnx.AttributeProto) -> Iterator[Any]:
-    """None for no attribute, and values of its own type and of others."""
+    """Yield None for a missing attribute, then values of its own and of other types."""
     yield None
     own = helper.get_attribute_value(attribute)
     if isinstance(own, int):
@@ -112,23 +112,23 @@ def hostile_values(attribute: onnx.AttributeProto) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_inputs_that_are_missing(engine: Path, operator: str) -> None:
-    """Some may be: they mean another operator then."""
+def test_missing_inputs_are_refused_unless_optional(engine: Path, operator: str) -> None:
+    """Without an optional input, the operator computes something else."""
     original = graph_of(engine)
     optional = ("minima", "_norm", "post_", "rope", "bias", "lora", "first_mask_row")
     for number, name in enumerate(last_of(original, operator).input):
         model = Model()
         model.CopyFrom(original)
         last_of(model, operator).input[number] = ""
-        why = outcome(engine, model)
+        why = refusal(engine, model)
         may_be_absent = any(part in name for part in optional)
         if name and not may_be_absent:
             assert why is not None, (operator, name)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_inputs_in_the_places_of_others(engine: Path, operator: str) -> None:
-    """Each input in turn in the place of each other one: of another type, shape or meaning."""
+def test_swapped_inputs_never_crash(engine: Path, operator: str) -> None:
+    """Each input is replaced by every other: of another type, shape or meaning."""
     original = graph_of(engine)
     names = [name for name in last_of(original, operator).input if name]
     for number, name in enumerate(last_of(original, operator).input):
@@ -136,7 +136,7 @@ def test_inputs_in_the_places_of_others(engine: Path, operator: str) -> None:
             model = Model()
             model.CopyFrom(original)
             last_of(model, operator).input[number] = other
-            why = outcome(engine, model)
+            why = refusal(engine, model)
             assert why is None or "rebuild the engine" in why
 
 
@@ -144,7 +144,7 @@ def weights_of(model: Model, end: str) -> onnx.TensorProto:
     return next(each for each in model.graph.initializer if each.name.endswith(end))
 
 
-def other_shape(dims: list[int]) -> Callable[[onnx.TensorProto], None]:
+def set_shape(dims: list[int]) -> Callable[[onnx.TensorProto], None]:
     def edit(tensor: onnx.TensorProto) -> None:
         del tensor.dims[:]
         tensor.dims.extend(dims)
@@ -152,8 +152,8 @@ def other_shape(dims: list[int]) -> Callable[[onnx.TensorProto], None]:
     return edit
 
 
-def other_type(tensor: onnx.TensorProto) -> None:
-    """Of as many bytes."""
+def change_type(tensor: onnx.TensorProto) -> None:
+    """Change to another type with the same number of bytes."""
     same_size: dict[int, Any] = {
         TensorProto.UINT8: TensorProto.INT8,
         TensorProto.INT8: TensorProto.UINT8,
@@ -163,25 +163,25 @@ def other_type(tensor: onnx.TensorProto) -> None:
     tensor.data_type = same_size[tensor.data_type]
 
 
-def fewer(tensor: onnx.TensorProto) -> None:
-    """All but the last of its first axis, and as many bytes."""
+def drop_last(tensor: onnx.TensorProto) -> None:
+    """Drop the last entry of the first axis, with its bytes."""
     length = next(entry for entry in tensor.external_data if entry.key == "length")
     size = int(length.value) // tensor.dims[0]
     tensor.dims[0] -= 1
     length.value = str(size * tensor.dims[0])
 
 
-def turned(tensor: onnx.TensorProto) -> None:
+def reverse_axes(tensor: onnx.TensorProto) -> None:
     dims = list(tensor.dims)[::-1]
     del tensor.dims[:]
     tensor.dims.extend(dims)
 
 
-def flat(tensor: onnx.TensorProto) -> None:
-    other_shape([int(np.prod(tensor.dims))])(tensor)
+def flatten(tensor: onnx.TensorProto) -> None:
+    set_shape([int(np.prod(tensor.dims))])(tensor)
 
 
-@pytest.mark.parametrize("edit", [other_type, fewer, turned, flat])
+@pytest.mark.parametrize("edit", [change_type, drop_last, reverse_axes, flatten])
 @pytest.mark.parametrize(
     "end",
     [
@@ -191,7 +191,7 @@ def flat(tensor: onnx.TensorProto) -> None:
         *("rope.0.cos", "rope.0.sin"),
     ],
 )
-def test_weights_of_another_shape_or_type(
+def test_weights_of_another_shape_or_type_are_refused(
     engine: Path, end: str, edit: Callable[[onnx.TensorProto], None]
 ) -> None:
     model = graph_of(engine)
@@ -199,23 +199,23 @@ def test_weights_of_another_shape_or_type(
     before = (list(tensor.dims), tensor.data_type)
     edit(tensor)
     if (list(tensor.dims), tensor.data_type) == before:
-        pytest.skip("a vector turned or flattened is the same")
-    assert outcome(engine, model) is not None
+        pytest.skip("reversing or flattening a vector changes nothing")
+    assert refusal(engine, model) is not None
 
 
-def test_weights_that_are_inputs(engine: Path) -> None:
-    """Their memory could move and change, so operators take constants only."""
+def test_weights_that_are_inputs_are_refused(engine: Path) -> None:
+    """Their memory could move and change, so operators accept only constants."""
     model = graph_of(engine)
     tensor = weights_of(model, "o_proj.scales")
     model.graph.initializer.remove(tensor)
     value = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
     model.graph.input.append(value)
-    why = outcome(engine, model)
+    why = refusal(engine, model)
     assert why is not None
     assert "is not known" in why or "rebuild" in why
 
 
-def test_weights_that_are_not_finite_give_no_token(engine: Path) -> None:
+def test_weights_that_are_not_finite_raise_an_error(engine: Path) -> None:
     model = graph_of(engine)
     tensor = weights_of(model, "o_proj.scales")
     shape = list(tensor.dims)
@@ -229,11 +229,11 @@ def test_weights_that_are_not_finite_give_no_token(engine: Path) -> None:
 
 @pytest.fixture(scope="module")
 def step(built: Path) -> BoundStep:
-    return step_of(open_engine(built))
+    return bind_step(open_engine(built))
 
 
 def arrays_of(step: BoundStep) -> dict[str, np.ndarray]:
-    """The memory of a step's inputs, the small ones."""
+    """Return the memory of a step's inputs, except for LoRA."""
     from reference_session import array_of
 
     values = {**step._inputs, **step._backend._placement}
@@ -248,8 +248,8 @@ def arrays_of(step: BoundStep) -> dict[str, np.ndarray]:
         *("prefix_pages", "prefix_length", "output_rows"),
     ],
 )
-def test_inputs_beyond_what_is_there(step: BoundStep, name: str, value: int) -> None:
-    """Pages that are not there, slots without pages, positions without angles, rows, ids, texts."""
+def test_inputs_out_of_range_are_refused(step: BoundStep, name: str, value: int) -> None:
+    """The values name pages, slots, positions, rows, ids or texts that do not exist."""
     step.run()
     expected = step.top_logits.copy()
     array = arrays_of(step)[name]
@@ -265,8 +265,8 @@ def test_inputs_beyond_what_is_there(step: BoundStep, name: str, value: int) -> 
 
 
 @pytest.mark.parametrize("value", [-1, -LARGE])
-def test_a_first_mask_row_before_the_first_row(step: BoundStep, value: int) -> None:
-    step.run()  # which fills in where the rows are
+def test_a_negative_first_mask_row_is_refused(step: BoundStep, value: int) -> None:
+    step.run()  # fills in the placement of the rows
     array = arrays_of(step)["first_mask_row"]
     kept = array.copy()
     array[0] = value
@@ -278,8 +278,8 @@ def test_a_first_mask_row_before_the_first_row(step: BoundStep, value: int) -> N
 
 
 @pytest.mark.parametrize("fault", ["overwrites", "sees nothing", "sees a later row", "disorder"])
-def test_rows_that_contradict_each_other(step: BoundStep, fault: str) -> None:
-    """A row may not write over the text, nor see keys that have no order."""
+def test_contradictory_rows_are_refused(step: BoundStep, fault: str) -> None:
+    """A row must not overwrite the text or see keys without an order."""
     step.run()
     arrays = arrays_of(step)
     kept = {name: array.copy() for name, array in arrays.items()}
@@ -293,7 +293,7 @@ def test_rows_that_contradict_each_other(step: BoundStep, fault: str) -> None:
     else:
         arrays["row_slots"][:2] = arrays["row_slots"][1::-1].copy()
     try:
-        if fault == "sees a later row":  # it reads what is written, so it is only another result
+        if fault == "sees a later row":  # that row is written, so only the result changes
             step._backend.run(step._binding)
         else:
             with pytest.raises(EngineError, match="row"):

@@ -1,4 +1,4 @@
-"""Texts that take turns on engines of native operators write to the bit what they write alone."""
+"""Texts that alternate on native engines are bit-identical to the same texts alone."""
 
 import random
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True, "logprobs":
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, int4, C = 720, three masks, prefix of 5, tree (5,4,3)."""
+    """A tiny int4 Llama: capacity 720, three masks, a prefix of 5 and the tree (5,4,3)."""
     require_library()
     return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", CAPACITY).path
 
 
 def open_session(engine: Path, kept_pages: int = 1000) -> Session:
-    """kept_pages: that the store may keep."""
+    """Open a session whose store may keep `kept_pages` pages."""
     kept_text_bytes = kept_pages * page_bytes(Session.open(engine, num_threads=1))
     return Session.open(engine, num_threads=1, kept_text_bytes=kept_text_bytes)
 
@@ -47,8 +47,8 @@ def num_used(session: Session) -> int:
     return cache.slab.shape[1] - cache._pool.num_free
 
 
-def by_turns(streams: Sequence[Generation], rng: random.Random) -> None:
-    """Take a step of one after the other, in random order, to their ends."""
+def run_interleaved(streams: Sequence[Generation], rng: random.Random) -> None:
+    """Run streams to their ends, one step of each at a time in random order."""
     with stopped_if_it_hangs():
         while running := [stream for stream in streams if stream.finish_reason is None]:
             rng.shuffle(running)
@@ -57,7 +57,7 @@ def by_turns(streams: Sequence[Generation], rng: random.Random) -> None:
 
 
 def assert_as_alone(session: Session, found: Generation, **options: Any) -> None:
-    """The tokens and log-probabilities of another session that reads the prompt whole."""
+    """Assert that a session which reads the whole prompt gives the same tokens and logprobs."""
     session.forget()
     alone = session.generate(list(found.prompt_ids), **{**OPTIONS, **options})
     assert alone.num_reused == 0
@@ -67,12 +67,8 @@ def assert_as_alone(session: Session, found: Generation, **options: Any) -> None
 
 @pytest.mark.parametrize("kept_pages", [0, 5, 14, 1000])
 @pytest.mark.parametrize("seed", range(3))
-def test_forks_by_turns_write_what_each_writes_alone(
-    engine: Path, kept_pages: int, seed: int
-) -> None:
-    """A step each in random order, three turns of conversation; pages have to leave where few are
-    kept.
-    """
+def test_interleaved_forks_equal_each_fork_alone(engine: Path, kept_pages: int, seed: int) -> None:
+    """Three turns of conversation take steps in random order; pages are evicted if few are kept."""
     rng, session = random.Random(seed), open_session(engine, kept_pages)
     other = Session.open(engine, num_threads=1)
     talk = session.conversation([{"role": "system", "content": "The tree of drafts grows."}])
@@ -84,7 +80,7 @@ def test_forks_by_turns_write_what_each_writes_alone(
             each.send(f"{question} {number}", **OPTIONS, **chosen)
             for number, each in enumerate(talks)
         ]
-        by_turns(answers, rng)
+        run_interleaved(answers, rng)
         store = session.decoder.shared_cache.store
         assert store.num_bytes <= kept_pages * page_bytes(session)
         for answer in answers:
@@ -92,8 +88,8 @@ def test_forks_by_turns_write_what_each_writes_alone(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_trees_and_adapters_take_turns_too(engine: Path, seed: int) -> None:
-    """Prefixes that take no page, one or two; what the texts share is read once."""
+def test_texts_with_different_trees_and_adapters_can_alternate(engine: Path, seed: int) -> None:
+    """Prefixes take up to two pages, and the shared beginning is read once."""
     rng = random.Random(seed)
     session = open_session(engine, rng.choice((8, 40, 1000)))
     other = Session.open(engine, num_threads=1)
@@ -103,13 +99,13 @@ def test_trees_and_adapters_take_turns_too(engine: Path, seed: int) -> None:
         own = session.using(tree=rng.choice([AR, random_tree(seed)]), adapter=adapter)
         prompt = [*begin[: rng.randint(20, 45)], *prompt_ids(number, 30)]
         jobs.append(own.stream(prompt, **OPTIONS))
-    by_turns(jobs, rng)
+    run_interleaved(jobs, rng)
     assert sum(stream.num_reused > 0 for stream in jobs) == 3
     for stream in jobs:
         assert_as_alone(other, stream)
 
 
-def test_an_adapter_with_another_prefix_finds_the_text_in_its_place(engine: Path) -> None:
+def test_the_text_is_reused_with_another_prefix(engine: Path) -> None:
     session = open_session(engine, kept_pages=0)
     first = session.generate(prompt_ids(1, 60), **OPTIONS)
     for prefix_length in (0, 17, 5, 40):
@@ -119,8 +115,8 @@ def test_an_adapter_with_another_prefix_finds_the_text_in_its_place(engine: Path
         assert again.logprobs == first.logprobs
 
 
-def test_forks_of_a_long_text_take_no_more_pages_than_they_need(engine: Path) -> None:
-    """Six answers to a prompt of 500 tokens, which ends in a page that each writes to."""
+def test_forks_of_a_long_text_take_only_the_pages_that_they_write(engine: Path) -> None:
+    """Six answers write to the page in which their prompt of 500 tokens ends."""
     kept_text_bytes = 100 * page_bytes(open_session(engine))
     session = Session.open(
         engine, num_threads=1, kept_text_bytes=kept_text_bytes, keep_answers=True
@@ -129,28 +125,28 @@ def test_forks_of_a_long_text_take_no_more_pages_than_they_need(engine: Path) ->
     answers = [session.stream(prompt_ids(1, 500), **chosen, seed=seed) for seed in range(6)]
     while not answers[0].token_ids:
         next(answers[0])
-    by_turns(answers, random.Random(0))
+    run_interleaved(answers, random.Random(0))
     assert [answer.num_reused for answer in answers] == [0, 499, 499, 499, 499, 499]
-    session.generate([7], 1)  # so that all of them have left
+    session.generate([7], 1)  # evicts all of them
     own = num_pages(500 + 24) - 500 // 16
     assert own == 2
-    assert num_used(session) == 500 // 16 + 6 * own + 1 + 1  # a page of the prefix, and of [7]
+    assert num_used(session) == 500 // 16 + 6 * own + 1 + 1  # the prefix and [7] have a page each
 
 
-def test_nothing_of_a_text_that_comes_back_is_read_again(engine: Path) -> None:
+def test_a_returning_text_is_not_read_again(engine: Path) -> None:
     session, rows = open_session(engine), []
     streams = [session.stream(prompt_ids(seed, 500), **OPTIONS) for seed in range(3)]
     for stream in streams:
         while not stream.token_ids:
             next(stream)
     session.record(lambda name, began, ended, num_rows: rows.append((name, num_rows)))
-    by_turns(streams, random.Random(0))
+    run_interleaved(streams, random.Random(0))
     assert not [each for each in rows if each[0] == "prefill"]
     assert len(rows) > 60
 
 
-def test_a_session_has_pages_for_the_texts_that_it_keeps(engine: Path) -> None:
-    """None for none; and by default such that opening takes no memory for them."""
+def test_the_number_of_pages_follows_the_kept_bytes(engine: Path) -> None:
+    """Zero kept bytes add no pages; the default adds 256 MiB, which take no memory when opened."""
     without, usual = open_session(engine, 0), Session.open(engine, num_threads=1)
     needed = num_pages(CAPACITY - 1) + 1
     assert cache_of(without).slab.shape[1] == needed

@@ -1,4 +1,4 @@
-"""Drafts from the text so far: the index, trees that use it, and text that stays the same."""
+"""Drafts from the text so far: the index, trees that use it, and unchanged text."""
 
 import random
 from pathlib import Path
@@ -14,14 +14,14 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 
-def guess_of(index: NgramIndex, count: int, min_match: int = 1) -> list[int]:
+def make_guess(index: NgramIndex, count: int, min_match: int = 1) -> list[int]:
     if index.match_length() < min_match:
         return []
     return [index.following(number) for number in range(count)]
 
 
 def slow_guess(text: list[int], count: int, min_match: int) -> list[int]:
-    """The definition: the longest match, of these the last one."""
+    """Guess by definition: continue from the last of the longest matches."""
     for length in range(min(LONGEST, len(text) - 1), min_match - 1, -1):
         end = text[-length:]
         for place in range(len(text) - 1, length - 1, -1):
@@ -34,14 +34,14 @@ def slow_guess(text: list[int], count: int, min_match: int) -> list[int]:
 
 
 @pytest.mark.parametrize("min_match", [1, 2, 4])
-def test_guesses_are_those_of_the_definition(min_match: int) -> None:
+def test_guesses_follow_the_definition(min_match: int) -> None:
     rng = random.Random(min_match)
     index, text = NgramIndex(), [rng.randrange(4) for _ in range(5)]
     index.start(text)
     found = 0
     for _ in range(400):
         count = rng.randrange(1, 6)
-        guess = guess_of(index, count, min_match)
+        guess = make_guess(index, count, min_match)
         assert guess == slow_guess(text, count, min_match)
         found += bool(guess)
         tokens = [rng.randrange(4) for _ in range(rng.randrange(1, 4))]
@@ -51,7 +51,7 @@ def test_guesses_are_those_of_the_definition(min_match: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None:
+def test_a_match_includes_all_text_that_agrees_before_the_guess(seed: int) -> None:
     rng = random.Random(seed)
     index, text = NgramIndex(), [rng.randrange(3)]
     index.start(text)
@@ -63,9 +63,9 @@ def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None
         text += tokens
         length = index.match_length()
         seen.add(length)
-        guess = guess_of(index, 1)
+        guess = make_guess(index, 1)
         assert bool(guess) == (length > 0)
-        # the last occurrence of the longest n-gram that is looked up, and all that agrees before it
+        # the last occurrence of the longest n-gram looked up, extended by all tokens that agree
         looked_up = min(length, LONGEST)
         places = [
             place
@@ -83,17 +83,17 @@ def test_a_match_is_as_long_as_the_text_in_front_of_the_guess(seed: int) -> None
     assert len(seen) > 5
 
 
-def test_a_new_text_knows_nothing_of_the_last() -> None:
+def test_a_new_text_forgets_the_last_one() -> None:
     index = NgramIndex()
     index.start([1, 2, 3, 1, 2])
-    assert guess_of(index, 4) == [3, 1, 2, 3]  # and on with the period
+    assert make_guess(index, 4) == [3, 1, 2, 3]  # continues with the period
     index.start([1, 2])
-    assert guess_of(index, 1) == []
+    assert make_guess(index, 1) == []
     index.start([])
-    assert guess_of(index, 1) == []
+    assert make_guess(index, 1) == []
 
 
-def test_the_spine_takes_the_guess_and_branches_the_best_other_drafts() -> None:
+def test_the_spine_takes_the_guess_and_branches_take_the_other_drafts() -> None:
     tree = Tree.triangle((3, 2)).with_guesses(1)
     drafts = Drafts(2, 3)
     drafter = Drafter(tree)
@@ -125,7 +125,7 @@ TREES = [
 
 @pytest.mark.parametrize("tree", TREES, ids=str)
 @pytest.mark.parametrize("mode", ["exact", "tree"])
-def test_text_stays_the_same(tree: Tree, mode: str, tiny_engine: Path) -> None:
+def test_guesses_leave_the_text_unchanged(tree: Tree, mode: str, tiny_engine: Path) -> None:
     session = Session.open(tiny_engine, num_threads=1)
     plain = session.using(tree=Tree.root_only())
     guessing = session.using(tree=tree, mode=mode)
@@ -134,15 +134,15 @@ def test_text_stays_the_same(tree: Tree, mode: str, tiny_engine: Path) -> None:
         assert guessing.generate(prompt, 120).token_ids == expected
 
 
-def test_text_that_repeats_takes_fewer_steps(tiny_engine: Path) -> None:
-    # a tiny random model soon repeats itself, which is all that a guess can win by
+def test_repetitive_text_takes_fewer_steps(tiny_engine: Path) -> None:
+    # a tiny random model soon repeats itself, which is what guesses gain from
     session = Session.open(tiny_engine, tree=Tree.chain(4, 0).with_guesses(1), num_threads=1)
     answer = session.generate("Hello tree", 300, ignore_eos=True)
     index, steps, position = NgramIndex(), 0, 1
     tokens = answer.token_ids
     index.start([*answer.prompt_ids, tokens[0]])
     while position < len(tokens):
-        guess = guess_of(index, 4)
+        guess = make_guess(index, 4)
         right = 0
         while right < len(guess) and guess[right : right + 1] == tokens[position + right :][:1]:
             right += 1
@@ -152,7 +152,7 @@ def test_text_that_repeats_takes_fewer_steps(tiny_engine: Path) -> None:
     assert session.stats.num_steps == steps < len(tokens) - 1
 
 
-def test_trees_with_guesses_are_written_and_named() -> None:
+def test_trees_with_guesses_are_serialized_and_described() -> None:
     tree = Tree.triangle().with_guesses(2)
     assert Tree.from_json(tree.to_json()) == tree
     assert Tree.from_json(Tree.triangle().to_json()).min_level == 0

@@ -1,4 +1,4 @@
-"""Steps of one row with the bits of larger ones, where linear layers allow it."""
+"""Steps of one row are bit-identical to larger ones, where linear layers allow it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ SWITCHING = TreeTable(
 )
 
 
-def engine_of(model: str, precision: str, directory: Path) -> Engine:
+def build_test_engine(model: str, precision: str, directory: Path) -> Engine:
     checkpoint = open_checkpoint(str(write_plain_model(directory / "model", config=MODELS[model])))
     adapter = random_adapter(identify(checkpoint), num_masks=3, prefix_length=2, scale=0.4)
     options = BuildOptions(precision=precision, capacity=CAPACITY, tree=Tree.chain(3))
@@ -55,8 +55,10 @@ def prompt(seed: int, length: int) -> list[int]:
 @needs_exact_int8
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("model", MODELS)
-def test_one_row_has_the_bits_of_many(model: str, precision: str, tmp_path: Path) -> None:
-    engine = engine_of(model, precision, tmp_path)
+def test_a_single_row_is_bit_identical_to_one_of_many(
+    model: str, precision: str, tmp_path: Path
+) -> None:
+    engine = build_test_engine(model, precision, tmp_path)
     session = Session.open(engine.path, num_threads=1)
     assert session.min_exact_rows == 1
     backend, adapter = session.backend, session.adapter
@@ -83,10 +85,10 @@ def test_one_row_has_the_bits_of_many(model: str, precision: str, tmp_path: Path
 @needs_exact_int8
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("adapter_seed", range(3))
-def test_trees_with_steps_of_one_row_write_what_ar_does(
+def test_trees_with_steps_of_one_row_give_the_text_of_plain_decoding(
     precision: str, adapter_seed: int, tmp_path: Path
 ) -> None:
-    session = Session.open(engine_of("llama", precision, tmp_path).path, num_threads=1)
+    session = Session.open(build_test_engine("llama", precision, tmp_path).path, num_threads=1)
     adapter = random_adapter(session.adapter.identity, 3, 2, scale=0.4, seed=adapter_seed)
     plain, padded = (
         session.using(tree=Tree.root_only(), adapter=adapter, min_rows=rows) for rows in (1, 2)
@@ -95,7 +97,7 @@ def test_trees_with_steps_of_one_row_write_what_ar_does(
     for length in (1, 2, 9, 40):
         expected = plain.generate(prompt(length, length), 300, ignore_eos=True)
         assert expected.finish_reason == "capacity"
-        assert len(expected.token_ids) == CAPACITY - 2 - length  # prefix of 2; two slots stay free
+        assert len(expected.token_ids) == CAPACITY - 2 - length  # a prefix of 2, and two free slots
         for each in (padded, switching):
             found = each.generate(prompt(length, length), 300, ignore_eos=True)
             assert found.token_ids == expected.token_ids
@@ -105,24 +107,24 @@ def test_trees_with_steps_of_one_row_write_what_ar_does(
     assert switching.stats.num_steps < switching.stats.num_tokens
 
 
-def test_linear_layers_that_depend_on_the_rows_are_found_out(
+def test_linear_layers_that_depend_on_the_rows_are_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of("llama", "fp32", tmp_path)
+    engine = build_test_engine("llama", "fp32", tmp_path)
     run = BoundStep.run
 
-    def other_order(step: BoundStep) -> None:
+    def perturb_single_rows(step: BoundStep) -> None:
         run(step)
         if step.num_rows == 1:
             step.top_logits[...] = np.nextafter(step.top_logits, np.float32(np.inf))
 
-    monkeypatch.setattr(BoundStep, "run", other_order)
+    monkeypatch.setattr(BoundStep, "run", perturb_single_rows)
     session = Session.open(engine.path, num_threads=1)
     assert session.min_exact_rows == 2
     assert session.using(tree=Tree.root_only()).decoder.steps[0].num_rows == 2
 
 
-def test_graphs_that_do_not_say_that_they_pad_have_two_rows(tiny_engine: Path) -> None:
+def test_graphs_without_the_padding_property_use_two_rows(tiny_engine: Path) -> None:
     graph = onnx.load(tiny_engine / "model.onnx", load_external_data=False)
     del graph.metadata_props[:]
     engine = open_engine(tiny_engine)
@@ -130,7 +132,7 @@ def test_graphs_that_do_not_say_that_they_pad_have_two_rows(tiny_engine: Path) -
     assert backend.min_exact_rows(Adapter.load(engine.file(ADAPTER_FILE))) == 2
 
 
-def test_a_step_writes_two_slots_and_needs_them(tiny_engine: Path) -> None:
+def test_a_step_of_one_row_needs_two_slots(tiny_engine: Path) -> None:
     engine = open_engine(tiny_engine)
     backend, adapter = OrtBackend(engine, 1), Adapter.load(engine.file(ADAPTER_FILE))
     backend.cache.start(adapter)
@@ -139,12 +141,12 @@ def test_a_step_writes_two_slots_and_needs_them(tiny_engine: Path) -> None:
     backend.cache.length = backend.cache.capacity - adapter.prefix_length - 2
     step.run()
     backend.cache.length += 1
-    with pytest.raises(EngineError, match="a step of 1 rows does not fit behind 383 of 384 cache"):
+    with pytest.raises(EngineError, match="a step of 1 rows does not fit after 383 of 384 cache"):
         step.run()
 
 
 def test_measurements_stay_inside_the_cache(tiny_engine: Path) -> None:
-    """Their last steps have one row, and the text ends where the cache does."""
+    """Their last steps have one row, and the text fills the cache."""
     engine = open_engine(tiny_engine)
     latency = measure_latency(engine, max_rows=1, repeats=1, num_threads=1)
     prefix = engine.manifest.prefix_length

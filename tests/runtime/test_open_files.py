@@ -1,4 +1,4 @@
-"""An open engine is the one that was opened, whatever becomes of its files."""
+"""An open engine does not change, whatever happens to its files."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from make_tiny_engine import write_plain_model
 from random_drafts import prompt_ids
-from speed import slow_but
+from speed import thorough_but
 
 from bita.adapter import random_adapter
 from bita.engine import GRAPH_FILE, TOKENIZER_FILE, WEIGHTS_FILE
@@ -31,7 +31,7 @@ PROMPT = prompt_ids(1)
 
 @pytest.fixture(scope="module")
 def other_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the same shape as the tiny engine, with other weights."""
+    """An engine with the shape of the tiny engine but other weights."""
     folder = tmp_path_factory.mktemp("other")
     checkpoint = open_checkpoint(str(write_plain_model(folder / "model", seed=1)))
     adapter = random_adapter(identify(checkpoint), 3, 2, 0.4, seed=5)
@@ -45,13 +45,13 @@ def engine(tiny_engine: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_engine, tmp_path / "engine")
 
 
-def text_of(session: Session) -> list[int]:
+def generate_text(session: Session) -> list[int]:
     session.forget()
     return session.generate(PROMPT, 20, ignore_eos=True).token_ids
 
 
 def replace_directory(engine: Path, other: Path) -> None:
-    """As a build does that writes over an engine."""
+    """Replace the directory, as a build that overwrites an engine does."""
     shutil.copytree(other, engine.with_name("new"))
     engine.rename(engine.with_name("old"))
     engine.with_name("new").rename(engine)
@@ -59,7 +59,7 @@ def replace_directory(engine: Path, other: Path) -> None:
 
 
 def replace_files(engine: Path, other: Path) -> None:
-    """Each by rename, as rsync does."""
+    """Replace each file by renaming, as rsync does."""
     for path in other.iterdir():
         shutil.copyfile(path, engine / ".new")
         os.replace(engine / ".new", engine / path.name)
@@ -70,27 +70,27 @@ def remove(engine: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace_directory, replace_files, remove])
-def test_files_in_their_place_change_nothing(
+def test_replaced_or_removed_files_do_not_affect_an_open_engine(
     engine: Path, other_engine: Path, change: Callable[[Path, Path], None]
 ) -> None:
     session = Session.open(engine, num_threads=1)
-    expected = text_of(session)
+    expected = generate_text(session)
     talk = session.conversation()
     talk.send("Hello", max_new_tokens=8).run()
     half = session.stream(PROMPT, 20, ignore_eos=True)
     next(half)
     change(engine, other_engine)
     assert half.run().token_ids == expected
-    assert text_of(session) == expected
-    assert text_of(session.using(tree=Tree.root_only())) == expected
+    assert generate_text(session) == expected
+    assert generate_text(session.using(tree=Tree.root_only())) == expected
     second = talk.send("Again", max_new_tokens=8).run()
     session.forget()
     assert second.token_ids == session.generate(list(second.prompt_ids), 8).token_ids
     if engine.exists():
-        assert text_of(Session.open(engine, num_threads=1)) != expected
+        assert generate_text(Session.open(engine, num_threads=1)) != expected
 
 
-def test_a_grammar_is_over_the_tokens_that_were_read(engine: Path) -> None:
+def test_a_grammar_uses_the_tokens_read_at_opening(engine: Path) -> None:
     pytest.importorskip("llguidance")
     grammar = Grammar.regex("[a-c]{3,20}")
     session = Session.open(engine, num_threads=1)
@@ -99,18 +99,18 @@ def test_a_grammar_is_over_the_tokens_that_were_read(engine: Path) -> None:
     assert session.generate(PROMPT, 9, grammar=grammar).text == before.text
 
 
-def written_into(path: Path, content: bytes) -> None:
+def overwrite(path: Path, content: bytes) -> None:
     with path.open("r+b") as file:
         file.write(content)
         file.truncate()
 
 
-def altered(content: bytes) -> bytes:
+def flip_last_bits(content: bytes) -> bytes:
     return content[:-400] + bytes(byte ^ 1 for byte in content[-400:])
 
 
 CHANGES: dict[str, Callable[[bytes], bytes]] = {
-    "some bytes": altered,
+    "some bytes": flip_last_bits,
     "longer": lambda content: content + b"\0",
     "cut": lambda content: content[:-1],
     "half": lambda content: content[: len(content) // 2],
@@ -118,33 +118,33 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("change", slow_but(CHANGES, "half"))
-def test_weights_that_are_written_into_are_an_error(engine: Path, change: str) -> None:
-    """In another process: reading a page beyond the end of a mapped file kills it."""
+@pytest.mark.parametrize("change", thorough_but(CHANGES, "half"))
+def test_overwritten_weights_are_an_error(engine: Path, change: str) -> None:
+    """It runs in another process: reading past the end of a mapped file kills the process."""
     script = f"""
 import sys
 from pathlib import Path
 sys.path[:0] = {sys.path!r}
-from test_open_files import CHANGES, PROMPT, WEIGHTS_FILE, text_of, written_into
+from test_open_files import CHANGES, PROMPT, WEIGHTS_FILE, generate_text, overwrite
 from bita.errors import EngineError
 from bita.runtime.session import Session
 
 session = Session.open({str(engine)!r}, num_threads=1)
-expected = text_of(session)
+expected = generate_text(session)
 half = session.stream(PROMPT, 20, ignore_eos=True)
 next(half)
 path = Path({str(engine)!r}) / WEIGHTS_FILE
 content = path.read_bytes()
-written_into(path, CHANGES[{change!r}](content))
-for run in (half.run, lambda: text_of(session)):
+overwrite(path, CHANGES[{change!r}](content))
+for run in (half.run, lambda: generate_text(session)):
     try:
         run()
     except EngineError as error:
         print(error)
 assert half.finish_reason == "cancelled"
 assert expected[: len(half.token_ids)] == half.token_ids
-written_into(path, content)
-assert text_of(session) == expected
+overwrite(path, content)
+assert generate_text(session) == expected
 """
     folder = str(Path(__file__).parent)
     done = subprocess.run(
@@ -158,25 +158,25 @@ assert text_of(session) == expected
     assert done.stdout.splitlines() == [fault, fault]
 
 
-def test_a_time_that_was_put_back_hides_nothing(engine: Path) -> None:
+def test_restoring_the_file_time_does_not_hide_a_change(engine: Path) -> None:
     session = Session.open(engine, num_threads=1)
     path = engine / WEIGHTS_FILE
     before = path.stat()
-    written_into(path, altered(path.read_bytes()))
+    overwrite(path, flip_last_bits(path.read_bytes()))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(EngineError, match="was changed while the engine was open"):
-        text_of(session)
+        generate_text(session)
 
 
-def test_times_and_links_are_no_change(engine: Path, tmp_path: Path) -> None:
+def test_changed_times_links_and_modes_are_allowed(engine: Path, tmp_path: Path) -> None:
     session = Session.open(engine, num_threads=1)
-    expected = text_of(session)
+    expected = generate_text(session)
     os.utime(engine / WEIGHTS_FILE, (1, 1))
-    assert text_of(session) == expected
+    assert generate_text(session) == expected
     os.link(engine / WEIGHTS_FILE, tmp_path / "link")
-    assert text_of(session) == expected
+    assert generate_text(session) == expected
     (engine / WEIGHTS_FILE).chmod(0o400)
-    assert text_of(session) == expected
+    assert generate_text(session) == expected
 
 
 @pytest.mark.parametrize("name", [TOKENIZER_FILE, GRAPH_FILE, WEIGHTS_FILE])
@@ -194,7 +194,7 @@ def test_a_change_after_the_hashes_were_checked_is_an_error(
         Session.open(engine, num_threads=1)
 
 
-def test_weights_that_are_replaced_while_they_are_loaded_are_an_error(
+def test_weights_replaced_while_loading_are_an_error(
     engine: Path, other_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_session = ort_backend.load_session
@@ -208,26 +208,26 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_an_error(
         ort_backend.OrtBackend(session_module.open_engine(engine), num_threads=1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
 def test_a_dropped_session_closes_its_file(engine: Path) -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     session = Session.open(engine, num_threads=1)
-    text_of(session)
+    generate_text(session)
     del session
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is copied")
-def test_a_copy_of_the_process_has_the_engine_too(engine: Path, other_engine: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_can_use_the_engine(engine: Path, other_engine: Path) -> None:
     session = Session.open(engine, num_threads=1)
-    expected = text_of(session)
+    expected = generate_text(session)
     child = os.fork()
     if child == 0:
         try:
             replace_directory(engine, other_engine)
-            os._exit(0 if text_of(session) == expected else 1)
+            os._exit(0 if generate_text(session) == expected else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert text_of(session) == expected
+    assert generate_text(session) == expected

@@ -1,4 +1,4 @@
-"""Options outside of their ranges are refused, and all within them give tokens."""
+"""Options outside their ranges are refused, and all values within them give tokens."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from bita.runtime.options import Options
 from bita.runtime.session import Session
 
 ROW = np.array([1.5, -2.0, 0.5, 3.0, 3.0, -1.0, 0.0, 2.5, -4.0, 1.0, 0.7, -0.3], np.float32)
-ENDS: list[dict[str, Any]] = [
+EXTREMES: list[dict[str, Any]] = [
     {"logit_bias": {5: 1e9, 9: -1e9}, "presence_penalty": 1e6, "frequency_penalty": 1e6},
     {"logit_bias": {5: -1e9}, "presence_penalty": -1e6, "frequency_penalty": -1e6},
     {"logit_bias": dict.fromkeys(range(320), -1e9), "repetition_penalty": 1e3},
@@ -34,12 +34,12 @@ def prompt_ids(seed: int, length: int = 12) -> list[int]:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("options", ENDS, ids=str)
+@pytest.mark.parametrize("options", EXTREMES, ids=str)
 @pytest.mark.parametrize("temperature", [0, 5e-324, 1e-5, 1e-3, 1.0, 1e30])
-def test_the_ends_of_all_ranges_together_give_tokens(
+def test_extreme_values_of_all_options_give_tokens(
     session: Session, options: dict[str, Any], temperature: float
 ) -> None:
-    """No sum or product of them leaves float32, and none is lost in it."""
+    """Sums and products of them fit in float32 without losing any option."""
     given = {"seed": 1, "logprobs": 1, "max_new_tokens": 40, **options}
     answer = session.generate(prompt_ids(3), temperature=temperature, ignore_eos=True, **given)
     assert len(answer.token_ids) >= 40
@@ -55,13 +55,13 @@ def test_the_ends_of_all_ranges_together_give_tokens(
         {"logit_bias": dict.fromkeys({*range(12)} - {0, 3, 7}, -1e9)},
         {"logit_bias": {1: 1e9, **dict.fromkeys({*range(12)} - {0, 1, 3, 7}, -1e9)}},
     ],
-    ids=["three raised", "the others lowered", "raised, but a grammar forbids it"],
+    ids=["three raised", "the others lowered", "one raised that a grammar forbids"],
 )
-def test_large_biases_keep_what_logits_differ_by(options: dict[str, Any]) -> None:
-    """Tokens 0, 3 and 7 are left; float32 would find 1e9 + 3 and 1e9 + 1.5 equal."""
+def test_large_biases_preserve_differences_of_logits(options: dict[str, Any]) -> None:
+    """Only tokens 0, 3 and 7 remain; in float32, 1e9 + 3 and 1e9 + 1.5 would be equal."""
 
-    class Forbids:
-        """A grammar that allows all tokens but token 1."""
+    class ForbidsTokenOne:
+        """A grammar that allows all tokens except token 1."""
 
         is_complete = False
 
@@ -71,7 +71,7 @@ def test_large_biases_keep_what_logits_differ_by(options: dict[str, Any]) -> Non
         def take(self, token: int) -> None:
             pass
 
-    grammar: Any = Forbids()
+    grammar: Any = ForbidsTokenOne()
     chooser = Chooser(Options(temperature=1.0, **options), [1], [], 5, 0, grammar)
     drawn = Counter(chooser.choose(ROW.copy()) for _ in range(4000))
     weights = {token: math.exp(ROW[token]) for token in (0, 3, 7)}
@@ -112,10 +112,10 @@ def test_large_biases_keep_what_logits_differ_by(options: dict[str, Any]) -> Non
             {"logit_bias": {str(n): 1 for n in range(10**5)}},
             "(?s)3 faults:.*'2' is not a token id$",
         ),
-        ({"x" * 10**5: 1}, "no option x{200}; there are"),
+        ({"x" * 10**5: 1}, "there is no option x{200}; use"),
     ],
 )
-def test_numbers_that_no_arithmetic_holds_are_refused_by_name(
+def test_values_beyond_the_arithmetic_are_refused_by_name(
     session: Session, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PromptError, match=message) as caught:
@@ -126,7 +126,7 @@ def test_numbers_that_no_arithmetic_holds_are_refused_by_name(
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_prompt_of_huge_token_ids_is_refused(session: Session, sign: int) -> None:
     with pytest.raises(
-        PromptError, match=r"token ids must lie in \[0, 320\); the prompt has .int, with"
+        PromptError, match=r"token ids must be in \[0, 320\); the prompt has .int, with"
     ):
         session.generate([5, sign * 10**5000], 5)
 
@@ -158,11 +158,11 @@ def test_a_prompt_of_huge_token_ids_is_refused(session: Session, sign: int) -> N
         ({"stop_token_ids": "5"}, "stop_token_ids is '5'; pass a list"),
         ({"timeout_s": 0}, "timeout_s is 0; pass a finite number above 0"),
         ({"grammar": "start: x"}, "grammar is 'start: x'; make one"),
-        ({"temprature": 1}, "no option temprature; there are max_new_tokens, stop,"),
+        ({"temprature": 1}, "there is no option temprature; use max_new_tokens, stop,"),
         ({"temperature": -1, "top_p": 2}, "(?s)2 faults:.*temperature.*top_p"),
     ],
 )
-def test_options_that_cannot_be_honoured_are_refused(
+def test_invalid_options_are_refused(
     session: Session, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PromptError, match=message):

@@ -1,4 +1,4 @@
-"""The CUDA provider's backend on the CPU provider, with memory and streams of the stand-in."""
+"""The CUDA provider's backend, run on the CPU provider with emulated memory and streams."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def write_engine(path: Path, precision: str, tree: Tree = TREE) -> Engine:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4", "int8", "fp8"])
-def test_the_text_is_that_of_the_cpu(tmp_path: Path, precision: str) -> None:
+def test_the_text_equals_that_of_the_cpu(tmp_path: Path, precision: str) -> None:
     engine = write_engine(tmp_path / "engine", precision)
     prompt = [3 + number % 200 for number in range(280)]
     cpu = Session.open(engine.path, backend="ort-cpu")
@@ -63,8 +63,8 @@ def test_the_text_is_that_of_the_cpu(tmp_path: Path, precision: str) -> None:
         assert backend.device_bytes >= 2 * 4 * 2 * 16 * 450
 
 
-def test_the_prefix_fills_its_slots_of_every_head(tmp_path: Path) -> None:
-    """A prefix of as many slots as there are heads would hide that the two are confused."""
+def test_the_prefix_fills_the_slots_of_every_head(tmp_path: Path) -> None:
+    """A prefix with as many slots as heads would hide a mix-up of the two axes."""
     engine = write_engine(tmp_path / "engine", "fp16")
     adapter = Adapter.load(engine.file(ADAPTER_FILE))
     _, heads, length, _ = adapter.prefix_keys.shape
@@ -79,7 +79,7 @@ def test_the_prefix_fills_its_slots_of_every_head(tmp_path: Path) -> None:
     assert not found[:, :, length:].any()
 
 
-def test_graphs_have_numbers_of_their_own(tmp_path: Path) -> None:
+def test_each_captured_graph_has_its_own_number(tmp_path: Path) -> None:
     backend = OnHost(write_engine(tmp_path / "engine", "fp32"), True, load_host_cuda())
     numbers = [
         backend.run_options(captures).get_run_config_entry("gpu_graph_id")
@@ -88,7 +88,7 @@ def test_graphs_have_numbers_of_their_own(tmp_path: Path) -> None:
     assert numbers == ["0", NOT_CAPTURED, "1"]
 
 
-def test_options_of_the_provider() -> None:
+def test_provider_options_disable_tf32_and_name_the_stream() -> None:
     assert provider_options(1, 77, False) == {
         "device_id": "1",
         "user_compute_stream": "77",
@@ -97,7 +97,7 @@ def test_options_of_the_provider() -> None:
     assert provider_options(0, 77, True)["enable_cuda_graph"] == "1"
 
 
-def test_a_missing_provider_is_named_with_the_fix(tmp_path: Path) -> None:
+def test_a_missing_provider_is_reported_with_the_fix(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
     engine = write_engine(tmp_path / "engine", "fp32")

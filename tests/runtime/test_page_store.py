@@ -1,4 +1,4 @@
-"""The store gives back the rows it was given, shares beginnings, and stays within its bound."""
+"""The store returns the rows that it was given, shares beginnings, and respects its limit."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ ROW_BYTES = 4 * 2 * LAYERS * HEADS * WIDTH
 
 
 class RecordingCache(HostCache):
-    """Notes which tokens were copied."""
+    """Records which tokens were copied."""
 
     def __init__(self) -> None:
         super().__init__(shape_of(2000))
@@ -33,15 +33,15 @@ class SavedTexts:
         self.store = self.cache.new_store(max_bytes)
 
     def save(self, ids: list[int]) -> list[tuple[int, int]]:
-        """Save a text as the one in the cache; returns which of its rows were copied."""
+        """Save a text as the one in the cache and return the ranges of rows copied."""
         self.cache.start(adapter_of(5))
         self.cache.append(rows_of(ids))
         self.cache.copied.clear()
         self.store.save(ids, self.cache)
         return [*self.cache.copied]
 
-    def found(self, ids: list[int]) -> int:
-        """How many tokens of a text are known; their rows are the right ones."""
+    def restore(self, ids: list[int]) -> int:
+        """Restore a text, check its rows, and return the number of tokens found."""
         self.cache.start(adapter_of(5))
         assert self.cache.length == 0
         self.store.restore(ids, self.cache)
@@ -58,29 +58,29 @@ class SavedTexts:
             yield page.kept
 
 
-def test_a_text_that_grows_is_read_from_where_it_grew() -> None:
+def test_only_the_new_rows_of_a_growing_text_are_copied() -> None:
     kept = SavedTexts(1 << 24)
     ids = list(range(200))
     assert kept.save(ids[:70]) == [(0, 32), (32, 64), (64, 70)]
     assert kept.save(ids[:70]) == []
     assert kept.save(ids[:66]) == []
     assert kept.save(ids[:100]) == [(64, 96), (96, 100)]
-    assert kept.store.num_bytes == 100 * ROW_BYTES  # the page of 64 to 70 has gone
-    assert kept.found(ids) == 100
-    assert kept.found([*ids[:50], 7, 8]) == 50
-    assert kept.found([*ids[:64], 999]) == 64
-    assert kept.found([999]) == 0
-    assert kept.found([]) == 0
+    assert kept.store.num_bytes == 100 * ROW_BYTES  # the page of 64 to 70 was dropped
+    assert kept.restore(ids) == 100
+    assert kept.restore([*ids[:50], 7, 8]) == 50
+    assert kept.restore([*ids[:64], 999]) == 64
+    assert kept.restore([999]) == 0
+    assert kept.restore([]) == 0
     assert kept.save([*ids[:64], 7, 8, 9]) == [(64, 67)]
-    assert kept.found([*ids[:64], 7, 8, 9, 10]) == 67
+    assert kept.restore([*ids[:64], 7, 8, 9, 10]) == 67
     kept.store.clear()
-    assert (kept.store.num_bytes, kept.found(ids)) == (0, 0)
+    assert (kept.store.num_bytes, kept.restore(ids)) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("max_tokens", [0, 40, 200, 600])
-def test_whatever_is_saved_and_asked_for(seed: int, max_tokens: int) -> None:
-    """Random texts that share beginnings: rows are right, the bound holds, the newest is there."""
+def test_random_texts_are_restored_within_the_limit(seed: int, max_tokens: int) -> None:
+    """Texts share beginnings: rows are right, the limit holds, and the newest text is found."""
     rng = random.Random(seed)
     kept = SavedTexts(max_tokens * ROW_BYTES)
     texts: list[list[int]] = [[]]
@@ -93,29 +93,29 @@ def test_whatever_is_saved_and_asked_for(seed: int, max_tokens: int) -> None:
         texts.append(ids)
         kept.save(ids)
         assert kept.store.num_bytes <= kept.store.max_bytes
-        length = kept.found(ids)
+        length = kept.restore(ids)
         assert length >= min(len(ids), max(0, max_tokens - COPIED_TOKENS))
-        kept.found(rng.choice(texts))
+        kept.restore(rng.choice(texts))
     assert kept.store.num_bytes == sum(rows.num_bytes for rows in kept.pages())
 
 
-def test_what_is_used_least_goes_first() -> None:
+def test_the_least_recently_used_text_is_evicted_first() -> None:
     kept = SavedTexts(3 * 64 * ROW_BYTES)
     texts = [[number, *range(63)] for number in range(3)]
     for text in texts:
         kept.save(text)
-    kept.found(texts[0])
+    kept.restore(texts[0])
     kept.save([9, *range(63)])
-    assert [kept.found(text) for text in texts] == [64, 0, 64]
+    assert [kept.restore(text) for text in texts] == [64, 0, 64]
 
 
-def test_a_negative_bound_keeps_nothing() -> None:
+def test_a_negative_limit_keeps_nothing() -> None:
     kept = SavedTexts(-1)
     kept.save([1, 2, 3])
-    assert (kept.store.num_bytes, kept.found([1, 2, 3])) == (0, 0)
+    assert (kept.store.num_bytes, kept.restore([1, 2, 3])) == (0, 0)
 
 
-def test_common_length() -> None:
+def test_common_length_counts_equal_leading_tokens() -> None:
     assert common_length([1, 2, 3], [1, 2, 4]) == 2
     assert common_length([1, 2], [1, 2, 4]) == 2
     assert common_length([], [1]) == 0

@@ -1,4 +1,4 @@
-"""A cache in pages does what a slab does; pages of several texts are shared until one writes."""
+"""A paged cache behaves like a slab; texts share pages until one of them writes."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from bita.runtime.backends.cache import HostCache
 from bita.runtime.backends.page_pool import PageList, PagePool, num_pages
 from bita.runtime.backends.paged_cache import PagedCache
 
-SHAPE = (8, 2, 50, 16)  # of 4 layers; 50 slots are three pages and a bit
+SHAPE = (8, 2, 50, 16)  # 4 layers; 50 slots take three pages and a bit
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("seed", range(20))
-def test_it_does_what_a_slab_does(seed: int, dtype: type) -> None:
+def test_a_paged_cache_behaves_like_a_slab(seed: int, dtype: type) -> None:
     rng = np.random.default_rng(seed)
     host, paged = HostCache(SHAPE, dtype), PagedCache(SHAPE, dtype)
     adapters = [adapter_of(length, length) for length in (0, 1, 5, 16, 17, 33)]
@@ -29,7 +29,7 @@ def test_it_does_what_a_slab_does(seed: int, dtype: type) -> None:
                 adapter = adapters[rng.integers(len(adapters))]
                 for cache in (host, paged):
                     cache.start(adapter)
-            case 1 if host.length:  # the same text from an earlier token on
+            case 1 if host.length:  # the same text, continued from an earlier token
                 kept = int(rng.integers(host.length + 1))
                 for cache in (host, paged):
                     cache.start(adapter, kept)
@@ -62,8 +62,8 @@ def assert_same(host: HostCache, paged: PagedCache) -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 15, 16, 17, 18, 32, 33, 34])
-def test_prefix_and_text_fit_whatever_share_each_has(capacity: int) -> None:
-    """With no page to spare: some share needs all of them."""
+def test_prefix_and_text_fit_in_any_proportion(capacity: int) -> None:
+    """There is no spare page: some proportion needs all of them."""
     cache = PagedCache((8, 2, capacity, 16), np.float16)
     num_free = []
     for prefix in [*range(capacity), *range(capacity)[::-1]]:
@@ -71,11 +71,11 @@ def test_prefix_and_text_fit_whatever_share_each_has(capacity: int) -> None:
         cache.reserve(capacity - prefix, capacity - prefix)
         num_free.append(cache._pool.num_free)
     assert min(num_free) == 0
-    with pytest.raises(EngineError, match=f"does not fit behind 0 of {capacity} cache slots"):
+    with pytest.raises(EngineError, match=f"does not fit after 0 of {capacity} cache slots"):
         cache.reserve(capacity + 1, capacity + 1)
 
 
-def test_a_step_is_told_where_the_text_is_in_arrays_that_stay() -> None:
+def test_the_placement_of_the_text_stays_in_the_same_arrays() -> None:
     cache = PagedCache(SHAPE, np.float16)
     arrays = dict(cache.placement)
     cache.start(adapter_of(5))
@@ -89,7 +89,7 @@ def test_a_step_is_told_where_the_text_is_in_arrays_that_stay() -> None:
     assert all(arrays[name] is array for name, array in cache.placement.items())
 
 
-def test_pages_are_views_of_one_slab_that_are_written_page_by_page() -> None:
+def test_pages_are_contiguous_views_of_one_slab() -> None:
     cache = PagedCache(SHAPE, np.float16)
     cache.start(adapter_of(0))
     for view in cache.views().values():
@@ -101,8 +101,8 @@ def test_pages_are_views_of_one_slab_that_are_written_page_by_page() -> None:
     assert not cache.slab[:, 2:].any()
 
 
-def test_no_slot_keeps_what_an_adapter_left_where_its_pages_go_to_another() -> None:
-    """Values that are not finite would spread where a page is read whole."""
+def test_reused_pages_keep_no_values_of_an_earlier_text() -> None:
+    """Values that are not finite would spread when a whole page is read."""
     cache = PagedCache(SHAPE, np.float32)
     cache.start(adapter_of(17))
     cache.append(np.full((8, 2, 33, 16), np.nan, np.float32))
@@ -110,7 +110,7 @@ def test_no_slot_keeps_what_an_adapter_left_where_its_pages_go_to_another() -> N
     assert np.isfinite(cache.slab).all()
 
 
-def test_clearing_makes_zeros_of_the_prefix_and_of_what_steps_left() -> None:
+def test_clearing_zeros_the_prefix_and_rejected_rows() -> None:
     cache = PagedCache(SHAPE, np.float32)
     cache.start(adapter_of(5))
     write_step(cache, np.full((8, 2, 20, 16), 1, np.float32))
@@ -123,7 +123,7 @@ def test_clearing_makes_zeros_of_the_prefix_and_of_what_steps_left() -> None:
 
 
 def fork_of(text: PageList, length: int) -> PageList:
-    """A list that begins with the same slots, in the same pages."""
+    """Make a list that starts with the same slots in the same pages."""
     fork = PageList(text.pool)
     for page in text.pages[: num_pages(length)]:
         fork.append(page)
@@ -131,7 +131,7 @@ def fork_of(text: PageList, length: int) -> PageList:
 
 
 def reach(text: PageList, start: int, stop: int) -> list[tuple[int, int]]:
-    """Returns which pages were copied to which."""
+    """Extend a text and return pairs of copied pages and their copies."""
     copied: list[tuple[int, int]] = []
     text.reach(start, stop, lambda page, own: copied.append((page, own)))
     return copied
@@ -142,7 +142,7 @@ def release(text: PageList) -> None:
         text.pool.release(page)
 
 
-def test_pages_go_round() -> None:
+def test_released_pages_are_reused() -> None:
     pool = PagePool(3)
     texts = [PageList(pool), PageList(pool)]
     reach(texts[0], 0, 16)
@@ -160,13 +160,13 @@ def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
     pool = PagePool(8)
     text = PageList(pool)
     reach(text, 0, 40)
-    fork = fork_of(text, 20)  # of the second page four slots
+    fork = fork_of(text, 20)  # includes four slots of the second page
     assert fork.pages == text.pages[:2]
     assert pool.num_free == 5
     assert reach(fork, 20, 24) == [(1, 3)]  # its content is copied before the fork writes
     assert fork.pages == [0, 3]
     assert text.pages == [0, 1, 2]
-    assert reach(text, 20, 24) == []  # it is alone again
+    assert reach(text, 20, 24) == []  # the page is no longer shared
     assert reach(fork, 0, 1) == [(0, 4)]
     release(text)
     assert pool.num_free == 6
@@ -175,7 +175,7 @@ def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_page_is_lost_or_written_by_two(seed: int) -> None:
+def test_no_page_is_lost_or_written_by_two_texts(seed: int) -> None:
     rng, pool = np.random.default_rng(seed), PagePool(40)
     texts = [PageList(pool)]
     lengths = [0]

@@ -1,4 +1,4 @@
-"""Prompts of models with and without a chat template."""
+"""Prompts for models with and without a chat template."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ def encoder(tiny_engine: Path) -> PromptEncoder:
     return PromptEncoder.of_engine(open_engine(tiny_engine))
 
 
-def test_the_files_of_an_engine_say_what_their_contents_say(
+def test_an_encoder_can_be_made_from_files_or_their_contents(
     tiny_engine: Path, encoder: PromptEncoder
 ) -> None:
     source, template = (

@@ -1,4 +1,4 @@
-"""Bodies of requests: null fields, and bodies that are meant to cost a server much."""
+"""Request bodies: null fields, and bodies designed to be expensive for a server."""
 
 import json
 import random
@@ -9,7 +9,12 @@ import pytest
 
 from bita.errors import PromptError
 from bita.runtime.serving.errors import RequestError, error_body
-from bita.runtime.serving.requests import AnswerRequest, ChatRequest, CompletionRequest, parsed
+from bita.runtime.serving.requests import (
+    AnswerRequest,
+    ChatRequest,
+    CompletionRequest,
+    parse_request,
+)
 from bita.runtime.text.chat_template import ChatTemplate
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -34,27 +39,27 @@ def options_of(request: AnswerRequest) -> dict[str, Any]:
 
 @KINDS
 @pytest.mark.parametrize("field", FIELDS)
-def test_null_is_the_default(kind: type[AnswerRequest], least: Any, field: str) -> None:
-    default = parsed(kind, json.dumps(least).encode())
-    found = parsed(kind, json.dumps({**least, field: None}).encode())
+def test_null_means_the_default(kind: type[AnswerRequest], least: Any, field: str) -> None:
+    default = parse_request(kind, json.dumps(least).encode())
+    found = parse_request(kind, json.dumps({**least, field: None}).encode())
     assert options_of(found) == options_of(default)
     assert (found.n, found.stream, found.includes_usage) == (1, False, False)
 
 
-def test_null_is_the_default_in_inner_objects_too() -> None:
+def test_null_means_the_default_in_nested_objects() -> None:
     inner = {"include_usage": None, "include_obfuscation": None}
     shape = {"type": "json_schema", "json_schema": {"name": None, "strict": None, "schema": {}}}
     body = {**CHAT, "stream": True, "stream_options": inner, "response_format": shape}
-    found = parsed(ChatRequest, json.dumps(body).encode())
+    found = parse_request(ChatRequest, json.dumps(body).encode())
     assert not found.includes_usage
     assert found.response_format is not None
     assert found.response_format.json_schema is not None
 
 
-def test_null_inside_a_schema_stays() -> None:
+def test_null_inside_a_schema_is_kept() -> None:
     schema = {"enum": [None, 1], "default": None}
     shape = {"type": "json_schema", "json_schema": {"schema": schema}}
-    found = parsed(ChatRequest, json.dumps({**CHAT, "response_format": shape}).encode())
+    found = parse_request(ChatRequest, json.dumps({**CHAT, "response_format": shape}).encode())
     assert found.response_format is not None
     assert found.response_format.json_schema is not None
     assert found.response_format.json_schema.json_schema == schema
@@ -72,7 +77,7 @@ NAMES_DEVELOPER = "{% for m in messages %}{% if m.role == 'developer' %}!{% endi
     ],
     ids=["a template without the role", "a template that names it"],
 )
-def test_a_developer_is_a_system_message_unless_the_template_knows_better(
+def test_a_developer_message_is_a_system_message_unless_the_template_supports_it(
     template: str, text: str
 ) -> None:
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -169,9 +174,9 @@ HOSTILE: dict[str, tuple[type[AnswerRequest], str]] = {
 
 
 def refusal_of(kind: type[AnswerRequest], body: bytes) -> str | None:
-    """The answer to a body that is refused, None to one that is not."""
+    """Return the answer to a refused body, or None if it is accepted."""
     try:
-        options_of(parsed(kind, body))
+        options_of(parse_request(kind, body))
     except RequestError as refusal:
         answer = refusal.body()
     except PromptError as refusal:
@@ -182,7 +187,7 @@ def refusal_of(kind: type[AnswerRequest], body: bytes) -> str | None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_body_costs_little_and_has_a_short_answer(name: str) -> None:
+def test_a_hostile_body_is_refused_quickly_with_a_short_answer(name: str) -> None:
     kind, body = HOSTILE[name]
     began = time.thread_time()
     answer = refusal_of(kind, body.encode())
@@ -196,21 +201,21 @@ def test_a_body_that_is_not_utf_8_is_refused(body: bytes) -> None:
     assert "is not UTF-8" in (refusal_of(ChatRequest, body) or "")
 
 
-def test_whole_surrogate_pairs_and_written_ones_are_texts() -> None:
+def test_surrogate_pairs_and_escaped_text_are_accepted() -> None:
     content = '\U0001f600 \\ud800 "\\'
     body = json.dumps({"messages": [{"role": "user", "content": content}]})
-    request = parsed(ChatRequest, body.encode())
+    request = parse_request(ChatRequest, body.encode())
     assert request.messages[0]["content"] == content
 
 
 @pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**64 - 1])
-def test_seeds_of_either_sign_are_taken(seed: int) -> None:
+def test_seeds_of_either_sign_are_accepted(seed: int) -> None:
     body = json.dumps({**CHAT, "seed": seed}).encode()
-    assert options_of(parsed(ChatRequest, body))["seed"] == seed % 2**64
+    assert options_of(parse_request(ChatRequest, body))["seed"] == seed % 2**64
 
 
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 10**40])
-def test_seeds_that_no_machine_word_holds_are_refused(seed: int) -> None:
+def test_seeds_beyond_a_machine_word_are_refused(seed: int) -> None:
     assert "pass an integer from -2^63 to 2^64 - 1" in (
         refusal_of(ChatRequest, json.dumps({**CHAT, "seed": seed}).encode()) or ""
     )
@@ -237,11 +242,11 @@ WRONG = (
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_mutated_bodies_are_taken_or_refused(number: int) -> None:
-    """Whatever a body holds, nothing but a refusal is raised, and it is short."""
+def test_mutated_bodies_are_accepted_or_refused(number: int) -> None:
+    """Whatever a body contains, only a refusal is raised, and it is short."""
     random_ = random.Random(number)
     kinds: list[type[AnswerRequest]] = [ChatRequest, CompletionRequest]
-    num_taken = 0
+    num_accepted = 0
     for _ in range(700):
         kind = random_.choice(kinds)
         least = CHAT if kind is ChatRequest else TEXT
@@ -253,6 +258,6 @@ def test_mutated_bodies_are_taken_or_refused(number: int) -> None:
         if random_.random() < 0.1:
             body[random_.randrange(len(body))] = random_.randrange(256)
         answer = refusal_of(kind, bytes(body))
-        num_taken += answer is None
+        num_accepted += answer is None
         assert answer is None or len(answer) < 2000
-    assert 100 < num_taken < 600
+    assert 100 < num_accepted < 600

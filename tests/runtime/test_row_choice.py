@@ -1,4 +1,4 @@
-"""Rows go to the texts where they give the most tokens a time."""
+"""Rows go to the texts where they give the most tokens per time."""
 
 import itertools
 import random
@@ -18,38 +18,38 @@ from bita.runtime.decoding.row_choice import (
 
 
 def speed(taken: Sequence[Wish | None], times: StepTimes) -> float:
-    """Expected tokens in the time of a step of one row."""
+    """Return the expected tokens in the time of a step of one row."""
     rows = sum(1 if wish is None else wish.num_rows for wish in taken)
     gains = sum(0.0 if wish is None else SURPLUS * wish.gain for wish in taken)
     return (len(taken) + gains) / times(rows)
 
 
-def test_times_continue_as_the_last_rows_rose() -> None:
+def test_times_beyond_the_last_row_are_extrapolated() -> None:
     times = StepTimes([1.0, 1.0, 1.1, 1.3, 1.5])
     assert [times(rows) for rows in (1, 2, 5)] == [1.0, 1.0, 1.5]
     assert times(8) == pytest.approx(1.5 + 3 * 0.5 / 3)
     assert StepTimes([1.0])(7) == 1.0
 
 
-def test_the_share_that_makes_a_draft_worth_its_row() -> None:
-    """Four texts of one row take 1.3; a fifth row 0.2, in which they give 0.2 * 4 / 1.3 tokens."""
+def test_the_minimal_share_makes_a_draft_worth_its_row() -> None:
+    """Four texts of one row take 1.3. A fifth row takes 0.2: the time of 0.2 * 4 / 1.3 tokens."""
     times = StepTimes([1.0, 1.0, 1.1, 1.3, 1.5])
     assert times.min_share(4) == pytest.approx(0.2 * 4 / 1.3 / SURPLUS)
     assert times.min_share(1) == 0
 
 
-def test_free_rows_are_all_taken_and_dear_ones_by_sure_drafts_only() -> None:
+def test_free_rows_are_all_taken_but_expensive_ones_only_by_sure_drafts() -> None:
     wishes = [[Wish(1, 2, 0.5), Wish(2, 4, 0.8)], [Wish(1, 2, 0.95)], []]
     assert shared_rows(wishes, StepTimes([1.0])) == [Wish(2, 4, 0.8), Wish(1, 2, 0.95), None]
-    dear = StepTimes([1.0, 1.5, 2.0, 2.4, 2.8])
-    assert shared_rows(wishes, dear) == [None, Wish(1, 2, 0.95), None]
-    assert shared_rows([], dear) == []
+    expensive = StepTimes([1.0, 1.5, 2.0, 2.4, 2.8])
+    assert shared_rows(wishes, expensive) == [None, Wish(1, 2, 0.95), None]
+    assert shared_rows([], expensive) == []
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_choice_is_close_to_the_best_of_all(seed: int) -> None:
-    """Never slower than without drafts, and within 4 % of what trying every choice finds, where
-    gains count for what they are taken for.
+def test_the_choice_is_close_to_the_best_possible(seed: int) -> None:
+    """It is never slower than without drafts, and within 4 % of the best of all choices if gains
+    are as expected.
     """
     rng = random.Random(seed)
     costs = [1.0]
@@ -71,23 +71,23 @@ def test_the_choice_is_close_to_the_best_of_all(seed: int) -> None:
     assert found >= 0.96 * best
 
 
-def test_measured_times_take_the_place_of_the_tuners() -> None:
-    """Steps of 4 to 12 rows on a device where a row takes 0.7 ms, 2 ms of a step apart; one step in
-    twenty is held up.
+def test_measured_times_replace_those_of_the_tuner() -> None:
+    """Measure a device where a step of 4 to 12 rows takes 2 ms and 0.7 ms for each row, and one
+    step in twenty is delayed.
     """
     rng, times = random.Random(1), StepTimes([1.0, 1.1, 1.2])
     for count in range(MEASURED_STEPS + 200):
         rows = rng.randint(4, 12)
-        held_up = 40 if rng.random() < 0.05 else 0
-        times.enter(rows, 2 + 0.7 * rows + rng.random() * 0.2 + held_up)
+        delay = 40 if rng.random() < 0.05 else 0
+        times.enter(rows, 2 + 0.7 * rows + rng.random() * 0.2 + delay)
         assert times.is_measured == (count + 1 >= MEASURED_STEPS)
-    for _ in range(2000):  # of one size, which say nothing new of a row
+    for _ in range(2000):  # steps of one size add nothing about the cost of a row
         times.enter(8, 7.6)
     assert (times(12) - times(4)) / 8 == pytest.approx(0.7, rel=0.3)
     assert times.min_share(8) == pytest.approx(0.7 * 8 / 7.6 / SURPLUS, rel=0.35)
 
 
-def test_steps_of_one_size_say_nothing_of_rows() -> None:
+def test_steps_of_one_size_do_not_measure_rows() -> None:
     times = StepTimes([1.0, 1.1, 1.2])
     for _ in range(3 * MEASURED_STEPS):
         times.enter(8, 6.0)
@@ -95,7 +95,7 @@ def test_steps_of_one_size_say_nothing_of_rows() -> None:
     assert times(3) == 1.2
 
 
-def test_gains_follow_what_steps_gave() -> None:
+def test_expected_gains_follow_measured_ones() -> None:
     gains = Gains()
     assert gains.expected(1, 5, 0.8) == 0.8
     for _ in range(200):
@@ -106,7 +106,7 @@ def test_gains_follow_what_steps_gave() -> None:
     assert gains.expected(1, 4, 0.8) == 0.8
 
 
-def test_masks_are_worth_what_steps_give_more_with_them() -> None:
+def test_the_gain_of_masks_is_measured_against_steps_without_them() -> None:
     masks = MaskGain()
     assert masks.expected == pytest.approx(0.2)
     for _ in range(500):

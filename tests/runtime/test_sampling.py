@@ -1,4 +1,4 @@
-"""Sampling: exact distributions, and the same tokens with a tree as without."""
+"""Sampling: exact distributions, and the same tokens with and without a tree."""
 
 import math
 from collections import Counter
@@ -58,7 +58,7 @@ def probabilities(row: np.ndarray, **options: Any) -> np.ndarray:
 
 
 def chi_square_limit(num_cells: int) -> float:
-    """A value that chi-square with num_cells - 1 degrees exceeds once in a million (Wilson)."""
+    """Return the chi-square value for num_cells that is exceeded once in a million (Wilson)."""
     degrees = num_cells - 1
     return degrees * (1 - 2 / (9 * degrees) + 4.75 * math.sqrt(2 / (9 * degrees))) ** 3
 
@@ -70,13 +70,13 @@ def chi_square(counts: Mapping[Any, int], expected: Mapping[Any, float]) -> floa
 
 @pytest.fixture(scope="module")
 def drawn() -> list[float]:
-    """A number of each of 100,000 seeds."""
+    """One number from each of 100,000 seeds."""
     return [Draws(seed, 0, 17).next() for seed in range(100_000)]
 
 
 @pytest.mark.parametrize("options", SETTINGS[:5])
 def test_draws_follow_the_distribution(options: Mapping[str, Any], drawn: list[float]) -> None:
-    """On a vocabulary of 12."""
+    """The vocabulary has 12 tokens."""
     found = candidates(ROW.copy(), Options(**options))
     draws = Counter(map(found.token, drawn))
     wanted = {
@@ -86,8 +86,8 @@ def test_draws_follow_the_distribution(options: Mapping[str, Any], drawn: list[f
     assert chi_square(draws, wanted) < chi_square_limit(len(wanted))
 
 
-def test_a_wrong_distribution_is_found_out(drawn: list[float]) -> None:
-    """The chi-square test above can fail: a temperature that is 3 % off does."""
+def test_a_wrong_distribution_is_detected(drawn: list[float]) -> None:
+    """The chi-square test above can fail: it detects a temperature that is 3 % off."""
     found = candidates(ROW.copy(), Options(temperature=1.03))
     draws = Counter(map(found.token, drawn))
     wanted = {token: 100_000 * share for token, share in enumerate(probabilities(ROW))}
@@ -96,7 +96,7 @@ def test_a_wrong_distribution_is_found_out(drawn: list[float]) -> None:
 
 @pytest.mark.slow
 def test_sampled_trees_follow_the_joint_distribution(session: Session) -> None:
-    """Two tokens of 3,000 seeds, decoded with a tree; 64 cells of eight tokens each."""
+    """A tree decodes two tokens for each of 3,000 seeds; eight choices each give 64 cells."""
     prompt = prompt_ids(3)
     options: dict[str, Any] = {"temperature": 0.8, "top_k": 8}
 
@@ -139,8 +139,8 @@ def random_trees(seed: int) -> Tree | TreeTable:
 
 
 @pytest.mark.parametrize("setting", range(len(SETTINGS)))
-def test_sampled_text_of_trees_is_that_of_ar(session: Session, setting: int) -> None:
-    """30 prompts and seeds for each setting; adapters whose drafts are often right."""
+def test_trees_sample_the_same_text_as_plain_decoding(session: Session, setting: int) -> None:
+    """Each setting has 30 prompts and seeds, and adapters whose drafts are often right."""
     options, num_accepted = SETTINGS[setting], 0
     for number in range(30):
         seed = 1000 * setting + number
@@ -163,7 +163,7 @@ def test_sampled_text_of_trees_is_that_of_ar(session: Session, setting: int) -> 
     assert num_accepted > 5
 
 
-def test_a_seed_gives_the_same_answer_again(session: Session) -> None:
+def test_the_same_seed_gives_the_same_answer(session: Session) -> None:
     first = session.generate(prompt_ids(1), 30, temperature=1.0)
     assert 0 <= first.seed < 2**64
     again = session.generate(prompt_ids(1), 30, temperature=1.0, seed=first.seed)
@@ -182,7 +182,7 @@ def test_several_answers_differ_and_share_the_prompt(session: Session) -> None:
     assert session.generate(prompt, 20, temperature=1.0, seed=3).token_ids == answers[0].token_ids
 
 
-def test_the_draw_is_a_number_of_seed_choice_and_position() -> None:
+def test_a_draw_depends_on_seed_choice_and_position() -> None:
     for key in ((7, 0, 3), (2**64 - 1, 5, 2**20), (0, 0, 0)):
         seed, choice, position = key
         draws = Draws(*key)
@@ -191,7 +191,7 @@ def test_the_draw_is_a_number_of_seed_choice_and_position() -> None:
 
 
 def philox(seed: int, choice: int, position: int) -> int:
-    """The first word of Philox4x64-10 (Salmon et al. 2011), written out; numpy counts up first."""
+    """Compute the first word of Philox4x64-10 (Salmon et al. 2011); numpy increments first."""
     low = 2**64 - 1
     counter, key = [position + 1, 0, 0, 0], [seed, choice]
     for _ in range(10):
@@ -207,7 +207,7 @@ def philox(seed: int, choice: int, position: int) -> int:
 
 
 def test_a_cumulative_distribution_is_inverted_exactly() -> None:
-    """Against the plain cumulative sum, over block borders and zero weights."""
+    """It is compared with a plain cumulative sum, across block borders and zero weights."""
     rng = np.random.default_rng(0)
     for size in (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5):
         weights = rng.integers(0, 4, size).astype(np.float32)
@@ -220,7 +220,7 @@ def test_a_cumulative_distribution_is_inverted_exactly() -> None:
             assert weights[place] > 0
 
 
-def test_top_k_top_p_min_p_by_hand() -> None:
+def test_top_k_top_p_and_min_p_match_values_computed_by_hand() -> None:
     row = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
     by_hand: list[tuple[dict[str, Any], list[float]]] = [
         ({}, [0.4, 0.3, 0.2, 0.1]),
@@ -238,13 +238,13 @@ def test_top_k_top_p_min_p_by_hand() -> None:
         np.testing.assert_allclose(probabilities(row, **options), expected, atol=1e-6)
 
 
-def test_equal_tokens_at_the_border_are_all_kept() -> None:
+def test_tied_tokens_at_the_cutoff_are_all_kept() -> None:
     row = np.array([1.0, 2.0, 1.0, 0.0], np.float32)
     assert probabilities(row, top_k=2).nonzero()[0].tolist() == [0, 1, 2]
     assert probabilities(row, top_p=0.6).nonzero()[0].tolist() == [0, 1, 2]
 
 
-def test_the_order_of_options_is_that_of_transformers() -> None:
+def test_options_apply_in_the_order_of_transformers() -> None:
     torch = pytest.importorskip("torch")
     from transformers import (
         LogitsProcessorList,
@@ -283,7 +283,7 @@ def test_the_order_of_options_is_that_of_transformers() -> None:
         np.testing.assert_allclose(dense, expected, atol=1e-6, err_msg=str(number))
 
 
-def test_penalties_by_hand() -> None:
+def test_penalties_match_values_computed_by_hand() -> None:
     options = Options(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
     penalties = Penalties(options, [0, 1, 1])
     row = np.array([4.0, -4.0, 4.0, 4.0], np.float32)
@@ -296,7 +296,7 @@ def test_penalties_by_hand() -> None:
     assert row.tolist() == [2, -8.75, 1, 4]
 
 
-def test_penalties_grow_with_the_text() -> None:
+def test_frequency_penalties_grow_with_the_text() -> None:
     penalties = Penalties(Options(frequency_penalty=1.0), range(50))
     for token in [*range(200), *range(100)]:
         penalties.count(token)
@@ -305,15 +305,15 @@ def test_penalties_grow_with_the_text() -> None:
     assert row.tolist() == [-2.0] * 100 + [-1.0] * 100 + [0.0] * 100
 
 
-def test_logprobs_are_those_of_the_model(session: Session) -> None:
-    """Whatever the options draw from; and an answer does not change by asking for them."""
+def test_logprobs_are_the_models_own(session: Session) -> None:
+    """The options do not change them, and asking for them does not change the answer."""
     options: dict[str, Any] = {"temperature": 0.7, "top_k": 3, "seed": 4, "ignore_eos": True}
-    told = session.generate(prompt_ids(8), 12, logprobs=5, frequency_penalty=1.0, **options)
+    answer = session.generate(prompt_ids(8), 12, logprobs=5, frequency_penalty=1.0, **options)
     plain = session.generate(prompt_ids(8), 12, frequency_penalty=1.0, **options)
-    assert told.token_ids == plain.token_ids
-    assert len(told.logprobs) == 12
-    for place, each in enumerate(told.logprobs):
-        text = [*prompt_ids(8), *told.token_ids[:place]]
+    assert answer.token_ids == plain.token_ids
+    assert len(answer.logprobs) == 12
+    for place, each in enumerate(answer.logprobs):
+        text = [*prompt_ids(8), *answer.token_ids[:place]]
         (alone,) = session.generate(text, 1, logprobs=20, ignore_eos=True).logprobs
         assert [token for token, _ in each.best] == [token for token, _ in alone.best[:5]]
         shares = dict(alone.best)
@@ -322,19 +322,19 @@ def test_logprobs_are_those_of_the_model(session: Session) -> None:
         assert sum(math.exp(value) for value in shares.values()) < 1 + 1e-5
 
 
-def test_best_tokens_and_partition() -> None:
+def test_best_tokens_and_the_partition_match_a_plain_computation() -> None:
     assert best_tokens(ROW, 4) == [3, 4, 7, 0]
     assert best_tokens(ROW, 0) == []
     assert best_tokens(ROW, 99) == sorted(range(12), key=lambda token: -ROW[token])
     assert log_partition(ROW) == pytest.approx(math.log(np.exp(ROW.astype(np.float64)).sum()))
 
 
-def test_the_best_token_with_bias_and_penalty_is_the_lowest_of_equals() -> None:
+def test_the_best_of_tied_tokens_is_the_lowest() -> None:
     chooser = Chooser(Options(logit_bias={7: 0.5}), [1], [], 0)
     assert chooser.choose(ROW.copy()) == 3
 
 
-def test_eos_is_stop_and_stop_tokens_end(session: Session) -> None:
+def test_stop_tokens_end_an_answer(session: Session) -> None:
     answer = session.generate(prompt_ids(2), 30, ignore_eos=True)
     stopped = session.generate(
         prompt_ids(2), 30, ignore_eos=True, stop_token_ids=[answer.token_ids[9]]

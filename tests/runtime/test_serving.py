@@ -1,4 +1,4 @@
-"""`bita serve` as its clients see it: the openai library, and plain HTTP."""
+"""`bita serve` as clients see it, through the openai library and plain HTTP."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def server(tiny_engine: Path) -> Iterator[Running]:
         yield server
 
 
-def test_an_answer_is_that_of_the_engine(server: Running) -> None:
+def test_an_answer_equals_that_of_the_engine(server: Running) -> None:
     alone = server.alone(MESSAGES)
     answer = server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=20)
     (choice,) = answer.choices
@@ -41,7 +41,7 @@ def test_an_answer_is_that_of_the_engine(server: Running) -> None:
     assert answer.system_fingerprint
 
 
-def test_a_stream_is_the_same_in_pieces(server: Running) -> None:
+def test_a_stream_gives_the_same_answer_in_pieces(server: Running) -> None:
     alone = server.alone(MESSAGES, 40, temperature=0.9, seed=5)
     stream = server.client().chat.completions.create(
         model="tiny",
@@ -105,7 +105,7 @@ def test_options_reach_the_engine(server: Running) -> None:
     assert found.usage.completion_tokens == len(alone.token_ids)
 
 
-def test_choices_and_prompts(server: Running) -> None:
+def test_choices_and_prompts_equal_separate_answers(server: Running) -> None:
     client = server.client()
     several = server.other.generate_several("The quick", 3, 12, temperature=1.0, seed=8)
     found = client.completions.create(
@@ -134,7 +134,7 @@ def test_choices_and_prompts(server: Running) -> None:
         assert "".join(pieces) == server.alone(prompt, 5).text
 
 
-def test_logprobs(server: Running) -> None:
+def test_logprobs_equal_those_of_the_engine(server: Running) -> None:
     alone = server.alone(MESSAGES, 10, logprobs=3)
     client = server.client()
     whole = client.chat.completions.create(
@@ -177,7 +177,7 @@ def test_logprobs(server: Running) -> None:
         {"type": "text"},
     ],
 )
-def test_structured_output(server: Running, shape: Any) -> None:
+def test_answers_follow_the_response_format(server: Running, shape: Any) -> None:
     answer = server.client().chat.completions.create(
         model="tiny", messages=MESSAGES, max_tokens=200, response_format=shape
     )
@@ -227,7 +227,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("change", "status", "message"), BAD)
-def test_what_cannot_be_honoured_is_refused(
+def test_invalid_requests_are_refused(
     server: Running, change: dict[str, Any], status: int, message: str
 ) -> None:
     response = server.post(json={"model": "tiny", "messages": MESSAGES, **change})
@@ -246,7 +246,7 @@ def test_what_cannot_be_honoured_is_refused(
         (PromptError("the model says: this engine holds nothing"), None),
     ],
 )
-def test_the_code_of_a_refusal_does_not_depend_on_its_words(
+def test_the_error_code_does_not_depend_on_the_message(
     server: Running, monkeypatch: pytest.MonkeyPatch, refusal: PromptError, code: str | None
 ) -> None:
     def refuse(*args: object, **options: object) -> None:
@@ -257,7 +257,7 @@ def test_the_code_of_a_refusal_does_not_depend_on_its_words(
     assert (error["message"], error["code"]) == (str(refusal), code)
 
 
-def test_what_means_nothing_here_is_taken(server: Running) -> None:
+def test_fields_without_effect_are_accepted(server: Running) -> None:
     neutral: dict[str, Any] = {
         "tools": [],
         "tool_choice": "auto",
@@ -276,11 +276,11 @@ def test_what_means_nothing_here_is_taken(server: Running) -> None:
     assert response.status_code == 200
 
 
-def test_requests_that_are_no_requests(server: Running) -> None:
+def test_malformed_requests_are_refused(server: Running) -> None:
     assert (
         server.post(content="{", headers={"Content-Type": "application/json"})
         .json()["error"]["message"]
-        .startswith("the body is not usable JSON")
+        .startswith("the body is not valid JSON")
     )
     deep = server.post(content="[" * 3000, headers={"Content-Type": "application/json"})
     assert "nested too deeply" in deep.json()["error"]["message"]
@@ -304,7 +304,7 @@ def test_requests_that_are_no_requests(server: Running) -> None:
         server.client().models.retrieve("nope")
 
 
-def test_models_health_and_metrics(server: Running) -> None:
+def test_models_health_and_metrics_are_served(server: Running) -> None:
     models = server.client().models
     assert [model.id for model in models.list()] == ["tiny"]
     assert models.retrieve("tiny").owned_by == "bita-edge"

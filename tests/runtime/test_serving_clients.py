@@ -1,4 +1,4 @@
-"""Several clients of a server: those that wait, go, have no key, or are many."""
+"""Clients of a server that wait, leave, lack a key, or are many."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -14,8 +14,8 @@ from bita.runtime.decoding.sequence import TokenSequence
 from bita.runtime.turns import SLICE_STEPS
 
 
-def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
-    """The first stream is read to its end while the second has not begun."""
+def test_a_second_client_waits_while_one_is_answered(tiny_engine: Path) -> None:
+    """The first stream ends before the second begins."""
     with running(tiny_engine, num_running=1) as server, ThreadPoolExecutor() as pool:
         order: list[str] = []
 
@@ -41,10 +41,10 @@ def test_one_is_answered_while_another_waits(tiny_engine: Path) -> None:
         assert first.result() == second.result() == server.alone(MESSAGES, 30).text
         assert order[0] == "first"
         sequences = [sequence for sequence, _ in groupby(server.gate.sequences)]
-        assert len(sequences) == 2  # no step of the second before the last of the first
+        assert len(sequences) == 2  # the second takes no step before the first ends
 
 
-def test_two_are_answered_in_slices_where_they_cannot_share_steps(tiny_engine: Path) -> None:
+def test_clients_alternate_in_slices_if_they_cannot_share_steps(tiny_engine: Path) -> None:
     with running(tiny_engine) as server, ThreadPoolExecutor() as pool:
         ask = {"messages": MESSAGES, "max_tokens": 60, "ignore_eos": True, "seed": 1}
         with server.gate.closed():
@@ -58,10 +58,10 @@ def test_two_are_answered_in_slices_where_they_cannot_share_steps(tiny_engine: P
         assert texts == 2 * [server.alone(MESSAGES, 60, ignore_eos=True).text]
         slices = [len([*steps]) for _, steps in groupby(server.gate.sequences)]
         assert len(slices) > 3
-        assert max(slices[1:-1]) == SLICE_STEPS  # the first may have begun before
+        assert max(slices[1:-1]) == SLICE_STEPS  # the first slice may have begun earlier
 
 
-def test_a_full_line_is_told(tiny_engine: Path) -> None:
+def test_a_full_queue_is_reported(tiny_engine: Path) -> None:
     with (
         running(tiny_engine, num_waiting=1, num_running=1) as server,
         ThreadPoolExecutor() as pool,
@@ -72,7 +72,7 @@ def test_a_full_line_is_told(tiny_engine: Path) -> None:
             server.wait_until(lambda: server.gate.num_waiting == 1)
             second = pool.submit(server.post, json=request)
             server.wait_until(lambda: server.server.line.num_waiting == 1)
-            with pytest.raises(openai.RateLimitError, match="2 requests are here already"):
+            with pytest.raises(openai.RateLimitError, match="server already has 2 requests"):
                 server.client().chat.completions.create(model="tiny", messages=MESSAGES)
             refused = server.post(json=request)
             assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
@@ -81,7 +81,7 @@ def test_a_full_line_is_told(tiny_engine: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_client_that_goes_frees_its_place_within_a_step(tiny_engine: Path, streams: bool) -> None:
+def test_a_leaving_client_frees_its_place_within_a_step(tiny_engine: Path, streams: bool) -> None:
     with running(tiny_engine, num_waiting=0) as server:
         body = {"messages": MESSAGES, "max_tokens": 300, "ignore_eos": True, "stream": streams}
         line = server.server.line
@@ -100,7 +100,7 @@ def test_a_client_that_goes_frees_its_place_within_a_step(tiny_engine: Path, str
         )
 
 
-def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None:
+def test_a_client_can_leave_in_the_middle_of_a_stream(tiny_engine: Path) -> None:
     with running(tiny_engine, num_waiting=0) as server:
         stream = server.client().chat.completions.create(
             model="tiny",
@@ -122,7 +122,7 @@ def test_a_client_that_goes_in_the_middle_of_a_stream(tiny_engine: Path) -> None
         assert server.gate.num_steps - before <= 1
 
 
-def test_who_waits_in_line_may_go(tiny_engine: Path) -> None:
+def test_a_waiting_client_can_leave(tiny_engine: Path) -> None:
     with running(tiny_engine, num_waiting=1) as server, ThreadPoolExecutor() as pool:
         line = server.server.line
         with server.gate.closed():
@@ -140,7 +140,7 @@ def test_who_waits_in_line_may_go(tiny_engine: Path) -> None:
         assert server.gate.num_steps < 10
 
 
-def test_time_limits(tiny_engine: Path) -> None:
+def test_waiting_and_running_requests_have_a_time_limit(tiny_engine: Path) -> None:
     with running(tiny_engine, request_seconds=0.4) as server, ThreadPoolExecutor() as pool:
         with server.gate.closed():
             first = pool.submit(
@@ -155,7 +155,7 @@ def test_time_limits(tiny_engine: Path) -> None:
         assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
 
 
-def test_a_key_is_asked_for(tiny_engine: Path) -> None:
+def test_an_api_key_is_required(tiny_engine: Path) -> None:
     with running(tiny_engine, api_key="s3cret") as server:
         with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
             server.client(api_key="wrong").models.list()
@@ -165,8 +165,8 @@ def test_a_key_is_asked_for(tiny_engine: Path) -> None:
         assert [each.id for each in server.client(api_key="s3cret").models.list()] == ["tiny"]
 
 
-def test_pages_of_the_web_stay_out(tiny_engine: Path) -> None:
-    """Names that are not this machine's (DNS rebinding), and origins that were not named."""
+def test_unknown_hosts_and_origins_are_refused(tiny_engine: Path) -> None:
+    """Other host names (DNS rebinding) and origins that were not allowed get no access."""
     settings: dict[str, Any] = {
         "allowed_hosts": ("127.0.0.1",),
         "allowed_origins": ("http://mine",),
@@ -178,7 +178,7 @@ def test_pages_of_the_web_stay_out(tiny_engine: Path) -> None:
             assert response.headers.get("access-control-allow-origin") == allowed
 
 
-def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: Path) -> None:
+def test_an_engine_error_is_reported_and_the_next_request_works(tiny_engine: Path) -> None:
     with running(tiny_engine) as server:
         decoder, step = server.session.decoder, server.session.decoder.step
 
@@ -200,8 +200,8 @@ def test_a_fault_of_the_engine_is_told_and_the_next_request_works(tiny_engine: P
 
 
 @pytest.mark.slow
-def test_many_clients(tiny_engine: Path) -> None:
-    """200 requests of 8 clients, whole and streamed: none is lost, none is another's."""
+def test_many_clients_get_their_own_answers(tiny_engine: Path) -> None:
+    """Eight clients send 200 requests, whole and streamed; none is lost or mixed up."""
     with running(tiny_engine) as server:
         prompts = [f"Question {number} about trees" for number in range(25)]
         expected = [

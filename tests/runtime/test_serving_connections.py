@@ -1,4 +1,4 @@
-"""Clients that take their time: none holds a connection, or a place in line, for ever."""
+"""Slow clients cannot hold a connection or a place in the queue forever."""
 
 import asyncio
 import json
@@ -23,21 +23,21 @@ from bita.runtime.serving.log_lines import LogLines
 
 IMPATIENT = ConnectionLimits(num_connections=6, header_seconds=0.3, write_seconds=0.3)
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-# An answer of a quarter of a megabyte, more than the buffers of `narrow` connections hold.
+# An answer of a quarter of a megabyte, more than the buffers of `connect_narrow` hold.
 LARGE: dict[str, Any] = {
     **{"messages": MESSAGES, "max_tokens": 100, "ignore_eos": True},
     **{"logprobs": True, "top_logprobs": 20},
 }
 
 
-def narrow(server: Running) -> socket.socket:
-    """A connection whose two ends keep a few kilobytes."""
+def connect_narrow(server: Running) -> socket.socket:
+    """Connect with buffers of a few kilobytes at both ends."""
     server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    return connected(server, receives=4096)
+    return connect(server, receives=4096)
 
 
-def connected(server: Running, receives: int = 1 << 16) -> socket.socket:
-    """receives: bytes of the client's buffer."""
+def connect(server: Running, receives: int = 1 << 16) -> socket.socket:
+    """Connect to the server; the client's buffer has `receives` bytes."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
     client.settimeout(30)
@@ -46,7 +46,7 @@ def connected(server: Running, receives: int = 1 << 16) -> socket.socket:
 
 
 def trickle_until_closed(client: socket.socket, bytes_: bytes = b"a" * 10_000) -> bytes:
-    """Send a byte about every 50 ms until the server closes; returns what it said."""
+    """Send a byte about every 50 ms until the server closes, and return its answer."""
     answer = b""
     client.settimeout(0.05)
     for byte in bytes_:
@@ -60,7 +60,7 @@ def trickle_until_closed(client: socket.socket, bytes_: bytes = b"a" * 10_000) -
         if not piece:
             return answer
         answer += piece
-    raise AssertionError("the server took every byte")
+    raise AssertionError("the server accepted every byte")
 
 
 def body_of(content: Any) -> bytes:
@@ -87,20 +87,20 @@ def chat_of(content: Any) -> bytes:
 def test_a_client_that_sends_a_byte_at_a_time_is_closed(
     tiny_engine: Path, beginning: bytes
 ) -> None:
-    with running(tiny_engine, IMPATIENT) as server, connected(server) as client:
+    with running(tiny_engine, IMPATIENT) as server, connect(server) as client:
         client.sendall(beginning)
         trickle_until_closed(client)
         assert httpx.get(f"{server.url}/health").status_code == 200
 
 
 def test_a_silent_client_is_closed(tiny_engine: Path) -> None:
-    with running(tiny_engine, IMPATIENT) as server, connected(server) as client:
+    with running(tiny_engine, IMPATIENT) as server, connect(server) as client:
         assert client.recv(1) == b""
 
 
-def test_a_body_has_its_time(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_has_a_time_limit(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
-    with running(tiny_engine) as server, connected(server) as client:
+    with running(tiny_engine) as server, connect(server) as client:
         client.sendall(POST + b"Content-Length: 100000\r\n\r\n{")
         answer = trickle_until_closed(client)
         assert b" 408 " in answer.split(b"\r\n")[0]
@@ -108,8 +108,8 @@ def test_a_body_has_its_time(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch)
         assert not server.server.line.num_taken
 
 
-def test_a_header_has_its_length(tiny_engine: Path) -> None:
-    with running(tiny_engine) as server, connected(server) as client:
+def test_a_header_has_a_size_limit(tiny_engine: Path) -> None:
+    with running(tiny_engine) as server, connect(server) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nX: " + b"a" * (MAX_HEADER_BYTES + 1))
         assert b" 400 " in client.recv(65536).split(b"\r\n")[0]
         assert httpx.get(f"{server.url}/health").status_code == 200
@@ -117,7 +117,7 @@ def test_a_header_has_its_length(tiny_engine: Path) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_stops_reading_frees_its_place(tiny_engine: Path, stream: bool) -> None:
-    with running(tiny_engine, IMPATIENT, num_waiting=0) as server, narrow(server) as client:
+    with running(tiny_engine, IMPATIENT, num_waiting=0) as server, connect_narrow(server) as client:
         client.sendall(chat_of({**LARGE, "stream": stream}))
         client.recv(1)  # the answer has begun
         server.wait_until(lambda: not server.num_connections)
@@ -126,7 +126,7 @@ def test_a_client_that_stops_reading_frees_its_place(tiny_engine: Path, stream: 
 
 
 class Transport(asyncio.Transport):
-    """What is unsent, at each look; `done` when there is nothing more to see."""
+    """A transport with given amounts of unsent data; sets `done` at the last one."""
 
     def __init__(self, unsent: list[int]) -> None:
         super().__init__()
@@ -150,8 +150,8 @@ class Transport(asyncio.Transport):
     ("unsent", "is_aborted"),
     [([100, 100], True), ([100, 90, 80, 71], True), ([100, 90, 80, 70], False)],
 )
-def test_who_takes_enough_in_time_is_not_closed(unsent: list[int], is_aborted: bool) -> None:
-    async def watched() -> bool:
+def test_a_client_that_reads_fast_enough_is_not_closed(unsent: list[int], is_aborted: bool) -> None:
+    async def watch() -> bool:
         transport, loop = Transport(unsent), asyncio.get_running_loop()
         config = server_config(None, ConnectionLimits(write_seconds=0.01, write_bytes=10))
         protocol = LimitedProtocol(config, ServerState(), {}, loop)
@@ -162,25 +162,28 @@ def test_who_takes_enough_in_time_is_not_closed(unsent: list[int], is_aborted: b
         protocol.resume_writing()
         return transport.is_aborted
 
-    assert asyncio.run(watched()) == is_aborted
+    assert asyncio.run(watch()) == is_aborted
 
 
-def test_a_stream_ends_when_its_time_is_over(
+def test_a_stream_ends_at_its_time_limit(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that takes just enough not to be closed for that is closed then."""
+    """The limit applies to a client that reads just fast enough to stay connected."""
     monkeypatch.setattr(app, "TAKING_SECONDS", -19.0)
     patient = ConnectionLimits(write_seconds=60)
-    with running(tiny_engine, patient, request_seconds=20) as server, narrow(server) as client:
+    with (
+        running(tiny_engine, patient, request_seconds=20) as server,
+        connect_narrow(server) as client,
+    ):
         client.sendall(chat_of({**LARGE, "stream": True}))
         client.recv(1)
         server.wait_until(lambda: not server.server.line.num_taken)
 
 
-def test_idle_connections_make_room(tiny_engine: Path) -> None:
+def test_idle_connections_are_closed_to_make_room(tiny_engine: Path) -> None:
     limits = ConnectionLimits(num_connections=6)
     with running(tiny_engine, limits) as server:
-        idle = [connected(server) for _ in range(20)]
+        idle = [connect(server) for _ in range(20)]
         for _ in range(3):
             assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
         assert server.num_connections <= 6
@@ -190,13 +193,13 @@ def test_idle_connections_make_room(tiny_engine: Path) -> None:
             client.close()
 
 
-def test_an_answer_is_not_closed_to_make_room(tiny_engine: Path) -> None:
+def test_a_connection_with_a_running_answer_is_not_closed_to_make_room(tiny_engine: Path) -> None:
     limits = ConnectionLimits(num_connections=2)
-    with running(tiny_engine, limits) as server, connected(server) as first:
+    with running(tiny_engine, limits) as server, connect(server) as first:
         with server.gate.closed():
             first.sendall(body_of({"prompt": "Hello", "max_tokens": 3}))
             server.wait_until(lambda: server.gate.num_waiting == 1)
-            others = [connected(server) for _ in range(4)]
+            others = [connect(server) for _ in range(4)]
             assert others[0].recv(1) == b""
         assert b" 200 " in first.recv(65536).split(b"\r\n")[0]
         for client in others:
@@ -206,10 +209,10 @@ def test_an_answer_is_not_closed_to_make_room(tiny_engine: Path) -> None:
 @pytest.mark.parametrize(
     "beginning", [POST, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"], ids=["POST", "GET"]
 )
-def test_a_body_that_is_not_http_ends_its_request(
+def test_a_malformed_chunked_body_ends_its_request(
     tiny_engine: Path, beginning: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running(tiny_engine) as server, connected(server) as client:
+    with running(tiny_engine) as server, connect(server) as client:
         client.sendall(beginning + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{....no chunk\r\n")
         while client.recv(65536):
             pass
@@ -217,16 +220,16 @@ def test_a_body_that_is_not_http_ends_its_request(
         assert server.post(json={"messages": MESSAGES, "max_tokens": 3}).status_code == 200
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "WARNING" not in line] == []
-    assert len(lines) == 1  # that it is not HTTP
+    assert len(lines) == 1  # the warning that it is not HTTP
 
 
-def test_lines_of_the_log_are_short_and_visible() -> None:
+def test_log_lines_are_short_and_printable() -> None:
     formatter = LogLines()
 
     def line(message: str, fault: BaseException | None = None) -> str:
-        told = (type(fault), fault, None) if fault else None
+        info = (type(fault), fault, None) if fault else None
         return formatter.format(
-            logging.LogRecord("bita", logging.INFO, "", 0, "%s", (message,), told)
+            logging.LogRecord("bita", logging.INFO, "", 0, "%s", (message,), info)
         )
 
     assert line("Grüße, 木").endswith(" bita INFO Grüße, 木")
@@ -235,7 +238,7 @@ def test_lines_of_the_log_are_short_and_visible() -> None:
     )
     assert len(line("x" * 10**6)) < 1100
     assert line("x" * 10**6).endswith("x... (1000000 characters)")
-    told = line("failed", ValueError("bad \x1b value\nsecond line" + "y" * 10**6))
-    assert len(told) < 9000
-    assert "\x1b" not in told
-    assert all(each.startswith("  ") for each in told.splitlines()[1:])
+    failure = line("failed", ValueError("bad \x1b value\nsecond line" + "y" * 10**6))
+    assert len(failure) < 9000
+    assert "\x1b" not in failure
+    assert all(each.startswith("  ") for each in failure.splitlines()[1:])

@@ -1,4 +1,4 @@
-"""Two fields of our own: `drafts` turns them off, `draft_marks` says which tokens were drafts."""
+"""Two extra request fields: `drafts` turns drafts off, `draft_marks` marks drafted tokens."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def server(tiny_engine: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def steps(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """What each step that emits something emits."""
+    """The tokens of each step that emits any."""
     decoder = server.session.decoder
     step = decoder.step
     emitted: list[list[int]] = []
@@ -43,7 +43,7 @@ def choices(server: Running, path: str = "chat/completions", **fields: Any) -> A
 
 
 def chunks(server: Running, path: str = "chat/completions", **fields: Any) -> list[Any]:
-    """The only choice of each event of a stream."""
+    """Return the only choice of each event of a stream."""
     events = server.post(path, json={**fields, "stream": True}).text.split("\n\n")
     data = [
         json.loads(event.removeprefix("data: "))
@@ -62,10 +62,10 @@ def text_of(tokens: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("more", [{}, {"response_format": FORCED}, {"temperature": 1, "seed": 4}])
-def test_marks_are_what_steps_accepted(
+def test_marks_show_which_tokens_steps_accepted(
     server: Running, steps: list[list[int]], more: dict[str, Any]
 ) -> None:
-    """Of each step all tokens but the last, which the model chose after them."""
+    """All tokens of a step are drafted except for the last, which the model chose after them."""
     (choice,) = choices(server, **MARKED, **more)
     accepted = [place < len(tokens) - 1 for tokens in steps for place in range(len(tokens))]
     marks, figures = choice["bita"]["tokens"], choice["bita"]["figures"]
@@ -76,7 +76,7 @@ def test_marks_are_what_steps_accepted(
     assert figures["tokens"] == len(marks) + (choice["finish_reason"] == "stop" and not more)
 
 
-def test_what_a_grammar_forces_counts_as_drafted(server: Running) -> None:
+def test_tokens_forced_by_a_grammar_count_as_drafted(server: Running) -> None:
     (free,) = choices(server, **MARKED)
     (forced,) = choices(server, **MARKED, response_format=FORCED)
     assert forced["bita"]["figures"]["tokens_per_step"] > 2
@@ -85,7 +85,7 @@ def test_what_a_grammar_forces_counts_as_drafted(server: Running) -> None:
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
 @pytest.mark.parametrize("stop", [[], ["odeJ}", "enQ"]])
-def test_a_stream_has_the_marks_of_its_pieces(server: Running, path: str, stop: list[str]) -> None:
+def test_each_piece_of_a_stream_has_its_marks(server: Running, path: str, stop: list[str]) -> None:
     prompt = server.alone(MESSAGES, 1).prompt_ids
     asked = {**MARKED, "stop": stop}
     if path == "completions":
@@ -100,7 +100,7 @@ def test_a_stream_has_the_marks_of_its_pieces(server: Running, path: str, stop: 
     tokens = [token for piece in pieces for token in piece["bita"]["tokens"]]
     assert text_of(tokens) == text_of(whole["bita"]["tokens"])
     assert len(texts) > 5
-    if not stop:  # which may cut a token
+    if not stop:  # a stop string may cut a token
         assert flags(tokens) == flags(whole["bita"]["tokens"])
     figures = dict(end["bita"]["figures"])
     assert figures.pop("seconds") > 0
@@ -108,15 +108,15 @@ def test_a_stream_has_the_marks_of_its_pieces(server: Running, path: str, stop: 
     assert figures.items() <= whole["bita"]["figures"].items()
 
 
-def test_a_token_that_a_stop_string_parts(server: Running) -> None:
-    """What is held back is told with the same token, and so is what is cut off."""
+def test_a_token_cut_by_a_stop_string_is_marked_once(server: Running) -> None:
+    """Text that was held back, or is cut off, belongs to the same token."""
     (whole,) = choices(server, **MARKED)
     texts = [token["text"] for token in whole["bita"]["tokens"]]
     place = texts.index(" model")
     asked = {**MARKED, "stop": ["l and more"]}
     pieces = [piece["bita"]["tokens"] for piece in chunks(server, **asked) if "bita" in piece]
-    told = [token["text"] for tokens in pieces for token in tokens]
-    assert told == [*texts[:place], " mode", "l", *texts[place + 1 :]]
+    sent = [token["text"] for tokens in pieces for token in tokens]
+    assert sent == [*texts[:place], " mode", "l", *texts[place + 1 :]]
     (cut,) = choices(server, **MARKED, stop=[f"l{texts[place + 1]}"])
     marks = cut["bita"]["tokens"]
     assert [token["text"] for token in marks] == [*texts[:place], " mode", ""]
@@ -129,7 +129,7 @@ def test_without_drafts_a_step_gives_one_token(server: Running) -> None:
     (plain,) = choices(server, **MARKED, temperature=0.8, seed=2, drafts=False)
     assert plain["message"] == drafted["message"]
     figures = plain["bita"]["figures"]
-    assert figures["steps"] == figures["tokens"] - 1 == 59  # the first comes with the prompt
+    assert figures["steps"] == figures["tokens"] - 1 == 59  # the prompt's step gives the first
     assert (figures["drafted"], figures["tokens_per_step"]) == (0, 1)
     assert not any(flags(plain["bita"]["tokens"]))
     greedy = choices(server, **MARKED)[0], choices(server, **MARKED, drafts=False)[0]
@@ -137,7 +137,7 @@ def test_without_drafts_a_step_gives_one_token(server: Running) -> None:
     assert greedy[0]["bita"]["figures"]["steps"] < greedy[1]["bita"]["figures"]["steps"] == 59
 
 
-def test_figures_are_those_of_each_choice(server: Running) -> None:
+def test_each_choice_has_its_own_figures(server: Running) -> None:
     alone = [choices(server, **{**MARKED, "max_tokens": n})[0]["bita"]["figures"] for n in (1, 60)]
     assert alone[0]["tokens_per_second"] == alone[0]["tokens_per_step"] == alone[0]["steps"] == 0
     several = choices(server, **MARKED, n=2, temperature=1, seed=4)
@@ -151,14 +151,14 @@ def test_figures_are_those_of_each_choice(server: Running) -> None:
         assert 0 < figures["steps"] <= decoded
 
 
-def test_nothing_is_added_unless_it_is_asked_for(server: Running) -> None:
+def test_nothing_is_added_unless_requested(server: Running) -> None:
     assert "bita" not in choices(server, **ASKED)[0]
     assert "bita" not in choices(server, **ASKED, draft_marks=False, drafts=True)[0]
     assert not [piece for piece in chunks(server, **ASKED) if "bita" in piece]
 
 
 @pytest.mark.parametrize("name", ["drafts", "draft_marks"])
-def test_a_value_that_is_not_a_truth_value_is_refused(server: Running, name: str) -> None:
+def test_a_value_that_is_not_boolean_is_refused(server: Running, name: str) -> None:
     response = server.post(json={**ASKED, name: "no"})
     assert response.status_code == 400
     assert f"{name}: Input should be a valid boolean (given: 'no')" in response.text

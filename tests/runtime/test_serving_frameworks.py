@@ -1,6 +1,6 @@
-"""Frameworks that speak OpenAI's interface, with their own examples of tools and structured output.
+"""Frameworks that use OpenAI's interface, with typical uses of tools and structured output.
 
-Each runs where its package is installed: pip install langchain-openai 'pydantic-ai-slim[openai]'
+Each test runs if its package is installed: pip install langchain-openai 'pydantic-ai-slim[openai]'
 openai-agents instructor litellm llm
 """
 
@@ -57,7 +57,7 @@ class TestLangChain:
         url = f"{server.url}/v1"
         return openai.ChatOpenAI(model="tiny", base_url=url, api_key="none", **LIMITS)
 
-    def test_tools(self, model: Any) -> None:
+    def test_tools_are_called_with_valid_arguments(self, model: Any) -> None:
         bound = model.bind_tools([multiply], tool_choice="any")
         message = bound.invoke("What is 3 * 12?")
         assert [call["name"] for call in message.tool_calls] == ["multiply"] * len(
@@ -74,10 +74,10 @@ class TestLangChain:
         ]
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-    def test_structured_output(self, model: Any, method: str) -> None:
+    def test_structured_output_is_valid(self, model: Any, method: str) -> None:
         check_plant(model.with_structured_output(Plant, method=method).invoke("A plant?"))
 
-    def test_a_result_comes_back(self, model: Any) -> None:
+    def test_a_tool_result_is_returned_to_the_model(self, model: Any) -> None:
         messages = pytest.importorskip("langchain_core.messages")
         asked = messages.HumanMessage("What is 3 * 12?")
         called = model.bind_tools([multiply], tool_choice="multiply").invoke([asked])
@@ -95,25 +95,25 @@ class TestPydanticAI:
         provider = providers.OpenAIProvider(base_url=f"{server.url}/v1", api_key="none")
         return models.OpenAIChatModel("tiny", provider=provider)
 
-    def test_structured_output_by_a_tool(self, model: Any) -> None:
+    def test_structured_output_through_a_tool_is_valid(self, model: Any) -> None:
         pydantic_ai = pytest.importorskip("pydantic_ai")
         agent = pydantic_ai.Agent(model, output_type=Plant, model_settings=LIMITS)
         check_plant(agent.run_sync("A plant?").output)
 
-    def test_native_output(self, model: Any) -> None:
+    def test_native_structured_output_is_valid(self, model: Any) -> None:
         pydantic_ai = pytest.importorskip("pydantic_ai")
         agent = pydantic_ai.Agent(
             model, output_type=pydantic_ai.NativeOutput(Plant), model_settings=LIMITS
         )
         check_plant(agent.run_sync("A plant?").output)
 
-    def test_a_tool_beside_text(self, model: Any) -> None:
+    def test_text_is_allowed_alongside_a_tool(self, model: Any) -> None:
         pydantic_ai = pytest.importorskip("pydantic_ai")
         agent = pydantic_ai.Agent(model, tools=[multiply], model_settings=LIMITS)
         assert agent.run_sync("What is 3 * 12?").output
 
 
-def test_openai_agents(server: Running) -> None:
+def test_openai_agents_call_tools_and_return_structured_output(server: Running) -> None:
     agents = pytest.importorskip("agents")
     agents.set_tracing_disabled(True)
     client = pytest.importorskip("openai").AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -139,7 +139,7 @@ def test_openai_agents(server: Running) -> None:
 
 
 @pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA", "TOOLS_STRICT"])
-def test_instructor(server: Running, mode: str) -> None:
+def test_instructor_returns_structured_output(server: Running, mode: str) -> None:
     instructor = pytest.importorskip("instructor")
     client = instructor.from_openai(server.client(), mode=instructor.Mode[mode])
     messages = [{"role": "user", "content": "A plant?"}]
@@ -149,7 +149,9 @@ def test_instructor(server: Running, mode: str) -> None:
     assert plant.kind in ("oak", "fir")
 
 
-def test_litellm(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm_calls_tools_and_returns_structured_output(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     litellm = pytest.importorskip("litellm")
     schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
@@ -172,9 +174,11 @@ def test_litellm(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     Plant.model_validate_json(answer.choices[0].message.content)
 
 
-def test_llm(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llm_streams_and_returns_structured_output(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # its own alone
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # only its built-in plugins
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: garden\n  model_name: tiny\n  api_base: {server.url}/v1\n"
         "  api_key_name: none\n  supports_tools: true\n  supports_schema: true\n"

@@ -1,4 +1,4 @@
-"""Structured output through the server: strict, white space, and grammars that take too much."""
+"""Structured output through the server: strict, whitespace, and grammars that cost too much."""
 
 import json
 import threading
@@ -52,8 +52,8 @@ def content(response: httpx.Response) -> str:
     return text
 
 
-def test_strict_closes_objects(server: Running) -> None:
-    """The name of a property that the schema does not have is made likely."""
+def test_strict_allows_no_other_properties(server: Running) -> None:
+    """A bias makes a property name likely that the schema does not have."""
     bias = {str(token): 8 for token in server.other.encode('","')}
     found = {
         strict: {
@@ -77,7 +77,9 @@ def test_strict_closes_objects(server: Running) -> None:
 
 
 @pytest.mark.parametrize("guidance", [None, {"whitespace_flexible": True}])
-def test_the_switch_of_white_space(server: Running, guidance: dict[str, Any] | None) -> None:
+def test_whitespace_is_allowed_only_on_request(
+    server: Running, guidance: dict[str, Any] | None
+) -> None:
     schema = OPEN if guidance is None else {**OPEN, "x-guidance": guidance}
     bias = {str(token): 8 for token in server.other.encode(" ")}
     texts = [
@@ -96,7 +98,7 @@ def test_the_switch_of_white_space(server: Running, guidance: dict[str, Any] | N
 
 
 def test_hostile_grammars_are_refused_while_others_are_served(server: Running) -> None:
-    """400 for each, /health within a second all the time, and answers after it as before."""
+    """Each gets a 400, /health always answers within a second, and later answers do not change."""
     before = content(ask(server, max_tokens=9))
     slowest, is_over = 0.0, threading.Event()
 
@@ -124,7 +126,7 @@ def test_hostile_grammars_are_refused_while_others_are_served(server: Running) -
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_a_grammar_that_fails_at_a_step_ends_the_answer(server: Running, is_stream: bool) -> None:
+def test_a_grammar_that_fails_in_a_step_ends_the_answer(server: Running, is_stream: bool) -> None:
     given = hostile("repetitions of repetitions")
     response = ask(server, response_format=given, stream=is_stream)
     assert "cannot be followed further" in response.text
@@ -132,7 +134,7 @@ def test_a_grammar_that_fails_at_a_step_ends_the_answer(server: Running, is_stre
     assert content(ask(server, response_format={"type": "regex", "regex": "[ab]{3}"}))
 
 
-def test_a_client_that_leaves_is_not_compiled_for(
+def test_compiling_stops_when_the_client_leaves(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar_trial, "MAX_SECONDS", 100.0)
@@ -152,9 +154,9 @@ def test_choices_of_one_request_are_compiled_once(
     tried: list[str] = []
     real = grammar_trial._run
 
-    def run(order: str, *args: Any) -> Any:
-        tried.append(order)
-        return real(order, *args)
+    def run(request: str, *args: Any) -> Any:
+        tried.append(request)
+        return real(request, *args)
 
     monkeypatch.setattr(grammar_trial, "_run", run)
     pattern = {"type": "string", "pattern": "^[ab]{3}$"}

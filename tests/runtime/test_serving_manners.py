@@ -1,4 +1,4 @@
-"""What clients of other servers count on: echoes, names, hosts, tokens, and keys."""
+"""Behavior that clients of other servers rely on: echoes, names, hosts, tokens and keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_model_has_several_names(server: Running) -> None:
         ("tiny.example:80:90", 400),
     ],
 )
-def test_hosts_are_refused_in_json_that_names_the_flag(
+def test_refused_hosts_get_a_json_error_that_names_the_flag(
     server: Running, host: str, status: int
 ) -> None:
     response = get(server, "/v1/models", Host=host)
@@ -78,11 +78,11 @@ def test_a_host_is_read_without_its_port(header: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["http://a", "a:80", "a b", "a/b"])
-def test_what_is_no_host_is_refused(
+def test_invalid_host_names_are_refused(
     tiny_engine: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(tiny_engine), "--port", "0", "--allow-host", name]) == 2
-    assert f"--allow-host {name!r} is not a host's name" in capsys.readouterr().err
+    assert f"--allow-host {name!r} is not a host name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,22 @@ def test_what_is_no_host_is_refused(
         ("", 401),
     ],
 )
-def test_the_scheme_of_a_key_may_have_small_letters(
-    server: Running, header: str, status: int
-) -> None:
+def test_the_bearer_scheme_is_case_insensitive(server: Running, header: str, status: int) -> None:
     assert get(server, "/v1/models", Authorization=header).status_code == status
 
 
-def scored(server: Running, ids: list[int]) -> list[float]:
+def score_ids(server: Running, ids: list[int]) -> list[float]:
     other = server.other
     with other.lock:
         scores = score_prompt(other.backend, other.adapter, ids, 0)
     return [each.logprob for each in scores]
 
 
-def test_scores_of_a_prompt_are_those_of_decoding_it(server: Running) -> None:
+def test_scores_of_a_prompt_equal_those_of_decoding_it(server: Running) -> None:
     prompt = server.other.encode("The quick brown fox")
     answer = server.alone(prompt, 150, logprobs=2, ignore_eos=True)
     whole = [*prompt, *answer.token_ids]
-    scores = scored(server, whole)
+    scores = score_ids(server, whole)
     assert len(scores) == len(whole) - 1
     expected = [each.logprob for each in answer.logprobs]
     assert scores[len(prompt) - 1 :] == pytest.approx(expected, abs=1e-4)
@@ -126,7 +124,7 @@ def test_scores_of_a_prompt_are_those_of_decoding_it(server: Running) -> None:
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
 @pytest.mark.parametrize("as_ids", [False, True])
-def test_a_prompt_is_echoed_with_its_log_probabilities(
+def test_a_prompt_is_echoed_with_its_logprobs(
     server: Running, max_tokens: int, as_ids: bool, streams: bool
 ) -> None:
     text = "The quick brown fox"
@@ -148,7 +146,7 @@ def test_a_prompt_is_echoed_with_its_log_probabilities(
     assert "".join(choice.text for choice in choices) == text + (answer.text if max_tokens else "")
     values = [value for each in logprobs for value in each.token_logprobs]
     assert values[0] is None
-    assert values[1:] == pytest.approx(scored(server, [*ids, *new]), abs=1e-4)
+    assert values[1:] == pytest.approx(score_ids(server, [*ids, *new]), abs=1e-4)
     best = [each for one in logprobs for each in one.top_logprobs]
     assert best[0] is None
     assert all(len(each) == 1 for each in best[1:])
@@ -159,7 +157,7 @@ def test_a_prompt_is_echoed_with_its_log_probabilities(
     assert choices[-1].finish_reason in ("length", "stop")
 
 
-def test_echoes_of_several_prompts_and_answers(server: Running) -> None:
+def test_several_prompts_are_echoed_with_their_answers(server: Running) -> None:
     prompts = ["One", "Two three"]
     found = post(server, "/v1/completions", prompt=prompts, echo=True, max_tokens=2, n=2, seed=1)
     texts = [choice["text"] for choice in found.json()["choices"]]
@@ -170,7 +168,7 @@ def test_echoes_of_several_prompts_and_answers(server: Running) -> None:
     assert server.server.line.num_taken == 0
 
 
-def test_max_tokens_0_needs_echo(server: Running) -> None:
+def test_max_tokens_0_requires_echo(server: Running) -> None:
     for path, body in (
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}),
         ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 0}),
@@ -179,7 +177,7 @@ def test_max_tokens_0_needs_echo(server: Running) -> None:
         assert error["param"] == "max_tokens"
 
 
-def test_tokens_to_text_and_back(server: Running) -> None:
+def test_text_survives_tokenizing_and_detokenizing(server: Running) -> None:
     text = "The quick <|end|> brown"
     for field in ("prompt", "content"):
         found = post(server, "/tokenize", **{field: text}).json()
@@ -211,14 +209,14 @@ def test_tokens_to_text_and_back(server: Running) -> None:
         ("/detokenize", {}, "tokens"),
     ],
 )
-def test_what_is_no_text_and_no_tokens_is_refused(
+def test_invalid_text_and_tokens_are_refused(
     server: Running, path: str, body: dict[str, Any], param: str
 ) -> None:
     response = post(server, path, **body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-def test_props_say_what_is_served(server: Running) -> None:
+def test_props_describe_the_server(server: Running) -> None:
     props = get(server, "/props").json()
     assert props["default_generation_settings"]["n_ctx"] == server.other.engine.manifest.capacity
     assert "<|assistant|>" in props["chat_template"]
@@ -255,7 +253,7 @@ def test_refusals_name_their_field(server: Running, change: dict[str, Any], para
 
 
 def test_likelihoods_of_continuations_can_be_compared(server: Running) -> None:
-    """What lm-eval does: the values of a continuation, and whether it is the greedy one."""
+    """Do what lm-eval does: get the logprobs of a continuation, and whether it is greedy."""
     context = server.other.encode("The quick")
     (best,) = server.alone(context, 1, ignore_eos=True).token_ids
     found = {}
@@ -271,7 +269,7 @@ def test_likelihoods_of_continuations_can_be_compared(server: Running) -> None:
     assert found[best] > found[best + 1]
 
 
-def test_scoring_a_prompt_leaves_other_answers_as_they_are(server: Running) -> None:
+def test_scoring_a_prompt_does_not_change_other_answers(server: Running) -> None:
     other = server.other
     expected = server.alone(MESSAGES, 30).token_ids
     other.forget()
@@ -279,5 +277,5 @@ def test_scoring_a_prompt_leaves_other_answers_as_they_are(server: Running) -> N
     for number, _ in enumerate(running):
         if number % 4 == 1:
             longest = [5 + each % 90 for each in range(other.max_prompt_tokens)]
-            assert len(scored(server, longest)) == len(longest) - 1
+            assert len(score_ids(server, longest)) == len(longest) - 1
     assert running.token_ids == expected

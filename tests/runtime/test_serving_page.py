@@ -1,4 +1,4 @@
-"""The chat page at `/`: as it is sent, and in a real browser."""
+"""The chat page at `/`, as it is served and in a real browser."""
 
 import json
 import re
@@ -19,7 +19,7 @@ MAX_BYTES = 40_000
 QUESTION = "Hello tree"
 HARM = '<img src=x onerror="window.harmed=1"><b>bold</b><script>window.harmed=1</script>'
 FIRST, SECOND = ".turn:nth-child(1)", ".turn:nth-child(2)"
-ENTER, SHIFT, ESCAPE = "\ue007", "\ue008", "\ue00c"  # WebDriver's codes of keys
+ENTER, SHIFT, ESCAPE = "\ue007", "\ue008", "\ue00c"  # WebDriver key codes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def server(tiny_engine: Path) -> Iterator[Running]:
         yield server
 
 
-def test_the_page_is_one_file_that_may_run_its_own_script_only(server: Running) -> None:
+def test_the_page_is_one_file_that_may_run_only_its_own_script(server: Running) -> None:
     response = httpx.get(server.url)
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -49,7 +49,7 @@ def test_the_page_is_one_file_that_may_run_its_own_script_only(server: Running) 
     assert httpx.post(server.url).status_code == 405
 
 
-def test_the_page_needs_no_key_and_the_right_name(tiny_engine: Path) -> None:
+def test_the_page_needs_no_key_but_an_allowed_host(tiny_engine: Path) -> None:
     with running(tiny_engine, api_key="secret", allowed_hosts=("127.0.0.1",)) as server:
         assert httpx.get(server.url).status_code == 200
         assert httpx.get(f"{server.url}/v1/models").status_code == 401
@@ -64,19 +64,19 @@ def opened() -> Iterator[Page]:
 
 @pytest.fixture
 def page(opened: Page, server: Running) -> Iterator[Page]:
-    """The page of `server`; nothing goes elsewhere, and the console stays empty."""
+    """The page of `server`, which must request nothing elsewhere and leave the console empty."""
     opened.open(server.url)
     opened.wait(lambda: opened.text("#model") == "tiny")
     yield opened
-    assert opened.told() == []
-    addresses = opened.asked()
+    assert opened.console_messages() == []
+    addresses = opened.requested_urls()
     assert f"{server.url}/v1/models" in addresses
     others = [each for each in addresses if not each.startswith((f"{server.url}/", "data:"))]
     assert others == []
 
 
 def halt(server: Running, monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> None:
-    """Hold the engine when an answer has this many tokens, until the gate is opened."""
+    """Pause the engine once an answer has this many tokens, until the gate is opened."""
     decoder = server.session.decoder
     step = decoder.step
     halted: list[Any] = []
@@ -100,16 +100,16 @@ def wait_for_state(page: Page, state: str, turn: str = FIRST, count: int = 1) ->
 
 
 def answer_text(page: Page, turn: int = 0, pane: int = 0) -> str:
-    """The answer as the page has got it, before it is shown in blocks."""
+    """Return the answer that the page received, before it is formatted."""
     return str(page.run(f"return turns[{turn}].panes[{pane}].tokens.text"))
 
 
-def alone(server: Running, max_new_tokens: int = 40) -> Any:
+def answer_alone(server: Running, max_new_tokens: int = 40) -> Any:
     return server.alone([{"role": "user", "content": QUESTION}], max_new_tokens)
 
 
 @pytest.mark.browser
-def test_an_answer_is_shown_while_it_comes(
+def test_an_answer_is_shown_while_it_is_generated(
     page: Page, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     halt(server, monkeypatch, 20)
@@ -122,7 +122,7 @@ def test_an_answer_is_shown_while_it_comes(
     assert not page.all("#send")[0].is_displayed()
     server.gate.is_open.set()
     wait_for_state(page, "complete")
-    assert answer_text(page) == alone(server).text
+    assert answer_text(page) == answer_alone(server).text
     assert len(page.text(f"{FIRST} .text")) > len(shown)
     assert page.text(f"{FIRST} .question") == QUESTION
     assert page.all("#send")[0].is_displayed()
@@ -130,7 +130,7 @@ def test_an_answer_is_shown_while_it_comes(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("way", ["button", "key", "new chat"])
-def test_stop_ends_the_request(
+def test_stopping_ends_the_request(
     page: Page, server: Running, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     halt(server, monkeypatch, 10)
@@ -144,7 +144,7 @@ def test_stop_ends_the_request(
         page.click("#stop")
     else:
         page.type("#question", ESCAPE)
-    server.wait_until(lambda: server.server.line.num_taken == 0)  # while the engine is held
+    server.wait_until(lambda: server.server.line.num_taken == 0)  # while the engine is paused
     server.gate.is_open.set()
     server.wait_until(
         lambda: server.metric('bita_answers_total{finish_reason="cancelled"}') == cancelled + 1
@@ -154,8 +154,8 @@ def test_stop_ends_the_request(
     else:
         wait_for_state(page, "stopped")
         assert re.match(r"Stopped: 1\d tokens, \d of them drafted\.", page.text(f"{FIRST} .note"))
-        assert 0 < len(answer_text(page)) < len(alone(server, 300).text)
-        assert not page.all(f"{FIRST} .more button")  # half an answer is not compared
+        assert 0 < len(answer_text(page)) < len(answer_alone(server, 300).text)
+        assert not page.all(f"{FIRST} .more button")  # a stopped answer is not compared
     page.click("#new-chat")
     ask(page, max_tokens=5)
     wait_for_state(page, "complete")
@@ -164,7 +164,9 @@ def test_stop_ends_the_request(
 @pytest.mark.browser
 @pytest.mark.parametrize("first", ["with", "without"])
 @pytest.mark.parametrize("temperature", ["", "0.9"])
-def test_an_answer_with_and_without_drafts(page: Page, first: str, temperature: str) -> None:
+def test_answers_with_and_without_drafts_are_compared(
+    page: Page, first: str, temperature: str
+) -> None:
     page.click("#settings-button")
     page.set("#temperature", temperature or " ")
     page.run("document.querySelector(`[value=${arguments[0]}]`).click()", first)
@@ -187,7 +189,7 @@ def test_an_answer_with_and_without_drafts(page: Page, first: str, temperature: 
 
 
 @pytest.mark.browser
-def test_texts_that_differ_are_not_called_the_same(page: Page) -> None:
+def test_texts_that_differ_are_reported_as_different(page: Page) -> None:
     said = [
         page.run("return textVerdict(arguments[0].map((text) => ({tokens: {text}})))", [one, other])
         for one, other in (("one two", "one toe"), ("one", "one two"), ("", "x"), ("a", "a"))
@@ -202,10 +204,10 @@ def test_texts_that_differ_are_not_called_the_same(page: Page) -> None:
 def test_drafted_tokens_are_marked(page: Page, server: Running) -> None:
     ask(page, max_tokens=60)
     wait_for_state(page, "complete")
-    asked = {"messages": [{"role": "user", "content": QUESTION}], "draft_marks": True}
-    (choice,) = server.post(json={**asked, "max_tokens": 60}).json()["choices"]
+    request = {"messages": [{"role": "user", "content": QUESTION}], "draft_marks": True}
+    (choice,) = server.post(json={**request, "max_tokens": 60}).json()["choices"]
     drafted = [each["text"].strip() for each in choice["bita"]["tokens"] if each["drafted"]]
-    drafted = [text for text in drafted if text]  # there may be parts of a character
+    drafted = [text for text in drafted if text]  # a token may be a part of a character
     assert drafted
     marks = page.all(f"{FIRST} .text mark")
     assert [each.get_property("textContent").strip() for each in marks] == drafted
@@ -237,8 +239,8 @@ def test_a_second_question_follows_the_first(page: Page, server: Running) -> Non
 
 
 @pytest.mark.browser
-def test_html_is_shown_and_not_interpreted(opened: Page, tiny_engine: Path) -> None:
-    """Not in a question and not in an answer, where a grammar makes the model say it."""
+def test_html_is_shown_but_not_interpreted(opened: Page, tiny_engine: Path) -> None:
+    """This holds in a question, and in an answer that a grammar forces."""
     said = Grammar.lark(f"start: {json.dumps(HARM)}")
     with running(tiny_engine, defaults={"temperature": 0.0, "grammar": said}) as server:
         opened.open(server.url)
@@ -250,7 +252,7 @@ def test_html_is_shown_and_not_interpreted(opened: Page, tiny_engine: Path) -> N
         assert "MARK" in tags
         assert {"IMG", "B", "SCRIPT"}.isdisjoint(tags)
         assert opened.run("return window.harmed") is None
-        assert opened.told() == []
+        assert opened.console_messages() == []
 
 
 @pytest.mark.browser
@@ -270,7 +272,7 @@ def test_html_in_one_token_is_not_interpreted(page: Page, drafted: bool) -> None
 
 
 @pytest.mark.browser
-def test_text_in_blocks_is_the_same_however_it_comes(page: Page) -> None:
+def test_formatted_text_does_not_depend_on_its_pieces(page: Page) -> None:
     text = (
         "# One\ntwo **three** four\nfive\n\n```py\ndef six():\n\n    `7`\n```\neight `nine` ** *\n"
     )
@@ -303,7 +305,7 @@ def test_text_in_blocks_is_the_same_however_it_comes(page: Page) -> None:
 
 
 @pytest.mark.browser
-def test_refusals_are_shown_and_can_be_tried_again(
+def test_errors_are_shown_and_requests_can_be_repeated(
     opened: Page, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened.open(server.url)
@@ -316,20 +318,20 @@ def test_refusals_are_shown_and_can_be_tried_again(
         patch.setattr(server.server.line, "_num_places", 0)
         ask(opened, max_tokens=5)
         wait_for_state(opened, "failed", SECOND)
-        assert "requests are here already; try again later" in opened.text(f"{SECOND} .note")
+        assert " requests; try again later" in opened.text(f"{SECOND} .note")
     opened.click(f"{SECOND} .note button")
     wait_for_state(opened, "complete", SECOND)
     assert answer_text(opened, turn=1)
 
 
 @pytest.mark.browser
-def test_a_server_that_has_gone_is_told(opened: Page, tiny_engine: Path) -> None:
+def test_an_unreachable_server_is_reported(opened: Page, tiny_engine: Path) -> None:
     with running(tiny_engine) as server:
         opened.open(server.url)
         opened.wait(lambda: opened.text("#model") == "tiny")
     ask(opened)
     wait_for_state(opened, "failed")
-    assert "The server cannot be reached" in opened.text(f"{FIRST} .note")
+    assert "Cannot reach the server" in opened.text(f"{FIRST} .note")
 
 
 @pytest.mark.browser
@@ -362,7 +364,7 @@ def test_the_page_fits_a_phone(page: Page) -> None:
         assert page.run("return document.documentElement.scrollWidth") == 360
         assert page.run("return at('chat').scrollWidth <= at('chat').clientWidth")
         panes = [each.rect for each in page.all(f"{FIRST} .pane")]
-        assert panes[0]["y"] + panes[0]["height"] < panes[1]["y"]  # one below the other
+        assert panes[0]["y"] + panes[0]["height"] < panes[1]["y"]  # panes are stacked
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

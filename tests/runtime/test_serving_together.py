@@ -1,4 +1,4 @@
-"""Clients whose answers share steps: each gets what it would get alone, and none waits unfairly."""
+"""Clients whose answers share steps get the same text as alone, and none waits unfairly."""
 
 import json
 import threading
@@ -41,15 +41,15 @@ def options(number: int) -> dict[str, Any]:
     return {"max_tokens": 10 + number % 30, "seed": number, **chosen[number % 4]}
 
 
-def alone(server: Running, number: int) -> str:
+def answer_alone(server: Running, number: int) -> str:
     given = options(number)
     bias = {int(token): value for token, value in given.pop("logit_bias", {}).items()}
     answer = server.alone(prompt(number), given.pop("max_tokens"), logit_bias=bias, **given)
     return str(answer.text)
 
 
-def streamed(server: Running, number: int, pieces: int | None = None) -> str:
-    """The text of a stream, or of its first pieces, after which the client goes."""
+def stream_text(server: Running, number: int, pieces: int | None = None) -> str:
+    """Return the text of a stream, or of its first pieces, after which the client leaves."""
     stream = server.client().completions.create(
         model="tiny", prompt=prompt(number), stream=True, **options(number)
     )
@@ -62,15 +62,15 @@ def streamed(server: Running, number: int, pieces: int | None = None) -> str:
     return text
 
 
-def test_each_of_many_gets_its_own_text(server: Running) -> None:
-    """Streams, whole answers, and clients that go in the middle, twelve at a time."""
-    whole = [alone(server, number) for number in range(48)]
+def test_each_of_many_clients_gets_its_own_text(server: Running) -> None:
+    """Twelve requests run at a time: streams, whole answers, and clients that leave early."""
+    whole = [answer_alone(server, number) for number in range(48)]
 
     def ask(number: int) -> str:
         if number % 3 == 0:
             body = {"model": "tiny", "prompt": prompt(number), **options(number)}
             return str(server.post("completions", json=body).json()["choices"][0]["text"])
-        return streamed(server, number, 4 if number % 5 == 1 else None)
+        return stream_text(server, number, 4 if number % 5 == 1 else None)
 
     steps = server.metric("bita_step_seconds_count"), server.metric("bita_steps_total")
     with ThreadPoolExecutor(12) as pool:
@@ -86,7 +86,7 @@ def test_each_of_many_gets_its_own_text(server: Running) -> None:
     assert server.metric("bita_requests_running") == 0
 
 
-def test_choices_of_a_stream_come_together(server: Running) -> None:
+def test_choices_of_a_stream_are_interleaved(server: Running) -> None:
     body = {"messages": MESSAGES, "n": 3, "max_tokens": 20, "seed": 4, "temperature": 1.0}
     whole = server.post(json=body).json()["choices"]
     lines = server.post(json={**body, "stream": True}).text.splitlines()
@@ -106,7 +106,7 @@ def test_choices_of_a_stream_come_together(server: Running) -> None:
 
 
 def test_a_client_with_one_request_does_not_wait_for_all_of_another(engine: Path) -> None:
-    """One answer at a time; the line has six requests of one user before one of another."""
+    """One answer runs at a time; six requests of one user precede one of another in the queue."""
     with running(engine, num_running=1) as server, ThreadPoolExecutor(8) as pool:
         ended: list[str] = []
         lock = threading.Lock()
@@ -130,7 +130,7 @@ def test_a_client_with_one_request_does_not_wait_for_all_of_another(engine: Path
         assert ended.index("one") <= 2
 
 
-def test_a_short_request_is_not_held_up_by_a_long_answer(server: Running) -> None:
+def test_a_long_answer_does_not_delay_a_short_request(server: Running) -> None:
     with ThreadPoolExecutor() as pool:
         long = {"messages": MESSAGES, "max_tokens": 500, "ignore_eos": True}
         first = pool.submit(server.post, json=long)
@@ -141,8 +141,8 @@ def test_a_short_request_is_not_held_up_by_a_long_answer(server: Running) -> Non
         assert first.result().status_code == 200
 
 
-def test_a_prompt_is_scored_beside_answers(server: Running) -> None:
-    """Whose rows stay where they are: nothing is read again."""
+def test_a_prompt_is_scored_during_running_answers(server: Running) -> None:
+    """The rows of the answers stay in place, and nothing is read again."""
     with ThreadPoolExecutor() as pool:
         asked = {"messages": MESSAGES, "max_tokens": 400, "ignore_eos": True}
         running_ones = [pool.submit(server.post, json={**asked, "seed": n}) for n in range(3)]
@@ -158,7 +158,7 @@ def test_a_prompt_is_scored_beside_answers(server: Running) -> None:
     ]
 
 
-def test_answers_without_a_limit_have_one(engine: Path) -> None:
+def test_answers_without_a_limit_get_the_default_limit(engine: Path) -> None:
     with running(engine, answer_tokens=9) as server:
         answer = server.post(json={"messages": MESSAGES, "ignore_eos": True}).json()
         assert answer["usage"]["completion_tokens"] == 9

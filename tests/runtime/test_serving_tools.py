@@ -1,4 +1,4 @@
-"""Tools and thinking over HTTP: calls that are valid, streamed as OpenAI's, and clear refusals."""
+"""Tools and thinking over HTTP: valid calls, streamed in OpenAI's format, and clear errors."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def check_call(name: str, arguments: str) -> None:
 @pytest.mark.parametrize("allows_several", [None, True, False])
 @pytest.mark.parametrize("choice", ["required", NAMED])
 @pytest.mark.parametrize("seed", range(3))
-def test_an_answer_that_has_to_call_is_valid_calls(
+def test_an_answer_that_must_call_consists_of_valid_calls(
     server: Running, choice: Any, allows_several: bool | None, seed: int
 ) -> None:
     answer = ask(
@@ -116,8 +116,8 @@ def test_a_stream_has_the_same_calls_in_pieces(server: Running, seed: int) -> No
     assert len(chunks) > 6
 
 
-def test_calls_are_the_same_without_drafts(server: Running) -> None:
-    """What a client gets is what the engine gives alone, for the same grammar."""
+def test_the_tokens_of_a_call_spell_the_call(server: Running) -> None:
+    """The logprobs have the tokens of the raw text, including the markers of the call."""
     found = ask(server, tools=TOOLS, tool_choice=NAMED, logprobs=True)
     tokens = [each.token for each in found.choices[0].logprobs.content]
     call = found.choices[0].message.tool_calls[0].function
@@ -125,7 +125,7 @@ def test_calls_are_the_same_without_drafts(server: Running) -> None:
     assert "".join(tokens) == text
 
 
-def test_auto_and_none_leave_an_answer_as_it_is(server: Running) -> None:
+def test_auto_and_none_do_not_change_an_answer_without_calls(server: Running) -> None:
     plain = ask(server, max_tokens=30).choices[0]
     none = ask(server, max_tokens=30, tools=TOOLS, tool_choice="none").choices[0]
     assert none.message == plain.message
@@ -141,8 +141,10 @@ def test_auto_and_none_leave_an_answer_as_it_is(server: Running) -> None:
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_a_free_answer_becomes_a_call(tiny_engine: Path, tmp_path: Path, is_stream: bool) -> None:
-    """A bias makes the mark of calls, a special token, likely wherever anything may stand."""
+def test_a_free_answer_can_become_a_call(
+    tiny_engine: Path, tmp_path: Path, is_stream: bool
+) -> None:
+    """A bias makes the start marker of calls, a special token, likely in free text."""
     engine = copy_engine(tiny_engine, tmp_path / "engine")
     marked = TINY.replace("<tool_call>", "<|user|>").replace("</tool_call>", "<|pad|>")
     edit_files(engine, {"chat_template.jinja": marked.encode()})
@@ -177,7 +179,7 @@ def _streamed(chunks: Any) -> tuple[list[list[str]], str]:
     return texts, chunk.choices[0].finish_reason
 
 
-def test_a_stop_within_a_call_is_no_whole_call(server: Running) -> None:
+def test_a_stop_string_inside_a_call_cuts_the_call(server: Running) -> None:
     options: Any = {"tools": TOOLS, "tool_choice": NAMED, "stop": ['", "height']}
     whole = ask(server, **options).choices[0]
     assert whole.finish_reason == "stop"
@@ -187,7 +189,7 @@ def test_a_stop_within_a_call_is_no_whole_call(server: Running) -> None:
     assert chunks[-1].finish_reason == "stop"
 
 
-def test_results_of_calls_come_back(server: Running) -> None:
+def test_results_of_calls_are_returned_to_the_model(server: Running) -> None:
     first = ask(server, tools=TOOLS, tool_choice=NAMED).choices[0].message
     (call,) = first.tool_calls
     result = {"role": "tool", "tool_call_id": call.id, "content": "done"}
@@ -202,7 +204,7 @@ def test_results_of_calls_come_back(server: Running) -> None:
     assert (again.choices[0].message.content or "") == server.alone(ids, 5).text
 
 
-def test_json_or_calls(server: Running) -> None:
+def test_an_answer_may_be_json_or_calls(server: Running) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     shape = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
     kinds = set()
@@ -217,7 +219,7 @@ def test_json_or_calls(server: Running) -> None:
     assert kinds == {True, False}
 
 
-def test_thinking_is_apart(thinking: Running) -> None:
+def test_thinking_is_separate_from_the_content(thinking: Running) -> None:
     server = thinking
     prompt = "<|user|>Hi<|end|><|assistant|><think>\n"
     ids = server.other.codec.encode(prompt, add_special_tokens=False)
@@ -238,7 +240,7 @@ def test_thinking_is_apart(thinking: Running) -> None:
     ("begun", "thinks"),
     [("<think>\nWell", True), ("<think>\nWell</think>So", False), ("So", False)],
 )
-def test_thinking_that_has_begun_is_continued(thinking: Running, begun: str, thinks: bool) -> None:
+def test_a_started_thinking_part_is_continued(thinking: Running, begun: str, thinks: bool) -> None:
     messages = [*SHORT, {"role": "assistant", "content": begun}]
     fields = {"continue_final_message": True}
     message = ask(thinking, messages=messages, max_tokens=9, extra_body=fields).choices[0].message
@@ -246,7 +248,7 @@ def test_thinking_that_has_begun_is_continued(thinking: Running, begun: str, thi
     assert (getattr(message, "reasoning_content", None) is not None) == thinks
 
 
-def test_thinking_that_is_switched_off_does_not_come_before_calls(thinking: Running) -> None:
+def test_disabled_thinking_does_not_precede_calls(thinking: Running) -> None:
     for off in (
         {"reasoning_effort": "none"},
         {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}},
@@ -260,7 +262,7 @@ def test_thinking_that_is_switched_off_does_not_come_before_calls(thinking: Runn
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{}]}, "tools", "tools.0.function is None"),
-    ({"tools": [GROW, GROW]}, "tools", "tools.1.function.name: 'grow' is there twice"),
+    ({"tools": [GROW, GROW]}, "tools", "tools.1.function.name: 'grow' occurs twice"),
     ({"tools": 3}, "tools", "tools: pass a list of tools (given: 3)"),
     ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "tool_choice is 'any'; pass 'none'"),
     ({"tool_choice": "required"}, "tool_choice", "there are no tools; pass some"),
@@ -270,13 +272,21 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "names the tool 'x'; there are: grow, halt",
     ),
     ({"tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls", "valid boolean"),
-    ({"tools": TOOLS, "ignore_eos": True}, "ignore_eos", "ignore_eos cannot go with tools"),
+    (
+        {"tools": TOOLS, "ignore_eos": True},
+        "ignore_eos",
+        "ignore_eos cannot be combined with tools",
+    ),
     (
         {"tools": TOOLS, "response_format": {"type": "regex", "regex": "a"}},
         "response_format",
-        "kind regex cannot go with tools",
+        "kind regex cannot be combined with tools",
     ),
-    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "'messages' has a field"),
+    (
+        {"chat_template_kwargs": {"messages": []}},
+        "chat_template_kwargs",
+        "'messages' has its own field",
+    ),
     ({"chat_template_kwargs": [1]}, "chat_template_kwargs", "pass an object"),
     ({"continue_final_message": True}, "messages", "the last message is of role user"),
     (
@@ -288,7 +298,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("change", "param", "message"), BAD)
-def test_refusals_name_the_field(
+def test_errors_name_the_field(
     server: Running, change: dict[str, Any], param: str, message: str
 ) -> None:
     response = server.post(json={"messages": SHORT, **change})
@@ -312,7 +322,7 @@ def test_hostile_schemas_of_tools_are_refused(server: Running) -> None:
             assert "the parameters of 'bad': the json_schema grammar" in error["message"]
 
 
-def test_an_answer_is_continued(server: Running) -> None:
+def test_an_assistant_message_can_be_continued(server: Running) -> None:
     messages = [*SHORT, {"role": "assistant", "content": "The quick "}]
     fields = {"continue_final_message": True, "add_generation_prompt": False}
     prompt = "<|user|>Hi<|end|><|assistant|>The quick "

@@ -1,4 +1,4 @@
-"""Decoding on the tiny engine: tree equals AR, ends are exact, buffers stay, limits hold."""
+"""Decoding on the tiny engine: trees equal plain decoding, limits are exact, buffers stay."""
 
 import gc
 import weakref
@@ -23,7 +23,7 @@ def session(tiny_engine: Path) -> Session:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_tree_text_equals_ar_text(session: Session, seed: int) -> None:
+def test_trees_give_the_same_text_as_plain_decoding(session: Session, seed: int) -> None:
     adapter = drafting_adapter(session, prefix_length=seed % 4, seed=seed)
     plain = session.using(tree=AR, adapter=adapter)
     tree = session.using(tree=random_tree(seed), adapter=adapter, mode="tree")
@@ -35,7 +35,7 @@ def test_tree_text_equals_ar_text(session: Session, seed: int) -> None:
 
 
 def test_some_drafts_are_accepted(session: Session) -> None:
-    """Else the equality above would say nothing about commits."""
+    """Without accepted drafts the equality above would not test commits."""
     taken = 0
     for seed in range(12):
         tree = random_tree(seed)
@@ -44,13 +44,13 @@ def test_some_drafts_are_accepted(session: Session) -> None:
         counts = drafting.stats.num_accepted
         taken += sum(count for path, count in counts.items() if {*path} - {1})
         cut = counts.total() - drafting.stats.num_tokens
-        assert 0 <= cut <= tree.max_depth  # what the token limit cut off the last path
+        assert 0 <= cut <= tree.max_depth  # tokens of the last path beyond the limit
     assert taken > 10
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_exact_mode_is_bit_identical_to_ar(session: Session, seed: int) -> None:
-    """Not only the same tokens: the very same logits, whatever the tree and its drafts."""
+def test_exact_mode_is_bit_identical_to_plain_decoding(session: Session, seed: int) -> None:
+    """The logits are identical too, whatever the tree and its drafts."""
     adapter = drafting_adapter(session, prefix_length=seed % 3, seed=seed)
     plain = session.using(tree=AR, adapter=adapter, mode="exact")
     exact = session.using(tree=Tree.triangle((4, 3, 2), 3), adapter=adapter, mode="exact")
@@ -72,8 +72,8 @@ def test_exact_mode_accepts_along_the_spine(session: Session) -> None:
     assert accepted_on_spine > 0
 
 
-def test_a_prompt_in_pieces_is_the_same_prompt(session: Session) -> None:
-    """A text of more than one prefill piece goes on as if its end had been decoded."""
+def test_prompts_in_pieces_give_the_same_text(session: Session) -> None:
+    """A prompt of more than one piece continues as if its end had been decoded."""
     prompt = prompt_ids(5, session.backend.prefill_rows - 10)
     whole = session.generate(prompt, 60, ignore_eos=True).token_ids
     for cut in (8, 9, 10, 11, 30):
@@ -88,7 +88,7 @@ def test_token_limit_is_exact(session: Session, limit: int) -> None:
     assert answer.finish_reason == "length"
 
 
-def test_eos_and_stop_strings_cut_as_in_ar(session: Session) -> None:
+def test_stop_strings_cut_the_text_as_in_plain_decoding(session: Session) -> None:
     plain = session.using(tree=AR)
     text = plain.generate("Hello tree", 60, ignore_eos=True).text
     stops = [text[at : at + 2] for at in range(0, len(text) - 2, 5)]
@@ -107,8 +107,8 @@ def test_pieces_join_to_the_text(session: Session) -> None:
     assert stream.text == session.generate("Hello tree", 80, ignore_eos=True).text
 
 
-def test_the_cache_fills_to_its_end(session: Session) -> None:
-    """Tree and AR end at the same token when the cache is full, and say why."""
+def test_an_answer_can_fill_the_cache(session: Session) -> None:
+    """The answer ends at the same token with and without a tree, and reports the capacity."""
     prompt = prompt_ids(2, 300)
     plain = session.using(tree=AR).generate(prompt, 1000, ignore_eos=True)
     tree = session.generate(prompt, 1000, ignore_eos=True)
@@ -117,7 +117,7 @@ def test_the_cache_fills_to_its_end(session: Session) -> None:
     assert len(prompt) + len(tree.token_ids) == TINY_CAPACITY - session.adapter.prefix_length
 
 
-def test_longest_prompt_fits_and_one_more_is_refused(session: Session) -> None:
+def test_the_longest_prompt_fits_and_a_longer_one_is_refused(session: Session) -> None:
     longest = TINY_CAPACITY - session.adapter.prefix_length - 2
     assert len(session.generate(prompt_ids(3, longest), 5, ignore_eos=True).token_ids) == 2
     with pytest.raises(PromptError, match=f"has {longest + 1} tokens; this engine holds {longest}"):
@@ -135,7 +135,7 @@ def test_buffers_do_not_move(session: Session) -> None:
     assert all(a is b for a, b in zip(now, watched, strict=True))
 
 
-def test_greedy_steps_give_no_logits(session: Session) -> None:
+def test_greedy_steps_compute_no_logits(session: Session) -> None:
     other = session.using(tree=AR)
     other.generate(prompt_ids(4), 5)
     other.generate(prompt_ids(4), 5, temperature=0.7)
@@ -143,7 +143,7 @@ def test_greedy_steps_give_no_logits(session: Session) -> None:
     assert [step.logits for step in other.decoder.steps] == [None]
 
 
-def test_a_dropped_session_gives_its_memory_back_at_once(tiny_engine: Path) -> None:
+def test_a_dropped_session_frees_its_memory_at_once(tiny_engine: Path) -> None:
     opened = Session.open(tiny_engine, num_threads=1)
     opened.generate(prompt_ids(1, 300), 5)
     opened.margin(prompt_ids(1))
@@ -156,7 +156,7 @@ def test_a_dropped_session_gives_its_memory_back_at_once(tiny_engine: Path) -> N
         gc.enable()
 
 
-def test_sessions_on_one_engine_take_turns(session: Session) -> None:
+def test_sessions_on_one_engine_can_alternate(session: Session) -> None:
     other = session.using(tree=AR)
     first = session.stream(prompt_ids(6), 20, ignore_eos=True)
     next(first)
@@ -171,14 +171,14 @@ def test_sessions_on_one_engine_take_turns(session: Session) -> None:
         assert answer.run().token_ids == alone.token_ids
 
 
-def test_another_session_leaves_the_answer_alone(session: Session) -> None:
+def test_another_session_does_not_change_a_running_answer(session: Session) -> None:
     answer = session.stream(prompt_ids(6), 20, ignore_eos=True)
     next(answer)
     session.using(tree=Tree.triangle())
     assert len(answer.run().token_ids) == 20
 
 
-def test_messages_go_through_the_template(session: Session) -> None:
+def test_messages_are_rendered_with_the_template(session: Session) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     text = "<|user|>Hi<|end|><|assistant|>"
     assert session.encode(messages) == session.encode(text)
@@ -190,7 +190,7 @@ def test_messages_go_through_the_template(session: Session) -> None:
     [
         ("", {}, "the prompt is empty"),
         ([], {}, "the prompt is empty"),
-        ([5, 320], {}, r"must lie in \[0, 320\); the prompt has 320"),
+        ([5, 320], {}, r"must be in \[0, 320\); the prompt has 320"),
         ([-1], {}, "the prompt has -1"),
         ([{"role": "wizard", "content": "Hi"}], {}, "wizard"),
         (7, {}, "a prompt is text, messages or token ids, not 7"),
@@ -198,14 +198,14 @@ def test_messages_go_through_the_template(session: Session) -> None:
         ("Hi", {"stop": [""]}, "is empty"),
     ],
 )
-def test_bad_prompts_are_refused(
+def test_invalid_prompts_are_refused(
     session: Session, prompt: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PromptError, match=message):
         session.generate(prompt, **options)
 
 
-def test_trees_and_adapters_must_fit(session: Session) -> None:
+def test_trees_and_adapters_must_fit_the_engine(session: Session) -> None:
     with pytest.raises(TreeError, match=r"(?s)2 faults.*4 masks.*rank 17"):
         session.using(tree=Tree.triangle((17,), 4))
     identity = session.adapter.identity
@@ -214,11 +214,11 @@ def test_trees_and_adapters_must_fit(session: Session) -> None:
         session.using(adapter=wide)
 
 
-def test_stats_add_up(session: Session) -> None:
+def test_stats_are_consistent(session: Session) -> None:
     tree = session.using(tree=Tree.triangle(), mode="tree")
     answer = tree.generate(prompt_ids(8), 50, ignore_eos=True)
     stats = tree.stats
-    assert stats.num_tokens == len(answer.token_ids) - 1  # the first came from the prefill
+    assert stats.num_tokens == len(answer.token_ids) - 1  # the first token came from the prefill
     assert stats.num_steps == len(stats.step_ms) == len(stats.backend_ms)
     assert stats.tokens_per_step == stats.num_tokens / stats.num_steps
     assert stats.num_prompt_tokens == 20

@@ -1,4 +1,4 @@
-"""Logits that are not numbers: an error, never a token."""
+"""Logits that are not numbers raise an error and never give a token."""
 
 from collections.abc import Callable
 from functools import cache
@@ -37,7 +37,7 @@ WAYS: list[dict[str, Any]] = [
 
 
 OVERFLOW = r"logits are (not numbers|all zero) \(step at position \d+\)"
-FACTORS: dict[str, tuple[str, float]] = {  # of tensors with these names
+FACTORS: dict[str, tuple[str, float]] = {  # kind: part of the tensors' names, and the factor
     "logits": ("model.norm", 1e38),
     "residuals": ("mlp", 1e12),
     "scores": ("k_proj", 1e38),
@@ -46,7 +46,7 @@ FACTORS: dict[str, tuple[str, float]] = {  # of tensors with these names
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Overflowing:
-    """Engines of finite weights, whose products are not finite, by FACTORS and precision."""
+    """Engines with finite weights but overflowing products, by kind (FACTORS) and precision."""
 
     @cache
     def build(kind: str, precision: str) -> Path:
@@ -73,7 +73,7 @@ KINDS = [("logits", "fp32"), ("residuals", "fp32"), ("residuals", "int8"), ("sco
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("length", [5, 200])
 @pytest.mark.parametrize(("kind", "precision"), KINDS)
-def test_a_model_that_overflows_is_an_error(
+def test_a_model_that_overflows_raises_an_error(
     overflowing: Overflowing, kind: str, precision: str, options: dict[str, Any], length: int
 ) -> None:
     session = Session.open(overflowing(kind, precision), num_threads=1)
@@ -85,15 +85,17 @@ def test_a_model_that_overflows_is_an_error(
         assert stream.finish_reason == "cancelled"
 
 
-def test_the_margin_of_a_model_that_overflows_is_an_error(overflowing: Overflowing) -> None:
+def test_the_margin_of_a_model_that_overflows_raises_an_error(overflowing: Overflowing) -> None:
     with pytest.raises(EngineError, match=OVERFLOW):
         Session.open(overflowing("scores", "fp32"), num_threads=1).margin(prompt_ids(1))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("options", WAYS[1:])
-def test_one_logit_that_is_none_is_an_error(options: dict[str, Any], value: float) -> None:
-    """Though the best ones of its row look sound."""
+def test_a_single_logit_that_is_not_finite_raises_an_error(
+    options: dict[str, Any], value: float
+) -> None:
+    """The best logits of the row may be finite."""
     logits = np.random.default_rng(0).normal(size=320).astype(np.float32)
     logits[200] = value
     chooser = Chooser(Options.of(**options), [5, 6], {1}, seed=1)
@@ -101,8 +103,8 @@ def test_one_logit_that_is_none_is_an_error(options: dict[str, Any], value: floa
         chooser.choose(logits)
 
 
-def test_an_impossible_token_is_none(tiny_engine: Path) -> None:
-    """Some heads give -inf to rows without a token; that is no fault."""
+def test_a_logit_of_minus_infinity_excludes_its_token(tiny_engine: Path) -> None:
+    """Some heads give -inf to rows without a token, which is valid."""
     logits = np.full(320, -np.inf, np.float32)
     logits[[7, 9]] = 3.0, 1.0
     for options in WAYS[1:]:
@@ -110,7 +112,7 @@ def test_an_impossible_token_is_none(tiny_engine: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["host", "device"])
-def test_a_cache_is_cleared_around_its_text(kind: str) -> None:
+def test_clearing_a_cache_keeps_only_the_text(kind: str) -> None:
     identity = ModelIdentity("llama", 2, 8, 3, 4, 9, {})
     adapter = random_adapter(identity, 1, prefix_length=5)
     shape = (4, 3, 600, 4)
@@ -125,7 +127,7 @@ def test_a_cache_is_cleared_around_its_text(kind: str) -> None:
     text = np.random.default_rng(0).normal(size=(4, 3, 7, 4)).astype(np.float32)
     cache.append(text)
     cache.reserve(400, 400)
-    cache._put(np.full((4, 3, 400, 4), np.nan, np.float32))  # what a step left there
+    cache._put(np.full((4, 3, 400, 4), np.nan, np.float32))  # rows left by a step
     cache.clear_around_text()
     assert not cache.read(-5, 0).any()
     assert not cache.read(7, 595).any()
@@ -134,7 +136,7 @@ def test_a_cache_is_cleared_around_its_text(kind: str) -> None:
     np.testing.assert_array_equal(cache.read(-5, 0), prefix)
 
 
-def test_a_grammar_over_a_model_that_overflows_is_an_error(overflowing: Overflowing) -> None:
+def test_a_grammar_on_a_model_that_overflows_raises_an_error(overflowing: Overflowing) -> None:
     pytest.importorskip("llguidance")
     session = Session.open(overflowing("residuals", "fp32"), num_threads=1)
     with pytest.raises(EngineError, match=OVERFLOW):

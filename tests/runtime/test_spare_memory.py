@@ -1,4 +1,4 @@
-"""Memory that nobody uses goes back to the system."""
+"""Unused memory is returned to the system."""
 
 import ctypes
 import platform
@@ -21,9 +21,11 @@ def resident_bytes() -> int:
     return int(pages) * getpagesize()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep little")
-def test_freed_memory_goes_back() -> None:
-    """Pieces in front of one that is still held stay with the C library by themselves."""
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries retain little memory"
+)
+def test_freed_memory_is_returned() -> None:
+    """The C library by itself retains freed blocks below one that is still allocated."""
     library = ctypes.CDLL(None)
     library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
     pieces = [library.malloc(PIECE) for _ in range(COUNT)]
@@ -37,7 +39,7 @@ def test_freed_memory_goes_back() -> None:
     library.free(pieces[-1])
 
 
-def test_a_c_library_without_it_changes_nothing(
+def test_a_c_library_without_malloc_trim_is_supported(
     monkeypatch: pytest.MonkeyPatch, tiny_engine: Path
 ) -> None:
     spare_memory._trim.cache_clear()
@@ -52,14 +54,14 @@ def test_a_c_library_without_it_changes_nothing(
 def test_weights_are_read_after_a_large_tokenizer(
     is_large: bool, tiny_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tokenizer's own memory has gone back by then."""
+    """Memory freed after reading the tokenizer has been returned by then."""
     waited: list[bool] = []
 
     def note(engine: Engine, map_weights: bool) -> AbstractContextManager[None]:
         waited.append(map_weights)
         return nullcontext()
 
-    monkeypatch.setattr("bita.runtime.session.weights_read_ahead", note)
+    monkeypatch.setattr("bita.runtime.loaded_engine.weights_read_ahead", note)
     size = (tiny_engine / TOKENIZER_FILE).stat().st_size
     monkeypatch.setattr(prompt_encoder, "MAX_SMALL_BYTES", size - 1 if is_large else size)
     Session.open(tiny_engine, num_threads=1)

@@ -1,4 +1,4 @@
-"""What goes into a step, and what comes out of it."""
+"""Checks of the values that a step takes and returns."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ VOCAB = 320
 
 @pytest.mark.parametrize("rows", [1, 5, 100])
 @pytest.mark.parametrize("wrong", [-1, VOCAB, -(2**63), 2**63 - 1])
-def test_ids_outside_of_the_vocabulary_are_an_error(rows: int, wrong: int) -> None:
-    """In any cell of the buffer, whatever the steps before gave."""
+def test_ids_outside_the_vocabulary_are_an_error(rows: int, wrong: int) -> None:
+    """They are found in any cell of the buffer, whatever earlier steps returned."""
     ids = np.zeros((rows, 7), np.int64)
     check = IdCheck(ids, VOCAB)
     rng = np.random.default_rng(rows)

@@ -1,4 +1,4 @@
-"""Stop strings and the end of a generation against brute force."""
+"""Stop strings and the end of a generation, compared with brute force."""
 
 import random
 
@@ -32,7 +32,7 @@ def make_rule(
 
 
 def brute_force_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """Read character by character; the longest stop string that ends first cuts the text."""
+    """Cut the text before the stop string that ends first, preferring the longest."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -41,8 +41,8 @@ def brute_force_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
     return text, None
 
 
-def held_back(text: str, stops: list[str]) -> int:
-    """Length of the longest end of `text` that a stop string may begin with."""
+def held_back_length(text: str, stops: list[str]) -> int:
+    """Return the length of the longest suffix of `text` that may start a stop string."""
     ends = range(1, len(text) + 1)
     return max((n for n in ends for s in stops if s[:n] == text[-n:] and n < len(s)), default=0)
 
@@ -58,12 +58,12 @@ def test_stop_strings_equal_brute_force_for_any_pieces(seed: int) -> None:
         piece = text[len(read) : len(read) + rng.randint(1, 4)]
         shown, read = shown + watch.push(piece), read + piece
         if watch.found is None:
-            assert shown == read[: len(read) - held_back(read, stops)]
+            assert shown == read[: len(read) - held_back_length(read, stops)]
     shown += watch.push("" if watch.found is None else "more") + watch.flush()
     assert (shown, watch.found) == (expected, found)
 
 
-def test_without_stop_strings_text_passes_through() -> None:
+def test_text_is_unchanged_without_stop_strings() -> None:
     watch = StopStrings()
     assert [watch.push("a"), watch.push(""), watch.flush()] == ["a", "", ""]
 
@@ -79,19 +79,19 @@ def test_without_stop_strings_text_passes_through() -> None:
         (["", 3], r"2 faults:\n.*empty.*\n.*not a string"),
     ],
 )
-def test_unusable_stop_strings_are_refused(stops: list[str], message: str) -> None:
+def test_invalid_stop_strings_are_refused(stops: list[str], message: str) -> None:
     with pytest.raises(PromptError, match=message):
         make_rule(stops)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5])
-def test_unusable_limit_is_refused(limit: int) -> None:
-    with pytest.raises(PromptError, match=rf"max_new_tokens is {limit}; .*from 1 on"):
+def test_an_invalid_limit_is_refused(limit: int) -> None:
+    with pytest.raises(PromptError, match=rf"max_new_tokens is {limit}; .*positive integer"):
         make_rule(max_new_tokens=limit)
 
 
 def run(rule: StopRule, token_ids: list[int]) -> tuple[list[int], str | None, str]:
-    """Feed all, taking the text after every token."""
+    """Feed all tokens, taking the text after each of them."""
     text = ""
     for token_id in token_ids:
         rule.feed(token_id)
@@ -107,15 +107,15 @@ def run(rule: StopRule, token_ids: list[int]) -> tuple[list[int], str | None, st
         ([], 2, [A, EOS], 2, "eos", "a"),  # EOS before the limit
         ([], 2, [A, B, A], 2, "length", "ab"),
         (["b"], 2, [A, AB], 2, "stop", "aa"),  # the stop string before the limit
-        (["ab"], 9, [A, B, A], 2, "stop", ""),  # over two tokens
+        (["ab"], 9, [A, B, A], 2, "stop", ""),  # spans two tokens
         (["a"], 9, [BA, A], 1, "stop", "b"),  # inside one token: cut, token kept
-        (["bb"], 9, [A, B, EOS], 3, "eos", "ab"),  # what was held back is shown at the end
+        (["bb"], 9, [A, B, EOS], 3, "eos", "ab"),  # held-back text is shown at the end
         (["bb"], 2, [A, B, B], 2, "length", "ab"),
         (["🚀"], 9, [A, *ROCKET, B], 5, "stop", "a"),
         ([], 3, [A, *ROCKET], 3, "length", "a\ufffd"),  # half a character at the limit
     ],
 )
-def test_the_end_of_a_generation(
+def test_a_generation_ends_with_the_right_reason_and_text(
     stops: list[str], limit: int, fed: list[int], kept: int, reason: str | None, text: str
 ) -> None:
     rule = make_rule(stops, limit)
@@ -123,12 +123,12 @@ def test_the_end_of_a_generation(
     assert (rule.take_text(), rule.close()) == ("", "")
 
 
-def test_eos_counts_as_any_token_when_it_is_ignored() -> None:
+def test_an_ignored_eos_counts_as_any_other_token() -> None:
     assert run(make_rule(eos_ids=()), [A, EOS, B]) == ([A, EOS, B], None, "ab")
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_rule_equals_brute_force_over_whole_texts(seed: int) -> None:
+def test_the_rule_equals_brute_force_on_whole_texts(seed: int) -> None:
     rng = random.Random(seed)
     ids = rng.choices(range(7), [1, 4, 4, 4, 4, 4, 2], k=30)
     stops = ["".join(rng.choices("ab\n", k=rng.randint(1, 5))) for _ in range(rng.randint(0, 3))]
@@ -146,7 +146,7 @@ def test_rule_equals_brute_force_over_whole_texts(seed: int) -> None:
     assert run(make_rule(stops, limit), ids) == (ids[:kept], reason, text)
 
 
-def test_text_taken_is_never_taken_back() -> None:
+def test_text_once_shown_is_never_retracted() -> None:
     rule, shown = make_rule(["\na"]), []
     for token_id in [A, LINE, B, LINE, A]:
         rule.feed(token_id)
@@ -155,8 +155,8 @@ def test_text_taken_is_never_taken_back() -> None:
     assert rule.finish_reason == "stop"
 
 
-def test_where_the_text_of_each_token_ends() -> None:
-    """The bytes of one character end where it begins, but for the last; EOS has no text."""
+def test_the_end_of_each_token_in_the_text_is_known() -> None:
+    """A character's bytes except the last end where it begins; EOS has no text."""
     rule = make_rule(["zz"])
     for token_id in [AAB, *ROCKET, B, EOS, A]:
         rule.feed(token_id)
@@ -195,15 +195,15 @@ def tokens(*names: str) -> list[int]:
         (["<|end|>"], ["a", "<|end|>", "b"], 2, "a"),
         (["\n<|end|>"], ["a", "\n", "<|end|>", "b"], 3, "a"),
         (["\n<|end|>"], ["a", "b", "<|end|>", "b"], None, "abb"),
-        (["b<|end|>"], ["ab", "<|end|>"], 2, "a"),  # inside a token and over it
+        (["b<|end|>"], ["ab", "<|end|>"], 2, "a"),  # starts inside a token and ends after it
         (["<|end|>a"], ["b", "<|end|>", "ab"], 3, "b"),
         (["<|end|>a"], ["b", "<|end|>", "b", "a"], None, "bba"),
         (["<|end|>\n<|tool|>"], ["a", "<|end|>", "\n", "<|tool|>", "b"], 4, "a"),
         (["<|end|><|end|>"], ["a", "<|end|>", "<|end|>"], 3, "a"),
         (["<|end|>"], ["a", "<", "|end|>", "b"], 3, "a"),  # written in ordinary tokens
         (["<|end|>"], ["a", "<|tool|>", "b"], None, "ab"),
-        (["end", "|>", "<"], ["a", "<|end|>", "b"], None, "ab"),  # what is not shown has no text
-        (["a<|end|>"], ["a", "<|pad|>", "<|end|>"], 3, ""),  # others are no text either
+        (["end", "|>", "<"], ["a", "<|end|>", "b"], None, "ab"),  # hidden tokens have no text
+        (["a<|end|>"], ["a", "<|pad|>", "<|end|>"], 3, ""),  # nor do other special tokens
         (["b", "<|end|>"], ["a", "b", "<|end|>"], 2, "a"),
         (["<|end|>", "a<|end|>"], ["b", "a", "<|end|>"], 3, "b"),  # the longest one
     ],
@@ -222,7 +222,7 @@ def test_special_tokens_complete_stop_strings(
     [
         ([], "eos", "a\n"),
         (["<|end|>"], "eos", "a\n"),
-        (["\n<|end|>"], "stop", "a"),  # more was asked for than the end
+        (["\n<|end|>"], "stop", "a"),  # the stop string includes more than the EOS token
         (["b<|end|>"], "eos", "a\n"),
     ],
 )
@@ -241,14 +241,14 @@ def test_a_stop_at_a_special_token_is_not_counted_as_text() -> None:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_special_tokens_equal_brute_force_over_spelled_texts(seed: int) -> None:
-    """Spell special tokens that stop strings name; the others are nothing."""
+def test_special_tokens_equal_brute_force_on_spelled_texts(seed: int) -> None:
+    """Special tokens named by stop strings are spelled as text; the others are empty."""
     rng = random.Random(seed)
     ids = rng.choices(range(7), [2, 2, 1, 4, 4, 3, 3], k=25)
     pieces = ["<|end|>", "<|tool|>", "a", "b", "\n"]
     stops = ["".join(rng.choices(pieces, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 3))]
     named = [token for token in SPECIAL if any(token in stop for stop in stops)]
-    # One character each, so that no stop string begins or ends within a special token.
+    # Each is a single character, so no stop string begins or ends inside a special token.
     mark = {token: chr(0xE000 + SPECIAL[token]) for token in named}
 
     def spell(count: int) -> str:
@@ -267,6 +267,6 @@ def test_special_tokens_equal_brute_force_over_spelled_texts(seed: int) -> None:
     assert run(special_rule(stops), ids) == (ids[:kept], reason, shown)
 
 
-def test_half_a_surrogate_pair_is_no_stop_string() -> None:
+def test_half_a_surrogate_pair_is_refused_as_a_stop_string() -> None:
     with pytest.raises(PromptError, match="number 1 holds half a surrogate pair"):
         special_rule(["a", "\ud800"])

@@ -1,4 +1,4 @@
-"""`strict` closes objects everywhere, and the switches of white space; as answers show them."""
+"""`strict` closes objects everywhere, and options control whitespace, as answers show."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from bita.errors import PromptError
 from bita.runtime.session import Session
 from bita.runtime.text.grammar import Grammar, GrammarCompiler
 from bita.runtime.text.grammar_size import MAX_CHARACTERS
-from bita.runtime.text.strict_schema import closed
+from bita.runtime.text.strict_schema import close_objects
 
 A = {"type": "object", "properties": {"a": {"type": "integer"}}}
 B = {"type": "object", "properties": {"b": {"type": "null"}}}
@@ -32,7 +32,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
 
 
 def takes(compiler: GrammarCompiler, schema: Any, value: Any, strict: bool = True) -> bool:
-    """Whether a JSON value, without white space, is an answer under a schema."""
+    """Return whether a JSON value without whitespace is a valid answer under a schema."""
     matcher = compiler.compile(Grammar.json_schema(schema, strict))
     for byte in json.dumps(value, separators=(",", ":")).encode():
         (token,) = CODECS["byte_level"].encode(chr(byte), add_special_tokens=False)
@@ -56,7 +56,7 @@ def _takes_bytes(schema: Any, value: Any, strict: bool) -> bool:
     return matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
 
 
-# a schema, values that strict takes, and values that only the schema as it is takes
+# a schema, values that strict accepts, and values that only the unmodified schema accepts
 CASES: list[tuple[dict[str, Any], Sequence[Any], Sequence[Any]]] = [
     (A, [{"a": 1}, {}], [{"a": 1, "z": 2}, {"z": []}]),
     ({"properties": {"a": {}}}, [{"a": {"z": 1}}, 7], [{"z": 1}]),
@@ -87,7 +87,7 @@ CASES: list[tuple[dict[str, Any], Sequence[Any], Sequence[Any]]] = [
         [{"a": 1, "next": {"next": {}}}],
         [{"next": {"z": 1}}],
     ),
-    # what several schemas say of one object
+    # several schemas describe one object
     ({"allOf": [A, B]}, [{"a": 1, "b": None}, {}], [{"a": 1, "z": 1}]),
     ({"allOf": [A]}, [{"a": 1}], [{"z": 1}]),
     ({"allOf": [OPEN, B]}, [{"z": 1}], []),
@@ -138,28 +138,28 @@ def test_strict_closes_objects(index: int, compiler: GrammarCompiler) -> None:
         {"$defs": [], "allOf": [{"$ref": "#/$defs/0"}]},
     ],
 )
-def test_what_is_no_schema_is_refused(schema: Any, compiler: GrammarCompiler) -> None:
+def test_invalid_schemas_are_refused(schema: Any, compiler: GrammarCompiler) -> None:
     with pytest.raises(PromptError, match="the json_schema grammar is not usable"):
         compiler.compile(Grammar.json_schema(schema, strict=True))
 
 
-def test_what_all_of_states_is_closed_inside(compiler: GrammarCompiler) -> None:
+def test_objects_inside_all_of_are_closed(compiler: GrammarCompiler) -> None:
     schema = {"allOf": [{**OPEN, "properties": {"o": A}}, B]}
     assert takes(compiler, schema, {"o": {"a": 1}, "z": 1})
     assert not takes(compiler, schema, {"o": {"z": 1}})
 
 
-def test_deep_schemas_take_no_longer_than_they_are() -> None:
+def test_the_time_for_deep_schemas_grows_linearly() -> None:
     schema: dict[str, Any] = {}
     for _ in range(60):
         schema = {"type": "object", "properties": {"a": schema}, "allOf": [{"minProperties": 0}]}
     with stopped_if_it_hangs(20):
-        assert closed(schema)["additionalProperties"] is False
+        assert close_objects(schema)["additionalProperties"] is False
 
 
-def test_cycles_of_references_end() -> None:
+def test_cycles_of_references_terminate() -> None:
     schema = {"$ref": "#/$defs/a", "properties": {}, "$defs": {"a": {"$ref": "#"}}}
-    assert closed(schema)["additionalProperties"] is False
+    assert close_objects(schema)["additionalProperties"] is False
 
 
 SPACED = {
@@ -176,7 +176,7 @@ def session() -> Session:
 
 
 def answers(session: Session, guidance: dict[str, Any] | None) -> list[str]:
-    """Answers to several prompts under SPACED; spaces are made likely."""
+    """Return answers to several prompts under SPACED, with spaces made likely."""
     schema = SPACED if guidance is None else {**SPACED, "x-guidance": guidance}
     bias = {token: 6.0 for text in " \n" for token in session.encode(text)}
     options: dict[str, Any] = {"grammar": Grammar.json_schema(schema), "logit_bias": bias}
@@ -189,7 +189,7 @@ def answers(session: Session, guidance: dict[str, Any] | None) -> list[str]:
     return texts
 
 
-def test_up_to_20_spaces_may_stand_between_tokens(session: Session) -> None:
+def test_flexible_whitespace_allows_up_to_20_characters(session: Session) -> None:
     texts = answers(session, {"whitespace_flexible": True})
     assert any(" " in text or "\n" in text for text in texts)
     for text in texts:
@@ -197,20 +197,22 @@ def test_up_to_20_spaces_may_stand_between_tokens(session: Session) -> None:
 
 
 @pytest.mark.parametrize("guidance", [None, {}, {"whitespace_flexible": False}])
-def test_without_white_space(session: Session, guidance: dict[str, Any] | None) -> None:
+def test_whitespace_is_not_allowed_by_default(
+    session: Session, guidance: dict[str, Any] | None
+) -> None:
     for text in answers(session, guidance):
         assert not any(_spaces(text))
         assert text.startswith('{"n":')
 
 
-def test_white_space_of_ones_own(session: Session) -> None:
+def test_a_whitespace_pattern_can_be_given(session: Session) -> None:
     runs = [run for text in answers(session, {"whitespace_pattern": " ?"}) for run in _spaces(text)]
     assert set(runs) <= {"", " "}
     assert " " in runs
 
 
 def _spaces(text: str) -> list[str]:
-    """The runs of white space outside strings."""
+    """Return the runs of whitespace outside strings."""
     outside, is_inside, is_escaped = [""], False, False
     for character in text:
         if character == '"' and not is_escaped:
@@ -223,7 +225,7 @@ def _spaces(text: str) -> list[str]:
     return outside
 
 
-def test_refusals_of_guidance_name_it(compiler: GrammarCompiler) -> None:
+def test_errors_name_an_unknown_field_of_guidance(compiler: GrammarCompiler) -> None:
     grammar = Grammar.json_schema({**SPACED, "x-guidance": {"spaces": 1}})
     with pytest.raises(PromptError, match="unknown field `spaces`"):
         compiler.compile(grammar)
@@ -231,7 +233,7 @@ def test_refusals_of_guidance_name_it(compiler: GrammarCompiler) -> None:
 
 @pytest.mark.parametrize(("num_references", "num_parts"), [(300, 4000), (1200, 100), (4, 9000)])
 def test_references_to_the_same_parts_are_bounded(num_references: int, num_parts: int) -> None:
-    """Each reference beside properties asks for all parts of its target again."""
+    """Each reference next to properties requires all parts of its target again."""
     reference = {"$ref": "#/x", "properties": {}}
     schema = {
         "type": "object",

@@ -1,4 +1,4 @@
-"""Hostile chat templates: each kind of growth, and each limit, ends in an error soon."""
+"""Hostile chat templates: every kind of growth reaches a limit and ends quickly in an error."""
 
 import contextlib
 import time
@@ -66,7 +66,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_templates_end_soon(name: str) -> None:
+def test_hostile_templates_end_quickly(name: str) -> None:
     limits = TemplateLimits(steps=250_000)
     with (
         stopped_if_it_hangs(),
@@ -81,14 +81,14 @@ def test_negative_sizes_give_no_credit() -> None:
         ChatTemplate(source, limits=TemplateLimits(work_characters=2_000_000)).render([LONG])
 
 
-def test_time_limit_holds_where_steps_are_slow() -> None:
+def test_the_time_limit_holds_if_steps_are_slow() -> None:
     loop = "{% for i in range(99999) %}{% if 'y' in s %}{% endif %}{% endfor %}"
     source = "{% set s = 'x' * 5000000 %}" + loop
     with pytest.raises(PromptError, match=r"takes more than 0.2 s; shorten"):
         ChatTemplate(source, limits=TemplateLimits(seconds=0.2)).render([LONG])
 
 
-def test_prompt_length_is_limited() -> None:
+def test_the_length_of_a_prompt_is_limited() -> None:
     limits = TemplateLimits(output_characters=100)
     with pytest.raises(PromptError, match="makes a prompt of over 100 characters; shorten"):
         ChatTemplate("{{ messages[0].content * 2 }}", limits=limits).render([LONG])
@@ -96,16 +96,16 @@ def test_prompt_length_is_limited() -> None:
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, dict[str, Any]]:
-    """What each template cost, in a process that has 1 GB for all of them."""
+    """The costs of each template, in a process that may use 1 GB for all of them."""
     return costs_of(hostile_templates)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_interrupted_is_charged_before(
+def test_uninterruptible_operations_are_charged_in_advance(
     name: str, costs: dict[str, dict[str, Any]]
 ) -> None:
-    """A filter, test, operator or method of Python runs to its end, however long that takes."""
+    """A filter, test, operator or method of Python runs to its end, however long it takes."""
     assert costs[name]["seconds"] < MAX_SECONDS + 1
     end = costs[name]["end"]
     assert end.startswith("the chat template ")
@@ -114,14 +114,14 @@ def test_what_cannot_be_interrupted_is_charged_before(
 
 
 def test_every_filter_test_and_method_is_charged() -> None:
-    """None of Jinja's is there without a charge, and none is forgotten that a new one brings."""
+    """This includes all of Jinja's own, and detects additions of a new version."""
     environment = MeteredEnvironment()
     own = {"indent", "join", "replace", "tojson"}
     internal = {name for name in environment.filters if name.startswith(" ")}
     assert environment.filters.keys() - internal == FILTER_CHARGES.keys() | own
     assert environment.tests.keys() == TEST_CHARGES.keys() == DEFAULT_TESTS.keys()
     for name, function in (*environment.filters.items(), *environment.tests.items()):
-        code = getattr(function, "__code__", None)  # `functools.wraps` takes over the module
+        code = getattr(function, "__code__", None)  # `functools.wraps` copies the module
         where = code.co_filename if code else function.__module__
         assert "template_" in where, name
     allowed = {name for name in dir(str) if environment.is_safe_attribute("", name, None)}
@@ -132,7 +132,7 @@ def test_every_filter_test_and_method_is_charged() -> None:
             assert not environment.is_safe_attribute(value, name, getattr(value, name)), name
 
 
-def test_lists_that_share_parts_are_measured_as_the_tree_they_print_as() -> None:
+def test_lists_that_share_parts_are_measured_by_their_printed_size() -> None:
     meter = Meter(TemplateLimits())
     value: Any = ("ab", 1)
     for _ in range(5):
@@ -146,7 +146,7 @@ def test_lists_that_share_parts_are_measured_as_the_tree_they_print_as() -> None
     assert meter.size(("x", [])) == Size(3, 1, 2)
 
 
-def test_a_size_of_2_to_the_60_is_known_at_once() -> None:
+def test_a_size_of_2_to_the_60_is_computed_at_once() -> None:
     meter = Meter(TemplateLimits(steps=1000))
     value: Any = ("x",)
     for _ in range(60):
@@ -173,7 +173,7 @@ def test_a_size_of_2_to_the_60_is_known_at_once() -> None:
         ("{% set a, b = (1, 2) %}{{ a ~ b }}{{ {'x': 1}.get('y', 'z') }}", "12z"),
     ],
 )
-def test_what_templates_use_works(source: str, text: str) -> None:
+def test_common_template_features_work(source: str, text: str) -> None:
     assert ChatTemplate(source).render([{"role": "system", "content": "Answer."}]) == text
 
 
@@ -187,12 +187,12 @@ DEEP = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_nesting_takes_little_to_compile(name: str) -> None:
-    """Jinja's folding of constants takes the cube of the depth: 0.4 to 17 s for these."""
+def test_nested_templates_compile_quickly(name: str) -> None:
+    """Jinja's constant folding takes time cubic in the depth: 0.4 to 17 s for these."""
     times = []
-    for _ in range(3):  # the collector of a long process may run in one of them
+    for _ in range(3):  # the garbage collector may run in one of them
         began = time.process_time()
-        with contextlib.suppress(PromptError):  # Python's compiler takes no more than 200 levels
+        with contextlib.suppress(PromptError):  # Python's compiler accepts at most 200 levels
             ChatTemplate(DEEP[name])
         times.append(time.process_time() - began)
     assert min(times) < 0.3

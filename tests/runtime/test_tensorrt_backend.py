@@ -1,4 +1,4 @@
-"""The TensorRT backend on stand-ins for CUDA and TensorRT that really run the graph on the host."""
+"""The TensorRT backend on emulations of CUDA and TensorRT that run the graph on the host."""
 
 import gc
 import json
@@ -39,7 +39,7 @@ from bita.plan import PlanInfo
 from bita.runtime.backends.cuda import Cuda
 from bita.runtime.backends.device_step import DeviceStep
 from bita.runtime.backends.layout import PREFILL_ROWS, prefill_layout, tree_layout
-from bita.runtime.backends.tensorrt_backend import TensorRtBackend, fitted
+from bita.runtime.backends.tensorrt_backend import TensorRtBackend, fit_layout
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 from bita.tree_table import TreeTable
@@ -53,7 +53,7 @@ LONG = [3 + number % 200 for number in range(300)]  # more than one piece of a p
 
 @pytest.fixture(autouse=True)
 def host_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The library that is found is the stand-in; kernels are kept nowhere else than here."""
+    """Use the emulated libraries, and keep compiled kernels in a temporary folder."""
     library = host_cuda_library()
     host_cuda().host_cuda_reset()
     monkeypatch.setitem(sys.modules, "tensorrt", host_tensorrt)
@@ -62,18 +62,18 @@ def host_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def write_engine(path: Path, dialect: str, precision: str, tree: Any, lora: bool) -> Engine:
-    """An engine with a plan that the stand-in runs."""
+    """Write an engine with a plan that the emulation can run."""
     checkpoint = open_checkpoint(str(write_plain_model(path.with_suffix(".model"), config=CONFIG)))
     identity = identify(checkpoint)
     extra = starting_lora(site_sizes(checkpoint), identity.num_layers, 3, seed=0) if lora else None
     adapter = random_adapter(identity, 3, 5, scale=0.4, lora_like=extra)
     options = BuildOptions(precision, "exact", CAPACITY, tree, dialect=dialect)
     build_engine(check_build(checkpoint, adapter, path, options))
-    return compiled(open_engine(path), decode_rows(tree))
+    return compile_for_host(open_engine(path), decode_rows(tree))
 
 
-def compiled(engine: Engine, rows: tuple[int, ...]) -> Engine:
-    """What `compile_engine` does, for the stand-in."""
+def compile_for_host(engine: Engine, rows: tuple[int, ...]) -> Engine:
+    """Compile an engine for the emulation, as `compile_engine` does for a GPU."""
     manifest = engine.manifest
     most = PREFILL_ROWS + manifest.num_masks
     outputs = max(32, rows[-1])
@@ -100,8 +100,8 @@ def engine(folder: Path) -> Engine:
 
 @pytest.mark.parametrize("dialect", ["standard", "plain"])
 @pytest.mark.parametrize("tree", [BRANCHED, TABLE], ids=["branched", "table"])
-def test_the_text_is_that_of_the_cpu(folder: Path, dialect: str, tree: Any) -> None:
-    """With branches, LoRA, float16 caches, two sizes of looked-at cache, and long prompts."""
+def test_the_text_equals_that_of_the_cpu(folder: Path, dialect: str, tree: Any) -> None:
+    """Covers branches, LoRA, float16 caches, two sizes of the visible cache, and long prompts."""
     path = folder / f"{dialect}-{type(tree).__name__}"
     write_engine(path, dialect, "fp16", tree, lora=True)
     found = {}
@@ -116,8 +116,8 @@ def test_the_text_is_that_of_the_cpu(folder: Path, dialect: str, tree: Any) -> N
 
 
 @pytest.mark.parametrize("dialect", ["standard", "plain"])
-def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> None:
-    """Logits come over from the GPU; keys and values go to host memory and back."""
+def test_sampled_and_alternating_texts_equal_those_of_the_cpu(folder: Path, dialect: str) -> None:
+    """Logits are copied from the GPU; keys and values go to host memory and back."""
     path = folder / f"{dialect}-sampled"
     write_engine(path, dialect, "fp16", TABLE, lora=False)
     prompts: tuple[Prompt, ...] = (PROMPT, LONG, [*LONG[:60], 9])
@@ -142,7 +142,7 @@ def test_sampling_and_turns_are_those_of_the_cpu(folder: Path, dialect: str) -> 
         assert alone.token_ids == tokens
 
 
-def test_graphs_change_nothing_but_the_launches(engine: Engine) -> None:
+def test_captured_graphs_change_only_the_launches(engine: Engine) -> None:
     answers, launches = [], []
     for cuda_graph in (True, False):
         before = host_cuda().host_cuda_num_launches()
@@ -150,7 +150,7 @@ def test_graphs_change_nothing_but_the_launches(engine: Engine) -> None:
         answers.append(session.generate(PROMPT, 60, ignore_eos=True).token_ids)
         launches.append(host_cuda().host_cuda_num_launches() - before)
     assert answers[0] == answers[1]
-    # the first step is run kernel by kernel, the second captures and launches
+    # the first step runs kernel by kernel, the second captures and launches
     assert launches == [session.stats.num_steps - 1, 0]
 
 
@@ -160,7 +160,7 @@ def test_verify_passes_with_any_adapter(engine: Engine) -> None:
         assert comparison.num_identical == 2
 
 
-def test_what_it_takes_is_given_back_and_counted(engine: Engine) -> None:
+def test_memory_is_counted_and_released(engine: Engine) -> None:
     cuda = host_cuda()
     gc.collect()
     before = cuda.host_cuda_num_live()
@@ -175,8 +175,8 @@ def test_what_it_takes_is_given_back_and_counted(engine: Engine) -> None:
     assert cuda.host_cuda_num_live() == before
 
 
-def test_buffers_stay_where_they_are(engine: Engine) -> None:
-    """Captured graphs hold addresses."""
+def test_buffers_do_not_move(engine: Engine) -> None:
+    """Captured graphs contain addresses."""
     session = Session.open(engine.path)
     session.generate(PROMPT, 5)
     backend: Any = session.backend
@@ -189,7 +189,7 @@ def test_buffers_stay_where_they_are(engine: Engine) -> None:
     assert backend.cache.layer(0)[0].address == before[[*step.inputs(256)].index("past.0.key")]
 
 
-def test_logits_come_back_when_asked_for(engine: Engine) -> None:
+def test_logits_are_returned_on_request(engine: Engine) -> None:
     adapter = Adapter.load(engine.file("adapter.safetensors"))
     found = {}
     for name in ("tensorrt", "ort-cpu"):
@@ -204,23 +204,23 @@ def test_logits_come_back_when_asked_for(engine: Engine) -> None:
     assert found["tensorrt"].std() > 1
 
 
-def test_steps_take_the_next_size_of_the_plan() -> None:
+def test_steps_use_the_next_larger_size_of_the_plan() -> None:
     info = PlanInfo("tensorrt", "10.3", ("sm87",), (2, 8, 32), 259, 32)
-    layout, profile = fitted(tree_layout(Tree.chain(2, 1), 1), info)
+    layout, profile = fit_layout(tree_layout(Tree.chain(2, 1), 1), info)
     assert (layout.num_rows, len(layout.output_rows), profile) == (8, 8, 2)
     assert not layout.sees[6:, :6].any(), "padding sees nothing"
     assert not layout.sees[:6, 6:].any(), "and is not seen"
-    assert fitted(tree_layout(Tree.root_only(), 1), info)[1] == 1
-    layout, profile = fitted(prefill_layout(200, 3, 1), info)
+    assert fit_layout(tree_layout(Tree.root_only(), 1), info)[1] == 1
+    layout, profile = fit_layout(prefill_layout(200, 3, 1), info)
     assert (layout.num_rows, profile) == (203, 0)
-    with pytest.raises(EngineError, match=r"40 rows, 40 of which .* largest has 32: .*--rows 40"):
-        fitted(tree_layout(Tree.root_only(), 40), info)
+    with pytest.raises(EngineError, match=r"40 rows, 40 of them .* largest has 32: .*--rows 40"):
+        fit_layout(tree_layout(Tree.root_only(), 40), info)
     with pytest.raises(EngineError, match="a step of 300 rows"):
-        fitted(prefill_layout(300, 0, 1), info)
+        fit_layout(prefill_layout(300, 0, 1), info)
 
 
 def test_small_prompts_fit_a_plan_of_small_steps(folder: Path) -> None:
-    """One token and its masks all give tokens, as a tree does; no decode step is as large."""
+    """A token and its masks all have outputs, as in a tree, but no decode step is as large."""
     path = folder / "narrow"
     write_engine(path, "standard", "fp32", Tree.root_only(), False)
     session = Session.open(path, tree=Tree.root_only(), min_rows=1)
@@ -229,8 +229,8 @@ def test_small_prompts_fit_a_plan_of_small_steps(folder: Path) -> None:
         session.using(tree=Tree.chain(9, 3))
 
 
-def test_it_can_be_calibrated(engine: Engine) -> None:
-    """T(q) of the sizes that the plan has, and drafts read with padding behind them."""
+def test_an_engine_with_a_plan_can_be_calibrated(engine: Engine) -> None:
+    """T(q) is measured for the plan's sizes, and drafts are read from padded steps."""
     assert measure_latency(engine, repeats=1).rows == (2, 28)
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
     acceptances = [measure_acceptance(e, prompts, 12, 1) for e in (engine, cpu_variant(engine))]
@@ -238,7 +238,7 @@ def test_it_can_be_calibrated(engine: Engine) -> None:
 
 
 def cpu_variant(engine: Engine) -> Engine:
-    """The same engine for the CPU."""
+    """Return the same engine for the CPU."""
     manifest = replace(engine.manifest, backend="ort-cpu", plan={})
     return Engine(engine.path, manifest, engine.files)
 
@@ -257,7 +257,7 @@ def test_wrong_devices_and_libraries_are_refused(engine: Engine, tmp_path: Path)
             TensorRtBackend(Engine(engine.path, manifest, engine.files), cuda=other)
 
 
-def test_a_plan_that_the_manifest_does_not_know_is_not_loaded(folder: Path) -> None:
+def test_a_damaged_or_unreadable_plan_is_refused(folder: Path) -> None:
     path = folder / "damaged"
     engine = write_engine(path, "standard", "fp32", Tree.chain(1, 1), False)
     plan = engine.file(PLAN_FILE)
@@ -278,21 +278,21 @@ def test_a_plan_that_the_manifest_does_not_know_is_not_loaded(folder: Path) -> N
         Session.open(path)
 
 
-def test_too_little_memory_is_told_in_megabytes(engine: Engine) -> None:
+def test_missing_memory_is_reported_in_megabytes(engine: Engine) -> None:
     cuda = load_host_cuda()
     host_cuda().host_cuda_set_limit(200_000)
     with pytest.raises(EngineError, match=r"the GPU has no \d+ MB free: 0 of 0 MB"):
         TensorRtBackend(engine, cuda=cuda)
 
 
-def test_an_adapter_of_other_masks_is_refused(engine: Engine) -> None:
+def test_an_adapter_with_another_number_of_masks_is_refused(engine: Engine) -> None:
     own = Adapter.load(engine.file("adapter.safetensors"))
     other = random_adapter(own.identity, 2, 5, scale=0.4)
     with pytest.raises(EngineError, match="has 2 masks, the plan was built for 3"):
         Session.open(engine.path, adapter=other, tree=Tree.chain(2, 2))
 
 
-def test_an_adapter_of_more_rank_is_refused_and_of_less_is_padded(folder: Path) -> None:
+def test_an_adapter_of_larger_rank_is_refused_and_of_smaller_rank_is_padded(folder: Path) -> None:
     path = folder / "ranks"
     engine = write_engine(path, "standard", "fp32", Tree.chain(3, 3), True)
     own = Adapter.load(engine.file("adapter.safetensors"))
@@ -315,7 +315,7 @@ def test_an_adapter_of_more_rank_is_refused_and_of_less_is_padded(folder: Path) 
     assert answers[:2] == answers[2:]
 
 
-def test_another_backend_is_named_with_its_fix(engine: Engine, tiny_engine: Path) -> None:
+def test_unsuitable_backends_are_refused_with_the_fix(engine: Engine, tiny_engine: Path) -> None:
     with pytest.raises(EngineError, match=r"built for ort-cpu, not for tensorrt: make engine"):
         Session.open(tiny_engine, backend="tensorrt")
     with pytest.raises(EngineError, match=r"not for tensorrt-rtx: bita compile .* --backend"):

@@ -1,4 +1,4 @@
-"""Every supported decoder gives what tokenizers gives, streamed too; others are refused."""
+"""Supported decoders give the same text as tokenizers, also streamed; others are refused."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from bita.runtime.text.codec import IncrementalText, TextCodec
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_text_equals_that_of_tokenizers_however_it_comes(name: str) -> None:
+def test_streamed_text_equals_that_of_tokenizers(name: str) -> None:
     codec, rng = codec_of(DECODERS[name]), random.Random(1)
     no_bytes = [index for index, word in enumerate(WORDS) if not word.startswith("<0x")]
     e_acute = [WORDS.index("<0xC3>"), WORDS.index("<0xA9>")]
@@ -27,7 +27,7 @@ def test_text_equals_that_of_tokenizers_however_it_comes(name: str) -> None:
         assert "".join([*pieces, text.flush()]) == codec.decode(ids) == expected, ids
 
 
-def test_after_other_text_the_first_token_keeps_its_space() -> None:
+def test_the_first_token_keeps_its_space_after_other_text() -> None:
     codec = codec_of([M])
     ids = [WORDS.index("▁a"), WORDS.index("▁a")]
     assert IncrementalText(codec).push(ids) == codec.decode(ids) == "a a"
@@ -46,7 +46,7 @@ def test_after_other_text_the_first_token_keeps_its_space() -> None:
         ([decoders.Replace("a", "b" * 50), decoders.Replace("b", "cc")], r"100 times longer"),
     ],
 )
-def test_decoders_that_cannot_be_shown_are_refused(steps: list[Any], reason: str) -> None:
+def test_decoders_that_cannot_be_streamed_are_refused(steps: list[Any], reason: str) -> None:
     with pytest.raises(EngineError, match=reason):
         codec_of(steps)
 

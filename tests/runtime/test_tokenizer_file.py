@@ -1,4 +1,4 @@
-"""Broken and hostile tokenizers are refused with a reason: no panic, no hang, no flood of text."""
+"""Broken and hostile tokenizers are refused with a reason, without a panic, hang or huge text."""
 
 import json
 from collections.abc import Callable
@@ -22,11 +22,11 @@ def source(edit: Edit = lambda data: None, name: str = "byte_level") -> str:
     return json.dumps(data)
 
 
-def with_part(name: str, part: Any) -> Edit:
+def replace_part(name: str, part: Any) -> Edit:
     return lambda data: data.update({name: part})
 
 
-def replacing(old: dict[str, str], new: str) -> dict[str, Any]:
+def replace_step(old: dict[str, str], new: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": old, "content": new}
 
 
@@ -39,12 +39,12 @@ def split(expression: str) -> dict[str, Any]:
     }
 
 
-def in_sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+def sequence_of(*steps: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "normalizers": [*steps]}
 
 
-GROWING = in_sequence(*[replacing({"String": "a"}, "aaaaaaaa")] * 3)
-NESTED = in_sequence(in_sequence(replacing({"String": "a"}, LONG)))
+GROWING = sequence_of(*[replace_step({"String": "a"}, "aaaaaaaa")] * 3)
+NESTED = sequence_of(sequence_of(replace_step({"String": "a"}, LONG)))
 
 
 @pytest.mark.parametrize(
@@ -71,31 +71,34 @@ NESTED = in_sequence(in_sequence(replacing({"String": "a"}, LONG)))
             source(lambda data: data["model"].update(continuing_subword_prefix="9" * 5000)),
             r"the tokenizers library fails \(range end index",
         ),
-        (source(with_part("normalizer", replacing({"String": "a"}, LONG))), "5e\\+03 times longer"),
         (
-            source(with_part("normalizer", replacing({"Regex": "a*"}, LONG))),
+            source(replace_part("normalizer", replace_step({"String": "a"}, LONG))),
+            "5e\\+03 times longer",
+        ),
+        (
+            source(replace_part("normalizer", replace_step({"Regex": "a*"}, LONG))),
             "times longer; at most",
         ),
-        (source(with_part("normalizer", {"type": "Prepend", "prepend": LONG})), "times longer"),
-        (source(with_part("normalizer", GROWING)), "512 times longer; at most 64"),
-        (source(with_part("normalizer", NESTED)), "times longer; at most 64"),
+        (source(replace_part("normalizer", {"type": "Prepend", "prepend": LONG})), "times longer"),
+        (source(replace_part("normalizer", GROWING)), "512 times longer; at most 64"),
+        (source(replace_part("normalizer", NESTED)), "times longer; at most 64"),
         (
-            source(with_part("pre_tokenizer", split("a*a*a*a*[bc]d"))),
+            source(replace_part("pre_tokenizer", split("a*a*a*a*[bc]d"))),
             "takes too long",
         ),
-        (source(with_part("pre_tokenizer", split("(?:a|a)*[bc]d"))), "tokenizers library fails"),
-        (source(with_part("pre_tokenizer", split("("))), "is not a tokenizer"),
+        (source(replace_part("pre_tokenizer", split("(?:a|a)*[bc]d"))), "tokenizers library fails"),
+        (source(replace_part("pre_tokenizer", split("("))), "is not a tokenizer"),
     ],
 )
-def test_a_bad_file_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_an_invalid_file_is_refused_with_the_reason(text: str, reason: str) -> None:
     with stopped_if_it_hangs(30), pytest.raises(EngineError, match=reason):
         TextCodec.of_json(text, "tokenizer.json")
 
 
-def test_a_normalizer_after_the_vocabulary_is_seen_however_it_is_written() -> None:
-    """The vocabulary is not read where it comes last; a later rule must not slip by."""
+def test_a_normalizer_after_the_vocabulary_is_found_in_any_spelling() -> None:
+    """A vocabulary at the end is not read, so a rule after it must not be missed."""
     text = source().removesuffix("}")
-    rule = json.dumps(replacing({"String": "a"}, LONG))
+    rule = json.dumps(replace_step({"String": "a"}, LONG))
     for key in ("normalizer", r"n\u006frmalizer", r"\u006eormalize\u0072"):
         with pytest.raises(EngineError, match="times longer"):
             TextCodec.of_json(f'{text}, "{key}": {rule}}}')
@@ -103,15 +106,15 @@ def test_a_normalizer_after_the_vocabulary_is_seen_however_it_is_written() -> No
     assert TextCodec.of_json(named).encode("a", False)
 
 
-def test_an_expression_that_cannot_be_matched_is_an_error_of_the_prompt() -> None:
-    """The library panics when an expression has tried too many ways."""
-    codec = TextCodec.of_json(source(with_part("pre_tokenizer", split("(?:zq|zq)*[bc]d"))))
+def test_a_text_that_an_expression_cannot_match_is_an_error_of_the_prompt() -> None:
+    """The library panics when an expression backtracks too often."""
+    codec = TextCodec.of_json(source(replace_part("pre_tokenizer", split("(?:zq|zq)*[bc]d"))))
     assert codec.encode("abcd", add_special_tokens=False)
     with pytest.raises(PromptError, match="cannot be turned into tokens: the tokenizers library"):
         codec.encode("zq" * 40 + "bcd", add_special_tokens=False)
 
 
-def test_ids_that_the_model_does_not_have_are_named() -> None:
+def test_ids_beyond_the_rows_of_the_model_are_refused() -> None:
     num_rows = CODECS["byte_level"].num_tokens - 1
     codec = TextCodec.of_json(source(), num_rows=num_rows)
     assert codec.encode("a<think>", False)[-1] == num_rows - 1
@@ -120,12 +123,12 @@ def test_ids_that_the_model_does_not_have_are_named() -> None:
         codec.encode("a two words é", False)
 
 
-def test_ids_that_the_tokenizer_does_not_have_are_no_text() -> None:
+def test_unknown_ids_decode_to_empty_text() -> None:
     for codec in CODECS.values():
         assert codec.decode([-1, 2**31, 2**32, 2**70, codec.num_tokens]) == ""
 
 
-def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(EngineError, match=r"tokenizer.json cannot be read \(it is not a regular"):
         TextCodec.open(tmp_path)

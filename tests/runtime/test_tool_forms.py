@@ -1,4 +1,4 @@
-"""What chat templates do with tools: found by asking them, and written for those that know none."""
+"""Tools in chat templates: forms of calls found by probing, or supplied for templates without."""
 
 import random
 from typing import Any
@@ -64,14 +64,14 @@ def template(source: str) -> ChatTemplate:
     return ChatTemplate(source, SPECIAL_TOKENS)
 
 
-def rendered(source: str, messages: list[dict[str, Any]], with_tools: bool = True) -> str:
+def render(source: str, messages: list[dict[str, Any]], with_tools: bool = True) -> str:
     chat = template(source)
     changed, variables = chat.with_tools(messages, TOOLS if with_tools else ())
     return chat.render(changed, True, variables)
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
-def test_the_form_of_calls_is_read_from_the_template(name: str) -> None:
+def test_the_form_of_calls_is_found_in_the_template(name: str) -> None:
     forms = template(WITH_TOOLS[name]).tool_forms
     assert forms.form == FORMS[name]
     assert forms.form.trigger == TRIGGERS[name]
@@ -82,17 +82,17 @@ def test_the_form_of_calls_is_read_from_the_template(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
-def test_a_conversation_with_a_call_has_it_in_the_form_of_the_template(name: str) -> None:
-    text = rendered(WITH_TOOLS[name], [USER, CALLED, RESULT])
+def test_calls_in_a_conversation_have_the_form_of_the_template(name: str) -> None:
+    text = render(WITH_TOOLS[name], [USER, CALLED, RESULT])
     form = FORMS[name]
-    beginning, end = form.written([("weather", '{"city": "Oslo"}')]).split("000000000")[0], "21"
+    beginning, end = form.write([("weather", '{"city": "Oslo"}')]).split("000000000")[0], "21"
     assert text.count(beginning) == 1
     assert end in text[text.index(beginning) :]
 
 
 @pytest.mark.parametrize("name", sorted({*PIECES} - {"mistral, last", "qwen 2.5", "qwen 3"}))
-def test_templates_without_tools_get_them_in_messages_that_they_know(name: str) -> None:
-    text = rendered(PIECES[name], [USER, CALLED, RESULT, {"role": "user", "content": "Thanks."}])
+def test_templates_without_tools_get_them_in_plain_messages(name: str) -> None:
+    text = render(PIECES[name], [USER, CALLED, RESULT, {"role": "user", "content": "Thanks."}])
     assert text.count('"name":"weather","description":"The weather in a city."') == 1
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     assert text.count(call) == 1
@@ -102,7 +102,7 @@ def test_templates_without_tools_get_them_in_messages_that_they_know(name: str) 
     assert "None" not in text
 
 
-def test_what_a_template_does_not_know_is_told_whole() -> None:
+def test_tools_calls_and_results_become_plain_messages() -> None:
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     results: list[dict[str, Any]] = [RESULT, {**RESULT, "content": "22"}]
     messages: list[dict[str, Any]] = [
@@ -116,7 +116,7 @@ def test_what_a_template_does_not_know_is_told_whole() -> None:
         '{"type":"object","properties":{"city":{"type":"string"}}}}'
     )
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    assert rendered(source, messages) == (
+    assert render(source, messages) == (
         f"[system]Be brief.\n\nYou can call these functions:\n{tool}\n"
         "To call one, answer in this form:\n"
         '<tool_call>\n{"name": "NAME", "arguments": {ARGUMENTS}}\n</tool_call>'
@@ -125,13 +125,13 @@ def test_what_a_template_does_not_know_is_told_whole() -> None:
     )
 
 
-def test_a_template_that_writes_calls_as_no_json_gets_another_form() -> None:
+def test_a_template_whose_calls_are_not_json_gets_another_form() -> None:
     forms = template(XML).tool_forms
     assert (forms.form, forms.variable, forms.writes_calls) == (HERMES, None, False)
-    assert "<function=" not in rendered(XML, [USER, CALLED, RESULT])
+    assert "<function=" not in render(XML, [USER, CALLED, RESULT])
 
 
-def test_a_conversation_without_tools_asks_the_template_nothing() -> None:
+def test_a_conversation_without_tools_does_not_probe_the_template() -> None:
     chat = template(QWEN)
     chat.with_tools([USER])
     assert "tool_forms" not in vars(chat)
@@ -139,7 +139,7 @@ def test_a_conversation_without_tools_asks_the_template_nothing() -> None:
     assert "tool_forms" in vars(chat)
 
 
-def test_asking_is_bounded_and_done_once() -> None:
+def test_probing_is_bounded_and_done_once() -> None:
     slow = "{% for i in range(20000) %}{% set x = i %}{% endfor %}" + QWEN
     chat = ChatTemplate(slow, SPECIAL_TOKENS, TemplateLimits(steps=100_000))
     assert chat.tool_forms.form == HERMES
@@ -149,14 +149,14 @@ def test_asking_is_bounded_and_done_once() -> None:
     assert chat.spent.steps == spent
 
 
-def test_null_fields_of_messages_are_as_if_they_were_not_there() -> None:
+def test_null_fields_of_messages_count_as_missing() -> None:
     nulls = {"tool_calls": None, "function_call": None, "refusal": None, "name": None}
     messages = [{**USER, **nulls}, {"role": "assistant", "content": "Yes.", **nulls}, USER]
     plain = [USER, {"role": "assistant", "content": "Yes."}, USER]
     for source in (LLAMA31, MISTRAL, QWEN, SMOLLM3, DEEPSEEK):
-        assert rendered(source, messages, False) == template(source).render(plain)
+        assert render(source, messages, False) == template(source).render(plain)
     empty = {"role": "assistant", "content": "Yes.", "tool_calls": []}
-    assert rendered(LLAMA31, [USER, empty, USER], False) == template(LLAMA31).render(plain)
+    assert render(LLAMA31, [USER, empty, USER], False) == template(LLAMA31).render(plain)
 
 
 BAD_TOOLS: list[tuple[Any, str]] = [
@@ -165,7 +165,7 @@ BAD_TOOLS: list[tuple[Any, str]] = [
     ([{"type": "custom"}], "tools.0.type is 'custom'; only 'function' is supported"),
     ([{"type": "function"}], "tools.0.function is None"),
     ([{"function": {"name": "a b"}}], "tools.0.function.name is 'a b'; use 1 to 128 letters"),
-    ([WEATHER, WEATHER], "tools.1.function.name: 'weather' is there twice"),
+    ([WEATHER, WEATHER], "tools.1.function.name: 'weather' occurs twice"),
     ([{"function": {"name": "a", "strict": 1}}], "tools.0.function.strict of 'a' is 1"),
     ([{"function": {"name": "a", "x": 1}}], "tools.0.function.x is not supported"),
     ([{"function": {"name": "a", "description": 3}}], "description of 'a' is 3; pass a text"),
@@ -180,12 +180,12 @@ BAD_TOOLS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "message"), BAD_TOOLS)
-def test_tools_that_are_none_are_refused_by_name_and_field(value: Any, message: str) -> None:
+def test_invalid_tools_are_refused_by_name_and_field(value: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         read_tools(value)
 
 
-def test_null_fields_of_tools_are_their_defaults() -> None:
+def test_null_fields_of_tools_mean_the_defaults() -> None:
     nulls = {"description": None, "parameters": None, "strict": None}
     (tool,) = read_tools([{"type": None, "function": {"name": "a", **nulls}}])
     (plain,) = read_tools([{"type": "function", "function": {"name": "a"}}])
@@ -193,7 +193,7 @@ def test_null_fields_of_tools_are_their_defaults() -> None:
 
 
 def parts_of(text: str, cuts: int, form: CallForm | None, thinks: bool | None = None) -> list[Part]:
-    """The parts of a text that comes in pieces of so many characters, those of one kind joined."""
+    """Read a text in pieces of `cuts` characters and join adjacent parts of one kind."""
     reasoning = None if thinks is None else Reasoning(thinks)
     reader = AnswerReader(form, ["weather", "weather_now"], reasoning)
     pieces = [text[start : start + cuts] for start in range(0, len(text), cuts)]
@@ -220,9 +220,9 @@ ARGUMENTS = '{"city": "}\\"{[TOOL_CALLS]</tool_call>", "n": [1, {}]}'
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("name", FORMS)
-def test_calls_are_read_however_their_text_is_cut(name: str, cuts: int) -> None:
+def test_calls_are_read_from_any_pieces_of_text(name: str, cuts: int) -> None:
     form = FORMS[name]
-    one = form.written([("weather", ARGUMENTS)])
+    one = form.write([("weather", ARGUMENTS)])
     assert parts_of(one, cuts, form) == call("weather", ARGUMENTS)
     assert parts_of(f"{one}\n", cuts, form) == call("weather", ARGUMENTS)
     if not form.has_plain_start:
@@ -232,7 +232,7 @@ def test_calls_are_read_however_their_text_is_cut(name: str, cuts: int) -> None:
             *call("weather", ARGUMENTS),
         ]
     if form.join is not None:
-        two = form.written([("weather", ARGUMENTS), ("weather_now", "{}")])
+        two = form.write([("weather", ARGUMENTS), ("weather_now", "{}")])
         assert parts_of(two, cuts, form) == [
             *call("weather", ARGUMENTS),
             *call("weather_now", "{}"),
@@ -241,9 +241,9 @@ def test_calls_are_read_however_their_text_is_cut(name: str, cuts: int) -> None:
 
 @pytest.mark.parametrize("cuts", [1, 5, 1000])
 @pytest.mark.parametrize("name", FORMS)
-def test_a_call_that_is_cut_keeps_what_there_is_of_its_arguments(name: str, cuts: int) -> None:
+def test_a_truncated_call_keeps_the_arguments_so_far(name: str, cuts: int) -> None:
     form = FORMS[name]
-    whole = form.written([("weather", ARGUMENTS)])
+    whole = form.write([("weather", ARGUMENTS)])
     start = whole.index(ARGUMENTS)
     for size in (1, 9, len(ARGUMENTS)):
         assert parts_of(whole[: start + size], cuts, form) == call("weather", ARGUMENTS[:size])
@@ -270,7 +270,9 @@ NO_CALLS = [
 @pytest.mark.parametrize("cuts", [1, 4, 1000])
 @pytest.mark.parametrize("text", NO_CALLS)
 @pytest.mark.parametrize("name", FORMS)
-def test_what_is_no_call_is_content_to_the_last_space(name: str, text: str, cuts: int) -> None:
+def test_text_without_a_call_is_content_including_whitespace(
+    name: str, text: str, cuts: int
+) -> None:
     found = parts_of(text, cuts, FORMS[name])
     assert found == ([content(text)] if text else [])
 
@@ -285,13 +287,13 @@ def test_what_is_no_call_is_content_to_the_last_space(name: str, text: str, cuts
         '<tool_call>{"name":"weather","arguments":{"city":"Oslo"}}',
     ],
 )
-def test_calls_in_other_words_are_read_too(text: str, cuts: int) -> None:
+def test_variations_of_the_call_form_are_read_too(text: str, cuts: int) -> None:
     assert parts_of(text, cuts, HERMES) == call("weather", '{"city": "Oslo"}')
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 1000])
 @pytest.mark.parametrize("form", [None, HERMES])
-def test_thinking_is_apart(form: CallForm | None, cuts: int) -> None:
+def test_thinking_is_a_separate_part(form: CallForm | None, cuts: int) -> None:
     thought = Part("reasoning", "Is <tool_call> due?\n\nNo.")
     for text, starts_inside in (
         ("<think>\nIs <tool_call> due?\n\nNo.\n</think>\n\nNo.", False),
@@ -305,8 +307,8 @@ def test_thinking_is_apart(form: CallForm | None, cuts: int) -> None:
 
 
 def pieces_of(form: CallForm) -> list[str]:
-    """Pieces of calls, of thinking and of other texts."""
-    written = form.written([("weather", '{"a": "b"}'), ("weather_now", "{}")])
+    """Return pieces of calls, of thinking and of other texts."""
+    written = form.write([("weather", '{"a": "b"}'), ("weather_now", "{}")])
     return [
         *(form.trigger, form.opening, form.middle, form.closing, form.join or "", written),
         *(form.trigger[:-1], form.opening[:-2], written[:-3], form.end_tag or "x"),
@@ -329,7 +331,7 @@ def pieces_of(form: CallForm) -> list[str]:
 
 @pytest.mark.parametrize("thinks", [None, True, False])
 @pytest.mark.parametrize("name", FORMS)
-def test_parts_do_not_depend_on_how_a_text_is_cut(name: str, thinks: bool | None) -> None:
+def test_parts_do_not_depend_on_the_pieces_of_a_text(name: str, thinks: bool | None) -> None:
     form, draws = FORMS[name], random.Random(len(name))
     pieces = pieces_of(form)
     kinds = set()

@@ -1,4 +1,4 @@
-"""Answers by turns on one engine: each call gets further, and the tokens are those alone."""
+"""Interleaved answers on one engine: every call makes progress, and the tokens do not change."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from bita.tree_table import Trees, TreeTable
 SWITCHING = TreeTable(
     (Tree.root_only(2), Tree.chain(3), Tree.chain(6, 0).with_guesses(1)), (0, 2), ((0, 2), (1, 2))
 )
-ROW_BYTES = 2 * 2 * 2 * 16 * 4  # of one token in the tiny engine's cache
+ROW_BYTES = 2 * 2 * 2 * 16 * 4  # bytes of one token in the tiny engine's cache
 BUDGETS = (0, 1, 20 * ROW_BYTES, 100 * ROW_BYTES, 256 << 20)
 NEW_TOKENS = 25
 
@@ -30,8 +30,8 @@ def open_session(engine: Path, kept_text_bytes: int, mode: str = "exact") -> Ses
     return Session.open(engine, num_threads=1, mode=mode, kept_text_bytes=kept_text_bytes)
 
 
-def by_turns(streams: Sequence[Generation], rng: random.Random) -> int:
-    """Call the streams in random order to their ends; returns the number of calls."""
+def run_interleaved(streams: Sequence[Generation], rng: random.Random) -> int:
+    """Call the streams in random order until all end, and return the number of calls."""
     num_calls = 0
     while running := [stream for stream in streams if stream.finish_reason is None]:
         rng.choice(running).__next__()
@@ -41,12 +41,12 @@ def by_turns(streams: Sequence[Generation], rng: random.Random) -> int:
 
 
 def max_calls(stream: Generation, prefill_rows: int) -> int:
-    """If each reads a piece of the prompt or gives a token, and one more sees that it has ended."""
+    """Return the most calls needed: one per prompt piece and token, and one that sees the end."""
     return -(-len(stream.prompt_ids) // prefill_rows) + len(stream.token_ids) + 1
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
-    """Greedy, sampled, penalized, or by a grammar."""
+    """Return random options: greedy, sampled, penalized or with a grammar."""
     grammars = (Grammar.regex("[a-c]{3,40}"), Grammar.json_object(), Grammar.choice(["ab", "abc"]))
     return rng.choice(
         [
@@ -60,7 +60,7 @@ def random_options(rng: random.Random) -> dict[str, Any]:
 
 
 def random_prompt(rng: random.Random) -> list[int]:
-    """From one token up to a prompt that just fits; many begin alike."""
+    """Return one token up to a prompt that just fits; many share a beginning."""
     length = rng.choice((1, 2, 5, 7, 8, 9, 30, 127, 128, 129, 130, 257, 300, TINY_CAPACITY - 6))
     common = prompt_ids(rng.randrange(2), length)
     return (
@@ -70,9 +70,7 @@ def random_prompt(rng: random.Random) -> list[int]:
 
 @pytest.mark.parametrize("kept_text_bytes", BUDGETS)
 @pytest.mark.parametrize("length", [1, 3, 7, 8, 20, 200])
-def test_two_answers_in_alternation_end(
-    tiny_engine: Path, kept_text_bytes: int, length: int
-) -> None:
+def test_two_alternating_answers_end(tiny_engine: Path, kept_text_bytes: int, length: int) -> None:
     session = open_session(tiny_engine, kept_text_bytes)
     prompts = [prompt_ids(1, length), prompt_ids(2, length)]
     streams = [session.stream(prompt, 10, ignore_eos=True) for prompt in prompts]
@@ -87,8 +85,10 @@ def test_two_answers_in_alternation_end(
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_answers_by_turns_are_those_alone_whatever_is_kept(tiny_engine: Path, seed: int) -> None:
-    """2 to 5 streams with trees, n-grams, adapters, options and prompts of their own."""
+def test_interleaved_answers_equal_separate_ones_for_any_cache_budget(
+    tiny_engine: Path, seed: int
+) -> None:
+    """Two to five streams have their own trees, n-grams, adapters, options and prompts."""
     pytest.importorskip("llguidance")
     rng = random.Random(seed)
     session = open_session(tiny_engine, rng.choice(BUDGETS))
@@ -100,7 +100,7 @@ def test_answers_by_turns_are_those_alone_whatever_is_kept(tiny_engine: Path, se
         jobs.append((own, random_prompt(rng), random_options(rng)))
     streams = [own.stream(prompt, NEW_TOKENS, **options) for own, prompt, options in jobs]
     with stopped_if_it_hangs():
-        num_calls = by_turns(streams, rng)
+        num_calls = run_interleaved(streams, rng)
     assert num_calls <= sum(max_calls(each, session.backend.prefill_rows) for each in streams)
     for (own, prompt, options), stream in zip(jobs, streams, strict=True):
         session.forget()
@@ -110,7 +110,9 @@ def test_answers_by_turns_are_those_alone_whatever_is_kept(tiny_engine: Path, se
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_conversations_and_forks_by_turns(tiny_engine: Path, seed: int) -> None:
+def test_interleaved_conversations_and_forks_equal_separate_answers(
+    tiny_engine: Path, seed: int
+) -> None:
     rng = random.Random(seed)
     session = open_session(tiny_engine, rng.choice(BUDGETS))
     root = session.conversation()
@@ -120,15 +122,15 @@ def test_conversations_and_forks_by_turns(tiny_engine: Path, seed: int) -> None:
         options = {"max_new_tokens": 12, "temperature": 0.8, "seed": seed}
         answers = [talk.send(f"{question} {at}", **options) for at, talk in enumerate(talks)]
         with stopped_if_it_hangs():
-            by_turns(answers, rng)
+            run_interleaved(answers, rng)
         for answer in answers:
             session.forget()
             alone = session.generate(list(answer.prompt_ids), 12, temperature=0.8, seed=seed)
             assert answer.token_ids == alone.token_ids
 
 
-def test_every_call_gets_further(tiny_engine: Path) -> None:
-    """In the prompt, whose pieces another text throws away, and in the answer."""
+def test_every_call_makes_progress(tiny_engine: Path) -> None:
+    """This holds in the answer and in the prompt, whose rows another text evicts."""
     session = open_session(tiny_engine, kept_text_bytes=0)
     long = session.stream(prompt_ids(1, 300), 10, ignore_eos=True)
     num_given: list[int] = []
@@ -145,7 +147,7 @@ def test_every_call_gets_further(tiny_engine: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", ["timeout", "cancelled"])
-def test_an_end_is_seen_between_pieces_that_are_computed_again(
+def test_an_answer_can_end_between_pieces_that_are_recomputed(
     tiny_engine: Path, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = open_session(tiny_engine, kept_text_bytes=0)
@@ -173,13 +175,13 @@ def test_an_end_is_seen_between_pieces_that_are_computed_again(
 
 
 @pytest.mark.parametrize("room", range(3))
-def test_prompts_that_fill_the_cache_end_by_turns(tiny_engine: Path, room: int) -> None:
+def test_interleaved_prompts_that_fill_the_cache_end(tiny_engine: Path, room: int) -> None:
     session = open_session(tiny_engine, kept_text_bytes=0)
     length = session.max_prompt_tokens - room
     prompts = [prompt_ids(seed, length) for seed in (1, 2)]
     streams = [session.stream(prompt, 50, ignore_eos=True) for prompt in prompts]
     with stopped_if_it_hangs():
-        by_turns(streams, random.Random(room))
+        run_interleaved(streams, random.Random(room))
     for prompt, stream in zip(prompts, streams, strict=True):
         session.forget()
         alone = session.generate(prompt, 50, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""Made-up measurements of drafts, and all small trees, for searches to be compared with."""
+"""Invented measurements of drafts, and all small trees, to compare searches with."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from bita.tree_table import Trees, TreeTable
 
 
 def random_acceptance(num_masks: int, num_ranks: int, seed: int, length: int = 400) -> Acceptance:
-    """Ranks as masks have them: the first is the likeliest, later masks are worse."""
+    """Return random ranks like those of masks: rank 1 is the likeliest, later masks are worse."""
     rng = np.random.default_rng(seed)
     positions = []
     for _ in range(length):
@@ -35,7 +35,7 @@ def _random_guess(rng: np.random.Generator, num_ranks: int) -> Guess:
 
 
 def in_texts(acceptance: Acceptance, length: int) -> Acceptance:
-    """The positions of one text as many texts of this length."""
+    """Split the positions of one text into texts of this length."""
     (text,) = acceptance.texts
     texts = [text[start : start + length] for start in range(0, len(text), length)]
     return dataclasses.replace(acceptance, texts=tuple(texts), prompt_lengths=(100,) * len(texts))
@@ -44,14 +44,14 @@ def in_texts(acceptance: Acceptance, length: int) -> Acceptance:
 def replay_speed(
     acceptance: Acceptance, trees: Trees, times: list[float], mode: str = "tree"
 ) -> float:
-    """Tokens per millisecond by replay."""
+    """Return the tokens per millisecond of a replay."""
     table = TreeTable.of(trees)
     numbers = [visit.number for text in replay(acceptance, table, mode) for visit in text]
     return acceptance.num_positions / sum(times[table.trees[n].num_rows - 1] for n in numbers)
 
 
 def all_trees(num_masks: int, num_ranks: int, max_rows: int) -> Iterator[dict[Path, int]]:
-    """Every set of paths with parents, with every number of masks on each node."""
+    """Yield every set of paths that includes parents, with every number of masks on each node."""
 
     def grow(nodes: tuple[Path, ...], candidates: list[Path]) -> Iterator[tuple[Path, ...]]:
         yield nodes
@@ -68,7 +68,7 @@ def all_trees(num_masks: int, num_ranks: int, max_rows: int) -> Iterator[dict[Pa
 
 
 def repeating(seed: int, num_texts: int = 40) -> Acceptance:
-    """Texts with stretches that stood before: there a guess is mostly right, elsewhere never."""
+    """Return texts with repeated stretches, where guesses are mostly right; elsewhere never."""
     rng = np.random.default_rng(seed)
     texts = []
     for _ in range(num_texts):

@@ -1,4 +1,4 @@
-"""A real browser for tests, where there is one."""
+"""A real browser for tests, if one is installed."""
 
 import json
 import shutil
@@ -14,20 +14,20 @@ PATIENCE_S = 20
 
 
 class Page:
-    """A page of a browser. Elements are named by CSS selectors."""
+    """A page of a browser; elements are given by CSS selectors."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def open(self, url: str) -> None:
-        """Open a page as if nothing had been before."""
+        """Open a page with empty session storage and logs."""
         self.driver.get(url)
         self.run("sessionStorage.clear()")
-        self.told(), self.asked()
+        self.console_messages(), self.requested_urls()
         self.driver.get(url)
 
     def run(self, script: str, *values: Any) -> Any:
-        """What a script returns."""
+        """Run a script and return its result."""
         return self.driver.execute_script(script, *values)
 
     def all(self, selector: str) -> list[Any]:
@@ -40,7 +40,7 @@ class Page:
         self.driver.find_element("css selector", selector).send_keys(*keys)
 
     def set(self, selector: str, value: str) -> None:
-        """Replace what an input holds."""
+        """Replace the value of an input."""
         self.driver.find_element("css selector", selector).clear()
         self.type(selector, value)
 
@@ -55,12 +55,12 @@ class Page:
     def wait_for(self, selector: str) -> None:
         self.wait(lambda: self.all(selector))
 
-    def told(self) -> list[str]:
-        """Messages of the console since the last call."""
+    def console_messages(self) -> list[str]:
+        """Return the console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
-    def asked(self) -> list[str]:
-        """Addresses that the page has asked for since the last call."""
+    def requested_urls(self) -> list[str]:
+        """Return the addresses that the page has requested since the last call."""
         entries = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
         sent = [each["message"] for each in entries]
         return [
@@ -76,7 +76,7 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """Skips the test where there is no Chromium, no driver of it or no selenium."""
+    """Yield a page; skip the test without Chromium, its driver or selenium."""
     webdriver = pytest.importorskip("selenium.webdriver")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")

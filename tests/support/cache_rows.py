@@ -1,4 +1,4 @@
-"""Rows that say which tokens they are of, written and read in caches as operators do."""
+"""Rows that encode their tokens, written to and read from caches as operators do."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from bita.runtime.backends.cache import Cache, HostCache
 from bita.runtime.backends.paged_cache import PagedCache
 
 IDENTITY = identify(random_checkpoint())
-Places = Sequence[tuple[int, int]]  # a page, and a slot of it
-LAYERS, HEADS, WIDTH = 4, 2, 16  # what adapters of this model have prefixes for
+Places = Sequence[tuple[int, int]]  # page and slot
+LAYERS, HEADS, WIDTH = 4, 2, 16  # the shape of this model's prefixes
 
 
 def shape_of(capacity: int) -> tuple[int, int, int, int]:
@@ -24,7 +24,7 @@ def adapter_of(prefix_length: int, seed: int = 0) -> Adapter:
 
 
 def rows_of(ids: Sequence[int]) -> np.ndarray:
-    """Rows [2L, H, n, D] that say which tokens they are of, and all before them."""
+    """Return rows [2L, H, n, D] that encode their token and all tokens before it."""
     number, numbers = 1, []
     for token in ids:
         number = (number * 31 + token + 1) % 10_007
@@ -36,7 +36,7 @@ def rows_of(ids: Sequence[int]) -> np.ndarray:
 
 
 def write_step(cache: Cache, rows: np.ndarray) -> None:
-    """Write rows [2L, H, n, D] after the text, as a step does; its length stays."""
+    """Write rows [2L, H, n, D] after the text, as a step does, without changing its length."""
     count = rows.shape[2]
     cache.reserve(count, count)
     if isinstance(cache, PagedCache):
@@ -48,13 +48,13 @@ def write_step(cache: Cache, rows: np.ndarray) -> None:
 
 
 def text_places(cache: PagedCache, start: int, stop: int) -> Places:
-    """Where the text's slots are, as an operator finds them: by the placement."""
+    """Return the places of the text's slots, found by the placement as in an operator."""
     pages = cache.placement["text_pages"][0]
     return [(int(pages[slot // 16]), slot % 16) for slot in range(start, stop)]
 
 
 def text_by_pages(cache: PagedCache, num_slots: int) -> np.ndarray:
-    """[2L, H, n, D] of the text's first slots."""
+    """Return the rows [2L, H, n, D] of the text's first slots."""
     return slots_of(cache, text_places(cache, 0, num_slots))
 
 
@@ -64,7 +64,7 @@ def prefix_by_pages(cache: PagedCache, num_slots: int) -> np.ndarray:
 
 
 def write_slots(cache: PagedCache, places: Places, rows: np.ndarray) -> None:
-    """Put rows [2L, H, n, D] into slots."""
+    """Write rows [2L, H, n, D] to slots."""
     _, heads, _, width = cache.shape
     for name, pages in cache.views().items():
         layer = int(name.removesuffix(".pages"))
@@ -74,7 +74,7 @@ def write_slots(cache: PagedCache, places: Places, rows: np.ndarray) -> None:
 
 
 def slots_of(cache: PagedCache, places: Places) -> np.ndarray:
-    """[2L, H, n, D] of slots."""
+    """Return the rows [2L, H, n, D] of slots."""
     layers, heads, _, width = cache.shape
     rows = np.zeros((layers, heads, len(places), width), cache.dtype)
     for name, pages in cache.views().items():

@@ -1,4 +1,4 @@
-"""Chat templates as models have them, in short form: those that are made of pieces, and others."""
+"""Chat templates of models in short form: those that consist of pieces, and others."""
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -354,14 +354,14 @@ PIECES = {
 }
 
 _EACH = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-# Templates whose prompts are made of pieces for one question only.
+# Templates whose prompts consist of pieces only for one question.
 PARTLY = {
     "backwards": "{% for m in messages | reverse %}[{{ m.role }}]{{ m.content }}{% endfor %}",
     "counted": "{{ messages | length }} messages: " + _EACH,
     "a window": "{% for m in messages[-4:] %}[{{ m.role }}]{{ m.content }}{% endfor %}",
     "many messages": _EACH + "{% if messages | length > 1200 %}and so on{% endif %}",
 }
-# Templates without pieces, and what the reason says.
+# Templates without pieces, and a part of the reason.
 OTHERS = {
     "the date": ("{{ strftime_now('%d %b %Y') }}" + _EACH, "it writes the current date"),
     "twice": (
@@ -370,22 +370,22 @@ OTHERS = {
     ),
     "a changed letter": (
         "{% for m in messages %}[{{ m.role }}]{{ m.content | replace('o', '0') }}{% endfor %}",
-        "what it writes depends on the content of a message of role",
+        "its output depends on the content of a message of role",
     ),
     "as JSON": (
         "{% for m in messages %}[{{ m.role }}]{{ m.content | tojson }}{% endfor %}",
-        "it writes the contents of messages of role system in a changed form",
+        "it changes the contents of messages of role system",
     ),
     "a length": (
         "{% for m in messages %}[{{ m.role }}{% if m.content | length > 1500 %}, long{% endif %}]"
         "{{ m.content }}{% endfor %}",
-        "what it writes depends on the content of a message of role",
+        "its output depends on the content of a message of role",
     ),
     "for tools": (
         "{% if not tools %}{{ raise_exception('needs tools') }}{% endif %}" + _EACH,
         "the chat template refuses these messages: needs tools; change their roles",
     ),
-    "nobody": ("{% for m in messages %}[{{ m.role }}]{% endfor %}", "does not write what the user"),
+    "nobody": ("{% for m in messages %}[{{ m.role }}]{% endfor %}", "does not write the user's"),
     "broken": ("{% for %}", "the chat template does not compile: line 1"),
-    "half a character": ("{{ '\\ud800' }}" + _EACH, "it writes what is not valid Unicode"),
+    "half a character": ("{{ '\\ud800' }}" + _EACH, "its output is not valid Unicode"),
 }

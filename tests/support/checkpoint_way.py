@@ -1,8 +1,9 @@
-"""The way of a checkpoint through the code, from `bita engine` to the engine, as it is run.
+"""Trace a checkpoint through the code, from `bita engine` to the engine, at run time.
 
 python tests/support/checkpoint_way.py [ROOT] builds a tiny engine with the code of ROOT, once
 without and once with calibration. For each build it prints how many functions and files of the
-package hold the checkpoint, how many are entered at all while it is open, and who calls each check.
+package have the checkpoint, how many are entered while it is open, and which functions call each
+check.
 """
 
 import importlib
@@ -29,12 +30,14 @@ Function = tuple[str, str]  # module, name
 
 
 @dataclass
-class Way:
-    """What was entered between the opening of a checkpoint and the end of the command."""
+class Trace:
+    """Functions entered between the opening of a checkpoint and the end of the command."""
 
     entered: set[Function] = field(default_factory=set)
-    holding: set[Function] = field(default_factory=set)  # with the checkpoint as an argument
-    moves: set[tuple[str, str]] = field(default_factory=set)  # of the checkpoint, by modules
+    holding: set[Function] = field(default_factory=set)  # those with the checkpoint as an argument
+    moves: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # modules that the checkpoint passes between
     checks: dict[str, Counter[str]] = field(default_factory=dict)  # check: calls by caller
 
     def __str__(self) -> str:
@@ -52,19 +55,19 @@ class Way:
 
 
 class _Recorder:
-    """A function for `sys.setprofile`."""
+    """A profile function for `sys.setprofile`."""
 
     def __init__(self) -> None:
-        self.way = Way()
+        self.way = Trace()
         self._checkpoint: Any = None
 
     def __call__(self, frame: FrameType, event: str, returned: Any) -> None:
         if event == "return" and frame.f_code.co_name == "open_checkpoint":
             self._checkpoint = returned
         if event == "call" and self._checkpoint is not None and _is_function(frame):
-            self._enter(frame)
+            self._record(frame)
 
-    def _enter(self, frame: FrameType) -> None:
+    def _record(self, frame: FrameType) -> None:
         function, caller = _function(frame), _caller(frame)
         self.way.entered.add(function)
         if function[1] in CHECKS:
@@ -75,13 +78,13 @@ class _Recorder:
                 self.way.moves.add((caller[0], function[0]))
 
     def _is_held_by(self, value: object) -> bool:
-        """Whether it is the checkpoint, or has it as an attribute."""
+        """Whether `value` is the checkpoint or has it as an attribute."""
         held = (value, *getattr(value, "__dict__", {}).values())
         return any(each is self._checkpoint for each in held)
 
 
 def _is_function(frame: FrameType) -> bool:
-    """Whether it is one of the package; comprehensions do not count, nor the bodies of modules."""
+    """Whether a frame is a function of the package; comprehensions and modules do not count."""
     is_named = not frame.f_code.co_name.startswith("<")
     return is_named and str(frame.f_globals.get("__name__")).startswith("bita.")
 
@@ -91,22 +94,22 @@ def _function(frame: FrameType) -> Function:
 
 
 def _caller(frame: FrameType) -> Function:
-    """The nearest function of the package above."""
+    """Return the nearest calling function of the package."""
     above = frame.f_back
     while above and not _is_function(above):
         above = above.f_back
     return _function(above) if above else ("", "")
 
 
-def way_of_build(folder: Path, options: Sequence[str]) -> Way:
-    """Run `bita engine` on a tiny model in `folder`, with the code that is on sys.path."""
+def trace_build(folder: Path, options: Sequence[str]) -> Trace:
+    """Run `bita engine` on a tiny model in `folder`, with the code on sys.path."""
     make_tiny_engine = importlib.import_module("make_tiny_engine")
     model = make_tiny_engine.write_plain_model(folder / "model")
     prompts = folder / "prompts.jsonl"
     prompts.write_text(PROMPTS, encoding="utf-8")
     try:
         main = importlib.import_module("bita.cli.main").main
-    except ModuleNotFoundError:  # before the rooms, `bita.cli` was a module
+    except ModuleNotFoundError:  # in older versions, `bita.cli` was a module
         main = importlib.import_module("bita.cli").main
     command = ["engine", str(model), "--out", str(folder / "engine"), *options]
     recorder = _Recorder()
@@ -125,7 +128,7 @@ def main(root: Path) -> None:
             sys.path.insert(0, str(root / place))
     for name, options in BUILDS.items():
         with tempfile.TemporaryDirectory() as folder:
-            way = way_of_build(Path(folder), options)
+            way = trace_build(Path(folder), options)
         print(f"{name} build:\n{way}")
 
 

@@ -1,4 +1,4 @@
-"""Random conversations of all kinds of contents, for chat templates."""
+"""Random conversations with all kinds of content, for chat templates."""
 
 import random
 import re
@@ -39,9 +39,9 @@ _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 def random_conversation(rng: random.Random, source: str) -> list[dict[str, str]]:
-    """One to twenty messages; in most of them a user and an assistant take turns.
+    """Return one to twenty messages, in which user and assistant mostly alternate.
 
-    source: of a template, whose texts are among the contents.
+    Some contents have string literals of `source`, a template.
     """
     texts = re.findall(r"'([^']{1,40})'", source)
     roles = [rng.choice(("user", "assistant"))] if rng.random() < 0.1 else ["user"]

@@ -1,4 +1,4 @@
-"""Programs that are built with libbita for tests, in build/cpp."""
+"""Programs in build/cpp that are built with libbita for tests."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from answer_tool import BUILD, AnswerTool, tool_command
 
 
 def cpp_program(name: str) -> Path:
-    """A program's file; the test is skipped where it was not built (`make cpp-programs`)."""
+    """Return the file of a program; skip the test if it is not built (`make cpp-programs`)."""
     path = BUILD / name
     if not path.is_file():
         pytest.skip(f"{path} is not built: make cpp-programs")
@@ -19,13 +19,13 @@ def cpp_program(name: str) -> Path:
 
 
 def answer_tool(engine: Path, options: Mapping[str, Any] | None = None) -> AnswerTool:
-    """A process that answers on one thread; options: more of the engine."""
+    """Start a process that answers on one thread, with these options of the engine."""
     cpp_program("answer_tool")
     return AnswerTool(tool_command(engine, {"num_threads": 1, **(options or {})}))
 
 
 def open_fault(engine: Path, options: Mapping[str, Any] | None = None) -> str:
-    """What libbita says of an engine that it cannot open."""
+    """Return libbita's error message for an engine that it cannot open."""
     cpp_program("answer_tool")
     command = tool_command(engine, options)
     result = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""A generator and a sampler without a model, whose tokens follow from prompt and seed."""
+"""A generator and a sampler without a model; their tokens depend on prompt and seed."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -16,13 +16,13 @@ END_ID = EOS_ID  # the tiny template ends every turn with it
 
 
 class Killed(BaseException):
-    """As KeyboardInterrupt: nothing may catch it."""
+    """A kill, which like KeyboardInterrupt nothing may catch."""
 
 
 class HashGenerator:
-    """Ids that follow from the prompt and, as rounding may, from the size of the batch.
+    """A generator whose ids depend on the prompt and, like rounding errors, on the batch size.
 
-    Raises Killed instead of completing the batch of number `kill_at`.
+    It raises Killed instead of completing batch number `kill_at`.
     """
 
     name = "hash"
@@ -51,7 +51,7 @@ class HashGenerator:
 
 
 class WordSampler:
-    """Turns of random words; of ten, about two do not end, and three are the same."""
+    """A sampler of random words; of ten turns, about two do not end and three are the same."""
 
     name = "words"
 

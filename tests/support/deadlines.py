@@ -1,4 +1,4 @@
-"""What keeps a test from hanging; a test that is only slow passes."""
+"""Time limits that end a hanging test; a slow test still passes."""
 
 import signal
 import threading
@@ -11,8 +11,9 @@ PATIENCE_S = 120
 
 @contextmanager
 def stopped_if_it_hangs(seconds: int = PATIENCE_S) -> Iterator[None]:
-    """Raise TimeoutError in the block if it runs that long. For work that would take hours if it
-    went wrong; in the main thread only.
+    """Raise TimeoutError in the block after this time; works only in the main thread.
+
+    This is for work that would take hours if it went wrong.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -28,7 +29,7 @@ def stopped_if_it_hangs(seconds: int = PATIENCE_S) -> Iterator[None]:
 
 
 def wait_until(is_so: Callable[[], bool], thread: threading.Thread) -> None:
-    """Wait for something that another thread does; fails if the thread ends before."""
+    """Wait until `is_so()` is true; fail if `thread`, which should make it true, ends first."""
     with stopped_if_it_hangs():
         while not is_so():
             thread.join(0.005)

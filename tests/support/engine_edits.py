@@ -1,4 +1,4 @@
-"""Copies of an engine with other contents, whose manifest lists them as if they were right."""
+"""Copies of an engine with changed files, and a manifest that lists them as if valid."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ def read_manifest(engine: Path) -> dict[str, Any]:
 
 
 def edit_manifest(engine: Path, **changes: Any) -> None:
-    """Other values of the manifest; a key whose value is `...` is taken out."""
+    """Change values of the manifest; the value `...` removes a key."""
     values = {**read_manifest(engine), **changes}
     kept = {key: value for key, value in values.items() if value is not ...}
     (engine / "manifest.json").write_text(json.dumps(kept))
 
 
 def edit_files(engine: Path, contents: Mapping[str, bytes]) -> None:
-    """Other contents of files, or more files; the manifest has their sizes and hashes."""
+    """Replace or add files, with their sizes and hashes in the manifest."""
     files = read_manifest(engine)["files"]
     for name, content in contents.items():
         (engine / name).unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def entry_of(content: bytes) -> dict[str, Any]:
 
 
 def give_pairs(engine: Path, rank: int = 4) -> dict[str, np.ndarray]:
-    """Give an engine an adapter with pair scores, and the tables of them, which are returned."""
+    """Give an engine an adapter with pair scores and their tables; return the tables."""
     own = Adapter.load(engine / "adapter.safetensors")
     hidden, vocab_size = own.identity.hidden_size, own.identity.vocab_size
     rng = np.random.default_rng(0)

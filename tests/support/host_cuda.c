@@ -1,6 +1,6 @@
-/* A stand-in for libcudart on the host, for tests: memory is malloc's, streams do their work at
-   once, and a stream that captures writes it down for graphs to replay. What cudaMemset fills is
-   filled as late as CUDA may: behind what streams do meanwhile, which do not wait for it. */
+/* A stand-in for libcudart on the host, for tests. Memory comes from malloc, streams work
+   synchronously, and a capturing stream records its operations for graphs to replay. cudaMemset
+   fills memory as late as CUDA may: after the operations of streams, which do not wait for it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,7 +46,7 @@ static int allocate(void **out, size_t size) {
     if (used + size > limit) return OUT_OF_MEMORY;
     block_t *block = malloc(sizeof *block);
     if (posix_memalign((void **)&block->start, 256, size ? size : 1)) return OUT_OF_MEMORY;
-    memset(block->start, 0xCD, size); /* nobody is to count on zeros */
+    memset(block->start, 0xCD, size); /* nothing may rely on zeros */
     block->size = size;
     block->late = (op_t){.kind = FILL};
     block->next = blocks;
@@ -239,7 +239,7 @@ const char *cudaGetErrorString(int status) {
          : status == CAPTURE_INVALIDATED
              ? "operation failed due to a previous error during capture" : "unknown error";
 }
-/* What an inference library puts into a stream. */
+/* Enqueue a call, as an inference library does. */
 int host_cuda_enqueue(void *stream, callback_t call, void *data) {
     return put(stream, (op_t){.kind = CALL, .call = call, .data = data});
 }

@@ -1,4 +1,4 @@
-"""The stand-in for libcudart of host_cuda.c, compiled for the tests."""
+"""The stand-in for libcudart in host_cuda.c, compiled for the tests."""
 
 import atexit
 import ctypes
@@ -17,25 +17,25 @@ SOURCE = Path(__file__).parent / "host_cuda.c"
 
 @functools.cache
 def host_cuda_library() -> str:
-    """Path of the library; skips the test where there is no C compiler."""
+    """Return the path of the library; skip the test without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
     folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # it stays loaded
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the library stays loaded
     out = Path(folder) / "libcudart.so.13"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", str(SOURCE), "-o", str(out)], check=True)
     return str(out)
 
 
 def load_host_cuda() -> Cuda:
-    """A device of its own settings, with the others' memory."""
+    """Load the stand-in with default settings; all devices share one memory."""
     host_cuda().host_cuda_reset()
     return Cuda.load(library=host_cuda_library())
 
 
 def host_cuda() -> ctypes.CDLL:
-    """The library's own switches and counts."""
+    """Return the library with its settings and counters."""
     library = ctypes.CDLL(host_cuda_library())
     library.host_cuda_set_limit.argtypes = [ctypes.c_size_t]
     return library

@@ -1,7 +1,7 @@
-"""A stand-in for `tensorrt` on the host: its "plans" name a graph, which ONNX Runtime runs.
+"""A stand-in for `tensorrt` on the host, whose "plans" name a graph that ONNX Runtime runs.
 
-Contexts read and write at the addresses they are given, when the stream of `host_cuda.c` comes to
-them, so that what the backend does with addresses, profiles, streams and graphs is really done.
+Contexts read and write at the given addresses when the stream of `host_cuda.c` reaches them, so
+that the backend's use of addresses, profiles, streams and graphs is tested for real.
 """
 
 import ctypes
@@ -38,20 +38,20 @@ def nptype(dtype: Any) -> Any:
 
 
 def write_plan(path: Path, graph: Path, profiles: Sequence[Any]) -> None:
-    """profiles: by the names of free dimensions (least, usual, most), as PlanOptions has them."""
+    """Write a plan; `profiles` map free dimensions to (min, usual, max), as in PlanOptions."""
     path.write_text(json.dumps({"graph": str(graph), "profiles": list(profiles)}))
 
 
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
-        self.engine_host_code_allowed = True  # the backend is to turn it off
+        self.engine_host_code_allowed = True  # the backend must turn this off
 
     def deserialize_cuda_engine(self, serialized: mmap) -> "HostEngine | None":
         assert not self.engine_host_code_allowed
         plan = bytes(memoryview(serialized))
         if not plan.startswith(b"{"):
-            self._logger.log(ILogger.WARNING, "this is no error")
+            self._logger.log(ILogger.WARNING, "this is not an error")
             self._logger.log(ILogger.ERROR, "magic tag does not match")
             return None
         return HostEngine(self._logger, **json.loads(plan))
@@ -160,7 +160,7 @@ class HostContext:
 
 
 def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A view of memory of the host."""
+    """Return a view of host memory."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     buffer = (ctypes.c_char * max(count, 1)).from_address(address)
     return np.frombuffer(buffer, np.uint8)[:count].view(dtype).reshape(shape)

@@ -1,6 +1,6 @@
-"""Grammars that take minutes, gigabytes or the stack if nothing holds them.
+"""Grammars that take minutes, gigabytes or the whole stack if nothing limits them.
 
-Run as a script it tries each, with little memory, and prints what they cost as JSON.
+As a script it compiles each of them with little memory, and prints the costs as JSON.
 """
 
 import json
@@ -11,11 +11,11 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
-MAX_BYTES = 500 << 20  # that all of them together may take
+MAX_BYTES = 500 << 20  # limit for all of them together
 
 
 def _chain(names: str, step: str, length: int) -> str:
-    """Rules, each of which is made of the one after it."""
+    """Return rules that each refer to the next one."""
     rules = [f"{names}{i}: {step.format(f'{names}{i + 1}')}" for i in range(length)]
     return "\n".join([f"start: {names}0", *rules, f'{names}{length}: "a"'])
 
@@ -95,7 +95,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
 
 
 def write_large_tokenizer(path: Path, num_tokens: int = 30_000) -> None:
-    """A byte-level tokenizer of so many tokens: bytes, and letters of all lengths up to 8."""
+    """Write a byte-level tokenizer: bytes, and random words of up to 8 characters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     random = Random(0)
@@ -137,7 +137,7 @@ def _costs() -> Iterator[dict[str, Any]]:
 
 
 def _walk(matcher: Any) -> str:
-    """Follow a grammar for some tokens; says how the slowest step was."""
+    """Follow a grammar for some tokens; return the time of the slowest step, or the refusal."""
     from bita.errors import PromptError
 
     random, slowest = Random(0), 0.0
@@ -157,7 +157,7 @@ def _walk(matcher: Any) -> str:
 
 
 def _seconds() -> float:
-    """Of the processor, this process and its children."""
+    """Return the CPU seconds of this process and its children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime for each in used)
 

@@ -1,6 +1,6 @@
-"""Chat templates that take minutes or gigabytes if nothing holds them.
+"""Chat templates that take minutes or gigabytes if nothing limits them.
 
-Run as a script it renders each, with little memory, and prints what they cost as JSON.
+As a script it renders each of them with little memory, and prints the costs as JSON.
 """
 
 import json
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 1 << 30  # that all of them together may take
-MAX_SECONDS = 1.5  # of one rendering
-MAX_COMPILE_SECONDS = 60.0  # what is tested is rendering, also on a machine that others use
+MAX_BYTES = 1 << 30  # limit for all of them together
+MAX_SECONDS = 1.5  # limit of one rendering
+MAX_COMPILE_SECONDS = 60.0  # generous, because rendering is under test, also on a busy machine
 _LOOP = "{% for i in range(60) %}"
-# Values that share their parts: 60 lists that print as 2^60.
+# Values that share their parts: 60 lists print as 2^60.
 _START = "{% set ns = namespace(x=(1,), y=(1,)) %}"
 TUPLES = _START + _LOOP + "{% set ns.x = (ns.x, ns.x) %}{% endfor %}"
 LISTS = _START + _LOOP + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
 DICTS = _START + _LOOP + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}"
-TWO = (  # equal, and not the same; 2^45 so that they are not too deep
+TWO = (  # equal but not identical; 2^45 so that they are not too deep
     _START + "{% for i in range(45) %}{% set ns.x = (ns.x, ns.x) %}"
     "{% set ns.y = (ns.y, ns.y) %}{% endfor %}"
 )

@@ -1,4 +1,4 @@
-"""Programs of tests that are built with libbita as an application is: by header and library."""
+"""Test programs that use libbita as an application does, through its header and library."""
 
 import os
 import re
@@ -21,13 +21,13 @@ needs_libbita = pytest.mark.skipif(
 
 
 def tiny_engine(folder: Path) -> Path:
-    """A tiny Llama with native operators, int4, drafts, and a chat template in pieces."""
+    """Build a tiny int4 Llama with native operators, drafts, and a chat template in pieces."""
     require_library()
     return native_engine(FEATURES["long"], folder, "int4", CAPACITY).path
 
 
 def compile_c(source: Path, program: Path, include: Path, with_library: bool = False) -> Path:
-    """The program of a source in C99, with the headers of a folder."""
+    """Compile a C99 source with the headers of a folder; return the program."""
     command = ["gcc", "-std=c99", *STRICT, "-I", str(include), str(source), "-o", str(program)]
     link = [str(BUILD / "libbita.so.0"), f"-Wl,-rpath,{BUILD}"] if with_library else []
     run([*command, *link])
@@ -35,9 +35,9 @@ def compile_c(source: Path, program: Path, include: Path, with_library: bool = F
 
 
 def run(command: Sequence[str], given: str = "", folder: Path | None = None, **more: str) -> str:
-    """What a command prints, in this folder, with this input and these variables.
+    """Run a command with this input, folder and environment; return its output.
 
-    The test fails if it does. Carriage returns stay.
+    The test fails if the command fails. Carriage returns are kept.
     """
     result = subprocess.run(
         command,
@@ -52,16 +52,16 @@ def run(command: Sequence[str], given: str = "", folder: Path | None = None, **m
 
 
 def loader_folder(folder: Path) -> Path:
-    """A folder for LD_LIBRARY_PATH, with the package's ONNX Runtime by its soname."""
+    """Create a folder for LD_LIBRARY_PATH with the package's ONNX Runtime under its soname."""
     folder.mkdir(exist_ok=True)
     (folder / "libonnxruntime.so.1").symlink_to(onnxruntime_library())
     return folder
 
 
 def printed(program: Path, *words: str, given: str = "", libraries: str = "") -> str:
-    """What a program prints that finds ONNX Runtime by its soname.
+    """Run a program that finds ONNX Runtime by its soname; return its output.
 
-    given: its input. libraries: more folders for the loader.
+    `given` is its input, and `libraries` are further folders for the loader.
     """
     folder = program.with_name(f"{program.name} libraries")
     if not folder.is_dir():
@@ -71,14 +71,14 @@ def printed(program: Path, *words: str, given: str = "", libraries: str = "") ->
 
 
 def answer_of_generate(out: str) -> str:
-    """The text in what examples/c/generate.c prints."""
+    """Return the answer in the output of examples/c/generate.c."""
     found = re.fullmatch(r"(.*)\n\d+ tokens/s, [\d.]+ tokens a step\n", out, flags=re.DOTALL)
     assert found, out
     return found[1]
 
 
 def answers_of_chat(out: str) -> list[str]:
-    """The texts in what examples/cpp/chat.cpp prints."""
+    """Return the answers in the output of examples/cpp/chat.cpp."""
     figures = r"\n\[[\d.e+]+ tokens/s, [\d.]+ tokens a step\]\n"
     assert out.endswith("> \n"), out
     return [part.removeprefix("> ") for part in re.split(figures, out)[:-1]]

@@ -1,12 +1,12 @@
-"""Hashes of logits and token ids, which every processor and every road has to give alike.
+"""Hashes of logits and token ids, which must be the same on every processor and ISA.
 
     PYTHONPATH=tests/support python tests/support/logit_hashes.py --make-families FOLDER
     PYTHONPATH=tests/support python tests/support/logit_hashes.py --out FILE ENGINE...
     PYTHONPATH=tests/support python tests/support/logit_hashes.py --transcript ENGINE --out FILE
 
-The first makes an engine of a tiny random model of each family, in int4 and in int8, without torch.
-The second writes {engine: {"weights": hash, "roads": {road: {step: hash}}}}, the third the token
-ids of a few answers, both as JSON.
+The first command builds engines of a tiny random model of each family, in int4 and int8, without
+torch. The second one writes {engine: {"weights": hash, "isas": {isa: {step: hash}}}} as JSON, and
+the third one the token ids of a few answers.
 """
 
 import argparse
@@ -24,28 +24,28 @@ from bita.engine import Engine, open_engine
 from bita.engine_adapter import read_adapter
 from bita.runtime.backends.layout import Layout, tree_layout
 from bita.runtime.backends.ort_backend import OrtBackend
-from bita.runtime.native.library import loaded_operators, use_road
+from bita.runtime.native.library import loaded_operators, use_isa
 from bita.runtime.session import Session
 from bita.tree import Tree
 
 SIZES = (1, 2, 5, 16, 64)  # rows of a step
-TEXT_LENGTH = 75  # tokens in front of them: more than a chunk of attention
-FIRST_ID = 4  # no special token
+TEXT_LENGTH = 75  # cached tokens: more than a chunk of attention
+FIRST_ID = 4  # the first id that is not a special token
 
-Hashes = dict[str, str]  # of each step
+Hashes = dict[str, str]  # step: hash
 
 
-def hashes_by_road(engine: Engine, roads: Sequence[str], num_threads: int = 2) -> dict[str, Hashes]:
-    """The hashes of this engine on each road; the road that was in use is taken again."""
-    in_use = loaded_operators().road
+def hashes_by_isa(engine: Engine, isas: Sequence[str], num_threads: int = 2) -> dict[str, Hashes]:
+    """Return the hashes of this engine for each ISA, and restore the ISA in use."""
+    in_use = loaded_operators().isa
     try:
         found = {}
-        for road in roads:
-            use_road(road)
-            found[road] = logit_hashes(engine, num_threads)
+        for isa in isas:
+            use_isa(isa)
+            found[isa] = logit_hashes(engine, num_threads)
         return found
     finally:
-        use_road(in_use)
+        use_isa(in_use)
 
 
 def logit_hashes(engine: Engine, num_threads: int = 2) -> Hashes:
@@ -63,7 +63,7 @@ def logit_hashes(engine: Engine, num_threads: int = 2) -> Hashes:
 
 
 def weights_hash(engine: Engine) -> str:
-    """Hash all files of weights."""
+    """Return a hash of all weight files."""
     whole = hashlib.sha256()
     for path in sorted(engine.path.glob("*.data")) or sorted(engine.path.glob("*.onnx")):
         whole.update(path.read_bytes())
@@ -71,7 +71,7 @@ def weights_hash(engine: Engine) -> str:
 
 
 def make_families(folder: Path) -> list[Path]:
-    """An engine of each family, and of sizes that blocks and tiles do not divide."""
+    """Build an engine for each family, and for sizes that are not multiples of blocks and tiles."""
     made = []
     for features, config in FEATURES.items():
         for precision in ("int4", "int8"):
@@ -83,15 +83,15 @@ def make_families(folder: Path) -> list[Path]:
 def transcript(
     path: Path, prompts: Path | None = None, count: int = 2, num_tokens: int = 16
 ) -> list[dict[str, object]]:
-    """Token ids of the answers to the first prompts, which drafts must not change."""
+    """Return the token ids of the answers to the first prompts; drafts must not change them."""
     answers: dict[str, list[list[int]]] = {}
     for name, tree in (("AR", Tree.root_only()), ("chain", Tree.chain(2, 1))):
         session = Session.open(path, tree=tree)
-        asked = [session.as_prompt(item) for item in read_prompts(prompts, count)]
-        answers[name] = [session.generate(item, num_tokens).token_ids for item in asked]
+        items = [session.as_prompt(item) for item in read_prompts(prompts, count)]
+        answers[name] = [session.generate(item, num_tokens).token_ids for item in items]
     if answers["AR"] != answers["chain"]:
         raise ValueError(f"drafts changed the text: {answers}")
-    ids = [session.encode(item) for item in asked]
+    ids = [session.encode(item) for item in items]
     return [
         {"prompt_ids": prompt, "token_ids": answer}
         for prompt, answer in zip(ids, answers["AR"], strict=True)
@@ -112,14 +112,14 @@ def _logits(
 
 def _hash(logits: np.ndarray) -> str:
     if not np.isfinite(logits).all() or logits.std() == 0:
-        raise ValueError("these logits say nothing")
+        raise ValueError("these logits are not finite or all equal")
     return hashlib.sha256(np.ascontiguousarray(logits, np.float32).tobytes()).hexdigest()[:16]
 
 
 def _of_engine(path: Path, threads: int, with_plain: bool) -> Mapping[str, object]:
-    engine, all_roads = open_engine(path), loaded_operators().roads
-    roads = hashes_by_road(engine, all_roads if with_plain else all_roads[:-1], threads)
-    return {"weights": weights_hash(engine), "roads": roads}
+    engine, all_isas = open_engine(path), loaded_operators().isas
+    isas = hashes_by_isa(engine, all_isas if with_plain else all_isas[:-1], threads)
+    return {"weights": weights_hash(engine), "isas": isas}
 
 
 def _hashes_of(engines: Sequence[Path], threads: int, with_plain: bool) -> dict[str, object]:
@@ -137,9 +137,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--make-families", type=Path, metavar="FOLDER")
     parser.add_argument("--transcript", type=Path, metavar="ENGINE")
-    parser.add_argument("--prompts", type=Path, help="of the transcript; default: our own")
-    parser.add_argument("--limit", type=int, default=2, help="answers of the transcript")
-    parser.add_argument("--no-plain", action="store_true", help="the roads but the plain one")
+    parser.add_argument(
+        "--prompts", type=Path, help="prompts of the transcript; default: the bundled ones"
+    )
+    parser.add_argument("--limit", type=int, default=2, help="number of answers in the transcript")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain ISA")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.make_families:

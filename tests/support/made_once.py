@@ -1,4 +1,4 @@
-"""What takes long to make is made by one of the processes that run tests, for all of them."""
+"""Slow preparations that one test process does for all of them."""
 
 import fcntl
 import os
@@ -9,13 +9,13 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder of this run that `make` has filled, here or in another process.
+    """Return a folder of this test run that `make` has filled, here or in another process.
 
-    name: of the folder, which no other call has. Where `make` fails or skips, others try again.
+    `name` must be unique. If `make` fails or skips, the next process tries again.
     """
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # of all processes
+        base = base.parent  # shared by all processes
     folder, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
-"""Writes tests/data/tiny-engine: the engine that runtime tests run without torch or an export.
+"""Write tests/data/tiny-engine, which runtime tests use without torch or an export.
 
-python tests/support/make_tiny_engine.py [DIRECTORY]. Everything in it follows from the seed.
+python tests/support/make_tiny_engine.py [DIRECTORY]. All contents are determined by the seed.
 """
 
 import json
@@ -24,7 +24,7 @@ from bita.identity import identify
 from bita.tree import Tree
 
 TINY_ENGINE = DATA / "tiny-engine"
-TINY_CAPACITY = 384  # more than one piece of a prefill, and soon full
+TINY_CAPACITY = 384  # more than one prefill piece, and soon full
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -46,7 +46,7 @@ CONFIG = {
 def write_plain_model(
     directory: Path, seed: int = 0, scale: float = 0.4, config: Mapping[str, Any] = CONFIG
 ) -> Path:
-    """A random Llama as a Hugging Face directory, made without torch."""
+    """Write a random Llama as a Hugging Face directory, without torch."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     architecture = read_architecture(config, 1)

@@ -1,4 +1,4 @@
-"""What hostile inputs cost, measured by a program of tests/support in a process of its own."""
+"""Costs of hostile inputs, measured by a program of tests/support in a separate process."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from deadlines import stopped_if_it_hangs
 
 
 def costs_of(program: ModuleType) -> dict[str, dict[str, Any]]:
-    """The lines of JSON that a program prints, by their "name". It limits its own memory."""
+    """Run a program, which limits its own memory; return its lines of JSON by their "name"."""
     command = [sys.executable, str(program.__file__)]
     with stopped_if_it_hangs(300):
         run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Contents of files that are changed at random, from a seed."""
+"""Random changes of file contents, determined by a seed."""
 
 import copy
 import random
@@ -26,7 +26,7 @@ LEAVES: list[Any] = [
 
 
 def mutated_json(value: Any, rng: random.Random) -> Any:
-    """A copy with one to three other leaves, other keys, or parts doubled or left out."""
+    """Return a copy with one to three changes: other values or keys, parts doubled or removed."""
     value = copy.deepcopy(value)
     for _ in range(rng.randint(1, 3)):
         value = _mutate(value, rng)
@@ -50,7 +50,7 @@ def _mutate(value: Any, rng: random.Random) -> Any:
 
 
 def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, cut off, doubled or put in; most changes are in the first part."""
+    """Return a copy with bytes changed, removed, doubled or inserted, mostly near the start."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         place = rng.randrange(min(len(changed), rng.choice([16, 400, 10**9])) or 1)

@@ -1,4 +1,4 @@
-"""Engines of native operators of tiny models, made without torch."""
+"""Engines with native operators for tiny models, built without torch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,7 +36,7 @@ FEATURES: dict[str, Mapping[str, Any]] = {
 
 
 def require_library() -> None:
-    """Skip a test where the library of native operators is not built."""
+    """Skip the test if the library of native operators is not built."""
     from bita.errors import LibraryMissingError
     from bita.runtime.native.library import loaded_operators
 
@@ -47,9 +47,9 @@ def require_library() -> None:
 
 
 def lora_adapter(model: Path, prefix_length: int = 5, scale: float = 0.4, seed: int = 0) -> Adapter:
-    """Random masks, prefix and LoRA; some of its drafts are right.
+    """Return an adapter with random masks, prefix and LoRA; some of its drafts are right.
 
-    float16, in which native operators read LoRA, holds its numbers.
+    The LoRA values are exact in float16, the type in which native operators read them.
     """
     checkpoint = open_checkpoint(str(model))
     identity = identify(checkpoint)
@@ -67,7 +67,7 @@ def native_engine(
     with_lora: bool = True,
     **options: Any,
 ) -> Engine:
-    """The engine of a random model with this config, in folder / "engine"."""
+    """Build the engine of a random model with this config in folder / "engine"."""
     model = write_plain_model(folder / "model", config=config)
     adapter = lora_adapter(model)
     if not with_lora:
@@ -84,7 +84,7 @@ def native_engine(
 
 
 def read_text(backend: OrtBackend, adapter: Adapter, token_ids: np.ndarray, piece: int) -> None:
-    """Start a text and read it, `piece` tokens at a time."""
+    """Start a text and prefill it, `piece` tokens at a time."""
     backend.cache.start(adapter)
     for start in range(0, len(token_ids), piece):
         tokens = token_ids[start : start + piece]
@@ -94,7 +94,7 @@ def read_text(backend: OrtBackend, adapter: Adapter, token_ids: np.ndarray, piec
 
 
 def run_with(step: BoundStep, tokens: np.ndarray) -> np.ndarray:
-    """Run a step whose first rows hold these tokens; its logits, or top logits without them."""
+    """Run a step whose first rows have these tokens; return its logits, or its top logits."""
     step.token_ids[0, : len(tokens)] = tokens
     step.run()
     return (step.top_logits if step.logits is None else step.logits).copy()

@@ -1,6 +1,6 @@
-"""An engine of native operators, and one of the ort dialect in float32 with the very same weights.
+"""An engine with native operators, and a float32 ort engine with exactly the same weights.
 
-Both compute the same but for rounding, so that their logits may be compared closely.
+They differ only by rounding, so their logits can be compared closely.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ TEXT_LENGTH = 60  # longer than the windows of the tiny models
 
 
 class BlockCheckpoint:
-    """A checkpoint whose linear layers and tables are those of a native graph's blocks."""
+    """A checkpoint whose linear layers and tables come from the blocks of a native graph."""
 
     def __init__(self, checkpoint: Checkpoint, graph: NativeGraph) -> None:
         self._checkpoint = checkpoint
@@ -46,7 +46,7 @@ class BlockCheckpoint:
 
 
 def block_weights(checkpoint: Checkpoint, graph: NativeGraph) -> dict[str, np.ndarray]:
-    """Every weight of a linear layer or table by its name in the checkpoint, out of its blocks."""
+    """Return the dequantized weights of linear layers and tables by their checkpoint names."""
     shape = checkpoint.shape
     tables = [(EMBEDDINGS, EMBEDDINGS), (HEAD, "lm_head")]
     found = {
@@ -73,7 +73,7 @@ def block_weights(checkpoint: Checkpoint, graph: NativeGraph) -> dict[str, np.nd
 def twin_engines(
     model: Path, adapter: Adapter, folder: Path, precision: str, cache_type: str
 ) -> tuple[Engine, Engine]:
-    """The native engine of a model, and the ort dialect's in float32 of the same weights."""
+    """Build the native engine of a model, and the float32 ort engine with the same weights."""
     checkpoint = open_checkpoint(str(model))
     options = BuildOptions(
         precision, capacity=CAPACITY, tree=TREE, dialect="native", cache_type=cache_type
@@ -88,7 +88,7 @@ def twin_engines(
 
 
 def tree_logits(engine: Engine, adapter: Adapter, num_threads: int = 1) -> np.ndarray:
-    """Logits of all rows of TREE after a text, of which the last tokens were a branch of it."""
+    """Return the logits of all rows of TREE after a text that ends with committed branches."""
     text = np.random.default_rng(1).integers(3, 300, TEXT_LENGTH)
     backend = OrtBackend(engine, num_threads)
     backend.cache.start(adapter)

@@ -1,7 +1,7 @@
-"""Tests that run side by side share the cores: a session has one thread unless it asks for more.
+"""Give sessions one thread by default, because parallel test processes share the cores.
 
-ONNX Runtime's threads spin while they wait, so that two processes of two threads each take several
-times as long on two cores as they need.
+ONNX Runtime's threads spin while they wait, so two processes with two threads each run several
+times slower than necessary on two cores.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ _THREADS = ort.SessionOptions.intra_op_num_threads
 
 
 class OneThread(ort.SessionOptions):
-    """Session options in which 0 threads, one per core elsewhere, are one."""
+    """Session options for which 0 threads mean one, not one per core."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class OneThread(ort.SessionOptions):
 
     @property
     def intra_op_num_threads(self) -> int:
-        """Threads of a session."""
+        """Number of threads of a session."""
         return int(_THREADS.__get__(self))
 
     @intra_op_num_threads.setter
@@ -29,6 +29,6 @@ class OneThread(ort.SessionOptions):
 
 
 def use_one_thread() -> None:
-    """Give one thread to each session that this process opens from now on."""
+    """Give one thread to each session that this process opens after this call."""
     module: Any = ort
     module.SessionOptions = OneThread

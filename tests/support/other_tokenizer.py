@@ -12,7 +12,7 @@ from bita.engine import sha256
 
 
 def engine_with(tokenizer: Tokenizer, directory: Path, eos_ids: Sequence[int] = (1,)) -> Path:
-    """A copy of the tiny engine (320 rows) whose tokenizer and EOS tokens are others."""
+    """Copy the tiny engine (vocabulary of 320) with another tokenizer and other EOS ids."""
     shutil.copytree(TINY_ENGINE, directory)
     tokenizer.save(str(directory / "tokenizer.json"))
     generation = json.loads((directory / "generation.json").read_text())

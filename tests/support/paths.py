@@ -1,4 +1,4 @@
-"""Folders of the repository that tests look into."""
+"""Folders of the repository that tests use."""
 
 from pathlib import Path
 

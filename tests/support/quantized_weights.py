@@ -1,4 +1,4 @@
-"""Weights to quantize, files that have quantized ones, and how far rounded weights are off."""
+"""Weights to quantize, files with quantized weights, and errors of rounded weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def write_quantized(
     architecture: str = "llama",
     tensors: dict[str, np.ndarray] | None = None,
 ) -> GgufCheckpoint:
-    """A tiny model with the matrices whose file names contain a key of `kinds` quantized."""
+    """Write a tiny model; matrices whose file names contain a key of `kinds` are quantized."""
     stored = converted(architecture, tensors or llama_tensors())
     of_name = {
         name: kind
@@ -39,7 +39,7 @@ def write_quantized(
 
 
 def k_quant_bytes(kind: Kind, rows: int, columns: int) -> np.ndarray:
-    """Random bytes of a K-quant whose float16 factors are between 0.01 and 0.02."""
+    """Return random bytes of a K-quant whose float16 factors are between 0.01 and 0.02."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     places = {Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q6_K: (208,)}.get(kind, (0, 2))
     data = RNG.integers(0, 256, (rows, columns // block, block_bytes), dtype=np.uint8)
@@ -50,7 +50,7 @@ def k_quant_bytes(kind: Kind, rows: int, columns: int) -> np.ndarray:
 
 
 def correlated_moments(width: int) -> np.ndarray:
-    """Moments [width, width] of rows that are mixed from a quarter as many, with some noise."""
+    """Return second moments [width, width] of rows mixed from width / 4 directions plus noise."""
     mixing = RNG.normal(size=(width // 4 + 1, width))
     rows = RNG.normal(size=(2000, len(mixing))) @ mixing + 0.3 * RNG.normal(size=(2000, width))
     moments: np.ndarray = (rows.T @ rows).astype(np.float32)
@@ -58,11 +58,11 @@ def correlated_moments(width: int) -> np.ndarray:
 
 
 def relative_error(near: np.ndarray, weights: np.ndarray) -> float:
-    """How far weights are off, as a share of their norm."""
+    """Return the norm of the error divided by the norm of the weights."""
     return float(np.linalg.norm(near - weights) / np.linalg.norm(weights))
 
 
 def weighted_error(near: np.ndarray, weights: np.ndarray, moments: np.ndarray) -> float:
-    """The squared error of products with the rows that the moments are of."""
+    """Return the squared error of products with the rows that have these moments."""
     error = (near - weights).astype(np.float64)
     return float(np.einsum("nk,kl,nl->", error, moments, error))

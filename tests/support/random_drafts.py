@@ -1,4 +1,4 @@
-"""Random prompts, trees and adapters, and what steps with them give."""
+"""Random prompts, trees and adapters, and the logits of steps with them."""
 
 import random
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ def random_tree(seed: int) -> Tree:
 
 
 def drafting_adapter(session: Session, prefix_length: int, seed: int) -> Adapter:
-    """Random masks whose drafts are often right: they look like tokens the model likes to say."""
+    """Return a random adapter whose drafts are often right: masks resemble likely tokens."""
     identity = session.adapter.identity
     return random_adapter(identity, 3, prefix_length, scale=0.4, seed=seed)
 
 
 def logits_of_text(session: Session, prompt: Sequence[int], num_tokens: int) -> list[np.ndarray]:
-    """The top logits behind each token of a generation, in text order, as the steps gave them."""
+    """Return the top logits after each token of a generation, in text order."""
     decoder = session.decoder
     text = decoder.begin(prompt)
     decoder.step(text)

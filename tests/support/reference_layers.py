@@ -1,6 +1,6 @@
-"""Linear layers of native operators in numpy, with norms and activations.
+"""Linear layers of native operators in numpy, with norms and activations, in float64.
 
-All is in float64: weights are taken out of their blocks, whose layout docs/native.md describes.
+Weights are dequantized from their blocks, whose layout docs/native.md describes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Inputs = Sequence[Array | None]
 
 
 def dequantized(parts: Inputs, bits: int, num_out: int, num_in: int) -> Array:
-    """[num_out, num_in] of values, scales, and minima or None."""
+    """Return the weights [num_out, num_in] of values, scales, and minima or None."""
     values, scales, minima = parts
     assert values is not None
     assert scales is not None
@@ -30,7 +30,7 @@ def dequantized(parts: Inputs, bits: int, num_out: int, num_in: int) -> Array:
 
 
 def unpacked(values: Array, bits: int) -> Array:
-    """[tiles, outputs of a tile, blocks, inputs of a block], float64."""
+    """Return numbers [tiles, outputs of a tile, blocks, inputs of a block] in float64."""
     num_tiles, num_blocks, _ = values.shape
     lines = values.reshape(num_tiles, num_blocks, -1, TILE, 4)
     numbers = np.empty((num_tiles, TILE, num_blocks, BLOCK))
@@ -45,7 +45,7 @@ def unpacked(values: Array, bits: int) -> Array:
 
 
 def gate_and_up(parts: Inputs, bits: int, num_out: int, num_in: int) -> tuple[Array, Array]:
-    """[num_out, num_in] each; the layer has 32 rows of gate, then 32 of up, and so on."""
+    """Return gate and up, [num_out, num_in] each; 32 rows of gate alternate with 32 of up."""
     padded = -(-num_out // BLOCK) * BLOCK
     groups = dequantized(parts, bits, 2 * padded, num_in).reshape(-1, 2, BLOCK, num_in)
     gate, up = groups[:, 0].reshape(padded, num_in), groups[:, 1].reshape(padded, num_in)
@@ -53,7 +53,7 @@ def gate_and_up(parts: Inputs, bits: int, num_out: int, num_in: int) -> tuple[Ar
 
 
 def linear(rows: Array, parts: Inputs, first: Any, bits: int, num_out: int, layer: int) -> Array:
-    """Rows times a linear layer. parts: values, scales, minima, bias, down, up."""
+    """Multiply rows by a linear layer; `parts` are values, scales, minima, bias, down, up."""
     product = rows @ dequantized(parts[:3], bits, num_out, rows.shape[1]).T
     return with_extras(product, rows, parts[3], (first, *parts[4:]), layer)
 
@@ -66,7 +66,7 @@ def with_extras(
     layer: int,
     is_gated: bool = False,
 ) -> Array:
-    """A product with its bias, and LoRA in the rows from the first mask row on."""
+    """Add the bias to a product, and LoRA to the rows from the first mask row."""
     if bias is not None:
         product = product + bias
     first, downs, ups = lora
@@ -75,7 +75,7 @@ def with_extras(
         assert ups is not None
         down = downs[layer, :, : rows.shape[1]].astype(np.float64).T
         tiles = ups[layer].astype(np.float64)
-        if is_gated:  # two tiles of the gate, two of up, and so on
+        if is_gated:  # two tiles of gate alternate with two of up
             sides = tiles.reshape(-1, 2, 2, *tiles.shape[1:]).swapaxes(0, 1)
             sizes = -1, *tiles.shape[1:]
             half = product.shape[1] // 2
@@ -87,17 +87,17 @@ def with_extras(
 
 
 def outputs_of(tiles: Array, num_out: int) -> Array:
-    """[r, num_out] of tiles [n, r, 16]."""
+    """Return a matrix [r, num_out] from tiles [n, r, 16]."""
     return tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1)[:, :num_out]
 
 
 def quantized(rows: Array, attributes: Attributes) -> Array:
-    """Rows as they are between operators: in 8 bits if the graph rounds."""
+    """Return rows as they are between operators: rounded to 8 bits if the graph rounds."""
     return rounded(rows) if attributes["rounds"] else rows
 
 
 def rounded(rows: Array) -> Array:
-    """Rows [Q, K] in 8 bits, with a scale for each block of 32."""
+    """Round rows [Q, K] to 8 bits, with a scale for each block of 32."""
     width = rows.shape[1]
     blocks = np.pad(rows, ((0, 0), (0, -width % BLOCK))).reshape(len(rows), -1, BLOCK)
     largest = np.abs(blocks).max(-1, keepdims=True)

@@ -1,8 +1,8 @@
-"""Native operators in numpy, as slow and as obvious as can be.
+"""Slow and obvious implementations of the native operators in numpy.
 
-Every operator follows its definition in float64. The caches round, since they are of the type that
-the graph says. What the library quantizes between operators stays in floats, or is rounded to its
-8 bits too if the attribute `rounds` asks for that.
+Every operator follows its definition in float64. Caches round, because they have the type of the
+graph. Rows that the library quantizes between operators stay floats, unless the attribute `rounds`
+is set; then they are rounded to 8 bits too.
 """
 
 from collections.abc import Sequence
@@ -73,19 +73,19 @@ def mlp_sublayer(inputs: Inputs, attributes: Attributes) -> list[Array]:
 
 
 def residual(hidden: Array, delta: Array, post_norm: Any, attributes: Attributes) -> Array:
-    """What a sublayer adds up to."""
+    """Add the output of a sublayer, after its norm, to the hidden states."""
     if post_norm is not None:
         delta = rms_norm(delta, post_norm, attributes["epsilon"])
     return hidden + attributes["residual_scale"] * delta
 
 
 def sights(inputs: Inputs, attributes: Attributes) -> list[Any]:
-    """The inputs themselves; attention looks into them."""
+    """Pass the inputs on to attention."""
     return [(*inputs, attributes["window"])]
 
 
 def attention(qkv: Array, inputs: Inputs, attributes: Attributes) -> Array:
-    """[Q, heads * D] of products [Q, (heads + 2 * kv heads) * D]."""
+    """Compute attention [Q, heads * D] from products [Q, (heads + 2 * kv heads) * D]."""
     place: Any
     place, pages, cos, sin, q_norm, k_norm = inputs
     assert pages is not None
@@ -96,8 +96,8 @@ def attention(qkv: Array, inputs: Inputs, attributes: Attributes) -> Array:
     where = positions[0]
     parts = qkv.reshape(len(qkv), heads + 2 * kv_heads, size)
     query, key, value = np.split(parts, [heads, heads + kv_heads], axis=1)
-    query = turned(query, q_norm, epsilon, cos, sin, where)
-    key = turned(key, k_norm, epsilon, cos, sin, where)
+    query = normalize_and_rotate(query, q_norm, epsilon, cos, sin, where)
+    key = normalize_and_rotate(key, k_norm, epsilon, cos, sin, where)
     for row, (text, slot) in enumerate(zip(row_texts, row_slots, strict=True)):
         write_slot(pages, text_pages[text, slot // PAGE], slot % PAGE, key[row], value[row])
     prefix = [(prefix_pages[s // PAGE], s % PAGE) for s in range(prefix_length[0])]
@@ -120,10 +120,10 @@ def attention(qkv: Array, inputs: Inputs, attributes: Attributes) -> Array:
     return attended.reshape(len(qkv), heads * size)
 
 
-def turned(
+def normalize_and_rotate(
     parts: Array, norm: Array | None, epsilon: float, cos: Any, sin: Any, positions: Array
 ) -> Array:
-    """Heads [Q, heads, D] after their norm and the rotary embedding."""
+    """Apply the norm and the rotary embedding to heads [Q, heads, D]."""
     if norm is not None:
         parts = rms_norm(parts, norm, epsilon)
     if cos is None:
@@ -141,7 +141,7 @@ def write_slot(pages: Array, page: int, slot: int, key: Array, value: Array) -> 
 
 
 def read_slots(pages: Array, places: Sequence[tuple[int, int]]) -> tuple[Array, Array]:
-    """Keys and values of slots, [kv heads, n, D] each."""
+    """Return the keys and values of slots, [kv heads, n, D] each."""
     size = pages.shape[-1] // PAGE
     keys = [pages[page, :, 0, slot::PAGE] for page, slot in places]
     values = [pages[page, :, 1, slot * size : (slot + 1) * size] for page, slot in places]
@@ -149,7 +149,7 @@ def read_slots(pages: Array, places: Sequence[tuple[int, int]]) -> tuple[Array, 
 
 
 def attend(query: Array, keys: Array, values: Array, attributes: Attributes) -> Array:
-    """[heads, D] of one row. query: [heads, D]."""
+    """Compute attention [heads, D] for the `query` [heads, D] of one row."""
     shared = len(query) // len(keys)
     keys, values = keys.repeat(shared, 0), values.repeat(shared, 0)
     scores = attributes["scale"] * np.einsum("hd,hnd->hn", query, keys)
@@ -172,7 +172,7 @@ def head(inputs: Inputs, attributes: Attributes) -> list[Array]:
 
 
 def padded(inputs: Inputs, count: int) -> list[Any]:
-    """The inputs, with None for those at the end that are absent."""
+    """Return the inputs, with None for the missing ones at the end."""
     return [*inputs, *[None] * (count - len(inputs))]
 
 

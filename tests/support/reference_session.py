@@ -1,7 +1,7 @@
 """A stand-in for ONNX Runtime that runs graphs of native operators in numpy.
 
-`ReferenceSession` takes the place of ONNX Runtime's session, so that an engine of native operators
-decodes without the library: `use_reference_operators(monkeypatch)`.
+After `use_reference_operators(monkeypatch)`, `ReferenceSession` replaces ONNX Runtime's session, so
+that an engine with native operators decodes without the library.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from reference_operators import OPERATORS
 
 
 class NativeGraph:
-    """A graph of native operators. rounds: whether rows have 8 bits between operators."""
+    """A graph of native operators; with `rounds`, rows have 8 bits between operators."""
 
     def __init__(self, model: onnx.ModelProto, rounds: bool = False) -> None:
         self.model = model
@@ -31,11 +31,11 @@ class NativeGraph:
 
     @classmethod
     def load(cls, path: Path, rounds: bool = False) -> "NativeGraph":
-        """From an engine's model.onnx."""
+        """Load an engine's model.onnx."""
         return cls(onnx.load(path), rounds)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Every value of the graph. The pages of `inputs` are updated in place."""
+        """Return every value of the graph; the pages of `inputs` are updated in place."""
         values: dict[str, Array] = {**self.constants, **inputs}
         for node in self.model.graph.node:
             given = [values[name] if name else None for name in node.input]
@@ -47,28 +47,28 @@ class NativeGraph:
         return values
 
     def parts(self, label: str) -> list[Array | None]:
-        """Values, scales, and minima or None."""
+        """Return values, scales, and minima or None."""
         return [self.constants.get(f"{label}.{part}") for part in ("values", "scales", "minima")]
 
     def bits(self, label: str) -> int:
         return self.constants[f"{label}.values"].shape[-1] * 8 // (TILE * BLOCK)
 
     def weight(self, label: str, num_out: int, num_in: int) -> Array:
-        """The weights [num_out, num_in] of a label, in float64."""
+        """Return the weights [num_out, num_in] of a label in float64."""
         return dequantized(self.parts(label), self.bits(label), num_out, num_in)
 
 
 class ReferenceSession:
-    """What `OrtBackend` uses of ONNX Runtime's session, over a NativeGraph."""
+    """The part of ONNX Runtime's session that `OrtBackend` uses, for a NativeGraph."""
 
     def __init__(self, graph: NativeGraph) -> None:
         self._graph = graph
 
     def get_inputs(self) -> list[Any]:
-        return [described(value) for value in self._graph.model.graph.input]
+        return [describe(value) for value in self._graph.model.graph.input]
 
     def get_outputs(self) -> list[Any]:
-        return [described(value) for value in self._graph.model.graph.output]
+        return [describe(value) for value in self._graph.model.graph.output]
 
     def get_modelmeta(self) -> Any:
         properties = {entry.key: entry.value for entry in self._graph.model.metadata_props}
@@ -90,7 +90,7 @@ class ReferenceSession:
 
 
 class ReferenceBinding:
-    """Values by name; outputs without a value are results only."""
+    """Values by name; outputs without a value only become results."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, ort.OrtValue] = {}
@@ -110,8 +110,8 @@ class ReferenceBinding:
         return self.results
 
 
-def described(value: onnx.ValueInfoProto) -> Any:
-    """Name, type and shape as ONNX Runtime says them."""
+def describe(value: onnx.ValueInfoProto) -> Any:
+    """Return name, type and shape in the form of ONNX Runtime."""
     kind = value.type.tensor_type
     names = {"float32": "float"}
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
@@ -122,7 +122,7 @@ def described(value: onnx.ValueInfoProto) -> Any:
 
 
 def array_of(value: ort.OrtValue) -> Array:
-    """The memory of a value; `OrtValue.numpy` may copy it."""
+    """Return a view of a value's memory, which `OrtValue.numpy` might copy."""
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}
     dtype = np.dtype(types.get(value.data_type(), np.int64))
     shape = value.shape()
@@ -134,7 +134,7 @@ def array_of(value: ort.OrtValue) -> Array:
 
 
 def use_reference_operators(monkeypatch: pytest.MonkeyPatch, rounds: bool = False) -> None:
-    """Let the reference run engines of native operators."""
+    """Run engines with native operators by the reference."""
     from bita.engine import GRAPH_FILE
     from bita.runtime.backends import ort_backend
 

@@ -1,8 +1,8 @@
-"""Imports among the rooms (folders) of the package, read from the source.
+"""Imports among the folders of the package, read from the source.
 
-python tests/support/rooms.py [ROOT] prints, for the whole and for each room with many modules, how
-many boxes (modules or subfolders) there are and how many arrows (one box imports another); then the
-circles, and the arrows against the order of the floors.
+python tests/support/rooms.py [ROOT] prints the number of modules and folders, the number of imports
+among folders, the same inside each folder with many modules, then import cycles, and imports
+against the order of layers.
 """
 
 import ast
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TOP_LEVEL = ("export", "runtime", "calibration")  # folders of the repository inside the package
-FLOORS = (
+LAYERS = (
     ("bita.cli",),
     ("bita.calibration", "bita.tuning"),
     ("bita.data",),
@@ -25,23 +25,23 @@ Edge = tuple[str, str]
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """Return every module of the package by its dotted name."""
     folders = [("bita", root / "bita"), *((f"bita.{name}", root / name) for name in TOP_LEVEL)]
     found = {}
     for package, folder in folders:
         for path in sorted(folder.rglob("*.py")):
             inside = path.relative_to(folder).with_suffix("").parts
             if package == "bita" and inside[0] in TOP_LEVEL:
-                continue  # through the links
+                continue  # reached through the links
             if not (path.parent / "__init__.py").is_file():
-                continue  # programs that build the package, not modules of it
+                continue  # a program that builds the package, not a module
             name = ".".join((package, *inside)).removesuffix(".__init__")
             found[name] = path
     return found
 
 
 def imports(found: dict[str, Path]) -> set[Edge]:
-    """(importing, imported) of all modules, imports inside functions too."""
+    """Return (importing, imported) of all modules, including imports inside functions."""
     edges = set()
     for name, path in found.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -61,54 +61,54 @@ def _targets(node: ast.AST, found: dict[str, Path]) -> Iterator[str]:
                 yield node.module
 
 
-def room(module: str, found: dict[str, Path]) -> str:
-    """The folder that a module lies in."""
+def folder_of(module: str, found: dict[str, Path]) -> str:
+    """Return the folder of a module as a dotted name."""
     return module if found[module].name == "__init__.py" else module.rpartition(".")[0]
 
 
-def arrows(edges: Iterable[Edge], inside: str) -> tuple[set[str], set[Edge]]:
-    """The boxes directly in a room, and the arrows among them."""
+def imports_inside(edges: Iterable[Edge], inside: str) -> tuple[set[str], set[Edge]]:
+    """Return the modules and subfolders directly in a folder, and the imports among them."""
     prefix = inside + "."
 
-    def box(module: str) -> str | None:
+    def child(module: str) -> str | None:
         return module.removeprefix(prefix).split(".")[0] if module.startswith(prefix) else None
 
-    pairs = {(box(one), box(other)) for one, other in edges}
+    pairs = {(child(one), child(other)) for one, other in edges}
     inner = {(a, b) for a, b in pairs if a and b and a != b}
     return {name for pair in inner for name in pair}, inner
 
 
-def floor(module: str) -> int:
-    """0 is the roof; the room with the longest fitting name counts."""
+def layer_of(module: str) -> int:
+    """Return the layer of a module, 0 being the highest, by the longest matching folder."""
     places = [
         (len(name), number)
-        for number, names in enumerate(FLOORS)
+        for number, names in enumerate(LAYERS)
         for name in names
         if f"{module}.".startswith(f"{name}.")
     ]
     return max(places)[1]
 
 
-def against_the_order(edges: Iterable[Edge]) -> list[Edge]:
-    """Imports from a lower floor to a higher one, or between siblings of one floor."""
-    return sorted((a, b) for a, b in edges if floor(b) < floor(a) or _are_siblings(a, b))
+def wrong_imports(edges: Iterable[Edge]) -> list[Edge]:
+    """Return imports of a higher layer, and imports between siblings of one layer."""
+    return sorted((a, b) for a, b in edges if layer_of(b) < layer_of(a) or _are_siblings(a, b))
 
 
 def _are_siblings(one: str, other: str) -> bool:
-    names = FLOORS[floor(one)]
-    if floor(one) != floor(other) or len(names) == 1:
+    names = LAYERS[layer_of(one)]
+    if layer_of(one) != layer_of(other) or len(names) == 1:
         return False
     places = [next(n for n in names if f"{m}.".startswith(f"{n}.")) for m in (one, other)]
     return places[0] != places[1]
 
 
-def circles(edges: Iterable[Edge]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or not."""
+def import_cycles(edges: Iterable[Edge]) -> list[list[str]]:
+    """Return groups of modules that import each other, directly or indirectly."""
     following: dict[str, set[str]] = {}
     for one, other in edges:
         following.setdefault(one, set()).add(other)
 
-    def reached(start: str) -> set[str]:
+    def reachable(start: str) -> set[str]:
         seen, waiting = set[str](), [start]
         while waiting:
             for other in following.get(waiting.pop(), ()):
@@ -117,7 +117,7 @@ def circles(edges: Iterable[Edge]) -> list[list[str]]:
                     waiting.append(other)
         return seen
 
-    reach = {module: reached(module) for module in following}
+    reach = {module: reachable(module) for module in following}
     groups = {
         tuple(sorted(o for o in reach[m] if m in reach.get(o, ()))) for m in reach if m in reach[m]
     }
@@ -125,19 +125,19 @@ def circles(edges: Iterable[Edge]) -> list[list[str]]:
 
 
 def report(root: Path) -> str:
-    """What the module's docstring says, as text."""
+    """Return the report that the module's docstring describes."""
     found = modules(root)
     edges = imports(found)
-    folders = {(room(a, found), room(b, found)) for a, b in edges}
+    folders = {(folder_of(a, found), folder_of(b, found)) for a, b in edges}
     among = {(a, b) for a, b in folders if a != b}
-    lines = [f"{len(found)} modules, {len({f for pair in among for f in pair})} rooms"]
-    lines.append(f"arrows among rooms: {len(among)}")
-    for inside in sorted({room(module, found) for module in found}):
-        boxes, inner = arrows(edges, inside)
-        if len(boxes) > 6 or inside in ("bita.runtime", "bita.export"):
-            lines.append(f"inside {inside}: {len(boxes)} boxes, {len(inner)} arrows")
-    lines.append(f"circles: {circles(edges) or 'none'}")
-    wrong = [f"{a} -> {b}" for a, b in against_the_order(edges)]
+    lines = [f"{len(found)} modules, {len({f for pair in among for f in pair})} folders"]
+    lines.append(f"imports among folders: {len(among)}")
+    for inside in sorted({folder_of(module, found) for module in found}):
+        children, inner = imports_inside(edges, inside)
+        if len(children) > 6 or inside in ("bita.runtime", "bita.export"):
+            lines.append(f"inside {inside}: {len(children)} children, {len(inner)} imports")
+    lines.append(f"import cycles: {import_cycles(edges) or 'none'}")
+    wrong = [f"{a} -> {b}" for a, b in wrong_imports(edges)]
     lines.append(f"against the order: {', '.join(wrong) or 'none'}")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""A server in a thread, whose engine can be held."""
+"""A server in a thread, whose engine can be paused."""
 
 import socket
 import threading
@@ -23,14 +23,14 @@ MESSAGES: Any = [{"role": "user", "content": "Hello tree"}]
 
 
 class Gate:
-    """Lets steps of a session pass, or holds them back."""
+    """A gate that lets steps of a session pass or holds them back."""
 
     def __init__(self, session: Session) -> None:
         self.is_open = threading.Event()
         self.is_open.set()
         self.num_steps = 0
         self.num_waiting = 0
-        self.sequences: list[TokenSequence] = []  # of each step
+        self.sequences: list[TokenSequence] = []  # the sequence of each step
         decoder, step = session.decoder, session.decoder.step
 
         def gated(sequence: TokenSequence) -> list[int]:
@@ -53,7 +53,7 @@ class Gate:
 
 
 class Running:
-    """A server in a thread. alone: an answer of the engine without it."""
+    """A server in a thread; `alone` generates the same answer without it."""
 
     def __init__(
         self, engine: Path, limits: ConnectionLimits | None = None, **settings: Any

@@ -1,9 +1,9 @@
-"""Writers of one engine at the same time, with readers beside them, some killed at any moment.
+"""Concurrent writers and readers of one engine, some killed at random moments.
 
-python tests/support/stress_writers.py [--rounds N] [--seed N] [SCENARIO ...] prints for each
-scenario what was seen how often, and exits with 1 if an engine was mixed, broken or lost. The
-writers are the commands of a user, in processes of their own. Which models the files are of is
-known by their hashes; a reader also compares the text that a session writes.
+python tests/support/stress_writers.py [--rounds N] [--seed N] [SCENARIO ...] prints how often each
+outcome occurred in each scenario, and exits with 1 if an engine was mixed, broken or lost. The
+writers are commands of a user in separate processes. The hashes of files identify their model; a
+reader also compares the text that a session generates.
 """
 
 import argparse
@@ -37,13 +37,13 @@ CORE = (GRAPH_FILE, WEIGHTS_FILE, ADAPTER_FILE)
 FEW = ("--limit", "3", "--max-new-tokens", "6", "--repeats", "1", "--max-rows", "3")
 BUILD = ("--uncalibrated", "--precision", "fp32", "--capacity", "384")
 WRONG = ("mixed", "broken", "lost", "left over", "reader: mixed", "reader: broken")
-SPAN_S = 1.5  # in which writers begin, and are killed
+SPAN_S = 1.5  # time within which writers start and are killed
 Writer = Callable[[Path, dict[str, Path]], int]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What an engine of one model looks like from outside."""
+    """File hashes and text by which the engine of a model is recognized."""
 
     hashes: tuple[str, ...]
     text: str
@@ -58,7 +58,7 @@ def calibrate(stage: str, out: Path, models: dict[str, Path]) -> int:
 
 
 def revise(out: Path, models: dict[str, Path], file_by_file: bool = False) -> int:
-    """Many revisions, of an engine that others revise and build too."""
+    """Revise an engine many times while others revise and build it too."""
     if file_by_file:
         directory_swap._exchange = lambda one, other: False
     done, end = 0, time.monotonic() + SPAN_S / 2
@@ -84,7 +84,7 @@ SCENARIOS: dict[str, tuple[Writer, ...]] = {
 
 
 class Stress:
-    """Two models, what their engines are, and rounds of a scenario."""
+    """Two models with their known engines, and the rounds of a scenario."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -93,15 +93,15 @@ class Stress:
         self._known = {name: self._know(name) for name in self._models}
 
     def round(self, scenario: str, seed: int) -> Counter[str]:
-        """Run the writers of a scenario once, with a reader, and look at what there is then."""
+        """Run the writers of a scenario once with a reader, and inspect the result."""
         dice, out = random.Random(seed), self._folder / "out" / "engine"
         shutil.rmtree(out.parent, ignore_errors=True)
         starts_with_engine = scenario != "two builds" or dice.random() < 0.5
         if starts_with_engine:
             shutil.copytree(self._folder / "known-a", out)
-        told: Any = self._fork.SimpleQueue()
+        results: Any = self._fork.SimpleQueue()
         stop: Any = self._fork.Event()
-        reader = self._start(self._read, out, starts_with_engine, stop, told)
+        reader = self._start(self._read, out, starts_with_engine, stop, results)
         writers = [
             self._start(_write, writer, out, self._models, dice.random() * SPAN_S / 3)
             for writer in SCENARIOS[scenario]
@@ -116,14 +116,14 @@ class Stress:
         stop.set()
         reader.join()
         seen = Counter(_ending(writer.exitcode) for writer in writers)
-        while not told.empty():
-            seen.update(told.get())
+        while not results.empty():
+            seen.update(results.get())
         must_be = starts_with_engine or seen["writer: done"] > 0
         seen.update(self._in_child(self._look, out, must_be))
         return seen
 
-    def _read(self, out: Path, must_be: bool, stop: Any, told: Any) -> None:
-        """Open the engine again and again."""
+    def _read(self, out: Path, must_be: bool, stop: Any, results: Any) -> None:
+        """Open the engine repeatedly and count the outcomes."""
         seen = Counter[str]()
         while not stop.is_set():
             try:
@@ -140,10 +140,10 @@ class Stress:
                     print(f"reader: {error}", file=sys.stderr)
                     seen["reader: broken"] += 1
             must_be = must_be or out.exists()
-        told.put(dict(seen))
+        results.put(dict(seen))
 
     def _look(self, out: Path, must_be: bool) -> Counter[str]:
-        """What is at `out`, and what the next writer leaves beside it."""
+        """Return the state of the engine at `out`, and of the files that the next writer leaves."""
         if not out.exists() and not must_be:
             return Counter({"none": 1})
         try:
@@ -170,7 +170,7 @@ class Stress:
         return self._in_child(_known_engine, name, out, self._models)
 
     def _in_child(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The result of a function; this process stays without threads, for the forks to come."""
+        """Return the result of a function; this process must have no threads when it forks."""
         receiver, sender = self._fork.Pipe(duplex=False)
         child = self._start(lambda: sender.send(function(*args)))
         child.join()
@@ -201,7 +201,7 @@ def _ending(status: int | None) -> str:
 
 
 def run(rounds: int, seed: int, scenarios: Sequence[str]) -> dict[str, Counter[str]]:
-    """What was seen in the rounds of each scenario."""
+    """Count the outcomes of all rounds of each scenario."""
     with tempfile.TemporaryDirectory() as folder:
         stress = Stress(Path(folder))
         found = {name: Counter[str]() for name in scenarios}

@@ -1,4 +1,4 @@
-"""Decoders of tokenizers that are supported, each over the same few words."""
+"""The supported decoders of tokenizers, each with the same few words."""
 
 from collections.abc import Sequence
 from typing import Any

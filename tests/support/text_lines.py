@@ -1,4 +1,4 @@
-"""Varied lines of text on which two tokenizers would differ if their rules did."""
+"""Varied lines of text that reveal any difference between two tokenizers."""
 
 import random
 
@@ -80,7 +80,7 @@ PIECES = (
 
 
 def text_lines(count: int = 300, seed: int = 7) -> list[str]:
-    """`count` lines: the fixed ones, then random mixtures; the same for the same seed."""
+    """Return `count` lines: the fixed ones, then random mixtures that depend on the seed."""
     generator = random.Random(seed)
     mixed = [
         "".join(generator.choices(PIECES, k=generator.randint(1, 24)))

@@ -1,4 +1,4 @@
-"""Small tokenizers of each kind."""
+"""A small tokenizer of each kind."""
 
 from tokenizers import (
     AddedToken,
@@ -20,7 +20,7 @@ SENTENCES = [
 
 
 def byte_level() -> TextCodec:
-    """Byte-level BPE as in GPT-2, Llama 3, Qwen and SmolLM."""
+    """Train byte-level BPE as in GPT-2, Llama 3, Qwen and SmolLM."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,7 +36,7 @@ def byte_level() -> TextCodec:
 
 
 def byte_fallback(strip: bool = True) -> TextCodec:
-    """SentencePiece BPE with byte fallback as in Llama 2, Mistral (strip) and Gemma (no strip)."""
+    """Build SentencePiece BPE with byte fallback: Llama 2, Mistral (strip) or Gemma (no strip)."""
     words = ["<unk>", "<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words += ["▁", *"abcdefghijklmnopqrstuvwxyz.,é", "th", "▁th", "▁the", "qu"]
     merges = [("t", "h"), ("▁", "th"), ("▁th", "e"), ("q", "u")]

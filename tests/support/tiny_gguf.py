@@ -1,4 +1,4 @@
-"""Small GGUF files, written by the gguf package the way llama.cpp's converter writes them."""
+"""Small GGUF files, written by the gguf package as llama.cpp's converter writes them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float32]
 
 
 def base_metadata(architecture: str) -> dict[str, Any]:
-    """The fields that every architecture needs, and a vocabulary of single characters."""
+    """Return the fields that every architecture needs, and a vocabulary of single characters."""
     numbers = {
         "block_count": LAYERS,
         "context_length": 128,
@@ -38,7 +38,7 @@ def base_metadata(architecture: str) -> dict[str, Any]:
 
 
 def llama_tensors(seed: int = 0, tied: bool = True) -> dict[str, Array]:
-    """Random weights of a tiny Llama under the names of transformers."""
+    """Return random weights of a tiny Llama under the names of transformers."""
     generator = np.random.default_rng(seed)
 
     def random(*shape: int) -> Array:
@@ -68,13 +68,13 @@ def llama_tensors(seed: int = 0, tied: bool = True) -> dict[str, Array]:
 
 
 def permute(weight: Array, num_heads: int) -> Array:
-    """The order of rows in which llama.cpp's converter writes Q and K."""
+    """Put rows into the order in which llama.cpp's converter writes Q and K."""
     halves = weight.reshape(num_heads, 2, weight.shape[0] // num_heads // 2, *weight.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
 def converted(architecture: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """What llama.cpp's converter would store for tensors of transformers."""
+    """Return the tensors that llama.cpp's converter would store for tensors of transformers."""
     kind = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(kind, LAYERS)
     stored = {}
@@ -130,7 +130,7 @@ def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 def write_model(
     path: Path, architecture: str = "llama", tensors: dict[str, Array] | None = None, **fields: Any
 ) -> Path:
-    """A tiny model; `fields` are metadata below the architecture, with `__` for a dot."""
+    """Write a tiny model; `fields` are metadata of the architecture, with `__` for a dot."""
     metadata = base_metadata(architecture)
     metadata |= {f"{architecture}.{key.replace('__', '.')}": v for key, v in fields.items()}
     stored = converted(architecture, llama_tensors() if tensors is None else tensors)

@@ -1,9 +1,8 @@
-"""Tiny random models of every supported family, as transformers saves them, with a tokenizer.
+"""Tiny random models of every supported family as saved by transformers, with a tokenizer.
 
 Logits are far apart and greedy text varies, so that a wrong mask, position or scale changes the
-text. Everything a checkpoint can hold is random: norm weights and biases too, or their loss would
-not be seen. Without network. `python tests/support/tiny_models.py FAMILY DIRECTORY [SEED]`
-writes one.
+text. All tensors are random, including norm weights and biases, so that a missing one is noticed.
+No network is needed. `python tests/support/tiny_models.py FAMILY DIRECTORY [SEED]` writes a model.
 """
 
 import json
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-EOS_ID, PAD_ID, VOCAB_SIZE = 1, 0, 320  # more rows than the tokenizer has ids, as many models do
+EOS_ID, PAD_ID, VOCAB_SIZE = 1, 0, 320  # like many models, more rows than tokenizer ids
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -37,7 +36,7 @@ _LLAMA3_ROPE = {
 }
 _TIED = {"tie_word_embeddings": True}
 _GEMMA = {**_TIED, "head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 24}
-# model_type and what it says beyond the common shape
+# model_type, and options that differ from the common shape
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _TIED),
     "llama3": ("llama", {**_TIED, "rope_parameters": _LLAMA3_ROPE}),
@@ -54,7 +53,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         {
             **_GEMMA,
-            "num_hidden_layers": 6,  # the sixth is the first with global attention
+            "num_hidden_layers": 6,  # the sixth layer is the first with global attention
             "rope_parameters": {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -75,7 +74,7 @@ FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
 
 
 def tiny_config(family: str) -> dict[str, Any]:
-    """The config of one of FAMILIES as it would be in a file."""
+    """Return the config of one of FAMILIES as it would be in a file."""
     model_type, options = _CONFIGS[family]
     config = {"model_type": model_type, **_common(), **options}
     copied: dict[str, Any] = json.loads(json.dumps(config))
@@ -85,13 +84,13 @@ def tiny_config(family: str) -> dict[str, Any]:
 def write_tiny_model(family: str, directory: Path, seed: int = 0) -> Path:
     """Write config, fp32 safetensors and tokenizer of one of FAMILIES; return `directory`.
 
-    hidden 64, 4 layers (gemma3_text 6), 4 heads on 2 kv heads, head_dim 16 (gemma 32), V = 320.
+    Sizes: hidden 64, 4 layers (gemma3_text 6), 4 heads, 2 KV heads, head_dim 16 (gemma 32), V 320.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, options = _CONFIGS[family]
-    # transformers writes into what it is given
+    # a copy, because transformers modifies its arguments
     config = AutoConfig.for_model(model_type, **deepcopy({**_common(), **options}))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -104,7 +103,7 @@ def write_tiny_model(family: str, directory: Path, seed: int = 0) -> Path:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A byte-level BPE tokenizer of 300 ids, always the same, with its chat template."""
+    """Write a byte-level BPE tokenizer of 300 ids, always the same, with its chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -146,15 +145,15 @@ def _common() -> dict[str, Any]:
 
 
 def _randomize(model: Any, is_gemma: bool) -> None:
-    """Norm weights around 1 (Gemma stores them minus 1), biases around 0.
+    """Set norm weights around 1 (Gemma stores them minus 1), and biases around 0.
 
-    Gemma multiplies embeddings by 8 and ties them to the head: small embeddings and a large last
-    norm keep the head from naming the token that was just read.
+    Gemma multiplies embeddings by 8 and ties them to the head; small embeddings and a large last
+    norm prevent the head from repeating the last token.
     """
     import torch
 
     with torch.no_grad():
-        model.get_input_embeddings().weight[PAD_ID].normal_(0, 0.3)  # transformers makes it zero
+        model.get_input_embeddings().weight[PAD_ID].normal_(0, 0.3)  # transformers sets it to zero
         for name, weight in model.named_parameters():
             if name.endswith("bias"):
                 weight.normal_(0, 0.5)
@@ -166,7 +165,7 @@ def _randomize(model: Any, is_gemma: bool) -> None:
 
 
 class ArrayCheckpoint:
-    """The part of a Checkpoint that is about weights, over arrays in memory."""
+    """The weights part of a Checkpoint, for arrays in memory."""
 
     def __init__(
         self, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[np.float32]]
@@ -185,7 +184,7 @@ class ArrayCheckpoint:
 
 
 def random_checkpoint(seed: int = 0, **config: Any) -> ArrayCheckpoint:
-    """The tensors and the config an identity is made of, for a model of 4 layers; no torch."""
+    """Return the tensors and config that an identity needs, of a 4-layer model, without torch."""
     rng = np.random.default_rng(seed)
     shapes = {
         "model.embed_tokens.weight": (VOCAB_SIZE, 64),

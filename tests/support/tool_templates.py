@@ -1,4 +1,4 @@
-"""Chat templates that know tools, in short form; calls are written as their models write them."""
+"""Chat templates with tools in short form; calls have the form that their models write."""
 
 QWEN = """\
 {%- if tools %}
@@ -177,7 +177,7 @@ DEEPSEEK = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}
 """
-# Its texts begin with thinking, and its calls do not.
+# Texts begin with thinking, and calls do not.
 THINKS_FIRST = """\
 {{- '<T>System\\n' }}{%- for tool in tools or [] %}{{- tool.function | tojson }}{%- endfor %}
 {%- for message in messages %}
@@ -211,7 +211,7 @@ XML = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}
 """
-# One that takes few tokens of the tiny engine.
+# A template that takes few tokens of the tiny engine.
 TINY = """\
 {%- for tool in tools or [] %}{{- tool.function.name + ';' }}{%- endfor %}
 {%- for message in messages %}

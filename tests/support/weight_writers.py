@@ -1,4 +1,4 @@
-"""Model directories with tensors of any names, for tests of reading them."""
+"""Writers of model directories with arbitrary tensors, for tests of reading them."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ CONFIG = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
 
 
 def write_weights(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """A file as the safetensors library writes it."""
+    """Write a file with the safetensors library."""
     path.write_bytes(save(dict(tensors)))
 
 

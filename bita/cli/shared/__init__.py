@@ -1,1 +1,1 @@
-"""What several commands share: flags, trees, plans, answers, progress."""
+"""Parts that several commands share: flags, trees, plans, answers, output, progress."""

@@ -1,4 +1,4 @@
-"""Flags of commands that answer: how tokens are chosen, and what an answer has to match."""
+"""Flags of commands that answer: the engine, sampling, and constraints on an answer."""
 
 import argparse
 from pathlib import Path
@@ -10,32 +10,38 @@ if TYPE_CHECKING:
     from bita.runtime.session import Session
 
 SAMPLING = {
-    "temperature": (float, "0: the best token; 1: the model's own distribution"),
-    "top_k": (int, "draw from the k best tokens; 0: from all"),
-    "top_p": (float, "draw from the best tokens that together are this probable; 1: from all"),
-    "min_p": (float, "draw from tokens this probable beside the best; 0: from all"),
-    "repetition_penalty": (float, "divides the logits of tokens that were there; 1: none"),
-    "presence_penalty": (float, "taken off the logits of tokens in the answer; 0: none"),
-    "frequency_penalty": (float, "the same for each time they occur; 0: none"),
-    "seed": (int, "draws the same answer again; default: a new one"),
+    "temperature": (float, "0: always the best token; 1: the model's own distribution"),
+    "top_k": (int, "draw from the k best tokens only; 0: from all"),
+    "top_p": (float, "draw from the best tokens whose probabilities add up to this; 1: from all"),
+    "min_p": (
+        float,
+        "draw from tokens with at least this share of the best one's probability; 0: all",
+    ),
+    "repetition_penalty": (
+        float,
+        "divide the logits of tokens that occurred before by this; 1: none",
+    ),
+    "presence_penalty": (float, "subtract this from the logits of tokens in the answer; 0: none"),
+    "frequency_penalty": (float, "subtract this for each time a token is in the answer; 0: none"),
+    "seed": (int, "number that draws the same answer again; default: random"),
 }
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
-    """The engine and how it is run; `open_session` reads them."""
+    """Add the engine and the flags for running it, which `open_session` reads."""
     parser.add_argument("engine", type=Path, help="engine directory")
-    parser.add_argument("--tree", help=f"{TREE_HELP}; default: the engine's own")
+    parser.add_argument("--tree", help=f"{TREE_HELP}; default: that of the engine")
     add_backend(parser)
     add_threads(parser)
     parser.add_argument(
         "--map-weights",
         action="store_true",
-        help="leave the weights in pages of their file, which processes share; steps take longer",
+        help="read the weights from the mapped file, whose memory processes share; slower",
     )
 
 
 def open_session(args: argparse.Namespace, **options: Any) -> "Session":
-    """The session that the flags ask for."""
+    """Open the session that the flags describe."""
     from bita.cli.shared.trees import read_tree
     from bita.runtime.session import Session
 
@@ -47,34 +53,45 @@ def open_session(args: argparse.Namespace, **options: Any) -> "Session":
 
 
 def add_sampling(parser: argparse.ArgumentParser, default: str) -> None:
-    """How tokens are chosen. default: what holds without these flags."""
-    group = parser.add_argument_group(f"choice of tokens (default: {default})")
+    """Add the sampling flags. `default` describes what applies without them."""
+    group = parser.add_argument_group(f"sampling (default: {default})")
     for name, (kind, words) in SAMPLING.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=words)
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_sampling` that were given, as fields of Options."""
+    """Return the flags of `add_sampling` that were given, as fields of Options."""
     given = {name: getattr(args, name) for name in SAMPLING}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def add_answer_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    """When an answer ends, and what it matches."""
-    parser.add_argument("--max-new-tokens", type=positive, default=max_new_tokens)
+    """Add the flags that say when an answer ends and what it must match."""
     parser.add_argument(
-        "--stop", type=text, action="append", default=[], help="end at this text (repeatable)"
+        "--max-new-tokens",
+        type=positive,
+        default=max_new_tokens,
+        help=f"longest answer (default {max_new_tokens})",
+    )
+    parser.add_argument(
+        "--stop",
+        type=text,
+        action="append",
+        default=[],
+        help="end the answer before this text; repeatable",
     )
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json-schema", type=Path, help="file of a schema for the answer")
-    shape.add_argument("--grammar", type=Path, help="file of a grammar, in Lark's notation")
+    shape.add_argument("--json-schema", type=Path, help="file with a JSON schema for the answer")
     shape.add_argument(
-        "--regex", type=text, help="regular expression that the whole answer matches"
+        "--grammar", type=Path, help="file with a grammar for the answer, in Lark's notation"
+    )
+    shape.add_argument(
+        "--regex", type=text, help="regular expression that the whole answer must match"
     )
 
 
 def answer_options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_answer_options` as fields of Options. Raises PromptError."""
+    """Return the flags of `add_answer_options` as fields of Options. Raises PromptError."""
     options = {"max_new_tokens": args.max_new_tokens, "stop": args.stop}
     grammar = _grammar_of(args)
     return options if grammar is None else {**options, "grammar": grammar}

@@ -1,4 +1,4 @@
-"""Options of commands that compile plans."""
+"""Flags of commands that compile plans for GPUs."""
 
 import argparse
 import re
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """--target, --rows, --force."""
+    """Add --target, --rows and --force."""
     parser.add_argument(
         "--target",
         help="GPU generations of a tensorrt-rtx plan, such as sm86,sm89,sm120 (default); tensorrt "
-        "builds for the GPU here",
+        "always compiles for the GPU of this machine",
     )
     parser.add_argument(
         "--rows",
-        help="sizes of a decode step in a plan, such as 2,16,32; default: those of AR and of the "
-        "engine's trees",
+        help="sizes of a decode step in a plan, such as 2,16,32; default: those of plain decoding "
+        "and of the engine's trees",
     )
     parser.add_argument(
-        "--force", action="store_true", help="build a plan even if memory or disk seem too small"
+        "--force", action="store_true", help="compile a plan even if memory or disk seem too small"
     )
 
 
 def read_compile_options(args: argparse.Namespace) -> "CompileOptions | None":
-    """Read and check what was asked for; None for a backend without plans. Raises EngineError."""
+    """Return the checked options; None for a backend without plans. Raises EngineError."""
     if args.backend not in BACKENDS:
         raise EngineError(f"backend {args.backend!r} is not one of {', '.join(BACKENDS)}")
     if args.backend not in LIBRARIES:
@@ -51,10 +51,10 @@ def read_compile_options(args: argparse.Namespace) -> "CompileOptions | None":
 def default_dialect(
     backend: str, precision: str, compile_options: "CompileOptions | None" = None
 ) -> str:
-    """The dialect of a graph for which the user named none.
+    """Return the dialect of a graph for which the user named none.
 
-    It is the native one for quantized engines of a CPU. Where its library cannot be loaded, a line
-    on stderr says why and what that costs.
+    Quantized engines for a CPU get the native one. If its library cannot be loaded, a line on
+    stderr says why and what that costs.
     """
     if compile_options:
         return compile_options.default_dialect()
@@ -74,5 +74,5 @@ def _rows(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise EngineError(f"--rows {text!r} are no sizes; give some such as 2,16,32")
+        raise EngineError(f"--rows {text!r} is not a list of sizes; give one such as 2,16,32")
     return tuple(sorted({int(size) for size in text.split(",")}))

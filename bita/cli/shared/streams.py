@@ -1,4 +1,4 @@
-"""Standard input, output and error: what they cannot hold, and readers that have gone."""
+"""Standard input, output and error: characters that they cannot hold, and closed readers."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ MAX_TEXT = 1 << 24  # characters read from standard input
 
 
 def prepare_streams() -> None:
-    """Let output write what its encoding lacks as escapes, and input give what is not text.
+    """Write characters that the encoding of the output lacks as escapes, and read any bytes.
 
-    Without it a character of an answer, or a byte of a file's name, ends the program.
+    Otherwise a character of an answer, or a byte of a file name, would end the program.
     """
     for stream, errors in (
         *((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")),
@@ -23,9 +23,14 @@ def prepare_streams() -> None:
 
 
 def as_unicode(text: str, encoding: str | None = None) -> str:
-    """A text of the system as Unicode: bytes that it could not decode are read as UTF-8.
+    """Decode the bytes of a text that the system could not decode, as UTF-8.
 
-    encoding: of the stream that it comes from; None: of arguments. Raises UnicodeError.
+    Args:
+        text: A text with surrogates in place of such bytes.
+        encoding: Encoding of the stream that it comes from; None for an argument.
+
+    Raises:
+        UnicodeError: if the bytes are not UTF-8.
     """
     try:
         text.encode("utf-8")
@@ -41,12 +46,12 @@ def reader_is_gone() -> bool:
 
 
 def flush_or_discard() -> None:
-    """Write what is left of the output, or drop it where that is not possible.
+    """Write the rest of the output, or drop it where that is not possible.
 
-    Else the interpreter would try again when it ends, and complain.
+    Otherwise the interpreter would try again at its end, and complain.
     """
     for stream in (sys.stdout, sys.stderr):
-        if stream is None:  # it was closed before the program began
+        if stream is None:  # it was closed before the program started
             continue
         try:
             stream.flush()
@@ -60,5 +65,5 @@ def _is_unread(stream: TextIO) -> bool:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
         return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (OSError, ValueError, AttributeError):  # no file, or a system without poll
+    except (OSError, ValueError, AttributeError):  # not a file, or a system without poll
         return False

@@ -1,4 +1,4 @@
-"""Trees as users name them on the command line."""
+"""Trees by the names that the command line accepts."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _NAMED: dict[str, Callable[[int], Tree]] = {
 
 
 def read_tree(text: str, num_masks: int) -> Trees:
-    """The tree that `text` names, for an adapter of `num_masks` masks.
+    """Return the tree that `text` names, for an adapter of `num_masks` masks.
 
     Raises TreeError with the accepted forms.
     """
@@ -34,5 +34,10 @@ def read_tree(text: str, num_masks: int) -> Trees:
 
 
 def states_of(trees: Trees) -> list[tuple[str, Tree]]:
-    """A line for each state of trees by state; nothing for a single tree."""
+    """Return each state of a tree by state with its tree; nothing for a single tree."""
     return trees.states() if isinstance(trees, TreeTable) and len(trees.trees) > 1 else []
+
+
+def state_facts(trees: Trees) -> list[dict[str, str]]:
+    """Return `state` and `tree` for JSON, as `states_of` lists them."""
+    return [{"state": state, "tree": str(tree)} for state, tree in states_of(trees)]

@@ -1,4 +1,4 @@
-// The C interface: no exception leaves it, and every fault becomes a status and a message.
+// The C interface. No exception crosses it: every fault becomes a status and a message.
 #define BITA_BUILDS 1
 #include "bita/bita.h"
 
@@ -19,13 +19,13 @@ struct bita_engine {
 
 struct bita_session {
   std::unique_ptr<bita::Session> session;
-  // which the last step's pointers look at
+  // The last step's pointers point into these.
   bita::StepResult result;
   std::vector<double> logprobs, best_logprobs;
   std::vector<int32_t> best_token_ids;
 
-  // Lay out the log-probabilities of the result, and point at them.
-  void give_logprobs(bita_step& step) {
+  // Flatten the log-probabilities of the result and point `step` at them.
+  void set_logprobs(bita_step& step) {
     logprobs.clear();
     best_logprobs.clear();
     best_token_ids.clear();
@@ -48,7 +48,7 @@ namespace {
 
 using bita::Fault;
 using bita::FaultKind;
-using bita::api::give;
+using bita::api::fill;
 using bita::api::need;
 
 thread_local std::string last_error;
@@ -70,7 +70,7 @@ bita_status status_of(FaultKind kind) {
   }
 }
 
-bita_status failed(bita_status status, const char* message) noexcept {
+bita_status set_error(bita_status status, const char* message) noexcept {
   try {
     last_error = message;
   } catch (...) {
@@ -79,29 +79,30 @@ bita_status failed(bita_status status, const char* message) noexcept {
   return status;
 }
 
-// Run what may throw, and turn what it throws into a status.
+// Run `work` and turn any exception into a status.
 template <class Work>
-bita_status guarded(Work work) noexcept {
+bita_status run_guarded(Work work) noexcept {
   try {
     return work();
   } catch (const Fault& fault) {
-    return failed(status_of(fault.kind()), fault.what());
+    return set_error(status_of(fault.kind()), fault.what());
   } catch (const std::bad_alloc&) {
-    return failed(BITA_ERROR_SYSTEM, "there is not enough memory");
+    return set_error(BITA_ERROR_SYSTEM, "out of memory");
   } catch (const std::exception& error) {
-    return failed(BITA_ERROR_SYSTEM, error.what());
+    return set_error(BITA_ERROR_SYSTEM, error.what());
   } catch (...) {
-    return failed(BITA_ERROR_SYSTEM, "an unknown error");
+    return set_error(BITA_ERROR_SYSTEM, "an unknown error");
   }
 }
 
-// Copy a text and a zero into a caller's buffer.
-bita_status give_text(const std::string& text, char* buffer, size_t capacity, size_t* num_bytes) {
+// Copy a text and its terminating zero into a caller's buffer.
+bita_status copy_text(const std::string& text, char* buffer, size_t capacity, size_t* num_bytes) {
   if (num_bytes) *num_bytes = text.size();
   if (capacity <= text.size()) {
     const std::string message = "the text has " + std::to_string(text.size()) +
-                                " bytes and a zero, the buffer " + std::to_string(capacity);
-    return failed(BITA_ERROR_SIZE, message.c_str());
+                                " bytes and a final zero, but the buffer has room for " +
+                                std::to_string(capacity) + "; pass a larger buffer";
+    return set_error(BITA_ERROR_SIZE, message.c_str());
   }
   need(buffer, "text");
   std::memcpy(buffer, text.c_str(), text.size() + 1);
@@ -141,7 +142,7 @@ const char* bita_error(void) { return last_error.c_str(); }
 bita_status bita_engine_open(const char* directory, const bita_engine_options* options,
                              bita_engine** engine) {
   if (engine) *engine = nullptr;
-  return guarded([&] {
+  return run_guarded([&] {
     need(directory, "directory");
     need(engine, "engine");
     auto opened = std::make_unique<bita_engine>();
@@ -157,7 +158,7 @@ bita_status bita_engine_open(const char* directory, const bita_engine_options* o
 void bita_engine_free(bita_engine* engine) { delete engine; }
 
 bita_status bita_engine_describe(const bita_engine* engine, bita_engine_info* info) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(engine, "engine");
     bita::LoadedEngine& loaded = *engine->loaded;
     const bita::Manifest& manifest = loaded.manifest();
@@ -184,13 +185,13 @@ bita_status bita_engine_describe(const bita_engine* engine, bita_engine_info* in
     found.min_p = recommended("min_p", 0.0);
     found.repetition_penalty = recommended("repetition_penalty", 1.0);
     found.top_k = static_cast<int64_t>(recommended("top_k", 0.0));
-    give(found, info, "info");
+    fill(found, info, "info");
     return BITA_OK;
   });
 }
 
 bita_status bita_check_text(const char* directory) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(directory, "directory");
     const bita::EngineText text(bita::open_directory(directory, false));
     return BITA_OK;
@@ -200,7 +201,7 @@ bita_status bita_check_text(const char* directory) {
 bita_status bita_encode(const bita_engine* engine, const char* text, size_t num_bytes,
                         bool add_special_tokens, int32_t* ids, size_t capacity, size_t* num_ids) {
   if (num_ids) *num_ids = 0;
-  return guarded([&]() -> bita_status {
+  return run_guarded([&]() -> bita_status {
     need(engine, "engine");
     if (num_bytes) need(text, "text");
     const std::vector<int32_t> found = engine->loaded->text().codec().encode(
@@ -208,8 +209,9 @@ bita_status bita_encode(const bita_engine* engine, const char* text, size_t num_
     if (num_ids) *num_ids = found.size();
     if (found.size() > capacity) {
       const std::string message = "the text has " + std::to_string(found.size()) +
-                                  " tokens, the buffer " + std::to_string(capacity);
-      return failed(BITA_ERROR_SIZE, message.c_str());
+                                  " tokens, but the buffer has room for " +
+                                  std::to_string(capacity) + "; pass a larger buffer";
+      return set_error(BITA_ERROR_SIZE, message.c_str());
     }
     if (!found.empty()) need(ids, "ids");
     std::copy(found.begin(), found.end(), ids);
@@ -220,11 +222,11 @@ bita_status bita_encode(const bita_engine* engine, const char* text, size_t num_
 bita_status bita_decode(const bita_engine* engine, const int32_t* ids, size_t num_ids, char* text,
                         size_t capacity, size_t* num_bytes) {
   if (num_bytes) *num_bytes = 0;
-  return guarded([&] {
+  return run_guarded([&] {
     need(engine, "engine");
     if (num_ids) need(ids, "ids");
     const std::vector<int32_t> held(ids, ids + num_ids);
-    return give_text(engine->loaded->text().codec().decode(held), text, capacity, num_bytes);
+    return copy_text(engine->loaded->text().codec().decode(held), text, capacity, num_bytes);
   });
 }
 
@@ -232,18 +234,18 @@ bita_status bita_render(const bita_engine* engine, const bita_message* messages,
                         size_t num_messages, bool add_generation_prompt, char* text,
                         size_t capacity, size_t* num_bytes) {
   if (num_bytes) *num_bytes = 0;
-  return guarded([&] {
+  return run_guarded([&] {
     need(engine, "engine");
     const std::string prompt = engine->loaded->text().render(
         bita::api::messages_of(messages, num_messages), add_generation_prompt);
-    return give_text(prompt, text, capacity, num_bytes);
+    return copy_text(prompt, text, capacity, num_bytes);
   });
 }
 
 bita_status bita_session_new(bita_engine* engine, const bita_session_options* options,
                              bita_session** session) {
   if (session) *session = nullptr;
-  return guarded([&] {
+  return run_guarded([&] {
     need(engine, "engine");
     need(session, "session");
     auto made = std::make_unique<bita_session>();
@@ -256,7 +258,7 @@ bita_status bita_session_new(bita_engine* engine, const bita_session_options* op
 
 bita_status bita_session_fork(bita_session* session, bita_session** other) {
   if (other) *other = nullptr;
-  return guarded([&] {
+  return run_guarded([&] {
     need(session, "session");
     need(other, "other");
     auto made = std::make_unique<bita_session>();
@@ -270,7 +272,7 @@ void bita_session_free(bita_session* session) { delete session; }
 
 bita_status bita_start_text(bita_session* session, const char* text, bool add_special_tokens,
                             const bita_answer_options* options) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(session, "session");
     need(text, "text");
     session->session->start_text(text, add_special_tokens, bita::api::options_of(options));
@@ -280,7 +282,7 @@ bita_status bita_start_text(bita_session* session, const char* text, bool add_sp
 
 bita_status bita_start_tokens(bita_session* session, const int32_t* ids, size_t num_ids,
                               const bita_answer_options* options) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(session, "session");
     if (num_ids) need(ids, "ids");
     session->session->start_tokens(std::vector<int64_t>(ids, ids + num_ids),
@@ -291,7 +293,7 @@ bita_status bita_start_tokens(bita_session* session, const int32_t* ids, size_t 
 
 bita_status bita_start_chat(bita_session* session, const bita_message* messages,
                             size_t num_messages, const bita_answer_options* options) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(session, "session");
     session->session->start_chat(bita::api::messages_of(messages, num_messages),
                                  bita::api::options_of(options));
@@ -300,11 +302,11 @@ bita_status bita_start_chat(bita_session* session, const bita_message* messages,
 }
 
 bita_status bita_next(bita_session* session, bita_step* step) {
-  return guarded([&]() -> bita_status {
+  return run_guarded([&]() -> bita_status {
     need(session, "session");
     bita_step found = BITA_STEP_INIT;
     found.text = "";
-    give(found, step, "step");
+    fill(found, step, "step");
     const bool has_more = session->session->step(session->result);
     found.token_ids = session->result.token_ids.data();
     found.num_token_ids = session->result.token_ids.size();
@@ -313,8 +315,8 @@ bita_status bita_next(bita_session* session, bita_step* step) {
     found.finish = finish_of(session->session->finish_reason());
     found.seed = session->session->seed();
     found.num_dropped = session->session->num_dropped();
-    session->give_logprobs(found);
-    give(found, step, "step");
+    session->set_logprobs(found);
+    fill(found, step, "step");
     return has_more ? BITA_OK : BITA_DONE;
   });
 }
@@ -324,7 +326,7 @@ void bita_cancel(bita_session* session) {
 }
 
 bita_status bita_session_clear(bita_session* session) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(session, "session");
     session->session->clear();
     return BITA_OK;
@@ -332,7 +334,7 @@ bita_status bita_session_clear(bita_session* session) {
 }
 
 bita_status bita_session_stats(const bita_session* session, bita_stats* stats) {
-  return guarded([&] {
+  return run_guarded([&] {
     need(session, "session");
     const bita::Stats& counted = session->session->stats();
     bita_stats found = {};
@@ -351,7 +353,7 @@ bita_status bita_session_stats(const bita_session* session, bita_stats* stats) {
     found.backend_ms = counted.backend_ms;
     found.peak_memory_bytes = bita::peak_host_bytes();
     found.peak_device_bytes = session->session->engine().peak_device_bytes();
-    give(found, stats, "stats");
+    fill(found, stats, "stats");
     return BITA_OK;
   });
 }

@@ -6,13 +6,13 @@ namespace bita::api {
 
 EngineSettings settings_of(const bita_engine_options* given) {
   const bita_engine_options options =
-      completed(given, bita_engine_options BITA_ENGINE_OPTIONS_INIT, "options");
+      complete(given, bita_engine_options BITA_ENGINE_OPTIONS_INIT, "options");
   EngineSettings settings;
   if (options.num_threads < 0 || options.num_threads > 1024) {
-    misused("num_threads is " + std::to_string(options.num_threads) + ", not 0 to 1024");
+    throw_misuse("num_threads is " + std::to_string(options.num_threads) + "; pass 0 to 1024");
   }
   if (options.cache_bytes < 0) {
-    misused("cache_bytes is " + std::to_string(options.cache_bytes) + ", not 0 or more");
+    throw_misuse("cache_bytes is " + std::to_string(options.cache_bytes) + "; pass 0 or more");
   }
   settings.backend = text_or_empty(options.backend);
   settings.cuda.device = options.device;
@@ -37,7 +37,7 @@ EngineSettings settings_of(const bita_engine_options* given) {
 
 Options options_of(const bita_answer_options* given) {
   const bita_answer_options from =
-      completed(given, bita_answer_options BITA_ANSWER_OPTIONS_INIT, "options");
+      complete(given, bita_answer_options BITA_ANSWER_OPTIONS_INIT, "options");
   Options options;
   if (from.max_new_tokens) options.max_new_tokens = from.max_new_tokens;
   if (from.num_stops) need(from.stops, "options.stops");
@@ -68,7 +68,8 @@ Options options_of(const bita_answer_options* given) {
   if (checked_choice(from.logprobs, 1, "options.logprobs")) {
     options.logprobs = num_best;
   } else if (num_best) {
-    misused("options.num_best is " + std::to_string(num_best) + " without logprobs; set them to 1");
+    throw_misuse("options.num_best is " + std::to_string(num_best) +
+                 " but options.logprobs is 0; set it to 1");
   }
   options.drafts =
       static_cast<DraftPolicy>(checked_choice(from.drafts, BITA_DRAFTS_OFF, "options.drafts"));
@@ -88,7 +89,7 @@ std::vector<ChatMessage> messages_of(const bita_message* messages, size_t count)
 
 TextSettings text_settings_of(const bita_session_options* given) {
   const bita_session_options options =
-      completed(given, bita_session_options BITA_SESSION_OPTIONS_INIT, "options");
+      complete(given, bita_session_options BITA_SESSION_OPTIONS_INIT, "options");
   TextSettings settings;
   settings.tree_path = text_or_empty(options.tree_path);
   settings.adapter_path = text_or_empty(options.adapter_path);

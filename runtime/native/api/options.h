@@ -1,4 +1,5 @@
-// Options of the C interface as the library has them. All throw a Fault for a value that is none.
+// Convert the options of the C interface to the library's own. All functions throw a Fault for an
+// invalid value.
 #pragma once
 
 #include <cstddef>

@@ -6,11 +6,11 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxFaults = 20;     // lines of one message; a broken file may have millions
+constexpr size_t kMaxFaults = 20;     // listed in one message; a broken file may have millions
 constexpr size_t kMaxMessage = 8000;  // bytes
 
-// Cut where a character of UTF-8 begins.
-std::string cut(const std::string& message) {
+// Cuts a long message at the start of a UTF-8 character.
+std::string cut_message(const std::string& message) {
   if (message.size() <= kMaxMessage) return message;
   size_t end = kMaxMessage;
   while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;
@@ -20,7 +20,7 @@ std::string cut(const std::string& message) {
 }  // namespace
 
 Fault::Fault(FaultKind kind, const std::string& message)
-    : std::runtime_error(cut(message)), kind_(kind) {}
+    : std::runtime_error(cut_message(message)), kind_(kind) {}
 
 void raise_faults(FaultKind kind, const std::string& subject,
                   const std::vector<std::string>& faults) {

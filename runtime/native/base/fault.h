@@ -1,6 +1,5 @@
-// Errors that the user of the library can act on: what happened, the value, and the fix.
-//
-// Inside the library they are exceptions; the C interface turns them into statuses.
+// Errors that a user of the library can act on. The message says what happened, the value, and the
+// fix. Faults are exceptions inside the library; the C interface turns them into statuses.
 #pragma once
 
 #include <stdexcept>
@@ -12,10 +11,10 @@ namespace bita {
 enum class FaultKind {
   kEngine,   // an engine directory is broken, or cannot run here
   kAdapter,  // an adapter file is broken, or belongs to another model
-  kTree,     // a tree description is not a tree, or does not fit the engine
-  kPrompt,   // a prompt, a message list or an option of an answer is not usable
-  kUse,      // a function was called in a way that its contract excludes
-  kSystem,   // the system refused something: memory, threads, a library
+  kTree,     // a tree description is invalid, or does not fit the engine
+  kPrompt,   // a prompt, a message list or an answer option is invalid
+  kUse,      // a call violates a function's contract
+  kSystem,   // the system refused memory, a thread, or a library
 };
 
 class Fault : public std::runtime_error {
@@ -28,8 +27,8 @@ class Fault : public std::runtime_error {
   FaultKind kind_;
 };
 
-// Throws one Fault that lists the `faults` of `subject`, as Python's `raise_faults` does; does
-// nothing if there are none.
+// Throws one Fault that lists the `faults` of `subject`, like Python's `raise_faults`. Does nothing
+// if the list is empty.
 void raise_faults(FaultKind kind, const std::string& subject,
                   const std::vector<std::string>& faults);
 

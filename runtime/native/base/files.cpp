@@ -12,7 +12,7 @@ namespace bita {
 
 namespace {
 
-// An open file, closed at the end.
+// An open file descriptor, closed by the destructor.
 class Descriptor {
  public:
   explicit Descriptor(int number) : number_(number) {}
@@ -48,7 +48,7 @@ std::string read_regular_file(const fs::path& path, uint64_t max_bytes) {
     const ssize_t count = read(file.number(), content.data() + place, content.size() - place);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) fail();
-    if (count == 0) throw std::runtime_error("it was cut while it was read");
+    if (count == 0) throw std::runtime_error("it was truncated while it was read");
     place += static_cast<size_t>(count);
   }
   return content;

@@ -11,9 +11,9 @@ namespace bita {
 namespace {
 
 constexpr size_t kMaxShown = 60;  // characters
-constexpr size_t kMaxItems = 64;  // of a list or an object that is quoted
+constexpr size_t kMaxItems = 64;  // quoted of a list or an object
 
-// Whether no value is nested deeper than is allowed; brackets in strings do not count.
+// Returns whether the nesting is within kMaxJsonDepth. Brackets in strings do not count.
 bool is_shallow(std::string_view text) {
   size_t depth = 0;
   bool in_string = false;
@@ -33,7 +33,7 @@ bool is_shallow(std::string_view text) {
   return true;
 }
 
-// As repr of Python writes a string of printable characters.
+// Quotes a string of printable characters like Python's repr.
 std::string quoted(const std::string& text) {
   const bool has_single = text.find('\'') != std::string::npos;
   const char mark = has_single && text.find('"') == std::string::npos ? '"' : '\'';
@@ -67,7 +67,7 @@ std::string written(const Json& value) {
   std::string inside;
   size_t count = 0;
   for (const auto& item : value.items()) {
-    if (count++ == kMaxItems) break;  // more is not shown
+    if (count++ == kMaxItems) break;  // the rest is not shown
     inside += count > 1 ? ", " : "";
     inside += value.is_object() ? quoted(item.key()) + ": " : "";
     inside += written(item.value());
@@ -75,8 +75,8 @@ std::string written(const Json& value) {
   return value.is_object() ? "{" + inside + "}" : "[" + inside + "]";
 }
 
-// The first characters, and "..." where there are more.
-std::string cut(const std::string& text) {
+// Returns the first characters, with "..." if there are more.
+std::string cut_text(const std::string& text) {
   size_t num_characters = 0, end = text.size();
   for (size_t i = 0; i < text.size(); ++i) {
     if ((static_cast<unsigned char>(text[i]) & 0xC0) == 0x80) continue;
@@ -167,9 +167,9 @@ Json read_json_object(const fs::path& path, FaultKind kind, const std::string& f
   return value;
 }
 
-std::string shown(const Json& value) { return cut(written(value)); }
+std::string shown(const Json& value) { return cut_text(written(value)); }
 
-std::string shown(const std::string& text) { return cut(quoted(text)); }
+std::string shown(const std::string& text) { return cut_text(quoted(text)); }
 
 const Json* Fields::find(const std::string& key, bool is_optional, const std::string& what) {
   const auto found = object_.find(key);

@@ -1,4 +1,4 @@
-// A file that is looked at where the system has it, a page at a time.
+// A file mapped into memory, whose pages are read on access.
 #pragma once
 
 #include <cstddef>

@@ -13,7 +13,7 @@ namespace bita {
 namespace {
 
 constexpr size_t kBlockBytes = 64;
-constexpr size_t kPiece = 1u << 20;  // of a file, read at a time
+constexpr size_t kPiece = 1u << 20;  // bytes read at a time
 
 // The first 32 bits of the fractional parts of the cube roots of the first 64 primes.
 constexpr std::array<uint32_t, 64> kRounds = {

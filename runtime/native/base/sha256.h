@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4) of files.
+// SHA-256 (FIPS 180-4).
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,11 @@
 
 namespace bita {
 
-// Hex digest of bytes.
+// Returns the hex digest of bytes.
 std::string sha256(std::string_view bytes);
 
-// Hex digest of a file, read in pieces. Throws std::runtime_error if it cannot be read.
+// Returns the hex digest of a file, which is read in pieces. Throws std::runtime_error if it cannot
+// be read.
 std::string sha256_of_file(const std::filesystem::path& path);
 
 }  // namespace bita

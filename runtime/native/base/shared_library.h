@@ -1,4 +1,4 @@
-// Libraries that are opened while the process runs.
+// Shared libraries opened at run time.
 #pragma once
 
 #include <filesystem>
@@ -7,17 +7,17 @@
 
 namespace bita {
 
-// The folder of Python's packages, where this library lies in bita's.
+// Returns Python's site-packages folder, assuming that this library is in the package `bita`.
 std::filesystem::path packages_folder();
 
-// A library by its name.
+// A library that was opened by name, or the reasons why none was.
 struct SharedLibrary {
-  void* handle = nullptr;  // null: none of the names opened
-  std::string name, reasons;
+  void* handle = nullptr;     // null: none of the names opened
+  std::string name, reasons;  // reasons: one for each name that failed
 };
 
-// The first of the names that opens. It stays open to the end of the process: its threads may run
-// when the last engine is freed.
+// Opens the first of the names that can be opened. It stays open until the process ends, since its
+// threads may still run when the last engine is freed.
 SharedLibrary open_first(const std::vector<std::string>& names);
 
 }  // namespace bita

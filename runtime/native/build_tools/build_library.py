@@ -1,15 +1,15 @@
-"""Builds the library of native operators with cmake and ninja, and puts it where it belongs.
+"""Build the library of native operators with cmake and ninja, and install it into a folder.
 
     python build_library.py [--into FOLDER] [--optional]
 
-Work is done in build/native of the repository, so that only what changed is compiled again; the
-library is put in place last, by a rename. Where a compiler, cmake or headers are missing, a library
-in FOLDER that is newer than all sources is kept. Otherwise a build that fails leaves none there,
-and one line on stderr says what is missing, what that costs and what to do; the log that it names
-has the details. The exit status is then 1, with --optional 0.
+The build folder is build/native of the repository, so that only changed files are compiled again;
+the library is put in place last, by a rename. If a compiler, cmake or headers are missing, a
+library in FOLDER that is newer than all sources is kept. Otherwise a failed build leaves no library
+there, and one line on stderr gives the cause, the consequence and the fix; the log that it names
+has the details. The exit status is then 1, or 0 with --optional.
 
-The compiler is $CXX, else c++, g++ or clang++, else the package ziglang where it is installed.
-Needs the standard library only.
+The compiler is $CXX, otherwise c++, g++ or clang++, otherwise the package ziglang if installed.
+Needs only the standard library.
 """
 
 import argparse
@@ -29,19 +29,23 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parents[1]
 BUILD = SOURCES.parents[1] / "build" / "native"
 COMPILERS = ("c++", "g++", "clang++", *(["cl"] if os.name == "nt" else []))
-VARIABLES = ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE")  # cmake reads them once for a folder
+VARIABLES = (
+    "CXXFLAGS",
+    "LDFLAGS",
+    "CMAKE_BUILD_TYPE",
+)  # cmake reads them once for each build folder
 MIN_CMAKE = (3, 22)
 COST = "decoding takes 2 to 3.3 times as long with ONNX Runtime's own operators"
 FIXES = {
     "compiler": "install a C++ compiler (Debian: apt-get install g++; or pip install ziglang)",
     "tools": "pip install cmake ninja",
     "headers": "install libonnxruntime-dev, or set ONNXRUNTIME_INCLUDE_DIR to the headers' folder",
-    "faults": "look into the log",
+    "faults": "see the log",
 }
 
 
 class BuildError(Exception):
-    """What is missing, as half a sentence; the kind names its fix."""
+    """Raised if a build fails; the message is a clause, and the kind selects an entry of FIXES."""
 
     def __init__(self, kind: str, missing: str, details: str = "") -> None:
         super().__init__(missing)
@@ -50,7 +54,7 @@ class BuildError(Exception):
 
 
 def library_name() -> str:
-    """The file's name on this system."""
+    """Return the name of the library's file on this system."""
     return {
         "Windows": "bita_operators.dll",
         "Darwin": "libbita_operators.dylib",
@@ -58,11 +62,11 @@ def library_name() -> str:
 
 
 def build(target: Path) -> None:
-    """Bring the library at `target` up to date, and print a line if it is another one now."""
+    """Update the library at `target`, and print a line if it has changed."""
     start = time.monotonic()
     compiler = find_compiler()
     if "ziglang" in compiler[0]:
-        print(f"bita-edge: {compiler[0]} compiles, the first time in minutes", file=sys.stderr)
+        print(f"bita-edge: {compiler[0]} compiles; the first time takes minutes", file=sys.stderr)
     out = compile_library(BUILD, compiler)
     _try_out(BUILD / library_name())
     _write_log(out)
@@ -76,17 +80,26 @@ def compile_library(
     more: Sequence[str] = (),
     target: str = "bita_operators",
 ) -> str:
-    """Bring the library in a build folder up to date, and return what the tools print.
+    """Update the library in a build folder.
 
-    more: further settings of cmake, such as the processor that the compiler is for.
-    target: of cmake, for another library.
+    Args:
+        folder: The build folder.
+        compiler: Command of the C++ compiler.
+        more: Additional cmake settings, such as the compiler's target processor.
+        target: The cmake target, for another library.
+
+    Returns:
+        The output of the tools.
+
+    Raises:
+        BuildError: if a tool is missing or fails.
     """
     cmake, ninja = _tools()
     settings = [
         f"-DCMAKE_CXX_COMPILER={';'.join(compiler)}",
         f"-DONNXRUNTIME_INCLUDE_DIR={_headers()}",
         "-DBITA_WERROR=OFF",
-        "-DBITA_TESTS=ON",  # not built here; `make lint` reads how they would be
+        "-DBITA_TESTS=ON",  # not built here; `make lint` reads their commands
         *more,
     ]
     _drop_other_settings(folder, settings)
@@ -97,7 +110,7 @@ def compile_library(
 
 
 def missing_tools() -> list[str]:
-    """What has to come from PyPI for a build: nothing where there is no compiler."""
+    """Return the PyPI packages that a build needs; none if there is no compiler."""
     try:
         find_compiler()
     except BuildError:
@@ -108,11 +121,11 @@ def missing_tools() -> list[str]:
 
 
 def find_compiler() -> list[str]:
-    """The command of the C++ compiler."""
+    """Return the command of the C++ compiler. Raises BuildError if there is none."""
     given = shlex.split(os.environ.get("CXX", ""), posix=os.name == "posix")
     if given:
         if shutil.which(given[0]) is None:
-            raise BuildError("compiler", f"CXX is {shlex.join(given)}, which is not there")
+            raise BuildError("compiler", f"CXX is {shlex.join(given)}, which was not found")
         return given
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
     command = [found] if found else _zig()
@@ -122,10 +135,10 @@ def find_compiler() -> list[str]:
 
 
 def _zig() -> list[str] | None:
-    """The compiler of the package ziglang, for every processor of this kind.
+    """Return the command of ziglang's compiler, for all processors of this architecture.
 
-    An isolated build does not see packages of the environment that it is for; -I makes Python look
-    past the isolation of pip.
+    An isolated build does not see the packages of the environment that it is for; -I makes Python
+    ignore pip's isolation.
     """
     code = "import ziglang, pathlib; print(pathlib.Path(ziglang.__file__).parent / 'zig')"
     for options in ([], ["-I"]):
@@ -141,7 +154,7 @@ def _zig() -> list[str] | None:
 
 
 def _tools() -> tuple[str, str]:
-    """Paths of cmake and ninja, of the system or from PyPI."""
+    """Return the paths of cmake and ninja, of the system or from PyPI."""
     folders = tool_folders()
     cmake, ninja = _cmake(folders), shutil.which("ninja", path=folders)
     if cmake is None:
@@ -152,12 +165,12 @@ def _tools() -> tuple[str, str]:
 
 
 def tool_folders() -> str:
-    """The folders of PATH, and the one with the programs of this Python's packages."""
+    """Return PATH with the folder of programs that belong to this Python's packages appended."""
     return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
 
 
 def _cmake(folders: str) -> str | None:
-    """The first that is new enough."""
+    """Return the first cmake in these folders that is new enough."""
     found = (shutil.which("cmake", path=folder) for folder in folders.split(os.pathsep))
     return next((path for path in found if path and _version(path) >= MIN_CMAKE), None)
 
@@ -177,7 +190,7 @@ def _headers() -> str:
 
 
 def _drop_other_settings(folder: Path, settings: Sequence[str]) -> None:
-    """Remove the build folder if it was made with other settings, or in another place."""
+    """Remove the build folder if it was created with other settings or from other sources."""
     mark = folder / "settings.txt"
     variables = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
     text = "\n".join([str(SOURCES), *settings, *variables])
@@ -188,7 +201,7 @@ def _drop_other_settings(folder: Path, settings: Sequence[str]) -> None:
 
 
 def run(command: Sequence[str]) -> str:
-    """What the command prints."""
+    """Run a command and return its output. Raises BuildError if it fails."""
     result = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -199,7 +212,7 @@ def run(command: Sequence[str]) -> str:
 
 
 def _try_out(library: Path) -> None:
-    """In a process of its own: a library that was linked wrongly may end it."""
+    """Load the library in a separate process, which a badly linked library may crash."""
     code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).bita_operators_version()"
     try:
         run([sys.executable, "-c", code, str(library)])
@@ -208,13 +221,16 @@ def _try_out(library: Path) -> None:
 
 
 def _put(library: Path, target: Path) -> bool:
-    """Whether another library is there now. By a rename: who has loaded the old one keeps it."""
+    """Install the library by a rename, so that processes keep the old one that they have loaded.
+
+    Returns whether the file changed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file() and filecmp.cmp(library, target, shallow=False):
         target.touch()
         return False
-    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
-        copy = Path(shutil.copy(library, beside))
+    with tempfile.TemporaryDirectory(dir=target.parent) as partial:
+        copy = Path(shutil.copy(library, partial))
         copy.replace(target)
     return True
 
@@ -228,7 +244,7 @@ def _is_newer_than_sources(target: Path) -> bool:
 
 
 def _write_log(text: str) -> Path:
-    """In the cache, since pip removes what it builds from; else among temporary files."""
+    """Write the log into the cache, since pip removes its build folder, or to a temporary file."""
     base = os.environ.get("XDG_CACHE_HOME")
     cache = Path(base) if base else Path.home() / ".cache"
     log = cache / "bita-edge" / "native-build.log"
@@ -244,7 +260,7 @@ def _write_log(text: str) -> Path:
 
 
 def _give_up(error: BuildError, target: Path) -> bool:
-    """Whether there is a library all the same; prints what is missing if there is none."""
+    """Return whether an up-to-date library exists anyway; otherwise report why there is none."""
     if error.kind != "faults" and _is_newer_than_sources(target):
         return True
     target.unlink(missing_ok=True)
@@ -261,7 +277,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, default=SOURCES, help="folder of the library")
     parser.add_argument("--optional", action="store_true", help="exit status 0 if it fails")
     parser.add_argument(
-        "--missing-tools", action="store_true", help="only print what pip has to fetch for a build"
+        "--missing-tools",
+        action="store_true",
+        help="only print the packages that a build needs from PyPI",
     )
     options = parser.parse_args(words)
     if options.missing_tools:
@@ -271,7 +289,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         try:
             build(target)
-        except OSError as error:  # a full disk, a folder that is read-only
+        except OSError as error:  # such as a full disk or a read-only folder
             raise BuildError("faults", str(error)) from error
     except BuildError as error:
         is_there = _give_up(error, target)

@@ -1,12 +1,12 @@
-"""Builds wheels with the native operators and libbita, for Linux on x86_64 and aarch64.
+"""Build wheels with the native operators and libbita, for Linux on x86_64 and aarch64.
 
     python build_wheels.py [--processor x86_64] [--into dist]
 
 A wheel runs with any Python 3 and with glibc 2.28 or later; auditwheel checks that and names the
-file. It has both libraries for its processor, or there is no wheel: nothing is taken from an
-earlier build of the package, and a wheel is put in place last. With libbita come its headers, what
-cmake needs to find it, and the licenses of what is linked in. $CXX may name the g++ for this
-processor; CXXFLAGS, LDFLAGS and CMAKE_BUILD_TYPE do not count here. Needs wheel_requirements.txt.
+file. A wheel always contains both libraries for its processor: nothing is taken from an earlier
+build of the package, and the wheel is put in place last. libbita comes with its headers, its cmake
+package, and the licenses of the libraries that are linked in. $CXX may name the g++ for this
+processor; CXXFLAGS, LDFLAGS and CMAKE_BUILD_TYPE are ignored. Needs wheel_requirements.txt.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from build_library import BuildError
 
 ROOT = build_library.SOURCES.parents[1]
 REQUIREMENTS = Path(__file__).with_name("wheel_requirements.txt")
-FOLDERS = ("adapters", "bita", "calibration", "export", "runtime")  # what a wheel is built from
+FOLDERS = ("adapters", "bita", "calibration", "export", "runtime")  # the sources of a wheel
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.py")
 PACKAGES = {"auditwheel": "auditwheel", "build": "build", "ziglang": "ziglang"}  # by module
 PLACE = "bita/runtime/native"
 LIBRARIES = sorted(f"{PLACE}/{library.name}" for library in older_glibc.LIBRARIES)
-BESIDE = {  # what a wheel has for programs that are built with libbita, and where it is from
+DEVELOPMENT_FILES = {  # files for programs built with libbita, and the sources of each
     "include/bita/bita.h": build_library.SOURCES / "include" / "bita" / "bita.h",
     "include/bita/bita.hpp": build_library.SOURCES / "include" / "bita" / "bita.hpp",
     "cmake/bitaConfig.cmake": older_glibc.TOOLS / "wheelConfig.cmake",
@@ -40,36 +40,43 @@ BESIDE = {  # what a wheel has for programs that are built with libbita, and whe
 }
 VERSION_FILE = "cmake/bitaConfigVersion.cmake"
 ADAPTER = "bita/adapters/smollm2-135m-instruct.safetensors"
-FROM_GLIBC = {"exp", "expf", "memcpy"}  # as fast as on the system, and the same bits
+FROM_GLIBC = {"exp", "expf", "memcpy"}  # for the system's speed, and the same bits
 
 
 def build_wheel(processor: str, into: Path) -> Path:
-    """The wheel for a processor, in this folder."""
+    """Build the wheel for a processor into this folder, and return its path.
+
+    Raises:
+        BuildError: if a build step or a check fails.
+    """
     into.mkdir(parents=True, exist_ok=True)
     build_library.BUILD.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wheel-", dir=build_library.BUILD.parent) as name:
         work = Path(name)
         native = work / "native"
         write_native(processor, native)
-        wheel = _audited(_packed(processor, native, work / "packed"), work / "audited")
+        wheel = _audit(_pack(processor, native, work / "packed"), work / "audited")
         check_wheel(wheel, processor)
         return _put(wheel, into)
 
 
 def write_native(processor: str, folder: Path) -> None:
-    """What the package has in its folder of native code, besides Python."""
+    """Build the package's folder of native code, except for its Python files."""
     folder.mkdir()
     for library in older_glibc.LIBRARIES:
         older_glibc.build(processor, library, folder / library.name)
         check_imports(folder / library.name)
     built = older_glibc.build_folder(processor, older_glibc.LIBBITA)
-    for name, source in {**BESIDE, VERSION_FILE: built / Path(VERSION_FILE).name}.items():
+    for name, source in {
+        **DEVELOPMENT_FILES,
+        VERSION_FILE: built / Path(VERSION_FILE).name,
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, folder / name)
 
 
 def check_imports(library: Path) -> None:
-    """BuildError unless the library takes functions of glibc from glibc, rather than from zig."""
+    """Raise BuildError unless the library imports glibc's functions instead of linking zig's."""
     from elftools.elf.elffile import ELFFile  # comes with auditwheel
 
     with library.open("rb") as file:
@@ -81,11 +88,11 @@ def check_imports(library: Path) -> None:
 
 
 def check_wheel(wheel: Path, processor: str) -> None:
-    """BuildError with all that is wrong with a wheel."""
+    """Raise a BuildError that lists every fault of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        beside = [f"{PLACE}/{name}" for name in (*BESIDE, VERSION_FILE)]
-        wanted = [*LIBRARIES, *beside, ADAPTER]
+        development = [f"{PLACE}/{name}" for name in (*DEVELOPMENT_FILES, VERSION_FILE)]
+        wanted = [*LIBRARIES, *development, ADAPTER]
         faults = [f"it lacks {name}" for name in wanted if name not in names]
         found = {name for name in names if ".so" in name or name.endswith(".o")}
         if not found <= {*LIBRARIES}:
@@ -97,7 +104,7 @@ def check_wheel(wheel: Path, processor: str) -> None:
                 faults.append(f"{name}: {error}")
     faults += _faults_of_name(wheel.name, processor)
     if faults:
-        raise BuildError("faults", f"{wheel.name} is not right: {'; '.join(faults)}")
+        raise BuildError("faults", f"{wheel.name} is not valid: {'; '.join(faults)}")
 
 
 def _faults_of_name(name: str, processor: str) -> list[str]:
@@ -106,11 +113,11 @@ def _faults_of_name(name: str, processor: str) -> list[str]:
         return [f"its name does not end with py3-none-manylinux_X_Y_{processor}"]
     newest = tuple(map(int, older_glibc.GLIBC.split(".")))
     is_too_new = (int(found[1]), int(found[2])) > newest
-    return [f"it asks for a glibc later than {older_glibc.GLIBC}"] if is_too_new else []
+    return [f"it requires a glibc later than {older_glibc.GLIBC}"] if is_too_new else []
 
 
-def _packed(processor: str, native: Path, folder: Path) -> Path:
-    """A wheel with this native code, built from a copy, where no earlier build left anything."""
+def _pack(processor: str, native: Path, folder: Path) -> Path:
+    """Build a wheel with this native code from a clean copy of the sources."""
     source = folder / "source"
     source.mkdir(parents=True)
     leave_out = shutil.ignore_patterns("__pycache__", "*bita_operators.*")
@@ -125,10 +132,10 @@ def _packed(processor: str, native: Path, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def _audited(wheel: Path, folder: Path) -> Path:
-    """The wheel with the tag of the oldest glibc that auditwheel finds it to run with.
+def _audit(wheel: Path, folder: Path) -> Path:
+    """Tag a wheel with the oldest glibc with which it runs, as determined by auditwheel.
 
-    auditwheel reads the processor from the library; it knows only the one here by name.
+    auditwheel reads the processor from the library; it only knows the local one by name.
     """
     command = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "--only-plat"]
     build_library.run([*command, "--wheel-dir", str(folder), str(wheel)])
@@ -136,15 +143,15 @@ def _audited(wheel: Path, folder: Path) -> Path:
 
 
 def _put(wheel: Path, into: Path) -> Path:
-    """Put the wheel in place by a rename; the copy may cross file systems."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=into) as beside:
-        copy = Path(beside) / wheel.name
+    """Put the wheel in place by a rename, after a copy that may cross file systems."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=into) as partial:
+        copy = Path(partial) / wheel.name
         copy.write_bytes(wheel.read_bytes())
         return copy.replace(into / wheel.name)
 
 
 def _check_tools(processors: Sequence[str]) -> None:
-    """BuildError if a package or a compiler is missing, before anything is built."""
+    """Raise BuildError if a package or a compiler is missing, before anything is built."""
     missing = [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
     if missing:
         raise BuildError(
@@ -159,9 +166,9 @@ def _check_tools(processors: Sequence[str]) -> None:
 
 def _main(processors: Sequence[str], into: Path) -> None:
     if platform.system() != "Linux":
-        raise BuildError("faults", f"they are for Linux, and this is {platform.system()}")
+        raise BuildError("faults", f"wheels are for Linux, and this is {platform.system()}")
     for name in build_library.VARIABLES:
-        os.environ.pop(name, None)  # say -march=native would reach other machines
+        os.environ.pop(name, None)  # -march=native, for example, would be wrong on other machines
     os.environ["PATH"] = build_library.tool_folders()  # auditwheel looks for patchelf there
     _check_tools(processors)
     for processor in processors:

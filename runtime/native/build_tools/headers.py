@@ -1,13 +1,13 @@
-"""Finds ONNX Runtime's C headers, or downloads them; prints their folder.
+"""Find ONNX Runtime's C headers, or download them, and print their folder.
 
     python headers.py
 
-They are looked for in this order: $ONNXRUNTIME_INCLUDE_DIR; the system's include folders; the cache
+The search order is: $ONNXRUNTIME_INCLUDE_DIR; the system's include folders; the cache
 ($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge); Debian's package libonnxruntime-dev from the
 system's own sources; the same package from Debian 13; the official release archive. A download
-takes seconds and is kept in the cache. Nothing is installed, and no file of the system is changed.
-Where all fails, each reason is printed on stderr and the exit status is 1. Needs the standard
-library only.
+takes seconds and is kept in the cache. Nothing is installed, and no system file is changed. If
+everything fails, each reason is printed on stderr and the exit status is 1. Needs only the standard
+library.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HEADER = "onnxruntime_c_api.h"
-INTERFACE_VERSION = 21  # what the library asks ONNX Runtime for (CMakeLists.txt)
-RELEASE = "1.21.0"  # the first with it; later runtimes take libraries that were built with it
+INTERFACE_VERSION = 21  # API version that the library requests of ONNX Runtime (CMakeLists.txt)
+RELEASE = "1.21.0"  # the first with that version; later runtimes accept libraries built with it
 SYSTEM_FOLDERS = (
     "/usr/include/onnxruntime",
     "/usr/include/onnxruntime/core/session",
@@ -36,18 +36,22 @@ SYSTEM_FOLDERS = (
 PACKAGE = "libonnxruntime-dev"
 KEYRINGS = [Path(f"/usr/share/keyrings/debian-archive-keyring.{kind}") for kind in ("gpg", "pgp")]
 SUITE = "trixie"  # Debian 13, the first that has the package
-ARCHIVE = f"onnxruntime-linux-x64-{RELEASE}.tgz"  # the headers are those of every platform
+ARCHIVE = f"onnxruntime-linux-x64-{RELEASE}.tgz"  # the headers are the same for all platforms
 ARCHIVE_URL = f"https://github.com/microsoft/onnxruntime/releases/download/v{RELEASE}/{ARCHIVE}"
 ARCHIVE_SHA256 = "7485c7e7aac6501b27e353dcbe068e45c61ab51fbaf598d13970dfae669d20bf"
-MAX_SECONDS = 60  # of one download, which takes 1 to 3
+MAX_SECONDS = 60  # for one download, which takes 1 to 3
 
 
 class HeadersError(Exception):
-    """One place does not have the headers; the message says why."""
+    """Raised if one source does not provide the headers; the message gives the reason."""
 
 
 def find_headers() -> Path:
-    """The folder of the headers, after a download if there is none yet."""
+    """Return the folder of the headers, and download them first if there is none.
+
+    Raises:
+        HeadersError: with every reason, if they cannot be found or downloaded.
+    """
     given = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
     if given:
         _check(Path(given))
@@ -59,19 +63,19 @@ def find_headers() -> Path:
 
 
 def cached_folder() -> Path:
-    """Where downloaded headers are kept."""
+    """Return the folder for downloaded headers."""
     return cached(f"onnxruntime-{RELEASE}") / "include"
 
 
 def cached(name: str) -> Path:
-    """A folder of what is downloaded, by its name."""
+    """Return the folder with this name for downloads."""
     base = os.environ.get("XDG_CACHE_HOME")
     cache = Path(base) if base else Path.home() / ".cache"
     return cache / "bita-edge" / name
 
 
 def _fault(folder: Path) -> str | None:
-    """Why these headers are not usable."""
+    """Return why these headers are not usable, or None if they are."""
     try:
         text = (folder / HEADER).read_text(encoding="utf-8")
     except OSError:
@@ -108,11 +112,11 @@ def _download() -> Path:
 
 
 def _keep(folder: Path) -> Path:
-    """Copy the headers into the cache. Another process may do the same at the same time."""
+    """Copy the headers into the cache, and allow for another process that does the same."""
     kept = cached_folder()
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
-        copy = Path(beside) / "include"
+    with tempfile.TemporaryDirectory(dir=kept.parent) as partial:
+        copy = Path(partial) / "include"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("core"))
         if _fault(kept) is not None:
             shutil.rmtree(kept, ignore_errors=True)
@@ -124,7 +128,7 @@ def _rename(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError:
-        _check(target)  # the other process was faster
+        _check(target)  # another process was faster
 
 
 def _from_system_package(work: Path) -> Path:
@@ -141,14 +145,19 @@ def _headers_of_package(work: Path, options: list[str]) -> Path:
 
 
 def debian_options(work: Path, suite: str, architecture: str = "") -> list[str]:
-    """Options of apt for a release of Debian, from the mirror that this system uses.
+    """Return apt options for a release of Debian, from the mirror that this system uses.
 
-    Its folders are in `work`, so that needs no root and changes nothing in the system; apt checks
-    the signatures of Debian. architecture: Debian's name of it, "" for this system's.
+    apt's folders are in `work`, so it needs no root and changes nothing in the system; apt checks
+    Debian's signatures.
+
+    Args:
+        work: Temporary folder.
+        suite: Debian's name of the release.
+        architecture: Debian's name of the architecture; "" for this system's.
     """
     keyring = next(filter(Path.is_file, KEYRINGS), None)
     if keyring is None:
-        raise HeadersError(f"no {KEYRINGS[0]}, which proves that a package is Debian's")
+        raise HeadersError(f"no {KEYRINGS[0]}, which is needed to verify Debian's packages")
     mirror = _mirror(work)
     for name in ("state/lists/partial", "cache/archives/partial"):
         (work / name).mkdir(parents=True)
@@ -173,7 +182,7 @@ def debian_options(work: Path, suite: str, architecture: str = "") -> list[str]:
 
 
 def download_packages(work: Path, names: Sequence[str], options: Sequence[str]) -> None:
-    """Unpack Debian's packages into work / "package". Raises HeadersError."""
+    """Download Debian packages and unpack them into work / "package". Raises HeadersError."""
     _run(["apt-get", *options, "download", *names], work)
     packages = [*work.glob("*.deb")]
     if len(packages) < len(names):
@@ -183,7 +192,7 @@ def download_packages(work: Path, names: Sequence[str], options: Sequence[str]) 
 
 
 def _mirror(work: Path) -> str:
-    """The first that the system's sources name, for main releases rather than updates."""
+    """Return the first mirror in the system's sources that serves main releases, not updates."""
     form = ["--no-release-info", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
     pairs = [line.split() for line in _run(["apt-get", "indextargets", *form], work).splitlines()]
     mirrors = [pair[0] for pair in pairs if len(pair) == 2 and "-" not in pair[1]]
@@ -193,8 +202,8 @@ def _mirror(work: Path) -> str:
 
 
 def _run(command: list[str], work: Path) -> str:
-    """What the command prints; raises if it fails."""
-    # root's apt would else change to a user that may not write here, and warn
+    """Run a command and return its output. Raises HeadersError if it fails."""
+    # otherwise root's apt switches to a user that may not write here, and warns
     if command[0] == "apt-get":
         command = [command[0], "-q", "-o", "APT::Sandbox::User=root", *command[1:]]
     if shutil.which(command[0]) is None:

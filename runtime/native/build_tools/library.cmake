@@ -1,8 +1,8 @@
-# libbita: the runtime in C and C++, with the operators in it.
+# libbita: the runtime in C and C++, including the operators.
 #
 #   cmake --install build --prefix /usr/local
 #
-# BITA_PACKAGES  prefix of PCRE2, utf8proc and nlohmann-json; else packages.py finds or downloads them
+# BITA_PACKAGES  prefix of PCRE2, utf8proc and nlohmann-json; by default packages.py finds or downloads them
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 find_package(Threads REQUIRED)
@@ -15,12 +15,12 @@ if(NOT BITA_PACKAGES)
     OUTPUT_VARIABLE found_packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_VARIABLE reason RESULT_VARIABLE failed)
   if(failed)
     message(STATUS "${reason}")
-    set(found_packages "/usr")  # a system that has them elsewhere
+    set(found_packages "/usr")  # the system may have them elsewhere
   endif()
   set(BITA_PACKAGES ${found_packages} CACHE PATH "" FORCE)
 endif()
 
-# What is linked in need not be on the device, so a static library is taken where there is one.
+# Static libraries are preferred, since they need not be on the device.
 set(places PATHS ${BITA_PACKAGES} PATH_SUFFIXES lib/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu lib64 lib)
 find_path(BITA_PCRE2_INCLUDE pcre2.h PATHS ${BITA_PACKAGES}/include NO_DEFAULT_PATH)
 find_path(BITA_PCRE2_INCLUDE pcre2.h REQUIRED)
@@ -36,9 +36,10 @@ find_path(BITA_NLOHMANN_INCLUDE nlohmann/json.hpp REQUIRED)
 file(GLOB runtime_sources CONFIGURE_DEPENDS base/*.cpp engine/*.cpp text/*.cpp session/*.cpp device/*.cpp)
 file(GLOB api_sources CONFIGURE_DEPENDS api/*.cpp)
 
-# All of the runtime but the C functions, once for the library and its tests; who links it has the operators
-# too. System headers of another processor, as in a cross build, must not come before the compiler's own.
+# The runtime without the C functions, compiled once for the library and its tests; it brings the operators
+# along. In a cross build, this system's headers must not come before the compiler's own.
 add_library(bita_runtime OBJECT ${runtime_sources})
+set_target_properties(bita_runtime PROPERTIES UNITY_BUILD ${BITA_UNITY})
 bita_target(bita_runtime)
 bita_divide_into_sections(bita_runtime)
 target_sources(bita_runtime INTERFACE ${operator_objects})
@@ -59,7 +60,7 @@ target_link_libraries(bita PRIVATE $<BUILD_INTERFACE:bita_runtime>)
 bita_link_compiler_library(bita)
 set(exports ${CMAKE_CURRENT_SOURCE_DIR}/build_tools/library_exports.map)
 target_link_options(bita PRIVATE -Wl,--version-script=${exports} -Wl,--exclude-libs,ALL)
-# The soname grows when a program that was built with an older header could not run.
+# Raise the soname when programs that were built with an older header could not run any more.
 set_target_properties(bita PROPERTIES LINK_DEPENDS ${exports} SOVERSION 0 VERSION ${PROJECT_VERSION})
 
 install(TARGETS bita EXPORT bitaTargets)
@@ -68,7 +69,7 @@ set(package ${CMAKE_INSTALL_LIBDIR}/cmake/bita)
 install(EXPORT bitaTargets NAMESPACE bita:: DESTINATION ${package})
 configure_package_config_file(build_tools/bitaConfig.cmake.in bitaConfig.cmake INSTALL_DESTINATION ${package})
 write_basic_package_version_file(bitaConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-# relative, so that the prefix may be named when it is installed, and moved later
+# relative, so that the prefix can be chosen at installation, and moved later
 file(RELATIVE_PATH BITA_UP_FROM_PC /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(build_tools/bita.pc.in bita.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bitaConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/bitaConfigVersion.cmake
@@ -82,7 +83,7 @@ if(BITA_TESTS)
   bita_target(library_tests)
   target_link_libraries(library_tests PRIVATE bita_runtime)
 
-  # Programs for tests: of the library as others see it, and of its parts.
+  # Programs for tests: some use the library's public interface, others its parts.
   file(GLOB api_tools CONFIGURE_DEPENDS library_tests/api/*.cpp)
   foreach(tool IN LISTS api_tools)
     get_filename_component(name ${tool} NAME_WE)

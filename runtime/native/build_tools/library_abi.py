@@ -1,12 +1,12 @@
-"""Writes down libbita's binary interface, or compares it, with abigail-tools: `make abi`.
+"""Record libbita's binary interface, or check it, with abigail-tools: `make abi`.
 
     python library_abi.py [--check] [--build build/cpp] [--file runtime/native/abi/libbita.abi]
 
 --check compares the sources with the file, and fails if a program that was built before would no
-longer run. The file has the functions, and the types that they reach, as far as the public headers
-show them. The C functions are compiled once more with debug information, by the command that the
-build folder has, and linked alone: what they call does not matter here. The file is the same for
-every build and for all 64-bit processors. Needs the standard library only.
+longer run. The file describes the functions, and the types that they use, as far as the public
+headers show them. The C functions are compiled again with debug information, with the command in
+the build folder, and linked alone: the code that they call does not matter here. The file is the
+same for every build and for all 64-bit processors. Needs only the standard library.
 """
 
 import argparse
@@ -42,11 +42,19 @@ OPTIONS = (
 
 
 class AbiError(Exception):
-    """What is missing, or failed."""
+    """Raised if a tool is missing or fails, or if the interface breaks programs."""
 
 
 def write_abi(build: Path, out: Path) -> None:
-    """Write the interface that the sources have now. AbiError if that cannot be found."""
+    """Write the current interface of the sources.
+
+    Args:
+        build: A build folder with libbita.
+        out: The file to write.
+
+    Raises:
+        AbiError: if the interface cannot be determined.
+    """
     if shutil.which("abidw") is None:
         raise AbiError("there is no abidw; install abigail-tools")
     command = _compile_command(build)
@@ -60,9 +68,10 @@ def write_abi(build: Path, out: Path) -> None:
 
 
 def changes(old: Path, new: Path) -> str:
-    """What abidiff finds in `new` that breaks programs built with `old`; "" if nothing does.
+    """Return abidiff's report of changes in `new` that break programs built with `old`, or "".
 
-    New functions do not, nor do fields at the end of a struct that begins with its size.
+    New functions are compatible, and so are fields at the end of a struct that begins with its
+    size.
     """
     if shutil.which("abidiff") is None:
         raise AbiError("there is no abidiff; install abigail-tools")
@@ -77,10 +86,10 @@ def changes(old: Path, new: Path) -> str:
 
 
 def _cut_added_fields(old: Path, new: Path, cut: Path) -> None:
-    """Write `new` with those structs of `old` that begin with their size as long as they were.
+    """Write `new` without the fields added at the end of structs that begin with their size.
 
-    A field that lies where an old struct has padding is no addition: the caller's struct_size says
-    that it is there, and nobody has set it.
+    A new field in the padding of an old struct is not such an addition: the caller's struct_size
+    includes it, although the caller has not set it.
     """
     tree = ElementTree.parse(new)
     structs = {each.get("name"): each for each in ElementTree.parse(old).iter("class-decl")}
@@ -98,7 +107,7 @@ def _cut_added_fields(old: Path, new: Path, cut: Path) -> None:
 
 
 def _check(build: Path, file: Path) -> None:
-    """AbiError with what breaks programs, and what to do."""
+    """Raise an AbiError that lists the changes that break programs, and the fix."""
     with tempfile.TemporaryDirectory() as folder:
         now = Path(folder) / "now.abi"
         write_abi(build, now)
@@ -107,20 +116,20 @@ def _check(build: Path, file: Path) -> None:
         raise AbiError(
             f"programs that were built with an older libbita would not run with this:\n{found}\n"
             "Add functions instead, and fields at the end of structs, beyond their old size. If "
-            "it has to be, raise the soname (SOVERSION in library.cmake, and where the tests say), "
-            "then run `make abi`"
+            "the change is necessary, raise the soname (SOVERSION in library.cmake, and where the "
+            "tests require it), then run `make abi`"
         )
 
 
 def _compile_command(build: Path) -> list[str]:
-    """How the C functions are compiled, but to a library with debug information."""
+    """Return the command that compiles the C functions to a library with debug information."""
     path = build / "compile_commands.json"
     if not path.is_file():
         raise AbiError(f"there is no {path}; run `make cpp-programs` first")
     entries = json.loads(path.read_text(encoding="utf-8"))
     commands = [shlex.split(each["command"]) for each in entries if each["file"] == str(FUNCTIONS)]
     if not commands:
-        raise AbiError(f"{path} does not say how {FUNCTIONS} is compiled; run `make cpp-programs`")
+        raise AbiError(f"{path} has no command for {FUNCTIONS}; run `make cpp-programs`")
     words = commands[0]
     place = words.index("-o")
     kept = [word for word in [*words[:place], *words[place + 2 :]] if word != "-c"]
@@ -139,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the file")
     parser.add_argument("--build", type=Path, default=BUILD, help="a build folder with libbita")
-    parser.add_argument("--file", type=Path, default=FILE, help="the interface of before")
+    parser.add_argument("--file", type=Path, default=FILE, help="the recorded interface")
     options = parser.parse_args(words)
     try:
         work = _check if options.check else write_abi

@@ -1,5 +1,5 @@
-// What the libraries and g++'s C++ library look up in newer glibcs, for older ones.
-// The linker leaves out what is not looked up.
+// Functions of newer glibcs that the libraries and g++'s C++ library use, for older ones.
+// The linker drops those that are unused.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -13,7 +13,8 @@ extern "C" {
 // Zero is right for any number of threads.
 BITA_HIDDEN char __libc_single_threaded = 0;
 
-// What <cstdlib> of 2.38 and later calls for strtol and its kin: they read binary numbers too.
+// <cstdlib> of 2.38 and later calls these for strtol and its relatives; they also read binary
+// numbers.
 long older_strtol(const char*, char**, int) __asm__("strtol");
 unsigned long older_strtoul(const char*, char**, int) __asm__("strtoul");
 long long older_strtoll(const char*, char**, int) __asm__("strtoll");
@@ -32,8 +33,8 @@ BITA_HIDDEN unsigned long long __isoc23_strtoull(const char* text, char** end, i
   return older_strtoull(text, end, base);
 }
 
-// What std::random_device calls where g++ was built with 2.36 or later. Kernels before 3.17 have no
-// getentropy; seeds need not be secret, so that the clock is the last resort.
+// std::random_device calls this if g++ was built with 2.36 or later. Kernels before 3.17 have no
+// getentropy; seeds need not be secret, so the clock is the last resort.
 BITA_HIDDEN unsigned older_arc4random() __asm__("arc4random");
 unsigned older_arc4random() {
   unsigned number = 0;
@@ -48,8 +49,8 @@ unsigned older_arc4random() {
   return static_cast<unsigned>(now.tv_nsec ^ now.tv_sec << 16);
 }
 
-// What std::condition_variable::wait_until calls for a steady clock (2.30). Where there is none,
-// the time is converted once, as g++'s C++ library did for such systems.
+// std::condition_variable::wait_until calls this for a steady clock (2.30). If glibc lacks it, the
+// time is converted once, as g++'s C++ library did on such systems.
 using ClockWait = int (*)(pthread_cond_t*, pthread_mutex_t*, clockid_t, const timespec*);
 
 BITA_HIDDEN int older_clockwait(pthread_cond_t*, pthread_mutex_t*, clockid_t,

@@ -1,9 +1,9 @@
-"""Builds the libraries of a wheel for systems with glibc 2.28 or later.
+"""Build the libraries of a wheel for systems with glibc 2.28 or later.
 
-They are the native operators and libbita. g++ compiles them, as it does for this system: it makes
-faster steps than zig's clang. Zig links them, since zig knows what each version of glibc has; a
-library that g++ links asks for functions of the glibc that it was built with. The C++ library comes
-from g++, and the code that unwinds exceptions from zig, since g++'s own asks for glibc 2.35.
+They are the native operators and libbita. g++ compiles them, as for this system, because its code
+is faster than that of zig's clang. zig links them, because it knows the symbols of each version of
+glibc; a library that g++ links requires the glibc with which it was built. The C++ library comes
+from g++, and the exception unwinder from zig, since g++'s own requires glibc 2.35.
 """
 
 import json
@@ -19,8 +19,8 @@ import packages
 from build_library import BuildError
 from headers import HeadersError
 
-GLIBC = "2.28"  # of 2018; the newest ONNX Runtime asks for it too
-MACHINES = {"x86_64": 62, "aarch64": 183}  # in an ELF file: EM_X86_64, EM_AARCH64
+GLIBC = "2.28"  # from 2018; the newest ONNX Runtime requires it too
+MACHINES = {"x86_64": 62, "aarch64": 183}  # numbers in ELF files: EM_X86_64, EM_AARCH64
 TOOLS = Path(__file__).resolve().parent
 
 
@@ -28,10 +28,10 @@ TOOLS = Path(__file__).resolve().parent
 class Library:
     """A library of a wheel."""
 
-    name: str  # of its file; its soname too
-    target: str  # of cmake
-    objects: tuple[str, ...]  # cmake's targets that it is linked from
-    exports: str  # the linker's script
+    name: str  # of its file, and its soname
+    target: str  # cmake target
+    objects: tuple[str, ...]  # cmake targets whose objects are linked
+    exports: str  # the linker's version script
 
 
 OPERATORS = Library(
@@ -44,7 +44,16 @@ LIBRARIES = (OPERATORS, LIBBITA)
 
 
 def build(processor: str, library: Library, target: Path) -> None:
-    """Write a library for a processor of MACHINES, whatever the processor here."""
+    """Build a library for any processor of MACHINES.
+
+    Args:
+        processor: A key of MACHINES; it may differ from this machine's.
+        library: The library to build.
+        target: The file to write.
+
+    Raises:
+        BuildError: if a tool or a package is missing, or fails.
+    """
     compiler = find_compiler(processor)
     folder = build_folder(processor, library)
     settings = []
@@ -62,8 +71,10 @@ def build(processor: str, library: Library, target: Path) -> None:
 
 
 def build_folder(processor: str, library: Library) -> Path:
-    """Where the object files are kept: for this processor's operators where `make native` has
-    them, which does without libbita's packages; for another processor both libraries' are together.
+    """Return the folder of the object files.
+
+    This processor's operators use that of `make native`, which needs none of libbita's packages.
+    For other processors both libraries share a folder.
     """
     folder = build_library.BUILD
     if processor != platform.machine():
@@ -72,7 +83,7 @@ def build_folder(processor: str, library: Library) -> Path:
 
 
 def find_compiler(processor: str) -> list[str]:
-    """The command of a g++ for this processor. BuildError if there is none."""
+    """Return the command of a g++ for this processor. Raises BuildError if there is none."""
     if processor == platform.machine():
         compiler = build_library.find_compiler()
     else:
@@ -89,7 +100,7 @@ def find_compiler(processor: str) -> list[str]:
 
 
 def find_packages(processor: str) -> Path:
-    """The prefix of what libbita is linked with. BuildError if there is none."""
+    """Return the prefix of libbita's dependencies. Raises BuildError if they are missing."""
     try:
         return packages.find_packages(packages.ARCHITECTURES[processor])
     except HeadersError as error:
@@ -98,7 +109,7 @@ def find_packages(processor: str) -> Path:
 
 
 def check_machine(library: bytes, processor: str) -> None:
-    """BuildError unless these are the bytes of an ELF file for this processor."""
+    """Raise BuildError unless these bytes are an ELF file for this processor."""
     machine = int.from_bytes(library[18:20], "little")
     if library[:4] != b"\x7fELF" or machine != MACHINES[processor]:
         raise BuildError("faults", f"the library is not for {processor} (ELF machine {machine})")
@@ -125,7 +136,7 @@ def _link(
 
 
 def _objects(folder: Path, library: Library) -> list[str]:
-    """Object files of a library; the folder may also hold those of removed sources."""
+    """Return the object files of a library, without leftovers of removed sources."""
     commands = json.loads((folder / "compile_commands.json").read_text(encoding="utf-8"))
     words = (shlex.split(command["command"]) for command in commands)
     outputs = {command[command.index("-o") + 1] for command in words}
@@ -134,6 +145,6 @@ def _objects(folder: Path, library: Library) -> list[str]:
 
 
 def _file_of(compiler: list[str], question: str) -> str:
-    """The path that the compiler prints; a bare name where it has no such file."""
+    """Return the path that the compiler prints, which is a bare name if there is no such file."""
     lines = build_library.run([*compiler, question]).splitlines()
     return lines[-1]

@@ -1,12 +1,12 @@
-"""Finds the libraries that libbita is linked with, or downloads them; prints their prefix.
+"""Find the libraries that libbita is linked with, or download them, and print their prefix.
 
     python packages.py [--architecture arm64]
 
-They are PCRE2, utf8proc and nlohmann-json: headers, and libraries to link in. They are looked for
-in this order: the system; the cache ($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge); Debian's
-packages, from the system's own sources or from Debian 12. A download takes seconds and is kept in
-the cache. Nothing is installed, and no file of the system is changed. Where all fails, each reason
-is printed on stderr and the exit status is 1. Needs the standard library only.
+They are PCRE2, utf8proc and nlohmann-json: headers, and static libraries. The search order is: the
+system; the cache ($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge); Debian's packages, from the
+system's own sources or from Debian 12. A download takes seconds and is kept in the cache. Nothing
+is installed, and no system file is changed. If everything fails, each reason is printed on stderr
+and the exit status is 1. Needs only the standard library.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from headers import HeadersError, cached, debian_options, download_packages
 
-SUITE = "bookworm"  # Debian 12, whose libraries ask for a glibc that many systems have
+SUITE = "bookworm"  # Debian 12, whose libraries require a glibc that most systems have
 PACKAGES = ("libpcre2-dev", "libutf8proc-dev", "nlohmann-json3-dev")
 HEADERS = ("pcre2.h", "utf8proc.h", "nlohmann/json.hpp")
 LIBRARIES = ("libpcre2-8.a", "libutf8proc.a")
@@ -28,7 +28,14 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def find_packages(architecture: str) -> Path:
-    """The prefix, after a download if there is none yet. HeadersError if there is none."""
+    """Return the libraries' prefix, and download them first if there is none.
+
+    Args:
+        architecture: Debian's name of the target's architecture.
+
+    Raises:
+        HeadersError: with every reason, if they cannot be found or downloaded.
+    """
     is_own = architecture == own_architecture()
     for prefix in (*([Path("/usr")] if is_own else []), cached_prefix(architecture)):
         if _fault(prefix, architecture) is None:
@@ -37,19 +44,19 @@ def find_packages(architecture: str) -> Path:
 
 
 def static_libraries(prefix: Path, architecture: str) -> list[Path]:
-    """Files of the libraries in a prefix of `find_packages`."""
+    """Return the files of the libraries in a prefix from `find_packages`."""
     folder = prefix / "lib" / TRIPLES.get(architecture, "")
     return [folder / name for name in LIBRARIES]
 
 
 def own_architecture() -> str:
-    """Debian's name of this processor's."""
+    """Return Debian's name of this processor's architecture."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
 
 
 def cached_prefix(architecture: str) -> Path:
-    """Where downloaded packages are kept."""
+    """Return the prefix for downloaded packages."""
     return cached(f"libraries-{architecture}") / "usr"
 
 
@@ -61,7 +68,7 @@ def _fault(prefix: Path, architecture: str) -> str | None:
 
 
 def _download(architecture: str, is_own: bool) -> Path:
-    """From the system's own sources, which may have no other architecture, or from Debian 12."""
+    """Download from Debian 12 or, for this architecture, from the system's own sources first."""
     reasons = []
     for own_sources in (True, False) if is_own else (False,):
         try:
@@ -77,14 +84,14 @@ def _download(architecture: str, is_own: bool) -> Path:
 
 
 def _keep(package: Path, architecture: str) -> Path:
-    """Move the files into the cache. Another process may do the same at the same time."""
+    """Copy the files into the cache, and allow for another process that does the same."""
     prefix = cached_prefix(architecture)
     fault = _fault(package / "usr", architecture)
     if fault:
         raise HeadersError(fault)
     prefix.parent.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=prefix.parent.parent) as beside:
-        copy = Path(beside) / "packages"
+    with tempfile.TemporaryDirectory(dir=prefix.parent.parent) as partial:
+        copy = Path(partial) / "packages"
         shutil.copytree(package, copy, symlinks=True)
         if _fault(prefix, architecture) is not None:
             shutil.rmtree(prefix.parent, ignore_errors=True)
@@ -98,14 +105,16 @@ def _keep(package: Path, architecture: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--architecture", default=own_architecture(), help="Debian's name of it")
+    parser.add_argument(
+        "--architecture", default=own_architecture(), help="Debian's name of the architecture"
+    )
     given = parser.parse_args(arguments)
     try:
         print(find_packages(given.architecture))
     except HeadersError as error:
         print(
-            f"no libraries for libbita: {error}; install {' '.join(PACKAGES)}, or what your system "
-            "calls PCRE2, utf8proc and nlohmann-json",
+            f"no libraries for libbita: {error}; install {' '.join(PACKAGES)}, or your system's "
+            "packages of PCRE2, utf8proc and nlohmann-json",
             file=sys.stderr,
         )
         return 1

@@ -1,9 +1,9 @@
-"""Prints the folder of ONNX Runtime's library, by the name that programs ask for.
+"""Print a folder with ONNX Runtime's library under the name that programs load.
 
     LD_LIBRARY_PATH=$(python runtime_folder.py) program
 
-The Python package has the library by its whole version; here is a link by its soname, in the cache
-($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge).
+The Python package names the library by its full version; this script links it by its soname, in the
+cache ($XDG_CACHE_HOME/bita-edge, or ~/.cache/bita-edge).
 """
 
 import importlib.util
@@ -21,7 +21,8 @@ def main() -> int:
     libraries = [*Path(places[0], "capi").glob("libonnxruntime.so.*")] if places else []
     if not libraries:
         print(
-            "the package onnxruntime has no library here: pip install onnxruntime", file=sys.stderr
+            "the package onnxruntime is missing or has no library: pip install onnxruntime",
+            file=sys.stderr,
         )
         return 1
     version = re.sub(r"[^0-9a-zA-Z.]", "", libraries[0].name)

@@ -1,5 +1,5 @@
-# find_package(bita) gives the target bita::bita: libbita of this Python package, and its headers.
-# A wheel has this file as bita/runtime/native/cmake/bitaConfig.cmake.
+# find_package(bita) defines the target bita::bita: libbita of this Python package, and its headers.
+# This file is bita/runtime/native/cmake/bitaConfig.cmake in a wheel.
 if(NOT TARGET bita::bita)
   get_filename_component(bita_folder "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
   add_library(bita::bita SHARED IMPORTED)

@@ -5,11 +5,11 @@
 namespace bita {
 namespace {
 
-constexpr uint64_t kMix = 0x9E3779B97F4A7C15u;
-constexpr uint64_t kMixAgain = 0xBF58476D1CE4E5B9u;
-constexpr int kMarkShift = 24;  // of a hash; the slot is its first bits
-constexpr int kTokenBits = 21;  // of a key, for each token
-constexpr int kSureBits = 7;    // of a value; the others are the token
+constexpr uint64_t kTableMix = 0x9E3779B97F4A7C15u;
+constexpr uint64_t kTableMixAgain = 0xBF58476D1CE4E5B9u;
+constexpr int kMarkShift = 24;  // position of the mark in a hash; the slot is its upper bits
+constexpr int kTokenBits = 21;  // of a key for each token
+constexpr int kSureBits = 7;    // of a value; the other bits are the token
 
 int log2_of(int64_t power) {
   int log = 0;
@@ -23,8 +23,8 @@ Place place_of(const int64_t* tokens, int64_t count, int log2_slots) {
   uint64_t key = 0;
   for (int64_t i = 0; i < count; ++i)
     key = key << kTokenBits | (static_cast<uint64_t>(tokens[i]) + 1);
-  uint64_t mixed = key * kMix;
-  mixed = (mixed ^ mixed >> 32) * kMixAgain;
+  uint64_t mixed = key * kTableMix;
+  mixed = (mixed ^ mixed >> 32) * kTableMixAgain;
   return {mixed >> (64 - log2_slots), static_cast<uint16_t>(mixed >> kMarkShift)};
 }
 

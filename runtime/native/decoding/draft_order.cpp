@@ -9,14 +9,15 @@
 namespace bita {
 namespace {
 
-constexpr float kAbsent = 1.0f;  // a guess that is no draft scores so much less than the last draft
+constexpr float kAbsent =
+    1.0f;  // a guess that is not a draft starts this far below the lowest draft
 
 struct Candidate {
   int64_t token;
   float score;
 };
 
-// What pair scores make of the token in front; empty without them.
+// The left pair vector of the preceding token; empty without pair scores.
 std::vector<float> left_side(const DraftOrder& task) {
   std::vector<float> left(task.pairs.left ? task.pairs.rank : 0);
   for (size_t i = 0; i < left.size(); ++i)
@@ -30,7 +31,7 @@ float pair_score(const std::vector<float>& left, const uint16_t* right) {
   return sum;
 }
 
-// The candidates of a task with their scores; returns how many there are.
+// List the candidates of a task with their scores; returns their number.
 int64_t list_candidates(const DraftOrder& task, Candidate* found) {
   const std::vector<float> left = left_side(task);
   float lowest = 0.0f;

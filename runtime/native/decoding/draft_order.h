@@ -1,25 +1,25 @@
-// Orders what may come after a token by all that is known of it: a mask's drafts, and guesses.
+// Orders the candidates for the next token by all available evidence: a mask's drafts, and guesses.
 #pragma once
 #include <cstdint>
 
 namespace bita {
 
-constexpr int64_t kMaxDrafts = 256;  // of a mask
-constexpr int64_t kMaxGuesses = 4;   // from elsewhere
+constexpr int64_t kMaxDrafts = 256;  // from a mask
+constexpr int64_t kMaxGuesses = 4;   // from other sources
 
-// Laid out for C. left, right: float16 [V, rank]; null for no pair scores.
+// A C struct. left, right: float16 [V, rank]; null without pair scores.
 struct PairScores {
   const uint16_t* left;
   const uint16_t* right;
   int64_t rank;
 };
 
-// `order_drafts` of runtime/decoding/draft_order.py.
+// The task of `order_drafts` in runtime/decoding/draft_order.py.
 //
-// ids, logits: [count], the drafts of a mask. before: the token in front of them. scale: of what
-// the mask says, logits and pair scores. guesses: other tokens that may come, each with a bonus on
-// its score; a draft that is guessed has both. ordered: [count], the best of all, best first.
-// share: of the best among them (softmax).
+// ids, logits: [count], the drafts of a mask. before: the token that precedes them. scale: factor
+// of the mask's evidence, logits and pair scores. guesses: other candidate tokens, each with a
+// bonus on its score; a draft that is also guessed gets its bonus too. ordered: [count], the best
+// of all candidates, best first. share: probability of the best of them (softmax).
 struct DraftOrder {
   PairScores pairs;
   const int64_t* ids;
@@ -34,7 +34,7 @@ struct DraftOrder {
   int64_t* ordered;
 };
 
-// Fill `ordered` and `share`. Equal scores keep the order that was given. Returns 0, or -1 for
+// Fill `ordered` and `share`. Candidates with equal scores keep their order. Returns 0, or -1 for
 // counts that are out of range.
 int order_drafts(DraftOrder& task);
 

@@ -9,7 +9,7 @@
 namespace bita {
 namespace {
 
-constexpr int64_t kSureMatch = 8;  // tokens from which on the table is not asked
+constexpr int64_t kSureMatch = 8;  // tokens of a match from which the table is ignored
 
 std::vector<double> take(const float*& from, int64_t count, bool exponential) {
   std::vector<double> taken(from, from + count);
@@ -34,8 +34,8 @@ Guesses::Guesses(const GuessSources& sources)
     : sources_(sources), table_{sources.marks, sources.values, sources.num_slots} {
   if (!fits(sources)) throw std::invalid_argument("sources of guesses are out of range");
   const float* bonuses = sources.bonuses + 1;  // after the scale of masks
-  text_beside_ = take(bonuses, kMaxMatch, false);
-  table_beside_ = take(bonuses, kTableSteps, false);
+  text_with_mask_ = take(bonuses, kMaxMatch, false);
+  table_with_mask_ = take(bonuses, kTableSteps, false);
   text_alone_ = take(bonuses, kMaxMatch, true);
   table_alone_ = take(bonuses, kTableSteps, true);
   agree_alone_ = std::exp(static_cast<double>(*bonuses));
@@ -101,11 +101,11 @@ Guesses::Place Guesses::next_place(int64_t num_masks) {
   Continuation table;
   if (text.length < kSureMatch)
     table = table_.find(last_.data(), static_cast<int64_t>(last_.size()));
-  return number < num_masks ? beside_mask(number, last_.back(), text, table)
+  return number < num_masks ? with_mask(number, last_.back(), text, table)
                             : without_mask(text, table);
 }
 
-Guesses::Place Guesses::beside_mask(int64_t mask, int64_t before, Match text, Continuation table) {
+Guesses::Place Guesses::with_mask(int64_t mask, int64_t before, Match text, Continuation table) {
   Place found;
   found.candidates.resize(static_cast<size_t>(sources_.num_ranks));
   DraftOrder task{};
@@ -118,8 +118,8 @@ Guesses::Place Guesses::beside_mask(int64_t mask, int64_t before, Match text, Co
   task.ordered = found.candidates.data();
   const bool agree = text.length && table.percent && text.token == table.token;
   double text_bonus = 0.0, table_bonus = 0.0;
-  if (text.length) text_bonus = text_beside_[static_cast<size_t>(text.length - 1)];
-  if (table.percent) table_bonus = table_beside_[static_cast<size_t>(table.percent / 10)];
+  if (text.length) text_bonus = text_with_mask_[static_cast<size_t>(text.length - 1)];
+  if (table.percent) table_bonus = table_with_mask_[static_cast<size_t>(table.percent / 10)];
   const auto guess = [&task](int64_t token, double bonus) {
     task.guesses[task.num_guesses] = token;
     task.bonuses[task.num_guesses++] = static_cast<float>(bonus);

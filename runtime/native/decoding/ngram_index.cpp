@@ -6,7 +6,7 @@ namespace bita {
 namespace {
 
 constexpr size_t kFirstSlots = 64;
-constexpr uint64_t kMix = 0x9E3779B97F4A7C15u;
+constexpr uint64_t kRunMix = 0x9E3779B97F4A7C15u;
 
 }  // namespace
 
@@ -18,7 +18,8 @@ void Runs::clear() {
 size_t Runs::slot_of(const std::vector<int64_t>& text, int64_t end) const {
   uint64_t hash = 0;
   for (int64_t place = end - length_; place < end; ++place)
-    hash = (hash ^ (hash >> 29) ^ static_cast<uint64_t>(text[static_cast<size_t>(place)])) * kMix;
+    hash =
+        (hash ^ (hash >> 29) ^ static_cast<uint64_t>(text[static_cast<size_t>(place)])) * kRunMix;
   const auto run = text.begin() + (end - length_);
   size_t slot = static_cast<size_t>(hash >> 32) & (slots_.size() - 1);
   while (slots_[slot] && !std::equal(run, run + length_, text.begin() + (slots_[slot] - length_)))

@@ -6,14 +6,14 @@
 #include <limits>
 #include <vector>
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 
 namespace bita {
 namespace {
 
-constexpr int64_t kMaxRanked = 128;  // best tokens that are found in one pass over the row
+constexpr int64_t kMaxRanked = 128;  // best tokens that one pass over the row can find
 
-// A row of logits, later of weights, and where its tokens stood in the row that was given.
+// A row of logits, later of weights, with the original positions of its tokens.
 class Row {
  public:
   Row(float* values, int64_t count) : values_(values), count_(count) {}
@@ -24,7 +24,7 @@ class Row {
     return places_.empty() ? index : places_[static_cast<size_t>(index)];
   }
 
-  // Leave out what is below the least value. What stays moves to the front.
+  // Remove values below `least`. The remaining ones move to the front.
   void keep_from(float least) {
     std::vector<int64_t> places;
     int64_t kept = 0;
@@ -40,10 +40,10 @@ class Row {
  private:
   float* values_;
   int64_t count_;
-  std::vector<int64_t> places_;  // empty: all are in their places
+  std::vector<int64_t> places_;  // empty if all are at their original positions
 };
 
-// The k-th best logit of a row, and the best one.
+// The best logit of a row, and the k-th best.
 struct Best {
   float first = 0.0f;
   float last = 0.0f;
@@ -67,7 +67,7 @@ Best best_of(const float* logits, int64_t count, int64_t k) {
   return {found[0], found[static_cast<size_t>(k - 1)]};
 }
 
-// Sums of all blocks up to each one, in double precision.
+// Cumulative sums of all blocks, in double precision.
 std::vector<double> sums_of(Row& row) {
   std::vector<float> blocks(static_cast<size_t>((row.count() + kSumBlock - 1) / kSumBlock));
   kernels().sum_blocks(row.values(), row.count(), blocks.data());
@@ -76,8 +76,8 @@ std::vector<double> sums_of(Row& row) {
   return sums;
 }
 
-// The weight of the lightest of the heaviest tokens that together have `top_p` of all weight. Only
-// tokens above an even share of the rest are sorted: all below it weigh less than the rest.
+// The smallest weight among the heaviest tokens that together hold `top_p` of all weight. Tokens
+// below an even share of the remaining weight are not sorted: together they weigh less than it.
 float nucleus_threshold(Row& row, double top_p) {
   const double total = sums_of(row).back();
   const double share = (1.0 - top_p) * total / static_cast<double>(row.count());
@@ -94,7 +94,7 @@ float nucleus_threshold(Row& row, double top_p) {
   return heavy.back();
 }
 
-// The first place at which the sum of the weights exceeds `number` of the whole.
+// The first place at which the cumulative weight exceeds the fraction `number` of the total.
 int64_t place_at(Row& row, double number) {
   const std::vector<double> sums = sums_of(row);
   const double target = number * sums.back();
@@ -103,7 +103,7 @@ int64_t place_at(Row& row, double number) {
   const int64_t block = std::min<int64_t>(after - sums.begin(), last_block);
   const double rest = target - (block ? sums[static_cast<size_t>(block - 1)] : 0.0);
   const int64_t first = block * kSumBlock, end = std::min(first + kSumBlock, row.count());
-  int64_t last = first;  // that weighs anything, where the block's sum was rounded
+  int64_t last = first;  // the last place with any weight, in case the block's sum was rounded
   double sum = 0.0;
   for (int64_t i = first; i < end; ++i) {
     sum += static_cast<double>(row.values()[i]);

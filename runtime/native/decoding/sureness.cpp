@@ -7,8 +7,8 @@ namespace bita {
 namespace {
 
 constexpr double kFirst[] = {0.2, 0.35, 0.5, 0.65, 0.8, 0.92};  // shares of the first token
-constexpr int64_t kLookedAt = 3;                 // of them: above, the second token counts too
-constexpr double kNext = 0.5, kSureNext = 0.85;  // its shares
+constexpr int64_t kLookedAt = 3;  // thresholds from which the second token counts too
+constexpr double kNext = 0.5, kSureNext = 0.85;  // shares of the second token
 
 }  // namespace
 

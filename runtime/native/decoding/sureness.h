@@ -1,13 +1,14 @@
-// How sure a guess is, as a state of the decoder: a level by the shares of its first tokens.
+// Confidence in a guess as a state of the decoder: a level derived from the shares of its first
+// tokens.
 #pragma once
 #include <cstdint>
 
 namespace bita {
 
-// `looks_further` and `level_of` of runtime/decoding/sureness.py.
+// Implement `looks_further` and `level_of` of runtime/decoding/sureness.py.
 //
-// first, second: how surely the first token is right, and the second one after it; 0 where nothing
-// is known. A level is 0 to 12.
+// first, second: the probability that the first token is right, and that the second one is, given
+// the first; 0 if unknown. Levels are 0 to 12.
 bool looks_further(double first);
 int64_t level_of(double first, double second);
 

@@ -17,7 +17,7 @@ constexpr const char* kNotCaptured = "-1";
 
 std::string megabytes(size_t num_bytes) { return std::to_string((num_bytes + 500000) / 1000000); }
 
-// What ONNX Runtime says in its first line, without the place in its sources.
+// The first line of ONNX Runtime's message, without its source location.
 std::string reason_of(const std::string& message) {
   constexpr const char* kBegin = " : FAIL : ";
   const std::string line = message.substr(0, message.find('\n'));
@@ -27,8 +27,8 @@ std::string reason_of(const std::string& message) {
 
 }  // namespace
 
-// While it lives, this thread's calls are for our device. Another engine's thread may be capturing
-// a graph meanwhile: what allocates memory or waits is allowed beside that.
+// Makes our device current for this thread. Another engine's thread may be capturing a graph
+// meanwhile: calls that allocate memory or wait are allowed during that.
 class CudaDevice::Current {
  public:
   explicit Current(const CudaDevice& device) : device_(device) {
@@ -66,7 +66,7 @@ CudaDevice::~CudaDevice() {
   try {
     const Current current(*this);
     cuda_.cudaStreamDestroy(stream_);
-  } catch (const Fault&) {  // the device is lost, and the stream with it
+  } catch (const Fault&) {  // the device and its stream are lost
     stream_ = nullptr;
   }
 }
@@ -128,7 +128,7 @@ void CudaDevice::release(void* address, size_t num_bytes) noexcept {
     const Current current(*this);
     if (cuda_.cudaFree(address)) cuda_.cudaGetLastError();
     count(-static_cast<int64_t>(num_bytes));
-  } catch (const std::exception&) {  // the device is lost, and the memory with it
+  } catch (const std::exception&) {  // the device and its memory are lost
     return;
   }
 }
@@ -169,7 +169,7 @@ void CudaDevice::wait() {
   library_.check(cuda_.cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
 }
 
-// Kernels go into our stream, and products of float32 keep their digits.
+// Kernels run in our stream, and float32 products keep full precision.
 void CudaDevice::add_provider(OrtSessionOptions* options, const std::string& engine) {
   const OrtApi& api = ort();
   try {
@@ -205,7 +205,7 @@ OrtStatus* CudaDevice::create_session(const OrtEnv* environment, const char* pat
   return status;
 }
 
-// A captured graph has a number of its own. Results are waited for once, after their copy.
+// Every captured graph has its own number. Results are waited for only once, after their copy.
 OrtPointer<OrtRunOptions> CudaDevice::run_options(bool captures) {
   OrtRunOptions* created = nullptr;
   check(ort().CreateRunOptions(&created));

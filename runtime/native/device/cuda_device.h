@@ -1,4 +1,5 @@
-// Steps on a GPU, by ONNX Runtime's CUDA provider, whose kernels and our copies share one stream.
+// Steps on a GPU, run by ONNX Runtime's CUDA provider, whose kernels share one stream with our
+// copies.
 #pragma once
 
 #include <atomic>
@@ -11,11 +12,11 @@ namespace bita {
 
 struct CudaSettings {
   int device = 0;
-  bool captures_graphs = true;  // of decode steps, which are launched as a whole then
-  std::string library;          // file of libcudart; empty: it is looked for
+  bool captures_graphs = true;  // capture decode steps as CUDA graphs, launched as a whole
+  std::string library;          // path of libcudart; empty to search for it
 };
 
-// Threads may have another device of CUDA's current; it is that again after each call.
+// Threads may have another CUDA device current; each call restores it.
 class CudaDevice : public Device {
  public:
   // Throws a Fault if there is no library, no driver or no such device.

@@ -15,18 +15,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kOldest = 12;  // of CUDA, which ONNX Runtime needs too
-constexpr const char* kNames[] = {"libcudart.so.13", "libcudart.so.12"};  // for the loader
+constexpr int kOldest = 12;  // CUDA version, which ONNX Runtime needs too
+constexpr const char* kNames[] = {"libcudart.so.13", "libcudart.so.12"};  // searched by the loader
 constexpr const char* kSystemPlaces[] = {
     "/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib",
     "/usr/local/cuda/targets/aarch64-linux/lib", "/usr/local/cuda/targets/sbsa-linux/lib"};
-constexpr const char* kPackagedPlaces[] = {"cu13/lib", "cuda_runtime/lib"};  // CUDA 13's, 12's
+constexpr const char* kPackagedPlaces[] = {"cu13/lib",
+                                           "cuda_runtime/lib"};  // of CUDA 13, of CUDA 12
 constexpr const char* kFix =
     "install CUDA's runtime (cuda-cudart of NVIDIA's packages, or pip install nvidia-cuda-runtime) "
     "and let the loader find it (LD_LIBRARY_PATH, ldconfig), or run the engine on the CPU: "
     "backend \"ort-cpu\"";
 
-// libcudart.so.* of a folder, the newest first.
+// Add libcudart.so.* of a folder, the newest first.
 void add_libraries(const fs::path& folder, std::vector<std::string>& found) {
   std::error_code ignored;
   const size_t num_before = found.size();
@@ -37,8 +38,8 @@ void add_libraries(const fs::path& folder, std::vector<std::string>& found) {
   std::sort(found.begin() + static_cast<std::ptrdiff_t>(num_before), found.end(), std::greater<>());
 }
 
-// Where the library may be: the loader's paths, pip's packages beside this library where it lies in
-// bita's, a toolkit.
+// Candidate names and paths: the loader's search path, pip packages next to this library if it is
+// installed in bita's package, and a toolkit.
 std::vector<std::string> candidates() {
   std::vector<std::string> found(std::begin(kNames), std::end(kNames));
   for (const char* place : kPackagedPlaces) {
@@ -49,7 +50,7 @@ std::vector<std::string> candidates() {
   return found;
 }
 
-std::string joined(const std::vector<std::string>& texts) {
+std::string join(const std::vector<std::string>& texts) {
   std::string all;
   for (const std::string& text : texts) all += (all.empty() ? "" : ", ") + text;
   return all;
@@ -74,7 +75,7 @@ CudaLibrary::CudaLibrary(const std::string& path) {
   const SharedLibrary opened = open_first(names);
   if (!opened.handle) {
     throw Fault(FaultKind::kSystem,
-                "no CUDA runtime library was found, looked for " + joined(names) + "; " + kFix);
+                "no CUDA runtime library was found (searched " + join(names) + "); " + kFix);
   }
   const auto take = [&](const char* name, auto& function) {
     find(opened.handle, opened.name, name, function);
@@ -105,8 +106,8 @@ CudaLibrary::CudaLibrary(const std::string& path) {
   check(calls_.cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
   if (version / 1000 < kOldest) {
     throw Fault(FaultKind::kSystem, "the CUDA runtime " + opened.name + " is " +
-                                        version_text(version) + ", needed is " +
-                                        std::to_string(kOldest) + " or later; " + kFix);
+                                        version_text(version) + ", but " + std::to_string(kOldest) +
+                                        " or later is needed; " + kFix);
   }
 }
 

@@ -1,5 +1,5 @@
-// The few calls of the CUDA runtime that decoding needs, of a libcudart that is opened when the
-// first engine for a GPU is. CUDA 12 and later.
+// The CUDA runtime calls that decoding needs, from a libcudart that is loaded when the first engine
+// for a GPU is opened. CUDA 12 and later.
 #pragma once
 
 #include <cstddef>
@@ -39,16 +39,17 @@ constexpr int kCudaOutOfMemory = 2;
 
 class CudaLibrary {
  public:
-  // path: of the library, empty to look for it. Throws a Fault that says where it was looked for.
+  // path: the library's file; empty to search for it. Throws a Fault that lists where it searched.
   explicit CudaLibrary(const std::string& path);
 
   const CudaCalls& calls() const { return calls_; }
   // Throws a Fault that names the call and CUDA's reason, unless the status is 0.
   void check(int status, const char* call) const;
-  // A status in words; it is taken back, or other libraries would take it for an error of theirs.
+  // Describe a status, and clear CUDA's last error so that other libraries do not mistake it for
+  // theirs.
   std::string reason(int status) const;
   std::string runtime_version() const;  // "13.0"
-  std::string driver_version() const;   // the latest CUDA that it runs; "0.0" without a driver
+  std::string driver_version() const;   // the latest CUDA it supports; "0.0" without a driver
 
  private:
   CudaCalls calls_{};

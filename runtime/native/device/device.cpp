@@ -6,7 +6,7 @@ namespace bita {
 
 OrtPointer<OrtValue> Device::tensor(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
                                     ONNXTensorElementDataType type) const {
-  static char nothing;  // of a tensor without elements
+  static char nothing;  // address for tensors without elements
   const OrtPointer<OrtMemoryInfo> info = memory_info();
   OrtValue* value = nullptr;
   check(ort().CreateTensorWithDataAsOrtValue(info.get(), data ? data : &nothing, num_bytes,

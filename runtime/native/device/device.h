@@ -1,4 +1,5 @@
-// Where steps run: the memory that a graph reads and writes, and how ONNX Runtime computes there.
+// The device on which steps run: the memory that a graph reads and writes, and ONNX Runtime's
+// provider.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -19,35 +20,37 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  // Whether the graph's memory is the host's.
+  // Whether the graph uses host memory.
   virtual bool is_host() const = 0;
-  // GPU memory that this library and ONNX Runtime held at most, in bytes.
+  // Peak GPU memory of this library and ONNX Runtime, in bytes.
   virtual int64_t peak_bytes() const { return 0; }
 
-  // Memory of the graph's, all zeros. Throws a Fault, or std::bad_alloc.
+  // Allocate zeroed memory for the graph. Throws a Fault, or std::bad_alloc.
   virtual void* allocate(size_t num_bytes) = 0;
   virtual void release(void* address, size_t num_bytes) noexcept = 0;
-  // Memory of the host that is copied to the graph's without a detour, all zeros.
+  // Allocate zeroed host memory from which copies to the graph's memory are direct (pinned on a
+  // GPU).
   virtual void* allocate_host(size_t num_bytes) = 0;
   virtual void release_host(void* address, size_t num_bytes) noexcept = 0;
 
-  // Copies between the graph's memory and the host's, in any direction. They and the steps are done
-  // one after the other, and all are when `wait` returns. Throws a Fault.
+  // Copy between the graph's memory and the host's, in any direction. Copies and steps execute in
+  // order; all have finished when `wait` returns. Throws a Fault.
   virtual void copy(void* target, const void* source, size_t num_bytes) = 0;
-  // `height` pieces of `width` bytes; the pitches are the bytes from one to the next.
+  // Copy `height` pieces of `width` bytes; the pitches are the distances in bytes between their
+  // starts.
   virtual void copy_rows(void* target, size_t target_pitch, const void* source, size_t source_pitch,
                          size_t width, size_t height) = 0;
   virtual void wait() = 0;
 
-  // A tensor over memory of the graph's, which has to live as long.
+  // Create a tensor over graph memory, which must outlive it.
   OrtPointer<OrtValue> tensor(void* data, size_t num_bytes, const std::vector<int64_t>& shape,
                               ONNXTensorElementDataType type) const;
-  // Have sessions with these options run here. engine: its path, for messages. Throws a Fault.
+  // Make sessions with these options run here. engine: its path, for messages. Throws a Fault.
   virtual void add_provider(OrtSessionOptions* options, const std::string& engine) = 0;
   virtual OrtStatus* create_session(const OrtEnv* environment, const char* path,
                                     const OrtSessionOptions* options, OrtSession** session) = 0;
-  // Options of a step's runs, null for none. captures: its inputs and outputs stay where they are,
-  // so that it may be captured as a graph and launched again.
+  // Options for running a step; may be null. captures: its inputs and outputs keep their addresses,
+  // so that it can be captured as a graph and launched again.
   virtual OrtPointer<OrtRunOptions> run_options(bool captures) = 0;
   virtual OrtStatus* run(OrtSession* session, const OrtRunOptions* options,
                          const OrtIoBinding* binding) = 0;
@@ -56,7 +59,7 @@ class Device {
   virtual OrtPointer<OrtMemoryInfo> memory_info() const = 0;
 };
 
-// Memory of a device's graphs.
+// Graph memory of a device, released by the destructor.
 class DeviceMemory {
  public:
   DeviceMemory(Device& device, size_t num_bytes)

@@ -25,7 +25,7 @@ void* HostDevice::allocate(size_t num_bytes) {
   void* place = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (place == MAP_FAILED) throw std::bad_alloc();
-  // with huge pages the first slot of each head of a cache would take 2 MB
+  // with huge pages the first slot of each head in a cache would take 2 MB
   madvise(place, num_bytes, MADV_NOHUGEPAGE);
   return place;
 }

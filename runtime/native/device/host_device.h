@@ -1,4 +1,4 @@
-// Steps on a CPU, whose memory is the host's.
+// Steps on a CPU, which uses host memory.
 #pragma once
 
 #include "device.h"
@@ -8,7 +8,7 @@ namespace bita {
 class HostDevice : public Device {
  public:
   bool is_host() const override { return true; }
-  // Large pieces take memory page by page, as they are written.
+  // Large blocks take memory page by page, when they are written.
   void* allocate(size_t num_bytes) override;
   void release(void* address, size_t num_bytes) noexcept override;
   void* allocate_host(size_t num_bytes) override { return allocate(num_bytes); }
@@ -20,7 +20,8 @@ class HostDevice : public Device {
                  size_t width, size_t height) override;
   void wait() override {}
 
-  void add_provider(OrtSessionOptions*, const std::string&) override {}  // it is there already
+  void add_provider(OrtSessionOptions*, const std::string&) override {
+  }  // the CPU provider is always present
   OrtStatus* create_session(const OrtEnv* environment, const char* path,
                             const OrtSessionOptions* options, OrtSession** session) override;
   OrtPointer<OrtRunOptions> run_options(bool) override { return nullptr; }

@@ -1,4 +1,4 @@
-// Objects of ONNX Runtime, released by who owns them.
+// ONNX Runtime objects that their owner releases.
 #pragma once
 
 #include <onnxruntime_c_api.h>

@@ -7,7 +7,7 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kAlignment = 256;  // of what kernels on a GPU read with wide loads
+constexpr size_t kBlockAlignment = 256;  // GPU kernels read with wide loads
 
 }  // namespace
 
@@ -40,12 +40,13 @@ size_t ValueBlock::add(const char* name, std::vector<int64_t> shape,
                        ONNXTensorElementDataType type) {
   const size_t num_bytes = static_cast<size_t>(num_elements(shape)) * element_bytes(type);
   entries_.push_back({name, std::move(shape), type, num_bytes_, num_bytes, nullptr});
-  num_bytes_ += (std::max<size_t>(num_bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  num_bytes_ +=
+      (std::max<size_t>(num_bytes, 1) + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
   return entries_.size() - 1;
 }
 
 void ValueBlock::allocate() {
-  num_bytes_ = std::max(num_bytes_, kAlignment);
+  num_bytes_ = std::max(num_bytes_, kBlockAlignment);
   memory_ = std::make_unique<DeviceMemory>(device_, num_bytes_);
   host_ = device_.is_host() ? memory_->address()
                             : static_cast<uint8_t*>(device_.allocate_host(num_bytes_));

@@ -1,5 +1,5 @@
-// Inputs or outputs of a step that lie side by side, so that they are copied in one go: where the
-// host writes and reads them, and where the graph does. On a CPU these are the same.
+// Inputs or outputs of a step in one block of memory, so that a single copy transfers all of them
+// between the host's memory and the graph's. On a CPU these are the same memory.
 #pragma once
 
 #include <cstddef>
@@ -18,21 +18,21 @@ class ValueBlock {
   ValueBlock(const ValueBlock&) = delete;
   ValueBlock& operator=(const ValueBlock&) = delete;
 
-  // Add a value by its name in the graph, before memory is allocated. The result is its number.
+  // Add a value by its name in the graph, before memory is allocated. Returns its number.
   size_t add(const char* name, std::vector<int64_t> shape, ONNXTensorElementDataType type);
-  // All of the values are zeros then. Throws a Fault.
+  // Allocate memory for all values, zeroed. Throws a Fault.
   void allocate();
 
   size_t size() const { return entries_.size(); }
   const char* name(size_t number) const { return entries_[number].name; }
   OrtValue* value(size_t number) const { return entries_[number].value.get(); }
-  // Where the host writes and reads a value.
+  // The address at which the host writes and reads a value.
   template <class T>
   T* host(size_t number) const {
     return reinterpret_cast<T*>(host_ + entries_[number].offset);
   }
 
-  // Copy all of them to the graph's memory, or back. Nothing where that is the host's.
+  // Copy all values to the graph's memory, or back. No copy if that is host memory.
   void upload();
   void download();
 
@@ -52,7 +52,7 @@ class ValueBlock {
   std::unique_ptr<DeviceMemory> memory_;
 };
 
-// Bytes of an element. Throws std::logic_error for a type that no step has.
+// Size of an element in bytes. Throws std::logic_error for a type that no step uses.
 size_t element_bytes(ONNXTensorElementDataType type);
 
 int64_t num_elements(const std::vector<int64_t>& shape);

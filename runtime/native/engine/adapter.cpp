@@ -19,11 +19,11 @@ constexpr const char* kMetadata[] = {"format_version", "identity", "num_masks", 
 constexpr const char* kTensors[] = {"mask_embeddings", "prefix_keys", "prefix_values"};
 constexpr const char* kPairTensors[] = {"pair_left", "pair_bias", "pair_right"};
 constexpr float kMaxValue = 65504.0f;  // the largest that float16 can hold
-constexpr float kMaxRead = 1000.0f;    // of what steps read, but for the mask embeddings
+constexpr float kMaxRead = 1000.0f;    // for arrays that steps read, except the mask embeddings
 constexpr float kMaxBonus = 50.0f;
-constexpr int kSureBits = 7;  // of a value of continuations; the others are the token
+constexpr int kSureBits = 7;  // of a continuation's value; the other bits are the token
 
-// For adapters that have none of their own (`bita.bonuses.DEFAULT_BONUSES`).
+// For adapters without bonuses of their own (`bita.bonuses.DEFAULT_BONUSES`).
 constexpr std::array<float, kNumBonuses> kDefaultBonuses = {
     0.63f,                                                                              //
     1.5f,  2.5f,   2.5f,  2.5f,  2.65f, 2.8f,  3.4f,  3.4f,  3.4f,  3.4f,  4.6f, 5.0f,  //
@@ -32,7 +32,7 @@ constexpr std::array<float, kNumBonuses> kDefaultBonuses = {
     -2.0f, -1.75f, -1.5f, -1.3f, -1.1f, -0.7f, -0.5f, -0.1f, 0.45f, 1.8f,  2.8f,        //
     1.8f};
 
-// The model that an adapter was made for: its sizes, as far as they are needed here.
+// The sizes of the model for which an adapter was made, as far as they are needed here.
 struct Identity {
   int64_t num_layers = 0, num_kv_heads = 0, head_dim = 0, hidden_size = 0, vocab_size = 0;
 };
@@ -68,7 +68,7 @@ class AdapterReader {
     }
     if (!data.is_object() || data.empty()) {
       throw Fault(FaultKind::kAdapter,
-                  subject + " is a safetensors file but no adapter: its metadata has no '" +
+                  subject + " is a safetensors file but not an adapter: its metadata has no '" +
                       kFormat + "'; " + kMakeAnother);
     }
     Fields fields(data, "metadata ", faults_);
@@ -147,7 +147,7 @@ class AdapterReader {
     }
   }
 
-  // Sizes, of which -1 stands for any; letters: how a message writes them.
+  // -1 in `wanted` matches any size. letters: the expected shape as a message shows it.
   void check_shape(const std::string& name, const Shape& wanted, const std::string& letters) {
     const auto found = arrays_.find(name);
     if (found == arrays_.end()) return;
@@ -181,7 +181,8 @@ class AdapterReader {
     }
   }
 
-  // Whether all of some tensors are there; a fault for each that is missing, unless all are.
+  // Whether all tensors of the list are present. If only some are, adds a fault for each missing
+  // one.
   bool are_all_there(const std::vector<std::string>& names) {
     Faults missing;
     for (const std::string& name : names) {
@@ -333,7 +334,7 @@ class AdapterReader {
     }
   }
 
-  // Put an array where it belongs, cut off where steps read it.
+  // Store an array in its field, clamped if steps read it.
   static void place(Adapter& adapter, const std::string& name, FloatArray array) {
     const bool is_pair = name.rfind("pair_", 0) == 0;
     const float max = name == "mask_embeddings" ? kMaxValue : kMaxRead;

@@ -1,4 +1,4 @@
-// The adapter: everything BiTA learned about one model, in one small safetensors file.
+// The adapter: everything that BiTA learned for one model, in one small safetensors file.
 #pragma once
 
 #include <array>
@@ -20,23 +20,23 @@ struct FloatArray {
   std::vector<float> values;
 };
 
-// What usually follows a few tokens (`bita/continuations.py`). marks, values: [S], S a power of
-// two.
+// Likely continuations of a few tokens (`bita/continuations.py`). marks, values: [S], where S is a
+// power of two.
 struct ContinuationTable {
   std::vector<uint16_t> marks;
   std::vector<uint32_t> values;
 };
 
-// Sides and sites of LoRA, in the order of `bita.lora.LORA_TENSORS`.
+// The sites of LoRA, in the order of `bita.lora.LORA_TENSORS`.
 constexpr std::array<const char*, 4> kLoraSites = {"qkv", "o", "gate_up", "down"};
 
-// All arrays are cut off where steps read them, so that no text depends on them however large the
-// values are (`Adapter.bounded` of Python).
+// Arrays that steps read are clamped, so that no value, however large, can affect a text
+// (`Adapter.bounded` of Python).
 struct Adapter {
   FloatArray mask_embeddings;               // [M, hidden]
   FloatArray prefix_keys, prefix_values;    // [L, H, P, D]
-  std::map<std::string, FloatArray> lora;   // lora_{site}_{side}; empty for none
-  std::map<std::string, FloatArray> pairs;  // pair_left, pair_bias, pair_right; not cut off
+  std::map<std::string, FloatArray> lora;   // lora_{site}_{side}; empty without LoRA
+  std::map<std::string, FloatArray> pairs;  // pair_left, pair_bias, pair_right; not clamped
   std::optional<ContinuationTable> continuations;
   std::vector<float> bonuses;  // [kNumBonuses]
 
@@ -49,7 +49,7 @@ struct Adapter {
 // Read and check a file. Throws a Fault that names the path, every fault of the file, and the fix.
 Adapter read_adapter(const std::filesystem::path& path);
 
-// The same for a file in memory, which tests make; `subject` names it.
+// Read and check a file in memory, for tests; `subject` names it in messages.
 Adapter parse_adapter(std::string content, const std::string& subject);
 
 }  // namespace bita

@@ -21,12 +21,12 @@ namespace {
 
 constexpr const char* kRequired[] = {kGraphFile, kWeightsFile,   kAdapterFile,
                                      kTreeFile,  kTokenizerFile, kGenerationFile};
-constexpr const char* kIncoming = ".engine.incoming";  // files that are about to take their places
-constexpr size_t kMaxFiles = 1000;                     // of an engine, which has about ten
-constexpr size_t kMaxNameBytes = 255;                  // of a file's name, on all common systems
+constexpr const char* kIncoming = ".engine.incoming";  // files on their way to their final names
+constexpr size_t kMaxFiles = 1000;                     // in an engine; about ten are normal
+constexpr size_t kMaxNameBytes = 255;                  // in a file name, as on all common systems
 constexpr uint64_t kMaxGraphBytes = 2u << 30;          // as in protobuf
-constexpr std::chrono::seconds kPatience(10);          // for a writer's renames
-constexpr int kMaxReads = 10;                          // of an engine that others replace meanwhile
+constexpr std::chrono::seconds kPatience(10);          // to wait for a writer's renames
+constexpr int kMaxReads = 10;                          // attempts while others replace the engine
 
 bool is_digest(const Json& value) {
   if (!value.is_string() || value.get_ref<const std::string&>().size() != 64) return false;
@@ -34,7 +34,7 @@ bool is_digest(const Json& value) {
   return text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-// Why this is not the name of a file in the engine's directory; empty if it is.
+// Why this is not a valid name of a file in the engine's directory; empty if it is.
 std::string name_fault(const std::string& name) {
   const bool is_place = name.empty() || name == "." || name == "..";
   if (is_place || name.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
@@ -77,7 +77,7 @@ std::map<std::string, FileEntry> parse_table(const Json& files, std::vector<std:
 void add_missing(const EngineDirectory& engine, std::vector<std::string>& faults) {
   std::vector<std::string> needed(std::begin(kRequired), std::end(kRequired));
   if (engine.manifest.pair_rank) needed.emplace_back(kPairsFile);
-  // what is read if it is there; a link that leads nowhere is there too
+  // optional files must be listed if they exist; a dangling link counts as existing
   for (const char* name : {kTemplateFile, kPiecesFile}) {
     std::error_code ignored;
     if (fs::symlink_status(engine.file(name), ignored).type() != fs::file_type::not_found) {
@@ -89,7 +89,7 @@ void add_missing(const EngineDirectory& engine, std::vector<std::string>& faults
   }
 }
 
-// Why a file is not the one of its entry; empty if it is. What is not a regular file is not opened.
+// Why a file does not match its entry; empty if it does. Only regular files are opened.
 std::string file_fault(const fs::path& path, const FileEntry& entry, bool checks_hash) {
   const std::string name = path.filename().string();
   struct stat status = {};
@@ -114,7 +114,8 @@ std::string file_fault(const fs::path& path, const FileEntry& entry, bool checks
   return name + " is damaged (sha256 differs); copy it again or rebuild the engine";
 }
 
-// Why nothing may load this graph; empty if its weights are in itself or in kWeightsFile.
+// Why this graph must not be loaded; empty if its weights are in the graph itself or in
+// kWeightsFile.
 std::string graph_fault(const fs::path& path) {
   std::set<std::string> locations;
   try {
@@ -133,12 +134,12 @@ bool needs_hash(const std::string& name, bool checks_weights) {
   return checks_weights || (name != kWeightsFile && name != kPlanFile);
 }
 
-// Files are hashed on several threads, since the largest of them takes most of the time.
+// Hashes files on several threads, since the largest one takes most of the time.
 void add_file_faults(const EngineDirectory& engine, bool checks_weights,
                      std::vector<std::string>& faults) {
   std::vector<std::string> names, found(engine.files.size());
   for (const auto& [name, entry] : engine.files) {
-    // a plan is for TensorRT, which this library does not have
+    // plans are for TensorRT, which this library does not use
     if (name != kPlanFile) names.push_back(name);
   }
   std::vector<std::thread> threads;
@@ -181,7 +182,7 @@ EngineDirectory read_directory(const fs::path& path, bool checks_weights) {
   return engine;
 }
 
-// What differs after every writer; empty where there is no engine.
+// Values that every writer changes; zeros if there is no engine.
 std::array<int64_t, 5> state_of(const fs::path& path) {
   struct stat directory = {}, manifest = {};
   if (stat(path.c_str(), &directory) != 0) return {};
@@ -192,7 +193,7 @@ std::array<int64_t, 5> state_of(const fs::path& path) {
           static_cast<int64_t>(manifest.st_size)};
 }
 
-// Wait until no files of a writer are on the way to their places.
+// Wait until a writer has moved all its files to their final names.
 void settle(const fs::path& path) {
   const auto end = std::chrono::steady_clock::now() + kPatience;
   std::error_code ignored;

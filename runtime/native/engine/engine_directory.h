@@ -1,4 +1,4 @@
-// The engine directory: the only thing that crosses from the build machine to the device.
+// The engine directory: everything that is copied from the build machine to the device.
 #pragma once
 
 #include <filesystem>
@@ -14,7 +14,7 @@ struct FileEntry {
   std::string sha256;
 };
 
-// A checked engine directory; nothing of it is loaded.
+// A checked engine directory, of which nothing is loaded yet.
 struct EngineDirectory {
   std::filesystem::path path;
   Manifest manifest;
@@ -24,9 +24,11 @@ struct EngineDirectory {
   bool has(const std::string& name) const { return files.count(name) != 0; }
 };
 
-// Check a directory as `bita.engine.open_engine` does. Throws one Fault that lists what is wrong.
+// Check a directory in the same way as `bita.engine.open_engine`. Throws one Fault that lists
+// everything that is wrong.
 //
-// checks_weights: hash the weights too, about a second for a GB; all other files always are.
+// checks_weights: also hash the weights, which takes about a second per GB; other files are always
+// hashed.
 EngineDirectory open_directory(const std::filesystem::path& path, bool checks_weights);
 
 }  // namespace bita

@@ -10,9 +10,9 @@ namespace bita {
 namespace {
 
 constexpr int64_t kMaxTokenId = (int64_t{1} << 31) - 1;
-constexpr double kMinPositive = 1e-6;  // of numbers that have to be above 0
+constexpr double kMinPositive = 1e-6;  // for numbers that must be above 0
 
-// One of the recommended numbers.
+// Read one of the recommended sampling options.
 double take_number(Fields& fields, const std::string& name) {
   if (name == "top_k") return static_cast<double>(fields.whole(name, 0, kMaxTokenId));
   if (name == "top_p" || name == "min_p") return fields.number(name, 0.0, 1.0);

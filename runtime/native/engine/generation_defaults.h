@@ -1,4 +1,4 @@
-// What an engine knows about ending and sampling answers: the file generation.json.
+// Defaults for ending and sampling answers, from the engine's generation.json.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 
 namespace bita {
 
-// sampling: as the model's authors recommend it, by the names of options; empty where they do not.
+// sampling: what the model's authors recommend, by name of option; empty without recommendations.
 struct GenerationDefaults {
   std::vector<int64_t> eos_ids;
-  std::vector<int64_t> chat_eos_ids;  // of an answer to messages: ends of a turn first
+  std::vector<int64_t> chat_eos_ids;  // for answers to messages: ends of a turn first
   std::map<std::string, double> sampling;
 };
 

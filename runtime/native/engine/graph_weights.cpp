@@ -11,8 +11,8 @@ namespace bita {
 
 namespace {
 
-constexpr std::string_view kLocation = "location";  // key of the entry of a tensor
-constexpr int kMaxDepth = 100;                      // of messages in messages, as in protobuf
+constexpr std::string_view kLocation = "location";  // key of a tensor's entry
+constexpr int kMaxDepth = 100;                      // of nested messages, as in protobuf
 constexpr int kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5;  // wire types of protobuf
 
 enum class Kind {
@@ -27,7 +27,7 @@ enum class Kind {
   kEntry
 };
 
-// Fields of onnx.proto that lead to tensors: number of the field, kind of what is in it.
+// Fields of onnx.proto that lead to tensors: number of the field, kind of its content.
 const std::map<uint64_t, Kind>& parts_of(Kind kind) {
   static const std::map<Kind, std::map<uint64_t, Kind>> parts = {
       {Kind::kModel, {{7, Kind::kGraph}, {20, Kind::kTraining}, {25, Kind::kFunction}}},
@@ -52,7 +52,7 @@ const std::map<uint64_t, Kind>& parts_of(Kind kind) {
 struct Field {
   uint64_t number = 0;
   int wire_type = 0;
-  std::string_view content;  // of kBytes
+  std::string_view content;  // for kBytes
 };
 
 // Reads the fields of a message one after the other.
@@ -72,7 +72,7 @@ class Reader {
     } else if (field.wire_type == kFixed64 || field.wire_type == kFixed32) {
       take(field.wire_type == kFixed64 ? 8 : 4);
     } else {
-      throw std::runtime_error("byte " + std::to_string(place_) + " starts no field");
+      throw std::runtime_error("byte " + std::to_string(place_) + " does not start a field");
     }
     return field;
   }
@@ -85,8 +85,8 @@ class Reader {
     return taken;
   }
 
-  // One that is written longer than it has to be is refused, since readers differ in what they
-  // take it for; no library writes such.
+  // Rejects encodings that are longer than necessary, since readers interpret them differently; no
+  // library writes them.
   uint64_t length_or_tag() {
     uint64_t value = 0;
     for (int shift = 0; shift < 35 && place_ < message_.size(); shift += 7) {
@@ -96,21 +96,23 @@ class Reader {
       if (value >> 32 || (byte == 0 && shift > 0)) break;
       return value;
     }
-    throw std::runtime_error("byte " + std::to_string(place_) + " is not of a tag or a length");
+    throw std::runtime_error("byte " + std::to_string(place_) +
+                             " is not part of a valid tag or length");
   }
 
   void skip_number() {
     for (int i = 0; i < 10 && place_ < message_.size(); ++i) {
       if (static_cast<unsigned char>(message_[place_++]) < 0x80) return;
     }
-    throw std::runtime_error("byte " + std::to_string(place_) + " starts no number");
+    throw std::runtime_error("byte " + std::to_string(place_) + " does not start a number");
   }
 
   std::string_view message_;
   size_t place_ = 0;
 };
 
-// The values of an entry of which a key is the location; of several the last would count.
+// Add the values of an entry if one of its keys is the location; of several values the last would
+// count.
 void add_values(std::string_view entry, std::set<std::string>& locations) {
   bool is_location = false;
   std::vector<std::string> values;
@@ -146,7 +148,7 @@ std::set<std::string> weight_locations(std::string_view graph) {
       const Field field = reader.next();
       const auto part = parts.find(field.number);
       if (part == parts.end() || field.wire_type != kBytes) continue;
-      // a location below is in these bytes, in one piece
+      // any location further down is contiguous within these bytes
       if (std::search(field.content.begin(), field.content.end(), searcher) !=
           field.content.end()) {
         messages.push_back({part->second, field.content, message.depth + 1});

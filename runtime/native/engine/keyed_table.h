@@ -1,4 +1,4 @@
-// Continuations in adapter files of format 3 and earlier, which have keys instead of marks.
+// Continuations in adapter files of format 3 and earlier, which store keys instead of marks.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,9 @@
 
 namespace bita {
 
-// The table of a file that has keys instead of marks (`bita.continuations.keyed_continuations`).
-// A key is up to three tokens of 21 bits, each plus 1; 0 for none.
+// Convert the table of a file that has keys instead of marks
+// (`bita.continuations.keyed_continuations`). A key packs up to three tokens of 21 bits, each plus
+// 1; 0 means no token.
 ContinuationTable keyed_table(const std::vector<uint64_t>& keys,
                               const std::vector<uint32_t>& values);
 

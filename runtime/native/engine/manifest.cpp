@@ -10,16 +10,16 @@ namespace {
 
 constexpr const char* kFormat = "bita-engine";
 constexpr std::array<int64_t, 3> kFormatVersions = {2, 3, 4};
-constexpr uint64_t kMaxManifestBytes = 4u << 20;  // a manifest has 2 kB
+constexpr uint64_t kMaxManifestBytes = 4u << 20;  // manifests have about 2 kB
 constexpr size_t kMaxText = 1u << 16;
 constexpr int64_t kMaxSize = 1000000000;  // of a dimension, far beyond any model
 
-// A dialect of the step graph, and what of it this library has to know.
+// A dialect of the step graph, and the properties that this library needs.
 struct Dialect {
   const char* name;
   std::vector<std::string> precisions;
-  const char* backend;  // which runs its graph as it is written
-  bool has_plans;       // of TensorRT
+  const char* backend;  // the one that runs its graph as written
+  bool has_plans;       // whether TensorRT can compile it
 };
 
 const std::vector<Dialect>& dialects() {
@@ -34,7 +34,7 @@ const std::vector<Dialect>& dialects() {
   return known;
 }
 
-std::string joined(const std::vector<std::string>& names) {
+std::string join(const std::vector<std::string>& names) {
   std::string all;
   for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
   return all;
@@ -44,8 +44,8 @@ std::string take_text(Fields& fields, const std::string& name,
                       const std::optional<std::string>& otherwise = std::nullopt) {
   std::string text = fields.text(name, otherwise);
   if (text.size() > kMaxText) {
-    fields.add_fault(name + " has " + std::to_string(text.size()) + " bytes, not " +
-                     std::to_string(kMaxText) + " at most");
+    fields.add_fault(name + " has " + std::to_string(text.size()) + " bytes; at most " +
+                     std::to_string(kMaxText) + " are allowed");
   }
   return text;
 }
@@ -56,7 +56,7 @@ std::string take_choice(Fields& fields, const std::string& name,
   std::string text = fields.text(name, otherwise);
   const bool is_text = fields.has(name) && fields.at(name).is_string();
   if (is_text && std::find(known.begin(), known.end(), text) == known.end()) {
-    fields.add_fault(name + " " + shown(text) + " is not one of " + joined(known));
+    fields.add_fault(name + " " + shown(text) + " is not one of " + join(known));
   }
   return text;
 }
@@ -74,7 +74,7 @@ std::map<std::string, std::string> take_texts(Fields& fields, const std::string&
   return texts;
 }
 
-// Values that are good by themselves, and that no engine has together.
+// Report values that are valid by themselves but never occur together in an engine.
 void add_misfits(const Manifest& manifest, Fields& fields) {
   const auto& known = dialects();
   const auto dialect = std::find_if(known.begin(), known.end(), [&](const Dialect& each) {
@@ -114,7 +114,7 @@ std::vector<std::string> format_faults(const Json& data) {
   const auto format = data.find("format"), version = data.find("format_version");
   if (format == data.end() || *format != kFormat) {
     const Json found = format == data.end() ? Json() : *format;
-    return {"format is " + shown(found) + ", not '" + kFormat + "': no engine of bita-edge"};
+    return {"format is " + shown(found) + ", not '" + kFormat + "': not a bita-edge engine"};
   }
   const Json found = version == data.end() ? Json() : *version;
   for (const int64_t known : kFormatVersions) {

@@ -1,6 +1,6 @@
-// The manifest of an engine: what it is, and the size and sha256 of every other file.
+// The manifest of an engine: its properties, and the size and sha256 of every other file.
 //
-// `bita/manifest.py` writes it; the same faults have the same messages here.
+// `bita/manifest.py` writes it; messages are the same here as there.
 #pragma once
 
 #include <array>
@@ -26,7 +26,7 @@ constexpr const char* kGenerationFile = "generation.json";
 constexpr const char* kTemplateFile = "chat_template.jinja";
 constexpr const char* kPiecesFile = "chat_pieces.json";
 
-constexpr int64_t kPageSlots = 16;  // of a page of a cache in pages
+constexpr int64_t kPageSlots = 16;  // slots of a page in a paged cache
 
 // Letters as in the documentation of the step graph.
 struct Manifest {
@@ -36,24 +36,24 @@ struct Manifest {
   int64_t head_dim = 0;      // D
   int64_t hidden_size = 0;
   int64_t vocab_size = 0;     // V
-  int64_t capacity = 0;       // C: cache slots for prefix, text and the rows of a step
+  int64_t capacity = 0;       // C: cache slots for the prefix, the text and the rows of a step
   int64_t num_ranks = 0;      // k: ids returned for each row
   int64_t num_masks = 0;      // M
   int64_t prefix_length = 0;  // P
-  int64_t lora_rank = 0;      // 0: the graph has no LoRA, else it takes any rank
-  int64_t pair_rank = 0;      // of the adapter's pair scores; 0 for none
-  std::map<std::string, std::string> requires_versions;  // package: least version
+  int64_t lora_rank = 0;      // 0 if the graph has no LoRA; otherwise it takes any rank
+  int64_t pair_rank = 0;      // rank of the adapter's pair scores; 0 without
+  std::map<std::string, std::string> requires_versions;  // package: minimum version
 
   bool is_native() const { return dialect == "native"; }
 };
 
-// The object of a manifest file. Throws a Fault if there is none.
+// Read the JSON object of the manifest in a directory. Throws a Fault if there is none.
 Json read_manifest(const std::filesystem::path& directory);
 
-// Why this library cannot read the manifest, whatever else it says; empty if it can.
+// Why this library cannot read the manifest, whatever its other values; empty if it can.
 std::vector<std::string> format_faults(const Json& data);
 
-// The manifest of an object; what is wrong with its values is added to `faults`.
+// Convert a JSON object; invalid values are reported in `faults`.
 Manifest parse_manifest(const Json& data, std::vector<std::string>& faults);
 
 }  // namespace bita

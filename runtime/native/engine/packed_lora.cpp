@@ -10,8 +10,8 @@ constexpr int64_t kBlock = 32, kTile = 16, kGroup = 32;
 
 int64_t padded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
-// [L, in, r] as [L, r, in], padded.
-HalfArray packed_down(const FloatArray& down) {
+// Transpose [L, in, r] to [L, r, in], padded.
+HalfArray pack_down(const FloatArray& down) {
   const int64_t layers = down.shape[0], inputs = down.shape[1], rank = down.shape[2];
   const int64_t width = padded(inputs, kBlock);
   HalfArray packed{{layers, rank, width},
@@ -27,15 +27,15 @@ HalfArray packed_down(const FloatArray& down) {
   return packed;
 }
 
-// The place of an output among tiles: of the gate and up by turns, 32 of each.
+// The index of an output among the tiles: 32 outputs of the gate alternate with 32 of up.
 int64_t placed(int64_t out, int64_t outputs, bool has_gate) {
   if (!has_gate) return out;
   const int64_t half = outputs / 2, part = out / half, in_part = out % half;
   return (in_part / kGroup * 2 + part) * kGroup + in_part % kGroup;
 }
 
-// [L, r, out] as tiles.
-HalfArray packed_up(const FloatArray& up, bool has_gate) {
+// Arrange [L, r, out] in tiles.
+HalfArray pack_up(const FloatArray& up, bool has_gate) {
   const int64_t layers = up.shape[0], rank = up.shape[1], outputs = up.shape[2];
   const int64_t width = has_gate ? 2 * padded(outputs / 2, kGroup) : padded(outputs, kTile);
   const int64_t tiles = width / kTile;
@@ -61,9 +61,9 @@ std::map<std::string, HalfArray> packed_lora(const Adapter& adapter) {
   if (adapter.lora.empty()) return packed;
   for (const char* site : kLoraSites) {
     const std::string name = site;
-    packed["lora." + name + ".down"] = packed_down(adapter.lora.at("lora_" + name + "_down"));
+    packed["lora." + name + ".down"] = pack_down(adapter.lora.at("lora_" + name + "_down"));
     packed["lora." + name + ".up"] =
-        packed_up(adapter.lora.at("lora_" + name + "_up"), name == "gate_up");
+        pack_up(adapter.lora.at("lora_" + name + "_up"), name == "gate_up");
   }
   return packed;
 }

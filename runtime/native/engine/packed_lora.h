@@ -1,8 +1,9 @@
-// LoRA as native operators read it: float16, for each side of a site one array of all layers.
+// LoRA in the layout of the native operators: float16, one array of all layers for each side of a
+// site.
 //
-// down [L, r, 32 * blocks]: a row for each rank, with zeros past the last input. up [L, tiles, r,
-// 16]: tiles of 16 outputs, with zeros past the last one; those of site gate_up lie as in the
-// weights, 32 outputs of the gate and then 32 of up (`bita/packed_lora.py`).
+// down [L, r, 32 * blocks]: one row for each rank, with zeros after the last input. up [L, tiles,
+// r, 16]: tiles of 16 outputs, with zeros after the last one; the tiles of site gate_up are ordered
+// like those of the weights, 32 outputs of the gate followed by 32 of up (`bita/packed_lora.py`).
 #pragma once
 
 #include <map>
@@ -18,8 +19,8 @@ struct HalfArray {
   std::vector<uint16_t> values;
 };
 
-// Both sides of all sites by the names of the graph's inputs, lora.{site}.{side}; empty for an
-// adapter without LoRA.
+// Both sides of all sites, by the names of the graph's inputs, lora.{site}.{side}; empty if the
+// adapter has no LoRA.
 std::map<std::string, HalfArray> packed_lora(const Adapter& adapter);
 
 }  // namespace bita

@@ -24,7 +24,7 @@ std::vector<uint16_t> halves_of(const StoredTensor& tensor) {
   return halves;
 }
 
-// What is wrong with the tables of a file for an engine.
+// The faults of a file's tables for an engine.
 std::vector<std::string> pair_table_faults(const TensorFile& file, const Manifest& manifest) {
   const std::vector<int64_t> wanted = {manifest.vocab_size, manifest.pair_rank};
   std::vector<std::string> faults;
@@ -48,8 +48,8 @@ std::vector<std::string> pair_table_faults(const TensorFile& file, const Manifes
   return faults;
 }
 
-// The tables of a file, copied.
-PairTables copied_tables(const TensorFile& file, int64_t rank) {
+// Copy the tables of a file.
+PairTables copy_tables(const TensorFile& file, int64_t rank) {
   struct Copies {
     std::vector<uint16_t> left, right;
   };
@@ -59,7 +59,7 @@ PairTables copied_tables(const TensorFile& file, int64_t rank) {
   return {rank, copies->left.data(), copies->right.data(), copies};
 }
 
-// Where a tensor of a file lies in a mapping of it; null where that is no place for a number.
+// The address of a tensor in a mapping of its file; null if it is not aligned for its numbers.
 const uint16_t* mapped_halves(const TensorFile& file, const StoredTensor& tensor,
                               const MappedFile& mapping) {
   const auto offset = static_cast<size_t>(tensor.data.data() - file.content->data());
@@ -81,7 +81,7 @@ PairTables parse_pair_tables(std::string content, const Manifest& manifest,
   }
   raise_faults(FaultKind::kEngine, subject + " is broken; rebuild the engine",
                pair_table_faults(file, manifest));
-  return copied_tables(file, manifest.pair_rank);
+  return copy_tables(file, manifest.pair_rank);
 }
 
 std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine) {
@@ -94,7 +94,7 @@ std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine
   const auto mapping = std::make_shared<const MappedFile>(path);
   const uint16_t* left = mapped_halves(file, file.tensors.at("left"), *mapping);
   const uint16_t* right = mapped_halves(file, file.tensors.at("right"), *mapping);
-  if (!left || !right) return std::make_shared<const PairTables>(copied_tables(file, rank));
+  if (!left || !right) return std::make_shared<const PairTables>(copy_tables(file, rank));
   return std::make_shared<const PairTables>(PairTables{rank, left, right, mapping});
 }
 

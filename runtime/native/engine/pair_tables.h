@@ -1,4 +1,4 @@
-// The tables of pair scores in an engine.
+// The pair score tables of an engine.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace bita {
 
-// The pair scores of an engine: float16 [V, r] each, in memory that `owner` holds.
+// The pair scores of an engine: two float16 tables [V, r], in memory that `owner` holds.
 struct PairTables {
   int64_t rank = 0;
   const uint16_t* left = nullptr;
@@ -17,13 +17,14 @@ struct PairTables {
   std::shared_ptr<const void> owner;
 };
 
-// Those of a file's content, for an engine with this manifest; `subject` names it. Throws a Fault.
+// Parse the content of a file for an engine with this manifest; `subject` names it in messages.
+// Throws a Fault.
 PairTables parse_pair_tables(std::string content, const Manifest& manifest,
                              const std::string& subject);
 
-// Null for an engine without pair scores. They stay in their file, of which a text needs a few
-// pages: a file that is changed meanwhile changes drafts, and no text. Throws a Fault if the tables
-// are not the engine's.
+// Map the tables of an engine; null for an engine without pair scores. They stay in their file, of
+// which a text needs a few pages: changing the file while it is in use affects drafts, but no text.
+// Throws a Fault if the tables do not match the engine.
 std::shared_ptr<const PairTables> read_pair_tables(const EngineDirectory& engine);
 
 }  // namespace bita

@@ -12,8 +12,8 @@ namespace bita {
 
 namespace {
 
-constexpr uint64_t kMaxFileBytes = uint64_t{8} << 30;  // LoRA of a large model has 1 GB
-constexpr uint64_t kMaxHeaderBytes = 1u << 20;         // ours have 2 kB
+constexpr uint64_t kMaxTensorFileBytes = uint64_t{8} << 30;  // LoRA for a large model takes 1 GB
+constexpr uint64_t kMaxHeaderBytes = 1u << 20;               // typical headers have 2 kB
 constexpr size_t kMaxTensors = 1000, kMaxDimensions = 32, kLengthBytes = 8;
 constexpr int64_t kMaxItems = int64_t{1} << 48;
 
@@ -32,7 +32,7 @@ struct Span {
   std::string name;
 };
 
-// The product of the sizes, or -1 where it is too large to be a tensor's.
+// The product of the sizes, or -1 if it is too large for a tensor.
 int64_t num_items(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   bool is_empty = false;
@@ -44,7 +44,7 @@ int64_t num_items(const std::vector<int64_t>& shape) {
   return is_empty ? 0 : count;
 }
 
-// Add one tensor; what is wrong with it is a fault. first: where the data begins.
+// Add one tensor, and its faults to `faults`. first: offset of the data in the file.
 void place_tensor(const std::string& name, const Json& entry, uint64_t first, TensorFile& file,
                   std::vector<Span>& spans, std::vector<std::string>& faults) {
   if (!entry.is_object()) {
@@ -77,7 +77,7 @@ void place_tensor(const std::string& name, const Json& entry, uint64_t first, Te
   }
 }
 
-// Throws unless the tensors follow each other from `first` to the file's end.
+// Throws unless the tensors cover the file from `first` to its end without gaps.
 void check_gaps(std::vector<Span>& spans, uint64_t first, uint64_t num_bytes) {
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) {
     return std::tie(a.start, a.stop) < std::tie(b.start, b.stop);
@@ -113,8 +113,8 @@ uint64_t header_length(const std::string& content) {
                              " bytes");
   }
   if (length > kMaxHeaderBytes) {
-    throw std::runtime_error("its header has " + std::to_string(length) + " bytes, not " +
-                             std::to_string(kMaxHeaderBytes) + " at most");
+    throw std::runtime_error("its header has " + std::to_string(length) + " bytes; at most " +
+                             std::to_string(kMaxHeaderBytes) + " are allowed");
   }
   return length;
 }
@@ -143,8 +143,8 @@ TensorFile parse_tensor_file(std::string content) {
     throw std::runtime_error("its header is " + shown(header) + ", not an object");
   }
   if (header.size() > kMaxTensors) {
-    throw std::runtime_error("it has " + std::to_string(header.size()) + " tensors, not " +
-                             std::to_string(kMaxTensors) + " at most");
+    throw std::runtime_error("it has " + std::to_string(header.size()) + " tensors; at most " +
+                             std::to_string(kMaxTensors) + " are allowed");
   }
   std::vector<std::string> faults;
   std::vector<Span> spans;
@@ -171,7 +171,7 @@ TensorFile parse_tensor_file(std::string content) {
 TensorFile read_tensor_file(const fs::path& path, FaultKind kind, const std::string& fix) {
   std::string content;
   try {
-    content = read_regular_file(path, kMaxFileBytes);
+    content = read_regular_file(path, kMaxTensorFileBytes);
   } catch (const std::runtime_error& error) {
     throw Fault(kind, text_of(path) + " cannot be read (" + error.what() + "); " + fix);
   }

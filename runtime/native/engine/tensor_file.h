@@ -1,7 +1,7 @@
-// Small files of tensors in the format of safetensors, read whole: adapters and pair tables.
+// Small safetensors files, which are read completely: adapters and pair tables.
 //
-// A file has the length of its header (8 bytes, little endian), the header, which is JSON, and the
-// tensors without gaps: https://huggingface.co/docs/safetensors.
+// A file consists of the length of its header (8 bytes, little endian), the header, which is JSON,
+// and the tensors without gaps: https://huggingface.co/docs/safetensors.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 
 namespace bita {
 
-// A tensor as it lies in a file; the data has the size that type and shape say, and no alignment.
+// A tensor in a file. Its data has the size that type and shape imply, and no alignment.
 struct StoredTensor {
   std::string type;  // "F32", "F16" and so on
   std::vector<int64_t> shape;
@@ -24,9 +24,9 @@ struct StoredTensor {
 
   bool is_float() const { return type == "F32" || type == "F16" || type == "BF16"; }
   int64_t size() const;
-  // A copy in float32, of a tensor of floats.
+  // A copy of a floating-point tensor in float32.
   std::vector<float> floats() const;
-  // A copy of whole numbers of this type, of a tensor of as many bytes each.
+  // A copy of an integer tensor, whose elements have the size of T.
   template <class T>
   std::vector<T> numbers() const {
     std::vector<T> copied(data.size() / sizeof(T));
@@ -36,19 +36,19 @@ struct StoredTensor {
 };
 
 struct TensorFile {
-  std::shared_ptr<const std::string> content;  // which the tensors look at
+  std::shared_ptr<const std::string> content;  // the tensors point into it
   std::map<std::string, std::string> metadata;
   std::map<std::string, StoredTensor> tensors;
 };
 
-// Read the header in `content`. Throws std::runtime_error with half a sentence.
+// Parse the header in `content`. Throws std::runtime_error whose message completes "The file ...".
 TensorFile parse_tensor_file(std::string content);
 
-// Read a file whole. Throws a Fault that names the file and ends with `fix`.
+// Read a complete file. Throws a Fault that names the file and ends with `fix`.
 TensorFile read_tensor_file(const std::filesystem::path& path, FaultKind kind,
                             const std::string& fix);
 
-// Sizes as Python writes a list.
+// Sizes in the notation of a Python list.
 std::string text_of(const std::vector<int64_t>& shape);
 
 }  // namespace bita

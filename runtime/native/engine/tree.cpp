@@ -14,12 +14,12 @@ namespace {
 constexpr const char* kForm = "{\"nodes\": [{\"path\": [1], \"masks\": 3}, ...]}";
 constexpr const char* kTableForm =
     "{\"trees\": [...], \"levels\": [0, ...], \"by_state\": [[number of a tree, ...], ...]}";
-constexpr size_t kMaxNodes = 512;   // far beyond what pays; guards against a broken file
-constexpr int64_t kMaxRows = 8192;  // of nodes and masks, likewise
+constexpr size_t kMaxNodes = 512;   // far more than is useful; guards against broken files
+constexpr int64_t kMaxRows = 8192;  // nodes and masks together; likewise
 constexpr int64_t kMaxRank = 1 << 20;
 constexpr size_t kMaxTrees = 256, kMaxStates = 1024;
 constexpr double kMaxCost = 1e6;
-constexpr uint64_t kMaxFileBytes = 4u << 20;  // of tree.json, which has 1 to 50 kB
+constexpr uint64_t kMaxTreeFileBytes = 4u << 20;  // of tree.json, which usually has 1 to 50 kB
 
 using Faults = std::vector<std::string>;
 
@@ -29,7 +29,7 @@ bool is_on_spine(const Path& path) {
   return std::all_of(path.begin(), path.end(), [](int64_t rank) { return rank == 1; });
 }
 
-// Whether the node of a path comes before another one in a step.
+// Whether the node of path `a` precedes that of `b` in the rows of a step.
 bool comes_before(const Path& a, const Path& b) {
   return std::make_tuple(!is_on_spine(a), a.size(), std::cref(a)) <
          std::make_tuple(!is_on_spine(b), b.size(), std::cref(b));
@@ -37,7 +37,7 @@ bool comes_before(const Path& a, const Path& b) {
 
 std::string listed(const Path& path) { return shown(Json(path)); }
 
-// Throws for a path without a parent.
+// Throws if a path has no parent.
 void check_paths(const std::map<Path, int64_t>& nodes) {
   Faults faults;
   for (const auto& [path, masks] : nodes) {
@@ -57,14 +57,14 @@ void check_count(size_t num_nodes) {
   }
 }
 
-// The list of a table by name; empty after a fault.
+// The list called `name`; empty after a fault.
 Json listed_items(const Json& data, const std::string& name, size_t most, Faults& faults) {
   const auto found = data.find(name);
   if (found != data.end() && found->is_array() && found->size() <= most) return *found;
   const std::string what = found == data.end() ? "None"
                            : found->is_array() ? "a list of " + std::to_string(found->size())
                                                : shown(*found);
-  faults.push_back(name + " is " + what + ", not a list of " + std::to_string(most) + " at most");
+  faults.push_back(name + " is " + what + ", not a list of at most " + std::to_string(most));
   return Json::array();
 }
 
@@ -74,8 +74,9 @@ void add_cost_faults(const TreeTable& table, Faults& faults) {
   if (costs.empty() || table.trees.empty()) return;
   const auto num_rows = static_cast<size_t>(table.num_rows());
   if (costs.size() != num_rows) {
-    faults.push_back("costs has " + std::to_string(costs.size()) + " numbers, not " +
-                     std::to_string(num_rows) + " as the largest tree has rows" + kFix);
+    faults.push_back("costs has " + std::to_string(costs.size()) +
+                     " numbers, but the largest tree has " + std::to_string(num_rows) + " rows" +
+                     kFix);
   }
   if (costs[0] != 1 || !std::is_sorted(costs.begin(), costs.end())) {
     faults.push_back("costs " + shown(Json(costs)) + " do not rise from 1, the cost of one row" +
@@ -89,8 +90,8 @@ void check_table(const TreeTable& table) {
   bool ascend = !levels.empty() && levels.front() == 0 && levels.back() <= kMaxLevel;
   for (size_t i = 1; i < levels.size(); ++i) ascend &= levels[i - 1] < levels[i];
   if (!ascend) {
-    faults.push_back("levels " + shown(Json(levels)) + " do not ascend from 0 to " +
-                     std::to_string(kMaxLevel) + " at most");
+    faults.push_back("levels " + shown(Json(levels)) + " do not ascend from 0 to at most " +
+                     std::to_string(kMaxLevel));
   }
   if (table.by_state.empty()) faults.emplace_back("by_state is empty");
   std::set<int64_t> numbers;
@@ -99,7 +100,7 @@ void check_table(const TreeTable& table) {
     numbers.insert(row.begin(), row.end());
     if (row.size() != levels.size()) {
       faults.push_back("by_state[" + std::to_string(d) + "] has " + std::to_string(row.size()) +
-                       " numbers, not " + std::to_string(levels.size()) + " as levels");
+                       " numbers, but levels has " + std::to_string(levels.size()));
     }
   }
   const auto count = static_cast<int64_t>(table.trees.size());
@@ -170,16 +171,16 @@ Tree Tree::from_json(const Json& data) {
     Fields values(node, name + ".", faults);
     const Path path = values.wholes("path", 1, kMaxRank);
     if (path.size() > kMaxNodes) {
-      faults.push_back(name + ".path has " + std::to_string(path.size()) + " ranks, not " +
-                       std::to_string(kMaxNodes) + " at most");
+      faults.push_back(name + ".path has " + std::to_string(path.size()) + " ranks; at most " +
+                       std::to_string(kMaxNodes) + " are supported");
       continue;
     }
     nodes[path] = values.whole("masks", 0, kMaxRows);
   }
-  raise_faults(FaultKind::kTree, std::string("not a tree, which is ") + kForm, faults);
+  raise_faults(FaultKind::kTree, std::string("not a tree; expected ") + kForm, faults);
   if (nodes.size() != found->size()) {
     fail(std::to_string(found->size() - nodes.size()) + " of " + std::to_string(found->size()) +
-         " paths stand twice");
+         " paths occur twice");
   }
   nodes.emplace(Path(), 0);
   check_count(nodes.size());
@@ -268,7 +269,7 @@ TreeTable TreeTable::from_json(const Json& data) {
     table.by_state.push_back(Fields(row, "", faults).wholes(name, 0, kMaxIndex));
   }
   table.costs = fields.numbers("costs", 0, kMaxCost, std::vector<double>());
-  raise_faults(FaultKind::kTree, std::string("not a table of trees, which is ") + kTableForm,
+  raise_faults(FaultKind::kTree, std::string("not a table of trees; expected ") + kTableForm,
                faults);
   for (const Json& tree : trees) table.trees.push_back(Tree::from_json(tree));
   check_table(table);
@@ -319,7 +320,7 @@ Faults TreeTable::misfits(int64_t num_masks, int64_t num_ranks, int64_t num_slot
 }
 
 TreeTable read_trees(const fs::path& path, const std::string& fix) {
-  const Json data = read_json_object(path, FaultKind::kTree, fix, kMaxFileBytes);
+  const Json data = read_json_object(path, FaultKind::kTree, fix, kMaxTreeFileBytes);
   try {
     return TreeTable::from_json(data);
   } catch (const Fault& fault) {

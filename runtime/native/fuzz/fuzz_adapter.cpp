@@ -1,4 +1,4 @@
-// An adapter file of any content: it is refused with a message, or its LoRA can be packed.
+// Fuzzes adapter files: each is refused with a message, or its LoRA can be packed.
 #include <cstddef>
 #include <cstdint>
 #include <string>

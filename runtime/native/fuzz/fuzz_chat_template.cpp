@@ -1,4 +1,4 @@
-// Arbitrary bytes as chat_pieces.json, and a conversation drawn from them.
+// Fuzzes chat_pieces.json, with a conversation drawn from the same bytes.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace {
 constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool", "bot"};
 constexpr size_t kMaxFuzzed = 8;  // messages
 
-// Takes a byte or a short text off the end of the input.
+// Takes bytes and short texts from the end of the input.
 class Source {
  public:
   explicit Source(std::string_view bytes) : bytes_(bytes) {}

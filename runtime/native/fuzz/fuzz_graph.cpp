@@ -1,4 +1,4 @@
-// A graph of any content: the locations of its weights are found, or it is refused.
+// Fuzzes graphs: the locations of the weights are found, or the graph is refused.
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>

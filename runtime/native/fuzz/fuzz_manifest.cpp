@@ -1,4 +1,4 @@
-// A manifest of any content: it is refused with a message, or parsed.
+// Fuzzes manifests: each is refused with a message, or parsed.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>

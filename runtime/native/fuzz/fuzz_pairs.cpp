@@ -1,5 +1,5 @@
-// A file of pair scores of any content, for a model of 4 tokens and rank 2: it is refused with a
-// message, or its tables have the sizes that they should have.
+// Fuzzes files of pair scores, for a model with 4 tokens and rank 2: each is refused with a
+// message, or its tables have the expected sizes.
 #include <cstddef>
 #include <cstdint>
 #include <string>

@@ -1,5 +1,5 @@
-// Arbitrary text in a byte-level and a SentencePiece tokenizer: it comes back as it was, also in
-// pieces, and a stop rule never shows more than the text.
+// Fuzzes text in a byte-level and a SentencePiece tokenizer: decoding restores it, also in pieces,
+// and a stop rule never shows more than the text.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -31,7 +31,7 @@ Json added(const char* content) {
           {"rstrip", false}, {"normalized", false}, {"special", true}};
 }
 
-// GPT-2's rules, and a few merges.
+// Returns a codec with GPT-2's rules and a few merges.
 TextCodec make_byte_level() {
   Json vocabulary = {{"<s>", 256}, {"ab", 257},   {"abc", 258},          {"\u0120a", 259},
                      {"aa", 260},  {"aaaa", 261}, {"\u010a\u010a", 262}, {"\u00c3\u00a9", 263}};
@@ -48,7 +48,7 @@ TextCodec make_byte_level() {
        {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", merges}}}});
 }
 
-// Gemma's rules, and a few merges.
+// Returns a codec with Gemma's rules and a few merges.
 TextCodec make_sentencepiece() {
   Json vocabulary = {{"<s>", 256}, {"\u2581", 257},       {"a", 258},
                      {"b", 259},   {"\u2581a", 260},      {"ab", 261},
@@ -78,7 +78,7 @@ std::string replaced(std::string text, std::string_view old, std::string_view no
   return text;
 }
 
-// In pieces of 0 to 3 tokens, as `lengths` says.
+// Decodes in pieces of 0 to 3 tokens, with sizes from `lengths`.
 std::string in_pieces(const TextCodec& codec, const std::vector<int32_t>& ids,
                       std::string_view lengths) {
   IncrementalText text(codec);
@@ -97,7 +97,7 @@ std::string in_pieces(const TextCodec& codec, const std::vector<int32_t>& ids,
   return all + text.flush();
 }
 
-// What a stop rule shows of `ids`.
+// Returns the text that a stop rule shows of `ids`.
 std::string shown_with(const TextCodec& codec, const std::vector<int32_t>& ids,
                        const std::vector<std::string>& stops, bool& is_stopped) {
   bita::StopRule rule(IncrementalText(codec), {{}, 1 << 20, stops, {}});
@@ -119,8 +119,8 @@ void check_stops(const TextCodec& codec, const std::vector<int32_t>& ids, const 
   check(whole.compare(0, shown.size(), shown) == 0);
   if (stop.find("<s>") == std::string::npos)
     check(whole.find(stop) == (is_stopped ? shown.size() : std::string::npos));
-  // Between text and text, a special token that a stop string has is a mark: "b" is not next to
-  // "a".
+  // A special token that a stop string contains becomes a mark in the searched text, so that the
+  // text before and after it is not adjacent.
   const std::string marked = shown_with(codec, ids, {stop, "a<s>"}, is_stopped);
   check(whole.compare(0, marked.size(), marked) == 0);
   if (!is_stopped) check(marked == whole);
@@ -133,7 +133,7 @@ void check_codec(const TextCodec& codec, std::string_view text, const std::strin
   check(whole == expected);
   check(in_pieces(codec, ids, bytes) == whole);
   check_stops(codec, ids, whole, bytes.substr(0, 3));
-  std::vector<int32_t> any;  // ids that no text has
+  std::vector<int32_t> any;  // ids that no text is encoded to
   for (const char byte : bytes) any.push_back(static_cast<unsigned char>(byte) + (byte & 8));
   check(in_pieces(codec, any, bytes) == codec.decode(any));
   check(bita::is_utf8(codec.decode(any)));

@@ -1,4 +1,4 @@
-// A tokenizer.json of arbitrary bytes: it is refused with a Fault, or it encodes and decodes text.
+// Fuzzes tokenizer.json: each file is refused with a Fault, or encodes and decodes text.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr size_t kMaxText = 200;  // bytes; the file has its rules near its beginning
+constexpr size_t kMaxText = 200;  // bytes; a file's rules are near its start
 
 void use(const bita::TextCodec& codec, std::string_view text) {
   text = text.substr(0, bita::utf8_error(text));
@@ -24,7 +24,7 @@ void use(const bita::TextCodec& codec, std::string_view text) {
       if (id < 0 || id >= codec.tokenizer().id_limit()) __builtin_trap();
     }
   } catch (const bita::Fault&) {
-    return;  // a refusal is an answer too
+    return;  // a refusal is fine too
   }
 }
 

@@ -1,4 +1,4 @@
-// A tree.json of any content: it is refused with a message, or gives trees that hold together.
+// Fuzzes tree.json: each file is refused with a message, or gives consistent trees.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -19,7 +19,7 @@ void check(const bita::Tree& tree) {
     const int64_t parent = tree.parents()[static_cast<size_t>(node)];
     expect(parent >= 0 && parent < node);
   }
-  if (tree.num_rows() > 600) return;  // the square of the rows takes long
+  if (tree.num_rows() > 600) return;  // the cost is quadratic in the rows
   const bita::Layout layout = bita::tree_layout(tree, 1);
   expect(layout.num_rows() == tree.num_rows());
   const auto rows = static_cast<size_t>(layout.num_rows());

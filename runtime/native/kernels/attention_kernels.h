@@ -1,8 +1,9 @@
-// Attention over pages, a chunk of positions at a time, written once for all roads.
+// Attention over pages, a chunk of positions at a time, written once for all ISAs.
 //
-// Whatever else is in a step, a row's keys come in the order of positions: the score of a key adds
-// over the head's dimensions in ascending order, exponentials add by lanes of a chunk (position %
-// 16) and then as Lanes::sum, values add by position, chunks merge in ascending order.
+// Whatever else a step contains, a row processes its keys in the order of positions: the score of a
+// key is summed over the head's dimensions in ascending order, exponentials are summed in lanes of
+// a chunk (position % 16) and then like Lanes::sum, values are summed by position, and chunks are
+// merged in ascending order.
 #pragma once
 
 #include <array>
@@ -20,25 +21,25 @@ struct Half {
 inline Lanes load_cells(const float* p) { return Lanes::load(p); }
 inline Lanes load_cells(const Half* p) { return Lanes::load_half(&p->bits); }
 
-// Queries at a time; as many accumulators and one register of what is loaded have to fit.
+// Queries at a time: their accumulators and one register for loaded values must fit.
 constexpr int kPass = std::min<int>(kMaxQueries, Lanes::kRegisters - 1);
 
-// Of what is loaded, so that all accumulators fit the registers beside it.
+// Pages, or 16 dimensions, at a time: all accumulators and the loaded values must fit in registers.
 constexpr int at_a_time(int queries) {
   return std::min(4, std::max(1, Lanes::kRegisters / (queries + 1)));
 }
 
 using Scores = float[kMaxQueries][kChunk];
 
-// Cells in a line of the processor's cache.
+// Cells in a cache line.
 template <class Cell>
 constexpr int64_t kLineCells = 64 / sizeof(Cell);
 
-// Fetch a line into the L2 cache: the L1 cache is full of what is computed with now.
+// Prefetch a line into the L2 cache: the L1 cache is full of the data in use.
 inline void fetch_later(const void* line) { __builtin_prefetch(line, 0, 2); }
 
-// Scores of Q queries with the keys of P pages, to out[query][16 * page]. Meanwhile it fetches the
-// keys of the pages `ahead`. Without the pragmas, here and in add_values, g++ keeps the sums in
+// Scores of Q queries with the keys of P pages, written to out[query][16 * page]. Also prefetches
+// the keys of the pages `ahead`. Without the pragmas, here and in add_values, g++ keeps the sums in
 // memory on aarch64 and stores one after each product.
 template <int Q, int P, class Cell>
 void score_pages(const float* queries, const void* const* pages, int64_t size,
@@ -71,7 +72,7 @@ void score_pages(const float* queries, const void* const* pages, int64_t size,
 }
 
 // values[query] += sum of weights[query][slot] * value[slot] over slots [first, last) of a chunk,
-// for W * 16 dimensions from `start` on. Meanwhile it fetches the values of the pages `ahead`.
+// for W * 16 dimensions starting at `start`. Also prefetches the values of the pages `ahead`.
 template <int Q, int W, class Cell>
 void add_values(const float* weights, const void* const* pages, int64_t first, int64_t last,
                 int64_t size, int64_t start, const void* const* ahead, float* values) {
@@ -106,7 +107,7 @@ void add_values(const float* weights, const void* const* pages, int64_t first, i
     for (int w = 0; w < W; ++w) sums[q][w].store(values + q * size + start + w * 16);
 }
 
-// The keys of `count` pages, for Q queries.
+// Scores of Q queries with the keys of `count` pages.
 template <int Q, class Cell>
 void score_all(const float* queries, const void* const* pages, int64_t count, int64_t size,
                const void* const* ahead, float* out) {
@@ -118,7 +119,7 @@ void score_all(const float* queries, const void* const* pages, int64_t count, in
     score_pages<Q, 1, Cell>(queries, pages + page, size, ahead + page, out + page * kPage);
 }
 
-// The values of slots [first, last) of the chunk, for Q queries.
+// Adds the values of slots [first, last) of the chunk for Q queries.
 template <int Q, class Cell>
 void add_all(const float* weights, const void* const* pages, int64_t first, int64_t last,
              int64_t size, const void* const* ahead, float* values) {
@@ -165,7 +166,7 @@ class Chunk {
   }
 
  private:
-  // Where the chunk's part of a query's tail starts and stops, in positions.
+  // The positions at which the chunk's part of a query's tail begins and ends.
   int64_t tail_begin() const { return std::max(task_.shared, task_.begin); }
   int64_t tail_end(int64_t q) const { return std::min(task_.stop[q], end_); }
 
@@ -174,7 +175,7 @@ class Chunk {
   }
 
   void score() {
-    int64_t past_slots = shared_end_;  // after the last slot that is read
+    int64_t past_slots = shared_end_;  // one past the last slot that is read
     for (int64_t q = 0; q < task_.num_queries; ++q)
       if (tail_end(q) > tail_begin())
         past_slots = std::max<int64_t>(past_slots, tail_slot(q, tail_end(q) - 1) + 1);
@@ -212,7 +213,7 @@ class Chunk {
     }
   }
 
-  // Scores of a query to exponentials, 0 where it sees nothing.
+  // Replace a query's scores by exponentials, 0 for keys it does not see.
   void weigh(int64_t q) {
     const int64_t begin = std::clamp(task_.first[q] - task_.begin, int64_t{0}, kChunk);
     const int64_t end = std::clamp(task_.stop[q] - task_.begin, int64_t{0}, kChunk);
@@ -261,10 +262,10 @@ class Chunk {
   }
 
   const ChunkTask& task_;
-  const int64_t end_;                  // position after the chunk's last
-  const int64_t shared_end_;           // after the last position of the chunk that all queries see
-  const void* const* pages_;           // from the chunk's first page on
-  const void* ahead_[kChunk / kPage];  // pages that are fetched meanwhile
+  const int64_t end_;                  // one past the chunk's last position
+  const int64_t shared_end_;           // one past the chunk's last position that all queries see
+  const void* const* pages_;           // starting with the chunk's first page
+  const void* ahead_[kChunk / kPage];  // pages to prefetch
   alignas(64) Scores scores_;
   int64_t cursor_[kMaxQueries];
 };
@@ -282,7 +283,7 @@ inline float exponential(float x) {
   return lanes[0];
 }
 
-// A chunk in which a query sees nothing has the sum 0, and changes nothing.
+// A chunk in which a query sees nothing has the sum 0 and changes nothing.
 void merge(const Partial& chunk, int64_t size, const Partial& total) {
   if (*chunk.sum == 0.0f) return;
   if (*total.sum == 0.0f) {
@@ -302,7 +303,7 @@ void merge(const Partial& chunk, int64_t size, const Partial& total) {
         .store(total.values + i);
 }
 
-// Chunks of a query that are merged at a time, so that their exponentials share lanes.
+// Chunks of a query that are merged together, so that their exponentials share lanes.
 struct MergedChunks {
   static constexpr int64_t kMax = 16;
 
@@ -312,8 +313,8 @@ struct MergedChunks {
   int64_t count;
 };
 
-// The bits are those of `merge` for one chunk after the other. A query that sees nothing gets
-// zeros.
+// Gives the same bits as calling `merge` for one chunk after the other. A query that sees nothing
+// gets zeros.
 void mean(const Partial& chunks, int64_t stride, int64_t count, int64_t size, float* out) {
   MergedChunks some;
   float top = 0.0f, sum = 0.0f;

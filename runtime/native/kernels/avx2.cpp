@@ -1,4 +1,4 @@
-// The road of AVX2 with FMA and F16C, for x86 processors from 2013 on.
+// Kernels for AVX2 with FMA and F16C: x86 processors since 2013.
 #include <cmath>
 
 #include "lanes_avx2.h"
@@ -11,7 +11,7 @@ namespace bita {
 namespace {
 
 // Pairs of products of unsigned and signed bytes are added in 16 bits. Eight pairs of 4-bit values
-// fit there: 8 * 2 * 15 * 127 = 30480.
+// fit: 8 * 2 * 15 * 127 = 30480.
 template <>
 struct Products<4> {
   __m256i sum = _mm256_setzero_si256();
@@ -22,8 +22,8 @@ struct Products<4> {
   __m256i total(int32_t) const { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 };
 
-// Of 8-bit values one pair fits: 2 * 128 * 127 = 32512, with the weights' signs moved to the
-// inputs, which are never -128.
+// One pair of 8-bit values fits in 16 bits: 2 * 128 * 127 = 32512, with the signs of the weights
+// moved to the inputs, which are never -128.
 template <>
 struct Products<8> {
   struct Weights {

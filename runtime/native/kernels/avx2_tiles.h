@@ -1,9 +1,9 @@
-// Tiles of weights in registers of 256 bits: eight outputs in each, half a line.
+// Tiles of weights in 256-bit registers: each holds eight outputs, half a line.
 //
-// Up to three rows take a tile's 16 outputs in one pass over its blocks, four take eight outputs at
-// a time, so that their sums stay in registers. Processors fetch ahead too late by themselves:
-// without the fetches here a step of one row takes 1.15 times as long on AMD Zen 3, one of two to
-// four rows 1.3 times.
+// Up to three rows compute a tile's 16 outputs in one pass over its blocks; four rows compute eight
+// outputs at a time, so that their sums stay in registers. Hardware prefetching comes too late:
+// without the prefetches here, AMD Zen 3 takes 1.15 times as long for a step of one row, and 1.3
+// times as long for two to four rows.
 //
 // The including file defines `Products<Bits>`: a register of sums for each row, to which the
 // products of a line of weights are added.
@@ -23,7 +23,7 @@ inline __m256i broadcast_four(const int8_t* values) {
 template <int Bits>
 struct Products;
 
-// The half of a line with 8 outputs; 4-bit values are two groups of inputs.
+// Adds the half of a line with 8 outputs. 4-bit values are two groups of inputs.
 template <int Bits, int R>
 inline void add_line(const uint8_t* line, const int8_t* const (&inputs)[R], int64_t offset,
                      Products<Bits> (&products)[R]) {
@@ -62,11 +62,11 @@ struct Scaling {
   }
 };
 
-// total += scale * scale * products, then minimum * (scale * sum of the row's values).
+// Returns total + scale * scale * products, plus minimum * (scale * sum of the row's values).
 template <int Bits, bool HasMinima>
-inline __m256 added(__m256 total, const Products<Bits>& products,
-                    const Scaling<Bits, HasMinima>& scaling, const TileTask& task, int row,
-                    int64_t block) {
+inline __m256 add_products(__m256 total, const Products<Bits>& products,
+                           const Scaling<Bits, HasMinima>& scaling, const TileTask& task, int row,
+                           int64_t block) {
   const uint8_t* values = task.rows + row * row_bytes(task.blocks);
   const int32_t count = Bits == 8 ? row_counts(values, task.blocks)[block] : 0;
   const __m256 scales =
@@ -82,8 +82,8 @@ inline void fetch(const uint8_t* line) {
   _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
 }
 
-// One pass fetches 8 kB ahead; each of two passes its half of the next tile, a part of it with each
-// block.
+// A single pass prefetches 8 kB ahead. Each of two passes prefetches its half of the next tile, a
+// part of it with each block.
 template <int Bits, int Halves>
 inline void fetch_ahead(const TileTask& task, int first, int64_t block) {
   constexpr int kPart = 32 * Bits * Halves;
@@ -114,7 +114,7 @@ inline void part_rows(const TileTask& task, int first, float (&out)[R][16]) {
         add_line<Bits, R>(values + line * 64, inputs, line * kInputs, products);
       const Scaling<Bits, HasMinima> scaling(task, block * kTile + half * 8);
       for (int r = 0; r < R; ++r)
-        totals[h][r] = added(totals[h][r], products[r], scaling, task, r, block);
+        totals[h][r] = add_products(totals[h][r], products[r], scaling, task, r, block);
     }
   }
   for (int h = 0; h < Halves; ++h)

@@ -1,4 +1,4 @@
-// The road of AVX-512 with VNNI: a line of a block is a register.
+// Kernels for AVX-512 with VNNI: a line of a block fills one register.
 #include <cmath>
 
 #include "lanes_avx512.h"
@@ -10,8 +10,8 @@
 namespace bita {
 namespace {
 
-// How many bytes before its use a weight is fetched. Steps of one or two rows wait for memory and
-// are faster with weights in the L1 cache; with more rows, L2 is near enough.
+// Prefetch distance of the weights in bytes. Steps of one or two rows are limited by memory and are
+// faster with weights in the L1 cache; with more rows, L2 is close enough.
 constexpr int64_t kAhead = 8192, kFarAhead = 16384;
 constexpr int kFewRows = 2;
 
@@ -23,8 +23,8 @@ inline void fetch(const uint8_t* line) {
     _mm_prefetch(reinterpret_cast<const char*>(line + kFarAhead), _MM_HINT_T1);
 }
 
-// The values of a block as eight registers, of 4 inputs a lane each, unsigned; 8-bit values have
-// 128 added, which `kept` takes back.
+// The values of a block in eight registers, each lane with 4 unsigned inputs. 128 is added to 8-bit
+// values, which the start value of `products` subtracts again.
 template <int Bits, int R>
 inline void load_block(const uint8_t* values, __m512i (&groups)[8]) {
   constexpr int kLines = Bits == 4 ? 4 : 8;

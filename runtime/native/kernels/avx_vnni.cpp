@@ -1,4 +1,4 @@
-// The road of AVX2 with AVX-VNNI: laptops and small servers without AVX-512.
+// Kernels for AVX2 with AVX-VNNI: laptops and small servers without AVX-512.
 #include <cmath>
 
 #include "lanes_avx2.h"
@@ -18,8 +18,8 @@ struct Products<4> {
   __m256i total(int32_t) const { return sum; }
 };
 
-// The instruction takes unsigned weights: 128 is added to them, and taken back by `count`, the sum
-// of the inputs.
+// The instruction takes unsigned weights: 128 is added to them, and subtracted again by means of
+// `count`, the sum of the inputs.
 template <>
 struct Products<8> {
   __m256i sum = _mm256_setzero_si256();

@@ -1,4 +1,4 @@
-// Sixteen floats in two registers of AVX2, with FMA and F16C.
+// Sixteen floats in two AVX2 registers, with FMA and F16C.
 #pragma once
 
 #include <immintrin.h>
@@ -11,8 +11,8 @@ namespace {
 struct Lanes {
   __m256 lo, hi;
 
-  static constexpr int kRegisters = 7;  // pairs, of 16 registers; one pair is for what is loaded
-  static constexpr int kMaxRows = 4;    // of a linear layer, at a time
+  static constexpr int kRegisters = 7;  // pairs of 16 registers; one is left for loaded values
+  static constexpr int kMaxRows = 4;    // of a linear layer at a time
 
   static Lanes all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -61,7 +61,7 @@ struct Lanes {
   static Lanes fused(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
   }
-  // By parts: compilers keep arrays of pairs in memory where whole pairs are assigned.
+  // Assigned in parts: compilers keep arrays of pairs in memory if whole pairs are assigned.
   void clear() { lo = hi = _mm256_setzero_ps(); }
   void read(const float* p) {
     lo = _mm256_loadu_ps(p);
@@ -102,7 +102,8 @@ struct Lanes {
     const __m256i q2 = _mm256_cvtps_epi32(b.lo), q3 = _mm256_cvtps_epi32(b.hi);
     const __m256i words =
         _mm256_packs_epi16(_mm256_packs_epi32(q0, q1), _mm256_packs_epi32(q2, q3));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing goes by halves
+    const __m256i order =
+        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works on each half separately
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(words, order));
     return sum(_mm256_add_epi32(_mm256_add_epi32(q0, q1), _mm256_add_epi32(q2, q3)));
   }

@@ -1,4 +1,4 @@
-// Sixteen floats in one register of AVX-512.
+// Sixteen floats in one AVX-512 register.
 #pragma once
 
 #include <immintrin.h>
@@ -11,8 +11,8 @@ namespace {
 struct Lanes {
   __m512 v;
 
-  static constexpr int kRegisters = 28;  // of 32; the others are for what is loaded
-  static constexpr int kMaxRows = 16;    // of a linear layer, at a time
+  static constexpr int kRegisters = 28;  // out of 32; the others are left for loaded values
+  static constexpr int kMaxRows = 16;    // of a linear layer at a time
 
   static Lanes all(float x) { return {_mm512_set1_ps(x)}; }
   static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }

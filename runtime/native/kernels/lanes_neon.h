@@ -1,4 +1,4 @@
-// Sixteen floats in four registers of NEON, as every aarch64 processor has it.
+// Sixteen floats in four NEON registers, which every aarch64 processor has.
 #pragma once
 
 #include <arm_neon.h>
@@ -11,8 +11,8 @@ namespace {
 struct Lanes {
   float32x4_t a, b, c, d;
 
-  static constexpr int kRegisters = 7;  // fours, of 32 registers; one is for what is loaded
-  static constexpr int kMaxRows = 8;    // of a linear layer, at a time
+  static constexpr int kRegisters = 7;  // fours of 32 registers; one is left for loaded values
+  static constexpr int kMaxRows = 8;    // of a linear layer at a time
 
   static Lanes all(float x) {
     const float32x4_t v = vdupq_n_f32(x);
@@ -70,8 +70,8 @@ struct Lanes {
     return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b), vfmaq_f32(z.c, x.c, y.c),
             vfmaq_f32(z.d, x.d, y.d)};
   }
-  // By parts, as in lanes_avx2.h: compilers keep arrays of fours in memory where whole ones are
-  // assigned.
+  // Assigned in parts, as in lanes_avx2.h: compilers keep arrays of four registers in memory if all
+  // four are assigned at once.
   void clear() { a = b = c = d = vdupq_n_f32(0.0f); }
   void read(const float* p) {
     a = vld1q_f32(p);
@@ -85,7 +85,7 @@ struct Lanes {
     c = vfmaq_f32(c, x.c, y.c);
     d = vfmaq_f32(d, x.d, y.d);
   }
-  // NEON's own maximum is NaN where one of them is.
+  // Not vmaxq_f32, which is NaN if either input is.
   static Lanes larger(Lanes x, Lanes y) {
     return {chosen(vcgtq_f32(x.a, y.a), x.a, y.a), chosen(vcgtq_f32(x.b, y.b), x.b, y.b),
             chosen(vcgtq_f32(x.c, y.c), x.c, y.c), chosen(vcgtq_f32(x.d, y.d), x.d, y.d)};

@@ -1,4 +1,4 @@
-// Sixteen floats without any instructions of a processor: the meaning of every other road.
+// Sixteen floats in portable C++, which define the results of every other ISA.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace {
 struct Lanes {
   float v[16];
 
-  static constexpr int kRegisters = 8;  // how many may be held at a time
+  static constexpr int kRegisters = 8;  // that may be in use at a time
 
   template <class F>
   static Lanes make(F&& lane) {
@@ -27,7 +27,7 @@ struct Lanes {
   static Lanes load(const float* p) {
     return make([&](int i) { return p[i]; });
   }
-  // The first `count` numbers, zeros after them.
+  // The first `count` numbers, followed by zeros.
   static Lanes load_first(const float* p, int64_t count) {
     return make([&](int i) { return i < count ? p[i] : 0.0f; });
   }
@@ -66,18 +66,18 @@ struct Lanes {
   void read(const float* p) { *this = load(p); }
   // Adds a * b, rounded once.
   void add_product(const Lanes& a, const Lanes& b) { *this = fused(a, b, *this); }
-  // The larger one; b where one of them is NaN.
+  // The larger of the two; b if either is NaN.
   static Lanes larger(Lanes a, Lanes b) {
     return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
   static Lanes smaller(Lanes a, Lanes b) {
     return make([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
   }
-  // To the nearest whole number, ties to even.
+  // Rounds to the nearest integer, ties to even.
   static Lanes rounded(Lanes a) {
     return make([&](int i) { return std::nearbyint(a.v[i]); });
   }
-  // 2 to the power of whole numbers from -126 to 127; anything for NaN.
+  // 2 to the power of an integer from -126 to 127; any value for NaN.
   static Lanes power_of_two(Lanes a) {
     return make([&](int i) {
       const bool is_number = a.v[i] >= -126.0f && a.v[i] <= 127.0f;
@@ -89,14 +89,14 @@ struct Lanes {
   static Lanes within(Lanes a, Lanes b, int64_t begin, int64_t end) {
     return make([&](int i) { return i >= begin && i < end ? a.v[i] : b.v[i]; });
   }
-  // The bits of the largest magnitude of both; those of infinity and NaN are above all numbers.
+  // The bits of the largest magnitude in both; infinity and NaN compare above all numbers.
   static uint32_t largest_bits(Lanes a, Lanes b) {
     uint32_t top = 0;
     for (int i = 0; i < 16; ++i)
       top = std::max({top, bits_of(a.v[i]) & 0x7fffffffu, bits_of(b.v[i]) & 0x7fffffffu});
     return top;
   }
-  // Rounded to int8, 32 of them; returns their sum. Magnitudes are below 127.5.
+  // Rounds to int8, stores all 32 and returns their sum. Magnitudes are below 127.5.
   static int32_t store_int8(Lanes a, Lanes b, int8_t* p) {
     int32_t sum = 0;
     for (int i = 0; i < 32; ++i) {
@@ -106,7 +106,7 @@ struct Lanes {
     }
     return sum;
   }
-  // Lane i plus lane i + 8, of these lane i plus lane i + 4, and so on.
+  // Adds lane i and lane i + 8, then lane i and lane i + 4 of the result, and so on.
   float sum() const {
     float s[16];
     store(s);
@@ -114,7 +114,7 @@ struct Lanes {
       for (int i = 0; i < half; ++i) s[i] += s[i + half];
     return s[0];
   }
-  // Of lanes none of which is NaN.
+  // No lane may be NaN.
   float largest() const { return *std::max_element(v, v + 16); }
   // Whether a lane is above the limit or NaN.
   static bool any_not_below(Lanes a, float limit) {

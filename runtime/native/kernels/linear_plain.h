@@ -1,4 +1,4 @@
-// Products of quantized rows with tiles of weights, one number at a time.
+// Products of quantized rows with tiles of weights, one number at a time, for any processor.
 #pragma once
 
 #include "row_kernels.h"
@@ -31,7 +31,7 @@ inline Lanes plain_products(const PlainBlock& block, const int8_t* inputs) {
   return Lanes::of_ints(products);
 }
 
-// Each output adds its blocks in ascending order: scale * scale * (sum of products), then
+// Each output adds its blocks in ascending order: first scale * scale * (sum of products), then
 // minimum * (scale * sum of the row's values).
 template <int R>
 void plain_tile(const Weights& weights, int64_t tile, const uint8_t* rows, int64_t stride,

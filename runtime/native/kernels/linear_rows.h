@@ -1,7 +1,6 @@
-// The loop over tiles and rows that all roads but the plain one share.
+// The loop over tiles and rows, shared by all ISAs except the portable one.
 //
-// A road defines `tile_rows`: R rows times one tile, whose values are unpacked once for all of
-// them.
+// Each ISA defines `tile_rows`: R rows times one tile, whose values are unpacked once for all rows.
 #pragma once
 
 #include <array>
@@ -21,7 +20,7 @@ struct TileTask {
   int64_t blocks;
   float* out;
   int64_t out_stride;
-  int64_t columns;  // outputs of the tile that exist
+  int64_t columns;  // valid outputs of the tile
 };
 
 template <int R, int Bits, bool HasMinima>
@@ -50,7 +49,7 @@ void all_tiles(const LinearTask& task, int64_t first, int64_t last) {
                  task.out_stride,
                  std::min<int64_t>(kTile, weights.outputs - tile * kTile)};
     for (int64_t left = task.num_rows; left > 0;) {
-      // a single row at the end would cost as much as two
+      // a single row at the end would take as long as two
       const int64_t most = left == Lanes::kMaxRows + 1 ? Lanes::kMaxRows - 1 : Lanes::kMaxRows;
       const int64_t rows = std::min<int64_t>(left, most);
       kTable[static_cast<size_t>(rows - 1)](one);

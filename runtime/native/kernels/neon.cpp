@@ -1,4 +1,4 @@
-// The road of NEON without dot product: the first processors of Armv8, say Cortex-A72.
+// Kernels for NEON without dot product: the first Armv8 processors, such as Cortex-A72.
 #include <cmath>
 
 #include "lanes_neon.h"
@@ -10,11 +10,12 @@
 namespace bita {
 namespace {
 
-// Each of the four inputs of an output, as the processor multiplies them: two registers of 16 bits.
+// Products of the four inputs of each output, as the processor multiplies them: two registers of 16
+// bits.
 struct Fours {
   int16x8_t low, high;
 
-  // inputs: four values, four times.
+  // inputs: four values, repeated four times.
   static Fours of(int8x16_t weights, int8x16_t inputs) {
     return {vmull_s8(vget_low_s8(weights), vget_low_s8(inputs)), vmull_high_s8(weights, inputs)};
   }
@@ -29,8 +30,8 @@ inline int8x16_t four_times(const int8_t* inputs) {
   return vreinterpretq_s8_s32(vdupq_n_s32(four_values(inputs)));
 }
 
-// Products of 4-bit values of a whole block fit 16 bits, 8 * 15 * 127 = 15240; of 8-bit values
-// those of two groups do, 2 * 128 * 127 = 32512.
+// The products of a whole block of 4-bit values fit in 16 bits, 8 * 15 * 127 = 15240; for 8-bit
+// values those of two groups do, 2 * 128 * 127 = 32512.
 template <int Bits>
 inline int32x4_t products(const Quarter& quarter, const int8_t* inputs) {
   constexpr int kTogether = Bits == 4 ? 8 : 2;

@@ -1,4 +1,4 @@
-// Products of one row by the dot product instructions.
+// Products of one row with the dot product instructions.
 #pragma once
 
 #include "neon_tiles.h"

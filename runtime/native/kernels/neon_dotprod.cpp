@@ -1,4 +1,4 @@
-// The road of NEON with dot product: processors of Armv8.2 on, say Cortex-A76 and A78.
+// Kernels for NEON with dot product: Armv8.2 processors, such as Cortex-A76 and A78.
 #include <cmath>
 
 #include "lanes_neon.h"

@@ -1,4 +1,5 @@
-// The road of NEON with i8mm: products of two rows at a time, say Cortex-X2, Neoverse V1 and later.
+// Kernels for NEON with i8mm, which multiplies two rows at a time: processors such as Cortex-X2,
+// Neoverse V1 and later.
 #include <cmath>
 
 #include "lanes_neon.h"
@@ -26,7 +27,8 @@ struct Pairs {
   }
 };
 
-// What two rows share of a sum: outputs 0 and 1 of one row, then of the next one.
+// Two rows of the activations. Registers hold outputs 0 and 1 of the first row, then those of the
+// second.
 struct TwoRows {
   const uint8_t* rows[2];
   int64_t blocks;
@@ -50,7 +52,7 @@ struct TwoRows {
   static float32x4_t both(float x, float y) { return vcombine_f32(vdup_n_f32(x), vdup_n_f32(y)); }
 };
 
-// Totals of two rows with four outputs.
+// Totals of four outputs for two rows.
 struct Totals {
   float32x4_t first, second;
 
@@ -87,7 +89,7 @@ struct Totals {
   }
 };
 
-// The rows in pairs, and the last one alone where their number is odd.
+// Multiplies rows in pairs, and the last one alone if their number is odd.
 template <int R, int Bits, bool HasMinima, int Q>
 void pair_rows(const TileTask& task, int first) {
   constexpr int kPairs = R / 2, kAlone = R % 2;
@@ -105,8 +107,8 @@ void pair_rows(const TileTask& task, int first) {
           load_quarter<Bits>(task.values + block * (64 * Bits) + 16 * (first + q));
       const Scaling<Bits, HasMinima> scaling(task, block * kTile + 4 * (first + q));
       if constexpr (kAlone != 0)
-        alone[q] = added(alone[q], products<Bits>(quarter, block_of_row(task, R - 1, block)),
-                         scaling, task, R - 1, block);
+        alone[q] = add_products(alone[q], products<Bits>(quarter, block_of_row(task, R - 1, block)),
+                                scaling, task, R - 1, block);
       const Pairs weights(quarter);
 #pragma GCC unroll 4
       for (int p = 0; p < kPairs; ++p)

@@ -1,9 +1,9 @@
-// Tiles of weights in registers of 128 bits: four outputs in each, a quarter of a line.
+// Tiles of weights in 128-bit registers: each holds four outputs, a quarter of a line.
 //
-// Up to four rows take a tile's 16 outputs in one pass over its blocks, more rows take eight
-// outputs at a time: sums of as many rows fit the registers, and a block's values are unpacked once
-// for all of them. A road defines `part_rows`; `dot_rows` is one for roads with `products`, the
-// sums of one row.
+// One or two rows compute a tile's 16 outputs in one pass over its blocks, three or four rows
+// compute eight outputs at a time, and more rows four: their sums fit in registers, and a block's
+// values are unpacked once for all of them. Each ISA defines `part_rows`; ISAs that define
+// `products`, the sums of one row, can use `dot_rows` for it.
 #pragma once
 
 #include "linear_rows.h"
@@ -16,7 +16,7 @@ struct Quarter {
   int8x16_t groups[8];
 };
 
-// values: the block, from the first byte of the quarter on.
+// values: the first byte of the quarter in the block.
 template <int Bits>
 inline Quarter load_quarter(const uint8_t* values) {
   Quarter quarter;
@@ -57,7 +57,7 @@ struct Scaling {
 template <int Bits>
 inline int32x4_t products(const Quarter& quarter, const int8_t* inputs);
 
-// Q quarters of a tile, from `first` on, times R rows.
+// R rows times Q quarters of a tile, starting at quarter `first`.
 template <int R, int Bits, bool HasMinima, int Q>
 void part_rows(const TileTask& task, int first);
 
@@ -66,10 +66,11 @@ inline const int8_t* block_of_row(const TileTask& task, int row, int64_t block) 
   return reinterpret_cast<const int8_t*>(values) + block * kBlock;
 }
 
-// total += minimum * (scale * sum of the row's values), after scale * scale * products.
+// Returns total + scale * scale * products, plus minimum * (scale * sum of the row's values).
 template <int Bits, bool HasMinima>
-inline float32x4_t added(float32x4_t total, int32x4_t sums, const Scaling<Bits, HasMinima>& scaling,
-                         const TileTask& task, int row, int64_t block) {
+inline float32x4_t add_products(float32x4_t total, int32x4_t sums,
+                                const Scaling<Bits, HasMinima>& scaling, const TileTask& task,
+                                int row, int64_t block) {
   const uint8_t* values = task.rows + row * row_bytes(task.blocks);
   const float32x4_t scales = vmulq_n_f32(scaling.scale, row_scales(values, task.blocks)[block]);
   total = vfmaq_f32(total, vcvtq_f32_s32(sums), scales);
@@ -87,8 +88,8 @@ inline void store_four(float32x4_t outputs, const TileTask& task, int row, int q
     std::memcpy(out, &outputs, static_cast<size_t>(count) * sizeof(float));
 }
 
-// The pass from quarter `first` on fetches its share of the next tile, a part of it with each
-// block.
+// The pass that starts at quarter `first` prefetches its share of the next tile, a part of it with
+// each block.
 template <int Bits, int Q>
 inline void fetch_ahead(const TileTask& task, int first, int64_t block) {
   constexpr int kPart = 16 * Bits * Q;
@@ -115,7 +116,7 @@ void dot_rows(const TileTask& task, int first) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const int32x4_t sums = products<Bits>(quarter, block_of_row(task, r, block));
-        totals[r][q] = added(totals[r][q], sums, scaling, task, r, block);
+        totals[r][q] = add_products(totals[r][q], sums, scaling, task, r, block);
       }
     }
   }

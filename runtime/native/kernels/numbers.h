@@ -1,4 +1,4 @@
-// Numbers that have no type of their own in C++17: float16, and floats by their bits.
+// Numbers for which C++17 has no type: float16, and the bits of floats.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
-// Exact. Processors do the same in one instruction, NaN included.
+// Exact. Processors do this in one instruction, with the same result for NaN.
 inline float from_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t exponent = (half >> 10) & 31;
@@ -33,7 +33,7 @@ inline float from_half(uint16_t half) {
   return float_of(sign | bits_of(tiny));
 }
 
-// To the nearest, ties to even; numbers from 65520 on become infinite.
+// Round to nearest, ties to even; numbers from 65520 up become infinite.
 inline uint16_t to_half(float value) {
   const uint32_t bits = bits_of(value);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);

@@ -1,4 +1,4 @@
-// The plain road: C++ for any processor, and the reference of all others.
+// Portable kernels in C++ for any processor, which are the reference for all others.
 #include "lanes_plain.h"
 //
 #include "attention_kernels.h"

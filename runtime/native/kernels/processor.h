@@ -1,6 +1,6 @@
-// What this processor and its operating system can run, asked of them directly: the C++ compiler of
-// the package ziglang answers every __builtin_cpu_supports with no, and g++ 12 does not know
-// "avxvnni".
+// Detects what the processor and its operating system support by asking them directly: the C++
+// compiler of the package ziglang answers every __builtin_cpu_supports with false, and g++ 12 does
+// not know "avxvnni".
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace {
 
 struct Processor {
   bool avx2 = false;         // with FMA and F16C
-  bool avx_vnni = false;     // of 256 bits
+  bool avx_vnni = false;     // with 256-bit registers
   bool avx512_vnni = false;  // with F, BW, VL, DQ
   bool neon_dotprod = false;
   bool neon_i8mm = false;  // with dot product
@@ -27,7 +27,7 @@ struct Processor {
 #if defined(__x86_64__)
 inline bool has(unsigned word, int bit) { return (word >> bit & 1) != 0; }
 
-// Which registers the operating system saves.
+// The registers that the operating system saves, as a bit mask.
 inline uint32_t saved_registers() {
   uint32_t low = 0;
   uint32_t high = 0;
@@ -52,7 +52,7 @@ inline Processor this_processor() {
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
-// By bit, since older headers do not name both: HWCAP_ASIMDDP and HWCAP2_I8MM.
+// Bit numbers, since older headers lack HWCAP_ASIMDDP and HWCAP2_I8MM.
 inline Processor this_processor() {
   Processor found;
   found.neon_dotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0;

@@ -1,4 +1,4 @@
-// Work on one row at a time, written once for all roads. Include a road's Lanes before.
+// Kernels that work on one row at a time, written once for all ISAs. Include an ISA's Lanes first.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,9 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kMin = 1e-30f;  // smaller magnitudes count as zero: 127 / x has to be finite
+constexpr float kMin = 1e-30f;  // smaller magnitudes count as zero: 127 / x must be finite
 
-// e to the power of x, for x clamped to [-87, 88]; within 2 units of the last digit. The
+// e to the power of x, with x clamped to [-87, 88]; accurate to 2 units in the last place. The
 // polynomial is the Taylor series of e^f with coefficients fitted for |f| <= ln(2) / 2.
 inline Lanes exponential(Lanes x) {
   x = Lanes::smaller(Lanes::all(88.0f), Lanes::larger(Lanes::all(-87.0f), x));
@@ -48,7 +48,7 @@ inline Lanes capped(Lanes x, float cap) {
   return Lanes::all(cap) * (sigmoid(twice) * Lanes::all(2.0f) - Lanes::all(1.0f));
 }
 
-// Block `index` of a quantized row. A block with a value that is not finite gets the scale NaN.
+// Writes block `index` of a quantized row. A block with a non-finite value gets the scale NaN.
 inline void quantize_block(Lanes a, Lanes b, int64_t index, int64_t blocks, uint8_t* row) {
   int8_t* values = reinterpret_cast<int8_t*>(row) + index * kBlock;
   float* scale = reinterpret_cast<float*>(row + blocks * 32) + index;
@@ -188,7 +188,8 @@ void rank(const float* logits, int64_t size, int64_t first_id, Ranking& ranking)
   }
 }
 
-// The least exponential is taken off, so that it is 0; larger ones than 1e-30 do not change by it.
+// The smallest exponential is subtracted, so that it becomes 0; this does not change any
+// exponential above 1e-30.
 void weigh(float* logits, int64_t size, float best, float temperature) {
   const Lanes least = exponential(Lanes::all(-87.0f));
   const Lanes largest = Lanes::all(best), divisor = Lanes::all(temperature);

@@ -1,8 +1,9 @@
-// LoRA on rows: products with thin matrices, written once for all roads.
+// LoRA on rows: products with thin matrices, written once for all ISAs.
 //
-// A product with `down` adds by lanes (input % 16) in the order of the inputs, then as Lanes::sum;
-// one with `up` adds to the output in the order of the ranks. So the other rows and columns of a
-// task do not matter. Weights are loaded and converted once for the rows that fit the registers.
+// A product with `down` adds in lanes (input % 16) in the order of the inputs, then like
+// Lanes::sum; a product with `up` adds to the output in the order of the ranks. So the result of a
+// row does not depend on the other rows and columns of a task. Weights are loaded and converted
+// once for as many rows as fit in registers.
 #pragma once
 
 #include <array>
@@ -13,9 +14,9 @@
 namespace bita {
 namespace {
 
-constexpr int kThin = Lanes::kRegisters >= 20 ? 4 : 2;  // rows at a time, and columns
+constexpr int kThin = Lanes::kRegisters >= 20 ? 4 : 2;  // rows, and columns, at a time
 
-// K columns, from `column` on, of R rows, from `row` on.
+// R rows, starting at `row`, times K columns, starting at `column`.
 template <int K, int R>
 void thin_in_part(const ThinInTask& task, int64_t column, int64_t row) {
   const int64_t width = task.blocks * kBlock, stride = row_bytes(task.blocks);
@@ -45,7 +46,7 @@ void thin_in_part(const ThinInTask& task, int64_t column, int64_t row) {
     for (int k = 0; k < K; ++k) task.thin[(row + r) * task.rank + column + k] = sums[k][r].sum();
 }
 
-// One tile, from output `first` on, of R rows, from `row` on.
+// R rows, starting at `row`, times one tile, starting at output `first`.
 template <int R>
 void thin_out_part(const ThinOutTask& task, int64_t first, int64_t row) {
   const uint16_t* up = task.up + first * task.rank;

@@ -1,4 +1,4 @@
-// Hashes, values for messages, and the fields of JSON objects.
+// Tests of hashes, of values in messages, and of the fields of JSON objects.
 #include <stdexcept>
 
 #include "../base/json.h"
@@ -50,7 +50,7 @@ const Adds broken("broken JSON is refused on one line", [] {
   expect_text(fault_of("1e999"), "a number in it is too large");
 });
 
-const Adds fields("fields are taken by name and type, and all faults kept", [] {
+const Adds fields("fields are read by name and type, and all faults are kept", [] {
   const Json object = Json::parse(R"({"whole": 3, "real": 2.0, "text": "x", "list": [1, 2]})");
   std::vector<std::string> faults;
   Fields values(object, "at.", faults);

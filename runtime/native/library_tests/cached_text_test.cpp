@@ -1,4 +1,4 @@
-// Texts in pages: what they share, what they copy, and what they give back.
+// Tests of texts in pages: what they share, copy and free.
 #include <numeric>
 #include <vector>
 
@@ -23,7 +23,7 @@ Manifest manifest_of(int64_t capacity) {
   return manifest;
 }
 
-// A pool, and what steps write to it: the number of the row, in every cell of a slot.
+// A pool, in which steps write the number of a row to every cell of its slot.
 class Cache {
  public:
   Cache(int64_t capacity, ONNXTensorElementDataType type, int64_t extra_bytes = 0)
@@ -34,7 +34,7 @@ class Cache {
               [&](int64_t page, int64_t layer, int64_t cell) { set(page, layer, cell, value); });
   }
 
-  // The value of a slot, which has to be the same in all of its cells.
+  // Returns the value of a slot, which must be the same in all of its cells.
   float read(const PagedText& text, int64_t slot) {
     std::vector<float> found;
     each_cell(text, slot, [&](int64_t page, int64_t layer, int64_t cell) {
@@ -73,7 +73,7 @@ class Cache {
   }
 };
 
-// Read tokens from `first` on into a text.
+// Append `count` rows to a text, numbered from `first`.
 void append(Cache& cache, PagedText& text, int64_t count, float first) {
   text.reserve(count);
   for (int64_t i = 0; i < count; ++i)
@@ -99,7 +99,7 @@ const Adds commits("accepted rows move to the end of the text, over pages", [] {
     Cache cache(200, type);
     PagedText text(cache.pool);
     append(cache, text, 14, 1.0f);
-    text.reserve(6);  // a step of six rows, over the end of a page
+    text.reserve(6);  // a step of six rows, across the end of a page
     for (int64_t row = 0; row < 6; ++row)
       cache.write(text, 14 + row, 100.0f + static_cast<float>(row));
     text.commit({0, 2, 5});
@@ -128,7 +128,7 @@ const Adds shares("texts share pages, and copy before they write", [] {
   expect(branch.pages()[0] == trunk.pages()[0], "full pages stay shared");
 });
 
-const Adds gives_back("pages that nobody holds are zeros, and used again", [] {
+const Adds gives_back("freed pages are zeroed and reused", [] {
   Cache cache(64, kHalf);
   const int64_t num_free = cache.pool.num_free();
   int64_t page = -1;
@@ -148,11 +148,11 @@ const Adds gives_back("pages that nobody holds are zeros, and used again", [] {
   expect(page >= 0, "there was a page");
 });
 
-const Adds ends("a pool without a free page says so", [] {
+const Adds ends("a pool without a free page reports it", [] {
   Cache cache(32, kHalf);
   PagedText text(cache.pool), other(cache.pool);
   text.reserve(32);
-  other.reserve(1);  // the one page more that texts and prefix may need
+  other.reserve(1);  // the extra page that texts and the prefix may need
   std::string message;
   try {
     other.reserve(17);
@@ -162,7 +162,7 @@ const Adds ends("a pool without a free page says so", [] {
   expect(message.find("pages of the cache are in use") != std::string::npos, message);
 });
 
-const Adds clears("what steps left after a text becomes zeros", [] {
+const Adds clears("rows that steps left after a text are zeroed", [] {
   Cache cache(64, kSingle);
   PagedText text(cache.pool);
   append(cache, text, 10, 1.0f);

@@ -10,7 +10,7 @@ namespace {
 const std::string kSha(64, 'a');
 const std::string kHead = R"({"format": 1, "template_sha256": ")" + kSha + R"(", )";
 
-// A piece in all places.
+// A piece for all followers.
 std::string piece(const std::string& fields) {
   return R"({"followed_by": ["nothing", "others", "user"], )" + fields + "}";
 }
@@ -20,8 +20,8 @@ std::string role(const std::string& name, const std::string& pieces, const std::
          (to.empty() ? "" : R"(, "to": )" + to) + "}";
 }
 
-// One state in which `system` and `user` are of these pieces; answers are stripped, and cut at a
-// mark where a user comes later; tools are refused.
+// A file with one state, in which `system` and `user` have these pieces. Answers are stripped, and
+// cut at a mark if a user message follows later. Tools are refused.
 std::string file(const std::string& system, const std::string& user) {
   const std::string answer =
       R"({"followed_by": ["nothing"], "before": ["<z>"], "content": {"left": true, "right": true}},
@@ -93,7 +93,7 @@ void messages_are_checked() {
               "refused: messages: number 0 has the role 'bot'; use one of system, developer, user, "
               "assistant, tool");
   expect_part(rendered(json, {{"user", "a\xFF"}, {"\xFF", ""}}), "2 faults");
-  expect_part(rendered(json, {{"user", "a\xED\xA0\x80"}}), "not UTF-8 from byte 1 on");
+  expect_part(rendered(json, {{"user", "a\xED\xA0\x80"}}), "not UTF-8 at byte 1");
 }
 
 void what_is_not_covered_is_refused() {
@@ -105,8 +105,8 @@ void what_is_not_covered_is_refused() {
   expect_part(rendered(json, {{"user", long_one}}), "a prompt of over 2000000 characters");
   const std::string reason = kHead + R"("reason": "it writes the date"})";
   expect_text(rendered(reason, {{"user", "a"}}),
-              "refused: the chat template has no pieces, which messages need here: it writes the "
-              "date; render the prompt elsewhere and give it as text");
+              "refused: messages cannot be rendered, because the chat template has no pieces: it "
+              "writes the date; render the prompt elsewhere and give it as text");
   expect(ChatTemplate::parse(reason, "").reason() == "it writes the date", "the reason is there");
   expect(ChatTemplate::parse(json, "").reason().empty(), "no reason where there are pieces");
   expect(ChatTemplate::parse(json, "").template_sha256() == kSha, "the hash is there");
@@ -133,7 +133,7 @@ void broken_files_are_refused() {
   expect_part(fault(file("", "")),
               "states[0].roles.user.pieces has none that is followed by 'others'");
   const std::string twice = piece(R"("content": {"left": false}, "before": [1])");
-  expect_part(fault(file(twice + ", " + twice, "")), "followed_by has 'user', as an earlier");
+  expect_part(fault(file(twice + ", " + twice, "")), "followed_by has 'user', which an earlier");
   expect_part(fault(file(twice, "")), "pieces[0].before[0] is 1, not a text or an object");
   expect_part(fault(file(twice, "")), "content.left is False, not a text or true");
   expect_part(fault(file(piece(R"("uncovered": [""])"), "")), "uncovered has '', not a text");

@@ -16,7 +16,7 @@ std::string message_of(const std::vector<std::string>& faults) {
 
 void faults_are_listed() {
   expect(message_of({}).empty(), "no fault, no error");
-  expect(message_of({"a"}) == "engine x: a", "one fault stands on its line");
+  expect(message_of({"a"}) == "engine x: a", "one fault is on the same line");
   expect(message_of({"a", "b"}) == "engine x: 2 faults:\n  - a\n  - b", "two are listed");
   expect(message_of(std::vector<std::string>(23, "a")).find("\n  and 3 more") != std::string::npos,
          "only twenty are listed");

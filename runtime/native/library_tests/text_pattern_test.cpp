@@ -8,7 +8,7 @@
 namespace bita::tests {
 namespace {
 
-// The matches of an expression of Oniguruma's, with | between them.
+// Returns the matches of an Oniguruma expression, joined by |.
 std::string found(const std::string& pattern, const std::string& text) {
   std::string all;
   const char* mark = "";
@@ -21,9 +21,9 @@ std::string found(const std::string& pattern, const std::string& text) {
 }
 
 void classes_are_onigurumas() {
-  expect(found(R"(\s)", "a\u180e\u0085b") == "\u0085", "U+180E is no space");
-  expect(found(R"([\w])", "\u00b2_") == "_", "a superscript is no word in [ ]");
-  expect(found(R"(\w)", "\u00b2_") == "\u00b2|_", "and is one outside");
+  expect(found(R"(\s)", "a\u180e\u0085b") == "\u0085", "U+180E is not a space");
+  expect(found(R"([\w])", "\u00b2_") == "_", "a superscript is not a word character in [ ]");
+  expect(found(R"(\w)", "\u00b2_") == "\u00b2|_", "but is one outside");
   expect(found(R"([^\S\n]+)", "a \t\n b") == " \t| ", "a complement in a complement");
   expect(found(R"(\h)", "g0F") == "0|F", "hexadecimal digits");
   expect(found(R"(\p{^L}\P{N})", "a1b") == "1b", "negations of properties");

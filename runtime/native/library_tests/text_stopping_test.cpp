@@ -76,7 +76,7 @@ std::string fault_of(const std::vector<std::string>& stops, int64_t limit) {
 }
 
 void unusable_options_are_refused() {
-  expect(fault_of({}, 0) == "max_new_tokens is 0; pass an integer from 1 on", "a limit of 0");
+  expect(fault_of({}, 0) == "max_new_tokens is 0; pass a positive integer", "a limit of 0");
   expect(fault_of({""}, 1) ==
              "stop strings: number 0 is empty, which every text contains; leave it out",
          "an empty one");

@@ -35,7 +35,7 @@ void expect_fault(const std::string& json, const std::string& part) {
 
 void merges_go_by_rank() {
   const TextCodec small = codec(tokenizer_json(kVocabulary, kMerges, kByteLevel));
-  // "b c" comes first, so "abc" is never joined from "ab" and "c"
+  // "b c" has the lowest rank, so "abc" is never merged from "ab" and "c"
   expect_same<int32_t>(small.encode("abc", false), {1, 6}, "abc");
   expect_same<int32_t>(small.encode("ab a", false), {4, 8}, "a space belongs to its word");
   expect_same<int32_t>(small.encode("\u00e9", false), {9, 10}, "bytes");
@@ -53,7 +53,8 @@ void long_words_merge_as_short_ones() {
     text += "abca";
     wanted.insert(wanted.end(), {1, 6, 1});
   }
-  expect_same(small.encode(text, false), wanted, "a heap gives what looking at all pairs gives");
+  expect_same(small.encode(text, false), wanted,
+              "the heap and the scan of all pairs give the same");
 }
 
 void sentencepiece_falls_back_to_bytes() {
@@ -91,10 +92,10 @@ void broken_files_are_refused() {
   expect_fault("{\"model\": \"\xff\"}", "byte 12 is not UTF-8");
   expect_fault("{\"model\": " + std::string(100000, '['), "nested over 100 deep");
   expect_fault(tokenizer_json("{\"a\": 0}", "[]", "\"decoder\": 1e999,"), "not a tokenizer");
-  expect_fault(tokenizer_json(R"({"a": "b"})", "[]"), "is not what a tokenizer has there");
-  expect_fault(tokenizer_json(R"({"a": -1})", "[]"), "is not what a tokenizer has there");
+  expect_fault(tokenizer_json(R"({"a": "b"})", "[]"), "is unexpected in a tokenizer file");
+  expect_fault(tokenizer_json(R"({"a": -1})", "[]"), "is unexpected in a tokenizer file");
   expect_fault(tokenizer_json(R"({"a": 1099511627776})", "[]"), "has the id 1099511627776, over");
-  expect_fault(tokenizer_json(R"({"a": 1, "b": 1})", "[]"), "is there twice");
+  expect_fault(tokenizer_json(R"({"a": 1, "b": 1})", "[]"), "occurs twice");
   expect_fault(tokenizer_json(R"({"a": 1})", R"(["a b"])"), "'b' of a merge is not in");
   expect_fault(tokenizer_json("{}", "[]"), "it has no tokens; fix it");
 }

@@ -1,4 +1,4 @@
-// Turns come in the order in which they were asked for, and waiting ends with the deadline.
+// Tests of turns: they come in the order of the requests, and waiting ends at the deadline.
 #include "../session/turns.h"
 
 #include <thread>
@@ -11,7 +11,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-const Adds order("turns come in the order in which they were asked for", [] {
+const Adds order("turns come in the order of the requests", [] {
   Turns turns;
   std::vector<int> order;
   std::vector<std::thread> threads;
@@ -22,17 +22,18 @@ const Adds order("turns come in the order in which they were asked for", [] {
       threads.emplace_back([&, number] {
         asks = true;
         const Turn turn(turns);
-        order.push_back(number);  // whose turn it is has it for itself
+        order.push_back(number);  // no lock needed: only one thread has the turn
       });
       while (!asks) std::this_thread::yield();
-      std::this_thread::sleep_for(std::chrono::milliseconds(30));  // until it waits
+      std::this_thread::sleep_for(
+          std::chrono::milliseconds(30));  // time for the thread to start waiting
     }
   }
   for (std::thread& thread : threads) thread.join();
   expect(order == std::vector<int>({0, 1, 2, 3}), "the order of asking");
 });
 
-const Adds deadlines("waiting ends with the deadline, and the turn goes to the next", [] {
+const Adds deadlines("waiting ends at the deadline, and the turn goes to the next", [] {
   Turns turns;
   {
     const Turn first(turns);

@@ -1,6 +1,6 @@
 #include "add_norm.h"
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 #include "scratch.h"
 
 namespace bita {
@@ -8,15 +8,15 @@ namespace {
 
 constexpr int64_t kWorkPerValue = 4;
 
-// How many rows are normed: those of `rows`, or all where it is absent.
-int64_t check_chosen(const Tensor& rows, int64_t num_rows) {
+// The number of rows to normalize: the length of `rows`, or all rows if it is absent.
+int64_t count_chosen(const Tensor& rows, int64_t num_rows) {
   if (!rows) return num_rows;
   check_dims("rows", rows, {-1});
   for (int64_t i = 0; i < rows.dims[0]; ++i) {
     const int64_t row = rows.as<int64_t>()[i];
     if (row < 0 || row >= num_rows)
-      throw std::runtime_error("row " + std::to_string(row) + " is not one of " +
-                               std::to_string(num_rows));
+      throw std::runtime_error("row " + std::to_string(row) + " is not one of the " +
+                               std::to_string(num_rows) + " rows");
   }
   return rows.dims[0];
 }
@@ -47,7 +47,7 @@ void AddNorm::run(const NodeRun& node) const {
   check_dims("residual", residual, {-1, size_});
   const int64_t num_rows = residual.dims[0];
   if (delta) check_dims("delta", delta, {num_rows, size_});
-  const int64_t num_chosen = check_chosen(rows, num_rows), bytes = row_bytes(num_blocks(size_));
+  const int64_t num_chosen = count_chosen(rows, num_rows), bytes = row_bytes(num_blocks(size_));
   uint8_t* quantized = node.output<uint8_t>(0, {num_chosen, bytes});
   float* total = node.output<float>(1, {num_rows, size_});
   const Kernels& kernel = kernels();

@@ -4,17 +4,19 @@
 
 namespace bita {
 
-// RMS norm of rows; what it gives is quantized.
+// RMS norm of rows, with quantized output.
 struct RowNorm {
   const float* weight;  // [size]
   float epsilon;
   int64_t size;
 
-  // Of the rows [first, last) of `rows` [.., size], to the same of out [.., row_bytes].
+  // Normalize the rows [first, last) of `rows` [.., size] into the same rows of out [..,
+  // row_bytes].
   void quantize(const float* rows, int64_t first, int64_t last, uint8_t* out) const;
 };
 
-// total = residual + delta_scale * delta; and its RMS norm, quantized, of all rows or of `rows`.
+// total = residual + delta_scale * delta, and its quantized RMS norm: for all rows, or for those
+// that `rows` names.
 class AddNorm {
  public:
   static constexpr const char* kName = "AddNorm";

@@ -3,35 +3,35 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 #include "scratch.h"
 
 namespace bita {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 1024;
-constexpr int64_t kManyItems = 16;  // of work, which keep all threads busy
+constexpr int64_t kManyItems = 16;  // enough to keep all threads busy
 
 int64_t chunk_count(int64_t slots) { return (slots + kChunk - 1) / kChunk; }
 
 }  // namespace
 
-// One key-value head of a block of rows, in chunks of positions of the prefix or of the text.
+// One key-value head of a block of rows, for several chunks of the prefix or of the text.
 struct AttentionStep::Item {
   int64_t block;
   int64_t kv_head;
-  int64_t chunk;  // the first; those before `prefix_chunks` are of the prefix
+  int64_t chunk;  // the first one; chunks below `prefix_chunks` belong to the prefix
   int64_t num_chunks;
-  int64_t result;  // where the results of its queries start: of each chunk, or of all merged
+  int64_t result;  // index of its queries' first result: one for each chunk, or one if merged
 };
 
 // Chunks and results of a block of rows.
 struct AttentionStep::BlockWork {
   int64_t prefix_chunks;
   int64_t skipped;      // chunks of the text before the window
-  int64_t num_chunks;   // of both
-  int64_t num_results;  // of a query: chunks that are left to merge
-  int64_t result;       // of its first kv head: [kv head][result][query]
+  int64_t num_chunks;   // of the prefix and the text
+  int64_t num_results;  // for each query: partial results that are merged at the end
+  int64_t result;       // index of its first one: [kv head][result][query]
 };
 
 struct AttentionStep::Memory {
@@ -41,7 +41,7 @@ struct AttentionStep::Memory {
   Scratch<BlockWork> works;
 };
 
-// Results of queries side by side.
+// Results of several queries, stored one after the other.
 struct AttentionStep::Results {
   float *maxima, *sums, *values;
 
@@ -62,11 +62,11 @@ Attention::Attention(const NodeInfo& info, size_t sights, size_t present)
       q_norm_(read_vector(info, sights + 4, shape_.head_dim)),
       k_norm_(read_vector(info, sights + 5, shape_.head_dim)) {
   if (shape_.num_heads % shape_.num_kv_heads)
-    throw std::runtime_error("heads do not share kv heads evenly");
+    throw std::runtime_error("num_heads is not a multiple of kv_num_heads");
   if (shape_.head_dim % 16 || shape_.head_dim > kMaxHeadDim)
     throw std::runtime_error("head_dim is " + std::to_string(shape_.head_dim) +
                              ", not a multiple of 16 up to " + std::to_string(kMaxHeadDim));
-  if (!cos_ != !sin_) throw std::runtime_error("cos and sin belong together");
+  if (!cos_ != !sin_) throw std::runtime_error("cos and sin must be given together");
   if (!cos_) return;
   check_dims("cos", cos_, {-1, -1});
   check_dims("sin", sin_, cos_.dims);
@@ -98,15 +98,15 @@ AttentionStep::AttentionStep(const Attention& attention, const NodeRun& node, in
       memory_(memory_of_thread()),
       queries_(memory_.queries.take(num_rows * shape_.values())) {
   if (sights_.num_rows() != num_rows)
-    throw std::runtime_error("sights are of " + std::to_string(sights_.num_rows()) +
-                             " rows, and there are " + std::to_string(num_rows));
+    throw std::runtime_error("sights are for " + std::to_string(sights_.num_rows()) +
+                             " rows, but the input has " + std::to_string(num_rows));
   if (sights_.group != shape_.group())
     throw std::runtime_error("sights are for groups of " + std::to_string(sights_.group) +
                              " heads, not of " + std::to_string(shape_.group()));
   if (own_.cos_ && num_rows && sights_.largest_position >= own_.cos_.dims[0])
     throw std::runtime_error("position " + std::to_string(sights_.largest_position) +
-                             " is beyond the " + std::to_string(own_.cos_.dims[0]) +
-                             " of the graph");
+                             " is not one of the " + std::to_string(own_.cos_.dims[0]) +
+                             " positions of the graph");
   bind_cache(node);
   list_pages();
   list_items();
@@ -122,7 +122,7 @@ void AttentionStep::bind_cache(const NodeRun& node) {
   const bool has_pages = !sights_.pages.empty() || !sights_.prefix_pages.empty();
   if (has_pages && sights_.largest_page >= num_pages)
     throw std::runtime_error("page " + std::to_string(sights_.largest_page) +
-                             " is not one of the cache's " + std::to_string(num_pages));
+                             " is not one of the cache's " + std::to_string(num_pages) + " pages");
   cache_ = static_cast<uint8_t*>(node.output(own_.present_, past.dims.data(), past.dims.size()));
   if (cache_ != past.data)
     std::memcpy(cache_, past.data,
@@ -142,7 +142,7 @@ const RowBlock& AttentionStep::block_of(int64_t row) const {
   return sights_.blocks[static_cast<size_t>(block)];
 }
 
-// Where the turned query of a row and head goes: [block][kv head][row, head of the group].
+// Where the rotated query of a row and head is stored: [block][kv head][row, head of the group].
 float* AttentionStep::query(int64_t row, int64_t head) const {
   const RowBlock& block = block_of(row);
   const int64_t group = shape_.group(), in_block = row - block.first_row;
@@ -172,7 +172,7 @@ void AttentionStep::take(int64_t row, int64_t head, const float* values) const {
   kernel.write_key(turned, size, slot, is_half_, page);
 }
 
-// The memory of the pages of each text and kv head, and of the prefix.
+// Collect the addresses of the pages of each text and of the prefix, for each kv head.
 void AttentionStep::list_pages() {
   const int64_t heads = shape_.num_kv_heads;
   const auto list = [&](const int64_t* pages, int64_t count, const void** out) {
@@ -195,7 +195,7 @@ AttentionStep::BlockWork AttentionStep::work_of(const RowBlock& block) const {
   return {prefix, skipped, prefix + chunk_count(block.stop) - skipped, 0, 0};
 }
 
-// Keys that a chunk of a block has at most.
+// The maximum number of keys in a chunk of a block.
 int64_t AttentionStep::num_keys(int64_t block, int64_t chunk) const {
   const BlockWork& work = works_[block];
   const bool is_prefix = chunk < work.prefix_chunks;
@@ -205,7 +205,7 @@ int64_t AttentionStep::num_keys(int64_t block, int64_t chunk) const {
   return std::min(kChunk, stop - in_part * kChunk);
 }
 
-// Chunks from `chunk` on that make an item of about a full chunk's keys.
+// The number of chunks, starting at `chunk`, that make an item of about a full chunk's keys.
 int64_t AttentionStep::chunks_of_item(int64_t block, int64_t chunk) const {
   int64_t count = 1, keys = num_keys(block, chunk);
   for (; chunk + count < works_[block].num_chunks; ++count) {
@@ -215,8 +215,8 @@ int64_t AttentionStep::chunks_of_item(int64_t block, int64_t chunk) const {
   return count;
 }
 
-// Where there are heads and blocks of rows enough for many threads, one thread takes all chunks of
-// one, and merges them; else there are items of about the same work.
+// If there are enough heads and blocks of rows to keep all threads busy, one thread takes all
+// chunks of one and merges them; otherwise the chunks are cut into items of about equal work.
 void AttentionStep::list_items() {
   const int64_t heads = shape_.num_kv_heads;
   const auto num_blocks = static_cast<int64_t>(sights_.blocks.size());
@@ -260,7 +260,7 @@ void AttentionStep::compute_piece(int64_t piece) const {
 }
 
 void AttentionStep::compute(const Item& item) const {
-  // a group of more heads than a task takes is one row's, in several tasks
+  // a group with more heads than a task takes has a single row, and needs several tasks
   const int64_t count = num_queries(sights_.blocks[static_cast<size_t>(item.block)]);
   for (int64_t start = 0; start < count; start += kMaxQueries) {
     const Results results = results_at(item.result + start);
@@ -273,7 +273,8 @@ void AttentionStep::compute(const Item& item) const {
   }
 }
 
-// The pages among which those of an item's chunk are. in_item: its number in the item.
+// The list of pages that contains those of an item's chunk. in_item: index of the chunk in the
+// item.
 AttentionStep::ChunkPages AttentionStep::pages_of(const Item& item, int64_t in_item) const {
   const RowBlock& block = sights_.blocks[static_cast<size_t>(item.block)];
   const BlockWork& work = works_[item.block];
@@ -291,7 +292,7 @@ AttentionStep::Results AttentionStep::results_at(int64_t result) const {
   return {maxima_ + result, sums_ + result, values_ + result * shape_.head_dim};
 }
 
-// Attend to one more chunk, and merge it.
+// Attend to one more chunk and merge it into `totals`.
 void AttentionStep::add_chunk(const Item& item, int64_t in_item, int64_t start,
                               const Results& totals) const {
   thread_local Scratch<float> scratch;
@@ -303,7 +304,7 @@ void AttentionStep::add_chunk(const Item& item, int64_t in_item, int64_t start,
     kernels().merge(results.at(q, size), size, totals.at(q, size));
 }
 
-// Queries from `start` on, kMaxQueries at most, in one chunk; returns how many they are.
+// Compute one chunk for up to kMaxQueries queries, starting at `start`; returns their number.
 int64_t AttentionStep::compute_chunk(const Item& item, int64_t in_item, int64_t start,
                                      const Results& results) const {
   const RowBlock& block = sights_.blocks[static_cast<size_t>(item.block)];
@@ -344,7 +345,7 @@ int64_t AttentionStep::compute_chunk(const Item& item, int64_t in_item, int64_t 
   return task.num_queries;
 }
 
-// Merge the chunks of a row's heads, and quantize them.
+// Merge the chunks of a row's heads and quantize the result.
 void AttentionStep::finish_row(int64_t row, uint8_t* out) const {
   thread_local Scratch<float> scratch;
   const RowBlock& block = block_of(row);

@@ -6,7 +6,7 @@
 
 namespace bita {
 
-// Heads of queries, keys and values side by side in a row.
+// The heads of queries, keys and values in a row.
 struct HeadShape {
   int64_t num_heads, num_kv_heads, head_dim;
 
@@ -16,7 +16,8 @@ struct HeadShape {
   int64_t values() const { return num_heads * head_dim; }
 };
 
-// Attention of a step's rows over pages of keys and values, into which it writes those of the step.
+// Attention of a step's rows over pages of keys and values. It also writes the step's own keys and
+// values there.
 class Attention {
  public:
   static constexpr const char* kName = "Attention";
@@ -29,8 +30,8 @@ class Attention {
                                                    {"k_norm", kFloat, true}}};
   static constexpr std::array<Port, 2> kOutputs = {{{"quantized", kByte}, {"present", kAnyType}}};
 
-  // sights: index of that input of the node; those from `past` on follow it. present: that of the
-  // output.
+  // sights: index of that input of the node; `past` and the inputs after it follow. present: index
+  // of that output.
   explicit Attention(const NodeInfo& info, size_t sights = 1, size_t present = 1);
   void run(const NodeRun& node) const;
 
@@ -46,19 +47,20 @@ class Attention {
   const float *q_norm_, *k_norm_;
 };
 
-// The attention of one step of a node: first `take` for each head of each row, then `attend`.
+// The attention of one step of a node: call `take` for each head of each row, then `attend`.
 class AttentionStep {
  public:
-  // Binds the output `present`, and copies the cache where that is other memory. Raises
-  // std::runtime_error for what does not fit the node's rows.
+  // Binds the output `present`, and copies the cache if that output has memory of its own. Raises
+  // std::runtime_error for inputs that do not fit the node's rows.
   AttentionStep(const Attention& attention, const NodeRun& node, int64_t num_rows);
 
-  // Take one head of a row [D], a query, key or value by its place: turn it, and note the query or
-  // write the key or value into the cache. Calls for other heads and rows may run beside it.
+  // Take one head of a row [D]; `head` says whether it is a query, a key or a value. Applies norm
+  // and rotary embedding, then stores the query, or writes the key or value to the cache. Other
+  // heads and rows may be taken at the same time.
   void take(int64_t row, int64_t head, const float* values) const;
 
-  // Two phases after all heads were taken: attention, and its rows [num_rows, heads * D],
-  // quantized.
+  // The two phases that follow once all heads were taken: attention, and its rows [num_rows, heads
+  // * D], quantized.
   auto attend() const {
     return Phase{item_pieces(), [this](int64_t piece) { compute_piece(piece); }};
   }
@@ -74,7 +76,7 @@ class AttentionStep {
   struct Memory;
   struct Results;
   struct ChunkPages {
-    const void** pages;  // of the prefix or of a text, of one head
+    const void** pages;  // of the prefix or of a text, for one head
     int64_t begin;       // the chunk's first position
     int64_t num_pages;
   };
@@ -113,7 +115,7 @@ class AttentionStep {
   BlockWork* works_;
   Item* items_;
   int64_t num_items_;
-  bool merges_;  // each item gives one result of a query
+  bool merges_;  // each item yields one result for each query
   float *maxima_, *sums_, *values_;
 };
 

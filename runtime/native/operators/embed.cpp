@@ -5,7 +5,7 @@
 namespace bita {
 namespace {
 
-// The value of input `input` of a block, for output `output` of the tile.
+// The value of a block for one input, and one output of the tile.
 int32_t value_of(const Weights& weights, const uint8_t* block, int64_t input, int64_t output) {
   if (weights.bits == 8) return static_cast<int8_t>(block[input / 4 * 64 + output * 4 + input % 4]);
   const uint8_t both = block[input / 8 * 64 + output * 4 + input % 4];

@@ -4,7 +4,7 @@
 
 namespace bita {
 
-// Rows of the embedding table, or of the adapter's mask embeddings for ids from V on.
+// Rows of the embedding table; ids from V up select the adapter's mask embeddings.
 class Embed {
  public:
   static constexpr const char* kName = "Embed";

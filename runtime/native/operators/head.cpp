@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 #include "phases.h"
 
 namespace bita {
@@ -13,7 +13,7 @@ constexpr int64_t kTilesAtATime = 4;
 constexpr int64_t kRowsAtATime = 32;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-// Rankings of each part of the vocabulary and row.
+// A ranking for each part of the vocabulary and each row.
 class Rankings {
  public:
   Rankings(int64_t num_parts, int64_t num_rows, int64_t size)
@@ -33,7 +33,7 @@ class Rankings {
     return all_[static_cast<size_t>(part * num_rows_ + row)];
   }
 
-  // The best of all parts. A row with NaN has NaN as its best logit.
+  // Merge the rankings of all parts. A row with NaN has NaN as its best logit.
   void merge(int64_t row, int64_t* ids, float* logits) {
     Ranking best{logits, ids, size_, 0, false};
     const Kernels& kernel = kernels();

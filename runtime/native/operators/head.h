@@ -4,7 +4,7 @@
 
 namespace bita {
 
-// Logits, and the best ids of each row; of equal logits the lower id is better.
+// The logits and the best ids of each row; of equal logits the lower id comes first.
 class Head {
  public:
   static constexpr const char* kName = "Head";

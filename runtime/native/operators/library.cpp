@@ -1,9 +1,9 @@
-// What the library exports: registration for ONNX Runtime, and a few C functions about itself.
+// The library's exports: registration with ONNX Runtime, and some C functions.
 #include <string>
 
 #include "../decoding/guesses.h"
 #include "../decoding/sampling.h"
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 #include "add_norm.h"
 #include "attention_sublayer.h"
 #include "embed.h"
@@ -19,7 +19,7 @@
 namespace bita {
 namespace {
 
-constexpr int kVersion = 5;  // of the C functions and of the operators
+constexpr int kVersion = 5;  // version of the C functions and of the operators
 
 void add_operators(OrtCustomOpDomain* domain) {
   static const Operator<Embed> embed;
@@ -28,7 +28,7 @@ void add_operators(OrtCustomOpDomain* domain) {
   static const Operator<MlpSublayer> mlp_sublayer;
   static const Operator<AddNorm> add_norm;
   static const Operator<Head> head;
-  // What sublayers are made of, for graphs that arrange it otherwise.
+  // The parts of the sublayers, for graphs that arrange them differently.
   static const Operator<Linear> linear;
   static const Operator<GatedLinear> gated_linear;
   static const Operator<Attention> attention;
@@ -39,7 +39,7 @@ void add_operators(OrtCustomOpDomain* domain) {
 }
 
 void register_all(OrtSessionOptions* options) {
-  // Sessions use the domain as long as the process lives.
+  // Sessions use the domain until the process ends.
   static OrtCustomOpDomain* const domain = [] {
     OrtCustomOpDomain* made = nullptr;
     check(ort().CreateCustomOpDomain("bita", &made));
@@ -49,7 +49,7 @@ void register_all(OrtSessionOptions* options) {
   check(ort().AddCustomOpDomain(options, domain));
 }
 
-// The condition's value; false if it raises an exception, such as for lack of memory.
+// The condition's value; false if it throws, for example when out of memory.
 template <class Condition>
 bool holds(const Condition& condition) {
   try {
@@ -64,7 +64,7 @@ bool holds(const Condition& condition) {
 
 BITA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(BITA_ORT_API_VERSION);
-  if (!api) return nullptr;  // ONNX Runtime has said that it is too old
+  if (!api) return nullptr;  // ONNX Runtime has reported that it is too old
   bita::set_ort(api);
   try {
     bita::register_all(options);
@@ -76,36 +76,36 @@ BITA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
 
 BITA_EXPORT int bita_operators_version(void) { return bita::kVersion; }
 
-BITA_EXPORT const char* bita_operators_road(void) { return bita::kernels().name; }
+BITA_EXPORT const char* bita_operators_isa(void) { return bita::kernels().name; }
 
-BITA_EXPORT const char* bita_operators_roads(void) {
+BITA_EXPORT const char* bita_operators_isas(void) {
   static const std::string names = [] {
     std::string all;
-    for (const bita::Kernels* road : bita::roads())
-      all += (all.empty() ? "" : " ") + std::string(road->name);
+    for (const bita::Kernels* isa : bita::isas())
+      all += (all.empty() ? "" : " ") + std::string(isa->name);
     return all;
   }();
   return names.c_str();
 }
 
-// Begin to read the weights of the session that this thread makes next from their file. Returns 0,
-// or -1 where they are better left mapped.
+// Begin to read from their file the weights of the session that this thread creates next. Returns
+// 0, or -1 if they are better left mapped.
 BITA_EXPORT int bita_operators_read_weights(const char* path) {
   return bita::holds([&] { return path && bita::read_session_weights(path); }) ? 0 : -1;
 }
 
-// Give what was read to the session that was made since. Returns 0, or -1 if some of its weights
-// stay mapped. The session must not run before this call.
+// Hand the weights that were read to the session created since. Returns 0, or -1 if some of its
+// weights stay mapped. The session must not run before this call.
 BITA_EXPORT int bita_operators_take_weights(void) {
   return bita::holds(bita::take_session_weights) ? 0 : -1;
 }
 
-BITA_EXPORT int bita_operators_use_road(const char* name) {
-  return name && bita::use_road(name) ? 0 : -1;
+BITA_EXPORT int bita_operators_use_isa(const char* name) {
+  return name && bita::use_isa(name) ? 0 : -1;
 }
 
-// Guesses of what follows a text. Whoever makes them drops them; one thread at a time uses them.
-// Null for sources that are out of range, or for lack of memory.
+// Create guesses of what follows a text. The caller drops them; only one thread may use them at a
+// time. Null if sources are out of range or memory runs out.
 BITA_EXPORT bita::Guesses* bita_operators_make_guesses(const bita::GuessSources* sources) {
   bita::Guesses* made = nullptr;
   bita::holds([&] {
@@ -117,8 +117,8 @@ BITA_EXPORT bita::Guesses* bita_operators_make_guesses(const bita::GuessSources*
 
 BITA_EXPORT void bita_operators_drop_guesses(bita::Guesses* guesses) { delete guesses; }
 
-// Forget the text, if `forget` is not 0, and add tokens to it. Returns 0, or -1 for lack of memory,
-// after which the guesses are to be dropped.
+// Forget the text if `forget` is not 0, then add tokens to it. Returns 0, or -1 if memory runs out,
+// after which the guesses must be dropped.
 BITA_EXPORT int bita_operators_extend_guesses(bita::Guesses* guesses, int forget,
                                               const int64_t* token_ids, int64_t count) {
   return bita::holds([&] {
@@ -130,13 +130,13 @@ BITA_EXPORT int bita_operators_extend_guesses(bita::Guesses* guesses, int forget
              : -1;
 }
 
-// As `Guesses::look` has it; -1 for lack of memory too.
+// Calls `Guesses::look`; also returns -1 if memory runs out.
 BITA_EXPORT int bita_operators_look_guesses(bita::Guesses* guesses, int64_t num_masks,
                                             int64_t count, bita::GuessesFound* found) {
   return bita::holds([&] { return guesses->look(num_masks, count, *found) == 0; }) ? 0 : -1;
 }
 
-// As `draw` of decoding/sampling.h has it; -1 for lack of memory too.
+// Calls `draw` of decoding/sampling.h; also returns -1 if memory runs out.
 BITA_EXPORT int bita_operators_draw(bita::DrawTask* task) {
   return bita::holds([&] { return task && bita::draw(*task) == 0; }) ? 0 : -1;
 }

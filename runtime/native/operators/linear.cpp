@@ -1,6 +1,6 @@
 #include "linear.h"
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 
 namespace bita {
 namespace {
@@ -18,7 +18,7 @@ bool reads_gelu(const NodeInfo& info) {
 
 int64_t read_layer(const NodeInfo& info) {
   const int64_t layer = info.integer("layer");
-  if (layer < 0) throw std::runtime_error("layer is " + std::to_string(layer));
+  if (layer < 0) throw std::runtime_error("layer is " + std::to_string(layer) + ", not 0 or more");
   return layer;
 }
 

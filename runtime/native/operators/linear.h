@@ -19,20 +19,20 @@ constexpr std::array<Port, 8> kLinearInputs = {{{"quantized", kByte},
                                                 {"up", kHalf, true},
                                                 {"first_mask_row", kInt64, true}}};
 
-// Where a node has a linear layer.
+// Positions of a linear layer's inputs and attributes in a node.
 struct LinearPorts {
   size_t values = 1;          // index of that input; scales, minima, bias, down and up follow
   size_t first_mask_row = 7;  // index of that input
   const char* bits = "bits";  // name of that attribute
 };
 
-// How a linear layer is cut among threads. A step of few rows is cut by outputs, so that each
-// thread reads its part of the weights. Many rows are cut by rows too, so that what a thread wrote
-// of a row is in its cache when the next layer reads it.
+// Divides a linear layer among threads. A step of few rows is divided by outputs, so that each
+// thread reads its part of the weights. Many rows are also divided by rows, so that what a thread
+// wrote for a row is still in its cache when the next layer reads it.
 class RowSplit {
  public:
   struct Piece {
-    int64_t row, count, first, last;  // rows from `row` on; units of outputs
+    int64_t row, count, first, last;  // `count` rows from `row`; units [first, last) of outputs
   };
 
   RowSplit(int64_t num_rows, int64_t units)
@@ -49,8 +49,8 @@ class RowSplit {
   }
 
  private:
-  static constexpr int64_t kRowGroup = 64;  // rows that one thread takes of many
-  static constexpr int64_t kSlices = 8;     // of the outputs, of a group of rows
+  static constexpr int64_t kRowGroup = 64;  // rows that a thread takes at a time if there are many
+  static constexpr int64_t kSlices = 8;     // parts of the outputs for each group of rows
 
   int64_t num_rows_, units_, group_rows_, slices_;
 };
@@ -69,14 +69,14 @@ class Linear {
 
   int64_t row_bytes() const { return bita::row_bytes(weights_.blocks()); }
 
-  // The node's LoRA; its phase comes right before the layer's.
+  // The node's LoRA. Its phase must come directly before the layer's.
   Lora lora(const NodeRun& node, const MaskRows& masks) const {
     return {node, masks, ports_.values + 4, layer_, weights_.blocks(), weights_.tiles()};
   }
 
-  // The products of rows, to out [num_rows, N]. then(row, first, last, outputs) is called with the
-  // outputs [first, last) of a row, by the thread that computed them; a unit of `unit` outputs, a
-  // multiple of 16, is never cut.
+  // Write the products of rows to out [num_rows, N]. then(row, first, last, outputs) is called with
+  // the outputs [first, last) of a row, by the thread that computed them; a unit of `unit` outputs,
+  // a multiple of 16, is never divided.
   template <class Then>
   auto phase(const uint8_t* rows, int64_t num_rows, int64_t unit, float* out, const Lora& lora,
              const Then& then) const {
@@ -96,7 +96,7 @@ class Linear {
   }
 
  private:
-  // With the bias, to out[i * outputs + n - first].
+  // Writes products plus bias to out[i * outputs + n - first].
   void multiply(const uint8_t* rows, int64_t row, int64_t count, int64_t first, int64_t last,
                 float* out) const;
 
@@ -106,8 +106,8 @@ class Linear {
   const float* bias_;
 };
 
-// activation(gate) * up, quantized. Groups of 32 outputs of the gate and the same of up lie side by
-// side in the weights, so that one thread has both.
+// activation(gate) * up, quantized. In the weights, each group of 32 outputs of the gate is
+// followed by the same 32 of up, so that one thread computes both.
 class GatedLinear {
  public:
   static constexpr const char* kName = "GatedLinear";
@@ -119,15 +119,15 @@ class GatedLinear {
   GatedLinear(const NodeInfo& info, const LinearPorts& ports, int64_t inputs, int64_t outputs);
   void run(const NodeRun& node) const;
 
-  // Of a row that it gives.
+  // Size of an output row.
   int64_t row_bytes() const { return bita::row_bytes(num_blocks(outputs_)); }
 
-  // As that of Linear; the tiles of `up` lie in groups, as those of the weights.
+  // Like Linear::lora; the tiles of `up` are grouped like those of the weights.
   Lora lora(const NodeRun& node, const MaskRows& masks) const {
     return {node, masks, ports_.values + 4, layer_, weights_.blocks(), weights_.tiles()};
   }
 
-  // Quantized rows, to out.
+  // Write the quantized rows to `out`.
   auto phase(const uint8_t* rows, int64_t num_rows, uint8_t* out, const Lora& lora) const {
     const RowSplit split(num_rows, groups_);
     return EarlyPhase{split.pieces(), [=, this_lora = &lora](int64_t i, const auto& await_lora) {
@@ -136,7 +136,7 @@ class GatedLinear {
   }
 
  private:
-  static constexpr int64_t kRowsAtATime = 32;  // rows of gates that a thread keeps
+  static constexpr int64_t kRowsAtATime = 32;  // rows whose gates a thread holds
   using Both = float[kRowsAtATime][2 * kGroup];
 
   template <class Await>
@@ -153,7 +153,7 @@ class GatedLinear {
         activate(both, row, count, group, out);
       }
   }
-  // A group of outputs, 32 of the gate and 32 of up, of some rows.
+  // Multiply some rows with a group of outputs, 32 of the gate and 32 of up.
   void multiply(const uint8_t* rows, int64_t row, int64_t count, int64_t group, Both& both) const;
   void activate(const Both& both, int64_t row, int64_t count, int64_t group, uint8_t* out) const;
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 
 namespace bita {
 
@@ -22,7 +22,7 @@ Lora::Lora(const NodeRun& node, const MaskRows& masks, size_t down, int64_t laye
   const Tensor downs = node.input(down), ups = node.input(down + 1);
   if (!masks.is_given && !downs && !ups) return;
   if (!masks.is_given || !downs || !ups)
-    throw std::runtime_error("first_mask_row, down and up belong together");
+    throw std::runtime_error("first_mask_row, down and up must be given together");
   const int64_t width = blocks * kBlock;
   check_dims(node.name(down), downs, {-1, -1, width});
   const int64_t num_layers = downs.dims[0];
@@ -30,7 +30,7 @@ Lora::Lora(const NodeRun& node, const MaskRows& masks, size_t down, int64_t laye
   check_dims(node.name(down + 1), ups, {num_layers, tiles, rank_, kTile});
   if (layer >= num_layers)
     throw std::runtime_error(std::string(node.name(down)) + " has " + std::to_string(num_layers) +
-                             " layers, and this is layer " + std::to_string(layer));
+                             " layers, but this is layer " + std::to_string(layer));
   if (!rank_) return;
   down_ = downs.as<uint16_t>() + layer * rank_ * width;
   up_ = ups.as<uint16_t>() + layer * tiles * rank_ * kTile;

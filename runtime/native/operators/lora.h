@@ -1,4 +1,4 @@
-// What LoRA adds to the mask rows of a step: input @ down @ up.
+// LoRA for the mask rows of a step: adds input @ down @ up to the outputs.
 #pragma once
 
 #include <memory>
@@ -8,9 +8,9 @@
 
 namespace bita {
 
-// The last rows of a step, which get LoRA.
+// The last rows of a step, to which LoRA applies.
 struct MaskRows {
-  bool is_given;  // else the node has no LoRA
+  bool is_given;  // false if the node has no LoRA
   int64_t first, count;
 };
 
@@ -19,36 +19,36 @@ MaskRows mask_rows(const NodeRun& node, size_t first_mask_row, int64_t num_rows)
 
 class Lora {
  public:
-  // down: index of that input of the node, [L, r, 32 * blocks]; up [L, tiles, r, 16] follows it;
-  // both are float16, and zeros past the last input and output. layer: whose slices are taken.
-  // Without mask rows or with r = 0 nothing is read. Raises std::runtime_error for shapes that do
-  // not fit.
+  // down: index of that input of the node, [L, r, 32 * blocks]; up [L, tiles, r, 16] follows it.
+  // Both are float16, and zero beyond the last input and output. layer: the index whose slices are
+  // used. Without mask rows or with r = 0 nothing is read. Raises std::runtime_error for shapes
+  // that do not match.
   Lora(const NodeRun& node, const MaskRows& masks, size_t down, int64_t layer, int64_t blocks,
        int64_t tiles);
 
-  // The phase that computes input @ down of the mask rows, of quantized rows.
+  // The phase that computes input @ down for the mask rows of the quantized `rows`.
   auto read(const uint8_t* rows) {
     return Phase{is_active() ? (rank_ + kPart - 1) / kPart : 0,
                  [=](int64_t part) { read_part(rows, part); }};
   }
 
-  // Whether there are mask rows, and LoRA for them.
+  // Whether there are mask rows and LoRA for them.
   bool is_active() const { return thin_ != nullptr; }
 
-  // Add to `count` rows of outputs, from `row` on, those of a row out_stride apart: to `columns` of
-  // them from the first of a tile on.
+  // Add LoRA to `columns` outputs, starting with the first one of a tile, in `count` rows, starting
+  // at `row`. Rows are out_stride apart.
   void add(int64_t row, int64_t count, int64_t tile, int64_t columns, float* out,
            int64_t out_stride) const;
 
  private:
-  static constexpr int64_t kPart = 4;  // columns of down that a thread takes
+  static constexpr int64_t kPart = 4;  // columns of down that a thread takes at a time
 
   void read_part(const uint8_t* rows, int64_t part);
 
   MaskRows masks_;
   int64_t blocks_, rank_ = 0;
-  const uint16_t *down_ = nullptr, *up_ = nullptr;  // the layer's
-  std::unique_ptr<float[]> thin_;                   // [mask rows, r]; null where nothing is added
+  const uint16_t *down_ = nullptr, *up_ = nullptr;  // of the layer
+  std::unique_ptr<float[]> thin_;  // [mask rows, r]; null if there is nothing to add
 };
 
 }  // namespace bita

@@ -12,7 +12,7 @@ constexpr int64_t kMaxProcessors = 64;
 
 int64_t in_range(int64_t processors) { return std::clamp<int64_t>(processors, 1, kMaxProcessors); }
 
-// Each session sets it, while operators of others may run.
+// Every session sets it, possibly while operators of other sessions run.
 std::atomic<const OrtApi*> api{nullptr};
 int64_t processors = in_range(std::thread::hardware_concurrency());
 
@@ -59,10 +59,11 @@ Tensor tensor_of(const OrtValue* value) {
   size_t num_dims = 0;
   check(ort().GetDimensionsCount(owner.shape, &num_dims));
   if (num_dims > Dims::kMax)
-    throw std::runtime_error("a tensor has " + std::to_string(num_dims) + " dimensions");
+    throw std::runtime_error("a tensor has " + std::to_string(num_dims) +
+                             " dimensions, more than " + std::to_string(Dims::kMax));
   tensor.dims.resize(num_dims);
   check(ort().GetDimensions(owner.shape, tensor.dims.data(), num_dims));
-  // The API has no read-only access; inputs are not written to.
+  // The API has no read-only access; inputs are never written.
   check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
   return tensor;
 }
@@ -84,14 +85,15 @@ int64_t NodeInfo::integer(const char* name) const {
 int64_t NodeInfo::size(const char* name) const {
   const int64_t value = integer(name);
   if (value < 1 || value > INT32_MAX)
-    throw std::runtime_error(std::string(name) + " is " + std::to_string(value));
+    throw std::runtime_error(std::string(name) + " is " + std::to_string(value) + ", not 1 to " +
+                             std::to_string(INT32_MAX));
   return value;
 }
 
 float NodeInfo::real(const char* name) const {
   float value = 0;
   check(ort().KernelInfoGetAttribute_float(info_, name, &value));
-  if (!std::isfinite(value)) throw std::runtime_error(std::string(name) + " is not a number");
+  if (!std::isfinite(value)) throw std::runtime_error(std::string(name) + " is not finite");
   return value;
 }
 
@@ -108,7 +110,7 @@ std::string NodeInfo::text(const char* name) const {
   check(ort().KernelInfoGetAttribute_string(info_, name, nullptr, &size));
   std::string value(size, '\0');
   check(ort().KernelInfoGetAttribute_string(info_, name, value.data(), &size));
-  value.resize(size ? size - 1 : 0);  // it ends with a zero
+  value.resize(size ? size - 1 : 0);  // drops the terminating zero
   return value;
 }
 

@@ -1,6 +1,6 @@
-// What the operators need of ONNX Runtime's C API: attributes, tensors, threads, registration.
+// The operators' view of ONNX Runtime's C API: attributes, tensors, threads, registration.
 //
-// Inside the library faults are exceptions; `Operator` turns them into statuses, so that none
+// Inside the library, errors are exceptions; `Operator` converts them to statuses, so that none
 // crosses the C ABI.
 #pragma once
 
@@ -19,10 +19,10 @@ namespace bita {
 const OrtApi& ort();
 void set_ort(const OrtApi* api);
 
-// Raises std::runtime_error with the message of a status, which it releases.
+// Raise std::runtime_error with the message of a status, and release the status.
 void check(OrtStatus* status);
 
-// Sizes of a tensor, of which the operators have four at most.
+// Dimensions of a tensor; the operators use at most four.
 class Dims {
  public:
   static constexpr size_t kMax = 4;
@@ -54,8 +54,8 @@ constexpr auto kByte = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr auto kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 
-// A tensor that ONNX Runtime owns; empty for an input that is absent. Without elements it may have
-// no memory.
+// A tensor that ONNX Runtime owns; empty for an absent input. A tensor without elements may have no
+// memory.
 struct Tensor {
   void* data = nullptr;
   Dims dims;
@@ -71,7 +71,7 @@ struct Tensor {
 
 Tensor tensor_of(const OrtValue* value);
 
-// Raises std::runtime_error unless the shape is `dims`, where -1 stands for any size.
+// Raise std::runtime_error unless the shape is `dims`, where -1 matches any size.
 void check_dims(const char* name, const Tensor& tensor, const Dims& dims);
 
 // One input or output of an operator.
@@ -81,8 +81,8 @@ struct Port {
   bool is_optional = false;
 };
 
-// A node as its kernel is made: attributes and constant inputs. Raises std::runtime_error for what
-// is missing.
+// A node while its kernel is created: attributes and constant inputs. Raises std::runtime_error if
+// one is missing or invalid.
 class NodeInfo {
  public:
   NodeInfo(const OrtKernelInfo* info, const Port* inputs) : info_(info), inputs_(inputs) {}
@@ -102,12 +102,12 @@ class NodeInfo {
   const Port* inputs_;
 };
 
-// Processors of the machine, 1 to 64. What is computed does not depend on their number.
+// Number of processors of the machine, 1 to 64. Results do not depend on it.
 int64_t num_processors();
-// Count on another number of them, as tests do, while no operator runs.
+// Assume another number of processors, for tests. No operator may run meanwhile.
 void use_processors(int64_t count);
 
-// A node as it runs.
+// A node while it runs.
 class NodeRun {
  public:
   NodeRun(OrtKernelContext* context, const Port* inputs, const Port* outputs)
@@ -116,15 +116,15 @@ class NodeRun {
   // Empty if the input is absent.
   Tensor input(size_t index) const;
   const char* name(size_t index) const { return inputs_[index].name; }
-  // Null where the graph does not use an optional output, or it has no elements.
+  // Null if the graph does not use this optional output, or if it has no elements.
   void* output(size_t index, const int64_t* dims, size_t num_dims) const;
   template <class T>
   T* output(size_t index, std::initializer_list<int64_t> dims) const {
     return static_cast<T*>(output(index, dims.begin(), dims.size()));
   }
 
-  // body(i) for each i in [0, total), on all threads, in up to `batches` pieces; 0 for one each
-  // thread. The first indices go to the same thread as in other loops. body must not throw.
+  // Call body(i) for each i in [0, total) on all threads, in up to `batches` pieces (0: one for
+  // each thread). The first indices run on the same thread as in other loops. body must not throw.
   template <class Body>
   void parallel(int64_t total, const Body& body, int64_t batches = 0) const {
     if (total <= 1) return total ? body(0) : void();
@@ -135,8 +135,8 @@ class NodeRun {
                                           static_cast<size_t>(batches), const_cast<Body*>(&body)));
   }
 
-  // The same for `work` float operations: on this thread alone where they are few, in pieces that
-  // threads take as they get free where they are many.
+  // Like `parallel`, for `work` floating-point operations: a small loop runs on this thread alone,
+  // and a large one in pieces that threads take when they become free.
   template <class Body>
   void parallel_work(int64_t total, int64_t work, const Body& body) const {
     constexpr int64_t kWorthThreads = 1 << 14;  // about 2 us
@@ -151,8 +151,8 @@ class NodeRun {
   const Port *inputs_, *outputs_;
 };
 
-// Makes an OrtCustomOp of a kernel class, which has kName, kInputs, kOutputs, a constructor that
-// takes a NodeInfo and a method run(NodeRun).
+// Makes an OrtCustomOp from a kernel class that has kName, kInputs, kOutputs, a constructor that
+// takes a NodeInfo, and a method run(NodeRun).
 template <class Kernel>
 struct Operator : OrtCustomOp {
   Operator() : OrtCustomOp{} {

@@ -1,8 +1,8 @@
-// Work in phases, each of which begins when the one before has ended, by the threads of one loop.
+// Work in phases, run by the threads of one loop. A phase begins when the one before it has ended.
 //
-// A loop of ONNX Runtime costs about 3 us, as much as what some phases do; here the next phase is
-// taken up within half of one. No thread is counted on: whoever comes takes pieces that nobody has
-// taken, and one thread alone does all of them.
+// A loop of ONNX Runtime costs about 3 us, as much as the work of some phases; here the next phase
+// starts within half a microsecond. No particular thread is relied on: each takes pieces that are
+// still free, and a single thread can do all of them.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace bita {
 
-// body(piece) for each piece in [0, pieces), at the same time as far as there are threads. It must
-// not throw.
+// Calls body(piece) for each piece in [0, pieces), in parallel if there are threads. It must not
+// throw.
 template <class Body>
 struct Phase {
   static constexpr bool kIsEarly = false;
@@ -27,7 +27,7 @@ template <class Body>
 Phase(int64_t, Body) -> Phase<Body>;
 
 // A phase that begins when the last but one has ended: body(piece, await) calls await() before it
-// uses what the one before computes. So nobody waits for the few pieces of that.
+// uses results of the previous phase. So no thread waits for the few pieces of that phase.
 template <class Body>
 struct EarlyPhase {
   static constexpr bool kIsEarly = true;
@@ -37,28 +37,28 @@ struct EarlyPhase {
 template <class Body>
 EarlyPhase(int64_t, Body) -> EarlyPhase<Body>;
 
-// How many pieces work of `total` units is cut into: several for a processor, so that the others
-// can help one that is late or slow.
+// The number of pieces into which `total` units of work are divided: several for each processor, so
+// that others can help one that is late or slow.
 inline int64_t shares_of(int64_t total) {
   constexpr int64_t kShares = 4;
   return std::min(total, kShares * num_processors());
 }
 
-// body(first, last) for even parts of [0, total).
+// Calls body(first, last) for even parts of [0, total).
 template <class Body>
 auto even_phase(int64_t total, const Body& body) {
   const int64_t pieces = shares_of(total);
   return Phase{pieces, [=](int64_t i) { body(total * i / pieces, total * (i + 1) / pieces); }};
 }
 
-// Which pieces of the phases of one loop are taken, and how many are done.
+// Keeps track of the pieces of one loop's phases: which are taken, and how many are done.
 //
-// Each member of the loop has a share of a phase's pieces and a count of those that are taken. A
-// member whose share is taken takes from those of the others. So most counts stay in the cache of
-// one processor.
+// Each member of the loop has a share of a phase's pieces, and a counter of those that are taken. A
+// member whose share is used up takes pieces of the other shares. So most counters stay in the
+// cache of one processor.
 class Progress {
  public:
-  // All pieces of `num_phases` phases are free.
+  // Mark all pieces of `num_phases` phases as free.
   void start(size_t num_phases, int64_t members);
 
   // Take a piece of a member's share of `pieces`; returns its number, or -1 if none is free.
@@ -69,7 +69,7 @@ class Progress {
     const int64_t piece = first + taken.fetch_add(1, std::memory_order_relaxed);
     return piece < stop ? piece : -1;
   }
-  // Add pieces that are done.
+  // Report `pieces` more pieces as done.
   void count(size_t phase, int64_t pieces) {
     at(phase, members_).fetch_add(pieces, std::memory_order_release);
   }
@@ -77,17 +77,18 @@ class Progress {
     return at(phase, members_).load(std::memory_order_acquire) == pieces;
   }
 
-  // All phases have ended: who comes now need not look for pieces.
+  // Report that all phases have ended: a thread that arrives later need not look for pieces.
   void finish() { is_finished_.store(true, std::memory_order_release); }
   bool is_finished() const { return is_finished_.load(std::memory_order_acquire); }
 
  private:
-  // Each has a line of the cache of its own.
+  // Each counter has its own cache line.
   struct alignas(64) Count {
     std::atomic<int64_t> value;
   };
 
-  // The pieces that are taken of a member's share; for members_, the pieces that are done.
+  // The number of pieces taken from a member's share or, for member members_, of pieces that are
+  // done.
   std::atomic<int64_t>& at(size_t phase, int64_t member) const {
     return counts_[phase * static_cast<size_t>(members_ + 1) + static_cast<size_t>(member)].value;
   }
@@ -103,7 +104,7 @@ Progress& progress_of_thread();
 
 // Wait until the threads that took the last pieces of a phase are done.
 inline void await_end(const Progress& progress, size_t phase, int64_t pieces) {
-  // About 100 us; longer waits are for a thread that has no processor.
+  // About 100 us; a longer wait means that the other thread has no processor.
   constexpr int kSpins = 20000;
   int spins = 0;
   while (!progress.has_ended(phase, pieces)) {
@@ -119,14 +120,15 @@ inline void await_end(const Progress& progress, size_t phase, int64_t pieces) {
   }
 }
 
-// Run the phases in their order. The first is not early, nor are two in a row.
+// Run the phases in order. The first phase must not be early, nor may two early phases follow each
+// other.
 template <class... Phases>
 void run_phases(const NodeRun& node, const Phases&... phases) {
   const int64_t members = num_processors();
   Progress& progress = progress_of_thread();
   progress.start(sizeof...(phases), members);
   node.parallel(members, [&](int64_t member) {
-    if (progress.is_finished()) return;  // as for a thread's second member
+    if (progress.is_finished()) return;  // for example, a thread's second member
     size_t index = 0;
     int64_t pieces_before = 0;
     const auto await_before = [&] {

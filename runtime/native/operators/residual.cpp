@@ -1,6 +1,6 @@
 #include "residual.h"
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 
 namespace bita {
 

@@ -7,7 +7,7 @@
 
 namespace bita {
 
-// An array that grows and is never filled: what it holds is what was written last.
+// An array that only grows and is never initialized: it keeps its last content until it grows.
 template <class T>
 class Scratch {
  public:

@@ -10,11 +10,11 @@ namespace bita {
 namespace {
 
 constexpr int64_t kMaxSlots = int64_t{1} << 30;
-constexpr size_t kKept = 16;  // steps that a thread remembers, more than a graph has windows
+constexpr size_t kKept = 16;  // steps that a thread remembers; more than a graph has windows
 
 struct KeptSights {
   std::array<StepSights, kKept> all;
-  size_t next = 0;  // of them to be overwritten
+  size_t next = 0;  // the entry to overwrite next
 };
 
 KeptSights& kept_sights() {
@@ -30,7 +30,7 @@ void check_range(const char* name, const Tensor& tensor, int64_t most) {
                                ", not 0 to " + std::to_string(most));
 }
 
-// Inputs that place the rows of a step; see docs/native.md. Checked against each other.
+// Inputs that describe where a step's rows belong; see docs/native.md. Checked against each other.
 struct StepInputs {
   Tensor positions, row_slots, row_texts, sees, sees_prefix, text_lengths, text_pages, prefix_pages;
   int64_t num_rows, num_texts, pages_per_text, prefix_length;
@@ -47,7 +47,7 @@ struct StepInputs {
     const Tensor prefix = node.input(8);
     check_shapes(prefix);
     prefix_length = prefix.as<int64_t>()[0];
-    // text_pages may be as wide as it likes where there are no texts
+    // text_pages may have any width if there are no texts
     const int64_t text_slots = std::min(kMaxSlots / kPage, pages_per_text) * kPage;
     check_range("positions", positions, kMaxSlots);
     check_range("row_slots", row_slots, text_slots - 1);
@@ -91,7 +91,7 @@ struct StepInputs {
   }
 };
 
-// Add the slots that a row sees to `tails`; returns how many there are.
+// Append the slots that a row sees to `tails`; returns their number.
 int64_t list_tail(const StepInputs& step, int64_t row, std::vector<int32_t>& tails) {
   const int64_t text = step.text(row);
   int64_t count = 0, last = -1;
@@ -126,20 +126,20 @@ void list_rows(const StepInputs& step, int64_t window, StepSights& found) {
   }
 }
 
-// Refuse rows that would write to the same slot of a page, in whatever texts.
+// Reject rows that would write to the same slot of a page, even for different texts.
 void check_places(const StepSights& found) {
-  thread_local std::vector<int64_t> slots;  // of all pages, numbered through
+  thread_local std::vector<int64_t> slots;  // numbered across all pages
   slots.clear();
   for (const RowPlace& place : found.places)
     slots.push_back(place.page * kPage + place.slot % kPage);
   std::sort(slots.begin(), slots.end());
   const auto twice = std::adjacent_find(slots.begin(), slots.end());
   if (twice != slots.end())
-    throw std::runtime_error("two rows have slot " + std::to_string(*twice % kPage) + " of page " +
-                             std::to_string(*twice / kPage));
+    throw std::runtime_error("two rows write to slot " + std::to_string(*twice % kPage) +
+                             " of page " + std::to_string(*twice / kPage));
 }
 
-// Keys at the beginning of a row's tail whose slots are their positions.
+// The number of keys at the beginning of a row's tail whose slots equal their positions.
 int64_t count_common(const StepSights& found, const Sight& sight, int64_t length) {
   const int32_t* tail = found.tails.data() + sight.tail;
   int64_t common = 0;
@@ -171,7 +171,7 @@ void list_blocks(const StepInputs& step, StepSights& found) {
 
 int64_t page_count(int64_t slots) { return (slots + kPage - 1) / kPage; }
 
-// Pages that the step reads or writes, of each text and of the prefix.
+// List the pages that the step reads or writes, for each text and for the prefix.
 void list_pages(const StepInputs& step, StepSights& found) {
   found.texts.clear();
   found.pages.clear();
@@ -205,7 +205,7 @@ void Sights::run(const NodeRun& node) const {
   KeptSights& kept = kept_sights();
   StepSights& found = kept.all[kept.next];
   kept.next = (kept.next + 1) % kKept;
-  found.number = 0;  // until it is complete
+  found.number = 0;  // invalid until it is complete
   found.group = group_;
   found.prefix_length = step.prefix_length;
   list_rows(step, window_, found);
@@ -221,7 +221,7 @@ const StepSights& sights_of(const Tensor& sights) {
   const int64_t number = sights.as<int64_t>()[0];
   for (const StepSights& known : kept_sights().all)
     if (number > 0 && known.number == number) return known;
-  throw std::runtime_error("sights are of no step that this thread runs");
+  throw std::runtime_error("sights do not belong to a step that this thread is running");
 }
 
 }  // namespace bita

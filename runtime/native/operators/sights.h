@@ -1,4 +1,4 @@
-// What the rows of a step see, as lists of keys by position.
+// The keys that the rows of a step see, as lists in the order of positions.
 #pragma once
 
 #include <vector>
@@ -7,29 +7,30 @@
 
 namespace bita {
 
-// The keys of one row: the slots of its text, then those of its tail, which are the step's rows.
+// The keys of one row: the slots of its text, followed by those of its tail, which are rows of the
+// step.
 struct Sight {
-  int64_t first;  // position of the first key that the window lets through
-  int64_t stop;   // keys of the list, those before `first` included
-  int64_t tail;   // where the tail starts in `tails`: slots of the positions from the text's length
+  int64_t first;  // position of the first key inside the window
+  int64_t stop;   // length of the list, including keys before `first`
+  int64_t tail;   // start of its tail in `tails`: the slots of the positions after the text
 };
 
-// Rows side by side that are attended to together.
+// Consecutive rows that are processed together.
 struct RowBlock {
   int64_t first_row, num_rows;
   int64_t text;
   bool sees_prefix;
-  int64_t num_common;   // keys of the tails that all rows have at the same slots as positions
-  int64_t first, stop;  // positions of the first and after the last key of any row
+  int64_t num_common;   // keys of the tails that all rows share, with slots equal to positions
+  int64_t first, stop;  // position of any row's first key, and one past its last
 };
 
-// A row's place: its position, its text, and the slot and page it is written to.
+// A row's position, its text, and the slot and page to which it is written.
 struct RowPlace {
   int64_t position, text, slot, page;
 };
 
 struct TextPages {
-  int64_t length;      // slots that were filled before the step
+  int64_t length;      // slots filled before the step
   int64_t first_page;  // in `pages`
   int64_t num_pages;   // that this step reads or writes
 };
@@ -37,7 +38,7 @@ struct TextPages {
 // A step's rows and what they see, checked against each other.
 struct StepSights {
   int64_t number = 0;  // of the step
-  int64_t group;       // heads that share keys and values
+  int64_t group;       // heads that share keys and values (grouped-query attention)
   int64_t prefix_length;
   int64_t largest_page, largest_position;
   std::vector<RowPlace> places;
@@ -52,9 +53,9 @@ struct StepSights {
   int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
 };
 
-// Finds out what the rows of a step see, once for all layers with the same window.
+// Determines what the rows of a step see, once for all layers with the same window.
 //
-// What it found stays with the thread; its output, one number, is how `sights_of` finds it again.
+// The result stays with the thread; the output is a single number, with which `sights_of` finds it.
 class Sights {
  public:
   static constexpr const char* kName = "Sights";
@@ -71,7 +72,7 @@ class Sights {
 
   explicit Sights(const NodeInfo& info);
 
-  // Raises std::runtime_error for inputs that do not fit each other, a row that sees nothing or a
+  // Raises std::runtime_error for inputs that contradict each other, a row that sees nothing or a
   // row of another text, rows whose slots do not ascend, or two rows that are written to one slot.
   void run(const NodeRun& node) const;
 
@@ -79,8 +80,8 @@ class Sights {
   int64_t group_, window_;
 };
 
-// What a node Sights of the same step found on this thread. It is valid until the thread runs 16
-// more of them. Raises std::runtime_error if there is no such step.
+// The result of a Sights node of the same step on this thread. It is valid until the thread runs 16
+// more such nodes. Raises std::runtime_error if there is no such step.
 const StepSights& sights_of(const Tensor& sights);
 
 }  // namespace bita

@@ -19,21 +19,21 @@
 namespace bita {
 namespace {
 
-// The session that a thread makes: what is read for it, and its kernels so far.
+// The session that a thread is creating: the memory for its weights, and its kernels so far.
 struct SessionWeights {
   std::shared_ptr<WeightMemory> memory;
   std::vector<KernelWeights*> kernels;
 };
 
-// Null for none. It is a plain pointer, since kernels may be destroyed after the other objects of
+// Null if there is none. A plain pointer, since kernels may be destroyed after other objects of
 // their thread.
 thread_local SessionWeights* session_of_thread = nullptr;
 
 #if defined(__linux__)
 
-constexpr int64_t kHugePage = 2 << 20;  // the least that processors have
+constexpr int64_t kHugePage = 2 << 20;  // the smallest huge page of any processor
 
-// call(line) for each line of a file, without its end, as long as it gives true.
+// Calls call(line) for each line of a file, without its end, as long as it returns true.
 template <class Call>
 void each_line(const char* path, const Call& call) {
   const std::unique_ptr<FILE, decltype(&std::fclose)> file(std::fopen(path, "re"), &std::fclose);
@@ -59,7 +59,7 @@ bool has_huge_pages() {
   return has;
 }
 
-// The number after `name` in a file of lines such as "name 12"; -1 if there is none.
+// The number after `name` in a file with lines like "name 12"; -1 if there is none.
 int64_t read_number(const char* path, const std::string& name) {
   int64_t number = -1;
   each_line(path, [&](const std::string& line) {
@@ -73,14 +73,14 @@ int64_t read_number(const char* path, const std::string& name) {
   return number;
 }
 
-// 32 MB where small pages have 16 kB, as on a Raspberry Pi 5.
+// 32 MB if small pages have 16 kB, as on a Raspberry Pi 5.
 int64_t huge_page_size() {
   const int64_t size = read_number("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "");
   const bool is_usable = size > kHugePage && size <= 16 * kHugePage && (size & (size - 1)) == 0;
   return is_usable ? size : kHugePage;
 }
 
-// Bytes that the process may still take, by the machine and by its control group.
+// Bytes that the process may still allocate, limited by the machine and by its control group.
 int64_t available_memory() {
   const int64_t free = read_number("/proc/meminfo", "MemAvailable:");
   const int64_t available = free < 0 ? std::numeric_limits<int64_t>::max() : free * 1024;
@@ -99,13 +99,13 @@ int64_t available_memory() {
 
 std::shared_ptr<WeightMemory> WeightMemory::start(const char* path) {
   if (!has_huge_pages()) return nullptr;
-  const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // it may be a pipe
+  const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // non-blocking: it may be a pipe
   if (file < 0) return nullptr;
   struct stat status = {};
   const bool is_file = fstat(file, &status) == 0 && S_ISREG(status.st_mode);
   const int64_t size = is_file ? status.st_size : 0;
   std::shared_ptr<WeightMemory> memory(new WeightMemory(path, file, size));
-  // As much as it takes is left to others.
+  // At least as much memory as this takes must remain for others.
   if (size < kHugePage || available_memory() / 2 < size || !memory->reserve()) return nullptr;
   try {
     memory->reader_ = std::thread([raw = memory.get()] { raw->read(); });
@@ -116,7 +116,7 @@ std::shared_ptr<WeightMemory> WeightMemory::start(const char* path) {
 }
 
 WeightMemory::~WeightMemory() {
-  next_.store(size_);  // nothing more is read
+  next_.store(size_);  // stops the reader
   if (reader_.joinable()) reader_.join();
   if (reserved_) munmap(reserved_, static_cast<size_t>(num_reserved_));
   close(file_);
@@ -149,7 +149,7 @@ void WeightMemory::read() {
 }
 
 bool WeightMemory::finish() {
-  read();  // what the thread has not begun with
+  read();  // what the thread has not started
   if (reader_.joinable()) reader_.join();
   struct stat own = {}, now = {};
   if (num_read_.load() != size_ || fstat(file_, &own) != 0 || stat(path_.c_str(), &now) != 0)

@@ -4,7 +4,8 @@ namespace bita {
 
 Weights read_weights(const NodeInfo& info, size_t first, int64_t bits, int64_t inputs,
                      int64_t outputs) {
-  if (bits != 4 && bits != 8) throw std::runtime_error("bits is " + std::to_string(bits));
+  if (bits != 4 && bits != 8)
+    throw std::runtime_error("bits is " + std::to_string(bits) + ", not 4 or 8");
   Weights weights{};
   weights.inputs = inputs;
   weights.outputs = outputs;

@@ -14,7 +14,7 @@ constexpr auto kWhole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr auto kFloat32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kFloat16 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 
-// Copy a layer of stacked LoRA, [L, rows, columns], into an array that may have more ranks.
+// Copy one layer of stacked LoRA, [L, rows, columns], into an array that may have a higher rank.
 void fill_lora(const std::string& name, bool is_down, const FloatArray& stacked, int64_t layer,
                FloatArray& array) {
   const int64_t rows = stacked.shape[1], columns = stacked.shape[2];
@@ -63,7 +63,7 @@ BoundAdapter::~BoundAdapter() {
 void BoundAdapter::add_value(const std::string& name, const void* data, size_t num_bytes,
                              const std::vector<int64_t>& shape, ONNXTensorElementDataType type) {
   Device& device = host_.device();
-  // ONNX Runtime takes inputs that it does not write as memory that may be written
+  // ONNX Runtime's API takes inputs as writable memory, but does not write to them
   void* place = const_cast<void*>(data);
   if (!device.is_host() && num_bytes) {
     copies_.push_back(std::make_unique<DeviceMemory>(device, num_bytes));
@@ -74,7 +74,8 @@ void BoundAdapter::add_value(const std::string& name, const void* data, size_t n
   values_[name] = device.tensor(place, num_bytes, shape, type);
 }
 
-// By layer and site, zeros where the adapter has none, or less of a fixed rank.
+// Bind one array for each layer and site: zeros if the adapter has no LoRA, or a lower rank than a
+// fixed one.
 void BoundAdapter::bind_lora() {
   for (const auto& [name, value] : host_.graph().inputs()) {
     if (name.rfind("lora.", 0) != 0) continue;
@@ -99,7 +100,7 @@ void BoundAdapter::bind_lora() {
   }
 }
 
-// One piece of memory, as Python has it: threads read it from one end to the other.
+// Bind all arrays in one block of memory, as in Python: threads read it sequentially.
 void BoundAdapter::bind_packed_lora() {
   std::map<std::string, HalfArray> packed = packed_lora(*adapter_);
   size_t num_halves = 0;
@@ -109,7 +110,7 @@ void BoundAdapter::bind_packed_lora() {
     if (name.rfind("lora.", 0) != 0) continue;
     const auto found = packed.find(name);
     std::vector<int64_t> shape = value.shape;
-    if (found == packed.end()) {  // it adds nothing
+    if (found == packed.end()) {  // the adapter has no LoRA
       has_mask_rows_ = false;
       for (int64_t& size : shape) size = std::max<int64_t>(size, 0);
       add_value(name, nullptr, 0, shape, kFloat16);

@@ -1,4 +1,4 @@
-// An adapter as the steps of an engine read it.
+// An adapter in the form that the steps of an engine read.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,11 @@ namespace bita {
 
 class StepHost;
 
-// Its values as tensors, and for native operators its prefix in pages of its own.
+// Holds the adapter's values as tensors and, for native operators, its prefix in pages of its own.
 class BoundAdapter {
  public:
-  // Throws a Fault if the graph cannot take it. Whoever makes or frees one has the engine's turn.
+  // Throws a Fault if the graph cannot use it. The engine's turn is needed to create or destroy
+  // one.
   BoundAdapter(StepHost& host, std::shared_ptr<const Adapter> adapter);
   ~BoundAdapter();
   BoundAdapter(const BoundAdapter&) = delete;
@@ -25,13 +26,13 @@ class BoundAdapter {
 
   const Adapter& adapter() const { return *adapter_; }
   int64_t prefix_length() const { return prefix_length_; }
-  // Inputs of a step by their names in the graph.
+  // Inputs of a step, by their names in the graph.
   const std::map<std::string, OrtPointer<OrtValue>>& values() const { return values_; }
-  // Whether rows of a step are mask rows; none is where the graph has LoRA and the adapter none.
+  // Whether steps have mask rows; false if the graph has LoRA and the adapter does not.
   bool has_mask_rows() const { return has_mask_rows_; }
 
  private:
-  // Have a value of the host's among the inputs: as it lies there, or a copy on a GPU.
+  // Add a host value to the inputs: in place, or as a copy on a GPU.
   void add_value(const std::string& name, const void* data, size_t num_bytes,
                  const std::vector<int64_t>& shape, ONNXTensorElementDataType type);
   void bind_packed_lora();
@@ -44,8 +45,8 @@ class BoundAdapter {
   std::vector<int64_t> prefix_pages_;
   int64_t num_prefix_pages_ = 0;
   bool has_mask_rows_ = true;
-  std::vector<uint16_t> lora_memory_;              // of native operators
-  std::map<std::string, FloatArray> lora_arrays_;  // of others, on a CPU
+  std::vector<uint16_t> lora_memory_;              // for native operators
+  std::map<std::string, FloatArray> lora_arrays_;  // for other operators, on a CPU
   std::vector<std::unique_ptr<DeviceMemory>> copies_;
   std::map<std::string, OrtPointer<OrtValue>> values_;
 };

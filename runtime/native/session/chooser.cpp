@@ -4,14 +4,14 @@
 #include <cmath>
 
 #include "../base/fault.h"
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 #include "soundness.h"
 
 namespace bita {
 
 namespace {
 
-// The best token, the first of equal ones, and whether its logit is finite and none is NaN.
+// The best token, the first of equal ones, and whether its logit is finite and no logit is NaN.
 struct Best {
   int64_t token = 0;
   bool is_sound = false;
@@ -26,8 +26,8 @@ Best best_of(const float* logits, int64_t count) {
   return best;
 }
 
-// What a token's logit and those of the best say of its row, [count].
-TokenLogprob described(const std::vector<float>& row, int64_t token, int64_t num_best) {
+// The log-probabilities of a token and of the best tokens of its row, [count].
+TokenLogprob describe(const std::vector<float>& row, int64_t token, int64_t num_best) {
   const float best = *std::max_element(row.begin(), row.end());
   double sum = 0.0;
   for (const float logit : row) sum += static_cast<double>(std::exp(logit - best));
@@ -112,7 +112,7 @@ int64_t Chooser::choose(float* logits, int64_t vocab_size) {
     }
     token = task.place;
   }
-  if (options_.logprobs) logprobs_.push_back(described(own, token, *options_.logprobs));
+  if (options_.logprobs) logprobs_.push_back(describe(own, token, *options_.logprobs));
   if (penalties_) penalties_->count(token);
   has_ended_ = eos_ids_.count(token) != 0;
   return token;

@@ -1,7 +1,7 @@
-// Chooses the token that follows a row of a step, one after the other along an accepted path.
+// Chooses the token that follows a row of a step, one row after the other along an accepted path.
 //
-// Rows are looked at only where the text goes on, so what a choice depends on (penalties, the
-// position) is what it depends on in plain decoding (`runtime/decoding/chooser.py`).
+// Only rows at which the text continues are examined, so a choice depends on the same things
+// (penalties, position) as in plain decoding (`runtime/decoding/chooser.py`).
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 
 namespace bita {
 
-// Takes from the logits of tokens that the text has already. The repetition penalty counts prompt
+// Lowers the logits of tokens that the text already contains. The repetition penalty counts prompt
 // and answer; presence and frequency penalties count the answer alone.
 class Penalties {
  public:
@@ -33,7 +33,7 @@ class Penalties {
   std::unordered_map<int64_t, size_t> place_;
 };
 
-// A token and how probable the model itself finds it, before any option: natural logarithms.
+// The log-probability (natural logarithm) that the model gives a token, before any option.
 struct TokenLogprob {
   double logprob = 0.0;
   std::vector<std::pair<int32_t, double>> best;  // the best tokens at its place, best first
@@ -42,25 +42,26 @@ struct TokenLogprob {
 // The choices of one answer.
 class Chooser {
  public:
-  // eos_ids: tokens that end the answer, EOS or stop. choice: of several answers to the prompt.
+  // eos_ids: tokens that end the answer, EOS or stop. choice: index among several answers to the
+  // prompt.
   Chooser(const Options& options, const std::vector<int64_t>& prompt_ids,
           const std::vector<int64_t>& eos_ids, uint64_t seed, uint64_t choice);
 
   bool needs_logits() const { return needs_logits_; }
-  // Whether the last choice was an EOS or stop token; never where the best tokens are taken, whose
-  // answer the stop rule cuts.
+  // Whether the last choice was an EOS or stop token; always false in greedy decoding, where the
+  // stop rule cuts the answer.
   bool has_ended() const { return has_ended_; }
 
-  // Of all tokens that were chosen, where they are asked for.
+  // One entry for each chosen token, if log-probabilities are requested.
   const std::vector<TokenLogprob>& logprobs() const { return logprobs_; }
 
-  // The token that follows a row of logits, [V], which is overwritten. Throws a Fault if they are
-  // not numbers.
+  // Choose the token that follows a row of logits, [V], which is overwritten. Throws a Fault if
+  // they are not numbers.
   int64_t choose(float* logits, int64_t vocab_size);
 
  private:
-  // Penalties and biases. Large numbers are added in double precision, and the result is relative
-  // to the best token then.
+  // Apply penalties and biases. Large values are added in double precision, and the result is then
+  // relative to the best token.
   void change(float* logits, int64_t vocab_size);
 
   Options options_;

@@ -31,7 +31,7 @@ class Ordered {
     task.before = parent;
     task.scale = 1.0f;
     task.ordered = tokens_.data();
-    if (order_drafts(task) != 0) {  // more drafts than are ordered: as the mask has them
+    if (order_drafts(task) != 0) {  // more drafts than can be ordered: keep the mask's order
       std::copy(task.ids, task.ids + task.count, tokens_.begin());
     }
     mask_ = mask;

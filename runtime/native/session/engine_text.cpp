@@ -6,7 +6,7 @@ namespace bita {
 
 namespace {
 
-constexpr uint64_t kMaxTokenizerBytes = 256u << 20;  // the largest in use has 35 MB
+constexpr uint64_t kMaxTokenizerBytes = 256u << 20;  // the largest in use is 35 MB
 constexpr uint64_t kMaxPiecesBytes = 16u << 20;
 constexpr const char* kRebuild = "build the engine again: make engine";
 constexpr const char* kRenderElsewhere =

@@ -1,4 +1,4 @@
-// The tokenizer and the chat template of an engine, or neither where it is for token ids only.
+// The tokenizer and the chat template of an engine, or neither if it is opened for token ids only.
 #pragma once
 
 #include <optional>
@@ -14,13 +14,13 @@ namespace bita {
 class EngineText {
  public:
   EngineText() = default;  // token ids only
-  // Throws a Fault if a file is broken, or its tokenizer is none that this library has.
+  // Throws a Fault if a file is broken, or if this library does not support its tokenizer.
   explicit EngineText(const EngineDirectory& engine);
 
   bool has_codec() const { return codec_.has_value(); }
-  // Throws a Fault where there is none.
+  // Throws a Fault if there is none.
   const TextCodec& codec() const;
-  // The text of messages by the model's template. Throws a Fault.
+  // Render messages with the model's template. Throws a Fault.
   std::string render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
   // Why messages cannot be rendered here; empty if they can.
   std::string chat_reason() const;

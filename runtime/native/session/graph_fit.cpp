@@ -15,7 +15,7 @@ constexpr Type kWhole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr Type kTruth = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 constexpr int64_t kAny = -1;
 
-// Sizes by number, kAny for any; letters are how a message writes them.
+// Expected types and sizes; kAny matches any size. letters: the sizes as a message shows them.
 struct Wanted {
   std::vector<Type> types;
   std::vector<int64_t> shape;
@@ -39,7 +39,7 @@ std::string name_of(Type type) {
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-// The inputs that every graph may have, and the ones of caches in slots or in pages.
+// The inputs that every graph may have, and those of caches in slots or in pages.
 std::map<std::string, Wanted> small_inputs(const Manifest& manifest) {
   std::map<std::string, Wanted> known = {
       {"token_ids", {{kWhole}, {1, kAny}, "1, Q"}},
@@ -164,11 +164,11 @@ class Checker {
 
   void check_lora(const std::string& name, const GraphValue& value, const std::string& layer,
                   const std::string& site, const std::string& side) {
-    const bool is_first = site == "qkv" || site == "gate_up";  // its inputs are the hidden state
+    const bool is_first = site == "qkv" || site == "gate_up";  // its input is the hidden state
     const int64_t hidden = manifest_.hidden_size;
     if (!manifest_.is_native()) {
       if (std::stoll(layer) >= manifest_.num_layers) {
-        faults_.push_back("input " + name + " is of a layer that is not there; num_layers is " +
+        faults_.push_back("input " + name + " is for a nonexistent layer; num_layers is " +
                           number(manifest_.num_layers));
       }
       const std::string in = is_first ? number(hidden) : "in",

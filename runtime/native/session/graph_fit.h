@@ -1,7 +1,6 @@
-// Whether a graph has the inputs and outputs that its engine's manifest says.
+// Checks that a graph has the inputs and outputs that its engine's manifest describes.
 //
-// Buffers are allocated by the manifest and bound to the graph, so this is seen before the first
-// is.
+// Buffers are allocated as the manifest says and bound to the graph, so this check comes first.
 #pragma once
 
 #include <string>
@@ -11,7 +10,7 @@
 
 namespace bita {
 
-// Every difference between a graph and its manifest; empty for none.
+// Every difference between a graph and its manifest; empty if there is none.
 std::vector<std::string> graph_faults(const Manifest& manifest, const GraphValues& inputs,
                                       const GraphValues& outputs);
 

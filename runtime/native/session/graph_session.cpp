@@ -18,13 +18,14 @@ namespace bita {
 namespace {
 
 constexpr const char* kOperators = "bita.operators";  // in manifests and graphs
-constexpr const char* kOperatorsVersion = "3";  // of those that run here, and of their weights
+constexpr const char* kOperatorsVersion =
+    "3";  // version of the operators here, and of their weights' layout
 constexpr const char* kMinSlots = "bita.least_slots";
 constexpr const char* kWeightsFolder = "session.model_external_initializers_file_folder_path";
 
 [[noreturn]] void fail(const std::string& message) { throw Fault(FaultKind::kEngine, message); }
 
-// The first line of what ONNX Runtime says.
+// The first line of ONNX Runtime's message.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 std::string version_of(const EngineDirectory& engine, const char* name, const char* otherwise) {
@@ -68,7 +69,7 @@ void check_versions(const EngineDirectory& engine, const std::string& version) {
   if (operators != kOperatorsVersion) refuse_operators(text_of(engine.path), operators);
 }
 
-// Whether products of uint8 and int8 values are exact in ONNX Runtime: on x86 with VNNI alone.
+// Whether ONNX Runtime computes products of uint8 and int8 values exactly: on x86 only with VNNI.
 bool multiplies_int8_exactly() {
 #if defined(__x86_64__) || defined(__i386__)
   std::ifstream file("/proc/cpuinfo");
@@ -94,8 +95,8 @@ void check_processor(const EngineDirectory& engine) {
        engine.manifest.model + " PRECISION=int8");
 }
 
-// Where ONNX Runtime is to look for the weights; empty for beside the graph. From 1.25 on it takes
-// no link that leads out of the graph's directory.
+// The folder in which ONNX Runtime must look for the weights; empty if they are next to the graph.
+// From 1.25 on it rejects links that lead out of the graph's directory.
 std::string weights_folder(const EngineDirectory& engine) {
   std::error_code ignored;
   const fs::path weights = fs::canonical(engine.file(kWeightsFile), ignored);
@@ -115,7 +116,7 @@ GraphValue value_of(const OrtTypeInfo& info) {
   return value;
 }
 
-// A text that an allocator of ONNX Runtime holds.
+// A string that an allocator of ONNX Runtime owns.
 class OwnedText {
  public:
   OwnedText() { check(ort().GetAllocatorWithDefaultOptions(&allocator_)); }
@@ -249,7 +250,8 @@ void GraphSession::run(const OrtIoBinding& binding, const OrtRunOptions* options
     fail("ONNX Runtime " + ort_version() + " cannot run a step of engine " + text_of(engine_.path) +
          ": " + first_line(error.what()) + "; rebuild the engine");
   }
-  if (!has_weights_in_memory_) weights_.check();  // else the next step sees it soon enough
+  if (!has_weights_in_memory_)
+    weights_.check();  // otherwise the check before the next step is soon enough
 }
 
 }  // namespace bita

@@ -1,4 +1,4 @@
-// An engine's graph as a session of ONNX Runtime, checked against the manifest.
+// An engine's graph as an ONNX Runtime session, checked against the manifest.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -14,7 +14,7 @@
 
 namespace bita {
 
-// An input or output: its type, and the sizes that are fixed; -1 for free.
+// An input or output: its type and its sizes, -1 for sizes that are not fixed.
 struct GraphValue {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> shape;
@@ -22,8 +22,8 @@ struct GraphValue {
 using GraphValues = std::map<std::string, GraphValue>;
 
 struct SessionSettings {
-  int num_threads = 0;           // 0 for one for each core that the process may use
-  bool maps_weights = false;     // leave the weights of native operators in the file's pages
+  int num_threads = 0;           // 0: one for each core that the process may use
+  bool maps_weights = false;     // leave the weights of native operators mapped from the file
   std::string onnxruntime_path;  // empty: see `ort_library`
 };
 
@@ -36,17 +36,19 @@ class GraphSession {
   const GraphValues& inputs() const { return inputs_; }
   const GraphValues& outputs() const { return outputs_; }
   bool has_input(const std::string& name) const { return inputs_.count(name) != 0; }
-  // Of past and present caches.
+  // The type of past and present caches.
   ONNXTensorElementDataType cache_type() const { return cache_type_; }
-  // Whether the graph leaves it to the runtime to write the cache.
+  // Whether the graph leaves writing the cache to the runtime.
   bool gives_rows() const { return !engine_.manifest.is_native() && outputs_.count("rows") != 0; }
-  int64_t min_slots() const { return min_slots_; }  // of the cache that a step writes
+  int64_t min_slots() const {
+    return min_slots_;
+  }  // minimum number of cache slots that a step writes
   bool has_weights_in_memory() const { return has_weights_in_memory_; }
   int num_threads() const { return num_threads_; }
 
   OrtPointer<OrtIoBinding> new_binding() const;
-  // Execute a step, or put it into a GPU's stream. options: null for none. Throws a Fault if an
-  // operator fails, or the file of the weights was changed.
+  // Execute a step, or enqueue it on a GPU's stream. options may be null. Throws a Fault if an
+  // operator fails, or if the weights' file was changed.
   void run(const OrtIoBinding& binding, const OrtRunOptions* options);
 
  private:

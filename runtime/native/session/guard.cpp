@@ -6,14 +6,14 @@ namespace bita {
 
 namespace {
 
-// In steps of plain decoding, each of which gives a token.
+// Times in steps of plain decoding, each of which yields one token.
 constexpr double kMaxLoss = 3.0;       // of a text at its beginning
-constexpr double kLossAToken = 0.006;  // by which it may grow with each token of the answer
+constexpr double kLossAToken = 0.006;  // growth of that limit with each token of the answer
 constexpr double kCredit = 2.0;        // of each source at the beginning
-constexpr double kMaxCredit = 3.0;     // what a source gained beyond this is forgotten
+constexpr double kMaxCredit = 3.0;     // gains beyond this are dropped
 constexpr double kMaxDebt = 1.0;       // of guesses that are only judged
-constexpr double kProbe = 0.5;         // credit of masks that are tried again
-constexpr int64_t kFirstPause = 32;    // tokens until masks are tried again; each is twice as long
+constexpr double kProbe = 0.5;         // credit of masks when they are tried again
+constexpr int64_t kFirstPause = 32;    // tokens until masks are tried again; doubles every time
 constexpr int64_t kNothing = -1;
 
 }  // namespace

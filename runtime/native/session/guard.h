@@ -1,4 +1,4 @@
-// Keeps drafts from costing a text more than they give it (`runtime/decoding/guard.py`).
+// Prevents drafts from costing a text more than they gain (`runtime/decoding/guard.py`).
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace bita {
 
-// The trees of a table with `costs`, and those that a guard may take instead of them: at their own
-// numbers the table's, then the others, none of them twice.
+// The trees of a table with `costs`, and those that a guard may use instead. The table's trees keep
+// their numbers; the others follow, without duplicates.
 class GuardedTrees {
  public:
   explicit GuardedTrees(const TreeTable& table);
@@ -19,9 +19,9 @@ class GuardedTrees {
  private:
   friend class Guard;
 
-  // What a guard may take instead of one tree of the table: numbers of the tree, of it without mask
-  // rows, and of the root alone. losses: what a step costs beyond a plain one. min_level: of a
-  // spine that may hold a guess, else 0.
+  // The alternatives to one tree of the table: numbers of the tree, of the tree without mask rows,
+  // and of the root alone. losses: a step's cost beyond that of a plain one. min_level: of a spine
+  // that may hold a guess, otherwise 0.
   struct Choice {
     size_t whole = 0, lean = 0, root = 0;
     double whole_loss = 0.0, lean_loss = 0.0;
@@ -33,25 +33,26 @@ class GuardedTrees {
 
   std::vector<Tree> trees_;
   std::vector<Choice> choices_;
-  double guess_loss_ = 0.0;  // of a tree of one draft
+  double guess_loss_ = 0.0;  // of a tree with one draft
 };
 
-// The accounts of one text, in steps of plain decoding. `pick` comes before each step, and `count`
+// The accounts of one text, in steps of plain decoding. Call `pick` before each step and `count`
 // after it.
 class Guard {
  public:
   explicit Guard(const GuardedTrees& trees);
 
-  // That a guess needs, to be judged after the step though the picked tree does not hold it; 0
-  // where there is none to judge.
+  // The level that a guess needs to be judged after the step although the picked tree does not hold
+  // it; 0 if there is none to judge.
   int64_t judged_level() const { return judged_level_; }
 
-  // The number of what the next step takes. number: of the state's tree in the table. level: how
-  // sure its guess is. from_masks: whether that is a mask's draft, which nothing else says.
+  // Pick the tree of the next step; returns its number. number: the state's tree in the table.
+  // level: confidence in its guess. from_masks: whether the guess is a mask's draft that nothing
+  // else supports.
   size_t pick(size_t number, int64_t level, bool from_masks);
 
-  // Enter a step. is_right: whether the first of the tokens that it emitted is what the guess began
-  // with. Returns whether the step's tree was smaller than the state's.
+  // Record a step. is_right: whether the first of the tokens that it emitted equals the guess's
+  // first. Returns whether the step's tree was smaller than the state's.
   bool count(int64_t num_tokens, bool is_right);
 
  private:
@@ -61,12 +62,12 @@ class Guard {
   const GuardedTrees* trees_;
   const GuardedTrees::Choice* choice_;
   int64_t judged_level_ = 0;
-  int64_t picked_ = -1;  // nothing
+  int64_t picked_ = -1;  // none
   bool guesses_ = false;
-  double gain_ = 0.0;  // of all steps
+  double gain_ = 0.0;  // over all steps
   int64_t num_tokens_ = 0;
   double of_guesses_, of_masks_;
-  int64_t masks_from_ = 0;  // tokens of the answer until masks are tried again
+  int64_t masks_from_ = 0;  // length of the answer at which masks are tried again
   int64_t pause_;
 };
 

@@ -1,4 +1,4 @@
-// A file that a library has mapped into memory, held open to see whether somebody writes to it.
+// A file that a library has mapped into memory, held open to detect writes to it.
 #pragma once
 
 #include <sys/stat.h>
@@ -9,9 +9,10 @@
 
 namespace bita {
 
-// Another file in its place does no harm: who has the old one open keeps it. But what is written
-// into the old one is seen by all who have it mapped. `check` is for before and after each use, so
-// that nothing is made of other content; only a file that is cut while it is read can still kill.
+// Replacing the file does no harm: whoever has the old one open keeps it. But writes to the old
+// file are visible to all who have mapped it. `check` is called before and after each use, so that
+// other content has no effect; only truncating the file while it is read can still crash the
+// process.
 class HeldFile {
  public:
   // digest: sha256 of its content. Throws a Fault if it cannot be opened.
@@ -20,14 +21,15 @@ class HeldFile {
   HeldFile(const HeldFile&) = delete;
   HeldFile& operator=(const HeldFile&) = delete;
 
-  // Throws a Fault unless it is still the file at its path, for after that was loaded.
+  // Throws a Fault unless it is still the file at its path; called after the library has loaded
+  // that.
   void check_loaded();
-  // Throws a Fault if its content changed. Cost: a microsecond; where only its times or links
-  // changed it is hashed again.
+  // Throws a Fault if its content changed. Takes a microsecond; if only its times or links changed,
+  // it is hashed again.
   void check();
 
  private:
-  // Size, and when content and anything else of it was changed, in nanoseconds.
+  // Size, and the times of the last change of its content and of its status, in nanoseconds.
   using State = std::tuple<int64_t, int64_t, int64_t>;
   State state() const;
 

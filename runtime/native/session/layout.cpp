@@ -7,7 +7,7 @@ namespace bita {
 
 namespace {
 
-// Rows of `sees`, with one row for each.
+// Builds the rows of `sees`, one for each row of the layout.
 class Sights {
  public:
   explicit Sights(int64_t num_rows)
@@ -25,8 +25,8 @@ class Sights {
   std::vector<uint8_t> cells_;
 };
 
-// More text rows after a layout's `num_rows`; nothing sees them and they keep what follows in
-// order.
+// Append text rows until a layout has `num_rows`; no other row sees them, and they do not disturb
+// the order of what follows.
 void pad(Layout& layout, Sights& sights, int64_t num_rows) {
   for (int64_t row = layout.num_rows(); row < num_rows; ++row) {
     layout.offsets.push_back(layout.offsets.back() + 1);

@@ -17,11 +17,12 @@ namespace bita {
 
 namespace {
 
-// Runs work on another thread, or here where there is none; what it throws comes with `finish`.
-class Beside {
+// Runs work on another thread, or on this one if none can be started; `finish` rethrows its
+// exception.
+class Background {
  public:
   template <class Work>
-  explicit Beside(Work work) {
+  explicit Background(Work work) {
     const auto guarded = [this, work] {
       try {
         work();
@@ -35,11 +36,11 @@ class Beside {
       guarded();
     }
   }
-  ~Beside() {
+  ~Background() {
     if (thread_.joinable()) thread_.join();
   }
-  Beside(const Beside&) = delete;
-  Beside& operator=(const Beside&) = delete;
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
 
   void finish() {
     if (thread_.joinable()) thread_.join();
@@ -51,7 +52,7 @@ class Beside {
   std::exception_ptr error_;
 };
 
-// Every engine runs on a CPU, and those for ONNX Runtime's CUDA provider on it.
+// Every engine runs on a CPU; those built for ONNX Runtime's CUDA provider also run on that.
 void check_backend(const EngineDirectory& engine, const std::string& wanted) {
   const std::string& built_for = engine.manifest.backend;
   const std::string& backend = wanted.empty() ? built_for : wanted;
@@ -70,8 +71,8 @@ void check_backend(const EngineDirectory& engine, const std::string& wanted) {
   throw Fault(FaultKind::kUse, "backend " + shown(wanted) + " is not one of ort-cpu, ort-cuda");
 }
 
-// Reading files and making the session took memory that nobody needs any more.
-void give_back_memory() {
+// Return memory to the system that was only needed to read files and create the session.
+void return_unused_memory() {
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif
@@ -86,7 +87,7 @@ Drafting::Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, 
       table_(std::move(table)),
       rules_(rules),
       pairs_(std::move(pairs)) {
-  decoder(DraftPolicy::kEngine);  // whose faults are found at once
+  decoder(DraftPolicy::kEngine);  // reports its faults at once
 }
 
 TreeDecoder& Drafting::decoder(DraftPolicy policy) {
@@ -112,7 +113,7 @@ LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
   const Manifest& manifest = directory_.manifest;
   check_backend(directory_, settings_.backend);
   defaults_ = read_generation_defaults(directory_.file(kGenerationFile), manifest.vocab_size);
-  Beside text([this] {
+  Background text([this] {
     if (!settings_.is_without_text) text_ = EngineText(directory_);
   });
   TreeTable table = read_trees(directory_.file(kTreeFile), "rebuild the engine");
@@ -123,7 +124,7 @@ LoadedEngine::LoadedEngine(const fs::path& path, EngineSettings settings)
                                      settings_.cache_bytes, settings_.log);
   own_ = make_drafting(own_adapter_, std::move(table));
   text.finish();
-  give_back_memory();
+  return_unused_memory();
 }
 
 std::unique_ptr<Device> LoadedEngine::open_device() const {
@@ -166,10 +167,10 @@ std::shared_ptr<Drafting> LoadedEngine::make_drafting(std::shared_ptr<const Adap
                                     std::move(pairs));
 }
 
-// Rows of native operators have the same bits wherever they stand. With others a branch may be
-// accepted in mode "tree" only, and the smallest step has two rows where a step of one has other
-// bits; an engine that decodes plainly is its own reference. On CPUs attention computes what
-// causality hides too, so smaller pieces of a prompt are faster.
+// Rows of native operators have the same bits wherever they are placed. With other operators a
+// branch may only be accepted in mode "tree", and the smallest step has two rows if a step of one
+// row has other bits; an engine that decodes plainly is its own reference. On CPUs, attention also
+// computes what causality hides, so smaller pieces of a prompt are faster.
 StepRules LoadedEngine::rules_for(const BoundAdapter& adapter, const TreeTable& table) {
   if (manifest().is_native()) return {};
   const bool on_host = host_->device().is_host();

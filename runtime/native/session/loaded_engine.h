@@ -1,4 +1,4 @@
-// An engine in memory: what the sessions on it share.
+// An engine in memory, which its sessions share.
 #pragma once
 
 #include <array>
@@ -20,22 +20,22 @@ namespace bita {
 
 struct EngineSettings {
   SessionSettings session;
-  std::string backend;  // "ort-cpu" or "ort-cuda"; empty: what the engine was built for
+  std::string backend;  // "ort-cpu" or "ort-cuda"; empty for the one it was built for
   CudaSettings cuda;
-  bool checks_hashes = false;       // hash the weights too
-  bool is_without_text = false;     // token ids only: no tokenizer and no chat template is read
-  int64_t cache_bytes = 256 << 20;  // of further pages, for more texts than one of full length
+  bool checks_hashes = false;       // also hash the weights
+  bool is_without_text = false;     // token ids only: reads no tokenizer and no chat template
+  int64_t cache_bytes = 256 << 20;  // for additional pages, beyond one text of full length
   Log log;
-  std::function<std::unique_ptr<Device>()> new_device;  // for tests: instead of a CudaDevice
+  std::function<std::unique_ptr<Device>()> new_device;  // for tests: replaces CudaDevice
 };
 
-// An adapter and a table of trees, with a decoder for each policy of drafts.
+// An adapter and a table of trees, with a decoder for each draft policy.
 class Drafting {
  public:
   Drafting(StepHost& host, std::shared_ptr<const BoundAdapter> adapter, TreeTable table,
            const StepRules& rules, std::shared_ptr<const PairTables> pairs);
 
-  // Made when it is first asked for. The caller has the engine's turn, but for the engine's own
+  // Created on first use. The caller must have the engine's turn, except for the engine's own
   // policy.
   TreeDecoder& decoder(DraftPolicy policy);
   const TreeTable& table() const { return table_; }
@@ -65,7 +65,7 @@ class LoadedEngine {
   const Log& log() const { return settings_.log; }
   int num_threads() const { return host_->graph().num_threads(); }
   bool has_weights_in_memory() const { return host_->graph().has_weights_in_memory(); }
-  // What runs the steps.
+  // The backend that runs the steps.
   const std::string& backend() const {
     return settings_.backend.empty() ? manifest().backend : settings_.backend;
   }
@@ -73,9 +73,9 @@ class LoadedEngine {
 
   const EngineText& text() const { return text_; }
 
-  // The engine's own adapter and trees, or others from files; empty for its own.
+  // The engine's own adapter and trees (empty paths), or others from files.
   std::shared_ptr<Drafting> drafting(const std::string& tree_path, const std::string& adapter_path);
-  // Whether its own trees draft anything.
+  // Whether its own trees draft tokens.
   bool uses_drafts() const { return !own_->table().is_ar(); }
   // The longest prompt that leaves room for an answer of one token.
   int64_t max_prompt_tokens() { return own_->decoder(DraftPolicy::kEngine).max_prompt_tokens(); }
@@ -92,7 +92,7 @@ class LoadedEngine {
   std::shared_ptr<const Adapter> own_adapter_;
   std::shared_ptr<const PairTables> pairs_;
   std::unique_ptr<StepHost> host_;
-  int64_t min_exact_rows_ = 0;  // of all trees so far; 0 until it is known
+  int64_t min_exact_rows_ = 0;  // for all trees so far; 0 until it is known
   std::shared_ptr<Drafting> own_;
   Turns turns_;
 };

@@ -1,4 +1,4 @@
-// What the library has to say beside its results; silent unless the caller asks.
+// Messages of the library in addition to its results; silent unless the caller asks for them.
 #pragma once
 
 #include <functional>

@@ -10,7 +10,7 @@ namespace bita {
 
 namespace {
 
-constexpr double kMinTemperature = 1e-5;  // below it float32 has no room for a draw
+constexpr double kMinTemperature = 1e-5;  // float32 cannot represent a draw below it
 constexpr double kMaxTemperature = 1e30, kMaxPenalty = 1e6, kMaxRepetitionPenalty = 1e3;
 constexpr double kMaxBias = 1e9, kMaxTimeoutS = 4e6;
 constexpr double kLargeBias = 1e3, kLargePenalty = 16.0;  // float32 would round logits away
@@ -27,7 +27,7 @@ std::string shortest(double value) {
 
 void check_range(Faults& faults, const std::string& name, double value, double low, double high,
                  bool excludes_low = false) {
-  // false for NaN
+  // NaN fails this test
   if (value >= low && value <= high && !(excludes_low && value == low)) return;
   const std::string span = excludes_low ? "above " + shortest(low) + ", up to " + shortest(high)
                                         : "from " + shortest(low) + " to " + shortest(high);

@@ -1,4 +1,4 @@
-// What may be asked of an answer, and what is refused (`runtime/options.py`).
+// Options of an answer, and their valid ranges (`runtime/options.py`).
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@
 namespace bita {
 
 enum class DraftPolicy {
-  kEngine,  // as calibration decided
-  kOn,      // the engine's trees in every step, also where they cost more than they give
+  kEngine,  // what calibration decided
+  kOn,      // the engine's trees in every step, even if they cost more than they gain
   kOff,     // plain decoding
 };
 
-// The order of what is done to a row of logits: penalties, biases, temperature, top_k, top_p,
-// min_p. With the defaults decoding is greedy and unchanged.
+// A row of logits is changed in this order: penalties, biases, temperature, top_k, top_p, min_p.
+// With the defaults decoding is greedy and unchanged.
 struct Options {
   int64_t max_new_tokens = 256;
   std::vector<std::string> stops;
@@ -27,19 +27,20 @@ struct Options {
   double top_p = 1.0, min_p = 0.0;
   double repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0;
   std::vector<std::pair<int64_t, double>> logit_bias;
-  // Tokens to tell beside each new one, with their log-probabilities; none: no log-probabilities.
+  // Number of best tokens to report with each new one, with log-probabilities; none: report no
+  // log-probabilities.
   std::optional<int64_t> logprobs;
-  std::optional<uint64_t> seed;  // none: a new one
+  std::optional<uint64_t> seed;  // none: a random one
   std::optional<double> timeout_s;
   DraftPolicy drafts = DraftPolicy::kEngine;
 
-  bool is_greedy() const;  // the best token is taken, and nothing drawn
+  bool is_greedy() const;  // always take the best token
   bool penalizes() const;
-  bool needs_logits() const;  // more is wanted of a step than its best tokens
-  // Whether biases and penalties are added in double precision, to keep what logits differ by.
+  bool needs_logits() const;  // whether a step's best tokens are not enough
+  // Whether biases and penalties are added in double precision, to preserve differences of logits.
   bool has_large_numbers() const;
 
-  // Throws a Fault that lists every value that is refused. vocab_size: V.
+  // Throws a Fault that lists every invalid value. vocab_size: V.
   void check(int64_t vocab_size) const;
 };
 

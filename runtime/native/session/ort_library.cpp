@@ -16,15 +16,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// By its own name, and by what Debian calls it.
+// The library's own name, and Debian's.
 constexpr const char* kNames[] = {"libonnxruntime.so.1", "libonnxruntime.so.1.21",
                                   "libonnxruntime.so"};
 
 std::mutex mutex;
 OrtLibrary opened;
 
-// Libraries of the Python package onnxruntime beside bita's.
-std::vector<std::string> beside_package() {
+// Libraries in the Python package onnxruntime that is installed next to bita's.
+std::vector<std::string> find_in_package() {
   std::error_code ignored;
   std::vector<std::string> found;
   const fs::path folder = packages_folder() / "onnxruntime" / "capi";
@@ -38,7 +38,7 @@ std::vector<std::string> beside_package() {
 OrtLibrary open_library(const std::string& path) {
   std::vector<std::string> names = {path};
   if (path.empty()) {
-    names = beside_package();
+    names = find_in_package();
     names.insert(names.begin(), std::begin(kNames), std::end(kNames));
   }
   const SharedLibrary opening = open_first(names);
@@ -55,7 +55,7 @@ OrtLibrary open_library(const std::string& path) {
   library.base = get_base ? get_base() : nullptr;
   if (!library.base) {
     throw Fault(FaultKind::kSystem, opening.name +
-                                        " is no library of ONNX Runtime; give the "
+                                        " is not an ONNX Runtime library; give the "
                                         "file of one as onnxruntime_path");
   }
   library.version = library.base->GetVersionString();

@@ -1,4 +1,4 @@
-// ONNX Runtime's library, opened when the first engine is.
+// ONNX Runtime's library, loaded when the first engine is opened.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -13,12 +13,12 @@ struct OrtLibrary {
   std::string version;
 };
 
-// The library at `path`, or for an empty path the one that the process has, the system's, or the
-// one of the Python package beside this library. The first that is opened serves the process.
-// Throws a Fault that says where it was looked for, and what to do.
+// The library at `path`. If that is empty: the one that the process has loaded, the system's, or
+// that of the Python package next to this library. The first that is opened serves the whole
+// process. Throws a Fault that lists where it searched and how to fix it.
 const OrtLibrary& ort_library(const std::string& path);
 
-// The version of the library that was opened; empty before.
+// The version of the opened library; empty before.
 std::string ort_version();
 
 }  // namespace bita

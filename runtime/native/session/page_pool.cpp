@@ -16,7 +16,7 @@ int64_t cell_bytes(ONNXTensorElementDataType type) {
   return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? 2 : 4;
 }
 
-// Zeros that take memory page by page, when they are written; null where there is no room.
+// Zeroed memory that is allocated page by page, when written; null if there is no room.
 uint8_t* lazy_zeros(int64_t num_bytes) {
   void* place = mmap(nullptr, static_cast<size_t>(num_bytes), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -37,7 +37,7 @@ PagePool::PagePool(const Manifest& manifest, ONNXTensorElementDataType type, int
       width_(manifest.head_dim),
       type_(type),
       page_bytes_(num_heads_ * 2 * kPageSlots * width_ * cell_bytes(type)) {
-  // One more than C slots need, since neither text nor prefix may fill its last page.
+  // One more than C slots need, since both text and prefix may leave their last page partly empty.
   const int64_t needed = pages_for(manifest.capacity - 1) + 1;
   int64_t further = std::max<int64_t>(extra_bytes, 0) / (num_layers_ * page_bytes_);
   for (;; further /= 2) {
@@ -72,7 +72,7 @@ int64_t PagePool::allocate() {
   int64_t page = num_known_;
   if (free_.empty()) {
     ++num_known_;
-  } else {  // one that was used before takes no more memory
+  } else {  // reusing a page takes no more memory
     page = free_.back();
     free_.pop_back();
   }

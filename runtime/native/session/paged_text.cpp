@@ -47,7 +47,7 @@ void PagedText::move_slot(int64_t source, int64_t target) {
 void PagedText::clear_rest() {
   for (int64_t i = length_ / kPageSlots; i < num_pages(); ++i) {
     const int64_t page = pages_[static_cast<size_t>(i)];
-    if (pool_.is_shared(page)) continue;  // a step wrote nothing to it
+    if (pool_.is_shared(page)) continue;  // no step wrote to it
     pool_.clear_slots(page, std::max<int64_t>(length_ - i * kPageSlots, 0));
   }
 }

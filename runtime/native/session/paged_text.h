@@ -1,4 +1,4 @@
-// A text of native operators: pages in the order of its slots, which texts share where they begin
+// A text for native operators: pages in the order of its slots, which texts share if they begin
 // alike.
 #pragma once
 
@@ -18,7 +18,7 @@ class PagedText : public CachedText {
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
   const std::vector<int64_t>& pages() const { return pages_; }
 
-  // Keep no page after those of the first tokens.
+  // Keep only the pages of the first tokens.
   void keep(int64_t num_tokens) override;
   int64_t num_missing(int64_t num_slots) const override;
   void reserve(int64_t num_slots) override;

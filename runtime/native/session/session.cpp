@@ -20,10 +20,10 @@ int64_t common_length(const std::vector<int64_t>& a, const std::vector<int64_t>&
   return std::mismatch(a.begin(), a.begin() + size, b.begin()).first - a.begin();
 }
 
-std::vector<int64_t> widened(const std::vector<int32_t>& ids) { return {ids.begin(), ids.end()}; }
+std::vector<int64_t> widen(const std::vector<int32_t>& ids) { return {ids.begin(), ids.end()}; }
 
-// The oldest messages that may go: not a system message at the start, nor the last question.
-// Empty where there are none.
+// The range of the oldest messages that may be dropped: not a system message at the start, nor the
+// last question. Empty if there are none.
 std::pair<size_t, size_t> oldest(const std::vector<ChatMessage>& messages) {
   const size_t start = !messages.empty() && messages[0].role == "system" ? 1 : 0;
   for (size_t i = start + 1; i < messages.size(); ++i) {
@@ -49,7 +49,7 @@ Session::~Session() {
   engine_->host().forget(*text_);
   text_.reset();
   answer_.reset();
-  drafting_.reset();  // gives back the pages of its prefix
+  drafting_.reset();  // releases the pages of its prefix
 }
 
 std::unique_ptr<Session> Session::fork() {
@@ -66,7 +66,7 @@ std::unique_ptr<Session> Session::fork() {
 
 void Session::start_text(std::string_view prompt, bool add_special_tokens, const Options& options) {
   const std::vector<int64_t> ids =
-      widened(engine_->text().codec().encode(prompt, add_special_tokens));
+      widen(engine_->text().codec().encode(prompt, add_special_tokens));
   start(ids, options, engine_->defaults().eos_ids, true, false);
 }
 
@@ -80,7 +80,7 @@ void Session::start_chat(const std::vector<ChatMessage>& messages, const Options
   std::vector<ChatMessage> all = messages_;
   all.insert(all.end(), messages.begin(), messages.end());
   int64_t num_dropped = 0;
-  Known prompt = fitting(all, options, num_dropped);
+  Known prompt = fit(all, options, num_dropped);
   start(prompt.ids, options, engine_->defaults().chat_eos_ids, false, true);
   messages_ = std::move(all);
   prompt_ = std::move(prompt);
@@ -115,7 +115,7 @@ void Session::start(const std::vector<int64_t>& prompt_ids, const Options& optio
     stopping.stop_token_ids.assign(options.stop_token_ids.begin(), options.stop_token_ids.end());
     rule.emplace(IncrementalText(engine_->text().codec(), continues), stopping);
   }
-  Deadline deadline;
+  StopTime deadline;
   if (options.timeout_s) {
     deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                   std::chrono::duration<double>(*options.timeout_s));
@@ -124,7 +124,8 @@ void Session::start(const std::vector<int64_t>& prompt_ids, const Options& optio
                                                    decoder,
                                                    std::move(rule),
                                                    {},
-                                                   std::move(ends),
+                                                   std::move(eos_ids),
+                                                   options.stop_token_ids,
                                                    options.max_new_tokens,
                                                    deadline});
   end_running();
@@ -142,15 +143,15 @@ void Session::end_running() {
   finish(FinishReason::kCancelled, ignored);
 }
 
-Session::Known Session::fitting(std::vector<ChatMessage> messages, const Options& options,
-                                int64_t& num_dropped) {
+Session::Known Session::fit(std::vector<ChatMessage> messages, const Options& options,
+                            int64_t& num_dropped) {
   const int64_t most = drafting_->decoder(DraftPolicy::kEngine).max_prompt_tokens();
   const int64_t room = std::min(options.max_new_tokens, most / 2);
   Known prompt = prompt_of(messages);
   while (overflow_ == Overflow::kDropOldest &&
          static_cast<int64_t>(prompt.ids.size()) > most - room) {
     const auto [first, last] = oldest(messages);
-    if (first == last) break;  // refused when it is started, if it does not fit
+    if (first == last) break;  // if it still does not fit, `start` refuses it
     messages.erase(messages.begin() + static_cast<int64_t>(first),
                    messages.begin() + static_cast<int64_t>(last));
     num_dropped += static_cast<int64_t>(last - first);
@@ -159,9 +160,8 @@ Session::Known Session::fitting(std::vector<ChatMessage> messages, const Options
   return prompt;
 }
 
-// The text of messages, its beginning with the tokens that it had before: an answer's tokens stay
-// as the model wrote them. Encoding its text again might give others, and the cache would be of no
-// use.
+// The text of messages. Its known beginning keeps its tokens: an answer keeps those that the model
+// wrote. Encoding its text again might give other tokens, for which the cache would be useless.
 Session::Known Session::prompt_of(const std::vector<ChatMessage>& messages) const {
   Known prompt{engine_->text().render(messages, true), {}};
   const TextCodec& codec = engine_->text().codec();
@@ -174,7 +174,7 @@ Session::Known Session::prompt_of(const std::vector<ChatMessage>& messages) cons
     const std::vector<int32_t> more = codec.encode(rest, false);
     prompt.ids.insert(prompt.ids.end(), more.begin(), more.end());
   } else {
-    prompt.ids = widened(codec.encode(prompt.text, false));
+    prompt.ids = widen(codec.encode(prompt.text, false));
   }
   return prompt;
 }
@@ -190,14 +190,14 @@ bool Session::step(StepResult& result) {
   try {
     return advance(result);
   } catch (...) {
-    text_->keep(0);  // what is cached is not to be trusted
+    text_->keep(0);  // the cache may be inconsistent
     finish(FinishReason::kCancelled, result);
     result = {};
     throw;
   }
 }
 
-// Run steps until one gets further than the answer has been before.
+// Run steps until one extends the answer.
 bool Session::advance(StepResult& result) {
   TokenSequence& sequence = answer_->sequence;
   take_cache();
@@ -243,7 +243,7 @@ bool Session::advance(StepResult& result) {
   return true;
 }
 
-// Keep of the cached rows those of the beginning that the sequence has too.
+// Keep the cached rows of the beginning that the sequence shares.
 void Session::take_cache() {
   engine_->host().note_use(*text_);
   const auto& ids = answer_->sequence.token_ids;
@@ -263,16 +263,20 @@ void Session::feed(const std::vector<int64_t>& tokens, StepResult& result) {
     if (reason_ != FinishReason::kNone) continue;  // after the end
     give(id, answer_->token_ids.size(), result);
     answer_->token_ids.push_back(id);
-    const auto& ends = answer_->end_ids;
-    if (std::find(ends.begin(), ends.end(), token) != ends.end()) {
+    const auto has = [token](const std::vector<int64_t>& ids) {
+      return std::find(ids.begin(), ids.end(), token) != ids.end();
+    };
+    if (has(answer_->eos_ids)) {
       reason_ = FinishReason::kEos;
+    } else if (has(answer_->stop_token_ids)) {
+      reason_ = FinishReason::kStop;
     } else if (static_cast<int64_t>(answer_->token_ids.size()) >= answer_->max_new_tokens) {
       reason_ = FinishReason::kLength;
     }
   }
 }
 
-// number: of the token in the answer.
+// number: index of the token in the answer.
 void Session::give(int32_t token, size_t number, StepResult& result) const {
   result.token_ids.push_back(token);
   const std::vector<TokenLogprob>& logprobs = answer_->sequence.chooser.logprobs();
@@ -289,13 +293,13 @@ void Session::finish(FinishReason reason, StepResult& result) {
   note_answer();
 }
 
-// What is known when an answer has ended; an EOS at its end is written by the template.
+// Update the known prompt at the end of an answer; the template writes an EOS at its end.
 void Session::note_answer() {
   if (!is_chat_ || !answer_->rule) return;
   messages_.push_back({"assistant", answer_text_});
   known_ = prompt_;
-  if (reason_ == FinishReason::kStop) return;  // the tokens say more than the text
-  std::vector<int64_t> ids = widened(answer_->rule->token_ids());
+  if (reason_ == FinishReason::kStop) return;  // the tokens contain more than the text
+  std::vector<int64_t> ids = widen(answer_->rule->token_ids());
   if (reason_ == FinishReason::kEos) ids.pop_back();
   known_.text += answer_text_;
   known_.ids.insert(known_.ids.end(), ids.begin(), ids.end());

@@ -1,4 +1,4 @@
-// One text's state: its cache, the conversation, and the answer that is being made.
+// The state of one text: its cache, the conversation, and the answer in progress.
 #pragma once
 
 #include <atomic>
@@ -15,8 +15,8 @@
 namespace bita {
 
 enum class Overflow {
-  kRefuse,      // a conversation that does not fit the cache is refused
-  kDropOldest,  // the oldest messages but a system message are left out of the prompt
+  kRefuse,      // refuse a conversation that does not fit the cache
+  kDropOldest,  // drop the oldest messages, except a system message, from the prompt
 };
 
 struct TextSettings {
@@ -24,14 +24,14 @@ struct TextSettings {
   Overflow overflow = Overflow::kRefuse;
 };
 
-// What one step gave.
+// The result of one step.
 struct StepResult {
-  std::vector<int32_t> token_ids;      // that were accepted and count
-  std::vector<TokenLogprob> logprobs;  // of these, where they are asked for
-  std::string text;                    // whole characters that are safe to show
+  std::vector<int32_t> token_ids;      // accepted tokens that belong to the answer
+  std::vector<TokenLogprob> logprobs;  // of these tokens, if requested
+  std::string text;                    // complete characters that are safe to show
 };
 
-// Used by one thread at a time, but for `cancel`.
+// Must be used by one thread at a time, except `cancel`.
 class Session {
  public:
   Session(const std::shared_ptr<LoadedEngine>& engine, const TextSettings& settings);
@@ -39,22 +39,22 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Another session that goes on from here, and shares what is cached. An answer that is being made
-  // is cancelled first, as when another one is started.
+  // Create another session that continues from here and shares the cached rows. An answer in
+  // progress is cancelled first, as when another one is started.
   std::unique_ptr<Session> fork();
 
-  // Start an answer. Throws a Fault, and then nothing has changed.
+  // Start an answer. Nothing changes if it throws a Fault.
   void start_text(std::string_view prompt, bool add_special_tokens, const Options& options);
   void start_tokens(const std::vector<int64_t>& prompt_ids, const Options& options);
   // Add messages to the conversation and answer them; the answer is added when it has ended.
   void start_chat(const std::vector<ChatMessage>& messages, const Options& options);
 
-  // Run steps until the answer gets further; false if it had ended before. Throws a Fault, and then
-  // the answer has ended.
+  // Run steps until the answer grows; false if it had already ended. If it throws a Fault, the
+  // answer has ended.
   bool step(StepResult& result);
-  // End the answer before its next step. Any thread may call it, and a signal handler.
+  // End the answer before its next step. May be called by any thread and by signal handlers.
   void cancel() { is_cancelled_ = true; }
-  // Begin another conversation; what is cached stays for texts that begin alike.
+  // Begin another conversation; cached rows stay for texts that begin alike.
   void clear();
 
   bool is_running() const { return answer_ && reason_ == FinishReason::kNone; }
@@ -65,20 +65,20 @@ class Session {
   const LoadedEngine& engine() const { return *engine_; }
 
  private:
-  // The beginning of a prompt's text, and the token ids that it had so far.
+  // The known beginning of a prompt's text, and its token ids.
   struct Known {
     std::string text;
     std::vector<int64_t> ids;
   };
-  // An answer that is being made.
+  // An answer in progress.
   struct Answer {
     TokenSequence sequence;
     TreeDecoder* decoder;
-    std::optional<StopRule> rule;    // none where there is no text
-    std::vector<int32_t> token_ids;  // then, that count
-    std::vector<int64_t> end_ids;
+    std::optional<StopRule> rule;    // none for token ids only
+    std::vector<int32_t> token_ids;  // accepted tokens that belong to the answer
+    std::vector<int64_t> eos_ids, stop_token_ids;
     int64_t max_new_tokens;
-    Deadline deadline;
+    StopTime deadline;
   };
 
   Session(std::shared_ptr<LoadedEngine> engine, std::shared_ptr<Drafting> drafting);
@@ -86,7 +86,7 @@ class Session {
   void start(const std::vector<int64_t>& prompt_ids, const Options& options,
              std::vector<int64_t> eos_ids, bool continues, bool is_chat);
   void end_running();
-  Known fitting(std::vector<ChatMessage> messages, const Options& options, int64_t& num_dropped);
+  Known fit(std::vector<ChatMessage> messages, const Options& options, int64_t& num_dropped);
   Known prompt_of(const std::vector<ChatMessage>& messages) const;
   void take_cache();
   bool advance(StepResult& result);
@@ -100,7 +100,7 @@ class Session {
   std::shared_ptr<Drafting> drafting_;
   Overflow overflow_ = Overflow::kRefuse;
   std::unique_ptr<CachedText> text_;
-  std::vector<int64_t> held_ids_;  // tokens whose rows are cached, and more
+  std::vector<int64_t> held_ids_;  // tokens whose rows are cached, and possibly more
   std::unique_ptr<Answer> answer_;
   std::atomic<bool> is_cancelled_{false};
   FinishReason reason_ = FinishReason::kNone;

@@ -11,7 +11,7 @@ namespace bita {
 
 namespace {
 
-constexpr int64_t kClearedSlots = 256;  // at a time: bounds the memory that the host needs for it
+constexpr int64_t kClearedSlots = 256;  // at a time; limits the host memory needed
 
 std::atomic<uint64_t> next_number{1};
 
@@ -105,7 +105,7 @@ bool SlabPool::has_free() {
     free_.push_back(std::make_unique<Slab>(device_, manifest_, type_));
   } catch (const Fault&) {
     if (!num_slabs_) throw;
-    max_slabs_ = num_slabs_;  // texts take turns with what there is
+    max_slabs_ = num_slabs_;  // texts share the existing ones in turn
     return false;
   }
   ++num_slabs_;

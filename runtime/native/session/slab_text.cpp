@@ -9,7 +9,7 @@ namespace bita {
 
 namespace {
 
-// The prefix of an adapter as a slab has it, [2L, H, P, D] of its type.
+// The prefix of an adapter in the layout and type of a slab, [2L, H, P, D].
 template <class Cell, class Convert>
 std::vector<Cell> prefix_rows(const Adapter& adapter, int64_t num_layers, Convert convert) {
   const auto& keys = adapter.prefix_keys.values;
@@ -62,7 +62,7 @@ void SlabText::give_up() {
   pool_.give_back(std::move(slab_));
 }
 
-// The prefix is back with the next answer.
+// The next answer writes the prefix again.
 void SlabText::clear_rest() {
   adapter_ = nullptr;
   slab_->clear_around(prefix_length_, prefix_length_ + length_);

@@ -1,5 +1,5 @@
-// A text of operators other than the native ones: one slab of slots, the prefix's first, then the
-// text's.
+// A text for operators other than the native ones: one slab of slots, first those of the prefix,
+// then those of the text.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,13 @@ class SlabText final : public CachedText {
   explicit SlabText(SlabPool& pool) : pool_(pool) {}
   ~SlabText() override { give_up(); }
 
-  // What the text lies in since it took a prefix.
+  // The slab of the text; it has one once `take_prefix` was called.
   const Slab& slab() const { return *slab_; }
   int64_t prefix_length() const { return prefix_length_; }
-  // Put the rows of a step, [2L, H, Q, D], after the text. They lie in the graph's memory.
+  // Store the rows of a step, [2L, H, Q, D], after the text. `rows` is graph memory.
   void write(const void* rows, int64_t num_rows);
 
-  // Have this adapter's prefix in the first slots; the text is lost where it would have to move.
+  // Put this adapter's prefix into the first slots; drops the text if it would have to move.
   void take_prefix(const Adapter& adapter) override;
   int64_t num_missing(int64_t) const override { return slab_ ? 0 : 1; }
   void reserve(int64_t num_slots) override;
@@ -34,7 +34,7 @@ class SlabText final : public CachedText {
 
   SlabPool& pool_;
   std::unique_ptr<Slab> slab_;
-  const Adapter* adapter_ = nullptr;  // whose prefix is there
+  const Adapter* adapter_ = nullptr;  // its prefix is in the slab
   int64_t prefix_length_ = 0;
 };
 

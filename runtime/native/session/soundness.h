@@ -1,4 +1,4 @@
-// Whether what a step gave are numbers that mean something (`runtime/decoding/soundness.py`).
+// Checks that the results of a step are meaningful numbers (`runtime/decoding/soundness.py`).
 #pragma once
 
 #include <string>
@@ -7,7 +7,7 @@
 
 namespace bita {
 
-// What a step gave are not numbers; nothing was chosen or kept of it.
+// A step's results are not numbers; nothing was chosen from them or kept.
 class UnsoundFault : public Fault {
  public:
   using Fault::Fault;

@@ -14,7 +14,7 @@ void Stats::count_step(const Path& path, int64_t num_guesses) {
     ++accepted_by_depth[std::min(depth, kMaxDepthCounted - 1)];
   }
   const auto limit = static_cast<size_t>(num_guesses);
-  // beside the spine a node holds a mask's draft
+  // nodes off the spine hold a mask's draft
   for (size_t i = 0; i < std::min(path.size(), limit) && path[i] == 1; ++i) ++num_from_text;
 }
 

@@ -171,7 +171,7 @@ BoundStep::BoundStep(StepHost& host, const Layout& layout, const BoundAdapter& a
   if (host_.graph().gives_rows()) make_new_rows();
 }
 
-// What changes from step to step.
+// Create the inputs that change from step to step.
 void BoundStep::make_given(const Layout& layout) {
   const size_t token_ids = given_.add("token_ids", {1, num_rows_}, kWhole);
   const size_t positions = given_.add("positions", {1, num_rows_}, kWhole);
@@ -196,7 +196,7 @@ void BoundStep::make_fixed(const Layout& layout, bool with_logits) {
   const size_t sees_prefix = fixed_.add("sees_prefix", {num_rows_}, kTruth);
   const size_t wants_logits = fixed_.add("wants_logits", {1}, kTruth);
   fixed_.allocate();
-  std::fill_n(fixed_.host<int64_t>(row_texts), num_rows_, 0);  // all are of the same
+  std::fill_n(fixed_.host<int64_t>(row_texts), num_rows_, 0);  // all rows belong to one text
   const auto& rows = layout.output_rows;
   std::copy(rows.begin(), rows.end(), fixed_.host<int64_t>(output_rows));
   *fixed_.host<int64_t>(first_mask_row) =
@@ -262,7 +262,8 @@ const BoundStep::Binding& BoundStep::binding_for(const CachedText& text) {
   }
   const auto found = bindings_.find({slab, num_seen});
   if (found != bindings_.end()) return found->second;
-  if (host_.device().is_host()) bindings_.clear();  // nothing was captured, and slabs are many
+  if (host_.device().is_host())
+    bindings_.clear();  // nothing was captured, and there may be many slabs
   Binding& binding = bindings_[{slab, num_seen}];
   try {
     bind(binding, text, num_seen);

@@ -12,16 +12,16 @@ namespace bita {
 
 namespace {
 
-// Processors that the control group (version 2) may keep busy; 0 for no limit below the machine's.
+// The number of processors that the control group (version 2) may use; 0 without a limit.
 double quota(long num_processors) {
   std::ifstream file("/sys/fs/cgroup/cpu.max");
   double share = 0, period = 0;
-  if (!(file >> share >> period) || period <= 0) return 0;  // none, or "max"
+  if (!(file >> share >> period) || period <= 0) return 0;  // no limit, or "max"
   share /= period;
   return share > 0 && share < static_cast<double>(num_processors) ? share : 0;
 }
 
-// What names the physical core of a processor; the processor itself where that is not known.
+// An identifier of a processor's physical core, or the processor's number if it is unknown.
 std::string core_of(int processor) {
   const std::string number = std::to_string(processor);
   std::ifstream file("/sys/devices/system/cpu/cpu" + number + "/topology/thread_siblings_list");

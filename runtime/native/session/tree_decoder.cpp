@@ -15,7 +15,7 @@ double milliseconds(Clock::time_point began, Clock::time_point ended) {
   return std::chrono::duration<double, std::milli>(ended - began).count();
 }
 
-// The children of each node, as far as they are on the spine where branches are not accepted.
+// The acceptable children of each node: only those on the spine if branches are not accepted.
 std::vector<std::vector<int64_t>> accepted_children(const Tree& tree, bool accepts_branches) {
   std::vector<std::vector<int64_t>> children = tree.children();
   if (accepts_branches) return children;
@@ -74,7 +74,7 @@ void TreeDecoder::check_prompt(const std::vector<int64_t>& token_ids) const {
   const int64_t size = host_.manifest().vocab_size;
   for (const int64_t token : token_ids) {
     if (token >= 0 && token < size) continue;
-    throw Fault(FaultKind::kPrompt, "token ids must lie in [0, " + std::to_string(size) +
+    throw Fault(FaultKind::kPrompt, "token ids must be in [0, " + std::to_string(size) +
                                         "); the prompt has " + std::to_string(token));
   }
 }
@@ -118,7 +118,7 @@ std::vector<int64_t> TreeDecoder::step(TokenSequence& sequence, CachedText& text
     next_step(sequence, text, stats);
   } catch (const UnsoundFault&) {
     if (sequence.is_plain) throw;
-    sequence.is_plain = true;  // garbage that mask rows read must not spoil the text
+    sequence.is_plain = true;  // invalid values from mask rows must not affect the text
     text.clear_rest();
     next_step(sequence, text, stats);
   }
@@ -165,7 +165,8 @@ void TreeDecoder::read_piece(const int64_t* tokens, int64_t count, CachedText& t
   text.append(count);
 }
 
-// The last piece of the prompt, with the first mask group after it, and the token that follows.
+// Run the last piece of the prompt with the first mask group after it, and choose the token that
+// follows.
 void TreeDecoder::read_end(TokenSequence& sequence, CachedText& text, int64_t count) {
   const int64_t room = host_.capacity() - adapter_->prefix_length() - text.length() - count;
   const int64_t num_masks = sequence.is_plain ? 0 : std::min(table_.max_masks(), room);
@@ -176,7 +177,7 @@ void TreeDecoder::read_end(TokenSequence& sequence, CachedText& text, int64_t co
   step.run(text);
   text.append(count);
   sequence.drafts.read(step.top_ids(1), step.top_logits(1), num_masks);
-  sequence.extend({chosen(sequence, step, 0)});
+  sequence.extend({choose(sequence, step, 0)});
 }
 
 void TreeDecoder::advance(TokenSequence& sequence, CachedText& text, Stats& stats) {
@@ -190,9 +191,9 @@ void TreeDecoder::advance(TokenSequence& sequence, CachedText& text, Stats& stat
   bound.step.run(text);
   const auto returned = Clock::now();
   std::vector<int64_t> path = {0}, emitted;
-  while (true) {  // walk to the child that holds each node's chosen token, as far as there is one
+  while (true) {  // follow the children that hold each node's chosen token
     const int64_t node = path.back();
-    emitted.push_back(chosen(sequence, bound.step, node));
+    emitted.push_back(choose(sequence, bound.step, node));
     if (sequence.chooser.has_ended()) break;
     const auto& children = bound.children[static_cast<size_t>(node)];
     const auto child = std::find_if(children.begin(), children.end(),
@@ -220,14 +221,14 @@ void TreeDecoder::advance(TokenSequence& sequence, CachedText& text, Stats& stat
   stats.backend_ms += milliseconds(ran, returned);
 }
 
-int64_t TreeDecoder::chosen(TokenSequence& sequence, BoundStep& step, int64_t row) const {
+int64_t TreeDecoder::choose(TokenSequence& sequence, BoundStep& step, int64_t row) const {
   if (!sequence.chooser.needs_logits()) return step.top_ids(row)[0];
   return sequence.chooser.choose(step.logits(row), host_.manifest().vocab_size);
 }
 
-// The tree of a sequence's next round: that of its state, a smaller one where the guard says so, or
-// the root where the cache has no room for the state's. The guess is one token more than a smaller
-// tree's spine, where the guard judges what it would have held.
+// Pick the tree of a sequence's next round: that of its state, a smaller one if the guard says so,
+// or the root if the cache has no room for the state's. The guess has one token more than a smaller
+// tree's spine if the guard judges the guess that the spine would have held.
 TreeDecoder::PickedTree TreeDecoder::pick_tree(TokenSequence& sequence, const CachedText& text) {
   const bool with_logits = sequence.chooser.needs_logits();
   PickedTree picked;

@@ -6,13 +6,13 @@ namespace bita {
 
 namespace {
 
-// How long a waiting thread sleeps before it looks whether it was cancelled: a signal handler,
-// which may cancel, must not lock anything to wake it.
+// The interval at which a waiting thread checks whether it was cancelled: a signal handler, which
+// may cancel, must not lock anything to wake it.
 constexpr std::chrono::milliseconds kLook(5);
 
 }  // namespace
 
-bool Turns::wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled) {
+bool Turns::wait(const StopTime& deadline, const std::atomic<bool>* is_cancelled) {
   std::unique_lock<std::mutex> lock(mutex_);
   const uint64_t number = next_++;
   waiting_.push_back(number);
@@ -32,7 +32,7 @@ bool Turns::wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled
   const bool has_turn = !is_taken_ && waiting_.front() == number;
   waiting_.erase(std::find(waiting_.begin(), waiting_.end(), number));
   is_taken_ |= has_turn;
-  if (!has_turn) changed_.notify_all();  // another may be the first now
+  if (!has_turn) changed_.notify_all();  // another thread may be first now
   return has_turn;
 }
 

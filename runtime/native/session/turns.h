@@ -1,4 +1,4 @@
-// Turns at something that one thread uses at a time, in the order in which they were asked for.
+// Turns at a resource that one thread uses at a time, in the order of their requests.
 //
 // A mutex gives no order: a thread that unlocks and locks again would keep the others waiting.
 #pragma once
@@ -13,12 +13,12 @@
 
 namespace bita {
 
-using Deadline = std::optional<std::chrono::steady_clock::time_point>;
+using StopTime = std::optional<std::chrono::steady_clock::time_point>;
 
 class Turns {
  public:
   // Wait for a turn; false if the deadline passes or `is_cancelled` becomes true before it comes.
-  bool wait(const Deadline& deadline, const std::atomic<bool>* is_cancelled);
+  bool wait(const StopTime& deadline, const std::atomic<bool>* is_cancelled);
   void end();
 
  private:
@@ -33,7 +33,7 @@ class Turns {
 class Turn {
  public:
   explicit Turn(Turns& turns) : turns_(turns), has_turn_(turns.wait(std::nullopt, nullptr)) {}
-  Turn(Turns& turns, const Deadline& deadline, const std::atomic<bool>* is_cancelled)
+  Turn(Turns& turns, const StopTime& deadline, const std::atomic<bool>* is_cancelled)
       : turns_(turns), has_turn_(turns.wait(deadline, is_cancelled)) {}
   ~Turn() {
     if (has_turn_) turns_.end();

@@ -1,4 +1,4 @@
-// What Sights and Attention reject.
+// Nodes that Sights and Attention reject.
 #include <thread>
 
 #include "faults.h"
@@ -6,7 +6,7 @@
 namespace bita::tests {
 namespace {
 
-constexpr const char* kNoStep = "sights are of no step that this thread runs";
+constexpr const char* kNoStep = "sights do not belong to a step that this thread is running";
 
 const Adds sights_shapes("Sights rejects attributes and shapes that do not fit", [] {
   Random random(53);
@@ -41,7 +41,7 @@ const Adds sights_shapes("Sights rejects attributes and shapes that do not fit",
   faults.unused(0, "sights");
 });
 
-const Adds sights_numbers("Sights rejects places that are not there", [] {
+const Adds sights_numbers("Sights rejects places that do not exist", [] {
   Random random(58);
   const Faults faults(small_step(random).sights_node());
   for (const char* name : {"positions", "row_slots", "row_texts", "text_lengths", "text_pages",
@@ -73,7 +73,7 @@ const Adds sees_nothing("Sights rejects a row that sees nothing", [] {
   faults.broken(bad, "row 2 sees nothing");
   bad["sees_prefix"].set(2, uint8_t{1});
   Node sees_prefix = bad;
-  expect(fault_of(sees_prefix).empty(), "a row may see the prefix alone");
+  expect(fault_of(sees_prefix).empty(), "a row may see only the prefix");
   bad["prefix_length"].set(0, int64_t{0});
   faults.broken(bad, "row 2 sees nothing");
 });
@@ -84,14 +84,14 @@ const Adds one_place("Sights rejects two rows that are written to one slot", [] 
   const std::vector<int64_t> pages = Node(faults.good())["text_pages"].cells<int64_t>();
   Node bad = faults.good();
   bad["row_slots"].set(1, int64_t{20});
-  bad["sees"].set(4, uint8_t{0});  // row 1 sees itself alone
-  faults.broken(bad, "two rows have slot 4 of page " + std::to_string(pages[1]));
+  bad["sees"].set(4, uint8_t{0});  // row 1 sees only itself
+  faults.broken(bad, "two rows write to slot 4 of page " + std::to_string(pages[1]));
   // row 1 is in slot 21 of its text, row 2 in slot 5 of another one
   faults.cell("text_pages", 3, pages[1],
-              "two rows have slot 5 of page " + std::to_string(pages[1]));
+              "two rows write to slot 5 of page " + std::to_string(pages[1]));
 });
 
-const Adds attention("Attention rejects what does not fit", [] {
+const Adds attention("Attention rejects nodes that do not fit", [] {
   Random random(59);
   const Step step = small_step(random);
   const Faults faults(step.node());
@@ -104,7 +104,7 @@ const Adds attention("Attention rejects what does not fit", [] {
   faults.reshaped("qkv", {4, 1, 128}, "[?, 128]");
   for (const int64_t rows : {0, 3, 5})
     faults.fed("qkv", floats_of({rows, 128}),
-               "sights are of 4 rows, and there are " + std::to_string(rows));
+               "sights are for 4 rows, but the input has " + std::to_string(rows));
   faults.unused(0, "quantized");
   faults.unused(1, "present");
 });
@@ -130,7 +130,7 @@ const Adds of_threads("Sights belong to the thread that found them", [] {
     fault = fault_of(node);
   });
   other.join();
-  expect(fault.find(kNoStep) != std::string::npos, "another thread says '" + fault + "'");
+  expect(fault.find(kNoStep) != std::string::npos, "another thread reports '" + fault + "'");
   faults.fed("sights", of_other, kNoStep);
 });
 

@@ -1,4 +1,4 @@
-// Attention as a whole operator.
+// Attention as a complete operator.
 #include <algorithm>
 #include <cmath>
 
@@ -44,14 +44,12 @@ const std::vector<Scene>& scenes() {
       {"a window of one", shape_of(2, 1, 16, 8, false, false, 0, 1), {{17}, {6}}},
       {"a full cache", shape_of(2, 1, 32, 8, true, false), {{100, 60}, {3, 9}, 17, 0, false, true}},
       {"a long prompt", shape_of(3, 1, 16, 8, true, true), {{0}, {130}, 0, 0, true}},
-      {"prompts side by side",
-       shape_of(2, 2, 16, 4, false, false, 0, 50),
-       {{20, 0}, {100, 30}, 9, 1, true}},
+      {"two prompts", shape_of(2, 2, 16, 4, false, false, 0, 50), {{20, 0}, {100, 30}, 9, 1, true}},
   };
   return all;
 }
 
-// What the step wrote is its keys and values; all else is as it was.
+// The step wrote its keys and values, and left everything else unchanged.
 void expect_written(const Step& step, const Value& present, const std::string& what) {
   Value before = step.past;
   const auto cell_bytes = static_cast<int64_t>(type_size(before.type));
@@ -63,7 +61,7 @@ void expect_written(const Step& step, const Value& present, const std::string& w
         const auto wanted = is_key ? step.exact_key(row, head) : step.exact_value(row, head);
         for (size_t d = 0; d < wanted.size(); ++d) {
           const double slack = step.shape.is_half ? std::abs(wanted[d]) / 2040 + 1e-6 : 4e-6;
-          expect(std::abs(found[d] - wanted[d]) <= slack, what + ": a cell is not what it must be");
+          expect(std::abs(found[d] - wanted[d]) <= slack, what + ": a cell has the wrong value");
           const int64_t cell = step.cell(pages[static_cast<size_t>(row.slot / kPage)], row.slot,
                                          head, static_cast<int64_t>(d), is_key);
           std::copy_n(present.bytes.begin() + cell * cell_bytes, cell_bytes,
@@ -115,7 +113,7 @@ const Adds other_memory("A cache that is not bound is copied first", [] {
   const Step step = random_step(random, shape_of(2, 1, 16, 8, true, false), {{20}, {4}});
   Node bound = step.node(), apart = step.node();
   apart.binds.clear();
-  expect_same_values(run(apart, {2, 1}), run(bound), "another memory");
+  expect_same_values(run(apart, {2, 1}), run(bound), "other memory");
   expect_same(apart["past"].bytes, step.past.bytes, "the past is not written to");
 });
 
@@ -126,10 +124,10 @@ const Adds sees_nothing("A row whose window ends before its keys gets zeros", []
   const std::vector<Value> found = run_everywhere(step.node(), "a row that sees nothing");
   for (const double x : meaning(rows_of(found[0], {1}), 32)) expect(x == 0.0, "zeros");
   std::vector<Value> all = {found[0], found[1]};
-  expect_exact(step, all, "rows beside one that sees nothing");
+  expect_exact(step, all, "rows next to one that sees nothing");
 });
 
-const Adds prefix_alone("A row may see the prefix alone, not even itself", [] {
+const Adds prefix_alone("A row may see only the prefix, not even itself", [] {
   Random random(46);
   for (const int64_t num_heads : {2, 16}) {
     const Shape shape = shape_of(num_heads, num_heads, 16, 8, true, false);
@@ -142,7 +140,7 @@ const Adds prefix_alone("A row may see the prefix alone, not even itself", [] {
   }
 });
 
-const Adds nan_rows("A row of NaN spoils only those that see it", [] {
+const Adds nan_rows("A row of NaN spoils only rows that see it", [] {
   Random random(44);
   Step step = random_step(random, shape_of(2, 1, 32, 8, true, true), {{20}, {12}});
   step.rows[0].seen = {0};
@@ -153,11 +151,11 @@ const Adds nan_rows("A row of NaN spoils only those that see it", [] {
     const std::vector<int64_t>& seen = step.rows[static_cast<size_t>(row)].seen;
     const bool is_spoiled = std::find(seen.begin(), seen.end(), 5) != seen.end();
     for (const double x : meaning(rows_of(found[0], {row}), 64))
-      expect(std::isnan(x) == is_spoiled, "row " + std::to_string(row) + " beside one of NaN");
+      expect(std::isnan(x) == is_spoiled, "row " + std::to_string(row) + " next to one of NaN");
   }
 });
 
-const Adds no_rows("Attention of no rows leaves the cache as it is", [] {
+const Adds no_rows("Attention of no rows leaves the cache unchanged", [] {
   Random random(45);
   const Step step = random_step(random, shape_of(2, 1, 16, 8, true, false), {{20}, {0}});
   for (const bool is_bound : {true, false}) {

@@ -1,4 +1,4 @@
-// A few lines for tests: named cases, and checks that say what differs.
+// A minimal test framework: named cases, and checks that report differences.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ inline void expect(bool holds, const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
 }
 
-// Runs all cases, or those whose name has the first argument in it; the status for main to return.
+// Run all cases, or those whose name contains the first argument; returns the status for main.
 inline int run_cases(int count, char** arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 4096);  // a sanitizer may end the process
   int num_run = 0;
@@ -53,7 +53,7 @@ inline int run_cases(int count, char** arguments) {
   return num_failures() || !num_run ? 1 : 0;
 }
 
-// Bit for bit, so that NaN equals NaN and 0 is not -0.
+// Compare bit for bit, so that NaN equals NaN and 0 differs from -0.
 template <class T>
 void expect_same(const std::vector<T>& found, const std::vector<T>& wanted,
                  const std::string& what) {
@@ -71,7 +71,7 @@ void expect_same(const std::vector<T>& found, const std::vector<T>& wanted,
   }
 }
 
-// Numbers that are the same on every machine: SplitMix64.
+// Random numbers that are the same on every machine: SplitMix64.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}

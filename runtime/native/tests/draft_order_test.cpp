@@ -1,4 +1,4 @@
-// Orders of drafts against a plain computation in doubles.
+// The order of drafts, compared with a plain computation in doubles.
 #include "../decoding/draft_order.h"
 
 #include <algorithm>
@@ -93,7 +93,7 @@ const Adds orders("drafts are ordered by logits, pair scores and guesses", [] {
       plain.check(name);
       Drafts guessed(count, rank, 4);
       guessed.guess(guessed.ids[count / 2], 2.5f);
-      guessed.guess(kVocab + 5, 4.0f);  // no draft, and in no table
+      guessed.guess(kVocab + 5, 4.0f);  // not a draft, and in no table
       guessed.check(name + ", two guesses");
     }
 });

@@ -31,8 +31,8 @@ void Faults::size(const std::string& name) const {
 }
 
 void Faults::real(const std::string& name) const {
-  attribute(name, kNaN, name + " is not a number");
-  attribute(name, kInfinity, name + " is not a number");
+  attribute(name, kNaN, name + " is not finite");
+  attribute(name, kInfinity, name + " is not finite");
   attribute(name, 1, name);
   no_attribute(name);
 }
@@ -72,8 +72,8 @@ void lora_faults(const Faults& faults, const std::string& prefix, int64_t tiles,
   const int64_t width = num_blocks(inputs) * kBlock, layers = kThinLayers;
   const std::string in_down = "[?, ?, " + std::to_string(width) + "]";
   const std::string in_up = shape_text({layers, tiles, 2, kTile});
-  for (const std::string& name : {down, up}) faults.fed(name, {}, "belong together");
-  faults.fed_both(down, up, {}, "belong together");
+  for (const std::string& name : {down, up}) faults.fed(name, {}, "must be given together");
+  faults.fed_both(down, up, {}, "must be given together");
   for (const std::vector<int64_t>& dims : std::vector<std::vector<int64_t>>{
            {layers, 2, width - 1}, {2, width}, {layers, 2, 1, width}, {}})
     faults.reshaped(down, dims, in_down);
@@ -97,13 +97,13 @@ void layer_faults(const Faults& faults, const std::string& down) {
     faults.attribute("layer", layer, "layer is " + std::to_string(layer));
   for (const int64_t layer : {kThinLayers, INT64_MAX})
     faults.attribute("layer", layer,
-                     down + " has 3 layers, and this is layer " + std::to_string(layer));
+                     down + " has 3 layers, but this is layer " + std::to_string(layer));
   faults.attribute("layer", 1.0f, "layer");
   faults.no_attribute("layer");
 }
 
 void mask_row_faults(const Faults& faults) {
-  faults.fed("first_mask_row", {}, "belong together");
+  faults.fed("first_mask_row", {}, "must be given together");
   for (const int64_t row : {int64_t{-1}, INT64_MIN})
     faults.cell("first_mask_row", 0, row, "first_mask_row is negative");
   const std::vector<std::vector<int64_t>> others = {{}, {2}, {0}, {1, 1}};
@@ -122,7 +122,7 @@ void attention_faults(const Faults& faults) {
   for (const char* name : {"num_heads", "kv_num_heads", "head_dim"}) faults.size(name);
   for (const char* name : {"scale", "softcap", "epsilon"}) faults.real(name);
   for (const int64_t heads : {3, INT32_MAX})
-    faults.attribute("kv_num_heads", heads, "heads do not share kv heads evenly");
+    faults.attribute("kv_num_heads", heads, "num_heads is not a multiple of kv_num_heads");
   faults.attribute("head_dim", 16, "q_norm has the shape [32], not [16]");
   for (const int64_t size : {24, 1040, INT32_MAX}) {
     Node bad = faults.good();
@@ -132,12 +132,14 @@ void attention_faults(const Faults& faults) {
   }
   for (const char* name : {"q_norm", "k_norm"}) vector_faults(faults, name, 32);
   for (const char* name : {"cos", "sin"}) faults.not_constant(name);
-  for (const char* name : {"cos", "sin"}) faults.fed(name, {}, "cos and sin belong together");
+  for (const char* name : {"cos", "sin"})
+    faults.fed(name, {}, "cos and sin must be given together");
   faults.reshaped("sin", {512, 7}, "[512, 8]");
   faults.reshaped("cos", {512}, "[?, ?]");
   faults.fed_both("cos", "sin", floats_of({4, 17}), "cos is wider than half a head");
   faults.fed_both("cos", "sin", floats_of({0, INT64_MAX / 2 + 2}), "wider than half a head");
-  faults.fed_both("cos", "sin", floats_of({0, 8}), "position 21 is beyond the 0 of the graph");
+  faults.fed_both("cos", "sin", floats_of({0, 8}),
+                  "position 21 is not one of the 0 positions of the graph");
 }
 
 namespace {
@@ -163,7 +165,7 @@ void sights_faults(const Faults& faults, const Step& step) {
   for (const std::vector<int64_t>& dims : others) faults.reshaped("sights", dims, "[1]");
   const int64_t number = Node(faults.good())["sights"].cells<int64_t>()[0];
   for (const int64_t other : {int64_t{0}, int64_t{-1}, -number, number + 1, INT64_MAX, INT64_MIN})
-    faults.cell("sights", 0, other, "sights are of no step that this thread runs");
+    faults.cell("sights", 0, other, "sights do not belong to a step that this thread is running");
   const auto with = [&](Node sights) {
     Node bad = faults.good();
     bad["sights"] = run(sights)[0];
@@ -174,19 +176,21 @@ void sights_faults(const Faults& faults, const Step& step) {
     sights[name].set(index, cell);
     return with(sights);
   };
-  faults.broken(changed("positions", 1, 512), "position 512 is beyond the 512 of the graph");
-  faults.broken(changed("positions", 3, int64_t{1} << 30), "position 1073741824 is beyond the 512");
+  faults.broken(changed("positions", 1, 512),
+                "position 512 is not one of the 512 positions of the graph");
+  faults.broken(changed("positions", 3, int64_t{1} << 30),
+                "position 1073741824 is not one of the 512");
   faults.broken(changed("text_pages", 0, 40), "page 40 is not one of the cache's 40");
   faults.broken(changed("text_pages", 3, int64_t{1} << 30), "page 1073741824 is not one of");
   faults.broken(changed("prefix_pages", 0, 40), "page 40 is not one of the cache's 40");
   Node unread = changed("text_pages", 5, 40);
-  expect(fault_of(unread).empty(), "a page that is not read may be beyond the cache");
+  expect(fault_of(unread).empty(), "a page that is not read may be outside the cache");
   Node sights = step.sights_node();
   sights.set("group", 1);
   faults.broken(with(sights), "sights are for groups of 1 heads, not of 2");
   Step shorter = step;
   shorter.rows.pop_back();
-  faults.broken(with(shorter.sights_node()), "sights are of 3 rows, and there are 4");
+  faults.broken(with(shorter.sights_node()), "sights are for 3 rows, but the input has 4");
 }
 
 }  // namespace bita::tests

@@ -1,4 +1,4 @@
-// What operators reject: changes to a node that works, and what they say then.
+// Nodes that operators reject: changes to a working node, and the resulting messages.
 #pragma once
 
 #include <limits>
@@ -25,7 +25,7 @@ inline Value ints_of(const std::vector<int64_t>& dims) {
   return zeros(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, dims);
 }
 
-// Changes to a node that works, and what its status says then.
+// Makes changes to a working node and checks the message of its status.
 class Faults {
  public:
   explicit Faults(Node good) : good_(std::move(good)) {
@@ -36,12 +36,12 @@ class Faults {
   Faults(const Faults&) = delete;
   Faults& operator=(const Faults&) = delete;
 
-  // Nothing that the node was fed is written to.
+  // Expect the fault `wanted` from a node, and that its inputs are not written.
   void broken(Node bad, const std::string& wanted) const {
     const std::vector<Input> before = bad.inputs;
     const std::string text = fault_of(bad, {3, 1});
     expect(text.find("bita." + bad.op + ": ") == 0 && text.find(wanted) != std::string::npos,
-           bad.op + " says '" + text + "', not '" + wanted + "'");
+           bad.op + " reports '" + text + "', not '" + wanted + "'");
     for (size_t i = 0; i < before.size(); ++i)
       expect_same(bad.inputs[i].value.bytes, before[i].value.bytes, bad.op + "'s memory");
   }
@@ -58,7 +58,7 @@ class Faults {
   }
   void fed(const std::string& name, const Value& value, const std::string& text) const {
     Node bad = good_;
-    bad[name] = value;  // constant, if it is
+    bad[name] = value;  // keeps whether it is constant
     broken(std::move(bad), text);
   }
   void fed_both(const std::string& name, const std::string& other, const Value& value,
@@ -68,7 +68,7 @@ class Faults {
     broken(std::move(bad), text);
   }
   void missing(const std::string& name) const { fed(name, {}, "there is no " + name); }
-  // Zeros of another shape than `wanted`, which is as the fault says it.
+  // Feed zeros of another shape than `wanted`, which is written as in the message.
   void reshaped(const std::string& name, const std::vector<int64_t>& dims,
                 const std::string& wanted) const;
   template <class T>
@@ -89,7 +89,7 @@ class Faults {
   }
 
   void size(const std::string& name) const;  // an attribute from 1 to 2^31 - 1
-  void real(const std::string& name) const;  // a finite one
+  void real(const std::string& name) const;  // a finite attribute
 
   const Node& good() const { return good_; }
 
@@ -97,24 +97,24 @@ class Faults {
   Node good_;
 };
 
-// Faults of a layer's weights of 4 bits [outputs, inputs]. prefix: of the names of its inputs.
+// Faults of a layer's 4-bit weights [outputs, inputs]. prefix: of the names of its inputs.
 void weight_faults(const Faults& faults, const std::string& prefix, int64_t outputs,
                    int64_t inputs);
-// Faults of a vector that has to be an initializer.
+// Faults of a vector that must be an initializer.
 void vector_faults(const Faults& faults, const std::string& name, int64_t size);
-// Faults of LoRA of rank 2, but those of first_mask_row and of the layer.
+// Faults of LoRA of rank 2, except those of first_mask_row and of the layer.
 void lora_faults(const Faults& faults, const std::string& prefix, int64_t tiles, int64_t inputs);
-// down: the first input that is taken by the layer.
+// Faults of the layer. down: the first input that the layer indexes.
 void layer_faults(const Faults& faults, const std::string& down);
 void mask_row_faults(const Faults& faults);
 
 // Two texts of 20 and 5 slots on three pages each, with two rows each; a prefix of 10. There are
 // two heads of 32, which share keys.
 Step small_step(Random& random);
-// Faults of attributes and initializers that Attention and its sublayer have.
+// Faults of attributes and initializers of Attention and its sublayer.
 void attention_faults(const Faults& faults);
-// Faults of the sights and the cache of that step. Few sights are made meanwhile, so that those of
-// the node are kept.
+// Faults of the sights and the cache of that step. Creates few other sights, so that the node's
+// remain valid.
 void sights_faults(const Faults& faults, const Step& step);
 
 }  // namespace bita::tests

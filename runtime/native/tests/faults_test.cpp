@@ -1,4 +1,4 @@
-// What operators that work row by row reject.
+// Nodes that the operators on single rows reject.
 #include "faults.h"
 
 #include "../operators/add_norm.h"
@@ -25,7 +25,7 @@ Node linear_node(Random& random, bool is_gated) {
   return node;
 }
 
-// Those of both linear operators.
+// Faults of both linear operators.
 void linear_faults(const Faults& faults, int64_t tiles) {
   faults.missing("quantized");
   faults.fed("quantized", bytes_of({3, 131}),
@@ -41,7 +41,7 @@ void linear_faults(const Faults& faults, int64_t tiles) {
   }
 }
 
-const Adds linear("Linear rejects what does not fit", [] {
+const Adds linear("Linear rejects nodes that do not fit", [] {
   Random random(50);
   const Faults faults(linear_node(random, false));
   linear_faults(faults, 3);
@@ -49,7 +49,7 @@ const Adds linear("Linear rejects what does not fit", [] {
   faults.unused(0, "product");
 });
 
-const Adds gated_linear("GatedLinear rejects what does not fit", [] {
+const Adds gated_linear("GatedLinear rejects nodes that do not fit", [] {
   Random random(56);
   const Faults faults(linear_node(random, true));
   linear_faults(faults, 4);
@@ -61,7 +61,7 @@ const Adds gated_linear("GatedLinear rejects what does not fit", [] {
   faults.no_attribute("activation");
 });
 
-const Adds embed("Embed rejects what does not fit", [] {
+const Adds embed("Embed rejects nodes that do not fit", [] {
   Random random(51);
   Node node = Node::of<Embed>();
   node.set("hidden_size", 70);
@@ -90,7 +90,7 @@ const Adds embed("Embed rejects what does not fit", [] {
   faults.real("scale");
 });
 
-const Adds add_norm("AddNorm rejects what does not fit", [] {
+const Adds add_norm("AddNorm rejects nodes that do not fit", [] {
   Node node = Node::of<AddNorm>();
   node.set("epsilon", 1e-5f);
   node.set("delta_scale", 1.0f);
@@ -107,18 +107,18 @@ const Adds add_norm("AddNorm rejects what does not fit", [] {
   faults.fed("weight", floats_of({1, 20}), "weight has the shape [1, 20], not [?]");
   faults.fed("weight", floats_of({19}), "delta_weight has the shape [20], not [19]");
   faults.fed("delta_weight", floats_of({0}), "delta_weight has the shape [0], not [20]");
-  faults.cell("rows", 0, int64_t{3}, "row 3 is not one of 3");
-  faults.cell("rows", 1, int64_t{-1}, "row -1 is not one of 3");
-  faults.cell("rows", 1, INT64_MIN, "is not one of 3");
+  faults.cell("rows", 0, int64_t{3}, "row 3 is not one of the 3 rows");
+  faults.cell("rows", 1, int64_t{-1}, "row -1 is not one of the 3 rows");
+  faults.cell("rows", 1, INT64_MIN, "is not one of the 3 rows");
   faults.fed("rows", ints_of({1, 2}), "rows has the shape [1, 2], not [?]");
   for (const char* name : {"residual", "weight"}) faults.missing(name);
   for (const char* name : {"weight", "delta_weight"}) faults.not_constant(name);
-  faults.attribute("delta_scale", kNaN, "delta_scale is not a number");
+  faults.attribute("delta_scale", kNaN, "delta_scale is not finite");
   faults.real("epsilon");
   faults.unused(0, "quantized");
 });
 
-const Adds head("Head rejects what does not fit", [] {
+const Adds head("Head rejects nodes that do not fit", [] {
   Random random(52);
   Node node = Node::of<Head>();
   node.set("in_features", 70);

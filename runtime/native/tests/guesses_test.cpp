@@ -1,4 +1,4 @@
-// What follows a text: matches in it against a search of all of it, a table, and what is refused.
+// Guesses: matches in a text compared with a search of all of it, a table, and rejected sources.
 #include "../decoding/guesses.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace {
 
 using Tokens = std::vector<int64_t>;
 
-// Tokens that stand in front of both places, at most kMaxMatch.
+// Length of the run before `place` that equals the one before `end`, at most kMaxMatch.
 int64_t common(const Tokens& text, int64_t place, int64_t end) {
   int64_t length = 0;
   while (length < std::min(kMaxMatch, place) && text[static_cast<size_t>(place - length - 1)] ==
@@ -115,7 +115,7 @@ const Adds table("a table finds the longest run that it knows", [] {
   const Tokens text = {1, 7, 8};
   expect(table.find(text.data(), 3).token == 9, "after 7, 8");
   expect(table.find(text.data(), 2).token == 8, "after 7");
-  expect(table.find(text.data(), 2).percent == 60, "how surely");
+  expect(table.find(text.data(), 2).percent == 60, "its probability");
   expect(table.find(text.data(), 1).percent == 0, "after 1");
   expect(Continuations{}.find(text.data(), 3).percent == 0, "no table");
 });
@@ -130,17 +130,17 @@ const Adds places("places follow each other until nothing is known", [] {
   guesses.extend(text.data(), 2);
   expect(guesses.look(0, 4, room.found) == 0, "is done");
   expect(room.found.num_places == 2, "two places");
-  expect(room.place(0) == Tokens{8} && room.place(1) == Tokens{9}, "of the table");
+  expect(room.place(0) == Tokens{8} && room.place(1) == Tokens{9}, "from the table");
   guesses.extend(nullptr, 0);
   expect(guesses.look(2, 4, room.found) == 0, "with masks");
   expect(room.place(0).size() == 3 && room.place(1).size() == 3, "as many as they draft");
   guesses.start();
   guesses.extend(text.data(), 1);
-  expect(guesses.look(2, 1, room.found) == 0 && room.found.from_masks, "masks alone");
+  expect(guesses.look(2, 1, room.found) == 0 && room.found.from_masks, "only masks");
   expect(room.place(0) == Tokens({4, 5, 6}), "in their order");
 });
 
-const Adds refused("sources and requests out of range are refused", [] {
+const Adds refused("sources and requests out of range are rejected", [] {
   const auto refuses = [](const char* name, void (*spoil)(GuessSources&)) {
     Sources sources;
     spoil(sources.task);
@@ -152,7 +152,7 @@ const Adds refused("sources and requests out of range are refused", [] {
     }
     expect(is_refused, name);
   };
-  refuses("slots that are no power of two", [](GuessSources& s) { s.num_slots = 7; });
+  refuses("slots that are not a power of two", [](GuessSources& s) { s.num_slots = 7; });
   refuses("no values", [](GuessSources& s) { s.values = nullptr; });
   refuses("half of the pair scores", [](GuessSources& s) {
     static const uint16_t left[1] = {};

@@ -10,7 +10,7 @@ extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
 namespace bita::tests {
 namespace {
 
-// Raises what a status says.
+// Throws the message of a status.
 void raise(OrtStatus* status) {
   if (!status) return;
   const std::string text = status->text;
@@ -18,7 +18,7 @@ void raise(OrtStatus* status) {
   throw std::runtime_error(text);
 }
 
-// Inputs up to the last that is there.
+// The number of inputs up to the last one present.
 size_t count_inputs(const Node& node) {
   size_t count = node.inputs.size();
   while (count && node.inputs[count - 1].value.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED)
@@ -26,7 +26,7 @@ size_t count_inputs(const Node& node) {
   return count;
 }
 
-// ONNX Runtime rejects graphs whose types are not those of the operator.
+// ONNX Runtime rejects graphs whose types differ from those of the operator.
 void check_types(const OrtCustomOp* op, const Node& node) {
   if (op->GetInputTypeCount(op) != node.inputs.size()) throw std::logic_error("inputs differ");
   if (op->GetOutputTypeCount(op) != node.is_used.size()) throw std::logic_error("outputs differ");

@@ -1,7 +1,7 @@
-// A stand-in for ONNX Runtime: kernels of nodes, which run on tensors of its own.
+// A stand-in for ONNX Runtime: runs kernels of nodes on tensors of its own.
 //
-// Operators are run through the OrtCustomOp that the library registers, as ONNX Runtime does it,
-// with threads of their own for each loop, so that ThreadSanitizer sees what is not synchronized.
+// Operators run through the OrtCustomOp that the library registers, as in ONNX Runtime. Each loop
+// has threads of its own, so that ThreadSanitizer detects missing synchronization.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -16,10 +16,10 @@
 
 namespace bita::tests {
 
-// Call `body` with a context whose loops have these threads, as the run of a node has one.
+// Call `body` with a context whose loops have these threads, like the one that a node's run gets.
 void with_context(const Threads& threads, const std::function<void(OrtKernelContext*)>& body);
 
-// A kernel of a node, as ONNX Runtime holds it. Faults are raised as std::runtime_error.
+// A kernel of a node, as ONNX Runtime holds it. Raises faults as std::runtime_error.
 class HostKernel {
  public:
   explicit HostKernel(const Node& node);
@@ -36,14 +36,14 @@ class HostKernel {
   void* kernel_ = nullptr;
 };
 
-// Make a kernel and run it.
+// Create a kernel and run it.
 std::vector<Value> run(Node& node, Threads threads = {});
-// The text of the status that making or running it gives; empty if it works.
+// The message when creating or running the kernel fails; empty if it works.
 std::string fault_of(Node& node, Threads threads = {});
 
-// The operator of this name that the library registers.
+// The operator with this name that the library registers.
 const OrtCustomOp* registered(const std::string& name);
-// What sessions get: domains, and the names of their operators.
+// The domains that sessions get, with their operators.
 const std::map<std::string, std::vector<const OrtCustomOp*>>& domains();
 
 }  // namespace bita::tests

@@ -26,7 +26,7 @@ OrtStatus* status_of(const std::string& text) {
   return make(OrtStatus{text});
 }
 
-// Text by the API's rules: the size alone if there is no memory for it.
+// Return text by the API's rules: only its size if there is no memory for it.
 OrtStatus* give_text(const std::string& text, char* out, size_t* size) {
   const size_t needed = text.size() + 1;
   const bool fits = out && *size >= needed;
@@ -125,7 +125,7 @@ void add_kernel_functions(OrtApi& api) {
   };
 }
 
-// Run the indices that are a thread's, of an order that all threads know.
+// Run a thread's share of the indices, in an order that all threads know.
 void run_share(void (*body)(void*, size_t), const std::vector<size_t>& order, int thread, int count,
                const Threads& how, void* data) {
   if (how.begin) how.begin(thread);
@@ -133,8 +133,8 @@ void run_share(void (*body)(void*, size_t), const std::vector<size_t>& order, in
     body(data, order[i]);
 }
 
-// Which thread takes an index does not depend on time, so that a fault that needs two threads
-// comes back in the next run. Batches are hints, and an index may be on any thread.
+// The thread that takes an index does not depend on time, so that a fault that needs two threads
+// recurs in the next run. Batches are hints, and an index may run on any thread.
 OrtStatus* run_loop(const OrtKernelContext* context, void (*body)(void*, size_t), size_t total,
                     size_t, void* data) noexcept {
   std::vector<size_t> order(total);
@@ -154,7 +154,8 @@ OrtStatus* run_loop(const OrtKernelContext* context, void (*body)(void*, size_t)
   return nullptr;
 }
 
-// New memory has other garbage each time: what an operator leaves as it was is not the same twice.
+// New memory contains different garbage each time: anything that an operator leaves unwritten
+// differs between runs.
 OrtStatus* give_output(OrtKernelContext* context, size_t index, const int64_t* dims, size_t count,
                        OrtValue** out) noexcept {
   *out = nullptr;

@@ -1,4 +1,4 @@
-// The API that operators get from the stand-in for ONNX Runtime.
+// The API that the stand-in for ONNX Runtime gives to operators.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -8,19 +8,20 @@
 
 namespace bita::tests {
 
-// How many threads a loop has, and in which order they take its indices.
+// The number of threads of a loop, and the order in which they take its indices.
 struct Threads {
   int count = 1;
-  uint32_t order = 0;                   // a seed; 0 for ascending
-  std::function<void(int)> begin = {};  // each calls it first, with its number from 0 on
+  uint32_t order = 0;  // a seed; 0 for ascending
+  std::function<void(int)> begin =
+      {};  // each thread calls it first, with its number, counted from 0
 };
 
 // All functions that operators call.
 const OrtApi& host_api();
-// Base of the API; one that is too old for the library has no API.
+// Base of the API; one that is too old for the library returns no API.
 const OrtApiBase* api_base(bool is_too_old = false);
 
-// Statuses and shapes that were made and not yet released.
+// Statuses and shapes that were created and not yet released.
 int num_unreleased();
 
 }  // namespace bita::tests

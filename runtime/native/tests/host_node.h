@@ -15,7 +15,7 @@ namespace bita::tests {
 
 using Type = ONNXTensorElementDataType;
 
-// A tensor, or an input that is absent. Memory is as large as the tensor, for AddressSanitizer.
+// A tensor, or an absent input. Its memory is exactly as large as the tensor, for AddressSanitizer.
 struct Value {
   Type type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> dims;
@@ -51,7 +51,7 @@ Value ints(const std::vector<int64_t>& dims, const std::vector<int64_t>& cells);
 Value bytes(const std::vector<int64_t>& dims, const std::vector<uint8_t>& cells);
 Value bools(const std::vector<int64_t>& dims, const std::vector<uint8_t>& cells);
 
-// An attribute of any type; an operator that asks for another type is told that there is none.
+// An attribute of any type; an operator that asks for another type finds none.
 struct Attribute {
   enum : uint8_t { kInteger, kReal, kText } kind = kInteger;
   int64_t integer = 0;
@@ -64,10 +64,10 @@ struct Input {
   bool is_constant = false;
 };
 
-// A node of a graph, and what it is fed.
+// A node of a graph, and its inputs.
 class Node {
  public:
-  // Of an operator class, which has the names of the ports.
+  // A node of an operator class, which names the ports.
   template <class Kernel>
   static Node of() {
     Node node;
@@ -94,7 +94,7 @@ class Node {
   std::string op;
   std::map<std::string, Attribute> attributes;
   std::vector<Input> inputs;
-  std::vector<bool> is_used;       // of the outputs
+  std::vector<bool> is_used;       // for each output
   std::map<size_t, size_t> binds;  // outputs that are bound to the memory of an input
 
  private:

@@ -1,4 +1,4 @@
-// What the API's opaque types are in the stand-in for ONNX Runtime.
+// The API's opaque types in the stand-in for ONNX Runtime.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -22,14 +22,14 @@ struct OrtTensorTypeAndShapeInfo {
 };
 struct OrtKernelInfo {
   const bita::tests::Node* node;
-  std::vector<std::string> inputs;  // names; empty for those that are absent
-  std::vector<OrtValue> constants;  // null for those that are none
+  std::vector<std::string> inputs;  // names; empty for absent ones
+  std::vector<OrtValue> constants;  // null for inputs that are not constant
 };
 struct OrtKernelContext {
   const OrtCustomOp* op;
   bita::tests::Node* node;
   bita::tests::Threads threads;
-  // Of the input, and of the output, whose type the operator leaves open.
+  // Type of the input and output whose type the operator leaves open.
   bita::tests::Type open_type;
   std::vector<OrtValue> inputs;
   std::vector<bita::tests::Value> made;  // outputs with memory of their own

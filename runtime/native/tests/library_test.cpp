@@ -1,13 +1,13 @@
-// What the library registers and says about itself.
-#include "../kernels/roads.h"
+// The library's registration and its information about itself.
+#include "../kernels/isa.h"
 #include "check.h"
 #include "host.h"
 
 extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base);
 extern "C" int bita_operators_version(void);
-extern "C" const char* bita_operators_road(void);
-extern "C" const char* bita_operators_roads(void);
-extern "C" int bita_operators_use_road(const char* name);
+extern "C" const char* bita_operators_isa(void);
+extern "C" const char* bita_operators_isas(void);
+extern "C" int bita_operators_use_isa(const char* name);
 
 namespace bita::tests {
 namespace {
@@ -24,21 +24,22 @@ const Adds registration("The library registers its operators of the domain bita,
                                            "MlpSublayer", "AddNorm",     "Head",
                                            "Linear",      "GatedLinear", "Attention"};
   expect(names == wanted, "the operators' names");
-  expect(!RegisterCustomOps(nullptr, api_base(true)), "a library that is too new says nothing");
+  expect(!RegisterCustomOps(nullptr, api_base(true)),
+         "a library that is too new returns no status");
 });
 
-const Adds about_roads("The library names its roads and takes those that are there", [] {
+const Adds about_isas("The library lists its ISAs and selects those that it has", [] {
   expect(bita_operators_version() == 5, "the version");
-  const std::string names = bita_operators_roads();
-  for (const Kernels* road : roads()) {
-    expect(names.find(road->name) != std::string::npos, "a road is named");
-    expect(bita_operators_use_road(road->name) == 0, "a road is taken");
-    expect(bita_operators_road() == std::string(road->name), "the road in use");
+  const std::string names = bita_operators_isas();
+  for (const Kernels* isa : isas()) {
+    expect(names.find(isa->name) != std::string::npos, "an ISA is listed");
+    expect(bita_operators_use_isa(isa->name) == 0, "an ISA is selected");
+    expect(bita_operators_isa() == std::string(isa->name), "the ISA in use");
   }
-  expect(bita_operators_use_road("none") == -1 && bita_operators_use_road(nullptr) == -1 &&
-             bita_operators_use_road("") == -1,
-         "roads that are not there");
-  expect(bita_operators_use_road(roads().front()->name) == 0, "the best road");
+  expect(bita_operators_use_isa("none") == -1 && bita_operators_use_isa(nullptr) == -1 &&
+             bita_operators_use_isa("") == -1,
+         "unknown ISAs");
+  expect(bita_operators_use_isa(isas().front()->name) == 0, "the best ISA");
 });
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Linear and GatedLinear as whole operators.
+// Linear and GatedLinear as complete operators.
 #include "../operators/linear.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ struct Sizes {
   int64_t inputs, outputs, rows;
   int bits;
   bool has_minima, has_bias;
-  int64_t rank;  // of LoRA; 0 for none
+  int64_t rank;  // of LoRA; 0 without
   int64_t first_mask_row;
 
   std::string text() const {
@@ -34,13 +34,13 @@ const std::vector<Sizes>& all_sizes() {
   return sizes;
 }
 
-// One node of either operator, and what its outputs mean. up_outputs: N, or 2 * I.
+// A node of either operator, and its exact products. up_outputs: N, or 2 * I.
 struct Layer {
   Node node;
   std::vector<double> products;  // [rows, outputs], with bias and LoRA
 };
 
-// Weights, bias and LoRA of `outputs` plain outputs; the weights are packed by the caller.
+// Create weights, bias and LoRA for `outputs` plain outputs; the caller packs the weights.
 Layer layer_of(Random& random, const Sizes& sizes, const BlockWeights& weights, int64_t outputs,
                Node node) {
   const std::vector<float> cells = random.reals(sizes.rows * sizes.inputs, 2.0f);
@@ -86,7 +86,7 @@ Layer linear_layer(Random& random, const Sizes& sizes) {
   return layer_of(random, sizes, weights, sizes.outputs, std::move(node));
 }
 
-// Outputs in groups: 32 of the gate, the same 32 of up; zeros past the last.
+// Reorder outputs into groups: 32 of the gate, then the same 32 of up; zeros after the last.
 BlockWeights grouped(const BlockWeights& plain, int64_t outputs) {
   const int64_t groups = (outputs + kGroup - 1) / kGroup, blocks = num_blocks(plain.inputs);
   BlockWeights made{groups * 2 * kGroup, plain.inputs, plain.bits, {}, {}, {}};
@@ -127,7 +127,7 @@ std::vector<double> gated(const std::vector<double>& products, const Sizes& size
   return all;
 }
 
-// Rows in another order, and some alone, have the bits that they have among all.
+// Rows in another order, and single rows, have the same bits as among all rows.
 void expect_rows_apart(Random& random, const Layer& layer, const Sizes& sizes,
                        const Value& wanted) {
   const int64_t first = std::min(sizes.first_mask_row, sizes.rows);

@@ -15,7 +15,7 @@ size_t index(int64_t row, int64_t width, int64_t column) {
   return static_cast<size_t>(row * width + column);
 }
 
-// Where the value of an input of a block lies in the block, for an output of the tile.
+// Index of the byte in a block that holds the value of an input, for an output of the tile.
 size_t byte_of(int bits, int64_t input, int64_t output) {
   const int64_t line = bits == 4 ? input / 8 : input / 4;
   return static_cast<size_t>(line * 64 + 4 * output + input % 4);
@@ -185,23 +185,23 @@ std::vector<Value> run_everywhere(const Node& node, const std::string& what) {
   static int turn = 0;
   const auto run_copy = [&](const Threads& threads, int64_t processors) {
     use_processors(processors);
-    Node copy = node;  // runs may write to what is bound
+    Node copy = node;  // runs may write to bound inputs
     return run(copy, threads);
   };
-  use_road("plain");
+  use_isa("plain");
   const std::vector<Value> wanted = run_copy({}, 1);
-  for (const Kernels* road : roads()) {
-    use_road(road->name);
+  for (const Kernels* isa : isas()) {
+    use_isa(isa->name);
     ++turn;
     for (const int count : {1, 2, 3, 4}) {
-      if (road != roads().front() && count != 2 + turn % 3) continue;
-      ++order;  // as many processors as threads or a few more, and now and then the most
+      if (isa != isas().front() && count != 2 + turn % 3) continue;
+      ++order;  // as many processors as threads or a few more, and sometimes the maximum
       const int64_t processors = order % 8 ? count + static_cast<int64_t>(order % 3) : 64;
       expect_same_values(run_copy({count, order}, processors), wanted,
-                         what + " on " + road->name + ", " + std::to_string(count) + " threads");
+                         what + " on " + isa->name + ", " + std::to_string(count) + " threads");
     }
   }
-  use_road(roads().front()->name);
+  use_isa(isas().front()->name);
   use_processors(kProcessors);
   return wanted;
 }

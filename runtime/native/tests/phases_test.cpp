@@ -1,7 +1,7 @@
-// Phases of one loop, on threads that come and go as they like.
+// Phases of one loop, on threads that come and go at any time.
 //
-// What pieces write is not atomic: ThreadSanitizer reports a phase that began too early, and a
-// piece that two threads took. This file is compiled with it, unlike those of other tests.
+// Pieces write to plain memory: ThreadSanitizer reports a phase that began too early, and a piece
+// that two threads took. This file is compiled with it, unlike the other tests.
 #include "../operators/phases.h"
 
 #include <atomic>
@@ -17,10 +17,10 @@ namespace {
 using Lengths = std::vector<int64_t>;
 using Place = std::pair<int64_t, int64_t>;  // a phase, and a piece of it
 
-// Phases whose pieces read all of the phase before, and note what they did.
+// Phases whose pieces read all results of the phase before, and record what they did.
 class Work {
  public:
-  // stalled: a piece whose thread waits until all others of its phase are done, or {-1, -1}.
+  // stalled: a piece whose thread waits until all other pieces of its phase are done, or {-1, -1}.
   // is_early: every other phase is early. The stalled piece then waits until one of them has begun.
   explicit Work(const Lengths& lengths, const Place& stalled = {-1, -1}, bool is_early = false)
       : stalled_(stalled), is_early_(is_early) {
@@ -55,7 +55,7 @@ class Work {
     }
   }
 
-  // Pieces that were done so far, of any phase.
+  // The number of pieces done so far, in all phases.
   int64_t num_done() const { return num_done_.load(std::memory_order_relaxed); }
   int64_t num_pieces() const {
     int64_t sum = 0;
@@ -83,18 +83,18 @@ class Work {
   }
 
  private:
-  static constexpr int kYields = 4000;  // some ms, in which threads that wait stop spinning
+  static constexpr int kYields = 4000;  // some ms, in which waiting threads stop spinning
 
   struct Result {
     int64_t num_runs = 0, value = 0;
-    int64_t seen = 0;  // of a piece that began early
+    int64_t seen = 0;  // for pieces that began early
   };
 
   int64_t pieces(int64_t index) const {
     return static_cast<int64_t>(results_[static_cast<size_t>(index)].size());
   }
 
-  // The sum of the last phase before that has pieces, 1 if there is none.
+  // The sum of the last earlier phase that has pieces, or 1 if there is none.
   int64_t sum_before(int64_t index) const {
     while (--index >= 0) {
       int64_t sum = 0;
@@ -117,7 +117,7 @@ class Work {
     num_done_.fetch_add(1, std::memory_order_relaxed);
   }
 
-  // Wait until all other pieces of a phase are done, and then some more.
+  // Wait until all other pieces of a phase are done, and then a little longer.
   void stall(int64_t index) const {
     int64_t others = -1;
     for (int64_t i = 0; i <= index; ++i) others += pieces(i);
@@ -133,7 +133,7 @@ class Work {
   Place stalled_;
   bool is_early_;
   std::atomic<int64_t> num_begun_{0};
-  std::atomic<int64_t> num_done_{0};  // always relaxed, so that it orders nothing
+  std::atomic<int64_t> num_done_{0};  // always relaxed, so that it imposes no order
 };
 
 std::string text_of(const Lengths& lengths) {
@@ -179,7 +179,7 @@ const Adds pieces("Phases do each piece once, after all of the phase before", []
   use_processors(kProcessors);
 });
 
-const Adds more_threads("Phases need no thread but one, whatever the number of processors", [] {
+const Adds more_threads("Phases need only one thread, whatever the number of processors", [] {
   for (const int64_t processors : {1, 2, 64})
     for (const Lengths& lengths : all_lengths())
       for (const bool is_early : {false, true}) {
@@ -191,7 +191,7 @@ const Adds more_threads("Phases need no thread but one, whatever the number of p
   use_processors(kProcessors);
 });
 
-// All threads but the first wait until `start` pieces are done.
+// All threads except the first wait until `start` pieces are done.
 void run_with_late(Work& work, int count, int64_t start, uint32_t order) {
   run_work(work, {count, order, [&](int thread) {
                     while (thread && work.num_done() < start) std::this_thread::yield();
@@ -204,7 +204,7 @@ const Adds one_taker("A piece is taken by one thread, however many try at once",
   Progress progress;
   progress.start(1, kMembers);
   std::vector<std::atomic<int>> num_takers(kPieces);
-  // slower threads find pieces taken, and soon try for the same ones
+  // slower threads find pieces taken, and soon compete for the same ones
   const auto take_all = [&] {
     for (int64_t member = 0; member < kMembers; ++member)
       for (int64_t piece; (piece = progress.take(0, member, kPieces)) >= 0;)
@@ -218,7 +218,7 @@ const Adds one_taker("A piece is taken by one thread, however many try at once",
            "piece " + std::to_string(piece) + " is not taken once");
 });
 
-const Adds late("Threads may come late to phases, or when all is done", [] {
+const Adds late("Threads may join phases late, or when all is done", [] {
   uint32_t order = 0;
   for (const Lengths& lengths : all_lengths())
     for (const int count : {2, 3, 8}) {
@@ -274,7 +274,7 @@ const Adds two_loops("Threads that run phases of their own do not disturb each o
   for (const Work& work : theirs) work.expect_done("phases of another thread");
 });
 
-const Adds parts("even_phase covers all units once, in as many parts as are worth it", [] {
+const Adds parts("even_phase covers all units once, in as many parts as are worthwhile", [] {
   for (const int64_t processors : {1, 4, 64})
     for (const int64_t total : {0, 1, 3, 16, 17, 255, 256, 1000}) {
       use_processors(processors);

@@ -1,4 +1,4 @@
-// Embed, AddNorm and Head as whole operators.
+// Embed, AddNorm and Head as complete operators.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -40,7 +40,7 @@ const Adds embed("Embed gives rows of the table and of the masks, scaled", [] {
       }
 });
 
-// A node of AddNorm and what its outputs are.
+// A node of AddNorm and its exact outputs.
 struct NormCase {
   Node node = Node::of<AddNorm>();
   int64_t size, num_rows;
@@ -82,7 +82,7 @@ NormCase norm_case(Random& random, int64_t num_rows, int64_t size, bool has_delt
   return made;
 }
 
-const Adds add_norm("AddNorm adds, norms and quantizes, of all rows or of some", [] {
+const Adds add_norm("AddNorm adds, normalizes and quantizes all rows or some", [] {
   Random random(31);
   for (const int64_t size : {1, 17, 32, 100, 300})
     for (const int64_t num_rows : {0, 1, 2, 17, 130})
@@ -99,11 +99,11 @@ const Adds add_norm("AddNorm adds, norms and quantizes, of all rows or of some",
         made.node.feed("rows", ints({static_cast<int64_t>(rows.size())}, rows));
         const std::vector<Value> some = run(made.node, {3, 1});
         expect_same_values({some[0]}, {rows_of(all[0], rows)}, what + ", some rows");
-        expect_same_values({some[1]}, {all[1]}, what + ", total beside some rows");
+        expect_same_values({some[1]}, {all[1]}, what + ", total with some rows");
       }
 });
 
-const Adds norm_alone("AddNorm of a row alone has the bits that it has among many", [] {
+const Adds norm_alone("AddNorm gives a row alone the same bits as among many", [] {
   Random random(32);
   NormCase made = norm_case(random, 130, 70, true, true);
   const std::vector<Value> all = run(made.node, {4, 9});
@@ -149,7 +149,7 @@ HeadCase head_case(Random& random, int64_t num_rows, int64_t vocab, int64_t num_
   return made;
 }
 
-// The ids of a row's largest logits, the lower first among equals.
+// The ids of a row's largest logits, the lower id first among equals.
 std::vector<int64_t> best_ids(const std::vector<float>& logits, int64_t row, int64_t vocab,
                               int64_t count) {
   std::vector<int64_t> ids(static_cast<size_t>(vocab));
@@ -161,7 +161,7 @@ std::vector<int64_t> best_ids(const std::vector<float>& logits, int64_t row, int
   return ids;
 }
 
-// Ranks are those of the logits, which are among the outputs.
+// Expect the ranks to match the logits, which are among the outputs.
 void expect_ranks(const std::vector<Value>& found, int64_t vocab, const std::string& what) {
   const int64_t num_rows = found[0].dims[0], num_ranks = found[0].dims[1];
   const std::vector<float> logits = found[2].cells<float>();
@@ -207,7 +207,7 @@ const Adds head("Head gives logits and their ranks, with the same bits everywher
 const Adds equal_logits("Head takes the lower of ids with equal logits", [] {
   Random random(34);
   HeadCase made = head_case(random, 3, 200, 40, 4, 0);
-  // all tiles are the first one
+  // all tiles equal the first one
   for (const char* name : {"values", "scales", "minima"}) {
     Value& all = made.node[name];
     const auto tile = static_cast<std::ptrdiff_t>(all.bytes.size()) / all.dims[0];
@@ -217,7 +217,7 @@ const Adds equal_logits("Head takes the lower of ids with equal logits", [] {
   expect_ranks(run_everywhere(made.node, "equal logits"), 200, "equal logits");
 });
 
-const Adds nan_logits("Head says NaN for a row that has one, and ranks the others", [] {
+const Adds nan_logits("Head reports NaN for a row that has one, and ranks the others", [] {
   Random random(35);
   HeadCase made = head_case(random, 3, 100, 4, 4, 0);
   Node one = made.node;
@@ -230,7 +230,7 @@ const Adds nan_logits("Head says NaN for a row that has one, and ranks the other
       expect(id != 35, "an id whose logit is NaN is among the best");
   }
   expect(rows_of(found[2], {1}).cells<float>()[36] == rows_of(wanted[2], {1}).cells<float>()[36],
-         "a logit beside NaN");
+         "a logit next to NaN");
   std::vector<float> cells(72 * 2, 0.5f);
   cells[80] = std::numeric_limits<float>::quiet_NaN();
   made.node["quantized"] = quantized(cells, 72);
@@ -239,7 +239,7 @@ const Adds nan_logits("Head says NaN for a row that has one, and ranks the other
   expect_same(rows_of(rows[0], {1}).cells<int64_t>(), {0, 0, 0, 0}, "ids of a row of NaN");
   expect(std::isnan(rows[1].cells<float>()[4]), "the first logit of a row of NaN");
   expect(rows[1].cells<float>()[5] == kNothing, "other logits of a row of NaN");
-  expect(std::isfinite(rows[1].cells<float>()[0]), "a row beside one of NaN");
+  expect(std::isfinite(rows[1].cells<float>()[0]), "a row next to one of NaN");
 });
 
 }  // namespace

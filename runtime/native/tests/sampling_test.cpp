@@ -1,4 +1,5 @@
-// Draws against a plain computation in doubles, on all roads, and random numbers against numpy's.
+// Draws on all ISAs, compared with a plain computation in doubles, and random numbers, compared
+// with numpy's.
 #include "../decoding/sampling.h"
 
 #include <algorithm>
@@ -7,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../kernels/roads.h"
+#include "../kernels/isa.h"
 #include "check.h"
 
 namespace bita::tests {
@@ -18,7 +19,7 @@ struct Rule {
   int64_t top_k = 0;
 };
 
-// What is left of a row, by the definition of each rule: probabilities, 0 for what is left out.
+// The distribution that the rules leave of a row, by their definition: 0 for removed tokens.
 std::vector<double> plain_probabilities(const std::vector<float>& logits, const Rule& rule) {
   std::vector<size_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
@@ -54,7 +55,7 @@ int64_t drawn(std::vector<float> logits, const Rule& rule, double number) {
   return draw(task) == 0 ? task.place : -1;
 }
 
-// The place that a draw of `number` has to give, unless it lies at a border.
+// Whether a draw of `number` may give this place; both places are right at a border.
 bool is_right(const std::vector<double>& probabilities, double number, int64_t place) {
   if (place < 0 || place >= static_cast<int64_t>(probabilities.size())) return false;
   const auto end = probabilities.begin() + place;
@@ -63,7 +64,7 @@ bool is_right(const std::vector<double>& probabilities, double number, int64_t p
          number <= before + probabilities[static_cast<size_t>(place)] + 1e-5;
 }
 
-const Adds draws("draws follow the distribution, the same on all roads", [] {
+const Adds draws("draws follow the distribution, the same on all ISAs", [] {
   Random random(77);
   const Rule rules[] = {{1.0, 1.0, 0.0, 0},  {0.7, 1.0, 0.0, 5},    {1.4, 0.8, 0.0, 0},
                         {1.0, 1.0, 0.05, 0}, {0.9, 0.95, 0.01, 40}, {2.0, 1.0, 0.0, 200},
@@ -77,26 +78,26 @@ const Adds draws("draws follow the distribution, the same on all roads", [] {
       for (const double number : {0.0, 0.1, 0.37, 0.5, 0.9, 0.999999}) {
         const std::string before = kernels().name;
         std::vector<int64_t> places;
-        for (const Kernels* road : roads()) {
-          use_road(road->name);
+        for (const Kernels* isa : isas()) {
+          use_isa(isa->name);
           places.push_back(drawn(logits, rule, number));
         }
-        use_road(before);
+        use_isa(before);
         expect(is_right(wanted, number, places[0]), "a draw of " + std::to_string(number));
         expect(std::count(places.begin(), places.end(), places[0]) ==
                    static_cast<int64_t>(places.size()),
-               "the same place on all roads");
+               "the same place on all ISAs");
       }
     }
 });
 
-const Adds forbidden("what is e^87 times less probable is never drawn", [] {
+const Adds forbidden("a token that is e^87 times less probable is never drawn", [] {
   const std::vector<float> logits = {-1e9f, 0.0f, -1e9f, -200.0f};
   for (const double number : {0.0, 0.5, 0.9999999999999999})
     expect(drawn(logits, {}, number) == 1, "the only token with weight");
 });
 
-const Adds refused("draws of what is not a distribution are refused", [] {
+const Adds refused("draws from invalid distributions are rejected", [] {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float infinity = std::numeric_limits<float>::infinity();
   expect(drawn({0.0f, nan}, {}, 0.5) == -1, "NaN");

@@ -1,4 +1,4 @@
-// Sights as an operator: what it keeps, and for which nodes and threads.
+// Sights as an operator: how long it keeps results, and for which nodes and threads.
 #include "../operators/sights.h"
 
 #include <thread>
@@ -38,7 +38,7 @@ const Adds many_steps("A thread keeps 16 steps, each with what its rows see", []
     expect_same_values(run(nodes[i], {2, 1}), wanted[i], "step " + std::to_string(i) + " of 16");
 });
 
-const Adds after_a_fault("Sights that failed leave those of other steps as they are", [] {
+const Adds after_a_fault("Sights that failed leave those of other steps unchanged", [] {
   Random random(75);
   const Step step = random_step(random, {}, {{20, 5}, {2, 2}});
   Node node = step.node();
@@ -51,8 +51,8 @@ const Adds after_a_fault("Sights that failed leave those of other steps as they 
   expect(fault_of(node).empty(), "sights before others that failed");
   fail();
   const std::string fault = fault_of(node);
-  expect(fault.find("sights are of no step") != std::string::npos,
-         "sights that others overwrote and failed say '" + fault + "'");
+  expect(fault.find("sights do not belong to a step") != std::string::npos,
+         "sights that failed steps have overwritten report '" + fault + "'");
 });
 
 const Adds two_sessions("Two threads may run the same kernels", [] {

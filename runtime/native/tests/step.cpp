@@ -30,7 +30,7 @@ void put(Value& cache, int64_t cell, float value) {
     cache.set(cell, to_half(value));
 }
 
-// RMS norm (where there are weights) and rotary embedding of a head.
+// RMS norm (if there are weights) and rotary embedding of a head.
 std::vector<double> turned(const Step& step, const float* head, const std::vector<float>& weight,
                            int64_t position) {
   const int64_t size = step.shape.head_dim, half = step.shape.half;
@@ -52,14 +52,14 @@ std::vector<double> turned(const Step& step, const float* head, const std::vecto
   return x;
 }
 
-// Take `count` pages that are free.
+// Take `count` free pages.
 std::vector<int64_t> take_pages(std::vector<int64_t>& free, int64_t count) {
   const std::vector<int64_t> taken(free.end() - count, free.end());
   free.resize(free.size() - static_cast<size_t>(count));
   return taken;
 }
 
-// The rows of a text: each continues a random one before it, or the text. Slots have gaps.
+// Add the rows of a text: each continues a random earlier one, or the text. Slots have gaps.
 void add_rows(Random& random, Step& step, int64_t text, int64_t count, bool is_chain) {
   const size_t first = step.rows.size();
   int64_t slot = step.texts[static_cast<size_t>(text)].length;
@@ -100,7 +100,7 @@ void add_tables(Random& random, Step& step) {
   step.k_norm = random.reals(shape.head_dim, 2.0f);
 }
 
-// Texts with pages for their rows, the first pages in common, and rows.
+// Add texts with pages for their rows, the first of which they share, and their rows.
 void add_texts(Random& random, Step& step, const Amount& amount, std::vector<int64_t>& free) {
   const std::vector<int64_t> shared = take_pages(free, amount.num_shared_pages);
   for (size_t i = 0; i < amount.lengths.size(); ++i) {
@@ -259,7 +259,7 @@ Node Step::node() const {
 
 Step Step::reordered(Random& random, std::vector<int64_t>& order) const {
   order.clear();
-  std::vector<int64_t> place(rows.size(), -1);  // of a row, in the new order
+  std::vector<int64_t> place(rows.size(), -1);  // of each row in the new order
   while (order.size() < rows.size()) {
     const auto next = static_cast<size_t>(random.below(static_cast<int64_t>(rows.size())));
     const auto is_placed = [&](int64_t row) {

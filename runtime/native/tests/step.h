@@ -1,4 +1,4 @@
-// A step of several texts over pages, its node, and its attention in double precision.
+// A step of several texts in pages, its node, and its attention in double precision.
 #pragma once
 
 #include "nodes.h"
@@ -7,7 +7,7 @@ namespace bita::tests {
 
 struct Shape {
   int64_t num_heads = 2, num_kv_heads = 1, head_dim = 32;
-  int64_t half = 8;  // pairs that the rotary embedding turns; 0 for none
+  int64_t half = 8;  // pairs that the rotary embedding rotates; 0 without
   bool is_half = false, has_norms = false;
   float scale = 0.4f, softcap = 0;
   int64_t window = 0;
@@ -18,7 +18,7 @@ struct Shape {
 struct Row {
   int64_t text, slot, position;
   bool sees_prefix;
-  std::vector<int64_t> seen;  // rows of the step, ascending; the last is the row itself
+  std::vector<int64_t> seen;  // rows of the step, ascending; the row itself is last
   std::vector<float> qkv;
 };
 
@@ -27,14 +27,14 @@ struct Text {
   std::vector<int64_t> pages;
 };
 
-// What a random step has.
+// Sizes of a random step.
 struct Amount {
   std::vector<int64_t> lengths;  // of the texts
   std::vector<int64_t> rows;     // of each text
   int64_t prefix_length = 0;
-  int64_t num_shared_pages = 0;  // that all texts begin with
-  bool is_chain = false;         // each row sees all before it; else rows are branches
-  bool fills_cache = false;      // the last row of the last text has the very last slot
+  int64_t num_shared_pages = 0;  // shared first pages of all texts
+  bool is_chain = false;         // each row sees all rows before it; otherwise rows are branches
+  bool fills_cache = false;      // the last row of the last text is in the very last slot
 };
 
 // All slots of `past` that no row sees hold NaN.
@@ -49,19 +49,19 @@ struct Step {
 
   // The node of Sights.
   Node sights_node() const;
-  // What it gives on this thread.
+  // The output of that node on this thread.
   Value sights() const;
-  // Give a node of Attention, or of its sublayer, what it needs of the step but `qkv`. `present` is
+  // Give a node of Attention, or of its sublayer, all inputs of the step except `qkv`. `present` is
   // bound to the memory of `past`; the sights are those of this thread.
   void give(Node& node) const;
   // The node of Attention.
   Node node() const;
   // Attention of a row [heads * D] over the cache after the step.
   std::vector<double> exact(const Value& present, size_t row) const;
-  // A row's key of a kv head as it belongs into the cache, and its value [D].
+  // The key of a row and kv head that belongs in the cache, and the value [D].
   std::vector<double> exact_key(const Row& row, int64_t kv_head) const;
   std::vector<double> exact_value(const Row& row, int64_t kv_head) const;
-  // The same rows in another order, in which a row is after those that it sees.
+  // The step with its rows in another order, in which a row follows those that it sees.
   Step reordered(Random& random, std::vector<int64_t>& order) const;
   // A row alone, after the rows that it sees were committed to the cache.
   Step alone(const Value& present, size_t row) const;

@@ -1,4 +1,4 @@
-// What the sublayers reject.
+// Nodes that the sublayers reject.
 #include "faults.h"
 #include "sublayers.h"
 
@@ -7,13 +7,13 @@ namespace {
 
 constexpr LinearForm kFull = {4, true, true};
 
-// Sublayers of 4 rows of 70 numbers that have all there is.
+// The form of sublayers with 4 rows of 70 numbers and all optional inputs.
 const SublayerForm& full_form() {
   static const SublayerForm form{70, kFull, kFull, true, 0.5f, 2, 1};
   return form;
 }
 
-// Those of both sublayers.
+// Faults of both sublayers.
 void sublayer_faults(const Faults& faults) {
   faults.size("hidden_size");
   faults.attribute("hidden_size", INT32_MAX, "norm has the shape [70], not [2147483647]");
@@ -34,7 +34,7 @@ void linear_faults(const Faults& faults, const std::string& prefix, int64_t outp
   lora_faults(faults, prefix, num_tiles(outputs), inputs);
 }
 
-const Adds attention("AttentionSublayer rejects what does not fit", [] {
+const Adds attention("AttentionSublayer rejects nodes that do not fit", [] {
   Random random(72);
   const Step step = small_step(random);
   const Sublayer sublayer = attention_sublayer(random, full_form(), step.shape);
@@ -47,11 +47,11 @@ const Adds attention("AttentionSublayer rejects what does not fit", [] {
   linear_faults(faults, "o_", 70, 64);
   faults.attribute("num_heads", 3, "qkv_values has the shape [8, 3, 256], not [10, 3, 256]");
   faults.attribute("num_heads", INT32_MAX, "qkv_values has the shape [8, 3, 256]");
-  faults.fed("hidden", floats_of({3, 70}), "sights are of 4 rows, and there are 3");
+  faults.fed("hidden", floats_of({3, 70}), "sights are for 4 rows, but the input has 3");
   faults.unused(1, "present");
 });
 
-const Adds mlp("MlpSublayer rejects what does not fit", [] {
+const Adds mlp("MlpSublayer rejects nodes that do not fit", [] {
   Random random(73);
   const Sublayer sublayer = mlp_sublayer(random, full_form(), 50);
   const Faults faults(mlp_node(sublayer, "silu", random_hidden(random, 4, full_form())));

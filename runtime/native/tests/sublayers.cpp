@@ -6,7 +6,7 @@
 namespace bita::tests {
 namespace {
 
-constexpr float kEpsilon = 1e-5f;  // that of steps
+constexpr float kEpsilon = 1e-5f;  // as in steps
 
 // outputs: of bias and LoRA; the weights of gates may have more.
 LinearLayer random_layer(Random& random, const LinearForm& form, int64_t rank, int64_t inputs,

@@ -1,4 +1,4 @@
-// Sublayers with random weights, as one node and as the chain of operators that they stand for.
+// Sublayers with random weights, as a single node and as the equivalent chain of operators.
 #pragma once
 
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace bita::tests {
 
-// What a linear layer has besides its weights.
+// The properties of a linear layer, besides its weights.
 struct LinearForm {
   int bits = 4;
   bool has_minima = false, has_bias = false;
@@ -19,7 +19,7 @@ struct SublayerForm {
   LinearForm first, second;  // qkv and o, or gate_up and down
   bool has_post_norm = false;
   float residual_scale = 1;
-  int64_t rank = 0;  // of LoRA; 0 for none
+  int64_t rank = 0;  // of LoRA; 0 without
   int64_t first_mask_row = 0;
 };
 
@@ -35,26 +35,26 @@ struct LinearLayer {
 
 struct Sublayer {
   SublayerForm form;
-  int64_t inner_size;  // of the second layer's inputs
+  int64_t inner_size;  // number of the second layer's inputs
   std::vector<float> norm, post_norm;
   LinearLayer first, second;
 
-  // Rows of the residual stream after the products of the second layer's inputs were added, by
-  // single operators.
+  // The residual stream after the second layer's products were added, computed by single operators.
   Value added(const Value& hidden, const Value& inner, const Threads& threads) const;
-  // The products of the first layer, or their gates, of normed rows, by single operators.
+  // The products of the first layer, or their gates, for normalized rows, computed by single
+  // operators.
   Value begun(Node layer, const Value& hidden, const Threads& threads) const;
-  // Give a node what both kinds have.
+  // Give a node the inputs that both kinds of sublayer have.
   void give(Node& node, const std::string& first_prefix, const std::string& second_prefix,
             const Value& hidden) const;
 };
 
 Value random_hidden(Random& random, int64_t num_rows, const SublayerForm& form);
 
-// Attention of a shape; the rows' own queries, keys and values are not those of a step.
+// An attention sublayer of a shape; its queries, keys and values differ from those of a step.
 Sublayer attention_sublayer(Random& random, const SublayerForm& form, const Shape& shape);
 Node attention_node(const Sublayer& sublayer, const Step& step, const Value& hidden);
-// The outputs of that node, by single operators.
+// The outputs of that node, computed by single operators.
 std::vector<Value> attention_chain(const Sublayer& sublayer, const Step& step, const Value& hidden,
                                    const Threads& threads);
 

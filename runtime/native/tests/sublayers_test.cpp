@@ -1,4 +1,4 @@
-// Sublayers have the bits of the single operators that they stand for.
+// Sublayers have the bits of the equivalent single operators.
 #include "sublayers.h"
 
 #include <algorithm>
@@ -35,7 +35,7 @@ const std::vector<Scene>& scenes() {
        shape_of(2, 2, 32, 16, true, false),
        {{37}, {1}},
        {33, kEightBias, kFourBias, false, 0.5f}},
-      {"branches, and all that a sublayer may have",
+      {"branches, and all options of a sublayer",
        shape_of(4, 2, 32, 8, true, true),
        {{63}, {9}},
        {70, kFourBoth, kEightBoth, true, 0.22f, 3, 4}},
@@ -67,7 +67,7 @@ const std::vector<Scene>& scenes() {
        shape_of(3, 1, 16, 8, true, true),
        {{0}, {130}, 0, 0, true},
        {33, kFour, kFourBias, false, 1, 2, 120}},
-      {"prompts side by side",
+      {"two prompts",
        shape_of(2, 2, 16, 4, false, false, 0, 50),
        {{20, 0}, {100, 30}, 9, 1, true},
        {17, kEight, kFour, true, 0.5f, 3, 1000}},
@@ -83,7 +83,7 @@ Threads next_threads() {
   return {1 + static_cast<int>(turn % 4), turn};
 }
 
-// A node's outputs are those of a chain.
+// Expect a node's outputs to equal those of a chain.
 void expect_chain(const Node& node, const std::vector<Value>& chain, const std::string& what) {
   expect_same_values(run_everywhere(node, what), chain, what + ", as a chain");
 }
@@ -102,7 +102,7 @@ const Adds attention("AttentionSublayer has the bits of norm, Linear, Attention,
                        }
                      });
 
-const Adds attention_rows("AttentionSublayer does so for any number of rows", [] {
+const Adds attention_rows("AttentionSublayer has these bits for any number of rows", [] {
   Random random(61);
   for (int64_t rows = 1; rows <= 17; ++rows) {
     const Shape shape = shape_of(1 + rows % 2, 1, 16, rows % 9, rows % 3 == 0, rows % 5 == 0);
@@ -123,7 +123,8 @@ const Adds attention_rows("AttentionSublayer does so for any number of rows", []
   }
 });
 
-// A row alone, after those that it sees were committed, has the bits that it has among all.
+// Expect a row alone, after those that it sees were committed, to have the same bits as among all
+// rows.
 void expect_alone(Random& random, const Sublayer& sublayer, const Step& step, const Value& hidden,
                   const std::vector<Value>& found, const std::string& what) {
   Sublayer other = sublayer;
@@ -136,29 +137,28 @@ void expect_alone(Random& random, const Sublayer& sublayer, const Step& step, co
   }
 }
 
-const Adds attention_alone(
-    "AttentionSublayer: a row's bits do not depend on the rows beside it", [] {
-      Random random(62);
-      for (const Scene& scene : scenes()) {
-        const Step step = random_step(random, scene.shape, scene.amount);
-        Sublayer sublayer = attention_sublayer(random, scene.form, scene.shape);
-        const Value hidden = random_hidden(random, row_count(step), scene.form);
-        Node all = attention_node(sublayer, step, hidden);
-        expect_alone(random, sublayer, step, hidden, run(all, next_threads()), scene.name);
-        sublayer.form.first_mask_row = 0;  // mask rows come last, and here rows change places
-        Node node = attention_node(sublayer, step, hidden);
-        const std::vector<Value> found = run(node, next_threads());
-        std::vector<int64_t> order;
-        const Step moved = step.reordered(random, order);
-        Node other = attention_node(sublayer, moved, rows_of(hidden, order));
-        expect_same_values(run(other, next_threads()), {rows_of(found[0], order), found[1]},
-                           std::string(scene.name) + ", reordered");
-      }
-    });
+const Adds attention_alone("AttentionSublayer: a row's bits do not depend on other rows", [] {
+  Random random(62);
+  for (const Scene& scene : scenes()) {
+    const Step step = random_step(random, scene.shape, scene.amount);
+    Sublayer sublayer = attention_sublayer(random, scene.form, scene.shape);
+    const Value hidden = random_hidden(random, row_count(step), scene.form);
+    Node all = attention_node(sublayer, step, hidden);
+    expect_alone(random, sublayer, step, hidden, run(all, next_threads()), scene.name);
+    sublayer.form.first_mask_row = 0;  // mask rows come last, but here rows are reordered
+    Node node = attention_node(sublayer, step, hidden);
+    const std::vector<Value> found = run(node, next_threads());
+    std::vector<int64_t> order;
+    const Step moved = step.reordered(random, order);
+    Node other = attention_node(sublayer, moved, rows_of(hidden, order));
+    expect_same_values(run(other, next_threads()), {rows_of(found[0], order), found[1]},
+                       std::string(scene.name) + ", reordered");
+  }
+});
 
 struct Sizes {
   int64_t hidden, inner, rows;
-  SublayerForm form;  // its hidden size is the above
+  SublayerForm form;  // its hidden size is `hidden`
 
   std::string text() const {
     return std::to_string(hidden) + "x" + std::to_string(inner) + ", " + std::to_string(rows) +
@@ -189,7 +189,7 @@ const char* next_activation() {
   return is_gelu ? "gelu_tanh" : "silu";
 }
 
-// Rows in another order, in which mask rows are last, and rows alone.
+// Compare rows in another order, in which mask rows are last, and single rows.
 void expect_rows_apart(Random& random, const Node& node, const SublayerForm& form, int64_t num_rows,
                        const Value& wanted, const std::string& what) {
   const int64_t first = form.rank ? std::min(form.first_mask_row, num_rows) : num_rows;
@@ -220,7 +220,7 @@ const Adds mlp("MlpSublayer has the bits of norm, GatedLinear, Linear and sum, f
   }
 });
 
-const Adds mlp_rows("MlpSublayer does so for any number of rows", [] {
+const Adds mlp_rows("MlpSublayer has these bits for any number of rows", [] {
   Random random(64);
   for (int64_t rows = 1; rows <= 17; ++rows) {
     const LinearForm forms[] = {kFourMinima, kEight, kFourBias, kEightBoth, kFour};
@@ -263,18 +263,18 @@ const Adds other_memory("AttentionSublayer copies a cache that is not bound", []
   const Value hidden = random_hidden(random, 4, {});
   Node bound = attention_node(sublayer, step, hidden), apart = bound;
   apart.binds.clear();
-  expect_same_values(run(apart, {2, 1}), run(bound), "another memory");
+  expect_same_values(run(apart, {2, 1}), run(bound), "other memory");
   expect_same(apart["past"].bytes, step.past.bytes, "the past is not written to");
   expect_same(apart["hidden"].bytes, hidden.bytes, "the residual stream is not written to");
 });
 
-// The values of a row are NaN, or none of them is.
+// Expect all values of a row to be NaN, or none.
 void expect_spoiled(const Value& rows, int64_t row, bool is_spoiled, const std::string& what) {
   for (const float x : rows_of(rows, {row}).cells<float>())
-    expect(std::isnan(x) == is_spoiled, what + ", row " + std::to_string(row) + " beside NaN");
+    expect(std::isnan(x) == is_spoiled, what + ", row " + std::to_string(row) + " next to NaN");
 }
 
-const Adds nan_rows("A row of NaN spoils only those that see it", [] {
+const Adds nan_rows("A row of NaN spoils only rows that see it", [] {
   Random random(67);
   const Shape shape = shape_of(2, 1, 16, 8, true, true);
   Step step = random_step(random, shape, {{20}, {12}});

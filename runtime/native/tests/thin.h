@@ -1,4 +1,4 @@
-// LoRA of one layer among others, as the operators read it.
+// LoRA of one layer among others, in the operators' layout.
 #pragma once
 
 #include "nodes.h"
@@ -7,13 +7,13 @@ namespace bita::tests {
 
 constexpr int64_t kThinLayers = 3, kThinLayer = 1;  // the other layers hold NaN
 
-// Thin matrices of numbers that float16 holds.
+// Thin matrices of numbers that float16 can represent.
 struct Thin {
   int64_t inputs, outputs, rank;
-  bool is_gated;                // the second half of the outputs lies beside the first
+  bool is_gated;                // outputs of the two halves are interleaved in groups
   std::vector<float> down, up;  // [inputs, rank], [rank, outputs]
 
-  // Of all layers; what lies past the last output is NaN.
+  // Arrays of all layers; NaN after the last output.
   Value down_value() const;
   Value up_value() const;
 };

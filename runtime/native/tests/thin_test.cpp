@@ -1,4 +1,4 @@
-// Kernels of LoRA.
+// Kernels for LoRA.
 #include "thin.h"
 
 #include <cmath>
@@ -28,7 +28,7 @@ struct Products {
   std::vector<float> thin, out;
 };
 
-Products products(const Kernels& road, const Sizes& sizes, const Value& rows, const Thin& lora,
+Products products(const Kernels& isa, const Sizes& sizes, const Value& rows, const Thin& lora,
                   const std::vector<float>& outputs, bool at_once) {
   const Value down = lora.down_value(), up = lora.up_value();
   const int64_t blocks = num_blocks(sizes.inputs);
@@ -41,16 +41,16 @@ Products products(const Kernels& road, const Sizes& sizes, const Value& rows, co
   for (int64_t row = 0; row < sizes.rows; row += rows_at_once) {
     float* thin = made.thin.data() + row * sizes.rank;
     for (int64_t first = 0; first < sizes.rank; first += columns)
-      road.thin_in({rows.bytes.data() + row * row_bytes(blocks), rows_at_once, blocks, downs,
-                    sizes.rank, thin},
-                   first, first + columns);
-    road.thin_out({thin, rows_at_once, sizes.rank, ups, sizes.outputs,
-                   made.out.data() + row * sizes.outputs, sizes.outputs});
+      isa.thin_in({rows.bytes.data() + row * row_bytes(blocks), rows_at_once, blocks, downs,
+                   sizes.rank, thin},
+                  first, first + columns);
+    isa.thin_out({thin, rows_at_once, sizes.rank, ups, sizes.outputs,
+                  made.out.data() + row * sizes.outputs, sizes.outputs});
   }
   return made;
 }
 
-// Products in double precision.
+// Compare with products in double precision.
 void expect_right(const Products& found, const Sizes& sizes, const Value& rows, const Thin& lora,
                   const std::vector<float>& outputs) {
   const std::vector<double> inputs = meaning(rows, sizes.inputs);
@@ -69,7 +69,7 @@ void expect_right(const Products& found, const Sizes& sizes, const Value& rows, 
   expect_close(found.out, out, 1e-5, "thin_out, " + sizes.text());
 }
 
-const Adds thin("thin products are right, with the same bits on all roads and for a row alone", [] {
+const Adds thin("thin products are right, with the same bits on all ISAs and for a row alone", [] {
   Random random(80);
   for (const Sizes& sizes : all_sizes()) {
     const Thin lora = random_thin(random, sizes.inputs, sizes.outputs, sizes.rank, false);
@@ -77,10 +77,10 @@ const Adds thin("thin products are right, with the same bits on all roads and fo
     const std::vector<float> outputs = random.reals(sizes.rows * sizes.outputs);
     const Products wanted = products(kPlainKernels, sizes, rows, lora, outputs, true);
     expect_right(wanted, sizes, rows, lora, outputs);
-    for (const Kernels* road : roads())
+    for (const Kernels* isa : isas())
       for (const bool at_once : {true, false}) {
-        const Products found = products(*road, sizes, rows, lora, outputs, at_once);
-        const std::string what = std::string(" on ") + road->name + ", " + sizes.text();
+        const Products found = products(*isa, sizes, rows, lora, outputs, at_once);
+        const std::string what = std::string(" on ") + isa->name + ", " + sizes.text();
         expect_same(found.thin, wanted.thin, "thin_in" + what);
         expect_same(found.out, wanted.out, "thin_out" + what);
       }

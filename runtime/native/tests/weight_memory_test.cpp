@@ -1,4 +1,4 @@
-// Weights that move from their mapped file into memory of huge pages.
+// Moving weights from their mapped file into huge pages.
 #include "../operators/weight_memory.h"
 
 #include "check.h"
@@ -18,7 +18,7 @@ extern "C" int bita_operators_take_weights(void);
 namespace bita::tests {
 namespace {
 
-constexpr int64_t kBytes = (5 << 20) + 1234;  // more than two huge pages, and a part of one
+constexpr int64_t kBytes = (5 << 20) + 1234;  // more than two huge pages, and part of another
 
 bool has_huge_pages() {
   char modes[100] = "[never]";
@@ -29,7 +29,7 @@ bool has_huge_pages() {
   return !std::strstr(modes, "[never]");
 }
 
-// A file of numbers, which is mapped from its start, and from the second page on.
+// A file of numbers, mapped from its start, and from its second page.
 class MappedFile {
  public:
   MappedFile() {
@@ -54,7 +54,7 @@ class MappedFile {
   bool holds(int64_t offset, const void* content, int64_t bytes) const {
     return content && !std::memcmp(at(offset), content, static_cast<size_t>(bytes));
   }
-  // Put another file in its place.
+  // Put another file at its path.
   void replace() {
     std::remove(path_.c_str());
     if (FILE* other = std::fopen(path(), "w")) std::fclose(other);
@@ -82,7 +82,7 @@ class MappedFile {
   uint8_t *first_, *second_;
 };
 
-// 4-bit weights of 64 inputs and 128 outputs, which lie in the file from `offset` on.
+// 4-bit weights of 64 inputs and 128 outputs, stored in the file at `offset`.
 Weights weights_in(const MappedFile& file, int64_t offset) {
   Weights weights{file.at(offset), nullptr, nullptr, 64, 128, 4};
   const int64_t blocks = weights.tiles() * weights.blocks(), scales = offset + blocks * 256;
@@ -91,10 +91,10 @@ Weights weights_in(const MappedFile& file, int64_t offset) {
   return weights;
 }
 
-const Adds finds("What is mapped is found in memory, with the same content", [] {
+const Adds finds("Mapped weights are found in memory, with the same content", [] {
   const MappedFile file;
   const std::shared_ptr<WeightMemory> memory = WeightMemory::start(file.path());
-  expect((memory != nullptr) == has_huge_pages(), "it begins where there are huge pages");
+  expect((memory != nullptr) == has_huge_pages(), "it begins if there are huge pages");
   if (!memory) return;
   expect(memory->is_of(file.path()) && !memory->is_of("/tmp"), "the file's path");
   expect(memory->finish(), "it was read");
@@ -104,10 +104,10 @@ const Adds finds("What is mapped is found in memory, with the same content", [] 
     expect(!memory->find(file.at(offset), bytes + 1), "no more than the file has");
   }
   const uint8_t other[8] = {};
-  expect(!memory->find(other, 8), "memory that is not the file's");
+  expect(!memory->find(other, 8), "memory outside the file");
 });
 
-const Adds refuses("A file that is not there, small, or replaced stays as it is", [] {
+const Adds refuses("A file that is missing, small, or replaced is not read", [] {
   expect(!WeightMemory::start("/tmp/bita-there-is-none"), "no file");
   expect(!WeightMemory::start("/tmp"), "a folder");
   expect(!WeightMemory::start("/proc/self/status"), "a file without a size");
@@ -118,7 +118,7 @@ const Adds refuses("A file that is not there, small, or replaced stays as it is"
   expect(bita_operators_read_weights(nullptr) == -1, "no path");
 });
 
-const Adds moves("Weights that a session's kernels have move when they are taken", [] {
+const Adds moves("Weights of a session's kernels move when they are taken", [] {
   const MappedFile file;
   expect(bita_operators_take_weights() == -1, "nothing was read");
   if (!has_huge_pages()) return;
@@ -132,7 +132,7 @@ const Adds moves("Weights that a session's kernels have move when they are taken
   expect(first->values == mapped.values, "they are mapped until they are taken");
   expect(bita_operators_take_weights() == 0, "they are taken");
   const KernelWeights later(mapped);
-  expect(later.values == mapped.values, "kernels of other sessions have theirs");
+  expect(later.values == mapped.values, "kernels of other sessions keep theirs");
   expect(first->values != mapped.values && first->values == second->values, "they moved");
   first.reset();
   const int64_t blocks = mapped.tiles() * mapped.blocks();
@@ -143,7 +143,7 @@ const Adds moves("Weights that a session's kernels have move when they are taken
   expect(bita_operators_take_weights() == -1, "they are taken once");
 });
 
-const Adds stays("Weights that are not the file's stay where they are", [] {
+const Adds stays("Weights outside the file stay in place", [] {
   const MappedFile file, other;
   if (!has_huge_pages()) return;
   expect(bita_operators_read_weights(other.path()) == 0, "it begins with another file");
@@ -151,7 +151,8 @@ const Adds stays("Weights that are not the file's stay where they are", [] {
   const Weights mapped = weights_in(file, 0), foreign = weights_in(other, 0);
   const KernelWeights own(mapped), not_own(foreign);
   expect(bita_operators_take_weights() == -1, "not all were taken");
-  expect(own.values != mapped.values && not_own.values == foreign.values, "those of the file were");
+  expect(own.values != mapped.values && not_own.values == foreign.values,
+         "the file's weights were");
   expect(bita_operators_read_weights(file.path()) == 0, "it begins");
   expect(bita_operators_take_weights() == -1, "a session without kernels");
 });

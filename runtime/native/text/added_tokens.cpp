@@ -11,14 +11,15 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kTokensPerCheck = 64;  // of the clock
+constexpr size_t kTokensPerCheck = 64;  // tokens found between checks of the deadline
 
-// The `tokenizers` package fails on such a prompt too.
+// Refuses a prompt on which the `tokenizers` package fails too.
 [[noreturn]] void refuse_overlap(const AddedToken& token) {
-  throw Fault(FaultKind::kPrompt,
-              "the prompt cannot be turned into tokens: the token '" + token.content +
-                  "' lies in white space that the token before it takes; change the prompt, or use "
-                  "another model");
+  throw Fault(
+      FaultKind::kPrompt,
+      "the prompt cannot be turned into tokens: the token '" + token.content +
+          "' is within white space that the token before it takes; change the prompt, or use "
+          "another model");
 }
 
 }  // namespace
@@ -30,7 +31,7 @@ void AddedTokens::add(AddedToken token) {
 }
 
 void AddedTokens::prepare() {
-  // special ones first, which matters for two that are equal when normalized
+  // special tokens come first: of two tokens with equal normalized text the first wins
   for (const bool special : {true, false}) {
     for (size_t i = 0; i < tokens_.size(); ++i) {
       const AddedToken& token = tokens_[i];
@@ -75,8 +76,8 @@ SplitText AddedTokens::extract(std::string_view text, const Normalizer& normaliz
   return split_text;
 }
 
-// Tokens and what is between them. White space that two tokens take may belong to both; a token
-// that is left with none of its own is dropped.
+// Returns the tokens and the text between them. White space between two tokens may be claimed by
+// both; a token that is left without any bytes of its own is dropped.
 std::vector<Piece> AddedTokens::find(const TokenMatcher& matcher, std::string_view text,
                                      const Deadline& deadline) const {
   std::vector<Piece> pieces;

@@ -1,4 +1,4 @@
-// Tokens that are found in a text before it is cut into words.
+// Tokens that are searched for in a text before it is split into words.
 #pragma once
 
 #include <cstdint>
@@ -17,31 +17,31 @@ namespace bita {
 
 struct AddedToken {
   std::string content;
-  bool single_word = false;  // not next to a letter
-  bool lstrip = false;       // it takes the white space before it
-  bool rstrip = false;       // it takes the white space after it
-  bool normalized = false;   // it is looked for in the normalized text
+  bool single_word = false;  // matches only between non-word characters
+  bool lstrip = false;       // consumes the white space before it
+  bool rstrip = false;       // consumes the white space after it
+  bool normalized = false;   // searched for in the normalized text
   bool special = false;
   int32_t id = -1;
-  std::string shown;  // the content, normalized for a normalized token
+  std::string shown;  // the content, normalized if `normalized`
 };
 
-// Immutable after `prepare`: several threads may use one.
+// The added tokens of a tokenizer. Immutable and thread-safe after `prepare`.
 class AddedTokens {
  public:
-  // To be called in the order of the file; `shown` and the id are set, and neither text is empty.
+  // Adds a token, in the order of the file. `id` must be set, `content` and `shown` not empty.
   void add(AddedToken token);
   void prepare();
 
   const std::vector<AddedToken>& all() const { return tokens_; }
 
-  // The token of an id, or nullptr.
+  // Returns the token of an id, or nullptr.
   const AddedToken* with_id(int64_t id) const;
 
-  // The id of a token by its content, as it is written in the file.
+  // Returns the id of a token by its content as written in the file.
   std::optional<int32_t> id(const std::string& content) const;
 
-  // Cuts a prompt into tokens and normalized text.
+  // Splits a prompt into added tokens and normalized text.
   SplitText extract(std::string_view text, const Normalizer& normalizer,
                     const Deadline& deadline) const;
 
@@ -54,8 +54,8 @@ class AddedTokens {
   std::vector<AddedToken> tokens_;
   std::unordered_map<std::string, int32_t> ids_;
   std::unordered_map<int64_t, size_t> index_of_id_;
-  TokenMatcher plain_;       // finds those that are not normalized
-  TokenMatcher normalized_;  // finds the others
+  TokenMatcher plain_;       // finds tokens that are not normalized
+  TokenMatcher normalized_;  // finds normalized tokens
   std::optional<Expression> word_;
 };
 

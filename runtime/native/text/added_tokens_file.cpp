@@ -8,8 +8,9 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxContent = 512;  // bytes; each place of a text may be compared with all
-constexpr std::chrono::seconds kMaxTime{10};  // for all tokens to be normalized
+constexpr size_t kMaxContent =
+    512;  // bytes; each position of a text may be compared with all of them
+constexpr std::chrono::seconds kMaxTime{10};  // to normalize all tokens
 
 AddedToken read_token(const Json& item) {
   AddedToken token;
@@ -25,7 +26,7 @@ AddedToken read_token(const Json& item) {
   return token;
 }
 
-// Gives out ids as the `tokenizers` package does, whatever the file says they are.
+// Assigns ids like the `tokenizers` package, which ignores those in the file.
 class AddedIds {
  public:
   explicit AddedIds(const Vocabulary& vocabulary) : vocabulary_(vocabulary) {}
@@ -44,7 +45,7 @@ class AddedIds {
 
  private:
   const Vocabulary& vocabulary_;
-  int64_t largest_ = -1;  // id of an added token
+  int64_t largest_ = -1;  // largest id of an added token
 };
 
 }  // namespace
@@ -57,14 +58,14 @@ void read_added_tokens(const Json& part, TokenizerParts& parts) {
     AddedToken token = read_token(item);
     if (token.content.empty()) continue;
     if (parts.added_tokens.id(token.content)) {
-      throw std::runtime_error("the added token " + shown(token.content) + " is there twice");
+      throw std::runtime_error("the added token " + shown(token.content) + " occurs twice");
     }
     token.id = ids.next(token.content);
     token.shown =
         token.normalized ? parts.normalizer.apply(token.content, deadline) : token.content;
-    if (token.shown.empty()) {  // the `tokenizers` package finds it between all bytes
+    if (token.shown.empty()) {  // the `tokenizers` package would match it between all bytes
       throw std::runtime_error("the added token " + shown(token.content) +
-                               " is empty when it is normalized");
+                               " is empty after normalization");
     }
     if (token.special) parts.special_tokens.push_back({token.id, token.content});
     parts.added_tokens.add(std::move(token));

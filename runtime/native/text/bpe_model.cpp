@@ -35,8 +35,8 @@ void BpeModel::tokenize(std::string_view word, std::vector<int32_t>& ids) const 
   ids.insert(ids.end(), symbols.begin(), symbols.end());
 }
 
-// Appends one token for each character, or those of its bytes. An unknown token waits until it is
-// certain that no other is fused to it.
+// Appends a token for each character, or the tokens of its bytes. An unknown token is held back
+// until it is certain that no other is fused with it.
 void BpeModel::add_symbols(std::string_view word, std::vector<uint32_t>& symbols) const {
   uint32_t waiting = kNone;
   for (size_t at = 0; at < word.size();) {

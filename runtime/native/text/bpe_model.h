@@ -1,4 +1,4 @@
-// Byte-pair encoding: words to tokens by merging pairs.
+// Byte-pair encoding of words.
 #pragma once
 
 #include <array>
@@ -14,25 +14,25 @@
 namespace bita {
 
 struct BpeOptions {
-  std::string unk_token;       // for characters outside the vocabulary; "" drops them
-  bool fuse_unk = false;       // several such characters in a row are one token
-  bool byte_fallback = false;  // such characters are tokens of their bytes, "<0xE2>", if there are
-  bool ignore_merges = false;  // a word that is a token stays whole
+  std::string unk_token;       // replaces characters outside the vocabulary; "" drops them
+  bool fuse_unk = false;       // a run of such characters becomes one token
+  bool byte_fallback = false;  // encode such characters by byte tokens like "<0xE2>" if possible
+  bool ignore_merges = false;  // keep a word whole if it is a token
 };
 
-// Immutable after `prepare`: several threads may use one.
+// Immutable and thread-safe after `prepare`.
 class BpeModel {
  public:
   Vocabulary vocabulary;
   MergeTable merges;
   BpeOptions options;
 
-  // Looks up what `tokenize` asks for often; to be called when vocabulary and options are set.
+  // Fills lookup tables for `tokenize`. Call it after setting the vocabulary and options.
   void prepare();
 
-  // Appends the token ids of a word. Cost: n log n for n characters.
+  // Appends the token ids of a word, in O(n log n) for n characters.
   //
-  // Throws Fault(kPrompt) for a character that needs an unknown token, if there is no such token.
+  // Throws Fault(kPrompt) for a character that needs the unknown token if the vocabulary lacks it.
   void tokenize(std::string_view word, std::vector<int32_t>& ids) const;
 
  private:

@@ -7,7 +7,7 @@ namespace bita {
 
 namespace {
 
-// What Unicode 15, 15.1 and 16 added to a general category.
+// Characters that Unicode 15, 15.1 and 16 added to each general category.
 constexpr const char* kNewLu =
     "\\x{1c89}\\x{a7cb}-\\x{a7cc}\\x{a7da}\\x{a7dc}\\x{10d50}-\\x{10d65}";
 constexpr const char* kNewLl =
@@ -104,7 +104,7 @@ constexpr const char* kNoAccents =
     "\\x{1e130}-\\x{1e136}\\x{1e2ae}\\x{1e2ec}-\\x{1e2ef}\\x{1e4ec}-\\x{1e4ef}"
     "\\x{1e5ee}-\\x{1e5ef}";
 
-// Letters, marks and numbers that are words.
+// Letters, marks and numbers that belong to words.
 constexpr const char* kWord =
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"
     "\\x{1f170}-\\x{1f189}";
@@ -158,7 +158,7 @@ std::string script_members(std::string_view name) {
 }  // namespace
 
 std::string property_members(std::string_view name) {
-  // Cn and C are not here: they are what no version of Unicode has assigned yet.
+  // Cn and C are missing because they change with every version of Unicode.
   constexpr std::string_view kCategories =
       " L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp Cc "
       "Cf Co ";

@@ -9,7 +9,7 @@ namespace bita {
 
 namespace {
 
-// After \x or \u.
+// Reads the digits after \x or \u.
 uint32_t hexadecimal(PatternCursor& cursor, bool has_four) {
   const bool has_braces = !has_four && cursor.take("{");
   const size_t max_digits = has_four ? 4 : has_braces ? 6 : 2;
@@ -21,14 +21,14 @@ uint32_t hexadecimal(PatternCursor& cursor, bool has_four) {
     cursor.skip(1);
   }
   const bool is_whole = has_braces ? num_digits > 0 && cursor.take("}") : num_digits == max_digits;
-  const bool is_byte = !has_four && !has_braces && value > 0x7F;  // no character to Oniguruma
+  const bool is_byte = !has_four && !has_braces && value > 0x7F;  // not a character in Oniguruma
   if (!is_whole || is_byte || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) {
     refuse_pattern("a number of a character");
   }
   return value;
 }
 
-// After \p or \P.
+// Reads the property after \p or \P.
 void read_property(PatternCursor& cursor, CharacterSet& set, bool negated, bool caseless) {
   const size_t end = cursor.rest().find('}');
   if (cursor.peek() != '{' || end == std::string_view::npos) {
@@ -74,10 +74,10 @@ std::optional<uint32_t> set_character(PatternCursor& cursor, CharacterSet& set, 
   return read_escape(cursor, set, {caseless, true});
 }
 
-// Whether a - comes next that does not stand at the end.
+// Returns whether a - comes next that is not the last member.
 bool has_dash(const PatternCursor& cursor) { return cursor.peek() == '-' && !cursor.starts("-]"); }
 
-// Reads a character, a range or a class inside of [ ].
+// Reads a character, a range or a class inside [ ].
 void read_member(PatternCursor& cursor, CharacterSet& set, bool caseless, bool is_first) {
   const bool is_dash = cursor.peek() == '-';
   if (has_dash(cursor) && !is_first) refuse_pattern("- inside of [ ]");

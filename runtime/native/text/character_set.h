@@ -1,4 +1,4 @@
-// Sets of characters in a regular expression: read as Oniguruma does, written for PCRE2.
+// Character sets of regular expressions, translated from Oniguruma's syntax to PCRE2's.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,16 @@
 
 namespace bita {
 
-// The union of characters and of complements. PCRE2 cannot write the complement of several ranges
-// inside of [ ], so each stands for itself.
+// A union of characters and complements. PCRE2 has no syntax for the complement of several ranges
+// inside [ ], so complements are kept apart.
 class CharacterSet {
  public:
-  // members: as they stand between [ and ].
+  // members: in PCRE2's syntax between [ and ].
   void add(const std::string& members) { members_ += members; }
   void add_complement(const std::string& members) { complements_.push_back(members); }
   void add(uint32_t first, uint32_t last);
 
-  // An expression for one character that is in the set, or that is not if `negated`.
+  // Returns an expression that matches one character in the set, or not in it if `negated`.
   std::string pattern(bool negated) const;
 
  private:
@@ -27,20 +27,20 @@ class CharacterSet {
   std::vector<std::string> complements_;
 };
 
-// Where a class stands in an expression.
+// The context of a class in an expression.
 struct EscapePlace {
-  bool caseless;  // case does not matter, where classes of letters differ between the two
+  bool caseless;  // under (?i), where the two libraries' classes of letters differ
   bool in_set;    // between [ and ], where Oniguruma's \w has fewer characters
 };
 
-// A character as PCRE2 writes it anywhere.
+// Returns the PCRE2 escape of a character, valid inside and outside of [ ].
 std::string escaped_character(uint32_t code_point);
 
-// Reads what follows a backslash: a character, or a class that is added to `set`.
-// Throws std::runtime_error for what is not supported.
+// Reads an escape after its backslash. Returns a character, or adds a class to `set` and returns
+// none. Throws std::runtime_error for an unsupported escape.
 std::optional<uint32_t> read_escape(PatternCursor& cursor, CharacterSet& set, EscapePlace place);
 
-// Reads what follows a [, up to its ]; returns an expression for it.
+// Reads a set after its [, up to and including the ], and returns an expression for it.
 std::string read_set(PatternCursor& cursor, bool caseless);
 
 }  // namespace bita

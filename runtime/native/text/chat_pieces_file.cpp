@@ -11,13 +11,13 @@ namespace bita {
 namespace {
 
 constexpr int64_t kFormat = 1;
-constexpr size_t kMaxBytes = 4u << 20;  // of the file; usual ones have 3 to 8 kB
-constexpr size_t kMaxItems = 1000;      // of a list in it
-constexpr size_t kMaxFaults = 100;      // that are collected; fewer are shown
+constexpr size_t kMaxBytes = 4u << 20;  // of the file; typical files have 3 to 8 kB
+constexpr size_t kMaxItems = 1000;      // per list in the file
+constexpr size_t kMaxFaults = 100;      // collected; fewer are shown
 constexpr std::array<std::string_view, kNumFollowers> kFollowerNames = {"nothing", "others",
                                                                         "user"};
 
-// Reads the file's objects. What is wrong goes to `faults`, with the place where it is.
+// Reads the objects of the file. Adds everything that is wrong to `faults`, with its place.
 class Reader {
  public:
   explicit Reader(std::vector<std::string>& faults) : faults_(faults) {}
@@ -99,7 +99,7 @@ bool Reader::flag(const Json& value, const std::string& place, const std::string
   return true;
 }
 
-// A number below `count`.
+// Returns a number below `count`.
 size_t Reader::index(const Json& value, const std::string& place, const std::string& key,
                      size_t count) {
   const Json* found = find(value, place, key);
@@ -125,7 +125,7 @@ ChatPieces Reader::pieces(const Json& value) {
   const Json* format = find(value, "", "format");
   if (format && *format != Json(kFormat)) {
     add_fault("format is " + shown(*format) + ", not " + std::to_string(kFormat));
-    return found;  // the rest may mean anything
+    return found;  // the other fields may mean anything
   }
   found.template_sha256 = sha256(value);
   if (value.contains("reason")) {
@@ -192,7 +192,7 @@ RoleEntry Reader::role(const Json& value, const std::string& place) {
   return found;
 }
 
-// Puts a piece where it says that it belongs.
+// Stores a piece for the followers that it lists.
 void Reader::add_piece(const Json& value, const std::string& place, RoleEntry& entry,
                        std::array<bool, kNumFollowers>& is_there) {
   const Piece found = piece(value, place);
@@ -202,7 +202,7 @@ void Reader::add_piece(const Json& value, const std::string& place, RoleEntry& e
     if (i == kNumFollowers) {
       add_fault(place + "followed_by has " + shown(name) + ", not 'nothing', 'others' or 'user'");
     } else if (is_there[i]) {
-      add_fault(place + "followed_by has " + shown(name) + ", as an earlier piece has");
+      add_fault(place + "followed_by has " + shown(name) + ", which an earlier piece has too");
     } else {
       is_there[i] = true;
       entry.pieces[i] = found;
@@ -288,10 +288,10 @@ Taken Reader::taken(const Json& value, const std::string& place, const std::stri
   return found;
 }
 
-// The file's value; null, and a fault, if there is none.
+// Returns the file's object, or null after a fault.
 Json checked_json(std::string_view json, std::vector<std::string>& faults) {
   if (json.size() > kMaxBytes) {
-    faults.push_back("it has " + std::to_string(json.size()) + " bytes, the limit is " +
+    faults.push_back("it has " + std::to_string(json.size()) + " bytes; the limit is " +
                      std::to_string(kMaxBytes));
     return nullptr;
   }

@@ -12,7 +12,7 @@ namespace bita {
 
 namespace {
 
-// As TemplateLimits of the Python runtime.
+// Limits equal to TemplateLimits of the Python runtime.
 constexpr size_t kMaxMessages = 2048;
 constexpr size_t kMaxCharacters = 2'000'000;
 
@@ -27,7 +27,7 @@ Fault uncovered(const std::string& what) {
 
 bool is_developer(const std::string& role) { return role == "developer"; }
 
-// The place of a role in kRoleNames; kNumRoles for a role that is not there.
+// Returns the index of a role in kRoleNames, or kNumRoles for an unknown role.
 size_t role_index(const std::string& role) {
   const auto found = std::find(kRoleNames.begin(), kRoleNames.end(), role);
   return static_cast<size_t>(found - kRoleNames.begin());
@@ -48,14 +48,14 @@ void check(const std::vector<ChatMessage>& messages) {
                        "; use one of system, developer, user, assistant, tool");
     }
     if (utf8_error(content) != content.size()) {
-      faults.push_back(number + " has a content that is not UTF-8 from byte " +
-                       std::to_string(utf8_error(content)) + " on");
+      faults.push_back(number + " has content that is not UTF-8 at byte " +
+                       std::to_string(utf8_error(content)));
     }
   }
   raise_faults(FaultKind::kPrompt, "messages", faults);
 }
 
-// Places of the roles of checked messages.
+// Returns the indices of the roles of valid messages.
 std::vector<size_t> roles_of(const std::vector<ChatMessage>& messages, const ChatPieces& pieces) {
   std::vector<size_t> roles;
   for (const ChatMessage& message : messages) {
@@ -67,7 +67,7 @@ std::vector<size_t> roles_of(const std::vector<ChatMessage>& messages, const Cha
   return roles;
 }
 
-// What follows each message: nothing, others, or a user's among others.
+// Returns what follows each message: nothing, others, or others with a user's among them.
 std::vector<size_t> followers(const std::vector<size_t>& roles) {
   std::vector<size_t> found(roles.size(), kNothing);
   for (size_t i = roles.size(); i-- > 1;) {
@@ -77,7 +77,8 @@ std::vector<size_t> followers(const std::vector<size_t>& roles) {
   return found;
 }
 
-// What a piece writes of a content. Throws if it does not cover the content.
+// Returns the part of a content that a piece writes. Throws if the piece does not cover the
+// content.
 std::string_view written(const Piece& piece, std::string_view content) {
   static const Strip kBlank{{true, {}}, {}};
   if (!piece.covers_blank && kBlank.of(content).empty()) {
@@ -94,14 +95,14 @@ std::string_view written(const Piece& piece, std::string_view content) {
   return piece.cut.of(content.substr(mark + piece.mark.size()));
 }
 
-// A prompt that grows up to a limit.
+// A prompt under construction, with a limit on its length.
 class Prompt {
  public:
   explicit Prompt(std::string_view first) : first_(first) {}
 
   void add(std::string_view text) {
     text_ += text;
-    // a character has up to four bytes; `take` counts
+    // a quick bound, since a character has up to four bytes; `take` counts characters
     if (text_.size() > 4 * kMaxCharacters) throw_too_long();
   }
   void add(const std::vector<Part>& parts) {
@@ -138,8 +139,8 @@ std::string ChatTemplate::render(const std::vector<ChatMessage>& messages,
                                  bool add_generation_prompt) const {
   check(messages);
   if (!pieces_->reason.empty()) {
-    throw refusal("the chat template has no pieces, which messages need here: " + pieces_->reason +
-                  std::string(kWayAround));
+    throw refusal("messages cannot be rendered, because the chat template has no pieces: " +
+                  pieces_->reason + std::string(kWayAround));
   }
   const std::vector<size_t> roles = roles_of(messages, *pieces_);
   const std::vector<size_t> following = followers(roles);

@@ -1,4 +1,4 @@
-// Time that a computation may take.
+// Time limits of computations.
 #pragma once
 
 #include <chrono>
@@ -6,7 +6,7 @@
 
 namespace bita {
 
-// What takes longer ends with this.
+// Thrown when a computation exceeds its time or size limit.
 struct TooSlow : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -16,7 +16,7 @@ class Deadline {
   explicit Deadline(std::chrono::microseconds duration)
       : end_(std::chrono::steady_clock::now() + duration) {}
 
-  // Throws TooSlow when the time is over.
+  // Throws TooSlow once the time has passed.
   void check() const {
     if (std::chrono::steady_clock::now() > end_) throw TooSlow("it takes too long");
   }

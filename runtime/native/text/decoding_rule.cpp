@@ -15,7 +15,8 @@ namespace bita {
 
 namespace {
 
-constexpr double kMaxGrowth = 64;  // of a token by replacements; real ones write " " for "\u2581"
+constexpr double kMaxGrowth =
+    64;  // of a token by replacements; real decoders replace "\u2581" by " "
 constexpr const char* kSupported =
     "ByteLevel; Replace, ByteFallback, Metaspace and Strip of each token, then Fuse and Strip "
     "(SentencePiece); or none";
@@ -58,7 +59,7 @@ DecodingStep step_of(const Json& rule) {
     step.old = one_character(rule, "content");
     step.max_start = count_field(rule, "start");
     step.max_end = count_field(rule, "stop");
-  } else if (type == "Metaspace") {  // all marks of the first token stand for nothing
+  } else if (type == "Metaspace") {  // all marks in the first token are dropped
     step.old = one_character(rule, "replacement");
     const bool is_never =
         rule.contains("prepend_scheme") && text_field(rule, "prepend_scheme") == "never";
@@ -115,7 +116,7 @@ std::string stripped(const std::string& token, const DecodingStep& step) {
   return token.substr(start, end - start);
 }
 
-// The byte of "<0x41>"; -1 if the token is not of that kind.
+// Returns the byte of "<0x41>", or -1 if the token does not have that form.
 int byte_of(const std::string& token) {
   if (token.size() != 6 || token.compare(0, 3, "<0x") != 0 || token[5] != '>') return -1;
   const std::string digits = token.substr(3, 2);
@@ -127,7 +128,7 @@ int byte_of(const std::string& token) {
 
 DecodingRule DecodingRule::parse(const Json& decoder) try {
   DecodingRule rule;
-  if (decoder.is_null()) {  // the tokens are then joined with spaces
+  if (decoder.is_null()) {  // tokens are joined with spaces
     rule.has_space_before_ = true;
     rule.strip_text_ = " ";
     rule.strip_count_ = 1;

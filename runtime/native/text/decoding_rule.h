@@ -1,4 +1,4 @@
-// How the strings of a vocabulary become text.
+// Conversion of token strings to text.
 #pragma once
 
 #include <cstddef>
@@ -10,40 +10,40 @@
 
 namespace bita {
 
-// What is done to the string of a token, wherever it stands in a text.
+// A step that transforms the string of a token, wherever it is in a text.
 struct DecodingStep {
-  enum class Kind { kReplace, kBytes, kStrip };  // kBytes: "<0x41>" is a byte
+  enum class Kind { kReplace, kBytes, kStrip };  // kBytes: "<0x41>" becomes a byte
   Kind kind;
-  std::string old;          // what is replaced, or the character that is stripped
-  std::string replacement;  // of every token but the first
-  std::string first_replacement;
-  size_t max_start = 0;  // how often the character is stripped
-  size_t max_end = 0;
+  std::string old;                // replaced text, or the character that is stripped
+  std::string replacement;        // in every token except the first
+  std::string first_replacement;  // in the first token
+  size_t max_start = 0;           // characters stripped at the start, at most
+  size_t max_end = 0;             // characters stripped at the end, at most
 };
 
-// How the strings of tokens become text, read from a tokenizer's decoder.
+// Converts the strings of tokens to text, according to a tokenizer's decoder.
 //
-// Text is shown while it grows, so a token's bytes may not depend on what follows it. That holds
-// for the decoders of byte-level and of SentencePiece vocabularies; the others are refused.
+// Text is shown while it grows, so a token's bytes must not depend on what follows it. That holds
+// for the decoders of byte-level and SentencePiece vocabularies; others are refused.
 class DecodingRule {
  public:
-  // decoder: of a tokenizer.json. Throws Fault(kEngine) if it is not a supported one.
+  // Reads the "decoder" of a tokenizer.json. Throws Fault(kEngine) if it is not supported.
   static DecodingRule parse(const Json& decoder);
 
   // Appends the bytes of a token.
-  // is_first: no token of the text was shown before.
+  // is_first: whether it is the first token of the text that is shown.
   void append(std::string_view token, bool is_first, std::string& bytes) const;
 
-  // Whether the first token of a text is written in its own way.
+  // Returns whether the first token of a text is converted differently.
   bool has_first() const { return has_first_; }
 
-  // Taken off the start of a text, at most `strip_count` times.
+  // The text that is stripped from the start of a text, at most `strip_count` times.
   const std::string& strip_text() const { return strip_text_; }
   size_t strip_count() const { return strip_count_; }
 
  private:
   bool is_byte_level_ = false;
-  bool has_space_before_ = false;  // each token has, where there is no decoder
+  bool has_space_before_ = false;  // of each token, if there is no decoder
   bool has_first_ = false;
   std::vector<DecodingStep> steps_;
   std::string strip_text_;

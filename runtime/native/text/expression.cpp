@@ -14,10 +14,10 @@ namespace bita {
 
 namespace {
 
-constexpr uint32_t kMaxSteps = 1000000;    // of one search; it takes about 10 ms
-constexpr uint32_t kMaxHeapKib = 20000;    // of one search without JIT
-constexpr size_t kMaxPattern = 256 << 10;  // bytes, after classes were written out
-constexpr size_t kWindow = 512;            // starts that are tried before the clock is looked at
+constexpr uint32_t kMaxSteps = 1000000;           // per search, which take about 10 ms
+constexpr uint32_t kMaxHeapKib = 20000;           // per search without JIT
+constexpr size_t kMaxWrittenPattern = 256 << 10;  // bytes, with classes written out
+constexpr size_t kWindow = 512;  // start positions tried between checks of the deadline
 constexpr size_t kMatchesPerCheck = 16;
 
 const pcre2_code* code_of(const void* code) { return static_cast<const pcre2_code*>(code); }
@@ -28,7 +28,7 @@ std::string message_of(int error) {
   return reinterpret_cast<const char*>(text.data());
 }
 
-// The searches in one text.
+// Searches in one text.
 class Search {
  public:
   Search(const pcre2_code* code, std::string_view text, const Deadline& deadline)
@@ -42,7 +42,7 @@ class Search {
     pcre2_set_heap_limit(context_.get(), kMaxHeapKib);
   }
 
-  // The first match that starts at `from` or later; false if there is none.
+  // Finds the first match that starts at `from` or later; returns false if there is none.
   bool find(size_t from, Match& match) {
     for (;; from = next_window(from)) {
       const size_t last_start = std::min(from + kWindow, text_.size());
@@ -80,7 +80,7 @@ class Search {
     return result;
   }
 
-  // Where a character begins that was not tried yet.
+  // Returns the start of the first character that has not been tried.
   size_t next_window(size_t from) const {
     size_t next = from + kWindow + 1;
     while (next < text_.size() && (static_cast<unsigned char>(text_[next]) & 0xC0) == 0x80) ++next;
@@ -98,7 +98,7 @@ class Search {
 }  // namespace
 
 Expression::Expression(const std::string& pattern) {
-  if (pattern.size() > kMaxPattern) throw std::runtime_error("it is too long");
+  if (pattern.size() > kMaxWrittenPattern) throw std::runtime_error("it is too long");
   int error = 0;
   PCRE2_SIZE where = 0;
   const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_USE_OFFSET_LIMIT |
@@ -111,7 +111,7 @@ Expression::Expression(const std::string& pattern) {
                                    options, &error, &where, context.get());
   if (!code) throw std::runtime_error(message_of(error));
   code_.reset(code);
-  pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where there is none, it is interpreted
+  pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // without JIT support it is interpreted
 }
 
 std::vector<Match> Expression::matches(std::string_view text, const Deadline& deadline) const {

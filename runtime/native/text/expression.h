@@ -16,14 +16,15 @@ struct Match {
   size_t end;
 };
 
-// Immutable: several threads may use one.
+// A compiled regular expression. Immutable and thread-safe.
 class Expression {
  public:
-  // pattern: in PCRE2's syntax. Throws std::runtime_error with the reason if it is not one.
+  // pattern: in PCRE2's syntax. Throws std::runtime_error with the reason if it is invalid.
   explicit Expression(const std::string& pattern);
 
-  // The matches in `text`, which is UTF-8, from left to right. None is empty where the one before
-  // it ends. Throws TooSlow for one that tries too many ways, and at the deadline.
+  // Returns the matches in `text`, which must be UTF-8, from left to right. A match directly after
+  // another one is never empty. Throws TooSlow if a search backtracks too much, and at the
+  // deadline.
   std::vector<Match> matches(std::string_view text, const Deadline& deadline) const;
 
  private:
@@ -33,7 +34,7 @@ class Expression {
   std::unique_ptr<void, Free> code_;
 };
 
-// The pattern that matches `text` as it is written.
+// Returns a pattern that matches `text` literally.
 std::string literal_pattern(std::string_view text);
 
 }  // namespace bita

@@ -11,11 +11,11 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxPattern = 4096;  // bytes; those of models have some hundred
+constexpr size_t kMaxPattern = 4096;  // bytes; patterns of models have a few hundred
 constexpr int kMaxDepth = 50;         // of groups
 constexpr std::string_view kQuantifiers = "*+?{";
 
-// Where a word begins or ends, or where not.
+// Returns an expression for \b, or for \B if negated.
 std::string boundary(bool negated) {
   const std::string word = "[" + word_members(false) + "]";
   const std::string inside = "(?<=" + word + ")(?=" + word + ")";
@@ -25,8 +25,8 @@ std::string boundary(bool negated) {
   return "(?:" + (negated ? inside + "|" + outside : enters + "|" + leaves) + ")";
 }
 
-// The characters just before, where case does not matter: one may equal two, as the sharp s is
-// "ss" to Oniguruma, and PCRE2 does not know that.
+// Checks the literal text under (?i). Oniguruma lets a character match two, such as the sharp s for
+// "ss", and PCRE2 does not.
 class CaselessText {
  public:
   void clear() { last_ = 0; }
@@ -48,7 +48,7 @@ class CaselessText {
   char last_ = 0;
 };
 
-// Reads a pattern from front to back, and writes each part as soon as it was read.
+// Translates a pattern from front to back, part by part.
 class Translator {
  public:
   explicit Translator(std::string_view pattern) : cursor_(pattern) {}
@@ -60,10 +60,10 @@ class Translator {
   }
 
  private:
-  // Up to the end or to a closing parenthesis.
+  // Translates up to the end or to a closing parenthesis.
   void alternatives(int depth, bool caseless) {
     if (depth > kMaxDepth) throw std::runtime_error("a regular expression is nested too deeply");
-    if (cursor_.take("(?i)")) {  // holds up to the end of the group
+    if (cursor_.take("(?i)")) {  // applies until the end of the group
       written_ += "(?i)";
       caseless = true;
     }
@@ -79,7 +79,7 @@ class Translator {
     text_.clear();
   }
 
-  // A character, set, group or anchor with its quantifier.
+  // Translates a character, set, group or anchor with its quantifier.
   void term(int depth, bool caseless) {
     const size_t start = written_.size();
     if (cursor_.is_one_of(kQuantifiers)) refuse_pattern(cursor_.rest().substr(0, 1));
@@ -118,7 +118,7 @@ class Translator {
   void group(int depth, bool caseless) {
     static constexpr std::string_view kSame[] = {"?:", "?=", "?!", "?<=", "?<!", "?>", "?i:"};
     text_.clear();
-    std::string opening = "(?:";  // what a group captured is not asked for
+    std::string opening = "(?:";  // captures are not needed
     bool is_known = cursor_.peek() != '?' && cursor_.peek() != '*';
     for (const std::string_view known : kSame) {
       if (is_known || !cursor_.take(known)) continue;
@@ -132,7 +132,7 @@ class Translator {
     written_ += ')';
   }
 
-  // A character, or a class of characters after a backslash.
+  // Translates a character, or a class after a backslash.
   void character(bool caseless) {
     CharacterSet set;
     std::optional<uint32_t> code_point;
@@ -150,7 +150,7 @@ class Translator {
     written_ += escaped_character(*code_point);
   }
 
-  // start: where in what was written the term begins.
+  // start: where the term begins in the translation.
   void quantifier(size_t start) {
     if (!cursor_.is_one_of(kQuantifiers)) return;
     text_.clear();
@@ -160,7 +160,7 @@ class Translator {
       if (is_interval && found.find(',') == std::string::npos) refuse_pattern(found + "?");
       found += '?';
     } else if (cursor_.take("+")) {
-      if (is_interval) {  // it is repeated: only the others are possessive
+      if (is_interval) {  // + repeats an interval; it makes the other quantifiers possessive
         written_ = written_.substr(0, start) + "(?:" + written_.substr(start) + found + ")";
         found.clear();
       }
@@ -170,7 +170,7 @@ class Translator {
     if (cursor_.is_one_of(kQuantifiers)) refuse_pattern("a quantifier after another one");
   }
 
-  // {n}, {n,}, {,n} or {n,m}, as PCRE2 writes it.
+  // Returns {n}, {n,}, {,n} or {n,m} in PCRE2's syntax.
   std::string interval() {
     const std::string found(cursor_.rest().substr(0, cursor_.rest().find('}') + 1));
     const size_t comma = std::min(found.find(','), found.size() - 1);
@@ -179,7 +179,7 @@ class Translator {
     };
     if (found.size() < 3) refuse_pattern("{");
     std::string low = found.substr(1, comma - 1);
-    const std::string high = found.substr(comma);  // with its comma and brace
+    const std::string high = found.substr(comma);  // including the comma and brace
     const std::string limit = high.size() < 2 ? "" : high.substr(1, high.size() - 2);
     if (!is_number(low) || !is_number(limit) || (low.empty() && limit.empty())) {
       refuse_pattern(found.substr(0, 9));

@@ -1,4 +1,4 @@
-// Regular expressions of a tokenizer.json, written for PCRE2.
+// Translation of the regular expressions of a tokenizer.json to PCRE2.
 #pragma once
 
 #include <string>
@@ -6,11 +6,11 @@
 
 namespace bita {
 
-// The same expression in PCRE2's syntax.
+// Translates a pattern to PCRE2's syntax.
 //
 // pattern: UTF-8, in the syntax of Oniguruma, which the `tokenizers` package uses. The two differ
-// in what their classes have in them, in options, in {n}+ and in \h; what is not known to be the
-// same is refused: throws std::runtime_error that names it.
+// in the members of their classes, in options, in {n}+ and in \h. Throws std::runtime_error that
+// names the first construct that is not known to mean the same in both.
 std::string pcre2_pattern(std::string_view pattern);
 
 }  // namespace bita

@@ -8,7 +8,7 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxRules = 64;  // of a part; files of models have up to five
+constexpr size_t kMaxRules = 64;  // per part; files of models have up to five
 
 }  // namespace
 

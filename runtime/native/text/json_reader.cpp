@@ -122,7 +122,7 @@ void JsonReader::expect(char mark) {
   ++at_;
 }
 
-// Reads the rest of a string that began at `from`; its first escape is here.
+// Reads the rest of a string that began at `from`, from its first escape.
 void JsonReader::unescape(size_t from) {
   unescaped_.assign(text_.substr(from, at_ - from));
   while (at_ < text_.size()) {
@@ -150,7 +150,7 @@ void JsonReader::append_escaped() {
   }
   if (mark != 'u') fail();
   uint32_t code = hex4();
-  if (code >= 0xD800 && code < 0xDC00) {  // half of a pair
+  if (code >= 0xD800 && code < 0xDC00) {  // first half of a surrogate pair
     expect('\\');
     expect('u');
     const uint32_t low = hex4();
@@ -178,7 +178,7 @@ uint32_t JsonReader::hex4() {
 void JsonReader::fail() const {
   const auto before = static_cast<size_t>(text_.data() - whole_.data());
   throw std::runtime_error("byte " + std::to_string(before + at_ + 1) +
-                           " is not what a tokenizer has there");
+                           " is unexpected in a tokenizer file");
 }
 
 }  // namespace bita

@@ -1,4 +1,4 @@
-// JSON read from front to back, without building a value of it.
+// A streaming JSON reader, which builds no tree of values.
 #pragma once
 
 #include <cstddef>
@@ -8,42 +8,43 @@
 
 namespace bita {
 
-// Walks through a JSON text that is UTF-8. A function that finds something else than what it is
-// for throws std::runtime_error that says where; the depth of nesting is limited as in parse_json.
+// Reads a UTF-8 JSON text from front to back. A function that finds something other than it expects
+// throws std::runtime_error that says where. The nesting depth is limited as in parse_json.
 //
 //   reader.open('{');
 //   while (reader.next_key(key)) { ... read or skip one value ... }
 //
-// Strings are views of the text where nothing in them is escaped, and else of the reader's memory,
+// Strings without escapes are views of the text. Others are views of the reader's memory and valid
 // until the next string is read.
 class JsonReader {
  public:
   explicit JsonReader(std::string_view text) : JsonReader(text, text) {}
 
-  // whole: the text that `text` is a part of, which messages count the bytes of.
+  // whole: the text that contains `text`; messages count bytes from its start.
   JsonReader(std::string_view text, std::string_view whole) : text_(text), whole_(whole) {}
 
   // Enters an object or an array: `bracket` is '{' or '['.
   void open(char bracket);
 
-  // The key of the next member of the object that was entered; false at its end.
+  // Reads the key of the current object's next member; returns false at the end of the object.
   bool next_key(std::string_view& key);
 
-  // Whether the array that was entered has one more element; false at its end.
+  // Moves to the current array's next element; returns false at the end of the array.
   bool next_element();
 
+  // Reads a string.
   std::string_view string();
 
-  // A whole number from 0 on.
+  // Reads a non-negative integer.
   uint64_t number();
 
-  // The text of one value. Only its brackets and strings are looked at.
+  // Skips a value and returns its text. Only brackets and strings are checked.
   std::string_view skip();
 
-  // The first character of the next value.
+  // Returns the first character of the next value.
   char peek();
 
-  // Throws if anything follows.
+  // Throws if anything but white space follows.
   void end();
 
  private:
@@ -59,7 +60,7 @@ class JsonReader {
   std::string_view text_;
   std::string_view whole_;
   size_t at_ = 0;
-  bool is_first_ = false;  // nothing of the array or object just entered was read
+  bool is_first_ = false;  // whether the current array or object was just entered
   std::string unescaped_;
 };
 

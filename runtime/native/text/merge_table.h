@@ -1,4 +1,4 @@
-// Which pairs of tokens become one, and in which order.
+// Merges of token pairs, with their ranks.
 #pragma once
 
 #include <cstddef>
@@ -10,19 +10,19 @@
 namespace bita {
 
 struct Merge {
-  uint32_t rank;  // lower ones come first
-  uint32_t id;    // of the token that the pair becomes
+  uint32_t rank;  // lower ranks are merged first
+  uint32_t id;    // token that the pair becomes
 };
 
-// A hash table of merges: 16 bytes for each slot, of which at least a quarter is free.
+// A hash table of merges. A slot takes 16 bytes, and at least a quarter of the slots are free.
 class MergeTable {
  public:
   void reserve(size_t num_merges);
 
-  // Adds a merge; one of the same pair is replaced.
+  // Adds a merge, or replaces that of the same pair.
   void add(uint32_t left, uint32_t right, Merge merge);
 
-  // The merge of a pair, or nullptr.
+  // Returns the merge of a pair, or nullptr.
   const Merge* find(uint32_t left, uint32_t right) const {
     if (slots_.empty()) return nullptr;
     const Slot& slot = slots_[slot_of(key_of(left, right))];

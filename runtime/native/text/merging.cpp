@@ -8,13 +8,13 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kFewSymbols = 32;  // up to here looking at all pairs is faster than a heap
+constexpr size_t kFewSymbols = 32;  // up to this size scanning all pairs is faster than a heap
 constexpr uint32_t kNoRank = UINT32_MAX;
 
-// A word of few symbols: the merge of each pair is looked up once, and all are compared each time.
+// Merges a word of few symbols. Each pair is looked up once, and all pairs are compared each time.
 void merge_few(const MergeTable& merges, std::vector<uint32_t>& symbols) {
   size_t size = symbols.size();
-  std::array<Merge, kFewSymbols> found;  // of the symbols i and i + 1
+  std::array<Merge, kFewSymbols> found;  // merge of symbols i and i + 1
   const auto look_up = [&](size_t i) {
     const Merge* merge = merges.find(symbols[i], symbols[i + 1]);
     found[i] = merge ? *merge : Merge{kNoRank, 0};
@@ -38,8 +38,8 @@ void merge_few(const MergeTable& merges, std::vector<uint32_t>& symbols) {
   symbols.resize(size);
 }
 
-// A word of many symbols: a list of the symbols left, and a heap of pairs. An entry of the heap is
-// out of date when its pair became part of another one.
+// A word of many symbols, as a linked list of the remaining symbols and a heap of pairs. An entry
+// of the heap is stale if one of its symbols has been merged since.
 class LongWord {
  public:
   LongWord(const MergeTable& merges, std::vector<uint32_t>& symbols)
@@ -68,7 +68,7 @@ class LongWord {
 
  private:
   static constexpr uint32_t kEnd = UINT32_MAX;
-  static constexpr uint32_t kGone = UINT32_MAX;  // id of a symbol that was merged into another
+  static constexpr uint32_t kGone = UINT32_MAX;  // id of a symbol merged into another
   struct Neighbors {
     uint32_t previous;
     uint32_t next;

@@ -1,4 +1,4 @@
-// The merges of one word.
+// Merging of the symbols of one word.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace bita {
 
-// Merges pairs of neighbors until none is left that the table has: always the pair of the lowest
-// rank, of several the leftmost. Cost: n log n for n symbols.
+// Merges adjacent pairs until the table has none of them. The pair of the lowest rank comes first,
+// and the leftmost of several. Takes O(n log n) for n symbols.
 void merge_pairs(const MergeTable& merges, std::vector<uint32_t>& symbols);
 
 }  // namespace bita

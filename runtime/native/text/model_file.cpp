@@ -25,14 +25,14 @@ void read_vocabulary(JsonReader reader, Vocabulary& vocabulary) {
            std::to_string(Vocabulary::kMaxId));
     }
     if (!vocabulary.add(token, static_cast<uint32_t>(id))) {
-      fail("the token " + as_text(token) + " or its id " + std::to_string(id) + " is there twice");
+      fail("the token " + as_text(token) + " or its id " + std::to_string(id) + " occurs twice");
     }
   }
   reader.end();
   vocabulary.shrink();
 }
 
-// Adds merges to a model whose vocabulary is read.
+// Adds merges to a model with a complete vocabulary.
 class MergesReader {
  public:
   MergesReader(JsonReader reader, BpeModel& model) : reader_(std::move(reader)), model_(model) {}
@@ -41,7 +41,7 @@ class MergesReader {
     reader_.open('[');
     while (reader_.next_element()) {
       const bool is_pair = reader_.peek() == '[';
-      if (!is_first_ && is_pair != are_pairs_) fail("its merges are of two kinds");
+      if (!is_first_ && is_pair != are_pairs_) fail("its merges mix strings and pairs");
       are_pairs_ = is_pair;
       is_first_ = false;
       if (is_pair) {
@@ -54,18 +54,18 @@ class MergesReader {
   }
 
  private:
-  // ["a", "b"]
+  // Reads ["a", "b"].
   void read_pair() {
     reader_.open('[');
-    if (!reader_.next_element()) fail("a merge has no two tokens");
+    if (!reader_.next_element()) fail("a merge has fewer than two tokens");
     left_ = reader_.string();
-    if (!reader_.next_element()) fail("a merge has no two tokens");
+    if (!reader_.next_element()) fail("a merge has fewer than two tokens");
     const std::string_view right = reader_.string();
     add(left_, right);
-    if (reader_.next_element()) fail("a merge has over two tokens");
+    if (reader_.next_element()) fail("a merge has more than two tokens");
   }
 
-  // "a b"
+  // Reads "a b".
   void read_line() {
     const std::string_view line = reader_.string();
     if (line.substr(0, 8) == "#version") return;
@@ -104,7 +104,7 @@ bool flag(const std::string& name, const Json& value) {
   return false;
 }
 
-// Everything of a model but its vocabulary and merges.
+// Reads a field of a model other than its vocabulary and merges.
 void read_option(const std::string& name, const Json& value, BpeOptions& options,
                  std::vector<std::string>& faults) {
   if (name == "type") {

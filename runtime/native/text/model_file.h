@@ -1,4 +1,4 @@
-// The "model" of a tokenizer.json: vocabulary and merges, which are most of the file.
+// Reads the "model" of a tokenizer.json: vocabulary and merges, which are most of the file.
 #pragma once
 
 #include <string>
@@ -9,10 +9,10 @@
 
 namespace bita {
 
-// Reads the value of "model" from its text, without building a value of it.
+// Reads the value of "model" in a streaming way.
 //
-// file: the whole text, which messages count the bytes of.
-// Throws std::runtime_error for what is broken; what is not supported is added to `faults`.
+// json: the text of the value. file: the whole text; messages count bytes from its start.
+// Throws std::runtime_error if the value is broken. Adds unsupported features to `faults`.
 void read_model(std::string_view json, std::string_view file, BpeModel& model,
                 std::vector<std::string>& faults);
 

@@ -12,14 +12,14 @@ namespace bita {
 
 namespace {
 
-constexpr double kMaxGrowth = 64;  // of a text; real ones write one character for another
+constexpr double kMaxGrowth = 64;  // of a text; real normalizers replace one character by another
 
 bool has_expression(const Json& rule) {
   const Json& pattern = field(rule, "pattern");
   return pattern.is_object() && pattern.contains("Regex");
 }
 
-// How many times longer a rule can make a text.
+// Returns the factor by which a rule can lengthen a text, at most.
 double growth_of(const Json& rule, const std::string& type) {
   if (type == "Prepend") {
     return std::max(1.0, static_cast<double>(num_characters(text_field(rule, "prepend"))));
@@ -32,7 +32,7 @@ double growth_of(const Json& rule, const std::string& type) {
   return std::max(1.0, length / static_cast<double>(num_characters(old)));
 }
 
-// Whether what a text begins with is neither taken off nor put after something new.
+// Returns whether a rule neither removes the start of a text nor puts something before it.
 bool keeps_start(const Json& rule, const std::string& type) {
   if (type == "Strip" || type == "StripAccents" || type == "Prepend") return false;
   return type != "Replace" || (!has_expression(rule) && !text_field(rule, "content").empty() &&

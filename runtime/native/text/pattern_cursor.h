@@ -1,4 +1,4 @@
-// A place in a regular expression that is read from front to back.
+// A cursor over a regular expression, which is read from front to back.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ class PatternCursor {
   bool at_end() const { return rest_.empty(); }
   std::string_view rest() const { return rest_; }
 
-  // The next byte; 0 at the end.
+  // Returns the next byte, or 0 at the end.
   char peek() const { return rest_.empty() ? '\0' : rest_[0]; }
 
   bool starts(std::string_view text) const { return rest_.substr(0, text.size()) == text; }
@@ -31,7 +31,7 @@ class PatternCursor {
     return !rest_.empty() && marks.find(rest_[0]) != std::string_view::npos;
   }
 
-  // Steps over `text` if it comes next.
+  // Skips `text` if it comes next, and returns whether it did.
   bool take(std::string_view text) {
     if (!starts(text)) return false;
     rest_.remove_prefix(text.size());
@@ -40,7 +40,7 @@ class PatternCursor {
 
   void skip(size_t num_bytes) { rest_.remove_prefix(num_bytes); }
 
-  // Steps over the next character.
+  // Reads the next character.
   std::string_view character() {
     if (rest_.empty()) refuse_pattern("\\ at the end");
     const std::string_view found = rest_.substr(0, utf8_length(rest_[0]));

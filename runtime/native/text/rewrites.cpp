@@ -10,9 +10,9 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxByteGrowth = 256;  // the file was checked for 64 characters, of up to 4 bytes
+constexpr size_t kMaxByteGrowth = 256;  // 64 characters of up to 4 bytes, the limit for the file
 constexpr size_t kFewBytes = 1 << 16;
-constexpr size_t kMaxBytes = size_t{1} << 31;  // places in a word are 32-bit numbers
+constexpr size_t kMaxBytes = size_t{1} << 31;  // positions in a word are 32-bit numbers
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// Ways to write a text differently before it is cut into tokens.
+// Transformations of a text before it is split into tokens.
 #pragma once
 
 #include <functional>
@@ -12,59 +12,59 @@
 
 namespace bita {
 
-// A text on its way to tokens.
+// A text, or a piece of one, that is to be transformed.
 struct RewriteInput {
   std::string_view text;
-  bool is_start;  // it begins where the whole prompt begins
+  bool is_start;  // whether it is the start of the whole prompt
   const Deadline& deadline;
 };
 
-// Appends the text as it is to be. Copies of one may be called by several threads at once.
+// Appends the transformed text. Thread-safe, also for copies of one Rewrite.
 using Rewrite = std::function<void(const RewriteInput& input, std::string& result)>;
 
 Rewrite to_form(UnicodeForm form);
 Rewrite to_lowercase();
 
-// GPT-2's characters for bytes.
+// Replaces bytes by GPT-2's characters.
 Rewrite to_byte_characters();
 
-// content: instead of each match.
+// Replaces each match by `content`.
 Rewrite replacing(Expression expression, std::string content);
 
-// The same for one ASCII character, which needs no expression.
+// Replaces one ASCII character, which needs no expression.
 Rewrite replacing_character(char old, std::string content);
 
 struct PrefixOptions {
-  bool unless_there = false;   // not before a text that begins with it
-  bool only_at_start = false;  // not before later pieces of a prompt
+  bool unless_there = false;   // leave a text alone that begins with the prefix
+  bool only_at_start = false;  // leave later pieces of a prompt alone
 };
 
-// Writes `prefix` before every text that is not empty.
+// Puts `prefix` before every text that is not empty.
 Rewrite prefixing(std::string prefix, PrefixOptions options);
 
-// Takes white space off the ends.
+// Strips white space from the ends.
 Rewrite stripping(bool at_left, bool at_right);
 
-// Whether Unicode counts a character as white space.
+// Returns whether a character is white space in Unicode.
 bool is_white_space(uint32_t code_point);
 
-// Where the white space that `text` begins with ends.
+// Returns the end of the white space at the start of `text`.
 size_t leading_space(std::string_view text);
 
-// Where the white space that `text` ends with begins.
+// Returns the start of the white space at the end of `text`.
 size_t trailing_space(std::string_view text);
 
-// The rewrites of a normalizer in their order.
+// The rewrites of a normalizer, applied in order.
 class Normalizer {
  public:
   std::vector<Rewrite> rewrites;
-  bool keeps_start = true;  // what a text begins with is still its beginning afterwards
+  bool keeps_start = true;  // whether the start of a text remains its start
 
-  // Throws TooSlow at the deadline and if the text grows too much.
+  // Returns the normalized text. Throws TooSlow at the deadline, and if the text grows too much.
   std::string apply(std::string_view text, const Deadline& deadline) const;
 };
 
-// Throws TooSlow if a text of `before` bytes was made so long that something must be wrong.
+// Throws TooSlow if a text has grown from `before` to `after` bytes beyond what real rules do.
 void check_growth(size_t before, size_t after);
 
 }  // namespace bita

@@ -1,4 +1,4 @@
-// The rules of a tokenizer.json, read into the parts of a tokenizer.
+// Reads the rules of a tokenizer.json into the parts of a tokenizer.
 #pragma once
 
 #include <string>
@@ -9,12 +9,13 @@
 
 namespace bita {
 
-// Each throws std::runtime_error for what is broken, and adds to `faults` what is not supported.
+// Read one part of the file. Throw std::runtime_error if it is broken, and add unsupported features
+// to `faults`.
 void read_normalizer(const Json& part, TokenizerParts& parts, std::vector<std::string>& faults);
 void read_word_steps(const Json& part, TokenizerParts& parts, std::vector<std::string>& faults);
 void read_text_template(const Json& part, TokenizerParts& parts, std::vector<std::string>& faults);
 
-// After the model and the normalizer.
+// Reads the added tokens. Call it after the model and the normalizer are read.
 void read_added_tokens(const Json& part, TokenizerParts& parts);
 
 }  // namespace bita

@@ -9,11 +9,11 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxProbes = 32;                   // letters that are tried
-constexpr size_t kMaxLength = 256;                  // times each
-constexpr std::chrono::milliseconds kMaxTime{100};  // a probe takes below a millisecond
+constexpr size_t kMaxProbes = 32;                   // letters tried
+constexpr size_t kMaxLength = 256;                  // repetitions of each
+constexpr std::chrono::milliseconds kMaxTime{100};  // a fast probe takes less than 1 ms
 
-// The letters to try: usual ones, and those that the expressions name.
+// Returns the letters to try: common ones and those in the expressions.
 std::vector<std::string> letters_of(const std::vector<std::string>& expressions) {
   std::vector<std::string> letters;
   std::string all = " a1\n!\u00e9";
@@ -32,7 +32,7 @@ bool is_fast(const TokenizerParts& parts, const std::string& text) {
     words_of(parts, text, Deadline(kMaxTime));
   } catch (const TooSlow&) {
     return false;
-  } catch (const Fault&) {  // such a text is refused whatever the expressions are
+  } catch (const Fault&) {  // the text is refused for another reason
     return true;
   }
   return true;
@@ -43,7 +43,7 @@ bool is_fast(const TokenizerParts& parts, const std::string& text) {
 void check_speed(const TokenizerParts& parts, std::vector<std::string>& faults) {
   if (parts.expressions.empty()) return;
   const std::vector<std::string> letters = letters_of(parts.expressions);
-  std::string end;  // for an expression that tries nothing where some letter is missing
+  std::string end;  // some expressions only backtrack if a certain letter occurs in the text
   for (const std::string& letter : letters) end += letter;
   for (const std::string& letter : letters) {
     std::string run;
@@ -53,7 +53,7 @@ void check_speed(const TokenizerParts& parts, std::vector<std::string>& faults) 
       // a second try distinguishes slow expressions from a machine that is busy
       if (!is_probe || is_fast(parts, run + end) || is_fast(parts, run + end)) continue;
       faults.push_back("its regular expression takes too long for " + std::to_string(length) +
-                       " times " + shown(letter) + "; simplify it");
+                       " repetitions of " + shown(letter) + "; simplify it");
       return;
     }
   }

@@ -1,4 +1,4 @@
-// Regular expressions that try many ways to match.
+// Detection of regular expressions with excessive backtracking.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace bita {
 
-// Adds to `faults` if the file's expressions take too long for a short text. Such an expression
-// takes minutes for a page of text.
+// Adds a fault if the file's expressions take too long for a short text. Such an expression would
+// take minutes for a page of text.
 void check_speed(const TokenizerParts& parts, std::vector<std::string>& faults);
 
 }  // namespace bita

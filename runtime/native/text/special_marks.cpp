@@ -6,8 +6,8 @@ namespace bita {
 
 namespace {
 
-constexpr char kMarkLead = '\xFF';  // no byte of UTF-8
-constexpr size_t kMarkSize = 3;     // the lead and a number of twice 6 bits
+constexpr char kMarkLead = '\xFF';  // never occurs in UTF-8
+constexpr size_t kMarkSize = 3;     // the lead, and a number of 12 bits in two bytes
 
 }  // namespace
 
@@ -44,7 +44,7 @@ std::string SpecialMarks::shown(std::string text) const {
 }
 
 const std::string& SpecialMarks::mark_of(std::string_view special) {
-  const size_t number = marks_.size();  // below 4096: 16 stop strings of 256 characters
+  const size_t number = marks_.size();  // at most 4095: 16 stop strings of 256 characters
   const std::string mark = {kMarkLead, static_cast<char>(0x80 | (number >> 6)),
                             static_cast<char>(0x80 | (number & 0x3F))};
   return marks_.emplace(special, mark).first->second;

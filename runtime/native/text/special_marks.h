@@ -1,4 +1,4 @@
-// Special tokens as stop strings.
+// Special tokens in stop strings.
 #pragma once
 
 #include <cstdint>
@@ -11,22 +11,22 @@
 
 namespace bita {
 
-// The special tokens in some stop strings, as bytes that no UTF-8 text holds.
+// Represents the special tokens in stop strings by marks: byte sequences that UTF-8 text never has.
 //
-// Special tokens are shown as nothing, so a stop string such as "\n<|end|>" would never be found.
-// For each special token in a stop string there is a mark, which stands for the token in the text
-// that is searched, and for its string in `stops`. What is shown goes through `shown`.
+// Special tokens are not shown, so a stop string such as "\n<|end|>" would never be found.
+// Therefore each special token in a stop string gets a mark, which replaces the token in the
+// searched text and its string in `stops`. `shown` removes the marks from text that is shown.
 class SpecialMarks {
  public:
   SpecialMarks(const std::vector<std::string>& stops, const TextCodec& codec);
 
-  // The stop strings that have special tokens in them, with marks for these.
+  // Returns the stop strings that contain special tokens, with marks in place of these.
   const std::vector<std::string>& stops() const { return stops_; }
 
-  // The mark of a special token that a stop string has, or nullptr.
+  // Returns the mark of a special token that occurs in a stop string, or nullptr.
   const std::string* mark(int32_t token_id) const;
 
-  // The text without its marks.
+  // Returns the text without marks.
   std::string shown(std::string text) const;
 
  private:

@@ -13,7 +13,7 @@ struct Stretch {
   bool is_match;
 };
 
-// Matches and what is between them, all of `text` together.
+// Returns the matches and the stretches between them, which together cover `text`.
 std::vector<Stretch> stretches_of(std::string_view text, const Split& split,
                                   const Deadline& deadline) {
   std::vector<Stretch> stretches;
@@ -27,7 +27,8 @@ std::vector<Stretch> stretches_of(std::string_view text, const Split& split,
   return stretches;
 }
 
-// Stretches of the same kind become one. What follows the start counts as after no match.
+// Joins adjacent stretches of the same kind. The start of the text counts as the end of a
+// non-match.
 std::vector<Stretch> contiguous(const std::vector<Stretch>& stretches) {
   std::vector<Stretch> merged;
   bool was_match = false;

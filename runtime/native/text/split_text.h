@@ -1,4 +1,4 @@
-// A text that is cut into pieces, some of which are tokens already.
+// A text split into pieces, some of which are already tokens.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ namespace bita {
 struct Piece {
   size_t start;
   size_t end;
-  bool is_start = false;  // it begins where the whole prompt begins
-  int32_t token_id = -1;  // of an added token; -1 for text
+  bool is_start = false;  // whether it is the start of the whole prompt
+  int32_t token_id = -1;  // id of an added token; -1 for text
 };
 
 struct SplitText {
@@ -29,16 +29,16 @@ struct SplitText {
   }
 };
 
-// What becomes of the places where an expression matches.
+// What happens to the matches of an expression.
 enum class SplitBehavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
 struct Split {
   Expression expression;
   SplitBehavior behavior;
-  bool invert = false;  // what is between the matches counts as the matches
+  bool invert = false;  // swap the matches and the text between them
 };
 
-// Cuts each piece that is text.
+// Splits each piece that is text.
 void split_pieces(SplitText& split_text, const Split& split, const Deadline& deadline);
 
 // Rewrites each piece that is text.

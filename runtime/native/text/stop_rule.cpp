@@ -10,8 +10,8 @@ namespace {
 
 size_t checked_limit(int64_t max_new_tokens) {
   if (max_new_tokens >= 1) return static_cast<size_t>(max_new_tokens);
-  throw Fault(FaultKind::kPrompt, "max_new_tokens is " + std::to_string(max_new_tokens) +
-                                      "; pass an integer from 1 on");
+  throw Fault(FaultKind::kPrompt,
+              "max_new_tokens is " + std::to_string(max_new_tokens) + "; pass a positive integer");
 }
 
 SpecialMarks checked_marks(const std::vector<std::string>& stops, const TextCodec& codec) {
@@ -73,8 +73,8 @@ void StopRule::feed(int32_t token_id) {
   }
 }
 
-// Looks for stop strings that this special token completes. An EOS token that is a stop string as
-// it stands ends the answer as EOS.
+// Looks for stop strings that this special token completes. An EOS token that is itself a stop
+// string ends the answer as EOS.
 void StopRule::feed_mark(int32_t token_id, const std::string& mark) {
   ready_ += stops_.push(mark);
   const std::string* found = stops_.found();

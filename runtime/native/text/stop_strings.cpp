@@ -55,7 +55,7 @@ std::string StopStrings::flush() {
   return held;
 }
 
-// Where the stop string that ends first begins; sets `found_`.
+// Returns the start of the stop string that ends first, and sets `found_`.
 size_t StopStrings::find(std::string_view text) {
   std::tuple<size_t, size_t> first{};  // end and start
   for (size_t i = 0; i < stops_.size(); ++i) {
@@ -69,8 +69,9 @@ size_t StopStrings::find(std::string_view text) {
   return std::get<1>(first);
 }
 
-// Bytes at the end of a text that may begin a stop string. They begin a character: the end of a
-// text that is UTF-8 and a beginning of one are equal only where both are whole characters.
+// Returns the number of bytes at the end of a text that may begin a stop string. They start at a
+// character: in UTF-8 a suffix of one text equals a prefix of another only if both are whole
+// characters.
 size_t StopStrings::num_held(std::string_view text) const {
   for (size_t length = std::min(longest_, text.size()); length > 0; --length) {
     const std::string_view end = text.substr(text.size() - length);

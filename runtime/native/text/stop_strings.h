@@ -1,4 +1,4 @@
-// Strings at which a text ends.
+// Strings that end a text.
 #pragma once
 
 #include <cstddef>
@@ -9,34 +9,33 @@
 
 namespace bita {
 
-constexpr size_t kMaxStopStrings = 16;      // each is searched for once per token
-constexpr size_t kMaxStopCharacters = 256;  // as much text may have to be held back
+constexpr size_t kMaxStopStrings = 16;      // each is searched for with every token
+constexpr size_t kMaxStopCharacters = 256;  // up to this much text may have to be held back
 
-// Why these cannot be stop strings; empty if they can.
+// Returns why these are not valid stop strings; empty if they are.
 std::vector<std::string> stop_faults(const std::vector<std::string>& stops);
 
-// Finds the first of some stop strings in a text that comes in pieces.
+// Finds the first of several stop strings in a text that arrives in pieces of whole characters.
 //
-// The string that ends first counts; of those that end at the same character the longest. That is
-// the same however the text is cut into pieces, each of whole characters. Cost per piece: one
-// search per stop string.
+// The string that ends first counts, and the longest of those that end at the same character. The
+// result does not depend on the division into pieces. A piece costs one search per stop string.
 class StopStrings {
  public:
-  // marked: more strings to stop at, which are found as they are.
+  // marked: further strings to stop at, which are not validated.
   // Throws Fault(kPrompt), listing all faults, if a stop string is empty, too long or not UTF-8.
   explicit StopStrings(const std::vector<std::string>& stops,
                        const std::vector<std::string>& marked = {});
 
-  // Adds text; returns what of all text so far is new and certainly shown.
+  // Adds text and returns the new part of the text that is certainly shown.
   //
-  // When a stop string is complete, it is `found`, the text before it is returned, and all that
-  // follows is dropped.
+  // Once a stop string is complete, it is `found`: the text before it is returned, and everything
+  // after is dropped.
   std::string push(std::string_view piece);
 
-  // Ends the text; returns what was held back and turned out to begin no stop string.
+  // Ends the text and returns the text that was held back, which began no stop string.
   std::string flush();
 
-  // The stop string that ended the text, or nullptr.
+  // Returns the stop string that ended the text, or nullptr.
   const std::string* found() const { return is_found() ? &stops_[found_] : nullptr; }
 
  private:
@@ -48,8 +47,8 @@ class StopStrings {
 
   std::vector<std::string> stops_;
   size_t found_ = kNone;  // index of a stop string
-  size_t longest_ = 0;    // bytes of the longest beginning that is not a whole stop string
-  std::string held_;      // the longest end of the text that may begin a stop string
+  size_t longest_ = 0;    // bytes of the longest proper prefix of a stop string
+  std::string held_;      // longest suffix of the text that may begin a stop string
 };
 
 }  // namespace bita

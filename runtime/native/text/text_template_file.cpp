@@ -9,8 +9,8 @@ namespace bita {
 
 namespace {
 
-constexpr size_t kMaxAddedIds = 256;     // that are put around a text
-constexpr std::ptrdiff_t kMaxTexts = 4;  // the same one each time
+constexpr size_t kMaxAddedIds = 256;     // added around a text
+constexpr std::ptrdiff_t kMaxTexts = 4;  // occurrences of the text in the template
 
 int32_t id_of(const Json& value) {
   if (value.is_number_unsigned() && value.get<uint64_t>() <= Vocabulary::kMaxId) {
@@ -32,14 +32,14 @@ const Json& ids_of(const Json& rule, const std::string& token) {
 void add_text(TextTemplate& text_template) {
   auto& ids = text_template.ids;
   if (std::count(ids.begin(), ids.end(), TextTemplate::kText) >= kMaxTexts) {
-    throw std::runtime_error("it repeats a text over " + std::to_string(kMaxTexts) + " times");
+    throw std::runtime_error("it repeats a text more than " + std::to_string(kMaxTexts) + " times");
   }
   ids.push_back(TextTemplate::kText);
 }
 
 void add_id(TextTemplate& text_template, int32_t id) {
   if (text_template.ids.size() >= kMaxAddedIds) {
-    throw std::runtime_error("it puts over " + std::to_string(kMaxAddedIds) +
+    throw std::runtime_error("it puts more than " + std::to_string(kMaxAddedIds) +
                              " tokens around a text");
   }
   text_template.ids.push_back(id);
@@ -53,7 +53,7 @@ TextTemplate read_template(const Json& rule) {
   for (const Json& item : single) {
     if (item.is_object() && item.contains("Sequence")) {
       if (text_field(item["Sequence"], "id") != "A") {
-        throw std::runtime_error("single has another sequence than A");
+        throw std::runtime_error("single has a sequence other than A");
       }
       add_text(text_template);
     } else {
@@ -64,7 +64,7 @@ TextTemplate read_template(const Json& rule) {
   return text_template;
 }
 
-// The id of ["token", id].
+// Returns the id of ["token", id].
 int32_t id_of_pair(const Json& rule, const char* name) {
   const Json& pair = field(rule, name);
   if (!pair.is_array() || pair.size() != 2) {
@@ -79,7 +79,7 @@ void read_text_template(const Json& part, TokenizerParts& parts, std::vector<std
   size_t num_templates = 0;
   read_rules(flat_rules(part, "processors"), "post_processor", faults, [&](const Json& rule) {
     const std::string type = type_of(rule);
-    if (type == "ByteLevel") return;  // it is about offsets
+    if (type == "ByteLevel") return;  // affects only offsets
     if (type == "TemplateProcessing") {
       parts.text_template = read_template(rule);
     } else if (type == "RobertaProcessing" || type == "BertProcessing") {

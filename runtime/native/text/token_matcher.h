@@ -1,4 +1,4 @@
-// Finds strings of tokens in a text.
+// Search for token strings in a text.
 #pragma once
 
 #include <array>
@@ -11,8 +11,8 @@
 
 namespace bita {
 
-// From the left, always the longest string that begins at a place. The strings lie sorted: those
-// that begin with what was read so far are a range that gets narrower with each byte.
+// Finds token strings from left to right, at each position the longest one. The strings are sorted,
+// so those that begin with the bytes read so far form a range that narrows with each byte.
 class TokenMatcher {
  public:
   struct Found {
@@ -21,23 +21,23 @@ class TokenMatcher {
     uint32_t value;
   };
 
-  // text: not empty. Of equal texts the first one counts.
+  // Adds a non-empty text. Of equal texts the first one counts.
   void add(std::string text, uint32_t value);
 
-  // To be called when all were added.
+  // Sorts the texts. Call it once all of them are added.
   void prepare();
 
-  // The first string that begins at `from` or later.
+  // Returns the first match that begins at `from` or later.
   std::optional<Found> find(std::string_view text, size_t from) const;
 
-  // The longest string that begins at `start`.
+  // Returns the longest match that begins at `start`.
   std::optional<Found> at(std::string_view text, size_t start) const;
 
  private:
   struct Entry {
     std::string text;
     uint32_t value;
-    size_t order;  // in which they were added
+    size_t order;  // of insertion
   };
 
   std::vector<Entry> entries_;

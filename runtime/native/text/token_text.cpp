@@ -90,7 +90,8 @@ void IncrementalText::add(int32_t id, std::string& text) {
   strip(text, start);
 }
 
-// Takes off what a text does not begin with; `start` is where its newest piece begins.
+// Strips the rule's `strip_text` from the start of the text; `start` is where the newest piece
+// begins.
 void IncrementalText::strip(std::string& text, size_t start) {
   const std::string& mark = codec_->rule().strip_text();
   if (strip_count_ == 0 || text.size() == start) return;

@@ -1,4 +1,4 @@
-// Text in and out: prompts to token ids, and committed token ids to text, a few at a time.
+// Encoding of prompts to token ids, and incremental decoding of committed token ids to text.
 #pragma once
 
 #include <cstdint>
@@ -15,18 +15,17 @@
 
 namespace bita {
 
-// A tokenizer and the rule by which its tokens become text.
+// A tokenizer and the rule that decodes its tokens.
 //
 // Special tokens and ids outside the vocabulary (a padded embedding table has some) decode to
-// nothing. Bytes that are not UTF-8 become U+FFFD each on its own.
-// All functions may be called by several threads at once.
+// nothing. Each byte that is not UTF-8 becomes a U+FFFD. All functions are thread-safe.
 class TextCodec {
  public:
-  // Throws Fault(kEngine) if the tokenizer's decoder is of an unsupported kind.
+  // Throws Fault(kEngine) if the tokenizer's decoder is not supported.
   explicit TextCodec(Tokenizer tokenizer);
 
-  // Reads a tokenizer.json as `Tokenizer::parse` does; all faults name the `subject`.
-  // num_rows: of the model's embedding table; none if it is not known.
+  // Reads a tokenizer.json like `Tokenizer::parse`; all faults name the `subject`.
+  // num_rows: number of rows of the model's embedding table; none if unknown.
   static TextCodec parse(std::string_view json, const std::string& subject, const std::string& fix,
                          std::optional<int64_t> num_rows = std::nullopt);
 
@@ -41,23 +40,23 @@ class TextCodec {
     return tokenizer_.token_id(token);
   }
 
-  // Text of `ids`: the pieces of an IncrementalText joined.
+  // Decodes `ids`. Equals the pieces of an IncrementalText joined.
   std::string decode(const std::vector<int32_t>& ids) const;
 
-  // Whether `text` starts with a special token.
+  // Returns whether `text` starts with a special token.
   bool starts_special(std::string_view text) const;
 
-  // The string of a token that is text; none for special tokens and unknown ids.
+  // Returns the string of a token that is text; none for special tokens and unknown ids.
   std::optional<std::string_view> shown_token(int64_t id) const;
 
-  // The string of a special token that decodes to nothing; none for other ids. A special token
-  // whose string was normalized is shown.
+  // Returns the string of a special token that decodes to nothing, or nullptr for other ids. A
+  // special token whose string was normalized is shown.
   const std::string* hidden_token(int64_t id) const;
 
-  // The special token that begins at `start` of `text`, the longest one; "" if there is none.
+  // Returns the longest special token that begins at `start` of `text`, or "" if there is none.
   std::string_view special_at(std::string_view text, size_t start) const;
 
-  // The special tokens that decode to nothing, by id.
+  // Returns the special tokens that decode to nothing, by id.
   const std::unordered_map<int64_t, std::string>& hidden_tokens() const { return hidden_tokens_; }
 
  private:
@@ -65,26 +64,26 @@ class TextCodec {
   DecodingRule rule_;
   std::unordered_map<int64_t, std::string> hidden_tokens_;
   std::vector<std::string> special_texts_;
-  TokenMatcher special_matcher_;  // the index of a special text
+  TokenMatcher special_matcher_;  // values are indices into special_texts_
 };
 
-// The text of a growing list of token ids, given out piece by piece.
+// Decodes a growing list of token ids piece by piece.
 //
-// However the ids are split, the pieces and `flush()` joined are `codec.decode(all ids)`; a piece
-// never holds a part of a character, and at most 3 bytes are held back. The codec must stay where
-// it is as long as this lives.
+// However the ids are split, the pieces and `flush()` add up to `codec.decode(all ids)`. A piece
+// has only whole characters, and at most 3 bytes are held back. The codec must outlive this and
+// must not move.
 class IncrementalText {
  public:
-  // continues: the ids follow other text, so a space at their start stays. SentencePiece writes
-  // one space before a text and takes it off when decoding; after a raw prompt that space
-  // separates the last word of the prompt from the first new one.
+  // continues: whether the ids follow other text, so that a space at their start is kept.
+  // SentencePiece puts a space before a text and strips it when decoding; after a raw prompt that
+  // space separates the last word of the prompt from the first new one.
   explicit IncrementalText(const TextCodec& codec, bool continues = false);
 
-  // Adds token ids; returns the text that they complete, "" if there is none yet.
+  // Adds token ids and returns the text that they complete, which may be "".
   std::string push(const std::vector<int32_t>& ids);
   std::string push(int32_t id);
 
-  // Ends the text: what is left of an unfinished character comes out as U+FFFD.
+  // Ends the text. An unfinished character becomes U+FFFD.
   std::string flush();
 
   const TextCodec& codec() const { return *codec_; }
@@ -94,10 +93,10 @@ class IncrementalText {
   void strip(std::string& text, size_t start);
 
   const TextCodec* codec_;
-  bool is_first_;       // no token has been shown, and the first one is written in its own way
-  size_t strip_count_;  // how often the rule's `strip_text` is still taken off
+  bool is_first_;  // whether the next token is the first, and the rule converts that differently
+  size_t strip_count_;  // how many times the rule's `strip_text` is still stripped
   Utf8Decoder utf8_;
-  std::string bytes_;  // of one token, kept for its memory
+  std::string bytes_;  // of one token; a member to reuse its memory
 };
 
 }  // namespace bita

@@ -15,7 +15,7 @@ namespace bita {
 namespace {
 
 constexpr size_t kMaxPrompt = size_t{1} << 28;  // bytes
-constexpr std::chrono::seconds kUsualTime{2};   // for a prompt, a page takes below a millisecond
+constexpr std::chrono::seconds kUsualTime{2};   // for a prompt; a page takes less than 1 ms
 constexpr std::chrono::microseconds kTimePerByte{2};
 
 Deadline deadline_for(std::string_view text) {
@@ -34,7 +34,7 @@ void check_prompt(std::string_view text) {
   const size_t end = utf8_error(text);
   if (end < text.size()) {
     refuse_prompt("is not UTF-8 at byte " + std::to_string(end) +
-                  "; pass valid Unicode, with what is not replaced by U+FFFD for instance");
+                  "; pass valid Unicode, for instance with invalid bytes replaced by U+FFFD");
   }
 }
 
@@ -51,9 +51,10 @@ std::vector<int32_t> ids_of(const TokenizerParts& parts, const SplitText& words)
   return ids;
 }
 
-// A text that the template has several times comes as often without added tokens.
-std::vector<int32_t> put_around(const TextTemplate& text_template,
-                                const std::vector<int32_t>& text_ids, bool add_special_tokens) {
+// Inserts the text into the template. Without special tokens a text that the template repeats is
+// still repeated.
+std::vector<int32_t> apply_template(const TextTemplate& text_template,
+                                    const std::vector<int32_t>& text_ids, bool add_special_tokens) {
   std::vector<int32_t> ids;
   ids.reserve(text_ids.size() + text_template.ids.size());
   for (const int32_t id : text_template.ids) {
@@ -79,7 +80,7 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& subject,
     parts = read_tokenizer_file(json, faults);
   } catch (const std::runtime_error& error) {
     refuse(error);
-  } catch (const Json::exception& error) {  // a value of another type than was asked for
+  } catch (const Json::exception& error) {  // a value of an unexpected type
     refuse(error);
   }
   if (!faults.empty()) faults.back() += "; " + fix;
@@ -101,7 +102,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
   std::vector<int32_t> ids;
   try {
     ids = ids_of(*parts_, words_of(*parts_, text, deadline_for(text)));
-    ids = put_around(parts_->text_template, ids, add_special_tokens);
+    ids = apply_template(parts_->text_template, ids, add_special_tokens);
   } catch (const TooSlow& error) {
     refuse_prompt("cannot be turned into tokens: the tokenizer's rules fail on it (" +
                   std::string(error.what()) + "); change the prompt, or use another model");

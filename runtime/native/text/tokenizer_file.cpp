@@ -16,7 +16,7 @@ namespace {
 
 using Sections = std::map<std::string, std::string_view>;
 
-// The text of each value of the file by its name.
+// Returns the text of each top-level value by name.
 Sections read_sections(std::string_view json) {
   Sections sections;
   JsonReader reader(json);

@@ -1,4 +1,4 @@
-// A tokenizer.json, read so that a broken or hostile one is refused.
+// Reads a tokenizer.json, and refuses a broken or hostile one.
 #pragma once
 
 #include <memory>
@@ -12,8 +12,8 @@ namespace bita {
 
 // Reads the content of a tokenizer.json.
 //
-// Throws std::runtime_error for what is not a tokenizer. What is not supported is added to
-// `faults`, and the parts are then of no use.
+// Throws std::runtime_error if it is not a tokenizer. Adds unsupported features to `faults`; the
+// parts are then unusable.
 std::unique_ptr<TokenizerParts> read_tokenizer_file(std::string_view json,
                                                     std::vector<std::string>& faults);
 

@@ -1,4 +1,4 @@
-// The stages that a text passes on its way to tokens.
+// The stages of encoding a text.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,13 @@
 
 namespace bita {
 
-// One step by which a text is cut into words: a split or a rewrite.
+// A step of splitting a text into words: a split or a rewrite.
 struct WordStep {
   std::optional<Split> split;
   Rewrite rewrite;
 };
 
-// Ids that are put around a text. The text itself may come several times.
+// The ids added around a text. The text itself may occur several times.
 struct TextTemplate {
   static constexpr int32_t kText = -1;
   std::vector<int32_t> ids = {kText};
@@ -36,11 +36,11 @@ struct TokenizerParts {
   TextTemplate text_template;
   Json decoder;
   std::vector<SpecialToken> special_tokens;
-  std::vector<std::string> expressions;  // regular ones of the file, which may be slow
+  std::vector<std::string> expressions;  // regular expressions of the file, which may be slow
 };
 
-// Cuts a prompt into added tokens and words. Throws TooSlow, and Fault(kPrompt) for a prompt in
-// which added tokens overlap.
+// Splits a prompt into added tokens and words. Throws TooSlow, and Fault(kPrompt) if added tokens
+// overlap in the prompt.
 SplitText words_of(const TokenizerParts& parts, std::string_view text, const Deadline& deadline);
 
 }  // namespace bita

@@ -16,7 +16,7 @@ namespace bita {
 
 namespace {
 
-constexpr utf8proc_ssize_t kMaxParts = 32;  // of one character; Unicode has up to 18
+constexpr utf8proc_ssize_t kMaxParts = 32;  // per character; Unicode has up to 18
 
 using Mark = std::tuple<int, size_t, utf8proc_int32_t>;  // order, place, character
 
@@ -25,7 +25,7 @@ struct Range {
   uint32_t last;
 };
 
-// Later than Unicode 9, and utf8proc (2.7 to 2.10) decomposes, orders or composes them: measured
+// Characters after Unicode 9 that utf8proc (2.7 to 2.10) decomposes, orders or composes: measured
 // over all code points of Unicode 15, and whole blocks of Unicode 16.
 constexpr Range kUnknownCharacters[] = {
     {0x7FD, 0x7FD},     {0x897, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
@@ -73,7 +73,7 @@ int order_of(utf8proc_int32_t character) {
   return utf8proc_get_property(character)->combining_class;
 }
 
-// Sorts each run of marks by their order. utf8proc's own function takes n^2 steps for n marks.
+// Sorts each run of marks by order. utf8proc's own function takes n^2 steps for n marks.
 void sort_marks(std::vector<utf8proc_int32_t>& characters) {
   const auto is_mark = [](utf8proc_int32_t character) { return order_of(character) != 0; };
   std::vector<Mark> marks;
@@ -90,7 +90,7 @@ void sort_marks(std::vector<utf8proc_int32_t>& characters) {
   }
 }
 
-// Appends the form of a run of known characters.
+// Appends the normal form of a run of known characters.
 void append_known(std::string_view text, UnicodeForm form, std::string& result) {
   if (text.empty()) return;
   std::vector<utf8proc_int32_t> characters;
@@ -112,7 +112,7 @@ bool is_ascii(std::string_view text) {
   return std::none_of(text.begin(), text.end(), [](char c) { return (c & 0x80) != 0; });
 }
 
-// Lower case of later Unicode versions than utf8proc's; 0 if there is none.
+// Returns the lower case of a character newer than utf8proc's Unicode, or 0 if it has none.
 uint32_t newer_lowercase(uint32_t code_point) {
   if (code_point >= 0x10D50 && code_point <= 0x10D65) return code_point + 0x20;
   if (code_point >= 0x16EA0 && code_point <= 0x16EB8) return code_point + 0x1B;
@@ -156,7 +156,7 @@ void append_in_form(std::string_view text, UnicodeForm form, std::string& result
 void append_lowercase(std::string_view text, std::string& result) {
   for (size_t at = 0; at < text.size(); at += utf8_length(text[at])) {
     const uint32_t code_point = code_point_at(text, at);
-    if (code_point == 0x130) {  // capital I with a dot: its lower case is two characters
+    if (code_point == 0x130) {  // capital I with a dot, whose lower case is two characters
       result.append("i\xCC\x87");
     } else if (const uint32_t newer = newer_lowercase(code_point)) {
       append_utf8(newer, result);

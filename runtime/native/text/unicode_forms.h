@@ -1,4 +1,4 @@
-// Unicode's normal forms and lower case, as the `tokenizers` package has them.
+// Unicode normal forms and lower case, equal to those of the `tokenizers` package.
 #pragma once
 
 #include <string>
@@ -8,11 +8,11 @@ namespace bita {
 
 enum class UnicodeForm { kNfc, kNfd, kNfkc, kNfkd };
 
-// Appends the text in a normal form. The package knows the characters of Unicode 9 here; later
-// ones that have another form, or that are marks with an order, stay as they are.
+// Appends the text in a normal form. Here the package knows the characters of Unicode 9; later
+// characters that have a normal form, or that are marks with an order, stay unchanged.
 void append_in_form(std::string_view text, UnicodeForm form, std::string& result);
 
-// Appends the text in lower case, each character by itself.
+// Appends the text in lower case, character by character.
 void append_lowercase(std::string_view text, std::string& result);
 
 }  // namespace bita

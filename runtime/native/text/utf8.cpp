@@ -6,7 +6,7 @@ namespace bita {
 
 namespace {
 
-// Bytes of one well-formed character at the start of `text`; 0 if there is none.
+// Returns the bytes of a well-formed character at the start of `text`, or 0 if there is none.
 size_t well_formed(const unsigned char* text, size_t size) {
   const unsigned char lead = text[0];
   if (lead < 0x80) return 1;

@@ -47,7 +47,7 @@ void Utf8Decoder::add(unsigned char byte, std::string& text) {
   num_held_ = 0;
 }
 
-// Whether a character that began as it is held can continue with `byte`.
+// Returns whether `byte` can continue the character that is held back.
 bool Utf8Decoder::continues(unsigned char byte) const {
   if ((byte & 0xC0) != 0x80) return false;
   if (num_held_ > 1) return true;

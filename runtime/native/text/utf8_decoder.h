@@ -1,4 +1,4 @@
-// Bytes that come in pieces, as text.
+// Incremental decoding of UTF-8.
 #pragma once
 
 #include <cstddef>
@@ -7,15 +7,15 @@
 
 namespace bita {
 
-// Joins bytes to characters. What is not UTF-8 becomes U+FFFD, one for each longest beginning of a
-// character, as Python's decoder with errors="replace" does; at most 3 bytes are held back. As in
-// Python the first two bytes of a surrogate are held back too, and then shown one by one.
+// Decodes bytes that arrive in pieces. Invalid bytes become U+FFFD, one for each longest prefix of
+// a character, like Python's decoder with errors="replace". At most 3 bytes are held back. As in
+// Python the first two bytes of a surrogate are held back too, and then replaced one by one.
 class Utf8Decoder {
  public:
-  // Appends to `text` the characters that are complete with these bytes.
+  // Adds bytes and appends the characters that they complete to `text`.
   void push(std::string_view bytes, std::string& text);
 
-  // Ends the text: an unfinished character is one U+FFFD.
+  // Ends the text. An unfinished character becomes one U+FFFD.
   void flush(std::string& text);
 
  private:
@@ -23,9 +23,9 @@ class Utf8Decoder {
   bool continues(unsigned char byte) const;
   bool is_surrogate() const;
 
-  char held_[4] = {};  // the beginning of a character
+  char held_[4] = {};  // the first bytes of a character
   size_t num_held_ = 0;
-  size_t length_ = 0;  // of that character when it is whole
+  size_t length_ = 0;  // of that character when complete
 };
 
 }  // namespace bita

@@ -56,7 +56,7 @@ std::optional<std::string_view> Vocabulary::token(uint64_t id) const {
   return text(spans_[id].start, spans_[id].length);
 }
 
-// The slot that holds the token, or the free one where it belongs.
+// Returns the slot of the token, or the free slot where it belongs.
 size_t Vocabulary::slot_of(std::string_view token, uint32_t hash) const {
   size_t at = hash & (slots_.size() - 1);
   while (slots_[at].id != kNone &&

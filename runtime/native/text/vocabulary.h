@@ -1,4 +1,4 @@
-// Strings and ids of tokens, each found by the other.
+// A two-way map between the strings and the ids of tokens.
 #pragma once
 
 #include <cstddef>
@@ -10,18 +10,18 @@
 
 namespace bita {
 
-// A number that nobody outside of the process knows, for hash tables of what a file holds.
+// Returns a number that is unknown outside of the process, to seed hash tables of untrusted keys.
 uint64_t hash_seed();
 
-// All strings lie in one block of memory, after one another: 262,144 tokens take 15 MB.
+// The strings are stored in one block of memory. 262,144 tokens take 15 MB.
 class Vocabulary {
  public:
   static constexpr uint32_t kMaxId = (1u << 22) - 1;
 
-  // Adds a token; returns false if its string or its id is there already.
+  // Adds a token; returns false if its string or its id already exists.
   bool add(std::string_view token, uint32_t id);
 
-  // Gives back the memory that was kept for more tokens.
+  // Frees memory reserved for more tokens.
   void shrink();
 
   std::optional<uint32_t> id(std::string_view token) const;
@@ -36,7 +36,7 @@ class Vocabulary {
     uint32_t length = 0;
     bool is_there = false;
   };
-  struct Slot {  // has all of a token but its text: one place of memory less to wait for
+  struct Slot {  // complete except for the text, which saves a memory access
     uint32_t hash = 0;
     uint32_t id = kNone;
     uint32_t start = 0;
@@ -55,7 +55,7 @@ class Vocabulary {
   size_t size_ = 0;
   std::string text_;
   std::vector<Span> spans_;  // by id
-  std::vector<Slot> slots_;  // a power of two, at least one of four free
+  std::vector<Slot> slots_;  // a power of two of them, at least a quarter free
 };
 
 }  // namespace bita

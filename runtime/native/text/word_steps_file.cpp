@@ -11,7 +11,7 @@ namespace bita {
 
 namespace {
 
-// GPT-2's words: contractions, letters, digits, other marks, spaces.
+// GPT-2's words: contractions, letters, digits, other characters, spaces.
 constexpr const char* kWords =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
@@ -24,7 +24,7 @@ SplitBehavior behavior_of(const std::string& name) {
   throw std::runtime_error("behavior is " + shown(name));
 }
 
-// Adds the steps of one rule after another.
+// Adds the steps of each rule in turn.
 class WordStepsReader {
  public:
   explicit WordStepsReader(TokenizerParts& parts) : parts_(parts) {}
@@ -97,7 +97,7 @@ class WordStepsReader {
     }
   }
 
-  // Where a normalizer takes off or adds something, it is not known which piece is the first one.
+  // Refuses a normalizer that may change the start of a text: the first piece is then unknown.
   void check_start() const {
     if (parts_.normalizer.keeps_start) return;
     throw std::runtime_error(

@@ -1,6 +1,6 @@
 "use strict";
 
-// What is asked of the server. Addresses are relative, so that the page works below any path.
+// Requests to the server. URLs are relative, so that the page works below any path.
 
 class ServerError extends Error {
   constructor(message, status) {
@@ -16,7 +16,7 @@ const apiKey = {
   read() {
     try {
       this.value = sessionStorage.getItem(KEY_NAME) ?? "";
-    } catch {} // a browser that stores nothing: the page keeps it
+    } catch {} // without storage the key is only kept by this page
   },
   set(value) {
     this.value = value;
@@ -26,11 +26,11 @@ const apiKey = {
   },
 };
 
-/** Ask the server; throws ServerError with its message if it refuses. */
+/** Send a request; throws ServerError with the server's message if it is refused. */
 async function send(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey.value) {
-    // a header takes bytes only
+    // headers only accept bytes
     const bytes = new TextEncoder().encode(apiKey.value);
     headers.Authorization = "Bearer " + String.fromCharCode(...bytes);
   }
@@ -39,7 +39,7 @@ async function send(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("The server cannot be reached. Check that it is running, then try again.");
+    throw new ServerError("Cannot reach the server. Check that it is running, then try again.");
   }
   if (!response.ok) throw await refusal(response);
   return response;
@@ -50,7 +50,7 @@ async function refusal(response) {
   try {
     message = (await response.json()).error.message;
   } catch {
-    message = `the server answered with status ${response.status}`;
+    message = `The server responded with status ${response.status}.`;
   }
   return new ServerError(message, response.status);
 }
@@ -61,8 +61,8 @@ async function modelName() {
 }
 
 /**
- * Ask for an answer. onTokens: called with lists of {text, drafted} as they come.
- * Returns {finish, figures}, once it is complete.
+ * Request an answer, and return its {finish, figures} once it is complete.
+ * onTokens: called with lists of {text, drafted} as they arrive.
  */
 async function askFor(request, signal, onTokens) {
   const response = await send("v1/chat/completions", {
@@ -89,7 +89,7 @@ async function askFor(request, signal, onTokens) {
   return end;
 }
 
-/** The data of each server-sent event. */
+/** Yield the data of each server-sent event. */
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";

@@ -2,10 +2,10 @@
 
 const at = (id) => document.getElementById(id);
 const WAYS = { true: "With drafts", false: "Without drafts" };
-const turns = []; // {messages, options, panes}: what was asked, and its answers
-let running = null; // the AbortController of the answer that is coming
+const turns = []; // {messages, options, panes}: a question and its answers
+let running = null; // the AbortController of the running answer
 
-/** A new element. Its content is text, or other elements. */
+/** Create an element. Its content is text or other elements. */
 function make(tag, className, ...content) {
   const element = document.createElement(tag);
   element.className = className;
@@ -20,21 +20,21 @@ function button(text, onClick) {
   return element;
 }
 
-/** Scroll to the end after a change, unless the reader has scrolled away from it. */
-function followed(change) {
+/** Make a change, and stay at the end of the chat unless the reader has scrolled away from it. */
+function follow(change) {
   const chat = at("chat");
   const wasAtEnd = chat.scrollHeight - chat.scrollTop - chat.clientHeight < 60;
   change();
   if (wasAtEnd) chat.scrollTop = chat.scrollHeight;
 }
 
-/** One answer to a question. end: its {finish, figures}; null while or if it is not complete. */
+/** One answer to a question. end: its {finish, figures}; null until it is complete. */
 class Pane {
   constructor(drafts) {
     this.drafts = drafts;
     this.end = null;
     this.body = make("div", "text");
-    this.note = make("p", "note", "waiting for its turn …");
+    this.note = make("p", "note", "Waiting in line …");
     this.element = make("section", "pane", make("h3", "way", WAYS[drafts]), this.body, this.note);
     this.element.setAttribute("aria-label", `Answer ${WAYS[drafts].toLowerCase()}`);
     this.element.dataset.drafts = drafts;
@@ -52,7 +52,7 @@ class Pane {
 
   show() {
     this.isDue = false;
-    followed(() => {
+    follow(() => {
       this.tokens.show();
       if (this.element.dataset.state === "running") this.note.textContent = this.progress();
     });
@@ -66,7 +66,7 @@ class Pane {
   /** state: "complete", "stopped" or "failed". */
   finish(state, note, ...more) {
     this.element.dataset.state = state;
-    followed(() => {
+    follow(() => {
       this.tokens.show();
       this.note.replaceChildren(note, ...more);
     });
@@ -74,11 +74,11 @@ class Pane {
   }
 }
 
-/** Answer a turn, in a pane of its own. */
+/** Answer a turn in a new pane. */
 async function answer(turn, drafts) {
   const pane = new Pane(drafts);
   turn.panes.push(pane);
-  followed(() => {
+  follow(() => {
     turn.row.append(pane.element);
     turn.row.classList.toggle("two", turn.panes.length > 1);
     turn.more.replaceChildren();
@@ -94,7 +94,7 @@ async function answer(turn, drafts) {
     else showFailure(turn, pane, error);
   } finally {
     running = null;
-    followed(() => showMore(turn));
+    follow(() => showMore(turn));
     showRunning();
   }
 }
@@ -110,7 +110,7 @@ function showFailure(turn, pane, error) {
   if (error.status === 401) askForKey(() => again.click());
 }
 
-/** What is said below an answer; its speed is not, where a table has it. */
+/** Return the note below an answer, without its speed if a table shows it. */
 function noteOf({ finish, figures }, isCompared = false) {
   const share = figures.tokens ? Math.round((100 * figures.drafted) / figures.tokens) : 0;
   const parts = [`${figures.tokens} tokens, ${share ? `${share} %` : "none"} of them drafted`];
@@ -123,7 +123,7 @@ function noteOf({ finish, figures }, isCompared = false) {
   return parts.join(" · ");
 }
 
-/** What follows the answers of a turn: the other way, or the comparison of both. */
+/** Show a button to answer the other way, or the comparison of both answers. */
 function showMore(turn) {
   const complete = turn.panes.filter((pane) => pane.end);
   if (complete.length === 2) {
@@ -166,7 +166,7 @@ function figuresRow({ drafts, end: { figures } }, fastest) {
 
 function speedVerdict(drafted, plain) {
   if (!drafted || !plain) return "The answer is too short to be timed.";
-  return `With drafts it was ${(drafted / plain).toFixed(2)} times as fast.`;
+  return `Decoding with drafts was ${(drafted / plain).toFixed(2)} times as fast.`;
 }
 
 function textVerdict([one, other]) {
@@ -177,7 +177,7 @@ function textVerdict([one, other]) {
   return `The texts differ from character ${place + 1} on.`;
 }
 
-/** The fields of requests that the settings say; what is empty is the server's to choose. */
+/** Return the request fields of the settings; the server's defaults apply to empty ones. */
 function optionsNow() {
   const options = { seed: crypto.getRandomValues(new Uint32Array(1))[0] };
   const temperature = at("temperature").value.trim();
@@ -192,7 +192,7 @@ function messagesBefore() {
   const messages = system ? [{ role: "system", content: system }] : [];
   for (const turn of turns) {
     const text = turn.panes[0]?.tokens.text;
-    if (!text) continue; // a question that got no answer is not repeated
+    if (!text) continue; // a question without an answer is left out
     messages.push(turn.messages.at(-1), { role: "assistant", content: text });
   }
   return messages;
@@ -245,7 +245,7 @@ function newChat() {
   at("question").focus();
 }
 
-/** Ask for the API key; `then` is called once there is one. */
+/** Ask for the API key, and call `then` once there is one. */
 function askForKey(then) {
   const dialog = at("key-dialog");
   at("key").value = "";

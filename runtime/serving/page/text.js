@@ -1,15 +1,15 @@
-// The text of an answer, token by token. What the model says becomes text nodes and never HTML.
+// The text of an answer, token by token. The model's output becomes text nodes, never HTML.
 
 const FENCE = /^ {0,3}```/;
 const HEADING = /^#{1,6} +/;
 const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*/g;
 
-/** Tokens in an element, those that were drafted in <mark>. */
+/** The tokens of an answer in an element; drafted ones are in <mark>. */
 class TokenText {
   constructor(element) {
     this.element = element;
     this.text = "";
-    this.ends = []; // of each token in the text
+    this.ends = []; // end of each token in the text
     this.drafted = [];
   }
 
@@ -29,15 +29,15 @@ class TokenText {
     }
   }
 
-  /** Show what was added: new text changes the last block and follows it. */
+  /** Show the added text: it may change the last block, and add further blocks. */
   show() {
     const { element } = this;
     const numKept = Math.max(element.childElementCount - 1, 0);
     element.lastElementChild?.remove();
-    for (const block of blocksOf(this.text).slice(numKept)) element.append(this.shown(block));
+    for (const block of blocksOf(this.text).slice(numKept)) element.append(this.render(block));
   }
 
-  shown({ tag, begin, end }) {
+  render({ tag, begin, end }) {
     const shown = document.createElement(tag);
     if (tag === "pre") {
       this.appendTokens(shown, begin, end);
@@ -66,7 +66,7 @@ class TokenText {
     }
   }
 
-  /** The first token that ends after a place of the text. */
+  /** Return the first token that ends after a position of the text. */
   tokenAt(place) {
     let low = 0;
     let high = this.ends.length;
@@ -79,7 +79,7 @@ class TokenText {
   }
 }
 
-/** White space before a drafted word is not marked. */
+/** Append a token; white space before a drafted word is not marked. */
 function appendToken(parent, text, drafted) {
   const word = drafted ? text.trimStart() : "";
   parent.append(text.slice(0, text.length - word.length));
@@ -89,7 +89,7 @@ function appendToken(parent, text, drafted) {
   parent.append(mark);
 }
 
-/** Paragraphs, headings and code of a text, as {tag, begin, end}. */
+/** Return the paragraphs, headings and code blocks of a text, as {tag, begin, end}. */
 function blocksOf(text) {
   const blocks = [];
   let open = null;

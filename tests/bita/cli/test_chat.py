@@ -106,7 +106,7 @@ def test_commands(tiny_engine: Path) -> None:
     result = piped(tiny_engine, text, "--max-new-tokens", 6)
     lines = result.stderr.splitlines()
     assert lines == [
-        "bita: nothing has been answered yet",
+        "bita: there is no answer yet",
         "bita: there is no message to undo",
         "bita: there is no message to undo",
     ]

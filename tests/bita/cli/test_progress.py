@@ -1,4 +1,4 @@
-"""Progress where standard error is no terminal: a line now and then."""
+"""Progress where standard error is not a terminal: a line every ten seconds."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_what_is_done_soon_says_nothing(
     assert capsys.readouterr().err == ""
 
 
-def test_long_work_says_how_far_it_is(
+def test_long_work_prints_its_progress_and_its_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress_bars() as show:
@@ -32,8 +32,52 @@ def test_long_work_says_how_far_it_is(
             clock[0] += SECONDS / 2
             show(f"training, loss {10 - done}", done, 10)
         show("verify", 1, 2)
-    lines = [f"training, loss {10 - done}: {done} of 10" for done in (2, 4, 6, 8, 10)]
-    assert capsys.readouterr().err.splitlines() == lines
+    assert capsys.readouterr().err.splitlines() == [
+        "training, loss 8: 2/10, 0:05 elapsed, about 0:40 left",
+        "training, loss 6: 4/10, 0:15 elapsed, about 0:30 left",
+        "training, loss 4: 6/10, 0:25 elapsed, about 0:20 left",
+        "training, loss 2: 8/10, 0:35 elapsed, about 0:10 left",
+        "training, loss 0: done in 0:45",
+    ]
+
+
+def test_a_stage_is_done_when_the_next_one_starts(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bars() as show:
+        show("answers", 0, 3)
+        clock[0] += 3661
+        show("answers", 2, 3)
+        clock[0] += 1
+        show("memory", 0, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "answers: 2/3, 1:01:01 elapsed, about 30:30 left",
+        "answers: done in 1:01:02",
+    ]
+
+
+def test_a_run_that_continues_counts_its_own_work(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bars() as show:
+        show("answers", 80, 100)
+        clock[0] += 20
+        show("answers", 90, 100)
+    first, _ = capsys.readouterr().err.splitlines()
+    assert first == "answers: 90/100, 0:20 elapsed, about 0:20 left"
+
+
+def test_a_failed_stage_is_not_done(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with progress_bars() as show:
+            show("answers", 0, 3)
+            clock[0] += SECONDS
+            show("answers", 1, 3)
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        fail()
+    assert "done" not in capsys.readouterr().err
 
 
 def test_a_bar_of_unknown_length(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,4 +87,15 @@ def test_a_bar_of_unknown_length(clock: list[float], capsys: pytest.CaptureFixtu
         bar.start(1234567)
         clock[0] += SECONDS
         bar.add(1000000)
-    assert capsys.readouterr().err.splitlines() == ["tokens: 3", "tokens: 1000003 of 1234567"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "tokens: 3, 0:10 elapsed"
+    assert lines[1].startswith("tokens: 1000003/1234567, 0:20 elapsed, about 0:")
+    assert lines[2] == "tokens: done in 0:20"
+
+
+def test_stages_can_be_announced(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars(announces=True) as show:
+        show("steps", 0, 3)
+        show("steps", 1, 3)
+        show("answers", 0, 3)
+    assert capsys.readouterr().err.splitlines() == ["steps ...", "answers ..."]

@@ -67,7 +67,7 @@ def test_a_second_run_changes_nothing(model: Path, prompts: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_from_masks_to_pair_scores_to_lora(model: Path, prompts: Path, tmp_path: Path) -> None:
-    """One after the other, each going on from the adapter before."""
+    """They run one after the other, each continuing from the adapter before."""
     assert tune(model, tmp_path / "a", "--prompts", prompts, "--pair-rank", 0) == 0
     masks = tmp_path / "a" / "adapter.safetensors"
     data = ["--data", tmp_path / "a" / "data", "--start-from"]

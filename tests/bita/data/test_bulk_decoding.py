@@ -1,4 +1,4 @@
-"""Many texts in one step of native operators: each is the text that it is by itself."""
+"""Texts decoded together in steps of native operators equal those decoded one at a time."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from bita.runtime.session import Session
 from bita.tree import Tree
 
 RNG = np.random.default_rng(5)
-# more than a batch holds, some alike at their beginnings, one longer than a piece of a prefill
+# more than fit in a batch, some with a common prefix, one longer than a prefill piece
 LENGTHS = (3, 17, 1, 8, 30, 5, 60, 2, 9, 9, 4, 12, 33, 7, 21, 6, 11, 40, 2)
 PROMPTS = [RNG.integers(4, 300, length).tolist() for length in LENGTHS]
 PROMPTS[9][:6] = PROMPTS[8][:6]
@@ -32,14 +32,14 @@ def session(engine: Engine) -> Session:
     return Session.open(engine.path, tree=Tree.root_only(), num_threads=1)
 
 
-def test_texts_are_those_of_one_at_a_time(session: Session) -> None:
+def test_batched_texts_equal_those_decoded_one_at_a_time(session: Session) -> None:
     alone = [session.generate(prompt, NUM_NEW).token_ids for prompt in PROMPTS]
     assert len({tuple(ids) for ids in alone}) > 10
     found = EngineGenerator(session).complete(PROMPTS, NUM_NEW)
     assert [each.token_ids for each in found] == alone
     ended = [ids[-1] in session.eos_ids for ids in alone]
     assert [each.finish == "eos" for each in found] == ended
-    again = session.generate(PROMPTS[0], NUM_NEW)  # the session's own text is not disturbed
+    again = session.generate(PROMPTS[0], NUM_NEW)  # the session's own text is unaffected
     assert again.token_ids == alone[0]
 
 
@@ -56,7 +56,7 @@ def test_a_full_cache_ends_like_the_limit(session: Session) -> None:
         EngineGenerator(session).complete([[5] * 161], 4)
 
 
-def test_drawn_texts_depend_on_their_seeds_alone(session: Session) -> None:
+def test_sampled_texts_depend_only_on_their_seeds(session: Session) -> None:
     sampler, seeds = EngineSampler(session, 1.0, 0.9), list(range(len(PROMPTS)))
     together = sampler.sample(PROMPTS, seeds, NUM_NEW, session.eos_ids)
     for number in (0, 6, 18):

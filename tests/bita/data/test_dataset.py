@@ -1,4 +1,4 @@
-"""Data directories: the same after any number of kills, and refused by another model."""
+"""Data directories are the same after any number of kills, and refused for another model."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ Generate = Callable[..., Dataset]
 
 @pytest.fixture(scope="module")
 def generate(texts: ModelTexts) -> Generate:
-    """Self-written data; kill_at counts the batches of first answers and of responses."""
+    """Return a function that writes data; `kill_at` counts batches of answers and responses."""
 
     def run(out: Path, num: int = NUM, kill_at: int | None = None) -> Dataset:
         generator = HashGenerator(kill_at=kill_at)
@@ -110,7 +110,7 @@ def test_only_what_is_missing_is_generated(texts: ModelTexts, unbroken: Path) ->
     assert seen == [("prompts", NUM, NUM), ("responses", NUM, NUM)]
 
 
-def test_what_is_written_is_what_was_asked(texts: ModelTexts, unbroken: Path) -> None:
+def test_written_data_match_their_prompts(texts: ModelTexts, unbroken: Path) -> None:
     data = Dataset.load(unbroken, texts.identity, texts.tokenizer_sha256)
     lines = [json.loads(line) for line in (unbroken / PROMPTS_FILE).read_text().splitlines()]
     conversations = list(data)
@@ -127,7 +127,7 @@ def test_what_is_written_is_what_was_asked(texts: ModelTexts, unbroken: Path) ->
     assert candidates[-1] >= NUM  # some were left out
 
 
-def test_second_turns_are_a_matter_of_choice(texts: ModelTexts, tmp_path: Path) -> None:
+def test_the_share_of_second_turns_can_be_chosen(texts: ModelTexts, tmp_path: Path) -> None:
     counts = []
     for share in (0.0, 0.5, 1.0):
         generator, directory = HashGenerator(), tmp_path / str(share)
@@ -142,50 +142,50 @@ def test_second_turns_are_a_matter_of_choice(texts: ModelTexts, tmp_path: Path) 
 def test_conversations_are_spread_over_shards(texts: ModelTexts, tmp_path: Path) -> None:
     info = DatasetInfo(texts.identity, texts.tokenizer_sha256, "hand")
     num = 2 * SHARD_LINES + 3
-    said = [Conversation((i + 1,), (i + 2, 1), "eos", "file") for i in range(num)]
+    conversations = [Conversation((i + 1,), (i + 2, 1), "eos", "file") for i in range(num)]
     ends = (0, SHARD_LINES, SHARD_LINES + 9, num)  # reopened at a shard's end and in a shard
     for part in map(range, ends, ends[1:]):
         with DatasetWriter(tmp_path, info) as writer:
             assert writer.num_lines == part[0]
             for index in part:
-                writer.append(3 * index, said[index])
+                writer.append(3 * index, conversations[index])
     assert writer.next_index == 3 * (num - 1) + 1
     with pytest.raises(ValueError, match="indices must increase"):
-        writer.append(3, said[1])
+        writer.append(3, conversations[1])
     counts = [path.read_bytes().count(b"\n") for path in sorted(tmp_path.glob("shard-*"))]
     assert counts == [SHARD_LINES, SHARD_LINES, 3]
     with (tmp_path / "shard-00002.jsonl").open("ab") as file:
         file.write(b'{"index":9999,"pro')
-    assert list(Dataset(tmp_path, info)) == said
+    assert list(Dataset(tmp_path, info)) == conversations
 
 
 def test_a_second_writer_waits_and_continues(texts: ModelTexts, tmp_path: Path) -> None:
     info = DatasetInfo(texts.identity, texts.tokenizer_sha256, "hand")
-    said = Conversation((1,), (2, 1), "eos", "file")
+    conversation = Conversation((1,), (2, 1), "eos", "file")
     found: list[int] = []
 
     def write() -> None:
         with DatasetWriter(tmp_path, info) as writer:
             found.append(writer.next_index)
-            writer.append(writer.next_index, said)
+            writer.append(writer.next_index, conversation)
 
     with DatasetWriter(tmp_path, info) as first:
         second = threading.Thread(target=write)
         second.start()
-        first.append(0, said)
+        first.append(0, conversation)
         time.sleep(0.3)
         assert not found
-        first.append(1, said)
+        first.append(1, conversation)
     second.join(20)
     assert found == [2]
-    assert list(Dataset(tmp_path, info)) == [said] * 3
+    assert list(Dataset(tmp_path, info)) == [conversation] * 3
     assert not (tmp_path / LOCK_FILE).exists()
     with pytest.raises(ModelError, match="holds other data"):
         DatasetWriter(tmp_path, replace(info, generator="other"))
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_another_model_is_refused(
+def test_data_of_another_model_or_other_options_are_refused(
     texts: ModelTexts, unbroken: Path, generate: Generate, tmp_path: Path
 ) -> None:
     other = ModelTexts.of(open_checkpoint(str(write_plain_model(tmp_path / "other", seed=1))))
@@ -224,7 +224,7 @@ def test_another_model_is_refused(
         ("shard-00000.jsonl", "{", "", "shard-00000.jsonl:1 is not JSON"),
     ],
 )
-def test_broken_files_are_named(
+def test_broken_files_are_reported_by_name(
     texts: ModelTexts, unbroken: Path, tmp_path: Path, name: str, old: str, new: str, message: str
 ) -> None:
     shutil.copytree(unbroken, tmp_path / "data")
@@ -234,7 +234,9 @@ def test_broken_files_are_named(
         list(Dataset.load(tmp_path / "data", texts.identity, texts.tokenizer_sha256))
 
 
-def test_prompts_of_a_file(texts: ModelTexts, tmp_path: Path) -> None:
+def test_prompts_are_read_from_a_file_and_filtered_by_length(
+    texts: ModelTexts, tmp_path: Path
+) -> None:
     path = tmp_path / "prompts.jsonl"
     chat = [{"role": "user", "content": "a mask"}, {"role": "assistant", "content": "a tree"}]
     entries = [{"prompt": "word " * 50}, {"turns": ["the fox", "?"]}, {"messages": chat}]

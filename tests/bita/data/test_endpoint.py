@@ -1,4 +1,4 @@
-"""Responses from a server on loopback: ids in every form, retries, and errors that help."""
+"""Responses from a loopback server: token ids in every form, retries, and helpful errors."""
 
 import json
 import threading
@@ -19,11 +19,11 @@ from bita.export.sources import open_checkpoint
 
 Reply = tuple[int, dict[str, str], bytes]
 FOX = "the quick fox"
-HANG_UP, ECHO = 0, 1  # instead of a status: say nothing, or give the prompt back
+HANG_UP, ECHO = 0, 1  # instead of a status: close the connection, or return the prompt
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with `replies` one after the other, the last one for ever; keeps the requests."""
+    """A server that answers with `replies` in order, the last one forever; records requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -93,29 +93,31 @@ def generator(server: Server, texts: ModelTexts, **options: Any) -> EndpointGene
         (choice("stop", logprobs={"tokens": ["token_id:5", "token_id:1"]}), ([5, 1], "eos")),
     ],
 )
-def test_ids_are_taken_as_they_come(
+def test_token_ids_are_read_in_every_form(
     server: Server, texts: ModelTexts, reply: Reply, expected: tuple[list[int], str]
 ) -> None:
     server.replies = [reply]
-    asked = generator(server, texts)
-    assert list(asked.complete([[4, 9]], 4)) == [expected]
-    assert asked.warnings == ()
+    endpoint = generator(server, texts)
+    assert list(endpoint.complete([[4, 9]], 4)) == [expected]
+    assert endpoint.warnings == ()
     path, headers, body = server.requests[0]
     assert (path, body["prompt"], body["max_tokens"]) == ("/v1/completions", [4, 9], 4)
     assert body["temperature"] == 0
-    assert body["repetition_penalty"] == 1  # a model's generation config may say otherwise
+    assert body["repetition_penalty"] == 1  # a model's generation config may set another value
     assert body["return_token_ids"] is body["return_tokens_as_token_ids"] is True
     assert "Authorization" not in headers
 
 
-def test_text_is_encoded_again_and_the_data_say_so(
+def test_re_encoded_text_is_recorded_as_a_warning(
     server: Server, texts: ModelTexts, tmp_path: Path
 ) -> None:
     server.replies = [choice("stop", logprobs={"tokens": ["the", " quick", " fox"]})]
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a tree"}\n{"prompt": "a mask"}')
-    asked = generator(server, texts, num_parallel=2)
-    data = generate_data(texts, FilePrompts(path), asked, tmp_path / "data", DataLimits(None, 30))
+    endpoint = generator(server, texts, num_parallel=2)
+    data = generate_data(
+        texts, FilePrompts(path), endpoint, tmp_path / "data", DataLimits(None, 30)
+    )
     ids = (*texts.codec.encode(FOX, add_special_tokens=False), EOS_ID)
     assert [conversation.response_ids for conversation in data] == [ids, ids]
     info = json.loads((tmp_path / "data" / "info.json").read_text())
@@ -132,9 +134,7 @@ def test_answers_keep_the_order_of_the_prompts(server: Server, texts: ModelTexts
 @pytest.mark.parametrize(
     "failure", [(429, {"Retry-After": "0"}, b""), (503, {}, b""), (0, {}, b"")]
 )
-def test_failures_that_may_pass_are_tried_again(
-    server: Server, texts: ModelTexts, failure: Reply
-) -> None:
+def test_temporary_failures_are_retried(server: Server, texts: ModelTexts, failure: Reply) -> None:
     server.replies = [failure, failure, choice("length", token_ids=[5])]
     assert list(generator(server, texts).complete([[4]], 4)) == [([5], "length")]
     assert len(server.requests) == 3
@@ -162,7 +162,7 @@ def test_failures_that_may_pass_are_tried_again(
         (choice("length", token_ids=[]), r"empty completion with finish_reason 'length'"),
     ],
 )
-def test_failures_for_good_are_explained(
+def test_permanent_failures_are_explained(
     server: Server, texts: ModelTexts, reply: Reply, message: str
 ) -> None:
     server.replies = [reply]
@@ -173,17 +173,17 @@ def test_failures_for_good_are_explained(
     assert len(server.requests) == (2 if reply[0] == 400 else 1)
 
 
-def test_a_server_that_knows_only_the_api_is_asked_plainly(
+def test_a_server_that_refuses_extra_fields_gets_a_plain_request(
     server: Server, texts: ModelTexts
 ) -> None:
     server.replies = [(400, {}, b"unknown field return_token_ids"), choice("stop")]
-    asked = generator(server, texts)
-    asked.complete([[4], [5]], 30)
+    endpoint = generator(server, texts)
+    endpoint.complete([[4], [5]], 30)
     bodies = [body for _, _, body in server.requests]
     assert ["return_token_ids" in body for body in bodies] == [True, False, False]
 
 
-def test_where_nothing_listens(server: Server, texts: ModelTexts) -> None:
+def test_a_refused_connection_is_reported(server: Server, texts: ModelTexts) -> None:
     server.server_close()
     with pytest.raises(TuningError, match=r"failed 3 times, last with .*refused"):
         generator(server, texts).complete([[4]], 4)

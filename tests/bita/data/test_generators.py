@@ -1,4 +1,4 @@
-"""Generators and samplers agree with each other, whatever the batch, the padding or the server."""
+"""Generators and samplers agree with each other for every batch size, padding and server."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("tree", [Tree.root_only(), Tree.triangle()])
-def test_our_engine_equals_transformers(plain: Any, tiny_engine: Path, tree: Tree) -> None:
+def test_an_engine_generates_the_same_texts_as_transformers(
+    plain: Any, tiny_engine: Path, tree: Tree
+) -> None:
     session = Session.open(tiny_engine, tree=tree, num_threads=1)
     found = EngineGenerator(session).complete(PROMPTS, NUM_NEW)
     expected = TransformersGenerator(plain, [EOS_ID]).complete(PROMPTS, NUM_NEW)
@@ -55,7 +57,7 @@ def test_an_engine_of_another_model_is_refused(tiny_engine: Path, tmp_path: Path
         for seed in (0, 1)
     )
     EngineGenerator(session, same)
-    with pytest.raises(ModelError, match=r"tiny-engine is no engine of this model(.|\n)*cosine"):
+    with pytest.raises(ModelError, match=r"is not an engine of this model(.|\n)*cosine"):
         EngineGenerator(session, other)
 
 
@@ -68,10 +70,10 @@ def test_a_full_cache_ends_like_the_limit(tiny_engine: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3", "smollm3"])
 def test_padding_and_batches_do_not_change_ids(family: str, tmp_path: Path) -> None:
-    """The windows of mistral and gemma2 (16) are shorter than the texts."""
+    """The attention windows of mistral and gemma2 (16) are shorter than the texts."""
     model = load_base_model(open_checkpoint(str(write_tiny_model(family, tmp_path))))
     alone = [TransformersGenerator(model, [], 1).complete([p], NUM_NEW)[0] for p in PROMPTS]
-    # EOS ids at which four of six rows end early, so that the batch shrinks
+    # these EOS ids end four of six rows early, so that the batch shrinks
     eos_ids = [alone[i].token_ids[at] for i, at in ((0, 2), (2, 4), (3, 3), (5, 9))]
     expected = [cut_at_eos(answer.token_ids, eos_ids) for answer in alone]
     assert sum(answer.finish == "eos" for answer in expected) >= 4
@@ -80,8 +82,8 @@ def test_padding_and_batches_do_not_change_ids(family: str, tmp_path: Path) -> N
         assert found == expected
 
 
-def test_padding_has_no_position() -> None:
-    """GPT-2 adds a learned vector per position, which rotary models would not notice."""
+def test_padding_takes_no_positions() -> None:
+    """GPT-2 adds a learned vector per position, so it shows errors that rotary models hide."""
     import transformers
 
     with torch.random.fork_rng():
@@ -99,7 +101,7 @@ def test_an_answer_ends_at_the_first_eos() -> None:
     assert cut_at_eos([5, 6], (2, 1)) == Completion([5, 6], "length")
 
 
-def test_the_nucleus_by_hand() -> None:
+def test_nucleus_sampling_equals_a_computation_by_hand() -> None:
     """Probabilities 0.5, 0.1, 0.3, 0.1; the nucleus of 0.75 is tokens 0 and 2 with mass 0.8."""
     logits = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
 
@@ -114,8 +116,8 @@ def test_the_nucleus_by_hand() -> None:
     assert [picked(draw, 1.0, 0.5) for draw in (0.69, 0.70, 0.94, 0.95)] == [0, 2, 2, 1]
 
 
-def test_the_head_of_a_vocabulary_is_enough_only_where_it_holds_the_nucleus() -> None:
-    """A steep row and a flat one in one batch pick what sorting everything would."""
+def test_nucleus_sampling_from_the_head_equals_sorting_everything() -> None:
+    """Steep rows have the nucleus in the head of the vocabulary; flat rows in the batch do not."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 4 * HEAD_TOKENS, generator=generator)
     logits[::2] *= 8
@@ -144,9 +146,9 @@ def test_a_sample_depends_on_its_seed_only(plain: Any) -> None:
         TransformersSampler(plain, temperature=0)
 
 
-def test_draws_are_uniform_and_fixed() -> None:
+def test_draws_are_uniform_and_reproducible() -> None:
     draws = uniform_draws(derive_seed(0, 1, 2), 4000)
     assert 0 <= draws.min() < 0.01
     assert 0.99 < draws.max() < 1
     assert abs(draws.mean() - 0.5) < 0.02
-    assert derive_seed(0, 1, 2) == 3071860871404845570  # of numpy, in every version
+    assert derive_seed(0, 1, 2) == 3071860871404845570  # every version of numpy gives this

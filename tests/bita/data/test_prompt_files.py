@@ -1,4 +1,4 @@
-"""Prompt files of strangers: every line is read as it is meant, or refused by its number."""
+"""Prompt files from anywhere: each line is read as intended, or refused with its number."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from bita.data.prompts import Question, read_prompts, read_questions
 from bita.errors import PromptError
 
 
-def written(folder: Path, *lines: str, end: str = "\n") -> Path:
+def write_lines(folder: Path, *lines: str, end: str = "\n") -> Path:
     path = folder / "prompts.jsonl"
     path.write_bytes(end.join(lines).encode("utf-8", "surrogatepass"))
     return path
@@ -21,9 +21,9 @@ def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def test_the_forms_of_a_line(tmp_path: Path) -> None:
+def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "Be brief."}, *user("Hi")]
-    path = written(
+    path = write_lines(
         tmp_path,
         *('{"prompt": "one", "category": "a"}', "", json.dumps({"messages": chat})),
         *('{"turns": ["two", "three"], "category": 7}', "  "),
@@ -36,14 +36,14 @@ def test_the_forms_of_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
 def test_a_line_ends_at_a_line_feed_only(tmp_path: Path, character: str) -> None:
-    """JSON may hold the other line ends of Unicode as they are."""
+    """JSON may contain the other line ends of Unicode unescaped."""
     text = f"a{character}b"
-    path = written(tmp_path, json.dumps({"prompt": text}, ensure_ascii=False))
+    path = write_lines(tmp_path, json.dumps({"prompt": text}, ensure_ascii=False))
     assert read_prompts(path) == [user(text)]
 
 
-def test_windows_files_and_byte_order_marks(tmp_path: Path) -> None:
-    path = written(tmp_path, '\ufeff{"prompt": "a"}', '{"prompt": "b"}', end="\r\n")
+def test_crlf_line_ends_and_byte_order_marks_are_accepted(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, '\ufeff{"prompt": "a"}', '{"prompt": "b"}', end="\r\n")
     assert read_prompts(path) == [user("a"), user("b")]
 
 
@@ -77,21 +77,21 @@ FORM = r"is not of the form \{"
         ("\ud800", r"byte 16 is not UTF-8"),
     ],
 )
-def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
-    path = written(tmp_path, '{"prompt": "a"}', line)
+def test_invalid_lines_are_reported_by_number(tmp_path: Path, line: str, message: str) -> None:
+    path = write_lines(tmp_path, '{"prompt": "a"}', line)
     with pytest.raises(PromptError, match=message) as caught:
         read_questions(path)
     assert len(str(caught.value)) < 500
 
 
-def test_a_file_of_bad_lines_has_a_short_message(tmp_path: Path) -> None:
-    path = written(tmp_path, *["{" + "x" * 200] * 50_000)
+def test_a_file_of_invalid_lines_gives_a_short_message(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, *["{" + "x" * 200] * 50_000)
     with stopped_if_it_hangs(20), pytest.raises(PromptError, match="20 faults") as caught:
         read_questions(path)
     assert len(str(caught.value)) < 3000
 
 
-def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, message in (
@@ -105,7 +105,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
             read_questions(path)
 
 
-def test_a_category_is_a_text(tmp_path: Path) -> None:
-    path = written(tmp_path, json.dumps({"prompt": "a", "category": ["x" * 10**5]}))
+def test_a_category_becomes_a_short_text(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, json.dumps({"prompt": "a", "category": ["x" * 10**5]}))
     (question,) = read_questions(path)
     assert len(question.category) <= 60

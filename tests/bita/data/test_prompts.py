@@ -1,4 +1,4 @@
-"""Self-written prompts: where a turn begins and ends, and which are kept."""
+"""Tests of self-written prompts: where a turn begins and ends, and which are kept."""
 
 import json
 from dataclasses import replace
@@ -59,8 +59,8 @@ def test_a_turn_begins_and_ends_where_the_template_says(texts: ModelTexts) -> No
     assert turn.words([*words, USER], texts) is None
     chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
     second = UserTurn.after(chat, texts)
-    asked = texts.codec.encode("<|user|>the fox<|end|><|assistant|>jumps<|end|><|user|>", False)
-    assert second.before_ids == tuple(asked)
+    before = texts.codec.encode("<|user|>the fox<|end|><|assistant|>jumps<|end|><|user|>", False)
+    assert second.before_ids == tuple(before)
 
 
 def test_a_template_may_end_a_turn_with_text(texts: ModelTexts) -> None:
@@ -126,7 +126,7 @@ def test_prompts_begin_with_openings(texts: ModelTexts, tmp_path: Path) -> None:
     info = json.loads((tmp_path / "half" / "info.json").read_text())
     assert info["options"]["openings"] == [*openings]
     info = json.loads((tmp_path / "own" / "info.json").read_text())
-    assert not {"openings", "opened_share"} & {*info["options"]}  # as data from before has it
+    assert not {"openings", "opened_share"} & {*info["options"]}  # older data still match
     with pytest.raises(ModelError, match=r"option openings None against \['H"):
         first_turns(texts, tmp_path / "own", never)
 
@@ -139,7 +139,7 @@ def test_openings_are_read_from_a_file(tmp_path: Path) -> None:
     path.write_text(" Write a poem about \n\nWhy\nWhy\n")
     assert read_openings(path) == ("Write a poem about", "Why")
     for content, message in (
-        (b"\n \n", "has no openings of prompts; put one in each line"),
+        (b"\n \n", "has no openings of prompts; write one on each line"),
         (b"Why\n" + 81 * b"a", "an opening has 81 characters, more than 80: 'aaa"),
         (b"\xff\xfe", "cannot be read as openings of prompts"),
     ):
@@ -167,11 +167,11 @@ def test_openings_are_read_from_a_file(tmp_path: Path) -> None:
         ("the same words " * 12, "repetitive"),
     ],
 )
-def test_what_is_no_prompt(text: str, fault: str | None) -> None:
+def test_texts_that_cannot_be_prompts_are_rejected(text: str, fault: str | None) -> None:
     assert text_fault(text, FilterOptions()) == fault
 
 
-def test_a_prompt_is_kept_once() -> None:
+def test_near_duplicates_are_rejected() -> None:
     judge = PromptFilter(FilterOptions())
     assert judge.keep(GOOD)
     assert not judge.keep(GOOD.upper() + "  Please!")
@@ -182,14 +182,14 @@ def test_a_prompt_is_kept_once() -> None:
     assert judge.rejected == {"duplicate": 2, "short": 1}
 
 
-def test_words_of_scripts_with_marks_and_without_spaces() -> None:
+def test_words_are_counted_in_scripts_with_marks_and_without_spaces() -> None:
     few = FilterOptions(min_words=4, max_words=4)
     for text in ("हिन्दी में कविता लिखो", "東京都は", "naïve cafés: déjà vu"):
         assert text_fault(text, few) is None
 
 
-def test_similarity_by_hand() -> None:
-    """4 and 3 word 3-grams, of which 2 are shared: 2 of 5."""
+def test_similarity_equals_a_computation_by_hand() -> None:
+    """There are 4 and 3 word 3-grams, of which 2 are shared: 2 of 5."""
     left, right = word_ngrams("one two three four five six"), word_ngrams("two three four five ten")
     assert (len(left), len(right)) == (4, 3)
     assert jaccard(left, right) == pytest.approx(2 / 5)
@@ -202,7 +202,9 @@ def test_the_index_finds_what_a_scan_finds(limit: float) -> None:
     index, answers = NearDuplicates(limit), set()
     kept: list[frozenset[int]] = []
     for _ in range(600):
-        pool = np.arange(12) + 12 * rng.integers(5 if limit else 60)  # sets of a pool overlap much
+        pool = np.arange(12) + 12 * rng.integers(
+            5 if limit else 60
+        )  # sets from one pool overlap a lot
         grams = frozenset(rng.choice(pool, rng.integers(1, 12), replace=False).tolist())
         expected = any(jaccard(grams, other) > limit for other in kept)
         assert index.has_similar(grams) == expected
@@ -219,5 +221,5 @@ def test_too_few_usable_prompts_are_an_error(texts: ModelTexts, tmp_path: Path) 
     prompts = SelfPrompts(texts, sampler, generator, SelfPromptOptions(max_turn_tokens=60))
     with pytest.raises(TuningError, match=r"only 0 of \d+ .*repetitive.*unfinished|give prompts"):
         generate_data(texts, prompts, generator, tmp_path / "data", DataLimits(4))
-    with pytest.raises(TuningError, match="say how many"):
+    with pytest.raises(TuningError, match="is unlimited; give num"):
         generate_data(texts, prompts, generator, tmp_path / "data")

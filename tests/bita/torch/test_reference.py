@@ -1,4 +1,4 @@
-"""The oracle against plain decoding, and its rows against sequences without any tree."""
+"""The reference decoder equals plain decoding, and its rows equal sequences without a tree."""
 
 import functools
 import random
@@ -39,7 +39,7 @@ Load = Callable[[str], Any]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Family -> its tiny model, made once."""
+    """Return a cached function from a family to its tiny model."""
     return functools.cache(
         lambda family: load_reference_model(
             write_tiny_model(family, tmp_path_factory.mktemp(family))
@@ -75,7 +75,7 @@ def random_tree(seed: int) -> Tree:
 
 
 def tokens_to(tree: Tree, node: int, drafts: Sequence[int]) -> list[int]:
-    """The drafts on the path to a node."""
+    """Return the drafts on the path to a node."""
     path = []
     while node > 0:
         path.append(drafts[node - 1])
@@ -85,7 +85,7 @@ def tokens_to(tree: Tree, node: int, drafts: Sequence[int]) -> list[int]:
 
 @pytest.mark.parametrize("prefix_length", [0, 5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_that_of_plain_decoding(load: Load, family: str, prefix_length: int) -> None:
+def test_the_text_equals_plain_decoding(load: Load, family: str, prefix_length: int) -> None:
     model = load(family)
     expected = greedy(model, TEXT, 12)
     assert len(set(expected)) > 3
@@ -97,7 +97,7 @@ def test_text_is_that_of_plain_decoding(load: Load, family: str, prefix_length: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_node_rows_do_not_feel_the_adapter(load: Load, family: str) -> None:
+def test_node_rows_do_not_depend_on_the_adapter(load: Load, family: str) -> None:
     model, tree = load(family), Tree.triangle()
     outputs = [
         ReferenceDecoder(model, adapter_for(model, 5, seed)).step_outputs(TEXT, tree, range(12))
@@ -109,7 +109,9 @@ def test_node_rows_do_not_feel_the_adapter(load: Load, family: str) -> None:
 
 @pytest.mark.parametrize("scale", [1e4, 1e37])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_node_rows_do_not_feel_large_values(load: Load, family: str, scale: float) -> None:
+def test_node_rows_do_not_depend_on_large_adapter_values(
+    load: Load, family: str, scale: float
+) -> None:
     model, tree = load(family), Tree.triangle()
     large = random_adapter(identity_of(model), 3, 5, scale=scale)
     nodes, masks = ReferenceDecoder(model, large).step_outputs(TEXT, tree, range(12))
@@ -120,8 +122,8 @@ def test_node_rows_do_not_feel_large_values(load: Load, family: str, scale: floa
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_are_those_of_sequences_without_a_tree(load: Load, family: str) -> None:
-    """Node and masks of a group, one behind the other, as plain causal text."""
+def test_rows_equal_sequences_without_a_tree(load: Load, family: str) -> None:
+    """A node and the masks of its group are run one after the other as plain causal text."""
     model, tree = load(family), random_tree(7)
     drafts = [random.Random(node).randrange(300) for node in range(tree.num_nodes - 1)]
     adapter = adapter_for(model)
@@ -138,8 +140,8 @@ def test_rows_are_those_of_sequences_without_a_tree(load: Load, family: str) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3", "phi3", "granite"])
-def test_prefix_is_past_that_masks_alone_see(load: Load, family: str) -> None:
-    """Text without the prefix first, then the masks behind prefix and text, plainly causal."""
+def test_only_masks_see_the_prefix_as_their_past(load: Load, family: str) -> None:
+    """The text runs first without the prefix, then the masks causally after prefix and text."""
     model = load(family)
     adapter = adapter_for(model, 5)
     tree = Tree.root_only(3)
@@ -162,8 +164,8 @@ def test_prefix_is_past_that_masks_alone_see(load: Load, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
-def test_prefix_stays_visible_behind_a_window(load: Load, family: str) -> None:
-    """The first layer's values change the mask row, though the window left them long ago."""
+def test_the_prefix_stays_visible_outside_a_window(load: Load, family: str) -> None:
+    """The first layer's values change the mask row although they are outside the window."""
     model = load(family)
     adapters = [adapter_for(model, 5), adapter_for(model, 5)]
     adapters[1].prefix_values[0] += 1
@@ -176,7 +178,7 @@ def test_prefix_stays_visible_behind_a_window(load: Load, family: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_right_drafts_are_all_accepted_in_one_step(load: Load, seed: int) -> None:
-    """Whatever branch of the tree holds the true continuation."""
+    """Any branch of the tree may hold the true continuation."""
     model = load("qwen3")
     tree = random_tree(seed)
     truth = greedy(model, TEXT, 4)
@@ -194,7 +196,7 @@ def test_right_drafts_are_all_accepted_in_one_step(load: Load, seed: int) -> Non
 
 
 class Clairvoyant(ReferenceDecoder):
-    """Its drafts are the truth, so that every step but the last fills the whole chain."""
+    """A decoder whose drafts are all right, so that every step but the last fills the chain."""
 
     truth: tuple[int, ...] = ()
 
@@ -212,14 +214,14 @@ def clairvoyant(load: Load) -> Clairvoyant:
 
 
 @pytest.mark.parametrize("limit", range(1, 10))
-def test_limit_inside_an_accepted_path(clairvoyant: Clairvoyant, limit: int) -> None:
+def test_the_limit_may_be_inside_an_accepted_path(clairvoyant: Clairvoyant, limit: int) -> None:
     result = clairvoyant.generate(TEXT, Tree.chain(3), limit)
     assert result.token_ids == clairvoyant.truth[:limit]
     assert result.tokens_per_step == ((4,) * (limit // 4) + (limit % 4,) * (limit % 4 > 0))
 
 
 @pytest.mark.parametrize("at", range(8))
-def test_eos_inside_an_accepted_path(clairvoyant: Clairvoyant, at: int) -> None:
+def test_eos_may_be_inside_an_accepted_path(clairvoyant: Clairvoyant, at: int) -> None:
     eos_ids = (clairvoyant.truth[at], 319)
     expected = greedy(clairvoyant.model, TEXT, 12, eos_ids)
     result = clairvoyant.generate(TEXT, Tree.chain(3), 12, eos_ids)
@@ -232,24 +234,24 @@ def test_an_eos_in_the_prompt_does_not_end_the_text(clairvoyant: Clairvoyant) ->
     assert result.token_ids == clairvoyant.truth[:4]
 
 
-def test_walk_follows_the_choices_and_no_further() -> None:
+def test_walk_follows_matching_choices_only() -> None:
     tree = Tree.from_paths([(1,), (2,), (1, 1), (2, 1), (2, 2)])
     order = {path: node for node, path in enumerate(tree.paths)}
     tokens = [0] * tree.num_nodes
     for path, token in {(): 9, (1,): 5, (2,): 6, (1, 1): 7, (2, 1): 7, (2, 2): 8}.items():
         tokens[order[path]] = token
 
-    def walked(choices: dict[tuple[int, ...], int]) -> tuple[list[tuple[int, ...]], int]:
+    def walk_by_path(choices: dict[tuple[int, ...], int]) -> tuple[list[tuple[int, ...]], int]:
         path, bonus = walk(tree, tokens, [choices.get(path, 99) for path in tree.paths])
         return [tree.paths[node] for node in path], bonus
 
-    assert walked({(): 3}) == ([()], 3)
-    assert walked({(): 6, (2,): 8, (2, 2): 4}) == ([(), (2,), (2, 2)], 4)
-    assert walked({(): 5, (1,): 8}) == ([(), (1,)], 8)  # 8 is a child of the other node
-    assert walked({(): 7}) == ([()], 7)  # 7 is a grandchild
+    assert walk_by_path({(): 3}) == ([()], 3)
+    assert walk_by_path({(): 6, (2,): 8, (2, 2): 4}) == ([(), (2,), (2, 2)], 4)
+    assert walk_by_path({(): 5, (1,): 8}) == ([(), (1,)], 8)  # 8 is a child of the other node
+    assert walk_by_path({(): 7}) == ([()], 7)  # 7 is a grandchild
 
 
-def test_drafts_go_to_their_depth_and_rank() -> None:
+def test_drafts_are_placed_by_depth_and_rank() -> None:
     tree = Tree.from_paths([(1,), (2,), (1, 1), (1, 3), (1, 2)])
     step = Step((0,), (9,), ((10, 11, 12), (20, 21, 22)), ((3.0, 2.0, 1.0),) * 2)
     by_path = dict(zip(tree.paths[1:], next_drafts(tree, 9, step), strict=True))
@@ -259,7 +261,7 @@ def test_drafts_go_to_their_depth_and_rank() -> None:
 
 
 def test_pair_scores_order_the_children_of_each_node() -> None:
-    """22 is wanted behind 10, 21 behind 12, and 12 behind the root."""
+    """The scores favor 12 after the root, 22 after 10, and 21 after 12."""
     tree = Tree.from_paths([(1,), (2,), (1, 1), (2, 1)])
     step = Step((0,), (9,), ((10, 11, 12), (20, 21, 22)), ((3.0, 2.0, 1.0),) * 2)
     wanted = {(9, 12): 2.5, (10, 22): 3.0, (12, 21): 3.0}
@@ -278,7 +280,7 @@ def test_cut_keeps_the_first_eos() -> None:
     assert cut((1, 2, 3, 2), 1, (2,)) == [1]
 
 
-def test_model_is_left_as_it_was(load: Load) -> None:
+def test_the_model_is_restored_after_a_step(load: Load) -> None:
     model = load("llama")
     weight = model.get_input_embeddings().weight
     decoder = ReferenceDecoder(model, adapter_for(model))
@@ -289,7 +291,7 @@ def test_model_is_left_as_it_was(load: Load) -> None:
     assert model.get_input_embeddings().weight is weight
 
 
-def test_what_does_not_fit_is_refused(load: Load) -> None:
+def test_adapters_trees_and_drafts_that_do_not_fit_are_refused(load: Load) -> None:
     model = load("llama")
     with pytest.raises(AdapterError, match=r"(?s)layers 6: 4.*head dim 32: 16"):
         ReferenceDecoder(model, adapter_for(load("gemma3_text")))

@@ -1,4 +1,4 @@
-"""Bonuses that are fitted: what they say to be right so often is."""
+"""Fitted bonuses give guesses a probability that equals how often they are right."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ NOTHING = Place(None, None, 5, DRAFTED, [2.0, 1.0, 0.0, -1.0])
 
 
 def places(count: int, share: float, likely: Place, otherwise: Callable[[int], int]) -> list[Place]:
-    """The true token of a share of them is `likely`'s; of the others it is something else."""
+    """Return places of which `share` have the token of `likely`, and the others another token."""
     right = np.random.default_rng(0).random(count) < share
     return [
         likely if each else replace(likely, true=otherwise(number))
@@ -27,7 +27,7 @@ def places(count: int, share: float, likely: Place, otherwise: Callable[[int], i
 
 
 def guesses_of(bonuses: Bonuses, text: list[int], place: Place | None = None) -> Guesses:
-    """After a text, with the drafts of a place, or without a mask."""
+    """Return the guesses after a text, with the drafts of `place`, or without masks."""
     drafts = Drafts(1, len(DRAFTED))
     if place is not None:
         drafts.read(np.array([place.draft_ids]), np.array([place.draft_scores], np.float32))
@@ -36,7 +36,7 @@ def guesses_of(bonuses: Bonuses, text: list[int], place: Place | None = None) ->
     return guesses
 
 
-def test_without_places_the_default_ones_stay() -> None:
+def test_without_places_the_default_bonuses_remain() -> None:
     assert bonuses_of([]) == DEFAULT_BONUSES
 
 
@@ -51,7 +51,7 @@ def test_text_alone_is_as_sure_as_it_is_right(share: float) -> None:
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
 def test_masks_are_as_sure_as_they_are_right(scale: float) -> None:
-    """Whatever their logits claim."""
+    """The fit corrects the scale of the logits."""
     weights = np.exp(scale * np.array(NOTHING.draft_scores))
     true = np.random.default_rng(0).choice(DRAFTED, 4000, p=weights / weights.sum())
     bonuses = bonuses_of([replace(NOTHING, true=int(token)) for token in true])
@@ -60,7 +60,7 @@ def test_masks_are_as_sure_as_they_are_right(scale: float) -> None:
     assert guesses.share == pytest.approx(weights[0] / weights.sum(), abs=0.03)
 
 
-def test_a_guess_beside_masks_is_as_sure_as_it_is_right() -> None:
+def test_a_guess_next_to_masks_is_as_sure_as_it_is_right() -> None:
     likely = replace(NOTHING, text=(1, 30), true=30)
     bonuses = bonuses_of(
         [*places(2000, 0.8, likely, lambda number: 5), *places(500, 0.6, NOTHING, lambda _: 6)]
@@ -70,7 +70,7 @@ def test_a_guess_beside_masks_is_as_sure_as_it_is_right() -> None:
     assert guesses.share == pytest.approx(0.8, abs=0.06)
 
 
-def test_what_is_rare_stays_near_the_default() -> None:
+def test_bonuses_of_rare_cases_stay_near_the_default() -> None:
     bonuses = bonuses_of(places(2000, 0.5, replace(NOTHING, text=(0, 30), true=30), lambda _: 9))
     assert bonuses.text_alone[5] == pytest.approx(DEFAULT_BONUSES.text_alone[5], abs=1e-4)
     assert bonuses.table_beside == pytest.approx(DEFAULT_BONUSES.table_beside, abs=1e-4)

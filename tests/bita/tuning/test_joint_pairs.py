@@ -1,4 +1,4 @@
-"""Pair scores that are trained with the masks, and rows weighted by what comes before them."""
+"""Tests of pair scores trained with the masks, and of weighting rows by the rows before them."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def random_pairs(table: torch.Tensor) -> JointPairs:
     return pairs
 
 
-def test_directions_are_the_scores_of_the_adapter_but_for_a_number_per_row() -> None:
+def test_directions_equal_the_adapter_scores_up_to_a_constant_per_row() -> None:
     table = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
     pairs = random_pairs(table)
     before = torch.tensor([3, 0, 39])
@@ -62,7 +62,7 @@ def test_directions_are_the_scores_of_the_adapter_but_for_a_number_per_row() -> 
     assert np.isfinite(tables_of([table.numpy()], stored).left).all()
 
 
-def test_scores_of_an_adapter_are_continued() -> None:
+def test_training_continues_from_the_scores_of_an_adapter() -> None:
     table = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
     pairs = random_pairs(table)
     again = JointPairs(table, RANK, pairs.to_pairs(), 5)
@@ -73,8 +73,8 @@ def test_scores_of_an_adapter_are_continued() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite"])
-def test_gradients_of_pieces_are_those_of_all_rows(family: str, tmp_path: Path) -> None:
-    """Families whose logits are products with the embeddings, and others."""
+def test_gradients_in_pieces_equal_those_of_all_rows(family: str, tmp_path: Path) -> None:
+    """The logits of some families are products with the embeddings, those of others are not."""
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path)))
     model = MaskModel(load_base_model(checkpoint, "float64"))
     pairs = random_pairs(model.embedding_table())
@@ -106,7 +106,7 @@ def test_gradients_of_pieces_are_those_of_all_rows(family: str, tmp_path: Path) 
     torch.testing.assert_close(found[0][1], by_hand, rtol=1e-3, atol=1e-5)
 
 
-def test_rows_weigh_what_the_rows_before_them_are_worth() -> None:
+def test_rows_are_weighted_by_the_probability_of_reaching_them() -> None:
     rights = torch.tensor([0.5, 0.25, 1.0, 0.8, 0.1])
     masks = torch.tensor([0, 1, 2, 0, 1])
     weights = reach_weights(rights, masks)
@@ -144,7 +144,7 @@ def test_tuning_writes_an_adapter_with_scores(
     adapter = Adapter.load(result.adapter)
     assert (adapter.num_masks, adapter.pair_rank) == (2, RANK)
     assert adapter.pairs["pair_right"].any()
-    # continued with fewer masks, and refused with scores of another rank
+    # tuning continues with fewer masks, and refuses scores of another rank
     options = RunOptions(tmp_path / "b", tmp_path / "b.safetensors", start=adapter)
     fewer = TuneSettings(
         num_masks=1, prefix_length=2, lora_rank=2, pair_rank=RANK, num_steps=2, weights=weights
@@ -165,26 +165,26 @@ def test_a_better_table_of_the_first_adapter_is_kept(
     own = Adapter.load(tune(plain, DataOptions((data,), num_held_out=2), settings, options).adapter)
     texts = Dataset.load(data, ModelTexts.of(plain).identity, ModelTexts.of(plain).tokenizer_sha256)
     known = [((*each.prompt_ids, *each.response_ids), len(each.prompt_ids)) for each in texts]
-    better = count_continuations(known, 1000)  # the held-out ones too
+    better = count_continuations(known, 1000)  # including the held-out texts
     start = replace(own, continuations=better)
 
     def values_of(adapter: Adapter) -> list[int]:
         table = adapter.continuations
         return [] if table is None else table.values.tolist()
 
-    def tuned(name: str, start: Adapter, num_continuations: int = 1000) -> Adapter:
+    def tune_from(name: str, start: Adapter, num_continuations: int = 1000) -> Adapter:
         options = RunOptions(tmp_path / name, tmp_path / f"{name}.safetensors", start=start)
         changed = replace(settings, num_continuations=num_continuations)
         data_options = DataOptions((data,), num_held_out=2)
         return Adapter.load(tune(plain, data_options, changed, options).adapter)
 
     worse = count_continuations([((1, 2, 3), 1)] * 9, 1000)
-    assert values_of(tuned("b", start)) == values_of(start)
-    assert values_of(tuned("c", replace(own, continuations=worse))) == values_of(own)
-    assert values_of(tuned("d", start, 0)) == []
+    assert values_of(tune_from("b", start)) == values_of(start)
+    assert values_of(tune_from("c", replace(own, continuations=worse))) == values_of(own)
+    assert values_of(tune_from("d", start, 0)) == []
 
 
-def test_conversations_of_several_runs_are_put_together(
+def test_conversations_of_several_directories_are_combined(
     plain: Any, data: Path, tmp_path: Path
 ) -> None:
     settings = TuneSettings(num_masks=1, prefix_length=2, pair_rank=0, num_steps=1)
@@ -194,7 +194,7 @@ def test_conversations_of_several_runs_are_put_together(
     assert tuned_on.startswith("18 conversations (conversations), ")
 
 
-def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> None:
+def test_an_engine_is_built_once_to_generate_the_data(plain: Any, tmp_path: Path) -> None:
     require_library()
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "Tree number {n}"}}\n' for n in range(12)))
@@ -205,13 +205,13 @@ def test_an_engine_built_for_it_writes_the_data(plain: Any, tmp_path: Path) -> N
         options = RunOptions(tmp_path / "run", tmp_path / f"{out}.safetensors")
         tune(plain, data, settings, options)
         built.append((tmp_path / "run" / "engine" / "manifest.json").stat().st_mtime_ns)
-    assert built[0] == built[1]  # the second run took what was there
+    assert built[0] == built[1]  # the second run used the existing engine
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     info = json.loads((tmp_path / "run" / "data" / "info.json").read_text())
     assert info["generator"].startswith("bita engine of")
 
 
-def test_who_may_say_how_prompts_begin(plain: Any, tmp_path: Path) -> None:
+def test_openings_of_prompts_are_bundled_disabled_or_given(plain: Any, tmp_path: Path) -> None:
     texts = ModelTexts.of(plain)
     base = replace(texts, encoder=replace(texts.encoder, template=None))
     assert len(self_prompt_options(texts, DataOptions(prompt_seed=4)).openings) > 150
@@ -226,8 +226,8 @@ def test_who_may_say_how_prompts_begin(plain: Any, tmp_path: Path) -> None:
         tune(plain, both, TuneSettings(), RunOptions(tmp_path / "run", tmp_path / "a"))
 
 
-def test_masks_learn_to_leave_to_the_scores_what_those_know(plain: Any, data: Path) -> None:
-    """The evaluation orders drafts by the scores of the run, as a decoder does."""
+def test_evaluation_uses_the_pair_scores_of_the_run(plain: Any, data: Path) -> None:
+    """The evaluation orders drafts by the scores under training, as a decoder does."""
     model = MaskModel(load_base_model(plain))
     adapter = random_adapter(identify(plain), 1, 0, scale=0.4, seed=4)
     parameters = AdapterParameters(adapter)

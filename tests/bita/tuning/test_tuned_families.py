@@ -1,4 +1,4 @@
-"""Every kind of model from prompts to a verified engine: tuned, exported, accepted as predicted."""
+"""Models of every family are tuned and exported, and their drafts are accepted as predicted."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from speed import slow_but
+from speed import thorough_but
 from tiny_models import write_tiny_model
 
 pytest.importorskip("torch")
@@ -33,7 +33,7 @@ from bita.tuning.tuning_base import load_tuning_base
 
 torch.set_num_threads(1)
 FAMILIES = ("llama", "mistral", "qwen3", "smollm3", "phi3", "gemma2", "gemma3_text", "granite")
-NEW_TOKENS = 20  # beyond the sliding windows of 16, prompt included
+NEW_TOKENS = 20  # longer than the sliding windows of 16
 SETTINGS = TuneSettings(
     num_steps=40, num_anchors=12, prefix_length=4, lora_rank=2, mask_rate=3e-2, prefix_rate=3e-2
 )
@@ -41,7 +41,7 @@ SETTINGS = TuneSettings(
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tiny model after `tune`. base: what it was tuned on; answers: all conversations."""
+    """A tiny model after `tune`, with the base that was loaded and all conversations."""
 
     checkpoint: Any
     folder: Path
@@ -50,7 +50,7 @@ class TunedModel:
     answers: list[Conversation]
 
     def quality(self) -> DraftQuality:
-        """Of the tuned adapter, on all conversations."""
+        """Evaluate the tuned adapter on all conversations."""
         texts = [
             TrainingText((*c.prompt_ids, *c.response_ids), len(c.prompt_ids)) for c in self.answers
         ]
@@ -61,7 +61,7 @@ class TunedModel:
         return [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
 
 
-@pytest.fixture(scope="module", params=slow_but(FAMILIES, "llama"))
+@pytest.fixture(scope="module", params=thorough_but(FAMILIES, "llama"))
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TunedModel:
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = open_checkpoint(str(write_tiny_model(request.param, folder / "model")))
@@ -74,7 +74,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         bases.append(load_tuning_base(*args))
         return bases[-1]
 
-    with pytest.MonkeyPatch.context() as patch:  # to see the model that `tune` loads
+    with pytest.MonkeyPatch.context() as patch:  # to keep the model that `tune` loads
         patch.setattr("bita.tuning.tune.load_tuning_base", load)
         tune(checkpoint, data, SETTINGS, RunOptions(folder / "work", out))
     about = ModelTexts.of(checkpoint)
@@ -95,8 +95,8 @@ def test_the_base_does_not_change(tuned: TunedModel) -> None:
     assert all(weight.grad is None for weight in tuned.base.parameters())
 
 
-def test_its_engine_accepts_what_the_evaluation_says(tuned: TunedModel) -> None:
-    """Lossless in both modes, and as many drafts right as the tuned adapter has by replay."""
+def test_the_engine_accepts_as_many_drafts_as_the_evaluation_predicts(tuned: TunedModel) -> None:
+    """The text is lossless in both modes, and the accepted drafts equal those of the replay."""
     quality = tuned.quality()
     tree = quality.best_tree(64)
     spine = Tree.from_paths([(1,) * depth for depth in range(1, 1 + tree.spine_length)])

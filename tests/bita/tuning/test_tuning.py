@@ -1,4 +1,4 @@
-"""Training of mask rows: equal to the joint forward, frozen base, resumable, learning."""
+"""Mask rows train as in the joint forward pass, resume exactly, learn, and keep the base frozen."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make_tiny_engine import write_plain_model
-from speed import slow_but
+from speed import thorough_but
 from tiny_models import FAMILIES, write_tiny_model
 
 pytest.importorskip("torch")
@@ -45,7 +45,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(plain: Any) -> list[TrainingText]:
-    """Greedy answers of the plain model to random prompts."""
+    """Return greedy answers of the plain model to random prompts."""
     base, rng = load_base_model(plain), np.random.default_rng(0)
     prompts = [rng.integers(4, 300, 6).tolist() for _ in range(6)]
     return [TrainingText((*p, *greedy(base, p, 24)), len(p)) for p in prompts]
@@ -56,7 +56,7 @@ def texts(plain: Any) -> list[TrainingText]:
 def test_two_phases_equal_the_joint_forward(
     family: str, prefix_length: int, rank: int, tmp_path: Path
 ) -> None:
-    """Every group of a text, all at once against the cache, against one joint forward a group."""
+    """All groups at once against the cache equal one joint forward pass for each group."""
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path)))
     base = load_base_model(checkpoint, dtype="float64")
     identity = identify(checkpoint)
@@ -79,7 +79,7 @@ def test_two_phases_equal_the_joint_forward(
         torch.testing.assert_close(taught[1, anchor - 4], nodes[0], atol=1e-5, rtol=0)
 
 
-def test_rows_teach_what_decoding_asks() -> None:
+def test_rows_have_the_positions_and_labels_of_decoding() -> None:
     rows = rows_after(np.array([3, 7]), np.array([3, 1]))
     assert rows.anchors.tolist() == [3, 3, 3, 7]
     assert rows.positions.tolist() == [4, 5, 6, 8]
@@ -88,7 +88,7 @@ def test_rows_teach_what_decoding_asks() -> None:
 
 @pytest.mark.parametrize("anchors", ["random", "consecutive"])
 @pytest.mark.parametrize("num_tokens", [7, 8, 30, 200])
-def test_anchors_lie_in_the_response_and_have_labels(anchors: str, num_tokens: int) -> None:
+def test_anchors_are_in_the_response_and_have_labels(anchors: str, num_tokens: int) -> None:
     settings = TuneSettings(num_anchors=20, anchors=anchors)
     rows = choose_rows(5, num_tokens, settings, np.random.default_rng(0))
     assert rows.anchors.min() >= 4
@@ -109,7 +109,7 @@ def test_far_masks_are_dropped_from_the_end() -> None:
         assert masks.tolist() == list(range(len(masks)))
 
 
-def test_losses_by_hand() -> None:
+def test_losses_equal_a_computation_by_hand() -> None:
     teacher = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
     drafts = torch.log(torch.tensor([[0.25, 0.5, 0.25]]))
     tokens = torch.tensor([0])
@@ -127,7 +127,7 @@ def test_losses_by_hand() -> None:
 
 @pytest.mark.parametrize("loss", ["kl", "ce", "mix"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])  # plain, capped, scaled logits
-def test_losses_of_pieces_are_those_of_all_rows(family: str, loss: str, tmp_path: Path) -> None:
+def test_losses_in_pieces_equal_those_of_all_rows(family: str, loss: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path)))
     model, rng = MaskModel(load_base_model(checkpoint, "float64")), np.random.default_rng(0)
     batch = [TrainingText(tuple(rng.integers(4, 300, n).tolist()), 5) for n in (24, 17)]
@@ -167,7 +167,7 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "changes", [{}, {"prefix_length": 0}, {"dropout": 0.3, "loss": "mix"}, {"lora_rank": 2}]
 )
-def test_killed_and_resumed_is_the_same_run(
+def test_a_killed_and_resumed_run_gives_the_same_adapter(
     plain: Any, texts: list[TrainingText], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -193,9 +193,9 @@ def test_killed_and_resumed_is_the_same_run(
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize(
-    "family", slow_but(["llama", "qwen3", "phi3", "gemma3_text", "granite"], "llama")
+    "family", thorough_but(["llama", "qwen3", "phi3", "gemma3_text", "granite"], "llama")
 )
-def test_it_learns_and_the_base_does_not_change(family: str, rank: int, tmp_path: Path) -> None:
+def test_tuning_lowers_the_loss_and_keeps_the_base(family: str, rank: int, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))
     base, rng = load_base_model(checkpoint), np.random.default_rng(0)
     prompts = [rng.integers(4, 300, 6).tolist() for _ in range(3)]
@@ -238,7 +238,7 @@ def test_masks_start_at_the_mean_or_random(plain: Any, texts: list[TrainingText]
 
 
 def test_replayed_steps_equal_decoding(plain: Any, texts: list[TrainingText]) -> None:
-    """tokens_per_step of the evaluation is that of the reference decoder on the same texts."""
+    """The evaluation's tokens_per_step equals the reference decoder's on the same texts."""
     base = load_base_model(plain)
     adapter = random_adapter(identify(plain), 3, 2, scale=0.4, seed=4)
     quality = evaluate(MaskModel(base), AdapterParameters(adapter), texts)
@@ -249,21 +249,21 @@ def test_replayed_steps_equal_decoding(plain: Any, texts: list[TrainingText]) ->
         prompt, response = text.token_ids[: text.num_prompt], text.token_ids[text.num_prompt :]
         result = decoder.generate(prompt, tree, len(response))
         assert result.token_ids == response
-        # the reference's first step is the prefill, whose tree holds nothing
+        # the reference's first step is the prefill, whose tree is empty
         emitted += sum(result.tokens_per_step[1:])
         steps += result.num_steps - 1
     assert quality.tokens_per_step(tree) == pytest.approx(emitted / steps)
     assert emitted > steps
 
 
-def test_quality_by_hand() -> None:
+def test_quality_equals_a_computation_by_hand() -> None:
     table = np.array([[1, 1, 0], [1, 2, 1], [3, 1, 1], [0, 1, 1]])
     quality = DraftQuality([table])
     assert quality.accuracy(0, 1) == 0.5
     assert quality.accuracy(0, 5) == 0.75
     assert quality.conditional(1, 1) == 0.5
     assert quality.conditional(2, 1) == 0.0
-    # chain: anchor 0 takes two drafts and goes on at 3, which takes none: 4 tokens in 2 steps
+    # chain: anchor 0 accepts two drafts, anchor 3 accepts none: 4 tokens in 2 steps
     assert quality.tokens_per_step(Tree.chain(3)) == 2.0
     assert quality.tokens_per_step(Tree.root_only()) == 1.0
     assert quality.best_tree(16).paths == ((), (1,), (1, 1), (3,))
@@ -272,8 +272,8 @@ def test_quality_by_hand() -> None:
     assert quality.report(other)["tokens_per_step"] == {"root": 1.0}
 
 
-def test_drafts_right_to_the_end_emit_no_token_beyond_it() -> None:
-    """A response of three tokens: the prefill gives one, one step the other two and no bonus."""
+def test_drafts_right_to_the_end_emit_no_further_token() -> None:
+    """The prefill gives one of three response tokens, and one step the other two, no bonus."""
     quality = DraftQuality([np.array([[1, 1, 0], [1, 0, 0]])])
     assert quality.num_steps(Tree.chain(3)) == [1]
     assert quality.tokens_per_step(Tree.chain(3)) == 2.0
@@ -299,7 +299,7 @@ def test_batches_visit_every_text_once_per_epoch(texts: list[TrainingText]) -> N
     assert seen != again
 
 
-def test_texts_are_cut_and_guarded() -> None:
+def test_texts_are_cut_checked_and_split() -> None:
     text = cut_text(range(10), range(100, 104), 8)
     assert text.token_ids == (6, 7, 8, 9, 100, 101, 102, 103)
     assert text.num_prompt == 4

@@ -1,4 +1,4 @@
-"""Tuning on a base in 4 bit: it learns, the base stays, the gradient is the true one."""
+"""Tuning on a 4-bit base lowers the loss, keeps the base, and has the right gradient."""
 
 import json
 import re
@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "phi3"])
-def test_it_learns_and_the_base_does_not_change(family: str, tmp_path: Path) -> None:
+def test_tuning_lowers_the_loss_and_keeps_the_base(family: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_model(family, tmp_path / "model")))
     base, rng = load_4bit_base(checkpoint, "float32", "cpu"), np.random.default_rng(0)
     prompts = [rng.integers(4, 300, 6).tolist() for _ in range(3)]
@@ -59,8 +59,8 @@ def test_it_learns_and_the_base_does_not_change(family: str, tmp_path: Path) -> 
     }
 
 
-def test_gradients_are_those_of_the_dequantized_base(tmp_path: Path) -> None:
-    """Through the 4-bit layers, and through plain ones that hold what these stand for."""
+def test_gradients_equal_those_of_the_dequantized_base(tmp_path: Path) -> None:
+    """Gradients through 4-bit layers are compared with those through dequantized linear layers."""
     checkpoint = open_checkpoint(str(write_tiny_model("phi3", tmp_path)))
     adapter = random_adapter(identify(checkpoint), 3, 2, scale=0.4)
     token_ids = np.random.default_rng(0).integers(4, 300, 20).tolist()
@@ -89,13 +89,15 @@ def dequantize(base: torch.nn.Module) -> None:
             setattr(base.get_submodule(owner), own_name, plain.requires_grad_(False))
 
 
-def test_data_tell_that_a_base_in_4_bit_wrote_them(tmp_path: Path) -> None:
+def test_data_record_that_a_4_bit_base_generated_them(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_model("llama", tmp_path)))
     generator = TransformersGenerator(load_4bit_base(checkpoint, "float32", "cpu"), [1])
     assert generator.options["weights"] == "4 bit"
 
 
-def test_errors_name_extra_and_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_the_extra_and_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = open_checkpoint(str(write_tiny_model("llama", tmp_path)))
     with pytest.raises(TuningError, match="bitsandbytes cannot quantize on nowhere"):
         load_4bit_base(checkpoint, "float32", "nowhere")

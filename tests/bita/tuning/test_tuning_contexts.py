@@ -1,4 +1,4 @@
-"""Texts whose base states are kept: the same context as reading them, and not read twice."""
+"""Texts whose base states are kept give the same context, and are not read again."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def make_model(directory: Path, family: str = "llama", dtype: str = "float32") -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kept_texts_give_the_context_of_a_batch(family: str, tmp_path: Path) -> None:
+def test_kept_texts_give_the_same_context_as_a_batch(family: str, tmp_path: Path) -> None:
     _, model = make_model(tmp_path, family, "float64")
     texts = make_texts()
     expected = Contexts(model, 0).read(texts)
@@ -65,11 +65,11 @@ def test_the_budget_keeps_the_first_texts(tmp_path: Path, monkeypatch: pytest.Mo
     texts = make_texts()
     read: list[int] = []
 
-    def counting(ids: Any, first: int) -> BaseContext:
+    def read_and_count(ids: Any, first: int) -> BaseContext:
         read.append(len(ids[0]))
         return MaskModel.read(model, ids, first)
 
-    monkeypatch.setattr(model, "read", counting)
+    monkeypatch.setattr(model, "read", read_and_count)
     whole = Contexts(model, 1 << 30)
     whole.read(texts)
     whole.read(texts[::-1])
@@ -96,7 +96,7 @@ def same_bits(left: BaseContext, right: BaseContext) -> bool:
 
 
 def test_the_budget_does_not_change_the_adapter(tmp_path: Path) -> None:
-    """Nor does a kill, after which nothing is kept any more."""
+    """Training with a budget for all texts or for almost none gives the same adapter."""
     checkpoint, model = make_model(tmp_path / "model")
     texts = make_texts(5)
     adapters = []
@@ -109,8 +109,8 @@ def test_the_budget_does_not_change_the_adapter(tmp_path: Path) -> None:
     assert adapters[0] == adapters[1]
 
 
-def test_a_run_goes_on_with_another_budget(tmp_path: Path) -> None:
-    """One that was killed for its memory, say."""
+def test_a_run_continues_with_another_budget(tmp_path: Path) -> None:
+    """A run may have been killed because it used too much memory."""
     checkpoint, model = make_model(tmp_path / "model")
     texts = make_texts(5)
 

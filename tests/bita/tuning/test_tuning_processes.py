@@ -1,4 +1,4 @@
-"""`accelerate launch` of `bita tune` in two processes on the CPU: what one process does."""
+"""`accelerate launch` of `bita tune` in two processes on the CPU equals a run in one process."""
 
 import json
 import os
@@ -48,8 +48,8 @@ with join_processes("cpu") as processes:
 """
 
 
-def started(launcher: tuple[str, ...], *args: object) -> "subprocess.Popen[str]":
-    """Two processes of a program, in the background."""
+def launch(launcher: tuple[str, ...], *args: object) -> "subprocess.Popen[str]":
+    """Start two processes of a program in the background."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = ("--main_process_port", str(unused.getsockname()[1]))
@@ -85,7 +85,9 @@ def prompts(tmp_path: Path) -> Path:
     [
         (DATA_PARALLEL, "llama", 3),  # shares of 2 and 1
         (SHARDED, "gemma3_text", 3),  # tied embeddings, windows, buffers
-        (SHARDED, "phi3", 1),  # a process without a text, fused projections
+        pytest.param(  # one process has no text; fused projections
+            *(SHARDED, "phi3", 1), marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_two_processes_equal_one(
@@ -94,10 +96,10 @@ def test_two_processes_equal_one(
     model = write_tiny_model(family, tmp_path / "model")
     more: tuple[object, ...] = ("--prompts", prompts, "--num-steps", 6, "--batch-size", batch_size)
     more += ("--dropout", 0.1)
-    more += ("--mask-rate", 1e-2, "--prefix-rate", 1e-2)  # roundings grow with the steps
+    more += ("--mask-rate", 1e-2, "--prefix-rate", 1e-2)  # rounding errors grow with the steps
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(tune_args(model, one, *more)) == 0
-    launched = started(launcher, "-m", "bita", *tune_args(model, two, *more))
+    launched = launch(launcher, "-m", "bita", *tune_args(model, two, *more))
     out, err = launched.communicate()
     assert launched.returncode == 0, err
     assert out.count("on held-out text") == 1
@@ -105,7 +107,7 @@ def test_two_processes_equal_one(
     assert (one / shard).read_bytes() == (two / shard).read_bytes()
     expected, found = read_log(one)[:-1], read_log(two)[:-1]  # all but the evaluation
     assert len(expected) == len(found) == 6
-    # of the first step; AdamW divides by small numbers later on, and a norm is made of them
+    # for the first step; later AdamW divides by small numbers, which affects the norm too
     tolerance, norm_tolerance = 1e-6, 1e-4
     for ours, theirs in zip(expected, found, strict=True):
         assert theirs["num_rows"] == ours["num_rows"]
@@ -124,30 +126,33 @@ def test_two_processes_equal_one(
     [
         (DATA_PARALLEL, ["--decay", "3"], "decay is 3.0, not in (0, 1]"),
         (DATA_PARALLEL, ["--no-such-flag"], "no flag --no-such-flag"),
-        # the main process fails while the other one runs the sharded base beside it
-        (SHARDED, ["--num-conversations", "6"], "self-written prompts are usable"),
+        # the main process fails while the other one runs its part of the sharded base
+        pytest.param(
+            *(SHARDED, ["--num-conversations", "6"], "self-written prompts are usable"),
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
-def test_errors_are_told_once_and_end_all(
+def test_errors_are_reported_once_and_end_all_processes(
     launcher: tuple[str, ...], more: list[str], message: str, tmp_path: Path
 ) -> None:
     model = write_plain_model(tmp_path / "model")
-    launched = started(launcher, "-m", "bita", *tune_args(model, tmp_path / "work", *more))
+    launched = launch(launcher, "-m", "bita", *tune_args(model, tmp_path / "work", *more))
     _, err = launched.communicate(timeout=120)
     assert launched.returncode != 0
     assert len(re.findall(r"^bita( tune)?: error: ", err, re.MULTILINE)) == 1
     assert err.count(message) == 1
 
 
-@pytest.mark.slow
-def test_killed_and_launched_again_is_the_same_run(prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_a_killed_and_relaunched_run_gives_the_same_adapter(prompts: Path, tmp_path: Path) -> None:
     model = write_plain_model(tmp_path / "model")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ("--prompts", prompts, "--num-steps", 160, "--batch-size", 2)
-    launched = started(DATA_PARALLEL, "-m", "bita", *tune_args(model, whole, *more))
+    launched = launch(DATA_PARALLEL, "-m", "bita", *tune_args(model, whole, *more))
     _, err = launched.communicate()
     assert launched.returncode == 0, err
-    killed = started(DATA_PARALLEL, "-m", "bita", *tune_args(model, broken, *more))
+    killed = launch(DATA_PARALLEL, "-m", "bita", *tune_args(model, broken, *more))
     while not (broken / "run" / "checkpoint.pt").exists():  # the first one, of step 100
         with suppress(subprocess.TimeoutExpired):
             killed.wait(0.01)
@@ -156,7 +161,7 @@ def test_killed_and_launched_again_is_the_same_run(prompts: Path, tmp_path: Path
         process.kill()
     killed.communicate()
     assert not (broken / "adapter.safetensors").exists()
-    again = started(DATA_PARALLEL, "-m", "bita", *tune_args(model, broken, *more))
+    again = launch(DATA_PARALLEL, "-m", "bita", *tune_args(model, broken, *more))
     _, err = again.communicate()
     assert again.returncode == 0, err
     assert read_log(broken) == read_log(whole)
@@ -164,12 +169,12 @@ def test_killed_and_launched_again_is_the_same_run(prompts: Path, tmp_path: Path
     assert files[0] == files[1]
 
 
-@pytest.mark.slow
-def test_a_sharded_base_is_held_in_parts(tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_each_process_holds_half_of_a_sharded_base(tmp_path: Path) -> None:
     model = write_tiny_model("llama", tmp_path / "model")
     program = tmp_path / "shard_sizes.py"
     program.write_text(SHARD_SIZES)
-    launched = started(SHARDED, program, model, tmp_path)
+    launched = launch(SHARDED, program, model, tmp_path)
     _, err = launched.communicate()
     assert launched.returncode == 0, err
     sizes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -191,12 +196,12 @@ def test_one_process_needs_no_launcher() -> None:
 @pytest.mark.parametrize(
     ("variable", "device", "message"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", None, "ACCELERATE_USE_DEEPSPEED, which tuning knows nothing"),
+        ("ACCELERATE_USE_DEEPSPEED", None, "which tuning does not support"),
         ("FSDP_OFFLOAD_PARAMS", None, "no offloading"),
-        ("ACCELERATE_USE_FSDP", "cuda:1", "device cuda:1 would be that of every process"),
+        ("ACCELERATE_USE_FSDP", "cuda:1", "device cuda:1 would be used by every process"),
     ],
 )
-def test_what_a_launcher_cannot_ask(
+def test_unsupported_launcher_settings_are_refused(
     variable: str, device: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in ((variable, "true"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):

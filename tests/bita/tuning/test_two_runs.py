@@ -1,4 +1,4 @@
-"""Two runs of `bita tune` in one directory: one after the other, and the result is that of one."""
+"""Two runs of `bita tune` in one directory run in sequence and give the result of one."""
 
 import json
 import subprocess
@@ -30,19 +30,19 @@ def read_log(work: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_give_what_one_gives(tmp_path: Path) -> None:
+def test_two_runs_at_once_give_the_result_of_one(tmp_path: Path) -> None:
     model = write_plain_model(tmp_path / "model")
     prompts = tmp_path / "prompts.jsonl"
-    asked = [{"prompt": f"{word} number {n}"} for n in range(4) for word in WORDS]
-    prompts.write_text("".join(json.dumps(entry) + "\n" for entry in asked))
+    entries = [{"prompt": f"{word} number {n}"} for n in range(4) for word in WORDS]
+    prompts.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert main(tune_args(model, alone, prompts)) == 0
     command = [sys.executable, "-m", "bita", *tune_args(model, shared, prompts)]
     pipe = subprocess.PIPE
     runs = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
-    told = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], told
-    assert sum("is being written by" in text for text in told) <= 1  # none if one came late
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert sum("is being written by" in text for text in errors) <= 1  # 0 if one started late
     names = {path.relative_to(alone) for path in alone.rglob("*") if path.is_file()}
     assert {path.relative_to(shared) for path in shared.rglob("*") if path.is_file()} == names
     shard = Path("data") / "shard-00000.jsonl"

@@ -1,6 +1,6 @@
-/* A program of an older header, whose structs ended after their first fields: short_structs LIBRARY
- * ENGINE PROMPT. Prints the answer. What follows the structs in memory belongs to somebody else,
- * and must stay as it is. */
+/* A program built with an older header, whose structs had only their first fields: short_structs
+ * LIBRARY ENGINE PROMPT. Prints the answer. The library must not change the memory after the
+ * structs. */
 #include <bita/bita.h>
 #include <stdio.h>
 #include <string.h>
@@ -64,7 +64,7 @@ int main(int count, char** arguments) {
   if (status != BITA_OK) fprintf(stderr, "%s\n", bita_error());
   if (was_written(opened.guards) || was_written(info.guards) || was_written(asked.guards) ||
       was_written(options.guards) || was_written(step.guards) || was_written(stats.guards)) {
-    fprintf(stderr, "the library wrote behind a struct\n");
+    fprintf(stderr, "the library wrote past the end of a struct\n");
     status = BITA_ERROR_USE;
   }
   if (!info.first.model || stats.first.num_steps < 1 || stats.first.num_tokens < 1) {

@@ -1,4 +1,4 @@
-"""The build of the native operators: what is there afterwards, and what is said where it fails."""
+"""Building the native operators: the files it leaves, and its messages when it fails."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ extern "C" __attribute__((visibility("default"))) int unrelated(void) { return 2
 """
 NAME = {"darwin": "libbita_operators.dylib"}.get(sys.platform, "libbita_operators.so")
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="its compiler needs an environment")
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the compiler needs a set-up environment")
 needs_tools = pytest.mark.skipif(
     not all(map(shutil.which, ("c++", "cmake", "ninja"))), reason="needs c++, cmake and ninja"
 )
@@ -26,7 +26,7 @@ no_zig = pytest.mark.skipif(find_spec("ziglang") is not None, reason="ziglang co
 
 
 class Tree:
-    """The build on a library of one small file, with headers that are as good as empty."""
+    """A source tree with one small source file and a header that only has a version."""
 
     def __init__(self, root: Path) -> None:
         self.native = root / "runtime" / "native"
@@ -65,7 +65,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 @needs_tools
-def test_only_what_changed_is_built(tree: Tree) -> None:
+def test_unchanged_sources_are_not_built_again(tree: Tree) -> None:
     result = tree.build()
     assert result.returncode == 0, result.stderr
     assert f"{tree.target}: built in " in result.stdout
@@ -79,7 +79,7 @@ def test_only_what_changed_is_built(tree: Tree) -> None:
 
 
 @needs_tools
-def test_only_names_of_the_operators_are_exported(tree: Tree) -> None:
+def test_only_operator_functions_are_exported(tree: Tree) -> None:
     assert tree.build().returncode == 0
     library = ctypes.CDLL(str(tree.target))
     assert library.bita_operators_version() == 1
@@ -87,9 +87,9 @@ def test_only_names_of_the_operators_are_exported(tree: Tree) -> None:
 
 
 @needs_tools
-@pytest.mark.parametrize("fault", ["no C++", 'extern "C" int bita_operators_road() { return 1; }'])
-def test_a_library_that_cannot_be_built_leaves_none(fault: str, tree: Tree) -> None:
-    """Not the one of other sources either; nor one that loads, but without its functions."""
+@pytest.mark.parametrize("fault", ["no C++", 'extern "C" int bita_operators_isa() { return 1; }'])
+def test_a_failed_build_leaves_no_library(fault: str, tree: Tree) -> None:
+    """The library of earlier sources goes too, as does one that lacks required functions."""
     assert tree.build().returncode == 0
     tree.source.write_text(fault, encoding="utf-8")
     result = tree.build("--optional")
@@ -106,8 +106,8 @@ def test_a_library_that_cannot_be_built_leaves_none(fault: str, tree: Tree) -> N
 
 
 @no_zig
-def test_without_a_compiler_one_line_says_so(tree: Tree, tmp_path: Path) -> None:
-    """A library that is newer than the sources stays; one that is older goes."""
+def test_a_missing_compiler_is_reported_in_one_line(tree: Tree, tmp_path: Path) -> None:
+    """A library newer than the sources stays; an older one is deleted."""
     tree.target.parent.mkdir()
     tree.target.write_bytes(b"a library")
     tree.environment["PATH"] = str(tmp_path)
@@ -125,21 +125,21 @@ def test_without_a_compiler_one_line_says_so(tree: Tree, tmp_path: Path) -> None
     assert tree.run("build_library.py", "--missing-tools").stdout == "\n"
 
 
-def test_a_compiler_that_is_not_there_is_named(tree: Tree) -> None:
+def test_a_nonexistent_compiler_is_named(tree: Tree) -> None:
     tree.environment["CXX"] = "no-such-compiler -m64"
-    assert "since CXX is no-such-compiler -m64, which is not there:" in tree.build().stderr
+    assert "since CXX is no-such-compiler -m64, which was not found:" in tree.build().stderr
 
 
 @needs_tools
-def test_headers_that_do_not_fit_are_named(tree: Tree) -> None:
+def test_unsuitable_headers_are_named(tree: Tree) -> None:
     tree.write_header(20)
     result = tree.build()
     assert "there are no headers of ONNX Runtime: decoding takes" in result.stderr
     assert f"{tree.headers}/onnxruntime_c_api.h has interface 20; 21 or later" in result.stderr
 
 
-def test_headers_are_taken_from_the_cache(tree: Tree) -> None:
-    """Without a network: nothing is downloaded where they are given or were downloaded before."""
+def test_given_or_cached_headers_are_used(tree: Tree) -> None:
+    """Headers that are given or were downloaded before need no network."""
     result = tree.run("headers.py")
     assert result.stdout.strip() == str(tree.headers)
     given = tree.environment.pop("ONNXRUNTIME_INCLUDE_DIR")

@@ -1,4 +1,4 @@
-"""The C++ library renders a chat template's pieces as the Python runtime renders the template."""
+"""The C++ library renders a chat template's pieces as Python renders the whole template."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from bita.export.chat_pieces import pieces_file
 from bita.runtime.text.chat_template import ChatTemplate
 
 USER = {"role": "user", "content": "Hi"}
-MANY = 300  # conversations of each template
+MANY = 300  # conversations for each template
 
 
 @cache
@@ -28,7 +28,7 @@ def pieces_of(name: str) -> dict[str, Any]:
 
 
 def ask(lines: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """The program's answers."""
+    """Return the program's answers."""
     asked = "".join(json.dumps(line) + "\n" for line in lines)
     done = subprocess.run(
         [cpp_program("chat_tool")], input=asked, capture_output=True, text=True, check=True
@@ -42,7 +42,7 @@ def answer(pieces: dict[str, Any], messages: Any, prompt: bool = True) -> dict[s
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_conversations_are_rendered_as_in_python(name: str) -> None:
+def test_conversations_render_as_in_python(name: str) -> None:
     rng = random.Random(11)
     template = ChatTemplate(PIECES[name], SPECIAL_TOKENS)
     conversations = [random_conversation(rng, PIECES[name]) for _ in range(MANY)]
@@ -75,21 +75,21 @@ def test_conversations_are_rendered_as_in_python(name: str) -> None:
         [USER, {"role": "it's", "content": ""}, {"role": "a\nb", "content": ""}],
     ],
 )
-def test_unusable_messages_are_refused_in_the_same_words(messages: Any) -> None:
+def test_invalid_messages_get_the_same_error_as_in_python(messages: Any) -> None:
     with pytest.raises(PromptError) as wanted:
         ChatTemplate(PIECES["chatml"]).render(messages)
     assert answer(pieces_of("chatml"), messages) == {"error": str(wanted.value)}
 
 
 @pytest.mark.parametrize("name", ["gemma 2", "mistral, first", "llama 2"])
-def test_a_template_refuses_in_the_same_words(name: str) -> None:
+def test_a_template_raises_the_same_error_as_in_python(name: str) -> None:
     for messages in ([USER, USER], [{"role": "assistant", "content": "Yes."}]):
         with pytest.raises(PromptError) as wanted:
             ChatTemplate(PIECES[name], SPECIAL_TOKENS).render(messages)
         assert answer(pieces_of(name), messages) == {"error": str(wanted.value)}
 
 
-def test_white_space_is_taken_off_as_in_python() -> None:
+def test_whitespace_is_stripped_as_in_python() -> None:
     template = ChatTemplate(PIECES["llama 3"], SPECIAL_TOKENS)
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     some = [c for c in characters if not c.strip() or ord(c) < 0x3100 or ord(c) % 977 == 0]
@@ -103,13 +103,13 @@ def test_white_space_is_taken_off_as_in_python() -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_template_without_pieces_says_why(name: str) -> None:
+def test_a_template_without_pieces_gives_the_reason(name: str) -> None:
     error = answer(pieces_of(name), [USER])["error"]
     assert OTHERS[name][1] in error
     assert error.endswith("; render the prompt elsewhere and give it as text")
 
 
-def test_a_long_prompt_is_refused() -> None:
+def test_a_prompt_that_is_too_long_is_refused() -> None:
     found = answer(pieces_of("chatml"), [{"role": "user", "content": "é" * 1_999_900}])
     assert found["text"].count("é") == 1_999_900
     found = answer(pieces_of("chatml"), [{"role": "user", "content": "é" * 2_000_000}])

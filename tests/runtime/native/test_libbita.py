@@ -1,4 +1,4 @@
-"""The C library writes what Python writes: the same tokens, text and reasons, token by token."""
+"""The C library answers as Python does: the same tokens, text and finish reasons."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, int4, C = 720, three masks, prefix of 5, LoRA, tree (5,4,3)."""
+    """A tiny int4 Llama: capacity 720, three masks, a prefix of 5, LoRA and the tree (5,4,3)."""
     require_library()
     return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", CAPACITY).path
 
@@ -52,7 +52,7 @@ def tool(engine: Path) -> Iterator[AnswerTool]:
 
 
 def tables() -> list[TreeTable]:
-    """Tables of random trees by masks at hand and by how sure guesses are; half have costs."""
+    """Make tables that choose random trees by available masks and guess level; half have costs."""
     found = []
     for seed in range(3):
         rng = random.Random(seed)
@@ -67,7 +67,7 @@ def tables() -> list[TreeTable]:
 
 
 def assert_same(found: dict[str, Any], session: Session, prompt: Any, **options: Any) -> None:
-    """What the C library answered against Python's answer."""
+    """Assert that an answer of the C library equals Python's."""
     wanted = session.generate(prompt, **options)
     assert "error" not in found, found
     assert found["token_ids"] == wanted.token_ids
@@ -81,7 +81,9 @@ def write_table(path: Path, table: TreeTable | Tree) -> str:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_greedy_answers_are_pythons(seed: int, session: Session, tool: AnswerTool) -> None:
+def test_greedy_answers_equal_those_of_python(
+    seed: int, session: Session, tool: AnswerTool
+) -> None:
     ids = prompt_ids(seed, 1 + 13 * seed)
     for drafts in (0, 1, 2):
         options = {"max_new_tokens": 40, "drafts": drafts}
@@ -90,7 +92,9 @@ def test_greedy_answers_are_pythons(seed: int, session: Session, tool: AnswerToo
 
 
 @pytest.mark.parametrize("prompt", ["Hello tree", "", "A mask token \u00e9\u4e16 asks", "\n\n  x"])
-def test_texts_are_encoded_and_decoded(prompt: str, session: Session, tool: AnswerTool) -> None:
+def test_text_prompts_are_encoded_and_decoded_as_in_python(
+    prompt: str, session: Session, tool: AnswerTool
+) -> None:
     found = tool.ask(session="text", text=prompt, options={"max_new_tokens": 30})
     if not session.encode(prompt):
         assert found["error"] == "the prompt is empty; give at least one token"
@@ -107,12 +111,12 @@ def test_steps_accept_several_tokens(session: Session, tool: AnswerTool) -> None
     assert found["stats"]["num_accepted"] > 0
     assert max(found["steps"]) > 1
     assert sum(found["steps"]) == len(found["token_ids"]) == 60
-    assert found["stats"]["num_tokens"] == 59  # the prompt's step gave the first
+    assert found["stats"]["num_tokens"] == 59  # the first came from the prompt's step
 
 
 @pytest.mark.parametrize("options", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
-def test_sampled_answers_are_pythons(
+def test_sampled_answers_equal_those_of_python(
     options: dict[str, Any], seed: int, session: Session, tool: AnswerTool
 ) -> None:
     ids = prompt_ids(seed % 100)
@@ -123,7 +127,9 @@ def test_sampled_answers_are_pythons(
     assert found["seed"] == seed
 
 
-def test_answers_without_a_seed_differ_and_come_again(tool: AnswerTool) -> None:
+def test_answers_without_a_seed_differ_and_report_a_seed_that_repeats_them(
+    tool: AnswerTool,
+) -> None:
     options = {"max_new_tokens": 20, "temperature": 3.0}
     ids = prompt_ids(1)
     first, second = (
@@ -137,7 +143,9 @@ def test_answers_without_a_seed_differ_and_come_again(tool: AnswerTool) -> None:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_tables_of_trees(number: int, engine: Path, tool: AnswerTool, tmp_path: Path) -> None:
+def test_tree_tables_give_the_steps_and_answers_of_python(
+    number: int, engine: Path, tool: AnswerTool, tmp_path: Path
+) -> None:
     table = tables()[number]
     session = Session.open(engine, num_threads=1, tree=table)
     tree = write_table(tmp_path / "tree.json", table)
@@ -147,14 +155,14 @@ def test_tables_of_trees(number: int, engine: Path, tool: AnswerTool, tmp_path: 
         name = f"table {number}"
         found = tool.ask(session=name, tree=tree, token_ids=ids, options=options)
         assert_same(found, session, ids, **options)
-    # the same steps too: drafts and guesses are those of Python
+    # equal steps show that drafts and guesses equal Python's
     assert found["stats"]["num_steps"] == session.stats.num_steps
     assert found["stats"]["num_from_text"] == session.stats.num_from_text
     assert found["stats"]["num_guarded_steps"] == session.stats.num_guarded_steps
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_other_adapters_change_no_text(
+def test_other_adapters_leave_the_text_unchanged(
     seed: int, engine: Path, session: Session, tool: AnswerTool, tmp_path: Path
 ) -> None:
     identity = session.adapter.identity
@@ -172,7 +180,7 @@ def test_other_adapters_change_no_text(
     assert_same(found, session, ids, max_new_tokens=40)
 
 
-def test_lora_of_another_adapter_drafts_as_in_python(
+def test_another_lora_adapter_drafts_as_in_python(
     engine: Path, tool: AnswerTool, tmp_path: Path
 ) -> None:
     adapter = lora_adapter(engine.parent / "model", seed=5)
@@ -193,8 +201,8 @@ def test_lora_of_another_adapter_drafts_as_in_python(
     assert found["stats"]["num_steps"] == session.stats.num_steps
 
 
-def stops_of(session: Session, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Options that end an answer early, by what it says without them."""
+def stop_options(session: Session, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return options that end an answer early, chosen from the answer without them."""
     answer = session.generate(ids, 40, ignore_eos=True)
     tokens, text = answer.token_ids, answer.text
     return [
@@ -207,18 +215,18 @@ def stops_of(session: Session, ids: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def test_answers_end_where_pythons_do(session: Session, tool: AnswerTool) -> None:
+def test_stop_options_end_answers_as_in_python(session: Session, tool: AnswerTool) -> None:
     for seed in range(4):
         ids = prompt_ids(seed)
-        for stops in stops_of(session, ids):
+        for stops in stop_options(session, ids):
             options = {"max_new_tokens": 40, "ignore_eos": True, **stops}
             found = tool.ask(session="stops", token_ids=ids, options=options)
             assert_same(found, session, ids, **options)
 
 
 @pytest.mark.parametrize("count", [0, 3, 20])
-def test_log_probabilities_are_pythons(count: int, session: Session, tool: AnswerTool) -> None:
-    """Every token of the answer has one, whichever options chose it, and the answer is the same."""
+def test_logprobs_equal_those_of_python(count: int, session: Session, tool: AnswerTool) -> None:
+    """Every token has one whatever the options, and asking for them leaves the answer unchanged."""
     ids = prompt_ids(9)
     plain = session.generate(ids, 40, ignore_eos=True)
     for options in (
@@ -241,7 +249,7 @@ def test_log_probabilities_are_pythons(count: int, session: Session, tool: Answe
     assert tool.ask(session="logprobs", token_ids=ids)["logprobs"] == []
 
 
-def test_answers_end_where_the_cache_is_full(session: Session, tool: AnswerTool) -> None:
+def test_an_answer_ends_when_the_cache_is_full(session: Session, tool: AnswerTool) -> None:
     ids = prompt_ids(2, 650)
     found = tool.ask(
         session="full", token_ids=ids, options={"max_new_tokens": 999, "ignore_eos": True}
@@ -250,7 +258,7 @@ def test_answers_end_where_the_cache_is_full(session: Session, tool: AnswerTool)
     assert_same(found, session, ids, max_new_tokens=999, ignore_eos=True)
 
 
-def test_what_is_cached_is_not_read_again(session: Session, tool: AnswerTool) -> None:
+def test_cached_tokens_are_reused(session: Session, tool: AnswerTool) -> None:
     ids = prompt_ids(1, 100)
     first = tool.answer(session="reuse", token_ids=ids, options={"max_new_tokens": 10})
     assert first["stats"]["num_reused_tokens"] == 0
@@ -264,7 +272,7 @@ def test_what_is_cached_is_not_read_again(session: Session, tool: AnswerTool) ->
     assert_same(third, session, other, max_new_tokens=10)
 
 
-def test_a_fork_shares_what_is_cached_and_goes_its_own_way(
+def test_a_fork_shares_the_cache_and_continues_independently(
     session: Session, tool: AnswerTool
 ) -> None:
     ids = prompt_ids(4, 90)
@@ -274,13 +282,13 @@ def test_a_fork_shares_what_is_cached_and_goes_its_own_way(
         found = tool.ask(session=name, fork="trunk", token_ids=way, options={"max_new_tokens": 40})
         assert_same(found, session, way, max_new_tokens=40)
         assert found["stats"]["num_reused_tokens"] == 90
-    # each still has its own text
+    # each session still has its own text
     for name, way in ways.items():
         found = tool.ask(session=name, token_ids=way, options={"max_new_tokens": 40})
         assert_same(found, session, way, max_new_tokens=40)
 
 
-def test_conversations_are_pythons(session: Session, tool: AnswerTool) -> None:
+def test_conversations_equal_those_of_python(session: Session, tool: AnswerTool) -> None:
     system = {"role": "system", "content": "Say little."}
     wanted = session.conversation([system])
     questions = ["What is a tree?", "  And a mask? ", "Why\n\nso?", "\u00e9\u4e16!"]
@@ -291,7 +299,7 @@ def test_conversations_are_pythons(session: Session, tool: AnswerTool) -> None:
         found = tool.answer(session="talk", messages=messages, options=options)
         assert found["token_ids"] == answer.token_ids
         assert found["text"] == answer.text
-    # a fork goes on from here, and so does the conversation that it left
+    # a fork and the original conversation continue independently from here
     tool.ask(session="other talk", fork="talk")
     for name, branch in (("talk", wanted), ("other talk", wanted.fork())):
         answer = branch.send(f"I am {name}", max_new_tokens=20).run()
@@ -313,9 +321,7 @@ def test_a_cleared_session_begins_another_conversation(session: Session, tool: A
         assert_same(found, session, messages, max_new_tokens=9)
 
 
-def test_the_oldest_messages_of_a_long_conversation_are_left_out(
-    session: Session, tool: AnswerTool
-) -> None:
+def test_a_long_conversation_drops_its_oldest_messages(session: Session, tool: AnswerTool) -> None:
     wanted = session.conversation([{"role": "system", "content": "Be."}], "drop_oldest")
     messages = [{"role": "system", "content": "Be."}]
     dropped = 0
@@ -335,8 +341,8 @@ def test_the_oldest_messages_of_a_long_conversation_are_left_out(
     assert dropped > 0
 
 
-def test_sessions_that_lose_their_pages_go_on(engine: Path, session: Session) -> None:
-    """With room for little more than one text, others' rows are computed again."""
+def test_sessions_that_lose_their_pages_recompute_them(engine: Path, session: Session) -> None:
+    """The cache holds little more than one text, so the sessions evict each other's rows."""
     with answer_tool(engine, options={"cache_bytes": 1}) as tool:
         texts = {str(seed): prompt_ids(seed, 300) for seed in range(4)}
         for turn in range(2):
@@ -346,7 +352,7 @@ def test_sessions_that_lose_their_pages_go_on(engine: Path, session: Session) ->
                 assert_same(found, session, prompt, max_new_tokens=30)
 
 
-def test_a_cancelled_answer_ends_and_the_session_goes_on(
+def test_a_cancelled_answer_ends_and_the_session_stays_usable(
     session: Session, tool: AnswerTool
 ) -> None:
     ids = prompt_ids(6)
@@ -360,7 +366,7 @@ def test_a_cancelled_answer_ends_and_the_session_goes_on(
     assert_same(tool.ask(session="cancel", token_ids=ids, options=options), session, ids, **options)
 
 
-def test_an_answer_out_of_time_ends(tool: AnswerTool) -> None:
+def test_an_answer_ends_at_its_timeout(tool: AnswerTool) -> None:
     options = {"max_new_tokens": 600, "ignore_eos": True, "timeout_s": 1e-9}
     found = tool.answer(session="time", token_ids=prompt_ids(6), options=options)
     assert found["finish"] == "timeout"

@@ -1,4 +1,4 @@
-"""libbita on a GPU that is a stand-in: its memory, its streams, and steps that run on the host."""
+"""libbita on an emulated GPU: memory, streams, and steps that run on the host."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def cuda_engine(folder: Path, precision: str, mode: str) -> Engine:
 
 
 class GpuTool(AnswerTool):
-    """gpu_tool on an engine, which answers as gpu_tool.cpp describes."""
+    """Runs gpu_tool, described in gpu_tool.cpp, on an engine."""
 
     def __init__(self, engine: Engine, **options: Any) -> None:
         program = str(cpp_program("gpu_tool"))
@@ -52,8 +52,8 @@ class GpuTool(AnswerTool):
         reply: dict[str, Any] = json.loads(self._process.stdout.readline())
         return reply
 
-    def num_left(self) -> int:
-        """Pieces of memory and streams that are left when all sessions and the engine are freed."""
+    def count_left(self) -> int:
+        """Free all sessions and the engine, and count the allocations and streams that remain."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         left: int = self._read()["num_live"]
@@ -61,7 +61,7 @@ class GpuTool(AnswerTool):
 
 
 def expected(engine: Engine, ids: list[int], max_new_tokens: int = 60, **options: Any) -> list[int]:
-    """What Python answers on the CPU."""
+    """Return Python's answer on the CPU."""
     session = Session.open(engine.path, backend="ort-cpu", num_threads=1)
     return list(session.generate(ids, max_new_tokens, ignore_eos=True, **options).token_ids)
 
@@ -76,8 +76,8 @@ LONG: Mapping[str, Any] = {"max_new_tokens": 350, "ignore_eos": True}
 SHORT: Mapping[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
 
 
-def test_answers_are_those_of_the_cpu(engine: Engine) -> None:
-    """Greedy and drawn, of prompts in one piece and in two, across buckets."""
+def test_answers_equal_those_of_the_cpu(engine: Engine) -> None:
+    """Greedy and sampled, for prompts in one piece and in two, across buckets."""
     with GpuTool(engine) as tool:
         for seed in range(4):
             ids = prompt_ids(seed, 5 + 90 * seed)
@@ -87,11 +87,11 @@ def test_answers_are_those_of_the_cpu(engine: Engine) -> None:
                 assert found["token_ids"] == expected(engine, ids, **drawn)
         assert found["peak_device_bytes"] >= slab_bytes(engine)
         assert found["num_graphs"] > 2
-        assert tool.num_left() == 0
+        assert tool.count_left() == 0
 
 
-def test_python_and_the_library_run_the_same_steps(single_engine: Engine) -> None:
-    """On the CPU, whose smallest step may have another number of rows."""
+def test_the_library_takes_the_same_steps_as_python(single_engine: Engine) -> None:
+    """libbita on the CPU takes them too, though its smallest step may have more or fewer rows."""
     ids = prompt_ids(3, 90)
     cpu = Session.open(single_engine.path, backend="ort-cpu", num_threads=1)
     wanted = cpu.generate(ids, **ANSWER)
@@ -106,8 +106,8 @@ def test_python_and_the_library_run_the_same_steps(single_engine: Engine) -> Non
     assert plain["stats"]["peak_device_bytes"] == 0
 
 
-def test_sessions_take_turns_with_the_memory_there_is(single_engine: Engine) -> None:
-    """With less than they need each is computed again, in as many steps, and none is another."""
+def test_sessions_that_exceed_the_memory_evict_each_other(single_engine: Engine) -> None:
+    """Evicted texts are recomputed: the answers and the number of steps stay the same."""
     num_steps, has_kept = [], []
     for num_slabs in (1, 2, 8):
         texts = {name: prompt_ids(seed, 40 + 30 * seed) for seed, name in enumerate("abcd")}
@@ -123,29 +123,30 @@ def test_sessions_take_turns_with_the_memory_there_is(single_engine: Engine) -> 
                     texts[name] += [*reply["token_ids"], 5, 6]
             num_steps.append([reply["num_steps"] for reply in replies.values()])
             has_kept.append(all(reply["num_reused_tokens"] for reply in replies.values()))
-            assert tool.num_left() == 0
+            assert tool.count_left() == 0
     assert num_steps == num_steps[:1] * 3
     assert has_kept == [False, False, True]
 
 
-def test_a_small_gpu_holds_as_many_texts_as_it_has_room_for(single_engine: Engine) -> None:
-    """What others took meanwhile is no reason to fail, unless there is no room for one text."""
+def test_a_small_gpu_holds_as_many_texts_as_fit(single_engine: Engine) -> None:
+    """Memory taken by others meanwhile is an error only if not even one text fits."""
     ids = prompt_ids(1, 60)
     wanted = expected(single_engine, ids, 12)
     with GpuTool(single_engine) as tool:
         held = tool.answer(session="a", token_ids=ids, options=SHORT)["peak_device_bytes"]
-        tool.ask(session="a", limit_bytes=held + 200_000)  # for steps, not for another slab
+        # enough for steps, but not for another slab
+        tool.ask(session="a", limit_bytes=held + 200_000)
         for name in "bcab":
             assert tool.answer(session=name, token_ids=ids, options=SHORT)["token_ids"] == wanted
-        assert tool.num_left() == 0
+        assert tool.count_left() == 0
     with GpuTool(single_engine, limit_bytes=20_000) as tool:
         assert tool.opened["error"].startswith("the GPU has no 0 MB free: 0 of 0 MB are; end other")
-        assert tool.num_left() == 0
+        assert tool.count_left() == 0
 
 
 @pytest.mark.parametrize("num_slabs", [1, 2, 4])
-def test_forks_go_on_from_the_rows_of_their_text(single_engine: Engine, num_slabs: int) -> None:
-    """Another session leaves its place to the fork; with one place the text that is there stays."""
+def test_forks_reuse_the_rows_of_their_text(single_engine: Engine, num_slabs: int) -> None:
+    """The fork takes another session's slab; with a single slab, the text that holds it stays."""
     ids = prompt_ids(2, 120)
     cache_bytes = (num_slabs - 1) * slab_bytes(single_engine)
     with GpuTool(single_engine, cache_bytes=cache_bytes) as tool:
@@ -159,12 +160,14 @@ def test_forks_go_on_from_the_rows_of_their_text(single_engine: Engine, num_slab
             assert found["token_ids"] == expected(single_engine, prompt)
             if num_slabs > 1 or name == "a":
                 assert found["num_reused_tokens"] >= len(held) - 1
-        assert tool.num_left() == 0
+        assert tool.count_left() == 0
 
 
-def test_another_adapter_and_tree(single_engine: Engine, tmp_path: Path) -> None:
-    """Its prefix has another length than the engine's own; each text has its own again when it
-    takes the place of the other's.
+def test_sessions_with_another_adapter_and_tree_share_the_memory(
+    single_engine: Engine, tmp_path: Path
+) -> None:
+    """The prefixes differ in length; a text that takes the other's slab restores
+    its own prefix.
     """
     adapter = lora_adapter(single_engine.path.parent / "model", prefix_length=3, seed=5)
     adapter.save(tmp_path / "adapter.safetensors")
@@ -183,12 +186,12 @@ def test_another_adapter_and_tree(single_engine: Engine, tmp_path: Path) -> None
                     assert found["token_ids"] == tokens
                     tool.answer(session="between", token_ids=[7], options=SHORT, **others)
                 tool.answer(session="between", free=True)
-            assert tool.num_left() == 0
+            assert tool.count_left() == 0
     assert num_steps[:6] == num_steps[6:]
 
 
-def test_graphs_are_captured_again_for_no_text(single_engine: Engine) -> None:
-    """A text takes the place of one that went, and with it the graphs of its steps."""
+def test_a_new_text_reuses_captured_graphs(single_engine: Engine) -> None:
+    """A text takes the slab of a freed one together with the graphs of its steps."""
     ids = prompt_ids(5, 40)
     with GpuTool(single_engine) as tool:
         counts = []
@@ -201,7 +204,7 @@ def test_graphs_are_captured_again_for_no_text(single_engine: Engine) -> None:
     assert counts == counts[:1] * 6
 
 
-def test_answers_that_are_left_and_taken_up_again(single_engine: Engine) -> None:
+def test_abandoned_answers_leave_later_ones_unchanged(single_engine: Engine) -> None:
     rng = random.Random(3)
     texts = {name: prompt_ids(seed, 20 + 40 * seed) for seed, name in enumerate("abc")}
     wanted = {name: expected(single_engine, ids) for name, ids in texts.items()}
@@ -214,36 +217,36 @@ def test_answers_that_are_left_and_taken_up_again(single_engine: Engine) -> None
             assert found == wanted[name][: len(found)]
 
 
-def test_the_current_device_of_a_program_stays(single_engine: Engine) -> None:
-    """And every call of ours is for the engine's own."""
+def test_the_current_device_of_the_program_is_unchanged(single_engine: Engine) -> None:
+    """All calls of libbita go to the engine's own device."""
     ids = prompt_ids(6, 30)
     with GpuTool(single_engine, device=1, num_devices=2) as tool:
         found = tool.answer(token_ids=ids, options=ANSWER)
         assert found["token_ids"] == expected(single_engine, ids)
         assert found["current_device"] == 0
-        assert tool.num_left() == 0
+        assert tool.count_left() == 0
 
 
 FAULTS: Mapping[str, tuple[dict[str, Any], str]] = {
     "no library": (
         {"library": "/no/such.so"},
-        "no CUDA runtime library was found, looked for /no/such.so; install CUDA's runtime",
+        "no CUDA runtime library was found (searched /no/such.so); install CUDA's runtime",
     ),
     "no device": ({"num_devices": 0}, "no CUDA device: cudaErrorNoDevice (100), no CUDA-capable"),
     "another device": ({"device": 3}, "there is no CUDA device 3; there are 1"),
-    "an old runtime": ({"version": 11080}, "is 11.8, needed is 12 or later; install CUDA's"),
+    "an old runtime": ({"version": 11080}, "is 11.8, but 12 or later is needed; install CUDA's"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_is_missing_is_named_with_the_fix(single_engine: Engine, name: str) -> None:
+def test_a_missing_requirement_is_reported_with_the_fix(single_engine: Engine, name: str) -> None:
     options, message = FAULTS[name]
     with GpuTool(single_engine, **options) as tool:
         assert message in tool.opened["error"]
-        assert tool.num_left() == 0
+        assert tool.count_left() == 0
 
 
-def test_a_missing_provider_is_named_with_the_fix(single_engine: Engine) -> None:
+def test_a_missing_provider_is_reported_with_the_fix(single_engine: Engine) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -257,7 +260,7 @@ def test_a_missing_provider_is_named_with_the_fix(single_engine: Engine) -> None
     assert error.endswith('or run the engine on the CPU: backend "ort-cpu"')
 
 
-def test_a_system_without_cuda_is_told(single_engine: Engine) -> None:
+def test_a_system_without_cuda_is_reported(single_engine: Engine) -> None:
     try:
         Cuda.load()
     except EngineError:
@@ -268,7 +271,7 @@ def test_a_system_without_cuda_is_told(single_engine: Engine) -> None:
         pytest.skip("this system has CUDA")
 
 
-def test_backends_that_an_engine_cannot_have(single_engine: Engine, tmp_path: Path) -> None:
+def test_unsuitable_backends_are_refused(single_engine: Engine, tmp_path: Path) -> None:
     native = native_engine(FEATURES["long"], tmp_path / "native", "int4", CAPACITY)
     for engine, backend, message in (
         (native, "ort-cuda", "was built for ort-cpu, not for ort-cuda: make engine MODEL="),
@@ -276,4 +279,4 @@ def test_backends_that_an_engine_cannot_have(single_engine: Engine, tmp_path: Pa
         (single_engine, "tensorrt", "backend 'tensorrt' is not one of ort-cpu, ort-cuda"),
     ):
         assert message in open_fault(engine.path, {"backend": backend})
-    assert "cuda_graphs is 2, not 0 to 1" in open_fault(native.path, {"cuda_graphs": 2})
+    assert "cuda_graphs is 2; pass 0 to 1" in open_fault(native.path, {"cuda_graphs": 2})

@@ -1,4 +1,4 @@
-"""Engines of other operators than the native ones: the C library writes what Python writes."""
+"""The C library answers as Python does on engines without native operators."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +51,9 @@ def assert_same(found: dict[str, Any], session: Session, prompt: Any, **options:
     assert found["finish"] == wanted.finish_reason
 
 
-def test_answers_are_pythons(session: Session, tool: AnswerTool) -> None:
+def test_answers_equal_those_of_python(session: Session, tool: AnswerTool) -> None:
     for seed in range(4):
-        ids = prompt_ids(seed, 5 + 70 * seed)  # more than one piece of a prompt, and two buckets
+        ids = prompt_ids(seed, 5 + 70 * seed)  # one or several pieces, across two buckets
         for options in (
             {"max_new_tokens": 60, "ignore_eos": True},
             {"max_new_tokens": 40, "temperature": 0.8, "seed": seed, "repetition_penalty": 1.1},
@@ -63,7 +63,7 @@ def test_answers_are_pythons(session: Session, tool: AnswerTool) -> None:
     assert found["stats"]["num_steps"] == session.stats.num_steps
 
 
-def test_sessions_and_forks_keep_their_own_texts(session: Session, tool: AnswerTool) -> None:
+def test_sessions_and_forks_keep_separate_texts(session: Session, tool: AnswerTool) -> None:
     texts = {"one": prompt_ids(7, 90), "two": prompt_ids(8, 40)}
     for name, ids in texts.items():
         tool.answer(session=name, token_ids=ids, options={"max_new_tokens": 8})

@@ -1,4 +1,4 @@
-"""Broken engines are refused by the C library with the messages of Python."""
+"""The C library refuses broken engines with the same messages as Python."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def engine(whole: Path, tmp_path: Path) -> Path:
 
 
 def edit_json(name: str, **changes: Any) -> Edit:
-    """Other values of a JSON file."""
+    """Return an edit that changes values of a JSON file."""
 
     def edit(engine: Path) -> None:
         values = {**json.loads((engine / name).read_text()), **changes}
@@ -76,7 +76,7 @@ def cut(name: str) -> Edit:
 
 EDITS: dict[str, Edit] = {
     "no manifest": remove("manifest.json"),
-    "a manifest that is no JSON": lambda engine: (engine / "manifest.json").write_text("[1, 2"),
+    "a manifest that is not JSON": lambda engine: (engine / "manifest.json").write_text("[1, 2"),
     "a manifest that is a list": lambda engine: (engine / "manifest.json").write_text("[1, 2]"),
     "another format": lambda engine: edit_manifest(engine, format="other"),
     "no format": lambda engine: edit_manifest(engine, format=...),
@@ -123,12 +123,12 @@ EDITS: dict[str, Edit] = {
     "other layers": lambda engine: edit_manifest(engine, num_layers=3),
     "other ranks": lambda engine: edit_manifest(engine, num_ranks=5),
 }
-# What is said in other words, since the fix is another one.
-OWN_WORDS = {
+# Messages that differ from Python's because the fix differs.
+OWN_MESSAGES = {
     "a graph that is cut": "is not a readable graph (it is cut off); rebuild the engine",
     "later operators": "bita.operators is '9', and this library has version 3 of the native",
     "a later ONNX Runtime": "needs onnxruntime 9.1 or newer; ",
-    "a manifest that is no JSON": "manifest.json is not readable JSON (byte 6 is not JSON)",
+    "a manifest that is not JSON": "manifest.json is not readable JSON (byte 6 is not JSON)",
 }
 
 
@@ -141,23 +141,23 @@ def python_fault(engine: Path) -> str:
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_faults_are_said_in_the_words_of_python(name: str, engine: Path) -> None:
+def test_faults_are_reported_with_the_message_of_python(name: str, engine: Path) -> None:
     EDITS[name](engine)
     found, wanted = open_fault(engine), python_fault(engine)
-    if name in OWN_WORDS:
-        assert OWN_WORDS[name] in found
+    if name in OWN_MESSAGES:
+        assert OWN_MESSAGES[name] in found
         return
     lines, wanted_lines = found.splitlines(), wanted.splitlines()
     assert lines[:1] == wanted_lines[:1]
-    assert sorted(lines) == sorted(wanted_lines)  # in the order of the file, or of the names
+    assert sorted(lines) == sorted(wanted_lines)  # ordered as in the file, or by name
 
 
-def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert open_fault(missing) == python_fault(missing)
 
 
-def test_engines_of_other_backends_are_refused_with_the_way_around(engine: Path) -> None:
+def test_engines_of_other_backends_are_refused_with_an_alternative(engine: Path) -> None:
     edit_manifest(engine, backend="tensorrt-rtx", dialect="standard", precision="int8")
     found = open_fault(engine)
     assert "was built for tensorrt-rtx, which this library does not run: open it with" in found
@@ -166,7 +166,7 @@ def test_engines_of_other_backends_are_refused_with_the_way_around(engine: Path)
 
 def test_weights_are_hashed_on_request(engine: Path) -> None:
     change_byte("model.onnx.data")(engine)
-    with answer_tool(engine) as tool:  # by default they are not, which would take seconds
+    with answer_tool(engine) as tool:  # not hashed by default: it would take seconds
         assert tool.answer(token_ids=[5], options={"max_new_tokens": 1})["finish"] == "length"
     assert "model.onnx.data is damaged (sha256 differs)" in open_fault(
         engine, {"check_hashes": True}
@@ -174,7 +174,9 @@ def test_weights_are_hashed_on_request(engine: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_an_engine_is_refused_where_python_refuses_it(seed: int, engine: Path) -> None:
+def test_mutated_engines_are_refused_exactly_when_python_refuses_them(
+    seed: int, engine: Path
+) -> None:
     rng = random.Random(seed)
     name = rng.choice(["manifest.json", "tree.json", "generation.json", "adapter.safetensors"])
     content = (engine / name).read_bytes()
@@ -195,18 +197,18 @@ def test_an_engine_is_refused_where_python_refuses_it(seed: int, engine: Path) -
         assert open_fault(engine)
 
 
-def unigram(folder: Path) -> None:
-    """The model in a folder has a tokenizer of pieces with scores then, which Python can use."""
+def use_unigram_tokenizer(folder: Path) -> None:
+    """Give the model in a folder a Unigram tokenizer, which only Python supports."""
     path = folder / "tokenizer.json"
     vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
     pieces = [(piece, -1.0) for piece in sorted(vocabulary, key=vocabulary.get)]
     Tokenizer(models.Unigram(pieces, 0, byte_fallback=False)).save(str(path))
 
 
-def test_a_tokenizer_that_libbita_has_not_is_told_when_an_engine_is_built(
+def test_building_an_engine_reports_a_tokenizer_that_libbita_does_not_support(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And by `bita inspect`; without libbita neither says more than it knows."""
+    """`bita inspect` reports it too; without libbita both say that it is not known."""
     library = cpp_program("libbita.so.0")
     write_plain_model(tmp_path / "model")
     build = ["engine", str(tmp_path / "model"), "--uncalibrated", "--precision", "fp32"]
@@ -218,7 +220,7 @@ def test_a_tokenizer_that_libbita_has_not_is_told_when_an_engine_is_built(
     }
     for state in said:
         if state == "after":
-            unigram(tmp_path / "model")
+            use_unigram_tokenizer(tmp_path / "model")
         with monkeypatch.context() as patch:
             if state == "without":
                 patch.setattr(native, "PACKAGE", tmp_path / "packages")
@@ -233,10 +235,14 @@ def test_a_tokenizer_that_libbita_has_not_is_told_when_an_engine_is_built(
     assert fault == open_fault(tmp_path / "engine")
     assert "its model is of type 'Unigram', not BPE; open the engine for token ids" in fault
     with answer_tool(tmp_path / "engine", {"token_ids_only": True}) as tool:
-        assert tool.answer(token_ids=[5, 6], options={"max_new_tokens": 3})["token_ids"]
+        plain = tool.answer(token_ids=[5, 6], options={"max_new_tokens": 3, "ignore_eos": True})
+        stops = {"max_new_tokens": 3, "ignore_eos": True, "stop_token_ids": plain["token_ids"][1:2]}
+        stopped = tool.answer(token_ids=[5, 6], options=stops)
+    assert (len(plain["token_ids"]), plain["finish"]) == (3, "length")
+    assert (len(stopped["token_ids"]), stopped["finish"]) == (2, "stop")
 
 
-def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_libbita_is_reported(tmp_path: Path) -> None:
     (tmp_path / "libbita.so.0").write_bytes(b"none")
-    with pytest.raises(native.LibbitaMissingError, match="is no libbita of this bita-edge"):
+    with pytest.raises(native.LibbitaMissingError, match="is not the libbita of this bita-edge"):
         native.text_fault(tmp_path, tmp_path / "libbita.so.0")

@@ -1,4 +1,4 @@
-"""libbita as an application has it: installed and found, with headers in strict C and C++."""
+"""libbita as applications use it: installed and found, with headers in strict C and C++."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ needs_cmake = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `cmake --install` writes."""
+    """The folder that `cmake --install` writes to."""
     folder = tmp_path_factory.mktemp("prefix") / "usr local"
     run(["cmake", "--install", str(BUILD), "--prefix", str(folder)])
     return folder
@@ -52,7 +52,7 @@ def library_folder(prefix: Path) -> Path:
 @pytest.mark.slow
 @needs_libbita
 @needs_cmake
-def test_a_program_that_cmake_builds_answers(prefix: Path, engine: Path, tmp_path: Path) -> None:
+def test_a_program_built_with_cmake_answers(prefix: Path, engine: Path, tmp_path: Path) -> None:
     flags = f"-DCMAKE_CXX_FLAGS={' '.join(STRICT)}"
     place = ["-S", str(EXAMPLES / "cpp"), "-B", str(tmp_path), "-G", "Ninja"]
     run(["cmake", *place, f"-DCMAKE_PREFIX_PATH={prefix}", flags])
@@ -69,7 +69,7 @@ def test_a_program_that_cmake_builds_answers(prefix: Path, engine: Path, tmp_pat
 @needs_libbita
 @needs_cmake
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
-def test_a_program_that_pkg_config_builds_answers(
+def test_a_program_built_with_pkg_config_answers(
     prefix: Path, engine: Path, tmp_path: Path
 ) -> None:
     folder = library_folder(prefix)
@@ -84,8 +84,8 @@ def test_a_program_that_pkg_config_builds_answers(
     assert version == "0.1.0\n"
 
 
-def uses_of_header() -> str:
-    """A file in C or C++ that includes the header and makes each struct that has a macro for it."""
+def use_header() -> str:
+    """Write a C and C++ file that includes the header and uses every initializer macro."""
     macros = re.findall(r"#define (BITA_\w+)_INIT", HEADER.read_text(encoding="utf-8"))
     assert len(macros) == 5
     names = [macro.lower() for macro in macros]
@@ -97,18 +97,18 @@ def uses_of_header() -> str:
 
 @needs_c
 @pytest.mark.parametrize("standard", ["c99", "c11", "c17", "c++98", "c++11", "c++17", "c++20"])
-def test_the_header_is_strict(standard: str, tmp_path: Path) -> None:
+def test_the_c_header_compiles_with_strict_warnings(standard: str, tmp_path: Path) -> None:
     is_cpp = standard.startswith("c++")
     compiler = "g++" if is_cpp else "gcc"
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     source = tmp_path / f"uses.{'cpp' if is_cpp else 'c'}"
-    source.write_text(uses_of_header(), encoding="utf-8")
+    source.write_text(use_header(), encoding="utf-8")
     run([compiler, f"-std={standard}", *STRICT, "-I", str(INCLUDE), "-fsyntax-only", str(source)])
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++-19", "clang++"])
-def test_the_cpp_header_is_strict(compiler: str, tmp_path: Path) -> None:
+def test_the_cpp_header_compiles_with_strict_warnings(compiler: str, tmp_path: Path) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     source = tmp_path / "uses.cpp"
@@ -119,8 +119,8 @@ def test_the_cpp_header_is_strict(compiler: str, tmp_path: Path) -> None:
 
 
 @needs_c
-def test_attributes_of_a_compiler_are_for_it_only(tmp_path: Path) -> None:
-    """Visual C++ knows no `__attribute__`."""
+def test_compiler_attributes_are_used_only_where_supported(tmp_path: Path) -> None:
+    """Visual C++ does not support `__attribute__`."""
     for name in ("stdbool.h", "stddef.h", "stdint.h"):
         (tmp_path / name).touch()
     command = ["gcc", "-E", "-D_WIN32", "-nostdinc", f"-I{tmp_path}", str(HEADER)]
@@ -130,7 +130,7 @@ def test_attributes_of_a_compiler_are_for_it_only(tmp_path: Path) -> None:
         assert "__attribute__" not in out
 
 
-def exports() -> set[str]:
+def exported_functions() -> set[str]:
     text = (TOOLS / "library_exports.map").read_text(encoding="utf-8")
     return set(re.findall(r"^ +(bita_\w+);", text, flags=re.MULTILINE))
 
@@ -139,18 +139,18 @@ def test_the_header_declares_what_the_linker_exports() -> None:
     header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
     declared = re.findall(r"\bBITA_API [^;(]*?(bita_\w+)\(", header)
     assert len(declared) == len({*declared}) == 19
-    assert exports() == {*declared}
+    assert exported_functions() == {*declared}
 
 
 @needs_libbita
 @pytest.mark.skipif(
     not all(map(shutil.which, ("nm", "readelf"))), reason="needs nm and readelf of binutils"
 )
-def test_the_library_exports_its_functions_only() -> None:
+def test_the_library_exports_only_its_functions() -> None:
     library = str(BUILD / "libbita.so.0")
     lines = run(["nm", "-D", "--defined-only", "--format=posix", library]).splitlines()
     names = {line.split()[0].split("@")[0] for line in lines}
-    assert names == exports() | {"BITA_1"}  # the version of its symbols
+    assert names == exported_functions() | {"BITA_1"}  # the version name of the symbols
     dynamic = run(["readelf", "-d", library])
     assert "Library soname: [libbita.so.0]" in dynamic
     needed = set(re.findall(r"Shared library: \[(.*?)\]", dynamic))
@@ -158,7 +158,7 @@ def test_the_library_exports_its_functions_only() -> None:
 
 
 def test_the_soname_is_the_same_everywhere() -> None:
-    """In what cmake builds and what a wheel has."""
+    """CMake's build and the wheels name the library alike."""
     wanted = {
         "library.cmake": "SOVERSION 0 ",
         "older_glibc.py": '"libbita.so.0"',

@@ -1,4 +1,4 @@
-"""What the C library says of requests and files that it cannot use, and that its sessions go on."""
+"""The C library reports invalid requests and files, and its sessions remain usable."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from bita.tree import Tree
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, int4, C = 720."""
+    """A tiny int4 Llama with a capacity of 720."""
     require_library()
     return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", 720).path
 
@@ -36,8 +36,8 @@ def tool(engine: Path) -> Iterator[AnswerTool]:
     ("request_", "status", "message"),
     [
         ({"token_ids": []}, -4, "the prompt is empty; give at least one token"),
-        ({"token_ids": [1, -1]}, -4, "token ids must lie in [0, 320); the prompt has -1"),
-        ({"token_ids": [320]}, -4, "token ids must lie in [0, 320); the prompt has 320"),
+        ({"token_ids": [1, -1]}, -4, "token ids must be in [0, 320); the prompt has -1"),
+        ({"token_ids": [320]}, -4, "token ids must be in [0, 320); the prompt has 320"),
         ({"token_ids": [1] * 800}, -4, "the prompt has 800 tokens; this engine holds 714: "),
         ({"token_ids": [1], "options": {"temperature": -1.0}}, -4, "temperature is -1; pass a "),
         ({"token_ids": [1], "options": {"top_p": 2.0}}, -4, "top_p is 2; pass a finite number "),
@@ -46,7 +46,7 @@ def tool(engine: Path) -> Iterator[AnswerTool]:
         ({"token_ids": [1], "options": {"stop": [""]}}, -4, "number 0 is empty, which every text "),
         ({"token_ids": [1], "options": {"logit_bias": {"999": 1.0}}}, -4, "token id 999 is not in"),
         ({"token_ids": [1], "options": {"stop_token_ids": [-3]}}, -4, "token id -3 is not in"),
-        ({"token_ids": [1], "options": {"drafts": 9}}, -5, "options.drafts is 9, not 0 to 2"),
+        ({"token_ids": [1], "options": {"drafts": 9}}, -5, "options.drafts is 9; pass 0 to 2"),
         ({"token_ids": [1], "options": {"logprobs": 21}}, -4, "num_best is 21; pass an integer "),
         ({"token_ids": [1], "options": {"logprobs": -1}}, -4, "num_best is -1; pass an integer "),
         ({"messages": []}, -4, "there are 0 messages; pass 1 to 2048"),
@@ -57,13 +57,13 @@ def tool(engine: Path) -> Iterator[AnswerTool]:
         ),
     ],
 )
-def test_bad_requests_are_named(
+def test_invalid_requests_are_reported(
     request_: dict[str, Any], status: int, message: str, tool: AnswerTool, session: Session
 ) -> None:
     found = tool.ask(session="bad", **request_)
     assert found["status"] == status
     assert message in found["error"]
-    # and the session goes on
+    # the session still answers valid requests
     ids = prompt_ids(1)
     good = tool.answer(session="bad", token_ids=ids, options={"max_new_tokens": 5})
     wanted = session.generate(ids, 5)
@@ -71,7 +71,7 @@ def test_bad_requests_are_named(
     assert good["finish"] == wanted.finish_reason
 
 
-def test_bad_files_of_a_session_are_named(tool: AnswerTool, tmp_path: Path) -> None:
+def test_invalid_files_of_a_session_are_reported(tool: AnswerTool, tmp_path: Path) -> None:
     tree = tmp_path / "tree.json"
     tree.write_text(Tree.chain(30, 3).to_json(), encoding="utf-8")
     adapter = tmp_path / "adapter.safetensors"

@@ -1,4 +1,4 @@
-"""The library of native operators: found, loaded once, and refused where it does not fit."""
+"""Finding, loading and refusing the library of native operators."""
 
 import shutil
 import subprocess
@@ -12,9 +12,9 @@ from bita.runtime.native import library
 
 FUNCTIONS = """
 extern "C" {
-const char* bita_operators_road(void) { return "plain"; }
-const char* bita_operators_roads(void) { return "fast plain"; }
-int bita_operators_use_road(const char*) { return 0; }
+const char* bita_operators_isa(void) { return "plain"; }
+const char* bita_operators_isas(void) { return "fast plain"; }
+int bita_operators_use_isa(const char*) { return 0; }
 int bita_operators_read_weights(const char*) { return -1; }
 int bita_operators_take_weights(void) { return -1; }
 void* bita_operators_make_guesses(const void*) { return nullptr; }
@@ -30,7 +30,7 @@ int bita_operators_version(void) { return VERSION; }
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the library is looked for: a folder that is empty."""
+    """The library's path, in a folder that is empty."""
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     return tmp_path / library.NAMES.get(library.sys.platform, "libbita_operators.so")
 
@@ -45,7 +45,7 @@ def compile_library(path: Path, text: str, version: int = library.VERSION) -> No
     subprocess.run([compiler, *flags, str(source), "-o", str(path)], check=True)
 
 
-def test_a_missing_library_is_told_with_its_cost_and_the_fix(place: Path) -> None:
+def test_a_missing_library_is_reported_with_its_cost_and_fix(place: Path) -> None:
     with pytest.raises(LibraryMissingError) as raised:
         library.operators_library()
     message = str(raised.value)
@@ -55,19 +55,19 @@ def test_a_missing_library_is_told_with_its_cost_and_the_fix(place: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library at all\n" * 100, b"\x7fELF" + b"\0" * 60])
-def test_a_file_that_is_no_library_is_refused(content: bytes, place: Path) -> None:
+def test_a_file_that_is_not_a_library_is_refused(content: bytes, place: Path) -> None:
     place.write_bytes(content)
     with pytest.raises(LibraryMissingError, match=r"cannot be loaded: .*bita_operators"):
         library.loaded_operators()
 
 
-def test_a_library_of_something_else_is_refused(place: Path) -> None:
+def test_an_unrelated_library_is_refused(place: Path) -> None:
     compile_library(place, "int bita_operators_version(void) { return 1; }")
     with pytest.raises(LibraryMissingError, match=r"cannot be loaded: .*bita_operators_version"):
         library.loaded_operators()
 
 
-def test_another_version_is_refused(place: Path) -> None:
+def test_a_library_of_another_version_is_refused(place: Path) -> None:
     compile_library(place, FUNCTIONS, version=7)
     with pytest.raises(
         LibraryMissingError, match=rf"has version 7; this bita-edge needs {library.VERSION}\."
@@ -75,26 +75,28 @@ def test_another_version_is_refused(place: Path) -> None:
         library.loaded_operators()
 
 
-def test_what_a_library_says_of_itself(place: Path) -> None:
+def test_the_version_and_isas_of_a_library_are_read(place: Path) -> None:
     compile_library(place, FUNCTIONS)
     expected = library.Operators(place, library.VERSION, "plain", ("fast", "plain"))
     assert library.loaded_operators() == expected
 
 
-def test_the_library_that_is_here() -> None:
-    """One at least of its roads runs on every processor, and ONNX Runtime takes it."""
+def test_the_built_library_runs_on_every_isa_it_lists() -> None:
+    """The list ends with the plain ISA, and ONNX Runtime accepts the library."""
     try:
         found = library.loaded_operators()
     except LibraryMissingError as error:
         pytest.skip(str(error))
-    assert found.road == found.roads[0]
-    assert found.roads[-1] == "plain"
+    assert found.isa == found.isas[0]
+    assert found.isas[-1] == "plain"
     try:
-        for road in found.roads:
-            library.use_road(road)
-            assert library.loaded_operators().road == road
-        with pytest.raises(ValueError, match=r"no road 'none' here; there are .*plain"):
-            library.use_road("none")
+        for isa in found.isas:
+            library.use_isa(isa)
+            assert library.loaded_operators().isa == isa
+        with pytest.raises(
+            ValueError, match=r"ISA 'none' is not supported here; use one of .*plain"
+        ):
+            library.use_isa("none")
     finally:
-        library.use_road(found.road)
+        library.use_isa(found.isa)
     onnxruntime.SessionOptions().register_custom_ops_library(str(found.path))

@@ -1,4 +1,4 @@
-"""libbita's text layer against the `tokenizers` package and against Python's own."""
+"""libbita's text layer compared with the `tokenizers` package and with Python's own."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from bita.runtime.text.stopping import StopRule
 
 KINDS = kinds()
 TEXTS = [*text_lines(150), *SENTENCES, *lines(250, seed=11)]
-# the package panics where both sides of a token are one letter; the runtimes do not
+# the package panics where both ends of a token are the same letter; the runtimes do not
 BOTH_SIDES = {"strip both sides of each": [R, decoders.Strip(" ", 1, 1)]}
 STEPS = {**DECODERS, **BOTH_SIDES}
 STOP_LETTERS = "ab\né▁ <|end|>"
@@ -38,7 +38,7 @@ def ask(program: Path, tokenizer: Tokenizer, *questions: dict[str, Any]) -> list
 
 
 def fault(program: Path, tokenizer: Tokenizer | str) -> str:
-    """Why a tokenizer is refused."""
+    """Return the reason why a tokenizer is refused."""
     text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_str()
     (found,) = answers(program, text, [{"encode": "abc"}])
     return str(found.get("fault"))
@@ -56,8 +56,8 @@ def test_every_kind_of_tokenizer_gives_the_same_ids(program: Path, name: str) ->
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_parts_in_any_mixture_give_the_same_ids(program: Path, seed: int) -> None:
-    """Added tokens of all options, normalizers, splits, post-processors."""
+def test_any_combination_of_parts_gives_the_same_ids(program: Path, seed: int) -> None:
+    """Added tokens with all options, normalizers, splits and post-processors are combined."""
     differing, about = differences(program, mixture(seed), lines(80, seed=seed))
     assert not differing
     assert about["num_compared"] > 40
@@ -80,7 +80,7 @@ def test_the_default_model_gives_the_same_ids(program: Path) -> None:
     assert not differing
 
 
-def test_merges_may_be_written_in_both_ways(program: Path) -> None:
+def test_merges_may_be_strings_or_pairs(program: Path) -> None:
     data = json.loads(KINDS["gpt-2"].to_str())
     data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
     expected = KINDS["gpt-2"].encode(SENTENCES[1]).ids
@@ -90,8 +90,8 @@ def test_merges_may_be_written_in_both_ways(program: Path) -> None:
         assert found["ids"] == expected
 
 
-def test_ids_of_added_tokens_are_those_of_the_package(program: Path) -> None:
-    """Whatever the file says: one that is not in the vocabulary comes after all others."""
+def test_added_tokens_get_the_ids_of_the_package(program: Path) -> None:
+    """An id in the file is ignored: a token missing from the vocabulary follows all others."""
     data = json.loads(KINDS["gpt-2"].to_str())
     for index, content in enumerate(("new", "newer")):
         token = {**data["added_tokens"][0], "content": content, "id": 5000 + index}
@@ -112,7 +112,7 @@ def test_text_that_is_not_utf8_is_refused(program: Path, text: bytes, place: int
     assert found["fault"].startswith(f"the prompt is not UTF-8 at byte {place}; pass valid Unicode")
 
 
-def test_strings_and_ids_of_tokens(program: Path) -> None:
+def test_token_strings_and_ids_equal_those_of_python(program: Path) -> None:
     tokenizer = CODECS["byte_level"].tokenizer
     ids = [*range(0, 405, 7), -1, 2**31, 2**40]
     texts = ["<eos>", "two words é", "Ġt", "none", ""]
@@ -125,14 +125,14 @@ def test_strings_and_ids_of_tokens(program: Path) -> None:
     assert found == [codec.starts_special(text) for text in starts]
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- refused tokenizers --------------------------------------------------------------------------
 
 
-def with_part(name: str, part: Any) -> str:
+def replace_part(name: str, part: Any) -> str:
     return json.dumps({**json.loads(KINDS["gpt-2"].to_str()), name: part})
 
 
-def test_all_that_is_not_supported_is_named_at_once(program: Path) -> None:
+def test_all_unsupported_parts_are_named_at_once(program: Path) -> None:
     data = json.loads(KINDS["gpt-2"].to_str())
     data["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
     data["pre_tokenizer"] = {"type": "UnicodeScripts"}
@@ -145,7 +145,7 @@ def test_all_that_is_not_supported_is_named_at_once(program: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "Unigram"])
-def test_other_models_are_refused(program: Path, kind: str) -> None:
+def test_models_other_than_bpe_are_refused(program: Path, kind: str) -> None:
     data = json.loads(Tokenizer(getattr(models, kind)()).to_str())
     assert f"its model is of type '{kind}', not BPE" in fault(program, json.dumps(data))
 
@@ -153,13 +153,13 @@ def test_other_models_are_refused(program: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "expression", [r"(?i:ß)", r"[a&&b]", r"\R", r"(a)\1", "(", r"\p{Cn}", "(?:a|a)*[bc]d"]
 )
-def test_expressions_that_may_differ_or_hang_are_refused(program: Path, expression: str) -> None:
+def test_expressions_that_might_differ_or_hang_are_refused(program: Path, expression: str) -> None:
     split = pre_tokenizers.Split(Regex(r"a"), "isolated").__getstate__()
     part = {**json.loads(split), "pattern": {"Regex": expression}}
-    assert "regular expression" in fault(program, with_part("pre_tokenizer", part))
+    assert "regular expression" in fault(program, replace_part("pre_tokenizer", part))
 
 
-def test_an_expression_that_is_slow_for_some_text_is_a_fault_of_the_prompt(program: Path) -> None:
+def test_a_text_that_makes_an_expression_slow_is_an_error_of_the_prompt(program: Path) -> None:
     tokenizer = Tokenizer.from_str(KINDS["gpt-2"].to_str())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?:zq|zq)*[bc]d"), "isolated")
     quick, slow = ask(program, tokenizer, {"encode": "abcd"}, {"encode": "zq" * 400 + "bcd"})
@@ -168,7 +168,7 @@ def test_an_expression_that_is_slow_for_some_text_is_a_fault_of_the_prompt(progr
     assert "cannot be turned into tokens: the tokenizer's rules fail on it (" in slow["fault"]
 
 
-def test_a_model_with_fewer_rows_refuses_later_ids(program: Path, tmp_path: Path) -> None:
+def test_ids_beyond_the_rows_of_a_model_are_refused(program: Path, tmp_path: Path) -> None:
     codec = CODECS["byte_level"]
     path = tmp_path / "tokenizer.json"
     codec.tokenizer.save(str(path))
@@ -226,7 +226,7 @@ def test_any_ids_give_the_same_pieces(program: Path, name: str) -> None:
         ([decoders.Replace("a", "b" * 50), decoders.Replace("b", "cc")], "100 times longer"),
     ],
 )
-def test_decoders_that_cannot_be_shown_are_refused(
+def test_decoders_that_cannot_be_streamed_are_refused(
     program: Path, steps: list[Any], reason: str
 ) -> None:
     tokenizer = Tokenizer(models.BPE({"abc": 0}, []))
@@ -264,7 +264,7 @@ def random_stops(rng: random.Random) -> list[str]:
     return ["".join(rng.choices(parts, k=rng.randint(1, 4))) for _ in range(rng.randint(0, 4))]
 
 
-def test_generations_end_as_in_python(program: Path) -> None:
+def test_answers_end_as_in_python(program: Path) -> None:
     codec, rng = stop_codec(), random.Random(5)
     questions, expected = [], []
     for _ in range(1500):
@@ -289,7 +289,7 @@ def test_generations_end_as_in_python(program: Path) -> None:
     ("stops", "limit"),
     [([""], 1), (["x"] * 17, 1), (["é" * 257], 1), (["", "é" * 300], 1), ([], 0), ([], -3)],
 )
-def test_unusable_options_have_the_same_message(
+def test_invalid_options_get_the_same_message_as_in_python(
     program: Path, stops: list[str], limit: int
 ) -> None:
     codec = stop_codec()
@@ -300,7 +300,7 @@ def test_unusable_options_have_the_same_message(
     assert found == {"fault": str(expected.value), "is_prompt": True}
 
 
-def test_a_template_is_put_around_raw_text_only(program: Path) -> None:
+def test_the_post_processor_template_applies_only_to_raw_text(program: Path) -> None:
     tokenizer = Tokenizer.from_str(KINDS["llama 2"].to_str())
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     raw, rendered = ask(

@@ -1,9 +1,9 @@
-"""Writes down what a process does that an engine must never make it do; for `test_tripwires`.
+"""Log everything a process does that an engine must never cause; used by `test_tripwires`.
 
-Python imports this module when it starts, where its folder is on PYTHONPATH, and so in every child
-process too. TRIPWIRE_LOG: the file that a line for each trip goes to. TRIPWIRE_READABLE and
-TRIPWIRE_WRITABLE: directories that files may be read and written in. TRIPWIRE_DATA: directories,
-some of them readable, whose files are nothing but data: none is code.
+Python imports this module at start-up if its folder is on PYTHONPATH, and so in every child process
+too. TRIPWIRE_LOG is the file that gets a line for each trip. TRIPWIRE_READABLE and
+TRIPWIRE_WRITABLE are directories in which files may be read and written. TRIPWIRE_DATA are
+directories, some of them readable, whose files are only data and never code.
 """
 
 import atexit
@@ -54,7 +54,7 @@ def is_data(name: object) -> bool:
 
 def on_open(path: object, mode: object, flags: object) -> None:
     if not isinstance(path, (str, bytes)):
-        return  # the number of a file that is open already
+        return  # a file descriptor that is already open
     real = REAL(os.fsdecode(path))
     writes = bool(flags & WRITES) if isinstance(flags, int) else False
     if writes and not is_in(real, WRITABLE):
@@ -96,7 +96,7 @@ def on_event(event: str, values: Any) -> None:
 
 
 def at_exit() -> None:
-    """Files that a library mapped, which Python does not see it open."""
+    """Check the files that libraries have mapped, because Python does not see them opened."""
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
         lines = [line.split(maxsplit=5) for line in file]
     for parts in lines:

@@ -1,5 +1,5 @@
-// bita in C++17: classes that free what they hold, and exceptions for errors. Header only, over
-// bita.h, whose comments say what everything means.
+// bita for C++17: owning classes, and exceptions instead of statuses. This header wraps bita.h,
+// whose comments define what everything means.
 //
 //   bita::Engine engine("engines/smollm2-135m-instruct-int4");
 //   bita::Session session(engine);
@@ -23,83 +23,88 @@
 
 namespace bita {
 
-// What a call of the library says when it fails.
+// The error of a failed call. `what()` is the message of bita_error().
 class Error : public std::runtime_error {
  public:
   Error(bita_status status, const std::string& message)
       : std::runtime_error(message), status_(status) {}
-  bita_status status() const { return status_; }  // BITA_ERROR_PROMPT and so on
+  bita_status status() const { return status_; }  // a BITA_ERROR_* constant
 
  private:
   bita_status status_;
 };
 
+// Throw an Error if `status` is an error.
 inline void check(bita_status status) {
   if (status < 0) throw Error(status, bita_error());
 }
 
 struct Message {
-  std::string role, content;
+  std::string role, content;  // role: "system", "user" or "assistant"
 };
 
+// Options of an engine, see bita_engine_options.
 struct EngineOptions {
-  int num_threads = 0;
-  bool check_hashes = false;
-  bool map_weights = false;
-  bool token_ids_only = false;
-  std::int64_t cache_bytes = 0;
-  std::string onnxruntime_path;
-  // Called by threads that call the engine; it must not throw.
+  int num_threads = 0;           // threads per step; 0: one per physical core
+  bool check_hashes = false;     // verify the hashes of the weights before loading
+  bool map_weights = false;      // map the weights instead of reading them into huge pages
+  bool token_ids_only = false;   // load no tokenizer: steps have no text
+  std::int64_t cache_bytes = 0;  // KV cache beyond one text of full length; 0: 256 MB
+  std::string onnxruntime_path;  // empty: searched for
+  // Called in threads that call the engine; must not throw. Empty: no logging.
   std::function<void(int level, const char* message)> log;
-  int log_level = BITA_LOG_DEBUG;
-  std::string backend;  // "ort-cpu" or "ort-cuda"; empty: what the engine was built for
-  int device = 0;       // number of the GPU
-  bool cuda_graphs = true;
+  int log_level = BITA_LOG_DEBUG;  // lowest level that is logged
+  std::string backend;             // "ort-cpu" or "ort-cuda"; empty: the engine's own
+  int device = 0;                  // index of the GPU
+  bool cuda_graphs = true;         // capture decode steps as CUDA graphs
 };
 
 struct SessionOptions {
   std::string tree_path, adapter_path;  // empty: the engine's own
-  bool drops_oldest = false;            // messages of a conversation that outgrows the cache
+  bool drops_oldest = false;            // drop the oldest messages when the cache is too small
 };
 
-// As bita_answer_options; defaults are those of Python.
+// Options of an answer, see bita_answer_options. The defaults are those of Python.
 struct AnswerOptions {
   std::int64_t max_new_tokens = 256;
-  std::vector<std::string> stops;
-  std::vector<std::int32_t> stop_token_ids;
-  bool ignore_eos = false;
-  std::optional<std::uint64_t> seed;
-  double temperature = 0.0;
-  std::int64_t top_k = 0;
-  double top_p = 1.0;
-  double min_p = 0.0;
-  double repetition_penalty = 1.0;
-  double presence_penalty = 0.0;
-  double frequency_penalty = 0.0;
-  std::vector<std::pair<std::int32_t, double>> logit_bias;
-  double timeout_s = 0.0;  // 0: none
-  int drafts = BITA_DRAFTS_ENGINE;
-  // Give log-probabilities: of each token, and of this number of the best ones at its place.
+  std::vector<std::string> stops;                           // at most 16; not part of the text
+  std::vector<std::int32_t> stop_token_ids;                 // besides the model's EOS tokens
+  bool ignore_eos = false;                                  // continue after the model's EOS tokens
+  std::optional<std::uint64_t> seed;                        // none: a new seed per answer, see Step
+  double temperature = 0.0;                                 // 0: greedy
+  std::int64_t top_k = 0;                                   // 0: all tokens
+  double top_p = 1.0;                                       // 1: all tokens
+  double min_p = 0.0;                                       // 0: all tokens
+  double repetition_penalty = 1.0;                          // 1: none
+  double presence_penalty = 0.0;                            // 0: none
+  double frequency_penalty = 0.0;                           // 0: none
+  std::vector<std::pair<std::int32_t, double>> logit_bias;  // token id, value to add
+  double timeout_s = 0.0;                                   // seconds; 0: no limit
+  int drafts = BITA_DRAFTS_ENGINE;                          // does not change the text
+  // Report each token's log-probability, and those of this many best tokens at its position, 0 to
+  // 20. none: no log-probabilities.
   std::optional<int> logprobs;
 };
 
-// What a step gave; `text` and `token_ids` live until the next call on the session.
+// Result of a step. `text` and the arrays are valid until the next call on the session.
 struct Step {
-  std::string_view text;
-  const std::int32_t* token_ids = nullptr;
-  std::size_t num_token_ids = 0;
-  bita_finish finish = BITA_FINISH_NONE;
-  std::uint64_t seed = 0;
-  std::int64_t num_dropped = 0;
-  // Where they are asked for: of each token, and of the num_best best ones at its place.
-  const double* logprobs = nullptr;
-  const std::int32_t* best_token_ids = nullptr;
-  const double* best_logprobs = nullptr;
-  std::size_t num_best = 0;
+  std::string_view text;                    // new text, whole characters
+  const std::int32_t* token_ids = nullptr;  // accepted tokens
+  std::size_t num_token_ids = 0;            // 0 while a long prompt is being read
+  bita_finish finish = BITA_FINISH_NONE;    // set in the last step
+  std::uint64_t seed = 0;                   // seed with which the same answer can be made again
+  std::int64_t num_dropped = 0;             // messages left out of the prompt
+  const double* logprobs = nullptr;         // of each token; null if not requested
+  const std::int32_t* best_token_ids = nullptr;  // num_best ids for each token, best first
+  const double* best_logprobs = nullptr;         // of each of best_token_ids
+  std::size_t num_best = 0;                      // best tokens per position
 };
 
+// A loaded engine. Copies share it; any number of threads may use it at once. The member functions
+// throw Error.
 class Engine {
  public:
+  // Check and load the engine in `directory`.
   explicit Engine(const std::string& directory, EngineOptions options = {})
       : log_(options.log ? std::make_shared<Log>(std::move(options.log)) : nullptr) {
     bita_engine_options given = BITA_ENGINE_OPTIONS_INIT;
@@ -127,13 +132,14 @@ class Engine {
 
   bita_engine* get() const { return engine_.get(); }
 
-  // Strings in it live as long as the engine.
+  // Return a description of the engine. Its strings are valid as long as the engine.
   bita_engine_info info() const {
     bita_engine_info info = BITA_ENGINE_INFO_INIT;
     check(bita_engine_describe(get(), &info));
     return info;
   }
 
+  // Encode text as token ids. Pass add_special_tokens false for a rendered chat template.
   std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens = true) const {
     std::vector<std::int32_t> ids(text.size() + 16);
     std::size_t count = 0;
@@ -151,12 +157,14 @@ class Engine {
     return ids;
   }
 
+  // Decode token ids to text.
   std::string decode(const std::vector<std::int32_t>& ids) const {
     return text_of(8 * ids.size() + 1, [&](char* text, std::size_t capacity, std::size_t* size) {
       return bita_decode(get(), ids.data(), ids.size(), text, capacity, size);
     });
   }
 
+  // Render messages with the model's chat template.
   std::string render(const std::vector<Message>& messages,
                      bool add_generation_prompt = true) const {
     const std::vector<bita_message> given = pointers(messages);
@@ -166,6 +174,7 @@ class Engine {
     });
   }
 
+  // Return C messages that point into `messages`.
   static std::vector<bita_message> pointers(const std::vector<Message>& messages) {
     std::vector<bita_message> found;
     found.reserve(messages.size());
@@ -176,7 +185,7 @@ class Engine {
  private:
   using Log = std::function<void(int, const char*)>;
 
-  // A text of unknown size, asked for again where the first buffer is too small.
+  // Return a text of unknown size. `ask` is called a second time if the first buffer is too small.
   template <class Ask>
   static std::string text_of(std::size_t capacity, Ask ask) {
     std::string text(capacity, '\0');
@@ -195,7 +204,8 @@ class Engine {
   std::shared_ptr<bita_engine> engine_;
 };
 
-// One text's state; for one thread at a time, but for `cancel`.
+// The state of one text: its cache, its conversation, and the answer in progress. For one thread at
+// a time, except for `cancel`. Holds a reference to the engine. The member functions throw Error.
 class Session {
  public:
   explicit Session(const Engine& engine, const SessionOptions& options = {}) : engine_(engine) {
@@ -211,31 +221,34 @@ class Session {
   bita_session* get() const { return session_.get(); }
   const Engine& engine() const { return engine_; }
 
+  // Create a second session that continues from the same point. Cancels an answer in progress.
   Session fork() {
     bita_session* other = nullptr;
     check(bita_session_fork(get(), &other));
     return Session(engine_, other);
   }
 
+  // Start an answer that continues `text`.
   void start_text(const std::string& text, const AnswerOptions& options = {},
                   bool add_special_tokens = true) {
     const Given given(options);
     check(bita_start_text(get(), text.c_str(), add_special_tokens, &given.options));
   }
 
+  // Start an answer that continues token ids.
   void start_tokens(const std::vector<std::int32_t>& ids, const AnswerOptions& options = {}) {
     const Given given(options);
     check(bita_start_tokens(get(), ids.data(), ids.size(), &given.options));
   }
 
-  // Add messages to the conversation and answer it.
+  // Add messages to the conversation and start the answer to it.
   void start_chat(const std::vector<Message>& messages, const AnswerOptions& options = {}) {
     const Given given(options);
     const std::vector<bita_message> pointers = Engine::pointers(messages);
     check(bita_start_chat(get(), pointers.data(), pointers.size(), &given.options));
   }
 
-  // What the next step gives; none when the answer has ended and all of it was given.
+  // Run a step and return its result, or none once the answer has ended and been returned.
   std::optional<Step> next() {
     bita_step found = BITA_STEP_INIT;
     const bita_status status = bita_next(get(), &found);
@@ -253,16 +266,20 @@ class Session {
                 found.num_best};
   }
 
-  // The text of the rest of the answer.
+  // Run the remaining steps of the answer and return their text.
   std::string rest() {
     std::string text;
     while (const std::optional<Step> step = next()) text += step->text;
     return text;
   }
 
+  // End the answer in progress before its next step. Any thread and any signal handler may call
+  // this.
   void cancel() noexcept { bita_cancel(get()); }
+  // Begin a new conversation.
   void clear() { check(bita_session_clear(get())); }
 
+  // Return counters and times over all answers of the session.
   bita_stats stats() const {
     bita_stats stats = {};
     stats.struct_size = sizeof stats;
@@ -275,7 +292,7 @@ class Session {
     void operator()(bita_session* session) const { bita_session_free(session); }
   };
 
-  // Options for C, and what their pointers look at.
+  // Options for C, and the arrays that they point to.
   struct Given {
     explicit Given(const AnswerOptions& from) {
       options.max_new_tokens = from.max_new_tokens;
@@ -315,7 +332,7 @@ class Session {
 
   Session(Engine engine, bita_session* made) : engine_(std::move(engine)), session_(made) {}
 
-  Engine engine_;  // which the session needs
+  Engine engine_;  // keeps the engine loaded
   std::unique_ptr<bita_session, Free> session_;
 };
 

@@ -1,11 +1,15 @@
-// Answers requests through the C interface: answer_tool ONNXRUNTIME ENGINE [OPTIONS],
-// a JSON object a line each way.
+// Answers requests through the C interface: answer_tool ONNXRUNTIME ENGINE [OPTIONS]
 //
-// A request names a session, which is made when it is first named: {"session": "a", "text": "..."},
-// or "token_ids" or "messages" instead of "text"; "options" as bita_answer_options has them; "tree"
-// and "adapter", files of a new session; "fork": the name of a session that it continues; "clear":
-// true; "free": true; "cancel_after": steps. The reply has token_ids, text, finish, seed, steps
-// (the number of tokens of each) and stats, or status and error.
+// Requests and replies are JSON objects, one per line. Fields of a request:
+//   "session": name of the session, which is created on first use
+//   "text", "token_ids" or "messages": the prompt
+//   "options": fields of bita_answer_options
+//   "tree", "adapter": files for a new session
+//   "fork": name of the session that a new one continues
+//   "clear", "free": true to clear or free the session
+//   "cancel_after": number of steps
+// A reply has token_ids, text, finish, seed, steps (the number of tokens of each) and stats, or
+// status and error.
 #include <bita/bita.h>
 
 #include <cstdio>
@@ -34,7 +38,7 @@ void check(bita_status status) {
   if (status < 0) throw Failure(status, bita_error());
 }
 
-// Options of an answer, and what their pointers look at.
+// Options of an answer, and the arrays that they point to.
 struct AnswerOptions {
   explicit AnswerOptions(const Json& given) {
     options.max_new_tokens = given.value("max_new_tokens", int64_t{0});

@@ -1,8 +1,8 @@
-// Several threads on one engine: threads_tool ONNXRUNTIME ENGINE [ANSWERS [THREADS]].
+// Runs several threads on one engine: threads_tool ONNXRUNTIME ENGINE [ANSWERS [THREADS]]
 //
-// Each thread makes answers in sessions of its own, which it makes, forks and frees; some answers
-// are cancelled by another thread. All are compared with what one session wrote alone. Prints what
-// was done as JSON; the exit status is 1 where an answer was another one.
+// Each thread generates answers in its own sessions, which it creates, forks and frees. Another
+// thread cancels some answers. All are compared with the answers of a single session. Prints counts
+// as JSON; the exit status is 1 if an answer differs.
 #include <atomic>
 #include <bita/bita.hpp>
 #include <chrono>
@@ -21,11 +21,11 @@ constexpr std::int64_t kTokens = 40;
 
 using Ids = std::vector<std::int32_t>;
 
-// A prompt and how its answer is made.
+// A prompt, the options of its answer, and the expected answer.
 struct Task {
   Ids prompt;
   bita::AnswerOptions options;
-  Ids answer;  // that one session wrote alone
+  Ids answer;  // of a single session
 };
 
 Ids tokens_of(bita::Session& session) {
@@ -54,7 +54,7 @@ std::vector<Task> make_tasks(const bita::Engine& engine) {
   return tasks;
 }
 
-// What a thread that cancels looks at: a session that is answering, or null.
+// The session that the cancelling thread may cancel, or null.
 struct Target {
   std::mutex mutex;
   bita_session* session = nullptr;
@@ -73,7 +73,7 @@ struct Counts {
   std::atomic<int> answers{0}, cancelled{0}, wrong{0};
 };
 
-// One answer, in a new session, a fork, or the session of before.
+// Generates an answer in a new session, in a fork, or in the previous session.
 void answer_one(const bita::Engine& engine, const Task& task,
                 std::unique_ptr<bita::Session>& session, std::mt19937& random, Target& target,
                 Counts& counts) {
@@ -110,7 +110,7 @@ int main(int count, char** arguments) try {
   bita::EngineOptions options;
   options.onnxruntime_path = arguments[1];
   options.num_threads = 1;
-  options.cache_bytes = 1 << 20;  // little: sessions take each other's pages
+  options.cache_bytes = 1 << 20;  // small, so that sessions take each other's pages
   const bita::Engine engine(arguments[2], options);
   const std::vector<Task> tasks = make_tasks(engine);
   Counts counts;

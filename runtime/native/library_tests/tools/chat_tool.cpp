@@ -1,7 +1,7 @@
-// Renders conversations: reads lines of JSON and answers each with one.
+// Renders conversations: reads requests as JSON, one per line, and writes one line for each.
 //
 // {"pieces": …, "messages": [{"role": …, "content": …}, …], "add_generation_prompt": true}
-// Without "pieces" those of the line before count. The answer is {"text": …} or {"error": …}.
+// Without "pieces" the last pieces are used again. The answer is {"text": …} or {"error": …}.
 #include <iostream>
 #include <string>
 #include <vector>
@@ -12,7 +12,7 @@
 
 namespace {
 
-// chats: the templates so far; the last one counts.
+// Renders one request. chats: the templates so far; the last one is used.
 bita::Json answer(const bita::Json& line, std::vector<bita::ChatTemplate>& chats) {
   if (line.contains("pieces")) {
     chats.push_back(bita::ChatTemplate::parse(line["pieces"].dump(), "pieces"));
@@ -27,7 +27,7 @@ bita::Json answer(const bita::Json& line, std::vector<bita::ChatTemplate>& chats
 
 }  // namespace
 
-int main() {  // NOLINT(bugprone-exception-escape): a line that is not as above ends it
+int main() {  // NOLINT(bugprone-exception-escape): an invalid request ends it
   std::vector<bita::ChatTemplate> chats;
   for (std::string line; std::getline(std::cin, line);) {
     bita::Json found;

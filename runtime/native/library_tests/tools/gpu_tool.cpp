@@ -1,14 +1,19 @@
-// Answers on an engine for a GPU whose memory and streams are a stand-in's for libcudart, and whose
-// steps ONNX Runtime computes on the host: for tests where there is no GPU.
+// Runs an engine for a GPU without a GPU, for tests: a stand-in for libcudart provides the memory
+// and the streams, and ONNX Runtime computes the steps on the host.
 //
 //   gpu_tool ONNXRUNTIME LIBCUDART ENGINE '{"device": 0, "cache_bytes": 0, "provider": false}'
 //
-// "library": another libcudart. "provider": whether ONNX Runtime's CUDA provider is asked for. Then
-// requests, a line of JSON each, and a line for each answer: {"session": "a", "token_ids": [...]},
-// "options" (max_new_tokens, temperature, seed), "tree" and "adapter" (files of a new session),
-// "fork" (a session that a new one continues), "free": true, "max_steps" (leave the answer there),
-// "limit_bytes" (of the GPU's memory from then on). The last line says what is left when all is
-// freed.
+// Settings: "library" is another libcudart; "provider" requests ONNX Runtime's CUDA provider.
+// Requests and replies are JSON objects, one per line. Fields of a request:
+//   "session": name of the session, which is created on first use
+//   "token_ids": the prompt
+//   "options": max_new_tokens, temperature, seed
+//   "tree", "adapter": files for a new session
+//   "fork": name of the session that a new one continues
+//   "free": true to free the session
+//   "max_steps": number of steps after which the answer is left
+//   "limit_bytes": size of the GPU's memory from now on
+// The last line reports how many allocations are left after everything is freed.
 #include <dlfcn.h>
 
 #include <functional>
@@ -37,7 +42,7 @@ class StandIn {
   void* handle_;
 };
 
-// Copies are done as late as CUDA may do them: when a step needs them, or somebody waits.
+// A device that delays copies as long as CUDA may: until a step needs them, or a thread waits.
 class OnHost : public CudaDevice {
  public:
   OnHost(const CudaSettings& settings, bool asks_for_provider, int64_t& num_graphs)

@@ -1,16 +1,16 @@
-// Answers lines of JSON about a tokenizer with lines of JSON, for tests in Python.
+// Answers questions about a tokenizer for tests in Python, in JSON, one per line.
 //
 //   text_tool TOKENIZER.json < QUESTIONS > ANSWERS
 //
-// {"encode": TEXT, "special": BOOL, "times": N}  -> {"ids": [...], "us": MICROSECONDS OF ONE}
-// {"bytes": [...]}                               -> as "encode", for text that may not be UTF-8
+// {"encode": TEXT, "special": BOOL, "times": N}  -> {"ids": [...], "us": MICROSECONDS EACH}
+// {"bytes": [...]}                               -> like "encode", for text that may not be UTF-8
 // {"decode": [IDS], "splits": [...], "continues": BOOL}  -> {"pieces": [...]}, one for each split
-//                                                           and one for the end
+//                                                           and one for flush()
 // {"stop": [IDS], "eos": [...], "limit": N, "stops": [...], "stop_ids": [...]}
 //                             -> {"kept": [...], "reason": TEXT, "at_token": BOOL, "text": TEXT}
 // {"token": ID}, {"id": TEXT}, {"starts_special": TEXT}, {"info": null}
 //
-// A fault is {"fault": MESSAGE}. Without a usable tokenizer the only line is its fault.
+// A fault is {"fault": MESSAGE}. If the tokenizer is unusable, the only line is its fault.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

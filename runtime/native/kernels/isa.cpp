@@ -1,4 +1,4 @@
-#include "roads.h"
+#include "isa.h"
 
 #include <atomic>
 
@@ -8,13 +8,13 @@ namespace bita {
 namespace {
 
 std::atomic<const Kernels*>& in_use() {
-  static std::atomic<const Kernels*> road{roads().front()};
-  return road;
+  static std::atomic<const Kernels*> isa{isas().front()};
+  return isa;
 }
 
 }  // namespace
 
-std::vector<const Kernels*> roads() {
+std::vector<const Kernels*> isas() {
   const Processor here = this_processor();
   std::vector<const Kernels*> found;
 #ifdef BITA_HAS_AVX512_VNNI
@@ -36,16 +36,16 @@ std::vector<const Kernels*> roads() {
   found.push_back(&kNeonKernels);
 #endif
   found.push_back(&kPlainKernels);
-  (void)here;  // where only the plain road is
+  (void)here;  // unused if only the portable kernels were compiled
   return found;
 }
 
 const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
 
-bool use_road(const std::string& name) {
-  for (const Kernels* road : roads()) {
-    if (name != road->name) continue;
-    in_use().store(road);
+bool use_isa(const std::string& name) {
+  for (const Kernels* isa : isas()) {
+    if (name != isa->name) continue;
+    in_use().store(isa);
     return true;
   }
   return false;

@@ -1,15 +1,15 @@
-// Attention: every road gives the bits of the plain one, whatever is attended to beside it.
+// Attention: every ISA gives the bits of the plain kernels, whatever else is attended to.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "../kernels/numbers.h"
-#include "on_all_roads.h"
+#include "on_all_isas.h"
 
 namespace bita::tests {
 namespace {
 
-// A text of `length` slots and a step of rows with tails, attended to in every chunk.
+// A text of `length` slots and a step of rows with tails, which is attended to in every chunk.
 struct Scene {
   int64_t size, length, num_queries, slots;
   bool is_half;
@@ -57,7 +57,7 @@ Scene random_scene(Random& random) {
   return scene;
 }
 
-std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t first_query,
+std::vector<float> attended(const Kernels& isa, const Scene& scene, int64_t first_query,
                             int64_t count) {
   const size_t results = static_cast<size_t>(count);
   const int64_t chunks = (scene.slots + kChunk - 1) / kChunk;
@@ -79,21 +79,21 @@ std::vector<float> attended(const Kernels& road, const Scene& scene, int64_t fir
     task.maxima = maxima.data() + chunk * count;
     task.sums = sums.data() + chunk * count;
     task.values = values.data() + chunk * count * scene.size;
-    road.attend(task);
+    isa.attend(task);
   }
   std::vector<float> out(static_cast<size_t>(count * scene.size));
   for (int64_t q = 0; q < count; ++q)
-    road.mean({maxima.data() + q, sums.data() + q, values.data() + q * scene.size}, count, chunks,
-              scene.size, out.data() + q * scene.size);
+    isa.mean({maxima.data() + q, sums.data() + q, values.data() + q * scene.size}, count, chunks,
+             scene.size, out.data() + q * scene.size);
   return out;
 }
 
-const Adds attention_roads("attention on all roads, and by each query alone", [] {
+const Adds attention_isas("attention on all ISAs, and for each query alone", [] {
   Random random(8);
   for (int round = 0; round < 50; ++round) {
     const Scene scene = random_scene(random);
-    on_all_roads("attention",
-                 [&](const Kernels& road) { return attended(road, scene, 0, scene.num_queries); });
+    on_all_isas("attention",
+                [&](const Kernels& isa) { return attended(isa, scene, 0, scene.num_queries); });
     const auto all = attended(kPlainKernels, scene, 0, scene.num_queries);
     for (int64_t q = 0; q < scene.num_queries; ++q) {
       const std::vector<float> wanted(all.begin() + q * scene.size,
@@ -133,7 +133,7 @@ Chunks random_chunks(Random& random, int64_t count) {
   return chunks;
 }
 
-const Adds means("mean has the bits of merging one chunk after the other, on all roads", [] {
+const Adds means("mean has the bits of merging one chunk after the other, on all ISAs", [] {
   Random random(11);
   for (int64_t count = 1; count <= 40; ++count) {
     const Chunks chunks = random_chunks(random, count);
@@ -144,10 +144,10 @@ const Adds means("mean has the bits of merging one chunk after the other, on all
         kPlainKernels.merge(merged.at(i, query), chunks.size, total);
       std::vector<float> wanted(total.values, total.values + chunks.size);
       for (float& x : wanted) x /= *total.sum == 0.0f ? 1.0f : *total.sum;
-      on_all_roads("mean", [&](const Kernels& road) {
+      on_all_isas("mean", [&](const Kernels& isa) {
         Chunks given = chunks;
         std::vector<float> out(wanted.size(), 7.0f);
-        road.mean(given.at(0, query), chunks.num_queries, count, chunks.size, out.data());
+        isa.mean(given.at(0, query), chunks.num_queries, count, chunks.size, out.data());
         expect_same(out, wanted, "the merged chunks, divided");
         return out;
       });
@@ -155,7 +155,7 @@ const Adds means("mean has the bits of merging one chunk after the other, on all
   }
 });
 
-// The keys of a query at the slots of their positions, as plain decoding would have them.
+// The scene with a query's keys at the slots of their positions, as in plain decoding.
 Scene committed(const Scene& scene, int64_t q) {
   Scene plain = scene;
   const size_t cell = scene.is_half ? 2 : 4;
@@ -184,13 +184,13 @@ const Adds attention_places("a branch gives the bits of its keys in a row", [] {
   Random random(9);
   for (int round = 0; round < 40; ++round) {
     const Scene scene = random_scene(random);
-    for (const Kernels* road : roads()) {
-      const auto all = attended(*road, scene, 0, scene.num_queries);
+    for (const Kernels* isa : isas()) {
+      const auto all = attended(*isa, scene, 0, scene.num_queries);
       for (int64_t q = 0; q < scene.num_queries; ++q) {
         const std::vector<float> wanted(all.begin() + q * scene.size,
                                         all.begin() + (q + 1) * scene.size);
-        expect_same(attended(*road, committed(scene, q), q, 1), wanted,
-                    std::string("committed keys on ") + road->name);
+        expect_same(attended(*isa, committed(scene, q), q, 1), wanted,
+                    std::string("committed keys on ") + isa->name);
       }
     }
   }
