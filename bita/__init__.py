@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bita.tree import Tree
     from bita.tree_table import TreeTable
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Adapter",
     "AdapterError",

@@ -153,7 +153,7 @@ class Acceptance:
     @classmethod
     def from_json(cls, data: Any) -> "Acceptance":
         """Read what `to_json` gave. Raises EngineError that lists every fault."""
-        where = "the acceptance is not readable (measure it again with --anew)"
+        where = "the acceptance is not readable (measure it again with --remeasure)"
         if not isinstance(data, Mapping):
             raise EngineError(f"{where}: it is {shown(data)}, not an object")
         fields = Fields(data)

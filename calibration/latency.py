@@ -73,7 +73,7 @@ class Latency:
     @classmethod
     def from_json(cls, data: Any, source: str) -> "Latency":
         """Read what `to_json` wrote. Raises EngineError that names `source` and every fault."""
-        where = f"{source}: the latency is not valid (measure it again with --anew)"
+        where = f"{source}: the latency is not valid (measure it again with --remeasure)"
         if not isinstance(data, Mapping):
             raise EngineError(f"{where}: it is {shown(data)}, not an object")
         fields = Fields(data)

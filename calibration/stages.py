@@ -208,7 +208,7 @@ class Calibrator:
         except ValueError as error:
             raise EngineError(
                 f"a measurement of {self.engine.path} is not a finite number; measure it again "
-                "with --anew"
+                "with --remeasure"
             ) from error
         if len(text) > MAX_CALIBRATION_BYTES:
             raise EngineError(

@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     _add_effort(parser)
     add_threads(parser)
     parser.add_argument(
-        "--anew", action="store_true", help="measure again what was measured before"
+        "--remeasure", action="store_true", help="measure again what was measured before"
     )
     parser.add_argument(
         "--what-if",
@@ -99,7 +99,7 @@ def _what_if(args: argparse.Namespace, engine: Any) -> dict[str, Any]:
     """Choose for another device. Writes nothing, unless acceptance must be measured first."""
     elsewhere = _latency_of(engine, args.what_if)
     with _calibrator(args, engine) as calibrator:
-        choice = calibrator.forecast(calibrator.acceptance(args.anew), elsewhere, args.mode)
+        choice = calibrator.forecast(calibrator.acceptance(args.remeasure), elsewhere, args.mode)
     _print_kept(calibrator)
     if not args.json:
         print(f"{args.what_if}: {elsewhere.device.get('processor', elsewhere.device)}")
@@ -111,9 +111,9 @@ def _measure(args: argparse.Namespace, engine: Any) -> dict[str, Any]:
     """Measure the stage that is asked for, print its table and return its figures."""
     with _calibrator(args, engine) as calibrator:
         if args.stage != "latency":
-            acceptance = calibrator.acceptance(args.anew)
+            acceptance = calibrator.acceptance(args.remeasure)
         if args.stage != "acceptance":
-            latency = calibrator.latency(args.anew)
+            latency = calibrator.latency(args.remeasure)
         if args.stage == "latency" and "latency" not in calibrator.kept:
             calibrator.memory()
         if args.stage == "tree":
@@ -137,7 +137,7 @@ def _head(args: argparse.Namespace, calibrator: Any) -> dict[str, Any]:
 
 def _print_kept(calibrator: Any) -> None:
     for topic in calibrator.kept:
-        print(f"{topic}: as it was measured before; --anew measures again", file=sys.stderr)
+        print(f"{topic}: as it was measured before; --remeasure measures again", file=sys.stderr)
 
 
 def _latency_of(engine: Any, device: str) -> Any:

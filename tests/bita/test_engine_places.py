@@ -98,7 +98,7 @@ def test_the_current_directory_is_not_replaced(
     monkeypatch.chdir(engine)
     few = ["--max-rows", "2", "--repeats", "1", "--threads", "1"]
     for path in (".", f"../{engine.name}/"):
-        assert main(["calibrate", "latency", path, *few, "--anew"]) == 0
+        assert main(["calibrate", "latency", path, *few, "--remeasure"]) == 0
         assert Path.cwd() == engine
     move_engine(another, Path("."))
     assert Path("calibration.json").read_text() == '{"new": 1}'

@@ -57,7 +57,7 @@ def library_of(processor: str) -> bytes:
 
 
 def write_wheel(folder: Path, tag: str, files: dict[str, bytes]) -> Path:
-    path = folder / f"bita_edge-0.1.0-{tag}.whl"
+    path = folder / f"bita_edge-0.2.0-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -217,7 +217,7 @@ def test_a_wheel_has_the_libraries_of_its_processor(built: Path) -> None:
     assert native - python == {LIBRARY, LIBBITA, *FOR_PROGRAMS}
     assert [name for name in names - native if name.endswith((".so", ".o", ".cpp", ".h"))] == []
     assert header == (ROOT / "runtime" / "native" / "include" / "bita" / "bita.h").read_bytes()
-    assert {name.split("/")[0] for name in names} == {"bita", "bita_edge-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"bita", "bita_edge-0.2.0.dist-info"}
     assert "tests" not in {part for name in names for part in name.split("/")}
     assert built.stat().st_size < 6e6
 

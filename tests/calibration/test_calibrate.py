@@ -208,8 +208,8 @@ def test_the_engine_gets_the_chosen_tree(
     assert "monotone fit" in capsys.readouterr().out
     assert read_calibration(open_engine(engine.path)).keys() == {"acceptance", "latency", "memory"}
     assert main(["calibrate", "latency", str(engine.path), *FEW]) == 0
-    assert "latency: as it was measured before; --anew" in capsys.readouterr().err
-    assert main(["calibrate", "latency", str(engine.path), *FEW, "--anew"]) == 0
+    assert "latency: as it was measured before; --remeasure" in capsys.readouterr().err
+    assert main(["calibrate", "latency", str(engine.path), *FEW, "--remeasure"]) == 0
     assert "as it was measured" not in capsys.readouterr().err
     assert main(["calibrate", "tree", str(engine.path), *FEW]) == 0
     assert "chosen: " in capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_an_impossible_latency_is_refused(
 ) -> None:
     data = json.loads(json.dumps({**LATENCY.to_json(), name: value}))
     with pytest.raises(
-        EngineError, match=rf"mine: the latency is not valid \(.*--anew\):(.|\n)*{name}"
+        EngineError, match=rf"mine: the latency is not valid \(.*--remeasure\):(.|\n)*{name}"
     ):
         Latency.from_json(data, "mine")
     path = tmp_path / "board.json"
@@ -174,7 +174,7 @@ def test_an_impossible_acceptance_is_refused(name: str, value: Any) -> None:
     }
     position = Position((1, 0), (Guess(2, 1, 3, 0), Guess(4, 0, 0, 1)))
     assert Acceptance.from_json(data).texts == ((position,),)
-    with pytest.raises(EngineError, match=r"acceptance is not readable .*--anew"):
+    with pytest.raises(EngineError, match=r"acceptance is not readable .*--remeasure"):
         Acceptance.from_json({**data, name: value})
 
 

@@ -192,7 +192,7 @@ def test_a_failed_answer_does_not_end_the_others_without_shared_steps(
 ) -> None:
     session = Session.open(tiny_engine, num_threads=1)
     assert not session.shares_steps
-    answers = [session.stream(prompt_ids(seed), max_new_tokens=6) for seed in range(3)]
+    answers = [session.stream(prompt_ids(seed), max_new_tokens=6, **OPTIONS) for seed in range(3)]
 
     def fails(logits: np.ndarray) -> int:
         raise BitaError("no more")

@@ -54,7 +54,7 @@ def build(name: str, out: Path, models: dict[str, Path]) -> int:
 
 
 def calibrate(stage: str, out: Path, models: dict[str, Path]) -> int:
-    return main(["calibrate", stage, str(out), *FEW, "--anew", "--threads", "1"])
+    return main(["calibrate", stage, str(out), *FEW, "--remeasure", "--threads", "1"])
 
 
 def revise(out: Path, models: dict[str, Path], file_by_file: bool = False) -> int:

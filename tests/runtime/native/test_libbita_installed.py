@@ -81,7 +81,7 @@ def test_a_program_built_with_pkg_config_answers(
     wanted = Session.open(engine, num_threads=1).generate(PROMPT, max_new_tokens=256).text
     assert answer_of_generate(out) == wanted
     version = run(["pkg-config", "--modversion", "bita"], PKG_CONFIG_PATH=f"{folder}/pkgconfig")
-    assert version == "0.1.0\n"
+    assert version == "0.2.0\n"
 
 
 def use_header() -> str:

@@ -56,7 +56,7 @@ extern "C" {
 #endif
 
 #define BITA_VERSION_MAJOR 0
-#define BITA_VERSION_MINOR 1
+#define BITA_VERSION_MINOR 2
 #define BITA_VERSION_PATCH 0
 
 typedef struct bita_engine bita_engine;
@@ -75,7 +75,7 @@ enum {
   BITA_ERROR_SIZE = -7     /* the buffer is too small; the required size was written */
 };
 
-/* Return the library's version, such as "0.1.0". It may be newer than the header's
+/* Return the library's version, such as "0.2.0". It may be newer than the header's
  * BITA_VERSION_MAJOR, _MINOR and _PATCH. The string is static. */
 BITA_API const char* bita_version(void);
 
