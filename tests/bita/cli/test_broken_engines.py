@@ -1,4 +1,4 @@
-"""Broken and hostile files as users meet them: one line of `bita`, exit status 2, no traceback."""
+"""Commands report broken and hostile files on one line: exit status 2, no traceback."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COMMANDS = (
 TABLE = b'{"trees": [{"nodes": []}], "matches": [%s], "by_state": [[%s]]}'
 
 
-def empty_tables(engine: Path) -> None:
+def write_empty_tables(engine: Path) -> None:
     give_pairs(engine)
     edit_files(engine, {"pairs.safetensors": b""})
 
@@ -34,17 +34,17 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "more layers": lambda e: edit_manifest(e, num_layers=3),
     "a huge cache": lambda e: edit_manifest(e, capacity=2**40),
     "a deep tree": lambda e: edit_files(e, {"tree.json": DEEP}),
-    "a tree of Latin": lambda e: edit_files(e, {"tree.json": b'{"nodes": "\xe9"}'}),
+    "a tree in Latin-1": lambda e: edit_files(e, {"tree.json": b'{"nodes": "\xe9"}'}),
     "infinite matches": lambda e: edit_files(e, {"tree.json": TABLE % (b"1e999", b"0")}),
     "a list in a state": lambda e: edit_files(e, {"tree.json": TABLE % (b"0", b"[0]")}),
-    "tables of nothing": empty_tables,
-    "an adapter of nothing": lambda e: edit_files(e, {"adapter.safetensors": b"\xff" * 16}),
+    "empty tables": write_empty_tables,
+    "a corrupt adapter": lambda e: edit_files(e, {"adapter.safetensors": b"\xff" * 16}),
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_command_names_the_fault(
+def test_every_command_reports_a_broken_engine_on_one_line(
     tiny_engine: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -57,13 +57,13 @@ def test_every_command_names_the_fault(
     err = capsys.readouterr().err
     assert err.startswith("bita: error: ")
     assert err.count("\n") == 1
-    if command[0] != "compile":  # it may miss TensorRT first
+    if command[0] != "compile":  # it may report a missing TensorRT first
         assert str(engine) in err
 
 
 @pytest.mark.parametrize("content", [DEEP, b'{"nodes": "\xff"}', b'{"nodes": [3]}', b"3", None])
 @pytest.mark.parametrize("flag", ["--tree", "--adapter"])
-def test_files_of_options_too(
+def test_broken_files_given_as_options_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, content: bytes | None
 ) -> None:
     path, model = tmp_path / "given", write_plain_model(tmp_path / "model")
@@ -83,17 +83,17 @@ def test_files_of_options_too(
 @pytest.mark.parametrize(
     "text", ["9" * 5000, "999999999", "1," * 600 + "1", "0", "٣", "1,,2", "-1"]
 )
-def test_trees_that_no_engine_runs(
+def test_trees_that_no_engine_can_run_are_refused(
     tiny_engine: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     assert main(["generate", str(tiny_engine), "hi", f"--tree={text}"]) == 2
     assert capsys.readouterr().err.startswith("bita: error: ")
 
 
-def test_texts_of_files_are_shown_as_they_are(
+def test_text_from_engine_files_is_shown_literally(
     tiny_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither as markup of rich, which would fail here, nor as escapes of the terminal."""
+    """Neither rich markup, which would be invalid here, nor terminal escapes take effect."""
     engine = copy_engine(tiny_engine, tmp_path / "engine")
     edit_manifest(engine, model="[/b] \x1b[2J", tuned_on="[red]all[/red]")
     report = {"tree": {"why": "[/i]\x07"}}

@@ -1,4 +1,4 @@
-"""`bita chat`, typed at and piped into."""
+"""`bita chat` at a terminal and with piped input."""
 
 import os
 import pty
@@ -21,13 +21,13 @@ from bita.tree import Tree
 CHAT = [sys.executable, "-m", "bita", "chat"]
 
 
-def piped(engine: Path, text: str, *args: object) -> subprocess.CompletedProcess[str]:
+def run_piped(engine: Path, text: str, *args: object) -> subprocess.CompletedProcess[str]:
     command = [*CHAT, str(engine), "--threads", "1", *map(str, args)]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
 
 
 class Terminal:
-    """A chat at a terminal of its own."""
+    """A `bita chat` process with a pseudo-terminal of its own."""
 
     def __init__(self, engine: Path, home: Path, *args: object) -> None:
         self._master, slave = pty.openpty()
@@ -45,9 +45,9 @@ class Terminal:
         self._text = ""
 
     def expect(self, pattern: str, timeout_s: float = 30) -> str:
-        """Read until a pattern has come; returns what came up to its end.
+        """Read until `pattern` appears, and return the output up to its end.
 
-        timeout_s: within which each piece of output comes.
+        Fail if no output arrives for `timeout_s` seconds.
         """
         while not (match := re.search(pattern, self._text)):
             is_readable = select.select([self._master], [], [], timeout_s)[0]
@@ -63,7 +63,7 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def interrupt_until(self, pattern: str) -> None:
-        """One that comes before `input` waits is not seen (CPython), so try again."""
+        """Interrupt until `pattern` appears; CPython misses interrupts before `input` waits."""
         for _ in range(30):
             self.interrupt()
             try:
@@ -75,7 +75,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(engine: Path, home: Path, *args: object) -> Iterator[Terminal]:
+def open_terminal(engine: Path, home: Path, *args: object) -> Iterator[Terminal]:
     chat = Terminal(engine, home, *args)
     try:
         yield chat
@@ -91,7 +91,7 @@ def test_a_piped_chat_answers_each_line(tiny_engine: Path) -> None:
         talk.send(text, max_new_tokens=12).run() for text in ("Hello", "two\nlines", "a\n b")
     ]
     text = 'Hello\ntwo\\\nlines\n\n"""a\n b"""\n/stats\n/quit\nnever\n'
-    result = piped(tiny_engine, text, "--system", "Short.", "--max-new-tokens", 12)
+    result = run_piped(tiny_engine, text, "--system", "Short.", "--max-new-tokens", 12)
     assert (result.returncode, result.stderr) == (0, "")
     for answer in expected:
         assert answer.text in result.stdout
@@ -101,9 +101,9 @@ def test_a_piped_chat_answers_each_line(tiny_engine: Path) -> None:
     assert "never" not in result.stdout
 
 
-def test_commands(tiny_engine: Path) -> None:
+def test_commands_change_the_conversation_or_explain_why_not(tiny_engine: Path) -> None:
     text = "/stats\n/undo\nHello\n/retry\n/undo\n/undo\n/clear\n/nope\n/help\n/etc is a path\n"
-    result = piped(tiny_engine, text, "--max-new-tokens", 6)
+    result = run_piped(tiny_engine, text, "--max-new-tokens", 6)
     lines = result.stderr.splitlines()
     assert lines == [
         "bita: there is no answer yet",
@@ -111,43 +111,43 @@ def test_commands(tiny_engine: Path) -> None:
         "bita: there is no message to undo",
     ]
     first, second = (part.split("\n")[0] for part in result.stdout.split("[length]\n")[:2])
-    assert first == second  # greedy: another try says the same
+    assert first == second  # greedy decoding: a retry gives the same answer
     for part in ("taken back: Hello", "started again", "there is no /nope", "/stats   figures"):
         assert part in result.stdout
     assert result.stdout.count("[length]") == 3
 
 
-def test_a_bad_option_ends_before_the_first_line(tiny_engine: Path) -> None:
+def test_a_bad_option_ends_the_chat_before_its_first_answer(tiny_engine: Path) -> None:
     for flags, message in (
         (("--temperature", "-1"), "temperature is -1.0; pass a finite number from 0 to 1e+30"),
         (("--top-p", "2", "--seed", "-3"), "2 faults: top_p is 2.0"),
         (("--max-new-tokens", "0"), "max_new_tokens is 0"),
     ):
-        result = piped(tiny_engine, "Hello\n", *flags)
+        result = run_piped(tiny_engine, "Hello\n", *flags)
         assert (result.returncode, result.stdout) == (2, "")
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
 
 
-def test_too_long_a_message_is_refused_and_the_chat_goes_on(tiny_engine: Path) -> None:
-    result = piped(tiny_engine, f"{'word ' * 300}\nHello\n", "--max-new-tokens", 5)
+def test_a_message_that_is_too_long_is_refused_and_the_chat_continues(tiny_engine: Path) -> None:
+    result = run_piped(tiny_engine, f"{'word ' * 300}\nHello\n", "--max-new-tokens", 5)
     assert result.returncode == 0
     assert "this engine holds" in result.stderr
     assert "[length]" in result.stdout
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_engine: Path, tmp_path: Path) -> None:
-    with terminal(tiny_engine, tmp_path, "--max-new-tokens", 330, "--tree", "ar") as chat:
+def test_ctrl_c_stops_the_answer_but_not_the_program(tiny_engine: Path, tmp_path: Path) -> None:
+    with open_terminal(tiny_engine, tmp_path, "--max-new-tokens", 330, "--tree", "ar") as chat:
         chat.expect("/help lists")
         chat.expect("> ")
         chat.type("Hello tree\n")
         chat.expect("Hello tree\r?\n.")
         chat.interrupt()
-        chat.expect(r"\[(cancelled|capacity|length)\]\r?\n> ")  # it may have been too fast
+        chat.expect(r"\[(cancelled|capacity|length)\]\r?\n> ")  # the answer may end first
         chat.interrupt_until("Ctrl-D or /quit leaves")
         chat.type("/stats\n")
         chat.expect("tokens per step")
-        chat.expect("> ")  # what is typed before may be lost when readline takes the terminal over
+        chat.expect("> ")  # readline may drop what is typed before it takes over the terminal
         chat.type("\x04")
         assert chat.process.wait(timeout=20) == 0
 
@@ -159,13 +159,13 @@ def test_an_interrupt_takes_effect_within_a_step(
     decoder, steps = session.decoder, list[int]()
     step = decoder.step
 
-    def interrupted(sequence: TokenSequence) -> list[int]:
+    def interrupt_fourth_step(sequence: TokenSequence) -> list[int]:
         steps.append(len(sequence.token_ids))
         if len(steps) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return step(sequence)
 
-    monkeypatch.setattr(decoder, "step", interrupted)
+    monkeypatch.setattr(decoder, "step", interrupt_fourth_step)
     before = signal.getsignal(signal.SIGINT)
     talk = session.conversation()
     Chat(session, talk, {"max_new_tokens": 50}, False).talk(iter(["Hello", "Again"]))
@@ -176,9 +176,9 @@ def test_an_interrupt_takes_effect_within_a_step(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_lines_are_kept_for_the_next_chat(tiny_engine: Path, tmp_path: Path) -> None:
+def test_input_lines_are_saved_for_the_next_chat(tiny_engine: Path, tmp_path: Path) -> None:
     pytest.importorskip("readline")
-    with terminal(tiny_engine, tmp_path, "--max-new-tokens", 3) as chat:
+    with open_terminal(tiny_engine, tmp_path, "--max-new-tokens", 3) as chat:
         chat.expect("> ")
         chat.type("Hello tree\n")
         chat.expect(r"\[length\]|> ")
@@ -188,15 +188,15 @@ def test_lines_are_kept_for_the_next_chat(tiny_engine: Path, tmp_path: Path) -> 
     assert "Hello tree" in history
 
 
-def test_lines_and_blocks() -> None:
-    def texts(*lines: str) -> list[str]:
+def test_backslashes_and_triple_quotes_join_lines() -> None:
+    def read_texts(*lines: str) -> list[str]:
         rest = iter(lines)
         return list(_lines(lambda: next(rest, "")))
 
-    assert texts("a\n", "b") == ["a", "b"]
-    assert texts("a\\\n", "b\\\n", "c\n", "d\n") == ["a\nb\nc", "d"]
-    assert texts("a\\\n") == ["a\\"]
-    assert texts('"""a\n', 'b"""\n', "c\n") == ["a\nb", "c"]
-    assert texts('"""\n', "a\n", "\n", "b\n", '"""\n') == ["a\n\nb"]
-    assert texts('"""one"""\n') == ["one"]
-    assert texts('"""no end\n') == ["no end"]
+    assert read_texts("a\n", "b") == ["a", "b"]
+    assert read_texts("a\\\n", "b\\\n", "c\n", "d\n") == ["a\nb\nc", "d"]
+    assert read_texts("a\\\n") == ["a\\"]
+    assert read_texts('"""a\n', 'b"""\n', "c\n") == ["a\nb", "c"]
+    assert read_texts('"""\n', "a\n", "\n", "b\n", '"""\n') == ["a\n\nb"]
+    assert read_texts('"""one"""\n') == ["one"]
+    assert read_texts('"""no end\n') == ["no end"]

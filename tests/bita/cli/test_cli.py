@@ -1,4 +1,4 @@
-"""The commands as a user types them: output, exit status, and errors on one line."""
+"""Commands as a user types them: output, exit status, and errors on one line."""
 
 import argparse
 import json
@@ -20,7 +20,9 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, st
     return status, out, err
 
 
-def test_from_model_to_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_lead_from_a_model_to_a_verified_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = write_plain_model(tmp_path / "Tiny Model")
     adapter = tmp_path / "adapter.safetensors"
     status, out, _ = run(
@@ -82,7 +84,7 @@ def test_generate_compares_drafts_with_plain_decoding(
     assert "the prompt is empty" in err
 
 
-def test_inspect_knows_models_and_adapters(
+def test_inspect_describes_models_and_adapters(
     tiny_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = run(capsys, "inspect", tiny_engine / "adapter.safetensors")
@@ -131,7 +133,7 @@ def test_generate_reads_standard_input(
         (["adapter", "init", "MODEL", "--out", "ENGINE/manifest.json/x"], "manifest.json"),
     ],
 )
-def test_errors_are_one_line(
+def test_errors_are_reported_on_one_line(
     args: list[str],
     message: str,
     tiny_engine: Path,
@@ -185,7 +187,7 @@ def test_wrong_usage_exits_with_2(args: list[str]) -> None:
         (("ENGINE", "why", "is", "it"), "too many arguments: is it; quote a text of several words"),
     ],
 )
-def test_what_a_command_does_not_know_is_told_with_its_usage(
+def test_unknown_arguments_are_reported_with_the_usage_of_the_command(
     args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -213,7 +215,7 @@ def test_what_a_command_does_not_know_is_told_with_its_usage(
         (["fly"], "tune, completion\n"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_the_nearest_name(
+def test_unknown_flags_and_commands_are_refused_with_a_hint(
     args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -222,8 +224,8 @@ def test_what_does_not_exist_is_refused_with_the_nearest_name(
     assert message in capsys.readouterr().err
 
 
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command, by its name."""
+def all_parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, by the command's name."""
     found: dict[str, argparse.ArgumentParser] = {"": command_parser()}
     for name in ("", "adapter"):
         for action in found[name]._actions:
@@ -232,16 +234,18 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return found
 
 
-def test_every_parser_refuses_parts_of_flags() -> None:
-    assert len(parsers()) == 14
-    assert all(not parser.allow_abbrev for parser in parsers().values())
+def test_no_parser_accepts_abbreviated_flags() -> None:
+    assert len(all_parsers()) == 14
+    assert all(not parser.allow_abbrev for parser in all_parsers().values())
 
 
-@pytest.mark.parametrize("command", parsers())
-def test_help_reads_well_in_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It explains every flag, shows an example, and says what goes to standard output."""
+@pytest.mark.parametrize("command", all_parsers())
+def test_help_is_complete_and_fits_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Help explains every flag, shows an example, and says what goes to standard output."""
     monkeypatch.setenv("COLUMNS", "80")
-    parser = parsers()[command]
+    parser = all_parsers()[command]
     text = parser.format_help()
     assert f"example:\n  bita {command}" in text
     assert "standard output" in text
@@ -251,7 +255,9 @@ def test_help_reads_well_in_80_columns(command: str, monkeypatch: pytest.MonkeyP
     assert max(map(len, rest.splitlines())) <= 80
 
 
-def test_what_argparse_says_is_short_and_visible(capsys: pytest.CaptureFixture[str]) -> None:
+def test_argparse_errors_are_short_and_escape_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         main(["calibrate", "\x1b[31m\n" + "x" * 10**5, "engine"])
     errors = capsys.readouterr().err
@@ -259,17 +265,17 @@ def test_what_argparse_says_is_short_and_visible(capsys: pytest.CaptureFixture[s
     assert len(errors.split("error:")[1]) < 700
 
 
-def test_an_unexpected_error_is_one_line_too(
+def test_an_unexpected_error_is_reported_on_one_line(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bita.cli import inspect
 
     for error in (RecursionError("too deep"), ValueError("a\n\x1b[0m" + "x" * 10**5)):
 
-        def broken(path: Path, error: Exception = error) -> None:
+        def fail(path: Path, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(inspect, "read_engine_facts", broken)
+        monkeypatch.setattr(inspect, "read_engine_facts", fail)
         status, _, err = run(capsys, "inspect", tiny_engine)
         assert (status, err.count("\n")) == (2, 1)
         assert err.startswith(f"bita: error: {type(error).__name__}: ")
@@ -290,7 +296,7 @@ def test_an_unexpected_error_is_one_line_too(
         ("--threads", "9" * 30, f"'{'9' * 30}' is beyond 2^63"),
     ],
 )
-def test_a_flag_says_that_its_value_is_not_a_number(
+def test_a_flag_reports_an_invalid_number(
     flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -298,7 +304,7 @@ def test_a_flag_says_that_its_value_is_not_a_number(
     assert f"argument {flag}: {message}" in capsys.readouterr().err
 
 
-def test_help_is_fast_and_lean() -> None:
+def test_help_loads_no_heavy_library() -> None:
     """`bita --help` loads neither the runtime nor an export library."""
     code = (
         "import sys, bita.cli.main\n"
@@ -312,7 +318,7 @@ def test_help_is_fast_and_lean() -> None:
     assert result.stdout.endswith("[]\n")
 
 
-def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+def test_a_missing_extra_is_reported_with_its_install_command(tmp_path: Path) -> None:
     """Without the export libraries, the error says how to install them."""
     model = write_plain_model(tmp_path / "model")
     code = (
@@ -327,7 +333,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_full_adapter_mismatch_is_explained(
+def test_an_adapter_of_another_model_is_refused(
     tmp_path: Path, tiny_engine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_plain_model(tmp_path / "other", seed=5)
@@ -345,7 +351,7 @@ def test_a_full_adapter_mismatch_is_explained(
     assert not (tmp_path / "e").exists()
 
 
-def test_old_engines_json_is_stable(tiny_engine: Path) -> None:
+def test_the_committed_engine_keeps_its_format_version(tiny_engine: Path) -> None:
     """The committed engine was written by an earlier commit; its format must stay readable."""
     manifest = json.loads((tiny_engine / "manifest.json").read_text())
     assert manifest["format_version"] == 2

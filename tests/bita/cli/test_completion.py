@@ -1,4 +1,4 @@
-"""`bita completion`: a shell completes commands, flags, values and paths."""
+"""`bita completion` lets a shell complete commands, flags, values and paths."""
 
 import shutil
 import subprocess
@@ -46,7 +46,9 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         (["inspect", "my"], ["my.jsonl"]),
     ],
 )
-def test_bash_completes(words: list[str], expected: list[str], script: Path) -> None:
+def test_bash_completes_commands_flags_values_and_paths(
+    words: list[str], expected: list[str], script: Path
+) -> None:
     folder = script.parent
     (folder / "engines").mkdir()
     (folder / "my.jsonl").touch()
@@ -60,7 +62,7 @@ def test_bash_completes(words: list[str], expected: list[str], script: Path) -> 
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-def test_each_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_shell_gets_a_valid_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab")
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out

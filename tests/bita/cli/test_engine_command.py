@@ -1,4 +1,4 @@
-"""`bita engine --if-needed`: an engine is kept where it was built from the same, and only there."""
+"""`bita engine`: rebuilds with `--if-needed`, incompatible options, and the default tree."""
 
 import os
 import shutil
@@ -31,14 +31,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def command(*more: str) -> int:
+def run_engine(*more: str) -> int:
     options = ["--uncalibrated", "--precision", "fp32", "--capacity", "384", "--out", "out"]
     return main(["engine", "model", *options, *more])
 
 
 def is_kept(capsys: pytest.CaptureFixture[str], *more: str) -> bool:
+    """Run `bita engine --if-needed` and return whether it kept the engine."""
     capsys.readouterr()
-    assert command("--if-needed", *more) == 0
+    assert run_engine("--if-needed", *more) == 0
     out = capsys.readouterr().out
     assert ("out: up to date" in out) != ("built in" in out)
     assert out.splitlines()[-1].startswith(("untuned: ", "adapter: "))
@@ -57,16 +58,16 @@ def tune_an_adapter() -> None:
     random_adapter(identify(open_checkpoint("model")), 3).save("adapters/model.safetensors")
 
 
-def damage() -> None:
+def damage_the_engine() -> None:
     path = Path("out/model.onnx.data")
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
 
 
-def build_by_hand() -> None:
-    """What it was built from before is no longer what is there."""
-    assert command("--tree", "ar") == 0
+def build_with_another_tree() -> None:
+    """Build without `--if-needed`, and with other options than `is_kept` gives."""
+    assert run_engine("--tree", "ar") == 0
 
 
 @pytest.mark.parametrize(
@@ -75,12 +76,12 @@ def build_by_hand() -> None:
         touch_the_model,
         replace_the_model,
         tune_an_adapter,
-        damage,
-        build_by_hand,
+        damage_the_engine,
+        build_with_another_tree,
         lambda: shutil.rmtree("out"),
     ],
 )
-def test_what_changed_is_built_again(
+def test_each_change_leads_to_one_rebuild(
     change: Callable[[], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not is_kept(capsys)
@@ -97,7 +98,7 @@ def test_what_changed_is_built_again(
         ("--dialect", "native", "--precision", "int4"),
     ],
 )
-def test_other_options_build_again(
+def test_other_options_lead_to_a_rebuild(
     more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not is_kept(capsys)
@@ -107,8 +108,8 @@ def test_other_options_build_again(
 
 
 @pytest.mark.parametrize("cache", ["float16", "float32"])
-def test_native_engines_have_the_cache_that_is_asked_for(cache: str) -> None:
-    assert command("--dialect", "native", "--precision", "int4", "--cache", cache) == 0
+def test_native_engines_have_the_requested_cache_type(cache: str) -> None:
+    assert run_engine("--dialect", "native", "--precision", "int4", "--cache", cache) == 0
     engine = open_engine("out")
     assert engine.manifest.dialect == "native"
     inputs = {value.name: value for value in ir.load("out/model.onnx").graph.inputs}
@@ -126,14 +127,16 @@ def test_native_engines_have_the_cache_that_is_asked_for(cache: str) -> None:
         (("--dialect", "native"), "precision 'fp32' is not one of int8, int4"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
+def test_incompatible_options_are_refused(
     more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(*more) != 0
+    assert run_engine(*more) != 0
     assert message in capsys.readouterr().err
 
 
-def test_what_a_device_measured_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+def test_measurements_on_a_device_do_not_lead_to_a_rebuild(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert not is_kept(capsys)
     assert main(["calibrate", "tree", "out", *FEW, "--threads", "1"]) == 0
     assert is_kept(capsys)
@@ -141,13 +144,15 @@ def test_what_a_device_measured_does_not_count(capsys: pytest.CaptureFixture[str
     assert is_kept(capsys)
 
 
-def test_other_files_beside_a_model_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unrelated_files_next_to_a_model_do_not_lead_to_a_rebuild(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert not is_kept(capsys)
     Path("model/notes.txt").write_text("mine")
     assert is_kept(capsys)
 
 
-def test_prompts_of_a_calibration_count(capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_calibration_prompts_lead_to_a_rebuild(capsys: pytest.CaptureFixture[str]) -> None:
     prompts = Path("prompts.jsonl")
     prompts.write_text("".join(f'{{"prompt": "Fox {number}"}}\n' for number in range(4)))
     options = ["engine", "model", "--if-needed", "--tree", "ar", "--out", "out"]
@@ -158,26 +163,26 @@ def test_prompts_of_a_calibration_count(capsys: pytest.CaptureFixture[str]) -> N
             prompts.write_text(prompts.read_text() + '{"prompt": "Another fox"}\n')
 
 
-def test_without_the_flag_it_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_flag_the_engine_is_always_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert not is_kept(capsys)
-    assert command() == 0
+    assert run_engine() == 0
     assert "built in" in capsys.readouterr().out
 
 
-def test_a_damaged_engine_says_why_it_is_built_again(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command() == 0
-    damage()
-    assert command("--if-needed") == 0
+def test_the_rebuild_of_a_damaged_engine_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_engine() == 0
+    damage_the_engine()
+    assert run_engine("--if-needed") == 0
     err = capsys.readouterr().err
     assert "bita: building again: engine out: model.onnx.data is damaged" in err
 
 
-def test_an_unmeasured_tree_is_safe_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    """It has no mask rows and guesses only where they are likely right; a line says how to fix it.
+def test_an_unmeasured_tree_on_a_cpu_has_no_mask_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tree guesses only where that is likely right; a line says how to find the fastest tree.
 
-    With plain decoding as the reference, a chain of masks was 0.3 to 0.55 times as fast on a CPU.
+    A chain of masks decoded at 0.3 to 0.55 times the speed of plain decoding on a CPU.
     """
-    assert command() == 0
+    assert run_engine() == 0
     trees = read_tree(open_engine("out"))
     assert isinstance(trees, TreeTable)
     assert [tree.max_masks for tree in trees.trees] == [0, 0]
@@ -186,7 +191,7 @@ def test_an_unmeasured_tree_is_safe_on_a_cpu(capsys: pytest.CaptureFixture[str])
     (line,) = capsys.readouterr().err.splitlines()
     assert "the tree of out was not measured (2 trees by state, of 1 to 3 rows)" in line
     assert "`bita calibrate tree out` finds the fastest" in line
-    assert command("--tree", "chain") == 0
+    assert run_engine("--tree", "chain") == 0
     assert read_tree(open_engine("out")) == Tree.chain(3)
     assert capsys.readouterr().err == ""
 
@@ -197,7 +202,7 @@ def test_an_unmeasured_tree_on_a_gpu_is_a_chain() -> None:
     assert default_tree(BuildOptions(), plan, 3) == Tree.chain(3)
 
 
-def test_an_engine_with_an_older_default_tree_is_built_again(
+def test_an_engine_with_an_older_default_tree_is_rebuilt(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
@@ -207,10 +212,10 @@ def test_an_engine_with_an_older_default_tree_is_built_again(
     assert is_kept(capsys)
 
 
-def test_a_model_here_and_an_engine_here(
+def test_the_model_or_the_engine_may_be_the_working_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both as `.`; the name of an engine is that of the model's directory."""
+    """Either may be `.`; by default an engine is named after its model's directory."""
     monkeypatch.chdir(folder / "model")
     assert main(["engine", ".", "--uncalibrated", "--precision", "fp32"]) == 0
     assert capsys.readouterr().out.startswith("engines/model-fp32: ")

@@ -1,4 +1,4 @@
-"""Tables: one record per line where standard output is not a terminal."""
+"""Tables are drawn on a terminal and have one record per line elsewhere."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ LONG = "a value of many words " * 20
 DRAWN = re.compile("[│┃─━┏┌\x1b]")
 
 
-def test_a_record_is_one_line(
+def test_each_record_is_one_line_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -33,7 +33,7 @@ def test_a_record_is_one_line(
     ]
 
 
-def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_without_rows_prints_its_header(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("a", "b"), [])
     assert capsys.readouterr().out == "a  b\n"
 

@@ -1,4 +1,4 @@
-"""`bita profile --max-seconds`: a bound that holds, and a report that lists what is left out."""
+"""`bita profile --max-seconds` keeps to the time and reports what it left out."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SHORT = ("--threads", "1", "--max-new-tokens", "8")
 
 
 class Clock:
-    """A clock that each look at it advances."""
+    """A clock that advances by `step` seconds each time it is read."""
 
     def __init__(self, step: float = 0.0) -> None:
         self.now, self.step = 0.0, step
@@ -24,7 +24,8 @@ class Clock:
         return self.now
 
 
-def profile(path: Path, engine: Path, *args: object) -> dict[str, Any]:
+def run_profile(path: Path, engine: Path, *args: object) -> dict[str, Any]:
+    """Run `bita profile` and return its report on the engine, which it writes to `path`."""
     words = ["profile", engine, *SHORT, "--json", path, *args]
     assert main([*map(str, words)]) == 0
     (report,) = json.loads(path.read_text())["engines"]
@@ -47,14 +48,14 @@ def test_stages_share_the_time() -> None:
     assert not TimeBound(None, clock).is_over
 
 
-def test_enough_time_leaves_nothing_out(tiny_engine: Path, tmp_path: Path) -> None:
+def test_a_profile_with_enough_time_leaves_nothing_out(tiny_engine: Path, tmp_path: Path) -> None:
     args = ("--limit", "3", "--latency-seconds", "1", "--max-rows", "4", "--max-seconds", "300")
-    report = profile(tmp_path / "p.json", tiny_engine, *args)
+    report = run_profile(tmp_path / "p.json", tiny_engine, *args)
     assert report["left_out"] == []
     assert report["memory"]["decoding"]["host"] > 10e6
 
 
-def test_too_short_a_time_is_an_error(
+def test_a_time_too_short_for_the_steps_is_an_error(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use_clock(monkeypatch, Clock(step=1))
@@ -64,7 +65,7 @@ def test_too_short_a_time_is_an_error(
     assert "--max-seconds 1 was over before the steps" in err.splitlines()[-1]
 
 
-def test_a_short_profile_is_complete_and_lists_what_it_lacks(
+def test_a_short_profile_has_every_stage_and_lists_what_it_left_out(
     tiny_engine: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -75,7 +76,7 @@ def test_a_short_profile_is_complete_and_lists_what_it_lacks(
     pytest.importorskip("plotly")
     page = tmp_path / "page.html"
     args = ("--latency-seconds", "1", "--max-seconds", "30", "--page", page)
-    report = profile(tmp_path / "p.json", tiny_engine, *args)
+    report = run_profile(tmp_path / "p.json", tiny_engine, *args)
     out, err = capsys.readouterr()
     assert report["latency"]["rows"]
     assert report["prefill"]["tokens"][0] == 16
@@ -89,7 +90,7 @@ def test_a_short_profile_is_complete_and_lists_what_it_lacks(
     assert stages[:4] == ["opening ...", "steps ...", "prefill ...", "warm-up ..."]
 
 
-def test_the_end_of_the_time_leaves_out_operators_and_memory(
+def test_operators_and_memory_are_left_out_when_the_time_is_over(
     tiny_engine: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -101,13 +102,13 @@ def test_the_end_of_the_time_leaves_out_operators_and_memory(
     use_clock(monkeypatch, clock)
     time_answers = measure.time_answers
 
-    def slow(*args: Any) -> Any:
+    def time_answers_slowly(*args: Any) -> Any:
         clock.now = 1000
         return time_answers(*args)
 
-    monkeypatch.setattr(measure, "time_answers", slow)
+    monkeypatch.setattr(measure, "time_answers", time_answers_slowly)
     args = ("--latency-seconds", "1", "--max-rows", "2", "--max-seconds", "900")
-    report = profile(tmp_path / "p.json", tiny_engine, *args)
+    report = run_profile(tmp_path / "p.json", tiny_engine, *args)
     assert len(report["decode"]["AR"]["answers"]) == 1
     assert report["operators"] == {}
     assert report["memory"]["decoding"] is None
@@ -118,7 +119,7 @@ def test_the_end_of_the_time_leaves_out_operators_and_memory(
 
 
 def use_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """Let the bound of the next profile go by this clock."""
+    """Make the time bound of each profile in this test read `clock`."""
     from bita.calibration.profiling import time_bound
 
     class Timed(TimeBound):

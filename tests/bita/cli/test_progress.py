@@ -8,15 +8,13 @@ from bita.cli.shared.progress import SECONDS, progress_bar, progress_bars
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """[now], which a test sets."""
+    """Replace the clock; the one item of the list is its time, which a test sets."""
     now = [100.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     return now
 
 
-def test_what_is_done_soon_says_nothing(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_short_work_prints_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as show:
         for done in range(4):
             show("steps", done, 3)
@@ -56,7 +54,7 @@ def test_a_stage_is_done_when_the_next_one_starts(
     ]
 
 
-def test_a_run_that_continues_counts_its_own_work(
+def test_a_resumed_run_estimates_its_end_from_its_own_work(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress_bars() as show:
@@ -67,7 +65,9 @@ def test_a_run_that_continues_counts_its_own_work(
     assert first == "answers: 90/100, 0:20 elapsed, about 0:20 left"
 
 
-def test_a_failed_stage_is_not_done(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_stage_is_not_reported_as_done(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         with progress_bars() as show:
             show("answers", 0, 3)
@@ -80,7 +80,9 @@ def test_a_failed_stage_is_not_done(clock: list[float], capsys: pytest.CaptureFi
     assert "done" not in capsys.readouterr().err
 
 
-def test_a_bar_of_unknown_length(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_length_of_a_bar_may_become_known_later(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress_bar("tokens") as bar:
         clock[0] += SECONDS
         bar.add(3)

@@ -1,4 +1,4 @@
-"""docs/scripting.md lists the exit codes, JSON keys and environment variables that there are."""
+"""docs/scripting.md lists exactly the exit codes, JSON keys and environment variables in use."""
 
 import ast
 import json
@@ -23,8 +23,8 @@ FEW_ROWS = (*FEW, "--max-rows", "3", "--repeats", "1")
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 
 
-def section(title: str) -> str:
-    """The text of the page below a heading, up to the next heading of its level."""
+def read_section(title: str) -> str:
+    """Return the text below a heading, up to the next heading of the same or a higher level."""
     text = PAGE.read_text(encoding="utf-8")
     level = title.split(" ")[0]
     _, found, rest = text.partition(f"\n{title}\n")
@@ -32,8 +32,8 @@ def section(title: str) -> str:
     return re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
 
 
-def first_cells(text: str) -> list[str]:
-    """What stands in backticks in the first column of the tables."""
+def read_first_cells(text: str) -> list[str]:
+    """Return what is in backticks in the first column of the tables."""
     return [
         name
         for line in text.splitlines()
@@ -46,7 +46,7 @@ def first_cells(text: str) -> list[str]:
 
 
 def test_exit_codes_are_listed_for_every_command() -> None:
-    rows = re.findall(r"^\| (`[a-z`, ]+`) \| (.+) \|$", section("## Exit codes"), re.MULTILINE)
+    rows = re.findall(r"^\| (`[a-z`, ]+`) \| (.+) \|$", read_section("## Exit codes"), re.MULTILINE)
     codes = {name: codes for names, codes in rows for name in re.findall(r"`(\w+)`", names)}
     assert sorted(codes) == sorted(COMMANDS)
     for name, text in codes.items():
@@ -54,7 +54,7 @@ def test_exit_codes_are_listed_for_every_command() -> None:
         assert ("1" in re.findall(r"\d+", text)) == (name in ("generate", "verify"))
 
 
-def test_texts_that_differ_are_exit_status_1(
+def test_differing_texts_give_exit_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, engine = str(write_plain_model(tmp_path / "model")), str(tmp_path / "engine")
@@ -73,7 +73,7 @@ def test_texts_that_differ_are_exit_status_1(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_wrong_usage_is_exit_status_2(command: str) -> None:
+def test_wrong_usage_gives_exit_status_2(command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--nothing"])
     assert caught.value.code == 2
@@ -82,21 +82,24 @@ def test_wrong_usage_is_exit_status_2(command: str) -> None:
 # --- JSON
 
 
-def paths_of(value: Any, leaves: set[str], at: str = "") -> Iterator[str]:
-    """Every key as the page writes it: a.b for objects, a[].b for lists of objects."""
+def find_key_paths(value: Any, leaves: set[str], at: str = "") -> Iterator[str]:
+    """Yield every key as the page writes it: a.b for objects, a[].b for lists of objects.
+
+    Keys below those in `leaves` are left out.
+    """
     if isinstance(value, list):
         for each in value:
-            yield from paths_of(each, leaves, f"{at}[]")
+            yield from find_key_paths(each, leaves, f"{at}[]")
     if not isinstance(value, dict):
         return
     for name, inner in value.items():
         path = f"{at}.{name}".removeprefix(".")
         yield path
         if path not in leaves:
-            yield from paths_of(inner, leaves, path)
+            yield from find_key_paths(inner, leaves, path)
 
 
-LIKE_OTHERS = {
+SAME_KEYS_AS = {
     "ar": "chosen",
     "triangle": "chosen",
     "others[]": "chosen",
@@ -105,7 +108,7 @@ LIKE_OTHERS = {
 
 @pytest.fixture(scope="module")
 def engine(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy, which is calibrated by the first test that does so."""
+    """Return a copy of the tiny engine; the tests share it, and `bita calibrate` changes it."""
     return Path(shutil.copytree(tiny_engine, tmp_path_factory.mktemp("page") / "engine"))
 
 
@@ -132,20 +135,20 @@ REPORTS: dict[str, list[tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("title", REPORTS)
-def test_the_page_has_the_keys_of_each_object(
+def test_the_page_lists_the_keys_of_each_object(
     title: str, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The page and the objects list the same keys, apart from those below a null here."""
+    """Each object has exactly the listed keys; those below a null or empty list may be missing."""
     names = {
         "ENGINE": str(engine),
         "MODEL": str(write_plain_model(tmp_path / "model")),
         "OUT": str(tmp_path / "out"),
     }
-    text = section(title)
-    listed = {*first_cells(text)}
+    text = read_section(title)
+    listed = {*read_first_cells(text)}
     for paragraph in re.findall(r"^Of an? \w+( file)?: (`.+?)\n\n", text, re.MULTILINE | re.DOTALL):
         listed |= {*re.findall(r"`([a-z_]+)`", paragraph[1])}
-    # objects of another command's section, or without keys of their own on the page
+    # objects whose keys another section lists, or whose keys the page does not list
     leaves = {
         name
         for name in listed
@@ -157,29 +160,29 @@ def test_the_page_has_the_keys_of_each_object(
         filled = [re.sub("ENGINE|MODEL|OUT", lambda m: names[m[0]], word) for word in words]
         assert main([*filled, "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
-        found |= {*paths_of(report, leaves | {*LIKE_OTHERS, "others"})}
-        empty |= {*empties(report)}
+        found |= {*find_key_paths(report, leaves | {*SAME_KEYS_AS, "others"})}
+        empty |= {*find_empty_keys(report)}
     parents = {name for name in found if any(each.startswith(f"{name}.") for each in listed)}
     assert sorted(found - listed - parents) == []
     missing = {name for name in listed - found if not any(name.startswith(each) for each in empty)}
     assert sorted(missing) == []
 
 
-def empties(value: Any, at: str = "") -> Iterator[str]:
-    """Keys whose value is null or an empty list, so that nothing is below them."""
+def find_empty_keys(value: Any, at: str = "") -> Iterator[str]:
+    """Yield the keys whose value is null or an empty list, which has no keys below it."""
     if value in (None, []):
         yield at
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from empties(inner, f"{at}.{name}".removeprefix("."))
+            yield from find_empty_keys(inner, f"{at}.{name}".removeprefix("."))
     if isinstance(value, list):
         for each in value:
-            yield from empties(each, f"{at}[]")
+            yield from find_empty_keys(each, f"{at}[]")
 
 
 @pytest.mark.parametrize("title", REPORTS)
-def test_the_examples_have_these_keys(title: str) -> None:
-    text = section(title)
+def test_the_examples_have_only_listed_keys(title: str) -> None:
+    text = read_section(title)
     listed = {
         name.split(".")[0].removesuffix("[]") for name in re.findall(r"`([a-z_.\[\]]+)`", text)
     }
@@ -192,8 +195,8 @@ def test_the_examples_have_these_keys(title: str) -> None:
 # --- environment variables
 
 
-def variables_of(path: Path) -> Iterator[str]:
-    """Names of the environment variables that a module of Python reads."""
+def find_variables(path: Path) -> Iterator[str]:
+    """Yield the names of the environment variables that a Python module reads."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     names = [each for each in constants if isinstance(each, str) and VARIABLE.fullmatch(each)]
@@ -205,17 +208,17 @@ def variables_of(path: Path) -> Iterator[str]:
         if isinstance(target, ast.Name)
     }
     for node in ast.walk(tree):
-        name = name_read_by(node)
+        name = find_name_expression(node)
         if isinstance(name, ast.Name):
             name = assigned.get(name.id, name)
         if isinstance(name, ast.Constant):
             yield str(name.value)
-        elif name is not None:  # an argument or a loop variable: any of the module's names
+        elif name is not None:  # an argument or a loop variable: any name in the module
             yield from (each for each in names if len(each) > 3)
 
 
-def name_read_by(node: ast.AST) -> ast.expr | None:
-    """The expression for the name that a node looks up in os.environ."""
+def find_name_expression(node: ast.AST) -> ast.expr | None:
+    """Return the expression of the name that a node looks up in os.environ, or None."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
         called = ast.unparse(node.func)
         if called in ("os.environ.get", "os.environ.setdefault", "os.getenv"):
@@ -227,26 +230,26 @@ def name_read_by(node: ast.AST) -> ast.expr | None:
     return None
 
 
-def test_environment_variables_are_those_that_the_code_reads() -> None:
+def test_the_page_lists_the_environment_variables_that_the_code_reads() -> None:
     found: set[str] = set()
     for folder in CODE:
         for path in (ROOT / folder).rglob("*"):
             if path.suffix == ".py":
-                found |= {*variables_of(path)}
+                found |= {*find_variables(path)}
             elif path.suffix in (".c", ".cpp", ".h", ".hpp") and path.is_file():
                 text = path.read_text(encoding="utf-8")
                 found |= {*re.findall(r"\bgetenv\(\s*\"(\w+)\"", text)}
-    text, _, libraries = section("## Environment variables").partition("The libraries below")
+    text, _, libraries = read_section("## Environment variables").partition("The libraries below")
     listed = set(re.findall(r"`([A-Z_]+)`", text))
     assert listed == found
     assert "NO_COLOR" in libraries
 
 
-def test_variables_are_found_in_code(tmp_path: Path) -> None:
+def test_every_way_to_read_a_variable_is_found(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(
         'import os\nKEY = "A_KEY"\nos.environ.get("A"), os.environ["B"], "C" in os.environ\n'
         'os.environ["NOT_READ"] = "1"\nos.environ.get(KEY)\n',
         encoding="utf-8",
     )
-    assert {*variables_of(path)} == {"A", "B", "C", "A_KEY"}
+    assert {*find_variables(path)} == {"A", "B", "C", "A_KEY"}

@@ -1,4 +1,4 @@
-"""The process `bita serve`: where it listens, what it refuses, how it ends."""
+"""The `bita serve` process: addresses, API keys, errors, and how it ends."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from bita.extras import install_command
 SERVE = [sys.executable, "-m", "bita", "serve"]
 
 
-def start(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
+def start_server(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
     environment = {**os.environ, "BITA_API_KEY": key}
     return subprocess.Popen(
         [*SERVE, str(engine), "--threads", "1", *map(str, args)],
@@ -27,12 +27,12 @@ def start(engine: Path, *args: object, key: str = "") -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
-        # jobs of a shell in the background ignore it
+        # a shell's background jobs ignore SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def address_of(process: "subprocess.Popen[str]") -> str:
+def read_address(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     match = re.search(r"at (http://\S+)/v1, a page to chat at (\S+) ", process.stdout.readline())
     assert match, process.communicate()
@@ -41,16 +41,16 @@ def address_of(process: "subprocess.Popen[str]") -> str:
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """asyncio sends without delay, which would be 40 ms, only on a socket that says it is TCP."""
+    """asyncio avoids a send delay of 40 ms only on sockets that are explicitly TCP."""
     with open_listener("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
-    process = start(tiny_engine, "--port", 0, "--seed", 7, "--model-name", "small/one")
+def test_the_server_answers_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
+    process = start_server(tiny_engine, "--port", 0, "--seed", 7, "--model-name", "small/one")
     try:
-        url = address_of(process)
+        url = read_address(process)
         assert url.startswith("http://127.0.0.1:")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         messages = [ChatCompletionUserMessageParam(role="user", content="Hello")]
@@ -60,7 +60,7 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
             .message.content
             for _ in range(2)
         ]
-        assert answers[0] == answers[1]  # the seed of the command line, temperature 1
+        assert answers[0] == answers[1]  # --seed applies, at temperature 1
         assert client.models.retrieve("small/one").id == "small/one"
         assert "<title>bita-edge</title>" in httpx.get(f"{url}/").text
         with client.chat.completions.create(
@@ -77,14 +77,14 @@ def test_it_serves_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
         _, err = process.communicate()
     assert "Traceback" not in err
     assert "length: prompt of" in err or "eos: prompt of" in err
-    assert "Hello" not in err  # what people write is not logged
+    assert "Hello" not in err  # prompts are not logged
 
 
-def test_names_of_the_model_and_of_the_host(tiny_engine: Path) -> None:
+def test_the_given_model_names_and_hosts_are_accepted(tiny_engine: Path) -> None:
     names = ("--model-name", "one", "--model-name", "two")
-    process = start(tiny_engine, "--port", 0, *names, "--allow-host", "proxy.example")
+    process = start_server(tiny_engine, "--port", 0, *names, "--allow-host", "proxy.example")
     try:
-        url = address_of(process)
+        url = read_address(process)
         for host, status in (("proxy.example", 200), ("127.0.0.1", 200), ("other.example", 400)):
             found = httpx.get(f"{url}/v1/models", headers={"Host": host})
             assert found.status_code == status
@@ -95,23 +95,25 @@ def test_names_of_the_model_and_of_the_host(tiny_engine: Path) -> None:
         process.communicate()
 
 
-def test_an_interrupt_right_after_the_first_line(tiny_engine: Path) -> None:
-    process = start(tiny_engine, "--port", 0)
-    address_of(process)
+def test_an_interrupt_right_after_the_start_is_reported_on_one_line(tiny_engine: Path) -> None:
+    process = start_server(tiny_engine, "--port", 0)
+    read_address(process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, "bita: interrupted\n")
 
 
-def test_a_key_from_the_environment_or_a_file(tiny_engine: Path, tmp_path: Path) -> None:
+def test_the_api_key_comes_from_the_environment_or_a_file(
+    tiny_engine: Path, tmp_path: Path
+) -> None:
     (tmp_path / "key").write_text("from-file\n")
     for args, key, good in (
         ((), "from-env", "from-env"),
         (("--api-key-file", tmp_path / "key"), "x", "from-file"),
     ):
-        process = start(tiny_engine, "--port", 0, *args, key=key)
+        process = start_server(tiny_engine, "--port", 0, *args, key=key)
         try:
-            url = address_of(process)
+            url = read_address(process)
             for given, status in ((good, 200), ("x", 401)):
                 headers = {"Authorization": f"Bearer {given}"}
                 assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
@@ -121,7 +123,7 @@ def test_a_key_from_the_environment_or_a_file(tiny_engine: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_what_it_refuses(tiny_engine: Path, tmp_path: Path) -> None:
+def test_unusable_options_are_refused_on_one_line(tiny_engine: Path, tmp_path: Path) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
     (tmp_path / "empty").write_text("\n")
@@ -135,7 +137,7 @@ def test_what_it_refuses(tiny_engine: Path, tmp_path: Path) -> None:
         (("--port", 0, "--request-seconds", 0), "--request-seconds is 0; give a number above 0"),
         (("--port", 0, "--tree", "oak"), "no tree 'oak'"),
     ):
-        process = start(tiny_engine, *args)
+        process = start_server(tiny_engine, *args)
         out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (2, ""), (args, out, err)
         assert err.startswith("bita: error: ")
@@ -144,7 +146,7 @@ def test_what_it_refuses(tiny_engine: Path, tmp_path: Path) -> None:
     taken.close()
 
 
-def test_the_extra_is_named(tiny_engine: Path) -> None:
+def test_a_missing_extra_is_reported_with_its_install_command(tiny_engine: Path) -> None:
     code = (
         "import sys; sys.modules['starlette'] = None\n"
         f"from bita.cli.main import main; sys.exit(main(['serve', {str(tiny_engine)!r}]))"

@@ -1,4 +1,4 @@
-"""Commands whose output or input is not what is usual: other encodings, closed pipes, bytes."""
+"""Commands with unusual input or output: other encodings, closed pipes, invalid bytes."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ import pytest
 
 BITA = [sys.executable, "-m", "bita"]
 UNUSUAL = "café \U0001f600"
-# The locale C, with Python's own replacements for it switched off.
+# The C locale, with Python's fallbacks to UTF-8 turned off.
 ASCII_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
-def bita(
+def run_bita(
     *args: object, stdin: bytes = b"", environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[bytes]":
     words = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
@@ -34,32 +34,32 @@ def bita(
     ],
     ids=["ascii", "latin-1", "cp1252", "utf-8", "locale C"],
 )
-def test_what_the_output_lacks_is_written_as_an_escape(
+def test_characters_that_the_output_encoding_lacks_are_escaped(
     tiny_engine: Path, environment: Mapping[str, str], expected: bytes
 ) -> None:
-    result = bita("generate", tiny_engine, "hi", "--regex", UNUSUAL, environment=environment)
+    result = run_bita("generate", tiny_engine, "hi", "--regex", UNUSUAL, environment=environment)
     assert (result.returncode, result.stdout, result.stderr) == (0, expected + b"\n", b"")
 
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, ASCII_LOCALE])
-def test_tables_and_errors_in_ascii(tiny_engine: Path, environment: Mapping[str, str]) -> None:
-    result = bita("inspect", tiny_engine, environment=environment)
+def test_tables_and_errors_can_be_ascii(tiny_engine: Path, environment: Mapping[str, str]) -> None:
+    result = run_bita("inspect", tiny_engine, environment=environment)
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout.isascii()
-    assert b"\\u25" not in result.stdout  # no lines of boxes
-    result = bita("inspect", "nö-model", environment=environment)
+    assert b"\\u25" not in result.stdout  # no escaped box-drawing characters
+    result = run_bita("inspect", "nö-model", environment=environment)
     assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
     assert result.stderr.isascii()
     assert b"Traceback" not in result.stderr
 
 
-def test_arguments_are_utf_8_whatever_the_locale(tiny_engine: Path) -> None:
+def test_arguments_are_utf_8_in_any_locale(tiny_engine: Path) -> None:
     arguments = ("generate", tiny_engine, UNUSUAL.encode(), "--max-new-tokens", 5, "--raw")
-    usual = bita(*arguments)
+    usual = run_bita(*arguments)
     assert usual.returncode == 0
-    found = bita(*arguments, environment={**ASCII_LOCALE, "PYTHONIOENCODING": "utf-8"})
+    found = run_bita(*arguments, environment={**ASCII_LOCALE, "PYTHONIOENCODING": "utf-8"})
     assert found.stdout == usual.stdout
-    piped = bita(*("generate", tiny_engine, "-", *arguments[3:]), stdin=UNUSUAL.encode())
+    piped = run_bita(*("generate", tiny_engine, "-", *arguments[3:]), stdin=UNUSUAL.encode())
     assert piped.stdout == usual.stdout
 
 
@@ -75,17 +75,17 @@ def test_arguments_are_utf_8_whatever_the_locale(tiny_engine: Path) -> None:
         (("hi", "--json-schema", b"\xff"), b"", b"cannot read \\udcff"),
     ],
 )
-def test_bytes_that_are_not_text_are_refused(
+def test_bytes_that_are_not_utf_8_are_refused(
     tiny_engine: Path, args: tuple[str | bytes, ...], stdin: bytes, message: bytes
 ) -> None:
-    result = bita("generate", tiny_engine, *args, stdin=stdin)
+    result = run_bita("generate", tiny_engine, *args, stdin=stdin)
     assert (result.returncode, result.stdout) == (2, b"")
     assert message in result.stderr
     assert b"Traceback" not in result.stderr
 
 
-def test_a_chat_continues_after_a_line_that_is_not_text(tiny_engine: Path) -> None:
-    result = bita("chat", tiny_engine, "--max-new-tokens", 4, stdin=b"caf\xe9\ncaf\xc3\xa9\n")
+def test_a_chat_continues_after_a_line_that_is_not_utf_8(tiny_engine: Path) -> None:
+    result = run_bita("chat", tiny_engine, "--max-new-tokens", 4, stdin=b"caf\xe9\ncaf\xc3\xa9\n")
     assert result.returncode == 0
     assert result.stderr.startswith(b"bita: that is not UTF-8")
     assert b"[length]" in result.stdout
@@ -97,7 +97,7 @@ def test_a_chat_continues_after_a_line_that_is_not_text(tiny_engine: Path) -> No
     ids=["generate", "--help", "serve --help"],
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_seen_enough_ends_it_quietly(
+def test_a_closed_output_pipe_ends_a_command_quietly(
     tiny_engine: Path, args: tuple[object, ...], unbuffered: str
 ) -> None:
     words = [str(tiny_engine) if arg == "ENGINE" else str(arg) for arg in args]
@@ -113,7 +113,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("args", [("generate", "ENGINE", "hi"), ("inspect", "ENGINE")])
-def test_a_full_disk_is_told(tiny_engine: Path, args: tuple[str, ...]) -> None:
+def test_a_full_disk_is_reported(tiny_engine: Path, args: tuple[str, ...]) -> None:
     words = [str(tiny_engine) if arg == "ENGINE" else arg for arg in args]
     with open("/dev/full", "wb") as full:
         result = subprocess.run([*BITA, *words], stdout=full, stderr=subprocess.PIPE, timeout=120)
@@ -122,14 +122,14 @@ def test_a_full_disk_is_told(tiny_engine: Path, args: tuple[str, ...]) -> None:
     assert result.stderr.count(b"\n") == 1
 
 
-def test_closed_streams_are_no_error(tiny_engine: Path) -> None:
+def test_closed_standard_streams_are_not_an_error(tiny_engine: Path) -> None:
     command = f"{sys.executable} -m bita inspect {tiny_engine}"
     for closed in (">&-", "2>&-", "<&-"):
         result = subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True)
         assert (result.returncode, result.stderr) == (0, b""), closed
 
 
-def test_an_interrupt_is_one_line(tiny_engine: Path) -> None:
+def test_an_interrupt_is_reported_on_one_line(tiny_engine: Path) -> None:
     process = subprocess.Popen(
         [*BITA, "generate", str(tiny_engine), "-"],
         stdin=subprocess.PIPE,
@@ -138,7 +138,7 @@ def test_an_interrupt_is_one_line(tiny_engine: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdin is not None
-    process.stdin.write(b"a" * (1 << 20))  # more than a pipe holds: some has been read
+    process.stdin.write(b"a" * (1 << 20))  # more than a pipe holds: the command has begun to read
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)

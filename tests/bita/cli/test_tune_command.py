@@ -1,4 +1,4 @@
-"""`bita tune` end to end on a tiny model: data, training, adapter, engine, verify; resumed."""
+"""`bita tune` end to end on a tiny model: data, training, adapter, verified engine, resuming."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def tune(model: Path, work: Path, *more: object) -> int:
     return main([str(arg) for arg in (*fixed, "--device", "cpu", *more)])
 
 
-def test_from_prompts_to_a_verified_engine(
+def test_prompts_lead_to_a_tuned_and_verified_engine(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work"
@@ -66,8 +66,10 @@ def test_a_second_run_changes_nothing(model: Path, prompts: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_from_masks_to_pair_scores_to_lora(model: Path, prompts: Path, tmp_path: Path) -> None:
-    """They run one after the other, each continuing from the adapter before."""
+def test_masks_pair_scores_and_lora_can_be_tuned_in_turn(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Each run starts from the adapter of the run before it."""
     assert tune(model, tmp_path / "a", "--prompts", prompts, "--pair-rank", 0) == 0
     masks = tmp_path / "a" / "adapter.safetensors"
     data = ["--data", tmp_path / "a" / "data", "--start-from"]
@@ -84,7 +86,7 @@ def test_from_masks_to_pair_scores_to_lora(model: Path, prompts: Path, tmp_path:
     assert abs(third.mask_embeddings - first.mask_embeddings).max() < 0.2  # 12 steps of 0.01
 
 
-def test_what_a_run_cannot_go_on_from_is_told(
+def test_changes_that_a_run_cannot_continue_from_are_reported(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tune(model, tmp_path / "a", "--prompts", prompts) == 0
@@ -98,7 +100,9 @@ def test_what_a_run_cannot_go_on_from_is_told(
 
 
 @pytest.mark.slow
-def test_engines_write_the_same_responses(model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_an_engine_generates_the_same_responses_as_the_model(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
     args = ["engine", model, "--precision", "fp32", "--uncalibrated", "--out", tmp_path / "engine"]
     assert main([str(arg) for arg in args]) == 0
     tune(model, tmp_path / "a", "--prompts", prompts, "--generator", tmp_path / "engine")
@@ -115,7 +119,7 @@ def test_engines_write_the_same_responses(model: Path, prompts: Path, tmp_path: 
 def test_without_prompts_the_model_writes_them(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A random model writes nothing that passes for a prompt, and the error says so."""
+    """A random model writes no usable prompt, and the error says so."""
     assert tune(model, tmp_path / "work", "--num-conversations", 6) == 2
     err = capsys.readouterr().err
     assert "self-written prompts are usable" in err
@@ -143,7 +147,7 @@ def test_data_of_an_earlier_run_gives_the_same_adapter(
         (["--generator", "nowhere"], "nowhere is not a directory"),
     ],
 )
-def test_errors_are_one_line(
+def test_errors_are_reported_on_one_line(
     model: Path,
     prompts: Path,
     tmp_path: Path,
