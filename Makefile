@@ -60,8 +60,8 @@ demo: ## install, build the default engine, measure it, verify, answer a prompt 
 	@$(MAKE) --no-print-directory engine MODEL=$(DEMO_MODEL) PRECISION=int4 UNCALIBRATED=1 OUT=$(DEMO_ENGINE)
 	@printf '\nWhich tree is fastest here? bita calibrate tree, in short:\n'
 	@$(BIN)/bita calibrate tree $(DEMO_ENGINE) --limit 24 --max-new-tokens 64 --repeats 3 --max-rows 24
-	@printf '\nIs the text with drafts that of plain decoding? bita verify, with a chain of three drafts:\n'
-	@$(BIN)/bita verify $(DEMO_ENGINE) --tree chain --limit 5 --max-new-tokens 64
+	@printf '\nIs the text with drafts that of plain decoding? bita verify:\n'
+	@$(BIN)/bita verify $(DEMO_ENGINE) --limit 5 --max-new-tokens 64
 	@printf '\nHow much faster are drafts? bita generate --compare:\n\n> %s\n\n' "$$BITA_DEMO_PROMPT"
 	@$(BIN)/bita generate $(DEMO_ENGINE) --max-new-tokens 256 --compare -- "$$BITA_DEMO_PROMPT"
 
