@@ -106,6 +106,20 @@ def precisions() -> str:
     return markdown(head.split("|"), rows)
 
 
+def float_checkpoint() -> str:
+    ((_, report),) = read("float_checkpoint").items()
+    names = {
+        "8 bits": "`int8`",
+        "gptq, minima": "`int4`",
+        "nearest, minima": "`int4`, `QUANTIZER=rtn`",
+    }
+    rows = []
+    for name, shown in names.items():
+        way = report["ways"][name]
+        rows.append((shown, f"{way['kl']:.3f}", f"{100 * way['same_greedy']:.1f} %"))
+    return markdown(("precision", "KL to float32, nats", "same next token as float32"), rows)
+
+
 def row_costs() -> str:
     rows = []
     for name, engine in read("rows")["engines"].items():
@@ -257,6 +271,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "peers": lambda: peers(read("peers")),
     "gemma": lambda: peers(read("peers_gemma3_270m")),
     "precisions": precisions,
+    "float-checkpoint": float_checkpoint,
     "rows": row_costs,
     "growth": growth,
     "large-shape": large_shape,
