@@ -206,6 +206,24 @@ def test_the_site_is_built_without_a_dead_link(tmp_path: Path) -> None:
     assert (tmp_path / "repository" / "benchmarks" / "results" / "peers.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("script", "image"),
+    [("figures.py", "tree-mask.svg"), ("layers_figure.py", "architecture.svg")],
+)
+def test_drawn_pictures_show_the_code(script: str, image: str, tmp_path: Path) -> None:
+    """Run the script in docs/ if it fails."""
+    for package in ("matplotlib", "grimp"):
+        pytest.importorskip(package)
+
+    def shown(path: Path) -> tuple[list[str], int]:
+        text = path.read_text(encoding="utf-8")
+        return re.findall(r"<text[^>]*>(.*?)</text>", text), text.count("fill: #3f6d99")
+
+    subprocess.run([sys.executable, ROOT / "docs" / script, tmp_path / image], check=True)
+    assert shown(tmp_path / image) == shown(ROOT / "docs" / "images" / image)
+    assert len(shown(tmp_path / image)[0]) > 20
+
+
 def test_links_between_pages_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         text = page.read_text(encoding="utf-8")
