@@ -185,7 +185,8 @@ def test_answers_with_and_without_drafts_are_compared(
     (_, _, *drafted), (_, _, *plain) = cells
     assert float(drafted[0]) > 0 < float(plain[0])  # tokens/s
     assert float(drafted[1]) >= float(plain[1]) == 1  # tokens per step
-    assert int(drafted[2]) <= int(plain[2]) == 39  # steps
+    assert int(drafted[2]) <= int(plain[2]) <= 39  # steps
+    assert temperature or int(plain[2]) == 39  # a sampled answer may end earlier
 
 
 @pytest.mark.browser
