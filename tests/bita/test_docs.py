@@ -193,6 +193,7 @@ def test_tables_of_results_are_those_of_their_json() -> None:
     assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_dead_link(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     result = subprocess.run(

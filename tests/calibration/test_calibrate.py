@@ -144,7 +144,10 @@ def test_exact_engines_get_spines(acceptance: Acceptance) -> None:
             assert tree.spine_length == tree.num_nodes - 1
 
 
-@pytest.mark.parametrize(("seed", "cost"), [(0, 0.3), (2, 0.3), (2, 0.45)])
+@pytest.mark.parametrize(
+    ("seed", "cost"),
+    [(0, 0.3), *(pytest.param(2, cost, marks=pytest.mark.slow) for cost in (0.3, 0.45))],
+)
 def test_searches_start_both_with_and_without_masks(seed: int, cost: float) -> None:
     """A search that starts only from the best single tree finds a table up to 8 % slower here."""
     acceptance = repeating(seed)

@@ -14,6 +14,7 @@ from chat_templates import OTHERS, PARTLY, PIECES, SPECIAL_TOKENS
 from conversations import random_conversation
 from engine_edits import copy_engine
 from make_tiny_engine import write_plain_model
+from speed import slow_but
 
 from bita.cli.main import main
 from bita.engine import CHAT_PIECES_FILE, TEMPLATE_FILE, Engine, open_engine, revise_engine
@@ -65,7 +66,7 @@ def is_covered(name: str, messages: Any, prompt: bool) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", slow_but(PIECES, "llama 3", "gemma 3"))
 def test_random_conversations_are_rendered_as_the_template_does(name: str) -> None:
     rng = random.Random(7)
     num_covered = 0
@@ -219,6 +220,7 @@ def test_a_template_with_endless_loops_is_not_frozen() -> None:
     assert "takes more than 200000 steps" in found.reason
 
 
+@pytest.mark.slow
 def test_the_limits_are_the_same_on_slow_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """All renderings together are limited by their number of steps, not by time."""
     loop = "{% for i in range(9999) %}{% endfor %}"

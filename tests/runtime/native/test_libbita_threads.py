@@ -29,7 +29,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("cpp", 200),
         pytest.param("cpp-address", 40, marks=pytest.mark.thorough),
-        ("cpp-thread", 16),
+        pytest.param("cpp-thread", 16, marks=pytest.mark.slow),
     ],
 )
 def test_threads_give_the_same_answers_as_one_thread(
