@@ -201,7 +201,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return wheel
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_wheel_has_the_libraries_of_its_processor(built: Path) -> None:
     """It also has the Python package, without tests, sources or a library of this system."""
     with zipfile.ZipFile(built) as archive:
@@ -222,7 +222,7 @@ def test_a_wheel_has_the_libraries_of_its_processor(built: Path) -> None:
     assert built.stat().st_size < 6e6
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_auditwheel_agrees_with_the_name(built: Path) -> None:
     command = [str(PYTHON), "-m", "auditwheel", "show", str(built)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -255,7 +255,7 @@ def run_python(installed: Path, code: str, *words: str) -> list[str]:
     return run(command, folder=installed, PYTHONPATH=str(installed)).splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_installed_wheel_decodes(installed: Path, engine: Path) -> None:
     """It uses its own library, and generates the same tokens as the library here."""
     code = (
@@ -269,7 +269,7 @@ def test_an_installed_wheel_decodes(installed: Path, engine: Path) -> None:
     assert lines == [str(installed / LIBRARY), str(expected)]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 def test_c_programs_are_built_with_an_installed_wheel(
     installed: Path, engine: Path, tmp_path: Path
@@ -286,7 +286,7 @@ def test_c_programs_are_built_with_an_installed_wheel(
     assert answer_of_generate(out) == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(
     not all(map(shutil.which, ("g++", "cmake", "ninja"))), reason="needs g++, cmake and ninja"
 )
