@@ -13,6 +13,7 @@ from pathlib import Path
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.sdist import sdist
 
 NATIVE = Path("runtime", "native")
 sys.path.insert(0, str(NATIVE / "build_tools"))
@@ -70,6 +71,20 @@ class Build(build):
     sub_commands = [*build.sub_commands, ("build_native", None)]  # noqa: RUF012
 
 
+class Sdist(sdist):
+    """Include the repository's links, which MANIFEST.in cannot name.
+
+    Python finds `bita.export` through them if it runs in the folder of the sources.
+    """
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        for name in ("adapters", "calibration", "export", "runtime"):
+            link = Path(base_dir, "bita", name)
+            shutil.rmtree(link, ignore_errors=True)  # of a package's data there is a copy
+            link.symlink_to(Path("..", name))
+
+
 class BdistWheel(bdist_wheel):
     """Build a wheel for this system if it has the library, otherwise for every system.
 
@@ -100,6 +115,11 @@ class BdistWheel(bdist_wheel):
 
 
 setup(
-    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BdistWheel},
+    cmdclass={
+        "build": Build,
+        "build_native": BuildNative,
+        "bdist_wheel": BdistWheel,
+        "sdist": Sdist,
+    },
     setup_requires=build_library.missing_tools(),  # pip fetches them
 )
