@@ -77,18 +77,27 @@ def draw_mask(axes: Axes, layout: Layout, names: list[str]) -> None:
     axes.set_xlabel("sees (filled)", fontsize=9, color=INK)
 
 
-def draw(out: Path = OUT) -> None:
-    """Write the figure."""
+def two_panels(size: tuple[float, float], ratios: tuple[float, float]) -> tuple[Axes, Axes]:
+    """Return the axes of a new figure of `size` inches, whose widths have these ratios."""
     mpl.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": "bita", "font.family": "sans-serif"}
     )
-    layout = tree_layout(TREE, 1)
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
-    draw_tree(left, TREE)
-    draw_mask(right, layout, row_names(TREE))
+    left, right = Figure(figsize=size, layout="constrained").subplots(1, 2, width_ratios=ratios)
+    return left, right
+
+
+def save(axes: Axes, out: Path) -> None:
+    """Write the figure of `axes` as SVG, the same bytes each time."""
     out.parent.mkdir(exist_ok=True)
-    FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
+    FigureCanvasSVG(axes.get_figure(root=True)).print_svg(out, metadata={"Date": None})
+
+
+def draw(out: Path = OUT) -> None:
+    """Write the figure."""
+    left, right = two_panels((11, 5.2), (1, 1.5))
+    draw_tree(left, TREE)
+    draw_mask(right, tree_layout(TREE, 1), row_names(TREE))
+    save(left, out)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grimp
-import matplotlib as mpl
+from figures import save, two_panels
 from importlinter.api import read_configuration
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 ROOT = Path(__file__).parents[1]
@@ -132,16 +130,11 @@ def draw_imports(axes: Axes, boxes: Sequence[Box], pairs: set[tuple[int, int]]) 
 
 def draw(out: Path = OUT) -> None:
     """Write the figure."""
-    mpl.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "bita", "font.family": "sans-serif"}
-    )
     boxes = read_boxes()
-    figure = Figure(figsize=(12, 0.5 * len(boxes) + 1.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    left, right = two_panels((12, 0.5 * len(boxes) + 1.6), (1.7, 1))
     draw_boxes(left, boxes)
     draw_imports(right, boxes, find_imports(boxes))
-    out.parent.mkdir(exist_ok=True)
-    FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
+    save(left, out)
 
 
 if __name__ == "__main__":

@@ -42,26 +42,7 @@ def add_parser(subparsers: Any) -> None:
         help="adapter file, or none for an untuned engine; default: adapters/NAME.safetensors, "
         "otherwise the one that ships with bita-edge, otherwise none",
     )
-    parser.add_argument(
-        "--precision",
-        default="int4",
-        help="type of the weights: fp32, fp16, int8, int4 (default), fp8",
-    )
-    parser.add_argument(
-        "--backend",
-        default="ort-cpu",
-        help="ort-cpu (default), or for NVIDIA GPUs ort-cuda, tensorrt, tensorrt-rtx",
-    )
-    parser.add_argument(
-        "--dialect",
-        help="operators of the graph: native or ort for CPUs, standard or plain for TensorRT, "
-        "cuda for ort-cuda; default: the one for the backend, native for int4 and int8 on a CPU",
-    )
-    parser.add_argument(
-        "--cache",
-        help="type of the KV cache in the native dialect: float16 (default) or float32, which "
-        "takes twice the memory; other dialects have one type each",
-    )
+    _add_graph(parser)
     add_plan_arguments(parser)
     _add_quantization(parser)
     parser.add_argument(
@@ -87,6 +68,30 @@ def add_parser(subparsers: Any) -> None:
     )
     add_json(parser, "facts of the engine and what was measured")
     parser.set_defaults(run=run)
+
+
+def _add_graph(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide the types and the operators of the graph."""
+    parser.add_argument(
+        "--precision",
+        default="int4",
+        help="type of the weights: fp32, fp16, int8, int4 (default), fp8",
+    )
+    parser.add_argument(
+        "--backend",
+        default="ort-cpu",
+        help="ort-cpu (default), or for NVIDIA GPUs ort-cuda, tensorrt, tensorrt-rtx",
+    )
+    parser.add_argument(
+        "--dialect",
+        help="operators of the graph: native or ort for CPUs, standard or plain for TensorRT, "
+        "cuda for ort-cuda; default: the one for the backend, native for int4 and int8 on a CPU",
+    )
+    parser.add_argument(
+        "--cache",
+        help="type of the KV cache in the native dialect: float16 (default) or float32, which "
+        "takes twice the memory; other dialects have one type each",
+    )
 
 
 def _add_quantization(parser: argparse.ArgumentParser) -> None:

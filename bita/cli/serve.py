@@ -42,6 +42,14 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="model name that clients ask for, repeatable; default: the engine's directory",
     )
+    _add_access(parser)
+    _add_limits(parser)
+    add_sampling(parser, default="what the model's authors recommend, otherwise temperature 1")
+    parser.set_defaults(run=run)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide who may send requests."""
     parser.add_argument(
         "--api-key-file",
         type=Path,
@@ -64,6 +72,10 @@ def add_parser(subparsers: Any) -> None:
         help="name in the Host header to answer to besides those of this machine, repeatable; "
         "* for any",
     )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that bound what clients can use."""
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--queue",
@@ -110,8 +122,6 @@ def add_parser(subparsers: Any) -> None:
         default=256,
         help="host memory for conversations outside the KV cache (default 256)",
     )
-    add_sampling(parser, default="what the model's authors recommend, otherwise temperature 1")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -82,6 +82,37 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--work", type=Path, help="directory of data and checkpoints; default: tuning/MODEL"
     )
+    _add_data(parser)
+    base = parser.add_argument_group("base model")
+    parser.add_argument("--start-from", type=Path, help="tuned adapter to continue from")
+    base.add_argument(
+        "--device", help="device of the base model; default: cuda if there is one, otherwise cpu"
+    )
+    base.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the model's weights (default float32)",
+    )
+    base.add_argument(
+        "--load-in-4bit",
+        action="store_true",
+        help="quantize the decoder's weights with bitsandbytes",
+    )
+    parser.add_argument(
+        "--evaluate-every",
+        type=not_negative,
+        default=0,
+        help="steps between evaluations; 0 (default): only at the end",
+    )
+    training = parser.add_argument_group("training")
+    for field in fields(TuneSettings):
+        _add_setting(training, field)
+    parser.set_defaults(run=run)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide which conversations are trained on."""
     data = parser.add_argument_group("data")
     data.add_argument("--prompts", type=Path, help="JSONL file; default: the model writes its own")
     data.add_argument(
@@ -119,32 +150,6 @@ def add_parser(subparsers: Any) -> None:
     data.add_argument(
         "--held-out", type=positive, default=40, help="conversations for evaluation (default 40)"
     )
-    base = parser.add_argument_group("base model")
-    parser.add_argument("--start-from", type=Path, help="tuned adapter to continue from")
-    base.add_argument(
-        "--device", help="device of the base model; default: cuda if there is one, otherwise cpu"
-    )
-    base.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="type of the model's weights (default float32)",
-    )
-    base.add_argument(
-        "--load-in-4bit",
-        action="store_true",
-        help="quantize the decoder's weights with bitsandbytes",
-    )
-    parser.add_argument(
-        "--evaluate-every",
-        type=not_negative,
-        default=0,
-        help="steps between evaluations; 0 (default): only at the end",
-    )
-    training = parser.add_argument_group("training")
-    for field in fields(TuneSettings):
-        _add_setting(training, field)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
