@@ -31,6 +31,7 @@ HEADLINE = {
     "onnxruntime-genai int4": "onnxruntime-genai",
     "onnxruntime-genai int4, n-gram lookup": "onnxruntime-genai, n-gram drafts",
 }
+KINDS = {"stem": "science", "humaneval": "code to complete (HumanEval)"}
 Figures = Mapping[str, Any]
 
 
@@ -186,6 +187,52 @@ def single_answers() -> str:
     return markdown(head, rows)
 
 
+def gains_by_kind() -> str:
+    report = read("gains")
+    none, shipped = (report["engines"][name] for name in ("none", "shipped"))
+    kinds = dict(sorted(shipped["by_kind"].items(), key=lambda item: -item[1]["times_plain"]))
+    rows = []
+    for kind, row in kinds.items():
+        answers = row["answers"]
+        rows.append(
+            (
+                KINDS.get(kind, kind),
+                row["prompts"],
+                f"{none['by_kind'][kind]['times_plain']:.2f}",
+                f"{row['times_plain']:.2f}",
+                f"{row['tokens_per_step']:.2f}",
+                f"{answers['min']:.2f} to {answers['max']:.2f}",
+            )
+        )
+    head = "kind of text|answers|times plain, without an adapter|times plain, shipped adapter"
+    head += "|tokens a step|single answers, times plain"
+    return markdown(head.split("|"), rows)
+
+
+def gains_by_adapter() -> str:
+    report = read("gains")
+    names = {"none": "none", "shipped": "the shipped one", "LoRA": "the shipped one with LoRA"}
+    rows = []
+    for name, shown in names.items():
+        row = report["engines"][name]
+        every = row["all"]
+        rows.append(
+            (
+                shown,
+                f"{every['tokens_per_second']:.0f}",
+                f"{every['times_plain']:.2f}",
+                f"{every['tokens_per_step']:.2f}",
+                f"{every['guessed_tokens_per_step']:.2f}",
+                f"{every['mask_tokens_per_step']:.2f}",
+                every["answers"]["below_0.97"],
+                f"{row['same_text']} of {every['prompts']}",
+            )
+        )
+    head = "adapter|tokens/s|times plain|tokens a step|of them guesses|of them from masks"
+    head += "|answers over 3 % slower|same text as plain"
+    return markdown(head.split("|"), rows)
+
+
 def clients() -> str:
     median = read("serving_load")["median"]
     by_server: dict[str, dict[int, Figures]] = {}
@@ -276,6 +323,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "growth": growth,
     "large-shape": large_shape,
     "single-answers": single_answers,
+    "gains-by-kind": gains_by_kind,
+    "gains-by-adapter": gains_by_adapter,
     "clients": clients,
     "libbita": libbita,
     "gpu": gpu,

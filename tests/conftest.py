@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from make_tiny_engine import TINY_ENGINE
 
+from bita.data.prompts import CALIBRATION_PROMPTS
+
 HEAVY = re.compile(r"(importorskip\(\"|import |from )(torch|transformers|tensorrt_rtx)\b")
 
 
@@ -37,3 +39,14 @@ def _needs_torch(path: Path) -> bool:
 def tiny_engine() -> Path:
     """Return a random Llama engine: 2 layers, fp32, C = 384, 3 masks, prefix 2, tree (5,4,3)."""
     return TINY_ENGINE
+
+
+@pytest.fixture
+def few_bonus_prompts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Fit the bonuses of tuned adapters on six bundled prompts instead of all."""
+    lines = CALIBRATION_PROMPTS.read_text(encoding="utf-8").splitlines(keepends=True)
+    file = tmp_path_factory.mktemp("bonuses") / "prompts.jsonl"
+    file.write_text("".join(lines[:6]), encoding="utf-8")
+    monkeypatch.setattr("bita.tuning.tune.CALIBRATION_PROMPTS", file)

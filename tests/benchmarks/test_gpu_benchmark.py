@@ -22,6 +22,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_all_parts_of_the_report_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,7 +145,7 @@ class Desk:
             self._server.communicate(timeout=20)
 
 
-@pytest.mark.parametrize("page", slow_but(PAGES, "python.md", "engine.md"))
+@pytest.mark.parametrize("page", slow_but(PAGES, "engine.md"))
 def test_commands_and_programs_of_a_page_work(page: str, tiny_engine: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None and page == "serving.md":
         pytest.skip("needs curl")

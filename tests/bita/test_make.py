@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from make_tiny_engine import write_plain_model
 from paths import ROOT
+from speed import slow_but
 
 from bita.engine import open_engine
 
@@ -55,7 +56,7 @@ def arguments(venv: Path, *words: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "-dash", "a#b", "50%"))
 def test_names_arrive_exactly_as_typed(name: str, venv: Path) -> None:
     words = [f"{variable}={name}" for variable in ("MODEL", "OUT", "ADAPTER", "TREE")]
     found = arguments(venv, "engine", *words)

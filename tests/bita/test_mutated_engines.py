@@ -18,6 +18,7 @@ import pytest
 from engine_edits import copy_engine, edit_files, give_pairs, read_manifest
 from make_tiny_engine import TINY_ENGINE
 from mutations import mutated_bytes, mutated_json
+from speed import slow_but
 
 from bita.errors import BitaError
 from bita.runtime.session import Session
@@ -90,7 +91,7 @@ class Mutator:
         return outcome
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "model.onnx", "adapter.safetensors"))
 def test_changed_files_raise_only_bita_errors(name: str, tmp_path: Path) -> None:
     mutator, outcomes = Mutator(tmp_path), Counter[str]()
     for seed in range(150):

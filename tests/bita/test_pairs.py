@@ -93,6 +93,7 @@ def test_the_text_equals_plain_decoding(session: Session, seed: int) -> None:
         assert found.token_ids == expected
 
 
+@pytest.mark.slow
 def test_engine_and_reference_draft_the_same(
     session: Session, adapter: Adapter, checkpoint: Checkpoint
 ) -> None:

@@ -19,7 +19,7 @@ import onnx
 import pytest
 from engine_edits import copy_engine, edit_files, edit_manifest, entry_of, read_manifest
 from paths import ROOT
-from speed import thorough_but
+from speed import slow_but, thorough_but
 
 TRIPWIRE = ROOT / "tests" / "support" / "tripwire"
 MODULES = ("numpy", "json", "re", "rich", "onnxruntime", "tokenizers", "safetensors", "jinja2")
@@ -125,7 +125,9 @@ def test_no_module_near_an_engine_is_run(place: Place, name: str, inside: bool) 
     assert status == (2 if name == "compile" else 0), text
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["in the engine", "next to it"])
+@pytest.mark.parametrize(
+    "inside", slow_but([True, False], True), ids=["in the engine", "next to it"]
+)
 def test_the_server_runs_no_module_of_an_engine(place: Place, inside: bool) -> None:
     pytest.importorskip("uvicorn")
     write_modules(place)
@@ -219,7 +221,7 @@ HOSTILE: dict[str, Callable[[Place], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", slow_but(HOSTILE, "a link out", "a path in the table"))
 @pytest.mark.parametrize("name", thorough_but(["inspect", "generate", "compile"], "generate"))
 def test_references_out_of_an_engine_are_refused_and_not_followed(
     place: Place, kind: str, name: str
@@ -231,6 +233,7 @@ def test_references_out_of_an_engine_are_refused_and_not_followed(
     assert text.startswith("bita: error: "), text
 
 
+@pytest.mark.slow
 def test_texts_of_an_engine_are_never_interpreted(place: Place) -> None:
     """They are not run, opened, rendered as markup, or printed with terminal escapes."""
     mark = place.engine.parent / "RAN"

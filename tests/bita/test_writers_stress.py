@@ -17,6 +17,7 @@ def stress(*args: object) -> None:
     assert "'whole'" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario", thorough_but(["many revisions and a build", "file by file"], "file by file")
 )

@@ -117,6 +117,7 @@ def test_an_invalid_latency_is_refused(data: object) -> None:
         Latency.from_json(data, "mine")
 
 
+@pytest.mark.slow
 def test_the_largest_trees_win_if_rows_cost_nothing() -> None:
     flat = device([5.0, 5.0], [1, 128])
     forecast = forecast_trees(random_acceptance(3, 16, 0, length=2000), flat, 3, "tree")
@@ -175,6 +176,7 @@ def test_ar_wins_unless_a_tree_pays(
         assert choice.chosen.measured_speed > 0
 
 
+@pytest.mark.slow
 def test_trees_for_lower_and_higher_row_costs_are_timed_too(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_latency_without_the_requested_sizes_is_measured_again(engine: Engine)
     assert calibrator_of(calibrator.engine, max_rows=6).latency().rows == (1, 2, 3, 4, 5, 6)
 
 
+@pytest.mark.slow
 def test_trees_are_timed_on_prompts_not_used_for_acceptance(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

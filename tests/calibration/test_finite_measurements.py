@@ -229,6 +229,7 @@ def test_sums_that_overflow_name_their_layer(engine: Engine, tmp_path: Path) -> 
         collect_moments(large, read_architecture(CONFIG, 64), [[5, 9, 77, 31]], tmp_path / "m")
 
 
+@pytest.mark.slow
 def test_the_forecast_decides_without_a_timed_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_the_knapsack_is_the_best_of_all_trees(seed: int) -> None:
         assert worth == pytest.approx(sack.values[rows - 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", thorough_but(range(3), 0))
 @pytest.mark.parametrize("mode", ["exact", "tree"])
 def test_small_tables_are_as_good_as_all_tables(seed: int, mode: str) -> None:

@@ -76,7 +76,7 @@ def test_random_conversations_are_rendered_as_the_template_does(name: str) -> No
     assert num_covered > MANY // 3
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", slow_but(PIECES, "llama 3", "gemma 3"))
 def test_plain_conversations_are_covered(name: str) -> None:
     """A plain conversation is at most one system message and then turns."""
     for turns in ([USER], [USER, ANSWER, USER], [USER, ANSWER] * 9 + [USER]):
@@ -85,7 +85,7 @@ def test_plain_conversations_are_covered(name: str) -> None:
             assert is_covered(name, messages, False)
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", slow_but(PIECES, "llama 3", "gemma 3"))
 def test_usual_sequences_of_roles_are_covered(name: str) -> None:
     roles = ("system", "user", "assistant", "tool")
     for length in (1, 2, 3):
@@ -123,6 +123,7 @@ def test_the_system_message_moves_to_the_last_question() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_moved_system_message_is_stripped() -> None:
     name = "mistral, last"
     source = PIECES[name].replace('system_message + "', 'system_message | trim + "')

@@ -37,6 +37,7 @@ def last_error(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_an_engine_is_built_with_a_plan_and_compiled_again(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

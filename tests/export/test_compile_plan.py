@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
-from speed import thorough_but
+from speed import slow_but, thorough_but
 from tiny_models import FAMILIES, write_tiny_model
 
 from bita.errors import EngineError
@@ -55,7 +55,7 @@ def write_graph(
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("dialect", ["standard", "plain"])
+@pytest.mark.parametrize("dialect", slow_but(["standard", "plain"], "plain"))
 @pytest.mark.parametrize("precision", thorough_but(["fp32", "fp16", "int8", "int4", "fp8"], "int8"))
 def test_every_precision_builds(tmp_path: Path, precision: str, dialect: str) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -95,6 +95,7 @@ def test_unsupported_targets_are_reported(tmp_path: Path) -> None:
     assert not (tmp_path / "plan").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_the_same_body_builds_with_tensorrt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,7 @@ def write_sparse_model(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 @pytest.mark.parametrize("precision", thorough_but(["fp32", "fp16", "int8", "int4"], "int4"))
 def test_peak_memory_is_far_below_the_largest_tensor(tmp_path: Path, precision: str) -> None:
@@ -59,6 +60,7 @@ def test_peak_memory_is_far_below_the_largest_tensor(tmp_path: Path, precision: 
     assert peak_mb < 120  # the table alone has 244 MB
 
 
+@pytest.mark.slow
 def test_the_measurement_detects_memory() -> None:
     """The test above would prove nothing if ru_maxrss did not rise for a large array."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

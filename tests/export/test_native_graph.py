@@ -14,6 +14,7 @@ from make_tiny_engine import CONFIG, write_plain_model
 from native_engines import FEATURES, lora_adapter, require_library, run_with
 from native_twins import relative_error, tree_logits, twin_engines
 from reference_session import use_reference_operators
+from speed import slow_but
 
 from bita.adapter import Adapter
 from bita.engine import Engine
@@ -39,7 +40,7 @@ MORE: dict[str, Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
-@pytest.mark.parametrize("features", MORE)
+@pytest.mark.parametrize("features", slow_but(MORE, "llama3", "gemma3_text", "long"))
 def test_logits_equal_those_of_the_ort_dialect(
     features: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +55,7 @@ def test_logits_equal_those_of_the_ort_dialect(
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
-@pytest.mark.parametrize("features", MORE)
+@pytest.mark.parametrize("features", slow_but(MORE, "llama3", "gemma3_text", "long"))
 def test_the_library_computes_the_same_as_the_definition(
     features: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
+from speed import slow_but
 from tiny_models import FAMILIES, write_tiny_model
 
 from bita.adapter import Adapter, random_adapter
@@ -56,7 +57,7 @@ def tree_logits(engine: Engine, adapter: Adapter, drafts: int = 0) -> np.ndarray
     return step.logits.copy()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(FAMILIES, "llama", "gemma3_text"))
 def test_logits_equal_those_of_the_ort_dialect(family: str, tmp_path: Path) -> None:
     """Compare nodes and masks after a cached text, with windows, prefix, soft caps and LoRA."""
     pytest.importorskip("torch")

@@ -68,6 +68,7 @@ def test_reused_rows_are_bit_identical_to_computed_ones(session: Session) -> Non
     assert kept.stats.num_reused_tokens >= 98
 
 
+@pytest.mark.slow
 def test_interleaved_answers_equal_separate_ones(session: Session) -> None:
     """Five streams take steps in random order; the store is too small for some of them."""
     for kept_text_bytes in (0, 60_000, 1 << 20):
@@ -89,6 +90,7 @@ def test_interleaved_answers_equal_separate_ones(session: Session) -> None:
             assert stream.token_ids == alone.token_ids
 
 
+@pytest.mark.slow
 def test_threads_can_share_a_session(session: Session) -> None:
     """Each of eight threads has its own two-turn conversations and answers."""
     jobs = [(number, prompt_ids(number, 5 + 7 * number)) for number in range(24)]

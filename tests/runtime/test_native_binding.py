@@ -59,6 +59,7 @@ def test_the_manifest_lists_the_requirements(built: Path) -> None:
     assert manifest.requires == {"onnxruntime": "1.23", "bita.operators": "3"}
 
 
+@pytest.mark.slow
 def test_trees_give_the_same_text_as_plain_decoding(engine: Path) -> None:
     """Drafts are the engine's own or garbage, and the text fills the cache."""
     session = Session.open(engine)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from native_engines import FEATURES, native_engine, read_text, require_library, run_with
 from random_drafts import AR, drafting_adapter, logits_of_text, prompt_ids, random_tree
+from speed import slow_but
 
 from bita.adapter import Adapter
 from bita.engine import Engine
@@ -94,7 +95,7 @@ def logits_by_path(
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("features", slow_but(FEATURES, "llama3", "gemma3_text"))
 def test_nodes_in_any_order_are_bit_identical_to_plain_decoding(
     engine_of: Callable[..., Engine], features: str, precision: str
 ) -> None:
@@ -135,7 +136,7 @@ def test_a_row_is_bit_identical_in_steps_of_1_to_64_rows(
         np.testing.assert_array_equal(found, expected[:num_rows])
 
 
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("features", slow_but(FEATURES, "llama3", "gemma3_text"))
 def test_logits_are_the_same_for_all_threads_and_isas(
     engine_of: Callable[..., Engine], isas: Sequence[str], features: str
 ) -> None:
@@ -179,7 +180,7 @@ def test_long_texts_are_the_same_for_any_pieces_and_threads(
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("features", ["llama3", "mistral", "qwen3", "gemma2"])
+@pytest.mark.parametrize("features", slow_but(["llama3", "mistral", "qwen3", "gemma2"], "gemma2"))
 def test_trees_are_bit_identical_to_plain_decoding(
     engine_of: Callable[..., Engine], features: str, tree: str
 ) -> None:

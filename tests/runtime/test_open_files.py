@@ -118,6 +118,7 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", thorough_but(CHANGES, "half"))
 def test_overwritten_weights_are_an_error(engine: Path, change: str) -> None:
     """It runs in another process: reading past the end of a mapped file kills the process."""

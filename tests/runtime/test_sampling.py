@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from speed import slow_but
 
 from bita.adapter import random_adapter
 from bita.runtime.decoding.chooser import Chooser, Penalties
@@ -74,7 +75,7 @@ def drawn() -> list[float]:
     return [Draws(seed, 0, 17).next() for seed in range(100_000)]
 
 
-@pytest.mark.parametrize("options", SETTINGS[:5])
+@pytest.mark.parametrize("options", slow_but(SETTINGS[:5], SETTINGS[4]))
 def test_draws_follow_the_distribution(options: Mapping[str, Any], drawn: list[float]) -> None:
     """The vocabulary has 12 tokens."""
     found = candidates(ROW.copy(), Options(**options))
@@ -138,7 +139,7 @@ def random_trees(seed: int) -> Tree | TreeTable:
     return TreeTable(trees, (0, 1, 3), tuple(map(tuple, by_state)))
 
 
-@pytest.mark.parametrize("setting", range(len(SETTINGS)))
+@pytest.mark.parametrize("setting", slow_but(range(len(SETTINGS)), 0, 4, 9))
 def test_trees_sample_the_same_text_as_plain_decoding(session: Session, setting: int) -> None:
     """Each setting has 30 prompts and seeds, and adapters whose drafts are often right."""
     options, num_accepted = SETTINGS[setting], 0

@@ -97,6 +97,7 @@ def test_whitespace_is_allowed_only_on_request(
     assert any(" " in text for text in texts) == (guidance is not None)
 
 
+@pytest.mark.slow
 def test_hostile_grammars_are_refused_while_others_are_served(server: Running) -> None:
     """Each gets a 400, /health always answers within a second, and later answers do not change."""
     before = content(ask(server, max_tokens=9))

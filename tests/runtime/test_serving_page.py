@@ -12,6 +12,7 @@ import httpx
 import pytest
 from browser import Page, browser
 from running_server import Running, running
+from speed import slow_but
 
 from bita.runtime.text.grammar import Grammar
 
@@ -163,7 +164,7 @@ def test_stopping_ends_the_request(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("first", ["with", "without"])
-@pytest.mark.parametrize("temperature", ["", "0.9"])
+@pytest.mark.parametrize("temperature", slow_but(["", "0.9"], "0.9"))
 def test_answers_with_and_without_drafts_are_compared(
     page: Page, first: str, temperature: str
 ) -> None:
@@ -305,6 +306,7 @@ def test_formatted_text_does_not_depend_on_its_pieces(page: Page) -> None:
     assert [num_marks > 0 for _, _, num_marks in found] == [True, True, True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_errors_are_shown_and_requests_can_be_repeated(
     opened: Page, server: Running, monkeypatch: pytest.MonkeyPatch

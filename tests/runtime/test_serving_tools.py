@@ -307,6 +307,7 @@ def test_errors_name_the_field(
     assert message in error["message"]
 
 
+@pytest.mark.slow
 def test_hostile_schemas_of_tools_are_refused(server: Running) -> None:
     for name in ("intersected patterns", "many optional letters"):
         kind, text = HOSTILE[name]

@@ -117,6 +117,7 @@ def test_commands_change_the_conversation_or_explain_why_not(tiny_engine: Path) 
     assert result.stdout.count("[length]") == 3
 
 
+@pytest.mark.slow
 def test_a_bad_option_ends_the_chat_before_its_first_answer(tiny_engine: Path) -> None:
     for flags, message in (
         (("--temperature", "-1"), "temperature is -1.0; pass a finite number from 0 to 1e+30"),

@@ -138,6 +138,7 @@ def test_each_difference_has_its_position_and_whether_it_is_allowed() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_each_calibration_stage_reports_its_measurements(
     own_engine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_stages_share_the_time() -> None:
     assert not TimeBound(None, clock).is_over
 
 
+@pytest.mark.slow
 def test_a_profile_with_enough_time_leaves_nothing_out(tiny_engine: Path, tmp_path: Path) -> None:
     args = ("--limit", "3", "--latency-seconds", "1", "--max-rows", "4", "--max-seconds", "300")
     report = run_profile(tmp_path / "p.json", tiny_engine, *args)

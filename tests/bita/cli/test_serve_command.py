@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
+from speed import slow_but
 
 from bita.cli.serve import open_listener
 from bita.extras import install_command
@@ -46,7 +47,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
         assert listener.proto == socket.IPPROTO_TCP
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ending", slow_but([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
 def test_the_server_answers_and_ends_cleanly(tiny_engine: Path, ending: int) -> None:
     process = start_server(tiny_engine, "--port", 0, "--seed", 7, "--model-name", "small/one")
     try:
@@ -95,6 +96,7 @@ def test_the_given_model_names_and_hosts_are_accepted(tiny_engine: Path) -> None
         process.communicate()
 
 
+@pytest.mark.slow
 def test_an_interrupt_right_after_the_start_is_reported_on_one_line(tiny_engine: Path) -> None:
     process = start_server(tiny_engine, "--port", 0)
     read_address(process)
@@ -103,6 +105,7 @@ def test_an_interrupt_right_after_the_start_is_reported_on_one_line(tiny_engine:
     assert (process.returncode, err) == (130, "bita: interrupted\n")
 
 
+@pytest.mark.slow
 def test_the_api_key_comes_from_the_environment_or_a_file(
     tiny_engine: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from speed import slow_but
 
 BITA = [sys.executable, "-m", "bita"]
 UNUSUAL = "café \U0001f600"
@@ -41,7 +42,9 @@ def test_characters_that_the_output_encoding_lacks_are_escaped(
     assert (result.returncode, result.stdout, result.stderr) == (0, expected + b"\n", b"")
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, ASCII_LOCALE])
+@pytest.mark.parametrize(
+    "environment", slow_but([{"PYTHONIOENCODING": "ascii"}, ASCII_LOCALE], ASCII_LOCALE)
+)
 def test_tables_and_errors_can_be_ascii(tiny_engine: Path, environment: Mapping[str, str]) -> None:
     result = run_bita("inspect", tiny_engine, environment=environment)
     assert (result.returncode, result.stderr) == (0, b"")

@@ -15,6 +15,7 @@ from bita.adapter import Adapter
 from bita.cli.main import main
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("few_bonus_prompts")
 PROMPTS = [{"prompt": f"{word} number {n}"} for n in range(4) for word in ("Tree", "Mask", "Draft")]
 FAST = ["--num-steps", "12", "--batch-size", "2", "--num-anchors", "8", "--prefix-length", "4"]
 
@@ -57,6 +58,7 @@ def test_prompts_lead_to_a_tuned_and_verified_engine(
     assert main(["verify", str(engine), "--limit", "3", "--max-new-tokens", "16"]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_nothing(model: Path, prompts: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     tune(model, work, "--prompts", prompts)
@@ -86,6 +88,7 @@ def test_masks_pair_scores_and_lora_can_be_tuned_in_turn(
     assert abs(third.mask_embeddings - first.mask_embeddings).max() < 0.2  # 12 steps of 0.01
 
 
+@pytest.mark.slow
 def test_changes_that_a_run_cannot_continue_from_are_reported(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make_tiny_engine import write_plain_model
+from speed import slow_but
 from tiny_models import EOS_ID, write_tiny_model
 
 from bita.data.generators import Completion, EngineGenerator, TransformersGenerator, cut_at_eos
@@ -68,7 +69,9 @@ def test_a_full_cache_ends_like_the_limit(tiny_engine: Path) -> None:
     assert 0 < len(answer.token_ids) < 100
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "family", slow_but(["llama", "mistral", "gemma2", "qwen3", "smollm3"], "llama")
+)
 def test_padding_and_batches_do_not_change_ids(family: str, tmp_path: Path) -> None:
     """The attention windows of mistral and gemma2 (16) are shorter than the texts."""
     model = load_base_model(open_checkpoint(str(write_tiny_model(family, tmp_path))))

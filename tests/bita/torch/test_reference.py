@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from speed import slow_but
 from tiny_models import FAMILIES, ArrayCheckpoint, write_tiny_model
 
 from bita.adapter import Adapter, random_adapter
@@ -84,7 +85,7 @@ def tokens_to(tree: Tree, node: int, drafts: Sequence[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("prefix_length", [0, 5])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(FAMILIES, "llama", "gemma3_text"))
 def test_the_text_equals_plain_decoding(load: Load, family: str, prefix_length: int) -> None:
     model = load(family)
     expected = greedy(model, TEXT, 12)

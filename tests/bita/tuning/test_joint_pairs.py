@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+from speed import slow_but
 
 from bita.adapter import Adapter, random_adapter
 from bita.continuations import count_continuations
@@ -37,6 +38,7 @@ from bita.tuning.training_texts import TrainingText
 from bita.tuning.tune import DataOptions, RunOptions, self_prompt_options, tune
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("few_bonus_prompts")
 RANK = 3
 
 
@@ -132,7 +134,7 @@ def data(plain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("weights", ["confidence", "match", "decay"])
+@pytest.mark.parametrize("weights", slow_but(["confidence", "match", "decay"], "confidence"))
 def test_tuning_writes_an_adapter_with_scores(
     plain: Any, data: Path, tmp_path: Path, weights: str
 ) -> None:
@@ -157,6 +159,7 @@ def test_tuning_writes_an_adapter_with_scores(
         tune(plain, DataOptions((data,), num_held_out=2), other, options)
 
 
+@pytest.mark.slow
 def test_a_better_table_of_the_first_adapter_is_kept(
     plain: Any, data: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def test_conversations_of_several_directories_are_combined(
     assert tuned_on.startswith("18 conversations (conversations), ")
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_once_to_generate_the_data(plain: Any, tmp_path: Path) -> None:
     require_library()
     prompts = tmp_path / "prompts.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make_tiny_engine import write_plain_model
-from speed import thorough_but
+from speed import slow_but, thorough_but
 from tiny_models import FAMILIES, write_tiny_model
 
 pytest.importorskip("torch")
@@ -51,7 +51,7 @@ def texts(plain: Any) -> list[TrainingText]:
     return [TrainingText((*p, *greedy(base, p, 24)), len(p)) for p in prompts]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(FAMILIES, "llama", "gemma3_text"))
 @pytest.mark.parametrize(("prefix_length", "rank"), [(0, 0), (5, 0), (5, 3)])
 def test_two_phases_equal_the_joint_forward(
     family: str, prefix_length: int, rank: int, tmp_path: Path

@@ -12,6 +12,7 @@ from cpp_programs import answer_tool, cpp_program, open_fault
 from host_cuda import host_cuda_library
 from native_engines import FEATURES, lora_adapter, native_engine
 from random_drafts import prompt_ids
+from speed import slow_but
 
 from bita.engine import Engine
 from bita.errors import EngineError
@@ -22,7 +23,9 @@ from bita.tree import Tree
 CAPACITY = 450  # two buckets
 
 
-@pytest.fixture(scope="module", params=["fp32 tree", "fp16 exact", "int4 exact"])
+@pytest.fixture(
+    scope="module", params=slow_but(["fp32 tree", "fp16 exact", "int4 exact"], "int4 exact")
+)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     precision, mode = request.param.split()
     return cuda_engine(tmp_path_factory.mktemp("engine"), precision, mode)
@@ -106,6 +109,7 @@ def test_the_library_takes_the_same_steps_as_python(single_engine: Engine) -> No
     assert plain["stats"]["peak_device_bytes"] == 0
 
 
+@pytest.mark.slow
 def test_sessions_that_exceed_the_memory_evict_each_other(single_engine: Engine) -> None:
     """Evicted texts are recomputed: the answers and the number of steps stay the same."""
     num_steps, has_kept = [], []
@@ -163,6 +167,7 @@ def test_forks_reuse_the_rows_of_their_text(single_engine: Engine, num_slabs: in
         assert tool.count_left() == 0
 
 
+@pytest.mark.slow
 def test_sessions_with_another_adapter_and_tree_share_the_memory(
     single_engine: Engine, tmp_path: Path
 ) -> None:

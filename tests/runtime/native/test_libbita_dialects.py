@@ -9,6 +9,7 @@ from answer_tool import AnswerTool
 from cpp_programs import answer_tool
 from native_engines import FEATURES, lora_adapter, native_engine
 from random_drafts import prompt_ids
+from speed import slow_but
 
 from bita.adapter import random_adapter
 from bita.runtime.session import Session
@@ -26,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=slow_but(KINDS, "ort fp32 exact", "ort int8", "standard"))
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine")
     return native_engine(FEATURES["long"], folder, capacity=500, **KINDS[request.param]).path

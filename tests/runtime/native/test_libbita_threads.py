@@ -24,6 +24,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return native_engine(FEATURES["long"], tmp_path_factory.mktemp("native"), "int4", 160).path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "answers"),
     [
