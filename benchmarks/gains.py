@@ -1,18 +1,21 @@
 """Measure what drafts gain by kind of text, and by the adapter that drafts.
 
-    python benchmarks/gains.py "none=ENGINE" "shipped=ENGINE" --prompts mt_bench.jsonl \
+    python benchmarks/gains.py LoRA=ENGINE none=ENGINE shipped=ENGINE --prompts mt_bench.jsonl \
         --prompts humaneval.jsonl --out benchmarks/results/gains.json
 
-The engines hold the same weights and differ in their adapters and trees. Every prompt is answered
-plainly by the first engine, with drafts by each one, and plainly again, several times alternately.
-The time of an answer is the median of its rounds. The second plain answer shows the noise. A kind
-of text is the category of its prompts, or the name of the file if they have none.
+The engines have the same weights and differ in their adapters and trees. The first one's weights
+decode for all, so that none finds its own in the processor's cache more often than another; if an
+adapter has LoRA, its engine must be the first. Every prompt is answered plainly, with the drafts
+of each engine, and plainly again, several times alternately. The time of an answer is the median
+of its rounds. The second plain answer shows the noise. A kind of text is the category of its
+prompts, or the name of the file if they have none.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from bita.errors import BitaError
 from bita.runtime.session import Session
 from bita.tree import Tree
 
+PLAIN, AGAIN = "plain", "plain again"
+
 
 def questions_by_kind(paths: Sequence[Path], limit: int | None) -> list[tuple[str, Question]]:
     """Return (kind, question) of `limit` questions of each file, spread evenly over it."""
@@ -37,70 +42,96 @@ def questions_by_kind(paths: Sequence[Path], limit: int | None) -> list[tuple[st
     ]
 
 
+def open_sessions(engines: Mapping[str, Path], num_threads: int) -> dict[str, Session]:
+    """Return sessions by name on the first engine's weights, in the order in which they answer.
+
+    PLAIN and AGAIN decode plainly. Other sessions answer between them, in every round.
+    """
+    first = Session.open(next(iter(engines.values())), num_threads=num_threads)
+    plain = first.using(tree=Tree.root_only())
+    sessions = {PLAIN: plain}
+    for number, (name, path) in enumerate(engines.items()):
+        own = Session.open(path, num_threads=num_threads)
+        sessions[name] = first.using(adapter=own.adapter, tree=own.tree)
+        if number == len(engines) // 2:
+            sessions[AGAIN] = plain
+    return sessions
+
+
 def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     """Measure all engines on all prompts, and summarize them by kind of text."""
-    sessions = {
-        name: Session.open(path, num_threads=args.threads) for name, path in engines.items()
-    }
-    first = next(iter(sessions.values()))
-    plain = first.using(tree=Tree.root_only())
+    sessions = open_sessions(engines, args.threads)
     questions = questions_by_kind(args.prompts, args.limit)
+    prompts = [sessions[PLAIN].as_prompt(question.messages) for _, question in questions]
     with progress_bars() as show:
         timed = decode_in_turns(
-            [plain, *sessions.values(), plain],
-            [first.as_prompt(question.messages) for _, question in questions] * args.turns,
+            [*sessions.values()],
+            prompts * args.turns,
             args.max_new_tokens,
             lambda done, total: show("answers", done, total),
         )
-    shape = (len(sessions) + 2, args.turns, len(questions))
-    times = np.array([[run.milliseconds for run in runs] for runs in timed]).reshape(shape)
-    medians = np.median(times, axis=1)
-    runs = [each[: len(questions)] for each in timed]
-    kinds = [kind for kind, _ in questions]
+    answers = {
+        name: Answers.of(runs, args.turns) for name, runs in zip(sessions, timed, strict=True)
+    }
+    plain = answers[PLAIN]
     report: dict[str, Any] = {
         **describe_machine(args.threads),
         "prompts": [path.name for path in args.prompts],
         "num_prompts": len(questions),
         "max_new_tokens": args.max_new_tokens,
         "turns": args.turns,
-        "plainly_again": _ratios(medians[0] / medians[-1]),
+        "plainly_again": _ratios(plain.milliseconds / answers[AGAIN].milliseconds),
         "engines": {},
     }
-    for number, (name, session) in enumerate(sessions.items(), 1):
+    kinds = np.array([kind for kind, _ in questions])
+    for name in engines:
+        own = answers[name]
         report["engines"][name] = {
-            "adapter": session.engine.manifest.tuned_on or None,
-            "tree": str(session.tree),
-            "same_text": sum(
-                a.token_ids == b.token_ids for a, b in zip(timed[0], timed[number], strict=True)
-            )
-            // args.turns,
-            "all": _compare(runs, medians, number, np.arange(len(kinds))),
+            "tuned_on": sessions[name].adapter.tuned_on or None,
+            "tree": str(sessions[name].tree),
+            "same_text": sum(a == b for a, b in zip(plain.token_ids, own.token_ids, strict=True)),
+            "all": _compare(own, plain, np.arange(len(kinds))),
             "by_kind": {
-                kind: _compare(runs, medians, number, np.flatnonzero(np.array(kinds) == kind))
-                for kind in dict.fromkeys(kinds)
+                kind: _compare(own, plain, np.flatnonzero(kinds == kind))
+                for kind in dict.fromkeys(kinds.tolist())
             },
         }
     return report
 
 
-def _compare(
-    runs: Sequence[Sequence[Timed]], medians: NDArray[Any], number: int, chosen: NDArray[Any]
-) -> dict[str, Any]:
-    """Compare the chosen answers of an engine with the plain ones, which are number 0."""
-    drafted = [runs[number][place] for place in chosen]
-    num_tokens = sum(run.num_tokens for run in drafted)
-    num_steps = sum(run.num_steps for run in drafted)
-    plain_ms, drafted_ms = medians[0, chosen].sum(), medians[number, chosen].sum()
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a session to all prompts."""
+
+    milliseconds: NDArray[Any]  # of each answer, the median of its rounds
+    runs: list[Timed]  # of the first round, whose counts all rounds share
+    token_ids: list[set[tuple[int, ...]]]  # the texts of each answer, one if all rounds agree
+
+    @classmethod
+    def of(cls, timed: Sequence[Timed], turns: int) -> "Answers":
+        """Summarize the rounds, which follow each other in `timed`."""
+        times = np.array([run.milliseconds for run in timed]).reshape(turns, -1)
+        count = times.shape[1]
+        texts = [{run.token_ids for run in timed[place::count]} for place in range(count)]
+        return cls(np.median(times, axis=0), [*timed[:count]], texts)
+
+
+def _compare(own: Answers, plain: Answers, chosen: NDArray[Any]) -> dict[str, Any]:
+    """Compare the chosen answers with the plain ones."""
+    runs = [own.runs[place] for place in chosen]
+    num_tokens = sum(run.num_tokens for run in runs)
+    num_steps = sum(run.num_steps for run in runs)
+    plain_ms, own_ms = plain.milliseconds[chosen], own.milliseconds[chosen]
     return {
-        "prompts": len(drafted),
+        "prompts": len(runs),
         "tokens": num_tokens,
-        "plain_tokens_per_second": round(float(1000 * num_tokens / plain_ms), 1),
-        "tokens_per_second": round(float(1000 * num_tokens / drafted_ms), 1),
-        "times_plain": round(float(plain_ms / drafted_ms), 3),
-        "answers": _ratios(medians[0, chosen] / medians[number, chosen]),
+        "plain_tokens_per_second": round(float(1000 * num_tokens / plain_ms.sum()), 1),
+        "tokens_per_second": round(float(1000 * num_tokens / own_ms.sum()), 1),
+        "times_plain": round(float(plain_ms.sum() / own_ms.sum()), 3),
+        "answers": _ratios(plain_ms / own_ms),
         "tokens_per_step": round(num_tokens / num_steps, 3),
-        "mask_tokens_per_step": round(sum(run.num_from_masks for run in drafted) / num_steps, 3),
-        "guessed_tokens_per_step": round(sum(run.num_from_text for run in drafted) / num_steps, 3),
+        "mask_tokens_per_step": round(sum(run.num_from_masks for run in runs) / num_steps, 3),
+        "guessed_tokens_per_step": round(sum(run.num_from_text for run in runs) / num_steps, 3),
     }
 
 

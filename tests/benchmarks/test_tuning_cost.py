@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 import torch
 import training_methods
 import tuning_cost
-from speed import slow_but
+from speed import thorough_but
 
 from bita.adapter import random_adapter
 from bita.errors import TuningError
@@ -42,7 +42,7 @@ def prepare(family: str, directory: Path) -> tuple[MaskModel, AdapterParameters,
     return model, AdapterParameters(adapter), batch
 
 
-@pytest.mark.parametrize("family", slow_but(FAMILIES, "llama"))
+@pytest.mark.parametrize("family", thorough_but(FAMILIES, "llama"))
 def test_all_methods_give_the_same_gradients(family: str, tmp_path: Path) -> None:
     model, parameters, batch = prepare(family, tmp_path)
     differences = tuning_cost.check_agreement(model, parameters, batch, 0.8)

@@ -14,7 +14,7 @@ from chat_templates import OTHERS, PARTLY, PIECES, SPECIAL_TOKENS
 from conversations import random_conversation
 from engine_edits import copy_engine
 from make_tiny_engine import write_plain_model
-from speed import slow_but
+from speed import slow_but, thorough_but
 
 from bita.cli.main import main
 from bita.engine import CHAT_PIECES_FILE, TEMPLATE_FILE, Engine, open_engine, revise_engine
@@ -66,7 +66,7 @@ def is_covered(name: str, messages: Any, prompt: bool) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", slow_but(PIECES, "llama 3", "gemma 3"))
+@pytest.mark.parametrize("name", thorough_but(PIECES, "llama 3", "gemma 3"))
 def test_random_conversations_are_rendered_as_the_template_does(name: str) -> None:
     rng = random.Random(7)
     num_covered = 0
@@ -85,7 +85,7 @@ def test_plain_conversations_are_covered(name: str) -> None:
             assert is_covered(name, messages, False)
 
 
-@pytest.mark.parametrize("name", slow_but(PIECES, "llama 3", "gemma 3"))
+@pytest.mark.parametrize("name", thorough_but(PIECES, "llama 3", "gemma 3"))
 def test_usual_sequences_of_roles_are_covered(name: str) -> None:
     roles = ("system", "user", "assistant", "tool")
     for length in (1, 2, 3):

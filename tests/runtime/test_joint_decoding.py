@@ -12,7 +12,7 @@ import pytest
 from deadlines import stopped_if_it_hangs
 from native_engines import FEATURES, native_engine, require_library
 from random_drafts import drafting_adapter, prompt_ids, random_tree
-from speed import slow_but
+from speed import thorough_but
 
 from bita.errors import BitaError
 from bita.runtime.backends.paged_cache import PagedCache
@@ -80,7 +80,7 @@ def num_held(session: Session) -> int:
 
 @pytest.mark.parametrize("slope", [0.0, 0.02, 0.5])
 @pytest.mark.parametrize("kept_pages", [0, 6, 1000])
-@pytest.mark.parametrize("seed", slow_but(range(3), 0))
+@pytest.mark.parametrize("seed", thorough_but(range(3), 0))
 def test_texts_that_join_and_leave_equal_each_text_alone(
     engine: Path, seed: int, kept_pages: int, slope: float
 ) -> None:

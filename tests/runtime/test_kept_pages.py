@@ -20,7 +20,7 @@ from cache_rows import (
     text_by_pages,
     write_step,
 )
-from speed import slow_but
+from speed import thorough_but
 
 from bita.adapter import Adapter
 from bita.engine import PAGE_SLOTS
@@ -115,7 +115,7 @@ def ids_of(page: Page) -> list[int]:
     return [] if page.parent is None else [*ids_of(page.parent), *page.tokens]
 
 
-@pytest.mark.parametrize("seed", slow_but(range(6), 0, 1))
+@pytest.mark.parametrize("seed", thorough_but(range(6), 0, 1))
 @pytest.mark.parametrize(("kept_pages", "max_pages"), [(0, 0), (0, 100), (3, 3), (12, 12), (2, 9)])
 def test_any_alternation_of_texts_keeps_the_right_rows(
     seed: int, kept_pages: int, max_pages: int

@@ -45,6 +45,7 @@ def logits_after(backend: OrtBackend, adapter: Adapter, rows: np.ndarray) -> np.
     return run_with(backend.bind(layout, adapter, with_logits=True), ROWS[rows])
 
 
+@pytest.mark.thorough
 def test_a_row_has_the_same_bits_on_all_isas_in_any_step(engine: Engine) -> None:
     """All steps are compared with a step of all rows in plain C++ on one thread."""
     from bita.runtime.native.library import loaded_operators, use_isa

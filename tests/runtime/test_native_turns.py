@@ -9,7 +9,7 @@ import pytest
 from deadlines import stopped_if_it_hangs
 from native_engines import FEATURES, native_engine, require_library
 from random_drafts import AR, drafting_adapter, prompt_ids, random_tree
-from speed import slow_but
+from speed import thorough_but
 
 from bita.runtime.backends.page_pool import num_pages
 from bita.runtime.backends.paged_cache import PagedCache
@@ -67,7 +67,7 @@ def assert_as_alone(session: Session, found: Generation, **options: Any) -> None
 
 
 @pytest.mark.parametrize("kept_pages", [0, 5, 14, 1000])
-@pytest.mark.parametrize("seed", slow_but(range(3), 0))
+@pytest.mark.parametrize("seed", thorough_but(range(3), 0))
 def test_interleaved_forks_equal_each_fork_alone(engine: Path, kept_pages: int, seed: int) -> None:
     """Three turns of conversation take steps in random order; pages are evicted if few are kept."""
     rng, session = random.Random(seed), open_session(engine, kept_pages)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from make_tiny_engine import CONFIG, write_plain_model
-from speed import slow_but
+from speed import thorough_but
 
 from bita.adapter import Adapter, random_adapter
 from bita.calibration.latency import measure_latency
@@ -85,7 +85,7 @@ def test_a_single_row_is_bit_identical_to_one_of_many(
 
 @needs_exact_int8
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("adapter_seed", slow_but(range(3), 0))
+@pytest.mark.parametrize("adapter_seed", thorough_but(range(3), 0))
 def test_trees_with_steps_of_one_row_give_the_text_of_plain_decoding(
     precision: str, adapter_seed: int, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from browser import Page, browser
 from running_server import Running, running
-from speed import slow_but
+from speed import thorough_but
 
 from bita.runtime.text.grammar import Grammar
 
@@ -164,7 +164,7 @@ def test_stopping_ends_the_request(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("first", ["with", "without"])
-@pytest.mark.parametrize("temperature", slow_but(["", "0.9"], "0.9"))
+@pytest.mark.parametrize("temperature", thorough_but(["", "0.9"], "0.9"))
 def test_answers_with_and_without_drafts_are_compared(
     page: Page, first: str, temperature: str
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from chat_templates import PIECES, SPECIAL_TOKENS
-from speed import slow_but
+from speed import thorough_but
 from tool_templates import DEEPSEEK, LLAMA31, MISTRAL, QWEN, SMOLLM3, WITH_TOOLS, XML
 
 from bita.errors import PromptError
@@ -330,7 +330,7 @@ def pieces_of(form: CallForm) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("thinks", slow_but([None, True, False], None))
+@pytest.mark.parametrize("thinks", thorough_but([None, True, False], None))
 @pytest.mark.parametrize("name", FORMS)
 def test_parts_do_not_depend_on_the_pieces_of_a_text(name: str, thinks: bool | None) -> None:
     form, draws = FORMS[name], random.Random(len(name))

@@ -10,7 +10,7 @@ import pytest
 from deadlines import stopped_if_it_hangs
 from make_tiny_engine import TINY_CAPACITY
 from random_drafts import AR, drafting_adapter, prompt_ids, random_tree
-from speed import slow_but
+from speed import thorough_but
 
 from bita.runtime.conversation import Conversation
 from bita.runtime.generation import Generation
@@ -85,7 +85,7 @@ def test_two_alternating_answers_end(tiny_engine: Path, kept_text_bytes: int, le
         assert stream.token_ids == session.generate(prompt, 10, ignore_eos=True).token_ids
 
 
-@pytest.mark.parametrize("seed", slow_but(range(16), 0, 1, 2, 3))
+@pytest.mark.parametrize("seed", thorough_but(range(16), 0, 1, 2, 3))
 def test_interleaved_answers_equal_separate_ones_for_any_cache_budget(
     tiny_engine: Path, seed: int
 ) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
-from speed import slow_but
+from speed import thorough_but
 
 from bita.adapter import Adapter, random_adapter
 from bita.continuations import count_continuations
@@ -134,7 +134,7 @@ def data(plain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("weights", slow_but(["confidence", "match", "decay"], "confidence"))
+@pytest.mark.parametrize("weights", thorough_but(["confidence", "match", "decay"], "confidence"))
 def test_tuning_writes_an_adapter_with_scores(
     plain: Any, data: Path, tmp_path: Path, weights: str
 ) -> None:

@@ -84,7 +84,9 @@ def prompts(tmp_path: Path) -> Path:
     ("launcher", "family", "batch_size"),
     [
         (DATA_PARALLEL, "llama", 3),  # shares of 2 and 1
-        (SHARDED, "gemma3_text", 3),  # tied embeddings, windows, buffers
+        pytest.param(  # tied embeddings, windows, buffers
+            *(SHARDED, "gemma3_text", 3), marks=pytest.mark.thorough
+        ),
         pytest.param(  # one process has no text; fused projections
             *(SHARDED, "phi3", 1), marks=pytest.mark.thorough
         ),

@@ -11,7 +11,7 @@ import pytest
 from chat_templates import OTHERS, PIECES, SPECIAL_TOKENS
 from conversations import random_conversation
 from cpp_programs import cpp_program
-from speed import slow_but
+from speed import thorough_but
 
 from bita.errors import PromptError
 from bita.export.chat_pieces import pieces_file
@@ -42,7 +42,7 @@ def answer(pieces: dict[str, Any], messages: Any, prompt: bool = True) -> dict[s
     return found
 
 
-@pytest.mark.parametrize("name", slow_but(PIECES, "chatml", "llama 3", "mistral, last"))
+@pytest.mark.parametrize("name", thorough_but(PIECES, "chatml", "llama 3", "mistral, last"))
 def test_conversations_render_as_in_python(name: str) -> None:
     rng = random.Random(11)
     template = ChatTemplate(PIECES[name], SPECIAL_TOKENS)
