@@ -3,16 +3,16 @@
     python benchmarks/gains.py LoRA=ENGINE none=ENGINE shipped=ENGINE --prompts mt_bench.jsonl \
         --prompts humaneval.jsonl --out benchmarks/results/gains.json
 
-The engines have the same weights and differ in their adapters and trees. The first one's weights
-decode for all, so that none finds its own in the processor's cache more often than another; if an
-adapter has LoRA, its engine must be the first. Every prompt is answered plainly, with the drafts
-of each engine, and plainly again, several times alternately. The time of an answer is the median
-of its rounds. The second plain answer shows the noise. A kind of text is the category of its
-prompts, or the name of the file if they have none.
+The engines have the same weights and differ in their adapters and trees. Every prompt is answered
+plainly by the first engine, with the drafts of each engine, and plainly again, several times, in an
+order that changes at random: an answer is a few percent faster after one with the same weights. The
+time of an answer is the median of its rounds. The second plain answer shows the noise. A kind of
+text is the category of its prompts, or the name of the file if they have none.
 """
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,11 @@ from bita.calibration.turns import Timed, decode_in_turns
 from bita.cli.shared.progress import progress_bars
 from bita.data.prompts import Question, evenly, read_questions
 from bita.errors import BitaError
-from bita.runtime.session import Session
+from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
 PLAIN, AGAIN = "plain", "plain again"
+PROMPTS_IN_ORDER = 5  # prompts before the order of the sessions changes
 
 
 def questions_by_kind(paths: Sequence[Path], limit: int | None) -> list[tuple[str, Question]]:
@@ -42,37 +43,35 @@ def questions_by_kind(paths: Sequence[Path], limit: int | None) -> list[tuple[st
     ]
 
 
-def open_sessions(engines: Mapping[str, Path], num_threads: int) -> dict[str, Session]:
-    """Return sessions by name on the first engine's weights, in the order in which they answer.
-
-    PLAIN and AGAIN decode plainly. Other sessions answer between them, in every round.
-    """
-    first = Session.open(next(iter(engines.values())), num_threads=num_threads)
-    plain = first.using(tree=Tree.root_only())
-    sessions = {PLAIN: plain}
-    for number, (name, path) in enumerate(engines.items()):
-        own = Session.open(path, num_threads=num_threads)
-        sessions[name] = first.using(adapter=own.adapter, tree=own.tree)
-        if number == len(engines) // 2:
-            sessions[AGAIN] = plain
-    return sessions
+def time_answers(
+    sessions: Mapping[str, Session], prompts: Sequence[Prompt], args: argparse.Namespace
+) -> dict[str, list[Timed]]:
+    """Time every answer of every session, round after round."""
+    timed: dict[str, list[Timed]] = {name: [] for name in sessions}
+    names, rng, wanted = [*sessions], random.Random(0), [*prompts] * args.turns
+    with progress_bars() as show:
+        for start in range(0, len(wanted), PROMPTS_IN_ORDER):
+            show("answers", start, len(wanted))
+            rng.shuffle(names)
+            some = wanted[start : start + PROMPTS_IN_ORDER]
+            ordered = decode_in_turns([sessions[n] for n in names], some, args.max_new_tokens)
+            for name, runs in zip(names, ordered, strict=True):
+                timed[name] += runs
+        show("answers", len(wanted), len(wanted))
+    return timed
 
 
 def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     """Measure all engines on all prompts, and summarize them by kind of text."""
-    sessions = open_sessions(engines, args.threads)
-    questions = questions_by_kind(args.prompts, args.limit)
-    prompts = [sessions[PLAIN].as_prompt(question.messages) for _, question in questions]
-    with progress_bars() as show:
-        timed = decode_in_turns(
-            [*sessions.values()],
-            prompts * args.turns,
-            args.max_new_tokens,
-            lambda done, total: show("answers", done, total),
-        )
-    answers = {
-        name: Answers.of(runs, args.turns) for name, runs in zip(sessions, timed, strict=True)
+    sessions = {
+        name: Session.open(path, num_threads=args.threads) for name, path in engines.items()
     }
+    first = next(iter(sessions.values()))
+    plainly = first.using(tree=Tree.root_only())
+    questions = questions_by_kind(args.prompts, args.limit)
+    prompts = [first.as_prompt(question.messages) for _, question in questions]
+    timed = time_answers({**sessions, PLAIN: plainly, AGAIN: plainly}, prompts, args)
+    answers = {name: Answers.of(runs, args.turns) for name, runs in timed.items()}
     plain = answers[PLAIN]
     report: dict[str, Any] = {
         **describe_machine(args.threads),
