@@ -122,9 +122,8 @@ native-check-address native-check-thread: native-check-%: $(VENV)/.cmake
 	@echo 'operator_tests, $(SANITIZERS):'
 	@timeout 120 $(CPP_BUILD)-$*/operator_tests
 
-# UNITY=ON compiles eight files at a time: a third of the time for a first build, more for later ones.
-UNITY ?= OFF
-CPP_CMAKE = cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON -DBITA_UNITY=$(UNITY)
+# Eight files are compiled at a time: half the time for a first build.
+CPP_CMAKE = cmake -S $(NATIVE) -B $(CPP_BUILD) -G Ninja -DBITA_LIBRARY=ON -DBITA_TESTS=ON -DBITA_UNITY=ON
 
 # libbita as an application uses it: it is installed, found by cmake, and an example is built with it and run.
 cpp: $(VENV)/.cmake ## build libbita, install it in build/prefix, and run the C++ example on the demo engine

@@ -1,7 +1,7 @@
 """Table of the tokens that usually follow a few others: drafts that take no row of a step.
 
 The table is counted in conversations that the model wrote. For runs of one, two or three tokens it
-holds the token that followed most often, and how sure that is. A lookup uses the longest run that
+holds the token that followed most often, and how often it did. A lookup uses the longest run that
 the table knows. It needs no mask row and no work of the model, so it is the cheapest draft where a
 text repeats what the model often writes; elsewhere its low percentage marks the guess as a poor
 one.

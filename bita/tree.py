@@ -22,7 +22,7 @@ from bita.json_values import Fields, parse_json, shown
 
 Path = tuple[int, ...]
 BITA_WIDTHS = (5, 4, 3)  # the published triangle for three mask tokens
-MAX_LEVEL = 12  # highest confidence in a guess: `bita.runtime.decoding.sureness`
+MAX_LEVEL = 12  # highest confidence in a guess: `bita.runtime.decoding.guess_confidence`
 FORM = '{"nodes": [{"path": [1], "masks": 3}, ...]}'  # form of tree.json
 MAX_NODES = 512  # far beyond what pays off on any device; guards against a broken file
 MAX_ROWS = 8192  # nodes and masks; likewise, since `sees` has the square of it

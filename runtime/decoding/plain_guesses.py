@@ -9,8 +9,8 @@ from bita.bonuses import MAX_MATCH, Bonuses
 from bita.continuations import LONGEST_RUN, Continuations
 from bita.runtime.decoding.draft_order import order_drafts
 from bita.runtime.decoding.drafting import Drafts
+from bita.runtime.decoding.guess_confidence import level_of, looks_further
 from bita.runtime.decoding.ngrams import NgramIndex
-from bita.runtime.decoding.sureness import level_of, looks_further
 
 _SURE_MATCH = 8  # length of a match from which the table is not consulted
 

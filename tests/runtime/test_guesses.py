@@ -107,7 +107,7 @@ def test_unsure_continuations_have_a_lower_level() -> None:
     assert start_guesses(split, [50, 1]).candidates(1, min_level=levels[0] + 1) == []
 
 
-def test_the_surer_of_text_and_table_is_the_first_candidate() -> None:
+def test_the_more_confident_of_text_and_table_is_the_first_candidate() -> None:
     table = table_of([1, 2, 3])
     long_match = start_guesses(table, [*range(20, 27), 1, 40, 41, *range(20, 27), 1])
     assert first_candidates(long_match, 2) == [40, 41]

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "sureness.h"
+#include "guess_confidence.h"
 
 namespace bita {
 namespace {

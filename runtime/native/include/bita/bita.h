@@ -1,4 +1,4 @@
-/* bita: run language models with speculative decoding on CPUs.
+/* bita: run language models with speculative decoding, on CPUs and on GPUs with CUDA.
  *
  * A bita_engine is an engine directory (built with bita-edge's `make engine`) loaded into memory.
  * All threads share its weights. A bita_session holds the state of one text: its KV cache, its

@@ -4,7 +4,7 @@ from bisect import bisect_right
 
 _FIRST = (0.2, 0.35, 0.5, 0.65, 0.8, 0.92)  # thresholds for the share of the first token
 _LOOKED_AT = 3  # beyond this many thresholds, the second token counts too
-_NEXT, _SURE_NEXT = 0.5, 0.85  # thresholds for the share of the second token
+_NEXT, _LIKELY_NEXT = 0.5, 0.85  # thresholds for the share of the second token
 
 
 def looks_further(first: float) -> bool:
@@ -21,4 +21,4 @@ def level_of(first: float, second: float) -> int:
     if place < _LOOKED_AT:
         return place + (first > 0)
     found = _LOOKED_AT + 1 + 2 * (place - _LOOKED_AT) + (second >= _NEXT)
-    return found + (place == len(_FIRST) and second >= _SURE_NEXT)
+    return found + (place == len(_FIRST) and second >= _LIKELY_NEXT)

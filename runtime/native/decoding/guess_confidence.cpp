@@ -1,4 +1,4 @@
-#include "sureness.h"
+#include "guess_confidence.h"
 
 #include <algorithm>
 #include <iterator>
@@ -8,7 +8,7 @@ namespace {
 
 constexpr double kFirst[] = {0.2, 0.35, 0.5, 0.65, 0.8, 0.92};  // shares of the first token
 constexpr int64_t kLookedAt = 3;  // thresholds from which the second token counts too
-constexpr double kNext = 0.5, kSureNext = 0.85;  // shares of the second token
+constexpr double kNext = 0.5, kLikelyNext = 0.85;  // shares of the second token
 
 }  // namespace
 
@@ -20,7 +20,7 @@ int64_t level_of(double first, double second) {
   if (place < kLookedAt) return place + (first > 0);
   const bool is_last = kFirst + place == end;
   return kLookedAt + 1 + 2 * (place - kLookedAt) + (second >= kNext) +
-         (is_last && second >= kSureNext);
+         (is_last && second >= kLikelyNext);
 }
 
 }  // namespace bita

@@ -5,7 +5,7 @@
 
 namespace bita {
 
-// Implement `looks_further` and `level_of` of runtime/decoding/sureness.py.
+// Implement `looks_further` and `level_of` of runtime/decoding/guess_confidence.py.
 //
 // first, second: the probability that the first token is right, and that the second one is, given
 // the first; 0 if unknown. Levels are 0 to 12.
