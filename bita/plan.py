@@ -30,8 +30,8 @@ class PlanInfo:
     version: str  # exact version of the library
     targets: tuple[str, ...]  # GPU generations, such as "sm87"
     decode_rows: tuple[int, ...]  # Q of each decode profile, ascending
-    prefill_rows: int  # most rows of any other step
-    prefill_outputs: int  # most rows of it that return tokens
+    prefill_rows: int  # maximum rows of any other step
+    prefill_outputs: int  # maximum rows of it that return tokens
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ class Tree:
     parents: tuple[int, ...]  # index of each node's parent; -1 for the root
     ranks: tuple[int, ...]  # rank of each node among the drafts of its mask, from 1; 0 for the root
     num_masks: tuple[int, ...]  # number of mask tokens after each node; may be 0
-    min_level: int = 0  # least confidence, 1 to 12, of guesses in the spine; 0: mask drafts only
+    min_level: int = 0  # minimum level of guesses in the spine, 1 to 12; 0: mask drafts only
 
     @classmethod
     def root_only(cls, num_masks: int = 0) -> "Tree":

@@ -41,7 +41,7 @@ class TreeTable:
     """
 
     trees: tuple[Tree, ...]  # numbered from 0
-    levels: tuple[int, ...]  # least confidence of each m, ascending from 0 to at most 12
+    levels: tuple[int, ...]  # minimum level of each m, ascending from 0 to at most 12
     by_state: tuple[tuple[int, ...], ...]  # number of the tree for by_state[d][m]
     costs: tuple[float, ...] = ()  # time of steps of 1, 2, ... rows, relative to one row
 

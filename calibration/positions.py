@@ -48,7 +48,7 @@ class Positions:
 
     num_masks: int  # M, of the adapter
     uses_text: bool  # whether drafts may come from the text so far
-    min_levels: tuple[int, ...]  # least level of each group; a level is the certainty of a guess
+    min_levels: tuple[int, ...]  # minimum level of each group, its confidence in a guess
     groups: Int64Array  # [M + 1, P], group of each position, by the masks drafted
     texts: Int64Array  # [P], number of the position's text
     ends: Int64Array  # [P], the first place after the position's text

@@ -42,7 +42,7 @@ SETTINGS = {
     "pairs": "learn pair scores with the masks (joint), or after them",
     "pair_rate": "first learning rate of joint pair scores",
     "pair_dropout": "share of rows that are trained without joint pair scores",
-    "pair_texts": "most conversations for learning pair scores after the masks",
+    "pair_texts": "maximum number of conversations for learning pair scores after the masks",
     "num_continuations": "size of the table of continuations; 0: no table",
     "loss": "kl: to the logits of the base; ce: to its best tokens; mix: half of each",
     "decay": "weight of mask k is this to the power of k",

@@ -28,8 +28,8 @@ class TuneSettings:
     pairs: str = "joint"  # trained together with the masks; "after": after the masks
     pair_rate: float = 3e-3  # initial learning rate of joint pair scores
     pair_dropout: float = 0.2  # share of rows that are trained without joint pair scores
-    pair_texts: int = 400  # most conversations for training pair scores after the masks
-    num_continuations: int = 360_000  # most entries in the table of continuations; 0 for no table
+    pair_texts: int = 400  # maximum conversations for pair scores after the masks
+    num_continuations: int = 360_000  # maximum entries of the table of continuations; 0: none
     loss: str = "kl"  # from the base's logits; "ce": from its argmax tokens; "mix": half of each
     decay: float = 0.8  # weight of mask k is decay**k
     # Further factor of a row's weight, by whether the drafts before it are right. "confidence": the
