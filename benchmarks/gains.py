@@ -27,6 +27,7 @@ from bita.calibration.turns import Timed, decode_in_turns
 from bita.cli.shared.progress import progress_bars
 from bita.data.prompts import Question, evenly, read_questions
 from bita.errors import BitaError
+from bita.runtime.native.library import use_isa
 from bita.runtime.session import Prompt, Session
 from bita.tree import Tree
 
@@ -63,6 +64,8 @@ def time_answers(
 
 def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     """Measure all engines on all prompts, and summarize them by kind of text."""
+    if args.isa:
+        use_isa(args.isa)
     sessions = {
         name: Session.open(path, num_threads=args.threads) for name, path in engines.items()
     }
@@ -79,6 +82,7 @@ def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, 
         "num_prompts": len(questions),
         "max_new_tokens": args.max_new_tokens,
         "turns": args.turns,
+        "isa": args.isa,
         "plainly_again": _ratios(plain.milliseconds / answers[AGAIN].milliseconds),
         "engines": {},
     }
@@ -161,6 +165,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", help="of the native operators, such as avx2; default: the fastest")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
 
