@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         report = measure(dict(args.engines), args)
-    except BitaError as error:
+    except (BitaError, ValueError) as error:  # ValueError: an unknown instruction set
         print(f"gains: {error}", file=sys.stderr)
         return 1
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
