@@ -20,7 +20,7 @@ int main(int count, char** arguments) {
       fflush(stdout);
     }
   }
-  if (status == BITA_DONE && bita_session_stats(session, &stats) == BITA_OK)
+  if (status == BITA_DONE && bita_session_stats(session, &stats) == BITA_OK && stats.num_steps)
     printf("\n%.0f tokens/s, %.2f tokens a step\n", 1000 * stats.num_tokens / stats.step_ms,
            (double)stats.num_tokens / stats.num_steps);
   if (status != BITA_DONE) fprintf(stderr, "%s\n", bita_error());

@@ -27,7 +27,9 @@ int main(int count, char** arguments) try {
     session.start_chat({{"user", line}});
     while (const auto step = session.next()) std::cout << step->text << std::flush;
     const bita_stats stats = session.stats();
-    std::cout << std::fixed << std::setprecision(1) << "\n["
+    std::cout << "\n";
+    if (stats.num_steps == 0) continue;  // the prompt's step gave the whole answer
+    std::cout << std::fixed << std::setprecision(1) << "["
               << 1000 * stats.num_tokens / stats.step_ms << " tokens/s, "
               << static_cast<double>(stats.num_tokens) / stats.num_steps << " tokens a step]\n";
   }
