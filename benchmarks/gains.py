@@ -1,18 +1,16 @@
 """Measure what drafts gain by kind of text, and by the adapter that drafts.
 
-    python benchmarks/gains.py LoRA=ENGINE none=ENGINE shipped=ENGINE --prompts mt_bench.jsonl \
+    python benchmarks/gains.py none=ENGINE shipped=ENGINE LoRA=ENGINE --prompts mt_bench.jsonl \
         --prompts humaneval.jsonl --out benchmarks/results/gains.json
 
 The engines have the same weights and differ in their adapters and trees. Every prompt is answered
-plainly by the first engine, with the drafts of each engine, and plainly again, several times, in an
-order that changes at random: an answer is a few percent faster after one with the same weights. The
+plainly by the first engine, with the drafts of each engine, and plainly again, several times. The
 time of an answer is the median of its rounds. The second plain answer shows the noise. A kind of
 text is the category of its prompts, or the name of the file if they have none.
 """
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,17 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from peer_report import describe_machine
+from single_answers import spread
 
 from bita.calibration.turns import Timed, decode_in_turns
 from bita.cli.shared.progress import progress_bars
 from bita.data.prompts import Question, evenly, read_questions
 from bita.errors import BitaError
 from bita.runtime.native.library import use_isa
-from bita.runtime.session import Prompt, Session
+from bita.runtime.session import Session
 from bita.tree import Tree
-
-PLAIN, AGAIN = "plain", "plain again"
-PROMPTS_IN_ORDER = 5  # prompts before the order of the sessions changes
 
 
 def questions_by_kind(paths: Sequence[Path], limit: int | None) -> list[tuple[str, Question]]:
@@ -42,24 +38,6 @@ def questions_by_kind(paths: Sequence[Path], limit: int | None) -> list[tuple[st
         for path in paths
         for question in evenly(read_questions(path), limit)
     ]
-
-
-def time_answers(
-    sessions: Mapping[str, Session], prompts: Sequence[Prompt], args: argparse.Namespace
-) -> dict[str, list[Timed]]:
-    """Time every answer of every session, round after round."""
-    timed: dict[str, list[Timed]] = {name: [] for name in sessions}
-    names, rng, wanted = [*sessions], random.Random(0), [*prompts] * args.turns
-    with progress_bars() as show:
-        for start in range(0, len(wanted), PROMPTS_IN_ORDER):
-            show("answers", start, len(wanted))
-            rng.shuffle(names)
-            some = wanted[start : start + PROMPTS_IN_ORDER]
-            ordered = decode_in_turns([sessions[n] for n in names], some, args.max_new_tokens)
-            for name, runs in zip(names, ordered, strict=True):
-                timed[name] += runs
-        show("answers", len(wanted), len(wanted))
-    return timed
 
 
 def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, Any]:
@@ -73,9 +51,14 @@ def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, 
     plainly = first.using(tree=Tree.root_only())
     questions = questions_by_kind(args.prompts, args.limit)
     prompts = [first.as_prompt(question.messages) for _, question in questions]
-    timed = time_answers({**sessions, PLAIN: plainly, AGAIN: plainly}, prompts, args)
-    answers = {name: Answers.of(runs, args.turns) for name, runs in timed.items()}
-    plain = answers[PLAIN]
+    with progress_bars() as show:
+        timed = decode_in_turns(
+            [*sessions.values(), plainly, plainly],
+            prompts * args.turns,
+            args.max_new_tokens,
+            lambda done, total: show("answers", done, total),
+        )
+    *drafted, plain, again = (Answers.of(runs, args.turns) for runs in timed)
     report: dict[str, Any] = {
         **describe_machine(args.threads),
         "prompts": [path.name for path in args.prompts],
@@ -83,15 +66,14 @@ def measure(engines: Mapping[str, Path], args: argparse.Namespace) -> dict[str, 
         "max_new_tokens": args.max_new_tokens,
         "turns": args.turns,
         "isa": args.isa,
-        "plainly_again": _ratios(plain.milliseconds / answers[AGAIN].milliseconds),
+        "plainly_again": spread(plain.milliseconds / again.milliseconds),
         "engines": {},
     }
     kinds = np.array([kind for kind, _ in questions])
-    for name in engines:
-        own = answers[name]
+    for (name, session), own in zip(sessions.items(), drafted, strict=True):
         report["engines"][name] = {
-            "tuned_on": sessions[name].adapter.tuned_on or None,
-            "tree": str(sessions[name].tree),
+            "tuned_on": session.adapter.tuned_on or None,
+            "tree": str(session.tree),
             "same_text": sum(a == b for a, b in zip(plain.token_ids, own.token_ids, strict=True)),
             "all": _compare(own, plain, np.arange(len(kinds))),
             "by_kind": {
@@ -131,20 +113,10 @@ def _compare(own: Answers, plain: Answers, chosen: NDArray[Any]) -> dict[str, An
         "plain_tokens_per_second": round(float(1000 * num_tokens / plain_ms.sum()), 1),
         "tokens_per_second": round(float(1000 * num_tokens / own_ms.sum()), 1),
         "times_plain": round(float(plain_ms.sum() / own_ms.sum()), 3),
-        "answers": _ratios(plain_ms / own_ms),
+        "answers": spread(plain_ms / own_ms),
         "tokens_per_step": round(num_tokens / num_steps, 3),
         "mask_tokens_per_step": round(sum(run.num_from_masks for run in runs) / num_steps, 3),
         "guessed_tokens_per_step": round(sum(run.num_from_text for run in runs) / num_steps, 3),
-    }
-
-
-def _ratios(ratios: NDArray[Any]) -> dict[str, float]:
-    """Summarize speeds of single answers, relative to plain decoding."""
-    return {
-        "min": round(float(ratios.min()), 3),
-        "median": round(float(np.median(ratios)), 3),
-        "max": round(float(ratios.max()), 3),
-        "below_0.97": int((ratios < 0.97).sum()),
     }
 
 

@@ -55,8 +55,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "same_text": all(same),
         "plain_tokens_per_second": round(_tokens(counts) / first.sum() * 1000, 1),
         "tokens_per_second": round(_tokens(counts) / drafts.sum() * 1000, 1),
-        "with_drafts": _spread(first / drafts),
-        "plainly_again": _spread(first / second),
+        "with_drafts": spread(first / drafts),
+        "plainly_again": spread(first / second),
         "answers": [
             {
                 "tokens": run.num_tokens,
@@ -73,7 +73,7 @@ def _tokens(runs: Sequence[Timed]) -> int:
     return sum(run.num_tokens for run in runs)
 
 
-def _spread(ratios: Any) -> dict[str, float]:
+def spread(ratios: Any) -> dict[str, float]:
     """Summarize speeds relative to plain decoding."""
     return {
         "min": round(float(ratios.min()), 3),

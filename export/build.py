@@ -78,7 +78,7 @@ class BuildOptions:
 
 
 DEFAULT_CAPACITY = 2048
-# Default trees of a CPU: length of the guess that a step checks, and the least level of confidence
+# Default trees of a CPU: length of the guess that a step checks, and the minimum level
 # (`bita.runtime.decoding.guess_confidence`) at which it does.
 NUM_GUESSES, MIN_GUESS_LEVEL = 2, 3
 

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import precisions
@@ -11,6 +14,7 @@ import pytest
 import single_answers
 import tree_choice
 
+from bita.calibration import turns
 from bita.calibration.effort import Effort
 from bita.calibration.stages import Calibrator
 from bita.calibration.turns import Timed, decode_in_turns, together
@@ -123,6 +127,32 @@ def test_interleaved_decoding_counts_each_answer_separately(tiny_engine: Path) -
         assert tree.num_steps <= plain.num_steps
     assert together(timed[0]).num_steps == sum(each.num_steps for each in timed[0])
     assert Timed(6, 3, 500.0).tokens_per_second == 12
+
+
+def test_no_session_answers_after_the_same_other_one_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered: list[int] = []
+
+    class Numbered:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def generate(self, *_: object) -> None:
+            pass
+
+    def time_answer(session: Numbered, *_: object) -> Timed:
+        answered.append(session.number)
+        return Timed(session.number, 1, 1.0)
+
+    monkeypatch.setattr(turns, "_time_answer", time_answer)
+    sessions: list[Any] = [Numbered(number) for number in range(3)]
+    timed = decode_in_turns(sessions, ["a prompt"] * 120, 1)
+    assert [{run.num_tokens for run in runs} for runs in timed] == [{0}, {1}, {2}]
+    assert [len(runs) for runs in timed] == [120, 120, 120]
+    after = Counter(pairwise(answered))
+    for first, second in permutations(range(3), 2):
+        assert 30 < after[first, second] < 90  # 53 on average
 
 
 @pytest.mark.thorough
