@@ -245,6 +245,18 @@ def gains_by_adapter() -> str:
     return markdown(head.split("|"), rows)
 
 
+def option_costs() -> str:
+    costs = [engine["costs"] for engine in read("options")["engines"].values()]
+    rows = [("greedy, the whole step", *(f"{each['greedy']['step_ms']:.2f}" for each in costs))]
+    for name in costs[0]:
+        if name != "greedy":
+            more = (round(each[name]["more_than_greedy_ms"], 2) + 0.0 for each in costs)  # no -0
+            rows.append(
+                (name.replace("5 beside", "5 alternatives"), *(f"{ms:+.2f}" for ms in more))
+            )
+    return markdown(("option, ms a step", "int4", "int8"), rows)
+
+
 def clients() -> str:
     median = read("serving_load")["median"]
     by_server: dict[str, dict[int, Figures]] = {}
@@ -338,6 +350,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gains-about": about_gains,
     "gains-by-kind": gains_by_kind,
     "gains-by-adapter": gains_by_adapter,
+    "options": option_costs,
     "clients": clients,
     "libbita": libbita,
     "gpu": gpu,
