@@ -251,9 +251,7 @@ def option_costs() -> str:
     for name in costs[0]:
         if name != "greedy":
             more = (round(each[name]["more_than_greedy_ms"], 2) + 0.0 for each in costs)  # no -0
-            rows.append(
-                (name.replace("5 beside", "5 alternatives"), *(f"{ms:+.2f}" for ms in more))
-            )
+            rows.append((name, *(f"{ms:+.2f}" for ms in more)))
     return markdown(("option, ms a step", "int4", "int8"), rows)
 
 
